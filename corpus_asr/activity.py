@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
 EngineStage = Literal["encode_s", "fill_s", "prefill_s", "step_s", "wait_s"]
@@ -170,19 +170,14 @@ class FailureCount:
 
 def merged(counts: Iterable[FailureCount]) -> tuple[FailureCount, ...]:
     """Add up counts of the same stage and kind, the most frequent first."""
-    found: dict[tuple[str, str], FailureCount] = {}
-    for one in counts:
-        before = found.get((one.stage, one.kind))
-        found[one.stage, one.kind] = one if before is None else _both(before, one)
-    return tuple(sorted(found.values(), key=lambda one: (-one.count, one.stage, one.kind)))
-
-
-def _both(left: FailureCount, right: FailureCount) -> FailureCount:
-    examples = dict.fromkeys((*left.examples, *right.examples))
-    return FailureCount(
-        stage=left.stage,
-        kind=left.kind,
-        count=left.count + right.count,
-        retryable=left.retryable or right.retryable,
-        examples=tuple(examples)[:EXAMPLES],
-    )
+    sums: dict[tuple[str, str], FailureCount] = {}
+    for failures in counts:
+        key = failures.stage, failures.kind
+        before = sums.setdefault(key, replace(failures, count=0))
+        sums[key] = replace(
+            before,
+            count=before.count + failures.count,
+            retryable=before.retryable or failures.retryable,
+            examples=tuple(dict.fromkeys((*before.examples, *failures.examples)))[:EXAMPLES],
+        )
+    return tuple(sorted(sums.values(), key=lambda total: (-total.count, total.stage, total.kind)))

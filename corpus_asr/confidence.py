@@ -87,15 +87,11 @@ def mean_logprob_of(logprobs: Sequence[float]) -> float | None:
 
 
 def evidence_of(values: Mapping[str, Any]) -> SegmentEvidence | None:
-    """Return the evidence in a row of the segments table; None without its log-probability.
-
-    Args:
-        values: its columns; those that are missing or null are not known.
-    """
+    """Return the evidence in a row of the segments table; None without its log-probability."""
     if values.get("text_logprob") is None:
         return None
-    found: dict[str, Any] = {name: values.get(name) for name in EVIDENCE_COLUMNS}
-    return SegmentEvidence(**found)
+    known: dict[str, Any] = {name: values.get(name) for name in EVIDENCE_COLUMNS}
+    return SegmentEvidence(**known)
 
 
 def segment_evidence(segment: Segment) -> SegmentEvidence | None:

@@ -34,11 +34,7 @@ class CheckpointError(CorpusAsrError):
 class ItemError(CorpusAsrError):
     """One recording failed; becomes that recording's outcome row.
 
-    Args:
-        message: the four parts described in the module docstring.
-        uri: the recording's address, where known.
-        kind: a short stable name counted in reports (`no_audio_stream`, `timeout`, ...).
-        retryable: whether another try may succeed.
+    `kind` is a name in `failure_kinds`; `retryable` tells whether another try may succeed.
     """
 
     default_kind = "item"

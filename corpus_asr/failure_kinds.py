@@ -23,13 +23,11 @@ _REPLACE = "they are damaged or not what their name says: replace them or leave 
 
 @dataclass(frozen=True, slots=True)
 class FailureKind:
-    """One kind of failure, as reports and messages speak of it."""
+    """One kind of failure: its name, the heading of its recordings, what to do about them all."""
 
     name: str
     title: str
-    """The heading above the recordings that failed in this way."""
     advice: str
-    """What to do about all of them; the end of a sentence."""
     retryable: bool = False
     """Whether another try may succeed, unless the error itself says otherwise."""
     read_advice: str = ""

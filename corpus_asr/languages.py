@@ -43,22 +43,13 @@ CODES_BY_NAME = {name: code for code, name in LANGUAGES.items()} | ALIASES
 
 
 def code_of(text: str) -> str:
-    """Return the code of a language given as code, name or token; any other text as it is.
-
-    Args:
-        text: `en`, `English` or `<|en|>`; or `auto`, or what only some checkpoint knows.
-    """
+    """Return the code of `en`, `English` or `<|en|>`; `auto` and any other text as it is."""
     name = _plain(text)
     return CODES_BY_NAME.get(name, name if name in LANGUAGES or name == "auto" else text)
 
 
 def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) -> str:
-    """Find the code of a language given as code, name or token.
-
-    Args:
-        text: `en`, `English` or `<|en|>`; case and outer blanks do not matter.
-        known: the codes to choose among, such as those one checkpoint has.
-    """
+    """Return the code, among `known` ones, of `en`, `English` or `<|en|>` in any case."""
     name = _plain(text)
     code = CODES_BY_NAME.get(name, name)
     if code in known:
@@ -75,11 +66,7 @@ def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) ->
 
 
 def check_known(wanted: Iterable[str], known: Collection[str], *, key: str) -> None:
-    """Refuse codes that a checkpoint does not know; `auto` is no code.
-
-    Raises:
-        ConfigError: names them, those that are known, and the code of a misspelt language.
-    """
+    """Refuse codes that a checkpoint does not know; `auto` is no code."""
     unknown = [code for code in wanted if code != "auto" and code not in known]
     if not unknown:
         return
@@ -100,8 +87,8 @@ def _nearest(name: str, known: Collection[str]) -> str:
     # A short word is a mistyped code, a long one a mistyped name.
     names = {other: code for other, code in CODES_BY_NAME.items() if code in known}
     candidates = list(known) if len(name) <= 3 else list(names)
-    found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.0)
-    if not found:
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.0)
+    if not near:
         return "none"
-    code = names.get(found[0], found[0])
+    code = names.get(near[0], near[0])
     return f"{code} ({LANGUAGES.get(code, 'unnamed')})"

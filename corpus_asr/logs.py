@@ -15,7 +15,6 @@ FORMAT_VARIABLE = "CORPUS_ASR_LOG_FORMAT"
 LEVEL_VARIABLE = "CORPUS_ASR_LOG_LEVEL"
 RUN_VARIABLE = "CORPUS_ASR_RUN_ID"
 
-_OWN_LOGGERS = ("corpus_asr",)
 _FIELDS = "fields"  # the attribute of a record that holds what `event` was given
 
 Redact = Callable[[str], str]
@@ -48,12 +47,11 @@ class LogSettings:
     @classmethod
     def from_environment(cls) -> Self:
         """Return what this process was started with; what it does not know is the usual."""
-        found = cls(run_id=os.environ.get(RUN_VARIABLE) or None)
-        kind, level = os.environ.get(FORMAT_VARIABLE), os.environ.get(LEVEL_VARIABLE)
+        format, level = os.environ.get(FORMAT_VARIABLE), os.environ.get(LEVEL_VARIABLE)
         return cls(
-            format=LogFormat(kind) if kind in set(LogFormat) else found.format,
-            level=LogLevel(level) if level in set(LogLevel) else found.level,
-            run_id=found.run_id,
+            format=LogFormat(format) if format in set(LogFormat) else LogFormat.text,
+            level=LogLevel(level) if level in set(LogLevel) else LogLevel.warning,
+            run_id=os.environ.get(RUN_VARIABLE) or None,
         )
 
     def export(self) -> None:
@@ -76,30 +74,22 @@ def event(
     """Log that something happened, with what it happened to."""
     if not logger.isEnabledFor(level):
         return
-    told = {"event": name, **fields}
-    message = " ".join(f"{key}={_plain(value)}" for key, value in told.items())
-    logger.log(level, "%s", message, exc_info=exc_info, extra={_FIELDS: told}, stacklevel=2)
+    named = {"event": name, **fields}
+    message = " ".join(f"{key}={_plain(value)}" for key, value in named.items())
+    logger.log(level, "%s", message, exc_info=exc_info, extra={_FIELDS: named}, stacklevel=2)
 
 
 def configure(settings: LogSettings, *, redact: Redact) -> None:
-    """Send this process's log to its stderr, and let its children do the same.
-
-    Args:
-        settings: how.
-        redact: hides credentials in a text; every line passes through it.
-    """
+    """Send this process's log, each line through `redact`, to stderr; its children do the same."""
     settings.export()
     root = logging.getLogger()
-    for handler in [one for one in root.handlers if isinstance(one, _StderrHandler)]:
-        root.removeHandler(handler)
+    root.handlers = [each for each in root.handlers if not isinstance(each, _StderrHandler)]
     handler = _StderrHandler()
-    if settings.format is LogFormat.json:
-        handler.setFormatter(_JsonFormatter(redact))
-    else:
-        handler.setFormatter(_TextFormatter(redact))
+    is_json = settings.format is LogFormat.json
+    handler.setFormatter(_JsonFormatter(redact) if is_json else _TextFormatter(redact))
     root.addHandler(handler)
-    for name in _OWN_LOGGERS:  # of libraries only warnings are of interest
-        logging.getLogger(name).setLevel(settings.level.upper())
+    # Of libraries only warnings are of interest.
+    logging.getLogger("corpus_asr").setLevel(settings.level.upper())
 
 
 def name_run(run_id: str) -> None:
@@ -141,11 +131,7 @@ class _TextFormatter(logging.Formatter):
         return self._redact(super().format(record))
 
 
-class _JsonFormatter(logging.Formatter):
-    def __init__(self, redact: Redact) -> None:
-        super().__init__()
-        self._redact = redact
-
+class _JsonFormatter(_TextFormatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line: dict[str, Any] = {
@@ -153,8 +139,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        told: dict[str, object] | None = getattr(record, _FIELDS, None)
-        line |= {"event": "log", "message": record.getMessage()} if told is None else told
+        line |= getattr(record, _FIELDS, {"event": "log", "message": record.getMessage()})
         if run_id := os.environ.get(RUN_VARIABLE):
             line.setdefault("run_id", run_id)
         line["process"] = record.process
@@ -168,7 +153,7 @@ class _JsonFormatter(logging.Formatter):
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)  # JSON knows no infinity
         if isinstance(value, dict):
-            return {str(key): self._safe(one) for key, one in value.items()}
+            return {str(key): self._safe(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self._safe(one) for one in value]
+            return [self._safe(item) for item in value]
         return self._redact(str(value))

@@ -80,23 +80,16 @@ PARTS = _schema(
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
 )  # fmt: skip
 
-_WORDS = pa.list_(
-    pa.struct(
-        [
-            _field("word", pa.string(), "the word with its blanks and punctuation"),
-            _field(
-                "start_s", pa.float64(), "start, from the start of the recording", unit="second"
-            ),
-            _field("end_s", pa.float64(), "end, from the start of the recording", unit="second"),
-            _field("probability", pa.float32(), "mean probability of the word's tokens, 0-1"),
-        ]
-    )
-)
+_START = _field("start_s", pa.float64(), "start, from the start of the recording", unit="second")
+_END = _field("end_s", pa.float64(), "end, from the start of the recording", unit="second")
+_WORD = _field("word", pa.string(), "the word with its blanks and punctuation")
+_WORD_SCORE = _field("probability", pa.float32(), "mean probability of the word's tokens, 0-1")
+_WORDS = pa.list_(pa.struct([_WORD, _START, _END, _WORD_SCORE]))
 
 SEGMENT_FIELDS = (
     _field("segment", pa.int32(), "index of the segment within its part, from 0"),
-    _field("start_s", pa.float64(), "start, from the start of the recording", unit="second"),
-    _field("end_s", pa.float64(), "end, from the start of the recording", unit="second"),
+    _START,
+    _END,
     _field("text", pa.string(), "what was said"),
     _field("tokens", pa.list_(pa.int32()), "token ids of the text"),
     _field("language", pa.string(), "language code the segment was decoded in"),
@@ -122,25 +115,20 @@ SEGMENT_FIELDS = (
     _field("words", _WORDS, "the text word by word with times; null unless asked for"),
 )
 
+_LABEL_NAME = _field("label", pa.string(), "a language code, or a class of the checkpoint")
 LABEL_FIELDS = (
     _field("window", pa.int32(), "index of the window within its part, from 0"),
-    _field("start_s", pa.float64(), "start, from the start of the recording", unit="second"),
-    _field("end_s", pa.float64(), "end, from the start of the recording", unit="second"),
+    _START,
+    _END,
     _field("weight_s", pa.float64(), "what the window counts in means: detected speech in it; "
            "all of it where speech was not looked for", unit="second"),
     _field("rank", pa.int32(), "place among the window's labels, the likeliest is 1"),
-    _field("label", pa.string(), "a language code, or a class of the checkpoint"),
+    _LABEL_NAME,
     _field("probability", pa.float32(), "its probability in the window, 0-1"),
 )  # fmt: skip
 
-_LABEL_MEANS = pa.list_(
-    pa.struct(
-        [
-            _field("label", pa.string(), "a language code, or a class of the checkpoint"),
-            _field("probability", pa.float32(), "mean over windows, 0-1"),
-        ]
-    )
-)
+_LABEL_PROBABILITY = _field("probability", pa.float32(), "mean over windows, 0-1")
+_LABEL_MEANS = pa.list_(pa.struct([_LABEL_NAME, _LABEL_PROBABILITY]))
 _LABEL = (
     _field("label", pa.string(), "likeliest label, by mean over windows weighted by speech; null "
            "where nothing was classified"),
@@ -273,8 +261,3 @@ EXAMPLES = _schema(
            "heard in its recording; else null"),
     *_MODEL,
 )  # fmt: skip
-
-
-def empty(schema: pa.Schema) -> pa.Table:
-    """Return a table of `schema` without rows."""
-    return schema.empty_table()

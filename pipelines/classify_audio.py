@@ -1,28 +1,34 @@
 """Classify a corpus, step by step: python pipelines/classify_audio.py configs/classify.yaml.
 
-Further arguments override keys, such as output.uri=s3://labels/podcasts. A later call
-continues where this one stopped. `corpus-asr run` does the same, with more options.
+Further arguments override keys, such as output.uri=s3://labels/podcasts; --steal-lock takes over
+a lock without a sign of life. A later call continues where this one stopped. Exit codes are those
+of `corpus-asr run`, which does the same with more options.
 """
 
 import sys
 
-from corpus_asr.cli.failures import readable_errors
+from corpus_asr.cli.failures import script
+from corpus_asr.cli.jobs import print_summary
+from corpus_asr.cli.options import note_model_of, progress_lines
 from corpus_asr.config.load import load_config
-from corpus_asr.pipelines.classify import prepare
-from corpus_asr.pipelines.driver import CorpusRun
+from corpus_asr.config.run import RunOptions
+from corpus_asr.pipelines.driver import CorpusRun, prepare
 
 
-def main(path: str, *overrides: str) -> None:
+def main(path: str, *overrides: str, steal_lock: bool = False) -> None:
     """Classify what the configuration names."""
     config = load_config(path, overrides)
+    note_model_of(config)
     checkpoint = prepare(config)  # fetch the checkpoint, refuse what it cannot do
-    with CorpusRun.open(config, checkpoint, progress=sys.stderr) as run:  # lock the output
+    options = RunOptions(steal_lock=steal_lock)
+    with CorpusRun.open(config, checkpoint, progress=progress_lines(), options=options) as run:
         run.start()  # list the source, leave out what is committed
         run.process()  # decode and extract on CPUs, classify, commit tables as they come
         summary = run.finish()  # compact and count the tables, write report.json and the page
-    print(f"{summary.output_uri}: {summary.done} recordings done, {summary.failed} failed")
+    print_summary(config, summary)  # exits with 1 where too many recordings failed
 
 
 if __name__ == "__main__":
-    with readable_errors(on_interrupt="run the same command again to continue"):
-        main(*sys.argv[1:])
+    arguments = [argument for argument in sys.argv[1:] if argument != "--steal-lock"]
+    with script(on_interrupt="run the same command again to continue"):
+        main(*arguments, steal_lock="--steal-lock" in sys.argv)

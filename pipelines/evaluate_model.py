@@ -2,7 +2,7 @@
 
 import sys
 
-from corpus_asr.cli.failures import readable_errors
+from corpus_asr.cli.failures import script
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.report.accuracy.evaluation import render
 
@@ -13,5 +13,5 @@ def main(output_uri: str, references: str) -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors():
+    with script():
         main(*sys.argv[1:])

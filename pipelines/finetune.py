@@ -6,7 +6,8 @@ last checkpoint.
 
 import sys
 
-from corpus_asr.cli.failures import readable_errors
+from corpus_asr.cli.failures import script
+from corpus_asr.cli.options import progress_lines
 from corpus_asr.config.load import load_finetune
 from corpus_asr.pipelines.finetune import run
 
@@ -14,10 +15,10 @@ from corpus_asr.pipelines.finetune import run
 def main(path: str, *overrides: str) -> None:
     """Cache the audio, train, evaluate at intervals, and write the best checkpoint."""
     config = load_finetune(path, overrides)
-    trained = run(config, progress=sys.stderr)
+    trained = run(config, progress=progress_lines())
     print(f"{trained.model_uri}: kept step {trained.kept_step} of {trained.steps}")
 
 
 if __name__ == "__main__":
-    with readable_errors(on_interrupt="run the same command again to resume"):
+    with script(on_interrupt="run the same command again to resume"):
         main(*sys.argv[1:])

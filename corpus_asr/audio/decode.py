@@ -1,4 +1,4 @@
-"""Any recording FFmpeg reads, as a stream of 16 kHz samples.
+"""Any recording FFmpeg reads, as a stream of 16 kHz samples; and clips written as files.
 
 Native decoders can crash and hang: where that must not matter, run this in a child process.
 
@@ -6,14 +6,16 @@ Native decoders can crash and hang: where that must not matter, run this in a ch
             -> rows asked for -> 16 kHz (resample.py) -> chunks
 """
 
+import io
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, Self
 
 import av
 import av.container
 import av.error
 import numpy as np
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from jaxtyping import Float32
 
@@ -27,7 +29,7 @@ from corpus_asr.audio.probe import (
     open_container,
     select_stream,
 )
-from corpus_asr.audio.resample import Channels, Run
+from corpus_asr.audio.resample import Channels, Rows, Run
 from corpus_asr.errors import DecodeError
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -44,21 +46,25 @@ _MAX_CHUNK_VALUES = 1 << 22
 # libav's demuxers usually resume behind damage; one that fails this often in a row never will.
 _MAX_DEMUX_ERRORS = 100
 
+AudioFormat = Literal["flac", "opus", "wav"]
+
+_CONTAINERS = {"flac": "flac", "opus": "ogg", "wav": "wav"}
+_CODECS = {"flac": "flac", "opus": "libopus", "wav": "pcm_s16le"}
+_BIT_EXACT = {"fflags": "+bitexact"}  # no serial numbers or versions, which differ each time
+_FRAME_SAMPLES = 4096  # where the codec takes any number
+_FULL_SCALE = 32_767
+
 
 class AudioDecoder:
-    """One open recording: iterate once for its samples. Made by `open_audio`.
-
-    Attributes:
-        info: what the audio is, and what its header claims.
-        num_channels: rows of every chunk: 1, or with `channels="each"` the channel count.
-        decode_errors: damaged packets and unreadable stretches skipped so far.
-    """
+    """One open recording: iterate once for its samples. Made by `open_audio`."""
 
     info: AudioInfo
     num_channels: int
+    """Rows of every chunk: 1, or with `channels="each"` the channel count."""
 
     def __init__(self, file: BinarySource, *, uri: str, channels: Channels) -> None:
         self.decode_errors = 0
+        """Damaged packets and unreadable stretches skipped so far."""
         self._uri = uri
         self._channels = channels
         self._last_error: Exception | None = None
@@ -74,14 +80,13 @@ class AudioDecoder:
             self._container.close()
             raise
 
-    def __iter__(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
+    def __iter__(self) -> Iterator[Rows]:
         """Yield the recording from its start, in chunks of about 10 s (shorter for many channels).
 
         Raises:
             DecodeError: kind `empty_audio`; what was decoded is less than one sample at 16 kHz.
                 Kind `damaged`; the rest cannot be decoded, all before it was yielded.
             FetchError: reading failed; what was yielded before is not the whole recording.
-            RuntimeError: iterated before.
         """
         if self._started:
             raise RuntimeError(f"decoding {self._uri}: iterated twice; open it again instead")
@@ -91,12 +96,7 @@ class AudioDecoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -104,13 +104,10 @@ class AudioDecoder:
         self._container.close()
 
     def seek(self, start_s: float) -> float | None:
-        """Move on to a moment before iterating, so that not all before it has to be decoded.
+        """Move on to a moment before iterating; what is heard first after a jump may be damaged.
 
-        What is heard first after a jump may be damaged: ask for a moment a little earlier.
-
-        Returns:
-            When the first sample will be, at `start_s` or before; None where the format has no
-            way to tell: this decoder is of no use then, open another one.
+        Returns when the first sample will be, at `start_s` or before; None where the format has no
+        way to tell: this decoder is of no use then, open another one.
         """
         origin_s = self._first.time
         if origin_s is None or self._stream.time_base is None:
@@ -130,9 +127,9 @@ class AudioDecoder:
         self._first = first
         return first.time - origin_s
 
-    def _chunks(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
+    def _chunks(self) -> Iterator[Rows]:
         limit = min(_CHUNK_SAMPLES, _MAX_CHUNK_VALUES // self.num_channels)
-        pending: list[Float32[np.ndarray, "row sample"]] = []
+        pending: list[Rows] = []
         num_pending = num_samples = 0
         for piece in self._pieces():
             pending.append(piece)
@@ -149,7 +146,7 @@ class AudioDecoder:
         if self._gave_up:
             raise self._damaged(num_samples)
 
-    def _pieces(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
+    def _pieces(self) -> Iterator[Rows]:
         run = self._start_run(self._first)
         for frame in self._frames:
             if not run.fits(frame):  # the rate or the channels changed in mid-stream
@@ -166,7 +163,7 @@ class AudioDecoder:
         return run
 
     def _decode_first(self) -> AudioFrame:
-        """Decode until samples come: only then is it known what the audio is."""
+        # Only once samples come is it known what the audio is.
         frame = next(self._frames, None)
         if frame is None:
             raise self._empty()
@@ -278,8 +275,36 @@ def open_audio(file: BinarySource, *, uri: str, channels: Channels = "mix") -> A
         DecodeError: kinds `empty_file`, `not_audio`, `refused_format`, `no_audio_stream`,
             `unsupported_codec`, `bad_stream`, `no_such_channel`, `empty_audio`.
         FetchError: reading failed.
-        ValueError: `channels` is none of these.
     """
     if channels not in ("mix", "each") and not (isinstance(channels, int) and channels >= 0):
         raise ValueError(f"channels is {channels!r}; expected mix, each or a number from 0")
     return AudioDecoder(file, uri=uri, channels=channels)
+
+
+def encode_audio(samples: Float32[np.ndarray, " sample"], audio_format: AudioFormat) -> bytes:
+    """Return a clip as an audio file of 16 kHz, mono; FLAC and WAV with 16 bits.
+
+    Samples lie in [-1, 1]; what is louder is clipped.
+    """
+    if not len(samples):
+        raise ValueError("found no samples, expected those of a clip")
+    values = np.rint(np.clip(samples, -1.0, 1.0) * _FULL_SCALE).astype(np.int16)
+    file = io.BytesIO()
+    with av.open(
+        file, "w", format=_CONTAINERS[audio_format], container_options=_BIT_EXACT
+    ) as container:
+        stream = container.add_stream(_CODECS[audio_format], rate=SAMPLE_RATE_HZ, layout="mono")
+        context = stream.codec_context
+        assert isinstance(context, AudioCodecContext)
+        context.format = "s16"
+        context.open()
+        step = context.frame_size or _FRAME_SAMPLES
+        for start in range(0, len(values), step):
+            frame = AudioFrame.from_ndarray(
+                values[np.newaxis, start : start + step], format="s16", layout="mono"
+            )
+            frame.sample_rate = SAMPLE_RATE_HZ
+            frame.pts, frame.time_base = start, Fraction(1, SAMPLE_RATE_HZ)
+            container.mux(context.encode(frame))
+        container.mux(context.encode(None))
+    return file.getvalue()

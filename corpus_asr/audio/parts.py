@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
 
 from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
     NEGATIVE_THRESHOLD,
     STEP_SAMPLES,
+    Probabilities,
+    Samples,
     SileroDetector,
     listen_again,
     speech_runs,
@@ -36,25 +37,18 @@ class AudioPart:
 
     start_sample: int
     """Where the part starts in the recording."""
-    samples: Float32[np.ndarray, " sample"]
+    samples: Samples
     speech: tuple[tuple[int, int], ...] | None
     """Spans of speech, padding included, as sample positions in the recording; in order, apart,
     inside the part. None without detection."""
 
 
 class PartCutter:
-    """Collect one recording's samples and cut parts as soon as they are complete.
+    """Collect one recording's samples and cut parts of at most `part_s` as they are complete.
 
     Where the parts fall depends on the samples alone, not on how they were chunked. Samples that
-    are no numbers, infinite or absurdly large count as zeros.
-
-    Args:
-        part_s: the longest a part may be.
-        speech_pad_s: kept on both sides of speech; padding ends at a cut.
-        detector: finds speech; started afresh here, and not to be shared until `finish` is over.
-
-    Raises:
-        ValueError: `part_s` is below one block of the detector, about 2 s.
+    are no numbers, infinite or absurdly large count as zeros. Padding of speech ends at a cut. The
+    detector is started afresh here, and not to be shared until `finish` is over.
     """
 
     def __init__(
@@ -69,12 +63,12 @@ class PartCutter:
         if detector is not None:
             detector.reset()
         self._start_sample = 0
-        self._chunks: list[Float32[np.ndarray, " sample"]] = []
+        self._chunks: list[Samples] = []
         self._num_buffered = 0
         self._probabilities = np.zeros(0, dtype=np.float32)
         self._running = False  # speech at the end of the last part
 
-    def feed(self, samples: Float32[np.ndarray, " sample"]) -> Iterator[AudioPart]:
+    def feed(self, samples: Samples) -> Iterator[AudioPart]:
         """Take the next samples at once; the iterator yields the parts they complete."""
         broken = ~(np.abs(samples) <= MAX_MAGNITUDE)  # true for NaN, too
         self._chunks.append(np.where(broken, np.float32(0.0), samples))
@@ -106,12 +100,12 @@ class PartCutter:
             heard = None if probabilities is None else probabilities[:cut]
             yield self._take(cut * STEP_SAMPLES, heard, last=False)
 
-    def _buffer(self) -> Float32[np.ndarray, " sample"]:
+    def _buffer(self) -> Samples:
         if len(self._chunks) != 1:
             self._chunks = [np.concatenate(self._chunks)]
         return self._chunks[0]
 
-    def _heard_well(self, num_samples: int) -> Float32[np.ndarray, " step"] | None:
+    def _heard_well(self, num_samples: int) -> Probabilities | None:
         if self._detector is None:
             return None
         return listen_again(
@@ -123,7 +117,7 @@ class PartCutter:
             goes_on=num_samples < self._num_buffered,
         )
 
-    def _find_cut(self, num_steps: int, probabilities: Float32[np.ndarray, " step"] | None) -> int:
+    def _find_cut(self, num_steps: int, probabilities: Probabilities | None) -> int:
         search_s = min(MAX_SEARCH_S, SEARCH_FRACTION * self._part_samples / SAMPLE_RATE_HZ)
         first = num_steps - int(search_s * SAMPLE_RATE_HZ) // STEP_SAMPLES
         if probabilities is not None:
@@ -133,7 +127,7 @@ class PartCutter:
         return first + quietest_border(power, quiet_below=quiet_below)
 
     def _take(
-        self, num_samples: int, probabilities: Float32[np.ndarray, " step"] | None, *, last: bool
+        self, num_samples: int, probabilities: Probabilities | None, *, last: bool
     ) -> AudioPart:
         buffer = self._buffer()
         part = AudioPart(
@@ -149,12 +143,11 @@ class PartCutter:
 
     def _spans(
         self,
-        probabilities: Float32[np.ndarray, " step"] | None,
+        probabilities: Probabilities | None,
         num_samples: int,
         *,
         goes_on: bool,
     ) -> tuple[tuple[int, int], ...] | None:
-        """Return the part's spans in recording positions; note whether speech is cut."""
         if probabilities is None:
             return None
         spans = speech_spans(
@@ -168,7 +161,7 @@ class PartCutter:
         return tuple((self._start_sample + a, self._start_sample + b) for a, b in spans)
 
 
-def quietest_border(scores: Float32[np.ndarray, " step"], *, quiet_below: float) -> int:
+def quietest_border(scores: Probabilities, *, quiet_below: float) -> int:
     """Return the step border to cut at: 1 to `len(scores)`, where the former is after step 0.
 
     It is the middle of the longest run of steps below `quiet_below`; if there is none, the border
@@ -182,7 +175,7 @@ def quietest_border(scores: Float32[np.ndarray, " step"], *, quiet_below: float)
     return (start + end + 1) // 2
 
 
-def _step_power(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+def _step_power(samples: Samples) -> Probabilities:
     """Return the mean square around each step; the edges are continued."""
     power = np.square(samples.reshape(-1, STEP_SAMPLES)).mean(axis=1)
     padded = np.pad(power, POWER_STEPS // 2, mode="edge")
@@ -201,10 +194,7 @@ def language_window_starts(
 ) -> list[float]:
     """Spread up to three windows over a stretch, the first one where its decoding starts.
 
-    Features are cut and decoded at these starts, so both sides call this.
-
-    Returns:
-        One start at least. All windows but the first lie inside the stretch and do not overlap.
+    All but the first lie inside the stretch; none overlap. Features are cut and decoded there.
     """
     first_s = _next_speech(speech, start_s)
     starts = [start_s if first_s is None else first_s]

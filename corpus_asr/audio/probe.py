@@ -70,11 +70,7 @@ class GuardedFile:
         self.name = f"recording{suffix.group(1) if suffix else ''}"
 
     def check(self) -> None:
-        """Raise what reading raised.
-
-        Raises:
-            FetchError: the file object raised it, or an `OSError`, or ended before its size.
-        """
+        """Raise what reading raised; FetchError for an `OSError` or an end before the size."""
         if self._failure is not None:
             raise self._failure
 
@@ -130,13 +126,7 @@ class GuardedFile:
 
 
 def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContainer:
-    """Recognise the container and read its headers.
-
-    Raises:
-        DecodeError: kind `empty_file`; `not_audio`, libav knows no such container, or its header
-            is damaged; or `refused_format`, it holds no sound itself or leads to other files.
-        FetchError: reading failed.
-    """
+    """Recognise the container and read its headers."""
     if file.num_bytes == 0:
         raise DecodeError(
             f"decoding {uri}: the file is empty (0 bytes), expected a media file; upload it again "
@@ -170,12 +160,7 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
 def select_stream(
     container: av.container.InputContainer, file: GuardedFile, *, uri: str
 ) -> av.AudioStream:
-    """Choose the audio stream FFmpeg would choose, and make the demuxer skip all others.
-
-    Raises:
-        DecodeError: kind `no_audio_stream`, `bad_stream` (the header's sample rate or channel
-            count is absurd) or `unsupported_codec`.
-    """
+    """Choose the audio stream FFmpeg would choose, and make the demuxer skip all others."""
     best = container.streams.best("audio")
     # libav passes over streams without channels or rate; say so instead of "no stream".
     audio = container.streams.audio
@@ -253,14 +238,14 @@ def _reason(error: Exception) -> str:
 
 
 def _describe(file: GuardedFile) -> str:
-    """Say how large the file is and how it begins: an HTML error page shows itself so."""
+    # How it begins: an HTML error page shows itself so.
     head = file.head(_DESCRIBED_BYTES)
     file.check()  # a store that fails now is the news, not what was found before
     return f"{file.num_bytes} bytes, begins with {head[:16]!r}{_wav_claims(head)}"
 
 
 def _wav_claims(head: bytes) -> str:
-    """Say what a WAV header claims: libav forgets absurd values before anyone can ask for them."""
+    # libav forgets absurd values before anyone can ask for them.
     chunk = head.find(b"fmt ")
     if head[8:12] != b"WAVE" or not 0 < chunk <= len(head) - 24:
         return ""

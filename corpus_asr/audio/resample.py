@@ -18,6 +18,9 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 Channels = Literal["mix", "each"] | int
 """`mix`: one row for all channels; `each`: one row per channel; a number: that channel, from 0."""
 
+Samples = Float32[np.ndarray, " sample"]
+Shares = Float32[np.ndarray, " channel"]
+Resampled = Float32[np.ndarray, " resampled"]
 Block = Float32[np.ndarray, "channel sample"]
 Rows = Float32[np.ndarray, "row sample"]
 RowMaker = Callable[[Block], Rows]
@@ -41,7 +44,7 @@ _HEALTHY = 10.0 ** (-20 / 10)
 _STAY = 10.0 ** (-6 / 10)
 
 
-def mono_shares(names: Sequence[str]) -> Float32[np.ndarray, " channel"]:
+def mono_shares(names: Sequence[str]) -> Shares:
     """Give each channel's share of the mono mix; the shares add up to one, so nothing clips.
 
     Names are the loudspeakers' of libav's channel layouts; unknown names share equally.
@@ -53,7 +56,7 @@ def mono_shares(names: Sequence[str]) -> Float32[np.ndarray, " channel"]:
     if not shares.any():  # a lone subwoofer is still all there is to hear
         shares[:] = 1.0
     total: np.float32 = shares.sum()
-    normalised: Float32[np.ndarray, " channel"] = shares / total
+    normalised: Shares = shares / total
     return normalised
 
 
@@ -70,7 +73,7 @@ class MonoMixer:
         """Mix one block, in order."""
         if len(block) == 1:
             return block
-        mix: Float32[np.ndarray, " sample"] = self._shares @ block  # (sample,)
+        mix: Samples = self._shares @ block  # (sample,)
         powers = np.array([_power(row) for row in block]) * self._shares.astype(np.float64) ** 2
         limit = _CANCELLED if self._chosen is None else _HEALTHY
         if not _power(mix) < limit * powers.sum():
@@ -79,19 +82,6 @@ class MonoMixer:
         if self._chosen is None or powers[self._chosen] < _STAY * powers.max():
             self._chosen = int(powers.argmax())
         return block[self._chosen : self._chosen + 1]
-
-
-class OneChannel:
-    """Take one channel; a stretch of audio that lacks it is mixed, so that nothing is lost."""
-
-    def __init__(self, index: int, names: Sequence[str]) -> None:
-        self._rows: RowMaker = MonoMixer(names)
-        if index < len(names):
-            self._rows = lambda block: block[index : index + 1]
-
-    def __call__(self, block: Block) -> Rows:
-        """Take the channel's row of one block."""
-        return self._rows(block)
 
 
 class EachChannel:
@@ -118,15 +108,16 @@ class EachChannel:
 
 def row_maker(channels: Channels, names: Sequence[str], *, num_rows: int) -> RowMaker:
     """Choose how blocks with these channels become the rows asked for."""
-    if channels == "mix":
-        return MonoMixer(names)
     if channels == "each":
         return EachChannel(num_rows, names)
-    return OneChannel(channels, names)
+    # A stretch of audio that lacks the one channel asked for is mixed, so that nothing is lost.
+    if channels == "mix" or channels >= len(names):
+        return MonoMixer(names)
+    return lambda block: block[channels : channels + 1]
 
 
-def _power(row: Float32[np.ndarray, " sample"]) -> float:
-    """Mean square about the mean: a constant offset is nothing to hear."""
+def _power(row: Samples) -> float:
+    # About the mean: a constant offset is nothing to hear.
     if not row.size:
         return 0.0
     mean = float(row.mean(dtype=np.float64))
@@ -137,9 +128,7 @@ def _power(row: Float32[np.ndarray, " sample"]) -> float:
 _ROLL_OFF_HZ = 100.0
 
 
-def band_limited(
-    samples: Float32[np.ndarray, " sample"], low_hz: float, high_hz: float
-) -> Float32[np.ndarray, " sample"]:
+def band_limited(samples: Samples, low_hz: float, high_hz: float) -> Samples:
     """Take away what lies outside a band; within 100 Hz inside its ends it fades."""
     spectrum = np.fft.rfft(samples)
     frequency = np.fft.rfftfreq(samples.size, 1 / SAMPLE_RATE_HZ)
@@ -187,23 +176,20 @@ class Run:
 
     def fits(self, frame: AudioFrame) -> bool:
         """Say whether the frame may be fed; if not, finish this run and start another."""
-        return (
-            frame.sample_rate == self._rate_hz
-            and frame.format.name == self._format
-            and frame.layout == self._layout
-        )
+        same_format = frame.format.name == self._format and frame.layout == self._layout
+        return same_format and frame.sample_rate == self._rate_hz
 
     def feed(self, frame: AudioFrame) -> None:
         """Queue a frame that fits; writing others would read wild memory."""
         frame.pts = None  # the queue would insist on gapless timestamps
         self._fifo.write(frame)
 
-    def full_blocks(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
+    def full_blocks(self) -> Iterator[Rows]:
         """Convert what is queued, in whole blocks."""
         while self._fifo.samples >= self._block:
             yield from self._convert(self._fifo.read(self._block))
 
-    def finish(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
+    def finish(self) -> Iterator[Rows]:
         """Convert all the rest, with what the resamplers hold back."""
         yield from self.full_blocks()
         yield from self._convert(self._fifo.read())
@@ -211,7 +197,7 @@ class Run:
         if tails[0].size:
             yield np.stack(tails)
 
-    def _convert(self, block: AudioFrame | None) -> Iterator[Float32[np.ndarray, "row sample"]]:
+    def _convert(self, block: AudioFrame | None) -> Iterator[Rows]:
         if block is None:
             return
         rows = self._rows(_to_array(block, num_channels=self._num_channels))
@@ -221,14 +207,8 @@ class Run:
             yield np.stack(resampled)
 
 
-def resample(
-    samples: Float32[np.ndarray, " sample"], *, rate_hz: int
-) -> Float32[np.ndarray, " resampled"]:
-    """Bring samples that were decoded elsewhere to 16 kHz, as recordings are.
-
-    Raises:
-        ValueError: `rate_hz` is no rate that recordings have.
-    """
+def resample(samples: Samples, *, rate_hz: int) -> Resampled:
+    """Bring samples that were decoded elsewhere to 16 kHz, as recordings are."""
     if not MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ:
         raise ValueError(
             f"resampling {samples.size} samples: found a sample rate of {rate_hz} Hz, expected "
@@ -251,7 +231,7 @@ class _Resampler:
         if rate_hz != SAMPLE_RATE_HZ:
             self._graph = _resampling_graph(rate_hz)
 
-    def feed(self, row: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " resampled"]:
+    def feed(self, row: Samples) -> Resampled:
         if self._graph is None:
             return row
         self._push(self._graph, row)
@@ -260,7 +240,7 @@ class _Resampler:
         self._num_made += len(made)
         return made
 
-    def finish(self) -> Float32[np.ndarray, " resampled"]:
+    def finish(self) -> Resampled:
         if self._graph is None:
             return np.zeros(0, dtype=np.float32)
         short = math.ceil(_SHORT_SAMPLES * max(1.0, self._rate_hz / SAMPLE_RATE_HZ))
@@ -273,12 +253,12 @@ class _Resampler:
         expected = math.ceil(self._num_fed * SAMPLE_RATE_HZ / self._rate_hz)
         return self._pull(self._graph)[: expected - self._num_made]
 
-    def _push(self, graph: Graph, row: Float32[np.ndarray, " sample"]) -> None:
+    def _push(self, graph: Graph, row: Samples) -> None:
         frame = AudioFrame.from_ndarray(row[np.newaxis], format="flt", layout="mono")
         frame.sample_rate = self._rate_hz
         graph.push(frame)
 
-    def _pull(self, graph: Graph) -> Float32[np.ndarray, " resampled"]:
+    def _pull(self, graph: Graph) -> Resampled:
         pieces = [np.zeros(0, dtype=np.float32)]
         while True:
             try:
@@ -302,7 +282,7 @@ def _resampling_graph(rate_hz: int) -> Graph:
     return graph
 
 
-def _to_array(frame: AudioFrame, *, num_channels: int) -> Float32[np.ndarray, "channel sample"]:
+def _to_array(frame: AudioFrame, *, num_channels: int) -> Block:
     """Copy a frame's samples out, as finite float32."""
     # `AudioFrame.to_ndarray` reads past the planes of 8-channel planar frames and kills the process
     # (PyAV 18.1): it looks for their end by a null pointer that is not there.
@@ -330,9 +310,7 @@ def _plane(frame: AudioFrame, index: int, sample_type: type[np.generic], count: 
     return np.frombuffer(plane, sample_type, count)
 
 
-def _finite(
-    samples: Float32[np.ndarray, "channel sample"],
-) -> Float32[np.ndarray, "channel sample"]:
+def _finite(samples: Block) -> Block:
     """Replace NaN and infinities by silence; one of them would spread over the whole recording."""
     if np.isfinite(samples.sum()):  # false also when finite samples overflow: then it costs a copy
         return samples

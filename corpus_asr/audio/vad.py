@@ -49,11 +49,14 @@ WARM_UP_STEPS = 32  # 1 s
 # A run that is found only at an even level must get here: a crowd's murmur reaches 0.74.
 SURE_AT_EVEN_LEVEL = 0.8
 
+Samples = Float32[np.ndarray, " sample"]
+Probabilities = Float32[np.ndarray, " step"]
 StepRun = tuple[int, int]
 SampleSpan = tuple[int, int]
+_State = Float32[np.ndarray, "layer batch width"]
 
 
-def _silence() -> Float32[np.ndarray, "layer batch width"]:
+def _silence() -> _State:
     return np.zeros(STATE_SHAPE, dtype=np.float32)
 
 
@@ -61,11 +64,9 @@ def _silence() -> Float32[np.ndarray, "layer batch width"]:
 class _Memory:
     """What the network carries from one step to the next."""
 
-    hidden: Float32[np.ndarray, "layer batch width"] = field(default_factory=_silence)
-    cell: Float32[np.ndarray, "layer batch width"] = field(default_factory=_silence)
-    context: Float32[np.ndarray, " sample"] = field(
-        default_factory=lambda: np.zeros(CONTEXT_SAMPLES, dtype=np.float32)
-    )
+    hidden: _State = field(default_factory=_silence)
+    cell: _State = field(default_factory=_silence)
+    context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, dtype=np.float32))
 
 
 class SileroDetector:
@@ -73,10 +74,6 @@ class SileroDetector:
 
     Samples must be finite. Feeding chunks of any size gives the same probabilities as `hear` gives
     for the whole recording. About 550 times real time on one core.
-
-    Raises:
-        EngineError: the network's file is not installed.
-
     Source: `silero_vad/sequence_vad.py` (silero-vad 6.2); equal to it bit for bit.
     """
 
@@ -94,7 +91,7 @@ class SileroDetector:
         self._memory = _Memory()
         self._pending = np.zeros(0, dtype=np.float32)
 
-    def feed(self, samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+    def feed(self, samples: Samples) -> Probabilities:
         """Return the probabilities of the steps completed since the last call.
 
         They come in whole blocks of `BLOCK_STEPS`, so up to 2 s late.
@@ -104,19 +101,17 @@ class SileroDetector:
         self._pending = pending[complete:].copy()
         return self._hear(pending[:complete], self._memory)
 
-    def finish(self) -> Float32[np.ndarray, " step"]:
+    def finish(self) -> Probabilities:
         """Return the probabilities still owed, the last step filled up with zeros, and reset."""
         probabilities = self._hear(self._pending, self._memory)
         self.reset()
         return probabilities
 
-    def hear(self, samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+    def hear(self, samples: Samples) -> Probabilities:
         """Return all probabilities of one array; does not touch the recording being fed."""
         return self._hear(samples, _Memory())
 
-    def _hear(
-        self, samples: Float32[np.ndarray, " sample"], memory: _Memory
-    ) -> Float32[np.ndarray, " step"]:
+    def _hear(self, samples: Samples, memory: _Memory) -> Probabilities:
         probabilities = [np.zeros(0, dtype=np.float32)]
         for start in range(0, samples.size, BLOCK_SAMPLES):
             steps = _in_steps(samples[start : start + BLOCK_SAMPLES])  # (step, offset)
@@ -149,7 +144,7 @@ def _network_path() -> Path:
     )
 
 
-def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "step offset"]:
+def _in_steps(samples: Samples) -> Float32[np.ndarray, "step offset"]:
     num_steps = -(-samples.size // STEP_SAMPLES)
     steps = np.zeros((num_steps, STEP_SAMPLES), dtype=np.float32)
     steps.reshape(-1)[: samples.size] = samples
@@ -157,7 +152,7 @@ def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "s
 
 
 def speech_runs(
-    probabilities: Float32[np.ndarray, " step"],
+    probabilities: Probabilities,
     *,
     min_silence_s: float = MIN_SILENCE_S,
     running: bool = False,
@@ -189,7 +184,7 @@ def speech_runs(
 
 
 def speech_spans(
-    probabilities: Float32[np.ndarray, " step"],
+    probabilities: Probabilities,
     *,
     num_samples: int,
     pad_s: float,
@@ -227,13 +222,13 @@ def speech_spans(
 
 def listen_again(
     detector: SileroDetector,
-    samples: Float32[np.ndarray, " sample"],
-    probabilities: Float32[np.ndarray, " step"],
+    samples: Samples,
+    probabilities: Probabilities,
     *,
     pad_s: float,
     running: bool = False,
     goes_on: bool = False,
-) -> Float32[np.ndarray, " step"]:
+) -> Probabilities:
     """Raise the probabilities of quiet speech.
 
     The network needs speech within about 20 dB of full scale. What is quieter, and pauses without
@@ -260,7 +255,7 @@ def listen_again(
     return raised
 
 
-def _sure(probabilities: Float32[np.ndarray, " step"]) -> Float32[np.ndarray, " step"]:
+def _sure(probabilities: Probabilities) -> Probabilities:
     kept = probabilities.copy()
     for first, last in speech_runs(probabilities)[0]:
         if probabilities[first:last].max() < SURE_AT_EVEN_LEVEL:
@@ -281,10 +276,7 @@ def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
     return [(start, end) for start, end in zip(starts, ends, strict=True) if end > start]
 
 
-def _hear_loud(
-    detector: SileroDetector, samples: Float32[np.ndarray, " sample"], *, mirrored_steps: int
-) -> Float32[np.ndarray, " step"]:
-    """Return probabilities of a piece, heard at an even level, with silence after it."""
+def _hear_loud(detector: SileroDetector, samples: Samples, *, mirrored_steps: int) -> Probabilities:
     num_steps = -(-samples.size // STEP_SAMPLES)
     centred = samples - samples.mean()
     if np.abs(centred).max() < QUIETEST_PEAK:
@@ -297,16 +289,16 @@ def _hear_loud(
     return heard[lead_steps : lead_steps + num_steps]
 
 
-def _loudest_near(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+def _loudest_near(samples: Samples) -> Probabilities:
     starts = np.arange(0, samples.size, STEP_SAMPLES)
     peaks = np.maximum(np.maximum.reduceat(samples, starts), -np.minimum.reduceat(samples, starts))
     reach = round(LEVEL_REACH_S * SAMPLE_RATE_HZ / STEP_SAMPLES)
     near = np.lib.stride_tricks.sliding_window_view(np.pad(peaks, reach), 2 * reach + 1)
-    loudest: Float32[np.ndarray, " step"] = near.max(axis=1)
+    loudest: Probabilities = near.max(axis=1)
     return loudest
 
 
-def even_level(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " sample"]:
+def even_level(samples: Samples) -> Samples:
     """Scale so that the peak within `LEVEL_REACH_S` of any step is `LEVEL_TARGET`.
 
     The gain is bounded by `QUIETEST_PEAK`, and never lifts a sample above `LEVEL_TARGET`.

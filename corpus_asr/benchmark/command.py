@@ -1,4 +1,4 @@
-"""`corpus-asr bench`.
+"""`corpus-asr bench`: its options, and what it prints and writes.
 
 The options are read by argparse, so that `python -m corpus_asr.benchmark` works where the packages
 of the command line are not installed, as on a GPU image.
@@ -7,20 +7,33 @@ of the command line are not installed, as on a GPU image.
 import argparse
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from corpus_asr.benchmark.orders import INSTALL, PEERS
-from corpus_asr.benchmark.results import EXIT_UNUSABLE, say, tell
 from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.languages import resolve_language
 
 PROGRAM = "corpus-asr bench"
+EXIT_UNUSABLE = 2
 
 # Half of the decoder's 448 positions, as all engines leave for the text of one window.
 MAX_TOKENS_PER_WINDOW = 224
+
+# What fast kernels are chosen by.
+_FLAGS = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
+    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16",
+)  # fmt: skip
+_PACKAGES = (
+    "corpus-asr", "torch", "transformers", "faster-whisper", "ctranslate2", "openai-whisper",
+    "numpy", "jiwer",
+)  # fmt: skip
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -39,6 +52,18 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"reading the command line: {message}; see {self.prog} --help")
 
 
+def say(line: str) -> None:
+    """Print a result."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def tell(line: str) -> None:
+    """Print what is being done, apart from results."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as a program; returns the exit code."""
     try:
@@ -55,13 +80,7 @@ def run(
     say: Callable[[str], None] = say,
     tell: Callable[[str], None] = tell,
 ) -> None:
-    """Measure what the arguments ask for.
-
-    Raises:
-        ConfigError: an option, a name or a file cannot be used.
-        CheckpointError: the checkpoint is missing or not a Whisper checkpoint.
-        DecodeError: a file holds no audio.
-    """
+    """Measure what the arguments ask for."""
     options = _parser().parse_intermixed_args(arguments)
     _check(options)
     if options.extract:
@@ -71,45 +90,77 @@ def run(
         return
 
     # Only from here on, so that --help does not wait for torch.
-    from corpus_asr.benchmark.measuring import Bench, hardware, versions
-    from corpus_asr.families.loading import resolve_device
+    from corpus_asr.benchmark.measuring import Bench
+    from corpus_asr.families.loading import device_name, resolve_device
 
     device = resolve_device(options.device)
     bench = Bench(options, device=device, tell=tell)
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(device),
-        "versions": versions(),
+        "hardware": _hardware(gpu=device_name(device).partition(":")[2] or None),
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         "settings": {name: _plain(value) for name, value in vars(options).items()},
     }
-    for line in _headline(about, options, str(device)):
+    for line in _headline(about, options, on_gpu=device.type != "cpu"):
         say(line)
     tables = []
     for table in bench.tables():
-        tables.append(table.as_data())
+        tables.append(table.data)
         say(f"\n{table.text}")
         if options.json is not None:
             content = about | {"left_out": bench.left_out, "tables": tables}
             options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _headline(about: dict[str, Any], options: argparse.Namespace, device: str) -> list[str]:
-    machine, found = about["hardware"], about["versions"]
-    where = machine["gpu"] if device != "cpu" else f"{machine['cpu']}, {options.threads} threads"
+def _headline(about: dict[str, Any], options: argparse.Namespace, *, on_gpu: bool) -> list[str]:
+    machine = about["hardware"]
+    where = machine["gpu"] if on_gpu else f"{machine['cpu']}, {options.threads} threads"
     flags = " ".join(machine["cpu_flags"])
-    packages = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    packages = about["versions"].items()
     return [
         f"{where} ({machine['cores']} cores, {machine['memory_gib']} GiB, {flags})",
-        packages,
+        ", ".join(f"{name} {number}" for name, number in packages if number),
         f"batch {options.batch}, beams {options.beams}, medians of {options.runs} alternating runs "
         f"(least..most), {about['date']}",
     ]
 
 
+def _hardware(*, gpu: str | None) -> dict[str, Any]:
+    cpu = _first_processor()
+    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": _cores(),
+        "cores_of_machine": os.cpu_count() or 1,
+        "memory_gib": round(memory_bytes / (1 << 30), 1),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _first_processor() -> dict[str, str]:
+    """Read the first processor's entries, on Linux."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().partition("\n\n")[0].splitlines() if path.is_file() else []
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _check(options: argparse.Namespace) -> None:
     """Refuse what does not go together, before anything is loaded."""
-    from corpus_asr.languages import resolve_language
-
     try:
         options.language = resolve_language(options.language)
     except ValueError as error:
@@ -144,7 +195,6 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = _Parser(
         prog=PROGRAM,
         description="Time this engine beside others: same audio, checkpoint, batch and beams; "
@@ -181,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--beams", type=int, default=1, help="1 is greedy")
     add("--runs", type=int, default=3, help="rounds that count, after one that does not")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--threads", type=int, default=cores, help="CPU threads of every engine")
+    add("--threads", type=int, default=_cores(), help="CPU threads of every engine")
     add("--mode", choices=("sequential", "chunked"), default="sequential", help="how we go on")
     add("--language", default="en", help="spoken in the audio")
     add("--json", type=Path, metavar="FILE", help="write everything there, every run included")

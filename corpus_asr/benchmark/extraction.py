@@ -4,7 +4,6 @@ Counted is the processor's time, which a busy machine does not distort, in a chi
 thread as those of extraction do.
 """
 
-import argparse
 import json
 import resource
 import shutil
@@ -19,16 +18,15 @@ from tempfile import TemporaryDirectory
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.vad import SileroDetector
+from corpus_asr.benchmark import command
 from corpus_asr.benchmark.orders import Recording, find_recordings
-from corpus_asr.benchmark.results import EXIT_UNUSABLE, aligned, say, tell
+from corpus_asr.benchmark.rounds import aligned
 from corpus_asr.config.run import ExtractSettings
-from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
-from corpus_asr.stages.extract_protocol import ExtractRequest
+from corpus_asr.errors import EngineError
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.parts import ExtractRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
-
-PROGRAM = "python -m corpus_asr.benchmark.extraction"
 
 FFMPEG = "ffmpeg"
 STEPS = ("decoding", "+ speech", "+ features")
@@ -40,29 +38,12 @@ _TIMEOUT_S = 3600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run as a program; returns the exit code."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Time extraction on one core.")
-    parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO")
-    parser.add_argument("--runs", type=int, default=3, help="rounds that count (3)")
-    options = parser.parse_args(arguments)
-    try:
-        run(options.audio, runs=options.runs, say=say)
-    except CorpusAsrError as error:
-        tell(f"{PROGRAM}: {error}")
-        return EXIT_UNUSABLE
-    return 0
+    """Run as a program, as `corpus-asr bench --extract` does; returns the exit code."""
+    return command.main(["--extract", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def run(paths: Sequence[Path], *, runs: int, say: Callable[[str], None]) -> None:
-    """Measure and print.
-
-    Raises:
-        ConfigError: there is no file, one is missing, or `runs` is below 1.
-        DecodeError: a file holds no audio.
-        EngineError: ffmpeg cannot decode a file, or the speech detector is not installed.
-    """
-    if runs < 1:
-        raise ConfigError(f"--runs: found {runs}, expected 1 or more")
+    """Measure and print."""
     recordings = find_recordings(paths, None)
     has_ffmpeg = shutil.which("ffmpeg") is not None
     steps = (FFMPEG, *STEPS) if has_ffmpeg else STEPS
@@ -78,7 +59,7 @@ def measure(
 ) -> dict[str, list[float]]:
     """Return median CPU seconds of every step, by recording."""
     child = IsolatedGenerator(_TIMER, init_kwargs={}, timeout_s=_TIMEOUT_S)
-    found: dict[str, list[float]] = {step: [] for step in steps}
+    medians_s: dict[str, list[float]] = {step: [] for step in steps}
     try:
         for recording in recordings:
             rounds = [
@@ -86,10 +67,10 @@ def measure(
                 for _ in range(runs + 1)
             ]
             for step, values in zip(steps, zip(*rounds[1:], strict=True), strict=True):
-                found[step].append(statistics.median(values))
+                medians_s[step].append(statistics.median(values))
     finally:
         child.close()
-    return found
+    return medians_s
 
 
 def render(recordings: Sequence[Recording], cpu_s: dict[str, list[float]]) -> list[str]:
@@ -115,14 +96,7 @@ class StepTimer:
         with TemporaryDirectory() as folder:
             config = {"model_type": "whisper", "num_mel_bins": _LARGEST_NUM_MEL_BINS}
             (Path(folder) / "config.json").write_text(json.dumps(config))
-            self._extract = PartExtractor(
-                folder=folder,
-                endpoint_url=None,
-                part_s=settings.part_s,
-                channels=settings.channels,
-                speech_detection="silero",
-                speech_pad_s=settings.speech_pad_s,
-            )
+            self._extract = PartExtractor(folder=folder, settings=settings)
         works = (self._decode, self._find_speech, self._extract_all)
         self._works = dict(zip(STEPS, works, strict=True))
         self._start_s = _cpu_s_of(_start_ffmpeg) if shutil.which("ffmpeg") else 0.0

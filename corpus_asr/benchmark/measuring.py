@@ -1,4 +1,4 @@
-"""From options to tables: which cases, which checkpoints, on which machine; a table for each.
+"""From options to tables: which cases, on which checkpoints or random weights; a table for each.
 
 Whisper's published sizes with random weights can be measured without a download: how long a network
 takes depends on its sizes and types, not on what its weights say. No engine is loaded into this
@@ -6,13 +6,9 @@ process, so that none shares memory or threads with another.
 """
 
 import argparse
-import difflib
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -23,33 +19,21 @@ import torch
 from corpus_asr.benchmark.orders import (
     ENGINES,
     INSTALL,
-    Case,
     Order,
     Recording,
     find_recordings,
-    missing_modules,
+    nearest,
     our_cases,
     peer_cases,
 )
-from corpus_asr.benchmark.results import Summary, render, summarise
-from corpus_asr.benchmark.rounds import Row, measure
+from corpus_asr.benchmark.rounds import Row, as_data, measure, render, summarise
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.loading import device_name
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.units import WINDOW_S
 
-# What fast kernels are chosen by.
-_FLAGS = (
-    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
-    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16",
-)  # fmt: skip
-_PACKAGES = (
-    "corpus-asr", "torch", "transformers", "faster-whisper", "ctranslate2", "openai-whisper",
-    "numpy", "jiwer",
-)  # fmt: skip
 # Weights are stored as half-precision floats, which every engine reads and which halve the disk.
 _STORED = torch.float16
 _SEED = 0
@@ -107,6 +91,20 @@ class Shape:
             decoder_start_token_id=end + 1,
         )
 
+    def network(self) -> WhisperForConditionalGeneration:
+        """Build the network on the meta device, which takes no memory."""
+        with torch.device("meta"):
+            return WhisperForConditionalGeneration(self.config())
+
+    def write(self, folder: Path) -> Path:
+        """Write config.json, generation_config.json and random weights, everywhere the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            model = WhisperForConditionalGeneration(self.config())
+        model.to(_STORED).save_pretrained(folder)
+        (folder / "vocabulary.txt").write_text("\n".join(self.vocabulary), encoding="utf-8")
+        return folder
+
 
 # Source: Radford et al. 2022, table 1; the config.json of openai/whisper-large-v3 and -turbo.
 _V3 = {"num_mel_bins": 128, "num_languages": len(LANGUAGES)}
@@ -129,100 +127,19 @@ def find_shapes(names: Sequence[str]) -> list[Shape]:
     """Return the sizes of these names."""
     for name in names:
         if name not in SHAPES:
-            near = difflib.get_close_matches(name, SHAPES, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(
-                f"choosing a shape: found {name!r}, expected some of {', '.join(SHAPES)}{hint}"
+                f"choosing a shape: found {name!r}, expected some of {', '.join(SHAPES)}"
+                f"{nearest(name, tuple(SHAPES))}"
             )
     return [SHAPES[name] for name in dict.fromkeys(names)]
 
 
-def network_without_weights(shape: Shape) -> WhisperForConditionalGeneration:
-    """Build the network on the meta device, which takes no memory."""
-    with torch.device("meta"):
-        return WhisperForConditionalGeneration(shape.config())
-
-
-def write_checkpoint(shape: Shape, folder: Path) -> Path:
-    """Write config.json, generation_config.json and random weights; the same on every machine."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        model = WhisperForConditionalGeneration(shape.config())
-    model.to(_STORED).save_pretrained(folder)
-    (folder / "vocabulary.txt").write_text("\n".join(shape.vocabulary), encoding="utf-8")
-    return folder
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """Describe the processor, its cores and memory, and the GPU where one is measured."""
-    cpu = _cpu_values()
-    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
-    cores = os.cpu_count() or 1
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
-        "cpu_flags": [flag for flag in _FLAGS if flag in flags],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
-        "cores_of_machine": cores,
-        "memory_gib": round(memory_bytes / (1 << 30), 1),
-        "gpu": device_name(device).partition(":")[2] or None,
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Return the version of each package that matters; None where it is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _cpu_values() -> dict[str, str]:
-    """Read the first processor's entries, on Linux."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    first = path.read_text().partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One comparison."""
+    """One comparison, drawn and as JSON values."""
 
-    title: str
-    audio_s: float
-    rows: Sequence[Row]
-    summaries: Sequence[Summary]
-
-    @property
-    def text(self) -> str:
-        """Title and table."""
-        return f"{self.title}\n{render(self.summaries)}"
-
-    def as_data(self) -> dict[str, Any]:
-        """Return JSON values: summaries with every single run, the texts left out."""
-        return {
-            "title": self.title,
-            "audio_s": self.audio_s,
-            "rows": [
-                {
-                    "engine": row.case.engine,
-                    "dtype": row.case.dtype,
-                    **summary.as_data(),
-                    "runs": [
-                        {key: value for key, value in run.items() if key != "texts"}
-                        for run in row.runs
-                    ],
-                }
-                for row, summary in zip(self.rows, self.summaries, strict=True)
-            ],
-        }
+    text: str
+    data: dict[str, Any]
 
 
 class Bench:
@@ -237,19 +154,22 @@ class Bench:
         self._shapes = find_shapes(options.shape or ())
         cuda = device.type == "cuda"
         peers = peer_cases(options.peers, cuda=cuda, shapes=bool(self._shapes))
-        self.left_out = _missing(peers)
+        self.left_out = {
+            case.label: f"{', '.join(missing)} not installed; {INSTALL}"
+            for case in peers
+            if (missing := case.missing_modules)
+        }
         """Why a peer that was asked for is not measured, by its label."""
         self._cases = [
             *our_cases(options.dtype, cuda=cuda),
             *(case for case in peers if case.label not in self.left_out),
         ]
         self._recordings: list[Recording] = []
-        self._model = Path()
         if not self._shapes:
-            self._model = _checkpoint(Path(options.model))
+            _check_checkpoint(Path(options.model))
             self._recordings = find_recordings(options.audio, options.manifest)
-            known = any(recording.text is not None for recording in self._recordings)
-            if known and find_spec("jiwer") is None:
+            has_text = any(recording.text is not None for recording in self._recordings)
+            if has_text and find_spec("jiwer") is None:
                 self.left_out["word error rate"] = f"jiwer not installed; {INSTALL}"
         for name, reason in self.left_out.items():
             tell(f"{name} is left out: {reason}")
@@ -262,28 +182,31 @@ class Bench:
             yield self._audio_table()
 
     def _audio_table(self) -> Table:
+        model = Path(self._options.model)
         audio_s = sum(recording.duration_s for recording in self._recordings)
         with tempfile.TemporaryDirectory(prefix="corpus-asr-bench-") as scratch:
-            rows = self._measure(self._model, scratch)
+            rows = self._measure(model, scratch)
         title = (
-            f"{self._model.name}, {len(self._recordings)} recordings, {audio_s:.0f} s of audio, "
+            f"{model.name}, {len(self._recordings)} recordings, {audio_s:.0f} s of audio, "
             f"{self._options.mode}, from files to text"
         )
-        summaries = summarise(rows, audio_s, self._recordings, language=self._options.language)
-        return Table(title=title, audio_s=audio_s, rows=rows, summaries=summaries)
+        return self._table(title, rows, audio_s)
 
     def _shape_table(self, shape: Shape) -> Table:
-        audio_s = float(self._options.batch * WINDOW_S)
         with tempfile.TemporaryDirectory(prefix="corpus-asr-bench-") as scratch:
             self._tell(f"writing random weights of {shape.name}")
-            folder = write_checkpoint(shape, Path(scratch) / shape.name)
-            rows = self._measure(folder, scratch)
-        millions = network_without_weights(shape).num_parameters() / 1e6
+            rows = self._measure(shape.write(Path(scratch) / shape.name), scratch)
+        millions = shape.network().num_parameters() / 1e6
         title = (
             f"{shape.name} ({millions:.1f} M parameters, random), {self._options.batch} windows of "
             f"{WINDOW_S} s, {self._options.tokens_per_window} tokens each, the network alone"
         )
-        return Table(title=title, audio_s=audio_s, rows=rows, summaries=summarise(rows, audio_s))
+        return self._table(title, rows, float(self._options.batch * WINDOW_S))
+
+    def _table(self, title: str, rows: Sequence[Row], audio_s: float) -> Table:
+        summaries = summarise(rows, audio_s, self._recordings, language=self._options.language)
+        data = {"title": title, "audio_s": audio_s, "rows": as_data(rows, summaries)}
+        return Table(text=f"{title}\n{render(summaries)}", data=data)
 
     def _measure(self, model: Path, scratch: str) -> list[Row]:
         options = self._options
@@ -306,12 +229,11 @@ class Bench:
             )
             for case in self._cases
         ]
-        pairs = list(zip(self._cases, orders, strict=True))
-        return measure(pairs, runs=options.runs, tell=self._tell)
+        return measure(orders, runs=options.runs, tell=self._tell)
 
 
-def _checkpoint(folder: Path) -> Path:
-    """Check that this is a checkpoint; nothing is downloaded here."""
+def _check_checkpoint(folder: Path) -> None:
+    """Check that this is a checkpoint of Whisper; nothing is downloaded here."""
     if not folder.is_dir():
         raise CheckpointError(
             f"opening the checkpoint {folder}: there is no such folder; give one in Hugging Face "
@@ -323,12 +245,3 @@ def _checkpoint(folder: Path) -> Path:
             f"opening the checkpoint {folder}: found one of {model_type}, expected one of "
             f"{WhisperConfig.model_type}: the engines beside this one are measured with no other"
         )
-    return folder
-
-
-def _missing(cases: Sequence[Case]) -> dict[str, str]:
-    return {
-        case.label: f"{', '.join(missing)} not installed; {INSTALL}"
-        for case in cases
-        if (missing := missing_modules(case))
-    }

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -18,11 +18,11 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 OURS = "corpus-asr"
 INSTALL = "pip install 'corpus-asr[bench]'"
 
-Mode = Literal["sequential", "chunked"]
+_ADDRESS_KEYS = ("path", "uri")  # of a line of a manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineEntry:
+class Engine:
     """An engine that can be measured; `module:Name` of what does so in a worker."""
 
     transcribing: str
@@ -36,39 +36,39 @@ class EngineEntry:
     cuda_dtypes: tuple[str, ...] = ("float16",)
 
 
-_ADDRESS_KEYS = ("path", "uri")  # of a line of a manifest
-_PEERS = "corpus_asr.benchmark.peers"
+_RUNNERS = "corpus_asr.benchmark.engines"
+_FASTER_WHISPER = ("faster_whisper", "ctranslate2", "transformers")
 
-ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
+ENGINES: Mapping[str, Engine] = MappingProxyType(
     {
-        OURS: EngineEntry(
+        OURS: Engine(
             transcribing="corpus_asr.benchmark.ours:OurRecordings",
             decoding="corpus_asr.benchmark.ours:OurWindows",
             cpu_dtypes=("auto",),
             cuda_dtypes=("auto",),
         ),
-        "faster-whisper-batched": EngineEntry(
-            transcribing=f"{_PEERS}:BatchedFasterWhisper",
+        "faster-whisper-batched": Engine(
+            transcribing=f"{_RUNNERS}:BatchedFasterWhisper",
             decoding=None,
-            modules=("faster_whisper", "ctranslate2", "transformers"),
+            modules=_FASTER_WHISPER,
             cpu_dtypes=("int8",),
         ),
-        "faster-whisper": EngineEntry(
-            transcribing=f"{_PEERS}:FasterWhisper",
-            decoding=f"{_PEERS}:CTranslate2Windows",
-            modules=("faster_whisper", "ctranslate2", "transformers"),
+        "faster-whisper": Engine(
+            transcribing=f"{_RUNNERS}:FasterWhisper",
+            decoding=f"{_RUNNERS}:CTranslate2Windows",
+            modules=_FASTER_WHISPER,
             cpu_dtypes=("int8",),
         ),
-        "transformers": EngineEntry(
-            transcribing=f"{_PEERS}:Transformers",
-            decoding=f"{_PEERS}:TransformersWindows",
+        "transformers": Engine(
+            transcribing=f"{_RUNNERS}:Transformers",
+            decoding=f"{_RUNNERS}:TransformersWindows",
             modules=("transformers",),
             cpu_dtypes=("float32", "bfloat16"),
             cuda_dtypes=("float16", "bfloat16"),
         ),
-        "openai-whisper": EngineEntry(
-            transcribing=f"{_PEERS}:OpenAI",
-            decoding=f"{_PEERS}:OpenAIWindows",
+        "openai-whisper": Engine(
+            transcribing=f"{_RUNNERS}:OpenAI",
+            decoding=f"{_RUNNERS}:OpenAIWindows",
             modules=("whisper",),
         ),
     }
@@ -89,17 +89,15 @@ class Case:
         return f"{self.engine} {self.dtype}"
 
     @property
-    def is_ours(self) -> bool:
-        """Whether this is the engine the others are compared with."""
-        return self.engine == OURS
+    def missing_modules(self) -> list[str]:
+        """What would have to be installed to measure this case."""
+        return [name for name in ENGINES[self.engine].modules if find_spec(name) is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Order(Case):
     """Everything a worker needs to know; the same for all engines but for the case."""
 
-    engine: str
-    dtype: str
     runner: str
     """`module:Name` of what measures."""
     model: str
@@ -116,8 +114,19 @@ class Order:
     beams: int
     audio: tuple[str, ...] = ()
     language: str = "en"
-    mode: Mode = "sequential"
+    mode: str = "sequential"
+    """Or `chunked`."""
     tokens_per_window: int = 0
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the engines run on a GPU."""
+        return self.device != "cpu"
+
+    @property
+    def gpu_index(self) -> int:
+        """The number of that GPU."""
+        return int(self.device.partition(":")[2] or 0)
 
     def to_json(self) -> str:
         """Write the order on one line."""
@@ -132,40 +141,35 @@ class Order:
 
 def our_cases(dtypes: Sequence[str], *, cuda: bool) -> list[Case]:
     """Return a case per type; any name goes, as the engine itself says which it knows."""
-    entry = ENGINES[OURS]
-    return [
-        Case(engine=OURS, dtype=dtype)
-        for dtype in dict.fromkeys(dtypes or (entry.cuda_dtypes if cuda else entry.cpu_dtypes))
-    ]
+    usual = ENGINES[OURS].cuda_dtypes if cuda else ENGINES[OURS].cpu_dtypes
+    return [Case(engine=OURS, dtype=dtype) for dtype in dict.fromkeys(dtypes or usual)]
 
 
 def peer_cases(wanted: Sequence[str] | None, *, cuda: bool, shapes: bool) -> list[Case]:
-    """Return the cases of the peers asked for."""
+    """Return the cases of the peers asked for, each perhaps with its type (`NAME:DTYPE`)."""
     offered = [name for name in PEERS if not shapes or ENGINES[name].decoding is not None]
     cases: list[Case] = []
     for text in offered if wanted is None else wanted:
         name, _, dtype = text.partition(":")
         if name not in PEERS:
-            near = difflib.get_close_matches(name, PEERS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(
                 f"choosing peers: found {name!r}, expected some of {', '.join(PEERS)}, each with "
-                f":DTYPE if need be, or none{hint}"
+                f":DTYPE if need be, or none{nearest(name, PEERS)}"
             )
         if name not in offered:
             raise ConfigError(
                 f"choosing peers: {name} differs from faster-whisper in how it cuts audio alone, "
                 "and with --shape there is no audio; leave it out"
             )
-        entry = ENGINES[name]
-        dtypes = (dtype,) if dtype else entry.cuda_dtypes if cuda else entry.cpu_dtypes
-        cases += [Case(engine=name, dtype=one) for one in dtypes]
+        usual = ENGINES[name].cuda_dtypes if cuda else ENGINES[name].cpu_dtypes
+        cases += [Case(engine=name, dtype=each) for each in ((dtype,) if dtype else usual)]
     return list(dict.fromkeys(cases))
 
 
-def missing_modules(case: Case) -> list[str]:
-    """Return what would have to be installed to measure this case."""
-    return [name for name in ENGINES[case.engine].modules if find_spec(name) is None]
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return which name is likely meant, as the end of a message; empty if none is near."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,12 +183,7 @@ class Recording:
 
 
 def find_recordings(files: Sequence[Path], manifest: Path | None) -> list[Recording]:
-    """Return the files, then those the manifest names; each text from there or from a .txt beside.
-
-    Raises:
-        ConfigError: there are none, or a file or the manifest is missing or unreadable.
-        DecodeError: a file holds no audio.
-    """
+    """Return the files and those the manifest names; texts are from there or a .txt beside."""
     named: list[tuple[Path, str | None]] = [(path, None) for path in files]
     if manifest is not None:
         named += _manifest_rows(manifest)
@@ -209,10 +208,10 @@ def _manifest_rows(manifest: Path) -> Iterator[tuple[Path, str | None]]:
         ) from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _row(manifest, number, line)
+            yield _manifest_row(manifest, number, line)
 
 
-def _row(manifest: Path, number: int, line: str) -> tuple[Path, str | None]:
+def _manifest_row(manifest: Path, number: int, line: str) -> tuple[Path, str | None]:
     try:
         row: Any = json.loads(line)
     except ValueError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from corpus_asr.benchmark.engines import Runner, StageClock, WindowsRunner, batches
+from corpus_asr.benchmark.engines import StageClock, WindowsRunner, batches
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
@@ -68,7 +68,7 @@ class OurWindows(WindowsRunner):
         return result
 
 
-class OurRecordings(Runner):
+class OurRecordings:
     """Times this engine from files to text.
 
     The total is of the ordinary run, in which extraction (in its own process) overlaps with
@@ -84,13 +84,13 @@ class OurRecordings(Runner):
         from corpus_asr.transcription.engine import Engine
 
         self._paths = order.audio
-        clock = self._clock = StageClock(cuda=order.device.startswith("cuda"))
+        clock = self._clock = StageClock(cuda=order.on_gpu)
         self._busy = _BusyTime()
 
         class ClockedEngine(Engine):
             def __init__(self, model: SlotModel, *args: Any, **kwargs: Any) -> None:
                 # The instance's own attribute hides the method, for the engine's thread too.
-                setattr(model, "encode", clock.watch("encode", model.encode))  # noqa: B010
+                setattr(model, "encode", clock.stage("encode")(model.encode))  # noqa: B010
                 super().__init__(model, *args, **kwargs)
 
         decoding: dict[str, Any] = {
@@ -119,12 +119,12 @@ class OurRecordings(Runner):
 
     def run(self) -> dict[str, Any]:
         """Extract everything once for its time, then transcribe everything."""
-        started = time.perf_counter()
+        started_s = time.perf_counter()
         self._extract()
-        extract_s = time.perf_counter() - started
-        started = time.perf_counter()
+        extract_s = time.perf_counter() - started_s
+        started_s = time.perf_counter()
         results = {each.uri: each for each in self._transcriber.transcribe_many(self._paths)}
-        total_s = time.perf_counter() - started
+        total_s = time.perf_counter() - started_s
         busy_s = self._busy.take()
         encode_s = self._clock.take().get("encode", 0.0)
         texts = [
@@ -135,8 +135,7 @@ class OurRecordings(Runner):
         return {"total_s": total_s, "stages": stages, "texts": texts}
 
     def _extract(self) -> None:
-        """Decode the files, find speech and compute features, and drop them."""
-        from corpus_asr.stages.extract_protocol import ExtractRequest
+        from corpus_asr.stages.parts import ExtractRequest
 
         for path in self._paths:
             for _ in self._transcriber._child.run(ExtractRequest(uri=path)):

@@ -1,4 +1,4 @@
-"""Alternating rounds over worker processes (A B C, A B C, ...), seen from both ends of their pipes.
+"""Alternating rounds over worker processes (A B C, A B C, ...), and the table of what they ran.
 
     driver                       worker, `python -m corpus_asr.benchmark.rounds`
     an Order, as a line    ->    loads its engine
@@ -6,12 +6,15 @@
     "run"                  ->    works
                            <-    {"run": {...}}, or {"failed": why} and the end
 
-A worker that fails, or dies, loses its further turns; the others go on.
+A worker that fails, or dies, loses its further turns; the others go on. A ratio is taken within a
+round, between two runs that stood near each other, and the median is over rounds: a machine that
+slows down half-way moves both sides of it.
 """
 
 import importlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,12 +22,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 from corpus_asr.benchmark.engines import peak_memory
-from corpus_asr.benchmark.orders import OURS, Case, Order
+from corpus_asr.benchmark.orders import OURS, Case, Order, Recording
+from corpus_asr.text.normalize import BasicTextNormalizer, EnglishTextNormalizer
 from corpus_asr.threads import BRIEFLY, SPIN_COUNT
 
 # OpenMP threads spin for up to 0.2 s after their last work, and would do so in the next one's run.
@@ -45,6 +50,15 @@ class Row:
     failed: str | None = None
     """Why it has no runs, or no more of them."""
 
+    @property
+    def totals_s(self) -> list[float]:
+        """Seconds of each run."""
+        return [run["total_s"] for run in self.runs]
+
+    def most(self, key: str) -> float | None:
+        """Return the largest value of all runs, where any has one."""
+        return max((run[key] for run in self.runs if run.get(key) is not None), default=None)
+
 
 class Worker:
     """A worker process. Use as a context manager."""
@@ -64,16 +78,22 @@ class Worker:
             text=True,
             encoding="utf-8",
         )
-        self._pin(order)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._orders, self._replies = self._process.stdin, self._process.stdout
+        if hasattr(os, "sched_setaffinity") and not order.on_gpu:
+            # The same cores for every engine; what runs beside the model's threads shares them.
+            allowed = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(self._process.pid, allowed[: order.threads])
         # It sees no other GPU, so that no library can wait for, or count, a wrong one.
-        seen = order.device if order.device == "cpu" else "cuda:0"
+        seen = "cuda:0" if order.on_gpu else order.device
         self._reply = self._ask(replace(order, device=seen).to_json())
 
     @property
     def failed(self) -> str | None:
         """Why this worker can do nothing more."""
-        reason = self._reply.get("failed")
-        return None if reason is None else str(reason)
+        reason: str | None = self._reply.get("failed")
+        return reason
 
     def run(self) -> dict[str, Any] | None:
         """Do the work once; None if it failed."""
@@ -84,31 +104,24 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # it may be dead already
-            self._process.stdin.close()
+            self._orders.close()
         try:
             self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._replies.close()
         self._open.close()
 
     def _ask(self, line: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-            reply = self._process.stdout.readline()
-        except BrokenPipeError:
-            reply = ""
-        if not reply:
-            return {"failed": self._death()}
-        said: dict[str, Any] = json.loads(reply)
-        return said
+        reply = ""
+        with suppress(BrokenPipeError):
+            self._orders.write(line + "\n")
+            self._orders.flush()
+            reply = self._replies.readline()
+        message: dict[str, Any] = json.loads(reply) if reply else {"failed": self._death()}
+        return message
 
     def _death(self) -> str:
         code = self._process.wait()
@@ -117,26 +130,20 @@ class Worker:
         last = f"; its last words: {lines[-1][:200]}" if lines else ""
         return f"its process ended with {code}{' (out of memory?)' if code == -9 else ''}{last}"
 
-    def _pin(self, order: Order) -> None:
-        """Give every engine the same cores; what runs beside the model's threads shares them."""
-        if hasattr(os, "sched_setaffinity") and order.device == "cpu":
-            allowed = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(self._process.pid, allowed[: order.threads])
-
 
 def measure(
-    orders: Sequence[tuple[Case, Order]],
+    orders: Sequence[Order],
     *,
     runs: int,
     tell: Callable[[str], None],
     settle_s: float = SETTLE_S,
 ) -> list[Row]:
     """Run every order `runs` times in turns, after one turn of each that does not count."""
-    rows = [Row(case=case) for case, _ in orders]
+    rows = [Row(case=order) for order in orders]
     with ExitStack() as stack:
         workers = []
-        for row, (case, order) in zip(rows, orders, strict=True):
-            tell(f"loading {case.label}")
+        for row, order in zip(rows, orders, strict=True):
+            tell(f"loading {order.label}")
             workers.append(stack.enter_context(Worker(order)))
             row.failed = workers[-1].failed
         for turn in range(runs + 1):
@@ -162,10 +169,9 @@ def environment(order: Order, inherited: Mapping[str, str]) -> dict[str, str]:
     """
     paths = [str(_PACKAGES), *filter(None, [inherited.get("PYTHONPATH")])]
     gpu = {}
-    if order.device != "cpu":
-        index = int(order.device.partition(":")[2] or 0)
+    if order.on_gpu:
         visible = list(filter(None, inherited.get(_GPUS, "").split(",")))
-        gpu = {_GPUS: visible[index] if visible else str(index)}
+        gpu = {_GPUS: visible[order.gpu_index] if visible else str(order.gpu_index)}
     kept = {name: value for name, value in inherited.items() if name != SPIN_COUNT}
     if order.engine == OURS:
         kept[SPIN_COUNT] = inherited.get(SPIN_COUNT, BRIEFLY)
@@ -211,6 +217,155 @@ def main() -> None:
             replies.flush()
 
         serve(sys.stdin, reply)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """A median, with the least and the most of what it was taken from."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread | None":
+        """Summarise values; None where there are none."""
+        if not values:
+            return None
+        return cls(median=statistics.median(values), min=min(values), max=max(values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What the table says of one row; the fields are keys of the JSON."""
+
+    label: str
+    failed: str | None
+    times_real_time: Spread | None
+    median_total_s: float | None
+    median_stages_s: dict[str, float]
+    ours_times_as_fast: dict[str, Spread]
+    """How many times as fast as this row each of our own rows is, by its type."""
+    peak_memory_mib: float | None
+    peak_gpu_mib: float | None
+    word_error_rate: float | None
+
+
+def summarise(
+    rows: Sequence[Row],
+    audio_s: float,
+    recordings: Sequence[Recording] = (),
+    *,
+    language: str = "en",
+) -> list[Summary]:
+    """Summarise every row."""
+    ours = [row for row in rows if row.case.engine == OURS]
+    summaries = []
+    for row in rows:
+        stages = row.runs[0]["stages"] if row.runs else ()
+        texts = row.runs[0].get("texts") if row.runs else None
+        error = None if texts is None else word_error_rate(texts, recordings, language=language)
+        compared = {} if row in ours else {each.case.dtype: ratios(each, row) for each in ours}
+        summaries.append(
+            Summary(
+                label=row.case.label,
+                failed=row.failed,
+                times_real_time=Spread.of([audio_s / total_s for total_s in row.totals_s]),
+                median_total_s=statistics.median(row.totals_s) if row.runs else None,
+                median_stages_s={
+                    name: statistics.median(run["stages"][name] for run in row.runs)
+                    for name in stages
+                },
+                ours_times_as_fast={name: spread for name, spread in compared.items() if spread},
+                peak_memory_mib=row.most("peak_memory_mib"),
+                peak_gpu_mib=row.most("peak_gpu_mib"),
+                word_error_rate=error,
+            )
+        )
+    return summaries
+
+
+def ratios(ours: Row, other: Row) -> Spread | None:
+    """How many times as fast ours is, over the rounds that both finished; None without any."""
+    pairs = zip(ours.totals_s, other.totals_s, strict=False)
+    return Spread.of([other_s / own_s for own_s, other_s in pairs])
+
+
+def word_error_rate(
+    texts: Sequence[str], recordings: Sequence[Recording], *, language: str = "en"
+) -> float | None:
+    """Compare with the references, both normalised; None where there are none, or no jiwer.
+
+    Recordings without a reference are left out, and so are those whose reference has no words.
+    """
+    normalise = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+    pairs = [
+        (normalise(recording.text).strip(), normalise(text).strip())
+        for text, recording in zip(texts, recordings, strict=True)
+        if recording.text is not None
+    ]
+    pairs = [(reference, text) for reference, text in pairs if reference]
+    if not pairs or find_spec("jiwer") is None:
+        return None
+    jiwer = importlib.import_module("jiwer")
+    return float(jiwer.wer([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
+
+
+def as_data(rows: Sequence[Row], summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """Return JSON values: summaries with every single run, the texts left out."""
+    return [
+        {
+            "engine": row.case.engine,
+            "dtype": row.case.dtype,
+            **asdict(summary),
+            "runs": [
+                {key: value for key, value in run.items() if key != "texts"} for run in row.runs
+            ],
+        }
+        for row, summary in zip(rows, summaries, strict=True)
+    ]
+
+
+def render(summaries: Sequence[Summary]) -> str:
+    """Draw one table; rows that failed are listed below it with their reasons."""
+    done = [summary for summary in summaries if summary.times_real_time is not None]
+    stages = dict.fromkeys(name for row in done for name in row.median_stages_s)
+    dtypes = dict.fromkeys(name for row in done for name in row.ours_times_as_fast)
+    columns = [
+        ["", *(row.label for row in done)],
+        ["x real time", *(_spread(row.times_real_time, ".1f") for row in done)],
+        *([f"{name.replace('_', ' ')} s",
+           *(_number(row.median_stages_s.get(name), ".2f") for row in done)] for name in stages),
+        ["total s", *(_number(row.median_total_s, ".2f") for row in done)],
+        *([f"{name} is x as fast",
+           *(_spread(row.ours_times_as_fast.get(name), ".2f") for row in done)] for name in dtypes),
+        ["peak MiB", *(_number(row.peak_memory_mib, ".0f") for row in done)],
+        ["peak GPU MiB", *(_number(row.peak_gpu_mib, ".0f") for row in done)],
+        ["WER %", *(_number(row.word_error_rate, ".2f", scale=100) for row in done)],
+    ]  # fmt: skip
+    lines = aligned([column for column in columns if any(column[1:])]) if done else []
+    failed = [f"{row.label}  failed: {row.failed}" for row in summaries if row.failed is not None]
+    return "\n".join([*lines, *failed])
+
+
+def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for first, *others in zip(*columns, strict=True):
+        padded = map(str.rjust, others, widths[1:])
+        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    return lines
+
+
+def _spread(spread: Spread | None, form: str) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.median:{form}} ({spread.min:{form}}..{spread.max:{form}})"
+
+
+def _number(value: float | None, form: str, *, scale: int = 1) -> str:
+    return "" if value is None else f"{scale * value:{form}}"
 
 
 if __name__ == "__main__":

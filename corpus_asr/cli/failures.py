@@ -1,7 +1,9 @@
-"""What every command does with failures: one message on stderr, and an exit code."""
+"""How commands and scripts begin and end: logging, one message on stderr, and an exit code."""
 
+import atexit
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +11,9 @@ from contextlib import contextmanager
 import typer
 
 from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, FetchError
-from corpus_asr.logs import event, speaks_json
-from corpus_asr.runtime.shutdown import RunStoppedError
+from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, event, speaks_json
+from corpus_asr.runtime.shutdown import RunStoppedError, ended_by_sigterm
+from corpus_asr.threads import spin_briefly
 
 EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 2
@@ -56,6 +59,45 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
         raise SystemExit(EXIT_STOPPED_BY_FAILURE) from None
 
 
+@contextmanager
+def as_process() -> Iterator[None]:
+    """Set up what a process of this program needs, and end it at once where it was interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # File names need not be UTF-8, nor need the terminal be: show the byte, never fail on it.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    spin_briefly()
+    try:
+        yield
+    except SystemExit as end:
+        if end.code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            raise
+        # An orderly end would wait for the threads that are in the middle of the network; what Ray
+        # and others have registered is done all the same.
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(end.code)
+
+
+@contextmanager
+def script(*, on_interrupt: str = "") -> Iterator[None]:
+    """Let a script of `pipelines/` log, stop and fail as the command does, exit codes included."""
+    with as_process(), readable_errors(on_interrupt=on_interrupt), ended_by_sigterm():
+        configure_logging()
+        yield
+
+
+def configure_logging(
+    log_format: LogFormat | None = None, log_level: LogLevel | None = None
+) -> None:
+    """Set up logging as asked for, else as the environment says."""
+    from corpus_asr.storage.stores.uri import without_secrets
+
+    usual = LogSettings.from_environment()
+    settings = LogSettings(format=log_format or usual.format, level=log_level or usual.level)
+    configure(settings, redact=without_secrets)
+
+
 def _debugging() -> bool:
     return os.environ.get("CORPUS_ASR_DEBUG", "") not in ("", "0")
 
@@ -75,7 +117,7 @@ def note(message: str) -> None:
 
 def say(message: str) -> None:
     """Tell people, or whatever reads log lines, what went wrong."""
-    from corpus_asr.config.base import hide_secrets
+    from corpus_asr.config.document import hide_secrets
 
     if speaks_json():
         event(_LOG, logging.ERROR, "failed", message=message)

@@ -1,35 +1,242 @@
-"""`corpus-asr plan`, `nightly`, `label` and `finetune`: jobs of a configuration.
+"""`corpus-asr init`, `plan`, `run`, `nightly`, `label` and `finetune`: jobs of a configuration.
 
 Imports nothing that `--help` would have to wait for.
 """
 
+import sys
+import tempfile
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.cli import completion
 from corpus_asr.cli.failures import EXIT_LOCKED, EXIT_SOME_FAILED, readable_errors, say
 from corpus_asr.cli.options import (
+    LARGER_OPTION,
     AsJson,
     Config,
     Local,
+    Model,
     Overrides,
     StealLock,
+    complete_training_override,
     config_file,
     note_model_of,
     overrides_of,
-    prepare_pipeline,
     print_result,
     progress_lines,
 )
-from corpus_asr.errors import LockedError
+from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
+from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.runtime.shutdown import ended_by_sigterm
 from corpus_asr.threads import one_thread_for_arrays
 
 if TYPE_CHECKING:
     from corpus_asr.config.load import Setting
+    from corpus_asr.config.run import RunConfig
+    from corpus_asr.pipelines.driver import RunSummary
     from corpus_asr.report.nightly import Night
     from corpus_asr.storage.run_state.plan import Plan
+
+
+class Job(StrEnum):
+    """What the file is for."""
+
+    transcribe = "transcribe"
+    classify = "classify"
+    pseudo_label = "pseudo-label"
+
+
+_DEFAULT_MODELS = {
+    Job.transcribe: PACKAGED_CHECKPOINT,
+    Job.classify: "small",  # it has to know several languages
+    Job.pseudo_label: "large-v3",  # labels are no better than their model
+}
+_PIPELINES = {
+    Job.transcribe: "transcribe_corpus",
+    Job.classify: "classify_audio",
+    Job.pseudo_label: "pseudo_label",
+}
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path(
+        "corpus-asr.yaml"
+    ),
+    pipeline: Annotated[Job, typer.Option(help="What is to be done.")] = Job.transcribe,
+    source: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Recordings: a file, folder or glob.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where the tables go.")
+    ] = None,
+    model: Model = None,
+    full: Annotated[bool, typer.Option("--full", help="Every key, not only the usual ones.")] = (
+        False
+    ),
+    ask: Annotated[bool, typer.Option("--ask", help="Ask for what no option says.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = (
+        False
+    ),
+) -> None:
+    """Write the YAML file of a job, with a comment on every key."""
+    with readable_errors():
+        if file.exists() and not force:
+            raise ConfigError(
+                f"writing {file}: found such a file, expected none; choose another name, or "
+                "replace it with --force"
+            )
+        if ask and not _is_terminal():
+            raise ConfigError(
+                "asking for settings: found no terminal to ask at; leave --ask out, and give "
+                "--source, --output and --model"
+            )
+        chosen = {
+            "source.uri": _answer(ask, "Recordings (file, folder or glob)", source, "recordings"),
+            "model.checkpoint": _answer(ask, "Model", model, _DEFAULT_MODELS[pipeline]),
+            "output.uri": _answer(ask, "Folder for the tables", output, "output"),
+        }
+        if pipeline is Job.pseudo_label:
+            chosen["dataset.uri"] = f"{chosen['output.uri'].rstrip('/')}-dataset"
+        _write(file, _PIPELINES[pipeline], chosen, full=full)
+        typer.echo(f"{file}: written")
+        if model is None and not ask:
+            typer.echo(_model_line(pipeline))
+        if source is None and not ask:
+            typer.echo("first set source.uri there to where your recordings are")
+        for command, words in _next(file, pipeline):
+            typer.echo(f"  {command:<{_WIDTH}}  {words}")
+
+
+_WIDTH = 46
+
+
+def _model_line(pipeline: Job) -> str:
+    """Say which model the file names where the user named none."""
+    if pipeline is Job.transcribe:
+        return default_model_notice(LARGER_OPTION)
+    return f"model: {_DEFAULT_MODELS[pipeline]}, fetched from the hub; --model names another one"
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _answer(ask: bool, question: str, given: str | None, default: str) -> str:
+    if given is None and ask:
+        return str(typer.prompt(question, default=default)).strip()
+    return given if given is not None else default
+
+
+def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> None:
+    from corpus_asr.config.load import load_config, written
+
+    text = (
+        "# Written by `corpus-asr init`. Keys that are comments show the default that they keep."
+        "\n# Relative paths start at the folder that you call from. Credentials do not belong here:"
+        "\n# the environment, a profile or the machine's role has them.\n\n"
+    ) + written(pipeline, chosen, full=full)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            draft = Path(folder) / file.name
+            draft.write_text(text, encoding="utf-8")
+            load_config(draft)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(draft), f"what {file} would be")) from error
+    except OSError as error:
+        raise ConfigError(
+            f"writing {file}: {error.strerror}, expected a place for a file; choose another"
+        ) from error
+
+
+def _next(file: Path, pipeline: Job) -> list[tuple[str, str]]:
+    steps = [
+        (f"corpus-asr plan {file} --check", "what would be done, and whether it can be"),
+        (f"corpus-asr run {file}", "do it; again, to continue"),
+        (f"corpus-asr run {file} --local", "likewise, in this process, without Ray"),
+    ]
+    if pipeline is Job.pseudo_label:
+        steps.append((f"corpus-asr label {file}", "select again, with other rules"))
+    return steps
+
+
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    local: Local = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do again what failed and may go well now.")
+    ] = False,
+    retry_all_failed: Annotated[
+        bool, typer.Option("--retry-all-failed", help="Do again all that failed, hopeless or not.")
+    ] = False,
+    new_run: Annotated[
+        bool,
+        typer.Option("--new-run", help="First move results of other settings to OUTPUT/_earlier."),
+    ] = False,
+    steal_lock: StealLock = False,
+) -> None:
+    """Transcribe or classify a corpus, or continue where an earlier run stopped."""
+    advice = "run the same command again to continue"
+    with readable_errors(on_interrupt=advice), ended_by_sigterm():
+        from corpus_asr.config.load import load_config
+        from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunOptions
+        from corpus_asr.pipelines import driver, pseudo_label
+
+        settings = load_config(config, overrides or ())
+        note_model_of(settings)
+        retry = Retry.retryable if retry_failed else Retry.none
+        options = RunOptions(
+            steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
+        )
+        pipeline = pseudo_label if settings.pipeline == PSEUDO_LABEL else driver
+        summary = pipeline.run(settings, local=local, progress=progress_lines(), options=options)
+        print_summary(settings, summary)
+
+
+def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
+    """Print what a run did, and exit with 1 if more recordings failed than the job allows."""
+    typer.echo(_summary_words(summary))
+    allowed = config.output.max_failed_fraction
+    if summary.failed_fraction > allowed:
+        say(
+            f"{summary.failed} of {summary.files} recordings failed "
+            f"({summary.failed_fraction:.1%}), more than output.max_failed_fraction allows "
+            f"({allowed:.1%}){_mostly(config)}; see corpus-asr report {summary.output_uri}"
+        )
+        raise SystemExit(EXIT_SOME_FAILED)
+
+
+def _mostly(config: "RunConfig") -> str:
+    from corpus_asr.failure_kinds import failure_kind
+    from corpus_asr.storage.run_state.run_files import read_snapshot
+    from corpus_asr.storage.run_state.tables import OutputStore
+
+    store = OutputStore.of(config.output)
+    snapshot = read_snapshot(store)
+    kinds = snapshot.failures if snapshot is not None else ()
+    most = max(kinds, key=lambda kind: kind.count, default=None)
+    if most is None:
+        return ""
+    example = f", such as {most.examples[0]}" if most.examples else ""
+    advice = failure_kind(most.kind, retryable=most.retryable).advice
+    return f"; {most.count} {most.kind}{example}: {advice}"
+
+
+def _summary_words(summary: "RunSummary") -> str:
+    from corpus_asr.report.text import duration
+
+    return (
+        f"{summary.output_uri}: {summary.files:,} recordings, {summary.done:,} done "
+        f"({summary.no_speech:,} without speech), {summary.failed:,} failed; "
+        f"{summary.segments:,} {summary.made} from {duration(summary.audio_s)} of audio\n"
+        f"this run: {summary.processed_files:,} recordings, "
+        f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
+        f"({summary.speed:.1f} hours of audio per hour)"
+    )
 
 
 def plan(
@@ -50,7 +257,7 @@ def plan(
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         _print_settings(list(settings_of(settings)))
-        store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
+        store = OutputStore.of(settings.output)
         # Weights are large; they matter here only where results of the same ones may lie.
         begun = bool(store.names(OUTCOMES_FOLDER))
         checkpoint = fetch_checkpoints(settings, hashed=begun)
@@ -58,9 +265,10 @@ def plan(
         try:
             _print_plan(drawn, store.uri)
             if check:
+                from corpus_asr.pipelines.driver import prepare
                 from corpus_asr.runtime.preflight import check_ready
 
-                prepare_pipeline(settings)
+                prepare(settings)
                 for line in check_ready(settings, store, drawn):
                     typer.echo(f"# {line}")
                 typer.echo("# ready")
@@ -143,7 +351,6 @@ def label(
     """Select training data from what a run has transcribed, and write it; transcribes nothing."""
     from corpus_asr.config.load import load_config
     from corpus_asr.config.run import PSEUDO_LABEL, PseudoLabelConfig
-    from corpus_asr.errors import ConfigError
 
     advice = "run the same command again to continue"
     with readable_errors(on_interrupt=advice), ended_by_sigterm():
@@ -164,7 +371,7 @@ def finetune(
     config: Annotated[str, config_file("such as configs/finetune.yaml")],
     overrides: Annotated[
         list[str] | None,
-        overrides_of("Override a key: training.steps=300.", completion.training_override),
+        overrides_of("Override a key: training.steps=300.", complete_training_override),
     ] = None,
 ) -> None:
     """Fine-tune a Whisper checkpoint on labelled audio, or resume a training that was stopped."""

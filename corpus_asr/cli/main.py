@@ -9,49 +9,16 @@ store refuses; 3 the work could not go on; 130 interrupted, 143 by SIGTERM. `COR
 shows the traceback of an error.
 """
 
-import atexit
-import json
-import os
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from corpus_asr.cli.failures import (
-    EXIT_INTERRUPTED,
-    EXIT_SOME_FAILED,
-    EXIT_TERMINATED,
-    readable_errors,
-    say,
-)
-from corpus_asr.cli.init import init
-from corpus_asr.cli.jobs import finetune, label, nightly, plan
-from corpus_asr.cli.options import (
-    AsJson,
-    Config,
-    EndpointUrl,
-    Local,
-    OutputUri,
-    Overrides,
-    StealLock,
-    note_model_of,
-    progress_lines,
-    run_pipeline,
-)
-from corpus_asr.cli.results import evaluate, export, report, show
+from corpus_asr.cli.failures import as_process, configure_logging, readable_errors
+from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
+from corpus_asr.cli.results import evaluate, export, report, show, status, view
 from corpus_asr.cli.transcribe import transcribe
-from corpus_asr.cli.view import view
-from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure
-from corpus_asr.runtime.shutdown import ended_by_sigterm
-from corpus_asr.threads import spin_briefly
-
-if TYPE_CHECKING:
-    from corpus_asr.config.run import RunConfig
-    from corpus_asr.runtime.progress import RunSummary
-
-WATCH_EVERY_S = 5.0
+from corpus_asr.logs import LogFormat, LogLevel
 
 app = typer.Typer(
     name="corpus-asr",
@@ -63,21 +30,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `corpus-asr` command."""
-    for stream in (sys.stdout, sys.stderr):
-        # File names need not be UTF-8, nor need the terminal be: show the byte, never fail on it.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    spin_briefly()
-    try:
+    with as_process():
         app()
-    except SystemExit as end:
-        if end.code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
-            raise
-        # An orderly end would wait for the threads that are in the middle of the network; what Ray
-        # and others have registered is done all the same.
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(end.code)
 
 
 @app.callback()
@@ -90,88 +44,14 @@ def logging_options(
     ] = None,
 ) -> None:
     """Set up logging; CORPUS_ASR_LOG_FORMAT and CORPUS_ASR_LOG_LEVEL say the same."""
-    from corpus_asr.storage.stores.uri import without_secrets
-
-    usual = LogSettings.from_environment()
-    settings = LogSettings(format=log_format or usual.format, level=log_level or usual.level)
-    configure(settings, redact=without_secrets)
+    configure_logging(log_format, log_level)
 
 
-@app.command()
-def run(
-    config: Config,
-    overrides: Overrides = None,
-    local: Local = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do again what failed and may go well now.")
-    ] = False,
-    retry_all_failed: Annotated[
-        bool, typer.Option("--retry-all-failed", help="Do again all that failed, hopeless or not.")
-    ] = False,
-    new_run: Annotated[
-        bool,
-        typer.Option("--new-run", help="First move results of other settings to OUTPUT/_earlier."),
-    ] = False,
-    steal_lock: StealLock = False,
-) -> None:
-    """Transcribe or classify a corpus, or continue where an earlier run stopped."""
-    from corpus_asr.config.load import load_config
-    from corpus_asr.config.run_options import Retry, RunOptions
-
-    advice = "run the same command again to continue"
-    with readable_errors(on_interrupt=advice), ended_by_sigterm():
-        settings = load_config(config, overrides or ())
-        note_model_of(settings)
-        retry = Retry.retryable if retry_failed else Retry.none
-        options = RunOptions(
-            steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
-        )
-        summary = run_pipeline(settings, local=local, progress=progress_lines(), options=options)
-        typer.echo(_summary_words(summary))
-        allowed = settings.output.max_failed_fraction
-        if summary.failed_fraction > allowed:
-            say(
-                f"{summary.failed} of {summary.files} recordings failed "
-                f"({summary.failed_fraction:.1%}), more than output.max_failed_fraction allows "
-                f"({allowed:.1%}){_mostly(settings)}; see corpus-asr report {summary.output_uri}"
-            )
-            raise typer.Exit(EXIT_SOME_FAILED)
-
-
-@app.command()
-def status(
-    output_uri: OutputUri,
-    endpoint_url: EndpointUrl = None,
-    as_json: AsJson = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every 5 s until the run has ended.")
-    ] = False,
-) -> None:
-    """Show whether a run lives, how far it is, where its time goes and what has failed."""
-    from corpus_asr.report.status import as_data, load_status, render
-    from corpus_asr.storage.run_state.tables import OutputStore
-
-    with readable_errors():
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
-        while True:
-            found = load_status(store)
-            typer.echo(json.dumps(as_data(found), ensure_ascii=False) if as_json else render(found))
-            if not watch or not found.alive:
-                return
-            time.sleep(WATCH_EVERY_S)
-
-
-app.command()(init)
-app.command()(plan)
-app.command()(transcribe)
-app.command()(report)
-app.command()(show)
-app.command()(export)
-app.command()(evaluate)
-app.command()(view)
-app.command()(nightly)
-app.command()(label)
-app.command()(finetune)
+for command in (
+    run, status, init, plan, transcribe, report, show, export, evaluate, view, nightly, label,
+    finetune,
+):  # fmt: skip
+    app.command()(command)
 
 
 @app.command()
@@ -229,35 +109,6 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 
     with readable_errors():
         run_benchmark(arguments or [])
-
-
-def _mostly(config: "RunConfig") -> str:
-    from corpus_asr.failure_kinds import failure_kind
-    from corpus_asr.storage.run_state.run_files import read_snapshot
-    from corpus_asr.storage.run_state.tables import OutputStore
-
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
-    snapshot = read_snapshot(store)
-    kinds = snapshot.failures if snapshot is not None else ()
-    most = max(kinds, key=lambda kind: kind.count, default=None)
-    if most is None:
-        return ""
-    example = f", such as {most.examples[0]}" if most.examples else ""
-    advice = failure_kind(most.kind, retryable=most.retryable).advice
-    return f"; {most.count} {most.kind}{example}: {advice}"
-
-
-def _summary_words(summary: "RunSummary") -> str:
-    from corpus_asr.report.text import duration
-
-    return (
-        f"{summary.output_uri}: {summary.files:,} recordings, {summary.done:,} done "
-        f"({summary.no_speech:,} without speech), {summary.failed:,} failed; "
-        f"{summary.segments:,} {summary.made} from {duration(summary.audio_s)} of audio\n"
-        f"this run: {summary.processed_files:,} recordings, "
-        f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
-        f"({summary.speed:.1f} hours of audio per hour)"
-    )
 
 
 if __name__ == "__main__":

@@ -1,21 +1,106 @@
-"""Options and output that several commands have, and the pipeline that a job asks for."""
+"""Options and output that several commands have, and what shells offer when Tab is pressed."""
 
 import json
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_args, get_origin
 
 import typer
 
-from corpus_asr.cli import completion
 from corpus_asr.cli.failures import note
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
-    from corpus_asr.runtime.checkpoints import Checkpoint
-    from corpus_asr.runtime.progress import RunSummary
+
+
+def complete_override(incomplete: str) -> list[str]:
+    """Complete `key=value` of a job."""
+    return _assignments(incomplete, _job())
+
+
+def complete_training_override(incomplete: str) -> list[str]:
+    """Complete `key=value` of a training."""
+    from corpus_asr.config.finetune import FinetuneConfig
+
+    return _assignments(incomplete, dict(_keys(FinetuneConfig, "")))
+
+
+def complete_decoding_override(incomplete: str) -> list[str]:
+    """Complete `key=value` of the decoding section."""
+    section = "decoding."
+    keys = {key[len(section) :]: kind for key, kind in _job().items() if key.startswith(section)}
+    return _assignments(incomplete, keys)
+
+
+def complete_checkpoint(incomplete: str) -> list[str]:
+    """Complete checkpoints of the package, short names, and well-known names of the hub."""
+    from corpus_asr.storage.model_files import KNOWN_NAMES, PACKAGED, SHORT_NAMES
+
+    return _beginning((*PACKAGED, *SHORT_NAMES, *KNOWN_NAMES), incomplete)
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Complete devices."""
+    return _beginning(("auto", "cpu", "cuda"), incomplete)
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Complete tasks."""
+    return _beginning(_values(_job()["decoding.task"]), incomplete)
+
+
+def complete_strategy(incomplete: str) -> list[str]:
+    """Complete strategies."""
+    return _beginning(_values(_job()["decoding.strategy"]), incomplete)
+
+
+def complete_language(incomplete: str) -> list[str]:
+    """Complete the codes of Whisper's languages."""
+    from corpus_asr.languages import LANGUAGES
+
+    return _beginning(LANGUAGES, incomplete)
+
+
+def _assignments(incomplete: str, keys: dict[str, Any]) -> list[str]:
+    found = [f"{key}=" for key in keys if f"{key}=".startswith(incomplete)]
+    if len(found) == 1 or "=" in incomplete:
+        key = (found[0] if found else incomplete).partition("=")[0]
+        # More than one word, so that no shell closes with a blank what is to go on; and bash, which
+        # takes `=` for the beginning of another word, shows the values now or never.
+        found = [f"{key}=", *(f"{key}={value}" for value in _values(keys.get(key)))]
+    return _beginning(found, incomplete)
+
+
+def _job() -> dict[str, Any]:
+    from corpus_asr.config.run import PseudoLabelConfig, RunConfig
+
+    # Of a key that both have, the general type says more: `pipeline`.
+    return dict(_keys(PseudoLabelConfig, "")) | dict(_keys(RunConfig, ""))
+
+
+def _keys(settings: Any, above: str) -> Iterator[tuple[str, Any]]:
+    from corpus_asr.config.decoding import section_of
+
+    for name, field in settings.model_fields.items():
+        section = section_of(field)
+        if section is None:
+            yield f"{above}{name}", field.annotation
+        else:
+            yield from _keys(section, f"{above}{name}.")
+
+
+def _values(kind: Any) -> list[str]:
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [word for part in get_args(kind) for word in _values(part)]
+
+
+def _beginning(words: Any, incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]
 
 
 def config_file(example: str) -> Any:
@@ -23,7 +108,7 @@ def config_file(example: str) -> Any:
     return typer.Argument(metavar="CONFIG", help=f"A YAML file, {example}.")
 
 
-def overrides_of(words: str, complete: Callable[[str], list[str]] = completion.override) -> Any:
+def overrides_of(words: str, complete: Callable[[str], list[str]] = complete_override) -> Any:
     """Return the option --set."""
     return typer.Option("--set", metavar="KEY=VALUE", help=words, autocompletion=complete)
 
@@ -68,26 +153,6 @@ def print_result(data: object, words: str, *, as_json: bool) -> None:
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else words)
 
 
-def run_pipeline(config: "RunConfig", **options: Any) -> "RunSummary":
-    """Run the pipeline of a configuration; see `run_over_corpus` for options and errors."""
-    from corpus_asr.pipelines import classify, pseudo_label, transcribe
-
-    run: Callable[..., RunSummary] = {
-        "transcribe_corpus": transcribe.run,
-        "classify_audio": classify.run,
-        "pseudo_label": pseudo_label.run,
-    }[config.pipeline]
-    return run(config, **options)
-
-
-def prepare_pipeline(config: "RunConfig") -> "Checkpoint":
-    """Fetch and check the checkpoints of a configuration."""
-    from corpus_asr.pipelines import classify, transcribe
-
-    prepare = classify.prepare if config.pipeline == "classify_audio" else transcribe.prepare
-    return prepare(config)
-
-
 LARGER_OPTION = "--model small or large-v3"
 Model = Annotated[
     str | None,
@@ -95,7 +160,7 @@ Model = Annotated[
         metavar="CHECKPOINT",
         help="A name such as base, small, medium, turbo or large-v3, OWNER/NAME of the hub, a "
         f"folder or an address; default to transcribe: {PACKAGED_CHECKPOINT}, of the package.",
-        autocompletion=completion.checkpoint,
+        autocompletion=complete_checkpoint,
     ),
 ]
 

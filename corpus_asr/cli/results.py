@@ -1,9 +1,11 @@
-"""`corpus-asr report`, `show`, `export` and `evaluate`: what a run has written.
+"""`corpus-asr status`, `report`, `show`, `export`, `evaluate` and `view`: what a run has written.
 
 Imports nothing that `--help` would have to wait for.
 """
 
+import ipaddress
 import json
+import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +22,39 @@ from corpus_asr.cli.options import (
     Uris,
     print_result,
 )
+from corpus_asr.errors import ConfigError
 
 if TYPE_CHECKING:
     from corpus_asr.export.write import ExportSummary
     from corpus_asr.report.accuracy.evaluation import Comparison
+    from corpus_asr.view.answers import Answers
+    from corpus_asr.view.server import ViewServer
 
+WATCH_EVERY_S = 5.0
+USUAL_PORT = 8765
 _PANEL = "Subtitles"
+
+
+def status(
+    output_uri: OutputUri,
+    endpoint_url: EndpointUrl = None,
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every 5 s until the run has ended.")
+    ] = False,
+) -> None:
+    """Show whether a run lives, how far it is, where its time goes and what has failed."""
+    from corpus_asr.report.status import as_data, load_status, render
+    from corpus_asr.storage.run_state.tables import OutputStore
+
+    with readable_errors():
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        while True:
+            found = load_status(store)
+            typer.echo(json.dumps(as_data(found), ensure_ascii=False) if as_json else render(found))
+            if not watch or not found.alive:
+                return
+            time.sleep(WATCH_EVERY_S)
 
 
 class FormatName(StrEnum):
@@ -237,7 +266,7 @@ def report(
     """Show what a run has done so far, what failed, and whether every file is accounted for."""
     from corpus_asr.report.html.page import write_page
     from corpus_asr.report.run import as_data, load_report, render
-    from corpus_asr.storage.run_state.start import REPORT_NAME
+    from corpus_asr.storage.run_state.run_files import REPORT_NAME
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
@@ -284,3 +313,100 @@ def show(
                     duration_s=found.duration_s,
                 )
             )
+
+
+def view(
+    output_uri: OutputUri,
+    port: Annotated[
+        int | None,
+        typer.Option(help=f"Where to listen; default: {USUAL_PORT}, or any if that is taken."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; other machines reach others than this.")
+    ] = "127.0.0.1",
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address, and open nothing.")
+    ] = False,
+    audio: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BEFORE=NOW",
+            help="Recordings whose addresses begin with BEFORE lie at NOW; may be repeated.",
+        ),
+    ] = None,
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint of the output, where it is not Amazon's.")
+    ] = None,
+    audio_endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint of the recordings; default: the run's.")
+    ] = None,
+) -> None:
+    """Search a run's transcripts in a browser, click a word and hear it."""
+    with readable_errors():
+        import asyncio
+        from contextlib import ExitStack, closing
+
+        from corpus_asr.runtime.shutdown import ended_by_sigterm
+        from corpus_asr.storage.run_state.tables import OutputStore
+        from corpus_asr.view.answers import Answers
+        from corpus_asr.view.catalogue import Library, Transcripts
+        from corpus_asr.view.sound import Sounds
+
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        with ExitStack() as opened, ended_by_sigterm():
+            library = opened.enter_context(closing(Library(store)))
+            sounds = Sounds(store, moved=_moved(audio or ()), endpoint_url=audio_endpoint_url)
+            opened.enter_context(closing(sounds))
+            answers = Answers(library, Transcripts(store), sounds)
+            server = opened.enter_context(closing(_server(answers, host=host, port=port)))
+            library.current()  # reading begins before anybody asks
+            _tell(server.url, host=host)
+            if not no_browser:
+                typer.launch(server.url)
+            try:
+                asyncio.run(server.serve())
+            except KeyboardInterrupt:
+                typer.echo("\nstopped")
+
+
+def _moved(pairs: "tuple[str, ...] | list[str]") -> list[tuple[str, str]]:
+    from corpus_asr.storage.stores.uri import normalise
+
+    found = []
+    for pair in pairs:
+        before, _, now = pair.partition("=")
+        if not before or not now:
+            raise ConfigError(
+                f"reading --audio {pair}: expected BEFORE=NOW, such as /mnt/corpus=/data/corpus"
+            )
+        slash = "/" if before.endswith("/") else ""
+        found.append((normalise(before).rstrip("/") + slash, normalise(now).rstrip("/") + slash))
+    return found
+
+
+def _server(answers: "Answers", *, host: str, port: int | None) -> "ViewServer":
+    from corpus_asr.view.server import ViewServer
+
+    for number in (USUAL_PORT, 0) if port is None else (port,):
+        try:
+            return ViewServer(answers, host=host, port=number)
+        except OSError as error:
+            reason = error
+    raise ConfigError(
+        f"listening at {host}, port {port or USUAL_PORT}: {reason}, expected a free port of this "
+        "machine; choose another --port or --host"
+    )
+
+
+def _tell(url: str, *, host: str) -> None:
+    typer.echo(f"{url}\nCtrl-C ends it")
+    try:
+        here_only = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here_only = host == "localhost"
+    if not here_only:
+        say(
+            f"warning: --host {host} lets other machines in: whoever has the address above can "
+            "read all transcripts and hear all recordings of this run, over a connection that is "
+            "not encrypted"
+        )

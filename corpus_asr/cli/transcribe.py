@@ -6,9 +6,17 @@ from typing import Annotated
 
 import typer
 
-from corpus_asr.cli import completion
 from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
-from corpus_asr.cli.options import Model, model_or_default, overrides_of
+from corpus_asr.cli.options import (
+    Model,
+    complete_decoding_override,
+    complete_device,
+    complete_language,
+    complete_strategy,
+    complete_task,
+    model_or_default,
+    overrides_of,
+)
 from corpus_asr.errors import ItemError
 from corpus_asr.report.text import Format, printer
 
@@ -30,27 +38,27 @@ def transcribe(
         str | None,
         typer.Option(
             help="Code or name, such as en or English; default: detect.",
-            autocompletion=completion.language,
+            autocompletion=complete_language,
         ),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="transcribe or translate.", autocompletion=completion.task),
+        typer.Option(help="transcribe or translate.", autocompletion=complete_task),
     ] = None,
     strategy: Annotated[
         str | None,
-        typer.Option(help="sequential or chunked.", autocompletion=completion.strategy),
+        typer.Option(help="sequential or chunked.", autocompletion=complete_strategy),
     ] = None,
     device: Annotated[
         str,
-        typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.device),
+        typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=complete_device),
     ] = "auto",
     dtype: Annotated[DtypeName, typer.Option(help="In which numbers it computes.")] = (
         DtypeName.auto
     ),
     overrides: Annotated[
         list[str] | None,
-        overrides_of("Any key of the decoding section.", completion.decoding_override),
+        overrides_of("Any key of the decoding section.", complete_decoding_override),
     ] = None,
     output_format: Annotated[
         Format, typer.Option("--format", help="txt: lines of text; jsonl: one object per file.")

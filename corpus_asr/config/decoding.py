@@ -1,127 +1,134 @@
-"""How text is searched for: the `decoding` section, and the options of `Transcriber.transcribe`."""
+"""What all settings share, and how text is searched for: the `decoding` section."""
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
-from corpus_asr.config.base import Settings
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import code_of
 
+Auto = Literal["auto"]
+ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+Texts = Annotated[tuple[str, ...], ONE_OR_MANY]
+"""Texts, of which one alone need not be in a list."""
+
+
+class Settings(BaseModel):
+    """Base of all settings; `load.py` turns its validation errors into `ConfigError`."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Take the text below each key as its description, without line breaks."""
+        super().__pydantic_init_subclass__(**options)
+        for field in cls.model_fields.values():
+            field.description = " ".join((field.description or "").split()) or None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads true and false as 1 and 0.
+        field = cls.model_fields[info.field_name or ""]
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in items) and not admits_bool(field.annotation):
+            raise AssertionError("found a boolean")  # told as a value of the wrong type
+        return value
+
+
+def admits_bool(annotation: Any) -> bool:
+    """Return whether a type admits true and false."""
+    return annotation is bool or any(admits_bool(part) for part in get_args(annotation))
+
+
+def section_of(field: FieldInfo) -> type[Settings] | None:
+    """Return the model of the keys below a key; None for a single value."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
+
+
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
-Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0.0)]
 
 
 class DecodingSettings(Settings):
     """Everything that changes the text for given features and weights."""
 
-    language: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        default="auto",
-        description="`auto`, a code or name such as `en` or `English`, or a list of such to choose "
-        "among.",
-    )
-    language_mode: Literal["recording", "part", "window"] = Field(
-        default="recording",
-        description="What has one language: the recording, each part of it, or each window (for "
-        "speakers who change between languages).",
-    )
-    task: Literal["transcribe", "translate"] = Field(
-        default="transcribe", description="`translate` writes English whatever is spoken."
-    )
-    target_language: str | None = Field(
-        default=None,
-        description="Code of the language that a multilingual Speech2Text checkpoint translates "
-        "into, such as `fr`.",
-    )
-    strategy: Literal["sequential", "chunked"] = Field(
-        default="sequential",
-        description="`sequential` moves window by window along the predicted timestamps; "
-        "`chunked` cuts speech-aligned windows and decodes them independently.",
-    )
-    clip_timestamps: tuple[Seconds, ...] = Field(
-        default=(),
-        description="Start, end, start, end ... in seconds of the recording: only these clips are "
-        "transcribed; without a last end, to the end. A list, or text such as `10,20`.",
-    )
-    window_s: float | None = Field(
-        default=None, ge=1, le=30,
-        description="Longest stretch that a `chunked` Whisper (best with padding_s, else each is "
-        "computed as 30 s), or Speech2Text, hears at once; null for 30, and 15 for Speech2Text.",
-    )  # fmt: skip
+    language: str | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
+    """`auto`, a code or name such as `en` or `English`, or a list of such to choose among."""
+    language_mode: Literal["recording", "part", "window"] = "recording"
+    """What has one language: the recording, each part of it, or each window (for speakers who
+    change between languages)."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """`translate` writes English whatever is spoken."""
+    target_language: str | None = None
+    """Code of the language that a multilingual Speech2Text checkpoint translates into, such as
+    `fr`."""
+    strategy: Literal["sequential", "chunked"] = "sequential"
+    """`sequential` moves window by window along the predicted timestamps; `chunked` cuts
+    speech-aligned windows and decodes them independently."""
+    clip_timestamps: tuple[Seconds, ...] = ()
+    """Start, end, start, end ... in seconds of the recording: only these clips are transcribed;
+    without a last end, to the end. A list, or text such as `10,20`."""
+    window_s: float | None = Field(default=None, ge=1, le=30)
+    """Longest stretch that a `chunked` Whisper (best with padding_s, else each is computed as 30
+    s), or Speech2Text, hears at once; null for 30, and 15 for Speech2Text."""
     temperature: tuple[Temperature, ...] = Field(
-        default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-        min_length=1,
-        description="Tried in order until a window passes the thresholds below; one number or a "
-        "ladder. 0 is greedy.",
+        default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1
     )
-    compression_ratio_threshold: float | None = Field(
-        default=2.4, gt=0, description="Above it a window counts as repetitive and is retried."
-    )
-    logprob_threshold: float | None = Field(
-        default=-1.0, le=0, description="Mean log-probability below which a window is retried."
-    )
-    no_speech_threshold: float | None = Field(
-        default=0.6, ge=0, le=1,
-        description="No-speech probability above which an improbable window is dropped as silence.",
-    )  # fmt: skip
-    num_beams: int = Field(
-        default=1, ge=1, le=64,
-        description="Hypotheses followed side by side at temperature 0; 1 is greedy.",
-    )  # fmt: skip
-    length_penalty: float = Field(
-        default=1.0, allow_inf_nan=False,
-        description="Beams are ranked by log-probability over length to this power.",
-    )  # fmt: skip
-    repetition_penalty: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False,
-        description="Above 1 makes tokens that were said already less likely.",
-    )  # fmt: skip
-    no_repeat_ngram_size: int = Field(
-        default=0, ge=0, description="No sequence of so many tokens occurs twice; 0 for no rule."
-    )
-    stop_loops: bool = Field(
-        default=True,
-        description="End a window early once it repeats itself for good; it is then retried.",
-    )
-    condition_on_prev_tokens: bool = Field(
-        default=False, description="Prompt each window with the text before it (sequential only)."
-    )
-    initial_prompt: str | None = Field(
-        default=None,
-        description="Text to be taken as said before each part (before each chunk, when chunked).",
-    )
-    hotwords: str | None = Field(
-        default=None,
-        description="Names and terms to expect, shown to the model before each window.",
-    )
-    prefix: str | None = Field(
-        default=None,
-        description="How the first window begins; what follows is transcribed.",
-    )
-    padding_s: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False,
-        description="Seconds of silence heard after the audio of a window that it does not fill; "
-        "null fills it up to 30 s, as the models were trained. Less is quicker for short clips, "
-        "and may change their text.",
-    )  # fmt: skip
-    word_timestamps: bool = Field(
-        default=False, description="Find start, end and probability of every word."
-    )
-    hallucination_silence_threshold: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False,
-        description="Silence of so many seconds is skipped around words that look invented; needs "
-        "word_timestamps.",
-    )  # fmt: skip
-    drop_nonspeech: bool = Field(
-        default=False, description="Drop segments that lie outside detected speech."
-    )
-    drop_known_hallucinations: bool = Field(
-        default=False,
-        description="Drop segments whose whole text is a sentence that models are known to write "
-        "where nobody speaks; the column `known_hallucination` marks them otherwise.",
-    )
+    """Tried in order until a window passes the thresholds below; one number or a ladder. 0 is
+    greedy."""
+    compression_ratio_threshold: float | None = Field(default=2.4, gt=0)
+    """Above it a window counts as repetitive and is retried."""
+    logprob_threshold: float | None = Field(default=-1.0, le=0)
+    """Mean log-probability below which a window is retried."""
+    no_speech_threshold: float | None = Field(default=0.6, ge=0, le=1)
+    """No-speech probability above which an improbable window is dropped as silence."""
+    num_beams: int = Field(default=1, ge=1, le=64)
+    """Hypotheses followed side by side at temperature 0; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Beams are ranked by log-probability over length to this power."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1 makes tokens that were said already less likely."""
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
+    """No sequence of so many tokens occurs twice; 0 for no rule."""
+    stop_loops: bool = True
+    """End a window early once it repeats itself for good; it is then retried."""
+    condition_on_prev_tokens: bool = False
+    """Prompt each window with the text before it (sequential only)."""
+    initial_prompt: str | None = None
+    """Text to be taken as said before each part (before each chunk, when chunked)."""
+    hotwords: str | None = None
+    """Names and terms to expect, shown to the model before each window."""
+    prefix: str | None = None
+    """How the first window begins; what follows is transcribed."""
+    padding_s: float | None = Field(default=None, ge=0)
+    """Seconds of silence heard after the audio of a window that it does not fill; null fills it up
+    to 30 s, as the models were trained. Less is quicker for short clips, and may change their
+    text."""
+    word_timestamps: bool = False
+    """Find start, end and probability of every word."""
+    hallucination_silence_threshold: float | None = Field(default=None, gt=0)
+    """Silence of so many seconds is skipped around words that look invented; needs
+    word_timestamps."""
+    drop_nonspeech: bool = False
+    """Drop segments that lie outside detected speech."""
+    drop_known_hallucinations: bool = False
+    """Drop segments whose whole text is a sentence that models are known to write where nobody
+    speaks; the column `known_hallucination` marks them otherwise."""
 
     @field_validator("language")
     @classmethod

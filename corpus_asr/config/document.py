@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from corpus_asr.config.base import hide_secrets
 from corpus_asr.errors import ConfigError
 
 KeyPath = tuple[str, ...]
@@ -339,3 +338,22 @@ def _variable(match: re.Match[str], key: KeyPath, problems: list[Problem]) -> st
         problems.append(Problem(key=key, message=message))
         return ""
     return value
+
+
+MASK = "***"
+
+# user:password@ (or token@) between a scheme and a host. The last @ before the first slash ends
+# it, because a password may hold an @ of its own; an @ in an object's key is left alone.
+_USER_INFO = re.compile(r"(?<=://)[^/\s?#]*@")
+
+# Signed links carry their credentials in the query: X-Amz-Signature, sig, AWSAccessKeyId, token...
+_QUERY_SECRET = re.compile(
+    r"(?P<name>[?&][^=&\s]*(?:sig|token|key|secret|credential|passw|auth|policy)[^=&\s]*=)[^&#\s]+",
+    re.IGNORECASE,
+)
+
+
+def hide_secrets(text: str) -> str:
+    """Mask user names, passwords and signatures in the addresses that `text` holds."""
+    without_user = _USER_INFO.sub(f"{MASK}@", text)
+    return _QUERY_SECRET.sub(rf"\g<name>{MASK}", without_user)

@@ -18,9 +18,15 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from corpus_asr.config.base import Settings, hide_secrets, section_of
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.document import Document, KeyPath, Problem, override_value, read_document
+from corpus_asr.config.decoding import DecodingSettings, Settings, section_of
+from corpus_asr.config.document import (
+    Document,
+    KeyPath,
+    Problem,
+    hide_secrets,
+    override_value,
+    read_document,
+)
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.run import CLASSIFY_AUDIO, PSEUDO_LABEL, PseudoLabelConfig, RunConfig
 from corpus_asr.errors import ConfigError
@@ -40,11 +46,7 @@ class Setting:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read and check a job, with overrides `a.b=c` whose values are YAML.
-
-    Raises:
-        ConfigError: the file cannot be read, or anything in it is unknown, missing or mistyped.
-    """
+    """Read and check a job, with overrides `a.b=c` whose values are YAML."""
     document = read_document(path, overrides)
     labels = document.values.get("pipeline") == PSEUDO_LABEL
     return _checked(document, PseudoLabelConfig if labels else RunConfig)
@@ -62,9 +64,8 @@ def _checked(document: Document, model: type[_Config]) -> _Config:
         for name, value in document.values.items()
     }
     config, problems = _validated(values, model)
-    problems = [*document.problems, *problems]
-    if problems or config is None:
-        raise document.error(problems)
+    if document.problems or config is None:
+        raise document.error([*document.problems, *problems])
     return config
 
 
@@ -76,22 +77,16 @@ def _is_section(model: type[Settings], name: str) -> bool:
 def _validated(
     values: Mapping[str, Any], model: type[_Config]
 ) -> tuple[_Config | None, list[Problem]]:
-    problems = list(booleans_in_the_wrong_place(values, model=model))
     try:
-        return model.model_validate(values), problems
+        return model.model_validate(values), []
     except ValidationError as error:
-        known = {problem.key for problem in problems}
-        others = problems_in(error, model=model, values=values)
-        return None, [*problems, *(other for other in others if other.key not in known)]
+        return None, problems_in(error, model=model, values=values)
 
 
 def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
     """Turn keyword options of a transcriber into settings.
 
     `language=None` is the way libraries ask for detection, so it is taken as `auto`.
-
-    Raises:
-        ConfigError: an option is unknown or its value is not admitted; all such are named.
     """
     values = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
@@ -99,7 +94,7 @@ def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
     if values.get("language", "") is None:
         values["language"] = "auto"
     settings, problems = _validated(values, DecodingSettings)
-    if problems or settings is None:
+    if settings is None:
         messages = "; ".join(
             f"{problem.dotted}: {problem.message}" if problem.key else problem.message
             for problem in problems
@@ -246,23 +241,6 @@ def problems_in(
     return list(problems.values())
 
 
-def booleans_in_the_wrong_place(
-    values: Mapping[str, Any], *, model: type[Settings], above: KeyPath = ()
-) -> Iterator[Problem]:
-    """Find true and false where a number is expected: pydantic would read them as 1 and 0."""
-    for name, value in values.items():
-        field = model.model_fields.get(name)
-        if field is None:
-            continue
-        key = (*above, name)
-        section = section_of(field)
-        if section is not None and isinstance(value, Mapping):
-            yield from booleans_in_the_wrong_place(value, model=section, above=key)
-        items = value if isinstance(value, list) else [value]
-        if any(isinstance(item, bool) for item in items) and not _admits_bool(field.annotation):
-            yield Problem(key=key, message=_mismatch(value, field, key))
-
-
 def unknown_key(model: type[Settings], key: KeyPath) -> str:
     """Name the known key nearest to an unknown one, or all that are known there."""
     level = _model_at(model, key[:-1])
@@ -359,10 +337,6 @@ def _value_at(values: Mapping[str, Any], key: KeyPath) -> Any:
     for name in key:
         value = value[name]
     return value
-
-
-def _admits_bool(annotation: Any) -> bool:
-    return annotation is bool or any(_admits_bool(part) for part in get_args(annotation))
 
 
 def _description(field: FieldInfo | None) -> str:

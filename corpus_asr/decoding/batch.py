@@ -11,8 +11,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.device import FinishedFlags, Recorder, StepGraphs, download, upload
-from corpus_asr.decoding.options import SlotOptions, Texts
+from corpus_asr.decoding.device import (
+    FinishedFlags,
+    Recorder,
+    StepGraphs,
+    download,
+    upload,
+    upload_stack,
+)
+from corpus_asr.decoding.options import SlotOptions, Texts, choose
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -23,10 +30,7 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
     check_numbers,
 )
-from corpus_asr.decoding.repetition import RepetitionDetector
-from corpus_asr.decoding.rules import SlotRules
-from corpus_asr.decoding.samplers import choose
-from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
+from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 
 
 class SlotBatch:
@@ -146,7 +150,6 @@ class SlotBatch:
         return self._length - 1
 
     def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
-        """Run prompts and choose first tokens."""
         lengths = [len(job.prompt) for job in jobs]
         room = self.model.max_target_positions
         scored = [row for row, job in enumerate(jobs) if job.score_token is not None]
@@ -194,7 +197,6 @@ class SlotBatch:
         )
 
     def _advance(self, count: int, *, sampled: bool, watched: bool) -> None:
-        """Advance the first `count` slots by one token."""
         logits = self.model.step(self._state, self._token[:count], self._position[:count])
         slots = range(count)
         self._options.before_rules(logits, slots)
@@ -210,14 +212,13 @@ class SlotBatch:
         sampled: bool,
         watched: bool,
     ) -> None:
-        """Choose the next tokens from logits the rules have been applied to."""
         self._options.after_rules(allowed, slots)
         length = self._length[index]
         if sampled:
             allowed = self._options.narrow(allowed, slots, self._temperature[index])
         self._options.keep(allowed, slots)
         # `max` and `log_softmax`, as `argmax` and `logsumexp` take three times as long on CPUs.
-        token = self._choose(allowed, index, length) if sampled else allowed.max(dim=1).indices
+        token = self._choose(allowed, index, length - 1) if sampled else allowed.max(dim=1).indices
         logprob = allowed.log_softmax(dim=1).gather(1, token.unsqueeze(1)).squeeze(1)
 
         going = ~self._ended[index]
@@ -241,14 +242,10 @@ class SlotBatch:
         self,
         allowed: Float[Tensor, "batch vocab"],
         index: Int[Tensor, " batch"],
-        length: Int[Tensor, " batch"],
+        positions: Int[Tensor, " batch"],
     ) -> Int[Tensor, " batch"]:
-        return choose(
-            allowed,
-            temperatures=self._temperature[index],
-            seeds=self._seed[index],
-            positions=length - 1,
-        )
+        temperatures, seeds = self._temperature[index], self._seed[index]
+        return choose(allowed, temperatures=temperatures, seeds=seeds, positions=positions)
 
     def _keep_scores(
         self,
@@ -258,7 +255,6 @@ class SlotBatch:
         positions: Int[Tensor, " scored"],
         tokens: Int[Tensor, " scored"],
     ) -> None:
-        """Keep the raw probability of the `score_token` of those jobs that have one."""
         probabilities = self.model.logits(hidden[rows, positions]).softmax(dim=1)  # (scored, vocab)
         scores = probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
         self._score.index_copy_(0, slots, scores)
@@ -311,3 +307,45 @@ def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> Alig
     logprobs: list[float] = told.masked_fill(chosen != said, -torch.inf).tolist()
     check_numbers(logprobs, model)
     return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))
+
+
+def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
+    """Encode the jobs' features; a job that brings its encoding is not encoded again."""
+    with torch.inference_mode():
+        rows: dict[int, Tensor] = {
+            row: job.encoded.to(model.device, model.dtype)
+            for row, job in enumerate(jobs)
+            if job.encoded is not None
+        }
+        missing = [row for row in range(len(jobs)) if row not in rows]
+        if missing:
+            features = [torch.from_numpy(jobs[row].features) for row in missing]
+            # In their own type, mostly half as wide, until they are there.
+            stacked = upload_stack(features, model.device).to(model.dtype)
+            encoded = model.encode(stacked, num_frames=frames_heard([jobs[row] for row in missing]))
+            if not rows:
+                return encoded
+            rows.update(zip(missing, encoded, strict=True))
+        shapes = sorted({tuple(row.shape) for row in rows.values()})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"filling {len(jobs)} windows with encodings: found shapes {shapes}, expected one "
+                "(pos, width) for all; encode each with this very model"
+            )
+        return torch.stack([rows[row] for row in range(len(jobs))])
+
+
+def frames_heard(jobs: Sequence[Job]) -> list[int] | None:
+    """The frames of each job's window that are heard; None where all are."""
+    whole = [job.features.shape[1] for job in jobs]
+    heard = [job.num_frames or frames for job, frames in zip(jobs, whole, strict=True)]
+    return None if heard == whole else heard
+
+
+def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
+    """The jobs' prompts as rows, padded on the right."""
+    lengths = [len(job.prompt) for job in jobs]
+    prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
+    for row, job in enumerate(jobs):
+        prompts[row, : lengths[row]] = torch.tensor(job.prompt)
+    return prompts

@@ -12,12 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.batch import frames_heard, pad_prompts
 from corpus_asr.decoding.device import FinishedFlags, download, upload
 from corpus_asr.decoding.options import SlotOptions, Texts, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
-from corpus_asr.decoding.repetition import repeats_itself
-from corpus_asr.decoding.rules import SlotRules
-from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
+from corpus_asr.decoding.rules import SlotRules, repeats_itself
 
 _UNTIL_FULL, _NEVER = 1, 2
 _EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}
@@ -158,11 +157,6 @@ class BeamBatch:
 
     def __init__(self, model: SlotModel, places: int, num_beams: int) -> None:
         """Allocate `places` times `num_beams` slots."""
-        if places < 1 or not 1 <= num_beams <= model.vocab_size // 2:
-            raise ValueError(
-                f"allocating beam search: found {places} places of {num_beams} beams, expected at "
-                f"least 1 place and 1 to {model.vocab_size // 2} beams"
-            )
         self.model = model
         self.places = places
         self.num_beams = num_beams
@@ -205,8 +199,6 @@ class BeamBatch:
 
         The jobs must have passed `check_job`.
         """
-        for job in jobs:
-            self._check(job)
         lengths = [len(job.prompt) for job in jobs]
         index, slots, prompts, length = upload(
             self.model.device, list(places), self._slots(places), pad_prompts(jobs), lengths
@@ -233,10 +225,8 @@ class BeamBatch:
         """Advance the beams of the first `active` places by one token.
 
         Places that ended since the last `collect` go round on their last position; what they say
-        is dropped.
+        is dropped. Beams are never sampled: `Search` refuses that.
         """
-        if sampled:
-            raise ValueError("advancing beams: they are not sampled; use temperature 0")
         tokens = self._token[:active].flatten()
         # Finished places stay inside the cache.
         positions = (self._running.length[:active] - 1).flatten()
@@ -290,14 +280,6 @@ class BeamBatch:
         self._scores[target] = self._scores[source]
         self._counts[target] = self._counts[source]
 
-    def _check(self, job: WindowJob) -> None:
-        search = job.search
-        if search.num_beams != self.num_beams or search.temperature > 0:
-            raise ValueError(
-                f"admitting a job of {search.num_beams} beams at temperature {search.temperature}: "
-                f"expected {self.num_beams} beams at temperature 0; correct its search"
-            )
-
     def _admit(self, place: int, job: WindowJob) -> None:
         self._jobs[place] = job
         self._counts[place] = 0
@@ -305,14 +287,12 @@ class BeamBatch:
         self._options.admit(slots, [job.search] * len(slots))
 
     def _slots(self, places: Sequence[int]) -> list[int]:
-        """The model's slots of some places."""
         beams = self.num_beams
         return [place * beams + beam for place in places for beam in range(beams)]
 
     def _begin(
         self, index: Tensor, prompts: Int[Tensor, "place token"], jobs: Sequence[WindowJob]
     ) -> None:
-        """Start the places of `index` anew."""
         room = self.model.max_target_positions
         searches = [job.search for job in jobs]
         values = upload(
@@ -401,7 +381,6 @@ class BeamBatch:
         token: Int[Tensor, "place beam"],
         source: Int[Tensor, "place beam"],
     ) -> None:
-        """Make caches and rules follow the running beams."""
         beams = self.num_beams
         slot = (index.unsqueeze(1) * beams + torch.arange(beams, device=index.device)).flatten()
         sources = (index.unsqueeze(1) * beams + source).flatten()
@@ -425,7 +404,6 @@ class BeamBatch:
         return full | ~self._can_improve[index]
 
     def _divisor(self, index: Tensor, count: Int[Tensor, " place"]) -> Float[Tensor, "place 1"]:
-        """Length to the power of the length penalty."""
         return (count.double() ** self._length_penalty[index]).float().unsqueeze(1)
 
     def _stop_early(
@@ -459,7 +437,6 @@ class BeamBatch:
         jobs: Sequence[WindowJob],
         hidden: Float[Tensor, "batch token width"],
     ) -> None:
-        """Read the raw probability of each job's `score_token`."""
         for place in places:
             self._scores[place] = None
         wanted = [row for row, job in enumerate(jobs) if job.score_token is not None]

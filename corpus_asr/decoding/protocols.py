@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corpus_asr.errors import EngineError
-from corpus_asr.units import FRAMES_PER_SECOND
 
 
 class SlotModel(Protocol):
@@ -37,6 +36,18 @@ class SlotModel(Protocol):
     @property
     def max_target_positions(self) -> int:
         """Longest token sequence a slot can hold."""
+
+    @property
+    def window_shape(self) -> tuple[int, int]:
+        """Positions and width of an encoded window."""
+
+    @property
+    def frame_step(self) -> int:
+        """Windows are heard up to any multiple of so many frames: 1 for all lengths."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """False for a decoder that reads what its main model has encoded."""
 
     def new_state(self, slots: int, *, beams: int = 1) -> Any:
         """Allocate caches for `slots` sequences, of which each `beams` adjacent share a window.
@@ -198,11 +209,7 @@ class Search:
     """Keep the raw logits of every step likewise."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be searched for.
-
-        Raises:
-            ValueError: a number out of its range, or options that exclude each other.
-        """
+        """Refuse numbers out of their range, and options that exclude each other."""
         for name, holds, expected in (
             ("temperature", 0 <= self.temperature < math.inf, "a number of 0 or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
@@ -232,13 +239,24 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WindowJob:
-    """One window to decode."""
+class _HeardWindow:
+    """The window that a job is about."""
 
     features: Float[np.ndarray, "mel frame"]
     """A whole window, padded; any float type."""
     window: tuple[int, ...]
     """Names the window among its task's jobs; a job like the one before reuses its encoding."""
+    num_frames: int | None = None
+    """Frames of the window that are heard, a multiple of `SlotModel.frame_step`; None for all."""
+    encoded: Float[Tensor, "pos width"] | None = None
+    """The encoder's output, where the caller has it already; `features` are then read only by an
+    assistant that listens for itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowJob(_HeardWindow):
+    """One window to decode."""
+
     prompt: tuple[int, ...]
     rules: TokenRules
     max_new_tokens: int
@@ -248,30 +266,18 @@ class WindowJob:
     score_token: int | None = None
     """A token (no-speech) whose raw probability is wanted, as said after `score_position`."""
     score_position: int = 0
-    num_frames: int | None = None
-    """Frames of the window that are heard, a multiple of 100 or of the model's own step
-    (`TellsFrameStep`); None for the whole window."""
-    encoded: Float[Tensor, "pos width"] | None = None
-    """The encoder's output, where the caller has it already; `features` are then read only by an
-    assistant that listens for itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AlignJob:
+class AlignJob(_HeardWindow):
     """Ask how the tokens of a window lie in time: cross-attention while they are read."""
 
-    features: Float[np.ndarray, "mel frame"]
-    window: tuple[int, ...]
-    """As in `WindowJob`; the same name as the job before spares encoding it again."""
     tokens: tuple[int, ...]
     """Prompt and text."""
     heads: tuple[tuple[int, int], ...]
     """(decoder layer, head) pairs."""
     choices: int | None = None
     """Log-probabilities are among the ids below this, the text; None for the whole vocabulary."""
-    num_frames: int | None = None
-    """As in `WindowJob`."""
-    encoded: Float[Tensor, "pos width"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,15 +357,6 @@ class TellsSize(Protocol):
 
 
 @runtime_checkable
-class TellsFrameStep(Protocol):
-    """A model that hears windows of finer lengths than whole seconds."""
-
-    @property
-    def frame_step(self) -> int:
-        """Windows are heard up to any multiple of so many frames: 1 for all lengths."""
-
-
-@runtime_checkable
 class FitsWindows(Protocol):
     """A model that can be had for windows of several lengths; shorter ones take less memory."""
 
@@ -370,34 +367,19 @@ class FitsWindows(Protocol):
         """Return the same model, sharing all weights, for windows of so many frames at most."""
 
 
-@runtime_checkable
-class ReadsWindows(Protocol):
-    """A model that can tell what encoded windows it reads."""
-
-    @property
-    def window_shape(self) -> tuple[int, int]:
-        """Positions and width of an encoded window."""
-
-
-@runtime_checkable
-class MayListen(Protocol):
-    """A model that can tell whether it encodes windows itself."""
-
-    @property
-    def has_encoder(self) -> bool:
-        """False for a decoder that reads what its main model has encoded."""
-
-
 def check_job(job: Job, model: SlotModel) -> None:
-    """Make sure that a job's tokens fit the model.
-
-    Raises:
-        ValueError: too many tokens, none, or some that the vocabulary lacks; no heads to align by;
-            too many beams, an assistant that does not fit, an encoding of another model, or a
-            part of the window that cannot be heard alone.
-    """
-    _check_encoded(job, model)
-    _check_heard(job, model)
+    """Raise ValueError for a job that the model cannot do."""
+    if job.encoded is not None and tuple(job.encoded.shape) != model.window_shape:
+        raise ValueError(
+            f"decoding an encoded window: found shape {tuple(job.encoded.shape)}, expected "
+            f"{model.window_shape} (positions, width); encode it with this very model"
+        )
+    heard, whole, step = job.num_frames, job.features.shape[1], model.frame_step
+    if heard is not None and (not 0 < heard <= whole or heard % step):
+        raise ValueError(
+            f"hearing {heard} frames of a window: expected a multiple of "
+            f"{step}, at most {whole}; correct num_frames"
+        )
     if isinstance(job, WindowJob):
         _check_window(job, model)
     else:
@@ -448,26 +430,6 @@ def _check_align(job: AlignJob, model: SlotModel) -> None:
     _check_ids(job.tokens, model, what="text to align")
 
 
-def _check_encoded(job: Job, model: SlotModel) -> None:
-    if job.encoded is None or not isinstance(model, ReadsWindows):
-        return
-    if tuple(job.encoded.shape) != model.window_shape:
-        raise ValueError(
-            f"decoding an encoded window: found shape {tuple(job.encoded.shape)}, expected "
-            f"{model.window_shape} (positions, width); encode it with this very model"
-        )
-
-
-def _check_heard(job: Job, model: SlotModel) -> None:
-    whole = job.features.shape[1]
-    step = model.frame_step if isinstance(model, TellsFrameStep) else FRAMES_PER_SECOND
-    if job.num_frames is not None and (not 0 < job.num_frames <= whole or job.num_frames % step):
-        raise ValueError(
-            f"hearing {job.num_frames} frames of a window: expected a multiple of "
-            f"{step}, at most {whole}; correct num_frames"
-        )
-
-
 def _check_ids(tokens: Sequence[int], model: SlotModel, *, what: str) -> None:
     low, high = min(tokens), max(tokens)
     if low < 0 or high >= model.vocab_size:
@@ -475,11 +437,6 @@ def _check_ids(tokens: Sequence[int], model: SlotModel, *, what: str) -> None:
             f"reading a {what}: found token {low if low < 0 else high}, expected 0 to "
             f"{model.vocab_size - 1}; use the tokenizer of this checkpoint"
         )
-
-
-def listens(assistant: SlotModel) -> bool:
-    """Tell whether an assistant encodes windows itself, as those do that do not say otherwise."""
-    return not isinstance(assistant, MayListen) or assistant.has_encoder
 
 
 def check_assistant(model: SlotModel, assistant: SlotModel) -> None:
@@ -499,9 +456,7 @@ def check_assistant(model: SlotModel, assistant: SlotModel) -> None:
             f"drafting with an assistant on {assistant.device} for a model on {model.device}: "
             "expected one device; move the assistant"
         )
-    if listens(assistant) or not isinstance(assistant, ReadsWindows):
-        return
-    if isinstance(model, ReadsWindows) and model.window_shape != assistant.window_shape:
+    if not assistant.has_encoder and model.window_shape != assistant.window_shape:
         raise ValueError(
             f"drafting with a decoder that reads windows of {assistant.window_shape} (positions, "
             f"width) for a model that encodes {model.window_shape}: expected the same; use an "

@@ -7,32 +7,317 @@ search has a queue of its own.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from corpus_asr.activity import Activity
-from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import Recorder, default_recorder
-from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob, check_job
-from corpus_asr.decoding.search_queue import (
-    Done,
-    Gather,
-    Running,
-    SearchBatch,
-    SearchQueue,
-    Steps,
-    Task,
-    start,
+from corpus_asr.decoding.protocols import (
+    Job,
+    Result,
+    Search,
+    SlotModel,
+    WindowJob,
+    WindowResult,
+    check_job,
 )
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError
 
-__all__ = ["Done", "Gather", "SlotScheduler", "Steps", "Task", "check_every_on", "encode_batch_on"]
-
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Steps = Generator["Job | Gather[Any]", Any, T]
+"""Yields jobs, is sent the result of each, and returns something in the end."""
+Task = Steps[Any]
+Done = Callable[[Any, Exception | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Gather(Generic[T]):
+    """Tasks to run side by side; the task that yields it is sent what they return, in order.
+
+    The first task continues in the slot of the one that yields, and tasks that are gathered name
+    windows alike, so that a window of both is encoded once. The first error of a task ends the one
+    that yields with it.
+    """
+
+    tasks: Iterable[Steps[T]]
+
+
+@dataclass(slots=True)
+class Running:
+    """A task, the job it waits for, and what follows its end."""
+
+    task: Task
+    ended: "Ended"
+    """Told what the task returned or raised; returns what can run because of that."""
+    job: Job
+    filled: bool = False
+    """Whether the place it sits in already holds the job's window."""
+    encoded: Tensor | None = None
+    """The job's window, once encoded: ahead of need, or for a search the task asks for later."""
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the encoder has nothing to do for the job."""
+        return self.encoded is not None or self.job.encoded is not None
+
+    def resume(self, result: Result, model: SlotModel) -> "list[Running]":
+        """Send a result; returns what runs next, of which the first may take this one's place."""
+        following = start(self.task, self.ended, model, result)
+        if following and _window_of(following[0]) == _window_of(self):
+            following[0].filled, following[0].encoded = self.filled, self.encoded
+        return following
+
+    def forget(self) -> None:
+        """Have the job's window encoded and filled anew."""
+        self.filled, self.encoded = False, None
+
+    def fail(self, error: Exception) -> None:
+        """End the task with `error`."""
+        self.task.close()
+        self.ended(None, error)
+
+
+Ended = Callable[[Any, Exception | None], list[Running]]
+
+
+def _window_of(running: Running) -> tuple[object, ...]:
+    return running.job.window, running.job.num_frames
+
+
+def start(task: Task, ended: Ended, model: SlotModel, answer: Any = None) -> list[Running]:
+    """Send something to a task; returns what runs next: it, those it gathers, or what waited."""
+    try:
+        request = task.send(answer)
+        if isinstance(request, Gather):
+            tasks = list(request.tasks)
+        else:
+            check_job(request, model)
+    except StopIteration as stop:
+        return ended(stop.value, None)
+    except Exception as error:  # a task's failure is its owner's to handle
+        task.close()
+        return ended(None, error)
+    if isinstance(request, Gather):
+        return _Gathering(task, ended, model).start(tasks)
+    return [Running(task, ended, request)]
+
+
+class _Gathering:
+    """A task that waits until those it gathers have ended."""
+
+    def __init__(self, task: Task, ended: Ended, model: SlotModel) -> None:
+        self._task, self._ended, self._model = task, ended, model
+        self._results: list[Any] = []
+        self._remaining = 0
+        self._failed = False
+
+    def start(self, tasks: Sequence[Task]) -> list[Running]:
+        if not tasks:
+            return start(self._task, self._ended, self._model, [])
+        self._results = [None] * len(tasks)
+        self._remaining = len(tasks)
+        running: list[Running] = []
+        for index, task in enumerate(tasks):
+            if self._failed:
+                task.close()
+            else:
+                running += start(task, partial(self._collect, index), self._model)
+        return running
+
+    def _collect(self, index: int, result: Any, error: Exception | None) -> list[Running]:
+        if self._failed:
+            return []
+        if error is not None:
+            self._failed = True
+            self._task.close()
+            return self._ended(None, error)
+        self._results[index] = result
+        self._remaining -= 1
+        if self._remaining:
+            return []
+        return start(self._task, self._ended, self._model, self._results)
+
+
+class SearchQueue:
+    """Keeps the places of one batch full.
+
+    Windows are encoded in batches of `encode_batch`: with those that are needed now go some of
+    jobs that still wait, on the same stream, as the encoder alone keeps a device busy. A job whose
+    window is encoded goes before one whose window is not, so that these too come to be encoded
+    together.
+
+    Whatever leaves a method for want of memory, every task is in exactly one place or queue, and
+    has not been sent the result of its present job: `empty` then gives all that are to be started
+    anew.
+    """
+
+    def __init__(self, batch: SlotBatch | BeamBatch, scheduler: "SlotScheduler") -> None:
+        self._batch = batch
+        self._scheduler = scheduler
+        self._encode_batch = scheduler.encode_batch
+        self._statistics = scheduler.statistics
+        self._waiting: deque[Running] = deque()
+        self._encoded: deque[Running] = deque()  # these wait too, and need no encoder
+        self._active: dict[int, Running] = {}  # by place
+
+    @property
+    def pending(self) -> int:
+        """Tasks whose present job is here."""
+        return len(self._active) + self._num_waiting
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._waiting) + len(self._encoded)
+
+    def add(self, running: Running, *, first: bool = False) -> None:
+        """Queue a task; `first` lets one that is under way already overtake the others."""
+        waiting = self._encoded if running.is_encoded else self._waiting
+        if first:
+            waiting.appendleft(running)
+        else:
+            waiting.append(running)
+
+    def advance(self, steps: int) -> None:
+        """Refill free places, decode for so many steps and deal with what ended."""
+        self._refill()
+        if not self._active:
+            return
+        active = len(self._active)
+        sampled = any(_is_sampled(running.job) for running in self._active.values())
+        with self._statistics.timing("step_s"):
+            for left in range(steps, 0, -1):
+                if left == 1:
+                    self._batch.look()
+                self._batch.step(active, sampled=sampled)
+        self._statistics.count_steps(
+            steps, active=active, places=self._batch.places, pending=self.pending
+        )
+        self._finish()
+
+    def empty(self) -> list[Running]:
+        """Give up every task; those under way come first."""
+        found = [*self._active.values(), *self._encoded, *self._waiting]
+        for tasks in (self._active, self._encoded, self._waiting):
+            tasks.clear()
+        return found
+
+    def _refill(self) -> None:
+        while self._num_waiting and len(self._active) < self._batch.places:
+            first = len(self._active)
+            places = range(first, min(self._batch.places, first + self._num_waiting))
+            for place in places:
+                self._active[place] = self._next()
+            self._admit(places)
+            self._finish()  # a job may end with its first token
+
+    def _next(self) -> Running:
+        return (self._encoded or self._waiting).popleft()
+
+    def _admit(self, places: Sequence[int]) -> None:
+        """Start the jobs in `places`, with their windows where they do not hold them yet."""
+        starting = [self._active[place] for place in places]
+        self._encode([one for one in starting if not one.filled and not one.is_encoded])
+        empty = [place for place in places if not self._active[place].filled]
+        with self._statistics.timing("fill_s"):
+            for first in range(0, len(empty), self._encode_batch):
+                some = empty[first : first + self._encode_batch]
+                jobs: list[Any] = [_with_encoding(self._active[place]) for place in some]
+                self._batch.fill(some, jobs, encode_windows(self._batch.model, jobs))
+        with self._statistics.timing("prefill_s"):
+            started: list[Any] = [running.job for running in starting]
+            self._batch.admit(places, started)
+        for running in starting:
+            running.filled = True
+
+    def _encode(self, needed: Sequence[Running]) -> None:
+        """Encode the windows of these jobs, and to fill the last batch those of some that wait."""
+        for first in range(0, len(needed), self._encode_batch):
+            some = list(needed[first : first + self._encode_batch])
+            while len(some) < self._encode_batch and self._waiting:
+                some.append(self._waiting.popleft())
+                self._encoded.append(some[-1])
+            with self._statistics.timing("encode_s"):
+                encoded = encode_windows(self._batch.model, [running.job for running in some])
+                for running, row in zip(some, encoded, strict=True):
+                    # A copy, so that the row does not keep its whole batch in memory.
+                    running.encoded = row.clone()
+            self._statistics.windows += len(some)
+            self._statistics.encoder_batches += 1
+
+    def _finish(self) -> None:
+        """Send results to their tasks; a task that asks for the same window again stays put."""
+        while ended := self._ended():
+            with self._statistics.timing("wait_s"):
+                results = self._batch.collect(ended)
+            starting: list[int] = []
+            free: list[int] = []
+            for place, result in zip(ended, results, strict=True):
+                if isinstance(result, WindowResult):
+                    self._statistics.tokens += len(result.tokens)
+                (starting if self._stays(place, result) else free).append(place)
+            starting += self._refill_freed(free)
+            self._close_gaps(starting)
+            if starting:
+                self._admit(starting)
+
+    def _ended(self) -> list[int]:
+        with self._statistics.timing("wait_s"):
+            return self._batch.ended(len(self._active))
+
+    def _stays(self, place: int, result: Result) -> bool:
+        """Send a task its result; tells whether its next job is for the window in its place."""
+        following = self._active[place].resume(result, self._batch.model)
+        if following:
+            # Wherever memory runs out from here on, all of these are in a place or a queue.
+            running = self._active[place] = following[0]
+            self._scheduler.queue(following[1:])
+            other = self._scheduler.queue_of(running.job)
+            if other is self and running.filled:
+                return True
+            running.filled = False
+            other.add(running, first=True)
+        del self._active[place]
+        return False
+
+    def _refill_freed(self, free: Iterable[int]) -> list[int]:
+        """Give freed places, the first ones first, to waiting jobs; returns those."""
+        refilled = sorted(free)[: self._num_waiting]
+        for place in refilled:
+            self._active[place] = self._next()
+        self._statistics.refills += len(refilled)
+        return refilled
+
+    def _close_gaps(self, starting: list[int]) -> None:
+        """Move the last jobs into places left free; places that are to be started move along."""
+        count = len(self._active)
+        gaps = [place for place in range(count) if place not in self._active]
+        beyond = [place for place in self._active if place >= count]
+        for source, target in zip(sorted(beyond), gaps, strict=True):
+            self._batch.move(source, target)
+            self._active[target] = self._active.pop(source)
+            if source in starting:
+                starting[starting.index(source)] = target
+
+
+def _with_encoding(running: Running) -> Job:
+    if running.encoded is None or running.job.encoded is not None:
+        return running.job
+    return replace(running.job, encoded=running.encoded)
+
+
+def _is_sampled(job: Job) -> bool:
+    return isinstance(job, WindowJob) and job.search.temperature > 0
+
 
 _Kind = tuple[str, int, int]
 _PLAIN: _Kind = ("plain", 1, 0)
@@ -74,26 +359,21 @@ class SlotScheduler:
         encode_batch: int = 8,
         check_every: int = 1,
         recorder: Recorder | None = None,
-        search: Search | None = None,
+        num_beams: int = 1,
     ) -> None:
-        """Allocate the slots of one queue.
+        """Allocate `slots` for the queue of searches with `num_beams`.
 
-        Args:
-            model: encoder and decoder.
-            slots: windows decoded side by side.
-            encode_batch: windows encoded at once, which bounds the encoder's memory.
-            check_every: steps between looks for finished slots; above 1 on devices where looking
-                means waiting.
-            recorder: how steps are recorded and replayed; None for CUDA graphs on a GPU, and no
-                recording elsewhere.
-            search: a search of the queue that is there from the start; None for the plain queue.
+        `encode_batch` bounds the encoder's memory. `check_every` steps lie between looks for
+        finished slots: above 1 on devices where looking means waiting. Without a `recorder` steps
+        are recorded on GPUs alone, as CUDA graphs.
         """
         self._model = model
         self._slots = slots
-        self._encode_batch = encode_batch
+        self.encode_batch = encode_batch
+        """Windows encoded at once."""
         self._check_every = check_every
         self._recorder = recorder
-        self._search = search or Search()
+        self._search = Search(num_beams=num_beams)
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
         self._stranded: deque[Running] = deque()  # tasks whose queue is to be made anew
@@ -116,7 +396,7 @@ class SlotScheduler:
             done(result, error)
             return []
 
-        self._queue(start(task, ended, self._check))
+        self.queue(start(task, ended, self._model))
 
     def advance(self) -> None:
         """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
@@ -133,16 +413,17 @@ class SlotScheduler:
         for queue in tuple(self._queues.values()):
             queue.advance(self._check_every)
 
-    def _queue(self, tasks: Iterable[Running]) -> None:
+    def queue(self, tasks: Iterable[Running]) -> None:
+        """Add tasks, such as others gather, to the queues of their searches."""
         self._stranded.extend(tasks)
         self._settle()
 
     def _settle(self) -> None:
         """Make the queues anew that were given up, and give them their tasks back."""
-        self._search_queue(_kind(self._search), self._search)
+        self._search_queue(self._search)
         while self._stranded:
             running = self._stranded[0]
-            self._queue_of(running.job).add(running)
+            self.queue_of(running.job).add(running)
             self._stranded.popleft()
 
     def _halve_while_needed(self, action: Callable[[], None]) -> None:
@@ -151,15 +432,11 @@ class SlotScheduler:
             self._halve(problem)
 
     def _memory_problem(self, action: Callable[[], None]) -> str | None:
-        """Do something; tells what happened where memory does not suffice for it.
-
-        Raises:
-            torch.OutOfMemoryError: it does not suffice for one slot and one window either.
-        """
+        # Raised where memory does not suffice for one slot and one window either.
         try:
             action()
         except torch.OutOfMemoryError as error:
-            if self._slots == 1 and self._encode_batch == 1:
+            if self._slots == 1 and self.encode_batch == 1:
                 raise
             return str(error)
         return None
@@ -173,7 +450,7 @@ class SlotScheduler:
         if self._slots > 1:
             self._slots //= 2
         else:
-            self._encode_batch //= 2
+            self.encode_batch //= 2
         self.statistics.slots = self._slots
         self.statistics.halvings += 1
         if self._model.device.type == "cuda":
@@ -183,30 +460,24 @@ class SlotScheduler:
             self._model.device,
             problem,
             self._slots,
-            self._encode_batch,
+            self.encode_batch,
         )
 
     def _strand(self) -> None:
         for queue in self._queues.values():
             self._stranded.extend(queue.empty())
 
-    def _queue_of(self, job: Job) -> SearchQueue:
-        search = job.search if isinstance(job, WindowJob) else Search()
-        return self._search_queue(_kind(search), search)
+    def queue_of(self, job: Job) -> SearchQueue:
+        """Return the queue of a job's search, made anew if need be."""
+        return self._search_queue(job.search if isinstance(job, WindowJob) else Search())
 
-    def _search_queue(self, kind: _Kind, search: Search) -> SearchQueue:
+    def _search_queue(self, search: Search) -> SearchQueue:
+        kind = _kind(search)
         if kind not in self._queues:
-            self._queues[kind] = SearchQueue(
-                self._batch(search),
-                encode_batch=self._encode_batch,
-                check=self._check,
-                queue_of=self._queue_of,
-                queue=self._queue,
-                statistics=self.statistics,
-            )
+            self._queues[kind] = SearchQueue(self._batch(search), self)
         return self._queues[kind]
 
-    def _batch(self, search: Search) -> SearchBatch:
+    def _batch(self, search: Search) -> SlotBatch | BeamBatch:
         # The rows of a queue, not its places, are what costs memory and time.
         places = max(1, self._slots // search.num_beams)
         try:
@@ -223,9 +494,6 @@ class SlotScheduler:
                 f"allocating {places} places for {search.num_beams} beams beside {self._slots} "
                 f"slots on {self._model.device}: {error}; use fewer slots"
             ) from error
-
-    def _check(self, job: Job) -> None:
-        check_job(job, self._model)
 
 
 def _kind(search: Search) -> _Kind:

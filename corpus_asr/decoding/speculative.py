@@ -8,11 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.batch import SlotBatch, encode_windows, frames_heard
 from corpus_asr.decoding.device import upload
-from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob, check_assistant, listens
-from corpus_asr.decoding.samplers import choose
-from corpus_asr.decoding.search_queue import encode_windows, frames_heard
+from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
 
 
 class SpeculativeBatch(SlotBatch):
@@ -32,12 +30,6 @@ class SpeculativeBatch(SlotBatch):
         self, model: SlotModel, assistant: SlotModel, places: int, num_draft_tokens: int
     ) -> None:
         """Allocate `places` slots of both models."""
-        check_assistant(model, assistant)
-        if num_draft_tokens < 1:
-            raise ValueError(
-                f"drafting {num_draft_tokens} tokens at a time: expected at least 1; correct "
-                "num_draft_tokens or leave the assistant out"
-            )
         super().__init__(model, places)
         self.assistant = assistant
         self.num_draft_tokens = num_draft_tokens
@@ -49,7 +41,7 @@ class SpeculativeBatch(SlotBatch):
     ) -> None:
         """Put the jobs' windows into `places`, as each model hears them; they stay until then."""
         super().fill(places, jobs, encoded)
-        if listens(self.assistant):
+        if self.assistant.has_encoder:
             encoded = encode_windows(self.assistant, [replace(job, encoded=None) for job in jobs])
         num_frames = frames_heard(jobs)
         self.assistant.fill(self._assistant_state, places, encoded, num_frames=num_frames)
@@ -79,7 +71,6 @@ class SpeculativeBatch(SlotBatch):
         self.assistant.move(self._assistant_state, source, target)
 
     def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
-        """Run prompts with both models and choose first tokens."""
         super()._start(slots, jobs)
         lengths = [len(job.prompt) for job in jobs]
         (index,) = upload(self.model.device, slots)
@@ -107,19 +98,14 @@ class SpeculativeBatch(SlotBatch):
             if drafts:
                 logits = self.assistant.step(self._assistant_state, drafts[-1], start + number)
             allowed = self._rules.apply(logits)
-            token = self._guess(allowed, start + number) if sampled else allowed.argmax(dim=1)
+            # As the main model will, with the same noise.
+            token = (
+                self._choose(allowed, index, start + number) if sampled else allowed.argmax(dim=1)
+            )
             self._rules.update(token, index)
             drafts.append(token)
         self._rules.restore(said)
         return torch.stack(drafts, dim=1) if drafts else newest[:, :0]
-
-    def _guess(
-        self, allowed: Float[Tensor, "slot vocab"], positions: Int[Tensor, " slot"]
-    ) -> Int[Tensor, " slot"]:
-        """Choose as the main model will, with the same noise."""
-        count = len(allowed)
-        temperatures, seeds = self._temperature[:count], self._seed[:count]
-        return choose(allowed, temperatures=temperatures, seeds=seeds, positions=positions)
 
     def _verify(
         self,

@@ -30,11 +30,7 @@ _NOT_FIRST = frozenset({"Mn", "Mc", "Me", "Cf", "Pe", "Pf", "Po", "Sk"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueRules:
-    """What fits on a screen; None is no limit.
-
-    Raises:
-        ConfigError: a limit makes no sense.
-    """
+    """What fits on a screen; None is no limit."""
 
     max_line_chars: int | None = None
     max_lines: int | None = None

@@ -221,8 +221,7 @@ def _line(value: dict[str, Any]) -> str:
 
 
 def _tsv_with_uri(recording: Recording) -> str:
-    uri = one_line(recording.uri).replace("\t", " ")
-    return _tsv(recording, before=f"{uri}\t")
+    return _tsv(recording, before=one_line(recording.uri).replace("\t", " ") + "\t")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,10 @@ recording through an external sort on local disk.
 """
 
 import fnmatch
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,11 @@ import pyarrow.compute as pc
 
 from corpus_asr import confidence
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.external_sort import ExternalSort
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     OUTCOMES_FOLDER,
@@ -31,6 +32,7 @@ from corpus_asr.storage.run_state.tables import (
     PartRows,
 )
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import MEBIBYTE
 
 _PART_COLUMNS = (
     "recording_id", "uri", "size_bytes", "etag", "status", "part_end_s", "language",
@@ -93,6 +95,12 @@ class Recording:
 def segment_from(row: Mapping[str, Any]) -> Segment:
     """Return a row of the segments table; columns that were not read are empty."""
     words = row.get("words")
+    optional = (
+        "language", "language_probability", "no_speech_prob", "speech_fraction", "text_logprob",
+    )  # fmt: skip
+    numbers = ("confidence", "avg_logprob", "compression_ratio", "temperature")
+    values: dict[str, Any] = {name: row.get(name) for name in optional}
+    values |= {name: row.get(name) or 0.0 for name in numbers}
     return Segment(
         start_s=row["start_s"],
         end_s=row["end_s"],
@@ -101,15 +109,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         task=row.get("task") or "transcribe",
         known_hallucination=bool(row.get("known_hallucination")),
         words=None if words is None else tuple(map(_word, words)),
-        language=row.get("language"),
-        language_probability=row.get("language_probability"),
-        confidence=row.get("confidence") or 0.0,
-        avg_logprob=row.get("avg_logprob") or 0.0,
-        no_speech_prob=row.get("no_speech_prob"),
-        compression_ratio=row.get("compression_ratio") or 0.0,
-        temperature=row.get("temperature") or 0.0,
-        speech_fraction=row.get("speech_fraction"),
-        text_logprob=row.get("text_logprob"),
+        **values,
     )
 
 
@@ -180,28 +180,17 @@ class Index:
 
 
 def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
-    """Read the index of the output folder of a run that wrote segments, or labels.
-
-    Raises:
-        ConfigError: the folder is not the output of a run, or of one that wrote the other.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
-    """
+    """Read the index of the output folder of a run that wrote segments, or labels."""
     return index_of(store, outcomes_names(store), Ledger.load(store).resolve(()), rows)
 
 
 def outcomes_names(store: OutputStore) -> list[str]:
-    """Return the names of a run's outcomes objects; empty if it has just begun.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer.
-    """
+    """Return the names of a run's outcomes objects; empty if it has just begun."""
     names = store.names(OUTCOMES_FOLDER)
     if not names and not store.exists(CONFIG_NAME):
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            "output "
-            "folder of a run; check the address"
+            "output folder of a run; check the address"
         )
     return names
 
@@ -298,11 +287,7 @@ def _languages(parts: pa.Table, ids: pa.ChunkedArray) -> pa.ChunkedArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which recordings and segments are read.
-
-    Raises:
-        ConfigError: a language is unknown, or the limit is not between 0 and 1.
-    """
+    """Which recordings and segments are read."""
 
     languages: tuple[str, ...] = ()
     """Codes or names; only segments in them are read, and recordings that have some."""
@@ -364,10 +349,6 @@ def recordings(
     """Yield the recordings of a mask with their positions in the index, sorted by URI.
 
     Of the segments table, `columns` are read, `TEXT_COLUMNS` at least.
-
-    Raises:
-        CorpusAsrError: an object does not hold what its outcomes say.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
@@ -397,10 +378,6 @@ def claimed_rows(
     """Yield the rows of objects that the index names, a bounded number at a time.
 
     `schema` has the columns to read, `recording_id` among them.
-
-    Raises:
-        CorpusAsrError: an object does not hold what its outcomes say.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
     """
     ids = index.recordings["recording_id"].combine_chunks()
     seen = dict.fromkeys(claims, 0)
@@ -428,3 +405,91 @@ def _broken(store: OutputStore, name: str, claims: Claims, found: int) -> Corpus
         f"recordings, expected the {len(claims.owners)} that its outcomes say; restore it, or "
         "remove it to have its recordings transcribed again"
     )
+
+
+BUCKET_ROWS = 50_000
+WAITING_BYTES = 64 * MEBIBYTE
+OWNER = "owner"
+
+
+class ExternalSort:
+    """Rows of many recordings grouped by recording, through buckets on local disk.
+
+    Rows come in any order, each with its owner's number; they leave owner by owner, by number, each
+    owner's sorted by the columns `order`. Memory holds the rows that wait to be written together,
+    and then one bucket: as many owners as have `bucket_rows` rows, or one that has more.
+    """
+
+    def __init__(
+        self,
+        rows_of_owner: np.ndarray,
+        *,
+        order: Sequence[str],
+        bucket_rows: int = BUCKET_ROWS,
+        waiting_bytes: int = WAITING_BYTES,
+    ) -> None:
+        before = np.cumsum(rows_of_owner) - rows_of_owner
+        # By number, so that buckets in their order hold owners in theirs.
+        self._bucket_of_owner = before // bucket_rows
+        self._order = [(OWNER, "ascending"), *((name, "ascending") for name in order)]
+        self._waiting_limit = waiting_bytes
+        self._waiting: dict[int, list[pa.Table]] = {}
+        self._waiting_bytes = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="corpus-asr-export-")
+
+    def __enter__(self) -> "ExternalSort":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def add(self, rows: pa.Table, owners: np.ndarray) -> None:
+        """Take rows, each with its owner's number."""
+        rows = rows.append_column(OWNER, pa.array(owners, pa.int64()))
+        buckets = self._bucket_of_owner[owners]
+        order = np.argsort(buckets, kind="stable")
+        for positions in np.split(order, np.flatnonzero(np.diff(buckets[order])) + 1):
+            if len(positions):
+                some = rows.take(pa.array(positions))
+                self._waiting.setdefault(int(buckets[positions[0]]), []).append(some)
+                self._waiting_bytes += some.nbytes
+        if self._waiting_bytes > self._waiting_limit:
+            self._write_waiting()
+
+    def by_owner(self) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the rows of each owner that has some, by number, in order."""
+        self._write_waiting()
+        for bucket in range(int(self._bucket_of_owner.max(initial=-1)) + 1):
+            if not self._path(bucket).exists():
+                continue
+            # All at once: Arrow takes as long to sort a few rows as thousands.
+            rows = self._read(bucket).sort_by(self._order).combine_chunks()
+            owners = rows[OWNER].to_numpy()
+            rows = rows.drop_columns([OWNER])
+            starts = np.flatnonzero(np.diff(owners, prepend=-1))
+            stops = np.append(starts[1:], len(owners))
+            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+                yield int(owners[start]), rows.slice(start, stop - start)
+
+    def _path(self, bucket: int) -> Path:
+        return Path(self._folder.name) / f"{bucket}.arrows"
+
+    def _write_waiting(self) -> None:
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        for bucket, tables in self._waiting.items():
+            rows = pa.concat_tables(tables).combine_chunks()
+            # One stream after the other in a file that is not kept open: there may be thousands.
+            with (
+                self._path(bucket).open("ab") as file,
+                pa.ipc.new_stream(file, rows.schema, options=options) as stream,
+            ):
+                stream.write_table(rows)
+        self._waiting, self._waiting_bytes = {}, 0
+
+    def _read(self, bucket: int) -> pa.Table:
+        tables, path = [], self._path(bucket)
+        with path.open("rb") as file:
+            while file.tell() < path.stat().st_size:
+                with pa.ipc.open_stream(file) as stream:
+                    tables.append(stream.read_all())
+        return pa.concat_tables(tables)

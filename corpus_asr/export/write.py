@@ -3,7 +3,11 @@
 Each file is written whole, and memory is bounded by one recording.
 """
 
+import hashlib
+import os
+import re
 import tempfile
+import unicodedata
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.cues import CueRules
@@ -22,7 +30,6 @@ from corpus_asr.export.formats import (
     file_suffix,
     file_texts,
 )
-from corpus_asr.export.names import Names
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
     TEXT_COLUMNS,
@@ -38,17 +45,120 @@ from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import normalise, redact_uri, scheme_of, within
 
+MAX_NAME_BYTES = 240  # file systems allow 255; the local store's temporary names add to it
+_HASH_DIGITS = 16
+_LAST_STAGE = 9
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|%\u2028\u2029\ufeff\u202a-\u202e\u2066-\u2069]')
+_AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
+
+
+class Names:
+    """Names for the files of recordings: like theirs, safe on any file system, and all distinct.
+
+    Folders below the common one are kept. A name is the recording's without its suffix; with it,
+    where another recording has the same; with the recording's ID, where that is not enough either.
+    Names that differ in case only, or in how accents are encoded, count as equal, as some file
+    systems have it; so do a file and a folder. Suffixes are those of the files made of each.
+    """
+
+    def __init__(self, recordings: pa.Table, suffixes: Sequence[str]) -> None:
+        self._uris = recordings["uri"]
+        self._ids = recordings["recording_id"]
+        self._suffixes = tuple(suffixes)
+        self._room = MAX_NAME_BYTES - max(len(suffix) for suffix in suffixes)
+        self._prefix = common_folder(self._uris)
+        self._stage = np.zeros(recordings.num_rows, dtype=np.uint8)
+        self._make_distinct()
+
+    def __getitem__(self, position: int) -> str:
+        """Return a recording's name, with slashes between folders."""
+        uri, recording_id = self._uris[position].as_py(), self._ids[position].as_py()
+        return self._name(uri, recording_id, int(self._stage[position]))
+
+    def _name(self, uri: str, recording_id: str, stage: int) -> str:
+        *folders, name = _steps(uri, self._prefix)
+        if stage == 0:
+            root, suffix = os.path.splitext(name)
+            name = root if root and _AUDIO_SUFFIX.fullmatch(suffix) else name
+        name = _safe(name, self._room - _HASH_DIGITS - _LAST_STAGE)
+        if stage > 1:
+            # More than one mark only where somebody has guessed the name with fewer.
+            name += "~" * (stage - 1) + recording_id
+        return "/".join([*(_safe(folder, MAX_NAME_BYTES) for folder in folders), name])
+
+    def _make_distinct(self) -> None:
+        """Lengthen all names that are equal, until none are."""
+        while True:
+            files, folders = self._keys()
+            values, counts = np.unique(files, return_counts=True)
+            equal = np.isin(files, values[counts > 1]) | np.isin(files, folders)
+            again = equal.any(axis=1) & (self._stage < _LAST_STAGE)
+            if not again.any():
+                return
+            self._stage[again] += 1
+
+    def _keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return a number for each file (recording, suffix) and each folder: equal, if equal."""
+        files = np.zeros((len(self._uris), len(self._suffixes)), dtype=np.uint64)
+        folders: set[int] = set()
+        for at in range(len(self._uris)):
+            name = self[at]
+            files[at] = [_key(name + suffix) for suffix in self._suffixes]
+            while name := name.rpartition("/")[0]:
+                key = _key(name)
+                if key in folders:
+                    break
+                folders.add(key)
+        return files, np.fromiter(folders, dtype=np.uint64, count=len(folders))
+
+
+def common_folder(uris: pa.ChunkedArray) -> str:
+    """Return the common prefix of all URIs up to a slash, which may be empty."""
+    bounds = pc.min_max(uris).as_py()
+    if bounds["min"] is None:
+        return ""
+    low, high = str(bounds["min"]), str(bounds["max"])
+    # The common prefix of the first and the last in order is common to all.
+    same = next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[: low.rfind("/", 0, same) + 1]
+
+
+def _steps(uri: str, prefix: str) -> list[str]:
+    if scheme_of(uri) in ("http", "https"):
+        # A query is no part of a file's name; the common folder may end within it.
+        path = uri.partition("?")[0].rstrip("/")
+        prefix = prefix if path.startswith(prefix) else prefix[: path.rfind("/") + 1]
+        uri = path if path.startswith(prefix) else uri
+    return uri.removeprefix(prefix).replace("://", "/").lstrip("/").split("/")
+
+
+def _safe(step: str, max_bytes: int) -> str:
+    safe = _UNSAFE.sub(lambda match: _escaped(match.group()), step)
+    if not safe.strip(". ") or safe.startswith(".tmp-"):
+        safe = safe.replace(".", "%2E").replace(" ", "%20") or "%"
+    encoded = safe.encode("utf-8", "replace")
+    if len(encoded) <= max_bytes:
+        return encoded.decode("utf-8")
+    mark = "~" + hashlib.blake2b(encoded, digest_size=_HASH_DIGITS // 2).hexdigest()
+    return encoded[: max_bytes - len(mark)].decode("utf-8", "ignore") + mark
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+def _key(name: str) -> int:
+    plain = unicodedata.normalize("NFKC", name.casefold()).encode("utf-8", "replace")
+    return int.from_bytes(hashlib.blake2b(plain, digest_size=8).digest())
+
+
 WRITERS = 8  # files are small: writing them is waiting for the store
 SINGLE_NAME = "transcripts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How recordings are written.
-
-    Raises:
-        ConfigError: two options exclude each other.
-    """
+    """How recordings are written."""
 
     formats: tuple[ExportFormat, ...]
     single: bool = False
@@ -90,13 +200,7 @@ class ExportSummary:
 def export(
     store: OutputStore, to: str, options: ExportOptions, selection: Selection
 ) -> ExportSummary:
-    """Write recordings of a run, finished or not, to files in a folder, replacing those there.
-
-    Raises:
-        ConfigError: there is no such output, or files cannot be written to such a URI.
-        CorpusAsrError: the tables do not hold what they say.
-        FetchError: a store failed beyond its retries; what was written stays.
-    """
+    """Write recordings of a run, finished or not, to files in a folder, replacing those there."""
     to = normalise(to).rstrip("/")
     if scheme_of(to) in ("http", "https"):
         raise ConfigError(
@@ -149,7 +253,6 @@ def _write_each(
 ) -> int:
     files = 0
     waiting: deque[Future[None]] = deque()
-    write = filesystem.write_atomic
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="export") as pool:
         try:
             for position, recording in rows:
@@ -158,7 +261,9 @@ def _write_each(
                 ):
                     address = within(to, names[position] + suffix)
                     data = text.encode("utf-8", "replace")
-                    waiting.append(pool.submit(write, address, data, store_options))
+                    waiting.append(
+                        pool.submit(filesystem.write_atomic, address, data, store_options)
+                    )
                     files += 1
                     if len(waiting) > 2 * WRITERS:
                         waiting.popleft().result()

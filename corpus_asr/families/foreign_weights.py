@@ -20,11 +20,12 @@ FLAX_NAME = "flax_model.msgpack"
 
 _ARRAY, _SCALAR = 1, 3  # msgpack extension types; 2 is a complex number, which no network here has
 _FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
-_DTYPES = {
-    "float64": torch.float64,
+# By the names that files and callers use.
+DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
 }
 
 
@@ -41,8 +42,6 @@ def read_flax(path: Path) -> dict[str, Tensor]:
         tree = content["params"] if isinstance(content, dict) and "params" in content else content
         return dict(_flax_tensors(tree, ()))
     except Exception as error:  # a reader fed garbage raises nearly anything
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(
             f"reading {path}: found no readable Flax weights ({type(error).__name__}: {error}), "
             "expected arrays by name in msgpack; copy or download it again"
@@ -63,9 +62,9 @@ def _array(code: int, data: bytes) -> Tensor:
     if code not in (_ARRAY, _SCALAR):
         raise ValueError(f"extension type {code}, expected {_ARRAY} (an array)")
     shape, dtype_name, buffer = _library("msgpack", file_name=FLAX_NAME).unpackb(data, raw=False)
-    if dtype_name not in _DTYPES:
-        raise ValueError(f"an array of {dtype_name}, expected one of {', '.join(_DTYPES)}")
-    flat = torch.frombuffer(bytearray(buffer), dtype=_DTYPES[dtype_name])
+    if dtype_name not in DTYPES:
+        raise ValueError(f"an array of {dtype_name}, expected one of {', '.join(DTYPES)}")
+    flat = torch.frombuffer(bytearray(buffer), dtype=DTYPES[dtype_name])
     if flat.numel() != math.prod(shape):
         raise ValueError(f"an array of {flat.numel()} values, expected the shape {tuple(shape)}")
     return flat.reshape(tuple(shape))
@@ -73,8 +72,11 @@ def _array(code: int, data: bytes) -> Tensor:
 
 def _flax_tensors(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     """Walk nested dicts to their tensors, translating names and layouts."""
-    if isinstance(tree, dict) and tree.keys() >= {"__msgpack_chunked_array__"}:
-        tree = _joined(tree)
+    if isinstance(tree, dict) and "__msgpack_chunked_array__" in tree:
+        # Flax cuts an array above msgpack's size limit into flat chunks, numbered by text.
+        parts, shape = tree["chunks"], tree["shape"]
+        flat = torch.cat([parts[str(at)] for at in range(len(parts))])
+        tree = flat.reshape([shape[str(at)] for at in range(len(shape))])
     if isinstance(tree, dict):
         for key, below in tree.items():
             yield from _flax_tensors(below, (*path, str(key)))
@@ -85,13 +87,6 @@ def _flax_tensors(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Tenso
         yield ".".join([*above, _FLAX_LEAVES.get(leaf, leaf)]), values.contiguous()
     else:
         raise ValueError(f"{'/'.join(path)} is a {type(tree).__name__}, expected an array")
-
-
-def _joined(chunked: dict[str, Any]) -> Tensor:
-    """Join an array above msgpack's size limit, which Flax cuts into flat chunks."""
-    shape = [chunked["shape"][str(at)] for at in range(len(chunked["shape"]))]
-    chunks = [chunked["chunks"][str(at)] for at in range(len(chunked["chunks"]))]
-    return torch.cat(chunks).reshape(shape)
 
 
 TENSORFLOW_NAME = "tf_model.h5"
@@ -109,12 +104,12 @@ def read_tensorflow(path: Path) -> dict[str, Tensor]:
         CheckpointError: h5py is not installed, or the file is broken or holds other variables.
     """
     h5py = _library("h5py", file_name=TENSORFLOW_NAME)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             translated, values = _keras_tensor(name, np.asarray(item))
-            found[translated] = torch.from_numpy(np.ascontiguousarray(values))
+            tensors[translated] = torch.from_numpy(np.ascontiguousarray(values))
 
     try:
         with h5py.File(path, "r") as file:
@@ -124,7 +119,7 @@ def read_tensorflow(path: Path) -> dict[str, Tensor]:
             f"reading {path}: found no readable TensorFlow weights ({type(error).__name__}: "
             f"{error}), expected Keras variables in HDF5; copy or download it again"
         ) from error
-    return found
+    return tensors
 
 
 def _keras_tensor(name: str, values: np.ndarray) -> tuple[str, np.ndarray]:

@@ -115,12 +115,8 @@ class GenerationConfig(Uploads):
     ) -> Self:
         """Read generation_config.json; where it is missing, take what config.json says.
 
-        Args:
-            pretrained_model_name: a checkpoint folder, or a URI or hub name of one.
-            config_file_name: another name of the file.
-            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only` and
-                `token`, which say where to look; all others are settings that come before those
-                of the file.
+        `kwargs` are `SOURCE_OPTIONS`, which say where to look; all others are settings that win
+        over those of the file.
 
         Raises:
             CheckpointError: there is no such file, it is broken, or a key holds a value of the
@@ -241,10 +237,7 @@ class GenerationConfig(Uploads):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write generation_config.json.
-
-        `kwargs` are those of an upload: `repo_id`, `token`, `private`, `commit_message`,
-        `revision`, `create_pr`.
+        """Write generation_config.json; `kwargs` are those of `push_to_hub`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.
@@ -262,10 +255,12 @@ def _problems(config: GenerationConfig) -> list[str]:
         value = getattr(config, name)
         if value is not None and not (isinstance(value, int | float) and value >= least):
             found.append(f"{name} is {value!r}, expected a number of at least {least}")
-    for name, right in (("top_p", "at most 1"), ("repetition_penalty", "above 0")):
-        value = getattr(config, name)
-        if value is not None and (value > 1 if name == "top_p" else not value > 0):
-            found.append(f"{name} is {value!r}, expected a number {right}")
+    if config.top_p is not None and config.top_p > 1:
+        found.append(f"top_p is {config.top_p!r}, expected a number at most 1")
+    if config.repetition_penalty is not None and not config.repetition_penalty > 0:
+        found.append(
+            f"repetition_penalty is {config.repetition_penalty!r}, expected a number above 0"
+        )
     if found:
         return found
     if config.early_stopping not in (None, True, False, "never"):

@@ -58,12 +58,12 @@ def resolve_device(name: str) -> torch.device:
 
 def _cuda() -> tuple[bool, str]:
     """Tell whether CUDA can be used, and what torch says of why not."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     if not available and torch.version.cuda is None and torch.version.hip is None:
         return False, ", since it was built without CUDA: pip install torch for CUDA instead"
-    return available, "".join(f" ({one.message})" for one in told[:1]).replace("\n", " ")
+    return available, "".join(f" ({one.message})" for one in caught[:1]).replace("\n", " ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ Names and defaults are those of `transformers.PreTrainedConfig`, version 5.23.
 
 import difflib
 import json
+import math
 from dataclasses import MISSING, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import (
@@ -42,25 +43,56 @@ _OTHER_NAMES = {
 _ALIKE = 0.85
 
 
-def numbered_labels(count: int) -> dict[int, str]:
-    """Name classes by their numbers."""
+def _numbered_labels(count: int) -> dict[int, str]:
     return {i: f"LABEL_{i}" for i in range(count)}
 
 
-def inverse_labels(labels: dict[Any, Any]) -> dict[Any, Any]:
-    """Return the number of each name."""
-    return {label: number for number, label in labels.items()}
+def _inverse(labels: dict[Any, Any]) -> dict[Any, Any]:
+    return {value: key for key, value in labels.items()}
 
 
-@dataclass(kw_only=True)
-class GeneralSettings:
-    """The fields that every family's config has."""
+class Bounds(NamedTuple):
+    """What a field may be, in its annotation."""
+
+    least: float
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        if math.isinf(self.most):
+            return f"at least {self.least}"
+        return f"within {self.least} and {self.most}"
+
+
+Size = Annotated[int, Bounds(1)]
+Count = Annotated[int, Bounds(0)]
+Probability = Annotated[float, Bounds(0, 1)]
+
+
+def _other_name(name: str) -> Any:
+    def read(self: Any) -> Any:
+        return getattr(self, name)
+
+    def write(self: Any, value: Any) -> None:
+        setattr(self, name, value)
+
+    return property(read, write, doc=f"Another name of `{name}`.")
+
+
+@dataclass(kw_only=True, init=False)
+class ModelConfig(Uploads):
+    """The fields that every family's config has; a family adds its own in a dataclass like this.
+
+    `num_labels` makes that many unnamed classes of audio classification; keywords that are no
+    fields are kept in `extra`.
+    """
+
+    model_type: ClassVar[str]
 
     tie_word_embeddings: bool = True
     """Whether the output projection shares the token embedding's weights."""
-    id2label: dict[int, str] = field(default_factory=lambda: numbered_labels(2))
+    id2label: dict[int, str] = field(default_factory=lambda: _numbered_labels(2))
     """Names of the classes of audio classification."""
-    label2id: dict[str, int] = field(default_factory=lambda: inverse_labels(numbered_labels(2)))
+    label2id: dict[str, int] = field(default_factory=lambda: _inverse(_numbered_labels(2)))
     problem_type: str | None = None
     """Loss of audio classification; None means regression for one class, else single label."""
     return_dict: bool = True
@@ -79,32 +111,6 @@ class GeneralSettings:
     extra: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"in_file": False})
     """Keys that this class does not know, kept for saving."""
 
-
-def _other_name(name: str) -> Any:
-    def read(self: Any) -> Any:
-        return getattr(self, name)
-
-    def write(self: Any, value: Any) -> None:
-        setattr(self, name, value)
-
-    return property(read, write, doc=f"Another name of `{name}`.")
-
-
-class ModelConfig(GeneralSettings, Uploads):
-    """Reads, checks and writes the fields of a family, which comes next among the bases.
-
-    `num_labels` makes that many unnamed classes of audio classification; keywords that are no
-    fields are kept in `extra`.
-    """
-
-    model_type: ClassVar[str]
-    sizes: ClassVar[tuple[str, ...]]
-    """Fields that are at least 1."""
-    counts: ClassVar[tuple[str, ...]]
-    """Fields that are at least 0."""
-    probabilities: ClassVar[tuple[str, ...]]
-    """Fields within 0 and 1."""
-
     def __init__(self, *, num_labels: int | None = None, **settings: Any) -> None:
         extra = settings.pop("extra", {})
         attention = settings.pop("attn_implementation", None)
@@ -119,7 +125,8 @@ class ModelConfig(GeneralSettings, Uploads):
         except CheckpointError as error:
             raise TypeError(str(error).replace("reading ", "making ", 1)) from error
         unknown.pop("model_type", None)
-        super().__init__(**known, attn_implementation=attention, extra={**extra, **unknown})
+        values = known | {"attn_implementation": attention, "extra": {**extra, **unknown}}
+        vars(self).update({f.name: _default(f) for f in fields(self)} | values)
         self.validate()
 
     @classmethod
@@ -177,19 +184,10 @@ class ModelConfig(GeneralSettings, Uploads):
 
     def validate(self) -> None:
         """Check that a network can have these sizes and settings."""
-        for name in self.sizes:
-            self.require(getattr(self, name) >= 1, name, "at least 1")
-        for name in self.counts:
-            self.require(getattr(self, name) >= 0, name, "at least 0")
-        for name in self.probabilities:
-            self.require(0 <= getattr(self, name) <= 1, name, "within 0 and 1")
-        for name in ("encoder_attention_heads", "decoder_attention_heads"):
-            heads = getattr(self, name, None)
-            if heads and self.hidden_size % heads:
-                raise ValueError(
-                    f"making a {type(self).__name__}: d_model is {self.hidden_size}, and {name}: "
-                    f"{heads} heads do not divide it; set both"
-                )
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for bound in getattr(hint, "__metadata__", ()):
+                value = getattr(self, name)
+                self.require(bound.least <= value <= bound.most, name, str(bound))
         self.require(
             self.problem_type in _PROBLEM_TYPES, "problem_type", f"one of {_PROBLEM_TYPES}"
         )
@@ -212,8 +210,8 @@ class ModelConfig(GeneralSettings, Uploads):
     @num_labels.setter
     def num_labels(self, value: int) -> None:
         if value != len(self.id2label):
-            self.id2label = numbered_labels(value)
-            self.label2id = inverse_labels(self.id2label)
+            self.id2label = _numbered_labels(value)
+            self.label2id = _inverse(self.id2label)
 
     hidden_size = _other_name("d_model")
     num_attention_heads = _other_name("encoder_attention_heads")
@@ -289,9 +287,9 @@ class ModelConfig(GeneralSettings, Uploads):
         if "id2label" in content:
             content["id2label"] = _integer_keys(content["id2label"])
         elif "label2id" in content:
-            content["id2label"] = {number: label for label, number in content["label2id"].items()}
+            content["id2label"] = _inverse(content["label2id"])
         elif num_labels is not None:
-            content["id2label"] = numbered_labels(num_labels)
+            content["id2label"] = _numbered_labels(num_labels)
         if "id2label" not in content:
             return content
         if num_labels is not None and num_labels != len(content["id2label"]):
@@ -300,7 +298,7 @@ class ModelConfig(GeneralSettings, Uploads):
                 f"{len(content['id2label'])} classes; leave out one of them"
             )
         if "label2id" not in content and isinstance(content["id2label"], dict):
-            content["label2id"] = inverse_labels(content["id2label"])
+            content["label2id"] = _inverse(content["id2label"])
         return content
 
     @classmethod
@@ -313,6 +311,33 @@ class ModelConfig(GeneralSettings, Uploads):
                 raise TypeError(
                     f"making a {cls.__name__}: found the keyword {name!r}, expected {alike[0]!r}; "
                     f"correct it, or pass it within `extra` to have it kept for saving"
+                )
+
+
+@dataclass(kw_only=True, init=False)
+class EncoderDecoderConfig(ModelConfig):
+    """The fields that configs of two towers have in common."""
+
+    encoder_layerdrop: Probability = 0.0
+    """Probability of leaving out an encoder layer in training."""
+    decoder_layerdrop: Probability = 0.0
+    use_cache: bool = True
+    """Whether the decoder returns its keys and values unless told otherwise."""
+    is_encoder_decoder: bool = True
+    attention_dropout: Probability = 0.0
+    activation_dropout: Probability = 0.0
+    init_std: float = 0.02
+    """Standard deviation of freshly drawn weights."""
+
+    def validate(self) -> None:
+        """Check that a network can have these sizes and settings."""
+        super().validate()
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            heads = getattr(self, name)
+            if self.d_model % heads:
+                raise ValueError(
+                    f"making a {type(self).__name__}: d_model is {self.d_model}, and {name}: "
+                    f"{heads} heads do not divide it; set both"
                 )
 
 

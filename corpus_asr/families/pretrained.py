@@ -4,7 +4,6 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.layers.attention import Attention
+from corpus_asr.families.foreign_weights import DTYPES
+from corpus_asr.families.layers.blocks import Attention
 from corpus_asr.families.layers.stack import Stack, check_tokens
 from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
@@ -23,13 +23,6 @@ from corpus_asr.families.weights import load_weights, save_weights, share_parame
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 GENERATION_NAME = "generation_config.json"
-
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
 
 
 class PreTrainedModel(nn.Module, Uploads):
@@ -93,8 +86,8 @@ class PreTrainedModel(nn.Module, Uploads):
                 this class or of another with the same encoder and decoder.
             config: instead of the checkpoint's config.json.
             dtype: type of the weights, also by name; None keeps the stored one, `auto` takes the
-                one config.json names, else the stored one.
-            torch_dtype: the older name of `dtype`.
+                one config.json names, else the stored one. `torch_dtype` is its older name.
+            torch_dtype: see `dtype`.
             device: where the weights go; None means the CPU.
             device_map: the same as transformers has it: `auto` (a GPU if there is one), a device, a
                 GPU's number, or `{"": device}`. A model is never spread over devices.
@@ -110,7 +103,13 @@ class PreTrainedModel(nn.Module, Uploads):
         """
         del low_cpu_mem_usage
         where = take_source(kwargs)
-        cls._refuse_unknown(kwargs)
+        known = {*vars(cls.config_class()), "num_labels", "hidden_size"}
+        if unknown := sorted(kwargs.keys() - known):
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained: found the unknown keyword {', '.join(unknown)}, "
+                f"expected an argument of from_pretrained or a key of {CONFIG_NAME}; correct or "
+                f"remove it"
+            )
         folder = fetch_checkpoint(str(pretrained_model_name_or_path), **where)
         if config is None:
             config = cls.config_class.from_pretrained(folder, **kwargs)
@@ -118,7 +117,14 @@ class PreTrainedModel(nn.Module, Uploads):
             config = cls.config_class.from_dict(config.to_dict(), **kwargs)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
-        model = cls._without_weights(config, folder)
+        try:
+            # No memory and no random numbers for weights about to be replaced.
+            with torch.device("meta"):
+                model = cls(config)
+        except ValueError as error:
+            raise CheckpointError(
+                f"building the network of {folder / CONFIG_NAME}: {error}"
+            ) from error
         made = load_weights(
             model,
             folder,
@@ -140,27 +146,6 @@ class PreTrainedModel(nn.Module, Uploads):
         if cls._generation is not None:
             model.generation_config = cls._generation.from_pretrained(folder)
         return model.eval()
-
-    @classmethod
-    def _refuse_unknown(cls, kwargs: dict[str, Any]) -> None:
-        known = {*vars(cls.config_class()), "num_labels", "hidden_size"}
-        if unknown := sorted(kwargs.keys() - known):
-            raise TypeError(
-                f"{cls.__name__}.from_pretrained: found the unknown keyword {', '.join(unknown)}, "
-                f"expected an argument of from_pretrained or a key of {CONFIG_NAME}; correct or "
-                f"remove it"
-            )
-
-    @classmethod
-    def _without_weights(cls, config: Any, folder: Path) -> Self:
-        try:
-            # No memory and no random numbers for weights about to be replaced.
-            with torch.device("meta"):
-                return cls(config)
-        except ValueError as error:
-            raise CheckpointError(
-                f"building the network of {folder / CONFIG_NAME}: {error}"
-            ) from error
 
     def save_pretrained(
         self,
@@ -221,16 +206,11 @@ class PreTrainedModel(nn.Module, Uploads):
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Count parameters; those shared count once."""
-        left_out = (
-            {p for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-            if exclude_embeddings
-            else set()
-        )
-        return sum(
-            parameter.numel()
-            for parameter in self.parameters()
-            if parameter not in left_out and (parameter.requires_grad or not only_trainable)
-        )
+        counted = {p for p in self.parameters() if p.requires_grad or not only_trainable}
+        if exclude_embeddings:
+            tables = [module for module in self.modules() if isinstance(module, nn.Embedding)]
+            counted -= {p for table in tables for p in table.parameters()}
+        return sum(p.numel() for p in counted)
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
         """Choose `sdpa`, `eager` or `flash_attention_2` from now on."""
@@ -254,11 +234,7 @@ class PreTrainedModel(nn.Module, Uploads):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Let training compute the states inside blocks twice instead of keeping them.
-
-        Args:
-            gradient_checkpointing_kwargs: `use_reentrant`, which has to be False, as it is.
-        """
+        """Let training compute the states inside blocks twice instead of keeping them."""
         if (gradient_checkpointing_kwargs or {}) not in ({}, {"use_reentrant": False}):
             raise ValueError(
                 f"enabling gradient checkpointing: found {gradient_checkpointing_kwargs}, expected "
@@ -319,11 +295,11 @@ def _dtype(given: torch.dtype | str | None, config: ModelConfig) -> torch.dtype 
     if given is None or isinstance(given, torch.dtype):
         return given
     name = given.removeprefix("torch.")
-    if name not in _DTYPES:
+    if name not in DTYPES:
         raise ValueError(
-            f"loading weights: found dtype {given!r}, expected auto, {', '.join(_DTYPES)}"
+            f"loading weights: found dtype {given!r}, expected auto, {', '.join(DTYPES)}"
         )
-    return _DTYPES[name]
+    return DTYPES[name]
 
 
 def _device(device: torch.device | str | None, device_map: Any) -> torch.device:
@@ -350,14 +326,19 @@ IGNORED_LABEL = -100
 
 
 class TokenTables(PreTrainedModel):
-    """A network whose decoder has a table of token embeddings."""
+    """An encoder and a decoder with its table of token embeddings, here or in `model`."""
 
-    _decoder: ClassVar[str] = "decoder"
-    """Where the decoder is in the network."""
+    def get_encoder(self) -> Any:
+        """Return the encoder."""
+        return getattr(self, "model", self).encoder
 
     def get_decoder(self) -> Any:
         """Return the decoder."""
-        return self.get_submodule(self._decoder)
+        return getattr(self, "model", self).decoder
+
+    def freeze_encoder(self) -> None:
+        """Keep training from changing the encoder."""
+        self.get_encoder().requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the table of token embeddings."""
@@ -437,25 +418,31 @@ class Vocabulary(TokenTables):
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
         """Score the vocabulary after each token, and tell how far labels are."""
         logits = self.get_output_embeddings()(outputs.last_hidden_state)
-        found = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
-        output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **found)
+        others = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
+        output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **others)
         return output.as_asked(self.config, return_dict)
 
     def _check_labels(self, labels: Tensor) -> None:
         size = self.config.vocab_size
         check_tokens(labels, size, doing="training", what="labels", ignored=IGNORED_LABEL)
 
-    def _shifted(self, labels: Tensor) -> Tensor:
-        """Return what the decoder is given for `labels`: each token one place later."""
+    def _decoder_inputs(
+        self, labels: Tensor | None, ids: Tensor | None, embeds: Tensor | None
+    ) -> Tensor | None:
+        """Return `ids`; without any, what the decoder is given for `labels`: one place later."""
+        if labels is None:
+            return ids
+        self._check_labels(labels)
+        if ids is not None or embeds is not None:
+            return ids
         if self.config.pad_token_id is None:
             raise ValueError(
                 "training: config.pad_token_id is None, expected the token that stands for "
                 "ignored labels; set it, or pass decoder_input_ids"
             )
-        start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
         shifted = F.pad(labels, (1, -1))
         shifted = shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
-        shifted[:, :1] = start
+        shifted[:, :1] = self.config.decoder_start_token_id
         return shifted
 
 

@@ -51,6 +51,9 @@ class PartFeatures:
     """The value of every frame after the last one."""
 
 
+SETTINGS_FILES = {"preprocessor_config.json": None, "processor_config.json": "feature_extractor"}
+"""Files that say how features are extracted, and under which key."""
+
 _WHISPER = Family(
     model_type="whisper",
     class_prefix="Whisper",

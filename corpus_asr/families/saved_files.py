@@ -3,6 +3,7 @@
 Nothing is coerced: a count that reads `"80"` or `80.0` is a broken file.
 """
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -88,9 +89,15 @@ def _convert(value: Any, hint: Any) -> Any:
     """Check `value` against `hint`; TypeError when it does not fit."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, arguments)
+        for alternative in arguments:
+            with contextlib.suppress(TypeError):
+                return _convert(value, alternative)
     if origin is tuple and isinstance(value, list | tuple):
-        return _convert_tuple(value, arguments)
+        if arguments[-1] is Ellipsis:
+            arguments = (arguments[0],) * len(value)
+        if len(value) == len(arguments):
+            pairs = zip(value, arguments, strict=True)
+            return tuple(_convert(item, expected) for item, expected in pairs)
     if origin is dict and isinstance(value, dict):
         return {_convert(k, arguments[0]): _convert(v, arguments[1]) for k, v in value.items()}
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -99,23 +106,6 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin is None and type(value) is hint:
         return value
     raise TypeError(value)
-
-
-def _convert_union(value: Any, alternatives: tuple[Any, ...]) -> Any:
-    for alternative in alternatives:
-        try:
-            return _convert(value, alternative)
-        except TypeError:
-            continue
-    raise TypeError(value)
-
-
-def _convert_tuple(value: list[Any] | tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_convert(item, arguments[0]) for item in value)
-    if len(value) != len(arguments):
-        raise TypeError(value)
-    return tuple(_convert(item, hint) for item, hint in zip(value, arguments, strict=True))
 
 
 def _describe(value: object) -> str:
@@ -249,23 +239,20 @@ class Uploads:
             )
 
 
-def finish_saving(folder: Path, names: list[str], *, push_to_hub: bool, **options: Any) -> None:
-    """Upload what was just saved if asked for; see `push_saved`."""
-    if push_to_hub:
-        push_saved(folder, names, **options)
-    elif options:
-        raise TypeError(
-            f"saving to {folder}: found {', '.join(options)}, expected options of an upload only "
-            f"with push_to_hub=True; remove them or upload"
-        )
-
-
-def push_saved(
-    folder: Path, names: list[str], *, repo_id: str | None = None, **options: Any
+def finish_saving(
+    folder: Path, names: list[str], *, push_to_hub: bool, repo_id: str | None = None, **options: Any
 ) -> None:
-    """Upload files of a saved folder to the hub, into `repo_id` or the repository of its name.
+    """Upload what was just saved if asked for, into `repo_id` or the repository of its name.
 
     Raises:
-        CheckpointError: the hub does not take them.
+        CheckpointError: the hub does not take it.
     """
-    upload_files(folder, names, repo_id=repo_id or folder.name, **options)
+    if push_to_hub:
+        upload_files(folder, names, repo_id=repo_id or folder.name, **options)
+        return
+    unused = [*options, *(["repo_id"] if repo_id is not None else [])]
+    if unused:
+        raise TypeError(
+            f"saving to {folder}: found {', '.join(unused)}, expected options of an upload only "
+            f"with push_to_hub=True; remove them or upload"
+        )

@@ -1,6 +1,5 @@
 """What the tokenizers of all families share: settings, special tokens, rows of ids, files."""
 
-import operator
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from corpus_asr.families.saved_files import (
     typed_values,
     write_json_object,
 )
-from corpus_asr.families.tensors import BatchEncoding, as_lists
+from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.truncation_padding import (
     NO_LIMIT,
     OUTSIDE,
@@ -26,6 +25,7 @@ from corpus_asr.families.truncation_padding import (
     check_side,
     chosen_lengths,
     collate,
+    id_lists,
     pad_batch,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
@@ -34,7 +34,7 @@ from corpus_asr.text.added_tokens import SETTINGS_NAME, SPECIAL_NAME
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Settings that name a token."""
 
-_OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 
 # In this order: a later pair sees what the earlier ones left.
 # Source: transformers 5.23, `PreTrainedTokenizerBase.clean_up_tokenization`.
@@ -57,6 +57,11 @@ class TokenSettings:
     model_max_length: int = NO_LIMIT
     # Files often ask for this clean-up, which would lose text: only the caller can.
     clean_up_tokenization_spaces: bool = field(default=False, metadata={"in_file": False})
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """Take the settings among the arguments of a tokenizer, which have the same names."""
+        return cls(**{f.name: arguments[f.name] for f in fields(cls)})
 
     @classmethod
     def from_folder(cls, folder: Path, **given: Any) -> Self:
@@ -168,7 +173,7 @@ class PretrainedTokenizer(Uploads):
 
     @abstractmethod
     def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
-        """Encode a text or several, and a second one or as many where `pair` is not None."""
+        """Encode a text or several, and as many second ones unless `pair` is None."""
 
     @abstractmethod
     def _load(self, folder: Path, given: dict[str, Any]) -> None:
@@ -196,6 +201,9 @@ class PretrainedTokenizer(Uploads):
                 f"setting {name}: found no token {value!r} among {len(self)}; choose one of "
                 f"the vocabulary, or add it by add_special_tokens"
             )
+
+    def _clean(self, asked: bool | None) -> bool:
+        return self.clean_up_tokenization_spaces if asked is None else asked
 
     def _take_settings(self, settings: TokenSettings, *, but: Sequence[str] = ()) -> None:
         for name in settings.__dataclass_fields__.keys() - set(but):
@@ -232,10 +240,10 @@ class PretrainedTokenizer(Uploads):
         """
         count = 0
         for role, value in special_tokens_dict.items():
-            if role not in (*ROLES, *_OTHER_SPECIAL) or isinstance(value, str) != (role in ROLES):
+            if role not in (*ROLES, *OTHER_SPECIAL) or isinstance(value, str) != (role in ROLES):
                 raise ValueError(
                     f"adding special tokens: found {role}={value!r}, expected a token for one of "
-                    f"{', '.join(ROLES)}, or a list for {_OTHER_SPECIAL[0]}; correct it"
+                    f"{', '.join(ROLES)}, or a list for {OTHER_SPECIAL[0]}; correct it"
                 )
             count += self.add_tokens(value, special_tokens=True)
             if isinstance(value, str):
@@ -272,10 +280,9 @@ class PretrainedTokenizer(Uploads):
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | list[str | None] | None:
-        """Look up tokens as the vocabulary spells them.
+        """Look up tokens as the vocabulary spells them; an id without one gives the unknown token.
 
-        An id without a token gives what stands for unknown ones when text is made of tokens: None
-        where nothing does.
+        That is None for a vocabulary without one.
         """
         if isinstance(ids, int):
             token = self._id_token(ids)
@@ -311,7 +318,7 @@ class PretrainedTokenizer(Uploads):
         return_length: bool = False,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Encode one text or several as labels.
+        """Encode one text or several as labels; options are those of transformers.
 
         Args:
             text: a text or a list of them; a list of words, or of such lists, where
@@ -320,22 +327,13 @@ class PretrainedTokenizer(Uploads):
             text_target: texts to encode as `labels` beside `text`, or alone.
             text_pair_target: a second text for each of these.
             add_special_tokens: put the prefix before each text and the end token after it.
-            padding: True or `longest` for the longest row's width, `max_length` for that one.
+            padding: True or `longest`, or `max_length`.
             truncation: True or `longest_first`, `only_first`, `only_second`; by itself True where
                 `max_length` is given and nothing is padded.
             max_length: tokens per row, special ones included; None for the tokenizer's own.
             stride: tokens that an overflowing row repeats of the previous one.
-            is_split_into_words: whether texts come as lists of words.
-            pad_to_multiple_of: what the width of padded rows shall be a multiple of.
-            padding_side: `left` or `right`; None for the tokenizer's own.
             return_tensors: `np`, `pt` or None for lists.
-            return_token_type_ids: also mark first texts (0) and second ones (1).
-            return_attention_mask: 1 for tokens, 0 for padding; None for yes.
-            return_overflowing_tokens: also return what was cut off.
-            return_special_tokens_mask: also mark special tokens and padding by 1.
             return_offsets_mapping: also return each token's place in its text, in characters.
-            return_length: also return the number of tokens of each row.
-            verbose: warn of an option that has no effect.
 
         Returns:
             `input_ids` and what was asked for: rows for several texts, one row for a single one
@@ -368,7 +366,7 @@ class PretrainedTokenizer(Uploads):
             stride=stride,
             overflow=return_overflowing_tokens,
             outputs=tuple(name for name, is_wanted in outputs.items() if is_wanted),
-            side=padding_side or self.padding_side,
+            padding_side=padding_side or self.padding_side,
             tensors=return_tensors,
         )
         if text is None:
@@ -385,10 +383,7 @@ class PretrainedTokenizer(Uploads):
         add_special_tokens: bool = True,
         **options: Any,
     ) -> Any:
-        """Encode one text as a label; `add_special_tokens=False` for the text alone.
-
-        Other `options` are those of a call that change rows: `padding`, `truncation`, `max_length`,
-        `stride`, `is_split_into_words`, `pad_to_multiple_of`, `padding_side`, `return_tensors`.
+        """Encode one text as a label; `options` are those of a call that change rows.
 
         Raises:
             ValueError: `text` is no valid Unicode text, or options contradict.
@@ -411,12 +406,8 @@ class PretrainedTokenizer(Uploads):
     ) -> BatchEncoding:
         """Pad rows that were encoded earlier, as a collating function does.
 
-        Args:
-            encoded_inputs: what calls returned: one, a list of them, or rows by name.
-            padding: this and all others as in a call.
-            max_length: the width with `padding="max_length"`; None for the tokenizer's own.
-            return_attention_mask: make a mask where there is none; None for yes.
-            return_tensors: `np`, `pt`, or None for what was passed in.
+        `encoded_inputs` is what calls returned: one, a list of them, or rows by name. Options are
+        those of a call; `return_tensors` of None keeps the kind that was passed in.
 
         Raises:
             ValueError: there are no `input_ids`, the tokenizer has no padding token, or options
@@ -454,10 +445,9 @@ class PretrainedTokenizer(Uploads):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """Return 1 for each special token, 0 for each other one.
+        """Return 1 for each special token, 0 for each other one, of the row made of these ids.
 
-        Without `already_has_special_tokens`, the mask is that of the row that the ids of one text
-        or two would be put into.
+        With `already_has_special_tokens`, `token_ids_0` is that row.
 
         Raises:
             ValueError: a second text was given apart, though both are one row already.
@@ -488,9 +478,29 @@ class PretrainedTokenizer(Uploads):
             )
         return options.lengths.limit - special
 
-    def _padded(self, rows: dict[str, list[Any]], options: EncodeOptions) -> BatchEncoding:
+    def _row(
+        self, first: list[int], second: list[int] | None = None, *, special: bool
+    ) -> dict[str, Any]:
+        ids = [*first, *(second or [])]
+        mask = [0] * len(ids)
+        if special:
+            ids = self.build_inputs_with_special_tokens(first, second)
+            mask = self.get_special_tokens_mask(first, second)
+        return {
+            "input_ids": ids,
+            "attention_mask": [1] * len(ids),
+            "special_tokens_mask": mask,
+            "length": len(ids),
+        }
+
+    def _padded(self, rows: Sequence[dict[str, Any]], options: EncodeOptions) -> BatchEncoding:
+        names = ("input_ids", *options.outputs)
         return pad_batch(
-            rows, options.lengths, fillers=self._fillers(), side=options.side, tensors=None
+            {name: [row[name] for row in rows] for name in names},
+            options.lengths,
+            fillers=self._fillers(),
+            side=options.padding_side,
+            tensors=None,
         )
 
     def _fillers(self) -> dict[str, Any]:
@@ -532,14 +542,7 @@ class PretrainedTokenizer(Uploads):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> list[Any]:
-        """Decode each sequence as `decode` does; one sequence gives a list of one text.
-
-        Options are those of `decode`; rows may differ in length.
-
-        Raises:
-            ValueError: `decode` refuses an id.
-            TypeError: these are no ids.
-        """
+        """Decode each sequence as `decode` does; one sequence gives a list of one text."""
         rows = id_lists(sequences)
         if not rows:
             return []
@@ -570,8 +573,7 @@ class PretrainedTokenizer(Uploads):
     ) -> Self:
         """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub name.
 
-        `settings` are the class's arguments beside its files; what is not given is taken from
-        tokenizer_config.json. The other arguments are those of `fetch_checkpoint`.
+        `settings`, the class's arguments beside its files, win over tokenizer_config.json.
 
         Raises:
             CheckpointError: files are missing or broken, or lack a token.
@@ -609,8 +611,8 @@ class PretrainedTokenizer(Uploads):
     ) -> tuple[str, ...]:
         """Write all files of the tokenizer, those of older readers among them; returns their paths.
 
-        `filename_prefix` stands before the names of the vocabulary's files. `kwargs` are those of
-        an upload: `repo_id`, `token`, `private`, `commit_message`, `revision`, `create_pr`.
+        `filename_prefix` stands before the names of the vocabulary's files; `kwargs` are those of
+        `push_to_hub`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.
@@ -655,35 +657,6 @@ def vocabulary_paths(
 def optional_object(path: Path) -> dict[str, Any]:
     """Read a file that holds a JSON object and may be missing."""
     return read_json_object(path) if path.is_file() else {}
-
-
-def id_lists(token_ids: Any) -> list[Any]:
-    """Return ids as a list of numbers, or of such lists.
-
-    Raises:
-        TypeError: these are no ids.
-    """
-    values = as_lists(token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids)
-    if isinstance(values, int):
-        return [values]
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise _no_ids(values)
-    rows = [as_lists(value) for value in values]
-    return [list(row) if isinstance(row, list | tuple) else _as_id(row) for row in rows]
-
-
-def _as_id(value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise _no_ids(value) from error
-
-
-def _no_ids(values: Any) -> TypeError:
-    return TypeError(
-        f"decoding: found {str(values)[:40]!r} of type {type(values).__name__}, expected token "
-        f"ids: whole numbers, or lists or tensors of them; pass what generate() or a call returned"
-    )
 
 
 def _plain_tokens(content: dict[str, Any]) -> dict[str, Any]:

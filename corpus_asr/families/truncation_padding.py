@@ -1,9 +1,7 @@
-"""Rows of token ids: how long they may be, and their padding to one width.
+"""Rows of token ids: their forms, how long they may be, and their padding to one width."""
 
-Names of options are those of the reference.
-"""
-
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ OUTSIDE = (0, 0)
 # Source: transformers 5.23, tokenization_utils_base.py, LARGE_INTEGER.
 _LARGE = int(1e20)
 
+# The first of each stands for True, the last for False.
 _PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 _SIDES = ("left", "right")
@@ -40,16 +39,16 @@ class Lengths:
     @property
     def limit(self) -> int:
         """Tokens that a row may have."""
-        cut = self.truncation != "do_not_truncate" and self.max_length is not None
-        return self.max_length if cut and self.max_length is not None else NO_LIMIT
+        if self.max_length is None or self.truncation == "do_not_truncate":
+            return NO_LIMIT
+        return self.max_length
 
     def width(self, longest: int) -> int:
         """Return the width to pad to, where the longest row has `longest` tokens."""
-        fixed = self.padding == "max_length" and self.max_length is not None
-        width = self.max_length if fixed and self.max_length is not None else longest
-        if self.multiple is not None:
-            width += -width % self.multiple
-        return width
+        width = longest
+        if self.max_length is not None and self.padding == "max_length":
+            width = self.max_length
+        return width + -width % (self.multiple or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +66,7 @@ class EncodeOptions:
     """Whether what is cut off is returned."""
     outputs: tuple[str, ...]
     """What is returned beside ids, by name."""
-    side: str
-    """Where rows are padded."""
+    padding_side: str
     tensors: str | None
     """`np`, `pt` or None for lists."""
 
@@ -91,10 +89,8 @@ def chosen_lengths(
     """
     if max_length is not None and padding is False and truncation is None:
         truncation = "longest_first"
-    pad = _chosen(padding, yes="longest", no="do_not_pad")
-    cut = _chosen(truncation, yes="longest_first", no="do_not_truncate")
-    _check_option("padding", pad, _PADDINGS)
-    _check_option("truncation", cut, _TRUNCATIONS)
+    pad = _word("padding", padding, _PADDINGS)
+    cut = _word("truncation", truncation, _TRUNCATIONS)
     for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
         if value is not None and value < 1:
             raise ValueError(
@@ -207,30 +203,83 @@ def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
     return rows, kind
 
 
-def is_several(text: Any, *, words: bool) -> bool:
-    """Whether this is a list of texts, not one text, which may itself be a list of words."""
-    if not isinstance(text, list | tuple):
-        return False
-    return not words or (bool(text) and isinstance(text[0], list | tuple))
+def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[Any, Any]]]:
+    """Tell whether `text` holds several texts, and return each with its second one or None.
 
-
-def second_texts(texts: Sequence[Any], pair: Any, *, several: bool) -> Sequence[Any]:
-    """Return the second text of each, None where there is none."""
-    if not several or pair is None:
-        return [pair] * len(texts)
-    seconds = [pair] if isinstance(pair, str) else list(pair)
-    if isinstance(pair, str) or len(seconds) != len(texts):
+    Raises:
+        ValueError: there are not as many second texts as texts.
+    """
+    several = isinstance(text, list | tuple)
+    if several and words:
+        several = bool(text) and isinstance(text[0], list | tuple)
+    elif several:
+        several = not (text and isinstance(text[0], int))  # ids are one text
+    if not several:
+        return False, [(text, pair)]
+    if pair is None:
+        return True, [_unpaired(each, words=words) for each in text]
+    seconds = [pair] if isinstance(pair, str) else [each for each in pair if each is not None]
+    if isinstance(pair, str) or len(seconds) != len(text):
         raise ValueError(
-            f"encoding pairs: found {len(texts)} texts and {len(seconds)} second ones, expected "
+            f"encoding pairs: found {len(text)} texts and {len(seconds)} second ones, expected "
             f"as many; correct the lists"
         )
-    return seconds
+    return True, list(zip(text, seconds, strict=True))
+
+
+def _unpaired(text: Any, *, words: bool) -> tuple[Any, Any]:
+    """Take apart a text of a batch that comes together with its second one."""
+    together = isinstance(text, tuple) or (isinstance(text, list) and not words)
+    if together and len(text) == 2 and not isinstance(text[0], int):
+        return text[0], text[1]
+    return text, None
 
 
 def check_side(name: str, side: str) -> None:
     """Refuse a side that is neither left nor right."""
     if side not in _SIDES:
         raise ValueError(f"choosing {name}: found {side!r}, expected 'left' or 'right'; correct it")
+
+
+def decode_each(token_ids: Any, decode: Callable[[list[int]], Any]) -> Any:
+    """Decode one sequence of ids, or several into a list.
+
+    Raises:
+        TypeError: these are no ids.
+    """
+    ids = id_lists(token_ids)
+    if ids and isinstance(ids[0], list):
+        return [decode_each(row, decode) for row in ids]
+    return decode(ids)
+
+
+def id_lists(token_ids: Any) -> list[Any]:
+    """Return ids as a list of numbers, or of such lists.
+
+    Raises:
+        TypeError: these are no ids.
+    """
+    values = as_lists(token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids)
+    if isinstance(values, int):
+        return [values]
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise _no_ids(values)
+    rows = [as_lists(value) for value in values]
+    return [list(row) if isinstance(row, list | tuple) else _as_id(row) for row in rows]
+
+
+def _as_id(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise _no_ids(value) from error
+
+
+def _no_ids(values: Any) -> TypeError:
+    return TypeError(
+        f"decoding: found {str(values)[:40]!r} of type {type(values).__name__}, expected token "
+        f"ids: whole numbers, or lists or tensors of them; pass what generate() or a call returned"
+    )
 
 
 def _filled(row: Sequence[Any], width: int, filler: Any, side: str) -> list[Any]:
@@ -243,13 +292,11 @@ def _as_rows(value: Any) -> Any:
     return [_as_rows(row) for row in value] if isinstance(value, list | tuple) else value
 
 
-def _chosen(option: bool | str | None, *, yes: str, no: str) -> str:
-    return option if isinstance(option, str) else yes if option else no
-
-
-def _check_option(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
+def _word(name: str, option: bool | str | None, known: Sequence[str]) -> str:
+    word = option if isinstance(option, str) else known[0 if option else -1]
+    if word not in known:
         raise ValueError(
-            f"encoding texts: found {name}={value!r}, expected True, False or one of "
+            f"encoding texts: found {name}={word!r}, expected True, False or one of "
             f"{', '.join(known)}; correct it"
         )
+    return word

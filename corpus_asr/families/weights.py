@@ -7,7 +7,6 @@ weight is its integer times the scale of its group. Everything else is float16.
 """
 
 import functools
-import json
 import math
 import re
 import zipfile
@@ -28,9 +27,11 @@ from corpus_asr.families.foreign_weights import (
     read_flax,
     read_tensorflow,
 )
-from corpus_asr.families.saved_files import write_json_object
+from corpus_asr.families.saved_files import read_json_object, write_json_object
 
+WEIGHTS_NAME = "model.safetensors"
 INT8_NAME = "model.int8.safetensors"
+PICKLED_NAME = "pytorch_model.bin"
 SCALE_SUFFIX = "_scale"
 
 # With whisper-tiny.en, groups of 64 bring the divergence of next-token distributions from float16's
@@ -134,9 +135,9 @@ def stored_tensors(folder: Path, *, safetensors: bool | None = None) -> dict[str
 
 def _all_tensors(folder: Path, safetensors: bool | None) -> dict[str, StoredTensor]:
     for name, read_file in (
-        ("model.safetensors", _safetensors),
+        (WEIGHTS_NAME, _safetensors),
         (INT8_NAME, _safetensors),
-        ("pytorch_model.bin", _pickled),
+        (PICKLED_NAME, _pickled),
     ):
         if safetensors is not None and safetensors != name.endswith(".safetensors"):
             continue
@@ -149,13 +150,12 @@ def _all_tensors(folder: Path, safetensors: bool | None) -> dict[str, StoredTens
         if safetensors is None and (folder / name).is_file():
             return _stored(folder / name, read_all(folder / name))
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    kinds = {
-        None: f"model.safetensors, {INT8_NAME}, pytorch_model.bin",
-        True: f"model.safetensors, {INT8_NAME}",
-    }
+    names = ([] if safetensors is False else [WEIGHTS_NAME, INT8_NAME]) + (
+        [] if safetensors else [PICKLED_NAME]
+    )
     raise CheckpointError(
         f"looking for weights in {folder}: found {listed(present) or 'nothing'}, expected "
-        f"{kinds.get(safetensors, 'pytorch_model.bin')} or the index of a sharded one"
+        f"{', '.join(names)} or the index of a sharded one"
     )
 
 
@@ -241,7 +241,7 @@ def _stored(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor
             path=path,
             shape=tuple(tensor.shape),
             dtype=tensor.dtype if tensor.dtype in _STORED_DTYPES.values() else None,
-            read=functools.partial(_itself, tensor),
+            read=tensor.detach,
         )
         for name, tensor in tensors.items()
     }
@@ -270,11 +270,8 @@ def _sharded(
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Read which file of the folder holds which tensor."""
-    try:
-        content: Any = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise broken(index, error) from error
-    file_of = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_json_object(index)
+    file_of = content.get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
         raise CheckpointError(f"reading {index}: expected a weight_map of tensor names to files")
     outside = {file for file in file_of.values() if not _is_plain_name(file)}
@@ -290,31 +287,19 @@ def _is_plain_name(file: str) -> bool:
     return file not in ("", ".", "..") and not any(mark in file for mark in "/\\:\0")
 
 
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def broken(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a file of weights that cannot be read, with what to do about it."""
-    remedy = "copy or download it again"
-    if _starts_with(path, _GIT_LFS_POINTER):
-        remedy = "it is a Git LFS pointer: run `git lfs pull` in its folder"
-    size = f"{path.stat().st_size} bytes" if path.is_file() else "no file"
+    remedy, size = "copy or download it again", "no file"
+    if path.is_file():
+        size = f"{path.stat().st_size} bytes"
+        with path.open("rb") as file:
+            if file.read(len(_GIT_LFS_POINTER)) == _GIT_LFS_POINTER:
+                remedy = "it is a Git LFS pointer: run `git lfs pull` in its folder"
+    reason = str(error).rpartition(_UNPICKLER)[2].strip().split("\n")[0]
     return CheckpointError(
         f"reading {path}: found {size} that cannot be read "
-        f"({type(error).__name__}: {_first_line(error)}); {remedy}"
+        f"({type(error).__name__}: {reason}); {remedy}"
     )
-
-
-def _starts_with(path: Path, start: bytes) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(start)) == start
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).rpartition(_UNPICKLER)[2].strip().split("\n")[0]
 
 
 def listed(names: Iterable[str], *, separator: str = ", ") -> str:
@@ -324,14 +309,10 @@ def listed(names: Iterable[str], *, separator: str = ", ") -> str:
     return separator.join(shown[:_NAMES_SHOWN]) + more
 
 
-WEIGHTS_NAME = "model.safetensors"
-PICKLED_NAME = "pytorch_model.bin"
-
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def parse_size(size: int | str) -> int:
-    """Return a size in bytes: a number, or text such as `5GB` or `200MiB`."""
+def _parse_size(size: int | str) -> int:
     match = re.fullmatch(r"(\d+)\s*([A-Z]*)", str(size).strip().upper())
     if match is None or match[2] not in _UNITS or int(match[1]) < 1:
         raise ValueError(f"reading the size {size!r}: expected a number of bytes, or such as 5GB")
@@ -350,10 +331,10 @@ def save_weights(
     Args:
         folder: made if needed.
         tensors: no two may share memory; names as in the network's state dict.
-        max_shard_size: bytes of a file, unless a single tensor is larger.
+        max_shard_size: bytes of a file, such as `5GB` or `200MiB`, unless a tensor is larger.
         safe_serialization: safetensors; False writes pytorch_model.bin.
     """
-    shards = list(_shards(tensors, parse_size(max_shard_size)))
+    shards = list(_shards(tensors, _parse_size(max_shard_size)))
     folder.mkdir(parents=True, exist_ok=True)
     base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
     if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
@@ -435,10 +416,8 @@ def load_weights(
     weights in `dtype`. Names match with and without the prefix `model.`.
 
     Args:
-        module: its parameters may be on the meta device; they end on `device`.
-        folder: a checkpoint folder.
+        module: its parameters may be on the meta device.
         dtype: type of all weights; None means the stored one (the widest, if they differ).
-        device: where the weights go.
         tied: parameters that share another's weights, unless the file holds different ones.
         computed: parameters that may be absent, and what makes them.
         ignored: how stored names begin that may be left over.
@@ -458,15 +437,16 @@ def load_weights(
     computed = {_bare(name): make for name, make in computed.items()}
     found = stored_tensors(folder, safetensors=safetensors)
     stored = {_bare(name): tensor for name, tensor in found.items()}
-    for name in {_bare(name) for name in redrawn or {}} & stored.keys() & wanted.keys():
-        if stored[name].shape != wanted[name]:
-            del stored[name]
-            computed[name] = (redrawn or {})[full_names[name]]
+    for name, make in (redrawn or {}).items():
+        bare = _bare(name)
+        if bare in stored and stored[bare].shape != wanted[bare]:
+            del stored[bare]
+            computed[bare] = make
     for target, source in tied.items():
         if source not in stored and target in stored:  # of two equal tensors either may be kept
             stored[source] = stored.pop(target)
     _check_names(folder, stored, wanted, absent={*tied, *computed}, ignored=tuple(ignored))
-    _check_tensors(stored, wanted)
+    _check_tensors(folder, stored, wanted)
     if dtype is None:
         dtypes = [stored[name].dtype or torch.float32 for name in wanted if name in stored]
         dtype = functools.reduce(torch.promote_types, dtypes)
@@ -511,11 +491,11 @@ def _check_names(
     if not missing and not unexpected:
         return
     files = listed(sorted({tensor.path.name for tensor in stored.values()})) or "no file"
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing: {listed(sorted(missing))}")
-    if unexpected:
-        problems.append(f"{len(unexpected)} unexpected: {listed(sorted(unexpected))}")
+    problems = [
+        f"{len(names)} {kind}: {listed(sorted(names))}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
     raise CheckpointError(
         f"loading {folder} ({files}): {len(wanted)} tensors expected, {'; '.join(problems)}; "
         f"config.json and the weights must belong to the same model"
@@ -523,7 +503,7 @@ def _check_names(
 
 
 def _check_tensors(
-    stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]
+    folder: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Compare shapes and types of the names both have."""
     problems = []
@@ -534,7 +514,6 @@ def _check_tensors(
         elif tensor.dtype is None:
             problems.append(f"{name} in {tensor.path.name} is not of a float type")
     if problems:
-        folder = next(iter(stored.values())).path.parent
         raise CheckpointError(
             f"loading {folder}: {len(problems)} tensors do not fit config.json: "
             f"{listed(sorted(problems), separator='; ')}; config.json and the weights must belong "

@@ -42,7 +42,6 @@ def kaldi_filters(
 
     Triangles of height 1, evenly spaced and straight in mels, from 20 Hz to half the sample rate.
 
-
     Source: Kaldi `feat/mel-computations.cc`; equal to `transformers.audio_utils.mel_filter_bank`
     with `mel_scale="kaldi"` and `triangularize_in_mel_space=True` within 1e-12.
     """
@@ -84,9 +83,6 @@ def kaldi_fbank(
         dither: standard deviation, in 16-bit steps, of the noise added to every frame, from numpy's
             global generator.
 
-    Raises:
-        ValueError: `samples` is shorter than a frame, or a size is not positive.
-
     Source: Kaldi `feat/feature-fbank.cc`; equal to `transformers.Speech2TextFeatureExtractor`
     without torchaudio (`transformers/audio_utils.py` spectrogram) within 1e-5.
     """
@@ -119,7 +115,6 @@ def kaldi_fbank(
 def _conditioned(
     seen: Float32[np.ndarray, " seen"], dither: float
 ) -> Float64[np.ndarray, "frame sample"]:
-    """Cut samples into frames without offset, high frequencies raised, windowed."""
     # Kaldi takes a frame's first sample as the one before it, too. Here it may hold anything: the
     # window multiplies it by zero.
     scaled = seen.astype(np.float64) * FULL_SCALE

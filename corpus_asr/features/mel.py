@@ -10,8 +10,6 @@ from jaxtyping import Float, Float32, Float64
 
 from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
 
-FFT_BINS = FFT_SAMPLES // 2 + 1  # 201, from 0 Hz to 8 kHz
-
 # Frames per block: the work arrays (about 1 MB) then stay in a core's second-level cache.
 BLOCK_FRAMES = 256
 
@@ -63,10 +61,6 @@ def hann(fft_samples: int) -> np.ndarray:
     return window
 
 
-# The formula is needed in float64; rounding the result once costs 6e-8.
-HANN = hann(FFT_SAMPLES).astype(np.float32)
-
-
 def num_frames(num_samples: int) -> int:
     """Count the frames of an array as Whisper cuts it."""
     return WHISPER.num_frames(num_samples)
@@ -79,7 +73,6 @@ def power_spectra(
 
     Frame k is centred on sample `k * hop_samples`; the array is mirrored at both ends. Memory
     beyond `samples` does not depend on their number.
-
 
     Source: `whisper/audio.py` log_mel_spectrogram (torch.stft with center=True, last frame
     dropped); the dither as in `transformers/audio_utils.py` spectrogram, frame by frame.
@@ -156,14 +149,6 @@ def mel_to_hz(mel: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
     return hz
 
 
-def hz_to_mel(hz: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
-    """Convert Hz to Slaney mels: the other way round."""
-    above = np.log(np.maximum(hz, LOG_START_HZ) / LOG_START_HZ)
-    linear, logarithmic = hz / LINEAR_HZ_PER_MEL, LOG_START_MEL + MELS_PER_LOG_HZ * above
-    mel: Float64[np.ndarray, "*shape"] = np.where(hz < LOG_START_HZ, linear, logarithmic)
-    return mel
-
-
 @lru_cache(maxsize=8)
 def mel_filters(
     num_mel_bins: int, *, fft_samples: int = FFT_SAMPLES, sample_rate_hz: int = SAMPLE_RATE_HZ
@@ -171,7 +156,6 @@ def mel_filters(
     """Return the weights that sum power spectra into mel bins (shared; not to be written to).
 
     Triangles evenly spaced in mels from 0 Hz to `TOP_HZ`, each of unit area.
-
 
     Source: Slaney 1998; equal to `transformers.audio_utils.mel_filter_bank(norm="slaney",
     mel_scale="slaney")` and to openai-whisper's `mel_filters.npz` within 1e-7.
@@ -253,9 +237,6 @@ def log_mel(
         samples: mono in [-1, 1]; mirrored at both ends, not padded.
         num_mel_bins: 80, or 128 for large-v3.
         analysis: how it is computed; the default is fast and as Whisper was trained.
-
-    Raises:
-        ValueError: `samples` is shorter than one hop, or `num_mel_bins` is not positive.
 
     Source: Radford et al. 2022, section 2.2. Equal to openai-whisper's `log_mel_spectrogram` and to
     `transformers.WhisperFeatureExtractor` within 1e-4; in float64 to the latter within 1e-5.

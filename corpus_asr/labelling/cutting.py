@@ -12,8 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from corpus_asr.audio.decode import open_audio
-from corpus_asr.audio.encode import AudioFormat, encode_audio
+from corpus_asr.audio.decode import AudioFormat, encode_audio, open_audio
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
@@ -99,7 +98,13 @@ class ClipCutter:
         for number, clip_range in waiting:
             missing = clip_range.end_sample - held.end
             if missing > _MAX_MISSING_SAMPLES or clip_range.start_sample >= held.end:
-                raise _cut_short(uri, held.end, clip_range)
+                raise DecodeError(
+                    f"cutting {uri}: it ends after {held.end / SAMPLE_RATE_HZ:.2f} s, expected "
+                    f"{clip_range.end_sample / SAMPLE_RATE_HZ:.2f} s at least, as when it was "
+                    "transcribed; transcribe it again",
+                    uri=uri,
+                    kind=CUT_SHORT,
+                )
             yield self._clip(number, clip_range, held)
 
     def _open(self, request: CutRequest) -> io.BufferedReader:
@@ -141,13 +146,3 @@ class _Held:
     def between(self, row: int, start: int, end: int) -> Float32[np.ndarray, " sample"]:
         begins = self.end - self._samples.shape[1]
         return self._samples[row, start - begins : end - begins]
-
-
-def _cut_short(uri: str, decoded: int, clip_range: ClipRange) -> DecodeError:
-    return DecodeError(
-        f"cutting {uri}: it ends after {decoded / SAMPLE_RATE_HZ:.2f} s, expected "
-        f"{clip_range.end_sample / SAMPLE_RATE_HZ:.2f} s at least, as when it was transcribed; "
-        "transcribe it again",
-        uri=uri,
-        kind=CUT_SHORT,
-    )

@@ -66,26 +66,16 @@ def result_settings(
     selection: SelectionSettings, dataset: DatasetSettings, source: str
 ) -> dict[str, Any]:
     """Return everything that the content of a data set depends on."""
-    flat = {
-        f"{section}.{key}": value
-        for section, settings in (("selection", selection), ("dataset", dataset))
-        for key, value in settings.model_dump(mode="json").items()
-        if section == "selection" or key not in _NOT_IN_FILES
-    }
-    safe = {
-        key: without_secrets(value) if isinstance(value, str) else value
-        for key, value in flat.items()
-    }
-    return safe | {"transcripts": source, "schema_version": SCHEMA_VERSION}
+    found = {f"selection.{key}": value for key, value in selection.model_dump(mode="json").items()}
+    for key, value in dataset.model_dump(mode="json", exclude=_NOT_IN_FILES).items():
+        found[f"dataset.{key}"] = value
+    for key, value in found.items():
+        found[key] = without_secrets(value) if isinstance(value, str) else value
+    return found | {"transcripts": source, "schema_version": SCHEMA_VERSION}
 
 
 def begin(store: OutputStore, settings: dict[str, Any]) -> None:
-    """Begin a data set in a folder, or go on with it.
-
-    Raises:
-        ConfigError: the folder holds another one, or files of somebody else.
-        FetchError: the store does not answer.
-    """
+    """Begin a data set in a folder, or go on with it."""
     stored = store.read_json(SETTINGS_NAME)
     if stored is None:
         for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER, "segments", "outcomes"):
@@ -346,24 +336,23 @@ class ShardMaker:
         self._store = store
         self._settings = settings
         self._origin = origin
-        self._workers = workers
         self._stopping = Event()
-        self._cutters: SimpleQueue[IsolatedGenerator] = SimpleQueue()
         self._all = [
             IsolatedGenerator(CUTTER, init_kwargs=cutter, timeout_s=timeout_s)
             for _ in range(workers)
         ]
+        self._cutters: SimpleQueue[IsolatedGenerator] = SimpleQueue()
         for child in self._all:
             self._cutters.put(child)
 
     def write(self, shards: Iterable[Shard]) -> Iterator[Note]:
         """Write what is not there yet; yield the note of every shard as it is done."""
         waiting: set[Future[Note]] = set()
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="shards") as pool:
+        with ThreadPoolExecutor(len(self._all), thread_name_prefix="shards") as pool:
             try:
                 for shard in shards:
                     waiting.add(pool.submit(self._make, shard))
-                    if len(waiting) > self._workers:
+                    if len(waiting) > len(self._all):
                         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                         yield from (future.result() for future in done)
                 yield from (future.result() for future in as_completed(waiting))

@@ -1,4 +1,4 @@
-"""Selection: the segments of a run, measured and decided, recording after recording.
+"""Selection: the segments of a run measured, and decided by rules, recording after recording.
 
 There are two passes, since how often a text occurs is known at the end of the first only; between
 them rows wait on this machine's disk. In memory are one recording, some 30 bytes per segment, and
@@ -7,8 +7,9 @@ the existing transcripts.
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -27,13 +28,350 @@ from corpus_asr.export.recordings import (
     read_index,
     recordings,
 )
-from corpus_asr.labelling.measures import Comparisons, listed_hashes, measured
-from corpus_asr.labelling.rules import Rule, decide
-from corpus_asr.report.accuracy.scoring import Reference, read_references
+from corpus_asr.languages import resolve_language
+from corpus_asr.report.accuracy.scoring import (
+    WITHOUT_BLANKS,
+    Errors,
+    Reference,
+    aligned,
+    normalised,
+    read_references,
+    units,
+)
 from corpus_asr.schemas import SELECTION
-from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.segments import Segment
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME
 from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile, parquet_batches
 from corpus_asr.storage.stores.uri import redact_uri
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is dropped, and why."""
+
+    name: str
+    says: str
+    """What is dropped, for people."""
+    drops: Callable[[Row], bool]
+
+
+def _duration_s(row: Row) -> float:
+    return max(0.0, float(row["end_s"] - row["start_s"]))
+
+
+def _measure(row: Row, name: str) -> float | None:
+    """Return the value of a column, or of `NAME per s`; None where it is not known."""
+    duration_s = _duration_s(row)
+    if name == "duration_s":
+        return duration_s
+    column, _, per_second = name.partition(" per ")
+    value: float | None = row[column]
+    if not per_second or value is None:
+        return value
+    return value / duration_s if duration_s else None
+
+
+# Tables hold 32 bits: 0.9 there is a little less than 0.9 in the settings.
+_ROUNDING = 1e-6
+
+
+def _under(value: float | None, bound: float) -> bool:
+    return value is not None and value < bound - _ROUNDING
+
+
+def _over(value: float | None, bound: float) -> bool:
+    return value is not None and value > bound + _ROUNDING
+
+
+def _over_or_unknown(value: float | None, bound: float) -> bool:
+    """Drop what could not be compared, too."""
+    return value is None or value > bound + _ROUNDING
+
+
+# In the order in which they are asked: name, what is dropped, by which setting, by which measure. A
+# rule is off where its setting is null.
+_BOUNDS = (
+    ("too_short", _under, "min_duration_s", "duration_s", "shorter than {} s"),
+    ("too_long", _over, "max_duration_s", "duration_s", "longer than {} s"),
+    ("language_probability", _under, "min_language_probability", "language_probability",
+     "language less probable than {}"),
+    ("no_speech", _over, "max_no_speech_prob", "no_speech_prob",
+     "no speech more probable than {}"),
+    ("outside_speech", _under, "min_speech_fraction", "speech_fraction",
+     "less than {} of it in detected speech"),
+    ("confidence", _under, "min_confidence", "confidence", "confidence below {}"),
+    ("avg_logprob", _under, "min_avg_logprob", "avg_logprob", "mean log-probability below {}"),
+    ("compression_ratio", _over, "max_compression_ratio", "compression_ratio",
+     "compression ratio above {}"),
+    ("temperature", _over, "max_temperature", "temperature", "temperature above {}"),
+    ("too_slow", _under, "min_words_per_s", "num_words per s", "fewer than {} words per second"),
+    ("too_fast", _over, "max_words_per_s", "num_words per s", "more than {} words per second"),
+    ("too_many_letters", _over, "max_letters_per_s", "num_letters per s",
+     "more than {} letters per second"),
+    ("repeats", _over, "max_repeats", "repeats", "the same words more than {} times in a row"),
+    ("few_unique_words", _under, "min_unique_words", "unique_words",
+     "fewer than {} different words per word"),
+    ("long_word", _over, "max_word_letters", "longest_word", "a word of more than {} letters"),
+    ("copies", _over, "max_copies", "copies", "more than {} segments with the same text"),
+    ("disagreement", _over_or_unknown, "max_disagreement", "disagreement",
+     "more than {} of the words heard otherwise by the other run, or no result there"),
+    ("wer", _over_or_unknown, "max_wer", "wer",
+     "word error rate above {} against the existing transcript, or none there"),
+)  # fmt: skip
+_NEEDS = {"disagreement": "against", "wer": "references"}
+
+
+def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
+    """Return the rules that settings turn on, in their order."""
+    rules = [
+        Rule("no_letters", "no letter or digit", lambda row: not row["num_letters"]),
+        _language(settings),
+    ]
+    if settings.drop_texts:
+        rules.append(Rule("listed", "a text of drop_texts", lambda row: bool(row["listed"])))
+    if settings.drop_known_hallucinations:
+        says = "a sentence that models are known to write where nobody speaks"
+        rules.append(
+            Rule("known_hallucination", says, lambda row: bool(row["known_hallucination"]))
+        )
+    for name, beyond, setting, measure, says in _BOUNDS:
+        bound = getattr(settings, setting)
+        compared = name not in _NEEDS or getattr(settings, _NEEDS[name]) is not None
+        if bound is not None and compared:
+            drops = partial(_drops, beyond=beyond, measure=measure, bound=bound)
+            rules.append(Rule(name, says.format(f"{bound:g}"), drops))
+    return tuple(rules)
+
+
+def _drops(
+    row: Row, *, beyond: Callable[[float | None, float], bool], measure: str, bound: float
+) -> bool:
+    return beyond(_measure(row, measure), bound)
+
+
+def _language(settings: SelectionSettings) -> Rule:
+    try:
+        codes = frozenset(resolve_language(language) for language in settings.languages)
+    except ValueError as error:
+        raise ConfigError(f"reading selection.languages: {error}") from error
+    if codes:
+        says = f"not in {', '.join(sorted(codes))}"
+        return Rule("language", says, lambda row: row["language"] not in codes)
+
+    def is_another(row: Row) -> bool:
+        said, heard = row["reference_language"], row["language"]
+        return said is not None and heard is not None and said != heard
+
+    return Rule("language", "not the transcript's language", is_another)
+
+
+def decide(row: dict[str, Any], rules: Sequence[Rule]) -> None:
+    """Note in a row which rules drop it, and the first."""
+    row["rules"] = [rule.name for rule in rules if rule.drops(row)]
+    row["dropped_by"] = next(iter(row["rules"]), None)
+
+
+SHOWN_EACH = 2
+
+
+@dataclass(slots=True)
+class Amount:
+    """So many, so long together."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        """Take more into account."""
+        self.count += count
+        self.seconds += seconds
+
+
+@dataclass(slots=True)
+class RuleTally:
+    """What one rule does."""
+
+    dropped: Amount = field(default_factory=Amount)
+    """Segments that count under it: no rule before it drops them."""
+    matching: Amount = field(default_factory=Amount)
+    """Segments that it would drop if it were the only rule."""
+    alone: Amount = field(default_factory=Amount)
+    """Segments that no other rule drops: what turning it off would win."""
+    shown: list[tuple[str, str]] = field(default_factory=list)
+    """Text and address of some that count under it."""
+
+
+@dataclass(slots=True)
+class SelectionTally:
+    """What a selection does."""
+
+    rules: dict[str, RuleTally]
+    everything: Amount = field(default_factory=Amount)
+    kept: Amount = field(default_factory=Amount)
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "SelectionTally":
+        """Begin to count for rules of these names."""
+        return cls({name: RuleTally() for name in names})
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a decided row."""
+        seconds = _duration_s(row)
+        self.everything.add(seconds)
+        if row["dropped_by"] is None:
+            self.kept.add(seconds)
+            return
+        first = self.rules[row["dropped_by"]]
+        first.dropped.add(seconds)
+        if len(first.shown) < SHOWN_EACH:
+            first.shown.append((row["text"], row["uri"]))
+        for name in row["rules"]:
+            self.rules[name].matching.add(seconds)
+        if len(row["rules"]) == 1:
+            first.alone.add(seconds)
+
+
+MAX_REPEATED_WORDS = 5
+_MIN_WORDS = 10  # the share of different words among fewer says nothing
+_HASH_BYTES = 8
+_KINDS = ("equal", "substitute", "delete", "insert")  # as `Errors` counts them
+_COPIED = (
+    "start_s", "end_s", "text", "language_probability", "task", "confidence", "avg_logprob",
+    "no_speech_prob", "compression_ratio", "temperature", "speech_fraction", "known_hallucination",
+)  # fmt: skip
+
+
+def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> list[Errors]:
+    """Return the errors of each piece, taking the other text for what was said.
+
+    What was said between two pieces and is in neither counts against both: either may be the one
+    that lacks it, and audio that reaches from one into the other holds it.
+    """
+    found = [word for piece in pieces for word in piece]
+    piece_of_word = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+    counts = np.zeros((len(pieces), 4), dtype=np.int64)  # (piece, kind of `Errors`)
+    if not said:
+        counts[:, 3] = [len(piece) for piece in pieces]
+    elif found:
+        for chunk in aligned(said, found).alignments[0]:
+            theirs = piece_of_word[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            if chunk.type == "delete":
+                beside = piece_of_word[max(0, chunk.hyp_start_idx - 1) : chunk.hyp_start_idx + 1]
+                counts[np.unique(beside), 2] += chunk.ref_end_idx - chunk.ref_start_idx
+            else:
+                np.add.at(counts[:, _KINDS.index(chunk.type)], theirs, 1)
+    return [Errors(*each) for each in counts.tolist()]
+
+
+def rate(errors: Errors) -> float:
+    """Return errors per word said; where nothing was said, 1 for any error."""
+    return float(errors.errors > 0) if errors.rate is None else errors.rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparisons:
+    """What the segments of a recording are compared with."""
+
+    other: Recording | None = None
+    """The same recording of another run."""
+    reference: Reference | None = None
+
+
+def measured(
+    recording: Recording,
+    version: Mapping[str, Any],
+    beside: Comparisons,
+    *,
+    listed: frozenset[int] = frozenset(),
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the row of each segment and a number of its text: equal for texts that say the same."""
+    reference = beside.reference
+    language = (reference.language if reference else None) or recording.language
+    others = beside.other.by_channel() if beside.other else {}
+    reference_text = reference.text if reference else None
+    channels = recording.by_channel()
+    for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
+        segments = channels[channel]
+        heard = [each.text for each in others.get(channel, [])] if beside.other else None
+        disagreements = _rates(segments, heard, recording.language)
+        wers = _rates(segments, [reference.text] if reference else None, language)
+        for segment, disagreement, wer in zip(segments, disagreements, wers, strict=True):
+            words = _words(segment.text, segment.language or recording.language)
+            text_hash = hash_of(" ".join(words))
+            row = _row(recording, segment, words) | {
+                "size_bytes": version["size_bytes"],
+                "etag": version["etag"],
+                "channel": channel,
+                "listed": text_hash in listed,
+                "disagreement": disagreement,
+                "wer": wer,
+                "reference_language": reference.language if reference else None,
+                "reference": reference_text,
+            }
+            reference_text = None  # in the first row of a recording only
+            yield row, text_hash
+
+
+def hash_of(words: str) -> int:
+    """Return a number for a normalised text."""
+    data = words.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=_HASH_BYTES).digest())
+
+
+def listed_hashes(texts: Iterable[str]) -> frozenset[int]:
+    """Return the hashes of texts to be told apart, whatever language they are found in."""
+    return frozenset(
+        hash_of(" ".join(_words(text, language))) for text in texts for language in ("en", "zh", "")
+    )
+
+
+def _words(text: str, language: str | None) -> list[str]:
+    return units(normalised(text, language), language)
+
+
+def _row(recording: Recording, segment: Segment, words: Sequence[str]) -> dict[str, Any]:
+    language = segment.language or recording.language
+    has_blanks = language not in WITHOUT_BLANKS
+    enough = has_blanks and len(words) >= _MIN_WORDS
+    return {
+        "recording_id": recording.recording_id,
+        "uri": recording.uri,
+        "recording_s": recording.duration_s,
+        "language": language,
+        **{name: getattr(segment, name) for name in _COPIED},
+        "num_words": len(words),
+        "num_letters": _letters(segment.text),
+        "unique_words": len(set(words)) / len(words) if enough else None,
+        "repeats": most_repeats(words),
+        "longest_word": max(map(_letters, segment.text.split()), default=0) if has_blanks else None,
+    }
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
+
+
+def most_repeats(words: Sequence[str]) -> int:
+    """Return how often the same one to five words stand in a row, at most."""
+    most = 1 if words else 0
+    for size in range(1, MAX_REPEATED_WORDS + 1):
+        run = 0
+        for at in range(size, len(words)):
+            run = run + 1 if words[at] == words[at - size] else 0
+            most = max(most, run // size + 1)
+    return most
+
+
+def _rates(
+    segments: Sequence[Segment], texts: Sequence[str] | None, language: str | None
+) -> Sequence[float | None]:
+    """Compare segments with texts, all as if in one language, so that both are normalised alike."""
+    if texts is None:
+        return [None] * len(segments)
+    pieces = [_words(segment.text, language) for segment in segments]
+    return [rate(errors) for errors in errors_by_piece(pieces, _words(" ".join(texts), language))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +411,7 @@ class Origin:
 
 
 def read_origin(store: OutputStore) -> Origin:
-    """Read what a run notes of itself.
-
-    Raises:
-        ConfigError: it has no notes.
-        FetchError: the store does not answer.
-    """
+    """Read what a run notes of itself."""
     config, fingerprint = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
     if config is None or fingerprint is None:
         missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
@@ -128,13 +461,7 @@ class Sources:
 def read_sources(
     output_uri: str, settings: SelectionSettings, *, endpoint_url: str | None = None
 ) -> Sources:
-    """Read what is there to select from.
-
-    Raises:
-        ConfigError: there is no such output, it is compared with itself or with one of other
-            recordings, or the existing transcripts cannot be used.
-        FetchError: a store failed beyond its retries.
-    """
+    """Read what is there to select from."""
     store = OutputStore(output_uri, endpoint_url=endpoint_url)
     index = read_index(store)
     other = references = None
@@ -181,9 +508,9 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
         for position, recording, other in _beside_the_other(sources):
             beside = Comparisons(other=other, reference=references.get(recording.recording_id))
             version = versions.slice(position, 1).to_pylist()[0]
-            for each in measured(recording, version, beside, listed=listed):
-                waiting.append(each.row)
-                hashes.append(each.text_hash)
+            for row, text_hash in measured(recording, version, beside, listed=listed):
+                waiting.append(row)
+                hashes.append(text_hash)
             if len(waiting) >= _ROWS_AT_A_TIME:
                 file.append(pa.Table.from_pylist(waiting, schema=SELECTION))
                 waiting = []
@@ -198,7 +525,7 @@ def _beside_the_other(
     sources: Sources,
 ) -> Iterator[tuple[int, Recording, Recording | None]]:
     """Yield recordings with the same of the other run, if it has it; both sorted by address."""
-    theirs = _all_of(*sources.other, sources.index) if sources.other else iter(())
+    theirs = _done(*sources.other, among=sources.index) if sources.other else iter(())
     candidate = next(theirs, None)
     for position, recording in _done(sources.store, sources.index):
         while candidate is not None and _place(candidate[1]) < _place(recording):
@@ -211,17 +538,14 @@ def _place(recording: Recording) -> tuple[bytes, str]:
     return recording.uri.encode("utf-8", "surrogatepass"), recording.recording_id
 
 
-def _done(store: OutputStore, index: Index) -> Iterator[tuple[int, Recording]]:
+def _done(
+    store: OutputStore, index: Index, *, among: Index | None = None
+) -> Iterator[tuple[int, Recording]]:
     everything = Selection()
     wanted = chosen(index, everything)
-    return recordings(store, index, wanted, everything, columns=_COLUMNS)
-
-
-def _all_of(store: OutputStore, index: Index, ours: Index) -> Iterator[tuple[int, Recording]]:
-    everything = Selection()
-    ids = ours.recordings["recording_id"].combine_chunks()
-    shared = np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
-    wanted = chosen(index, everything) & shared
+    if among is not None:
+        ids = among.recordings["recording_id"].combine_chunks()
+        wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
     return recordings(store, index, wanted, everything, columns=_COLUMNS)
 
 
@@ -230,18 +554,16 @@ def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[li
     _, number, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     rows = _counted_rows(path, counts[number])
     for _, group in groupby(rows, key=lambda row: row["recording_id"]):
-        found = list(group)
-        for row in found:
+        of_recording = list(group)
+        for row in of_recording:
             decide(row, rules)
-        yield found
+        yield of_recording
 
 
 def _counted_rows(path: str, copies: np.ndarray) -> Iterator[dict[str, Any]]:
     at = 0
     for batch in parquet_batches(path, batch_rows=_ROWS_AT_A_TIME):
-        for row, count in zip(
-            batch.to_pylist(), copies[at : at + batch.num_rows].tolist(), strict=True
-        ):
-            row["copies"] = count
-            yield row
-        at += batch.num_rows
+        rows = batch.to_pylist()
+        for row, count in zip(rows, copies[at : at + len(rows)].tolist(), strict=True):
+            yield row | {"copies": count}
+        at += len(rows)

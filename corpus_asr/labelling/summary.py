@@ -6,8 +6,9 @@ Source: the Hub's dataset cards (front matter `configs`, `language`, `task_categ
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,13 @@ from corpus_asr.config.run import DatasetSettings
 from corpus_asr.export.recordings import Index
 from corpus_asr.labelling.dataset import DATA_FOLDER, LOSSES, SELECTION_FOLDER, Note, manifest_name
 from corpus_asr.labelling.examples import SPLITS
-from corpus_asr.labelling.rules import Amount, Rule, SelectionTally
-from corpus_asr.report.text import counted, duration, row, table
+from corpus_asr.labelling.selection import Amount, Rule, SelectionTally
+from corpus_asr.report.text import (
+    duration,
+    printable,
+    shortened,
+    text_template,
+)
 from corpus_asr.schemas import EXAMPLES
 
 MAX_SHOWN = 10
@@ -109,34 +115,34 @@ def summarise(
     )
 
 
-def as_data(found: Labelled) -> dict[str, Any]:
+def as_data(labelled: Labelled) -> dict[str, Any]:
     """Return a data set's numbers as JSON has them."""
+    tally, written = labelled.tally, labelled.written
+    rules = {}
+    for rule in labelled.rules:
+        counts = tally.rules[rule.name]
+        amounts = {
+            name: _amount(getattr(counts, name)) for name in ("dropped", "matching", "alone")
+        }
+        rules[rule.name] = {"drops": rule.says, **amounts}
     return {
-        "dataset": found.uri,
-        "output": found.output,
-        "model": dict(found.model),
-        "recordings": found.recordings,
-        "failed": found.failed,
-        "unfinished": found.unfinished,
-        "audio_s": round(found.audio_s, 3),
-        "segments": _amount(found.tally.everything),
-        "kept": _amount(found.tally.kept),
-        "rules": {
-            rule.name: {
-                "drops": rule.says,
-                "dropped": _amount(found.tally.rules[rule.name].dropped),
-                "matching": _amount(found.tally.rules[rule.name].matching),
-                "alone": _amount(found.tally.rules[rule.name].alone),
-            }
-            for rule in found.rules
-        },
-        "lost": {reason: _amount(lost) for reason, lost in sorted(found.written.lost.items())},
-        "messages": found.written.messages,
+        "dataset": labelled.uri,
+        "output": labelled.output,
+        "model": dict(labelled.model),
+        "recordings": labelled.recordings,
+        "failed": labelled.failed,
+        "unfinished": labelled.unfinished,
+        "audio_s": round(labelled.audio_s, 3),
+        "segments": _amount(tally.everything),
+        "kept": _amount(tally.kept),
+        "rules": rules,
+        "lost": {reason: _amount(lost) for reason, lost in sorted(written.lost.items())},
+        "messages": written.messages,
         "splits": {
             name: {**asdict(split), "seconds": round(split.seconds, 3)}
-            for name, split in sorted(found.written.splits.items())
+            for name, split in sorted(written.splits.items())
         },
-        "settings": dict(found.settings),
+        "settings": dict(labelled.settings),
     }
 
 
@@ -144,38 +150,19 @@ def _amount(amount: Amount) -> dict[str, Any]:
     return {"count": amount.count, "seconds": round(amount.seconds, 3)}
 
 
-def render(found: Labelled) -> str:
+def render(labelled: Labelled) -> str:
     """Return a data set's numbers as text."""
-    return "\n".join(_lines(found))
-
-
-def _lines(found: Labelled) -> Iterator[str]:
-    yield f"{found.uri} from {found.output}"
-    left = [f"{count:,} {what}" for count, what in
-            ((found.failed, "failed"), (found.unfinished, "not done yet")) if count]  # fmt: skip
-    aside = f"; {', '.join(left)}" if left else ""
-    yield row(
-        "heard", f"{counted(found.recordings, 'recording')}, {duration(found.audio_s)}{aside}"
-    )
-    everything, kept = found.tally.everything, found.tally.kept
-    yield row("segments", f"{everything.count:,}, {duration(everything.seconds)}")
-    rows: list[tuple[str, ...]] = [("rule", "dropped", "", "would drop", "", "no other does", "")]
-    for rule in found.rules:
-        tally = found.tally.rules[rule.name]
-        if tally.matching.count:
-            cells = (tally.dropped, tally.matching, tally.alone)
-            rows.append((rule.name, *(cell for each in cells for cell in _cells(each))))
-    if len(rows) > 1:
-        yield from table("dropped", rows)
-    yield row("kept", f"{kept.count:,} segments, {duration(kept.seconds)}")
-    for reason, lost in sorted(found.written.lost.items()):
-        yield row("lost", f"{counted(lost.count, 'example')}, {duration(lost.seconds)}: "
-                          f"{LOSSES[reason]}")  # fmt: skip
-    for name, split in sorted(found.written.splits.items()):
-        yield row(name, f"{counted(split.examples, 'example')}, {duration(split.seconds)}, in "
-                        f"{counted(split.shards, 'shard')}")  # fmt: skip
-    if not found.written.splits:
-        yield row("examples", "none: every segment was dropped")
+    dropped: list[tuple[str, ...]] = [
+        ("rule", "dropped", "", "would drop", "", "no other does", "")
+    ]
+    for rule in labelled.rules:
+        counts = labelled.tally.rules[rule.name]
+        if counts.matching.count:
+            cells = map(_cells, (counts.dropped, counts.matching, counts.alone))
+            dropped.append((rule.name, *chain.from_iterable(cells)))
+    template = text_template("corpus_asr.labelling", "summary.txt.j2")
+    text = template.render(LOSSES=LOSSES, labelled=labelled, tally=labelled.tally, dropped=dropped)
+    return text.rstrip("\n")
 
 
 def _cells(amount: Amount) -> tuple[str, str]:
@@ -184,59 +171,29 @@ def _cells(amount: Amount) -> tuple[str, str]:
 
 def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[str]) -> str:
     """Return the card: Markdown with the front matter that the Hub and `datasets` read."""
-    sections = [
-        "\n".join(_front_matter(labelled, settings, languages)),
-        f"# {_escaped(_title(labelled))}",
-        "Speech with transcripts that a model wrote: nobody has read them. Rules chose what is "
-        "likely to be right; what they dropped is in the table below.",
-        _markdown_table(
-            ("split", "examples", "audio", "shards"),
-            [
-                (name, f"{split.examples:,}", duration(split.seconds), f"{split.shards:,}")
-                for name in _splits(labelled)
-                for split in (labelled.written.splits[name],)
-            ],
-        ),
-        f"```python\n{_loading_code(labelled, settings)}\n```",
-        *_selection(labelled),
-        *_examples(labelled),
-        "## Columns",
-        _markdown_table(("column", "type", ""), map(_column, EXAMPLES)),
-        "## Model and settings",
-        *(
-            _markdown_table(
-                (title, ""),
-                [(f"`{name}`", _cell(value)) for name, value in values.items()
-                 if value is not None],
-            )
-            for title, values in (("model", labelled.model), ("setting", labelled.settings))
-        ),
-        "## Before you train on it",
-        "The rights in the audio are those of its source, and nothing here changes them. A "
-        "recording is in one split only, but its speaker may be in several.",
-    ]  # fmt: skip
-    return "\n\n".join(sections) + "\n"
-
-
-def _front_matter(
-    labelled: Labelled, settings: DatasetSettings, languages: Sequence[str]
-) -> Iterator[str]:
-    """Yield YAML; JSON, which it includes, where a value may hold anything."""
-    yield "---"
-    yield f"pretty_name: {json.dumps(_title(labelled))}"
-    if languages:
-        yield "language:"
-        yield from (f"- {json.dumps(language)}" for language in languages)
-    yield "task_categories:\n- automatic-speech-recognition"
-    yield "tags:\n- audio\n- pseudo-labels\n- corpus-asr"
-    size = next((name for most, name in _SIZES if labelled.examples < most), _LARGEST_SIZE)
-    yield f"size_categories:\n- {size}"
-    suffix = _SUFFIXES.get(settings.format)
-    if suffix and labelled.written.splits:
-        yield "configs:\n- config_name: default\n  data_files:"
-        for split in _splits(labelled):
-            yield f"  - split: {split}\n    path: {DATA_FOLDER}/{split}-*.{suffix}"
-    yield "---"
+    in_order = {name: labelled.written.splits.get(name) for name in SPLITS}
+    splits = {name: split for name, split in in_order.items() if split is not None}
+    name, first = next(iter(splits.items()), ("train", Split(shards=1)))
+    tars = f"{labelled.uri}/{DATA_FOLDER}/{name}-{{00000..{first.shards - 1:05d}}}.tar"
+    template = text_template("corpus_asr.labelling", "card.md.j2", text=_escaped, json=_json)
+    return template.render(
+        DATA_FOLDER=DATA_FOLDER,
+        LOSSES=LOSSES,
+        SELECTION_FOLDER=SELECTION_FOLDER,
+        labelled=labelled,
+        tally=labelled.tally,
+        title=_title(labelled),
+        languages=languages,
+        size=next((name for most, name in _SIZES if labelled.examples < most), _LARGEST_SIZE),
+        splits=splits,
+        suffix=_SUFFIXES.get(settings.format),
+        format=settings.format,
+        tars=tars,
+        manifest=manifest_name("train"),
+        dropped=[(name, text) for name, rule in labelled.tally.rules.items()
+                 for text, _ in rule.shown],
+        columns=map(_column, EXAMPLES),
+    )  # fmt: skip
 
 
 def _title(labelled: Labelled) -> str:
@@ -246,90 +203,18 @@ def _title(labelled: Labelled) -> str:
     return f"Pseudo-labels by {name}"
 
 
-def _splits(labelled: Labelled) -> list[str]:
-    return [name for name in SPLITS if name in labelled.written.splits]
-
-
-def _loading_code(labelled: Labelled, settings: DatasetSettings) -> str:
-    if settings.format == "huggingface":
-        uri = json.dumps(labelled.uri)
-        return f"from datasets import load_dataset\n\ndata = load_dataset({uri})"
-    if settings.format == "webdataset":
-        splits = labelled.written.splits
-        name = next(iter(_splits(labelled)), "train")
-        last = splits[name].shards - 1 if splits else 0
-        tars = json.dumps(f"{labelled.uri}/{DATA_FOLDER}/{name}-{{00000..{last:05d}}}.tar")
-        return f"import webdataset\n\ndata = webdataset.WebDataset({tars}, shardshuffle=False)"
-    return f"# NeMo: train_ds.manifest_filepath={labelled.uri}/{manifest_name('train')}"
-
-
-def _selection(labelled: Labelled) -> Iterator[str]:
-    tally = labelled.tally
-    yield "## What was kept and what was dropped"
-    left = f"; {labelled.failed:,} failed" if labelled.failed else ""
-    left += f"; {labelled.unfinished:,} were not done yet" if labelled.unfinished else ""
-    yield (
-        f"{labelled.recordings:,} recordings of {duration(labelled.audio_s)} were transcribed"
-        f"{left}. In them are {tally.everything.count:,} segments of "
-        f"{duration(tally.everything.seconds)}; {tally.kept.count:,} of "
-        f"{duration(tally.kept.seconds)} were kept. A segment counts under "
-        "the first rule that drops it. *Would drop* is what a rule drops if it is the only one, "
-        "*no other does* what would be kept without it."
-    )
-    rows = [("all", "", *_cells(tally.everything), "", "")]
-    for rule in labelled.rules:
-        counts = tally.rules[rule.name]
-        others = (duration(counts.matching.seconds), duration(counts.alone.seconds))
-        dropped = _cells(counts.dropped)
-        rows.append((f"`{rule.name}`", _escaped(rule.says), *dropped, *others))
-    rows.append(("**kept**", "", *_cells(tally.kept), "", ""))
-    header = ("rule", "drops", "segments", "audio", "would drop", "no other does")
-    yield _markdown_table(header, rows)
-    for reason, lost in sorted(labelled.written.lost.items()):
-        yield (
-            f"Lost after that: {lost.count:,} examples, {duration(lost.seconds)}: {LOSSES[reason]}."
-        )
-    yield f"`{SELECTION_FOLDER}/` has every segment with its measures and the rules that drop it."
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return _escaped(text)
-
-
-def _examples(labelled: Labelled) -> Iterator[str]:
-    kept = [
-        (f"`{each['example_id']}`", _escaped(each["whisper_transcript"]))
-        for each in labelled.written.shown
-    ]
-    dropped = [
-        (f"`{name}`", _escaped(text))
-        for name, rule in labelled.tally.rules.items()
-        for text, _ in rule.shown
-    ]
-    if kept:
-        yield "## Examples"
-        yield _markdown_table(("example", "text"), kept)
-    if dropped:
-        yield "## What rules dropped, for example"
-        yield _markdown_table(("rule", "text"), dropped)
-
-
 def _column(field: pa.Field) -> tuple[str, str, str]:
     unit = field.metadata.get(b"unit")
     doc = field.metadata[b"doc"].decode() + (f" [{unit.decode()}]" if unit else "")
-    kind = "audio" if field.name == "audio" else str(field.type)
-    return f"`{field.name}`", kind, _escaped(doc)
+    return field.name, "audio" if field.name == "audio" else str(field.type), doc
 
 
-def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _json(value: Any) -> str:
+    # Addresses and titles stand in YAML and code as ASCII; settings are read by people.
+    return json.dumps(value, ensure_ascii=isinstance(value, str))
 
 
 def _escaped(text: str) -> str:
     """Return a text that Markdown and HTML show as it is, on one line."""
-    plain = "".join(each if each.isprintable() else " " for each in text)
-    plain = " ".join(plain.split())
-    plain = plain if len(plain) <= _MAX_TEXT else f"{plain[:_MAX_TEXT]}..."
-    return _MARKUP.sub(r"\\\1", html.escape(plain, quote=False))
+    plain = html.escape(shortened(printable(text), _MAX_TEXT), quote=False)
+    return _MARKUP.sub(r"\\\1", plain)

@@ -18,6 +18,7 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 _WITHOUT_MEANING = ("use_fast", "trust_remote_code", "code_revision")
 
 
+# The classes of this layer by what they load and by family; all others are in `Family`.
 _WHISPER, _SPEECH2TEXT = "corpus_asr.models.whisper", "corpus_asr.models.speech2text"
 _CLASSES = {
     "feature_extractor": {
@@ -33,7 +34,6 @@ _CLASSES = {
         "speech_to_text": f"{_SPEECH2TEXT}.model:Speech2TextForConditionalGeneration",
     },
 }
-"""The classes of this layer by what they load and by family; all others are in `Family`."""
 
 
 def _class_of(family: Family, role: str) -> str | None:
@@ -72,10 +72,8 @@ class _AutoFiles(_Auto):
     ) -> Any:
         """Load from a folder, a URI, a hub name, or a saved file.
 
-        Args:
-            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only`,
-                `token` and `config` say where to look and what is found there; all others are
-                passed on.
+        `SOURCE_OPTIONS` and `config` say where to look and what is found there; all other keywords
+        are passed on.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is of no known family.

@@ -1,21 +1,23 @@
-"""What feature extractors of all families share: settings, their file, checks and padding.
+"""What feature extractors and processors of all families share.
 
-Method and parameter names are those of `transformers.SequenceFeatureExtractor`, version 5.23.
+Method and parameter names are those of `transformers.SequenceFeatureExtractor` and
+`transformers.ProcessorMixin`, version 5.23.
 """
 
 import copy
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from jaxtyping import Float32
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.registry import SETTINGS_FILES
 from corpus_asr.families.saved_files import (
     Uploads,
     find_saved,
@@ -26,10 +28,11 @@ from corpus_asr.families.saved_files import (
     write_json_object,
 )
 from corpus_asr.families.tensors import BatchFeature, as_tensors, is_tensor
+from corpus_asr.storage.model_files import SMALL_FILES, fetch_checkpoint
 
 FILE_NAME = "preprocessor_config.json"
-# transformers 5 keeps the same settings in the processor's file.
-_FILES = {"processor_config.json": "feature_extractor", FILE_NAME: None}
+# transformers 5 keeps the same settings in the processor's file, which comes first.
+_FILES = dict(reversed(SETTINGS_FILES.items()))
 
 # More columns than this are samples; so few beside more rows are the channels of one recording.
 _MAX_CHANNELS = 8
@@ -138,27 +141,42 @@ class SpeechFeatureExtractor(Uploads):
     ) -> BatchFeature:
         """Bring features that are there already to one length, along their first axis.
 
-        Args:
-            processed_features: values of several examples by name, or a list of examples, as a
-                data loader collects them; `input_features` must be among them.
-            padding: as in a call.
-            max_length: in steps of the first axis.
-            truncation: cut what is longer than `max_length`.
-            pad_to_multiple_of: round lengths up to a multiple of this.
-            return_attention_mask: as in a call.
-            return_tensors: `pt` or `np`; None keeps the kind that was passed.
+        `processed_features` are values of several examples by name, or a list of examples, as a
+        data loader collects them. Options are those of a call; `max_length` counts steps of the
+        first axis, and `return_tensors` of None keeps the kind that was passed.
 
         Raises:
             ValueError: there are no `input_features`, the names hold different numbers of examples,
                 or a length is missing.
         """
-        return pad_features(
-            processed_features,
-            self._fit(padding, max_length, truncation, pad_to_multiple_of),
-            name=self.model_input_names[0],
-            wants_mask=self._wants_mask(return_attention_mask),
-            return_tensors=return_tensors,
+        fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
+        name, wants_mask = self.model_input_names[0], self._wants_mask(return_attention_mask)
+        features = _collected(processed_features)
+        if name not in features:
+            raise ValueError(
+                f"padding features: found {', '.join(features) or 'nothing'}, expected {name}; "
+                "pass what a feature extractor returned, or a list of such"
+            )
+        if len(features[name]) == 0:
+            return BatchFeature(features | ({"attention_mask": []} if wants_mask else {}))
+        counts = {key: len(values) for key, values in features.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(
+                f"padding features: found {counts} examples, expected as many of each name; pass "
+                "the values of the same examples"
+            )
+        if return_tensors is None and is_tensor(features[name][0]):
+            return_tensors = "pt"
+        given = features.pop("attention_mask", None)
+        rows, masks = fit.apply(
+            [_float32(value) for value in features[name]],
+            None if given is None else [np.asarray(as_tensors(mask, "np")) for mask in given],
         )
+        others = {key: joined([_float32(v) for v in values]) for key, values in features.items()}
+        batch = BatchFeature(others | {name: joined(rows)})
+        if wants_mask or given is not None:
+            batch["attention_mask"] = joined(masks)
+        return batch.convert_to_tensors(return_tensors)
 
     @classmethod
     def from_pretrained(
@@ -175,7 +193,6 @@ class SpeechFeatureExtractor(Uploads):
 
         Args:
             pretrained_model_name_or_path: a folder, a URI of one, a hub name, or a JSON file.
-            cache_dir: this and all other named ones as in `fetch_checkpoint`.
             kwargs: settings to override; `subfolder`; and with `return_unused_kwargs=True`, what
                 is no setting is returned beside the extractor.
 
@@ -209,11 +226,9 @@ class SpeechFeatureExtractor(Uploads):
         Raises:
             ValueError: the settings cannot be used.
         """
-        settable = {
-            field.name for field in fields(cls._settings_class)
-        } | feature_extractor_dict.keys()
-        used = {name: value for name, value in kwargs.items() if name in settable}
+        settable = {f.name for f in fields(cls._settings_class)} | feature_extractor_dict.keys()
         unused = {name: value for name, value in kwargs.items() if name not in settable}
+        used = {name: value for name, value in kwargs.items() if name in settable}
         extractor = cls(**{**feature_extractor_dict, **used})
         if return_unused_kwargs:
             return extractor, unused
@@ -238,11 +253,7 @@ class SpeechFeatureExtractor(Uploads):
     ) -> list[str]:
         """Write the settings where `from_pretrained` finds them; returns the file's path.
 
-        Args:
-            save_directory: a folder; made if needed.
-            push_to_hub: also upload the folder's file to the hub.
-            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
-                `create_pr`.
+        `kwargs` are those of `push_to_hub`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.
@@ -289,38 +300,6 @@ class SpeechFeatureExtractor(Uploads):
         )
 
 
-def pad_features(
-    processed_features: Any,
-    fit: Fit,
-    *,
-    name: str,
-    wants_mask: bool,
-    return_tensors: str | None = None,
-) -> BatchFeature:
-    """Bring the values called `name`, and their mask, to one length; others stay as they are."""
-    features = _collected(processed_features)
-    if name not in features:
-        raise ValueError(
-            f"padding features: found {', '.join(features) or 'nothing'}, expected {name}; pass "
-            "what a feature extractor returned, or a list of such"
-        )
-    if len(features[name]) == 0:
-        return BatchFeature(features | ({"attention_mask": []} if wants_mask else {}))
-    _check_counts(features)
-    if return_tensors is None and is_tensor(features[name][0]):
-        return_tensors = "pt"
-    given = features.pop("attention_mask", None)
-    rows, masks = fit.apply(
-        [_float32(value) for value in features[name]],
-        None if given is None else [np.asarray(as_tensors(mask, "np")) for mask in given],
-    )
-    others = {key: joined([_float32(v) for v in values]) for key, values in features.items()}
-    batch = BatchFeature(others | {name: joined(rows)})
-    if wants_mask or given is not None:
-        batch["attention_mask"] = joined(masks)
-    return batch.convert_to_tensors(return_tensors)
-
-
 def joined(rows: Sequence[np.ndarray]) -> Any:
     """Stack rows of one shape; others stay a list."""
     return np.stack(rows) if len({row.shape for row in rows}) == 1 else list(rows)
@@ -330,15 +309,6 @@ def _collected(features: Any) -> dict[str, Any]:
     if isinstance(features, list | tuple) and features and isinstance(features[0], Mapping):
         return {name: [example[name] for example in features] for name in features[0]}
     return dict(features)
-
-
-def _check_counts(features: Mapping[str, Any]) -> None:
-    counts = {name: len(value) for name, value in features.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(
-            f"padding features: found {counts} examples, expected as many of each name; pass the "
-            "values of the same examples"
-        )
 
 
 def _float32(value: Any) -> np.ndarray:
@@ -434,3 +404,157 @@ def _check_channels(values: np.ndarray) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, bool | int | float | np.number) or getattr(value, "ndim", None) == 0
+
+
+# Processors
+
+
+class SpeechProcessor(Uploads):
+    """Passes audio to its feature extractor, and text and ids to its tokenizer.
+
+    Raises:
+        TypeError: one of them is of another class.
+    """
+
+    attributes: ClassVar[list[str]] = ["feature_extractor", "tokenizer"]
+
+    feature_extractor_class: ClassVar[type]
+    tokenizer_class: ClassVar[type]
+    _for_audio_alone: ClassVar[tuple[str, ...]] = ()
+    """What a call may say that means nothing for text; all else is for both."""
+
+    def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
+        _check_class("feature_extractor", feature_extractor, self.feature_extractor_class)
+        _check_class("tokenizer", tokenizer, self.tokenizer_class)
+        self.feature_extractor = feature_extractor
+        self.tokenizer = tokenizer
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call returns that a model takes."""
+        halves = (self.feature_extractor, self.tokenizer)
+        return list(dict.fromkeys(name for half in halves for name in half.model_input_names))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Prepare audio, text or both: features, ids, or features with the ids as `labels`.
+
+        `args` are the audio and further arguments of the feature extractor's call. Keywords beside
+        `audio`, `sampling_rate` and `text` are passed on to whichever of the two is called.
+
+        Raises:
+            ValueError: there is neither audio nor text.
+            TypeError: audio is given twice.
+        """
+        audio, text = kwargs.pop("audio", None), kwargs.pop("text", None)
+        sampling_rate = kwargs.pop("sampling_rate", None)
+        if args:
+            if audio is not None:
+                raise TypeError(
+                    "processing audio: found it as the first argument and as audio=, expected one "
+                    "of them"
+                )
+            audio, *args = args  # type: ignore[assignment]
+        if audio is None and text is None:
+            raise ValueError(
+                "processing audio or text: found neither, expected audio=, text= or both"
+            )
+        for_text = {key: value for key, value in kwargs.items() if key not in self._for_audio_alone}
+        encode: Callable[..., BatchFeature] = self.tokenizer
+        extract: Callable[..., BatchFeature] = self.feature_extractor
+        if audio is None:
+            return encode(text, **for_text)
+        inputs = extract(audio, *args, sampling_rate=sampling_rate, **kwargs)
+        if text is not None:
+            inputs["labels"] = encode(text, **for_text)["input_ids"]
+        return inputs
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> Any:
+        """Turn ids into texts, as the tokenizer's `batch_decode` does."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """Turn ids into text, as the tokenizer's `decode` does."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        cache_dir: str | PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        **kwargs: Any,
+    ) -> Self:
+        """Read the feature extractor and the tokenizer of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a URI of one, a hub name, or a feature
+                extractor's JSON file with the tokenizer next to it.
+            kwargs: `subfolder`, and settings of the feature extractor or the tokenizer.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or a file is missing or unusable.
+        """
+        given = Path(pretrained_model_name_or_path)
+        settings_file = given if given.is_file() else None
+        folder = fetch_checkpoint(
+            str(given.parent if settings_file else pretrained_model_name_or_path),
+            weights=False,
+            expect=None,
+            subfolder=kwargs.pop("subfolder", ""),
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            revision=revision,
+        )
+        extractor_class: Any = cls.feature_extractor_class
+        tokenizer_class: Any = cls.tokenizer_class
+        extractor, for_tokenizer = extractor_class.from_pretrained(
+            settings_file or folder, return_unused_kwargs=True, **kwargs
+        )
+        return cls(extractor, tokenizer_class.from_pretrained(folder, **for_tokenizer))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the feature extractor's settings and the names of the classes."""
+        return {
+            "feature_extractor": self.feature_extractor.to_dict(),
+            "processor_class": type(self).__name__,
+        }
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write the files that `from_pretrained` reads, here and in transformers; returns paths.
+
+        `kwargs` are those of `push_to_hub`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
+        """
+        folder = made_folder(save_directory)
+        self.tokenizer.save_pretrained(folder)
+        # The class's name leads transformers' AutoProcessor here where there is no config.json.
+        name = {"processor_class": type(self).__name__}
+        write_json_object(folder / FILE_NAME, {**self.feature_extractor.to_dict(), **name})
+        write_json_object(folder / "processor_config.json", name)
+        names = [file for file in SMALL_FILES if file != "config.json" and (folder / file).exists()]
+        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
+        return [str(folder / file) for file in names]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}:\n- feature_extractor: {self.feature_extractor!r}\n"
+            f"- tokenizer: {self.tokenizer!r}"
+        )
+
+
+def _check_class(name: str, value: object, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(
+            f"making a processor: found a {type(value).__name__} as {name}, expected a "
+            f"{expected.__name__}; load one with {expected.__name__}.from_pretrained"
+        )

@@ -59,12 +59,8 @@ class LoraConfig:
 class LoraAdapters:
     """Adapters on the linear layers of a network, whose own weights become frozen.
 
-    The network's modules and parameters keep their names. Until the first step adapters add zero.
-
-    Args:
-        network: changed in place.
-        config: size and place of the adapters.
-        seed: of their first weights.
+    The network's modules and parameters keep their names; `seed` draws the adapters' first weights.
+    Until the first step they add zero.
 
     Raises:
         ConfigError: a target is no linear layer of the network, or shares its weight.
@@ -145,14 +141,9 @@ class LoraAdapters:
 
 
 def merge_adapter(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Return weights of a checkpoint with an adapter merged into them.
+    """Return all weights of a checkpoint with an adapter in PEFT's layout merged into them.
 
-    Args:
-        weights: by stored name, with or without the prefix `model.`.
-        folder: of the adapter, in PEFT's layout.
-
-    Returns:
-        All weights; those that changed are in float32.
+    Names may have the prefix `model.` or not. What changed is in float32.
 
     Raises:
         CheckpointError: a file is missing or broken, the adapter is no plain LoRA, or it belongs
@@ -162,47 +153,45 @@ def merge_adapter(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tens
     matrices = _matrices(folder)
     merged = dict(weights)
     for layer in sorted({name.removesuffix(_A).removesuffix(_B) for name in matrices}):
-        bare = layer.removeprefix("model.")
-        name = next(
-            (n for n in (f"{layer}.weight", f"{bare}.weight") if n in weights), f"{layer}.weight"
-        )
+        bare = f"{layer.removeprefix('model.')}.weight"
+        name = bare if bare in weights else f"{layer}.weight"
         down, up = matrices.get(layer + _A), matrices.get(layer + _B)
         if down is None or up is None or down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
             raise CheckpointError(
                 f"reading {folder / ADAPTER_WEIGHTS_NAME}: found no matching pair lora_A and "
                 f"lora_B for {layer}, expected both; copy the adapter again"
             )
-        fits = name in weights and tuple(weights[name].shape) == (len(up), down.shape[1])
-        if not fits or not weights[name].is_floating_point():
-            found = f"{tuple(weights[name].shape)}" if name in weights else "no such layer"
+        shape = len(up), down.shape[1]
+        stored = weights.get(name)
+        if stored is None or tuple(stored.shape) != shape or not stored.is_floating_point():
+            found = "no such layer" if stored is None else f"{tuple(stored.shape)}"
             raise CheckpointError(
                 f"merging {folder}: found {found} for {layer} in the checkpoint, expected a float "
-                f"matrix of {(len(up), down.shape[1])}; give the checkpoint that the adapter was "
-                "trained on"
+                f"matrix of {shape}; give the checkpoint that the adapter was trained on"
             )
-        merged[name] = weights[name].float() + scale * (up.float() @ down.float())
+        merged[name] = stored.float() + scale * (up.float() @ down.float())
     return merged
 
 
 def _target_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
     modules = dict(network.named_modules())
-    shared = [n for n, _ in network.named_parameters(remove_duplicate=False)]
-    own = {n for n, _ in network.named_parameters()}
-    found: dict[str, nn.Linear] = {}
+    every = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    shared = every - {name for name, _ in network.named_parameters()}
+    layers: dict[str, nn.Linear] = {}
     for target in targets:
         names = [name for name in modules if f".{name}".endswith(f".{target}")]
         for name in names or [target]:
             layer = modules.get(name)
-            tied = f"{name}.weight" in shared and f"{name}.weight" not in own
+            tied = f"{name}.weight" in shared
             if not isinstance(layer, nn.Linear) or tied:
-                what = "no layer" if layer is None else f"a {type(layer).__name__}"
+                found = "no layer" if layer is None else f"a {type(layer).__name__}"
                 raise ConfigError(
-                    f"lora.target_modules: found {what if not tied else 'a tied weight'} at "
+                    f"lora.target_modules: found {'a tied weight' if tied else found} at "
                     f"{name!r}, expected linear layers such as q_proj, k_proj, v_proj, out_proj, "
                     "fc1 or fc2; correct lora.target_modules"
                 )
-            found[name] = layer
-    return dict(sorted(found.items()))
+            layers[name] = layer
+    return dict(sorted(layers.items()))
 
 
 def _scale(folder: Path) -> float:

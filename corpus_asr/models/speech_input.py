@@ -1,23 +1,24 @@
-"""What a speech pipeline may be called with, as samples of one channel.
-
-In: a path, an address, the bytes of a file, an array or tensor, or a dictionary of an array and its
-rate. Out: samples at 16 kHz, and what else the dictionary said. Knows no model and no chunks.
-"""
+"""Recordings as a speech pipeline takes them: read as samples, and cut into chunks of features."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
 
 from corpus_asr.models.feature_extraction import speech_rows
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 _MAX_CHANNELS = 2
 _ARRAY_KEYS = ("raw", "array")
+# A sixth of a chunk is context on either side unless the caller says otherwise.
+_STRIDE_SHARE = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +36,10 @@ class Speech:
 def load_speech(inputs: Any) -> Speech:
     """Read one recording.
 
-    Args:
-        inputs: a path or address (local, http(s), s3, ...); the bytes of a file of any format; an
-            array or tensor of samples at 16 kHz, one row per channel if it has two dimensions; or a
-            dictionary with `raw` or `array`, `sampling_rate` and, if wanted, `stride`; or what has
-            `get_all_samples`, as decoders of torchcodec do.
+    It is a path or address (local, http(s), s3, ...); the bytes of a file of any format; an array
+    or tensor of samples at 16 kHz, one row per channel if it has two dimensions; a dictionary with
+    `raw` or `array`, `sampling_rate` and, if wanted, `stride`; or what has `get_all_samples`, as
+    decoders of torchcodec do.
 
     Raises:
         FetchError: a file cannot be read.
@@ -132,3 +132,110 @@ def _mono(values: Any) -> Float32[np.ndarray, " sample"]:
     rows = speech_rows(values)
     mixed: Float32[np.ndarray, " sample"] = np.stack(rows).mean(axis=0)
     return mixed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Features of a stretch of a recording."""
+
+    features: Float[Tensor, "one mel frame"]
+    mask: Int[Tensor, "one frame"]
+    """1 where there is sound."""
+    is_last: bool
+    stride: tuple[int, int, int] | None
+    """Samples of the chunk, and those of context on its left and right; None for no chunking."""
+    extra: dict[str, Any]
+    """What the caller wants back with the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunking:
+    """How recordings are cut.
+
+    Args:
+        length_s: seconds of a chunk; None or 0 takes recordings whole.
+        stride_s: seconds of context on both sides, or on left and right; None is a sixth.
+
+    Raises:
+        ValueError: the context leaves nothing of a chunk, or a length is negative.
+    """
+
+    length_s: float | None = None
+    stride_s: float | tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.length_s:
+            return
+        left, right = self.strides_s
+        if self.length_s < 0 or min(left, right) < 0 or left + right >= self.length_s:
+            raise ValueError(
+                f"chunking audio: found chunk_length_s {self.length_s} with stride_length_s "
+                f"({left}, {right}), expected a chunk longer than both together, and none negative"
+            )
+
+    @property
+    def strides_s(self) -> tuple[float, float]:
+        """Seconds of context on left and right."""
+        stride = self.stride_s
+        if stride is None:
+            stride = (self.length_s or 0.0) / _STRIDE_SHARE
+        if isinstance(stride, int | float):
+            return stride, stride
+        left, right = stride
+        return left, right
+
+    def ranges(self, num_samples: int, *, rate_hz: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield start, end and context on left and right of each chunk, in samples.
+
+        Source: `transformers.pipelines.automatic_speech_recognition.chunk_iter`.
+        """
+        assert self.length_s, "only asked for when there is a length"
+        length = round(self.length_s * rate_hz)
+        left, right = (round(stride * rate_hz) for stride in self.strides_s)
+        step = max(1, length - left - right)
+        for start in range(0, num_samples, step):
+            end = min(start + length, num_samples)
+            first, last = start == 0, start + length >= num_samples
+            yield start, end, 0 if first else left, 0 if last else right
+            if last:
+                return
+
+
+def chunks_of(
+    speech: Speech,
+    extractor: WhisperFeatureExtractor,
+    *,
+    chunking: Chunking,
+    dtype: torch.dtype | None,
+) -> Iterator[Chunk]:
+    """Compute the features of a recording, chunk by chunk; `dtype` of None keeps float32.
+
+    A recording that is not cut but longer than a window is one chunk of all its frames.
+
+    Raises:
+        ValueError: the recording holds no samples, or none that are numbers.
+    """
+    samples, rate_hz = speech.samples, extractor.sampling_rate
+    stride = None if speech.stride is None else (samples.size, *speech.stride)
+    cuts: list[tuple[int, int, tuple[int, int, int] | None]] = [(0, samples.size, stride)]
+    if chunking.length_s:
+        ranges = chunking.ranges(samples.size, rate_hz=rate_hz)
+        cuts = [(start, end, (end - start, left, right)) for start, end, left, right in ranges]
+    options: dict[str, Any] = {}
+    if not chunking.length_s and samples.size > extractor.n_samples:
+        options = {"truncation": False, "padding": "longest"}
+    for start, end, stride in cuts:
+        batch = extractor(
+            samples[start:end],
+            sampling_rate=rate_hz,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **options,
+        )
+        yield Chunk(
+            features=batch.input_features.to(dtype=dtype),
+            mask=batch.attention_mask,
+            is_last=end == samples.size,
+            stride=stride,
+            extra=speech.extra,
+        )

@@ -1,46 +1,63 @@
 """The `pipeline` of transformers for speech: recordings in, texts out, in one call.
 
-In: what `load_speech` takes, one or many. Out: dictionaries of `text` and, when asked for,
-`chunks`. Parameter names, defaults and results are those of
+Parameter names, defaults and results are those of
 `transformers.AutomaticSpeechRecognitionPipeline`, version 5.23; texts of recordings do not depend
 on the batch they were in. For corpora there is `Transcriber` and the pipelines above it.
 """
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import islice
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from corpus_asr.families.loading import resolve_device
-from corpus_asr.families.saved_files import SOURCE_OPTIONS
+from corpus_asr.families.saved_files import take_source
+from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.auto import (
     AutoFeatureExtractor,
     AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
 )
-from corpus_asr.models.speech_call import SpeechCall, call_options
+from corpus_asr.models.speech_input import Chunk, Chunking, chunks_of, load_speech
 
 TASK = "automatic-speech-recognition"
 
 logger = logging.getLogger(__name__)
 
+# What a pipeline adds where neither the caller nor the checkpoint says anything.
+# Source: `transformers.AutomaticSpeechRecognitionPipeline._default_generation_config`.
+_DEFAULTS = {"max_new_tokens": 256, "num_beams": 5}
+
+# Keywords of `generate` itself, though settings may hold them too.
+_OWN_KEYWORDS = {"language", "task", "is_multilingual", "return_timestamps"}
+_SETTINGS = {field.name for field in fields(GenerationConfig)} - _OWN_KEYWORDS
+
+
+# What a pipeline takes itself; every other keyword is `generate`'s.
+_PIPELINE_KEYWORDS = (
+    "chunk_length_s",
+    "stride_length_s",
+    "ignore_warning",
+    "return_timestamps",
+    "return_language",
+    "generate_kwargs",
+)
+
 
 class AutomaticSpeechRecognitionPipeline:
     """Transcribes recordings with one model.
 
-    Args:
-        model: the model.
-        feature_extractor: its feature extractor; None takes the processor's.
-        tokenizer: its tokenizer; None takes the processor's.
-        processor: both.
-        device: where the model goes; None leaves it where it is.
-        task: its name.
-        batch_size: chunks decoded together unless a call says otherwise; 1 by default.
-        num_workers: recordings read ahead by threads; none by default.
-        kwargs: defaults of every call.
+    Feature extractor and tokenizer come from the `processor` where they are None, and a `device` of
+    None leaves the model where it is. `kwargs` are defaults of every call.
 
     Raises:
         ValueError: there is no tokenizer or feature extractor.
@@ -74,7 +91,7 @@ class AutomaticSpeechRecognitionPipeline:
             model.to(_device(device))
         self._batch_size = batch_size or 1
         self._num_workers = num_workers or 0
-        self._defaults = kwargs
+        self.defaults = kwargs
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +117,7 @@ class AutomaticSpeechRecognitionPipeline:
 
         Args:
             inputs: what `load_speech` takes; or a list, a data set or an iterator of such.
-            batch_size: chunks decoded together.
+            batch_size: chunks decoded together, of whichever recordings.
             num_workers: recordings read ahead by threads.
             kwargs: `return_timestamps` (True for segments, `"word"` for words), `return_language`,
                 `chunk_length_s`, `stride_length_s`, `ignore_warning`, `generate_kwargs`; all others
@@ -122,8 +139,7 @@ class AutomaticSpeechRecognitionPipeline:
                 f"transcribing: found batch_size {size} and num_workers {ahead}, expected at least "
                 "1 and 0"
             )
-        options = call_options(self._defaults, kwargs, self.model)
-        call = SpeechCall(self.model, self.feature_extractor, self.tokenizer, options)
+        call = _Call.of(self, kwargs)
         if isinstance(inputs, list):
             return list(call.results(inputs, batch_size=size, ahead=ahead))
         if _is_stream(inputs):
@@ -131,12 +147,7 @@ class AutomaticSpeechRecognitionPipeline:
         return next(call.results([inputs], batch_size=size, ahead=0))
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
-        """Save the model, its tokenizer and its feature extractor into one folder.
-
-        Args:
-            save_directory: made if needed.
-            kwargs: passed on to the model's `save_pretrained`.
-        """
+        """Save all parts into one folder; `kwargs` are those of the model's `save_pretrained`."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory)
         self.feature_extractor.save_pretrained(save_directory)
@@ -175,13 +186,12 @@ def pipeline(
         feature_extractor: likewise.
         processor: both at once, loaded.
         revision: branch, tag or commit on the hub.
-        use_fast: without meaning: there is one tokenizer.
+        use_fast: without meaning, as `trust_remote_code`: no code of a checkpoint is run.
         token: of the hub.
         device: `cpu`, `cuda`, `cuda:N`, or a GPU's number; -1 is the CPU. None takes the first GPU
             there is for a model that is loaded by name, and leaves other models where they are.
         device_map: as `from_pretrained` of the model takes it; instead of `device`.
         dtype: number type of the weights; `auto` takes the checkpoint's.
-        trust_remote_code: without meaning: no code of a checkpoint is run.
         model_kwargs: further keywords of the model's `from_pretrained`.
         kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
             `torch_dtype` (the older name of `dtype`), and defaults of every call.
@@ -204,9 +214,7 @@ def pipeline(
         )
     dtype = kwargs.pop("torch_dtype", None) or dtype
     more = dict(model_kwargs or {})
-    where = {"revision": revision, "token": token}
-    where = {name: value for name, value in where.items() if value is not None}
-    where |= {name: more.pop(name) for name in SOURCE_OPTIONS if name in more}
+    where = take_source({"revision": revision, "token": token}) | take_source(more)
     name = model if isinstance(model, str | PathLike) else None
     if name is not None:
         options = {"dtype": dtype, "device_map": device_map, "config": config, **more, **where}
@@ -283,3 +291,199 @@ def _items(inputs: Any) -> Iterator[Any]:
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
         return (inputs[i] for i in range(len(inputs)))
     return iter(inputs)
+
+
+# One call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    model: Any
+    extractor: Any
+    tokenizer: Any
+    chunking: Chunking
+    timestamps: bool | str | None
+    """None for text alone, True for segments, `word` for words."""
+    languages: bool | None
+    generate: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pipe: AutomaticSpeechRecognitionPipeline, given: Mapping[str, Any]) -> Self:
+        """Sort the keywords of a pipeline and of one call, which come before them.
+
+        A `generation_config` in the call replaces the settings that the pipeline was made with.
+        """
+        defaults, own = pipe.defaults, {**pipe.defaults, **given}
+        timestamps = own.get("return_timestamps") or None
+        config = pipe.model.generation_config
+        timestamps = timestamps or getattr(config, "return_timestamps", None) or None
+        if timestamps not in (None, True, "word"):
+            raise ValueError(
+                f"transcribing: found return_timestamps={timestamps!r}, expected True for segments "
+                "or 'word' for words: Whisper times nothing else"
+            )
+        stride_s = own.get("stride_length_s")
+        earlier, now = _generate_keywords(defaults), _generate_keywords(given)
+        if now.get("generation_config") is not None:
+            earlier = {name: value for name, value in earlier.items() if name not in _SETTINGS}
+        return cls(
+            model=pipe.model,
+            extractor=pipe.feature_extractor,
+            tokenizer=pipe.tokenizer,
+            chunking=Chunking(
+                length_s=own.get("chunk_length_s"),
+                stride_s=tuple(stride_s) if isinstance(stride_s, Sequence) else stride_s,
+            ),
+            timestamps=timestamps,
+            languages=own.get("return_language"),
+            generate=earlier | now,
+        )
+
+    def results(
+        self, inputs: Iterable[Any], *, batch_size: int, ahead: int
+    ) -> Iterator[dict[str, Any]]:
+        """Yield one result per recording, as soon as its last chunk is decoded.
+
+        `inputs` are taken as needed, so there may be no end to them; `ahead` of them are read ahead
+        by as many threads.
+        """
+        chunks = self._chunks_ahead(inputs, ahead) if ahead else self._chunks(inputs)
+        heard: list[dict[str, Any]] = []
+        while batch := list(islice(chunks, batch_size)):
+            for chunk, output in zip(batch, self._decode(batch), strict=True):
+                heard.append(output)
+                if chunk.is_last:
+                    yield self._text(heard, chunk.extra)
+                    heard = []
+
+    def _chunks(self, inputs: Iterable[Any]) -> Iterator[Chunk]:
+        for recording in inputs:
+            yield from self._chunks_of(recording)
+
+    def _chunks_ahead(self, inputs: Iterable[Any], ahead: int) -> Iterator[Chunk]:
+        waiting: deque[Future[list[Chunk]]] = deque()
+        source = iter(inputs)
+        with ThreadPoolExecutor(ahead) as pool:
+            while True:
+                for recording in islice(source, ahead - len(waiting)):
+                    waiting.append(pool.submit(lambda each: list(self._chunks_of(each)), recording))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+
+    def _chunks_of(self, recording: Any) -> Iterator[Chunk]:
+        speech, dtype = load_speech(recording), self.model.dtype
+        return chunks_of(speech, self.extractor, chunking=self.chunking, dtype=dtype)
+
+    def _decode(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
+        """Decode chunks; those of one length together, so that none is padded for another."""
+        outputs: dict[int, dict[str, Any]] = {}
+        by_frames: dict[int, list[int]] = defaultdict(list)
+        for i, chunk in enumerate(batch):
+            by_frames[chunk.features.shape[-1]].append(i)
+        for indices in by_frames.values():
+            found = self._generate([batch[i] for i in indices])
+            outputs.update(zip(indices, found, strict=True))
+        return [outputs[i] for i in range(len(batch))]
+
+    def _generate(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
+        keywords = dict(self.generate)
+        if self.timestamps:
+            keywords["return_timestamps"] = True
+        if self.timestamps == "word":
+            keywords |= {"return_token_timestamps": True, "return_segments": True}
+        if self.languages:
+            keywords["return_segments"] = True
+        device = self.model.device
+        with torch.no_grad():
+            found = self.model.generate(
+                input_features=torch.cat([chunk.features for chunk in batch]).to(device),
+                attention_mask=torch.cat([chunk.mask for chunk in batch]).to(device),
+                **self._with_defaults(keywords),
+            )
+        return self._rows(found, batch)
+
+    def _with_defaults(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        """Add what a pipeline adds where nobody said anything.
+
+        Source: `transformers.Pipeline._prepare_generate_kwargs`.
+        """
+        config = keywords.get("generation_config")
+        chosen = {*_set_names(self.model.generation_config), *_set_names(config), *keywords}
+        added: dict[str, Any] = {
+            **_DEFAULTS,
+            "pad_token_id": self.tokenizer.pad_token_id,
+        }
+        if "max_length" in chosen:  # a default would override it
+            del added["max_new_tokens"]
+        added = {
+            name: value for name, value in added.items() if name not in chosen and value is not None
+        }
+        if config is None:
+            return keywords | added
+        config = copy.deepcopy(config)
+        config.update(**added)
+        return keywords | {"generation_config": config}
+
+    def _rows(self, found: Any, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
+        """Take what `generate` returned apart, chunk by chunk."""
+        named = found if isinstance(found, Mapping) else {"sequences": found}
+        sequences, segments = named["sequences"].cpu(), named.get("segments")
+        # Several sequences of one chunk stand together, the best first.
+        each = len(sequences) // len(batch)
+        rows = []
+        for i, chunk in enumerate(batch):
+            row: dict[str, Any] = {"tokens": sequences[i * each : i * each + 1]}
+            if self.timestamps == "word":
+                row["token_timestamps"] = [self._token_times(named, segments, i * each)]
+            if self.languages and segments is not None and segments[i * each]:
+                row["tokens"] = self._with_language(row["tokens"], segments[i * each][0])
+            if chunk.stride is not None:
+                rate_hz = self.extractor.sampling_rate
+                row["stride"] = tuple(samples / rate_hz for samples in chunk.stride)
+            rows.append(row)
+        return rows
+
+    def _token_times(self, named: Any, segments: Any, index: int) -> Tensor:
+        if segments is None:
+            times: Tensor = named["token_timestamps"][index]
+            return times.cpu()
+        found = [segment["token_timestamps"] for segment in segments[index]]
+        return torch.cat(found).cpu() if found else torch.zeros(0)
+
+    def _with_language(self, tokens: Tensor, segment: Mapping[str, Any]) -> Tensor:
+        """Put the language's token before the text, which `generate` returns without prompt."""
+        result = segment["result"]
+        prompt_and_text = result["sequences"] if isinstance(result, Mapping) else result
+        config = self.generate.get("generation_config") or self.model.generation_config
+        languages = set((getattr(config, "lang_to_id", None) or {}).values())
+        named = [token for token in prompt_and_text.tolist() if token in languages]
+        language = torch.tensor([named[:1]], dtype=tokens.dtype)  # (1, 0 or 1)
+        return torch.cat([language, tokens], dim=-1)
+
+    def _text(self, heard: list[dict[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
+        positions = self.model.config.max_source_positions
+        text, optional = self.tokenizer._decode_asr(
+            heard,
+            return_timestamps=self.timestamps,
+            return_language=self.languages,
+            time_precision=self.extractor.chunk_length / positions,
+        )
+        more = {name: [value] * len(heard) for name, value in extra.items()}
+        return {"text": text, **optional, **more}
+
+
+def _set_names(config: Any) -> set[str]:
+    values = {} if config is None else config.to_dict()
+    return {name for name, value in values.items() if value is not None}
+
+
+def _generate_keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in given.items() if name not in _PIPELINE_KEYWORDS}
+    named = given.get("generate_kwargs") or {}
+    if not isinstance(named, Mapping):
+        raise TypeError(
+            f"transcribing: found generate_kwargs of type {type(named).__name__}, expected a "
+            "dictionary of generate's keywords"
+        )
+    return {**named, **rest}

@@ -4,38 +4,92 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from corpus_asr.activity import Activity
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, RunOptions
+from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.logs import name_run
 from corpus_asr.report.html.page import write_page_at_the_end
-from corpus_asr.runtime.checkpoints import Checkpoint
+from corpus_asr.runtime.checkpoints import (
+    Checkpoint,
+    check_classifies,
+    check_transcribes,
+    fetch_checkpoints,
+)
 from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import run_local
-from corpus_asr.runtime.progress import Progress, ProgressWriter, RunSummary, Stream
+from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.run_files import calibration_for
-from corpus_asr.storage.run_state.start import Run, begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.run_files import (
+    Run,
+    begin_run,
+    calibration_for,
+    fingerprint,
+    new_run_id,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 
-Prepare = Callable[[RunConfig], Checkpoint]
-"""Fetches and checks a job's checkpoints."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One run over the output folder's recordings, earlier runs of the same folder included."""
+
+    output_uri: str
+    run_id: str
+    files: int
+    """Recordings listed now."""
+    done: int
+    """Of these, those with segments or without speech."""
+    failed: int
+    no_speech: int
+    left: int
+    """Neither done nor failed: the run's time was over. 0 for a run without such a limit."""
+    segments: int
+    """Or labels, of a classification."""
+    audio_s: float
+    """Audio decoded over all runs of the folder."""
+    processed_files: int
+    """Recordings that this run had left to do."""
+    processed_audio_s: float
+    """Audio this run committed."""
+    wall_s: float
+    made: Literal["segments", "labels"] = "segments"
+
+    @property
+    def failed_fraction(self) -> float:
+        """Share of failed recordings; 0 where there are none at all."""
+        return self.failed / self.files if self.files else 0.0
+
+    @property
+    def speed(self) -> float:
+        """Hours of audio this run committed per hour."""
+        return self.processed_audio_s / self.wall_s if self.wall_s > 0 else 0.0
 
 
-def run_over_corpus(
+def prepare(config: RunConfig) -> Checkpoint:
+    """Fetch a job's checkpoints, and refuse what they cannot do."""
+    if config.pipeline == CLASSIFY_AUDIO:
+        checkpoint = fetch_checkpoints(config)
+        check_classifies(checkpoint, config.classification)
+        return checkpoint
+    # What is refused is refused before gigabytes of weights are fetched.
+    small = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
+    check_transcribes(small, config.decoding)
+    return fetch_checkpoints(config)
+
+
+def run(
     config: RunConfig,
-    prepare: Prepare,
     *,
-    local: bool,
-    progress: Stream | None,
+    local: bool = False,
+    progress: Stream | None = None,
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> RunSummary:
     """Do what is left of a job, and finish its output folder.
@@ -48,10 +102,12 @@ def run_over_corpus(
         FetchError: the output store or the listing failed.
     """
     checkpoint = prepare(config)
-    with CorpusRun.open(config, checkpoint, local=local, progress=progress, options=options) as run:
-        run.start()
-        run.process()
-        return run.finish()
+    with CorpusRun.open(
+        config, checkpoint, local=local, progress=progress, options=options
+    ) as corpus_run:
+        corpus_run.start()
+        corpus_run.process()
+        return corpus_run.finish()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,13 +146,8 @@ class CorpusRun:
         progress: Stream | None = None,
         options: RunOptions = DEFAULT_OPTIONS,
     ) -> Iterator["CorpusRun"]:
-        """Lock the output folder for a run, as long as the context is open.
-
-        Raises:
-            LockedError: another run is at work in the output folder.
-            FetchError: the output store failed.
-        """
-        store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+        """Lock the output folder for a run, as long as the context is open."""
+        store = OutputStore.of(config.output)
         say = line_writer(progress)
         with Lock(store, new_run_id(), steal=options.steal_lock, say=say) as lock:
             yield cls(
@@ -137,8 +188,7 @@ class CorpusRun:
             return
         config = self.config
         committer = Committer(
-            uri=config.output.uri,
-            endpoint_url=config.output.endpoint_url,
+            store=self.store,
             run_id=self._begun.run_id,
             model=full_name(config.model.checkpoint),
             model_revision=self.checkpoint.revision,
@@ -151,11 +201,7 @@ class CorpusRun:
         self._committed, self._activity = done.tally, done.activity
 
     def finish(self) -> RunSummary:
-        """Compact the tables, count them, and write report.json and the page.
-
-        Raises:
-            EngineError: recordings are neither done nor failed, although there was time.
-        """
+        """Compact the tables, count them, and write report.json and the page."""
         assert self.plan is not None, "start() comes first"
         assert self._begun is not None
         plan, store = self.plan, self.store
@@ -250,10 +296,8 @@ class CorpusRun:
             total_bytes=plan.num_remaining_bytes,
             stream=self.progress,
         )
-        recorder = ProgressWriter(
-            self.store, progress, run_id=run_id, plan=plan, resources=resources
-        )
-        with progress, recorder:
+        writer = ProgressWriter(self.store, progress, run_id=run_id, plan=plan, resources=resources)
+        with progress.shown(), writer.writing():
             yield progress
 
 

@@ -42,8 +42,7 @@ from corpus_asr.report.accuracy.scoring import (
     read_references,
     score,
 )
-from corpus_asr.storage.run_state.run_files import write_calibration
-from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, write_calibration
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public, redact_uri
 
@@ -100,13 +99,16 @@ def _example(index: Index) -> str:
     )
 
 
+def _of_references(index: Index, said: Mapping[str, Reference]) -> np.ndarray:
+    """Return which recordings there are references for."""
+    identities = index.recordings["recording_id"]
+    return np.asarray(pc.is_in(identities, value_set=pa.array(list(said), pa.string())))
+
+
 def _heard(
     store: OutputStore, index: Index, said: Mapping[str, Reference]
 ) -> Iterator[tuple[str, Hypothesis]]:
-    table = index.recordings
-    referred = pc.is_in(table["recording_id"], value_set=pa.array(list(said), pa.string()))
-    ours = np.asarray(referred)
-    selection = Selection()
+    table, ours, selection = index.recordings, _of_references(index, said), Selection()
     wanted = chosen(index, selection) & ours
     for _, recording in recordings(store, index, wanted, selection, columns=WORD_COLUMNS):
         yield recording.recording_id, _of(recording)
@@ -184,19 +186,11 @@ def _model_of(store: OutputStore) -> tuple[str, str]:
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
     said = read_references(references, endpoint_url=store.options.endpoint_url, language=language)
-    index = read_index(store)
-    ours = np.asarray(
-        pc.is_in(index.recordings["recording_id"], value_set=pa.array(list(said), pa.string()))
-    )
-    selection = Selection()
-    wanted = chosen(index, selection) & ours
-    found: list[SegmentOutcome] = []
+    index, selection = read_index(store), Selection()
+    wanted = chosen(index, selection) & _of_references(index, said)
+    outcomes: list[SegmentOutcome] = []
     for _, recording in recordings(store, index, wanted, selection, columns=EVIDENCE_COLUMNS):
-        reference = said[recording.recording_id]
-        found += segment_outcomes(
-            recording.segments,
-            reference.text,
-            reference.language,
-            group=recording.recording_id,
-        )
-    return found
+        identity = recording.recording_id
+        text, spoken = said[identity].text, said[identity].language
+        outcomes += segment_outcomes(recording.segments, text, spoken, group=identity)
+    return outcomes

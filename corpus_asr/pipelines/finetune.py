@@ -11,8 +11,7 @@ from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.training.evaluation import Evaluation
-from corpus_asr.training.job import Finetune, train
+from corpus_asr.training.job import Evaluation, Finetune, train
 from corpus_asr.training.store import MODEL_FOLDER, TrainingStore
 from corpus_asr.training.trainer import Group, Record
 from corpus_asr.units import MEBIBYTE
@@ -71,8 +70,7 @@ def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
 
 def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
     # Ray takes seconds to import, and one process does without it.
-    from corpus_asr.runtime.ray_cluster import connected
-    from corpus_asr.runtime.ray_train import train_together
+    from corpus_asr.runtime.ray_cluster import connected, train_together
 
     cluster = config.cluster
     _print(progress, f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")

@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
-from corpus_asr.pipelines import classify, transcribe
-from corpus_asr.pipelines.driver import CorpusRun, Prepare, line_writer
+from corpus_asr.pipelines.driver import CorpusRun, RunSummary, line_writer, prepare
 from corpus_asr.report.nightly import (
     Archive,
     Findings,
@@ -27,22 +25,18 @@ from corpus_asr.report.nightly import (
     tell,
     warnings_of,
 )
-from corpus_asr.runtime.progress import RunSummary, Stream
+from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.ledger import Failing, count_tries, note_tries
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
-from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import join, redact_uri
 
 _LOG = logging.getLogger(__name__)
 
 SUMMARIES_FOLDER = "nights"
-_PREPARE: dict[str, Prepare] = {
-    "transcribe_corpus": transcribe.prepare,
-    CLASSIFY_AUDIO: classify.prepare,
-}
 _MOST_GIVEN_UP = 10
 
 
@@ -60,14 +54,14 @@ def run(
 
     Raises:
         LockedError: another run is at work on the output folder; nothing was done or told.
-        CorpusAsrError: what `run_over_corpus` raises, after it was told.
+        CorpusAsrError: what `driver.run` raises, after it was told.
     """
-    if config.pipeline not in _PREPARE:
+    if config.pipeline == PSEUDO_LABEL:
         raise ConfigError(
-            f"running a night of {config.pipeline}: expected a job of {' or '.join(_PREPARE)}; "
-            "use `corpus-asr run` for this one"
+            f"running a night of {config.pipeline}: expected a job of transcribe_corpus or "
+            "classify_audio; use `corpus-asr run` for this one"
         )
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     attempt = _Attempt(config=config, store=store)
     say = line_writer(progress)
     try:
@@ -107,7 +101,7 @@ class _Attempt:
         hours = config.nightly.stop_after_h
         run = CorpusRun(
             config=config,
-            checkpoint=_PREPARE[config.pipeline](config),
+            checkpoint=prepare(config),
             store=self.store,
             lock=lock,
             local=local,

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.config.run import PseudoLabelConfig, RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, RunOptions
+from corpus_asr.config.run import DEFAULT_OPTIONS, PseudoLabelConfig, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.dataset import (
     SelectionTable,
@@ -16,24 +15,26 @@ from corpus_asr.labelling.dataset import (
     result_settings,
 )
 from corpus_asr.labelling.examples import Example, examples_of, shards_of, split_of
-from corpus_asr.labelling.rules import Rule, SelectionTally, rules_of
 from corpus_asr.labelling.selection import (
     Origin,
+    Rule,
+    SelectionTally,
     Sources,
     decided,
     measure,
     read_origin,
     read_sources,
+    rules_of,
 )
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarise
-from corpus_asr.pipelines import transcribe
-from corpus_asr.pipelines.driver import line_writer
+from corpus_asr.pipelines import driver
+from corpus_asr.pipelines.driver import RunSummary, line_writer
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
-from corpus_asr.runtime.progress import RunSummary, Stream
+from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.storage.run_state.lock import Lock
-from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import normalise, redact_uri
@@ -49,7 +50,7 @@ def run(
     """Transcribe what is left; if that is all, select and write."""
     assert isinstance(config, PseudoLabelConfig)
     _check(config)
-    summary = transcribe.run(config, local=local, progress=progress, options=options)
+    summary = driver.run(config, local=local, progress=progress, options=options)
     if summary.left:  # what is selected now would be another data set when the rest is done
         told = f"nothing selected yet: {summary.left:,} recordings are left to be transcribed"
     else:
@@ -79,7 +80,7 @@ def label(
     config: PseudoLabelConfig, *, progress: Stream | None = None, steal_lock: bool = False
 ) -> Labelled:
     """Select from what is transcribed, and write the data set, or what is missing of it."""
-    store = OutputStore(config.dataset.uri, endpoint_url=config.dataset.endpoint_url)
+    store = OutputStore.of(config.dataset)
     _check_apart(config)
     rules = rules_of(config.selection)
     sources = read_sources(

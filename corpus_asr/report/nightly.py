@@ -22,11 +22,15 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
-from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
-from corpus_asr.report.reconciliation import EXAMPLES
-from corpus_asr.report.run import FailureExample, FailureGroup, LanguageShare, sorted_groups
-from corpus_asr.report.text import counted, duration, printable
+from corpus_asr.report.run import (
+    FAILURE_COLUMNS,
+    ClassShare,
+    FailureExample,
+    FailureGroup,
+    Failures,
+)
+from corpus_asr.report.text import counted, duration, printable, shortened, text_template
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.http import post_json
@@ -37,8 +41,7 @@ logger = logging.getLogger(__name__)
 MOST_LANGUAGES = 10
 MOST_UNSURE = 10
 _RECORDING_COLUMNS = (
-    "run_id", "recording_id", "uri", "status", "error_stage", "error_kind", "error_message",
-    "retryable", "duration_s", "segments", "languages",
+    *FAILURE_COLUMNS, "run_id", "status", "duration_s", "segments", "languages",
 )  # fmt: skip
 _SEGMENT_COLUMNS = ("run_id", "recording_id", "start_s", "end_s", "confidence")
 _WEIGHTED = pa.schema(
@@ -53,7 +56,6 @@ _SHRUNK = 0.9
 _SUMMARY = re.compile(r"(\d{4}-\d\d-\d\d)(?:-(\d+))?\.json", re.ASCII)
 _MOST_CHARACTERS = 300  # of a message
 _SHORT_FAILURES = 5
-_MARKUP = set("\\`*_[]<>#|~")
 
 
 class NightState(StrEnum):
@@ -115,7 +117,7 @@ class Findings:
     no_speech: int = 0
     failed: int = 0
     failures: tuple[FailureGroup, ...] = ()
-    languages: tuple[LanguageShare, ...] = ()
+    languages: tuple[ClassShare, ...] = ()
     unsure: int = 0
     least_sure: tuple[Unsure, ...] = ()
     """Of them the first few."""
@@ -186,17 +188,19 @@ class Night:
 
     def as_past(self) -> PastNight:
         """Return what later nights compare with."""
-        found = self.findings
-        return PastNight(
-            date=self.date, state=self.state, listed=self.listed, new=self.new, done=found.done,
-            failed=found.failed, left=self.left, audio_s=self.audio_s, wall_s=self.wall_s,
-            speed=self.speed, unsure=found.unsure,
-        )  # fmt: skip
+        own = self.findings
+        found: dict[str, Any] = {"done": own.done, "failed": own.failed, "unsure": own.unsure}
+        same = [field.name for field in fields(PastNight) if field.name not in found]
+        return PastNight(**found, **{name: getattr(self, name) for name in same})
 
 
 def as_data(night: Night) -> dict[str, Any]:
     """Return a night as JSON has it."""
-    return {**asdict(night), "planned": night.planned, "numbers": asdict(night.as_past())}
+    data = {**asdict(night), "planned": night.planned, "numbers": asdict(night.as_past())}
+    data["findings"]["languages"] = [
+        {"language": share.pop("name"), **share} for share in data["findings"]["languages"]
+    ]
+    return data
 
 
 def past_from(data: Any) -> PastNight | None:
@@ -210,18 +214,19 @@ def past_from(data: Any) -> PastNight | None:
 
 def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Findings:
     """Return what a finished run found; recordings below `low_confidence` are named."""
-    rows = [
-        row
-        for batch in store.recordings(_RECORDING_COLUMNS)
-        for row in batch.filter(pc.equal(batch["run_id"], run_id)).to_pylist()
-    ]
+    rows: list[dict[str, Any]] = []
+    failures = Failures()
+    for batch in store.recordings(_RECORDING_COLUMNS):
+        ours = batch.filter(pc.equal(batch["run_id"], run_id))
+        failures.add(ours.filter(pc.equal(ours["status"], "failed")))
+        rows += ours.to_pylist()
     statuses = Counter(row["status"] for row in rows)
     unsure = _unsure(store, run_id, rows, low_confidence)
     return Findings(
         done=statuses["ok"] + statuses["no_speech"],
         no_speech=statuses["no_speech"],
         failed=statuses["failed"],
-        failures=_failures([row for row in rows if row["status"] == "failed"]),
+        failures=failures.groups(),
         languages=_languages(rows),
         unsure=len(unsure),
         least_sure=tuple(unsure[:MOST_UNSURE]),
@@ -234,7 +239,7 @@ def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
     if seen is None or seen.run_id != run_id:
         return Findings(), 0.0
     failed = min(seen.failed, seen.files)
-    groups = (
+    groups = tuple(
         FailureGroup(
             stage=failure.stage,
             kind=failure.kind,
@@ -244,46 +249,25 @@ def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
         )
         for failure in seen.failures
     )
-    findings = Findings(done=seen.files - failed, failed=failed, failures=tuple(groups))
-    return findings, seen.audio_s
+    return Findings(done=seen.files - failed, failed=failed, failures=groups), seen.audio_s
 
 
-def _failures(failed: list[dict[str, Any]]) -> tuple[FailureGroup, ...]:
-    kinds: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in sorted(failed, key=lambda row: str(row["uri"])):
-        kinds[row["error_stage"] or "unknown", row["error_kind"] or "unknown"].append(row)
-    return sorted_groups(
-        FailureGroup(
-            stage=stage,
-            kind=kind,
-            recordings=len(rows),
-            retryable=any(row["retryable"] for row in rows),
-            examples=tuple(
-                FailureExample(uri=row["uri"], message=row["error_message"] or "")
-                for row in rows[:EXAMPLES]
-            ),
-        )
-        for (stage, kind), rows in kinds.items()
-    )
-
-
-def _languages(rows: list[dict[str, Any]]) -> tuple[LanguageShare, ...]:
+def _languages(rows: list[dict[str, Any]]) -> tuple[ClassShare, ...]:
     # A recording counts for the language that most of its parts are in.
     spoken: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["languages"]:
             spoken[row["languages"][0]].append(row)
     shares = [
-        LanguageShare(
-            language=language,
-            recordings=len(theirs),
-            audio_s=sum(row["duration_s"] for row in theirs),
-            segments=sum(row["segments"] for row in theirs),
+        ClassShare(
+            name=language,
+            recordings=len(recordings),
+            audio_s=sum(row["duration_s"] for row in recordings),
+            segments=sum(row["segments"] for row in recordings),
         )
-        for language, theirs in spoken.items()
+        for language, recordings in spoken.items()
     ]
-    shares.sort(key=lambda share: (-share.audio_s, share.language))
-    return tuple(shares[:MOST_LANGUAGES])
+    return tuple(sorted(shares, key=lambda share: (-share.audio_s, share.name))[:MOST_LANGUAGES])
 
 
 def _unsure(
@@ -344,73 +328,50 @@ def warnings_of(night: Night, past: Sequence[PastNight]) -> tuple[str, ...]:
     at_their_end = (NightState.done, NightState.time_over)
     if night.state not in at_their_end:
         return ()
-    usual = [one for one in past if one.state in at_their_end]
-    rules = (_nothing_new, _fewer_listed, _more_failures, _more_unsure, _slower, _falling_behind)
-    return tuple(words for rule in rules if (words := rule(night, usual)) is not None)
+    return tuple(_unusual(night, [each for each in past if each.state in at_their_end]))
 
 
-def _nothing_new(night: Night, past: Sequence[PastNight]) -> str | None:
-    if night.new or len(past) < MIN_PAST or not all(one.new for one in past):
-        return None
-    usual = median(one.new for one in past)
-    return (
-        f"no new recordings, for the first time in {len(past) + 1} nights (usually {usual:,.0f}); "
-        "does whatever delivers them still run?"
+def _unusual(night: Night, past: Sequence[PastNight]) -> Iterator[str]:
+    found, enough = night.findings, len(past) >= MIN_PAST
+    if enough and not night.new and all(each.new for each in past):
+        usual = median(each.new for each in past)
+        yield (
+            f"no new recordings, for the first time in {len(past) + 1} nights (usually "
+            f"{usual:,.0f}); does whatever delivers them still run?"
+        )
+    if past and night.listed < _SHRUNK * past[0].listed:
+        yield (
+            f"{night.listed:,} recordings are listed, and {past[0].listed:,} were the night "
+            "before; were they moved, or can they no longer be seen?"
+        )
+    failed, done, ended, unsure = (
+        sum(getattr(each, name) for each in past) for name in ("failed", "done", "ended", "unsure")
     )
+    if enough and _is_higher(found.failed, night.ended, failed, ended, _FAILED_POINTS):
+        share, usual = found.failed / night.ended, failed / ended
+        yield f"{share:.1%} of the recordings failed, usually {usual:.1%}"
+    if enough and _is_higher(found.unsure, found.done, unsure, done, _UNSURE_POINTS):
+        share, usual = found.unsure / found.done, unsure / done
+        yield f"{share:.1%} of the transcripts are unsure, usually {usual:.1%}"
+    # Of a short night loading the model takes most of the time.
+    busy = [each for each in past if each.audio_s > 0]
+    if len(busy) >= MIN_PAST and night.audio_s >= _SLOWER * median(each.audio_s for each in busy):
+        usual = median(each.speed for each in busy)
+        if night.speed < _SLOWER * usual:
+            yield f"{night.speed:,.1f} hours of audio per hour, usually {usual:,.1f}"
+    left = [night.left, *(each.left for each in past[: MIN_PAST - 1])]
+    if len(left) == MIN_PAST and all(later > earlier > 0 for later, earlier in pairwise(left)):
+        yield (
+            f"more is left every night, now {night.left:,} recordings: the archive grows faster "
+            "than it is transcribed; raise nightly.stop_after_h, or give it more machines"
+        )
 
 
-def _fewer_listed(night: Night, past: Sequence[PastNight]) -> str | None:
-    if not past or night.listed >= _SHRUNK * past[0].listed:
-        return None
-    return (
-        f"{night.listed:,} recordings are listed, and {past[0].listed:,} were the night before; "
-        "were they moved, or can they no longer be seen?"
-    )
-
-
-def _more_failures(night: Night, past: Sequence[PastNight]) -> str | None:
-    failed, usual = night.findings.failed, sum(one.failed for one in past)
-    share = _higher(failed, night.ended, usual, sum(one.ended for one in past), _FAILED_POINTS)
-    if share is None or len(past) < MIN_PAST:
-        return None
-    return f"{failed / night.ended:.1%} of the recordings failed, usually {share:.1%}"
-
-
-def _more_unsure(night: Night, past: Sequence[PastNight]) -> str | None:
-    found, usual = night.findings, sum(one.unsure for one in past)
-    share = _higher(found.unsure, found.done, usual, sum(one.done for one in past), _UNSURE_POINTS)
-    if share is None or len(past) < MIN_PAST:
-        return None
-    return f"{found.unsure / found.done:.1%} of the transcripts are unsure, usually {share:.1%}"
-
-
-def _higher(count: int, of: int, past_count: int, past_of: int, points: float) -> float | None:
-    """Return the usual share where this one is far above it."""
+def _is_higher(count: int, of: int, past_count: int, past_of: int, points: float) -> bool:
     if count < _FEW or not past_of:
-        return None
+        return False
     usual = past_count / past_of
-    return usual if count / of > max(_TIMES * usual, usual + points) else None
-
-
-def _slower(night: Night, past: Sequence[PastNight]) -> str | None:
-    busy = [one for one in past if one.audio_s > 0]
-    if len(busy) < MIN_PAST or night.audio_s < _SLOWER * median(one.audio_s for one in busy):
-        return None  # of a short night loading the model takes most of the time
-    usual = median(one.speed for one in busy)
-    if night.speed >= _SLOWER * usual:
-        return None
-    return f"{night.speed:,.1f} hours of audio per hour, usually {usual:,.1f}"
-
-
-def _falling_behind(night: Night, past: Sequence[PastNight]) -> str | None:
-    lefts = [night.left, *(one.left for one in past[: MIN_PAST - 1])]
-    growing = all(later > earlier > 0 for later, earlier in pairwise(lefts))
-    if len(lefts) < MIN_PAST or not growing:
-        return None
-    return (
-        f"more is left every night, now {night.left:,} recordings: the archive grows faster than "
-        "it is transcribed; raise nightly.stop_after_h, or give it more machines"
-    )
+    return count / of > max(_TIMES * usual, usual + points)
 
 
 def headline(night: Night) -> str:
@@ -425,16 +386,16 @@ def headline(night: Night) -> str:
 
 def alarms(night: Night) -> list[str]:
     """Return what somebody should look at, the worst first."""
-    found = [night.error, night.over_budget, *night.warnings, night.not_told]
-    return [words for words in found if words is not None]
+    words = [night.error, night.over_budget, *night.warnings, night.not_told]
+    return [each for each in words if each is not None]
 
 
 def chat(night: Night, summary: str) -> str:
     """Return a message for Slack, or what speaks its language, with the address of the summary."""
-    lines = [headline(night)]
-    lines += [f"• {words}" for words in alarms(night)]
-    groups = night.findings.failures[:_SHORT_FAILURES]
-    lines += [f"• {group.recordings:,} {group.kind}, such as {_first(group)}" for group in groups]
+    lines = [headline(night), *(f"• {words}" for words in alarms(night))]
+    for group in night.findings.failures[:_SHORT_FAILURES]:
+        first = redact_uri(group.examples[0].uri) if group.examples else "none that is known"
+        lines.append(f"• {group.recordings:,} {group.kind}, such as {first}")
     lines.append(f"{redact_uri(night.output)}, see {redact_uri(summary)}")
     text = "\n".join(printable(line) for line in lines)
     # The only letters that are markup there.
@@ -443,149 +404,63 @@ def chat(night: Night, summary: str) -> str:
 
 def markdown(night: Night) -> str:
     """Return the whole summary."""
-    return "\n".join(_lines(night)) + "\n"
-
-
-def _lines(night: Night) -> Iterator[str]:
-    yield f"# Night of {night.date}"
-    yield ""
-    yield f"{_code(redact_uri(night.output))}, {_STATES[night.state]}, run {night.run_id}"
-    for words in alarms(night):
-        yield ""
-        yield f"> **Look at this:** {_text(words)}"
-    yield ""
-    yield from _table(("", "recordings"), _counts(night))
-    yield ""
-    yield f"{_audio(night)}."
-    if night.archive is not None:
-        found = night.archive
-        yield (
-            f"The archive: {found.done:,} of {night.listed:,} listed recordings done, "
-            f"{found.failed:,} failed, {duration(found.audio_s)} of audio."
-        )
-    yield from _failure_lines(night)
-    yield from _language_lines(night)
-    yield from _unsure_lines(night)
-    yield from _past_lines(night)
-
-
-def _counts(night: Night) -> Iterator[tuple[str, str]]:
     found = night.findings
-    rows = [
+    counts = [
         ("to do", night.planned), ("- new", night.new), ("- changed", night.changed),
         ("- failed before", night.retried), ("- begun before", night.continued),
         ("done", found.done), ("- without speech", found.no_speech), ("failed", found.failed),
         ("left", night.left),
     ]  # fmt: skip
-    yield from ((name, f"{count:,}") for name, count in rows if count or not name.startswith("-"))
-
-
-def _audio(night: Night) -> str:
-    return (
-        f"{duration(night.audio_s)} of audio in {duration(night.wall_s)}, {night.speed:,.1f} hours "
-        f"per hour; from {_time(night.started_at)} to {_time(night.ended_at)}"
+    template = text_template(
+        "corpus_asr.report",
+        "night.md.j2",
+        code=_code,
+        cut=lambda text: shortened(text, _MOST_CHARACTERS),
+        redact=redact_uri,
+        text=lambda text: re.sub(r"[\\`*_\[\]<>#|~]", r"\\\g<0>", printable(text)),
+        time=lambda moment: f"{datetime.datetime.fromisoformat(moment):%H:%M (%Z)}",
+    )
+    return template.render(
+        aligned=_table,
+        night=night,
+        findings=found,
+        state=_STATES[night.state],
+        alarms=alarms(night),
+        counts=[(name, f"{n:,}") for name, n in counts if n or not name.startswith("-")],
+        languages=[
+            (share.name, f"{share.recordings:,}", duration(share.audio_s))
+            for share in found.languages
+        ],
+        least_sure=[
+            (_code(redact_uri(each.uri)), f"{each.confidence:.2f}", duration(each.audio_s))
+            for each in found.least_sure
+        ],
+        nights=[_night_cells(each) for each in (night.as_past(), *night.past)],
     )
 
 
-def _time(moment: str) -> str:
-    when = datetime.datetime.fromisoformat(moment)
-    return f"{when:%H:%M} ({when.tzname()})"
-
-
-def _failure_lines(night: Night) -> Iterator[str]:
-    groups = night.findings.failures
-    if groups:
-        yield from _heading("Failures")
-    for group in groups:
-        next_step = failure_kind(group.kind, retryable=group.retryable).advice
-        if group.retryable:
-            next_step = "tried again in the next nights"
-        yield f"- **{_text(group.kind)}** ({_text(group.stage)}): {group.recordings:,}; {next_step}"
-        for example in group.examples:
-            message = f": {_text(_cut(example.message))}" if example.message else ""
-            yield f"    - {_code(redact_uri(example.uri))}{message}"
-    if night.left_alone:
-        yield ""
-        yield f"Failed too often, and now left alone: {counted(night.left_alone, 'recording')}."
-        for uri in night.given_up:
-            yield f"- given up tonight: {_code(redact_uri(uri))}"
-
-
-def _language_lines(night: Night) -> Iterator[str]:
-    if night.findings.languages:
-        yield from _heading("Languages")
-        rows = [
-            (share.language, f"{share.recordings:,}", duration(share.audio_s))
-            for share in night.findings.languages
-        ]
-        yield from _table(("language", "recordings", "audio"), rows)
-
-
-def _unsure_lines(night: Night) -> Iterator[str]:
-    found = night.findings
-    if found.unsure:
-        yield from _heading(f"Low confidence: {counted(found.unsure, 'recording')}")
-        rows = [
-            (_code(redact_uri(one.uri)), f"{one.confidence:.2f}", duration(one.audio_s))
-            for one in found.least_sure
-        ]
-        yield from _table(("least sure", "confidence", "audio"), rows)
-
-
-def _past_lines(night: Night) -> Iterator[str]:
-    yield from _heading("Nights")
-    header = (
-        "night", "ended", "new", "done", "failed", "left", "audio", "time", "hours per hour",
-        "unsure",
-    )  # fmt: skip
-    yield from _table(header, [_night_cells(one) for one in (night.as_past(), *night.past)])
-
-
-def _night_cells(one: PastNight) -> tuple[str, ...]:
-    counts = (f"{count:,}" for count in (one.new, one.done, one.failed, one.left))
-    state = one.state.replace("_", " ")
+def _night_cells(night: PastNight) -> tuple[str, ...]:
+    counts = (f"{count:,}" for count in (night.new, night.done, night.failed, night.left))
     return (
-        one.date, state, *counts, duration(one.audio_s), duration(one.wall_s), f"{one.speed:,.1f}",
-        f"{one.unsure:,}",
+        night.date, night.state.replace("_", " "), *counts, duration(night.audio_s),
+        duration(night.wall_s), f"{night.speed:,.1f}", f"{night.unsure:,}",
     )  # fmt: skip
 
 
-def _heading(text: str) -> Iterator[str]:
-    yield ""
-    yield f"## {text}"
-    yield ""
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     # Aligned, so that it can be read as it stands. Even within code a bar would end the cell.
     cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(header))]
-    for number, row in enumerate(cells):
-        first, *others = (
-            text.rjust(width) if column else text.ljust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield f"| {' | '.join([first, *others])} |"
-        if number == 0:
-            rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-            yield f"| {' | '.join(rules)} |"
-
-
-def _first(group: FailureGroup) -> str:
-    return redact_uri(group.examples[0].uri) if group.examples else "none that is known"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = []
+    for first, *others in cells:
+        aligned = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([first.ljust(widths[0]), *aligned])} |")
+    return "\n".join(lines)
 
 
 def _code(text: str) -> str:
-    safe = printable(text).replace("`", "'")
-    return f"`{safe}`"
-
-
-def _text(text: str) -> str:
-    return "".join(f"\\{one}" if one in _MARKUP else one for one in printable(text))
+    return "`" + printable(text).replace("`", "'") + "`"
 
 
 def tell(
@@ -595,19 +470,10 @@ def tell(
     webhook_env: str | None,
     allow_hosts: Sequence[str] | None,
 ) -> Night:
-    """Write the summary, tell the webhook, and note if that failed.
+    """Write the summary, tell the webhook named by a variable, and note if that failed.
 
     Of a night that broke off, a summary that cannot be written is logged, and the webhook is told
     all the same: perhaps it broke off for that very reason.
-
-    Args:
-        night: the night.
-        summaries: the folder of summaries.
-        webhook_env: the variable that holds the webhook's address; None for none.
-        allow_hosts: where http is good enough for it.
-
-    Raises:
-        FetchError: the summary of a night that came to its end could not be written.
     """
     name = _write(summaries, None, night)
     if webhook_env is None:
@@ -644,33 +510,27 @@ def past_nights(summaries: OutputStore, count: int) -> tuple[PastNight, ...]:
     One that cannot be read is left out, and logged.
     """
     nights = []
-    for name in reversed(_summary_names(summaries)[-count:]):
+    for *_, name in reversed(_summaries(summaries)[-count:]):
         try:
             night = past_from(summaries.read_json(name))
         except CorpusAsrError as error:
             logger.warning("earlier night left out: %s", error)
             continue
-        if night is not None:
+        if night is None:
+            address = redact_uri(summaries.address(name))
+            logger.warning("earlier night left out: %s is no summary", address)
+        else:
             nights.append(night)
-            continue
-        address = redact_uri(summaries.address(name))
-        logger.warning("earlier night left out: %s is no summary", address)
     return tuple(nights)
 
 
 def _free_name(summaries: OutputStore, date: str) -> str:
     # Several nights may begin on a day.
-    names = _summary_names(summaries)
-    numbers = [number for day, number, _ in map(_parts, names) if day == date]
-    return date if not numbers else f"{date}-{max(numbers) + 1}"
+    numbers = [number for day, number, _ in _summaries(summaries) if day == date]
+    return f"{date}-{max(numbers) + 1}" if numbers else date
 
 
-def _summary_names(summaries: OutputStore) -> list[str]:
-    names = (name for name in summaries.all_names("") if _SUMMARY.fullmatch(name))
-    return sorted(names, key=_parts)
-
-
-def _parts(name: str) -> tuple[str, int, str]:
-    match = _SUMMARY.fullmatch(name)
-    assert match is not None
-    return match[1], int(match[2] or 1), name
+def _summaries(summaries: OutputStore) -> list[tuple[str, int, str]]:
+    """Return day, number on that day and name of each summary, in their order."""
+    matches = map(_SUMMARY.fullmatch, summaries.all_names(""))
+    return sorted((match[1], int(match[2] or 1), match[0]) for match in matches if match)

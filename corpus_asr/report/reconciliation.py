@@ -57,8 +57,7 @@ def by_recording(parts: pa.Table) -> pa.Table:
 
     A recording has ended when a part that was its last is there, and all parts before it. Parts
     after it are possible: one attempt failed where another, cut short elsewhere, came further. One
-    in whose speech nothing was found to write counts as without speech, as the recordings table
-    has it.
+    in whose speech nothing was found to write counts as without speech, as in the recordings table.
     """
     ids = parts["recording_id"].combine_chunks().dictionary_encode()
     code, part = ids.indices.to_numpy(), parts["part"].to_numpy()
@@ -141,8 +140,7 @@ def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch])
     table = pa.Table.from_batches(batches, schema)
     ended = folded.filter(pc.field("ended")).select(["recording_id", "status"])
     problems = []
-    repeated = table.num_rows - len(pc.unique(table["recording_id"]))
-    if repeated:
+    if repeated := table.num_rows - len(pc.unique(table["recording_id"])):
         problems.append(f"twice in the recordings table: {counted(repeated, 'recording')}")
     both = ended.rename_columns(["recording_id", "expected"]).join(
         table, keys="recording_id", join_type="full outer"

@@ -6,7 +6,7 @@ recordings fits the memory of a laptop.
 """
 
 import datetime
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,13 +28,19 @@ from corpus_asr.report.reconciliation import (
     sum_of,
 )
 from corpus_asr.report.samples import Gatherer
-from corpus_asr.report.status import failure_lines, time_lines
-from corpus_asr.report.text import counted, duration, row, table, wrapped
+from corpus_asr.report.status import activity_values
+from corpus_asr.report.text import counted, duration, text_template
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
-from corpus_asr.storage.run_state.run_files import Snapshot, read_snapshot
-from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    FINGERPRINT_NAME,
+    RUN_NAME,
+    SUCCESS_NAME,
+    Snapshot,
+    read_snapshot,
+)
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     OUTCOMES_FOLDER,
@@ -54,32 +60,23 @@ COUNTS = pa.field("counts", pa.bool_())
 """Added to outcomes as they are read: whether the row is the one that counts for its part."""
 CONFIDENCE_BINS = 10  # of equal width over 0-1
 
-_EXAMPLE_COLUMNS = ("uri", "error_message")
-
-
+# What failures are grouped by and shown with; addresses and messages are held of a few only.
+FAILURE_COLUMNS = (
+    "recording_id", "error_stage", "error_kind", "retryable", "uri", "error_message",
+)  # fmt: skip
 _RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
-_BAR_WIDTH = 40
 _MOST_LABELS = 20  # a classifier may know thousands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LanguageShare:
-    """Audio in one language."""
+class ClassShare:
+    """Audio in one language, or of one label."""
 
-    language: str
-    recordings: int
-    audio_s: float
-    segments: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelShare:
-    """Audio of one class."""
-
-    label: str
+    name: str
     recordings: int
     """Those of which some part was."""
     audio_s: float
+    segments: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,14 +119,14 @@ class RunCounts:
     recordings_with_skipped_packets: int
     devices: tuple[tuple[str, int], ...]
     """Parts transcribed by each device."""
-    languages: tuple[LanguageShare, ...]
+    languages: tuple[ClassShare, ...]
     confidence: tuple[int, ...]
     """Segments per bin of confidence, from 0 to 1; or windows, by their likeliest label's."""
     failures: tuple[FailureGroup, ...]
     audio_by_run_s: tuple[tuple[str, float], ...]
     """Audio committed by each run that worked on this output."""
     balance: Balance
-    labels: tuple[LabelShare, ...] = ()
+    labels: tuple[ClassShare, ...] = ()
     """Of a classification: by each part's likeliest label."""
 
 
@@ -156,9 +153,7 @@ class Report:
 def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     """Read what a run has left in its output folder so far; a gatherer sees all rows as they pass.
 
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
+    Raises `FetchError` where a run is just finishing here, too: try again.
     """
     names = store.names(OUTCOMES_FOLDER)
     config = store.read_json(CONFIG_NAME)
@@ -236,7 +231,6 @@ def _part_rows(
 
 
 def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
-    """Return the time from a run's beginning to its last commit, by their names."""
     if run_id is None or not names:
         return None
     made_ns = max(names).rpartition("/")[2].partition("-")[0]
@@ -291,8 +285,7 @@ def count_run(
 
     Args:
         outcomes: batches of `OUTCOME_COLUMNS` and `COUNTS`.
-        segments: batches of `SEGMENT_COLUMNS` of all outcomes rows, or what `as_segments` made of
-            labels.
+        segments: batches of `SEGMENT_COLUMNS` of all outcomes rows.
         listing: batches with `recording_id` of the files to cover; None where it is not known.
         recordings: the recordings table of a finished run; None for any other.
     """
@@ -304,6 +297,8 @@ def count_run(
     with_status = Counter(folded.filter(pc.field("ended"))["status"].to_pylist())
     packets = folded["decode_errors"]
     speech_s = parts["speech_s"]
+    devices = pc.value_counts(parts["device"].drop_null()).to_pylist()
+    by_run = parts.group_by("run_id").aggregate([("duration_s", "sum")]).to_pylist()
     return RunCounts(
         ok=with_status["ok"],
         no_speech=with_status["no_speech"],
@@ -316,35 +311,67 @@ def count_run(
         transcribe_s=sum_of(parts["transcribe_s"]),
         skipped_packets=int(sum_of(packets)),
         recordings_with_skipped_packets=count_true(pc.greater(packets, 0)),
-        devices=_devices(parts),
-        languages=_languages(parts),
+        devices=tuple(sorted((each["values"], each["counts"]) for each in devices)),
+        languages=_classes(parts, "language"),
         confidence=confidence,
         failures=failures,
-        audio_by_run_s=_audio_by_run(parts),
+        audio_by_run_s=tuple(
+            sorted((row["run_id"] or "", row["duration_s_sum"] or 0.0) for row in by_run)
+        ),
         balance=balance,
-        labels=_labels(parts),
+        labels=_classes(parts, "label"),
     )
 
 
 def _collect_outcomes(
     outcomes: Iterable[pa.RecordBatch],
 ) -> tuple[pa.Table, tuple[FailureGroup, ...]]:
-    narrow = [name for name in OUTCOME_COLUMNS if name not in _EXAMPLE_COLUMNS]
+    narrow = [name for name in OUTCOME_COLUMNS if name not in FAILURE_COLUMNS[1:]]
     schema = pa.schema([*(OUTCOMES.field(name) for name in narrow), COUNTS])
     kept: list[pa.RecordBatch] = []
-    examples: dict[tuple[str, str], list[FailureExample]] = {}
+    failures = Failures()
     for batch in outcomes:
         kept.append(batch.select(schema.names).cast(schema))
-        failed = batch.filter(pc.and_(pc.equal(batch["status"], "failed"), batch["counts"]))
-        columns = ["error_stage", "error_kind", *_EXAMPLE_COLUMNS]
-        for failure in failed.select(columns).to_pylist():
-            group = examples.setdefault(_failure_key(failure), [])
-            group.append(FailureExample(uri=failure["uri"], message=failure["error_message"] or ""))
-            if len(group) > 100 * EXAMPLES:  # sorted once in a while: failures can be many
-                group[:] = _first_examples(group)
-    committed = pa.Table.from_batches(kept, schema)
-    failed = committed.filter(pc.and_(pc.equal(committed["status"], "failed"), committed["counts"]))
-    return committed, _failure_groups(failed, examples)
+        failures.add(batch.filter(pc.and_(pc.equal(batch["status"], "failed"), batch["counts"])))
+    return pa.Table.from_batches(kept, schema), failures.groups()
+
+
+class Failures:
+    """Failed parts or recordings, grouped by stage and kind as their rows pass by."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._messages: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        self._retryable: set[tuple[str, str]] = set()
+
+    def add(self, failed: pa.RecordBatch) -> None:
+        """Take rows with `FAILURE_COLUMNS`."""
+        for failure in failed.select(list(FAILURE_COLUMNS)).to_pylist():
+            key = (failure["error_stage"] or "unknown", failure["error_kind"] or "unknown")
+            self._ids[key].add(failure["recording_id"])
+            if failure["retryable"]:
+                self._retryable.add(key)
+            messages = self._messages[key]
+            messages[failure["uri"]] = failure["error_message"] or ""
+            if len(messages) > 100 * EXAMPLES:  # sorted once in a while: failures can be many
+                self._messages[key] = {uri: messages[uri] for uri in sorted(messages)[:EXAMPLES]}
+
+    def groups(self) -> tuple[FailureGroup, ...]:
+        """Return the groups, the most frequent first, with the first examples by address."""
+        groups = [
+            FailureGroup(
+                stage=stage,
+                kind=kind,
+                recordings=len(ids),
+                retryable=(stage, kind) in self._retryable,
+                examples=tuple(
+                    FailureExample(uri=uri, message=message)
+                    for uri, message in sorted(self._messages[stage, kind].items())[:EXAMPLES]
+                ),
+            )
+            for (stage, kind), ids in self._ids.items()
+        ]
+        return tuple(sorted(groups, key=lambda group: (-group.recordings, group.stage, group.kind)))
 
 
 def _in_recording_time(parts: pa.Table) -> pa.Table:
@@ -359,38 +386,6 @@ def _in_recording_time(parts: pa.Table) -> pa.Table:
         shared = pc.divide(parts[name], channels.cast(pa.float64()))
         parts = parts.set_column(position, parts.schema.field(position), shared)
     return parts
-
-
-def _failure_key(row: dict[str, Any]) -> tuple[str, str]:
-    return (row["error_stage"] or "unknown", row["error_kind"] or "unknown")
-
-
-def _first_examples(examples: Iterable[FailureExample]) -> list[FailureExample]:
-    unique = {example.uri: example for example in examples}
-    return [unique[uri] for uri in sorted(unique)[:EXAMPLES]]
-
-
-def _failure_groups(
-    failed: pa.Table, examples: dict[tuple[str, str], list[FailureExample]]
-) -> tuple[FailureGroup, ...]:
-    grouped = failed.group_by(["error_stage", "error_kind"]).aggregate(
-        [("recording_id", "count_distinct"), ("retryable", "max")]
-    )
-    return sorted_groups(
-        FailureGroup(
-            stage=_failure_key(row)[0],
-            kind=_failure_key(row)[1],
-            recordings=row["recording_id_count_distinct"],
-            retryable=bool(row["retryable_max"]),
-            examples=tuple(_first_examples(examples[_failure_key(row)])),
-        )
-        for row in grouped.to_pylist()
-    )
-
-
-def sorted_groups(groups: Iterable[FailureGroup]) -> tuple[FailureGroup, ...]:
-    """Return groups of failures, the most frequent first."""
-    return tuple(sorted(groups, key=lambda group: (-group.recordings, group.stage, group.kind)))
 
 
 def _collect_segments(segments: Iterable[pa.RecordBatch]) -> tuple[tuple[int, ...], pa.Table]:
@@ -415,178 +410,71 @@ def as_segments(labels: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([labels["recording_id"], probability], list(SEGMENT_COLUMNS))
 
 
-def _labels(parts: pa.Table) -> tuple[LabelShare, ...]:
-    return tuple(
-        LabelShare(label=row["label"], recordings=row["recordings"], audio_s=row["audio_s"])
-        for row in _classes(parts, "label")
-    )
-
-
-def _languages(parts: pa.Table) -> tuple[LanguageShare, ...]:
-    return tuple(LanguageShare(**row) for row in _classes(parts, "language"))
-
-
-def _classes(parts: pa.Table, column: str) -> list[dict[str, Any]]:
-    """Add parts up by a column, those of most audio first."""
+def _classes(parts: pa.Table, column: str) -> tuple[ClassShare, ...]:
     grouped = parts.filter(pc.is_valid(parts[column])).group_by(column)
     sums = grouped.aggregate(
         [("recording_id", "count_distinct"), ("duration_s", "sum"), ("segments_written", "sum")]
     )
-    rows = [
-        {
-            column: row[column],
-            "recordings": row["recording_id_count_distinct"],
-            "audio_s": row["duration_s_sum"] or 0.0,
-            "segments": row["segments_written_sum"] or 0,
-        }
+    shares = [
+        ClassShare(
+            name=row[column],
+            recordings=row["recording_id_count_distinct"],
+            audio_s=row["duration_s_sum"] or 0.0,
+            segments=row["segments_written_sum"] or 0,
+        )
         for row in sums.to_pylist()
     ]
-    return sorted(rows, key=lambda row: (-row["audio_s"], row[column]))
-
-
-def _audio_by_run(parts: pa.Table) -> tuple[tuple[str, float], ...]:
-    rows = parts.group_by("run_id").aggregate([("duration_s", "sum")]).to_pylist()
-    return tuple(sorted((row["run_id"] or "", row["duration_s_sum"] or 0.0) for row in rows))
-
-
-def _devices(parts: pa.Table) -> tuple[tuple[str, int], ...]:
-    values = pc.value_counts(parts["device"].drop_null()).to_pylist()
-    return tuple(sorted((row["values"], row["counts"]) for row in values))
+    return tuple(sorted(shares, key=lambda share: (-share.audio_s, share.name)))
 
 
 def as_data(report: Report) -> dict[str, Any]:
     """Return the report as plain data for JSON."""
     data = asdict(report)
-    statistics = data["statistics"]
-    statistics["devices"] = dict(statistics["devices"])
+    counts = data["statistics"]
+    counts["devices"] = dict(counts["devices"])
+    counts["languages"] = [{"language": each.pop("name"), **each} for each in counts["languages"]]
+    counts["labels"] = [
+        {"label": each["name"], "recordings": each["recordings"], "audio_s": each["audio_s"]}
+        for each in counts["labels"]
+    ]
     return data
 
 
 def render(report: Report) -> str:
     """Return the report as text, without a final newline."""
-    return "\n".join(_lines(report))
-
-
-def _lines(report: Report) -> Iterator[str]:
-    counts = report.statistics
-    state = "finished" if report.finished else "not finished: still running, or stopped"
-    yield f"{report.uri} ({state})"
-    if report.model is not None:
-        revision = f", revision {report.model_revision}" if report.model_revision else ""
-        yield row("model", f"{report.model}{revision}")
-    yield row("recordings", _recordings(counts))
-    yield row("audio", _audio(counts))
-    yield row("labels" if counts.labels else "segments", f"{counts.segments:,}")
-    if report.wall_s is not None and report.speed is not None:
-        speed = f"{report.speed:,.1f} hours of audio per hour in the last run"
-        yield row("speed", f"{speed}, which took {duration(report.wall_s)}")
-    yield from _stages(counts)
-    if report.snapshot is not None:
-        yield from time_lines(report.snapshot)
-    yield from _class_lines(counts)
-    yield from _confidence_lines(counts)
-    yield from _failure_lines(counts.failures)
-    yield from _balance_lines(counts.balance, finished=report.finished)
-
-
-def _recordings(counts: RunCounts) -> str:
-    balance = counts.balance
-    outcomes = [
-        (counts.ok, "with labels" if counts.labels else "with text"),
-        (counts.no_speech, "without speech"),
-        (counts.failed, "failed"),
-        (balance.unfinished, "begun"),
-        (balance.waiting, "waiting"),
-    ]
-    words = ", ".join(f"{count:,} {outcome}" for count, outcome in outcomes if count)
-    return f"{balance.total:,}: {words}" if words else "none yet"
-
-
-def _audio(counts: RunCounts) -> str:
-    speech = "speech was not looked for"
-    if counts.speech_s is not None:
-        speech = f"{duration(counts.speech_s)} of it speech"
-        if counts.audio_s > 0:
-            speech += f" ({counts.speech_s / counts.audio_s:.0%})"
-    return f"{duration(counts.audio_s)} in {counted(counts.parts, 'part')}; {speech}"
-
-
-def _stages(counts: RunCounts) -> Iterator[str]:
-    if not counts.parts:
-        return
-    yield row("extracting", f"{duration(counts.extract_s)}, summed over processes")
-    if counts.devices:
-        parts = sum(count for _, count in counts.devices)
-        devices = ", ".join(name for name, _ in counts.devices)
-        mean = duration(counts.transcribe_s / parts)
-        yield row("transcribe", f"{mean} per part from hand-over to result, on {devices}")
-    if counts.skipped_packets:
-        files = counted(counts.recordings_with_skipped_packets, "recording")
-        yield row("damage", f"{counts.skipped_packets:,} broken packets skipped in {files}")
-
-
-def _class_lines(counts: RunCounts) -> Iterator[str]:
-    shares: Sequence[LabelShare | LanguageShare] = counts.labels or counts.languages
+    counts, balance = report.statistics, report.statistics.balance
+    shares = counts.labels or counts.languages
+    most = _MOST_LABELS if counts.labels else len(shares)
     total_s = sum(share.audio_s for share in shares) or 1.0
-    rows: list[tuple[str, ...]] = []
-    for share in shares:
-        cells: tuple[str, ...] = (
-            share.label if isinstance(share, LabelShare) else share.language,
-            duration(share.audio_s),
-            f"{share.audio_s / total_s:.0%}",
-            counted(share.recordings, "recording"),
-        )
-        if isinstance(share, LanguageShare):
-            cells += (counted(share.segments, "segment"),)
-        rows.append(cells)
-    most = _MOST_LABELS if counts.labels else len(rows)
-    if rows:
-        yield from table("found" if counts.labels else "languages", rows[:most])
-    if others := shares[most:]:
-        audio_s = sum(share.audio_s for share in others)
-        yield row("", f"and {counted(len(others), 'other label')}, {duration(audio_s)}")
+    classes = []
+    for share in shares[:most]:
+        audio = (duration(share.audio_s), f"{share.audio_s / total_s:.0%}")
+        cells = (share.name, *audio, counted(share.recordings, "recording"))
+        classes.append(cells if counts.labels else (*cells, counted(share.segments, "segment")))
+    text = text_template("corpus_asr.report", "run.txt.j2").render(
+        report=report,
+        counts=counts,
+        bins=CONFIDENCE_BINS,
+        outcomes=[
+            (counts.ok, "with labels" if counts.labels else "with text"),
+            (counts.no_speech, "without speech"),
+            (counts.failed, "failed"),
+            (balance.unfinished, "begun"),
+            (balance.waiting, "waiting"),
+        ],
+        classes=classes,
+        other_labels=shares[most:],
+        failures=[
+            (group, group.recordings, [_example(each) for each in group.examples])
+            for group in counts.failures
+        ],
+        problems=balance_problems(balance, finished=report.finished),
+        **activity_values(report.snapshot),
+    )
+    return text.rstrip("\n")
 
 
-def _confidence_lines(counts: RunCounts) -> Iterator[str]:
-    total = sum(counts.confidence)
-    if not total:
-        return
-    largest = max(counts.confidence)
-    width = 1 / CONFIDENCE_BINS
-    for number, count in enumerate(counts.confidence):
-        bar = "#" * round(count / largest * _BAR_WIDTH)
-        span = f"{number * width:.1f}-{(number + 1) * width:.1f}"
-        text = f"{span}  {count:>10,}  {count / total:>4.0%}  {bar}"
-        yield row("confidence" if number == 0 else "", text).rstrip()
-
-
-def _failure_lines(groups: tuple[FailureGroup, ...]) -> Iterator[str]:
-    for group in groups:
-        # A message names its recording; one that does not is given the address.
-        examples = [
-            example.message
-            if example.uri in example.message
-            else f"{example.uri}: {example.message}"
-            for example in group.examples
-        ]
-        yield from failure_lines(
-            group.stage, group.kind, group.recordings, examples, retryable=group.retryable
-        )
-
-
-def _balance_lines(balance: Balance, *, finished: bool) -> Iterator[str]:
-    problems = balance_problems(balance, finished=finished)
-    if problems:
-        yield row("balance", "OFF")
-        for problem in problems:
-            yield from wrapped(problem, bullet="- ")
-    elif balance.listed is None:
-        yield row("balance", f"{balance.ended:,} ended exactly once; the listing is not known")
-    elif balance.ended == balance.listed:
-        yield row("balance", f"all {balance.listed:,} listed files ended exactly once")
-    else:
-        yield row(
-            "balance",
-            f"{balance.ended:,} of {balance.listed:,} listed files ended, each exactly once; "
-            "run the same command again for the rest",
-        )
+def _example(failure: FailureExample) -> str:
+    # A message names its recording; one that does not is given the address.
+    named = failure.uri in failure.message
+    return failure.message if named else f"{failure.uri}: {failure.message}"

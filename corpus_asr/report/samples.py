@@ -119,7 +119,7 @@ class Gatherer:
         self._drawn.add(self._random.random(len(places)), name, start + places, ids)
 
     def details(self) -> Details:
-        """Return what was chosen; `FetchError` where the store does not answer."""
+        """Read what was chosen, and return it."""
         recordings = self._recordings()
         seconds = recordings["duration_s"].to_numpy()
         bins = np.searchsorted(DURATION_EDGES_S, seconds[seconds > 0], side="right")
@@ -127,8 +127,8 @@ class Gatherer:
         return Details(
             durations=tuple(np.bincount(bins, minlength=len(DURATION_EDGES_S) + 1).tolist()),
             slowest=self._slowest(recordings),
-            unsure=tuple(map(self._sample, _of_different(self._unsure.chosen()))),
-            random=tuple(map(self._sample, self._drawn.chosen())),
+            unsure=tuple(map(self._sample, _of_different(self._unsure.rows))),
+            random=tuple(map(self._sample, self._drawn.rows)),
             words=words,
             words_estimated=estimated,
         )
@@ -149,12 +149,16 @@ class Gatherer:
         )
         # Channels transcribed separately hold the same stretch of time.
         channels = pc.max_element_wise(grouped["channel_count_distinct"], 1).cast(pa.float64())
+        duration_s, decode_s, transcribe_s = (
+            pc.fill_null(grouped[f"{name}_sum"], 0.0)
+            for name in ("duration_s", "decode_s", "transcribe_s")
+        )
         return pa.table(
             {
                 "recording_id": grouped["recording_id"],
-                "duration_s": pc.divide(pc.fill_null(grouped["duration_s_sum"], 0.0), channels),
-                "decode_s": pc.fill_null(grouped["decode_s_sum"], 0.0),
-                "transcribe_s": pc.fill_null(grouped["transcribe_s_sum"], 0.0),
+                "duration_s": pc.divide(duration_s, channels),
+                "decode_s": decode_s,
+                "transcribe_s": transcribe_s,
                 "object": grouped["object_min"],
             }
         )
@@ -188,7 +192,7 @@ class Gatherer:
             tables = self._store.read_tables(self._rows_seen, _TEXT)
             return sum(count_words(table) for _, table in tables), False
         counted = rows = 0
-        for _, name, place, _ in self._drawn.chosen():
+        for _, name, place, _ in self._drawn.rows:
             start = max(0, place - _AROUND)
             table = self._store.rows(name, _TEXT, [(start, place + _AROUND)])
             counted += count_words(table)
@@ -220,29 +224,23 @@ _Chosen = tuple[float, str, int, str]  # key, object, row, recording
 
 
 class _Smallest:
-    """The rows with the smallest keys, of any number."""
+    """The rows with the smallest keys, of any number, the smallest first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._kept: list[_Chosen] = []
+        self.rows: list[_Chosen] = []
 
     def add(self, keys: np.ndarray, name: str, places: np.ndarray, ids: pa.Array) -> None:
-        """Take rows of an object."""
+        best = np.arange(len(keys))
         if len(keys) > self._most:
             best = np.argpartition(keys, self._most)[: self._most]
-        else:
-            best = np.arange(len(keys))
-        if len(self._kept) == self._most:
-            best = best[keys[best] < self._kept[-1][0]]
+        if len(self.rows) == self._most:
+            best = best[keys[best] < self.rows[-1][0]]
         owners = ids.take(pa.array(best)).to_pylist()
         rows = zip(keys[best].tolist(), places[best].tolist(), owners, strict=True)
-        self._kept += [(key, name, place, owner) for key, place, owner in rows]
-        self._kept.sort()
-        del self._kept[self._most :]
-
-    def chosen(self) -> list[_Chosen]:
-        """Return them, the smallest first."""
-        return self._kept
+        self.rows += [(key, name, place, owner) for key, place, owner in rows]
+        self.rows.sort()
+        del self.rows[self._most :]
 
 
 def _of_different(rows: Sequence[_Chosen]) -> list[_Chosen]:
@@ -257,13 +255,10 @@ def _of_different(rows: Sequence[_Chosen]) -> list[_Chosen]:
 
 def _window(rows: Sequence[dict[str, Any]]) -> Sample:
     first = rows[0]
-    labels = [
-        row for row in rows if all(row[key] == first[key] for key in ("uri", "part", "window"))
-    ]
+    same = ("uri", "part", "window")
+    labels = [row for row in rows if all(row[key] == first[key] for key in same)]
     return Sample(
-        uri=first["uri"],
-        start_s=first["start_s"],
-        end_s=first["end_s"],
+        **{name: first[name] for name in ("uri", "start_s", "end_s")},
         text="",
         language=None,
         confidence=first["probability"],

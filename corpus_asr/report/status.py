@@ -5,7 +5,6 @@ recordings as for ten. It is as old as the snapshot; `run.py` counts the tables 
 """
 
 import datetime
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +12,17 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.report.text import counted, duration, row, wrapped
+from corpus_asr.report.text import counted, duration, text_template
 from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
-from corpus_asr.storage.run_state.run_files import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
-from corpus_asr.storage.run_state.start import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    RUN_NAME,
+    RUNNING,
+    SUCCESS_NAME,
+    TRANSCRIBED,
+    Snapshot,
+    read_snapshot,
+)
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -68,8 +74,8 @@ class Status:
     last_commit_at: datetime.datetime | None
     commits_since: int
     """Commits made after the snapshot."""
-    pipeline: str | None = None
-    """Of a finished run."""
+    classifies: bool = False
+    """Whether there are labels in place of text, of a finished run."""
 
     @property
     def alive(self) -> bool:
@@ -78,12 +84,7 @@ class Status:
 
 
 def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> Status:
-    """Look at an output folder; `now` is for tests.
-
-    Raises:
-        ConfigError: it is not the output of a run.
-        FetchError: the store does not answer.
-    """
+    """Look at an output folder; `now` is for tests."""
     now = now or datetime.datetime.now(datetime.UTC)
     holder, snapshot = read_holder(store), read_snapshot(store)
     if holder is None and snapshot is None and store.read_json(CONFIG_NAME) is None:
@@ -110,7 +111,7 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         counts=run["counts"] if finished and run is not None else None,
         last_commit_at=last,
         commits_since=len(since),
-        pipeline=run.get("config", {}).get("pipeline") if finished and run is not None else None,
+        classifies=bool(run and run.get("config", {}).get("pipeline") == CLASSIFY_AUDIO),
     )
 
 
@@ -141,23 +142,21 @@ def _time(text: str) -> datetime.datetime:
 
 def as_data(status: Status) -> dict[str, Any]:
     """Return the status as plain data for JSON."""
-    holder, seen = status.holder, status.snapshot
+    holder, seen, last = status.holder, status.snapshot, status.last_commit_at
     verdict = None if seen is None else bottleneck_of(seen)
-    last = status.last_commit_at
+    driver = None
+    if holder is not None:
+        driver = {
+            "run_id": holder.run_id,
+            **{name: getattr(holder.process, name) for name in ("host", "pid", "user")},
+            "started_at": holder.started_at,
+            "heartbeat_at": holder.heartbeat_at,
+        }
     return {
         "uri": status.uri,
         "state": status.state,
         "alive": status.alive,
-        "driver": None
-        if holder is None
-        else {
-            "run_id": holder.run_id,
-            "host": holder.process.host,
-            "pid": holder.process.pid,
-            "user": holder.process.user,
-            "started_at": holder.started_at,
-            "heartbeat_at": holder.heartbeat_at,
-        },
+        "driver": driver,
         "last_commit_at": None if last is None else last.isoformat(timespec="seconds"),
         "commits_since_snapshot": status.commits_since,
         "left": None if seen is None else seen.left,
@@ -165,86 +164,37 @@ def as_data(status: Status) -> dict[str, Any]:
         "snapshot": None if seen is None else asdict(seen),
         "bottleneck": None if verdict is None else asdict(verdict),
         "failures": [
-            asdict(failure)
-            | {"advice": failure_kind(failure.kind, retryable=failure.retryable).advice}
-            for failure in (() if seen is None else seen.failures)
+            asdict(each) | {"advice": failure_kind(each.kind, retryable=each.retryable).advice}
+            for each in (() if seen is None else seen.failures)
         ],
     }
 
 
 def render(status: Status) -> str:
     """Return the status as text, without a final newline."""
-    return "\n".join(_lines(status))
 
+    def ago(when: datetime.datetime | str) -> str:
+        when = _time(when) if isinstance(when, str) else when
+        seconds = max(0.0, (status.now - when).total_seconds())
+        return f"{duration(seconds)} ago, at {when:%Y-%m-%d %H:%M:%S} UTC"
 
-def _lines(status: Status) -> Iterator[str]:
-    yield f"{status.uri} ({STATE_WORDS[status.state]})"
-    holder, seen = status.holder, status.snapshot
-    if holder is not None:
-        heartbeat = _ago(status, _time(holder.heartbeat_at))
-        process = holder.process
-        yield row(
-            "driver",
-            f"process {process.pid} of {process.user} on {process.host}, heartbeat {heartbeat}",
-        )
-    if status.counts is not None:
-        yield row("recordings", _final_words(status.counts, status.pipeline))
-    if seen is not None:
-        yield from _snapshot_lines(status, seen)
-    if status.last_commit_at is not None:
-        since = f"; {status.commits_since:,} since the counts" if status.commits_since else ""
-        yield row("last commit", f"{_ago(status, status.last_commit_at)}{since}")
-    if seen is not None:
-        yield from time_lines(seen)
-        for failure in seen.failures:
-            yield from failure_lines(
-                failure.stage,
-                failure.kind,
-                failure.count,
-                failure.examples,
-                retryable=failure.retryable,
-            )
-
-
-def _snapshot_lines(status: Status, seen: Snapshot) -> Iterator[str]:
-    if status.state != FINISHED:
-        yield row("counted", _ago(status, _time(seen.written_at)))
-    done = max(0, seen.files - seen.failed)
-    before = f"; {seen.done_before:,} done before" if seen.done_before else ""
-    yield row(
-        "this run",
-        f"{seen.planned:,} planned: {done:,} done, {seen.failed:,} failed, {seen.left:,} left"
-        f"{before}",
+    seen = status.snapshot
+    text = text_template("corpus_asr.report", "status.txt.j2", ago=ago).render(
+        status=status,
+        words=STATE_WORDS[status.state],
+        failures=[(each, each.count, each.examples) for each in (seen.failures if seen else ())],
+        **activity_values(seen),
     )
-    audio = f"{duration(seen.audio_s)} in {duration(seen.elapsed_s)}: "
-    yield row("audio", f"{audio}{seen.speed:,.1f} hours of audio per hour")
-    if status.state == RUNNING:
-        left = "unknown" if seen.time_left_s is None else f"about {duration(seen.time_left_s)}"
-        yield row("time left", left)
+    return text.rstrip("\n")
 
 
-def _final_words(counts: dict[str, int], pipeline: str | None) -> str:
-    what = "labels" if pipeline == CLASSIFY_AUDIO else "text"
-    return (
-        f"{counts['listed']:,} listed: {counts['ok']:,} with {what}, "
-        f"{counts['no_speech']:,} without speech, {counts['failed']:,} failed, "
-        f"{counts['left']:,} left"
-    )
-
-
-def failure_lines(
-    stage: str, kind: str, count: int, examples: Sequence[str], *, retryable: bool
-) -> Iterator[str]:
-    """Yield how many recordings failed in a way, some of them, and what to do about it."""
-    yield row("failed", f"{counted(count, 'recording')}: {kind}, in {stage}")
-    for example in examples:
-        yield from wrapped(example, bullet="- ")
-    yield from wrapped(f"What to do: {failure_kind(kind, retryable=retryable).advice}.")
-
-
-def _ago(status: Status, when: datetime.datetime) -> str:
-    seconds = (status.now - when).total_seconds()
-    return f"{duration(max(0.0, seconds))} ago, at {when:%Y-%m-%d %H:%M:%S} UTC"
+def activity_values(seen: Snapshot | None) -> dict[str, Any]:
+    """Return what templates name of a snapshot: what held the run up, and how time was spent."""
+    return {
+        "snapshot": seen,
+        "facts": [] if seen is None else activity_facts(seen),
+        "verdict": None if seen is None else bottleneck_of(seen),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +216,9 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
     if not activity.steps and not activity.parts_extracted:
         return None
     workers = max(1, seen.transcribe_workers)
-    if activity.load_s / workers > SHORT * elapsed_s:
-        why = (
-            f"loading the model took {duration(activity.load_s / workers)} of {duration(elapsed_s)}"
-        )
+    load_s = activity.load_s / workers
+    if load_s > SHORT * elapsed_s:
+        why = f"loading the model took {duration(load_s)} of {duration(elapsed_s)}"
         return Verdict("loading", why, "nothing: a longer run spreads this over more audio")
     if (share := activity.engine_share) is not None and share >= BUSY:
         return _transcription(activity, share)
@@ -320,23 +269,6 @@ def _extraction(activity: Activity, share: float) -> Verdict:
     return Verdict("extraction", why, change)
 
 
-def time_lines(seen: Snapshot) -> Iterator[str]:
-    """Yield where the time went, what waited for what, and the verdict."""
-    activity = seen.activity
-    for name, words in activity_facts(seen):
-        yield from wrapped(words, label=_LABELS.get(name, name.lower()))
-    if seen.state == RUNNING:
-        yield row(
-            "queues",
-            f"{counted(activity.parts_ready, 'part')} before the engines, "
-            f"{activity.parts_in_engines:,} in them, {seen.parts_uncommitted:,} behind them",
-        )
-    verdict = bottleneck_of(seen)
-    if verdict is not None:
-        text = f"{verdict.stage}: {verdict.why}. What would move it: {verdict.advice}."
-        yield from wrapped(text, label="bottleneck")
-
-
 def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
     """Say what each stage did with its time, by its name; nothing of one that was not counted."""
     activity, facts = seen.activity, []
@@ -347,12 +279,14 @@ def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
     if activity.commits:
         mean = duration(activity.commit_s / activity.commits)
         facts.append(("Commits", f"{counted(activity.commits, 'commit')} of {mean} each"))
-    if repeated := _repeated_words(seen):
-        facts.append(("Repeated", ", ".join(repeated)))
+    repeated = [
+        (activity.fetch_retries + activity.commit_retries, "request", "to stores"),
+        (seen.parts_retried, "part", "after their worker died"),
+        (activity.workers_replaced, "worker", "replaced"),
+    ]
+    if words := [f"{counted(count, noun)} {why}" for count, noun, why in repeated if count]:
+        facts.append(("Repeated", ", ".join(words)))
     return facts
-
-
-_LABELS = {"Extraction": "extract", "Engines": "engine"}  # in the console's narrow column
 
 
 def _extract_words(activity: Activity, workers: int) -> str:
@@ -381,14 +315,3 @@ def _engine_words(activity: Activity, workers: int) -> str:
         words += f"; model loaded in {duration(activity.load_s / max(1, workers))}"
     words += f"; {counted(activity.windows, 'window')}, {counted(activity.tokens, 'token')}"
     return f"{words}; {counted(workers, 'worker')}"
-
-
-def _repeated_words(seen: Snapshot) -> list[str]:
-    activity, words = seen.activity, []
-    if requests := activity.fetch_retries + activity.commit_retries:
-        words.append(counted(requests, "request") + " to stores")
-    if seen.parts_retried:
-        words.append(counted(seen.parts_retried, "part") + " after their worker died")
-    if activity.workers_replaced:
-        words.append(f"{counted(activity.workers_replaced, 'worker')} replaced")
-    return words

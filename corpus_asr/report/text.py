@@ -4,16 +4,22 @@ Lines of reports have at most about 100 characters and are the same on a termina
 """
 
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from corpus_asr.confidence import LOW_CONFIDENCE
+from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.segments import Segment, Transcript
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 WIDTH = 100
 _LABEL_WIDTH = 12
@@ -52,6 +58,22 @@ def printable(text: str) -> str:
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
+def shortened(text: str, most: int) -> str:
+    """Return at most so many characters of a text; dots stand for the rest."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def rounded(value: Any) -> Any:
+    """Return data for JSON with numbers rounded to six digits; one that is not a number is null."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 6)
+    return value
+
+
 def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
     """Break a long text into lines below each other, the first behind its label."""
     indent = " " * (_LABEL_WIDTH + 2)
@@ -63,6 +85,35 @@ def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Template":
+    """Return a template of text or Markdown; filters of Markdown escape what comes from tables."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader(package),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    usual: dict[str, Callable[..., str]] = {
+        "commas": "{:,}".format,
+        "counted": counted,
+        "duration": duration,
+        "percent": "{:.0%}".format,
+        # Of whole lines: templates take the line's end after a block away.
+        "row": lambda text, label: f"{row(label, text).rstrip()}\n",
+        "wrap": lambda text, **where: "\n".join([*wrapped(text, **where), ""]),
+    }
+    templates.filters |= usual | filters
+    templates.globals |= {
+        "failure_kind": failure_kind,
+        "table": lambda label, rows: "\n".join(table(label, rows)),
+    }
+    return templates.get_template(name)
 
 
 class Format(StrEnum):

@@ -37,11 +37,7 @@ class Checkpoint:
 
     @classmethod
     def fetch(cls, name: str, *, revision: str | None = None) -> "Checkpoint":
-        """Fetch a checkpoint's small files, which show whether its weights are worth fetching.
-
-        Raises:
-            CheckpointError: it cannot be had, or is of no known family.
-        """
+        """Fetch a checkpoint's small files, which show whether its weights are worth fetching."""
         folder = fetch_checkpoint(name, revision=revision, weights=False)
         return cls(name=name, folder=folder, family=family_of(folder), hub_revision=revision)
 
@@ -90,12 +86,7 @@ class Checkpoint:
 
 
 def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
-    """Fetch what a job needs to this machine; without `hashed` only small files.
-
-    Raises:
-        CheckpointError: a checkpoint cannot be had or read.
-        ConfigError: one for a language does not fit the main one.
-    """
+    """Fetch what a job needs to this machine; without `hashed` only small files."""
     main = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
     names = {} if config.pipeline == CLASSIFY_AUDIO else config.model.by_language
     others = fetch_others(main, names, weights=hashed)
@@ -108,12 +99,7 @@ def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
 def fetch_others(
     main: Checkpoint, others: Mapping[str, str], *, weights: bool
 ) -> dict[str, Checkpoint]:
-    """Fetch the checkpoints for some languages, and check that they fit the main one.
-
-    Raises:
-        CheckpointError: a checkpoint cannot be had or read.
-        ConfigError: one does not fit.
-    """
+    """Fetch the checkpoints for some languages, and check that they fit the main one."""
     if others:
         _check_detects(main, others)
     fetched = {}
@@ -148,12 +134,7 @@ def _check_detects(main: Checkpoint, others: Mapping[str, str]) -> None:
 
 
 def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> None:
-    """Refuse what a checkpoint cannot do, as far as its tokenizer shows.
-
-    Raises:
-        CheckpointError: its tokenizer is missing or unreadable.
-        ConfigError: it does not know a language that is asked for, or is English-only.
-    """
+    """Refuse what a checkpoint cannot do, as far as its tokenizer shows."""
     if checkpoint.language_ids is None:
         return
     if not checkpoint.language_ids:
@@ -164,12 +145,7 @@ def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> Non
 
 
 def check_classifies(checkpoint: Checkpoint, classification: ClassificationSettings) -> None:
-    """Refuse a checkpoint that does not tell apart the labels that are asked for.
-
-    Raises:
-        CheckpointError: a file of it is missing or unreadable.
-        ConfigError: it has no classes, or does not detect (these) languages.
-    """
+    """Refuse a checkpoint that does not tell apart the labels that are asked for."""
     if classification.task == "classify":
         _check_classes(checkpoint)
         return

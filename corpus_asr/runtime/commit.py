@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.logs import event
-from corpus_asr.stages.stage import FAILED
+from corpus_asr.stages.parts import FAILED
 from corpus_asr.storage.run_state.lock import LockKey
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
-from corpus_asr.storage.stores.retry import retries_so_far
+from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import public, redact_uri
 
 _LOG = logging.getLogger(__name__)
@@ -84,8 +84,7 @@ def _failure_of(row: dict[str, Any]) -> FailureCount:
 class Committer:
     """Where a run's results go and what they are stamped with."""
 
-    uri: str
-    endpoint_url: str | None
+    store: OutputStore
     run_id: str
     model: str
     model_revision: str
@@ -100,7 +99,7 @@ class Committer:
         """Commit RESULTS rows as one segments object and one outcomes object."""
         if self.lock is not None:
             self.lock.check()
-        OutputStore(self.uri, endpoint_url=self.endpoint_url).commit(
+        self.store.commit(
             results,
             run_id=self.run_id,
             model=self.model,

@@ -13,8 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -25,7 +24,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
-from corpus_asr.stages.stage import OK
+from corpus_asr.stages.parts import OK
 from corpus_asr.stages.transcribe import TranscribeStage, refuse
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -49,12 +48,11 @@ PREFIX = "corpus_asr_"
 COMMIT_BOUNDARIES_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric: the count it shows, and what it means."""
+class Metric(NamedTuple):
+    """One metric: the field of the counts it shows, and what it means."""
 
     name: str
-    count: str
+    field: str
     description: str
 
 
@@ -131,12 +129,12 @@ class Metrics:
         if room > 0:
             values["occupancy"] = (activity.slot_steps - self._activity.slot_steps) / room
         for metric, gauge in self._gauges.items():
-            if metric.count in values:
-                gauge.set(values[metric.count])
+            if metric.field in values:
+                gauge.set(values[metric.field])
 
 
 def _growth(metric: Metric, before: Tally | Activity, now: Tally | Activity) -> float:
-    return float(getattr(now, metric.count) - getattr(before, metric.count))
+    return float(getattr(now, metric.field) - getattr(before, metric.field))
 
 
 class RunCoordinator:
@@ -240,7 +238,7 @@ class Reporter(threading.Thread):
 
 
 class CoordinatorClient:
-    """A worker's view of the coordinator: a `Memory`, and what else it asks."""
+    """A worker's view of the coordinator, without which it goes on."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
@@ -293,23 +291,10 @@ class CoordinatorClient:
 MAX_DEATHS = 2
 
 
-class Memory(Protocol):
-    """What outlives a worker."""
-
-    def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
-        """Return how often each part was begun without an end."""
-
-    def begin(self, parts: Sequence[PartKey]) -> None:
-        """Note that a worker starts on these parts; returns once that is noted."""
-
-    def end(self, parts: Sequence[PartKey]) -> None:
-        """Note that a worker has these parts' results."""
-
-
 class Quarantine:
     """Calls `stage` for batches of parts; safe to call from several threads."""
 
-    def __init__(self, stage: TranscribeStage, memory: Memory) -> None:
+    def __init__(self, stage: TranscribeStage, memory: "CoordinatorClient") -> None:
         self._stage = stage
         self._memory = memory
         self._turns = _Turns()
@@ -328,10 +313,6 @@ class Quarantine:
             results = self._stage(parts)
             self._memory.end(keys)
         return results
-
-    def close(self) -> None:
-        """Close the stage."""
-        self._stage.close()
 
     def _try_alone(self, part: pa.Table) -> pa.Table:
         keys = _keys(part)

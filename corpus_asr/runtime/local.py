@@ -47,13 +47,7 @@ def run_local(
     extractor: str = EXTRACTOR,
     stop_at: float | None = None,
 ) -> None:
-    """Transcribe `packs` in this process and commit all results.
-
-    Raises:
-        EngineError: the engine cannot go on.
-        CheckpointError: the model cannot be loaded.
-        RunStoppedError: a signal asked the run to end.
-    """
+    """Transcribe `packs` in this process and commit all results."""
     committed = Activity()
 
     def commit(results: pa.Table) -> None:
@@ -256,7 +250,6 @@ class _Room:
         self._closed = False
 
     def take(self, num_bytes: int) -> None:
-        """Wait until there are so many, or the room is closed, and take them."""
         with self._changed:
             self._changed.wait_for(
                 # Something larger than all there are gets them once nobody else has any.
@@ -267,13 +260,11 @@ class _Room:
             self._taken += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
-        """Let others have them."""
         with self._changed:
             self._taken -= num_bytes
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let everybody go on who waits: nothing more is kept."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -296,5 +287,4 @@ class _Shared:
             yield item
 
     def stop(self) -> None:
-        """Give out nothing more."""
         self.stopped = True

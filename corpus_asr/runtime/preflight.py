@@ -33,14 +33,7 @@ def check_ready(
     plan: Plan,
     engine_factory: EngineFactory = load_engine,
 ) -> Iterator[str]:
-    """Try what the job needs, and yield a line on each.
-
-    Raises:
-        ConfigError: the machines have not got what the job asks for.
-        DecodeError: none of the first recordings can be decoded.
-        FetchError: their store does not let them be read.
-        CheckpointError: the model cannot be loaded.
-    """
+    """Try what the job needs, and yield a line on each."""
     yield f"output     written and read in {redact_uri(store.uri)}"
     if plan.num_remaining:
         yield f"recording  {_decoded(config, store, plan)}"
@@ -60,7 +53,8 @@ def _decoded(config: RunConfig, store: OutputStore, plan: Plan) -> str:
             part = next(stage(pack)).slice(0, 1).to_pylist()[0]
             if part["error_kind"] is None:
                 length = f"{part['part_end_s'] - part['part_start_s']:.1f} s of audio decoded"
-                return f"{redact_uri(part['uri'])}: {length}" + _beside(failures)
+                before = f" (before it failed: {failures[0]})" if failures else ""
+                return f"{redact_uri(part['uri'])}: {length}{before}"
             failures.append(part["error_message"])
     finally:
         stage.close()
@@ -68,10 +62,6 @@ def _decoded(config: RunConfig, store: OutputStore, plan: Plan) -> str:
         f"trying the first {len(failures)} of {plan.num_remaining} recordings: all failed, "
         f"expected one to be readable; the first: {failures[0]}"
     )
-
-
-def _beside(failures: list[str]) -> str:
-    return f" (before it failed: {failures[0]})" if failures else ""
 
 
 def _single(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
@@ -117,11 +107,12 @@ def _loaded(config: RunConfig, resources: Resources, engine_factory: EngineFacto
 
 def _memory(config: RunConfig, resources: Resources) -> str:
     """Reckon a machine's memory; the model's share is what this process came to need."""
-    there = this_machine().memory_bytes
+    machine = this_machine()
+    there = machine.memory_bytes
     model = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if config.cluster.address != "local":
         return f"this process needed {model / _GIBIBYTE:.1f} GiB with the model loaded"
-    store_bytes = store_bytes_for(config, this_machine())
+    store_bytes = store_bytes_for(config, machine)
     extract = resources.extract_workers * (resources.extract_memory_bytes or there)
     needed = model * resources.transcribe_workers + extract + store_bytes
     if needed > there:

@@ -6,10 +6,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Literal, Protocol, Self, TextIO, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol, Self, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -50,8 +50,27 @@ PLAIN_EVERY_S = 30.0
 REDRAW_EVERY_S = 0.5
 
 
+@contextmanager
+def _repeated(action: Callable[[], None], *, every_s: float, name: str) -> Iterator[None]:
+    """Call `action` in a thread, at once and then every so often, while the context is open."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        action()
+        while not ended.wait(every_s):
+            action()
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Progress:
-    """A line about a run, kept up to date by a thread while the context is open."""
+    """How far a run is, and a line that says so."""
 
     def __init__(
         self,
@@ -70,9 +89,6 @@ class Progress:
         self._committed_at: float | None = None
         self._read_activity: Callable[[], Activity] = Activity
         self._started = clock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._live: Live | None = None
 
     @property
     def tally(self) -> Tally:
@@ -120,115 +136,62 @@ class Progress:
 
     def time_left_s(self) -> float | None:
         """Estimate from the sizes of what is done; None while nothing is."""
-        return self._estimate(self.tally, self.elapsed_s)
+        tally = self.tally
+        if self._total_bytes:
+            share = tally.size_bytes / self._total_bytes
+        else:
+            share = tally.files / max(1, self._total_files)
+        return self.elapsed_s * max(0.0, 1.0 - share) / share if share > 0 else None
 
     def line(self) -> str:
         """Return the line as it is now."""
-        tally = self.tally
-        elapsed_s = self.elapsed_s
+        tally, elapsed_s, left_s = self.tally, self.elapsed_s, self.time_left_s()
         speed = tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0
         return (
             f"{tally.files}/{self._total_files} files, {tally.failed} failed, "
             f"{self.files_left} left; "
             f"{tally.audio_s / 3600:.2f} h of audio, {speed:.1f} h per hour; "
-            f"elapsed {_clock_time(elapsed_s)}, left {self._time_left(tally, elapsed_s)}"
+            f"elapsed {_clock_time(elapsed_s)}, "
+            f"left {'unknown' if left_s is None else _clock_time(left_s)}"
         )
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def shown(self) -> Iterator[Self]:
+        """Keep the line up to date, from now on, while the context is open."""
         self._started = self._clock()
-        if self._stream is None:
-            return self
-        if self._stream.isatty():
-            console = Console(file=cast("TextIO", self._stream))  # uses no more than Stream has
-            self._live = Live(Text(self.line()), console=console, auto_refresh=False)
-            self._live.start()
+        stream = self._stream
+        if stream is None:
+            yield self
+        elif stream.isatty():
+            console = Console(file=cast("TextIO", stream))  # uses no more than Stream has
+            with Live(console=console, auto_refresh=False) as live:
+                show = partial(self._redraw, live)
+                with self._shown_by(show, every_s=REDRAW_EVERY_S):
+                    yield self
         else:
-            self._print()
-        self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
-        self._thread.start()
-        return self
+            with self._shown_by(partial(self._print, stream), every_s=PLAIN_EVERY_S):
+                yield self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._live is not None:
-            self._live.update(Text(self.line()), refresh=True)
-            self._live.stop()
-        elif self._stream is not None:
-            self._print()
+    @contextmanager
+    def _shown_by(self, show: Callable[[], None], *, every_s: float) -> Iterator[None]:
+        try:
+            with _repeated(show, every_s=every_s, name="progress"):
+                yield
+        finally:
+            show()
 
-    def _tick(self) -> None:
-        every_s = PLAIN_EVERY_S if self._live is None else REDRAW_EVERY_S
-        while not self._stop.wait(every_s):
-            if self._live is None:
-                self._print()
-            else:
-                self._live.update(Text(self.line()), refresh=True)
+    def _redraw(self, live: Live) -> None:
+        live.update(Text(self.line()), refresh=True)
 
-    def _print(self) -> None:
-        assert self._stream is not None
-        self._stream.write(self.line() + "\n")
-        self._stream.flush()
-
-    def _time_left(self, tally: Tally, elapsed_s: float) -> str:
-        left_s = self._estimate(tally, elapsed_s)
-        return "unknown" if left_s is None else _clock_time(left_s)
-
-    def _estimate(self, tally: Tally, elapsed_s: float) -> float | None:
-        share = (
-            tally.size_bytes / self._total_bytes
-            if self._total_bytes
-            else tally.files / max(1, self._total_files)
-        )
-        return elapsed_s * max(0.0, 1.0 - share) / share if share > 0 else None
+    def _print(self, stream: Stream) -> None:
+        stream.write(self.line() + "\n")
+        stream.flush()
 
 
 def _clock_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """One run over the output folder's recordings, earlier runs of the same folder included."""
-
-    output_uri: str
-    run_id: str
-    files: int
-    """Recordings listed now."""
-    done: int
-    """Of these, those with segments or without speech."""
-    failed: int
-    no_speech: int
-    left: int
-    """Neither done nor failed: the run's time was over. 0 for a run without such a limit."""
-    segments: int
-    """Or labels, of a classification."""
-    audio_s: float
-    """Audio decoded over all runs of the folder."""
-    processed_files: int
-    """Recordings that this run had left to do."""
-    processed_audio_s: float
-    """Audio this run committed."""
-    wall_s: float
-    made: Literal["segments", "labels"] = "segments"
-
-    @property
-    def failed_fraction(self) -> float:
-        """Share of failed recordings; 0 where there are none at all."""
-        return self.failed / self.files if self.files else 0.0
-
-    @property
-    def speed(self) -> float:
-        """Hours of audio this run committed per hour."""
-        return self.processed_audio_s / self.wall_s if self.wall_s > 0 else 0.0
 
 
 _LOG = logging.getLogger(__name__)
@@ -256,15 +219,15 @@ class History:
         if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < apart_s:
             return (*self._kept, now)
         self._kept.append(now)
-        found = tuple(self._kept)
-        if len(found) > self._most:
+        moments = tuple(self._kept)
+        if len(moments) > self._most:
             self._kept = self._kept[::2]
             self._every_s *= 2
-        return found
+        return moments
 
 
 class ProgressWriter:
-    """Writes snapshots while its context is open, one at its beginning and one at its end."""
+    """Writes snapshots of a run into its output folder."""
 
     def __init__(
         self,
@@ -281,10 +244,8 @@ class ProgressWriter:
         self._every_s = every_s
         self._history = History(every_s)
         self._started_at = _iso(datetime.datetime.now(datetime.UTC))
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._write_on, name="snapshots", daemon=True)
 
-    def snapshot(self, state: str = RUNNING) -> Snapshot:
+    def snapshot(self, state: str) -> Snapshot:
         """Return what is to be written now."""
         progress, plan = self._progress, self._plan
         tally, elapsed_s, committed_at = progress.tally, progress.elapsed_s, progress.committed_at
@@ -318,26 +279,18 @@ class ProgressWriter:
             history=self._history.with_now(_moment(elapsed_s, tally, activity)),
         )
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write while the context is open, at its beginning, and how it ended."""
+        state = STOPPED
+        try:
+            with _repeated(self._write, every_s=self._every_s, name="snapshots"):
+                yield
+            state = TRANSCRIBED
+        finally:
+            self._write(state)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._write(TRANSCRIBED if error is None else STOPPED)
-
-    def _write_on(self) -> None:
-        self._write(RUNNING)
-        while not self._ended.wait(self._every_s):
-            self._write(RUNNING)
-
-    def _write(self, state: str) -> None:
+    def _write(self, state: str = RUNNING) -> None:
         seen = self.snapshot(state)
         event(
             _LOG, logging.INFO, "progress", run_id=seen.run_id, state=state, planned=seen.planned,

@@ -1,13 +1,15 @@
-"""A Ray instance to work on: an existing one, or one started here, and then shut down."""
+"""A Ray to work on, an existing one or one started here, and training by its processes."""
 
 import contextlib
 import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Read when ray is imported. Without it `uv run` makes Ray upload the working directory and build
 # an environment of its own on every machine.
@@ -21,12 +23,22 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
+from corpus_asr.logs import event
 from corpus_asr.runtime.resources import NodeShape, this_machine
+
+if TYPE_CHECKING:
+    import ray.train.torch
 
 # With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
 MIN_LOGICAL_CPUS = 4
 REACH_TIMEOUT_S = 10.0
+# Of a training whose processes died.
+_NEW_STARTS = 3
+# One worker may decode or evaluate for hours while the others wait; dead ones are noticed by Ray.
+_PATIENCE_S = 7 * 24 * 3600
+
+_LOG = logging.getLogger(__name__)
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SETTINGS = b"\x04"  # the type of a frame, behind three bytes of its length
 _EMPTY_SETTINGS = b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
@@ -49,11 +61,7 @@ def local_machine() -> NodeShape:
 
 @contextlib.contextmanager
 def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
-    """Connect to Ray for the length of the context; a connection that is there is used as it is.
-
-    Raises:
-        ConfigError: there is no Ray at `address`.
-    """
+    """Connect to Ray for the length of the context; a connection that is there is used as it is."""
     if ray.is_initialized():
         yield _describe()
         return
@@ -98,11 +106,7 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 def check_reachable(address: str) -> None:
-    """Fail at once where no Ray listens; Ray itself would try for minutes.
-
-    Raises:
-        ConfigError: nobody answers at the address, or something else.
-    """
+    """Fail at once where no Ray listens; Ray itself would try for minutes."""
     if address in ("local", "auto"):
         return
     host, _, port = address.rpartition(":")
@@ -157,3 +161,87 @@ def _describe() -> Cluster:
             )
         )
     return Cluster(nodes=tuple(nodes), store_bytes=store_bytes)
+
+
+def train_together(
+    work: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    *,
+    workers: int,
+    gpus_per_worker: float,
+    cpus_per_worker: float,
+) -> None:
+    """Run a function of an installed module in processes joined by `torch.distributed`.
+
+    It runs in this process's folder where the machine has it, so that relative paths mean the same.
+
+    Raises:
+        CorpusAsrError: a process raised it; they are not started anew then.
+        EngineError: they died, and so they did when they were started anew.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError  # its package imports torch
+
+    for starts_left in reversed(range(_NEW_STARTS + 1)):
+        try:
+            with tempfile.TemporaryDirectory(prefix="corpus-asr-train-") as folder:
+                _trainer(work, settings, folder, workers, gpus_per_worker, cpus_per_worker).fit()
+            return
+        except TrainingFailedError as error:
+            raised = _raised_on_purpose(error)
+            if raised is not None:
+                raise raised from error
+            if not starts_left:
+                raise EngineError(
+                    f"training on Ray: {error}; correct what its workers say, and run again to go "
+                    "on from the last checkpoint"
+                ) from error
+            event(_LOG, logging.WARNING, "training_restarts", starts_left=starts_left)
+
+
+@dataclass(frozen=True, slots=True)
+class _InFolder:
+    """Work to be done in a folder; Ray Train starts it in one of its own."""
+
+    work: Callable[[dict[str, Any]], None]
+    folder: Path
+
+    def __call__(self, settings: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # another machine need not have it
+            os.chdir(self.folder)
+        self.work(settings)
+
+
+def _trainer(
+    work: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    folder: str,
+    workers: int,
+    gpus_per_worker: float,
+    cpus_per_worker: float,
+) -> "ray.train.torch.TorchTrainer":
+    import ray.train.torch
+
+    resources = {"CPU": cpus_per_worker}
+    if gpus_per_worker:
+        resources["GPU"] = gpus_per_worker
+    return ray.train.torch.TorchTrainer(
+        _InFolder(work, Path.cwd()),
+        train_loop_config=settings,
+        torch_config=ray.train.torch.TorchConfig(timeout_s=_PATIENCE_S),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(storage_path=folder),
+    )
+
+
+def _raised_on_purpose(error: Exception) -> CorpusAsrError | None:
+    """Return what a worker raised with words for people."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, CorpusAsrError):
+                return seen
+            # Ray Train wraps what a worker raises; there is no public way to it.
+            seen = getattr(seen, "_base_exc", None) or getattr(seen, "cause", None)
+    return None

@@ -133,13 +133,7 @@ def run_on_ray(
     extractor: str = EXTRACTOR,
     stop_at: float | None = None,
 ) -> None:
-    """Transcribe what a plan names on the connected Ray and commit all of it.
-
-    Raises:
-        EngineError: workers became unusable one after the other, or nothing happened for too long.
-        RunStoppedError: a signal asked the run to end.
-        CorpusAsrError: whatever else of this package ended the run, with its own type.
-    """
+    """Transcribe what a plan names on the connected Ray and commit all of it."""
     coordinator = start_coordinator()
     with (
         stoppable(lambda: progress.files_left, at=stop_at) as stop,

@@ -104,9 +104,6 @@ def stoppable(
         left: how many recordings are not done.
         at: when, by `time.monotonic()`, the time is over; None never.
         grace_s: how long what was begun may take after a signal.
-
-    Raises:
-        RunStoppedError: a signal came before the work was done.
     """
     stop = Stop(grace_s, at=at)
 
@@ -138,11 +135,7 @@ def _replace_handlers(handle: Callable[[int, FrameType | None], None]) -> dict[i
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end what is in the context in order, as Ctrl-C does.
-
-    Raises:
-        RunStoppedError: it came.
-    """
+    """Let SIGTERM end what is in the context in order, as Ctrl-C does."""
 
     def handle(number: int, _: FrameType | None) -> None:
         raise RunStoppedError(

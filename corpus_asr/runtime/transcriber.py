@@ -1,6 +1,7 @@
 """Transcription for scripts and notebooks: files in, transcripts out, without Ray and tables."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -16,17 +17,19 @@ from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
 from corpus_asr.segments import Segment, SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.storage.run_state.run_files import read_calibration
-from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
+from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
 _PARTS_PER_SLOT = 2
+_NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
 
 
 @dataclass(slots=True)
@@ -68,6 +71,10 @@ class Transcriber:
         ConfigError: a wrong option, or the checkpoint is English-only and more is asked of it.
     """
 
+    _calibration: ConfidenceModel = DEFAULT_MODEL
+    # Languages with checkpoints of their own, which the calibration was not fitted for.
+    _own_models: frozenset[str] = frozenset()
+
     def __init__(
         self,
         checkpoint: str | None = None,
@@ -106,27 +113,13 @@ class Transcriber:
             slots=slots,
             num_threads=num_threads,
         )
-        self._set_up(
-            engine,
-            str(folder),
-            decoding=decoding,
-            extract=extract,
-            calibration=fitted,
-            own_models=frozenset(others),
-        )
+        self._set_up(engine, str(folder), decoding=decoding, extract=extract)
+        self._calibration = fitted
+        self._own_models = frozenset(others)
 
     @classmethod
     def from_pretrained(cls, checkpoint: str, **options: Any) -> Self:
-        """Load a checkpoint, as the class itself does.
-
-        Args:
-            checkpoint: a folder, an address or a name.
-            **options: what the class takes.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be had or loaded.
-            ConfigError: a wrong option.
-        """
+        """Load a checkpoint, as the class itself does, whose arguments `options` are."""
         return cls(checkpoint, **options)
 
     @classmethod
@@ -138,14 +131,7 @@ class Transcriber:
         decoding: Mapping[str, Any],
         extract: ExtractSettings,
     ) -> Self:
-        """Transcribe with an engine that is loaded already, and close it with this object.
-
-        Args:
-            engine: what transcribes.
-            folder: of its checkpoint, for the features.
-            decoding: keys of the `decoding` settings, as the default of every call.
-            extract: how audio is cut.
-        """
+        """Transcribe with a loaded engine, closed with this object, and its checkpoint's folder."""
         made = cls.__new__(cls)
         made._set_up(engine, folder, decoding=decoding, extract=extract)
         return made
@@ -157,25 +143,14 @@ class Transcriber:
         *,
         decoding: Mapping[str, Any],
         extract: ExtractSettings,
-        calibration: ConfidenceModel = DEFAULT_MODEL,
-        own_models: frozenset[str] = frozenset(),
     ) -> None:
         self._engine = engine
-        self._calibration = calibration
-        # Languages with checkpoints of their own, which the calibration was not fitted for.
-        self._own_models = own_models
         self._decoding = dict(decoding)
         self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
             EXTRACTOR,
-            init_kwargs={
-                "folder": folder,
-                "endpoint_url": None,
-                "part_s": extract.part_s,
-                "channels": extract.channels,
-                "speech_detection": extract.speech_detection,
-                "speech_pad_s": extract.speech_pad_s,
-            },
+            # The caller chose the files: nothing is too large or too long.
+            init_kwargs={"folder": folder, "settings": extract.model_copy(update=_NO_LIMITS)},
             timeout_s=extract.item_timeout_s,
         )
 

@@ -18,12 +18,19 @@ from corpus_asr.config.run import ExtractSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
-from corpus_asr.stages.extract_protocol import GIGABYTE, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
+from corpus_asr.stages.parts import (
+    GIGABYTE,
+    NO_SPEECH,
+    OK,
+    ExtractedPart,
+    ExtractRequest,
+    check_size,
+    failure_fields,
+    one_row,
+)
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.storage.stores.filesystem import BLOCK_BYTES
-from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
@@ -46,24 +53,13 @@ class ExtractStage:
         *,
         revision: str | None = None,
         settings: ExtractSettings,
-        endpoint_url: str | None = None,
-        hosts: HostRules = ANY_NAMED_HOST,
+        store: StoreOptions = DEFAULT_STORE,
         extractor: str = EXTRACTOR,
     ) -> None:
         folder = fetch_checkpoint(checkpoint, revision=revision, weights=False)
         self._child = IsolatedGenerator(
             extractor,
-            init_kwargs={
-                "folder": str(folder),
-                "endpoint_url": endpoint_url,
-                "hosts": hosts,
-                "part_s": settings.part_s,
-                "channels": settings.channels,
-                "speech_detection": settings.speech_detection,
-                "speech_pad_s": settings.speech_pad_s,
-                "max_file_gb": settings.max_file_gb,
-                "max_duration_h": settings.max_duration_h,
-            },
+            init_kwargs={"folder": str(folder), "settings": settings, "store": store},
             timeout_s=settings.item_timeout_s,
         )
         self._max_file_gb = settings.max_file_gb
@@ -78,8 +74,7 @@ class ExtractStage:
             config.model.checkpoint,
             revision=config.model.revision,
             settings=config.extract,
-            endpoint_url=config.source.endpoint_url,
-            hosts=HostRules.of(config.source),
+            store=StoreOptions.of(config.source),
             extractor=extractor,
         )
 
@@ -89,15 +84,15 @@ class ExtractStage:
         now_s = time.monotonic()
         count, since_s = self._doing
         under_way: dict[str, Any] = {count: now_s - since_s} if count else {}
-        found = self._activity + Activity(**under_way)
-        return replace(found, extract_alive_s=now_s - self._began_s)
+        activity = self._activity + Activity(**under_way)
+        return replace(activity, extract_alive_s=now_s - self._began_s)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
             for index, file in enumerate(files, start=1):
-                with closing(self._extract(file, files[index:])) as found:
-                    for parts in found:
+                with closing(self._extract(file, files[index:])) as tables:
+                    for parts in tables:
                         self._count(parts_extracted=parts.num_rows)
                         _log_parts(parts)
                         self._begin("hand_over_s")
@@ -151,9 +146,9 @@ class ExtractStage:
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
 
     def _messages(self, file: dict[str, Any], request: ExtractRequest) -> Iterator[ExtractedPart]:
-        uri = redact_uri(file["uri"])
         # As listed: a store without ranges would be asked for the whole object to tell its size.
-        check_size(file["size_bytes"] or 0, uri=uri, max_file_gb=self._max_file_gb)
+        num_bytes, uri = file["size_bytes"] or 0, redact_uri(file["uri"])
+        check_size(num_bytes, uri=uri, max_file_gb=self._max_file_gb)
         yield from self._child.run(request)
 
     def _upcoming(self, following: list[dict[str, Any]]) -> tuple[str, ...]:

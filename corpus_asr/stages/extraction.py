@@ -5,13 +5,12 @@ no time is more than about two parts' audio in memory.
 """
 
 import io
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float16
@@ -19,12 +18,12 @@ from jaxtyping import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
 from corpus_asr.audio.vad import SileroDetector
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest, check_size
-from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
-from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
-from corpus_asr.storage.stores.retry import retries_so_far
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest, check_size
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
+from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 
@@ -61,39 +60,20 @@ class _Begun:
 class PartExtractor:
     """Extract parts of recordings with one model family's features.
 
-    Args:
-        folder: the checkpoint; only its configuration files are read.
-        endpoint_url: the store of the recordings, where it is not the default one.
-        hosts: which hosts web addresses may lead to.
-        part_s, channels, speech_detection, speech_pad_s, max_file_gb, max_duration_h: as in the
-            `extract` settings; without the limits nothing is too large or too long.
+    Of the checkpoint in `folder` only configuration files are read.
     """
 
     def __init__(
-        self,
-        *,
-        folder: str,
-        endpoint_url: str | None,
-        part_s: float,
-        channels: Literal["mix", "each"] | int,
-        speech_detection: Literal["silero", "none"],
-        speech_pad_s: float,
-        max_file_gb: float = math.inf,
-        max_duration_h: float = math.inf,
-        hosts: HostRules = ANY_NAMED_HOST,
+        self, *, folder: str, settings: ExtractSettings, store: StoreOptions = DEFAULT_STORE
     ) -> None:
         family = family_of(Path(folder))
         self._features = resolve(family.part_features).from_folder(Path(folder))
-        self._store = StoreOptions(endpoint_url=endpoint_url, hosts=hosts)
-        self._part_s = part_s
-        self._channels = channels
-        self._detects_speech = speech_detection == "silero"
+        self._store = store
+        self._settings = settings
+        self._detects_speech = settings.speech_detection == "silero"
         # One per channel, kept from recording to recording. The first is made here, so that a
         # machine without the network says so before it takes a recording.
         self._detectors = [SileroDetector()] if self._detects_speech else []
-        self._speech_pad_s = speech_pad_s
-        self._max_file_gb = max_file_gb
-        self._max_duration_h = max_duration_h
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
@@ -106,7 +86,7 @@ class PartExtractor:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with (
             self._prefetcher.take(request.uri) as file,
-            open_audio(file, uri=uri, channels=self._channels) as decoder,
+            open_audio(file, uri=uri, channels=self._settings.channels) as decoder,
         ):
             for part, (channel, audio) in enumerate(self._cut(decoder, uri=uri)):
                 wanted = part not in request.done_parts
@@ -144,7 +124,7 @@ class PartExtractor:
         try:
             num_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)
-            check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._max_file_gb)
+            check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._settings.max_file_gb)
         except BaseException:
             file.close()
             raise
@@ -152,13 +132,13 @@ class PartExtractor:
 
     def _cut(self, decoder: AudioDecoder, *, uri: str) -> Iterator[tuple[int | None, AudioPart]]:
         """Yield (channel, part) in the order in which parts are complete, channel by channel."""
-        apart = self._channels == "each"
+        channels = self._settings.channels
         cutters = self._cutters(decoder.num_channels, uri=uri)
-        names = [number if apart else None for number in range(len(cutters))]
-        if isinstance(self._channels, int):
-            names = [self._channels]
+        names = [number if channels == "each" else None for number in range(len(cutters))]
+        if isinstance(channels, int):
+            names = [channels]
         damage: DecodeError | None = None
-        left = self._max_duration_h * 3600 * SAMPLE_RATE_HZ
+        left = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
         try:
             for chunk in decoder:  # (channel, sample)
                 left -= chunk.shape[1]
@@ -182,9 +162,9 @@ class PartExtractor:
         claimed_s = decoder.info.header_duration_s
         claim = "claims no duration" if claimed_s is None else f"claims {claimed_s / 3600:.1f} h"
         return DecodeError(
-            f"decoding {uri}: more than {self._max_duration_h:g} h of audio (its header {claim}), "
-            "expected at most extract.max_duration_h; what was before is kept; raise the limit if "
-            "it really is that long",
+            f"decoding {uri}: more than {self._settings.max_duration_h:g} h of audio (its header "
+            f"{claim}), expected at most extract.max_duration_h; what was before is kept; raise "
+            "the limit if it really is that long",
             uri=uri,
             kind="too_long",
         )
@@ -197,9 +177,9 @@ class PartExtractor:
                 uri=uri,
                 kind="too_many_channels",
             )
-        part_s = max(MIN_PART_S, min(self._part_s, MAX_BUFFERED_S / count))
+        part_s = max(MIN_PART_S, min(self._settings.part_s, MAX_BUFFERED_S / count))
         return [
-            PartCutter(part_s=part_s, speech_pad_s=self._speech_pad_s, detector=detector)
+            PartCutter(part_s=part_s, speech_pad_s=self._settings.speech_pad_s, detector=detector)
             for detector in self._fresh_detectors(count)
         ]
 

@@ -19,14 +19,13 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.base import Auto
-from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.decoding import Auto, DecodingSettings
 from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
-from corpus_asr.stages.stage import OK, failure_fields, half_views
+from corpus_asr.stages.parts import OK, failure_fields, half_views
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from corpus_asr.storage.stores.filesystem import (
     open_binary,
 )
 from corpus_asr.storage.stores.host_allowlist import may_name
-from corpus_asr.storage.stores.local import Page
+from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     normalise,
@@ -44,20 +45,8 @@ from corpus_asr.units import MEBIBYTE
 BATCH_ROWS = 10_000
 
 
-def list_files(source: SourceSettings) -> "FileListing":
-    """List the recordings of a source.
-
-    Returns:
-        An iterator of FILES batches, of at most `BATCH_ROWS` rows, that counts as it goes.
-
-    Raises:
-        ConfigError: (while iterating) an address names nothing, or the manifest is unusable.
-    """
-    return FileListing(source)
-
-
 class FileListing(Iterator[pa.RecordBatch]):
-    """A listing in progress; the counts are final once it is exhausted."""
+    """FILES batches of at most `BATCH_ROWS` rows; the counts are final once it is exhausted."""
 
     def __init__(self, source: SourceSettings) -> None:
         self.num_files = 0
@@ -67,7 +56,6 @@ class FileListing(Iterator[pa.RecordBatch]):
         """Named again by another address or line."""
         self._source = source
         self._store = StoreOptions(endpoint_url=source.endpoint_url)
-        self._seen = _Seen()
         self._excluded = _excluder(source.exclude)
         self._batches = self._generate()
 
@@ -75,31 +63,26 @@ class FileListing(Iterator[pa.RecordBatch]):
         return next(self._batches)
 
     def _generate(self) -> Iterator[pa.RecordBatch]:
+        seen = _Seen()
         waiting: list[pa.RecordBatch] = []
-        num_waiting = 0
-        for rows in self._found():
+        for rows in self._named():
             ids = rows.column("recording_id").to_pylist()
-            fresh = self._seen.add(np.array([int(name, 16) for name in ids], dtype=np.uint64))
+            fresh = seen.add(np.array([int(name, 16) for name in ids], dtype=np.uint64))
             self.num_duplicates += len(fresh) - int(fresh.sum())
             waiting.append(rows.filter(pa.array(fresh)))
-            num_waiting += waiting[-1].num_rows
-            if num_waiting >= BATCH_ROWS:
+            self.num_files += waiting[-1].num_rows
+            if sum(batch.num_rows for batch in waiting) >= BATCH_ROWS:
                 *full, rest = _merged(waiting)
-                waiting, num_waiting = [rest], rest.num_rows
-                yield from map(self._counted, full)
-        yield from map(self._counted, _merged(waiting))
+                waiting = [rest]
+                yield from full
+        yield from _merged(waiting)
 
-    def _counted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        self.num_files += batch.num_rows
-        return batch
-
-    def _found(self) -> Iterator[pa.RecordBatch]:
+    def _named(self) -> Iterator[pa.RecordBatch]:
         source = self._source
         if source.manifest is not None:
-            for uris, metadata in manifest_rows(
-                source.manifest, self._store, allow_local_files=source.allow_local_files
-            ):
-                yield _rows(Page(uris, [None] * len(uris), [None] * len(uris)), metadata)
+            local = source.allow_local_files
+            for uris, texts in manifest_rows(source.manifest, self._store, allow_local_files=local):
+                yield _rows(Page(uris, [None] * len(uris), [None] * len(uris)), texts)
             return
         for uri in source.uri:
             for page in self._expand(uri):
@@ -314,40 +297,152 @@ def manifest_rows(
         allow_local_files: whether a manifest in a remote store may name files of this machine.
         uri_names: names of the column of addresses; the first that is there is taken.
         max_metadata_characters: what the other columns of a row may come to.
-
-    Raises:
-        ConfigError: unknown format, no `uri` column, a broken line, a line that is too large or
-            names what a manifest from elsewhere must not (`trust.may_name`), or no rows at all.
     """
-    manifest = normalise(manifest)
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    reader = next((r for suffix, r in readers.items() if manifest.lower().endswith(suffix)), None)
-    if reader is None:
-        raise ConfigError(
-            f"reading the manifest {redact_uri(manifest)}: unknown format, expected a name that "
-            f"ends in {', '.join(readers)}; rename or convert it"
-        )
-    folder = parent(manifest)
-    empty = True
-    with _open(manifest, options) as file:
-        chunk: Chunk = ([], [])
-        for place, row in reader(file, manifest, uri_names):
-            row = _with_uri(row, uri_names)
-            uri, metadata = _entry(row, place, manifest, folder, max_metadata_characters)
-            _check_trust(uri, place, manifest, allow_local_files)
-            chunk[0].append(uri)
-            chunk[1].append(metadata)
-            if len(chunk[0]) == CHUNK_ROWS:
+    reading = _Manifest(normalise(manifest), allow_local_files, uri_names, max_metadata_characters)
+    return reading.chunks(options)
+
+
+Row = tuple[str, dict[str, Any]]
+"""Where it stands in the manifest, and its columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    uri: str
+    allow_local_files: bool
+    uri_names: Sequence[str]
+    max_metadata_characters: int
+
+    def unusable(self, place: str, found: str, expected: str, advice: str) -> ConfigError:
+        at = f"{redact_uri(self.uri)}, {place}" if place else redact_uri(self.uri)
+        return ConfigError(f"reading the manifest {at}: {found}, expected {expected}; {advice}")
+
+    def chunks(self, options: StoreOptions) -> Iterator[Chunk]:
+        readers = {".jsonl": self._jsonl, ".csv": self._csv, ".parquet": self._parquet}
+        reader = next((readers[end] for end in readers if self.uri.lower().endswith(end)), None)
+        if reader is None:
+            suffixes = f"a name that ends in {', '.join(readers)}"
+            raise self.unusable("", "unknown format", suffixes, "rename or convert it")
+        folder = parent(self.uri)
+        empty = True
+        with _open(self.uri, options) as file:
+            entries = (self._entry(row, place, folder) for place, row in reader(file))
+            while chunk := list(itertools.islice(entries, CHUNK_ROWS)):
                 empty = False
-                yield chunk
-                chunk = ([], [])
-        if chunk[0]:
-            yield chunk
-        elif empty:
-            raise ConfigError(
-                f"reading the manifest {redact_uri(manifest)}: found no rows, expected one per "
-                "recording; check that it was written completely"
+                yield [uri for uri, _ in chunk], [metadata for _, metadata in chunk]
+        if empty:
+            raise self.unusable(
+                "", "found no rows", "one per recording", "check that it was written completely"
             )
+
+    def _entry(self, row: dict[str, Any], place: str, folder: str) -> tuple[str, str | None]:
+        column = next((name for name in self.uri_names if name in row), URI_COLUMN)
+        uri = row.get(column)
+        if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
+            raise self._no_uri(row, column, place)
+        metadata = self._metadata({name: row[name] for name in row if name != column}, place)
+        for what, text, most in (
+            ("a uri", uri, MAX_URI_CHARACTERS),
+            ("further columns", metadata or "", self.max_metadata_characters),
+        ):
+            if len(text) > most:
+                found = f"found {what} of {len(text)} characters"
+                advice = "leave out what is not needed"
+                raise self.unusable(place, found, f"at most {most}", advice)
+        uri = resolve(uri, folder=folder)
+        self._check_trust(uri, place)
+        return uri, metadata
+
+    def _no_uri(self, row: Mapping[str, Any], column: str, place: str) -> ConfigError:
+        expected = "a column uri with the address of a recording"
+        if column in row:
+            return self.unusable(
+                place, f"found uri {row[column]!r}", expected, "correct the manifest"
+            )
+        near = difflib.get_close_matches(URI_COLUMN, [str(name).lower() for name in row], n=1)
+        hint = f"rename {near[0]} to uri if that is it, or " if near else ""
+        found = f"found columns {', '.join(row)}"
+        return self.unusable(place, found, expected, f"{hint}correct the manifest")
+
+    def _check_columns(self, names: Iterable[str], place: str) -> None:
+        columns = dict.fromkeys(names)
+        if not columns.keys() & set(self.uri_names):
+            raise self._no_uri(columns, URI_COLUMN, place)
+
+    def _metadata(self, row: dict[str, Any], place: str) -> str | None:
+        try:
+            return json.dumps(_json_safe(row), ensure_ascii=False) if row else None
+        except RecursionError as error:
+            found, advice = "found columns nested too deep", "leave out what is not needed"
+            raise self.unusable(place, found, "plain ones", advice) from error
+
+    def _check_trust(self, uri: str, place: str) -> None:
+        if may_name(self.uri, uri, allow_local_files=self.allow_local_files):
+            return
+        if scheme_of(uri) == LOCAL:
+            what = "a file of this machine"
+            advice = (
+                "set source.allow_local_files to true if that is meant, or correct the manifest"
+            )
+        else:
+            what = "a store of another kind"
+            advice = "keep a local copy of the manifest if that is meant, or correct it"
+        expected = "addresses of its own store, of object stores or of the web"
+        raise self.unusable(place, f"found {redact_uri(uri)}, {what}", expected, advice)
+
+    def _broken(self, line: int, found: str, expected: str) -> ConfigError:
+        return self.unusable(f"line {line}", f"found {found}", expected, "correct the line")
+
+    def _jsonl(self, file: io.BufferedReader) -> Iterator[Row]:
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE_BYTES:
+                raise self._broken(number, "a longer line", f"at most {MAX_LINE_BYTES} bytes")
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                deep = isinstance(error, RecursionError)
+                found = "JSON nested too deep" if deep else f"no valid JSON ({error})"
+                raise self._broken(number, found, "a JSON object") from error
+            if not isinstance(row, dict):
+                raise self._broken(number, f"JSON of type {type(row).__name__}", "a JSON object")
+            yield f"line {number}", row
+
+    def _csv(self, file: io.BufferedReader) -> Iterator[Row]:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        lines = csv.reader(text, strict=True)
+        try:
+            header = next(lines, [])
+            if header:
+                self._check_columns(header, "header")
+            for row in lines:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    expected = f"{len(header)} as in the header"
+                    raise self._broken(lines.line_num, f"{len(row)} fields", expected)
+                # An empty field is how CSV writes "unknown".
+                named = zip(header, row, strict=True)
+                yield f"line {lines.line_num}", {name: value or None for name, value in named}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise self._broken(lines.line_num + 1, f"{error}", "UTF-8 CSV") from error
+        finally:
+            text.detach()
+
+    def _parquet(self, file: io.BufferedReader) -> Iterator[Row]:
+        try:
+            self._check_columns(parquet_columns(file), "schema")
+            batches = parquet_batches(file, batch_rows=CHUNK_ROWS)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield f"row {number}", row
+        except pa.ArrowException as error:
+            found = f"no readable Parquet ({error})"
+            raise self.unusable("", found, "a Parquet file", "write it again") from error
 
 
 def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
@@ -357,72 +452,6 @@ def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
         if error.kind == UNSUPPORTED_SCHEME:  # of the job as a whole, not of one recording
             raise ConfigError(str(error)) from error
         raise
-
-
-def _with_uri(row: dict[str, Any], uri_names: Sequence[str]) -> dict[str, Any]:
-    """Return a row with its address under the usual name."""
-    name = next((name for name in uri_names if name in row), URI_COLUMN)
-    if name == URI_COLUMN:
-        return row
-    return {URI_COLUMN if key == name else key: value for key, value in row.items()}
-
-
-def _entry(
-    row: dict[str, Any],
-    place: str,
-    manifest: str,
-    folder: str,
-    max_metadata_characters: int = MAX_METADATA_CHARACTERS,
-) -> tuple[str, str | None]:
-    uri = row.get(URI_COLUMN)
-    if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
-        found = f"columns {', '.join(row)}" if URI_COLUMN not in row else f"uri {uri!r}"
-        near = difflib.get_close_matches(URI_COLUMN, [str(name).lower() for name in row], n=1)
-        hint = (
-            f"rename {near[0]} to uri if that is it, or " if near and URI_COLUMN not in row else ""
-        )
-        raise ConfigError(
-            f"reading the manifest {redact_uri(manifest)}, {place}: found {found}, expected a "
-            f"column uri with the address of a recording; {hint}correct the manifest"
-        )
-    metadata = _metadata(row, place, manifest)
-    for what, text, most in (
-        ("a uri", uri, MAX_URI_CHARACTERS),
-        ("further columns", metadata or "", max_metadata_characters),
-    ):
-        if len(text) > most:
-            raise ConfigError(
-                f"reading the manifest {redact_uri(manifest)}, {place}: found {what} of "
-                f"{len(text)} characters, expected at most {most}; leave out what is not needed"
-            )
-    return resolve(uri, folder=folder), metadata
-
-
-def _metadata(row: dict[str, Any], place: str, manifest: str) -> str | None:
-    names = [name for name in sorted(row, key=str) if name != URI_COLUMN]
-    try:
-        rest = {str(name): _json_safe(row[name]) for name in names}
-        return json.dumps(rest, ensure_ascii=False) if rest else None
-    except RecursionError as error:
-        raise ConfigError(
-            f"reading the manifest {redact_uri(manifest)}, {place}: found columns nested too deep, "
-            "expected plain ones; leave out what is not needed"
-        ) from error
-
-
-def _check_trust(uri: str, place: str, manifest: str, allow_local_files: bool) -> None:
-    if may_name(manifest, uri, allow_local_files=allow_local_files):
-        return
-    if scheme_of(uri) == LOCAL:
-        what = "a file of this machine"
-        advice = "set source.allow_local_files to true if that is meant, or correct the manifest"
-    else:
-        what = "a store of another kind"
-        advice = "keep a local copy of the manifest if that is meant, or correct it"
-    raise ConfigError(
-        f"reading the manifest {redact_uri(manifest)}, {place}: found {redact_uri(uri)}, {what}, "
-        f"expected addresses of its own store, of object stores or of the web; {advice}"
-    )
 
 
 def _json_safe(value: Any) -> Any:
@@ -440,75 +469,3 @@ def _json_safe(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(value)
-
-
-def _jsonl(
-    file: io.BufferedReader, manifest: str, _: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number in itertools.count(1):
-        line = file.readline(MAX_LINE_BYTES + 1)
-        if not line:
-            return
-        if len(line) > MAX_LINE_BYTES:
-            raise _broken(manifest, number, "a longer line", f"at most {MAX_LINE_BYTES} bytes")
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:
-            raise _broken(manifest, number, f"no valid JSON ({error})", "a JSON object") from error
-        except RecursionError as error:
-            raise _broken(manifest, number, "JSON nested too deep", "a JSON object") from error
-        if not isinstance(row, dict):
-            raise _broken(manifest, number, f"JSON of type {type(row).__name__}", "a JSON object")
-        yield f"line {number}", row
-
-
-def _csv(
-    file: io.BufferedReader, manifest: str, uri_names: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    lines = csv.reader(text, strict=True)
-    try:
-        header = next(lines, [])
-        if header and not {*uri_names} & {*header}:
-            _entry(dict.fromkeys(header), "header", manifest, "")  # raises, naming the columns
-        for row in lines:
-            if not row:
-                continue
-            if len(row) != len(header):
-                found, expected = f"{len(row)} fields", f"{len(header)} as in the header"
-                raise _broken(manifest, lines.line_num, found, expected)
-            # An empty field is how CSV writes "unknown".
-            named = zip(header, row, strict=True)
-            yield f"line {lines.line_num}", {name: value or None for name, value in named}
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise _broken(manifest, lines.line_num + 1, f"{error}", "UTF-8 CSV") from error
-    finally:
-        text.detach()
-
-
-def _parquet(
-    file: io.BufferedReader, manifest: str, uri_names: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        columns = parquet_columns(file)
-        if not {*uri_names} & {*columns}:
-            _entry(dict.fromkeys(columns), "schema", manifest, "")  # raises, naming the columns
-        number = 0
-        for batch in parquet_batches(file, batch_rows=CHUNK_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
-    except pa.ArrowException as error:
-        raise ConfigError(
-            f"reading the manifest {redact_uri(manifest)}: no readable Parquet ({error}), expected "
-            "a Parquet file; write it again"
-        ) from error
-
-
-def _broken(manifest: str, number: int, found: str, expected: str) -> ConfigError:
-    return ConfigError(
-        f"reading the manifest {redact_uri(manifest)}, line {number}: found {found}, expected "
-        f"{expected}; correct the line"
-    )

@@ -1,6 +1,5 @@
 """A checkpoint's files on this machine, from a folder, an address or the Hugging Face Hub."""
 
-import contextlib
 import difflib
 import fcntl
 import fnmatch
@@ -11,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,15 +33,12 @@ SMALL_FILES = (
     "normalizer.json", "added_tokens.json", "special_tokens_map.json", "sentencepiece.bpe.model",
 )  # fmt: skip
 # In order of preference. Repositories also hold other precisions and other frameworks' files.
-WEIGHT_FILES = (
-    ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
-    (
-        "model.int8.safetensors",
-        "model.int8.safetensors.index.json",
-        "model.int8-*-of-*.safetensors",
-    ),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
-)
+WEIGHT_FILES = tuple(
+    (f"{stem}.{suffix}", f"{stem}.{suffix}.index.json", f"{stem}-*-of-*.{suffix}")
+    for stem, suffix in (
+        ("model", "safetensors"), ("model.int8", "safetensors"), ("pytorch_model", "bin"),
+    )
+)  # fmt: skip
 _WEIGHTS_WANTED = "model.safetensors, model.int8.safetensors or pytorch_model.bin"
 PACKAGED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 PACKAGED = tuple(sorted(path.parent.name for path in PACKAGED_FOLDER.glob("*/config.json")))
@@ -76,17 +72,10 @@ def fetch_checkpoint(
     Args:
         checkpoint: a folder (used as it is), an fsspec address of one, a name in `PACKAGED`, a hub
             name, or a short name such as `large-v3`.
-        revision: branch, tag or commit; this and all that follow mean something for hub names only.
+        revision: as `cache_dir` and what follows it, of hub names only, and as the hub means it.
         weights: False fetches only the small files: configuration, tokenizer, features.
         expect: a file that must be there; None for any.
         subfolder: where below the checkpoint the files are; for folders and addresses too.
-        cache_dir: where the hub's copies are kept.
-        force_download: fetch again what there is a copy of.
-        local_files_only: use the copy there is, never the network.
-        token: of the hub; True for the one of this machine's login.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, it may not be read, or files are missing.
     """
     checkpoint = full_name(checkpoint)
     local = Path(normalise(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
@@ -100,13 +89,10 @@ def fetch_checkpoint(
         folder = _fetch_address(address, weights=weights, expect=expect)
     elif _HUB_NAME.fullmatch(checkpoint) and not (local is not None and local.is_file()):
         _check_spelling(checkpoint)
-        access: dict[str, Any] = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
+        access = {
+            "revision": revision, "cache_dir": cache_dir, "force_download": force_download,
+            "local_files_only": local_files_only, "token": token,
+        }  # fmt: skip
         access = {name: value for name, value in access.items() if value is not None}
         folder = _fetch_hub(checkpoint, access, weights=weights, subfolder=subfolder)
     elif local is not None and local.is_file():
@@ -127,14 +113,7 @@ def fetch_checkpoint(
 
 
 def model_revision(folder: Path) -> str:
-    """Return a short hash of everything in a checkpoint that decides its results.
-
-    Covers names and contents of configuration, tokenizer and weight files, so that the same
-    weights have one name wherever they come from.
-
-    Raises:
-        CheckpointError: the folder holds no weights, or a file cannot be read.
-    """
+    """Return a short hash of names and contents of configuration, tokenizer and weight files."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = _weight_names(names)
     if not weights:
@@ -163,7 +142,7 @@ def cache_folder() -> Path:
 
 
 def _check_spelling(name: str) -> None:
-    """Refuse, before the network is used, a misspelt name without an owner: no model has it."""
+    # Before the network is used: no model has a misspelt name without an owner.
     meant = None if "/" in name else probably_meant(name)
     if meant is not None:
         raise CheckpointError(
@@ -180,9 +159,9 @@ def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 def _weight_names(names: Sequence[str]) -> list[str]:
     """Return the weight files to use, of the best format there is."""
     for patterns in WEIGHT_FILES:
-        found = _matching(names, patterns)
-        if any(not name.endswith(".json") for name in found):
-            return found
+        weights = _matching(names, patterns)
+        if any(not name.endswith(".json") for name in weights):
+            return weights
     return []
 
 
@@ -247,15 +226,17 @@ def _list_checkpoint(uri: str) -> list[_RemoteFile]:
 
 def _version(files: Sequence[_RemoteFile]) -> str:
     """Name a set of files by what the store says of them; another etag is another copy."""
-    return hashlib.blake2b(repr(sorted(files, key=lambda file: file.name)).encode()).hexdigest()[
-        :16
-    ]
+    described = repr(sorted(files, key=lambda file: file.name))
+    return hashlib.blake2b(described.encode()).hexdigest()[:16]
 
 
 def _copy_once(uri: str, files: Sequence[_RemoteFile], home: Path) -> Path:
     target = home / _version(files)
     home.mkdir(parents=True, exist_ok=True)
-    with _locked(home / "lock"):
+    with open(home / "lock", "a") as lock:
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # among the processes of this node; it ends with its holder
         if target.is_dir():  # another process of this node was first
             return target
         temporary = Path(tempfile.mkdtemp(prefix="incoming-", dir=home))
@@ -275,17 +256,8 @@ def _copy(uri: str, path: Path) -> None:
         os.fsync(target.fileno())
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock among the processes of this node; it ends with its holder."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: str) -> Path:
-    """Fetch from the hub; `access` holds arguments of `huggingface_hub.snapshot_download`."""
-    # Imported here: folders and addresses need none of it.
+    # Imported here: folders and addresses need none of it. `access` are arguments of the hub's.
     import huggingface_hub
 
     def snapshot(patterns: Sequence[str]) -> Path:
@@ -310,7 +282,7 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
 
     at = f" at revision {revision}" if revision else ""
     doing = f"fetching the checkpoint {name}{at} from the hub"
-    first_line = next(iter(without_secrets(str(error)).strip().splitlines()), "")
+    first_line = _first_line(error)
     meant = probably_meant(name)
     meant = f"did you mean {meant}? Otherwise " if meant else ""
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -341,6 +313,10 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
     else:
         found = f"{type(error).__name__}: {first_line}; check the name, the network and HF_TOKEN"
     return CheckpointError(f"{doing}: {found}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(without_secrets(str(error)).strip().splitlines()), "")
 
 
 def _filesystem() -> Any:
@@ -387,9 +363,9 @@ def hub_name(name: str) -> str | None:
 def probably_meant(name: str) -> str | None:
     """Return the known name that another one resembles; None for known ones, and for others."""
     typed = name.strip().lower().replace("_", "-")
-    ownerless = {known.partition("/")[2]: known for known in KNOWN_NAMES}
     usable = (*KNOWN_NAMES, *SHORT_NAMES, *_PREFIXED, PACKAGED_CHECKPOINT)
-    spellings = ownerless | {known: known for known in usable}
+    spellings = {known.partition("/")[2]: known for known in KNOWN_NAMES}  # without the owner
+    spellings |= {known: known for known in usable}
     begun = [known for known in KNOWN_NAMES if known.startswith(typed)]
     near = difflib.get_close_matches(typed, spellings, n=1, cutoff=_ALIKE) or begun
     meant = spellings[near[0]] if near else None
@@ -407,22 +383,14 @@ def upload_files(
     commit_message: str | None = None,
     create_pr: bool = False,
 ) -> None:
-    """Put files of a folder into a repository of the Hub in one commit; it is made if needed.
-
-    Without a token this machine's login is used; `private` is of a repository that is made;
-    `create_pr` proposes the commit instead of making it.
-
-    Raises:
-        CheckpointError: the hub does not take it.
-    """
+    """Put files of a folder into a repository of the Hub in one commit; it is made if needed."""
     # Imported here: what never uploads needs none of it.
     import huggingface_hub
 
     api = huggingface_hub.HfApi(token=token)
     try:
-        there = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         api.upload_folder(
-            repo_id=there,
+            repo_id=api.create_repo(repo_id, private=private, exist_ok=True).repo_id,
             folder_path=folder,
             allow_patterns=list(names),
             revision=revision,
@@ -430,8 +398,7 @@ def upload_files(
             create_pr=create_pr,
         )
     except Exception as error:
-        first_line = next(iter(without_secrets(str(error)).strip().splitlines()), "")
         raise CheckpointError(
             f"uploading {', '.join(names)} of {folder} to {repo_id}: {type(error).__name__}: "
-            f"{first_line}; check the repository's name, HF_TOKEN's rights and the network"
+            f"{_first_line(error)}; check the repository's name, HF_TOKEN's rights and the network"
         ) from error

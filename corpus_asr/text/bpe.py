@@ -6,7 +6,6 @@ and panics, past `except Exception`, on a merge whose parts are not in the vocab
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +21,7 @@ from corpus_asr.text.added_tokens import (
     SPECIAL_NAME,
     TOKENIZER_NAME,
     VOCAB_NAME,
+    added_token,
 )
 
 __all__ = ["BytePairEncoding", "Encoding"]
@@ -96,7 +96,7 @@ class BytePairEncoding:
     def add_tokens(self, tokens: Iterable[str], *, special: bool) -> int:
         """Add tokens after the last id; returns how many were new."""
         size = len(self)
-        self._tokenizer.add_tokens([_added_token(token, special) for token in tokens])
+        self._tokenizer.add_tokens([added_token(token, special=special) for token in tokens])
         self._special_ids = None
         return len(self) - size
 
@@ -119,11 +119,7 @@ class BytePairEncoding:
         return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
 
     def encode(self, text: str) -> list[int]:
-        """Encode `text` and nothing around it.
-
-        Raises:
-            ValueError: `text` holds half a surrogate pair, which has no bytes.
-        """
+        """Encode `text` and nothing around it."""
         return list(self.encoding(text).ids)
 
     def encoding(self, text: str | Sequence[str]) -> Encoding:
@@ -177,15 +173,6 @@ class BytePairEncoding:
         self._tokenizer.save(str(folder / TOKENIZER_NAME))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Added:
-    """A token beside the base vocabulary."""
-
-    token: AddedToken
-    token_id: int | None
-    """The id the files give it; None where they only give an order."""
-
-
 def _from_tokenizer_file(path: Path) -> Tokenizer:
     text = _read_text(path)
     content = _parse_object(text, path)
@@ -225,9 +212,15 @@ def _from_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     added = _added_tokens(folder, settings)
-    tokenizer.add_tokens([entry.token for entry in added])
-    for entry in added:
-        _check_added(tokenizer, entry, folder)
+    tokenizer.add_tokens([token for token, _ in added])
+    for token, token_id in added:
+        found = tokenizer.token_to_id(token.content)
+        if token_id is not None and found != token_id:
+            raise CheckpointError(
+                f"loading a tokenizer from {folder}: {token.content} got id {found}, expected "
+                f"{token_id} as its files say; ids must follow {VOCAB_NAME} without holes: fetch "
+                f"the checkpoint again"
+            )
     return tokenizer
 
 
@@ -251,7 +244,7 @@ def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path:
             )
 
 
-def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[_Added]:
+def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[AddedToken, int | None]]:
     """Collect the tokens beside the vocabulary: those with ids by id, then the rest in order."""
     special = dict.fromkeys(
         [*_special_tokens(_optional_object(folder / SPECIAL_NAME)), *_special_tokens(settings)]
@@ -264,7 +257,7 @@ def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[_Added]:
         if is_special:
             special[token] = None
     order = sorted(ids, key=lambda token: (ids[token] is None, ids[token] or 0))
-    return [_Added(token=_added_token(t, t in special), token_id=ids[t]) for t in order]
+    return [(added_token(token, special=token in special), ids[token]) for token in order]
 
 
 def _listed_ids(path: Path) -> dict[str, int]:
@@ -290,10 +283,6 @@ def _described_tokens(settings: Mapping[str, Any], path: Path) -> Iterator[tuple
         ) from error
 
 
-def _added_token(token: str, is_special: bool) -> AddedToken:
-    return AddedToken(token, special=is_special, normalized=not is_special)
-
-
 def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tokens that a file names for a role: values of its `..._token(s)` keys."""
     for key, value in content.items():
@@ -302,16 +291,6 @@ def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
                 token = entry.get("content") if isinstance(entry, dict) else entry
                 if isinstance(token, str) and token:
                     yield token
-
-
-def _check_added(tokenizer: Tokenizer, entry: _Added, folder: Path) -> None:
-    found = tokenizer.token_to_id(entry.token.content)
-    if entry.token_id is not None and found != entry.token_id:
-        raise CheckpointError(
-            f"loading a tokenizer from {folder}: {entry.token.content} got id {found}, expected "
-            f"{entry.token_id} as its files say; ids must follow {VOCAB_NAME} without holes: fetch "
-            f"the checkpoint again"
-        )
 
 
 def _optional_object(path: Path) -> dict[str, Any]:
@@ -344,13 +323,13 @@ def _read_text(path: Path) -> str:
 
 def _token_bytes(token: str) -> bytes:
     """Return what a token stands for; one with other letters than bytes have is its own text."""
-    values = [_bytes_by_letter().get(letter) for letter in token]
+    values = [bytes_by_letter().get(letter) for letter in token]
     known = [value for value in values if value is not None]
     return bytes(known) if len(known) == len(token) else token.encode()
 
 
 @cache
-def _bytes_by_letter() -> Mapping[str, int]:
+def bytes_by_letter() -> Mapping[str, int]:
     """The byte of each letter that spells one; openai/gpt-2, encoder.py, bytes_to_unicode."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]

@@ -87,11 +87,7 @@ class SentencePieces:
         return found
 
     def pieces(self, text: str) -> list[str]:
-        """Cut a text into pieces; letters that the model lacks stay as they are.
-
-        Raises:
-            ValueError: `text` holds half a surrogate pair, which has no bytes.
-        """
+        """Cut a text into pieces; letters that the model lacks stay as they are."""
         try:
             text.encode()
         except UnicodeEncodeError as error:

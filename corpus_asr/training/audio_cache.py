@@ -16,7 +16,8 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -80,12 +81,7 @@ class SampleReader:
         self._rows: dict[tuple[str, int], bytes | None] = {}
 
     def __call__(self, wanted: Wanted) -> Iterator[tuple[int, Samples]]:
-        """Yield pieces of regions with the number of the region.
-
-        Raises:
-            DecodeError: the bytes hold no usable audio.
-            FetchError: the store failed.
-        """
+        """Yield pieces of regions with the number of the region."""
         uri, row, channel = wanted.recording
         channels: Literal["mix"] | int = "mix" if channel is None else channel
         begin = done = 0
@@ -98,10 +94,8 @@ class SampleReader:
                 after = begin + samples.size
                 while done < len(wanted.regions) and wanted.regions[done][0] < after:
                     start, end = wanted.regions[done]
-                    yield (
-                        done,
-                        samples[max(0, start - begin) : None if end is None else end - begin],
-                    )
+                    last = None if end is None else end - begin
+                    yield done, samples[max(0, start - begin) : last]
                     if end is None or end > after:
                         break
                     done += 1
@@ -110,10 +104,11 @@ class SampleReader:
                 begin = after
 
     def _opened(self, uri: str, row: int | None) -> BinaryIO:
+        store = StoreOptions(endpoint_url=self._endpoint_url)
         if row is None:
-            return open_binary(uri, StoreOptions(endpoint_url=self._endpoint_url))
+            return open_binary(uri, store)
         if (uri, row) not in self._rows:
-            with open_binary(uri, StoreOptions(endpoint_url=self._endpoint_url)) as file:
+            with open_binary(uri, store) as file:
                 tables = list(parquet_rows(file, ["audio"], [(row, row + _PARQUET_ROWS_AHEAD)]))
             encoded = [audio["bytes"] for table in tables for audio in table["audio"].to_pylist()]
             self._rows = {(uri, row + at): data for at, data in enumerate(encoded)}
@@ -277,11 +272,6 @@ def prepare(
 
     The folder is replaced unless it holds the same. Recordings whose content changed under the
     same address are not noticed. Utterances of more than `max_tokens` are excluded.
-
-    Raises:
-        ConfigError: no usable utterance is left.
-        EngineError: decoding cannot continue, independent of the recording.
-        OSError: the folder cannot be written.
     """
     counts = _Counts()
     kept = list(_usable(utterances, count_tokens, max_tokens, counts))
@@ -313,14 +303,14 @@ def prepare(
     return AudioCache.open(folder)
 
 
+@dataclass(slots=True)
 class _Counts:
     """Counts of excluded utterances by reason."""
 
-    def __init__(self) -> None:
-        self.utterances = 0
-        self.kept = 0
-        self.excluded: Counter[str] = Counter()
-        self.failures: list[str] = []
+    utterances: int = 0
+    kept: int = 0
+    excluded: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
 
     def failed(self, num_utterances: int, error: ItemError) -> None:
         self.excluded[f"utterances of unreadable recordings ({error.kind})"] += num_utterances
@@ -358,7 +348,6 @@ def _order(utterance: Utterance) -> tuple[str, int, int, float]:
 
 
 def _fingerprint(kept: list[tuple[Utterance, int]], gap: int) -> str:
-    """Return a hash of the utterances and their numbers of tokens."""
     digest = hashlib.sha256(f"{_SCHEMA} {gap}".encode())
     for pair in kept:
         digest.update(repr(pair).encode("utf-8", "replace"))
@@ -378,9 +367,10 @@ class _Writer:
 
     def __init__(self, folder: Path, counts: _Counts) -> None:
         self._counts = counts
-        self._audio = (folder / AUDIO_NAME).open("wb")
-        self._sink = pa.OSFile(str(folder / UTTERANCES_NAME), "wb")
-        self._rows = pa.ipc.new_file(self._sink, _SCHEMA)
+        self._files = ExitStack()
+        self._audio = self._files.enter_context((folder / AUDIO_NAME).open("wb"))
+        sink = self._files.enter_context(pa.OSFile(str(folder / UTTERANCES_NAME), "wb"))
+        self._rows = self._files.enter_context(pa.ipc.new_file(sink, _SCHEMA))
         self._waiting: list[dict[str, Any]] = []
         self._samples = self._regions = 0
 
@@ -389,9 +379,7 @@ class _Writer:
 
     def __exit__(self, *_: object) -> None:
         self._flush()
-        self._rows.close()
-        self._sink.close()
-        self._audio.close()
+        self._files.close()
 
     def add(
         self, group: list[tuple[Utterance, int]], wanted: Wanted, decoded: list[Samples]
@@ -445,7 +433,7 @@ def _finish(folder: Path, fingerprint: str, counts: _Counts) -> None:
             f"preparing {redact_uri(str(folder))}: found no usable utterance among "
             f"{counts.utterances}; excluded: {reasons or 'none'}{first}; name other data"
         )
-    written = {
+    summary = {
         "fingerprint": fingerprint,
         "utterances": counts.utterances,
         "kept": counts.kept,
@@ -454,5 +442,5 @@ def _finish(folder: Path, fingerprint: str, counts: _Counts) -> None:
     }
     path = folder / SUMMARY_NAME
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(written, indent=2), encoding="utf-8")
+    partial.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     partial.rename(path)

@@ -20,13 +20,7 @@ from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.features.mel import log_mel
 from corpus_asr.training.audio_cache import AudioCache
-from corpus_asr.training.augmentation import (
-    change_samples,
-    coloured_noise,
-    faster,
-    mask,
-    tones,
-)
+from corpus_asr.training.augmentation import change_samples, coloured_noise, faster, mask, tones
 from corpus_asr.training.windows import Epochs, Packing, Placed, Window
 from corpus_asr.units import SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S, WINDOW_SAMPLES
 
@@ -204,7 +198,6 @@ class Examples(Dataset[Example]):
         return Example(features=features, tokens=tokens)
 
     def _contents(self, window: Window) -> tuple[np.ndarray, list[TimedText]]:
-        """Return the samples of a window and its texts."""
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
         texts: list[TimedText] = []
         for run in window.runs:

@@ -1,4 +1,4 @@
-"""One training from its settings to its model, in one process or in one of several."""
+"""One training from its settings to its model, in one process or several, and its error rates."""
 
 import functools
 import hashlib
@@ -7,37 +7,44 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.finetune import EvaluationSettings, FinetuneConfig, WindowSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.families.loading import resolve_device, resolve_dtype
 from corpus_asr.families.model_config import CONFIG_NAME
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.weights import stored_tensors
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.features.mel import log_mel
 from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters, LoraConfig
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
+from corpus_asr.report.accuracy.scoring import Errors, Hypothesis, Reference, score, total
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
-from corpus_asr.training.evaluation import Evaluation, Evaluator
 from corpus_asr.training.examples import Examples, LabelWriter
-from corpus_asr.training.objective import Objective
 from corpus_asr.training.store import ADAPTER_FOLDER, MODEL_FOLDER, State, TrainingStore
 from corpus_asr.training.trainer import (
     Group,
     NamedAdamW,
+    Objective,
     Record,
     Trainer,
     freeze,
 )
 from corpus_asr.training.utterances import utterances_in
+from corpus_asr.training.windows import runs_of
+from corpus_asr.units import WINDOW_SAMPLES
 
+_NUM_EXAMPLES = 5  # texts in a line of the log
 _WEIGHTS, _MOMENTS = "weights.", "moments."
 # Settings that change no result, apart from rounding: they may differ when resuming.
 _RESUMABLE: dict[str, Any] = {
@@ -49,6 +56,99 @@ _RESUMABLE: dict[str, Any] = {
         "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
     },
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The result for one model; its fields are keys of log.jsonl."""
+
+    windows: int
+    wer: float | None
+    """Word error rate; None if no reference has words."""
+    cer: float | None
+    hallucinated_words: int
+    """Number of words in hypotheses of windows without speech."""
+    examples: tuple[tuple[str, str], ...]
+    """Reference and hypothesis of the first windows."""
+
+
+class Evaluator:
+    """Evaluates models on the same windows, decoded greedily.
+
+    Texts are normalized by Whisper's normalizers, as in `corpus-asr evaluate`.
+    """
+
+    def __init__(
+        self,
+        cache: AudioCache,
+        tokenizer: WhisperTokenizer,
+        settings: EvaluationSettings,
+        *,
+        windows: WindowSettings,
+        max_tokens: int,
+    ) -> None:
+        self._cache = cache
+        self._tokenizer = tokenizer
+        self._batch_size = settings.per_device_eval_batch_size
+        self._windows = windows
+        first, end = runs_of(cache, longest=WINDOW_SAMPLES, max_tokens=max_tokens)
+        self._runs = list(zip(first.tolist(), end.tolist(), strict=True))[: settings.max_windows]
+
+    @torch.no_grad()
+    def __call__(self, network: WhisperForConditionalGeneration) -> Evaluation:
+        """Decode all windows and compare."""
+        network.eval()
+        words, letters = Errors(), Errors()
+        hallucinated = 0
+        examples: list[tuple[str, str]] = []
+        for language, reference, hypothesis in self._hypotheses(network):
+            errors = score(
+                Reference(uri="", text=reference, language=language),
+                Hypothesis(text=hypothesis, language=language, duration_s=0.0),
+            )
+            words, letters = total([words, errors.words]), total([letters, errors.characters])
+            hallucinated += 0 if reference else errors.words.insertions
+            if len(examples) < _NUM_EXAMPLES:
+                examples.append((reference, hypothesis))
+        return Evaluation(
+            windows=len(self._runs),
+            wer=words.rate,
+            cer=letters.rate,
+            hallucinated_words=hallucinated,
+            examples=tuple(examples),
+        )
+
+    def _hypotheses(
+        self, network: WhisperForConditionalGeneration
+    ) -> Iterator[tuple[str | None, str, str]]:
+        options: dict[str, Any] = {"return_timestamps": self._windows.timestamp_probability > 0}
+        for runs in self._batches():
+            language = self._cache.language(runs[0][0])
+            features = np.stack([self._features(run, network) for run in runs])
+            if self._tokenizer.is_multilingual:
+                options |= {"language": language, "task": self._windows.task}
+            ids = network.generate(
+                torch.from_numpy(features).to(network.device, network.dtype), **options
+            )
+            texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+            for (first, end), hypothesis in zip(runs, texts, strict=True):
+                reference = " ".join(filter(None, map(self._cache.text, range(first, end))))
+                yield language, reference, hypothesis.strip()
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        for _, group in groupby(self._runs, key=lambda run: self._cache.language(run[0])):
+            runs = list(group)
+            for first in range(0, len(runs), self._batch_size):
+                yield runs[first : first + self._batch_size]
+
+    def _features(
+        self, run: tuple[int, int], network: WhisperForConditionalGeneration
+    ) -> np.ndarray:
+        begin, end = int(self._cache.start[run[0]]), self._cache.ends(slice(*run))
+        samples = np.zeros(WINDOW_SAMPLES, np.float32)
+        audio = self._cache.samples(begin, min(end, begin + WINDOW_SAMPLES))
+        samples[: audio.size] = audio
+        return log_mel(samples, num_mel_bins=network.config.num_mel_bins)
 
 
 class Finetune:
@@ -101,14 +201,7 @@ class Finetune:
         self._best: float | None = None
 
     def run(self) -> Iterator[Record | Evaluation]:
-        """Train and write the model; yields what happens.
-
-        Raises:
-            ConfigError: the output folder holds another training.
-            CheckpointError: its last checkpoint is damaged.
-            EngineError: as `Trainer.run` has it.
-            FetchError: a store failed.
-        """
+        """Train and write the model; yields what happens."""
         done = self._resumed()
         log = [row for row in self._store.log() if row["step"] <= done]
         if done == 0:
@@ -147,7 +240,6 @@ class Finetune:
         return network
 
     def _prepared(self, name: str, local_rank: int) -> AudioCache:
-        """Decode one set of data, once per machine."""
         data = self._config.data
         folder = Path(data.cache) / name
         if local_rank == 0:
@@ -299,7 +391,6 @@ class Finetune:
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """Return the widest float type of a checkpoint's weights."""
     dtypes = [stored.dtype for stored in stored_tensors(folder).values()]
     return functools.reduce(torch.promote_types, [dtype for dtype in dtypes if dtype is not None])
 

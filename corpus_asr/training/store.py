@@ -7,6 +7,7 @@ adapter/                                      LoRA: the adapters alone, in PEFT'
 log.jsonl                                     one line per step or evaluation
 """
 
+import functools
 import json
 import math
 import tempfile
@@ -81,7 +82,7 @@ class TrainingStore:
             path = Path(here) / _TENSORS_NAME
             tensors = {name: t.detach().contiguous().cpu() for name, t in state.tensors.items()}
             save_file(tensors, path)
-            self._put(path, join(folder, _TENSORS_NAME))
+            upload(str(path), join(folder, _TENSORS_NAME), self._store)
         self._write(join(folder, _SUMMARY_NAME), json.dumps(state.account, indent=2))
         first_kept = self._whole()[-self._keep :][0]
         parts = (_SUMMARY_NAME, _TENSORS_NAME)  # in this order: half a checkpoint is none
@@ -94,12 +95,12 @@ class TrainingStore:
     def save_folder(self, name: str, folder: Path, *, last: str) -> None:
         """Write the files of a local folder to the folder `name`."""
         for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
-            self._put(path, self._address(name, path.name))
+            upload(str(path), self._address(name, path.name), self._store)
 
     def log(self) -> list[dict[str, Any]]:
         """Return what was logged."""
         address = self._address(LOG_NAME)
-        if address not in (uri for uri, _, _ in self._objects("")):
+        if address not in self._uris(self.uri):
             return []
         return [json.loads(line) for line in self._read(address).decode().splitlines()]
 
@@ -114,28 +115,21 @@ class TrainingStore:
 
     def _files(self) -> Iterator[tuple[str, str]]:
         """Yield folder and name of each file of a checkpoint."""
-        for uri, _, _ in self._objects(_FOLDER):
+        for uri in self._uris(self._address(_FOLDER)):
             folder, name = uri.split("/")[-2:]
             yield folder, name
 
-    def _objects(self, folder: str) -> list[tuple[str, int | None, str | None]]:
-        address = self._address(folder) if folder else self.uri
-        return list(list_objects(address, self._store))
+    def _uris(self, folder: str) -> list[str]:
+        return [uri for uri, _, _ in list_objects(folder, self._store)]
 
     def _address(self, *names: str) -> str:
-        address = self.uri
-        for name in names:
-            address = join(address, name)
-        return address
+        return functools.reduce(join, names, self.uri)
 
     def _read(self, uri: str) -> bytes:
         return read_bytes(uri, self._store)
 
     def _write(self, uri: str, text: str) -> None:
         write_atomic(uri, text.encode(), self._store)
-
-    def _put(self, path: Path, uri: str) -> None:
-        upload(str(path), uri, self._store)
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Optimizer steps: AdamW, learning rates, frozen parameters, and gradients summed over processes.
+"""The objective, and optimizer steps: losses, AdamW, learning rates, gradients of all processes.
 
 A step depends on its number and the weights before it alone, so that a training that is stopped
-and resumed ends with the same weights.
+and resumed ends with the same weights. Losses are summed over tokens, so that micro-batches add up
+to the whole batch.
 """
 
 import itertools
@@ -14,18 +15,103 @@ from typing import Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from corpus_asr.config.finetune import FinetuneConfig, TrainingSettings
+from corpus_asr.config.finetune import DistillationSettings, FinetuneConfig, TrainingSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.families.layers.packed import run_per_sample
+from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
-from corpus_asr.training.objective import Losses, Objective
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _MAX_OVERFLOWS = 20  # steps in a row with gradients that are not finite, before giving up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """Losses of one micro-batch."""
+
+    total: Tensor
+    """Sum over tokens."""
+    tokens: int
+    """Number of tokens with a loss."""
+    parts: dict[str, float]
+    """Sum over tokens of each term: `labels`, and `teacher` in distillation."""
+
+
+class Objective:
+    """Computes the loss of a batch."""
+
+    def __init__(
+        self,
+        student: WhisperForConditionalGeneration,
+        *,
+        label_smoothing: float = 0.0,
+        distillation: DistillationSettings,
+        teacher: WhisperForConditionalGeneration | None,
+    ) -> None:
+        self._label_smoothing = label_smoothing
+        self._distillation = distillation
+        self._teacher = teacher
+        if teacher is not None:
+            _check_teacher(student, teacher)
+            teacher.requires_grad_(False).eval()
+
+    def __call__(
+        self, student: WhisperForConditionalGeneration, batch: Batch, *, distill: bool = True
+    ) -> Losses:
+        """Compute the losses of a batch."""
+        logits = _logits(student, batch)
+        labels = F.cross_entropy(
+            logits.float().flatten(0, 1),
+            batch.labels.flatten(),
+            ignore_index=IGNORED_LABEL,
+            label_smoothing=self._label_smoothing,
+            reduction="sum",
+        )
+        parts = {"labels": labels}
+        if self._teacher is not None and distill:
+            weight = self._distillation.kl_weight
+            divergence = self._divergence(self._teacher, logits, batch)
+            parts = {"labels": (1.0 - weight) * labels, "teacher": weight * divergence}
+        return Losses(
+            total=torch.stack(list(parts.values())).sum(),
+            tokens=batch.num_labels,
+            parts={name: float(part.detach()) for name, part in parts.items()},
+        )
+
+    def _divergence(
+        self, teacher: WhisperForConditionalGeneration, logits: Tensor, batch: Batch
+    ) -> Tensor:
+        """Return the Kullback-Leibler divergence from the teacher, summed over tokens."""
+        with torch.no_grad():
+            expected = _logits(teacher, batch)
+        counted = batch.labels != IGNORED_LABEL
+        temperature = self._distillation.temperature
+        ours = F.log_softmax(logits[counted].float() / temperature, dim=-1)
+        theirs = F.log_softmax(expected[counted].float() / temperature, dim=-1)
+        # Gradients of softened distributions are smaller (Hinton et al. 2015, section 2).
+        return temperature**2 * F.kl_div(ours, theirs, reduction="sum", log_target=True)
+
+
+def _logits(model: WhisperForConditionalGeneration, batch: Batch) -> Tensor:
+    logits: Tensor = model(batch.features.to(model.dtype), decoder_input_ids=batch.inputs).logits
+    return logits
+
+
+def _check_teacher(
+    student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration
+) -> None:
+    for key in ("num_mel_bins", "vocab_size"):
+        found, expected = getattr(teacher.config, key), getattr(student.config, key)
+        if found != expected:
+            raise ConfigError(
+                f"distillation.teacher: found a checkpoint with {key} {found}, expected the "
+                f"student's {expected}; choose another teacher"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +183,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Paramete
 class NamedAdamW:
     """AdamW with its state by parameter names."""
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        settings: TrainingSettings,
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> None:
         self.parameters = dict(parameters)
         matrices = [p for p in self.parameters.values() if p.ndim > 1]
         vectors = [p for p in self.parameters.values() if p.ndim <= 1]  # norms and biases
@@ -112,15 +194,12 @@ class NamedAdamW:
         betas = (settings.adam_beta1, settings.adam_beta2)
         self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
-    def step(self, rate: float) -> None:
-        """Change the weights by their gradients, and clear those."""
+    def step(self, rate: float, *, skip: bool = False) -> None:
+        """Change the weights by their gradients, unless these are to be skipped; clear those."""
         for group in self._adamw.param_groups:
             group["lr"] = rate
-        self._adamw.step()
-        self._adamw.zero_grad()
-
-    def skip(self) -> None:
-        """Clear the gradients and change nothing."""
+        if not skip:
+            self._adamw.step()
         self._adamw.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
@@ -149,11 +228,6 @@ class NamedAdamW:
                 moment: state[f"{moment}.{name}"].to(parameter.device, copy=True)
                 for moment in _MOMENTS
             }
-
-
-def clip(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale the gradient down to a norm of at most `max_norm`; returns its norm before."""
-    return float(nn.utils.clip_grad_norm_(list(parameters), max_norm))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,24 +276,16 @@ class Trainer:
         # Several threads draw from one generator in no certain order: with dropout, windows
         # cannot be computed by a thread each.
         network = student.config
-        is_random = config.lora.dropout > 0 or any(
-            (
-                network.dropout,
-                network.attention_dropout,
-                network.activation_dropout,
-                network.encoder_layerdrop,
-                network.decoder_layerdrop,
-            )
-        )
+        chances = (
+            config.lora.dropout, network.dropout, network.attention_dropout,
+            network.activation_dropout, network.encoder_layerdrop, network.decoder_layerdrop,
+        )  # fmt: skip
+        is_random = any(chance > 0 for chance in chances)
         one_window = self._settings.per_device_train_batch_size == 1
         self._thread_per_window = student.device.type == "cpu" and one_window and not is_random
 
     def run(self, done: int) -> Iterator[Record]:
-        """Run the steps after the first `done`; yields a record of each.
-
-        Raises:
-            EngineError: memory does not suffice, or gradients are not finite any more.
-        """
+        """Run the steps after the first `done`; yields a record of each."""
         batches = iter(self._loader(done))
         for step in range(done, self._settings.max_steps):
             try:
@@ -239,7 +305,7 @@ class Trainer:
         at_once = self._settings.gradient_accumulation_steps if self._thread_per_window else 0
         loader: DataLoader[Batch] = DataLoader(
             self._examples,  # type: ignore[arg-type]
-            batch_sampler=_WindowNumbers(self._settings, self._group, done),
+            batch_sampler=_window_numbers(self._settings, self._group, done),
             collate_fn=self._collate,
             num_workers=workers,
             prefetch_factor=max(2, -(-at_once // workers)) if workers else None,
@@ -263,14 +329,12 @@ class Trainer:
         tokens = int(totals[0])
         for gradient in gradients:
             gradient /= max(1, tokens)
-        grad_norm = clip(parameters, self._settings.max_grad_norm)
+        grad_norm = float(nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm))
         lr = learning_rate(self._settings, step)
-        if np.isfinite(grad_norm):  # one window that overflows must not spoil all weights
-            self._optimizer.step(lr)
-            self._overflows = 0
-        else:
-            self._optimizer.skip()
-            self._count_overflow(step)
+        is_finite = math.isfinite(grad_norm)
+        # One window that overflows must not spoil all weights.
+        self._optimizer.step(lr, skip=not is_finite)
+        self._count_overflow(step, is_finite)
         parts = dict(zip(sums, (totals[1:] / max(1, tokens)).tolist(), strict=True))
         return Record(
             step=step + 1,
@@ -316,7 +380,6 @@ class Trainer:
                 yield losses
 
     def _micro_batches(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the micro-batches of a step."""
         # Dropout depends on the step and the process alone, so that training resumes exactly.
         entropy = (self._settings.seed, step, self._group.rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
@@ -324,8 +387,8 @@ class Trainer:
         for _ in range(self._settings.gradient_accumulation_steps):
             yield next(batches).to(self._student.device)
 
-    def _count_overflow(self, step: int) -> None:
-        self._overflows += 1
+    def _count_overflow(self, step: int, is_finite: bool) -> None:
+        self._overflows = 0 if is_finite else self._overflows + 1
         if self._overflows == _MAX_OVERFLOWS:
             raise EngineError(
                 f"training step {step + 1}: found gradients that are not finite in "
@@ -341,21 +404,11 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-class _WindowNumbers:
-    """Numbers of the windows of each micro-batch of this process, in order."""
-
-    def __init__(self, settings: TrainingSettings, group: Group, done: int) -> None:
-        self._size = settings.per_device_train_batch_size
-        per_step = settings.gradient_accumulation_steps
-        self._group = group
-        self._micro_batches = range(done * per_step, settings.max_steps * per_step)
-
-    def __len__(self) -> int:
-        return len(self._micro_batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for micro_batch in self._micro_batches:
-            # Neighboring windows go to different processes: the windows of a step depend on the
-            # effective batch size alone.
-            start = (micro_batch * self._group.size + self._group.rank) * self._size
-            yield list(range(start, start + self._size))
+def _window_numbers(settings: TrainingSettings, group: Group, done: int) -> Iterator[list[int]]:
+    """Yield the numbers of the windows of each micro-batch of this process."""
+    size, per_step = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    for micro_batch in range(done * per_step, settings.max_steps * per_step):
+        # Neighboring windows go to different processes: the windows of a step depend on the
+        # effective batch size alone.
+        start = (micro_batch * group.size + group.rank) * size
+        yield list(range(start, start + size))

@@ -120,7 +120,6 @@ def _speaker(region: Mapping[str, Any]) -> str | None:
 
 
 def _times(region: Mapping[str, Any]) -> tuple[float, float | None]:
-    """Return from when to when, in seconds of the recording."""
     start_s = float(_first(region, "start_s", "start", "offset") or 0.0)
     end = _first(region, "end_s", "end")
     length = _first(region, "duration_s", "duration")
@@ -195,13 +194,7 @@ def _of_row(
 
 
 def utterances_in(data: DataSettings, split: str) -> Iterator[Utterance]:
-    """Yield the utterances of a split, `train` or `validation`, from all its sources.
-
-    Raises:
-        ConfigError: a source cannot be used.
-        CorpusAsrError: the tables of a run are damaged.
-        FetchError: a store failed.
-    """
+    """Yield the utterances of a split, `train` or `validation`, from all its sources."""
     sources: tuple[str, ...] = getattr(data, split)
     held_out = data.held_out_speakers if split == "train" else ()
     for source in sources:

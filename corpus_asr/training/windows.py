@@ -120,7 +120,6 @@ class EpochPlan:
     def _pauses(
         self, draw: np.random.Generator, room: int, count: int
     ) -> Int64[np.ndarray, " run"]:
-        """Draw silences before each run that fit together."""
         pauses = self._drawn_pauses(draw, count)
         if pauses.sum() > room:
             pauses *= max(0, room) / pauses.sum()

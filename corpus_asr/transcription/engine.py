@@ -4,31 +4,85 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Collection
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
+from corpus_asr.decoding.protocols import ModelSize, SlotModel, TellsSize
+from corpus_asr.decoding.rules import LONGEST_PHRASE
+from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
 from corpus_asr.errors import EngineError
 from corpus_asr.families.loading import device_name, load_slot_model
+from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.part_transcriber import (
-    PartTranscriber,
-    PartTranscript,
-    part_transcriber,
-)
-from corpus_asr.transcription.slot_budget import auto_slots
 from corpus_asr.transcription.windows import PartRequest
 
-__all__ = ["Engine", "PartRequest", "PartTranscript"]
-
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTranscript:
+    """What one part says."""
+
+    segments: tuple[Segment, ...] = ()
+    language: str | None = None
+    language_probability: float | None = None
+    transcribe_s: float = 0.0
+    """Wall time from submission to result, which the engine sets."""
+    labels: PartLabels | None = None
+    """In place of segments, where the part was classified."""
+
+
+class PartTranscriber(Protocol):
+    """One checkpoint, as its family transcribes parts with it; used from one thread at a time.
+
+    Those in `TRANSCRIBERS` have a class method `from_folder(folder)`.
+    """
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what this checkpoint cannot do, before any audio is read.
+
+        Raises:
+            ConfigError: names the key.
+        """
+
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        """Transcribe one part, as a task of the scheduler.
+
+        What a part says must depend neither on other parts nor on the order of tasks.
+        """
+
+
+@runtime_checkable
+class LeavesLanguages(PartTranscriber, Protocol):
+    """Tells languages apart and can leave some of them to other models."""
+
+    def leaving(self, languages: Collection[str]) -> Self:
+        """Return the same, but that a part in one of these languages is only detected.
+
+        Its transcript then has no segments.
+        """
+
+
+TRANSCRIBERS: dict[str, str] = {
+    "whisper": "corpus_asr.transcription.whisper:WhisperTranscriber",
+    "speech_to_text": "corpus_asr.transcription.speech2text:Speech2TextTranscriber",
+}
+"""The `PartTranscriber` of each family by its `model_type`; imported when a checkpoint asks."""
+
+
+def part_transcriber(folder: Path) -> PartTranscriber:
+    """Read how the family of a checkpoint transcribes with it."""
+    kind = resolve(TRANSCRIBERS[family_of(folder).model_type])
+    transcriber: PartTranscriber = kind.from_folder(folder)
+    return transcriber
 
 
 _Order = tuple[PartRequest, DecodingSettings, Future[PartTranscript]]
@@ -49,9 +103,6 @@ class Engine:
         """Allocate the slots and start the thread.
 
         Args:
-            model: loaded.
-            transcriber: what parts become.
-            decoding: how.
             slots: windows decoded side by side; `auto` for as many as there is memory for.
             sharers: engines on this device that have no slots yet, this one included: with `auto`
                 each gets its share of the memory that is free.
@@ -98,14 +149,11 @@ class Engine:
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
     ) -> "Engine":
-        """Load a checkpoint folder.
+        """Load a checkpoint folder in Hugging Face layout.
 
         Args:
-            folder: a checkpoint in Hugging Face layout.
-            decoding: what to do with it.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
-            slots: windows decoded side by side.
             num_threads: CPU threads torch may use; None leaves torch's own choice.
 
         Raises:
@@ -120,11 +168,7 @@ class Engine:
         return cls(model, transcriber, decoding=decoding, slots=slots)
 
     def check(self, decoding: DecodingSettings) -> None:
-        """Refuse what the checkpoint cannot do.
-
-        Raises:
-            ConfigError: names the key.
-        """
+        """Refuse by `ConfigError` what the checkpoint cannot do."""
         self._transcriber.check(decoding)
 
     def submit(
@@ -132,9 +176,7 @@ class Engine:
     ) -> Future[PartTranscript]:
         """Queue a part; the future gives its transcript or the exception that ended it.
 
-        Args:
-            part: what to transcribe.
-            decoding: how, where it differs from the engine's own settings.
+        `decoding` is how, where it differs from the engine's own settings.
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
@@ -222,3 +264,101 @@ class Engine:
             order = self._inbox.get()
             if order is not None and order[2].set_running_or_notify_cancel():
                 order[2].set_exception(broken)
+
+
+_CPU_SLOTS = 8
+_MAX_CUDA_SLOTS = 64
+# Of free memory: workspaces of cuBLAS and cuDNN, fragments, beams and drafts beside the slots.
+_RESERVED_SHARE = 0.2
+
+# The interpreter, torch and the other libraries. Measured with Python 3.11 and torch 2.13.
+_PROCESS_BYTES = 430_000_000
+
+_FLOAT, _LONG = 4, 8
+# At the peak of a sampled step, beside the logits: integers that the noise is mixed of, three or
+# four at a time.
+_STEP_BYTES_PER_TOKEN = _FLOAT + 4 * _LONG
+# Recorded steps keep a pool of their own beside that of admissions.
+_STEP_POOLS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryParts:
+    """Bytes by what they are for."""
+
+    weights: int
+    fused_copies: int
+    """The decoder's linear maps once more, as `CachedDecoderBlock` stacks and scales them.
+
+    Both are there while loading; later only the copies are.
+    """
+    self_cache: int
+    cross_cache: int
+    slot_rows: int
+    """Rules, texts and counts of `SlotBatch`."""
+    step_buffers: int
+    """What a step works with at its peak."""
+    kept_encodings: int
+    """Of the windows in the slots, and of a batch encoded ahead."""
+    encoder_activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def predicted_bytes(size: ModelSize, *, slots: int, encode_batch: int) -> MemoryParts:
+    """Bytes that decoding in `slots` takes on a GPU, with `encode_batch` windows encoded at once.
+
+    The caches and rows are what is allocated; the encoder's and the step's are peaks, reckoned
+    from the order in which their tensors come and go (tests/transcription/test_slot_budget.py).
+    """
+    layer_row = 2 * size.layers * size.width * size.element_bytes  # a key and a value
+    encoding = size.positions * size.width * size.element_bytes
+    # Queries, keys and values; the window's queries; the window's keys and values. With biases.
+    fused = size.layers * 6 * size.width * (size.width + 1) * size.element_bytes
+    scalars = 9 * _LONG + 2 * _FLOAT + 6  # of a slot; flags are bytes
+    row = size.vocab_size * _FLOAT + (size.tokens + 1) * (_LONG + _FLOAT)
+    # In a block: hidden states before and after attention, the same normed, and the wide ones
+    # before and after activation.
+    block = size.positions * (3 * size.width + 2 * size.inner_width) * size.element_bytes
+    return MemoryParts(
+        weights=size.weight_bytes,
+        fused_copies=fused,
+        self_cache=slots * layer_row * size.tokens,
+        cross_cache=slots * layer_row * size.positions,
+        slot_rows=slots * (row + LONGEST_PHRASE * _LONG + scalars),
+        step_buffers=slots * _STEP_POOLS * size.vocab_size * _STEP_BYTES_PER_TOKEN,
+        kept_encodings=(slots + encode_batch) * encoding,
+        encoder_activations=encode_batch * (block + size.window_values * size.element_bytes),
+    )
+
+
+def predicted_cpu_bytes(size: ModelSize, *, slots: int, encode_batch: int) -> int:
+    """Bytes that a process takes at its peak that decodes in `slots` on a CPU.
+
+    All weights are copied there, not the decoder's alone; of those that were let go for it, the
+    memory stays with the process.
+    """
+    parts = predicted_bytes(size, slots=slots, encode_batch=encode_batch)
+    return _PROCESS_BYTES + size.weight_bytes + parts.total
+
+
+def fitting_slots(size: ModelSize, *, free_bytes: int, encode_batch: int) -> int:
+    """As many slots as `free_bytes` hold beside weights that are there already; 1 at least.
+
+    Where not even one fits, the engine finds out, and halves what it encodes at once.
+    """
+    none, one = (predicted_bytes(size, slots=n, encode_batch=encode_batch).total for n in (0, 1))
+    there_already = size.weight_bytes + predicted_bytes(size, slots=0, encode_batch=0).fused_copies
+    usable = int(free_bytes * (1 - _RESERVED_SHARE)) - (none - there_already)
+    return max(1, min(_MAX_CUDA_SLOTS, usable // (one - none)))
+
+
+def auto_slots(model: SlotModel, *, encode_batch: int, sharers: int = 1) -> int:
+    """As many slots as are useful on the model's device and fit into its share of free memory."""
+    if model.device.type != "cuda" or not isinstance(model, TellsSize):
+        return _CPU_SLOTS
+    free_bytes, _ = torch.cuda.mem_get_info(model.device)
+    return fitting_slots(model.size, free_bytes=free_bytes // sharers, encode_batch=encode_batch)

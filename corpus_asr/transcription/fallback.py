@@ -1,113 +1,233 @@
-"""Decode one window, and again at a higher temperature while the result fails a threshold."""
+"""How one window is decoded, and again at a higher temperature while it fails a threshold."""
 
 import math
 import zlib
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TYPE_CHECKING, Protocol
 
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
-from corpus_asr.transcription.windows import PartRequest
+from jaxtyping import Float
+from torch import Tensor
 
+from corpus_asr.confidence import mean_logprob_of, with_confidence
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.slots import Steps
+from corpus_asr.segments import Segment
+from corpus_asr.text.known_hallucinations import is_known_hallucination
+from corpus_asr.transcription.windows import Language, PartRequest, Window
+from corpus_asr.transcription.words import DraftSegment
 
-def mean_logprob(logprobs: Sequence[float], end_logprob: float | None) -> float:
-    """Whisper's average: over the text and the end token, which counts even when cut off.
-
-    Source: openai-whisper `decoding.py`, `sum_logprobs / (len(tokens) + 1)`.
-    """
-    return (math.fsum(logprobs) + (end_logprob or 0.0)) / (len(logprobs) + 1)
-
-
-def compression_ratio(text: str) -> float:
-    """Bytes of the text over bytes of its zlib form: repetition compresses well.
-
-    Source: openai-whisper `utils.py`.
-    """
-    data = text.encode()
-    return len(data) / len(zlib.compress(data))
+if TYPE_CHECKING:  # imports pydantic, which `generate` does without
+    from corpus_asr.config.decoding import DecodingSettings
 
 
-def search_at(settings: DecodingSettings, temperature: float) -> Search:
-    """Beams are followed at temperature 0 alone: above it, sampling takes their place."""
-    search = Search(
-        temperature=temperature,
-        repetition_penalty=settings.repetition_penalty,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        stop_loops=settings.stop_loops,
-    )
-    if temperature > 0 or settings.num_beams == 1:
-        return search
-    return replace(search, num_beams=settings.num_beams, length_penalty=settings.length_penalty)
+class Thresholds(Protocol):
+    """When a window is decoded again, and when it is silence; None switches a threshold off."""
+
+    @property
+    def compression_ratio_threshold(self) -> float | None:
+        """Above it a text repeats itself."""
+
+    @property
+    def logprob_threshold(self) -> float | None:
+        """Below it a text is improbable."""
+
+    @property
+    def no_speech_threshold(self) -> float | None:
+        """Above it there is probably no speech."""
 
 
-def seed_of(part: PartRequest, frame: int, temperature: float) -> int:
-    """A seed that names recording, window and temperature, and nothing about this run."""
-    name: Sequence[object] = (part.recording_id, round(part.seconds(frame), 2), temperature)
-    return int.from_bytes(blake2b(repr(name).encode(), digest_size=7).digest(), "big")
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Attempt:
+    """A window decoded once, with what the thresholds look at."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedWindow:
-    """A window's tokens with the scores the thresholds look at."""
-
-    tokens: tuple[int, ...]
-    """Text and timestamps, end token left out."""
-    logprobs: tuple[float, ...]
-    avg_logprob: float
-    no_speech_prob: float
+    window: Window
+    number: int
+    """How many temperatures were tried before."""
+    temperature: float | None
+    result: WindowResult
+    mean_logprob: float
     compression_ratio: float
-    temperature: float
-    looped: bool = False
-    """Whether it was ended because it repeated itself."""
 
 
-def decode_window(
-    job_at: Callable[[float], WindowJob],
-    settings: DecodingSettings,
-    text: Callable[[Sequence[int]], str],
-) -> Generator[WindowJob, WindowResult, DecodedWindow]:
-    """Climb the temperature ladder until a result is good enough.
+class DecodingRules(ABC):
+    """How one window is decoded, and again at the next temperature while it fails a threshold."""
 
-    Source: Radford et al. 2022, section 4.5; openai-whisper `decode_with_fallback`.
-    """
-    for temperature in settings.temperature:
-        result = yield job_at(temperature)
-        decoded = DecodedWindow(
-            tokens=result.tokens,
-            logprobs=result.logprobs,
-            avg_logprob=mean_logprob(result.logprobs, result.end_logprob),
-            no_speech_prob=result.score or 0.0,
-            compression_ratio=compression_ratio(text(result.tokens).strip()),
-            temperature=temperature,
-            looped=result.looped,
+    temperatures: Sequence[float | None]
+    """Tried in turn; None and 0 take the likeliest tokens."""
+    thresholds: Thresholds
+    token_rules: TokenRules
+    no_speech: int | None = None
+    """The token whose probability tells silence."""
+    encoded: Float[Tensor, "pos width"] | None = None
+    """What the encoder made of every window, where the caller has it already."""
+
+    @abstractmethod
+    def search(self, window: Window, temperature: float | None) -> Search:
+        """How a window is searched."""
+
+    @abstractmethod
+    def seed(self, window: Window, temperature: float | None) -> int:
+        """Return the seed of the noise by which tokens are sampled."""
+
+    @abstractmethod
+    def mean_logprob(self, result: WindowResult) -> float:
+        """Return what `logprob_threshold` is compared with."""
+
+    @abstractmethod
+    def compression_ratio(self, result: WindowResult) -> float:
+        """Return what `compression_ratio_threshold` is compared with."""
+
+    def note(self, attempt: Attempt) -> None:  # noqa: B027 (most rules note nothing)
+        """Take note of an attempt before anything else is decoded."""
+
+    def decode(self, window: Window) -> Steps[Attempt]:
+        """Climb the temperatures until a result is good enough.
+
+        Source: Radford et al. 2022, section 4.5; openai-whisper `decode_with_fallback`.
+        """
+        for number, temperature in enumerate(self.temperatures):
+            result: WindowResult = yield WindowJob(
+                features=window.features,
+                window=window.name,
+                prompt=window.prompt,
+                rules=self.token_rules,
+                max_new_tokens=window.max_new_tokens,
+                search=self.search(window, temperature),
+                seed=self.seed(window, temperature),
+                score_token=self.no_speech,
+                score_position=window.start_position,
+                num_frames=window.num_frames,
+                encoded=self.encoded,
+            )
+            attempt = Attempt(
+                window=window,
+                number=number,
+                temperature=temperature,
+                result=result,
+                mean_logprob=self.mean_logprob(result),
+                compression_ratio=self.compression_ratio(result),
+            )
+            self.note(attempt)
+            if not self._fails(attempt):
+                break
+        return attempt
+
+    def _fails(self, attempt: Attempt) -> bool:
+        limits = self.thresholds
+        improbable = (
+            limits.logprob_threshold is not None and attempt.mean_logprob < limits.logprob_threshold
         )
-        if not _needs_fallback(decoded, settings):
-            break
-    return decoded
+        if improbable and self.lacks_speech(attempt):
+            return False  # silence: an improbable text is expected, and is dropped later
+        # A loop that was cut short no longer compresses so well; it is repetition all the same.
+        return improbable or (
+            limits.compression_ratio_threshold is not None
+            and (
+                attempt.result.looped
+                or attempt.compression_ratio > limits.compression_ratio_threshold
+            )
+        )
+
+    def lacks_speech(self, attempt: Attempt) -> bool:
+        """Whether the window probably holds no speech, whatever its text."""
+        limit, score = self.thresholds.no_speech_threshold, attempt.result.score
+        return limit is not None and score is not None and score > limit
 
 
-def is_silence(decoded: DecodedWindow, settings: DecodingSettings) -> bool:
-    """Whether the window counts as silence: probably no speech, and an improbable text."""
-    if settings.no_speech_threshold is None:
-        return False
-    if decoded.no_speech_prob <= settings.no_speech_threshold:
-        return False
-    return settings.logprob_threshold is None or decoded.avg_logprob <= settings.logprob_threshold
+# Detected speech is padded, so that what was invented beside it may touch it.
+_NONSPEECH_FRACTION = 0.1
 
 
-def _needs_fallback(decoded: DecodedWindow, settings: DecodingSettings) -> bool:
-    improbable = (
-        settings.logprob_threshold is not None and decoded.avg_logprob < settings.logprob_threshold
-    )
-    if (
-        improbable
-        and settings.no_speech_threshold is not None
-        and decoded.no_speech_prob > settings.no_speech_threshold
-    ):
-        return False  # silence: an improbable text is expected, and is dropped later
-    # A loop that was cut short no longer compresses so well; it is repetition all the same.
-    repetitive = settings.compression_ratio_threshold is not None and (
-        decoded.looped or decoded.compression_ratio > settings.compression_ratio_threshold
-    )
-    return improbable or repetitive
+class OpenAIRules(DecodingRules):
+    """openai-whisper's scores and temperatures, and the segments made of a part's windows."""
+
+    def __init__(
+        self,
+        part: PartRequest,
+        settings: "DecodingSettings",
+        text: Callable[[Sequence[int]], str],
+    ) -> None:
+        self.part = part
+        self.settings = settings
+        self.text = text
+        self.temperatures = settings.temperature
+        self.thresholds = settings
+
+    def search(self, window: Window, temperature: float | None) -> Search:
+        """Follow beams at temperature 0 alone: above it, sampling takes their place."""
+        settings = self.settings
+        beams = settings.num_beams if not temperature else 1
+        return Search(
+            temperature=temperature or 0.0,
+            repetition_penalty=settings.repetition_penalty,
+            no_repeat_ngram_size=settings.no_repeat_ngram_size,
+            stop_loops=settings.stop_loops,
+            num_beams=beams,
+            length_penalty=settings.length_penalty if beams > 1 else 1.0,
+        )
+
+    def seed(self, window: Window, temperature: float | None) -> int:
+        """Name recording, window and temperature, and nothing about this run."""
+        start_s = round(self.part.seconds(window.seek), 2)
+        name: Sequence[object] = (self.part.recording_id, start_s, temperature)
+        return int.from_bytes(blake2b(repr(name).encode(), digest_size=7).digest(), "big")
+
+    def mean_logprob(self, result: WindowResult) -> float:
+        """Average over the text and the end token, which counts even when cut off.
+
+        Source: openai-whisper `decoding.py`, `sum_logprobs / (len(tokens) + 1)`.
+        """
+        total = math.fsum(result.logprobs) + (result.end_logprob or 0.0)
+        return total / (len(result.logprobs) + 1)
+
+    def compression_ratio(self, result: WindowResult) -> float:
+        """Bytes of the text over bytes of its zlib form: repetition compresses well.
+
+        Source: openai-whisper `utils.py`.
+        """
+        data = self.text(result.tokens).strip().encode()
+        return len(data) / len(zlib.compress(data))
+
+    def segment(
+        self,
+        attempt: Attempt,
+        draft: DraftSegment,
+        *,
+        text: str,
+        logprobs: Sequence[float],
+        language: Language,
+        task: str,
+        no_speech_prob: float | None,
+        words: bool,
+    ) -> Segment | None:
+        """Make a segment of a draft whose text tokens have `logprobs`; None if it is to go."""
+        fraction = self.part.speech_fraction(draft.start_s, draft.end_s)
+        nonspeech = fraction is not None and fraction < _NONSPEECH_FRACTION
+        if nonspeech and self.settings.drop_nonspeech:
+            return None
+        known = is_known_hallucination(text)
+        if known and self.settings.drop_known_hallucinations:
+            return None
+        return with_confidence(
+            Segment(
+                start_s=draft.start_s,
+                end_s=draft.end_s,
+                text=text,
+                tokens=draft.tokens,
+                language=language.code,
+                language_probability=language.probability,
+                task=task,
+                confidence=0.0,
+                avg_logprob=attempt.mean_logprob,
+                text_logprob=mean_logprob_of(logprobs),
+                no_speech_prob=no_speech_prob,
+                compression_ratio=attempt.compression_ratio,
+                temperature=attempt.temperature or 0.0,
+                speech_fraction=fraction,
+                known_hallucination=known,
+                words=draft.words if words else None,
+            )
+        )

@@ -1,8 +1,7 @@
 """Which of some labels fits each window of a part: a language, or a class of a classifier.
 
-In: a part. Out: probabilities of labels, window by window and for the part. A label is asked for as
-a language is: as a window's first token, among those that stand for labels. So windows of many
-recordings share the slots and the encoder's batches of the one scheduler. Knows no network.
+A label is asked for as a language is: as a window's first token, among those that stand for labels.
+So windows of many recordings share the slots and the encoder's batches of the one scheduler.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +22,8 @@ from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import Label, LabelledWindow, PartLabels
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.part_transcriber import PartTranscript
-from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.engine import Engine, PartTranscript
+from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import PartRequest, chunk_ranges
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
@@ -57,9 +55,6 @@ class Labeller:
         """Tell languages apart, all that the checkpoint knows or some.
 
         Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
-
-        Raises:
-            CheckpointError: a file is missing or unusable.
         """
         prompt_format = PromptFormat.from_folder(folder)
         names = tuple(codes) or tuple(prompt_format.languages)
@@ -73,11 +68,7 @@ class Labeller:
 
     @classmethod
     def of_classes(cls, folder: Path) -> "Labeller":
-        """Tell the classes of a classifier apart.
-
-        Raises:
-            CheckpointError: its config.json is missing or unusable.
-        """
+        """Tell the classes of a classifier apart."""
         config = resolve(family_of(folder).config).from_pretrained(folder)
         count = config.num_labels
         several = config.problem_type == "multi_label_classification"
@@ -122,11 +113,7 @@ class PartLabeller:
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ClassificationSettings) -> "PartLabeller":
-        """Read what the checkpoint can tell apart.
-
-        Raises:
-            CheckpointError: a file is missing or unusable.
-        """
+        """Read what the checkpoint can tell apart."""
         if settings.task == "language":
             return cls(Labeller.of_languages(folder, settings.languages), settings)
         return cls(Labeller.of_classes(folder), settings)
@@ -208,17 +195,7 @@ def label_engine(
     slots: int | Literal["auto"] = "auto",
     num_threads: int | None = None,
 ) -> Engine:
-    """Load a checkpoint into an engine that labels parts.
-
-    Args:
-        folder: a checkpoint in Hugging Face layout.
-        classification: what it is asked.
-        device, dtype, slots, num_threads: as of `Engine.from_folder`.
-
-    Raises:
-        CheckpointError: the folder cannot be loaded.
-        ConfigError: no such device or type, or the checkpoint cannot be asked that.
-    """
+    """Load a checkpoint, as `Engine.from_folder` does, into an engine that labels parts."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     labeller = PartLabeller.from_folder(folder, classification)

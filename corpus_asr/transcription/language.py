@@ -1,7 +1,4 @@
-"""Which language is spoken, asked of the model in one window or in several.
-
-In: a part and the languages to choose among. Out: a code and its probability among them.
-"""
+"""Which language is spoken, asked of the model in one window or in several."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -14,17 +11,9 @@ from corpus_asr.audio.parts import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.whisper.prompt_format import PromptFormat
-from corpus_asr.transcription.windows import PartRequest, frames_to_hear
+from corpus_asr.transcription.whisper_prompt import PromptFormat
+from corpus_asr.transcription.windows import Language, PartRequest, frames_to_hear
 from corpus_asr.units import WINDOW_FRAMES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Language:
-    """A language and how sure the model is; no probability where it was given."""
-
-    code: str | None
-    probability: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

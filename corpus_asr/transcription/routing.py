@@ -1,9 +1,7 @@
 """Several models behind one: each part goes to the model for its language.
 
-In: parts, as an engine takes them. Out: a future per part, as an engine gives them. The main model
-detects the language, in the same windows as always, and transcribes what no other is for. All
-models are loaded at the start: one that cannot be loaded says so before hours of work, and the
-slots of each are reckoned with the memory that the others leave. Knows no files or tables.
+The main model detects the language, in the same windows as always, and transcribes what no other is
+for. All models are loaded at the start: one that cannot be loaded says so before hours of work.
 """
 
 from collections.abc import Mapping
@@ -22,8 +20,8 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.part_transcriber import (
+from corpus_asr.transcription.engine import (
+    Engine,
     LeavesLanguages,
     PartTranscriber,
     PartTranscript,
@@ -38,13 +36,7 @@ class RoutedEngine:
     def __init__(
         self, main: Engine, others: Mapping[str, Engine], *, decoding: DecodingSettings
     ) -> None:
-        """Take over engines.
-
-        Args:
-            main: detects languages, and leaves those of `others` to them.
-            others: an engine per language code; one may have several.
-            decoding: what is decoded, in languages that are to be detected.
-        """
+        """Take over engines: `main` detects languages, and leaves those of `others` to them."""
         self._main = main
         self._others = dict(others)
         self._decoding = decoding
@@ -63,20 +55,10 @@ class RoutedEngine:
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
     ) -> "RoutedEngine":
-        """Load checkpoint folders.
+        """Load the main checkpoint's folder and one per language code, the same one once.
 
-        Args:
-            folder: of the main checkpoint.
-            others: a folder per language code; the same one is loaded once.
-            decoding: what to do with them.
-            device, dtype, slots, num_threads: as of `Engine.from_folder`, for each model; with
-                `auto` slots they share the device's memory.
-
-        Raises:
-            CheckpointError: a folder cannot be loaded.
-            ConfigError: no such device, a checkpoint cannot do what `decoding` asks in its
-                language, or the main one cannot tell languages apart.
-            EngineError: the models do not fit into the device's memory.
+        The rest is as of `Engine.from_folder`, for each model; with `auto` slots they share the
+        device's memory.
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -103,11 +85,7 @@ class RoutedEngine:
         return sum(engine.slots for engine in self._engines)
 
     def check(self, decoding: DecodingSettings) -> None:
-        """Refuse what the checkpoints cannot do.
-
-        Raises:
-            ConfigError: names the key.
-        """
+        """Refuse what the checkpoints cannot do."""
         _check_mode(decoding)
         self._main.check(decoding)
         for code, engine in self._others.items():
@@ -116,16 +94,7 @@ class RoutedEngine:
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None
     ) -> "Future[PartTranscript]":
-        """Queue a part; the future gives its transcript or the exception that ended it.
-
-        Args:
-            part: what to transcribe.
-            decoding: how, where it differs from the engine's own settings.
-
-        Raises:
-            ConfigError: a checkpoint cannot do what `decoding` asks.
-            EngineError: an engine is closed, or broke down earlier.
-        """
+        """Queue a part, as `Engine.submit` does; the main model comes first."""
         if decoding is not None:
             _check_mode(decoding)
         settings = decoding or self._decoding
@@ -185,12 +154,7 @@ def _pass_on(
 def _checked_transcribers(
     folder: Path, others: Mapping[str, Path], decoding: DecodingSettings
 ) -> dict[Path, PartTranscriber]:
-    """Read how each checkpoint transcribes, the main one first.
-
-    Raises:
-        CheckpointError: a file is missing or unusable.
-        ConfigError: a checkpoint cannot do what it is there for.
-    """
+    """Read how each checkpoint transcribes, the main one first."""
     _check_mode(decoding)
     elsewhere = {code: path for code, path in others.items() if path != folder}
     main = part_transcriber(folder)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import ceil
 
 import numpy as np
-from jaxtyping import Float16
+from jaxtyping import Float, Float16
 
 from corpus_asr.segments import SpeechSpan
 from corpus_asr.units import (
@@ -25,6 +25,41 @@ from corpus_asr.units import (
     WINDOW_FRAMES,
     WINDOW_SAMPLES,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Language:
+    """A language and how sure the model is; no probability where it was given."""
+
+    code: str | None
+    probability: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Window:
+    """One window to decode."""
+
+    number: int = 0
+    """How many came before it."""
+    seek: int
+    """Its first frame."""
+    end: int
+    """Where the stretch it belongs to ends."""
+    content_frames: int
+    """Frames of audio in it, padding left out."""
+    features: Float[np.ndarray, "mel frame"]
+    num_frames: int | None
+    """Those that are heard; None for all."""
+    language: Language
+    prompt: tuple[int, ...]
+    start_position: int = 0
+    """Of the start token in the prompt."""
+    max_new_tokens: int
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """What it is called among its task's jobs: what is called the same is encoded once."""
+        return self.seek, self.end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +149,9 @@ class PartRequest:
 
 
 def frames_to_hear(content_frames: int, padding_s: float | None) -> int | None:
-    """Frames of a window that the encoder is to hear; None for all of them.
+    """Frames of a window that the encoder is to hear: content and padding; None for all.
 
-    Args:
-        content_frames: of audio at its start.
-        padding_s: seconds of what follows that are heard too; None for all.
-
-    Returns:
-        Whole seconds, so that windows come in few lengths.
+    They are whole seconds, so that windows come in few lengths.
     """
     if padding_s is None:
         return None
@@ -142,15 +172,12 @@ def pad_window(
 def clip_ranges(part: PartRequest, clip_timestamps: Sequence[float]) -> list[tuple[int, int]]:
     """Cut the clips at the part's edges; without clips the part is all one range.
 
-    Args:
-        part: of any recording.
-        clip_timestamps: start, end, start, end ... in seconds of the recording, ascending; without
-            a last end the last clip goes on to the end.
+    Clips are start, end, start, end ... in seconds of the recording, ascending; without a last end
+    the last one goes on to the end.
 
     Source: openai-whisper `transcribe`, `clip_timestamps`.
     """
-    edges = list(clip_timestamps) or [0.0]
-    frames = [part.frame(edge_s) for edge_s in edges]
+    frames = [part.frame(edge_s) for edge_s in clip_timestamps or [0.0]]
     if len(frames) % 2:
         frames.append(part.num_frames)
     return [(start, end) for start, end in list(pairwise(frames))[::2] if end > start]
@@ -173,13 +200,9 @@ def chunk_ranges(
     window_frames: int = WINDOW_FRAMES,
     pause_frames: int = WINDOW_FRAMES,
 ) -> list[tuple[int, int]]:
-    """Cut stretches of a part into ranges; without speech detection they cover all of them.
+    """Cut frame ranges of a part into ranges of at most a window, without long pauses.
 
-    Args:
-        part: whose speech and loudness decide.
-        clips: frame ranges, in order.
-        window_frames: the longest range.
-        pause_frames: the longest silence within a range.
+    Without speech detection they cover all that was given, cut where it is least loud.
 
     Source: the merging of speech spans is WhisperX's "cut and merge" (Bain et al. 2023, section 3).
     """

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.segments import Word
+from corpus_asr.transcription.windows import Window
 from corpus_asr.units import FRAMES_PER_SECOND
 
 # Steps of a path, as the trace keeps them.
@@ -26,9 +27,6 @@ def median_filter(
 
     The ends are reflected, without their outermost value. A last axis too short to reflect (at
     most half the width) comes back as it is. NaN counts as larger than any number.
-
-    Raises:
-        ValueError: `width` is not an odd positive number.
 
     Source: openai-whisper `timing.py`, `median_filter`.
     """
@@ -75,9 +73,6 @@ def dynamic_time_warping(
 
     Returns:
         The token indices and the position indices along the way, both from 0.
-
-    Raises:
-        ValueError: the matrix is empty.
 
     Source: Sakoe and Chiba 1978; equal to `_dynamic_time_warping` in transformers'
     generation_whisper.py and `dtw_cpu` in openai-whisper's timing.py, which go cell by cell.
@@ -287,13 +282,10 @@ class _Audio:
 
 
 def time_words(
-    stretches: Sequence[DraftSegment],
+    drafts: Sequence[DraftSegment],
+    window: Window,
     *,
-    features: Float[np.ndarray, "mel frame"],
-    num_frames: int | None = None,
-    window: tuple[int, ...],
-    window_start_s: float,
-    content_frames: int,
+    start_s: float,
     last_speech_s: float,
     alignment: AlignmentSpec,
 ) -> Generator[AlignJob, AlignResult, list[DraftSegment]]:
@@ -302,14 +294,11 @@ def time_words(
     Nothing is asked for when the window says nothing.
 
     Args:
-        stretches: the window's segments in order, in recording time, before any is dropped.
-        features: the window, as it was decoded.
-        num_frames: those that were heard; None for all.
-        window: its name in the `WindowJob`; the same one spares encoding it again.
-        window_start_s: where the window starts, in recording time.
-        content_frames: frames of audio in the window, padding left out.
+        drafts: the window's segments in order, in recording time, before any is dropped.
+        window: as it was decoded, which spares encoding it again.
+        start_s: where the window starts, in recording time.
         last_speech_s: where the last word before this window ended; 0.0 if there was none.
-        reading: how the checkpoint reads text of this language and task.
+        alignment: how the checkpoint reads text of this language and task.
 
     Returns:
         The segments with their words; `last_word_end` of them is the next `last_speech_s`.
@@ -318,54 +307,52 @@ def time_words(
     the edge of a segment: here each segment keeps its text; and where one would be stretched beyond
     the window's audio, which a clip may have before and after it.
     """
-    tokens = [token for stretch in stretches for token in stretch.tokens]
+    tokens = [token for draft in drafts for token in draft.tokens]
     if not tokens:
-        return list(stretches)
+        return list(drafts)
     prompt = alignment.prompt
     read = (*prompt, *tokens, alignment.end)[: alignment.room]
     assert len(read) >= len(prompt) + len(tokens), "what was decoded fits the decoder"
     result = yield AlignJob(
-        features=features,
-        window=window,
+        features=window.features,
+        window=window.name,
         tokens=read,
         heads=alignment.heads,
         choices=alignment.choices,
-        num_frames=num_frames,
+        num_frames=window.num_frames,
     )
 
     first = len(prompt) - 1  # where the first text token is foretold
     times_s = _token_times(
         result.weights,
         rows=slice(first, first + len(tokens) + 1),
-        frames=content_frames,
+        frames=window.content_frames,
         alignment=alignment,
     )
     probabilities = np.exp(result.logprobs[first : first + len(tokens)])
     at = 0
     words: list[list[_Timed]] = []
-    for stretch in stretches:
-        stop = at + len(stretch.tokens)
-        spelled = alignment.spell(stretch.tokens)
+    for draft in drafts:
+        stop = at + len(draft.tokens)
+        spelled = alignment.spell(draft.tokens)
         words.append(list(_timed(spelled, times_s[at : stop + 1], probabilities[at:stop])))
         at = stop
-    usual_s = _usual_length([word for own in words for word in own])
+    every_word = [word for own in words for word in own]
+    usual_s = _usual_length(every_word)
     if usual_s is not None:
-        _shorten_at_sentence_ends([word for own in words for word in own], 2 * usual_s)
+        _shorten_at_sentence_ends(every_word, 2 * usual_s)
     settled = []
-    audio = _Audio(window_start_s, window_start_s + content_frames / FRAMES_PER_SECOND)
-    for stretch, own in zip(stretches, words, strict=True):
-        settled.append(_settle(stretch, own, audio, last_speech_s, usual_s or 0.0))
+    audio = _Audio(start_s, start_s + window.content_frames / FRAMES_PER_SECOND)
+    for draft, own in zip(drafts, words, strict=True):
+        settled.append(_settle(draft, own, audio, last_speech_s, usual_s or 0.0))
         last_speech_s = settled[-1].end_s if settled[-1].words else last_speech_s
     return settled
 
 
-def last_word_end(stretches: Sequence[DraftSegment]) -> float | None:
-    """Where the last word ends, in recording time; without words, where the last stretch does.
-
-    None without stretches.
-    """
-    without_words = stretches[-1].end_s if stretches else None
-    return next((one.words[-1].end_s for one in reversed(stretches) if one.words), without_words)
+def last_word_end(drafts: Sequence[DraftSegment]) -> float | None:
+    """Where the last word ends, or the last draft if none has words; None without drafts."""
+    without_words = drafts[-1].end_s if drafts else None
+    return next((one.words[-1].end_s for one in reversed(drafts) if one.words), without_words)
 
 
 def _token_times(
@@ -427,7 +414,7 @@ def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None
 
 
 def _settle(
-    stretch: DraftSegment,
+    draft: DraftSegment,
     words: Sequence[_Timed],
     audio: _Audio,
     last_speech_s: float,
@@ -440,18 +427,18 @@ def _settle(
         word.end_s = round(audio.start_s + word.end_s, 2)
     words = [word for word in words if word.text]
     if not words:
-        return stretch
+        return draft
     _shorten_after_a_pause(words, audio, last_speech_s, usual_s)
     first, last = words[0], words[-1]
     start_s, end_s = first.start_s, last.end_s
-    if stretch.start_s < first.end_s and stretch.start_s - _SEGMENT_EDGE_S > first.start_s:
-        start_s = stretch.start_s
+    if draft.start_s < first.end_s and draft.start_s - _SEGMENT_EDGE_S > first.start_s:
+        start_s = draft.start_s
         first.start_s = max(audio.start_s, min(first.end_s - usual_s, start_s))
-    if stretch.end_s > last.start_s and stretch.end_s + _SEGMENT_EDGE_S < last.end_s:
-        end_s = stretch.end_s
+    if draft.end_s > last.start_s and draft.end_s + _SEGMENT_EDGE_S < last.end_s:
+        end_s = draft.end_s
         last.end_s = min(audio.end_s, max(last.start_s + usual_s, end_s))
     return replace(
-        stretch,
+        draft,
         start_s=start_s,
         end_s=end_s,
         words=tuple(

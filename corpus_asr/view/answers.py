@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.formats import ExportFormat, file_texts
-from corpus_asr.export.names import Names, common_folder
+from corpus_asr.export.write import Names, common_folder
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.stores.uri import without_secrets
@@ -28,13 +28,14 @@ from corpus_asr.view.search import (
     Filters,
     Hit,
     Order,
+    Query,
     RecordingOrder,
     State,
     find,
+    parse_query,
     recordings_page,
     states,
 )
-from corpus_asr.view.search_text import Query, parse_query
 from corpus_asr.view.sound import MAX_SAMPLES, Readable, Sounds
 
 # Formats that can be saved.
@@ -102,11 +103,7 @@ _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
 
 
 def parse_request(parameters: Mapping[str, str]) -> Request:
-    """Read the parameters of a request with care; unknown ones are ignored.
-
-    Raises:
-        ConfigError: a value is not allowed.
-    """
+    """Read the parameters of a request with care; unknown ones are ignored."""
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(Request)):
         text = parameters.get(name.removesuffix("_s"), "")

@@ -25,7 +25,7 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.start import CONFIG_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, PartRows
 from corpus_asr.view.search import TextFiles, Texts
 
@@ -70,20 +70,14 @@ class Catalogue:
 
 
 def read_catalogue(store: OutputStore) -> Catalogue:
-    """Read the outcomes of an output folder.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
-    """
+    """Read the outcomes of an output folder."""
     names = outcomes_names(store)
     classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
     rows = LABEL_ROWS if classified else SEGMENT_ROWS
     settlement = Ledger.load(store).resolve(())
     index = index_of(store, names, settlement, rows)
-    ids = index.recordings["recording_id"].combine_chunks()
-    details = _details(store, names, settlement, ids)
     recordings = index.recordings
+    details = _details(store, names, settlement, recordings["recording_id"].combine_chunks())
     for name in _DETAILS[1:]:
         recordings = recordings.append_column(name, details[name])
     return Catalogue(rows, index, recordings, finished=store.exists(SUCCESS_NAME))
@@ -124,12 +118,7 @@ class View:
 
 
 class Library:
-    """Keeps a view of an output folder, which is read only when asked for. Thread-safe.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
-    """
+    """Keeps a view of an output folder, which is read only when asked for. Thread-safe."""
 
     def __init__(self, store: OutputStore, *, refresh_s: float = REFRESH_S) -> None:
         self.store = store
@@ -139,7 +128,6 @@ class Library:
         self._view = View(catalogue=read_catalogue(store), texts=None, version=0)
         self._files = TextFiles()
         self._checked_s = -math.inf
-        self._busy = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -155,8 +143,7 @@ class Library:
         """Return the last view, and start reading a new one if it is old."""
         with self._lock:
             due = time.monotonic() - self._checked_s >= self._refresh_s
-            if due and not self._busy:
-                self._busy = True
+            if due and (self._thread is None or not self._thread.is_alive()):
                 self._thread = threading.Thread(
                     target=self._refresh, name="view-refresh", daemon=True
                 )
@@ -192,9 +179,7 @@ class Library:
             event(_LOG, logging.WARNING, "view_not_refreshed", why=str(error))
             self._replace(problem=str(error))
         finally:
-            with self._lock:
-                self._checked_s = time.monotonic()
-                self._busy = False
+            self._checked_s = time.monotonic()
 
     def _read_texts(self, catalogue: Catalogue) -> Texts:
         self._replace(rows_read=0)
@@ -297,12 +282,7 @@ class Transcripts:
         self._lock = threading.Lock()
 
     def read(self, catalogue: Catalogue, position: int) -> Transcript:
-        """Return the transcript of a recording.
-
-        Raises:
-            FetchError: the store does not answer, or a run is just finishing here; try again.
-            CorpusAsrError: an object is no Parquet file.
-        """
+        """Return the transcript of a recording."""
         places = tuple(catalogue.index.places(position))
         with self._lock:
             if places in self._kept:

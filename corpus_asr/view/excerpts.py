@@ -36,12 +36,7 @@ class Excerpts:
         self._open: OrderedDict[tuple[str, int | None, bool], _Tape] = OrderedDict()
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
-        """Yield `num_samples` in pieces, silence after the end, and empty pieces as heartbeats.
-
-        Raises:
-            FetchError: the recording cannot be read.
-            DecodeError: it cannot be decoded.
-        """
+        """Yield `num_samples` in pieces, silence after the end, and empty pieces as heartbeats."""
         key = (request.uri, request.channel, request.exact)
         tape = self._open.pop(key, None)
         if tape is None or not tape.reaches(request.start_sample, exact=request.exact):

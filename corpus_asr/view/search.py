@@ -8,10 +8,12 @@ the pages up to the one it returns, however many hits there are.
 
 import re
 import tempfile
+import unicodedata
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,146 @@ import pyarrow.compute as pc
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Claims, Index, claimed_rows
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
-from corpus_asr.view.search_text import Query, folded_lines
+from corpus_asr.text.normalize import PLAIN_LETTERS
+
+MAX_QUERY_CHARS = 500
+_TERM = re.compile(r'(?<!\S)(-?)(?:"([^"]*)"?|(\S+))')
+_DOTLESS_I = "\u0131"
+# Marks that only colour a letter: accents, and points of Hebrew and Arabic.
+_ACCENTS = (
+    (0x0300, 0x036F), (0x0591, 0x05BD), (0x05BF, 0x05C7), (0x0610, 0x061A), (0x0640, 0x0640),
+    (0x064B, 0x065F), (0x0670, 0x0670), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF),
+    (0xFE00, 0xFE0F), (0xFE20, 0xFE2F),
+)  # fmt: skip
+_SPACES = re.compile(" {2,}")
+# Parts of Korean syllables, which belong to the letter before them.
+_FOLLOWING_JAMO = range(0x1160, 0x1200)
+
+
+class _Table(dict[int, str | int | None]):
+    """The folded form of each character, computed when it first occurs."""
+
+    def __missing__(self, code: int) -> str | int | None:
+        character = chr(code)
+        self[code] = PLAIN_LETTERS.get(character, code)
+        if unicodedata.category(character)[0] in "PZC":
+            self[code] = " "
+        if any(first <= code <= last for first, last in _ACCENTS):
+            self[code] = None
+        return self[code]
+
+
+_TABLE = _Table({ord("\n"): "\n", ord(_DOTLESS_I): "i"})
+
+
+def folded(text: str) -> str:
+    """Return the folded form of a text: words between single spaces, none at the ends."""
+    return folded_lines([text])[0]
+
+
+def folded_lines(texts: Sequence[str]) -> list[str]:
+    """Return the folded forms of many texts, at a cost of microseconds each."""
+    plain = iter(_folded([text for text in texts if text.isascii()]))
+    others = iter(_folded([text for text in texts if not text.isascii()]))
+    return [next(plain) if text.isascii() else next(others) for text in texts]
+
+
+def _folded(texts: Sequence[str]) -> list[str]:
+    # All at once: a call for each would take longer than the work.
+    whole = _translated("\n".join(text.replace("\n", " ") for text in texts))
+    return [line.strip(" ") for line in _SPACES.sub(" ", whole).split("\n")]
+
+
+def _translated(text: str) -> str:
+    if text.isascii():
+        return text.lower().translate(_TABLE)
+    # Letters are separated from their marks, and what is left is composed again.
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return unicodedata.normalize("NFC", decomposed.translate(_TABLE))
+
+
+def places(text: str) -> tuple[str, list[int]]:
+    """Return the folded form, and for each of its characters the place in the text it comes from.
+
+    One more place stands at the end: the length of the text.
+    """
+    characters: list[str] = []
+    sources: list[int] = []
+    starts = [at for at in range(len(text)) if at == 0 or not _follows(text[at])]
+    for start, stop in pairwise([*starts, len(text)]):
+        for character in _translated(text[start:stop].replace("\n", " ")):
+            if character != " " or (characters and characters[-1] != " "):
+                characters.append(character)
+                sources.append(start)
+    if characters and characters[-1] == " ":
+        del characters[-1], sources[-1]
+    return "".join(characters), [*sources, len(text)]
+
+
+def _follows(character: str) -> bool:
+    """Tell whether a character belongs to the letter before it."""
+    return ord(character) in _FOLLOWING_JAMO or unicodedata.category(character)[0] == "M"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Folded words and phrases."""
+
+    wanted: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    whole_words: bool = False
+    """Whether a match begins and ends where words do."""
+
+    def matches(self, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Return a mask of the folded texts that match; each has a space at both ends."""
+        matching = np.ones(len(texts), dtype=bool)
+        for terms, expected in ((self.wanted, True), (self.excluded, False)):
+            for term in terms:
+                pattern = f" {term} " if self.whole_words else term
+                holds = pc.match_substring(texts, pattern).to_numpy(zero_copy_only=False)
+                matching &= holds == expected
+        return matching
+
+    def pieces(self, text: str) -> list[tuple[str, bool]]:
+        """Cut a text into pieces; those that match are marked True."""
+        plain, sources = places(text)
+        marked = np.zeros(len(text), dtype=bool)
+        for start, stop in self._spans(plain):
+            end = sources[stop - 1] + 1
+            while end < len(text) and _follows(text[end]):
+                end += 1
+            marked[sources[start] : end] = True
+        edges = [0, *(np.flatnonzero(np.diff(marked)) + 1).tolist(), len(text)]
+        spans = ((start, stop) for start, stop in pairwise(edges) if start < stop)
+        return [(text[start:stop], bool(marked[start])) for start, stop in spans]
+
+    def _spans(self, plain: str) -> Iterator[tuple[int, int]]:
+        for term in self.wanted:
+            pattern = re.escape(term)
+            if self.whole_words:
+                pattern = rf"(?<![^ ]){pattern}(?![^ ])"
+            yield from (match.span() for match in re.finditer(pattern, plain))
+
+
+def parse_query(text: str, *, whole_words: bool = False) -> Query:
+    """Parse what was typed."""
+    if len(text) > MAX_QUERY_CHARS:
+        raise ConfigError(
+            f"searching: found {len(text)} characters, expected {MAX_QUERY_CHARS} at most; search "
+            "for fewer words"
+        )
+    wanted: list[str] = []
+    excluded: list[str] = []
+    for minus, phrase, word in _TERM.findall(text):
+        if term := folded(phrase or word):
+            (excluded if minus else wanted).append(term)
+    if text.strip() and not (wanted or excluded):
+        raise ConfigError(
+            f"searching for {text.strip()!r}: found no letter or figure, expected some; "
+            "punctuation is not searched for"
+        )
+    return Query(wanted=tuple(wanted), excluded=tuple(excluded), whole_words=whole_words)
+
 
 PAGE_ROWS = 50
 MAX_PAGE = 200
@@ -89,10 +230,6 @@ class TextFiles:
         """Read new objects of an output folder, drop deleted ones, and return what there is now.
 
         `on_rows` is called with the number of rows whenever some have been read.
-
-        Raises:
-            CorpusAsrError: an object does not hold what its outcomes say.
-            FetchError: the store does not answer, or a run is just finishing here; try again.
         """
         claims = dict(index.objects())
         kept = [chunk for chunk in self._chunks if any(name in claims for name, *_ in chunk.spans)]
@@ -128,8 +265,7 @@ class TextFiles:
 
 
 def _searchable(rows: pa.Table) -> pa.Table:
-    shown = pa.array(np.ones(rows.num_rows, dtype=bool))
-    language = pa.nulls(rows.num_rows, pa.string())
+    shown, language = np.ones(rows.num_rows, dtype=bool), pa.nulls(rows.num_rows, pa.string())
     if "label" in rows.schema.names:
         shown = pc.equal(rows["rank"], 1)
         rows = rows.rename_columns({"label": "text", "probability": "confidence"})
@@ -178,11 +314,7 @@ class RecordingOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What recordings and segments have to match.
-
-    Raises:
-        ConfigError: a confidence is not between 0 and 1.
-    """
+    """What recordings and segments have to match."""
 
     id: str = ""
     """Of the only recording."""
@@ -278,11 +410,7 @@ def find(
     order: Order = Order.recording,
     page: int = 0,
 ) -> Hits:
-    """Search all segments of a run; recordings and texts are those of one view.
-
-    Raises:
-        ConfigError: there is no such page.
-    """
+    """Search all segments of a run; recordings and texts are those of one view."""
     _check_page(page)
     wanted = filters.recordings(recordings)
     seen = np.zeros(len(wanted), dtype=bool)
@@ -351,11 +479,7 @@ def recordings_page(
     order: RecordingOrder = RecordingOrder.name,
     page: int = 0,
 ) -> tuple[int, list[int]]:
-    """Return how many recordings match, and the positions of one page of them.
-
-    Raises:
-        ConfigError: there is no such page.
-    """
+    """Return how many recordings match, and the positions of one page of them."""
     _check_page(page)
     positions = np.flatnonzero(filters.recordings(recordings) & filters.in_language(recordings))
     if order is not RecordingOrder.name:

@@ -18,12 +18,12 @@ from typing import Any, cast
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
 from corpus_asr.storage.stores.host_allowlist import HostRules
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # By name, so that native decoders are imported in the child process alone.
@@ -112,13 +112,8 @@ class _OpenFile:
 class Sounds:
     """Opens recordings for playback. Thread-safe.
 
-    Args:
-        store: the output folder; its run's settings say how recordings are read.
-        moved: prefixes of URIs, and what replaces them.
-        endpoint_url: the store of the recordings, where it is not the run's.
-
-    Raises:
-        ConfigError: the run's settings are not those of this program.
+    `moved` are prefixes of URIs and what replaces them; `endpoint_url` is the store of the
+    recordings, where it is not the run's.
     """
 
     def __init__(

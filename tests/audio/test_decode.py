@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from corpus_asr.audio import decode as decode_module
-from corpus_asr.audio.decode import open_audio
+from corpus_asr.audio.decode import AudioFormat, encode_audio, open_audio
 from corpus_asr.audio.probe import open_container
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -173,6 +173,9 @@ def test_other_channel_choices_are_a_callers_mistake(channels):
 
 
 def test_a_damaged_stretch_in_the_middle_costs_only_itself():
+    with open_audio(io.BytesIO(mp3(3)), uri="memory") as decoder:
+        list(decoder)
+        assert decoder.decode_errors == 0
     data = bytearray(mp3(20))
     middle = len(data) // 2
     data[middle : middle + 3000] = np.random.default_rng(0).bytes(3000)
@@ -180,12 +183,6 @@ def test_a_damaged_stretch_in_the_middle_costs_only_itself():
         found = np.concatenate(list(decoder), axis=1)
         assert decoder.decode_errors >= 1
     assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(20, abs=0.5)
-
-
-def test_a_whole_recording_counts_no_errors():
-    with open_audio(io.BytesIO(mp3(3)), uri="memory") as decoder:
-        list(decoder)
-        assert decoder.decode_errors == 0
 
 
 @pytest.mark.parametrize("name", ["mp3", "adts", "ogg opus", "flac", "webm opus", "mpeg ts"])
@@ -394,14 +391,18 @@ MP3 = encode(
 )
 
 
-@pytest.mark.parametrize("packets", [1, 100, 400])
-def test_a_file_that_cannot_be_read_on_ends_with_an_error_after_what_was_good(packets, monkeypatch):
-    whole = decode(MP3)
+def damage_after(packets: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         decode_module,
         "open_container",
         lambda *args, **names: DamagedContainer(open_container(*args, **names), packets=packets),
     )
+
+
+@pytest.mark.parametrize("packets", [1, 100, 400])
+def test_a_file_that_cannot_be_read_on_ends_with_an_error_after_what_was_good(packets, monkeypatch):
+    whole = decode(MP3)
+    damage_after(packets, monkeypatch)
     chunks: list[np.ndarray] = []
     with open_audio(io.BytesIO(MP3), uri="s3://b/a.mp3") as decoder:
         with pytest.raises(DecodeError) as caught:
@@ -417,11 +418,7 @@ def test_a_file_that_cannot_be_read_on_ends_with_an_error_after_what_was_good(pa
 
 
 def test_a_file_without_one_good_packet_is_empty(monkeypatch):
-    monkeypatch.setattr(
-        decode_module,
-        "open_container",
-        lambda *args, **names: DamagedContainer(open_container(*args, **names), packets=0),
-    )
+    damage_after(0, monkeypatch)
     with pytest.raises(DecodeError) as caught:
         decode(MP3)
     assert caught.value.kind == "empty_audio"
@@ -443,3 +440,40 @@ def test_a_stream_that_begins_in_mid_file_costs_nothing_of_the_first():
     middle = len(tags) * 9 // 10  # behind what libav looks at to find the streams
     mixed = data[:13] + b"".join(tags[:middle]) + 3 * video + b"".join(tags[middle:])
     np.testing.assert_array_equal(decode(mixed, uri="a.flv"), whole)
+
+
+# Clips written as files.
+
+ONE_STEP = 2 / 32_767  # of 16 bits, written and read
+
+
+@pytest.mark.parametrize("audio_format", ["flac", "wav"])
+@pytest.mark.parametrize("num_samples", [1, 4096, 4097, 50_001])
+def test_lossless_formats_give_back_every_sample(audio_format: AudioFormat, num_samples: int):
+    samples = noise(5.0)[0, :num_samples]
+    found = decode(encode_audio(samples, audio_format))
+    assert found.shape == (1, num_samples)
+    assert np.abs(found[0] - samples).max() < ONE_STEP
+
+
+def test_opus_sounds_the_same_and_is_as_long():
+    samples = tone(2.0, hz=700)[0]
+    found = decode(encode_audio(samples, "opus"))[0]
+    assert len(found) == len(samples)
+    assert share_of_tone(found, 700) > 0.95
+
+
+@pytest.mark.parametrize("audio_format", ["flac", "opus", "wav"])
+def test_the_same_samples_are_the_same_bytes(audio_format: AudioFormat):
+    samples = noise(1.0)[0]
+    assert encode_audio(samples, audio_format) == encode_audio(samples, audio_format)
+
+
+def test_what_is_too_loud_is_clipped_and_does_not_wrap():
+    found = decode(encode_audio(np.array([2.0, -2.0, 0.0], dtype=np.float32), "flac"))[0]
+    np.testing.assert_allclose(found, [1.0, -1.0, 0.0], atol=ONE_STEP)
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match="no samples"):
+        encode_audio(np.zeros(0, dtype=np.float32), "flac")

@@ -88,15 +88,6 @@ def test_a_video_without_sound_says_so():
     assert "found video stream" in str(error)
 
 
-def test_a_playlist_opens_no_other_file(tmp_path):
-    secret = tmp_path / "secret.wav"
-    secret.write_bytes(wav_bytes(tone(1), rate_hz=16000))
-    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:10", "#EXTINF:1,", secret.as_uri()]
-    playlist = "\n".join([*lines, "#EXT-X-ENDLIST", ""])
-    refused(playlist.encode(), uri="s3://bucket/list.m3u8")
-    refused(f"ffconcat version 1.0\nfile {secret}\n".encode(), uri="s3://bucket/list.ffconcat")
-
-
 def test_tags_in_another_alphabet_do_not_matter():
     data = wav_bytes(tone(1), rate_hz=16000)
     title = "Grüße".encode("latin-1") + b"\x00"

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from corpus_asr.audio.resample import EachChannel, MonoMixer, OneChannel, Run, mono_shares, resample
+from corpus_asr.audio.resample import EachChannel, MonoMixer, Run, mono_shares, resample, row_maker
 from tests.support.audio import frame_of, level, noise, share_of_tone, tone
 
 # libswresample works in float32 either way; the oracle converts and resamples in one call.
@@ -173,8 +173,9 @@ def test_silence_and_absurdly_loud_samples_are_mixed_quietly():
 
 def test_a_channel_that_a_later_stretch_lacks_is_mixed():
     block = noise(1, num_channels=2)
-    np.testing.assert_array_equal(OneChannel(1, ["FL", "FR"])(block), block[1:])
-    np.testing.assert_array_equal(OneChannel(1, ["FC"])(block[:1]), block[:1])
+    second, only = (row_maker(1, names, num_rows=1) for names in (["FL", "FR"], ["FC"]))
+    np.testing.assert_array_equal(second(block), block[1:])
+    np.testing.assert_array_equal(only(block[:1]), block[:1])
 
 
 def test_each_channel_keeps_its_row_when_the_channels_change():

@@ -62,9 +62,7 @@ def _arguments() -> argparse.Namespace:
 
 def _items(folder: Path, known: Sequence[str]) -> list[dict[str, Any]]:
     """Return the recordings in languages that are known, each with its `code` of it."""
-    items = [
-        item | {"code": item.get("whisper_language", item["language"])} for item in manifest(folder)
-    ]
+    items = list(manifest(folder))
     timed = all("words" in item for item in items)
     return [item | {"timed": timed} for item in items if item["code"] in known]
 
@@ -175,13 +173,8 @@ def _table_of_times(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) 
     yield f"\n| | words | start: {edge} | end: {edge} |"
     yield "|---|" + "--:|" * (1 + 2 * (2 + len(WITHIN_MS)))
     for name, mine in found.items():
-        errors_ms = 1000 * np.abs(
-            [
-                pair
-                for key, one in mine.items()
-                for pair in _score(items[key[2:]], one).time_errors_s
-            ]
-        )
+        scores = [_score(items[key[2:]], one) for key, one in mine.items()]
+        errors_ms = 1000 * np.abs([pair for one in scores for pair in one.time_errors_s])
         cells = [name, str(len(errors_ms))]
         for edge_ms in errors_ms.T:
             cells += [f"{np.quantile(edge_ms, share):.0f}" for share in (0.5, 0.9)]
@@ -190,11 +183,7 @@ def _table_of_times(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) 
 
 
 def _by_id(folders: Sequence[Path]) -> dict[tuple[str, ...], dict[str, Any]]:
-    return {
-        (folder.name, item["id"]): item | {"code": item.get("whisper_language", item["language"])}
-        for folder in folders
-        for item in manifest(folder)
-    }
+    return {(folder.name, item["id"]): item for folder in folders for item in manifest(folder)}
 
 
 def _score(item: dict[str, Any], found: Hypothesis) -> Score:

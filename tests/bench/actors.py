@@ -33,11 +33,8 @@ PARTS_AT_ONCE = 2  # of a slow engine
 
 def measure(folder: Path, actors: int, num_packs: int) -> tuple[float, float]:
     """Return parts committed per second once the first were, and the driver's CPU seconds."""
-    config = scripted_job(
-        folder,
-        extract={"workers": 1},
-        transcribe={"workers": actors, "cpus_per_worker": 1},
-    )
+    actors_of = {"workers": actors, "cpus_per_worker": 1}
+    config = scripted_job(folder, extract={"workers": 1}, transcribe=actors_of)
     packs = [packs_of(f"{n}/parts={PARTS_PER_PACK}") for n in range(num_packs)]
     plan = folder / "packs"
     plan.mkdir()

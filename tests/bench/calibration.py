@@ -4,12 +4,12 @@
         [--stress FOLDER...] [--words FOLDER...]
 
 Each data folder holds recordings and a manifest.jsonl with their texts, best none a model was
-trained on; `tests.bench.calibration_data` makes longer, noisy and empty ones. They are transcribed
-with default settings, once: transcripts are kept below --cache. Those of --stress are transcribed
-without speech detection, and again without temperature fallback and thresholds too, so that loops
-and invented text are among them; those of --words with word times. A word counts as right where a
-cheapest alignment pairs it with the same word of the reference. All figures of confidences are of
-models fitted to other speakers.
+trained on, and noisy and empty ones among them. They are transcribed with default settings, once:
+transcripts are kept below --cache. Those of --stress are transcribed without speech detection, and
+again without temperature fallback and thresholds too, so that loops and invented text are among
+them; those of --words with word times. A word counts as right where a cheapest alignment pairs it
+with the same word of the reference. All figures of confidences are of models fitted to other
+speakers.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from corpus_asr.report.accuracy.calibration import (
 )
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
+from tests.support.audio import read_manifest
 
 NO_FALLBACK: dict[str, Any] = {
     "temperature": 0.0, "compression_ratio_threshold": None, "logprob_threshold": None,
@@ -117,10 +118,9 @@ def _transcribed(
 
 
 def _rows(model: Path, folder: Path, kind: str, threads: int | None) -> Iterator[dict[str, Any]]:
-    lines = (folder / "manifest.jsonl").read_text().splitlines()
     items = {
         str(folder / item["path"]): item
-        for item in map(json.loads, lines)
+        for item in read_manifest(folder)
         if item.get("text") is not None
         and item.get("whisper_language", item["language"]) is not None
     }

@@ -1,15 +1,15 @@
 """corpus-asr, openai-whisper, faster-whisper and `transformers`: the same weights, one interface.
 
-In: samples of one recording. Out: its text, language and, if wanted, words with times. All compute
-in float32 on a CPU. In mode `default` each engine has its own defaults; in mode `greedy` all decode
-greedily once, without thresholds, speech detection, previous text or a stop at repetitions.
+All compute in float32 on a CPU. In mode `default` each engine has its own defaults; in mode
+`greedy` all decode greedily once, without thresholds, speech detection, previous text or a stop at
+repetitions.
 """
 
 import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,7 +26,8 @@ from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
+from tests.support.audio import read_manifest
 from tests.support.references import align_with
 
 Mode = Literal["default", "greedy"]
@@ -115,8 +116,12 @@ class OursFilledWithZeros:
         )
 
     def __call__(self, file: Path, *, language: str | None, word_times: bool) -> Hypothesis:
-        part = whole(self._extract, read_samples(str(file)), name=file.name)
-        part = replace(part, features=part.features[: part.num_frames], pad_value=0.0)
+        samples = read_samples(str(file))
+        num_frames = len(samples) // HOP_SAMPLES
+        part = PartRequest(
+            recording_id=file.name, part=0, features=self._extract(samples).values[:num_frames],
+            num_samples=len(samples), pad_value=0.0, start_s=0.0, speech=None,
+        )  # fmt: skip
         settings = decoding_from(
             {**self._options, "language": language, "word_timestamps": word_times}
         )
@@ -274,62 +279,14 @@ RECOGNIZERS: Mapping[str, type[Recognizer]] = {
 
 def _order(engine: str, model: Path, scratch: Path) -> Order:
     return Order(
-        engine=engine,
-        dtype="float32",
-        runner="",
-        model=str(model),
-        scratch=str(scratch),
-        device="cpu",
-        threads=torch.get_num_threads(),
-        batch=1,
-        beams=1,
-    )
+        engine=engine, dtype="float32", runner="", model=str(model), scratch=str(scratch),
+        device="cpu", threads=torch.get_num_threads(), batch=1, beams=1,
+    )  # fmt: skip
 
 
 def manifest(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the items of a folder that have a reference text; `file` is the recording's path."""
-    for line in (folder / "manifest.jsonl").read_text().splitlines():
-        item = json.loads(line)
+    """Yield the items with a reference text; `file` is the path, `code` Whisper's language."""
+    for item in read_manifest(folder):
         if item.get("text"):
-            yield item | {"file": folder / item["path"]}
-
-
-def whole(extract: WhisperPartFeatures, samples: np.ndarray, *, name: str) -> PartRequest:
-    """Return a recording as one part, without speech detection."""
-    features = extract(samples)
-    return PartRequest(
-        recording_id=name,
-        part=0,
-        features=features.values,
-        num_samples=len(samples),
-        pad_value=features.pad_value,
-        start_s=0.0,
-        speech=None,
-    )
-
-
-def matches(found: Sequence[str], wanted: Sequence[str]) -> list[tuple[int, int]]:
-    """Pair equal words along a cheapest alignment (Levenshtein); returns pairs of indices."""
-    costs = np.zeros((len(found) + 1, len(wanted) + 1), dtype=np.int32)
-    costs[:, 0] = np.arange(len(found) + 1)
-    costs[0] = np.arange(len(wanted) + 1)
-    columns = np.arange(len(wanted) + 1)
-    words = np.array(wanted, dtype=object)
-    for row, word in enumerate(found, start=1):
-        above = costs[row - 1]
-        best = np.minimum(above[1:] + 1, above[:-1] + (words != word))
-        # Words left out cost one each, counted from the best place to its left.
-        costs[row] = np.minimum.accumulate(np.append(row, best) - columns) + columns
-    pairs = []
-    row, column = len(found), len(wanted)
-    while row and column:
-        same = found[row - 1] == wanted[column - 1]
-        if costs[row, column] == costs[row - 1, column - 1] + (not same):
-            row, column = row - 1, column - 1
-            if same:
-                pairs.append((row, column))
-        elif costs[row, column] == costs[row - 1, column] + 1:
-            row -= 1
-        else:
-            column -= 1
-    return pairs[::-1]
+            code = item.get("whisper_language", item["language"])
+            yield item | {"file": folder / item["path"], "code": code}

@@ -8,6 +8,7 @@ memory is its peak so far. Nothing is downloaded, and nothing is left behind.
 """
 
 import argparse
+import functools
 import json
 import resource
 import tempfile
@@ -20,16 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.listing import list_files
-from corpus_asr.storage.run_state.compaction import compact
-from corpus_asr.storage.run_state.finish import write_recordings
+from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.finish import compact, write_recordings
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
+from tests.support.tables import run_config
 
 SEGMENT: dict[str, Any] = {
     "segment": 0, "start_s": 0.0, "end_s": 5.0, "text": "", "tokens": [], "language": "en",
@@ -50,13 +50,8 @@ class Bench:
 
     def __init__(self, folder: Path, files: int, rows_per_commit: int) -> None:
         self.files, self.rows_per_commit = files, rows_per_commit
-        self.config = RunConfig.model_validate(
-            {
-                "source": {"manifest": str(folder / "manifest.jsonl")},
-                "model": {"checkpoint": "none"},
-                "output": {"uri": str(folder / "output")},
-            }
-        )
+        source = {"manifest": str(folder / "manifest.jsonl")}
+        self.config = run_config("", folder / "output", model="none", source=source)
         self.store = OutputStore(self.config.output.uri)
         with open(folder / "manifest.jsonl", "w") as manifest:
             manifest.writelines(
@@ -65,7 +60,6 @@ class Bench:
             )
 
     def timed(self, name: str, work: Callable[[], Any], units: int, unit: str) -> Any:
-        """Do something; print what it took."""
         started = time.process_time()
         result = work()
         cpu_s = time.process_time() - started
@@ -78,9 +72,10 @@ class Bench:
         """Measure everything, in the order of a run."""
         count, store = self.files, self.store
         objects = -(-count // self.rows_per_commit)
-        self.timed("list (manifest)", self._list, count, "file")
+        plan_of = functools.partial(make_plan, self.config, store)
+        self.timed("list (manifest)", lambda: list(FileListing(self.config.source)), count, "file")
         begin_run(store, self.config, fingerprint(self.config, "revision"))
-        plan = self.timed("plan, nothing done", self._plan, count, "file")
+        plan = self.timed("plan, nothing done", plan_of, count, "file")
         self.timed("commit", lambda: self._commit(plan), objects, "commit")
         ledger = self.timed(
             f"ledger of {objects} objects", lambda: Ledger.load(store), count, "part"
@@ -92,25 +87,12 @@ class Bench:
             "part",
         )  # fmt: skip
         done = ledger.resolve(read_listing(store, plan))
-        self.timed(
-            "recordings",
-            lambda: write_recordings(
-                store, complete_ids=done.complete_ids, listed_ids=done.listed_ids
-            ),
-            count,
-            "recording",
-        )
-        again = self.timed("plan, all done", self._plan, count, "file")
+        self.timed("recordings", lambda: write_recordings(store, done, count), count, "recording")
+        again = self.timed("plan, all done", plan_of, count, "file")
         assert again.num_remaining == 0
         for name in ("outcomes", "segments", "recordings"):
             sizes = store.sizes(name)
             print(f"{name}: {len(sizes)} objects, {sum(sizes.values()) / count:.1f} bytes/file")
-
-    def _list(self) -> int:
-        return sum(batch.num_rows for batch in list_files(self.config.source))
-
-    def _plan(self) -> Plan:
-        return make_plan(self.config, self.store)
 
     def _commit(self, plan: Plan) -> None:
         chance = np.random.default_rng(0)
@@ -152,7 +134,6 @@ def _results(files: pa.Table, chance: np.random.Generator) -> pa.Table:
 
 
 def main() -> None:
-    """Read the command line, make a folder, measure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--rows-per-commit", type=int, default=100)

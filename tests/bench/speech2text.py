@@ -8,12 +8,10 @@ the end token, so that every engine and every type of numbers says the same.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,8 +34,6 @@ _NEXT, _END = 25.0, 17.0
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of several lengths."""
-
     features: Tensor
     mask: Tensor
     prompts: Tensor
@@ -49,10 +45,24 @@ class Engine:
     """One of those that take turns."""
 
     name: str
-    generate: Callable[..., Tensor]
+    model: Any
+    dtype: torch.dtype
     wall_s: list[float] = field(default_factory=list)
     processor_s: list[float] = field(default_factory=list)
-    said: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, *, num_beams: int) -> Tensor:
+        wall, processor = time.perf_counter(), time.process_time()
+        tokens: Tensor = self.model.generate(
+            batch.features.to(self.dtype),
+            attention_mask=batch.mask,
+            decoder_input_ids=batch.prompts,
+            max_new_tokens=batch.max_new_tokens,
+            num_beams=num_beams,
+        )
+        self.wall_s.append(time.perf_counter() - wall)
+        self.processor_s.append(time.process_time() - processor)
+        return tokens
 
 
 def batch_of(config: Any, rows: int, shortest_s: float, longest_s: float) -> Batch:
@@ -99,78 +109,41 @@ def save_network(size: str, folder: Path) -> Any:
 
 
 def engines(folder: Path, dtypes: list[str]) -> list[Engine]:
-    """Load the checkpoint in both libraries."""
-    found = []
-    for name in dtypes:
-        dtype = getattr(torch, name)
-        ours: Any = Speech2TextForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-        theirs: Any = transformers.Speech2TextForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype
-        )
-        for library, model in (("transformers", theirs), ("corpus-asr", ours)):
-            model.eval()
-            found.append(Engine(f"{library} {name}", _without_gradients(model, dtype)))
-    return found
-
-
-def _without_gradients(model: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
-    @torch.no_grad()
-    def generate(batch: Batch, *, num_beams: int) -> Tensor:
-        tokens: Tensor = model.generate(
-            batch.features.to(dtype),
-            attention_mask=batch.mask,
-            decoder_input_ids=batch.prompts,
-            max_new_tokens=batch.max_new_tokens,
-            num_beams=num_beams,
-        )
-        return tokens
-
-    return generate
+    classes: dict[str, Any] = {
+        "transformers": transformers.Speech2TextForConditionalGeneration,
+        "corpus-asr": Speech2TextForConditionalGeneration,
+    }
+    return [
+        Engine(f"{library} {name}", kind.from_pretrained(folder, dtype=dtype).eval(), dtype)
+        for name, dtype in ((name, getattr(torch, name)) for name in dtypes)
+        for library, kind in classes.items()
+    ]
 
 
 def measure(some: list[Engine], rounds: int, batch: Batch, num_beams: int) -> None:
-    """Let the engines take turns."""
-    for engine in some:
-        engine.wall_s.clear()
-        engine.processor_s.clear()
+    """Let the engines take turns; the first round warms up."""
     for number in range(rounds + 1):
         for engine in some:
-            wall, processor = time.perf_counter(), time.process_time()
-            engine.said = engine.generate(batch, num_beams=num_beams)
-            if number:  # the first round warms up
-                engine.wall_s.append(time.perf_counter() - wall)
-                engine.processor_s.append(time.process_time() - processor)
-    for engine in some[1:]:
-        if not torch.equal(engine.said, some[0].said):
-            raise ValueError(f"{engine.name} says another text than {some[0].name}")
+            if number < 2:
+                engine.wall_s.clear()
+                engine.processor_s.clear()
+            text = engine.generate(batch, num_beams=num_beams)
+            if engine is some[0]:
+                expected = text
+            elif not torch.equal(text, expected):
+                raise ValueError(f"{engine.name} says another text than {some[0].name}")
 
 
-def report(some: list[Engine], what: dict[str, Any]) -> list[dict[str, Any]]:
-    """Print a line for each engine; returns the numbers."""
-    found = []
+def report(some: list[Engine], what: dict[str, Any]) -> None:
     for engine in some:
-        ratios = [
-            statistics.median(first) / statistics.median(own)
-            for first, own in (
-                (some[0].wall_s, engine.wall_s),
-                (some[0].processor_s, engine.processor_s),
-            )
-        ]
-        wall, processor = (statistics.median(s) for s in (engine.wall_s, engine.processor_s))
-        print(
-            f"| {' | '.join(str(value) for value in what.values())} | {engine.name} | {wall:.2f} | "
-            f"{ratios[0]:.2f} | {processor:.2f} | {ratios[1]:.2f} |",
-            flush=True,
-        )
-        found.append(
-            {**what, "engine": engine.name, "wall_s": engine.wall_s.copy()}
-            | {"processor_s": engine.processor_s.copy()}
-        )
-    return found
+        cells = [*what.values(), engine.name]
+        for name in ("wall_s", "processor_s"):
+            first, own = (statistics.median(getattr(each, name)) for each in (some[0], engine))
+            cells += [f"{own:.2f}", f"{first / own:.2f}"]
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def main() -> None:
-    """Measure all combinations asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=["small"], choices=list(SIZES))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32])
@@ -179,7 +152,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs=2, default=(2.0, 15.0))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--json", type=Path, help="where every single run is written to")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
@@ -190,7 +162,6 @@ def main() -> None:
     )
     print("| size | rows | beams | | wall s | x as fast | processor s | x as fast |")
     print("|---|--:|--:|---|--:|--:|--:|--:|")
-    found = []
     for size in options.sizes:
         with TemporaryDirectory() as folder:
             config = save_network(size, Path(folder))
@@ -199,9 +170,7 @@ def main() -> None:
             batch = batch_of(config, rows, *options.seconds)
             for beams in options.beams:
                 measure(some, options.rounds, batch, beams)
-                found += report(some, {"size": size, "rows": rows, "beams": beams})
-    if options.json:
-        options.json.write_text(json.dumps({"threads": options.threads, "runs": found}, indent=1))
+                report(some, {"size": size, "rows": rows, "beams": beams})
 
 
 if __name__ == "__main__":

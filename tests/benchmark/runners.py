@@ -10,16 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.benchmark.orders import Case, Order
+from corpus_asr.benchmark.orders import Order
 
 TURNS = "turns.txt"
 
 
-def order(runner: str, folder: Path, *, dtype: str = "float32") -> tuple[Case, Order]:
-    """Return a case and an order for a class of this module."""
-    case = Case(engine="transformers", dtype=dtype)
-    return case, Order(
-        engine=case.engine,
+def order(runner: str, folder: Path, *, dtype: str = "float32") -> Order:
+    """Return an order for a class of this module."""
+    return Order(
+        engine="transformers",
         dtype=dtype,
         runner=f"{__name__}:{runner}",
         model=str(folder),

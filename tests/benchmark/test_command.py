@@ -42,10 +42,10 @@ def bench(*arguments: object) -> tuple[str, str]:
     return "\n".join(said), "\n".join(told)
 
 
-def measure_here(pairs, *, runs, tell):
+def measure_here(orders, *, runs, tell):
     """Take turns in this process: starting others is tested elsewhere."""
-    rows = [Row(case=case) for case, _ in pairs]
-    for row, (_, order) in zip(rows, pairs, strict=True):
+    rows = [Row(case=order) for order in orders]
+    for row, order in zip(rows, orders, strict=True):
         replies: list[dict] = []
         serve(iter([order.to_json(), *["run"] * runs]), replies.append)
         row.runs += [reply["run"] for reply in replies if "run" in reply]
@@ -72,16 +72,9 @@ def test_a_run_prints_a_row_for_each_engine(measured):
     printed, _ = measured
     assert "batch 2, beams 1, medians of 2 alternating runs" in printed
     assert "1 recordings, 9 s of audio, sequential" in printed
-    for word in (
-        "x real time",
-        "features s",
-        "encode s",
-        "decode s",
-        "total s",
-        "peak MiB",
-        "WER %",
-    ):
-        assert word in printed
+    columns = ("x real time", "features s", "encode s", "decode s", "total s", "peak MiB", "WER %")
+    for column in columns:
+        assert column in printed
     labels = [line.rpartition("  ")[0].strip() for line in printed.splitlines()]
     assert any(label.startswith("corpus-asr float32") for label in labels)
     assert any(label.startswith("transformers float32") for label in labels)
@@ -137,8 +130,8 @@ def test_a_size_is_measured_without_weights_or_audio(monkeypatch, tmp_path):
 def test_a_missing_peer_is_left_out_with_how_to_get_it(model, monkeypatch):
     seen: list = []
 
-    def measure(pairs, **_):
-        seen.extend(pairs)
+    def measure(orders, **_):
+        seen.extend(orders)
         return []
 
     monkeypatch.setattr(orders, "find_spec", lambda name: None if name == "whisper" else name)
@@ -146,7 +139,7 @@ def test_a_missing_peer_is_left_out_with_how_to_get_it(model, monkeypatch):
     _, told = bench("--model", model, CLIP, "--peers", "openai-whisper,transformers:float32")
     assert "openai-whisper float32 is left out: whisper not installed" in told
     assert "pip install 'corpus-asr[bench]'" in told
-    assert [case.label for case, _ in seen] == ["corpus-asr auto", "transformers float32"]
+    assert [case.label for case in seen] == ["corpus-asr auto", "transformers float32"]
 
 
 MISTAKES = [
@@ -216,7 +209,7 @@ absent = {"ray", "av", "pyarrow", "pydantic", "yaml", "typer", "rich", "s3fs", "
 find = PathFinder.find_spec
 PathFinder.find_spec = staticmethod(
     lambda name, *rest: None if name.partition(".")[0] in absent else find(name, *rest))
-import corpus_asr.benchmark.ours, corpus_asr.benchmark.peers
+import corpus_asr.benchmark.ours, corpus_asr.benchmark.engines
 from corpus_asr.benchmark.command import main
 sys.exit(main(["--shape", "huge"]))
 """

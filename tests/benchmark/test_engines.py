@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.benchmark.engines import WindowsRunner, batches
-from corpus_asr.benchmark.measuring import Shape, write_checkpoint
+from corpus_asr.benchmark.engines import OpenAIWindows, TransformersWindows, WindowsRunner
+from corpus_asr.benchmark.measuring import Shape
 from corpus_asr.benchmark.orders import ENGINES, Order
 from corpus_asr.benchmark.ours import OurWindows
-from corpus_asr.benchmark.peers import OpenAIWindows, TransformersWindows
 from corpus_asr.benchmark.rounds import Worker
 from corpus_asr.errors import ConfigError, EngineError
 
@@ -22,7 +21,7 @@ BATCH = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write_checkpoint(NANO, tmp_path_factory.mktemp("nano") / "nano")
+    return NANO.write(tmp_path_factory.mktemp("nano") / "nano")
 
 
 def order_for(folder: Path, name: str, *, dtype: str = "float32", beams: int = 1) -> Order:
@@ -105,7 +104,3 @@ def test_a_checkpoint_that_cannot_be_converted_is_one_row(tmp_path):
     with Worker(replace(broken, runner=runner, scratch=str(tmp_path))) as worker:
         assert worker.failed is not None
         assert "converting" in worker.failed
-
-
-def test_batches_cover_everything_in_order():
-    assert list(batches([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from corpus_asr.benchmark import command, extraction
+from corpus_asr.benchmark.command import EXIT_UNUSABLE
 from corpus_asr.benchmark.extraction import FFMPEG, STEPS, main, measure, render, run
 from corpus_asr.benchmark.orders import Recording, find_recordings
-from corpus_asr.benchmark.results import EXIT_UNUSABLE
 from corpus_asr.errors import ConfigError, DecodeError, EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
@@ -100,7 +100,7 @@ def test_a_broken_file_is_one_clear_error(tmp_path, capsys):
 
 def test_less_than_one_run_is_refused(clip):
     with pytest.raises(ConfigError, match="--runs: found 0, expected 1 or more"):
-        measured(clip, runs=0)
+        command.run(["--extract", str(clip), "--runs", "0"])
 
 
 def test_the_bench_command_measures_extraction_without_a_model(clip, no_ffmpeg):

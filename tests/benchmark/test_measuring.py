@@ -3,30 +3,20 @@
 import pytest
 import transformers
 
-from corpus_asr.benchmark.measuring import (
-    SHAPES,
-    Shape,
-    find_shapes,
-    network_without_weights,
-    write_checkpoint,
-)
+from corpus_asr.benchmark.measuring import SHAPES, Shape, find_shapes
 from corpus_asr.errors import ConfigError
 
 # Millions of parameters, tied ones and fixed encoder positions counted once each.
 PUBLISHED = {
-    "tiny": 37.8,
-    "base": 72.6,
-    "small": 241.7,
-    "medium": 763.9,
-    "large-v3": 1543.5,
+    "tiny": 37.8, "base": 72.6, "small": 241.7, "medium": 763.9, "large-v3": 1543.5,
     "large-v3-turbo": 808.9,
-}
+}  # fmt: skip
 
 
 def test_each_size_has_as_many_parameters_as_the_published_one():
     assert list(SHAPES) == list(PUBLISHED)
     for name, millions in PUBLISHED.items():
-        network = network_without_weights(SHAPES[name])
+        network = SHAPES[name].network()
         assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
         assert network.num_parameters() / 1e6 == pytest.approx(millions, abs=0.05), name
 
@@ -47,7 +37,7 @@ def test_control_tokens_are_at_the_published_ids(name, size):
 
 def test_a_checkpoint_of_noise_loads_in_transformers_and_is_the_same_again(tmp_path):
     shape = Shape(name="nano", width=64, encoder_layers=1, decoder_layers=1)
-    folders = [write_checkpoint(shape, tmp_path / name) for name in ("one", "two")]
+    folders = [shape.write(tmp_path / name) for name in ("one", "two")]
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
     model, report = transformers.WhisperForConditionalGeneration.from_pretrained(
@@ -55,7 +45,7 @@ def test_a_checkpoint_of_noise_loads_in_transformers_and_is_the_same_again(tmp_p
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    assert model.num_parameters() == network_without_weights(shape).num_parameters()
+    assert model.num_parameters() == shape.network().num_parameters()
 
 
 def test_an_unknown_shape_is_refused_with_the_nearest_one():

@@ -10,7 +10,6 @@ from corpus_asr.benchmark.orders import (
     PEERS,
     Case,
     find_recordings,
-    missing_modules,
     our_cases,
     peer_cases,
 )
@@ -71,8 +70,8 @@ def test_a_peer_that_differs_only_in_cutting_audio_is_refused_without_audio():
 def test_a_missing_library_is_found_without_loading_any(monkeypatch):
     installed = {"ctranslate2", "transformers"}
     monkeypatch.setattr(orders, "find_spec", lambda name: name if name in installed else None)
-    assert missing_modules(Case(engine="faster-whisper", dtype="int8")) == ["faster_whisper"]
-    assert missing_modules(Case(engine="transformers", dtype="float32")) == []
+    assert Case(engine="faster-whisper", dtype="int8").missing_modules == ["faster_whisper"]
+    assert Case(engine="transformers", dtype="float32").missing_modules == []
 
 
 def test_every_runner_named_exists():

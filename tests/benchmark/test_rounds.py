@@ -1,13 +1,28 @@
-"""Workers take turns, and one that fails loses only its own."""
+"""Workers take turns, one that fails loses only its own; ratios, medians and the table of rows."""
 
+import json
 import os
+import statistics
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from corpus_asr.benchmark.orders import Case, Order
-from corpus_asr.benchmark.rounds import Worker, environment, measure
+from corpus_asr.benchmark import rounds
+from corpus_asr.benchmark.orders import Case, Order, Recording
+from corpus_asr.benchmark.rounds import (
+    Row,
+    Worker,
+    environment,
+    measure,
+    ratios,
+    render,
+    summarise,
+    word_error_rate,
+)
 from tests.benchmark.runners import TURNS, order
 
 
@@ -36,8 +51,7 @@ def test_each_engine_has_a_process_of_its_own_and_the_same_threads(tmp_path):
 
 
 def test_a_waiting_worker_burns_no_cpu(tmp_path):
-    _, one = order("Works", tmp_path)
-    with Worker(one) as worker:
+    with Worker(order("Works", tmp_path)) as worker:
         before = worker.run()
         time.sleep(0.5)
         after = worker.run()
@@ -82,7 +96,7 @@ def test_a_worker_sees_its_own_gpu_alone(tmp_path):
         ("cuda:1", None, "1"),
         ("cuda:1", "4,GPU-77", "GPU-77"),
     ):
-        one = replace(order("Works", tmp_path)[1], device=device)
+        one = replace(order("Works", tmp_path), device=device)
         given = {} if inherited is None else {"CUDA_VISIBLE_DEVICES": inherited}
         found = environment(one, {**given, "PYTHONPATH": "elsewhere"})
         assert found.get("CUDA_VISIBLE_DEVICES") == expected, (device, inherited)
@@ -91,6 +105,107 @@ def test_a_worker_sees_its_own_gpu_alone(tmp_path):
 
 
 def test_an_order_survives_its_journey(tmp_path):
-    case, one = order("Works", tmp_path)
-    assert isinstance(case, Case)
-    assert Order.from_json(one.to_json()) == one
+    sent = order("Works", tmp_path)
+    assert Order.from_json(sent.to_json()) == sent
+
+
+SECONDS = st.lists(st.floats(min_value=1e-3, max_value=1e3), min_size=1, max_size=7)
+
+
+def row(label: str, totals: list[float], failed: str | None = None, **more: object) -> Row:
+    engine, dtype = label.split()
+    runs = [{"total_s": total, "stages": {"encode": total / 2}, **more} for total in totals]
+    return Row(case=Case(engine=engine, dtype=dtype), runs=runs, failed=failed)
+
+
+def said(*texts: str | None) -> list[Recording]:
+    return [Recording(path=Path("a.wav"), duration_s=1.0, text=text) for text in texts]
+
+
+@given(SECONDS, SECONDS)
+def test_a_ratio_is_the_median_over_rounds_of_theirs_over_ours(ours, theirs):
+    pairs = list(zip(ours, theirs, strict=False))
+    found = ratios(row("corpus-asr auto", ours), row("transformers float32", theirs))
+    assert found is not None
+    each = [other / own for own, other in pairs]
+    assert found.median == pytest.approx(statistics.median(each))
+    assert [found.min, found.max] == pytest.approx([min(each), max(each)])
+
+
+@given(SECONDS, st.floats(min_value=0.1, max_value=10.0))
+def test_a_machine_that_slows_down_changes_no_ratio(ours, factor):
+    found = ratios(
+        row("corpus-asr auto", ours),
+        row("transformers float32", [factor * seconds for seconds in ours]),
+    )
+    assert found is not None
+    assert found.min == pytest.approx(factor)
+    assert found.max == pytest.approx(factor)
+
+
+def test_every_type_of_ours_is_compared_with_every_peer_and_not_with_itself():
+    rows = [
+        row("corpus-asr float32", [2.0, 2.0]),
+        row("corpus-asr int8", [1.0, 1.0]),
+        row("transformers float32", [4.0, 6.0]),
+    ]
+    ours, _, theirs = summarise(rows, audio_s=60.0)
+    assert ours.ours_times_as_fast == {}
+    assert {name: ratio.median for name, ratio in theirs.ours_times_as_fast.items()} == {
+        "float32": 2.5,
+        "int8": 5.0,
+    }
+    assert theirs.times_real_time is not None
+    assert asdict(theirs.times_real_time) == {"median": 12.5, "min": 10.0, "max": 15.0}
+    assert theirs.median_stages_s == {"encode": 2.5}
+
+
+def test_word_errors_are_counted_after_whispers_normaliser():
+    pytest.importorskip("jiwer")
+    recordings = said("Mr. Smith isn't here.", None, "Twenty one colours!", "(laughs)")
+    right = ["mister smith is not here", "anything", "21 colors", "ha ha"]
+    assert word_error_rate(right, recordings) == 0.0
+    wrong = ["mister smith is not there", "", "21 colors", ""]
+    assert word_error_rate(wrong, recordings) == pytest.approx(1 / 7)
+
+
+def test_other_languages_keep_their_spelling():
+    pytest.importorskip("jiwer")
+    recordings = said("Schöne Grüße, Wien!")
+    assert word_error_rate(["schöne grüße wien"], recordings, language="de") == 0.0
+
+
+def test_without_references_or_jiwer_there_is_no_word_error_rate(monkeypatch):
+    assert word_error_rate(["a"], said(None)) is None
+    monkeypatch.setattr(rounds, "find_spec", lambda name: None)
+    assert word_error_rate(["a"], said("a")) is None
+
+
+def test_the_table_shows_medians_with_their_spread_and_leaves_out_what_nobody_knows():
+    rows = [
+        row("corpus-asr auto", [1.0, 2.0, 4.0], peak_memory_mib=512.4),
+        row("transformers float32", [3.0, 6.0, 8.0], peak_memory_mib=None),
+        row("faster-whisper int8", [], failed="its process ended with -9"),
+    ]
+    lines = render(summarise(rows, audio_s=12.0)).splitlines()
+    assert "peak MiB" in lines[0]
+    assert "GPU" not in lines[0]
+    assert "WER" not in lines[0]
+    assert lines[1].split() == ["corpus-asr", "auto", "6.0", "(3.0..12.0)", "1.00", "2.00", "512"]
+    assert lines[2].split()[-2:] == ["3.00", "(2.00..3.00)"]
+    assert lines[3] == "faster-whisper int8  failed: its process ended with -9"
+    assert len(lines) == 4
+
+
+def test_a_table_of_failures_alone_says_why():
+    rows = [row("corpus-asr auto", [], failed="no memory")]
+    assert render(summarise(rows, audio_s=1.0)) == "corpus-asr auto  failed: no memory"
+
+
+def test_summaries_are_json():
+    rows = [row("corpus-asr auto", [1.0]), row("transformers float32", [], failed="why")]
+    done, failed = (asdict(summary) for summary in summarise(rows, audio_s=1.0))
+    assert json.loads(json.dumps([done, failed])) == [done, failed]
+    assert done["times_real_time"] == {"median": 1.0, "min": 1.0, "max": 1.0}
+    assert failed["times_real_time"] is None
+    assert failed["failed"] == "why"

@@ -14,13 +14,12 @@ from corpus_asr import Transcriber
 from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config
 from corpus_asr.errors import ConfigError
-from corpus_asr.pipelines import transcribe
+from corpus_asr.pipelines import driver
 from corpus_asr.runtime import checkpoints as weights
 from corpus_asr.runtime.checkpoints import Checkpoint, fetch_others
 from corpus_asr.storage import model_files
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from tests.support.checkpoints import tiny_whisper
-from tests.support.logs import logging_put_back
 from tests.support.tokenizers import tiny_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,12 +29,6 @@ NOTICE = (
     "model: whisper-tiny.en, the English model that comes with the package (39M parameters); "
     "{} is more accurate, and multilingual"
 )
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Any:
-    with logging_put_back():
-        yield
 
 
 @pytest.fixture
@@ -91,6 +84,15 @@ def test_a_job_without_a_model_says_which_one_it_takes(job: str) -> None:
     assert named.stderr == ""
 
 
+@pytest.fixture
+def not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConfigError("it is loaded")
+
+    monkeypatch.setattr("corpus_asr.transcription.engine.Engine.from_folder", refuse)
+
+
+@pytest.mark.usefixtures("not_loaded")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -103,9 +105,8 @@ def test_a_job_without_a_model_says_which_one_it_takes(job: str) -> None:
 )
 @pytest.mark.parametrize("model", [[], ["--model", "whisper-tiny.en"]])
 def test_more_than_english_is_refused_before_loading_with_a_model_that_can(
-    model: list[str], options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    model: list[str], options: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("corpus_asr.transcription.engine.Engine.from_folder", _not_loaded)
     result = call("transcribe", CLIP, *model, *options)
     assert result.exit_code == 2
     *notice, told = result.stderr.splitlines()
@@ -114,13 +115,10 @@ def test_more_than_english_is_refused_before_loading_with_a_model_that_can(
     assert "name a multilingual model, such as --model base (model.checkpoint: base)" in told
 
 
-@pytest.mark.parametrize("language", ["en", "English", "auto"])
-def test_english_by_any_name_suits_the_packaged_model(
-    language: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("corpus_asr.transcription.engine.Engine.from_folder", _not_loaded)
-    result = call("transcribe", CLIP, "--language", language)
-    assert "it is loaded" in result.stderr
+@pytest.mark.usefixtures("not_loaded")
+def test_english_by_any_name_suits_the_packaged_model() -> None:
+    for language in ("en", "English", "auto"):
+        assert "it is loaded" in call("transcribe", CLIP, "--language", language).stderr
 
 
 def test_a_job_in_another_language_is_refused_before_weights_are_fetched(
@@ -136,7 +134,7 @@ def test_a_job_in_another_language_is_refused_before_weights_are_fetched(
     monkeypatch.setattr(weights, "fetch_checkpoint", watched)
     for override in ("decoding.language=de", "decoding.task=translate"):
         with pytest.raises(ConfigError, match=r"whisper-tiny\.en is English-only"):
-            transcribe.prepare(load_config(job, [override]))
+            driver.prepare(load_config(job, [override]))
     assert fetched
     assert not any(fetched)
     result = call("run", job, "--local", "--set", "decoding.language=de")
@@ -150,12 +148,8 @@ def test_models_of_languages_need_one_that_detects_and_ones_that_know_them(
     tiny_tokenizer(tmp_path / "tokenizer")
     many = tiny_whisper(tmp_path / "many", tokenizer=tmp_path / "tokenizer")
     with pytest.raises(ConfigError, match=r"found whisper-tiny\.en as model\.checkpoint.*as base"):
-        transcribe.prepare(load_config(job, [f"model.by_language.de={many}"]))
+        driver.prepare(load_config(job, [f"model.by_language.de={many}"]))
     with pytest.raises(ConfigError, match=r"by_language\.de: .*whisper-tiny\.en is English-only"):
         fetch_others(Checkpoint.fetch(str(many)), {"de": "whisper-tiny.en"}, weights=False)
     english = fetch_others(Checkpoint.fetch(str(many)), {"en": "whisper-tiny.en"}, weights=False)
     assert english["en"].folder == PACKAGED_FOLDER / "whisper-tiny.en"
-
-
-def _not_loaded(*_: object, **__: object) -> None:
-    raise ConfigError("it is loaded")

@@ -18,16 +18,8 @@ from corpus_asr.runtime import preflight as readiness
 from corpus_asr.runtime import resources as limits
 from corpus_asr.storage.stores.s3 import from_exception
 from tests.support.checkpoints import tiny_whisper
-from tests.support.logs import logging_put_back
 from tests.support.stores import S3Server, environment, s3_server
 from tests.support.tokenizers import tiny_tokenizer
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("CORPUS_ASR_DEBUG", raising=False)
-    with logging_put_back():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.base import Settings
+from corpus_asr.config.decoding import Settings
 from corpus_asr.config.load import load_config, written
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 
@@ -109,7 +109,7 @@ def test_questions_need_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused = call(file, "--ask", answers="talks\n\n\n")
     assert refused.exit_code == 2
     assert "no terminal" in refused.stderr
-    monkeypatch.setattr("corpus_asr.cli.init._is_terminal", lambda: True)
+    monkeypatch.setattr("corpus_asr.cli.jobs._is_terminal", lambda: True)
     asked = call(file, "--ask", "--output", "texts", answers="talks\n\n")
     assert asked.exit_code == 0, asked.stderr
     config = load_config(file)

@@ -16,8 +16,7 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, Retry, RunOptions
+from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions
 from corpus_asr.errors import (
     CheckpointError,
     ConfigError,
@@ -26,14 +25,12 @@ from corpus_asr.errors import (
     FetchError,
     ItemError,
 )
-from corpus_asr.runtime.progress import RunSummary
-from corpus_asr.segments import Segment, Transcript
+from corpus_asr.pipelines.driver import RunSummary
+from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.run_files import write_snapshot
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.logs import logging_put_back
-from tests.support.tables import commit, part, results, snapshot
+from tests.support.tables import commit, part, results, segment, snapshot
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[2]
@@ -41,25 +38,9 @@ REPOSITORY = Path(__file__).parents[2]
 NAMED = ("--set", "model.checkpoint=lab/model")
 
 SUMMARY = RunSummary(
-    output_uri="out",
-    run_id="1",
-    files=100,
-    done=99,
-    failed=1,
-    no_speech=4,
-    left=0,
-    segments=1234,
-    audio_s=7200.0,
-    processed_files=50,
-    processed_audio_s=3600.0,
-    wall_s=60.0,
-)
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    with logging_put_back():
-        yield
+    output_uri="out", run_id="1", files=100, done=99, failed=1, no_speech=4, left=0, segments=1234,
+    audio_s=7200.0, processed_files=50, processed_audio_s=3600.0, wall_s=60.0,
+)  # fmt: skip
 
 
 def call(*arguments: str) -> Result:
@@ -68,7 +49,7 @@ def call(*arguments: str) -> Result:
 
 @dataclass
 class FakePipeline:
-    """Stands in for corpus_asr.pipelines.transcribe: remembers its call, then does as told."""
+    """Stands in for corpus_asr.pipelines.driver: remembers its call, then does as told."""
 
     outcome: RunSummary | BaseException = SUMMARY
     calls: list[tuple[RunConfig, bool]] = field(default_factory=list)
@@ -89,27 +70,8 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline()
-    monkeypatch.setattr("corpus_asr.pipelines.transcribe.run", fake.run)
-    monkeypatch.delenv("CORPUS_ASR_DEBUG", raising=False)
+    monkeypatch.setattr("corpus_asr.pipelines.driver.run", fake.run)
     return fake
-
-
-def segment(start_s: float, text: str, confidence: float = 0.9) -> Segment:
-    return Segment(
-        start_s=start_s,
-        end_s=start_s + 2.0,
-        text=text,
-        tokens=(1, 2),
-        language="en",
-        language_probability=0.9,
-        task="transcribe",
-        confidence=confidence,
-        avg_logprob=-0.1,
-        no_speech_prob=0.0,
-        compression_ratio=1.0,
-        temperature=0.0,
-        speech_fraction=1.0,
-    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +117,10 @@ class FakeTranscriber:
                 on_error(path, DecodeError(f"decoding {path}: no audio stream", uri=path))
                 continue
             yield Transcript(
-                segments=(segment(0.0, " Hällo."), segment(3661.5, " Unsure.", confidence=0.2)),
+                segments=(
+                    segment(" Hällo.", 0.0, 2.0),
+                    segment(" Unsure.", 3661.5, 3663.5, confidence=0.2),
+                ),
                 language="en",
                 language_probability=0.98,
                 duration_s=4000.0,
@@ -171,21 +136,6 @@ def transcriber(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = ModuleType("corpus_asr.runtime.transcriber")
     module.__dict__["Transcriber"] = FakeTranscriber
     monkeypatch.setitem(sys.modules, module.__name__, module)
-
-
-def test_help_imports_nothing_heavy() -> None:
-    script = (
-        "import sys\n"
-        "from corpus_asr.cli import main as cli\n"
-        "try:\n    cli.app(['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "heavy = {'ray', 'torch', 'pyarrow', 'numpy', 'pydantic', 'av', 'transformers'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "transcribe" in done.stdout
 
 
 def test_run_hands_the_job_over_and_tells_what_came_of_it(pipeline: FakePipeline) -> None:
@@ -367,16 +317,14 @@ def test_report_prints_and_keeps_what_it_found(job: list[str], tmp_path: Path) -
     assert json.loads(printed.stdout) == json.loads((output / "report.json").read_bytes())
 
 
-def test_report_of_no_output_is_refused(tmp_path: Path) -> None:
-    result = call("report", str(tmp_path))
-    assert result.exit_code == 2
-    assert "expected the output folder of a run" in result.stderr
+def test_no_output_is_refused(tmp_path: Path) -> None:
+    for command in ("report", "status", "show"):
+        refused = call(command, str(tmp_path / "nothing"))
+        assert refused.exit_code == 2, command
+        assert "expected the output folder of a run" in refused.stderr, command
 
 
-def test_status_shows_a_run_and_refuses_what_is_none(job: list[str], tmp_path: Path) -> None:
-    refused = call("status", str(tmp_path / "nothing"))
-    assert refused.exit_code == 2
-    assert "expected the output folder of a run" in refused.stderr
+def test_status_shows_a_run(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "output"))
     write_snapshot(store, snapshot(state="stopped"))
     result = call("status", store.uri, "--watch")  # which ends with the run
@@ -412,21 +360,21 @@ def run(*_, **__):
     atexit.register(print, "tidied up")
     raise KeyboardInterrupt
 
-import corpus_asr.pipelines.transcribe
-corpus_asr.pipelines.transcribe.run = run
+import corpus_asr.pipelines.driver
+corpus_asr.pipelines.driver.run = run
 main()
 """
 
 
-def test_an_interrupted_run_ends_although_a_thread_is_busy():
-    done = subprocess.run(
-        [sys.executable, "-c", BUSY, "run", DEMO],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
+def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=False
     )
+
+
+def test_an_interrupted_run_ends_although_a_thread_is_busy():
+    done = python("-c", BUSY, "run", DEMO)
     assert done.returncode == 130
     assert "run the same command again to continue" in done.stderr
     assert done.stdout == "tidied up\n"
@@ -448,21 +396,15 @@ main()
 
 
 def test_an_interrupt_while_packages_are_read_is_no_traceback() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_WHILE_READING],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", INTERRUPTED_WHILE_READING)
     assert done.stderr == "corpus-asr: interrupted\n"
     assert done.stdout == ""
     assert done.returncode == 130
 
 
 def test_python_runs_it_as_a_module_too() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "corpus_asr", "--help"], capture_output=True, text=True, check=True
-    )
+    done = python("-m", "corpus_asr", "--help")
+    assert done.returncode == 0
     assert "transcribe" in done.stdout
 
 
@@ -485,14 +427,8 @@ def output(tmp_path: Path) -> str:
     return store.uri
 
 
-def show(output: str, *options: str) -> Result:
-    done = CliRunner().invoke(cli.app, ["show", output, *options])
-    assert done.exit_code == 0, done.output
-    return done
-
-
 def test_transcripts_stand_below_their_names_by_time(output: str) -> None:
-    assert show(output).stdout.splitlines() == [
+    assert call("show", output).stdout.splitlines() == [
         "/gruss.wav:",
         "[00:00.500 --> 00:01.250] Guten Tag.",
         "/still.wav:",
@@ -506,12 +442,6 @@ def test_transcripts_stand_below_their_names_by_time(output: str) -> None:
     "options", [("--uri", "*.wav"), ("--language", "german"), ("--min-confidence", "0.5")]
 )
 def test_what_is_not_asked_for_is_left_out(output: str, options: tuple[str, str]) -> None:
-    shown = show(output, *options).stdout
+    shown = call("show", output, *options).stdout
     assert "Guten Tag." in shown
     assert "the end" not in shown
-
-
-def test_no_output_is_refused(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(cli.app, ["show", str(tmp_path / "nothing")])
-    assert refused.exit_code == 2
-    assert "expected the output folder of a run" in refused.stderr

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.config.document import Document, override_value, read_document
+from corpus_asr.config.document import Document, hide_secrets, override_value, read_document
 from corpus_asr.errors import ConfigError
 
 
@@ -196,3 +196,23 @@ def test_an_override_is_held_to_the_same_limits(text: str) -> None:
 def test_a_few_aliases_are_fine(tmp_path: Path) -> None:
     document = read(tmp_path, "a: &a {x: 1}\nb: *a\nc:\n  <<: *a\n  y: 2\n")
     assert document.values == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://bucket/key", "s3://bucket/key"),
+        ("s3://id:secret@bucket/key", "s3://***@bucket/key"),
+        ("https://token@host/a", "https://***@host/a"),
+        ("ftp://user:p@ss@host/a@b.mp3", "ftp://***@host/a@b.mp3"),
+        ("zip://a.wav::https://u:p@host/x.zip", "zip://a.wav::https://***@host/x.zip"),
+        ("https://h/a?sv=1&sig=abc%3D&se=2", "https://h/a?sv=1&sig=***&se=2"),
+        ("https://h/a?X-Amz-Credential=a/b&X-Amz-Date=1", "https://h/a?X-Amz-Credential=***&X-Amz-Date=1"),
+        ("https://h/a?AWSAccessKeyId=a&Signature=b", "https://h/a?AWSAccessKeyId=***&Signature=***"),
+        ("found s3://a:b@c, expected d@e", "found s3://***@c, expected d@e"),
+        ("s3://bucket/who@where/100%.wav", "s3://bucket/who@where/100%.wav"),
+        ("file:///tmp/a@b", "file:///tmp/a@b"),
+    ],
+)  # fmt: skip
+def test_credentials_are_masked_and_all_else_stays(text: str, shown: str) -> None:
+    assert hide_secrets(text) == shown

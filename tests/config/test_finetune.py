@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from corpus_asr.config.base import Settings
+from corpus_asr.config.decoding import Settings
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.load import load_finetune
 from corpus_asr.errors import ConfigError

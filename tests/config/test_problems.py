@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, PositiveInt, ValidationError
 
-from corpus_asr.config.base import Settings
+from corpus_asr.config.decoding import Settings
 from corpus_asr.config.load import expected, problems_in
 
 

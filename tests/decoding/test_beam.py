@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.protocols import (
     Search,
@@ -22,8 +22,7 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
     check_job,
 )
-from corpus_asr.decoding.repetition import RepetitionDetector, repeats_itself
-from corpus_asr.decoding.search_queue import encode_windows
+from corpus_asr.decoding.rules import RepetitionDetector, repeats_itself
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from corpus_asr.families.whisper.slots import WhisperSlotModel
@@ -339,26 +338,11 @@ def test_a_model_that_gives_no_numbers_is_an_error(pairs: list[Pair]) -> None:
     check(pairs[0], [good], [result])
 
 
-@pytest.mark.parametrize("places_and_beams", [(0, 2), (1, 0), (1, VOCAB // 2 + 1)])
-def test_no_places_or_too_many_beams_are_an_error(
-    pairs: list[Pair], places_and_beams: tuple[int, int]
-) -> None:
-    with pytest.raises(ValueError, match="at least 1 place and 1 to 30 beams"):
-        BeamBatch(pairs[0].model, *places_and_beams)
-
-
 def test_more_beams_than_there_is_to_say_are_refused_with_their_job(pairs: list[Pair]) -> None:
-    check_job(job(0, num_beams=VOCAB // 2), pairs[0].model)
+    model = pairs[0].model
+    check_job(job(0, num_beams=VOCAB // 2), model)
     with pytest.raises(ValueError, match="searching with 31 beams: a vocabulary of 60"):
-        check_job(job(0, num_beams=VOCAB // 2 + 1), pairs[0].model)
-
-
-def test_a_job_of_another_search_is_an_error(pairs: list[Pair]) -> None:
-    batch = BeamBatch(pairs[0].model, 1, 2)
-    with pytest.raises(ValueError, match=r"job of 3 beams .* expected 2 beams"):
-        batch.admit([0], [job(0, num_beams=3)])
-    with pytest.raises(ValueError, match="not sampled; use temperature 0"):
-        batch.step(1, sampled=True)
+        check_job(job(0, num_beams=VOCAB // 2 + 1), model)
 
 
 def test_beams_and_plain_searches_share_a_scheduler(pairs: list[Pair]) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
@@ -30,12 +30,11 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
     WindowResult,
 )
-from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import kv_cache as cache
 from tests.support.graph_capture import TapeRecorder
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
-from tests.support.slots import SOURCE_POSITIONS, load, run_jobs
+from tests.support.slots import SOURCE_POSITIONS, assert_same, load, run_jobs
 
 PLAIN = TokenRules(end=END, suppress_first=(END,))
 GRAMMAR = TokenRules(
@@ -93,19 +92,6 @@ def run(
     return run_jobs(scheduler, tasks)
 
 
-def same(found: Result, expected: Result) -> None:
-    if not isinstance(expected, WindowResult):
-        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
-        return
-    assert isinstance(found, WindowResult)
-    assert (found.tokens, found.looped) == (expected.tokens, expected.looped)
-    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
-    assert found.end_logprob == pytest.approx(expected.end_logprob, abs=1e-4)
-    assert found.score == pytest.approx(expected.score, abs=1e-5)
-    for ours, theirs in ((found.scores, expected.scores), (found.logits, expected.logits)):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-
-
 kinds = st.sampled_from([*KINDS, "align"])
 tasks_of_jobs = st.lists(
     st.lists(st.tuples(kinds, st.integers(0, 7)), max_size=5), min_size=1, max_size=12
@@ -127,7 +113,7 @@ def test_replays_give_what_steps_give(
     found = run(Steady(), jobs, slots=slots, check_every=check_every, recorder=TapeRecorder())
     for task, results in zip(tasks, found, strict=True):
         for one, result in zip(task, results, strict=True):
-            same(result, ALONE[one])
+            assert_same(result, ALONE[one])
 
 
 def test_loops_are_seen_in_replays() -> None:
@@ -178,7 +164,7 @@ def test_a_network_s_replays_give_what_its_steps_give_at_any_size(
     found = run(network, tasks, slots=slots, check_every=3, recorder=recorder)
     for ours, theirs in zip(found, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            same(one, other)
+            assert_same(one, other)
     assert recorder.replayed > 0
 
 
@@ -207,8 +193,8 @@ def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
         "capturing; going on without"
     ]
     for number, (greedy, sampled) in enumerate(found):
-        same(greedy, ALONE["greedy", number])
-        same(sampled, ALONE["sampled", number])
+        assert_same(greedy, ALONE["greedy", number])
+        assert_same(sampled, ALONE["sampled", number])
 
 
 def test_a_step_is_recorded_once_it_has_been_run_often_enough() -> None:
@@ -253,7 +239,7 @@ def test_cuda_graphs_give_what_a_cpu_gives(
     found = run(network.to("cuda").slot_model(), tasks, slots=slots, check_every=3)
     for ours, theirs in zip(found, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            same(one, other)
+            assert_same(one, other)
 
 
 @pytest.mark.gpu

@@ -18,11 +18,11 @@ from corpus_asr.decoding.protocols import (
     Search,
     TokenRules,
     WindowJob,
-    WindowResult,
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from tests.support.markov import END, MarkovModel, window
+from tests.support.slots import run_jobs
 
 STAGES = ("new_state", "encode", "fill", "prefill", "step")
 
@@ -98,31 +98,12 @@ def ask(number: int, kind: int) -> Job:
 Tasks = Sequence[Sequence[tuple[int, int]]]
 
 
-def start(scheduler: SlotScheduler, tasks: Tasks) -> dict[int, list[Result]]:
-    found: dict[int, list[Result]] = {}
-
-    def task(jobs: Sequence[tuple[int, int]]) -> Generator[Job, Result, list[Result]]:
-        results: list[Result] = []
-        for number, kind in jobs:
-            result = yield ask(number, kind)
-            results.append(result)
-        return results
-
-    for index, jobs in enumerate(tasks):
-
-        def done(value: list[Result], error: Exception | None, index: int = index) -> None:
-            assert error is None, error
-            assert index not in found, "a task was told twice"
-            found[index] = value
-
-        scheduler.add(task(jobs), done)
-    return found
-
-
-def told(results: list[Result]) -> list[Any]:
+def decoded(scheduler: SlotScheduler, tasks: Tasks) -> list[list[Any]]:
+    """Tokens and log-probabilities of every job of every task."""
+    found = run_jobs(scheduler, [[ask(*job) for job in jobs] for jobs in tasks])
     return [
-        (result.tokens if isinstance(result, WindowResult) else None, result.logprobs)
-        for result in results
+        [(getattr(result, "tokens", None), result.logprobs) for result in results]
+        for results in found
     ]
 
 
@@ -136,11 +117,7 @@ def same(found: list[list[Any]], expected: list[list[Any]]) -> None:
 
 
 def run(model: MarkovModel, tasks: Tasks, *, slots: int, encode_batch: int = 4) -> list[list[Any]]:
-    scheduler = SlotScheduler(model, slots, encode_batch=encode_batch, check_every=2)
-    found = start(scheduler, tasks)
-    while scheduler.pending:
-        scheduler.advance()
-    return [told(found[index]) for index in range(len(tasks))]
+    return decoded(SlotScheduler(model, slots, encode_batch=encode_batch, check_every=2), tasks)
 
 
 @settings(max_examples=15, deadline=None)
@@ -173,10 +150,8 @@ def test_slots_are_halved_until_they_fit_and_that_is_said_each_time(
     model = Hungry(most={stage: 2})
     with caplog.at_level(logging.WARNING):
         scheduler = SlotScheduler(model, 8, encode_batch=2 if stage == "step" else 8)
-        found = start(scheduler, tasks)
-        while scheduler.pending:
-            scheduler.advance()
-    same([told(found[index]) for index in range(20)], run(MarkovModel(), tasks, slots=4))
+        found = decoded(scheduler, tasks)
+    same(found, run(MarkovModel(), tasks, slots=4))
     assert scheduler.statistics.halvings == len(caplog.records) > 0
     assert scheduler.slots == scheduler.statistics.slots
     if stage in ("new_state", "prefill", "step"):
@@ -191,12 +166,9 @@ def test_with_one_slot_the_encoder_s_batches_are_halved() -> None:
     model = Hungry(most={"encode": 1})
     tasks = [[(number % 4, 0)] for number in range(6)]
     scheduler = SlotScheduler(model, 2, encode_batch=4)
-    found = start(scheduler, tasks)
-    while scheduler.pending:
-        scheduler.advance()
+    same(decoded(scheduler, tasks), run(MarkovModel(), tasks, slots=2))
     assert scheduler.slots == 1
     assert scheduler.statistics.halvings == 3
-    same([told(found[index]) for index in range(6)], run(MarkovModel(), tasks, slots=2))
 
 
 def test_with_one_slot_and_one_window_at_once_the_error_is_the_caller_s() -> None:
@@ -249,11 +221,9 @@ def test_the_old_slots_are_given_back_before_there_are_new_ones(
 
     model = Watching(calls=[9])
     scheduler = SlotScheduler(model, 8, recorder=recorder)
-    start(scheduler, [[(number % 4, 0)] for number in range(16)])
     gc.disable()  # memory must not wait for the next collection
     try:
-        while scheduler.pending:
-            scheduler.advance()
+        decoded(scheduler, [[(number % 4, 0)] for number in range(16)])
     finally:
         gc.enable()
     assert len(model.states) == 2

@@ -11,7 +11,6 @@ import torch
 
 from corpus_asr.decoding.protocols import (
     AlignJob,
-    AlignResult,
     Job,
     Result,
     Search,
@@ -28,7 +27,7 @@ from corpus_asr.families.whisper.slots import WhisperDecoderSlots, WhisperSlotMo
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 from tests.support.graph_capture import TapeRecorder
-from tests.support.slots import cut_network, run_jobs
+from tests.support.slots import assert_same, cut_network, run_jobs
 
 END, VOCAB, FRAMES = 30, 60, 400
 LENGTHS = (100, 200, 300, None)
@@ -94,21 +93,6 @@ def run(
     return run_jobs(scheduler, tasks)
 
 
-def same(found: Result, expected: Result) -> None:
-    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
-    if isinstance(expected, AlignResult):
-        assert isinstance(found, AlignResult)
-        heard = expected.weights.shape[2]
-        np.testing.assert_allclose(found.weights[:, :, :heard], expected.weights, atol=1e-5)
-        assert not found.weights[:, :, heard:].any()
-        return
-    assert isinstance(found, WindowResult)
-    assert isinstance(expected, WindowResult)
-    assert found.tokens == expected.tokens
-    assert found.end_logprob == pytest.approx(expected.end_logprob, abs=1e-4)
-    assert found.score == pytest.approx(expected.score, abs=1e-5)
-
-
 NUMBERS = range(8)
 KINDS = (*SEARCHES, "align")
 Alone = dict[tuple[str, int], Result]
@@ -147,7 +131,7 @@ def test_jobs_of_all_lengths_and_kinds_side_by_side(
     found = run(model, [[ask(*name) for name in task] for task in names], slots=slots)
     for task, results in zip(names, found, strict=True):
         for (kind, number), result in zip(task, results, strict=True):
-            same(result, alone[kind, int(number)])
+            assert_same(result, alone[kind, int(number)])
 
 
 class Counting(WhisperSlotModel):
@@ -171,14 +155,14 @@ def test_drafts_are_of_what_is_heard_too(
     assistant: SlotModel = (
         network.slot_model()
         if listens
-        else WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+        else WhisperDecoderSlots(network.model.decoder, network.proj_out)
     )
     counting = Counting(network)
     search = Search(assistant=assistant, num_draft_tokens=4)
     tasks = [[ask("greedy", number, search=search)] for number in NUMBERS]
     checks = 0
     for number, [result] in zip(NUMBERS, run(counting, tasks, slots=slots), strict=True):
-        same(result, alone["greedy", number])
+        assert_same(result, alone["greedy", number])
         assert isinstance(result, WindowResult)
         checks += -(-len(result.tokens) // 5)  # the first token needs none, the end does
     if slots == 1:  # the same network guesses all tokens right, if it hears the same
@@ -220,7 +204,7 @@ def test_what_was_recorded_before_the_first_short_window_is_recorded_anew(
     found = run(OffTheCpu(network), tasks, slots=slots, recorder=recorder)
     for number, results in zip(numbers, found, strict=True):
         for kind, result in zip(KINDS, results, strict=True):
-            same(result, alone[kind, number])
+            assert_same(result, alone[kind, number])
     assert recorder.replayed > 0
 
 
@@ -230,10 +214,10 @@ def test_the_same_window_heard_further_is_encoded_again(
     short = ask("greedy", 0)
     longer = replace(short, num_frames=200)
     [[first, second, third]] = run(model, [[short, longer, short]], slots=2)
-    same(first, alone["greedy", 0])
-    same(third, first)
+    assert_same(first, alone["greedy", 0])
+    assert_same(third, first)
     [[expected]] = run(model, [[longer]], slots=1)
-    same(second, expected)
+    assert_same(second, expected)
     assert second.logprobs != pytest.approx(first.logprobs, abs=1e-3)
 
 

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from corpus_asr.decoding.slots import (
     check_every_on,
     encode_batch_on,
 )
-from tests.support.slots import END, LENGTH, ScriptedModel, window
+from tests.support.slots import END, LENGTH, ScriptedModel, run_jobs, window
 
 RULES = TokenRules(end=END)
 Transcripts = list[tuple[int, ...]]
@@ -48,21 +48,8 @@ def run(
     encode_batch: int = 8,
 ) -> list[Transcripts]:
     scheduler = SlotScheduler(model, slots, check_every=check_every, encode_batch=encode_batch)
-    found: dict[int, Transcripts] = {}
-    for index, jobs in enumerate(tasks):
-
-        def done(value: Transcripts, error: Exception | None, index: int = index) -> None:
-            assert error is None
-            assert index not in found
-            found[index] = value
-
-        scheduler.add(reader(jobs), done)
-    rounds = 0
-    while scheduler.pending:
-        scheduler.advance()
-        rounds += 1
-        assert rounds < 10_000
-    return [found[index] for index in range(len(tasks))]
+    found = run_jobs(scheduler, tasks)
+    return [[cast("WindowResult", result).tokens for result in results] for results in found]
 
 
 scripts = st.lists(st.lists(st.integers(1, 49), max_size=LENGTH - 4), min_size=1, max_size=9)
@@ -139,17 +126,6 @@ def test_a_task_that_fails_ends_alone() -> None:
     assert outcome["good"] == [(6,), (6,)]
 
 
-def test_failing_the_scheduler_tells_every_task() -> None:
-    scheduler = SlotScheduler(ScriptedModel([[5] * 9]), 1)
-    errors: list[Exception | None] = []
-    for _ in range(3):
-        scheduler.add(reader([job(0)]), lambda value, error: errors.append(error))
-    scheduler.advance()
-    scheduler.fail(RuntimeError("device lost"))
-    assert [str(error) for error in errors] == ["device lost"] * 3
-    assert scheduler.pending == 0
-
-
 def test_a_job_nobody_could_do_ends_its_own_task_alone() -> None:
     scheduler = SlotScheduler(ScriptedModel([[5]]), 1)
     outcome: dict[str, object] = {}
@@ -222,6 +198,7 @@ def test_nothing_waits_for_a_batch_to_be_full() -> None:
 def test_statistics_tell_how_full_the_slots_were() -> None:
     model = ScriptedModel([[5] * 10, [6]])
     scheduler = SlotScheduler(model, 2, encode_batch=4)
+    assert (scheduler.statistics.occupancy, scheduler.statistics.body_occupancy) == (None, None)
     for script in (0, 1, 1, 1):
         scheduler.add(reader([job(script)]), lambda value, error: None)
     while scheduler.pending:
@@ -238,23 +215,15 @@ def test_statistics_tell_how_full_the_slots_were() -> None:
     assert all(spent > 0 for spent in seconds)
 
 
-def test_statistics_of_nothing() -> None:
-    found = SlotScheduler(ScriptedModel([[5]]), 3).statistics
-    assert (found.slots, found.occupancy, found.body_occupancy) == (3, None, None)
-
-
-@pytest.mark.parametrize(("threads", "expected"), [(1, 2), (2, 2), (5, 5)])
-def test_a_cpu_encodes_a_window_per_thread(threads: int, expected: int) -> None:
+def test_a_cpu_encodes_a_window_per_thread_and_an_accelerator_runs_ahead_of_its_host() -> None:
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads)
-        assert encode_batch_on("cpu") == expected
-        assert encode_batch_on("cuda") == 16  # whatever the host has
+        for threads, expected in ((1, 2), (2, 2), (5, 5)):
+            torch.set_num_threads(threads)
+            assert encode_batch_on("cpu") == expected
+            assert encode_batch_on("cuda") == 16  # whatever the host has
     finally:
         torch.set_num_threads(before)
-
-
-def test_only_an_accelerator_runs_ahead_of_its_host() -> None:
     assert check_every_on("cpu") == 1
     assert check_every_on("cuda") > 1
 

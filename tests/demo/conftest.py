@@ -12,6 +12,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back
 from tests.support.spoken import REPOSITORY, Sentence
+from tests.support.tables import rows_of
 
 __all__ = ["ray_session"]
 
@@ -26,12 +27,12 @@ def run_demo(output: Path, *options: str) -> Heard:
         command = ["run", "configs/demo.yaml", "--set", f"output.uri={output}", *options]
         done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, done.output
-    rows = [row for batch in OutputStore(str(output)).segments() for row in batch.to_pylist()]
-    found: Heard = {}
+    heard: Heard = {}
+    rows = rows_of(OutputStore(str(output)).segments())
     for row in sorted(rows, key=lambda row: row["start_s"]):
         said = Sentence(row["start_s"], row["end_s"], row["text"])
-        found.setdefault(Path(row["uri"]).name, []).append(said)
-    return found
+        heard.setdefault(Path(row["uri"]).name, []).append(said)
+    return heard
 
 
 @pytest.fixture(scope="session")

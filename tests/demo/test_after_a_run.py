@@ -16,8 +16,7 @@ from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.text.normalize import numbers_in_figures
 from corpus_asr.view.catalogue import Library
-from corpus_asr.view.search import Filters, find
-from corpus_asr.view.search_text import parse_query
+from corpus_asr.view.search import Filters, find, parse_query
 from tests.demo.conftest import Heard
 from tests.demo.test_transcripts import MAX_WER
 from tests.support.spoken import NAMES, REFERENCES, Sentence, error_rate, spoken

@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.export.names import Names
+from corpus_asr.export.write import Names
 from corpus_asr.storage.stores.uri import recording_id, within
 
 
@@ -19,27 +19,17 @@ def names(*uris: str, suffixes: tuple[str, ...] = (".srt",)) -> dict[str, str]:
     return {uri: found[at] for at, uri in enumerate(rows)}
 
 
-def test_folders_below_the_common_one_are_kept_and_suffixes_dropped() -> None:
-    assert names("s3://b/2026/01/a.mp3", "s3://b/2026/02/a.mp3", "s3://b/2026/c.d.wav") == {
-        "s3://b/2026/01/a.mp3": "01/a",
-        "s3://b/2026/02/a.mp3": "02/a",
-        "s3://b/2026/c.d.wav": "c.d",
-    }
-    assert set(names("/x/talk1.mp3", "/x/talk2.mp3").values()) == {"talk1", "talk2"}
-    assert set(names("/x/dir1/a.mp3", "/x/dir2/a.mp3").values()) == {"dir1/a", "dir2/a"}
-    assert names("/x/dir/only.mp3") == {"/x/dir/only.mp3": "only"}
-    assert set(names("s3://b/x.mp3", "https://h.org/x.mp3?sig=a/b").values()) == {
-        "s3/b/x",
-        "https/h.org/x",
-    }
-
-
-def test_recordings_that_differ_in_suffix_keep_it() -> None:
-    assert names("/x/a.mp3", "/x/a.wav", "/x/b.wav") == {
-        "/x/a.mp3": "a.mp3",
-        "/x/a.wav": "a.wav",
-        "/x/b.wav": "b",
-    }
+def test_folders_below_the_common_one_are_kept_and_suffixes_where_they_differ() -> None:
+    for expected in (
+        {"s3://b/2026/01/a.mp3": "01/a", "s3://b/2026/02/a.mp3": "02/a",
+         "s3://b/2026/c.d.wav": "c.d"},
+        {"/x/talk1.mp3": "talk1", "/x/talk2.mp3": "talk2"},
+        {"/x/dir1/a.mp3": "dir1/a", "/x/dir2/a.mp3": "dir2/a"},
+        {"/x/dir/only.mp3": "only"},
+        {"s3://b/x.mp3": "s3/b/x", "https://h.org/x.mp3?sig=a/b": "https/h.org/x"},
+        {"/x/a.mp3": "a.mp3", "/x/a.wav": "a.wav", "/x/b.wav": "b"},
+    ):  # fmt: skip
+        assert names(*expected) == expected
 
 
 def test_what_is_still_alike_gets_its_id() -> None:
@@ -79,9 +69,8 @@ def test_dangerous_names_are_written_out() -> None:
 
 
 def test_long_names_are_cut_and_stay_apart() -> None:
-    one, other = f"/x/{'ä' * 400}1.wav", f"/x/{'ä' * 400}2.wav"
-    found = names(one, other)
-    assert found[one] != found[other]
+    found = names(*(f"/x/{'ä' * 400}{number}.wav" for number in (1, 2)))
+    assert len(set(found.values())) == 2
     assert all(len((name + ".srt").encode()) <= 255 for name in found.values())
 
 

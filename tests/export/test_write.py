@@ -14,9 +14,15 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.external_sort import ExternalSort
 from corpus_asr.export.formats import ExportFormat, WordStyle
-from corpus_asr.export.recordings import TEXT_COLUMNS, Selection, chosen, read_index, recordings
+from corpus_asr.export.recordings import (
+    TEXT_COLUMNS,
+    ExternalSort,
+    Selection,
+    chosen,
+    read_index,
+    recordings,
+)
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
@@ -76,16 +82,16 @@ def test_parts_from_many_objects_come_together_in_the_order_of_time(
     assert (summary.recordings, summary.segments, summary.files) == (2, 5, 2)
 
 
-def test_what_was_committed_twice_is_there_once(store: OutputStore, to: Path) -> None:
+def test_what_was_committed_twice_is_there_once_and_new_content_replaces_old(
+    store: OutputStore, to: Path
+) -> None:
     commit(store, results(heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b")))
     commit(store, results(heard("c.wav", 0, "c"), heard("a.wav", 0, "again", "and", "more")))
     assert exported(store, to) == {"a.txt": "one\ntwo\n", "b.txt": "b\n", "c.txt": "c\n"}
-
-
-def test_new_content_replaces_old_and_success_a_failure(store: OutputStore, to: Path) -> None:
-    commit(store, results(heard("a.wav", 0, "old"), part("b.wav", 0, texts=None, status="failed")))
-    commit(store, results(heard("a.wav", 0, "new", etag="v2"), heard("b.wav", 0, "b")))
-    assert exported(store, to) == {"a.txt": "new\n", "b.txt": "b\n"}
+    commit(store, results(part("d.wav", 0, texts=None, status="failed")))
+    commit(store, results(heard("a.wav", 0, "new", etag="v2"), heard("d.wav", 0, "d")))
+    found = exported(store, to)
+    assert (found["a.txt"], found["d.txt"]) == ("new\n", "d\n")
 
 
 def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Path) -> None:
@@ -185,20 +191,16 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
     assert found["segments"][0]["words"][1] == {
         "word": " two", "start": 0.5, "end": 1.0, "probability": 0.333333,
     }  # fmt: skip
+    speaker = {"speaker": "CHANNEL_01"}
+    scored = [
+        {"word": "one", "start": 0.0, "end": 0.5, "score": 0.25, **speaker},
+        {"word": "two", "start": 0.5, "end": 1.0, "score": 0.333333, **speaker},
+    ]
     assert json.loads((to / "a.whisperx.json").read_text()) == {
-        "segments": [
-            {"start": 0.0, "end": 1.0, "text": "one two", "speaker": "CHANNEL_01",
-             "words": [
-                 {"word": "one", "start": 0.0, "end": 0.5, "score": 0.25, "speaker": "CHANNEL_01"},
-                 {"word": "two", "start": 0.5, "end": 1.0, "score": 0.333333,
-                  "speaker": "CHANNEL_01"}]}
-        ],
-        "word_segments": [
-            {"word": "one", "start": 0.0, "end": 0.5, "score": 0.25, "speaker": "CHANNEL_01"},
-            {"word": "two", "start": 0.5, "end": 1.0, "score": 0.333333, "speaker": "CHANNEL_01"},
-        ],
+        "segments": [{"start": 0.0, "end": 1.0, "text": "one two", "words": scored, **speaker}],
+        "word_segments": scored,
         "language": "en",
-    }  # fmt: skip
+    }
     (line,) = (to / "a.nemo.jsonl").read_text().splitlines()
     assert json.loads(line) == {
         "audio_filepath": "/a.wav", "offset": 0.0, "duration": 1.0, "text": "one two", "lang": "en",
@@ -217,11 +219,9 @@ def test_all_recordings_in_one_file(folder: str, store: OutputStore, tmp_path: P
         pa.BufferReader(read_bytes(read.address("transcripts.tsv"))), sep="\t", quoting=3
     )
     assert tsv.to_dict("list") == {
-        "uri": ["/a, .wav", "/b.wav", "/b.wav"],
-        "start": [0, 0, 1000],
-        "end": [1000, 1000, 2000],
+        "uri": ["/a, .wav", "/b.wav", "/b.wav"], "start": [0, 0, 1000], "end": [1000, 1000, 2000],
         "text": ["a", "b 1", "2"],
-    }
+    }  # fmt: skip
     lines = read_bytes(read.address("transcripts.jsonl")).splitlines()
     assert [json.loads(line)["uri"] for line in lines] == ["/a,\n.wav", "/b.wav"]
     assert len(read_bytes(read.address("transcripts.nemo.jsonl")).splitlines()) == 3
@@ -293,9 +293,8 @@ def test_only_a_recording_at_a_time_is_put_together(store: OutputStore) -> None:
     found = recordings(store, index, chosen(index, Selection()), Selection(), columns=TEXT_COLUMNS)
     position, first = next(found)
     assert (position, first.uri, first.text) == (0, "/00.wav", "w")
-    assert [each.uri for _, each in found] == [f"/{b}{a}.wav" for b in range(3) for a in range(5)][
-        1:
-    ]
+    expected = [f"/{batch}{at}.wav" for batch in range(3) for at in range(5)]
+    assert [each.uri for _, each in found] == expected[1:]
 
 
 def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> None:

@@ -9,7 +9,6 @@ import torch
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families import loading
-from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.loading import (
     Precision,
     device_name,
@@ -19,7 +18,7 @@ from corpus_asr.families.loading import (
     resolve_precision,
 )
 from corpus_asr.families.whisper.slots import WhisperSlotModel
-from tests.support.slots import begin, load, sequences, windows
+from tests.support.slots import begin, load, needs_int8, sequences, windows
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -38,39 +37,26 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_without_a_gpu_auto_is_the_cpu() -> None:
-    assert resolve_device("auto") == CPU
-    assert resolve_device("cpu") == CPU
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_with_gpus_auto_is_the_first() -> None:
-    assert resolve_device("auto") == CUDA
-    assert resolve_device("cuda") == CUDA
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
-    assert resolve_device("cpu") == CPU
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_asking_for_a_gpu_where_there_is_none_is_an_error() -> None:
+def test_without_a_gpu_auto_is_the_cpu_and_asking_for_one_is_an_error() -> None:
+    assert resolve_device("auto") == resolve_device("cpu") == CPU
     with pytest.raises(ConfigError, match=r"'cuda'.* sees 0 CUDA devices"):
         resolve_device("cuda")
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_asking_for_a_gpu_too_many_is_an_error() -> None:
+def test_with_gpus_auto_is_the_first_and_asking_for_too_many_is_an_error() -> None:
+    assert resolve_device("auto") == resolve_device("cuda") == CUDA
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == CPU
     with pytest.raises(ConfigError, match=r"'cuda:2'.* sees 2 CUDA devices"):
         resolve_device("cuda:2")
+    assert (device_name(CPU), device_name(CUDA)) == ("cpu", "cuda:NVIDIA H200")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "", "CPU", "cuda:0 ", "mps"])
 def test_an_unknown_device_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N"):
         resolve_device(name)
-
-
-def test_auto_is_float16_on_cuda() -> None:
-    assert resolve_dtype("auto", CUDA) == torch.float16
 
 
 @pytest.mark.parametrize(
@@ -98,39 +84,27 @@ def test_int8_on_cpus_rounds_the_rest_to_what_auto_takes(monkeypatch: pytest.Mon
     assert resolve_precision("float32", CPU) == Precision(torch.float32)
 
 
-def test_int8_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("two_gpus")
+def test_numbers_that_a_device_is_slow_in_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "can_use_int8", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(ConfigError, match=r"no fast 8-bit products .*set the dtype to auto"):
         resolve_precision("int8", CPU)
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_int8_is_refused_on_gpus() -> None:
     with pytest.raises(ConfigError, match=r"NVIDIA H200 has no such path.*auto or float16"):
         resolve_precision("int8", CUDA)
-
-
-@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
-def test_named_types_are_taken_at_their_word(name: str) -> None:
-    assert resolve_dtype(name, CPU) == getattr(torch, name)
-
-
-def test_an_unknown_type_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="'int4', expected auto, int8, float32, float16, bfl"):
-        resolve_precision("int4", CPU)
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_bfloat16_is_refused_by_gpus_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(ConfigError, match="NVIDIA H200 has no bfloat16 arithmetic"):
         resolve_dtype("bfloat16", CUDA)
 
 
-@pytest.mark.usefixtures("two_gpus")
-def test_tables_name_the_device() -> None:
-    assert device_name(CPU) == "cpu"
-    assert device_name(CUDA) == "cuda:NVIDIA H200"
+def test_types_are_taken_at_their_word_and_others_named() -> None:
+    assert resolve_dtype("auto", CUDA) == torch.float16
+    for name in ("float32", "float16", "bfloat16"):
+        assert resolve_dtype(name, CPU) == getattr(torch, name)
+    with pytest.raises(ConfigError, match="'int4', expected auto, int8, float32, float16, bfl"):
+        resolve_precision("int4", CPU)
+    for name, meant in (("fp16", "float16"), ("bf16", "bfloat16")):
+        with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+            resolve_dtype(name, CPU)
 
 
 def too_old() -> bool:
@@ -160,15 +134,6 @@ def test_a_torch_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda:0")
 
 
-@pytest.mark.parametrize(("name", "meant"), [("fp16", "float16"), ("bf16", "bfloat16")])
-def test_a_short_name_of_a_type_is_understood(name: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=f"did you mean {meant}"):
-        resolve_dtype(name, torch.device("cpu"))
-
-
-needs_int8 = pytest.mark.skipif(
-    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
-)
 # How far logits may be from those of float32, relative to their own size.
 TOLERANCES = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.05, "auto": 0.05, "int8": 0.1}
 

@@ -8,15 +8,15 @@ from types import MappingProxyType
 import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families import registry
 from corpus_asr.families.registry import FAMILIES, Family, family_of, resolve
 from corpus_asr.models import auto
 from corpus_asr.models.auto import AutoConfig, AutoProcessor, AutoTokenizer
-from corpus_asr.stages.extract_protocol import ExtractRequest
 from corpus_asr.stages.extraction import PartExtractor
-from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.part_transcriber import TRANSCRIBERS, part_transcriber
+from corpus_asr.stages.parts import ExtractRequest
+from corpus_asr.transcription.engine import TRANSCRIBERS, Engine, part_transcriber
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
@@ -88,14 +88,8 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def parts_of(checkpoint: Path, *sounds: Path) -> Iterator[PartRequest]:
-    extractor = PartExtractor(
-        folder=str(checkpoint),
-        endpoint_url=None,
-        part_s=20.0,
-        channels="mix",
-        speech_detection="none",
-        speech_pad_s=0.0,
-    )
+    settings = ExtractSettings(part_s=30.0, speech_detection="none", speech_pad_s=0.0)
+    extractor = PartExtractor(folder=str(checkpoint), settings=settings)
     for sound in sounds:
         for part in extractor(ExtractRequest(uri=str(sound))):
             assert part.features is not None

@@ -15,13 +15,10 @@ from transformers.audio_utils import mel_filter_bank
 
 from corpus_asr.features.mel import (
     BLOCK_FRAMES,
-    FFT_BINS,
-    HANN,
     Analysis,
-    hz_to_mel,
+    hann,
     log_mel,
     mel_filters,
-    mel_to_hz,
     num_frames,
     power_spectra,
     scale_floor,
@@ -62,12 +59,6 @@ def test_filters_equal_transformers(num_mel_bins: int) -> None:
 def test_filters_equal_whispers(num_mel_bins: int) -> None:
     expected = whisper.audio.mel_filters("cpu", num_mel_bins).numpy()
     np.testing.assert_allclose(mel_filters(num_mel_bins), expected, atol=FILTER_TOLERANCE)
-
-
-def test_mels_become_hz_and_mels_again() -> None:
-    mels = np.linspace(0.0, 45.0, 181)
-    np.testing.assert_allclose(hz_to_mel(mel_to_hz(mels)), mels, atol=1e-12)
-    assert mel_to_hz(hz_to_mel(np.array([440.0])))[0] == pytest.approx(440.0)
 
 
 def test_filters_cannot_be_written_to() -> None:
@@ -158,7 +149,7 @@ def test_blocks_equal_the_whole_array_at_once(num_samples: int, seed: int) -> No
     power = np.concatenate(blocks)
     assert power.dtype == np.float32
     expected = reference_power(samples)
-    assert power.shape == expected.shape == (num_frames(num_samples), FFT_BINS)
+    assert power.shape == expected.shape == (num_frames(num_samples), FFT_SAMPLES // 2 + 1)
     assert np.abs(power - expected).max() <= FLOAT32_TOLERANCE * expected.max()
 
 
@@ -171,8 +162,7 @@ def test_arrays_around_the_edges_of_frames_and_blocks(num_samples: int) -> None:
 
 
 def test_the_window_is_torchs_periodic_hann() -> None:
-    torch = pytest.importorskip("torch")
-    np.testing.assert_allclose(HANN, torch.hann_window(FFT_SAMPLES).numpy(), atol=1e-6)
+    np.testing.assert_allclose(hann(FFT_SAMPLES), torch.hann_window(FFT_SAMPLES).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, HOP_SAMPLES - 1])

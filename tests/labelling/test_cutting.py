@@ -35,19 +35,15 @@ def cut(
     return list(ClipCutter(**usual | options)(request))
 
 
-def test_clips_hold_the_seconds_asked_for(tones: Path) -> None:
-    clips = cut(tones, (3, 5), (8, 13), (13, 14), (19, 20))
-    assert [clip.number for clip in clips] == [0, 1, 2, 3]
-    assert [seconds_heard(decode(clip.data)[0]) for clip in clips] == [
-        [3, 4], [8, 9, 10, 11, 12], [13], [19],
-    ]  # fmt: skip
-
-
-def test_clips_that_overlap_or_lie_behind_each_other_are_cut_too(tones: Path) -> None:
-    clips = cut(tones, (15, 16), (0, 12), (5, 6))
-    assert {clip.number: seconds_heard(decode(clip.data)[0]) for clip in clips} == {
-        0: [15], 1: [*range(12)], 2: [5],
-    }  # fmt: skip
+def test_clips_hold_the_seconds_asked_for_in_any_order(tones: Path) -> None:
+    for ranges, expected in (
+        (((3, 5), (8, 13), (13, 14), (19, 20)), [[3, 4], [8, 9, 10, 11, 12], [13], [19]]),
+        (((15, 16), (0, 12), (5, 6)), [[15], [*range(12)], [5]]),  # overlapping and unsorted
+    ):
+        clips = sorted(cut(tones, *ranges), key=lambda clip: clip.number)
+        assert [seconds_heard(decode(clip.data)[0]) for clip in clips] == expected
+    (clip,) = cut(tones, (18, 20.02))  # a last one may point a little behind the end
+    assert clip.num_samples == 2 * SAMPLE_RATE_HZ
 
 
 def test_clips_are_the_samples_that_were_transcribed(tmp_path: Path) -> None:
@@ -71,31 +67,25 @@ def test_each_channel_is_cut_by_itself(tmp_path: Path) -> None:
         assert np.abs(found - samples[channel, SAMPLE_RATE_HZ : 2 * SAMPLE_RATE_HZ]).max() < 1e-3
 
 
-def test_a_last_clip_may_point_a_little_behind_the_end(tones: Path) -> None:
-    (clip,) = cut(tones, (18, 20.02))
-    assert clip.num_samples == 2 * SAMPLE_RATE_HZ
-
-
 @pytest.mark.parametrize("seconds", [(18, 21), (20.0, 20.3)])
 def test_a_recording_that_ends_earlier_is_refused_behind_what_is_there(
     tones: Path, seconds: tuple[float, float]
 ) -> None:
-    found = []
     with pytest.raises(DecodeError, match=r"it ends after 20\.00 s, expected 2") as raised:
-        found += cut(tones, (0, 1), seconds)
+        cut(tones, (0, 1), seconds)
     assert raised.value.kind == "cut_short"
 
 
-@pytest.mark.parametrize(("field", "value"), [("etag", "other"), ("size_bytes", 7)])
-def test_a_recording_that_was_changed_is_refused(tones: Path, field: str, value: Any) -> None:
+def test_a_recording_that_was_changed_is_refused(tones: Path) -> None:
     version = describe(str(tones))
     known: dict[str, Any] = {"size_bytes": version.size_bytes, "etag": version.etag}
     ranges = (ClipRange(channel=None, start_sample=0, end_sample=SAMPLE_RATE_HZ),)
     cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
     assert list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known)))
-    with pytest.raises(DecodeError, match="which was transcribed") as raised:
-        list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known | {field: value})))
-    assert raised.value.kind == "source_changed"
+    for change in ({"etag": "other"}, {"size_bytes": 7}):
+        with pytest.raises(DecodeError, match="which was transcribed") as raised:
+            list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known | change)))
+        assert raised.value.kind == "source_changed"
 
 
 def test_a_recording_that_is_gone_or_no_audio_says_so(tmp_path: Path) -> None:

@@ -60,18 +60,12 @@ def test_a_dropped_segment_ends_a_window_and_is_in_none() -> None:
 
 
 def test_a_pause_and_another_language_begin_a_window() -> None:
-    rows = [
-        row(0, 2, " a"),
-        row(4.9, 6, " b"),
-        row(9.1, 11, " c"),
-        row(11, 12, " d", language="de"),
-    ]
+    rows = [row(0, 2, " a"), row(4.9, 6, " b"), row(9.1, 11, " c"),
+            row(11, 12, " d", language="de")]  # fmt: skip
     found = examples_of(rows, settings())
     assert texts(found) == ["a b", "c", "d"]
     assert [each.row["condition_on_prev"] for each in found] == [None, "a b", None]
-
-
-def test_text_from_long_ago_is_not_what_was_said_before() -> None:
+    # Text from long ago is not what was said before.
     found = examples_of([row(0, 2, " a"), row(31, 33, " b"), row(64, 66, " c")], settings())
     assert [each.row["condition_on_prev"] for each in found] == [None, "a", None]
 
@@ -93,11 +87,8 @@ def test_pads_stop_at_the_ends_of_the_recording_and_of_the_window() -> None:
 
 
 def test_channels_are_apart() -> None:
-    rows = [
-        row(0, 2, " left", channel=0),
-        row(0, 2, " right", channel=1),
-        row(2, 3, " more", channel=1),
-    ]
+    rows = [row(0, 2, " left", channel=0), row(0, 2, " right", channel=1),
+            row(2, 3, " more", channel=1)]  # fmt: skip
     found = examples_of(rows, settings())
     assert texts(found) == ["left", "right more"]
     assert [each.row["example_id"] for each in found] == ["r-0-00000", "r-1-00001"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import DatasetSettings, PseudoLabelConfig, SelectionSettings
 from corpus_asr.schemas import EXAMPLES
-from tests.labelling.test_rules import BAD
+from tests.labelling.test_selection import BAD
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GUIDE = (REPOSITORY / "docs" / "pseudo_labels.md").read_text()

@@ -66,21 +66,11 @@ def here(root: Path) -> SimpleNamespace:
 
 AUDIO: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "another rate": (SILENCE, {"sampling_rate": 8_000}, ValueError, "expected 16000.*resample"),
-    "no recordings": ([], {}, ValueError, "empty list.*leave out"),
-    "no samples": (SILENCE[:0], {}, ValueError, "no samples.*leave out"),
-    "NaN": (np.array([0.0, np.nan]), {}, ValueError, "found nan at sample 1.*repair"),
-    "infinity": (np.array([np.inf, 0.0]), {}, ValueError, "found inf at sample 0.*repair"),
     "stereo": (np.zeros((9, 2)), {}, ValueError, "2 channels.*mean over the last axis"),
-    "a path": ("speech.wav", {}, TypeError, "found a str.*decode the file first"),
     "nothing": (None, {}, ValueError, "found neither, expected audio=, text= or both"),
-    "other tensors": (SILENCE, {"return_tensors": "tf"}, ValueError, "return_tensors='tf'.*'pt'"),
-    "other padding": (SILENCE, {"padding": "foo"}, ValueError, "padding='foo'.*choose one"),
 }
-
-
 SPEECH2TEXT_AUDIO: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "less than a frame": ([SILENCE, SILENCE[:399]], {}, ValueError, "recording 1: found 399 samp"),
-    "16-bit samples": (np.array([300, -300]), {}, ValueError, "divide 16-bit samples by 32768"),
     "uneven rows": (
         [SILENCE, SILENCE[:9_000]],
         {"return_tensors": "pt"},
@@ -95,8 +85,7 @@ SPEECH2TEXT_AUDIO: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] =
 @pytest.mark.parametrize("name", [*AUDIO, *SPEECH2TEXT_AUDIO])
 def test_audio_that_cannot_be_used(here: SimpleNamespace, name: str) -> None:
     audio, options, error, message = (AUDIO | SPEECH2TEXT_AUDIO)[name]
-    processors = [here.speech2text] + [here.processor] * (name in AUDIO)
-    for processor in processors:
+    for processor in [here.speech2text] + [here.processor] * (name in AUDIO):
         with pytest.raises(error, match=message):
             processor(audio, **{"sampling_rate": 16_000, **options})
 
@@ -230,22 +219,12 @@ TOKENIZER: dict[str, tuple[Callable[[WhisperTokenizer], Any], type[Exception], s
     "text to decode": (lambda t: t.decode("hello"), TypeError, "found 'hello' of type str"),
     "nothing to decode": (lambda t: t.decode(None), TypeError, "'None' of type NoneType"),
     "fractions to decode": (lambda t: t.batch_decode([[1.5]]), TypeError, "found '1.5' of type"),
-    "padded labels": (lambda t: t.decode([-100]), ValueError, "found -100.*replace the padding"),
-    "a number to encode": (lambda t: t(5), ValueError, "found '5' of type int, expected a text"),
-    "nothing to encode": (lambda t: t(None), ValueError, "neither text nor text_target"),
-    "a token as prompt": (lambda t: t.get_prompt_ids("<|en|>"), ValueError, "special token <.en"),
-    "a language": (lambda t: t.set_prefix_tokens("klingon"), ValueError, "no such language"),
-    "a task": (lambda t: t.set_prefix_tokens(task="sing"), ValueError, "task 'sing'"),
 }
-
-
 SPEECH2TEXT_TEXTS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
-    "no text": (lambda t: t(), ValueError, "found neither text nor text_target"),
     "a number": (lambda t: t(5), ValueError, "found '5' of type int, expected a text or ids"),
     "a number among texts": (lambda t: t(["a", 5]), ValueError, "of type int, expected a text or"),
     "words unsaid": (lambda t: t("a", is_split_into_words=True), ValueError, "a list of words"),
     "half a letter": (lambda t: t("a\ud800"), ValueError, "no valid Unicode"),
-    "uneven pairs": (lambda t: t(["a", "b"], ["c"]), ValueError, "found 2 texts and 1 second one"),
     "offsets": (lambda t: t("a", return_offsets_mapping=True), ValueError, "leave it out"),
     "no room": (lambda t: t("a", max_length=1), ValueError, "room for the 2 special tokens"),
     "uneven rows": (
@@ -253,9 +232,6 @@ SPEECH2TEXT_TEXTS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] 
         ValueError,
         "expected the same in every row; pass padding=True",
     ),
-    "other tensors": (lambda t: t("a", return_tensors="tf"), ValueError, "return_tensors='tf'"),
-    "other padding": (lambda t: t("a", padding="foo"), ValueError, "padding='foo'"),
-    "other truncation": (lambda t: t("a", truncation="foo"), ValueError, "truncation='foo'"),
     "an option of nobody": (lambda t: t("a", paddings=True), TypeError, "paddings"),
     "an unknown language": (
         lambda t: setattr(t, "tgt_lang", "xx"),
@@ -443,10 +419,3 @@ def test_a_language_that_the_model_lacks_is_refused_when_it_is_chosen(tmp_path: 
     plain = Speech2TextTokenizer(folder / "vocab.json", folder / MODEL)
     with pytest.raises(ValueError, match="expected none: this model writes one"):
         plain.tgt_lang = "fr"
-
-
-def test_a_folder_of_another_family_is_refused(root: Path, tmp_path: Path) -> None:
-    foreign = broken(root / "speech2text", tmp_path / "x", {"vocab.json": None})
-    (foreign / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="model_type 'bert', expected one of: speech_to_text"):
-        AutoProcessor.from_pretrained(foreign)

@@ -29,9 +29,17 @@ TOKENIZER = (
     "convert_ids_to_tokens", "convert_tokens_to_string", "num_special_tokens_to_add",
     "add_tokens", "add_special_tokens", "get_vocab", "get_added_vocab", "__call__", "__init__",
 )  # fmt: skip
+WHISPER_TOKENIZER = (
+    *TOKENIZER, "set_prefix_tokens", "normalize", "basic_normalize", "get_decoder_prompt_ids",
+    "get_prompt_ids", "_decode_asr",
+)  # fmt: skip
 NETWORK = (
     "__init__", "forward", "from_pretrained", "save_pretrained", "get_input_embeddings",
     "set_input_embeddings", "num_parameters",
+)  # fmt: skip
+TRAINING = (
+    "gradient_checkpointing_enable", "gradient_checkpointing_disable", "set_attn_implementation",
+    "tie_weights",
 )  # fmt: skip
 WITH_TOKENS = ("get_decoder", "get_output_embeddings", "resize_token_embeddings")
 EXTRACTOR = (
@@ -47,33 +55,23 @@ CONFIG = (
     "to_diff_dict", "to_json_string", "to_json_file", "update",
 )  # fmt: skip
 NAMED: dict[str, tuple[str, ...]] = {
-    "WhisperTokenizer": (
-        *TOKENIZER, "set_prefix_tokens", "normalize", "basic_normalize", "get_decoder_prompt_ids",
-        "get_prompt_ids", "_decode_asr",
-    ),
-    "WhisperTokenizerFast": (
-        *TOKENIZER, "set_prefix_tokens", "normalize", "basic_normalize", "get_decoder_prompt_ids",
-        "get_prompt_ids", "_decode_asr",
-    ),
+    "WhisperTokenizer": WHISPER_TOKENIZER,
+    "WhisperTokenizerFast": WHISPER_TOKENIZER,
     "WhisperFeatureExtractor": (*EXTRACTOR, "zero_mean_unit_var_norm"),
     "WhisperProcessor": (*PROCESSOR, "get_decoder_prompt_ids", "get_prompt_ids"),
     "WhisperModel": (
-        *NETWORK, *WITH_TOKENS, "gradient_checkpointing_enable", "gradient_checkpointing_disable",
-        "set_attn_implementation", "tie_weights", "get_encoder", "freeze_encoder",
+        *NETWORK, *WITH_TOKENS, *TRAINING, "get_encoder", "freeze_encoder",
         "_mask_input_features",
     ),
     "WhisperForConditionalGeneration": (
-        *NETWORK, *WITH_TOKENS, "gradient_checkpointing_enable", "gradient_checkpointing_disable",
-        "set_attn_implementation", "tie_weights", "get_encoder", "freeze_encoder",
+        *NETWORK, *WITH_TOKENS, *TRAINING, "get_encoder", "freeze_encoder",
         "set_output_embeddings", "generate", "detect_language",
     ),
     "WhisperForCausalLM": (
-        *NETWORK, *WITH_TOKENS, "gradient_checkpointing_enable", "gradient_checkpointing_disable",
-        "set_attn_implementation", "tie_weights", "set_decoder", "set_output_embeddings",
+        *NETWORK, *WITH_TOKENS, *TRAINING, "set_decoder", "set_output_embeddings",
     ),
     "WhisperForAudioClassification": (
-        *NETWORK, "gradient_checkpointing_enable", "gradient_checkpointing_disable",
-        "set_attn_implementation", "tie_weights", "get_encoder", "freeze_encoder",
+        *NETWORK, *TRAINING, "get_encoder", "freeze_encoder",
     ),
     "WhisperConfig": (*CONFIG,),
     "GenerationConfig": (
@@ -288,7 +286,7 @@ def test_every_exception_is_needed() -> None:
 def test_networks_take_what_the_documents_name(owner: str) -> None:
     found = parameters(ours(owner), "forward")
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    assert [n for n, one in found.items() if one.kind == kind] == ["self", *FORWARD[owner]]
+    assert [n for n, one in found.items() if one.kind == kind] == list(FORWARD[owner])
     for name in (*FORWARD[owner], *HEAD_MASKS.get(owner, ())):
         assert found[name].default is None
 

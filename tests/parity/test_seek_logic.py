@@ -24,10 +24,9 @@ from whisper.tokenizer import get_tokenizer
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowJob, WindowResult
 from corpus_asr.segments import Segment, Word
-from corpus_asr.transcription import long_form as sequential
-from corpus_asr.transcription.language import Language
-from corpus_asr.transcription.long_form import SeekLoop
-from corpus_asr.transcription.windows import PartRequest, clip_ranges
+from corpus_asr.transcription import whisper as transcription
+from corpus_asr.transcription.whisper import WhisperLongForm
+from corpus_asr.transcription.windows import Language, PartRequest, Window, clip_ranges
 from corpus_asr.transcription.words import DraftSegment
 from corpus_asr.units import HOP_SAMPLES, WINDOW_FRAMES
 from tests.support.prompt_formats import prompt_format
@@ -154,21 +153,19 @@ def theirs(
 
 @contextmanager
 def invented_words(script: Script) -> Any:
-    def time_words(
-        stretches: Sequence[DraftSegment], *, window: tuple[int, ...], content_frames: int, **_: Any
-    ) -> Any:
+    def time_words(drafts: Sequence[DraftSegment], window: Window, **_: Any) -> Any:
         settled = []
-        for number, stretch in enumerate(stretches):
-            words = script.words(window[0], content_frames, number, stretch.tokens)
+        for number, draft in enumerate(drafts):
+            words = script.words(window.seek, window.content_frames, number, draft.tokens)
             if words:
-                stretch = replace(
-                    stretch, start_s=words[0].start_s, end_s=words[-1].end_s, words=tuple(words)
+                draft = replace(
+                    draft, start_s=words[0].start_s, end_s=words[-1].end_s, words=tuple(words)
                 )
-            settled.append(stretch)
+            settled.append(draft)
         yield from ()  # a generator that asks for nothing
         return settled
 
-    with mock.patch.object(sequential, "time_words", time_words):
+    with mock.patch.object(transcription, "time_words", time_words):
         yield
 
 
@@ -185,10 +182,10 @@ def ours(
         start_s=0.0,
         speech=None,
     )
-    loop = SeekLoop(
+    loop = WhisperLongForm(
         part,
-        language=Language(code="en", probability=None),
-        prompt_format=prompt_format(
+        chosen,
+        prompt_format(
             text=lambda ids: tokenizer.decode([token for token in ids if token < END]),
             encode=lambda text: tuple(tokenizer.encode(" " + text.strip())),
             request=lambda *_: (START, 50259, 50359),
@@ -200,7 +197,7 @@ def ours(
             timestamp_begin=BEGIN,
             max_target_positions=448,
         ),
-        settings=chosen,
+        language=Language(code="en", probability=None),
     )
     visits: list[Visit] = []
     with invented_words(script):

@@ -22,8 +22,9 @@ import whisper
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.families.whisper.features import WhisperPartFeatures
-from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
-from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.engine import Engine, PartTranscript
+from corpus_asr.transcription.whisper_prompt import PromptFormat
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.references import openai_whisper, read_audio
 

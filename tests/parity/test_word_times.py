@@ -12,7 +12,7 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.parity.test_seek_loop import expected, request
 from tests.support.references import align_with, openai_whisper, read_audio

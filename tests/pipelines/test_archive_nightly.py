@@ -1,5 +1,6 @@
 """Nights in a row over one archive: what each has to do, what it may cost, what it tells."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,12 @@ from corpus_asr.errors import (
     FetchError,
     LockedError,
 )
-from corpus_asr.pipelines import nightly, transcribe
+from corpus_asr.pipelines import driver, nightly
 from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores import http as webhook_module
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.http import post_json
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.nightly import QUICK, Archive
 from tests.support.stores import SECRET, Webhook, webhook
 
@@ -114,9 +115,7 @@ def test_languages_and_unsure_recordings_are_named(archive: Archive) -> None:
     assert (found.unsure, found.no_speech) == (2, 1)
     assert [Path(one.uri).name for one in found.least_sure] == ["a.wav", "b parts=2.wav"]
     assert found.least_sure[0].confidence == pytest.approx(0.5)
-    assert [(one.language, one.recordings, one.segments) for one in found.languages] == [
-        ("en", 2, 6)
-    ]
+    assert [(one.name, one.recordings, one.segments) for one in found.languages] == [("en", 2, 6)]
     assert archive.night().findings.unsure == 0, "those of earlier nights"
 
 
@@ -143,9 +142,8 @@ def test_a_night_that_died_keeps_no_other_from_working(archive: Archive) -> None
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)
-    defaults = webhook_module.post_json.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "policy", quick)
+    post = functools.partial(post_json, policy=quick)
+    monkeypatch.setattr("corpus_asr.report.nightly.post_json", post)
     with webhook() as found:
         monkeypatch.setenv(VARIABLE, found.url)
         yield found
@@ -186,7 +184,7 @@ def test_names_ping_nobody(telling: Archive, hook: Webhook) -> None:
         "503",
         "reset",
         "http://169.254.169.254/latest",
-        pytest.param("hang", marks=pytest.mark.slow),  # as long as the webhook is given
+        "hang",
     ],
 )
 def test_a_webhook_that_takes_nothing_fails_no_night(
@@ -246,7 +244,7 @@ def test_summaries_that_cannot_be_written_are_told(
 def test_a_checkpoint_that_is_gone_is_told(
     telling: Archive, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(nightly._PREPARE, "transcribe_corpus", transcribe.prepare)
+    monkeypatch.setattr(nightly, "prepare", driver.prepare)
     with pytest.raises(CheckpointError):
         telling.night()
     assert "broken off; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]
@@ -327,9 +325,7 @@ def test_what_broke_off_keeps_its_exit_code(archive: Archive) -> None:
 def test_an_overlap_has_an_exit_code_of_its_own(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defaults = nightly.run.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "timing", QUICK)
+    monkeypatch.setattr(nightly, "run", functools.partial(nightly.run, timing=QUICK))
     archive.add("a")
     with Lock(OutputStore(str(archive.output)), "first", timing=QUICK):
         done = command(archive)

@@ -1,21 +1,18 @@
 """Recordings are transcribed by the model for their language, as that model alone would."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines.classify import run as classify
-from corpus_asr.pipelines.transcribe import run as transcribe
-from corpus_asr.schemas import OUTCOMES
+from corpus_asr.pipelines.driver import run as classify
+from corpus_asr.pipelines.driver import run as transcribe
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.compaction import keep_only
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
-from tests.support.corpora import CLIPS, job
+from tests.support.corpora import CLIPS, job, redo
+from tests.support.tables import rows_of, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
 ENGLISH, GERMAN = "english.wav", "german.opus"
@@ -41,11 +38,7 @@ def one_job(models: list[Path], output: Path, **decoding: Any) -> RunConfig:
         decoding={"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None,
                   "compression_ratio_threshold": None, **decoding},
     )  # fmt: skip
-    return changed(config, dtype="float32")
-
-
-def changed(config: RunConfig, **model: Any) -> RunConfig:
-    return config.model_copy(update={"model": config.model.model_copy(update=model)})
+    return with_section(config, "model", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +47,8 @@ def codes(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple
     config = one_job(models, tmp_path_factory.mktemp("labels") / "out").model_copy(
         update={"pipeline": "classify_audio"}
     )
-    settings = config.classification.model_copy(update={"windows": "first_speech", "top_k": 1000})
-    classify(config.model_copy(update={"classification": settings}), local=True, progress=None)
+    config = with_section(config, "classification", windows="first_speech", top_k=1000)
+    classify(config, local=True, progress=None)
     found: dict[str, dict[str, float]] = {ENGLISH: {}, GERMAN: {}}
     for row in rows_of(OutputStore(config.output.uri).labels()):
         found[Path(row["uri"]).name][row["label"]] = row["probability"]
@@ -66,10 +59,6 @@ def codes(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple
         if found[ENGLISH][a] > found[ENGLISH][b] and found[GERMAN][b] > found[GERMAN][a]
     ]  # fmt: skip
     return max(pairs, key=lambda pair: lead[pair[0]] / lead[pair[1]])
-
-
-def rows_of(batches: Iterable[Any]) -> list[dict[str, Any]]:
-    return [row for batch in batches for row in batch.to_pylist()]
 
 
 def said_in(config: RunConfig, *columns: str) -> Said:
@@ -86,7 +75,7 @@ def routed(
 ) -> RunConfig:
     """A finished job that sends the second language to the other model."""
     config = one_job(models, tmp_path_factory.mktemp("routed") / "out", language=codes)
-    config = changed(config, by_language={codes[1]: str(models[1])})
+    config = with_section(config, "model", by_language={codes[1]: str(models[1])})
     transcribe(config, local=True, progress=None)
     return config
 
@@ -96,9 +85,8 @@ def test_each_recording_is_transcribed_as_by_its_model_alone(
 ) -> None:
     main = one_job(models, tmp_path / "main", language=codes)
     transcribe(main, local=True, progress=None)
-    other = changed(
-        one_job(models, tmp_path / "other", language=codes[1]), checkpoint=str(models[1])
-    )
+    other = one_job(models, tmp_path / "other", language=codes[1])
+    other = with_section(other, "model", checkpoint=str(models[1]))
     transcribe(other, local=True, progress=None)
     found = said_in(routed)
     assert found[ENGLISH] == said_in(main)[ENGLISH]
@@ -114,8 +102,7 @@ def test_each_recording_is_transcribed_as_by_its_model_alone(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_workers_of_ray_have_the_models_of_all_languages(routed: RunConfig, tmp_path: Path) -> None:
-    output = routed.output.model_copy(update={"uri": str(tmp_path / "ray")})
-    config = routed.model_copy(update={"output": output})
+    config = with_section(routed, "output", uri=str(tmp_path / "ray"))
     summary = transcribe(config, local=False, progress=None)
     assert (summary.files, summary.failed) == (2, 0)
     columns = ("model", "model_revision", "language", "language_probability")
@@ -132,10 +119,7 @@ def test_what_is_done_again_comes_out_the_same(
     routed: RunConfig, models: list[Path], tmp_path: Path
 ) -> None:
     before = said_in(routed, "model", "language_probability")
-    store = OutputStore(routed.output.uri)
-    for name in store.names("outcomes"):
-        rows = store.read_table(name, OUTCOMES).to_pylist()
-        keep_only(store, {name: np.array([not row["uri"].endswith(GERMAN) for row in rows])})
+    redo(routed, GERMAN)
     summary = transcribe(routed, local=True, progress=None)
     assert summary.processed_files == 1
     assert said_in(routed, "model", "language_probability") == before

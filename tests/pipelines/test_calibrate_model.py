@@ -14,30 +14,25 @@ from corpus_asr.cli import main as cli
 from corpus_asr.confidence import DEFAULT_MODEL, evidence_of
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.storage.run_state.compaction import compact
+from corpus_asr.storage.run_state.finish import compact
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
+    begin_run,
     calibration_for,
+    fingerprint,
     read_calibration,
     write_calibration,
 )
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import CALIBRATION_KEY, OutputStore
 from corpus_asr.units import MEBIBYTE
-from tests.support.tables import part, results
+from tests.support.tables import part, results, rows_of, run_config
 
 REVISION = "0123456789abcdef"
 SAID = "red green blue white"
 
 
 def job(folder: Path, **model: Any) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "source": {"uri": str(folder)},
-            "model": {"checkpoint": "some/model", **model},
-            "output": {"uri": str(folder / "output")},
-        }
-    )
+    return run_config(folder, folder / "output", model={"checkpoint": "some/model", **model})
 
 
 def heard(name: str, rng: random.Random) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def test_a_run_is_calibrated_and_a_later_one_uses_it(tmp_path: Path) -> None:
         results(heard("later.wav", random.Random(1))), run_id="later", model="some/model",
         model_revision=REVISION, calibration=calibration,
     )  # fmt: skip
-    rows = [row for batch in store.segments() for row in batch.to_pylist()]
+    rows = rows_of(store.segments())
     earlier = [row for row in rows if row["run_id"] == "run"]
     later = [row for row in rows if row["run_id"] == "later"]
     assert {row["calibration"] for row in earlier} == {"default"}
@@ -135,7 +130,7 @@ def test_rows_of_other_weights_and_without_evidence_keep_their_confidence(tmp_pa
         results(other, bare), run_id="later", model="some/model", model_revision=REVISION,
         by_language={"de": ("german", "other-weights")}, calibration=read_calibration(store.uri),
     )  # fmt: skip
-    rows = [row for batch in store.segments() for row in batch.to_pylist()]
+    rows = rows_of(store.segments())
     later = [row for row in rows if row["run_id"] == "later"]
     assert {row["calibration"] for row in later} == {DEFAULT_MODEL.name}
 

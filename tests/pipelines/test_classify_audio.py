@@ -1,27 +1,28 @@
 """A corpus is classified as it is transcribed, into labels that can be checked by hand."""
 
-import json
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from corpus_asr.audio.decode import open_audio
 from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import ConfigError
-from corpus_asr.pipelines.classify import run
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.loading import load_classifier
+from corpus_asr.pipelines.driver import run
+from corpus_asr.pipelines.driver import run as transcribe
 from corpus_asr.report.run import load_report, render
-from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.run_state.compaction import keep_only
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.audio import read_clip
 from tests.support.checkpoints import CLASSES, tiny_classifier, tiny_whisper
-from tests.support.corpora import demo_corpus, job, outcomes_in
+from tests.support.corpora import copy_of, job, outcomes_in, redo
+from tests.support.tables import rows_of, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
 # Float16 features, and a batch of one against the oracle's own: far below any use of the number.
@@ -40,18 +41,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_classifier(tmp_path_factory.mktemp("classifier"))
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return demo_corpus(tmp_path_factory.mktemp("corpus") / "audio")
-
-
 def labelling(corpus: Path, model: Path, output: Path, **classification: Any) -> RunConfig:
     config = job(corpus, model, output, pipeline="classify_audio", classification=classification)
-    return exact(config)
-
-
-def exact(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
+    return with_section(config, "model", dtype="float32")
 
 
 @pytest.fixture(scope="session")
@@ -73,23 +65,19 @@ def classes(corpus: Path, classifier: Path, tmp_path_factory: pytest.TempPathFac
 
 def undetected(config: RunConfig) -> RunConfig:
     """Return the job without speech detection: windows are whole, and so are their weights."""
-    extract = config.extract.model_copy(update={"speech_detection": "none"})
-    return config.model_copy(update={"extract": extract})
+    return with_section(config, "extract", speech_detection="none")
 
 
 def labels_in(config: RunConfig) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
     """Return the labels rows by file name, part and window."""
     found = defaultdict(list)
-    for batch in OutputStore(config.output.uri).labels():
-        for row in batch.to_pylist():
-            found[Path(row["uri"]).name, row["part"], row["window"]].append(row)
+    for row in rows_of(OutputStore(config.output.uri).labels()):
+        found[Path(row["uri"]).name, row["part"], row["window"]].append(row)
     return dict(found)
 
 
 def recordings_in(config: RunConfig) -> dict[str, dict[str, Any]]:
-    rows = [
-        row for batch in OutputStore(config.output.uri).recordings() for row in batch.to_pylist()
-    ]
+    rows = rows_of(OutputStore(config.output.uri).recordings())
     return {Path(row["uri"]).name: row for row in rows}
 
 
@@ -134,11 +122,7 @@ def test_a_recording_is_the_mean_of_its_windows_weighted_by_speech(languages: Ru
 def test_classes_are_those_of_transformers(
     classes: RunConfig, corpus: Path, classifier: Path
 ) -> None:
-    with (
-        open(corpus / "english.wav", "rb") as file,
-        open_audio(file, uri="x", channels="mix") as audio,
-    ):
-        samples = np.concatenate([chunk[0] for chunk in audio])
+    samples = read_clip(corpus / "english.wav")
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(classifier)
     oracle = transformers.WhisperForAudioClassification.from_pretrained(classifier).eval()
     (rows,) = (rows for key, rows in labels_in(classes).items() if key[0] == "english.wav")
@@ -155,12 +139,10 @@ def test_classes_are_those_of_transformers(
 def test_first_speech_agrees_with_what_a_transcription_detects(
     languages: RunConfig, corpus: Path, whisper: Path, tmp_path: Path
 ) -> None:
-    from corpus_asr.pipelines.transcribe import run as transcribe
-
     some = corpus / "english.wav"
     config = labelling(some, whisper, tmp_path / "labels", windows="first_speech", top_k=1)
     run(undetected(config), local=True, progress=None)
-    text = exact(job(some, whisper, tmp_path / "text"))
+    text = with_section(job(some, whisper, tmp_path / "text"), "model", dtype="float32")
     transcribe(undetected(text), local=True, progress=None)
     found = outcomes_in(tmp_path / "labels")["english.wav", 0]
     spoken = outcomes_in(tmp_path / "text")["english.wav", 0]
@@ -171,50 +153,19 @@ def test_first_speech_agrees_with_what_a_transcription_detects(
 def test_a_half_done_classification_redoes_only_what_is_missing(
     classes: RunConfig, tmp_path: Path
 ) -> None:
-    config = copied(classes, tmp_path / "output")
+    config = copy_of(classes, tmp_path / "output")
     before = labels_in(config)
-    store = OutputStore(config.output.uri)
-    for name in store.names("outcomes"):
-        rows = store.read_table(name, OUTCOMES).to_pylist()
-        keep = [not (row["uri"].endswith("longer.mp3") and row["part"] == 1) for row in rows]
-        keep_only(store, {name: np.array(keep)})
+    redo(config, "longer.mp3", part=1)
     summary = run(config, local=True, progress=None)
-    assert summary.processed_files == 1
-    assert summary.made == "labels"
-    after = labels_in(config)
-    varying = {"run_id"}
-    assert _without(after, varying) == _without(before, varying)
+    assert (summary.processed_files, summary.made) == (1, "labels")
+    assert _without_run(labels_in(config)) == _without_run(before)
 
 
-def copied(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the same job over a copy of its output."""
-    import shutil
-
-    shutil.copytree(config.output.uri, folder)
-    output = config.output.model_copy(update={"uri": str(folder)})
-    return config.model_copy(update={"output": output})
-
-
-def _without(found: dict[Any, list[dict[str, Any]]], names: set[str]) -> dict[Any, Any]:
-    return {
-        key: [{name: row[name] for name in row if name not in names} for row in rows]
-        for key, rows in found.items()
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_ray_and_this_process_give_the_same_labels(classes: RunConfig, tmp_path: Path) -> None:
-    output = classes.output.model_copy(update={"uri": str(tmp_path / "output")})
-    config = classes.model_copy(update={"output": output})
-    run(config, local=False, progress=None)
-    assert _without(labels_in(config), {"run_id"}) == _without(labels_in(classes), {"run_id"})
+def _without_run(found: dict[Any, list[dict[str, Any]]]) -> dict[Any, Any]:
+    return {key: [row | {"run_id": None} for row in rows] for key, rows in found.items()}
 
 
 def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Path) -> None:
-    from corpus_asr.pipelines.transcribe import run as transcribe
-
     settings = classes.model_dump(mode="json")
     settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}
     other = RunConfig.model_validate(settings)
@@ -254,13 +205,6 @@ def test_a_checkpoint_that_cannot_tell_is_refused_before_anything_is_read(
 
 
 def test_a_head_that_was_not_saved_is_not_drawn(classifier: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    from corpus_asr.errors import CheckpointError
-    from corpus_asr.families.loading import load_classifier
-
     folder = tmp_path / "headless"
     shutil.copytree(classifier, folder)
     weights = load_file(folder / "model.safetensors")
@@ -284,18 +228,8 @@ def test_the_command_dispatches_on_the_pipeline(
     corpus: Path, classifier: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text(
-        json.dumps(
-            {
-                "pipeline": "classify_audio",
-                "source": {"uri": str(corpus / "silence.flac")},
-                "model": {"checkpoint": str(classifier)},
-                "extract": {"speech_detection": "none"},
-                "classification": {"task": "classify"},
-                "output": {"uri": str(tmp_path / "output")},
-            }
-        )
-    )
+    config = labelling(corpus / "silence.flac", classifier, tmp_path / "output", task="classify")
+    path.write_text(undetected(config).model_dump_json(exclude_unset=True))
     planned = CliRunner().invoke(app, ["plan", str(path)])
     assert "task: classify" in planned.output
     done = CliRunner().invoke(app, ["run", str(path), "--local"])

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import RunOptions
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import FetchError
+from corpus_asr.pipelines import driver
 from corpus_asr.report.html import page
-from corpus_asr.storage.run_state.start import PAGE_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
 from tests.support.engines import script, scripted_engine
 from tests.support.killing import killable_job
 from tests.support.pages import parsed
+from tests.support.tables import with_section
 
 
 @pytest.fixture
@@ -30,22 +30,20 @@ def state_on(page: Path) -> str:
 
 def test_a_run_leaves_its_page_and_a_new_one_moves_it_aside(config: RunConfig) -> None:
     output = Path(config.output.uri)
-    pipeline.run(config, local=True, progress=io.StringIO())
+    driver.run(config, local=True, progress=io.StringIO())
     page = parsed((output / PAGE_NAME).read_text())
     assert page.all("span", class_="badge")[0].text == "Finished"
     assert "All 4 listed files ended exactly once." in page.text
     assert page.all("dl", class_="facts")
-    other = config.model_copy(
-        update={"decoding": config.decoding.model_copy(update={"language": "de"})}
-    )
-    pipeline.run(other, local=True, progress=None, options=RunOptions(new_run=True))
+    other = with_section(config, "decoding", language="de")
+    driver.run(other, local=True, progress=None, options=RunOptions(new_run=True))
     [earlier] = (output / "_earlier").iterdir()
     assert state_on(earlier / PAGE_NAME) == "Finished"
     assert state_on(output / PAGE_NAME) == "Finished"
 
 
 def test_a_run_whose_time_is_over_says_so_on_its_page(config: RunConfig) -> None:
-    pipeline.run(config, local=True, progress=None, options=RunOptions(stop_at=0.0))
+    driver.run(config, local=True, progress=None, options=RunOptions(stop_at=0.0))
     assert state_on(Path(config.output.uri) / PAGE_NAME) == "Not running"
 
 
@@ -56,7 +54,7 @@ def test_a_page_that_cannot_be_written_costs_the_run_nothing(
         raise FetchError("the store is full", uri="x")
 
     monkeypatch.setattr(page, "load_page", refuse)
-    assert pipeline.run(config, local=True, progress=None).left == 0
+    assert driver.run(config, local=True, progress=None).left == 0
     output = Path(config.output.uri)
     assert (output / SUCCESS_NAME).exists()
     assert not (output / PAGE_NAME).exists()

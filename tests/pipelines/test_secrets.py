@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines.transcribe import run
+from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model
 from tests.support.stores import WebServer, environment, web_server
+from tests.support.tables import rows_of
 
 SECRET = "pl4nted"
 PLANTED = {
@@ -89,7 +90,7 @@ def test_no_output_of_a_run_holds_a_credential(
     with caplog.at_level(logging.DEBUG, logger="corpus_asr"):
         summary = run(config, local=True, progress=told)
     assert summary.files == 14
-    rows = [row for batch in OutputStore(config.output.uri).outcomes() for row in batch.to_pylist()]
+    rows = rows_of(OutputStore(config.output.uri).outcomes())
     kinds = Counter(row["error_kind"] for row in rows if row["status"] == "failed")
     assert kinds.pop("not_audio") == kinds.pop("not_found") == 3
     assert kinds == {"refused_host": 2, "fetch": 1, "unsupported_scheme": 2}

@@ -1,21 +1,18 @@
 import io
 import itertools
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.pipelines.transcribe import run
-from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.run_state.compaction import keep_only
+from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.corpora import demo_corpus, job, outcomes_in, segments_in, tiny_model
+from tests.support.corpora import copy_of, job, outcomes_in, redo, segments_in, tiny_model
+from tests.support.tables import rows_of, with_section
 
 
 @pytest.fixture(scope="session")
@@ -23,24 +20,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return demo_corpus(tmp_path_factory.mktemp("corpus") / "audio")
+def with_words(config: RunConfig) -> RunConfig:
+    return with_section(config, "decoding", word_timestamps=True)
 
 
 @pytest.fixture(scope="session")
 def finished(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A job that was run in this process; its output is not to be changed."""
-    config = job(corpus, model, tmp_path_factory.mktemp("local") / "output")
+    config = with_words(job(corpus, model, tmp_path_factory.mktemp("local") / "output"))
     run(config, local=True, progress=None)
     return config
-
-
-def copied(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the same job over a copy of its output."""
-    shutil.copytree(config.output.uri, folder)
-    output = config.output.model_copy(update={"uri": str(folder)})
-    return config.model_copy(update={"output": output})
 
 
 def test_every_recording_is_accounted_for(finished: RunConfig):
@@ -77,13 +66,24 @@ def test_parts_join_without_gaps_and_share_their_language(finished: RunConfig):
     assert len({row["language"] for row in parts if row["status"] == "ok"}) == 1
 
 
+def test_every_segment_comes_word_by_word_where_words_are_asked_for(finished: RunConfig):
+    rows = rows_of(OutputStore(finished.output.uri).segments())
+    assert {Path(row["uri"]).name for row in rows} >= {"english.wav", "longer.mp3"}
+    for row in rows:
+        words = row["words"]
+        assert "".join(word["word"] for word in words) == row["text"]
+        assert all(word["start_s"] <= word["end_s"] for word in words)
+        assert all(one["start_s"] <= other["start_s"] for one, other in itertools.pairwise(words))
+        assert all(0.0 <= word["probability"] <= 1.0 for word in words)
+
+
 def test_a_finished_job_does_nothing_again_and_loads_neither_ray_nor_torch(
     finished: RunConfig, tmp_path: Path
 ):
-    config = copied(finished, tmp_path / "output")
+    config = copy_of(finished, tmp_path / "output")
     code = (
         "import sys; from corpus_asr.config.run import RunConfig; "
-        "from corpus_asr.pipelines.transcribe import run; "
+        "from corpus_asr.pipelines.driver import run; "
         "summary = run(RunConfig.model_validate_json(sys.argv[1]), local=False, progress=None); "
         "assert not {'ray', 'torch'} & set(sys.modules); "
         "print(summary.files, summary.done, summary.failed, summary.processed_files)"
@@ -99,16 +99,9 @@ def test_a_finished_job_does_nothing_again_and_loads_neither_ray_nor_torch(
 
 
 def test_a_half_done_recording_redoes_only_its_missing_parts(finished: RunConfig, tmp_path: Path):
-    config = copied(finished, tmp_path / "output")
+    config = copy_of(finished, tmp_path / "output")
     before = outcomes_in(tmp_path / "output")
-    store = OutputStore(config.output.uri)
-    for name in store.names("outcomes"):
-        outcomes = store.read_table(name, OUTCOMES)
-        keep = [
-            not (row["uri"].endswith("longer.mp3") and row["part"] == 1)
-            for row in outcomes.to_pylist()
-        ]
-        keep_only(store, {name: np.array(keep)})
+    redo(config, "longer.mp3", part=1)
     summary = run(config, local=True, progress=None)
     assert summary.processed_files == 1
     after = outcomes_in(tmp_path / "output")
@@ -118,9 +111,7 @@ def test_a_half_done_recording_redoes_only_its_missing_parts(finished: RunConfig
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished: RunConfig):
-    changed = finished.model_copy(
-        update={"decoding": finished.decoding.model_copy(update={"language": "de"})}
-    )
+    changed = with_section(finished, "decoding", language="de")
     with pytest.raises(ConfigError, match=r"decoding\.language"):
         run(changed, local=True, progress=None)
 
@@ -140,7 +131,7 @@ def test_progress_says_what_is_used_and_what_was_done(corpus: Path, model: Path,
 def test_ray_and_this_process_give_the_same_rows(
     finished: RunConfig, corpus: Path, model: Path, tmp_path: Path
 ):
-    config = job(corpus, model, tmp_path / "output")
+    config = with_words(job(corpus, model, tmp_path / "output"))
     summary = run(config, local=False, progress=None)
     assert (summary.files, summary.done, summary.failed) == (5, 4, 1)
     assert segments_in(tmp_path / "output") == segments_in(Path(finished.output.uri))

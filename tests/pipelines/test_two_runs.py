@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.pipelines import driver
 from corpus_asr.runtime.local import run_local
@@ -17,6 +15,7 @@ from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import EXTRACTOR, outcomes_by_part, script, scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
+from tests.support.tables import with_section
 
 FILES = 12
 
@@ -76,21 +75,21 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
 
     monkeypatch.setattr(driver, "run_local", robbed)
     with pytest.raises(EngineError, match="run thief"):
-        pipeline.run(config, local=True, progress=None)
+        driver.run(config, local=True, progress=None)
     assert store.names("outcomes") == []
     assert not store.exists("_SUCCESS")
     assert store.exists(LOCK_NAME), "it is not ours to remove"
 
 
 def test_failures_are_done_again_part_by_part(config: RunConfig) -> None:
-    first = pipeline.run(config, local=True, progress=None)
+    first = driver.run(config, local=True, progress=None)
     assert (first.files, first.failed) == (4, 1)
     before = outcomes_by_part(config)
     for retry in (Retry.none, Retry.retryable):
         options = RunOptions(retry=retry)
-        assert pipeline.run(config, local=True, progress=None, options=options).processed_files == 0
+        assert driver.run(config, local=True, progress=None, options=options).processed_files == 0
     options = RunOptions(retry=Retry.all)
-    again = pipeline.run(config, local=True, progress=None, options=options)
+    again = driver.run(config, local=True, progress=None, options=options)
     assert (again.processed_files, again.failed) == (1, 1)
     after = outcomes_by_part(config)
     assert after.keys() == before.keys()
@@ -99,18 +98,16 @@ def test_failures_are_done_again_part_by_part(config: RunConfig) -> None:
 
 
 def test_a_new_run_begins_anew_and_keeps_the_earlier_one(config: RunConfig) -> None:
-    first = pipeline.run(config, local=True, progress=None)
+    first = driver.run(config, local=True, progress=None)
     before = tables_of(config)
-    decoding = config.decoding.model_copy(update={"language": "de"})
-    other = config.model_copy(update={"decoding": decoding})
+    other = with_section(config, "decoding", language="de")
     with pytest.raises(ConfigError, match="--new-run"):
-        pipeline.run(other, local=True, progress=None)
+        driver.run(other, local=True, progress=None)
     assert OutputStore(config.output.uri).exists("_SUCCESS")
     for processed in (4, 0):  # the second time it only continues
-        anew = pipeline.run(other, local=True, progress=None, options=RunOptions(new_run=True))
+        anew = driver.run(other, local=True, progress=None, options=RunOptions(new_run=True))
         assert anew.processed_files == processed
     earlier = Path(config.output.uri) / "_earlier"
     [folder] = earlier.iterdir()
     assert json.loads((folder / "run.json").read_text())["run_id"] == first.run_id
-    output = config.output.model_copy(update={"uri": str(folder)})
-    assert tables_of(config.model_copy(update={"output": output})) == before
+    assert tables_of(with_section(config, "output", uri=str(folder))) == before

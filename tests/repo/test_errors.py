@@ -1,8 +1,122 @@
-"""Exceptions cross process borders, so each must come back from a pickle as it went in."""
+"""Errors cross process borders, and the table of failure kinds has every kind of the code."""
 
+import ast
 import pickle
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 
+import corpus_asr
 from corpus_asr import errors
+from corpus_asr.failure_kinds import FAILURE_KINDS, failure_kind
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
+# What the guide repeats of the table, by kind.
+QUOTED = {
+    "access_denied": (
+        "check the credentials and that they may read and list here",
+        "that they may read, list, write and delete here",
+    ),
+    "not_audio": ("these are no audio",),
+    "not_found": ("choose another output",),
+}
+NAMED = ("decoder_killed", "not_audio", "unsupported_codec")
+
+
+def test_titles_are_headings_and_advice_ends_a_sentence() -> None:
+    for name, kind in FAILURE_KINDS.items():
+        assert kind.name == name
+        assert kind.title[0].isupper(), name
+        for text in filter(None, (kind.advice, kind.read_advice, kind.write_advice)):
+            assert text[0].islower(), name
+            assert not text.endswith("."), name
+
+
+def test_a_kind_of_another_version_is_advised_by_whether_a_retry_may_help() -> None:
+    assert failure_kind("timeout") is FAILURE_KINDS["timeout"]
+    assert failure_kind("of_tomorrow").title == "Of tomorrow"
+    assert "--retry-failed" in failure_kind("of_tomorrow", retryable=True).advice
+    assert "will not help" in failure_kind("of_tomorrow").advice
+
+
+def test_the_guide_quotes_the_table() -> None:
+    guide = GUIDE.read_text()
+    for name, quotes in QUOTED.items():
+        kind = FAILURE_KINDS[name]
+        for quote in quotes:
+            assert quote in guide, name
+            assert quote in " ".join((kind.advice, kind.read_advice, kind.write_advice)), name
+    for name in NAMED:
+        assert name in guide
+        assert name in FAILURE_KINDS
+
+
+PACKAGE = Path(corpus_asr.__file__).parent
+# What makes an item's error; `StoreError` becomes a `FetchError` of the same kind.
+MAKERS = {"ItemError", "DecodeError", "FetchError", "StoreError"}
+
+
+@cache
+def trees() -> list[ast.Module]:
+    return [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+def text_constants() -> dict[str, str]:
+    """Return the module constants of the package that are text, by name."""
+    found: dict[str, str] = {}
+    for tree in trees():
+        for node in tree.body:
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    found |= dict(assigned(target, node.value))
+    return found
+
+
+def assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, str]]:
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        for one, its in zip(target.elts, value.elts, strict=False):
+            yield from assigned(one, its)
+    elif isinstance(target, ast.Name) and isinstance(value, ast.Constant):
+        yield target.id, str(value.value)
+
+
+def kinds_in_code() -> set[str]:
+    """Return what is passed as kind wherever an item's error is made, and the classes' own."""
+    constants = text_constants()
+    found = {
+        value.default_kind
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.ItemError)
+    }
+    for tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and called(node) in MAKERS:
+                given = [word.value for word in node.keywords if word.arg == "kind"]
+                if called(node) == "StoreError":
+                    given += node.args[:1]
+                found |= {kind for value in given for kind in kinds_of(value, constants)}
+    return found | {constants["INTERNAL"]}
+
+
+def called(node: ast.Call) -> str:
+    return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def kinds_of(value: ast.expr, constants: dict[str, str]) -> Iterator[str]:
+    for node in ast.walk(value):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.Name) and node.id in constants:
+            yield constants[node.id]
+
+
+def test_every_kind_used_in_the_code_is_known_and_no_other() -> None:
+    used = kinds_in_code()
+    assert {"not_audio", "damaged", "not_found", "poison", "decoder_timeout", "internal"} <= used
+    assert used == set(FAILURE_KINDS)
+
+
+# Exceptions come back from a pickle as they went in.
 
 
 def exception_classes(base: type = errors.CorpusAsrError) -> list[type]:

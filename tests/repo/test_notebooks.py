@@ -17,14 +17,14 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from corpus_asr.pipelines.driver import run
 from corpus_asr.pipelines.evaluate import evaluate
-from corpus_asr.pipelines.transcribe import run
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.run_files import Run
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.corpora import demo_corpus, job, tiny_model
+from tests.support.corpora import demo_corpus, job
 from tests.support.tables import commit, part, results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -187,19 +187,13 @@ def part_of(uri: str, words: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a part's row with ten words to a segment."""
     segments = [
         {
-            "segment": at // 10,
-            "start_s": words[at]["start_s"],
-            "end_s": words[min(at + 9, len(words) - 1)]["end_s"],
-            "text": "".join(word["word"] for word in words[at : at + 10]),
-            "tokens": [1, 2],
-            "language": "en",
-            "task": "transcribe",
-            "confidence": 0.5 + 0.004 * at,
-            "no_speech_prob": 0.001 * at,
-            "words": words[at : at + 10],
+            "segment": at // 10, "start_s": words[at]["start_s"], "end_s": some[-1]["end_s"],
+            "text": "".join(word["word"] for word in some), "tokens": [1, 2], "language": "en",
+            "task": "transcribe", "confidence": 0.5 + 0.004 * at, "no_speech_prob": 0.001 * at,
+            "words": some,
         }
-        for at in range(0, len(words), 10)
-    ]
+        for at, some in ((at, words[at : at + 10]) for at in range(0, len(words), 10))
+    ]  # fmt: skip
     return part(
         "", 0, uri=uri, texts=None, segments=segments, language="en",
         duration_s=words[-1]["end_s"], decode_s=0.1, transcribe_s=1.0,
@@ -297,12 +291,7 @@ def test_a_difference_shows_what_is_missing_and_what_is_new(monkeypatch: pytest.
     ],
 )
 def test_what_is_missing_is_said_after_what_can_be_shown(
-    name: str,
-    missing: str,
-    message: str,
-    kernel: Kernel,
-    runs: dict[str, Path],
-    tmp_path: Path,
+    name: str, missing: str, message: str, kernel: Kernel, runs: dict[str, Path], tmp_path: Path
 ):
     chosen = runs | {missing: tmp_path / "nothing"}
     with pytest.raises(CellExecutionError):
@@ -328,14 +317,6 @@ def test_a_run_without_word_times_is_told_how_to_get_them(kernel: Kernel, tmp_pa
 # Over runs of a model.
 
 
-def two_runs(folder: Path, corpus: Path, model: Path) -> dict[str, Path]:
-    for name, beams in (("output", 1), ("other", 2)):
-        decoding = GREEDY | {"word_timestamps": True, "language": "en", "num_beams": beams}
-        config = job(corpus, model, folder / name, decoding=decoding)
-        run(config, local=True, progress=None)
-    return {"output": folder / "output", "other": folder / "other"}
-
-
 @pytest.fixture(scope="module")
 def real(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two runs of a small real model over clips with known word times."""
@@ -347,36 +328,22 @@ def real(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         shutil.copy(speech / "timings" / row["path"], folder / "audio")
         row["path"] = f"audio/{Path(row['path']).name}"
     (folder / "references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = two_runs(folder, folder / "audio", Path("whisper-tiny.en"))
-    return made | {"references": folder / "references.jsonl"}
-
-
-def executed_alone(name: str, **settings: Path) -> Any:
-    alone = Kernel()
-    try:
-        return alone.execute(name, **settings)
-    finally:
-        alone.close()
+    for name, beams in (("output", 1), ("other", 2)):
+        decoding = GREEDY | {"word_timestamps": True, "language": "en", "num_beams": beams}
+        made = job(folder / "audio", Path("whisper-tiny.en"), folder / name, decoding=decoding)
+        run(made, local=True, progress=None)
+    return {name: folder / name for name in ("output", "other")} | {
+        "references": folder / "references.jsonl"
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.notebook
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_all_is_shown_of_real_speech(name: str, real: dict[str, Path]):
-    found = executed_alone(name, **real)
+def test_all_is_shown_of_real_speech(name: str, kernel: Kernel, real: dict[str, Path]):
+    found = kernel.execute(name, **real)
     assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]
     if name.startswith("02"):
         assert number(r"word error rate ([\d.]+)%", found) < 60
     if name.startswith("03"):
         assert number(r"([\d,]+) of [\d,]+ words with true times", found) > 40
-
-
-@pytest.mark.slow
-@pytest.mark.notebook
-def test_noise_breaks_nothing(tmp_path: Path):
-    corpus = demo_corpus(tmp_path / "audio")
-    moved_references(tmp_path / "references.jsonl", corpus)
-    made = two_runs(tmp_path, corpus, tiny_model(tmp_path / "tiny"))
-    for name in ("01_read_a_run", "02_confidence_and_errors", "04_compare_two_models"):
-        found = executed_alone(name, **made, references=tmp_path / "references.jsonl")
-        assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]

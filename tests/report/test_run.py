@@ -16,10 +16,9 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.reconciliation import Balance
 from corpus_asr.report.run import (
     COUNTS,
+    ClassShare,
     FailureExample,
     FailureGroup,
-    LabelShare,
-    LanguageShare,
     Report,
     RunCounts,
     as_data,
@@ -92,8 +91,8 @@ def test_a_folder_without_outcomes_counts_nothing() -> None:
     found = count([], listed=["a", "b"])
     assert (found.ok, found.parts, found.audio_s, found.speech_s) == (0, 0, 0.0, None)
     assert count([outcome("a", speech_s=None)]).speech_s is None
-    assert (found.balance.listed, found.balance.waiting, found.balance.ended) == (2, 2, 0)
-    assert found.balance.problems == ()
+    balance = found.balance
+    assert (balance.listed, balance.waiting, balance.ended, balance.problems) == (2, 2, 0, ())
 
 
 def test_recordings_end_by_their_worst_and_best_part() -> None:
@@ -101,23 +100,19 @@ def test_recordings_end_by_their_worst_and_best_part() -> None:
     rows += [outcome("b", status="no_speech"), outcome("c", 0, last_part=False)]
     found = count([*rows, outcome("c", 1, status="failed")])
     assert (found.ok, found.no_speech, found.failed, found.parts) == (1, 1, 1, 5)
-    assert found.audio_s == 400.0
-    assert found.speech_s == 120.0
-    assert found.segments == 4
-    assert found.extract_s == 2.5
-    assert found.transcribe_s == 4.0
-    assert found.devices == (("cpu", 2),)
-    assert found.balance.ended == 3
-    assert found.balance.listed is None
+    assert (found.audio_s, found.speech_s, found.segments) == (400.0, 120.0, 4)
+    assert (found.extract_s, found.transcribe_s, found.devices) == (2.5, 4.0, (("cpu", 2),))
+    assert (found.balance.ended, found.balance.listed) == (3, None)
 
 
-def test_a_recording_without_its_last_part_or_with_a_gap_has_not_ended() -> None:
-    found = count(
-        [outcome("a", 0, last_part=False), outcome("b", 1), outcome("c")],
-        listed=["a", "b", "c", "d"],
-    )
+def test_a_recording_ends_with_its_last_part_and_all_before_it() -> None:
+    rows = [outcome("a", 0, last_part=False), outcome("b", 1), outcome("c")]
+    found = count(rows, listed=["a", "b", "c", "d"])
     assert (found.ok, found.balance.unfinished, found.balance.waiting) == (1, 2, 1)
-    assert found.balance.listed == 4
+    # One attempt failed at part 1 for good; another had committed part 3 before it was killed.
+    rows = [outcome("a", 0, last_part=False), outcome("a", 3, last_part=False)]
+    found = count([*rows, outcome("a", 1, status="failed")])
+    assert (found.failed, found.balance.ended, found.balance.unfinished) == (1, 1, 0)
 
 
 def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> None:
@@ -129,14 +124,6 @@ def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> N
     assert found.balance.problems == ()
     failed = count([outcome("a"), outcome("a", status="failed", counts=False)])
     assert failed.failures == ()
-
-
-def test_parts_after_a_last_one_do_not_keep_a_recording_open() -> None:
-    # One attempt failed at part 1 for good; another had committed part 3 before it was killed.
-    rows = [outcome("a", 0, last_part=False), outcome("a", 3, last_part=False)]
-    rows.append(outcome("a", 1, status="failed"))
-    found = count(rows)
-    assert (found.failed, found.balance.ended, found.balance.unfinished) == (1, 1, 0)
 
 
 def test_a_recordings_table_that_says_something_else_is_told() -> None:
@@ -180,11 +167,13 @@ def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
 
 def test_languages_come_by_audio_and_confidence_by_tenths() -> None:
     rows = [outcome("a"), outcome("b", language="de", duration_s=500.0), outcome("c")]
-    segments = (
-        segments_of(rows[:1], 0.0) + segments_of(rows[1:2], 0.55) + segments_of(rows[2:], 1.0)
-    )
+    segments = [
+        each
+        for row, confidence in zip(rows, (0.0, 0.55, 1.0), strict=True)
+        for each in segments_of([row], confidence)
+    ]
     found = count(rows, segments=segments)
-    assert [(one.language, one.audio_s) for one in found.languages] == [("de", 500), ("en", 200)]
+    assert [(one.name, one.audio_s) for one in found.languages] == [("de", 500), ("en", 200)]
     assert [share.recordings for share in found.languages] == [1, 2]
     assert found.confidence == (2, 0, 0, 0, 0, 2, 0, 0, 0, 2)
 
@@ -235,14 +224,12 @@ def test_channels_apart_hold_the_same_time() -> None:
 
 
 def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
-    table = pa.table(
-        {
-            "recording_id": ["a", "a", "b", "b"],
-            "rank": pa.array([1, 2, 1, 2], pa.int32()),
-            "probability": pa.array([0.95, 0.05, 0.5, 0.5], pa.float32()),
-        }
-    )
-    turned = pa.Table.from_batches([as_segments(batch) for batch in table.to_batches()])
+    columns = {
+        "recording_id": ["a", "a", "b", "b"],
+        "rank": pa.array([1, 2, 1, 2], pa.int32()),
+        "probability": pa.array([0.95, 0.05, 0.5, 0.5], pa.float32()),
+    }
+    turned = as_segments(pa.RecordBatch.from_pydict(columns))
     assert turned["recording_id"].to_pylist() == ["a", "a", "b", "b"]
     assert turned["confidence"].is_valid().to_pylist() == [True, False, True, False]
     rows = [
@@ -252,10 +239,8 @@ def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
         outcome("c", 0),
     ]
     found = count(rows).labels
-    assert [(one.label, one.recordings, one.audio_s) for one in found] == [
-        ("music", 1, 60.0),
-        ("speech", 1, 40.0),
-    ]
+    totals = [(one.name, one.recordings, one.audio_s) for one in found]
+    assert totals == [("music", 1, 60.0), ("speech", 1, 40.0)]
 
 
 @pytest.fixture
@@ -263,32 +248,25 @@ def job(tmp_path: Path) -> ManualRun:
     return ManualRun(tmp_path)
 
 
+def done(job: ManualRun, *names: str) -> Report:
+    job.begin()
+    for name in names:
+        job.commit(name)
+    job.finish()
+    return load_report(job.store)
+
+
 def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found neither outcomes nor _run/"):
         load_report(OutputStore(str(tmp_path)))
 
 
-def test_a_run_that_has_only_begun(job: ManualRun) -> None:
+def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     job.begin()
     found = load_report(job.store)
     assert (found.finished, found.model, found.model_revision) == (False, "some/model", REVISION)
     assert (found.run_id, found.wall_s, found.speed) == (None, None, None)
     assert (found.statistics.balance.listed, found.statistics.balance.waiting) == (3, 3)
-
-
-def test_a_recording_in_whose_speech_nothing_was_found_counts_as_without(job: ManualRun) -> None:
-    job.begin()
-    job.commit("a.wav", segments=[])
-    job.commit("b.wav")
-    job.commit("c.wav")
-    job.finish()
-    found = load_report(job.store).statistics
-    assert found.balance.problems == ()
-    assert (found.ok, found.no_speech, found.failed) == (2, 1, 0)
-
-
-def test_a_run_under_way(job: ManualRun) -> None:
-    job.begin()
     job.commit("a.wav")
     job.commit("b.wav", last_part=False)
     found = load_report(job.store)
@@ -298,24 +276,23 @@ def test_a_run_under_way(job: ManualRun) -> None:
     assert found.run_id == job.run.run_id
     assert found.wall_s is not None
     assert 0 < found.wall_s < 60
-    assert found.speed is not None
     assert found.speed == pytest.approx(120.0 / found.wall_s)
 
 
 def test_a_finished_run_accounts_for_every_file(job: ManualRun) -> None:
     job.begin()
     job.commit("a.wav")
-    job.commit("b.wav", status="no_speech", segments=None, language=None)
+    job.commit("b.wav", segments=[])  # speech in which nothing was found
     job.fail("c.wav")
     job.finish()
     found = load_report(job.store)
-    statistics = found.statistics
+    counts = found.statistics
     assert found.finished
-    assert (statistics.ok, statistics.no_speech, statistics.failed) == (1, 1, 1)
-    assert (statistics.segments, statistics.confidence[-1]) == (1, 1)
-    assert statistics.failures[0].examples[0].message == "decoding c.wav: not audio"
-    assert statistics.balance.ended == statistics.balance.listed == 3
-    assert statistics.balance.problems == ()
+    assert (counts.ok, counts.no_speech, counts.failed) == (1, 1, 1)
+    assert (counts.segments, counts.confidence[-1]) == (1, 1)
+    assert counts.failures[0].examples[0].message == "decoding c.wav: not audio"
+    assert counts.balance.ended == counts.balance.listed == 3
+    assert counts.balance.problems == ()
 
 
 def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: ManualRun) -> None:
@@ -325,18 +302,12 @@ def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: Manual
     found = load_report(job.store).statistics
     assert (found.audio_s, found.segments, found.balance.superseded_parts) == (60.0, 1, 1)
     assert found.balance.problems == ()
-    job.commit("b.wav")
-    job.commit("c.wav")
-    job.finish()
-    balance = load_report(job.store).statistics.balance
+    balance = done(job, "b.wav", "c.wav").statistics.balance
     assert (balance.ended, balance.superseded_parts, balance.problems) == (3, 0, ())
 
 
 def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
-    job.begin()
-    for name in NAMES:
-        job.commit(name)
-    job.finish()
+    done(job, *NAMES)
     (job.source / "a.wav").write_bytes(b"something longer")
     job.begin()
     found = load_report(job.store)
@@ -348,31 +319,23 @@ def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
 
 
 def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
-    job.begin()
-    for name in NAMES:
-        job.commit(name)
+    done(job, *NAMES)
     (job.source / "a.wav").unlink()
-    job.begin()
-    job.finish()
-    found = load_report(job.store).statistics
+    found = done(job).statistics
     assert (found.ok, found.balance.listed, found.balance.unlisted) == (3, 2, 1)
     assert found.balance.problems == ()
 
 
 def test_segments_that_went_missing_are_told(job: ManualRun) -> None:
-    job.begin()
-    for name in NAMES:
-        job.commit(name)
-    job.finish()
+    done(job, *NAMES)
     (outcomes,) = job.store.names(OUTCOMES_FOLDER)
     (segments,) = job.store.names(SEGMENTS_FOLDER)
     # As if somebody had taken one recording's text for another's.
     rows = job.store.read_table(segments, SEGMENTS).to_pylist()
     first, *others = sorted({row["recording_id"] for row in rows})
-    for row in rows:
-        if row["recording_id"] == first:
-            row["recording_id"] = others[0]
-    job.store.write_table(segments, pa.Table.from_pylist(rows, SEGMENTS))
+    moved = [row | {"recording_id": others[0]} if row["recording_id"] == first else row
+             for row in rows]  # fmt: skip
+    job.store.write_table(segments, pa.Table.from_pylist(moved, SEGMENTS))
     (problem,) = load_report(job.store).statistics.balance.problems
     assert problem.startswith("other segments than their outcomes claim: 2 recordings")
     table = job.store.read_table(outcomes, OUTCOMES)
@@ -399,8 +362,8 @@ FULL = Report(
         segments=12_345, extract_s=900.0, transcribe_s=1400.0, skipped_packets=7,
         recordings_with_skipped_packets=1, devices=(("NVIDIA H200", 140),),
         languages=(
-            LanguageShare(language="en", recordings=90, audio_s=300_000.0, segments=12_000),
-            LanguageShare(language="de", recordings=5, audio_s=60_000.0, segments=345),
+            ClassShare(name="en", recordings=90, audio_s=300_000.0, segments=12_000),
+            ClassShare(name="de", recordings=5, audio_s=60_000.0, segments=345),
         ),
         confidence=(1, 0, 0, 0, 0, 10, 20, 200, 2_000, 10_114),
         failures=(MISSING,), audio_by_run_s=(("20260101", 867_600.0),), balance=SOUND,
@@ -472,7 +435,7 @@ def test_durations_take_the_unit_that_suits_them() -> None:
 
 def test_labels_are_told_in_place_of_text_the_most_frequent_first() -> None:
     shares = tuple(
-        LabelShare(label=f"class {number}", recordings=1, audio_s=3600.0 / (number + 1))
+        ClassShare(name=f"class {number}", recordings=1, audio_s=3600.0 / (number + 1), segments=0)
         for number in range(22)
     )
     found = replace(FULL, statistics=replace(FULL.statistics, labels=shares, languages=()))

@@ -12,7 +12,7 @@ from corpus_asr.report.html.page import write_page
 from corpus_asr.report.run import load_report
 from corpus_asr.report.samples import SAMPLES, Details, Gatherer, count_words
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 

@@ -19,7 +19,6 @@ from corpus_asr.report.status import (
     bottleneck_of,
     load_status,
     render,
-    time_lines,
 )
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, TRANSCRIBED, Snapshot, write_snapshot
@@ -101,28 +100,21 @@ def test_a_driver_is_dead_silent_or_alive(store: OutputStore) -> None:
     assert not silent.alive
 
 
-def test_a_run_without_a_lock_has_stopped(store: OutputStore) -> None:
+def test_a_run_stops_plans_and_finishes(store: OutputStore) -> None:
     found = look(store, seen=snapshot(state=STOPPED))
     assert found.state == "stopped"
     assert "40 left" in render(found)
     assert "time left" not in render(found)
+    # While it still plans, the counts of the run before it are not shown.
+    found = look(store, seen=snapshot(run_id="run-0"), holder=HOLDER)
+    assert (found.state, found.snapshot) == ("beginning", None)
+    assert "planned" not in render(found)
+    assert look(store, seen=snapshot(state=TRANSCRIBED), holder=HOLDER).state == "finishing"
 
 
-def test_a_run_that_still_plans_does_not_show_the_counts_of_the_one_before(
+def test_a_finished_run_shows_its_tables_even_if_it_still_holds_the_lock(
     store: OutputStore,
 ) -> None:
-    found = look(store, seen=snapshot(run_id="run-0"), holder=HOLDER)
-    assert found.state == "beginning"
-    assert found.snapshot is None
-    assert "planned" not in render(found)
-
-
-def test_the_time_between_the_last_commit_and_success_is_told(store: OutputStore) -> None:
-    found = look(store, seen=snapshot(state=TRANSCRIBED), holder=HOLDER)
-    assert found.state == "finishing"
-
-
-def test_a_finished_run_shows_what_its_tables_hold(store: OutputStore) -> None:
     counts = {"listed": 100, "ok": 90, "no_speech": 5, "failed": 5, "left": 0}
     store.write_json("run.json", {"run_id": "run-1", "counts": counts})
     store.write_bytes("_SUCCESS", b"")
@@ -132,15 +124,7 @@ def test_a_finished_run_shows_what_its_tables_hold(store: OutputStore) -> None:
     assert "100 listed: 90 with text, 5 without speech, 5 failed, 0 left" in text
     assert "at 2026-01-01 12:59:50 UTC" in text
     assert "counted" not in text
-
-
-def test_a_finished_run_may_still_hold_the_lock_and_the_next_one_take_it(
-    store: OutputStore,
-) -> None:
-    counts = {"listed": 100, "ok": 90, "no_speech": 5, "failed": 5, "left": 0}
-    store.write_json("run.json", {"run_id": "run-1", "counts": counts})
-    store.write_bytes("_SUCCESS", b"")
-    found = look(store, seen=snapshot(state=TRANSCRIBED, files=80), holder=HOLDER)
+    found = look(store, holder=HOLDER)
     assert (found.state, found.alive, found.counts) == ("finished", False, counts)
     after = look(store, holder=replace(HOLDER, run_id="run-2"))
     assert (after.state, after.counts) == ("beginning", None)
@@ -204,6 +188,14 @@ def test_halved_slots_are_told_and_nothing_is_said_of_a_run_that_has_done_nothin
     assert bottleneck_of(snapshot(activity=Activity())) is None
 
 
+def shown(seen: Snapshot) -> list[str]:
+    status = Status(
+        uri="out", state="running", now=NOW, holder=None, snapshot=seen, counts=None,
+        last_commit_at=None, commits_since=0,
+    )  # fmt: skip
+    return render(status).splitlines()
+
+
 def test_lines_show_shares_queues_and_repetitions_within_the_width():
     found = Activity(
         **(IDLE_EXTRACT | IDLE_ENGINE),  # type: ignore[arg-type]
@@ -211,7 +203,7 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
         commits=2, commit_s=1.0, fetch_retries=1, commit_retries=2, workers_replaced=1,
         extract_cpu_s=5.0, load_s=3.0, windows=7, tokens=1,
     )  # fmt: skip
-    lines = list(time_lines(snapshot(activity=found, parts=1, parts_retried=4)))
+    lines = shown(snapshot(activity=found, parts=1, parts_retried=4))
     text = "\n".join(lines)
     for told in (
         "10% of the time at work (50% of it computing), 40% handing over, 50% without work",
@@ -226,5 +218,5 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
 
 
 def test_without_counts_only_queues_are_shown():
-    (line,) = time_lines(snapshot(activity=Activity()))
-    assert line.strip() == "queues      0 parts before the engines, 0 in them, 0 behind them"
+    labels = [line[2:14].strip() for line in shown(snapshot(activity=Activity(), failures=()))[1:]]
+    assert labels == ["counted", "this run", "audio", "time left", "queues"]

@@ -9,7 +9,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.runtime.checkpoints import fetch_checkpoints
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.start import fingerprint
+from corpus_asr.storage.run_state.run_files import fingerprint
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 

@@ -20,6 +20,7 @@ from corpus_asr.runtime.coordinator import (
     PREFIX,
     RECORDINGS,
     WORKED,
+    CoordinatorClient,
     Metrics,
     PartKey,
     Quarantine,
@@ -28,13 +29,13 @@ from corpus_asr.runtime.coordinator import (
     start_coordinator,
 )
 from corpus_asr.schemas import PARTS
-from corpus_asr.stages.stage import one_row
+from corpus_asr.stages.parts import one_row
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always
 
 
-class Notebook:
-    """A memory that also writes down what was asked of it."""
+class Notebook(CoordinatorClient):
+    """A client that also writes down what was asked of it."""
 
     def __init__(self, begun: dict[PartKey, int] | None = None) -> None:
         self.begun = dict(begun or {})

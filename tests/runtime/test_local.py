@@ -1,58 +1,31 @@
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, EngineError
-from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.local import CommitBuffer, run_local
-from corpus_asr.runtime.progress import Progress
-from corpus_asr.runtime.resources import resolve_resources, this_machine
+from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.local import CommitBuffer
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.engines import (
-    EXTRACTOR,
     ScriptedEngine,
     always,
     broken_engine,
-    committer_of,
     outcomes_by_part,
-    scripted_engine,
+    run_scripted,
     scripted_job,
 )
-from tests.support.tables import packs_of, results_of
-
-
-def run(
-    config: RunConfig,
-    packs: list[pa.Table] | Iterator[pa.Table],
-    *,
-    engine=scripted_engine,
-    workers: int = 1,
-    extractor: str = EXTRACTOR,
-) -> Tally:
-    resources = resolve_resources(config, (this_machine(),), num_packs=8)
-    progress = Progress(total_files=1, total_bytes=0, stream=None)
-    run_local(
-        config,
-        packs,
-        committer_of(config),
-        resources=replace(resources, extract_workers=workers),
-        progress=progress,
-        engine_factory=engine,
-        extractor=extractor,
-    )
-    return progress.tally
+from tests.support.tables import packs_of, part, results
 
 
 def test_every_part_is_committed_and_counted(tmp_path: Path):
     config = scripted_job(tmp_path)
     packs = [packs_of("a/parts=3/silent=1", "b/parts=2/fail=1"), packs_of("item-error/parts=1")]
-    tally = run(config, packs, workers=2)
+    tally = run_scripted(config, packs, workers=2)
     found = {key: row["status"] for key, row in outcomes_by_part(config).items()}
     assert found == {
         ("a/parts=3/silent=1", 0): "ok",
@@ -79,7 +52,9 @@ def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_ar
             given.append(number)
             yield packs_of(f"a{number}/parts=1")
 
-    runner = threading.Thread(target=run, args=(config, packs()), kwargs={"engine": always(engine)})
+    runner = threading.Thread(
+        target=run_scripted, args=(config, packs()), kwargs={"engine": always(engine)}
+    )
     runner.start()
     with engine.submitted:
         assert engine.submitted.wait_for(lambda: len(engine.requests) == 2, timeout=60)
@@ -95,16 +70,18 @@ def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_ar
 
 def test_a_part_larger_than_all_room_goes_through_alone(tmp_path: Path):
     config = scripted_job(tmp_path, extract={"ahead_mb": 1e-6})
-    assert run(config, [packs_of(f"{number}/parts=2") for number in range(5)]).parts == 10
+    assert run_scripted(config, [packs_of(f"{number}/parts=2") for number in range(5)]).parts == 10
 
 
 def test_an_engine_error_ends_the_run_and_keeps_what_was_committed(tmp_path: Path):
     config = scripted_job(tmp_path)
     with pytest.raises(EngineError, match="device is lost"):
-        run(config, [packs_of("engine-error/parts=1", *(f"{i}/parts=9" for i in range(20)))])
+        run_scripted(
+            config, [packs_of("engine-error/parts=1", *(f"{i}/parts=9" for i in range(20)))]
+        )
     before = threading.active_count()
     with pytest.raises(EngineError, match="no device"):
-        run(config, [packs_of("a/parts=1")], engine=broken_engine)
+        run_scripted(config, [packs_of("a/parts=1")], engine=broken_engine)
     assert threading.active_count() <= before + 1
 
 
@@ -122,7 +99,7 @@ def test_a_run_that_breaks_off_does_not_wait_for_the_engine(tmp_path: Path):
 
     started_s = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run(scripted_job(tmp_path), interrupted(), engine=always(Busy(held=True)))
+        run_scripted(scripted_job(tmp_path), interrupted(), engine=always(Busy(held=True)))
     assert time.monotonic() - started_s < 30
     # Python waits for such threads when it ends.
     assert not [
@@ -136,63 +113,34 @@ def test_a_run_that_breaks_off_does_not_wait_for_the_engine(tmp_path: Path):
 def test_an_unusable_checkpoint_ends_the_run(tmp_path: Path):
     config = scripted_job(tmp_path)
     with pytest.raises(CheckpointError, match="scripted"):
-        run(config, [packs_of("a")], extractor="tests.support.extractors:make_unusable")
+        run_scripted(config, [packs_of("a")], extractor="tests.support.extractors:make_unusable")
 
 
 def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
     config = scripted_job(tmp_path / "job")
     (tmp_path / "in the way").write_text("a file where the output folder should be")
-    resources = resolve_resources(config, (this_machine(),), num_packs=1)
     blocked = Committer(
-        uri=str(tmp_path / "in the way"), endpoint_url=None, run_id="r", model="m",
-        model_revision="v",
+        store=OutputStore(str(tmp_path / "in the way")), run_id="r", model="m", model_revision="v",
     )  # fmt: skip
     with pytest.raises(Exception, match="in the way"):
-        run_local(
-            config,
-            [packs_of("a/parts=1")],
-            blocked,
-            resources=resources,
-            progress=Progress(total_files=1, total_bytes=0, stream=None),
-            engine_factory=scripted_engine,
-            extractor=EXTRACTOR,
-        )
+        run_scripted(config, [packs_of("a/parts=1")], committer=blocked)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def test_small_results_are_committed_together_and_in_order():
+def test_results_are_committed_together_until_there_is_enough_or_they_are_old():
     commits: list[pa.Table] = []
-    buffer = CommitBuffer(commits.append, min_bytes=1 << 20, max_age_s=10, clock=Clock())
-    for part in range(3):
-        buffer.add(results_of({"part": part}))
+    now_s = [100.0]
+    buffer = CommitBuffer(commits.append, min_bytes=10_000, max_age_s=10, clock=lambda: now_s[0])
+    for index in range(3):
+        buffer.add(results(part("r", index, texts=[])))
+    now_s[0] += 9
+    buffer.poll()
     assert commits == []
-    buffer.flush()
+    now_s[0] += 1
+    buffer.poll()
     buffer.flush()
     assert [table.column("part").to_pylist() for table in commits] == [[0, 1, 2]]
-
-
-def test_a_large_result_is_committed_at_once():
-    commits: list[pa.Table] = []
-    buffer = CommitBuffer(commits.append, min_bytes=1000, max_age_s=10, clock=Clock())
-    buffer.add(results_of({"error_message": "x" * 2000}))
-    assert len(commits) == 1
-
-
-def test_nothing_waits_longer_than_its_age():
-    commits: list[pa.Table] = []
-    clock = Clock()
-    buffer = CommitBuffer(commits.append, min_bytes=1 << 20, max_age_s=10, clock=clock)
-    buffer.add(results_of({}))
-    clock.now_s += 9
-    buffer.poll()
-    assert commits == []
-    clock.now_s += 1
-    buffer.poll()
-    assert len(commits) == 1
+    buffer.add(results(part("r", 0, texts=None, error_message="x" * 20_000)))
+    buffer.add(results(part("r", 0, texts=[])))
+    assert len(commits) == 2
+    buffer.flush()
+    assert len(commits) == 3

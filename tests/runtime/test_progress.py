@@ -3,6 +3,7 @@ import itertools
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,12 @@ from corpus_asr.runtime.commit import Tally, tally_of
 from corpus_asr.runtime.progress import History, Progress, ProgressWriter
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
-from corpus_asr.storage.run_state.run_files import Moment, Snapshot, read_snapshot, snapshot_from
+from corpus_asr.storage.run_state.run_files import PROGRESS_NAME, Moment, Snapshot, read_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import scripted_job
-from tests.support.tables import results_of, snapshot
+from tests.support.tables import part, results, snapshot
 
-FAILED = {
+FAILED: dict[str, Any] = {
     "uri": "https://host/a.mp3?sig=secret", "status": "failed", "duration_s": None,
     "size_bytes": None, "error_stage": "extract", "error_kind": "not_audio", "retryable": False,
 }  # fmt: skip
@@ -29,10 +30,10 @@ FAILURE = FailureCount(
 
 def test_a_recording_counts_when_its_last_part_is_committed():
     tally = tally_of(
-        results_of(
-            {"part": 0, "last_part": False, "attempts": 2},
-            {"part": 1, "last_part": True},
-            FAILED,
+        results(
+            part("r", 0, texts=[], last=False, attempts=2, size_bytes=1000),
+            part("r", 1, texts=[], size_bytes=1000),
+            part("", 0, texts=None, **FAILED),
         )
     )
     assert tally == Tally(
@@ -45,9 +46,9 @@ def test_a_recording_counts_when_its_last_part_is_committed():
 
 
 def test_the_line_says_done_failed_left_speed_and_time_left():
-    now_s = iter([0.0, 0.0, 3600.0])
+    now_s = iter([0.0, 0.0, 3600.0, 3600.0])
     progress = Progress(total_files=4, total_bytes=4000, stream=None, clock=lambda: next(now_s))
-    with progress:
+    with progress.shown():
         progress.add(Tally(parts=2, files=1, failed=1, audio_s=7200.0, size_bytes=1000))
         assert progress.line() == (
             "1/4 files, 1 failed, 3 left; 2.00 h of audio, 2.0 h per hour; "
@@ -57,7 +58,7 @@ def test_the_line_says_done_failed_left_speed_and_time_left():
 
 def test_without_a_terminal_the_first_and_the_last_line_are_printed():
     stream = io.StringIO()
-    with Progress(total_files=1, total_bytes=0, stream=stream) as progress:
+    with Progress(total_files=1, total_bytes=0, stream=stream).shown() as progress:
         progress.set(Tally(parts=1, files=1))
     first, last = stream.getvalue().splitlines()
     assert first.startswith("0/1 files")
@@ -70,7 +71,7 @@ def test_on_a_terminal_the_line_is_redrawn():
             return True
 
     stream = Terminal()
-    with Progress(total_files=2, total_bytes=0, stream=stream) as progress:
+    with Progress(total_files=2, total_bytes=0, stream=stream).shown() as progress:
         progress.add(Tally(parts=1, files=2))
     assert "2/2 files" in stream.getvalue()
 
@@ -82,7 +83,7 @@ def test_what_is_watched_is_read_when_asked():
     at_first = progress.committed_at
     assert at_first is None
     progress.watch(lambda: Activity(steps=3))
-    with progress:
+    with progress.shown():
         progress.set(Tally(parts=1, files=1))
         before = progress.committed_at
         progress.set(Tally(parts=1, files=1))
@@ -125,9 +126,9 @@ def wait_for(store: OutputStore, files: int) -> Snapshot:
 
 def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "output"))
-    with Progress(total_files=4, total_bytes=400, stream=None) as progress:
+    with Progress(total_files=4, total_bytes=400, stream=None).shown() as progress:
         progress.watch(lambda: Activity(steps=3))
-        with recorder(store, progress, tmp_path, every_s=0.05):
+        with recorder(store, progress, tmp_path, every_s=0.05).writing():
             first = wait_for(store, 0)
             assert first.state == "running"
             assert (first.listed, first.done_before, first.planned, first.left) == (10, 6, 4, 4)
@@ -144,8 +145,8 @@ def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path)
     assert (last.state, last.files) == ("transcribed", 4)
     with (
         pytest.raises(KeyboardInterrupt),
-        Progress(total_files=4, total_bytes=0, stream=None) as progress,
-        recorder(store, progress, tmp_path, every_s=60.0),
+        Progress(total_files=4, total_bytes=0, stream=None).shown() as progress,
+        recorder(store, progress, tmp_path, every_s=60.0).writing(),
     ):
         raise KeyboardInterrupt
     last = read_snapshot(store)
@@ -162,8 +163,8 @@ def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
     monkeypatch.setattr(recording, "write_snapshot", refuse)
     store = OutputStore(str(tmp_path / "output"))
     with (
-        Progress(total_files=4, total_bytes=0, stream=None) as progress,
-        recorder(store, progress, tmp_path, every_s=60.0),
+        Progress(total_files=4, total_bytes=0, stream=None).shown() as progress,
+        recorder(store, progress, tmp_path, every_s=60.0).writing(),
     ):
         progress.add(Tally(files=4))
     assert "event=snapshot_not_written error='writing: no space'" in caplog.text
@@ -200,10 +201,13 @@ def test_moments_are_even_few_and_end_now(seconds: float) -> None:
         assert len(times) >= 10
 
 
-def test_history_survives_a_file_and_may_be_missing() -> None:
-    seen = snapshot(history=(moment(0.0), moment(15.0)))
+def test_history_survives_a_file_and_may_be_missing(tmp_path: Path) -> None:
+    store, seen = OutputStore(str(tmp_path)), snapshot(history=(moment(0.0), moment(15.0)))
     data = asdict(seen)
-    assert snapshot_from(data) == seen
-    del data["history"]
-    assert snapshot_from(data) == snapshot()
-    assert snapshot_from(asdict(seen) | {"history": [{"elapsed_s": 3}]}) is None
+    for stored, expected in (
+        (data, seen),
+        ({name: data[name] for name in data if name != "history"}, snapshot()),
+        (data | {"history": [{"elapsed_s": 3}]}, None),
+    ):
+        store.write_json(PROGRESS_NAME, stored)
+        assert read_snapshot(store) == expected

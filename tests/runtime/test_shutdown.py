@@ -4,7 +4,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +12,6 @@ import pytest
 
 from corpus_asr.runtime import local
 from corpus_asr.runtime import shutdown as stopping
-from corpus_asr.runtime.progress import Progress
-from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.runtime.shutdown import (
     DRAIN_S,
     RunStoppedError,
@@ -22,11 +19,10 @@ from corpus_asr.runtime.shutdown import (
     stoppable,
 )
 from tests.support.engines import (
-    EXTRACTOR,
     ScriptedEngine,
     always,
-    committer_of,
     outcomes_by_part,
+    run_scripted,
     scripted_job,
 )
 from tests.support.killing import PAUSE, killable_job, tables_of
@@ -117,17 +113,8 @@ def test_nobody_waits_for_an_engine_beyond_the_grace(
         for number in range(1000):
             yield packs_of(f"{number}/parts=1")
 
-    resources = resolve_resources(config, (this_machine(),), num_packs=1)
     with pytest.raises(RunStoppedError, match="9 recordings are left"):
-        local.run_local(
-            config,
-            packs(),
-            committer_of(config),
-            resources=replace(resources, extract_workers=1),
-            progress=Progress(total_files=10, total_bytes=0, stream=None),
-            engine_factory=always(engine),
-            extractor=EXTRACTOR,
-        )
+        run_scripted(config, packs(), engine=always(engine), files=10)
     assert set(outcomes_by_part(config)) == {("silent/parts=1/silent=0", 0)}
 
 
@@ -222,17 +209,7 @@ def test_a_run_whose_time_is_over_commits_what_it_began(
         for number in range(1000):
             yield packs_of(f"{number}/parts=1")
 
-    resources = resolve_resources(config, (this_machine(),), num_packs=1)
-    local.run_local(
-        config,
-        packs(),
-        committer_of(config),
-        resources=replace(resources, extract_workers=1),
-        progress=Progress(total_files=1002, total_bytes=0, stream=None),
-        engine_factory=always(engine),
-        extractor=EXTRACTOR,
-        stop_at=1.0,
-    )
+    run_scripted(config, packs(), engine=always(engine), files=1002, stop_at=1.0)
     names = {name for name, _ in outcomes_by_part(config)}
     assert "silent/parts=1/silent=0" in names
     assert ("held/parts=1" in names) is not held

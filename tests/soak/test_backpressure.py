@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import ray
 
-from corpus_asr.config.base import Auto
+from corpus_asr.config.decoding import Auto
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.units import MEBIBYTE
-from tests.runtime import test_local, test_ray_dataset
-from tests.support.engines import ScriptedEngine, outcomes_by_part, scripted_job
+from tests.runtime import test_ray_dataset
+from tests.support.engines import ScriptedEngine, outcomes_by_part, run_scripted, scripted_job
 from tests.support.extractors import scripted_part
 from tests.support.tables import packs_of
 
@@ -116,7 +116,7 @@ def test_what_waits_on_ray_is_bounded(ahead_mb: float | Auto, ray_session: Clust
 def test_what_waits_without_ray_is_bounded(tmp_path: Path):
     config = job(tmp_path, 60.0)
     packs = [packs_of(f"{tmp_path}/{number}") for number in range(FILES)]
-    test_local.run(config, packs, engine=noting_engine, workers=WORKERS, extractor=EXTRACTOR)
+    run_scripted(config, packs, engine=noting_engine, workers=WORKERS, extractor=EXTRACTOR)
     waiting = most_waiting_bytes(config, tmp_path)
     assert waiting > 50 * MEBIBYTE  # it did wait
     assert waiting <= 60 * MEBIBYTE + WORKERS * PARTS_PER_WORKER * PART_BYTES

@@ -20,6 +20,7 @@ from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import tiny_model
 from tests.support.killing import tables_of
 from tests.support.stores import BAD_NIGHT, environment, faulty_store, s3_server
+from tests.support.tables import run_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SWIFT_PORT = 18480
@@ -30,7 +31,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * RUN_LIMIT_S)]
 
 
 def swift_script() -> str:
-    """Return the script that starts Swift, or skip."""
     script = os.environ.get("CORPUS_ASR_TEST_SWIFT")
     if not script:
         pytest.skip("needs Swift: set CORPUS_ASR_TEST_SWIFT to its script (see CONTRIBUTING.md)")
@@ -38,7 +38,6 @@ def swift_script() -> str:
 
 
 def swift_python() -> str:
-    """Return a Python that has swift, or skip."""
     python = os.environ.get("SWIFT_PY", "/usr/bin/python3")
     found = subprocess.run([python, "-c", "import swift"], capture_output=True, check=False)
     if found.returncode:
@@ -88,21 +87,15 @@ def _fill(endpoint_url: str) -> None:
 
 def _run(model: Path, folder: Path, output: str, endpoint_url: str) -> RunConfig:
     """Run the command on the corpus, as a process of its own; return its job."""
-    config = RunConfig.model_validate(
-        {
-            "source": {"uri": "s3://corpus/in", "endpoint_url": endpoint_url},
-            "extract": {"part_s": 30, "speech_detection": "none"},
-            "model": {"checkpoint": str(model), "dtype": "float32"},
-            "decoding": {
-                "temperature": 0.0,
-                "language": "en",
-                "logprob_threshold": None,
-                "no_speech_threshold": None,
-            },
-            "transcribe": {"slots": 8},
-            "output": {"uri": output, "endpoint_url": endpoint_url, "max_failed_fraction": 0.05},
-        }
-    )
+    there = {"endpoint_url": endpoint_url}
+    config = run_config(
+        "", "", source={"uri": "s3://corpus/in", **there},
+        extract={"part_s": 30, "speech_detection": "none"},
+        model={"checkpoint": str(model), "dtype": "float32"},
+        decoding={"temperature": 0.0, "language": "en", "logprob_threshold": None,
+                  "no_speech_threshold": None},
+        transcribe={"slots": 8}, output={"uri": output, "max_failed_fraction": 0.05, **there},
+    )  # fmt: skip
     job = folder / f"{output.rpartition('/')[2]}.yaml"
     job.write_text(config.model_dump_json())
     done = subprocess.run(

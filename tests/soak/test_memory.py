@@ -12,7 +12,7 @@ from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.loading import resolve_precision
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.transcription.slot_budget import predicted_cpu_bytes
+from corpus_asr.transcription.engine import predicted_cpu_bytes
 from corpus_asr.units import MEBIBYTE
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import Retry, RunOptions
 from tests.support.nightly import Nights
+from tests.support.tables import with_section
 
 RETRY = RunOptions(retry=Retry.retryable)
 RETRY_ALL = RunOptions(retry=Retry.all)
@@ -64,8 +65,7 @@ def test_another_model_in_the_middle_of_the_week(tmp_path: Path) -> None:
     nights.night()
     nights.check()
     before = nights.read("segments")
-    decoding = nights.config.decoding.model_copy(update={"language": "de"})
-    nights.config = nights.config.model_copy(update={"decoding": decoding})
+    nights.config = with_section(nights.config, "decoding", language="de")
     for after in (2, 4, 6, 9, 13):
         assert nights.night(options=RunOptions(new_run=True), killed_after=after) is None
     nights.day()

@@ -1,36 +1,27 @@
-"""Training data from real speech by two decodings; killed drivers; far stores; long audio."""
+"""Making training data: killed drivers, far stores, long audio."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
-import jiwer
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.labelling.cutting import ClipCutter, ClipRange, CutRequest
-from corpus_asr.pipelines import transcribe
-from corpus_asr.pipelines.pseudo_label import label, run
+from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.text.normalize import EnglishTextNormalizer
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
-from tests.support.audio import decode, wav_bytes
+from tests.support.audio import wav_bytes
 from tests.support.runs import Transcribed, write_tones
 from tests.support.stores import environment, s3_server
 
 pytestmark = pytest.mark.slow
-
-CLIPS = 10
-ONE_STEP = 2 / 32_767  # of 16 bits, written and read
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -40,59 +31,6 @@ def content(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name not in ("README.md", "labels.json")
     }
-
-
-def test_real_speech_is_selected_by_its_transcripts_and_by_another_decoding(
-    speech: Path, tmp_path: Path
-) -> None:
-    from datasets import Audio, load_dataset
-
-    lines = (speech / "english_short/manifest.jsonl").read_text().splitlines()
-    listed = [json.loads(line) for line in lines]
-    (tmp_path / "clips").mkdir()
-    with (tmp_path / "said.jsonl").open("w") as manifest:
-        for row in listed[:CLIPS]:
-            shutil.copy(speech / "english_short" / row["path"], tmp_path / "clips")
-            line = {"path": f"clips/{row['path']}", "text": row["text"], "language": "en"}
-            manifest.write(json.dumps(line) + "\n")
-    model = {"checkpoint": "whisper-tiny.en", "dtype": "float32"}
-    greedy = {"language": "en", "temperature": 0, "logprob_threshold": None,
-              "no_speech_threshold": None}  # fmt: skip
-    sections: dict[str, Any] = {"source": {"uri": str(tmp_path / "clips")}, "model": model}
-    beams = sections | {"decoding": greedy | {"num_beams": 3},
-                        "output": {"uri": str(tmp_path / "beams")}}  # fmt: skip
-    transcribe.run(RunConfig.model_validate(beams), local=True, progress=None)
-    job = sections | {
-        "decoding": greedy,
-        "output": {"uri": str(tmp_path / "greedy")},
-        "selection": {
-            "min_avg_logprob": None, "max_no_speech_prob": None,
-            "references": str(tmp_path / "said.jsonl"), "max_wer": 0.4,
-            "against": str(tmp_path / "beams"), "max_disagreement": 0.5,
-        },
-        "dataset": {"uri": str(tmp_path / "set"), "validation_fraction": 0.2, "pad_s": 0.0},
-    }  # fmt: skip
-    summary = run(PseudoLabelConfig.model_validate(job), local=True, progress=None)
-    assert summary.done == CLIPS
-    data = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
-    rows = [
-        row
-        for part in data.values()
-        for row in part.cast_column("audio", Audio(decode=False)).to_list()
-    ]
-    assert 0 < len(rows) < CLIPS
-    normalise = EnglishTextNormalizer()
-    for row in rows:
-        assert max(row["wer"], 0.0) <= 0.4
-        assert row["disagreement"] <= 0.5
-        whole = decode(Path(row["uri"]).read_bytes())[0]
-        start, end = (round(row[name] * SAMPLE_RATE_HZ) for name in ("start_s", "end_s"))
-        found = decode(row["audio"]["bytes"])[0]
-        assert np.abs(found - whole[start:end].clip(-1, 1)).max() < ONE_STEP
-        if row["reference"] is not None:
-            said, heard = normalise(row["reference"]), normalise(row["text"])
-            assert row["wer"] == pytest.approx(jiwer.wer(said, heard), abs=0.01)
-    assert any(row["reference"] for row in rows)
 
 
 def many(folder: Path, count: int) -> Transcribed:

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 import pytest
 
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.retry import DEFAULT_POLICY
+from corpus_asr.storage.stores.store import DEFAULT_POLICY
 from tests.support.killing import PAUSE, killable_job
 from tests.support.stores import SECRET, Webhook, WebServer, web_server, webhook
+from tests.support.tables import rows_of, with_section
 
 pytestmark = pytest.mark.slow
 
@@ -47,21 +47,17 @@ class RealNights:
         """Put a clip, by the order of lengths, into the folder."""
         shutil.copyfile(self.data / self.clips[number]["path"], self.source / name)
 
-    def started(self, *options: str) -> "subprocess.Popen[str]":
+    def night(self, *options: str, code: int = 0) -> Counter[str]:
+        """Let a night pass; returns what it had to do, and what became of that."""
         self._job.write_text(json.dumps(self._config))
         # Cron's environment: almost nothing.
         environment = {"PATH": "/usr/bin:/bin", "HOME": "/root", VARIABLE: self.hook.url}
         command = [*COMMAND, str(self._job), "--local", "--json", *options]
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
-
-    def night(self, *options: str, code: int = 0) -> Counter[str]:
-        """Let a night pass; returns what it had to do, and what became of that."""
-        process = self.started(*options)
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == code, err
-        night = json.loads(out)
+        assert done.returncode == code, done.stderr
+        night = json.loads(done.stdout)
         assert self.hook.posted[-1]["night"] == night
         counts = {name: night[name] for name in ("new", "changed", "retried", "left")}
         counts |= {name: night["findings"][name] for name in ("done", "failed")}
@@ -69,9 +65,7 @@ class RealNights:
         return +Counter(counts | kinds)
 
     def said(self, name: str) -> str:
-        rows = [
-            row for batch in OutputStore(str(self.output)).segments() for row in batch.to_pylist()
-        ]
+        rows = rows_of(OutputStore(str(self.output)).segments())
         return "".join(row["text"] for row in rows if row["uri"].endswith(name))
 
 
@@ -116,23 +110,6 @@ def test_files_come_change_fail_and_recover(nights: RealNights) -> None:
     assert SECRET not in kept
 
 
-def test_a_night_that_begins_while_another_works_leaves_at_once(nights: RealNights) -> None:
-    for number in range(6):
-        nights.put(f"{number}.audio", number)
-    nights.web.files["late.wav"] = (nights.data / nights.clips[6]["path"]).read_bytes()
-    first = nights.started()
-    while not (nights.output / "_run" / "lock.json").exists():
-        time.sleep(0.1)
-    second = nights.started()
-    out, err = second.communicate(timeout=300)
-    assert first.wait(timeout=600) == 0
-    first.communicate()
-    assert (second.returncode, out) == (75, "")
-    assert "found it in use by run" in err
-    assert "that is alive, expected no other run; wait for it to end" in err
-    assert len(nights.hook.posted) == 1
-
-
 @pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.ray)])
 def test_a_night_whose_time_is_over_commits_what_it_began(tmp_path: Path, ray: bool) -> None:
     files = 60
@@ -140,7 +117,7 @@ def test_a_night_whose_time_is_over_commits_what_it_began(tmp_path: Path, ray: b
     job = killable_job(tmp_path, files=files, ray=ray, environment={PAUSE: "8"})
     job.command = "nightly"
     limits = {"max_failed_fraction": None, "stop_after_h": (120 if ray else 30) / 3600}
-    job.config = with_nightly(job.config, **limits)
+    job.config = with_section(job.config, "nightly", **limits)
     code, said = job.finish("--json")
     assert code == 0, said
     first = night_in(job.config.output.uri, 1)
@@ -149,7 +126,7 @@ def test_a_night_whose_time_is_over_commits_what_it_began(tmp_path: Path, ray: b
     assert 0 < found["done"] + found["failed"] < files
     assert found["done"] + found["failed"] + first["left"] == files
     job.environment[PAUSE] = "0"
-    job.config = with_nightly(job.config, max_failed_fraction=None)
+    job.config = with_section(job.config, "nightly", stop_after_h=None)
     code, said = job.finish("--json")
     assert code == 0, said
     second = night_in(job.config.output.uri, 2)
@@ -171,11 +148,6 @@ def test_a_night_that_is_told_to_end_says_so(tmp_path: Path) -> None:
     assert night["state"] == "stopped"
     assert "stopped by SIGTERM" in night["error"]
     assert night["left"] > 0
-
-
-def with_nightly(config: Any, **nightly: Any) -> Any:
-    changed = type(config.nightly)(**nightly)
-    return config.model_copy(update={"nightly": changed})
 
 
 def night_in(output: str, number: int) -> dict[str, Any]:

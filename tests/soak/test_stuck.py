@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import Retry, RunOptions
 from corpus_asr.pipelines import driver
 from corpus_asr.storage.stores.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -19,6 +17,7 @@ from tests.support.engines import script, scripted_engine
 from tests.support.extractors import STUCK
 from tests.support.killing import killable_job, tables_of
 from tests.support.stores import FaultyStore, environment, faulty_store, s3_server
+from tests.support.tables import with_section
 
 GOOD, DRIPPING = 12, 2
 
@@ -29,8 +28,8 @@ def test_native_code_that_never_returns_costs_its_recording(
     script(monkeypatch.setattr, engine=scripted_engine)
     config = killable_job(tmp_path, files=4).config
     (tmp_path / "corpus" / f"0001-parts=3+{STUCK}=1.wav").write_bytes(b"x")
-    limited = config.extract.model_copy(update={"item_timeout_s": 0.5})
-    pipeline.run(config.model_copy(update={"extract": limited}), local=True, progress=None)
+    limited = with_section(config, "extract", item_timeout_s=0.5)
+    driver.run(limited, local=True, progress=None)
     tables = tables_of(config)
     assert len(tables["recordings"]) == 5
     failed = {
@@ -75,25 +74,14 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
 ):
     """Every byte that comes is a sign of life: only the limits of a whole end this."""
     monkeypatch.setattr(driver, "load_engine", scripted_engine)
-    usual = job(Path(), tiny_model(tmp_path), Path())
-    config = RunConfig.model_validate(
-        usual.model_dump()
-        | {
-            "source": {"uri": "s3://corpus", "endpoint_url": store.endpoint_url},
-            "extract": {
-                "speech_detection": "none",
-                "workers": 1,
-                "item_timeout_s": item_timeout_s,
-            },
-            "output": {
-                "uri": "s3://out/run",
-                "endpoint_url": store.endpoint_url,
-                "max_failed_fraction": 1.0,
-            },
-        }
-    )
+    there = {"endpoint_url": store.endpoint_url}
+    extract = {"speech_detection": "none", "workers": 1, "item_timeout_s": item_timeout_s}
+    config = job(
+        Path(), tiny_model(tmp_path), Path(), source={"uri": "s3://corpus", **there},
+        extract=extract, output={"uri": "s3://out/run", "max_failed_fraction": 1.0, **there},
+    )  # fmt: skip
     started_s = time.monotonic()
-    pipeline.run(config, local=True, progress=None)
+    driver.run(config, local=True, progress=None)
     took_s = time.monotonic() - started_s
     print(f"{took_s:.0f} s, {dict(store.injected)}")  # noqa: T201 - what a soak test is read for
     found = {row["uri"].rpartition("/")[2]: row for row in tables_of(config)["recordings"]}
@@ -103,5 +91,5 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
     }
     store.dripping = None
     retry = Retry.retryable if kind == "timeout" else Retry.all
-    pipeline.run(config, local=True, progress=None, options=RunOptions(retry=retry))
+    driver.run(config, local=True, progress=None, options=RunOptions(retry=retry))
     assert {row["status"] for row in tables_of(config)["recordings"]} == {"ok"}

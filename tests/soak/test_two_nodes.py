@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
 from corpus_asr.config.run import RunConfig
 from tests.support.corpora import CLIPS, job, tiny_model
 from tests.support.killing import KillableJob, command_line, descendants, into, tables_of
+from tests.support.tables import with_section
 
 STORE_BYTES = 150 * 1024 * 1024
 COPIES = 16
@@ -55,16 +57,21 @@ def config(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> RunCon
         transcribe={"slots": 2, "workers": 1, "gpus_per_worker": 1},
         cluster={"address": cluster.address},
     )
-    return usual.model_copy(update={"model": usual.model.model_copy(update={"device": "cpu"})})
+    return with_section(usual, "model", device="cpu")
+
+
+def on_ray(config: RunConfig, folder: Path) -> KillableJob:
+    """Return the job with an output of its own."""
+    config = with_section(config, "output", uri=str(folder / "output"))
+    return KillableJob(config, folder / "job", ray=True, scripted=False)
 
 
 @pytest.fixture(scope="module")
 def expected(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The tables of the same job in one process."""
     output = tmp_path_factory.mktemp("here") / "output"
-    transcribe = config.transcribe.model_copy(update={"gpus_per_worker": 0.0})
-    job = KillableJob(config.model_copy(update={"transcribe": transcribe}), output, scripted=False)
-    here = into(job, output)
+    without_gpus = with_section(config, "transcribe", gpus_per_worker=0.0)
+    here = into(KillableJob(without_gpus, output, scripted=False), output)
     code, said = here.finish()
     assert code == 0, said
     return tables_of(here.config)
@@ -73,8 +80,7 @@ def expected(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_a_gpu_machine_that_goes_and_comes_back(
     cluster: Cluster, config: RunConfig, expected: dict, tmp_path: Path
 ):
-    run = KillableJob(with_output(config, tmp_path / "output"), tmp_path / "job", ray=True,
-                      scripted=False)  # fmt: skip
+    run = on_ray(config, tmp_path)
     machine = cluster.add_node(**GPU_MACHINE)
     with run.started() as process:
         wait_until_busy(process)
@@ -90,8 +96,7 @@ def test_a_gpu_machine_that_goes_and_comes_back(
 def test_a_driver_that_is_killed_leaves_the_cluster_as_it_was(
     cluster: Cluster, config: RunConfig, expected: dict, tmp_path: Path
 ):
-    run = KillableJob(with_output(config, tmp_path / "output"), tmp_path / "job", ray=True,
-                      scripted=False)  # fmt: skip
+    run = on_ray(config, tmp_path)
     machine = cluster.add_node(**GPU_MACHINE)
     with run.started() as process:
         wait_until_busy(process)
@@ -106,33 +111,26 @@ def test_a_driver_that_is_killed_leaves_the_cluster_as_it_was(
     assert tables_of(run.config) == expected
 
 
-def with_output(config: RunConfig, output: Path) -> RunConfig:
-    """Return the job with another output."""
-    return config.model_copy(
-        update={"output": config.output.model_copy(update={"uri": str(output)})}
-    )
-
-
-def workers() -> dict[int, str]:
+def workers() -> dict[psutil.Process, str]:
     """Return the actors of the cluster that work for a run, and what they are called."""
-    titles = {pid: command_line(pid) for pid in descendants(os.getpid())}
-    return {pid: title for pid, title in titles.items() if "Worker(MapBatches" in title}
+    titles = {process: command_line(process) for process in descendants(os.getpid())}
+    return {process: title for process, title in titles.items() if "Worker(MapBatches" in title}
 
 
 def wait_until_busy(process: "subprocess.Popen[str]") -> None:
     """Return once the model has worked for a while; commits wait for more on GPUs."""
     while process.poll() is None:
-        for pid, title in workers().items():
-            if "TranscribeWorker" in title and cpu_s(pid) > BUSY_S:
+        for worker, title in workers().items():
+            if "TranscribeWorker" in title and cpu_s(worker) > BUSY_S:
                 return
         time.sleep(0.1)
     pytest.fail(f"ended too early: {process.communicate()[1]}")
 
 
-def cpu_s(pid: int) -> float:
+def cpu_s(process: psutil.Process) -> float:
     """Return the processor's time of a process; 0 where there is none any more."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return float(times.user + times.system)

@@ -10,8 +10,8 @@ from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import CheckpointError
 from corpus_asr.schemas import PACKS, PARTS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.extract_protocol import ExtractRequest
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.parts import ExtractRequest
 from tests.support.fuzzing import fuzz
 from tests.support.tables import packs_of
 
@@ -66,10 +66,12 @@ def test_parts_come_as_soon_as_the_next_is_known(stage: ExtractStage):
     assert brief(rows_of(stage, packs_of("y/parts=1"))) == [(0, "ok", True)]
 
 
-def test_done_parts_are_not_emitted_again(stage: ExtractStage):
-    uri = "x/parts=4"
-    rows = rows_of(stage, packs_of(uri, done={uri: [0, 2]}))
-    assert brief(rows) == [(1, "ok", False), (3, "ok", True)]
+def test_done_parts_are_not_emitted_again_and_keep_their_places(stage: ExtractStage):
+    for uri, done, expected in (
+        ("x/parts=4", [0, 2], [(1, "ok", False), (3, "ok", True)]),
+        ("x/parts=3/fail=1", [1, 2], [(0, "ok", False), (3, "failed", True)]),
+    ):
+        assert brief(rows_of(stage, packs_of(uri, done={uri: done}))) == expected, uri
 
 
 def test_a_failure_is_one_row_after_the_good_parts(stage: ExtractStage):
@@ -87,12 +89,6 @@ def test_a_failure_is_one_row_after_the_good_parts(stage: ExtractStage):
     assert failed["features"] is None
 
 
-def test_a_failure_does_not_take_a_done_parts_place(stage: ExtractStage):
-    uri = "x/parts=3/fail=1"
-    rows = rows_of(stage, packs_of(uri, done={uri: [1, 2]}))
-    assert brief(rows) == [(0, "ok", False), (3, "failed", True)]
-
-
 def test_a_recording_that_became_shorter_than_what_is_done_ends_all_the_same(stage: ExtractStage):
     uri = "x/parts=2"
     rows = rows_of(stage, packs_of(uri, "y/parts=1", done={uri: [0, 1, 2]}))
@@ -102,15 +98,11 @@ def test_a_recording_that_became_shorter_than_what_is_done_ends_all_the_same(sta
     assert "it has 2 parts now" in rows[0]["error_message"]
 
 
-@pytest.mark.parametrize(
-    ("what", "kind"), [("crash", "decoder_crashed"), ("bug", "internal"), ("memory", "internal")]
-)
-def test_whatever_one_recording_does_the_next_is_extracted(
-    stage: ExtractStage, what: str, kind: str
-):
-    rows = rows_of(stage, packs_of(f"x/parts=2/{what}=0", "y/parts=1"))
-    assert brief(rows) == [(0, "failed", True), (0, "ok", True)]
-    assert rows[0]["error_kind"] == kind
+def test_whatever_one_recording_does_the_next_is_extracted(stage: ExtractStage):
+    for what, kind in (("crash", "decoder_crashed"), ("bug", "internal"), ("memory", "internal")):
+        rows = rows_of(stage, packs_of(f"x/parts=2/{what}=0", "y/parts=1"))
+        assert brief(rows) == [(0, "failed", True), (0, "ok", True)], what
+        assert rows[0]["error_kind"] == kind
 
 
 def test_an_unusable_checkpoint_propagates(tmp_path: Path):

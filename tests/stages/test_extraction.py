@@ -12,12 +12,13 @@ from corpus_asr.audio import decode
 from corpus_asr.audio import vad as activity
 from corpus_asr.audio.probe import open_container
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.decoding.protocols import WindowResult
 from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
@@ -32,14 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def extractor(model: Path, **changes: Any) -> PartExtractor:
-    usual: dict[str, Any] = {
-        "endpoint_url": None,
-        "part_s": 30.0,
-        "channels": "mix",
-        "speech_detection": "silero",
-        "speech_pad_s": 0.4,
-    }
-    return PartExtractor(folder=str(model), **(usual | changes))
+    settings = ExtractSettings.model_construct(**({"part_s": 30.0} | changes))
+    return PartExtractor(folder=str(model), settings=settings)
 
 
 def write_noise(path: Path, seconds: float, *, num_channels: int = 1) -> str:

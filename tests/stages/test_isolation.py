@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,15 @@ TARGET = "tests.support.isolated:make"
 @pytest.fixture(scope="module")
 def shared_child() -> Iterator[IsolatedGenerator]:
     generator = IsolatedGenerator(TARGET, init_kwargs={"answer": 42}, timeout_s=20)
+    yield generator
+    generator.close()
+
+
+@contextmanager
+def fresh_child(
+    target: str = TARGET, *, timeout_s: float = 20, **init_kwargs: object
+) -> Iterator[IsolatedGenerator]:
+    generator = IsolatedGenerator(target, init_kwargs=init_kwargs, timeout_s=timeout_s)
     yield generator
     generator.close()
 
@@ -60,16 +70,10 @@ def test_the_function_is_made_once_with_its_settings(run, shared_child):
     assert pid_of(shared_child) == pid_of(shared_child)
 
 
-@pytest.mark.parametrize("shape", [(0,), (1000,), (3, 1 << 20)])
-def test_arrays_arrive_whole(run, shape):
-    for index, array in enumerate(run("arrays", shape)):
-        np.testing.assert_array_equal(array, np.full(shape, index, dtype=np.float32))
-
-
-def test_messages_are_not_awaited_all_before_the_first(shared_child):
-    stream = shared_child.run(("hang", None))
-    assert next(stream) == 1
-    stream.close()
+def test_arrays_arrive_whole(run):
+    for shape in ((0,), (1000,), (3, 1 << 20)):
+        for index, array in enumerate(run("arrays", shape)):
+            np.testing.assert_array_equal(array, np.full(shape, index, dtype=np.float32))
 
 
 @pytest.mark.parametrize(
@@ -140,46 +144,35 @@ def test_a_death_is_noticed_although_a_grandchild_keeps_the_pipe_open(run, share
 
 
 def test_a_silent_child_is_killed_after_its_time():
-    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=1.0)
-    child = pid_of(generator)
-    started = time.monotonic()
-    with pytest.raises(DecodeError, match=r"no message for 1 s") as caught:
-        list(generator.run(("hang", None)))
-    assert caught.value.kind == "decoder_timeout"
-    assert 0.9 < time.monotonic() - started < 10
-    assert gone(child)
-    assert list(generator.run(("count", 2))) == [0, 1]
-    generator.close()
-
-
-def test_native_code_that_hangs_with_pythons_lock_held_is_ended_all_the_same():
-    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=0.5)
-    child = pid_of(generator)
-    with pytest.raises(DecodeError, match=r"no message for 0\.5 s"):
-        list(generator.run(("hang_with_the_lock_held", None)))
-    assert gone(child)
+    """Also where native code hangs with Python's lock held."""
+    with fresh_child(timeout_s=1.0) as generator:
+        for doing in ("hang", "hang_with_the_lock_held"):
+            child = pid_of(generator)
+            started = time.monotonic()
+            with pytest.raises(DecodeError, match=r"no message for 1 s") as caught:
+                list(generator.run((doing, None)))
+            assert caught.value.kind == "decoder_timeout"
+            assert 0.9 < time.monotonic() - started < 10
+            assert gone(child)
+        assert list(generator.run(("count", 2))) == [0, 1]
 
 
 def test_the_time_limit_is_for_each_message_and_not_for_the_consumer():
-    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=1.0)
-    assert list(generator.run(("pause", 0.5))) == [0, 1, 2]
-    received = []
-    for message in generator.run(("count", 3)):
-        time.sleep(0.5 if message else 1.2)
-        received.append(message)
-    assert received == [0, 1, 2]
-    generator.close()
+    with fresh_child(timeout_s=1.0) as generator:
+        assert list(generator.run(("pause", 0.5))) == [0, 1, 2]
+        received = []
+        for message in generator.run(("count", 3)):
+            time.sleep(0.5 if message else 1.2)
+            received.append(message)
+        assert received == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["count", "hang", "megabytes"])
-def test_a_consumer_that_stops_early_leaves_nothing_out_of_step(run, shared_child, name):
-    stream = shared_child.run((name, 100))
-    next(stream)
-    stream.close()
-    assert run("count", 5) == [0, 1, 2, 3, 4]
-
-
-def test_a_consumer_that_fails_leaves_nothing_out_of_step(run, shared_child):
+def test_a_consumer_that_stops_or_fails_leaves_nothing_out_of_step(run, shared_child):
+    for name in ("count", "hang", "megabytes"):
+        stream = shared_child.run((name, 100))
+        next(stream)
+        stream.close()
+        assert run("count", 5) == [0, 1, 2, 3, 4], name
     with pytest.raises(ZeroDivisionError):
         [1 // message for message in shared_child.run(("count", 10))]
     assert run("count", 2) == [0, 1]
@@ -194,9 +187,8 @@ def test_two_items_at_once_are_refused(run, shared_child):
 
 
 def test_what_the_child_prints_goes_to_the_parents_standard_error(capfd):
-    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
-    assert list(generator.run(("print", None))) == [1, 2]
-    generator.close()
+    with fresh_child() as generator:
+        assert list(generator.run(("print", None))) == [1, 2]
     out, err = capfd.readouterr()
     assert out == ""
     for said in ("printed again", "written to descriptor 1", "an error message"):
@@ -231,45 +223,32 @@ def test_the_child_imports_no_torch(run):
 
 
 def test_decoding_in_the_child_imports_no_torch(tmp_path):
-    generator = IsolatedGenerator(
-        "tests.support.audio:make_measuring_decoder", init_kwargs={}, timeout_s=20
-    )
-    with pytest.raises(FileNotFoundError):
+    decoder = fresh_child("tests.support.audio:make_measuring_decoder")
+    with decoder as generator, pytest.raises(FileNotFoundError):
         list(generator.run(str(tmp_path / "missing.wav")))
-    generator.close()
     code = "import sys, tests.support.audio; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("target", "found"),
-    [
-        ("tests.support.isolated:fail_to_start", "ValueError: no such model folder"),
-        ("tests.support.nowhere:make", r"ModuleNotFoundError: .*tests\.support\.nowhere"),
-        ("tests.support.isolated:blame_an_item", "FetchError: reading s3"),
-        ("tests.support.isolated:not_there", "AttributeError: .*not_there"),
-    ],
-)
-def test_a_function_that_cannot_be_made_is_no_items_fault_and_says_why(target, found):
-    with pytest.raises(EngineError, match=found) as caught:
-        list(IsolatedGenerator(target, init_kwargs={}, timeout_s=9).run(1))
-    notes = getattr(caught.value.__cause__, "__notes__", [])
-    assert any("In the child process" in note for note in notes)
-
-
-def test_what_the_functions_maker_says_on_purpose_keeps_its_type():
-    generator = IsolatedGenerator(
-        "tests.support.isolated:refuse_to_start", init_kwargs={}, timeout_s=9
-    )
-    with pytest.raises(CheckpointError, match="refused on purpose"):
-        list(generator.run(1))
-
-
-def test_a_machine_that_starts_no_process_is_no_items_fault(monkeypatch):
-    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=9)
+def test_a_child_that_cannot_start_is_no_items_fault_and_says_why(monkeypatch):
+    for maker, error, words in (
+        ("isolated:fail_to_start", EngineError, "ValueError: no such model folder"),
+        ("nowhere:make", EngineError, r"ModuleNotFoundError: .*tests\.support\.nowhere"),
+        ("isolated:blame_an_item", EngineError, "FetchError: reading s3"),
+        ("isolated:not_there", EngineError, "AttributeError: .*not_there"),
+        ("isolated:crash_at_start", EngineError, "exit code 3"),
+        ("isolated:refuse_to_start", CheckpointError, "refused on purpose"),
+    ):
+        with (
+            fresh_child(f"tests.support.{maker}", timeout_s=9) as child,
+            pytest.raises(error, match=words) as caught,
+        ):
+            list(child.run(1))
+        cause = caught.value.__cause__
+        assert cause is None or any("In the child" in note for note in cause.__notes__), maker
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(EngineError, match="FileNotFoundError"):
-        list(generator.run(("count", 1)))
+    with fresh_child() as child, pytest.raises(EngineError, match="FileNotFoundError"):
+        list(child.run(("count", 1)))
 
 
 def test_a_death_is_told_without_the_items_secrets(run):
@@ -278,48 +257,33 @@ def test_a_death_is_told_without_the_items_secrets(run):
     assert not any(word in str(caught.value) for word in ("user", "pass", "secret"))
 
 
-def test_a_child_that_dies_at_its_start_is_no_items_fault():
-    generator = IsolatedGenerator(
-        "tests.support.isolated:crash_at_start", init_kwargs={}, timeout_s=9
-    )
-    with pytest.raises(EngineError, match="exit code 3"):
-        list(generator.run(1))
-
-
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_child_that_is_killed_while_it_starts_is_started_again(times, tmp_path):
     notes = tmp_path / "notes"
-    generator = IsolatedGenerator(
-        "tests.support.isolated:killed_at_start",
-        init_kwargs={"notes": str(notes), "times": times},
-        timeout_s=9,
-    )
-    if times == 2:
-        assert list(generator.run("item")) == ["item"]
-    else:  # there is an end to it
-        with pytest.raises(EngineError, match="SIGKILL"):
-            list(generator.run("item"))
-    generator.close()
+    target = "tests.support.isolated:killed_at_start"
+    with fresh_child(target, timeout_s=9, notes=str(notes), times=times) as generator:
+        if times == 2:
+            assert list(generator.run("item")) == ["item"]
+        else:  # there is an end to it
+            with pytest.raises(EngineError, match="SIGKILL"):
+                list(generator.run("item"))
     assert notes.read_text() == "+++"
 
 
-@pytest.mark.parametrize(
-    ("target", "timeout_s"), [("no_colon", 1.0), ("module:", 1.0), ("module:name", 0.0)]
-)
-def test_a_wrong_target_or_time_is_refused_at_once(target, timeout_s):
-    with pytest.raises(ValueError, match="expected"):
-        IsolatedGenerator(target, init_kwargs={}, timeout_s=timeout_s)
+def test_a_wrong_target_or_time_is_refused_at_once():
+    for target, timeout_s in (("no_colon", 1.0), ("module:", 1.0), ("module:name", 0.0)):
+        with pytest.raises(ValueError, match="expected"):
+            IsolatedGenerator(target, init_kwargs={}, timeout_s=timeout_s)
 
 
 def test_closing_ends_the_child_and_may_be_repeated():
-    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
-    generator.close()
-    child = pid_of(generator)
-    generator.close()
-    generator.close()
-    assert gone(child)
-    assert list(generator.run(("count", 1))) == [0]
-    generator.close()
+    with fresh_child() as generator:
+        generator.close()
+        child = pid_of(generator)
+        generator.close()
+        generator.close()
+        assert gone(child)
+        assert list(generator.run(("count", 1))) == [0]
 
 
 def test_a_dropped_generator_takes_its_child_along():
@@ -332,10 +296,8 @@ def test_a_dropped_generator_takes_its_child_along():
 def test_no_descriptor_is_left_open():
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
-        with pytest.raises(DecodeError):
+        with fresh_child() as generator, pytest.raises(DecodeError):
             list(generator.run(("exit", 1)))
-        generator.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -8,7 +8,7 @@ import pytest
 from corpus_asr.activity import Activity
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.schemas import PARTS, RESULTS
-from corpus_asr.stages.stage import one_row
+from corpus_asr.stages.parts import one_row
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage, refuse
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
 
@@ -127,35 +127,24 @@ def test_silence_and_failures_pass_through_without_the_engine():
     assert failed["duration_s"] is None
 
 
-def test_a_batch_without_speech_does_not_wait_for_the_engine():
-    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
-    assert stage(silent_row("a")).column("status").to_pylist() == ["no_speech"]
-
-
-def test_an_item_error_is_that_parts_failure_alone(stage: TranscribeStage):
-    batch = pa.concat_tables([part_row("a"), part_row("item-error"), part_row("b")])
-    results = stage(batch).to_pylist()
-    assert [row["status"] for row in results] == ["ok", "failed", "ok"]
-    assert results[1]["error_stage"] == "transcribe"
-    assert results[1]["error_kind"] == "scripted"
-    assert results[1]["segments"] == []
-
-
-def test_a_bug_in_one_part_is_that_parts_failure_alone(stage: TranscribeStage):
-    batch = pa.concat_tables([part_row("bug"), part_row("b")])
-    results = stage(batch).to_pylist()
-    assert [row["status"] for row in results] == ["failed", "ok"]
-    assert results[0]["error_kind"] == "internal"
-    assert results[0]["error_message"] == "RuntimeError: scripted bug"
-    assert results[0]["retryable"] is False
+def test_an_error_of_one_part_is_that_parts_failure_alone(stage: TranscribeStage):
+    names = ("a", "item-error", "bug", "b")
+    results = stage(pa.concat_tables([part_row(name) for name in names])).to_pylist()
+    assert [row["status"] for row in results] == ["ok", "failed", "failed", "ok"]
+    _, item, bug, _ = results
+    assert (item["error_stage"], item["error_kind"], item["segments"]) == (
+        "transcribe", "scripted", [],
+    )  # fmt: skip
+    assert (bug["error_kind"], bug["retryable"]) == ("internal", False)
+    assert bug["error_message"] == "RuntimeError: scripted bug"
 
 
 def test_words_become_rows_of_their_segment_where_there_are_any(stage: TranscribeStage):
     results = stage(pa.concat_tables([part_row("words", 1), part_row("a")]))
     (timed,), (plain,) = results.column("segments").to_pylist()
-    assert timed["words"] == [
-        {"word": " part", "start_s": 10.0, "end_s": 10.5, "probability": 0.25}
-    ]
+    first, *others = timed["words"]
+    assert first == {"word": " part", "start_s": 10.0, "end_s": 10.2, "probability": 0.5}
+    assert len(others) == 4
     assert plain["words"] is None
 
 
@@ -164,10 +153,14 @@ def test_an_engine_error_propagates(stage: TranscribeStage):
         stage(pa.concat_tables([part_row("a"), part_row("engine-error")]))
 
 
-def test_an_engine_that_cannot_load_says_so_in_the_first_call():
+def test_an_engine_that_cannot_load_says_so_in_the_first_call_that_needs_it():
     stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
+    assert stage(silent_row("a")).column("status").to_pylist() == ["no_speech"]
     with pytest.raises(EngineError, match="no device"):
         stage(part_row("a"))
+    with pytest.raises(EngineError):
+        stage.wait_until_loaded()
+    assert stage.activity == Activity(parts_begun=2, parts_transcribed=1)
     stage.close()
 
 
@@ -199,10 +192,3 @@ def test_what_was_done_is_counted():
     call.join()
     assert stage.activity.parts_transcribed == 2
     stage.close()
-
-
-def test_an_engine_that_was_never_loaded_has_done_nothing():
-    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
-    with pytest.raises(EngineError):
-        stage.wait_until_loaded()
-    assert stage.activity == Activity()

@@ -22,7 +22,7 @@ from corpus_asr.storage.stores.filesystem import (
     store_for,
     write_atomic,
 )
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.stores import WebServer
 
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002)
@@ -126,17 +126,15 @@ def refusing(
             cause = exceptions.ClientError(
                 {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Put"
             )
-            raise s3.from_exception(cause) from cause
+            raise cause
 
     return call
 
 
 @pytest.fixture
 def s3_place(request: pytest.FixtureRequest) -> tuple[str, StoreOptions]:
-    bucket = request.getfixturevalue("bucket")
-    endpoint_url = request.getfixturevalue("s3").endpoint_url
-    options = StoreOptions(endpoint_url=endpoint_url, policy=QUICK)
-    return f"s3://{bucket}/object", options
+    options = replace(request.getfixturevalue("s3").options, policy=QUICK)
+    return f"s3://{request.getfixturevalue('bucket')}/object", options
 
 
 def test_a_store_that_knows_no_conditions_is_looked_at_first(

@@ -9,10 +9,10 @@ import pytest
 
 from corpus_asr.config.run import RunConfig, SourceSettings
 from corpus_asr.errors import FetchError
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.start import SUCCESS_NAME, begin_run
+from corpus_asr.storage.run_state.run_files import SUCCESS_NAME, begin_run
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores import s3 as s3_module
@@ -23,7 +23,7 @@ from corpus_asr.storage.stores.filesystem import (
     read_bytes,
     write_atomic,
 )
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.stores import BAD_NIGHT, FaultyStore, S3Server, faulty_store
 from tests.support.tables import commit, part, results
 
@@ -62,7 +62,7 @@ def test_plan_fetch_commit_and_finish_end_exact(
     }
     faulty.rates = TERRIBLE
     config = job(faulty, bucket)
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     plan = make_plan(config, store, model_revision="revision")
     run = begin_run(store, config, "fingerprint")
 
@@ -102,7 +102,7 @@ def test_lists_reads_and_writes_survive_each_fault(
     filesystem.move(uris[0], uris[1], faulty.options)
     write_atomic(uris[2], data, s3.options)
     source = SourceSettings(uri=(f"s3://{bucket}/folder",), endpoint_url=faulty.endpoint_url)
-    assert [u for batch in list_files(source) for u in batch["uri"].to_pylist()] == uris[1:]
+    assert [u for batch in FileListing(source) for u in batch["uri"].to_pylist()] == uris[1:]
     filesystem.remove(uris[1], faulty.options)
     found = list_objects(f"s3://{bucket}/folder", s3.options)
     assert [place[0] for place in found] == uris[2:]

@@ -17,7 +17,7 @@ from corpus_asr.storage.run_state import lock as lock_module
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 
 OPTIONS = StoreOptions(policy=RetryPolicy(attempts=2, first_wait_s=0.001))
 

@@ -1,4 +1,4 @@
-"""What counts as done, and that a finished folder is exact however it came about."""
+"""What counts as done and what is done again; a finished folder is exact however it came about."""
 
 import json
 import random
@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import Retry, RunConfig
 from corpus_asr.errors import FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
 from corpus_asr.storage.run_state.finish import RunCounts, aggregate, finish
-from corpus_asr.storage.run_state.ledger import Ledger, count_tries, note_tries
-from corpus_asr.storage.run_state.start import Run, begin_run
+from corpus_asr.storage.run_state.ledger import Ledger, Reason, count_tries, note_tries
+from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.tables import (
     SEGMENT_ROWS,
     OutputStore,
@@ -27,6 +27,7 @@ from corpus_asr.storage.run_state.tables import (
     unique_stem,
 )
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import recording_id
 from tests.support.stores import Killed, dying
 from tests.support.tables import commit, files, part, results, same_schema
 
@@ -45,17 +46,18 @@ def config(**changes) -> RunConfig:
 RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00", continues=False)
 
 
-def done(store: OutputStore, *listing) -> RunCounts:
+def done(store: OutputStore, *listing: pa.RecordBatch, target_mb: float | None = 128) -> RunCounts:
+    """Finish a run that was to cover the listing."""
     num_listed = sum(batch.num_rows for batch in listing)
-    return finish(store, RUN, config(), model_revision="r", listing=listing, num_listed=num_listed)
+    job = config(output={"target_file_mb": target_mb})
+    return finish(store, RUN, job, model_revision="r", listing=listing, num_listed=num_listed)
 
 
-def left(store: OutputStore, batch) -> dict[str, list[int]]:
-    table = Ledger.load(store).remaining(batch)
-    return {
-        row["uri"].lstrip("/"): row["done_parts"]
-        for row in table.select(["uri", "done_parts"]).to_pylist()
-    }
+def left(
+    store: OutputStore, batch: pa.RecordBatch, retry: Retry = Retry.none
+) -> dict[str, list[int]]:
+    table = Ledger.load(store).remaining(batch, retry)
+    return {row["uri"].lstrip("/"): row["done_parts"] for row in table.to_pylist()}
 
 
 def plain_read(folder: Path, name: str) -> list[dict]:
@@ -166,27 +168,15 @@ def test_finishing_says_what_there_is(tmp_path: Path) -> None:
 
 def test_channels_apart_cover_the_same_time(memory: str) -> None:
     store = OutputStore(memory)
-    commit(
-        store,
-        results(
-            part("a", 0, texts=["x"], last=False, channel=0),
-            part("a", 1, texts=["y"], channel=1),
-        ),
-    )
-    done(store, files("a"))
-    [row] = [row for batch in store.recordings() for row in batch.to_pylist()]
-    assert (row["duration_s"], row["parts"], row["segments"]) == (10.0, 2, 2)
-
-
-@pytest.mark.parametrize("channels", [(0, 1), ()])
-def test_a_failure_is_no_channel(memory: str, channels: tuple[int, ...]) -> None:
-    store = OutputStore(memory)
-    for index, channel in enumerate(channels):
-        commit(store, results(part("a", index, texts=["x"], last=False, channel=channel)))
-    failed = part("a", len(channels), texts=None, status="failed", duration_s=0.0)
-    commit(store, results(failed))
-    counts = done(store, files("a"))
-    assert counts.audio_s == (10.0 if channels else 0.0)
+    apart = [part("a", index, texts=["x"], last=False, channel=index) for index in (0, 1)]
+    nothing: dict[str, Any] = {"texts": None, "status": "failed", "duration_s": 0.0}
+    commit(store, results(*apart, part("a", 2, **nothing), part("b", 0, **nothing)))
+    counts = done(store, files("a", "b"))
+    a, b = [row for batch in store.recordings() for row in batch.to_pylist()]
+    assert counts.audio_s == a["duration_s"] + b["duration_s"] == 10.0, "a failure is no channel"
+    assert {(row["uri"], row["parts"], row["segments"]) for row in (a, b)} == {
+        ("/a", 3, 2), ("/b", 1, 0),
+    }  # fmt: skip
 
 
 def test_secrets_of_the_configuration_are_not_kept(memory: str) -> None:
@@ -389,9 +379,172 @@ def test_a_store_that_fails_at_finish_leaves_no_success(
     assert not store.exists("_SUCCESS")
 
 
-def failed(name: str, **values: Any) -> dict[str, Any]:
-    usual: dict[str, Any] = {"retryable": True, "error_kind": "timeout", "error_stage": "extract"}
-    return part(name, 0, texts=None, status="failed", **(usual | values))
+def failed(name: str, index: int = 0, *, retryable: bool = True, **values: Any) -> dict[str, Any]:
+    kind: dict[str, Any] = {"error_stage": "extract", "error_kind": "fetch", "retryable": retryable}
+    return part(name, index, texts=None, status="failed", **(kind | values))
+
+
+def statuses(folder: Path) -> dict[tuple[str, int], tuple[str, str | None]]:
+    """Read the outcomes as anybody would; each part has to be there once."""
+    rows = plain_read(folder, "outcomes")
+    found = {
+        (row["uri"].lstrip("/"), row["part"]): (row["status"], row["error_kind"]) for row in rows
+    }
+    assert len(found) == len(rows)
+    return found
+
+
+def reasons(store: OutputStore, ledger: Ledger, batch: pa.RecordBatch) -> dict[str, Reason]:
+    rows = ledger.remaining(batch, Retry.retryable).to_pylist()
+    return {row["uri"].lstrip("/"): Reason(row["reason"]) for row in rows}
+
+
+def test_each_recording_is_left_for_a_reason(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("good", 0, texts=["x"]), failed("down")))
+    commit(store, results(failed("bad", retryable=False), part("half", 0, texts=["x"], last=False)))
+    commit(store, results(part("other", 0, texts=["x"], etag="v0"), failed("was", etag="v0")))
+    batch = files("good", "down", "bad", "half", "other", "was", "fresh")
+    assert reasons(store, Ledger.load(store), batch) == {
+        "down": Reason.retried,
+        "half": Reason.continued,
+        "other": Reason.changed,
+        "was": Reason.changed,
+        "fresh": Reason.new,
+    }
+
+
+def test_what_is_to_be_left_alone_is_retried_with_new_content_only(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(failed("down"), failed("hopeless"), failed("was", etag="v0")))
+    alone = {recording_id(f"/{name}") for name in ("hopeless", "was", "absent")}
+    ledger = Ledger.load(store, leave_alone=alone)
+    assert reasons(store, ledger, files("down", "hopeless", "was")) == {
+        "down": Reason.retried,
+        "was": Reason.changed,
+    }
+
+
+def mixed(store: OutputStore) -> tuple[str, ...]:
+    """Commit recordings that failed in all ways, and some that did not."""
+    good = part("good", 0, texts=["x"])
+    commit(store, results(good, failed("down"), failed("bad", retryable=False)))
+    commit(store, results(
+        part("half", 0, texts=["x"], last=False), failed("half", 1, last=False),
+        part("half", 2, texts=["x"]), failed("both", 0, last=False, retryable=False),
+        failed("both", 1),
+    ))  # fmt: skip
+    commit(store, results(part("unsaid", 0, texts=None, status="failed")))  # by an older version
+    return ("good", "down", "bad", "half", "both", "unsaid")
+
+
+def test_what_is_done_again(memory: str) -> None:
+    store = OutputStore(memory)
+    names = mixed(store)
+    assert left(store, files(*names), Retry.none) == {}
+    retryable = {"down": [], "half": [0, 2], "both": [0]}
+    assert left(store, files(*names), Retry.retryable) == retryable
+    everything = retryable | {"both": [], "bad": [], "unsaid": []}
+    assert left(store, files(*names), Retry.all) == everything
+
+
+def test_a_failure_that_was_mended_is_no_longer_done_again(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    names = mixed(store)
+    mended = part("down", 0, texts=["new"]), part("half", 1, texts=["new"], last=False)
+    commit(store, results(*mended))
+    assert left(store, files(*names), Retry.retryable) == {"both": [0]}
+    counts = done(store, files(*names))
+    assert (counts.ok, counts.failed, counts.left) == (3, 3, 0)
+    assert statuses(tmp_path)["down", 0] == ("ok", None)
+    assert statuses(tmp_path)["half", 1] == ("ok", None)
+    assert left(store, files(*names), Retry.retryable) == {"both": [0]}
+
+
+def test_a_failure_again_replaces_the_one_before(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    commit(store, results(failed("a")))
+    commit(store, results(failed("a", error_kind="not_found", retryable=False)))
+    assert left(store, files("a"), Retry.retryable) == {}
+    assert done(store, files("a")).failed == 1
+    assert statuses(tmp_path) == {("a", 0): ("failed", "not_found")}
+
+
+def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:
+    """A recording broke off at part 1; done again, it has four parts, and is killed on the way."""
+    store = OutputStore(str(tmp_path))
+    commit(store, results(part("a", 0, texts=["x"], last=False), failed("a", 1)))
+    assert left(store, files("a"), Retry.none) == {}
+    commit(store, results(part("a", 1, texts=["x"], last=False), part("a", 3, texts=["x"])))
+    assert left(store, files("a"), Retry.none) == {"a": [0, 1, 3]}
+    commit(store, results(part("a", 2, texts=["x"], last=False)))
+    assert done(store, files("a")).ok == 1
+    assert len(statuses(tmp_path)) == 4
+
+
+def test_a_changed_file_is_done_again_whatever_became_of_the_old_one(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(failed("a", etag="v0")))
+    for retry in Retry:
+        assert left(store, files("a"), retry) == {"a": []}
+
+
+attempt = st.sampled_from(["ok", "no_speech", "failed", "hopeless"])
+
+
+@settings(max_examples=20)
+@given(history=st.lists(attempt, min_size=1, max_size=6), together=st.booleans())
+def test_the_first_success_counts_else_the_last_failure(history: list[str], together: bool) -> None:
+    store = OutputStore(f"memory://{uuid.uuid4().hex}")
+    rows = []
+    for number, what in enumerate(history):
+        status = "failed" if what == "hopeless" else what
+        texts = [f"text {number}"] if what == "ok" else [] if what == "no_speech" else None
+        rows.append(
+            part("a", 0, texts=texts, status=status, retryable=what == "failed", attempts=number)
+        )
+    for batch in [rows] if together else [[row] for row in rows]:
+        commit(store, results(*batch))
+    good = [number for number, what in enumerate(history) if what in ("ok", "no_speech")]
+    expected = good[0] if good else len(history) - 1
+    again: dict[str, list[int]] = {"a": []} if not good and history[-1] == "failed" else {}
+    assert left(store, files("a"), Retry.retryable) == again
+    for _ in range(2):
+        done(store, files("a"))
+        [row] = [row for batch in store.outcomes() for row in batch.to_pylist()]
+        assert row["attempts"] == expected
+        said = [row["text"] for batch in store.segments() for row in batch.to_pylist()]
+        assert said == ([f"text {expected}"] if history[expected] == "ok" else [])
+
+
+def test_a_retry_killed_anywhere_ends_exact() -> None:
+    """Two failures are mended in two commits; the finish is killed at every step, then repeated."""
+    for moment in range(0, 100, 3):
+        store = OutputStore(f"memory://{uuid.uuid4().hex}")
+        names = mixed(store)
+        steps = iter(range(moment))
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("write_atomic", "remove"):
+                patch.setattr(filesystem, name, dying(getattr(filesystem, name), steps))
+            try:
+                commit(store, results(part("down", 0, texts=["new"])))
+                commit(store, results(part("half", 1, texts=["new"], last=False)))
+                done(store, files(*names))
+            except Killed:
+                pass
+            else:
+                break
+        for name, parts in left(store, files(*names), Retry.retryable).items():
+            for index in {"down": [0], "half": [1], "both": [1]}[name]:
+                assert index not in parts
+                commit(store, results(part(name, index, texts=["new"], last=index == 0)))
+        assert left(store, files(*names), Retry.none) == {"both": [0, 1]}
+        commit(store, results(part("both", 2, texts=["new"])))
+        counts = done(store, files(*names))
+        assert (counts.ok, counts.failed, counts.left) == (3, 3, 0)
+        rows = [row for batch in store.outcomes(["uri", "part"]) for row in batch.to_pylist()]
+        assert len({(row["uri"], row["part"]) for row in rows}) == len(rows) == 10
+    assert moment > 8
 
 
 def night(store: OutputStore, number: int, *rows: dict[str, Any]) -> dict[str, int]:

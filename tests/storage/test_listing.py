@@ -5,6 +5,8 @@ import errno
 import fnmatch
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage import listing
-from corpus_asr.storage.listing import glob_regex, list_files, manifest_rows
+from corpus_asr.storage.listing import FileListing, glob_regex, manifest_rows
 from corpus_asr.storage.stores import local
 from corpus_asr.storage.stores import s3 as s3_module
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
@@ -35,21 +37,30 @@ def names(source: SourceSettings, base: str) -> list[str]:
 
 
 def rows(source: SourceSettings) -> list[dict]:
-    batches = list(list_files(source))
+    batches = list(FileListing(source))
     assert all(batch.schema.equals(FILES, check_metadata=True) for batch in batches)
     return [row for batch in batches for row in batch.to_pylist()]
 
 
 @pytest.fixture
-def tree(place: tuple[str, StoreOptions]) -> tuple[str, str | None]:
-    """`TREE` in each kind of store; its address and endpoint."""
+def tree(place: tuple[str, StoreOptions]) -> Callable[..., SourceSettings]:
+    """`TREE` in each kind of store; makes sources of what is appended to its address."""
+    base, options = place
     for name in TREE:
-        write_atomic(f"{place[0]}/{name}", name.encode(), place[1])
-    return place[0], place[1].endpoint_url
+        write_atomic(f"{base}/{name}", name.encode(), options)
+
+    def source(*below: str, **settings: Any) -> SourceSettings:
+        uris = tuple(base + path for path in below)
+        return SourceSettings(uri=uris, endpoint_url=options.endpoint_url, **settings)
+
+    return source
 
 
-def test_files_folders_and_globs(tree: tuple[str, str | None]) -> None:
-    base, endpoint_url = tree
+Tree = Callable[..., SourceSettings]
+
+
+def test_files_folders_and_globs(tree: Tree) -> None:
+    [base] = tree("").uri
     below = {"sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}
     for pattern, expected in {
         "": {"a.mp3", "b.WAV", ".hidden.mp3", *below},
@@ -65,23 +76,20 @@ def test_files_folders_and_globs(tree: tuple[str, str | None]) -> None:
         "/sub/x [[]?].mp3": {"sub/x [1].mp3"},
         "/notes.TXT": {"notes.TXT"},  # named in full: not filtered
     }.items():
-        source = SourceSettings(uri=(base + pattern,), endpoint_url=endpoint_url)
-        found = names(source, base)
+        found = names(tree(pattern), base)
         assert sorted(found) == sorted(expected), pattern
-        assert names(source, base) == found  # stable
+        assert names(tree(pattern), base) == found  # stable
 
 
-def test_rows_say_size_version_and_identity(tree: tuple[str, str | None]) -> None:
-    base, endpoint_url = tree
-    [row] = rows(SourceSettings(uri=(f"{base}/sub/*.mp3",), endpoint_url=endpoint_url))[:1]
-    assert row["uri"] == f"{base}/sub/c.mp3"
+def test_rows_say_size_version_and_identity(tree: Tree) -> None:
+    row = rows(tree("/sub/*.mp3"))[0]
+    assert (row["uri"],) == tree("/sub/c.mp3").uri
     assert row["recording_id"] == recording_id(row["uri"])
     assert row["size_bytes"] == len("sub/c.mp3")
     assert row["etag"]
     assert '"' not in row["etag"]
     assert row["metadata"] is None
-    one = rows(SourceSettings(uri=(row["uri"],), endpoint_url=endpoint_url))
-    assert one == [row]  # found the other way, it is the same
+    assert rows(tree("/sub/c.mp3")) == [row]  # found the other way, it is the same
 
 
 def test_local_versions_follow_size_and_time(tmp_path: Path) -> None:
@@ -93,30 +101,28 @@ def test_local_versions_follow_size_and_time(tmp_path: Path) -> None:
     assert row["uri"] == str(path)
 
 
-def test_exclusions_are_counted(tree: tuple[str, str | None]) -> None:
-    base, endpoint_url = tree
-    found = list_files(SourceSettings(uri=(base,), endpoint_url=endpoint_url, exclude=("*.MP3",)))
+def test_exclusions_are_counted(tree: Tree) -> None:
+    found = FileListing(tree("", exclude=("*.MP3",)))
     assert sum(batch.num_rows for batch in found) == found.num_files == 2
     assert found.num_excluded == 5
 
 
-def test_an_address_of_nothing_is_a_configuration_error(tree: tuple[str, str | None]) -> None:
-    base, endpoint_url = tree
+def test_an_address_of_nothing_is_a_configuration_error(tree: Tree) -> None:
     for pattern, message in {
         "/nothing": "found nothing, expected a file, or a folder with files",
         "/*.flac": "files that match the glob",
         "/*.TXT": "beside 1 left out by source.exclude",
     }.items():
-        source = SourceSettings(uri=(base, base + pattern), endpoint_url=endpoint_url)
+        source = tree("", pattern)
         with pytest.raises(ConfigError, match=message) as caught:
             rows(source)
-        assert base + pattern in str(caught.value)
+        assert source.uri[1] in str(caught.value)
 
 
 def test_files_named_by_several_addresses_are_listed_once(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(b"x")
-    found = list_files(
+    found = FileListing(
         SourceSettings(uri=(f"{tmp_path}/b", str(tmp_path), f"file://{tmp_path}/", f"{tmp_path}/?"))
     )
     uris = [uri for batch in found for uri in batch["uri"].to_pylist()]
@@ -131,7 +137,7 @@ def test_batches_are_bounded_and_in_name_order(
     monkeypatch.setattr(local, "PAGE_ROWS", 5)
     for index in range(30):
         (tmp_path / f"{index:02d}.mp3").touch()
-    batches = list(list_files(SourceSettings(uri=(str(tmp_path),))))
+    batches = list(FileListing(SourceSettings(uri=(str(tmp_path),))))
     assert [batch.num_rows for batch in batches] == [7, 7, 7, 7, 2]
     uris = pa.Table.from_batches(batches)["uri"].to_pylist()
     assert uris == sorted(uris)
@@ -147,10 +153,19 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     linked.symlink_to(folder)
     found = rows(SourceSettings(uri=(str(linked),)))
-    assert [(Path(row["uri"]).name, row["size_bytes"]) for row in found] == [
-        ("gone.mp3", None),
-        ("real.mp3", 1),
-    ]
+    sizes = [(Path(row["uri"]).name, row["size_bytes"]) for row in found]
+    assert sizes == [("gone.mp3", None), ("real.mp3", 1)]
+
+
+def fail_to_scan(monkeypatch: pytest.MonkeyPatch, name: str, error: OSError) -> None:
+    scandir = os.scandir
+
+    def scan(folder: str) -> Any:
+        if folder.endswith(name):
+            raise error
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
 
 
 def test_an_entry_that_cannot_be_looked_at_does_not_end_the_listing(
@@ -163,23 +178,12 @@ def test_an_entry_that_cannot_be_looked_at_does_not_end_the_listing(
     (tmp_path / "closed").mkdir()
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "z.mp3").write_bytes(b"x")
-    scandir = os.scandir
-
-    def refusing(folder: str) -> Any:  # the superuser is refused nothing
-        if folder.endswith("closed"):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return scandir(folder)
-
-    monkeypatch.setattr(os, "scandir", refusing)
+    # The superuser is refused nothing.
+    fail_to_scan(monkeypatch, "closed", PermissionError(errno.EACCES, "Permission denied"))
     found = rows(SourceSettings(uri=(str(tmp_path),), exclude=()))
-    assert [(row["uri"].removeprefix(f"{tmp_path}/"), row["size_bytes"]) for row in found] == [
-        ("a.mp3", 1),
-        ("fro", None),
-        ("self.mp3", None),
-        ("to", None),
-        ("closed", None),
-        ("z/z.mp3", 1),
-    ]
+    sizes = {row["uri"].removeprefix(f"{tmp_path}/"): row["size_bytes"] for row in found}
+    assert list(sizes) == ["a.mp3", "fro", "self.mp3", "to", "closed", "z/z.mp3"]
+    assert list(sizes.values()) == [1, None, None, None, None, 1]
     with pytest.raises(FetchError):
         open_binary(str(tmp_path / "self.mp3"))
 
@@ -188,14 +192,7 @@ def test_a_folder_that_fails_for_the_moment_ends_the_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stale").mkdir()
-    scandir = os.scandir
-
-    def failing(folder: str) -> Any:
-        if folder.endswith("stale"):
-            raise OSError(errno.ESTALE, "Stale file handle")
-        return scandir(folder)
-
-    monkeypatch.setattr(os, "scandir", failing)
+    fail_to_scan(monkeypatch, "stale", OSError(errno.ESTALE, "Stale file handle"))
     with pytest.raises(FetchError, match="Stale file handle"):
         rows(SourceSettings(uri=(str(tmp_path),)))
 
@@ -243,8 +240,6 @@ def test_long_listings_come_in_pages(
 
 @given(st.text(alphabet="ab*?[]!^-|&.\\", max_size=8), st.text(alphabet="ab-!^|&.\\]", max_size=6))
 def test_one_step_globs_agree_with_fnmatch(pattern: str, name: str) -> None:
-    import re
-
     if "**" in pattern or "[^" in pattern:
         return  # fnmatch knows neither
     ours = re.fullmatch(glob_regex(pattern), name, re.DOTALL) is not None
@@ -304,11 +299,6 @@ def test_parquet_with_types_json_lacks(tmp_path: Path) -> None:
     assert manifest(tmp_path / "m.parquet") == [(uri, expected) for uri in resolved(tmp_path)]
 
 
-def test_only_a_uri_column_means_no_metadata(tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("uri\na\n")
-    assert manifest(tmp_path / "m.csv") == [(f"{tmp_path}/a", None)]
-
-
 def test_a_manifest_in_s3_is_the_base_of_relative_addresses(s3: S3Server, bucket: str) -> None:
     lines = b'{"uri": "a.mp3"}\n{"uri": "../b #.mp3"}\n{"uri": "./x/../c"}\n'
     uri = s3.put(bucket, "lists/today/m.jsonl", lines)
@@ -321,7 +311,7 @@ def test_a_manifest_in_s3_is_the_base_of_relative_addresses(s3: S3Server, bucket
 
 def test_missing_files_are_listed_and_repeated_ones_once(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"uri": "gone.mp3", "n": 1}\n{"uri": "./gone.mp3"}\n')
-    found = list_files(SourceSettings(manifest=str(tmp_path / "m.jsonl")))
+    found = FileListing(SourceSettings(manifest=str(tmp_path / "m.jsonl")))
     [batch] = list(found)
     assert batch.to_pylist() == [
         {
@@ -355,13 +345,12 @@ def test_a_broken_manifest_says_where(tmp_path: Path) -> None:
             manifest(tmp_path / name)
 
 
-def test_a_parquet_without_uri_names_its_columns(tmp_path: Path) -> None:
+def test_a_parquet_without_uri_names_its_columns_and_a_missing_one_is_not_found(
+    tmp_path: Path,
+) -> None:
     pq.write_table(pa.table({"audio": ["a"], "Uri": ["b"]}), tmp_path / "m.parquet")
     with pytest.raises(ConfigError, match="found columns audio, Uri"):
         manifest(tmp_path / "m.parquet")
-
-
-def test_a_missing_manifest_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="not found"):
         manifest(tmp_path / "none.jsonl")
 
@@ -369,8 +358,9 @@ def test_a_missing_manifest_is_not_found(tmp_path: Path) -> None:
 def test_manifests_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "CHUNK_ROWS", 3)
     (tmp_path / "m.csv").write_text("uri\n" + "".join(f"{i}\n" for i in range(7)))
-    chunks = [uris for uris, _ in manifest_rows(str(tmp_path / "m.csv"))]
-    assert [len(uris) for uris in chunks] == [3, 3, 1]
+    chunks = list(manifest_rows(str(tmp_path / "m.csv")))
+    assert [len(uris) for uris, _ in chunks] == [3, 3, 1]
+    assert chunks[2] == ([f"{tmp_path}/6"], [None])  # only a uri column means no metadata
 
 
 def test_resolving_is_literal() -> None:

@@ -7,15 +7,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import RunOptions
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.start import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.storage.test_ledger import config
@@ -28,15 +27,9 @@ def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:
     first = begin_run(store, config(), fingerprint(config(), "weights"))
     assert not first.continues
     commit(store, results(part("a", 0, texts=["x"])))
+    resources = {"workers": 3, "pack_mb": 1, "ahead_mb": 9, "item_timeout_s": 9, "max_file_gb": 1}
     again = config(
-        extract={
-            "workers": 3,
-            "pack_mb": 1,
-            "ahead_mb": 9,
-            "item_timeout_s": 9,
-            "max_file_gb": 1,
-            "max_duration_h": 9,
-        },
+        extract=resources | {"max_duration_h": 9},
         transcribe={"slots": 2},
         source={"uri": ["/elsewhere"]},
     )
@@ -73,33 +66,12 @@ def test_what_a_pipeline_does_not_read_is_not_in_its_fingerprint() -> None:
 
 def test_a_folder_without_results_may_change_its_settings(memory: str) -> None:
     store = OutputStore(memory)
-    begin_run(store, config(), fingerprint(config(), "w"))
-    other = config(decoding={"language": "de"})
-    assert not begin_run(store, other, fingerprint(other, "w")).continues
-
-
-def test_results_of_unknown_origin_are_refused(memory: str) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=["x"])))
-    with pytest.raises(ConfigError, match=r"without _run/fingerprint\.json"):
-        begin_run(store, config(), "f")
+    begin(store, OLD)
+    assert not begin(store, OTHER).continues
 
 
 NEW = RunOptions(new_run=True)
-
-
-def settings(language: str) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "source": {"uri": ["/in"]},
-            "model": {"checkpoint": "tiny"},
-            "decoding": {"language": language},
-            "output": {"uri": "/out"},
-        }
-    )
-
-
-OLD, OTHER, THIRD = settings("en"), settings("de"), settings("fr")
+OLD, OTHER, THIRD = (config(decoding={"language": code}) for code in ("en", "de", "fr"))
 NAMES = ("a", "b", "c")
 
 
@@ -197,12 +169,8 @@ def test_a_plan_for_a_new_run_covers_everything_and_moves_nothing(
 ) -> None:
     (tmp_path / "a.mp3").write_bytes(b"x" * 100)
     store = OutputStore(memory)
-    old, other = (
-        config.model_copy(
-            update={"source": config.source.model_copy(update={"uri": (str(tmp_path),)})}
-        )
-        for config in (OLD, OTHER)
-    )
+    source = {"uri": [str(tmp_path)]}
+    old, other = (config(decoding={"language": code}, source=source) for code in ("en", "de"))
     begin(store, old)
     uri = str(tmp_path / "a.mp3")
     commit(store, results(part("a", 0, texts=["x"], uri=uri, etag=None)))
@@ -214,11 +182,12 @@ def test_a_plan_for_a_new_run_covers_everything_and_moves_nothing(
     assert aside(store) == []
 
 
-def test_results_of_unknown_origin_are_not_even_moved(memory: str) -> None:
+def test_results_of_unknown_origin_are_refused_and_not_even_moved(memory: str) -> None:
     store = OutputStore(memory)
     commit(store, results(part("a", 0, texts=["x"])))
-    with pytest.raises(ConfigError, match=r"without _run/fingerprint\.json"):
-        begin(store, OLD, new_run=True)
+    for new_run in (False, True):
+        with pytest.raises(ConfigError, match=r"without _run/fingerprint\.json"):
+            begin(store, OLD, new_run=new_run)
     assert texts(store) == ["x"]
 
 

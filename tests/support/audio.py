@@ -6,7 +6,7 @@ Imports no torch: parts of it run in the child processes of tests.
 import io
 import json
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from corpus_asr.audio.resample import Channels
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, "channel sample"]
+MonoSamples = Float32[np.ndarray, " sample"]
 
 _WAV_TYPES: dict[str, tuple[int, str, float]] = {  # format tag, numpy type, full scale
     "u8": (1, "u1", 127.0),
@@ -112,7 +113,6 @@ def decode(data: bytes, *, uri: str = "memory", channels: Channels = "mix") -> S
 
 
 def level(samples: np.ndarray) -> float:
-    """Root mean square."""
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
 
 
@@ -207,7 +207,7 @@ def make_measuring_decoder(*, channels: Channels = "mix") -> Any:
     return measure
 
 
-def read_clip(path: Path) -> Float32[np.ndarray, " sample"]:
+def read_clip(path: Path) -> MonoSamples:
     """Decode a well-formed file to 16 kHz mono, plainly: an oracle's input, no product code."""
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
     with av.open(str(path)) as container:
@@ -217,12 +217,11 @@ def read_clip(path: Path) -> Float32[np.ndarray, " sample"]:
 
 
 def read_manifest(folder: Path) -> list[dict]:
-    """Read a folder's manifest.jsonl."""
     lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def made_sounds(num_samples: int) -> dict[str, Float32[np.ndarray, " sample"]]:
+def made_sounds(num_samples: int) -> dict[str, MonoSamples]:
     """Tones, noises and silence by name, of one length."""
     noise = np.random.default_rng(0).standard_normal(num_samples)
     seconds = np.arange(num_samples) / SAMPLE_RATE_HZ
@@ -241,7 +240,6 @@ def made_sounds(num_samples: int) -> dict[str, Float32[np.ndarray, " sample"]]:
     return {name: sound.astype(np.float32) for name, sound in sounds.items()}
 
 
-MonoSamples = Float32[np.ndarray, " sample"]
 NOISE_DBFS = -30.0
 MUSIC_DBFS = -20.0
 MURMUR_DBFS = -40.0
@@ -257,23 +255,21 @@ _TONE_S = 2.0
 def wordless_sounds(seconds: float) -> dict[str, MonoSamples]:
     """Return seven sounds without speech by name; `murmur`, the eighth, needs speech."""
     num_samples = round(seconds * SAMPLE_RATE_HZ)
-    makers: dict[str, tuple[Callable[[int], Float64[np.ndarray, " sample"]], float]] = {
-        "white noise": (lambda number: colored_noise(number, slope=0.0), NOISE_DBFS),
-        "pink noise": (lambda number: colored_noise(number, slope=0.5), NOISE_DBFS),
-        "brown noise": (lambda number: colored_noise(number, slope=1.0), NOISE_DBFS),
-        "hum": (_hum, NOISE_DBFS),
-        "tones": (_tones, MUSIC_DBFS),
-        "chords and drums": (_chords_and_drums, MUSIC_DBFS),
+    sounds = {
+        "white noise": (colored_noise(num_samples, slope=0.0), NOISE_DBFS),
+        "pink noise": (colored_noise(num_samples, slope=0.5), NOISE_DBFS),
+        "brown noise": (colored_noise(num_samples, slope=1.0), NOISE_DBFS),
+        "hum": (_hum(num_samples), NOISE_DBFS),
+        "tones": (_tones(num_samples), MUSIC_DBFS),
+        "chords and drums": (_chords_and_drums(num_samples), MUSIC_DBFS),
     }
     silence = {"silence": np.zeros(num_samples, dtype=np.float32)}
-    return silence | {name: at_level(make(num_samples), dbfs) for name, (make, dbfs) in
-                      makers.items()}  # fmt: skip
+    return silence | {name: at_level(sound, dbfs) for name, (sound, dbfs) in sounds.items()}
 
 
 def at_level(samples: np.ndarray, dbfs: float) -> MonoSamples:
     """Scale to a level, unless it is silence; peaks above full scale are clipped."""
-    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-    scaled = samples * (10 ** (dbfs / 20) / (rms or 1.0))
+    scaled = samples * (10 ** (dbfs / 20) / (level(samples) or 1.0))
     return np.clip(scaled, -1.0, 1.0).astype(np.float32)
 
 

@@ -4,9 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from corpus_asr.config.run import RunConfig
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.run_state.finish import keep_only
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
+from tests.support.tables import rows_of, run_config, with_section
 from tests.support.tokenizers import tiny_tokenizer
 
 CLIPS = Path(__file__).resolve().parents[1] / "data" / "clips"
@@ -20,38 +25,47 @@ def demo_corpus(folder: Path) -> Path:
 
 
 def tiny_model(folder: Path) -> Path:
-    """Write a model that transcribes into noise, the same noise every time."""
+    """Write a model that transcribes into noise, the same noise every time, and briefly."""
     tiny_tokenizer(folder / "tokenizer")
-    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer")
+    # Noise finds no end: what a window may say is what it costs.
+    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", max_target_positions=32)
 
 
-def job(corpus: Path, model: Path, output: Path, **sections: Any) -> RunConfig:
+def job(corpus: Path, model: Path, output: Path, /, **sections: Any) -> RunConfig:
     """Return a job in parts of 30 s that decodes each window once."""
-    usual = {
-        "source": {"uri": str(corpus)},
+    usual: dict[str, Any] = {
         "extract": {"part_s": 30},
-        "model": {"checkpoint": str(model)},
         "decoding": {"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None},
         "transcribe": {"slots": 2},
-        "output": {"uri": str(output), "max_failed_fraction": 1.0},
     }
-    return RunConfig.model_validate(usual | sections)
+    failures = {"uri": str(output), "max_failed_fraction": 1.0}
+    return run_config(corpus, output, model=model, **usual | {"output": failures} | sections)
+
+
+def copy_of(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the same job over a copy of its output."""
+    shutil.copytree(config.output.uri, folder)
+    return with_section(config, "output", uri=str(folder))
 
 
 def outcomes_in(output: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the outcomes rows by file name and part."""
-    rows = [row for batch in OutputStore(str(output)).outcomes() for row in batch.to_pylist()]
-    found = {(Path(row["uri"]).name, row["part"]): row for row in rows}
-    assert len(found) == len(rows), "a part has two outcomes"
-    return found
+    rows = rows_of(OutputStore(str(output)).outcomes())
+    outcomes = {(Path(row["uri"]).name, row["part"]): row for row in rows}
+    assert len(outcomes) == len(rows), "a part has two outcomes"
+    return outcomes
 
 
 def segments_in(output: Path) -> list[tuple[Any, ...]]:
     """Return what was said, in order, without what differs between runs."""
-    rows = [row for batch in OutputStore(str(output)).segments() for row in batch.to_pylist()]
-    said = [
-        (Path(row["uri"]).name, row["part"], row["segment"], row["start_s"], row["end_s"],
-         row["text"], row["language"])
-        for row in rows
-    ]  # fmt: skip
-    return sorted(said)
+    columns = ("part", "segment", "start_s", "end_s", "text", "language")
+    rows = rows_of(OutputStore(str(output)).segments())
+    return sorted((Path(row["uri"]).name, *(row[name] for name in columns)) for row in rows)
+
+
+def redo(config: RunConfig, name: str, part: int | None = None) -> None:
+    """Forget that a file of a finished job was done, or one part of it."""
+    store = OutputStore(config.output.uri)
+    for table in store.names("outcomes"):
+        rows = store.read_table(table, OUTCOMES).to_pylist()
+        done = [not (row["uri"].endswith(name) and part in (None, row["part"])) for row in rows]
+        keep_only(store, {table: np.array(done)})

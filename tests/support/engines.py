@@ -5,25 +5,32 @@ What happens to a part is written in its recording's URI: `item-error`, `engine-
 it was given. With `words` in the URI it comes word by word.
 """
 
+import dataclasses
 import functools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, ItemError
-from corpus_asr.pipelines import driver, transcribe
-from corpus_asr.runtime.commit import Committer
+from corpus_asr.pipelines import driver
+from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import run_local
-from corpus_asr.segments import Segment, Word
+from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.resources import resolve_resources, this_machine
+from corpus_asr.segments import Segment
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.tables import rows_of, run_config, segment
 
 
 @dataclass(frozen=True)
@@ -89,25 +96,14 @@ def _answer(request: Any, future: "Future[Any]") -> None:
 
 
 def _segment(request: Any) -> Segment:
-    word = Word(
-        word=" part", start_s=request.start_s, end_s=request.start_s + 0.5, probability=0.25
-    )
-    return Segment(
-        start_s=request.start_s,
-        end_s=request.start_s + request.num_samples / 16_000,
-        text=f" part {request.part} of {len(request.features)} frames",
-        tokens=(1, 2, 3),
-        language="en",
-        language_probability=0.75,
-        task="transcribe",
-        confidence=0.5,
-        avg_logprob=-0.5,
-        no_speech_prob=0.0,
-        compression_ratio=1.0,
-        temperature=0.0,
-        speech_fraction=None if request.speech is None else 1.0,
-        words=(word,) if "words" in request.recording_id else None,
-    )
+    start_s, text = request.start_s, f" part {request.part} of {len(request.features)} frames"
+    values: dict[str, Any] = {
+        "tokens": (1, 2, 3), "language_probability": 0.75, "confidence": 0.5, "avg_logprob": -0.5,
+        "no_speech_prob": 0.0, "compression_ratio": 1.0,
+        "speech_fraction": None if request.speech is None else 1.0,
+    }  # fmt: skip
+    end_s = start_s + request.num_samples / SAMPLE_RATE_HZ
+    return segment(text, start_s, end_s, words="words" in request.recording_id, **values)
 
 
 def scripted_engine(spec: EngineSpec) -> ScriptedEngine:
@@ -133,12 +129,7 @@ def scripted_job(folder: Path, **sections: Any) -> RunConfig:
     model = folder / "model"
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text('{"model_type": "whisper"}')
-    usual = {
-        "source": {"uri": "/nowhere"},
-        "model": {"checkpoint": str(model)},
-        "output": {"uri": str(folder / "output")},
-    }
-    return RunConfig.model_validate(usual | sections)
+    return run_config("/nowhere", folder / "output", model=model, **sections)
 
 
 def script(
@@ -148,7 +139,7 @@ def script(
     replaced = {
         (driver, "run_local"): functools.partial(run_local, extractor=extractor),
         (driver, "load_engine"): engine,
-        (transcribe, "check_transcribes"): lambda *_: None,  # there is no tokenizer
+        (driver, "check_transcribes"): lambda *_: None,  # there is no tokenizer
     }
     for (module, name), value in replaced.items():
         assert hasattr(module, name), f"{module.__name__} has no {name}: nothing would be scripted"
@@ -158,8 +149,7 @@ def script(
 def committer_of(config: RunConfig) -> Committer:
     """Return a committer into the job's output."""
     return Committer(
-        uri=config.output.uri,
-        endpoint_url=None,
+        store=OutputStore(config.output.uri),
         run_id="run",
         model=config.model.checkpoint,
         model_revision="revision",
@@ -168,8 +158,34 @@ def committer_of(config: RunConfig) -> Committer:
 
 def outcomes_by_part(config: RunConfig) -> dict[tuple[str, int], dict[str, Any]]:
     """Return the outcomes rows by recording and part; every part once."""
-    batches = OutputStore(config.output.uri).outcomes()
-    rows = [row for batch in batches for row in batch.to_pylist()]
+    rows = rows_of(OutputStore(config.output.uri).outcomes())
     found = {(row["recording_id"], row["part"]): row for row in rows}
     assert len(found) == len(rows), "a part was committed twice"
     return found
+
+
+def run_scripted(
+    config: RunConfig,
+    packs: Iterable[pa.Table],
+    *,
+    engine: EngineFactory = scripted_engine,
+    workers: int = 1,
+    extractor: str = EXTRACTOR,
+    committer: Committer | None = None,
+    files: int = 1,
+    stop_at: float | None = None,
+) -> Tally:
+    """Work off packs in this process, and return what was committed."""
+    resources = resolve_resources(config, (this_machine(),), num_packs=8)
+    progress = Progress(total_files=files, total_bytes=0, stream=None)
+    run_local(
+        config,
+        packs,
+        committer or committer_of(config),
+        resources=dataclasses.replace(resources, extract_workers=workers),
+        progress=progress,
+        engine_factory=engine,
+        extractor=extractor,
+        stop_at=stop_at,
+    )
+    return progress.tally

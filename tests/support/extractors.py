@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.errors import CheckpointError, DecodeError
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 
 PAUSE = "CORPUS_ASR_TEST_EXTRACT_PAUSE_S"
 STUCK = "stuck"

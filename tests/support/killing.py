@@ -24,10 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from corpus_asr.config.run import RunConfig
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from tests.support.engines import ScriptedEngine, script, scripted_job
+from tests.support.tables import rows_of, with_section
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What differs between two runs that did the same.
@@ -96,16 +99,15 @@ class KillableJob:
     """Whether engine and extractor are the scripted ones."""
     command: str = "run"
     """Of the command line."""
-    seen: dict[int, str] = field(default_factory=dict)
-    """The processes of its runs, and when each began."""
+    seen: set[psutil.Process] = field(default_factory=set)
+    """The processes of its runs."""
 
     @property
     def store(self) -> OutputStore:
         output = self.config.output
-        return OutputStore(output.uri, endpoint_url=output.endpoint_url)
+        return OutputStore.of(output)
 
     def commits(self) -> int:
-        """How many outcomes objects there are."""
         return len(list(self.store.names(OUTCOMES_FOLDER)))
 
     @contextmanager
@@ -149,11 +151,11 @@ class KillableJob:
     def wait_until_gone(self) -> None:
         """Return once nothing lives that a run of this job started."""
         deadline = time.monotonic() + GONE_LIMIT_S
-        while alive := {pid for pid, begun in self.seen.items() if began(pid) == begun}:
+        while alive := list(filter(lives, self.seen)):
             if time.monotonic() > deadline:
-                names = {pid: command_line(pid) for pid in alive}
-                for pid in alive:
-                    os.kill(pid, signal.SIGKILL)
+                names = [f"{process.pid} {command_line(process)}" for process in alive]
+                for process in alive:
+                    process.kill()
                 raise AssertionError(f"still running after their driver: {names}")
             time.sleep(0.05)
 
@@ -187,8 +189,7 @@ def killable_job(
 
 def into(job: KillableJob, output: Path) -> KillableJob:
     """Return the same job into a folder of its own, in one process."""
-    target = job.config.output.model_copy(update={"uri": str(output), "endpoint_url": None})
-    config = job.config.model_copy(update={"output": target})
+    config = with_section(job.config, "output", uri=str(output), endpoint_url=None)
     return KillableJob(config, output.with_name(f"{output.name}-job"), scripted=job.scripted)
 
 
@@ -265,58 +266,60 @@ def _wait_while_it_starts(job: KillableJob, done: int, seconds: float) -> None:
 
 def kill_below(driver: int, victim: str) -> bool:
     """Kill one of the `_TITLES` below this driver, if there is one; return whether it was."""
-    for pid in descendants(driver):
-        if _TITLES[victim] in command_line(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    for process in descendants(driver):
+        if _TITLES[victim] in command_line(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
                 return True
     return False
 
 
 def tables_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of all tables, sorted, without what differs between runs."""
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
-    found: dict[str, list[dict[str, Any]]] = {}
-    tables = {
-        "segments": store.segments(), "outcomes": store.outcomes(),
-        "recordings": store.recordings(),
-    }  # fmt: skip
-    for name, batches in tables.items():
-        rows = [row for batch in batches for row in batch.to_pylist()]
+    store = OutputStore.of(config.output)
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for name in ("segments", "outcomes", "recordings"):
+        rows = rows_of(getattr(store, name)())
         kept = [{k: v for k, v in row.items() if k not in VARYING} for row in rows]
-        found[name] = sorted(
+        tables[name] = sorted(
             kept,
             key=lambda row: (row["uri"], row.get("part") or 0, row.get("segment") or 0, repr(row)),
         )
-    return found
+    return tables
 
 
-def descendants(pid: int) -> set[int]:
-    """Return the processes below a process."""
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(folder.name))
-    found: set[int] = set()
-    queue = [pid]
-    while queue:
-        below = parents.get(queue.pop(), [])
-        found.update(below)
-        queue += below
-    return found
+def descendants(pid: int) -> set[psutil.Process]:
+    """Return the processes below a process; equal only while they are the same process."""
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def lives(process: psutil.Process) -> bool:
+    """Tell whether a process is there, and no zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def command_line(process: psutil.Process) -> str:
+    """Return what a process is called; nothing where there is none any more."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @contextmanager
-def _watched(pid: int, seen: dict[int, str]) -> Iterator[None]:
+def _watched(pid: int, seen: set[psutil.Process]) -> Iterator[None]:
     """Collect the processes below `pid` while the context is open: orphans have no parent."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.1):
-            seen.update({below: begun for below in descendants(pid) if (begun := began(below))})
+            seen.update(descendants(pid))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -327,21 +330,11 @@ def _watched(pid: int, seen: dict[int, str]) -> Iterator[None]:
         thread.join()
 
 
-def began(pid: int) -> str | None:
-    """Return when a process began, which tells it from a later one; None where it is dead."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
-
-
-def command_line(pid: int) -> str:
-    """Return what a process is called; nothing where there is none any more."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
+def peak_bytes() -> int:
+    """Most memory this program has had since it began; `ru_maxrss` would know its parent's, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak) * 1024
 
 
 def _main() -> None:

@@ -18,10 +18,10 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules, WindowJob
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.model_config import GeneralSettings, ModelConfig
+from corpus_asr.families.model_config import ModelConfig, Probability, Size
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.part_transcriber import PartTranscript
+from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.slots import ScriptedModel
@@ -68,21 +68,13 @@ class LevelsTranscriber:
         return PartTranscript(segments=(segment,))
 
 
-@dataclass(kw_only=True)
-class LevelsSettings(GeneralSettings):
-    """The fields beside those of every family."""
-
-    num_words: int = 2
-    threshold: float = 0.01
-
-
-class LevelsConfig(ModelConfig, LevelsSettings):
+@dataclass(kw_only=True, init=False)
+class LevelsConfig(ModelConfig):
     """What the network says: `loud` above the threshold, `quiet` below it."""
 
     model_type: ClassVar[str] = "levels"
-    sizes: ClassVar[tuple[str, ...]] = ("num_words",)
-    counts: ClassVar[tuple[str, ...]] = ()
-    probabilities: ClassVar[tuple[str, ...]] = ("threshold",)
+    num_words: Size = 2
+    threshold: Probability = 0.01
 
 
 END, QUIET, LOUD = range(3)
@@ -90,8 +82,6 @@ WORDS = {QUIET: " quiet", LOUD: " loud"}
 
 
 class LevelsTokenizer:
-    """Ids to words."""
-
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], **options: Any) -> Self:
         return cls()
@@ -130,8 +120,6 @@ class LevelsSlots(ScriptedModel):
 
 
 class LevelsModel:
-    """What a checkpoint is loaded as."""
-
     def __init__(self, config: LevelsConfig) -> None:
         self._config = config
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 from corpus_asr.logs import FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE
 
@@ -11,17 +12,13 @@ from corpus_asr.logs import FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE
 @contextmanager
 def logging_put_back() -> Iterator[None]:
     """Begin without anything of this package's in the environment, and end as it was."""
-    names = (FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE)
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    root = logging.getLogger()
-    own = [logging.getLogger(name) for name in ("corpus_asr",)]
-    handlers, levels = list(root.handlers), [logger.level for logger in own]
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        for logger, level in zip(own, levels, strict=True):
-            logger.setLevel(level)
-        for name in names:
+    root, own = logging.getLogger(), logging.getLogger("corpus_asr")
+    handlers, level = list(root.handlers), own.level
+    with mock.patch.dict(os.environ):
+        for name in (FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE):
             os.environ.pop(name, None)
-        os.environ.update(before)
+        try:
+            yield
+        finally:
+            root.handlers[:] = handlers
+            own.setLevel(level)

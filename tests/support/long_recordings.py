@@ -25,12 +25,12 @@ import av
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from tests.support.engines import ScriptedEngine, committer_of, outcomes_by_part, scripted_job
+from tests.support.killing import REPOSITORY, peak_bytes
 from tests.support.tables import packs_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 EXTRACTOR = "tests.support.long_recordings:make"
 BYTES_PER_S = 4_000  # of the MP3 that is written
 _CHILD_PEAK = "CORPUS_ASR_TEST_CHILD_PEAK"  # the file that the child notes its peak in
@@ -75,13 +75,6 @@ def make(**options: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
             Path(os.environ[_CHILD_PEAK]).write_text(json.dumps(note))
 
     return noting
-
-
-def peak_bytes() -> int:
-    """Most memory this program has had since it began; `ru_maxrss` would know its parent's, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(peak) * 1024
 
 
 def spoken(paths: Sequence[Path]) -> bytes:

@@ -15,15 +15,15 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from corpus_asr.config.run import RunConfig
-from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.units import MEBIBYTE
 from tests.support.engines import scripted_job
+from tests.support.killing import peak_bytes
+from tests.support.tables import part, results
 from tests.support.tokenizers import tiny_tokenizer
 
 FILE_BYTES = 32_000  # one second of 16-bit audio; sparse, so that it takes no disk
@@ -62,7 +62,6 @@ def measured(command: str, folder: Path, files: int, source: str) -> str:
 
 
 def cost_of_resuming(folder: Path, files: int, source: str) -> Cost:
-    """Run a job whose work is done."""
     return Cost(**json.loads(measured("resume", folder, files, source)))
 
 
@@ -81,7 +80,8 @@ def job(folder: Path, source: str) -> RunConfig:
 
 def build(folder: Path, files: int, source: str) -> None:
     """Make the files, the manifest that names them, and the commits of a run that did them all."""
-    with open(_made(folder) / "manifest.jsonl", "w") as manifest:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "manifest.jsonl", "w") as manifest:
         for index in range(files):
             path = folder / "in" / f"{index // FILES_PER_FOLDER:06d}" / f"episode-{index:09d}.wav"
             if index % FILES_PER_FOLDER == 0:
@@ -94,20 +94,12 @@ def build(folder: Path, files: int, source: str) -> None:
     revision = model_revision(Path(config.model.checkpoint))
     run = begin_run(store, config, fingerprint(config, revision))
     chance = random.Random(0)
-    for batch in list_files(config.source):
+    for batch in FileListing(config.source):
         rows = batch.to_pylist()
         chance.shuffle(rows)  # recordings are done in any order
         for start in range(0, len(rows), ROWS_PER_COMMIT):
             some = [_result(row, chance) for row in rows[start : start + ROWS_PER_COMMIT]]
-            table = pa.Table.from_pylist(some, schema=RESULTS)
-            store.commit(
-                table, run_id=run.run_id, model="openai/whisper-small", model_revision=revision
-            )
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+            store.commit(results(*some), run_id=run.run_id, model="m", model_revision=revision)
 
 
 def _result(file: dict, chance: random.Random) -> dict:
@@ -117,22 +109,22 @@ def _result(file: dict, chance: random.Random) -> dict:
         "confidence": chance.random(), "avg_logprob": -chance.random(),
         "no_speech_prob": chance.random(), "compression_ratio": 1.0, "temperature": 0.0,
     }  # fmt: skip
-    return {
-        **file, "part": 0, "last_part": True, "part_start_s": 0.0, "part_end_s": 1.0,
-        "duration_s": 1.0, "speech_s": 1.0, "status": "ok", "attempts": 1, "codec": "pcm_s16le",
+    usual = part("", 0, texts=None, uri=file["uri"], segments=[segment])
+    return usual | file | {
+        "part_end_s": 1.0, "duration_s": 1.0, "speech_s": 1.0, "codec": "pcm_s16le",
         "sample_rate_hz": 16_000, "channels": 1, "language": "en", "decode_s": chance.random(),
-        "transcribe_s": chance.random(), "device": "cuda:0", "segments": [segment],
+        "transcribe_s": chance.random(), "device": "cuda:0",
     }  # fmt: skip
 
 
 def resume(folder: Path, source: str) -> Cost:
     """Do what `corpus-asr run` does where nothing is left."""
     started, started_cpu = time.monotonic(), time.process_time()
-    from corpus_asr.pipelines.transcribe import run
+    from corpus_asr.pipelines.driver import run
 
     config = job(folder, source)
     objects = len(OutputStore(config.output.uri).names("outcomes"))
-    started_mib = _peak_mib()
+    started_mib = peak_bytes() / MEBIBYTE
     summary = run(config, local=True, progress=None)
     assert summary.processed_files == 0, "there was work left"
     assert summary.done == summary.files
@@ -141,15 +133,9 @@ def resume(folder: Path, source: str) -> Cost:
         objects=objects,
         wall_s=time.monotonic() - started,
         cpu_s=time.process_time() - started_cpu,
-        peak_mib=_peak_mib(),
+        peak_mib=peak_bytes() / MEBIBYTE,
         started_mib=started_mib,
     )
-
-
-def _peak_mib() -> float:
-    """The peak of this program; `ru_maxrss` begins with that of whoever started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:

@@ -20,6 +20,9 @@ class MarkovModel:
     device = torch.device("cpu")
     dtype = torch.float32
     vocab_size = VOCAB
+    window_shape = (1, 1)
+    frame_step = 100
+    has_encoder = True
 
     def __init__(self, windows: int = 4, *, seed: int = 0, length: int = LENGTH) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import RunOptions
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
@@ -26,14 +25,14 @@ from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.start import begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.stores import Killed, dying
-from tests.support.tables import commit, part, results
+from tests.support.tables import commit, part, results, run_config, with_section
 
 REVISION = "weights"
-QUICK = Timing(heartbeat_s=0.05, looks=2, settle_s=0.0)
+QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
 
 
 class Nights:
@@ -45,13 +44,8 @@ class Nights:
         self._chance = random.Random(seed)
         self._names = (f"{number:04d}.mp3" for number in itertools.count())
         self._versions = itertools.count(100)
-        self.config = RunConfig.model_validate(
-            {
-                "source": {"uri": str(self.source)},
-                "model": {"checkpoint": "tiny"},
-                "output": {"uri": output or str(self.output), "target_file_mb": 1},
-            }
-        )
+        target = {"uri": output or str(self.output), "target_file_mb": 1}
+        self.config = run_config(self.source, self.output, model="tiny", output=target)
         self.store = OutputStore(self.config.output.uri)
         self._daily = max(1, files // 6)
         for _ in range(files):
@@ -68,7 +62,6 @@ class Nights:
         return {str(path): path.stat().st_size for path in self.source.iterdir()}
 
     def day(self) -> None:
-        """Add, change and delete files."""
         for _ in range(self._chance.randint(0, self._daily)):
             self._write(next(self._names))
         for change in (self._write, lambda name: (self.source / name).unlink()):
@@ -100,28 +93,21 @@ class Nights:
         # A killed run leaves its lock; its process, the test's, lives on.
         with Lock(self.store, new_run_id(), steal=True, timing=QUICK) as lock:
             plan = make_plan(self.config, self.store, model_revision=REVISION, options=options)
+            name = fingerprint(self.config, REVISION)
             run = begin_run(
-                self.store,
-                self.config,
-                fingerprint(self.config, REVISION),
-                run_id=lock.run_id,
-                new_run=options.new_run,
+                self.store, self.config, name, run_id=lock.run_id, new_run=options.new_run
             )
             for pack in read_packs(self.store, plan):
-                rows = [row for file in pack["files"].to_pylist()[0]
-                        for row in self._transcribed(file, down)]  # fmt: skip
-                for start in range(0, len(rows), 3):  # commits that cut recordings apart
-                    lock.key.check()
-                    commit(self.store, results(*rows[start : start + 3]), run_id=run.run_id)
+                for file in pack["files"].to_pylist()[0]:
+                    rows = self._transcribed(file, down)
+                    for start in range(0, len(rows), 3):  # commits that cut recordings apart
+                        lock.key.check()
+                        commit(self.store, results(*rows[start : start + 3]), run_id=run.run_id)
             return finish(
-                self.store,
-                run,
-                self.config,
-                model_revision=REVISION,
-                listing=read_listing(self.store, plan),
-                num_listed=plan.num_files,
+                self.store, run, self.config, model_revision=REVISION,
+                listing=read_listing(self.store, plan), num_listed=plan.num_files,
                 plan_name=plan.name,
-            )
+            )  # fmt: skip
 
     def _transcribed(self, file: dict[str, Any], down: float) -> list[dict[str, Any]]:
         uri, done = file["uri"], set(file["done_parts"])
@@ -191,12 +177,7 @@ def _failure(index: int, *, kind: str, retryable: bool) -> dict[str, Any]:
     return {"part": index, "texts": None, "status": "failed", "values": values}
 
 
-QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
-
-
 class Archive:
-    """A folder of recordings and a job over it."""
-
     def __init__(
         self,
         folder: Path,
@@ -208,28 +189,20 @@ class Archive:
         self.source, self.output = folder / "in", folder / "output"
         self.source.mkdir()
         self._down: set[str] = set()
-        self.config = RunConfig.model_validate(
-            {
-                "source": {"uri": str(self.source)} | (source or {}),
-                "model": {"checkpoint": str(folder / "model")},
-                "output": {"uri": str(self.output)},
-                "nightly": nightly,
-            }
-        )
         model = folder / "model"
+        files = {"uri": str(self.source)} | (source or {})
+        self.config = run_config("", self.output, model=model, source=files, nightly=nightly)
         prepared = Checkpoint(
             name=str(model), folder=model, family=FAMILIES["whisper"], revision="weights"
         )
-        patch.setitem(pipeline._PREPARE, "transcribe_corpus", lambda config: prepared)
+        patch.setattr(pipeline, "prepare", lambda config: prepared)
         patch.setattr(driver, "run_local", self._work)
 
     def add(self, *names: str, content: bytes = b"x") -> None:
-        """Write recordings, or replace what they hold."""
         for name in names:
             (self.source / f"{name}.wav").write_bytes(content)
 
     def remove(self, *names: str) -> None:
-        """Remove recordings."""
         for name in names:
             (self.source / f"{name}.wav").unlink()
 
@@ -238,12 +211,9 @@ class Archive:
         self._down = set(names)
 
     def set(self, **nightly: Any) -> None:
-        """Change keys of the section `nightly`."""
-        changed = self.config.nightly.model_copy(update=nightly)
-        self.config = self.config.model_copy(update={"nightly": changed})
+        self.config = with_section(self.config, "nightly", **nightly)
 
     def night(self, **options: Any) -> Night:
-        """Let a night pass."""
         usual: dict[str, Any] = {"local": True, "progress": None, "timing": QUICK}
         return pipeline.run(self.config, **(usual | options))
 

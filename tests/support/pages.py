@@ -3,7 +3,6 @@
 Source: https://chromedevtools.github.io/devtools-protocol/.
 """
 
-import base64
 import contextlib
 import json
 import os
@@ -48,8 +47,6 @@ def chromium_path() -> str | None:
 
 
 class Chromium:
-    """A running browser."""
-
     def __init__(self, requests: int, replies: int) -> None:
         self._requests, self._replies = requests, replies
         self._buffer = b""
@@ -83,7 +80,6 @@ class Chromium:
                 os.close(from_browser[0])
 
     def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> "Page":
-        """Open a page in a tab of its own."""
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
         page = Page(self, session["sessionId"], target)
@@ -123,26 +119,20 @@ class Chromium:
 
 
 class Page:
-    """A tab."""
-
     def __init__(self, browser: Chromium, session: str, target: str) -> None:
         self._browser, self._session, self._target = browser, session, target
 
     def close(self) -> None:
-        """Close the tab."""
         self._browser.call("Target.closeTarget", {"targetId": self._target})
 
     def call(self, method: str, params: Any = None) -> dict[str, Any]:
-        """Make a call in this tab."""
         return self._browser.call(method, params, self._session)
 
     def go(self, url: str) -> None:
-        """Load an address."""
         self.call("Page.navigate", {"url": url})
         self.wait_for("document.readyState === 'complete'")
 
     def look(self, *, width: int, height: int, dark: bool) -> None:
-        """Set what the page is shown on."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -156,7 +146,6 @@ class Page:
         return found["result"].get("value")
 
     def wait_for(self, condition: str, *, limit_s: float = 30.0) -> None:
-        """Wait until an expression is true."""
         deadline = time.monotonic() + limit_s
         while not self.value(f"Boolean({condition})"):
             assert time.monotonic() < deadline, f"{condition} did not become true"
@@ -175,34 +164,23 @@ class Page:
             self.call("Input.dispatchMouseEvent", {"type": kind, **where})
 
     def press(self, key: str) -> None:
-        """Press a key."""
         told: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": _CONTROL.get(key, 0)}
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         self.call("Input.dispatchKeyEvent", {"type": "keyDown", "text": text, **told})
         self.call("Input.dispatchKeyEvent", {"type": "keyUp", **told})
 
     def type(self, text: str) -> None:
-        """Type where the cursor is."""
         self.call("Input.insertText", {"text": text})
-
-    def picture(self, path: Path, *, whole: bool = False) -> None:
-        """Save what is seen as a PNG."""
-        found = self.call("Page.captureScreenshot", {"captureBeyondViewport": whole})
-        path.write_bytes(base64.b64decode(found["data"]))
 
     def complaints(self) -> list[str]:
         """Return errors of scripts, and what the browser refused, so far."""
         self.value("0")
-        told = []
-        for event in self._browser.events:
-            if event.get("sessionId") != self._session:
-                continue
-            params = event.get("params", {})
-            if event["method"] == "Runtime.exceptionThrown":
-                told.append(json.dumps(params["exceptionDetails"]))
-            if event["method"] == "Log.entryAdded" and params["entry"]["level"] == "error":
-                told.append(params["entry"]["text"])
-        return told
+        events = [e for e in self._browser.events if e.get("sessionId") == self._session]
+        errors = [e for e in events if e["method"] == "Runtime.exceptionThrown"]
+        entries = [e["params"]["entry"] for e in events if e["method"] == "Log.entryAdded"]
+        return [json.dumps(e["params"]) for e in errors] + [
+            entry["text"] for entry in entries if entry["level"] == "error"
+        ]
 
 
 _VOID = {"br", "img", "input", "link", "meta", "wbr"}
@@ -210,8 +188,6 @@ _VOID = {"br", "img", "input", "link", "meta", "wbr"}
 
 @dataclass
 class Element:
-    """An element and what is in it."""
-
     tag: str
     attributes: dict[str, str]
     children: list["Element"] = field(default_factory=list)
@@ -220,18 +196,14 @@ class Element:
     def all(self, tag: str, **attributes: str) -> list["Element"]:
         """Return the elements below of this name and with these attributes; `class_` is class."""
         wanted = {name.rstrip("_"): value for name, value in attributes.items()}
-        found = [
+        return [
             child
             for child in self.everything()
             if child.tag == tag
-            and all(
-                value in child.attributes.get(name, "").split() for name, value in wanted.items()
-            )
+            and all(value in child.attributes.get(key, "").split() for key, value in wanted.items())
         ]
-        return found
 
     def everything(self) -> list["Element"]:
-        """Return all elements below, in order."""
         return [each for child in self.children for each in (child, *child.everything())]
 
     @property
@@ -306,8 +278,6 @@ def browsed(path: Path, *, click: str = "") -> Seen:
 
 @dataclass(frozen=True)
 class Response:
-    """What a server said."""
-
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)

@@ -6,8 +6,8 @@ Whisper's: 1-9 are words, 10 ends; 30 starts, 31 begins the previous text, 32 an
 
 from typing import Any
 
-from corpus_asr.transcription.speech2text.prompt_format import Speech2TextPromptFormat
-from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.speech2text import Speech2TextPromptFormat
+from corpus_asr.transcription.whisper_prompt import PromptFormat
 
 END, START, PREVIOUS, ENGLISH, GERMAN, BEGIN = 10, 30, 31, 32, 33, 35
 NO_SPEECH = 29

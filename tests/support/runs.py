@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from corpus_asr.config.run import PseudoLabelConfig, RunConfig
-from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.listing import list_files
+from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.run_state.start import CONFIG_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import share_of_tone, tone, wav_bytes
-from tests.support.tables import commit, files, part, results
+from tests.support.tables import commit, files, part, results, run_config
 
 _USUAL = {
     "language": "en", "task": "transcribe", "confidence": 0.9, "avg_logprob": -0.25,
@@ -31,7 +29,6 @@ Said = tuple[float, float, str] | tuple[float, float, str, Mapping[str, Any]]
 
 
 def tone_hz(second: int) -> float:
-    """Return the tone of a second."""
     return 300.0 + 100.0 * second
 
 
@@ -92,14 +89,7 @@ class Transcribed:
     ) -> OutputStore:
         """Write tables as if a run had heard this in the recordings, which have to be there."""
         store = OutputStore(str(self.folder / output))
-        config = RunConfig.model_validate(
-            {
-                "source": {"uri": str(self.audio)},
-                "extract": dict(extract or {}),
-                "model": {"checkpoint": "some/model"},
-                "output": {"uri": store.uri},
-            }
-        )
+        config = run_config(self.audio, store.uri, extract=dict(extract or {}))
         begin_run(store, config, f"settings-{output}")
         rows = [row for name, segments in said.items() for row in self._rows(name, segments)]
         commit(store, results(*rows))
@@ -151,81 +141,53 @@ NAMES = ("a.wav", "b.wav", "c.wav")
 class ManualRun:
     """A job over some files, done step by step."""
 
+    run: Run
+    plan: Plan
+
     def __init__(self, folder: Path, names: Sequence[str] = NAMES, **sections: Any) -> None:
         self.source = folder / "source"
         self.source.mkdir()
         for name in names:
             (self.source / name).write_bytes(name.encode())
-        usual = {
-            "source": {"uri": str(self.source)},
-            "model": {"checkpoint": "some/model"},
-            "output": {"uri": str(folder / "output")},
-        }
-        self.config = RunConfig.model_validate(usual | sections)
+        self.config = run_config(self.source, folder / "output", **sections)
         self.store = OutputStore(self.config.output.uri)
-        self.run: Run
-        self.plan: Plan
 
     def begin(self) -> None:
-        """Plan the run and begin it."""
         name = fingerprint(self.config, REVISION)
         self.plan = make_plan(self.config, self.store, model_revision=REVISION)
         self.run = begin_run(self.store, self.config, name)
 
     def commit(self, name: str, part: int = 0, **values: Any) -> None:
         """Commit a part of a file; what is not given is that of a minute in English."""
-        (batch,) = list_files(self.config.source)
+        (batch,) = FileListing(self.config.source)
         identity = recording_id(str(self.source / name))
         (file,) = [row for row in batch.to_pylist() if row["recording_id"] == identity]
         segment = {"segment": 0, "start_s": 0.0, "end_s": 1.0, "text": " Hi.", "confidence": 0.95}
         row = {
-            **file,
-            "part": part,
-            "last_part": True,
-            "part_start_s": 0.0,
-            "part_end_s": 60.0,
-            "duration_s": 60.0,
-            "speech_s": 30.0,
-            "status": "ok",
-            "language": "en",
-            "device": "cpu",
-            "decode_errors": 0,
-            "decode_s": 0.1,
-            "transcribe_s": 1.0,
-            "segments": [segment],
-        }
-        row |= values
+            **file, "part": part, "last_part": True, "part_start_s": 0.0, "part_end_s": 60.0,
+            "duration_s": 60.0, "speech_s": 30.0, "status": "ok", "language": "en",
+            "device": "cpu", "decode_errors": 0, "decode_s": 0.1, "transcribe_s": 1.0,
+            "segments": [segment], **values,
+        }  # fmt: skip
         self.store.commit(
-            pa.Table.from_pylist([row], schema=RESULTS),
-            run_id=self.run.run_id,
-            model="some/model",
-            model_revision=REVISION,
+            results(row), run_id=self.run.run_id, model="some/model", model_revision=REVISION
         )
 
     def fail(self, name: str, **values: Any) -> None:
-        """Commit a failure."""
-        usual: dict[str, Any] = dict(
-            status="failed",
-            duration_s=0.0,
-            segments=None,
-            error_stage="extract",
-            error_kind="not_audio",
-            error_message=f"decoding {name}: not audio",
-            retryable=False,
-        )
-        self.commit(name, **(usual | values))
+        failure: dict[str, Any] = {
+            "status": "failed", "duration_s": 0.0, "segments": None, "error_stage": "extract",
+            "error_kind": "not_audio", "error_message": f"decoding {name}: not audio",
+            "retryable": False,
+        }  # fmt: skip
+        self.commit(name, **(failure | values))
 
     def finish(self) -> None:
-        """Finish the run."""
+        plan = self.plan
         finish_run(
-            self.store,
-            self.run,
-            self.config,
-            model_revision=REVISION,
-            listing=read_listing(self.store, self.plan),
-            num_listed=self.plan.num_files,
-            plan_name=self.plan.name,
-        )
+            self.store, self.run, self.config, model_revision=REVISION,
+            listing=read_listing(self.store, plan), num_listed=plan.num_files,
+            plan_name=plan.name,
+        )  # fmt: skip
 
 
 PASSAGE_S = 2.0
@@ -266,7 +228,6 @@ def of_file(path: Path) -> dict[str, Any]:
 
 
 def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
-    """Commit rows as a run's output."""
     store = OutputStore(str(folder))
     store.write_json(CONFIG_NAME, {"source": {"uri": ["/"]}, **config})
     if rows:
@@ -276,15 +237,8 @@ def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
 
 def finished(store: OutputStore, *names: str) -> None:
     """End a run as one that listed these recordings."""
-    config = RunConfig.model_validate(
-        {"source": {"uri": "/"}, "model": {"checkpoint": "m"}, "output": {"uri": store.uri}}
-    )
+    config = run_config("/", store.uri, model="m")
     started = "2026-01-01T00:00:00+00:00"
     run = Run(run_id="run", fingerprint="f-r", started_at=started, continues=False)
     listing = [files(*names)]
     finish_run(store, run, config, model_revision="r", listing=listing, num_listed=len(names))
-
-
-def id_of(uri: str) -> str:
-    """Return what a recording is named by."""
-    return recording_id(uri)

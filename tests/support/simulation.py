@@ -1,10 +1,7 @@
 """A run in simulated time: packs go to workers, parts wait in bounded room, slots work them off.
 
-    found = simulated([[86400.0], [1.0] * 64], workers=4, slots=64)
-    assert found.seconds < 1.1 * found.least_s
-
-In: the seconds of audio of each pack's files, in the order of the plan. Speeds are round numbers
-of the size measured. Knows neither Ray nor the stages; only the order in which things happen.
+Packs are the seconds of audio of their files, in the order of the plan; speeds are round numbers of
+the size measured.
 """
 
 import heapq
@@ -22,8 +19,6 @@ WINDOW_S = 30.0  # what a shorter part costs the engine all the same
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a simulated run took."""
-
     seconds: float
     least_s: float
     """No order could be faster: work over speed, and the longest file on one worker."""
@@ -50,35 +45,25 @@ def simulated(
     slow: int | None = None,
     slow_s: float = 0.0,
 ) -> Run:
-    """Simulate one run."""
-    run = _Simulation(
-        packs, workers=workers, slots=slots, engine_speed=engine_speed,
-        slow=slow, slow_s=slow_s,
-    )  # fmt: skip
+    """Simulate one run; `slow` is the place of a pack whose first file takes `slow_s` to answer."""
+    delayed = [[-slow_s, *pack] if at == slow else pack for at, pack in enumerate(packs)]
+    run = _Simulation(delayed, workers=workers, slots=slots, engine_speed=engine_speed)
     seconds = run.run()
     files = [file_s for pack in packs for file_s in pack]
-    windows_s = sum(max(part_s, WINDOW_S) for file_s in files for _, part_s in _parts([file_s]))
+    windows_s = sum(max(part_s, WINDOW_S) for _, part_s in _parts(files))
     extract_s = sum(file_s / EXTRACT_SPEED + FILE_S for file_s in files)
     longest_s = max(files) / EXTRACT_SPEED + FILE_S
-    return Run(
-        seconds=seconds,
-        least_s=max(windows_s / engine_speed, extract_s / workers, longest_s),
-        first_part_s=run.first_part_s,
-        idle_s=run.idle_s,
-    )
+    least_s = max(windows_s / engine_speed, extract_s / workers, longest_s)
+    return Run(seconds=seconds, least_s=least_s, first_part_s=run.first_part_s, idle_s=run.idle_s)
 
 
 class _Simulation:
-    """One run; `slow` names the place of a pack whose first file takes `slow_s` to answer."""
-
     def __init__(
-        self, packs: Sequence[Sequence[float]], *, workers: int, slots: int, engine_speed: float,
-        slow: int | None, slow_s: float,
-    ) -> None:  # fmt: skip
-        self._packs = deque(enumerate(packs))
+        self, packs: Sequence[Sequence[float]], *, workers: int, slots: int, engine_speed: float
+    ) -> None:
+        self._packs = deque(packs)
         self._workers = [_Worker() for _ in range(workers)]
         self._slots, self._slot_speed = slots, engine_speed / slots
-        self._slow, self._slow_s = slow, slow_s
         self._room_s = 4 * slots * PART_S
         self._waiting: deque[float] = deque()
         self._active = 0
@@ -113,7 +98,7 @@ class _Simulation:
             # As Ray does: everybody has one before anybody has two.
             for index, worker in enumerate(self._workers):
                 if self._packs and self._held(worker) < most:
-                    worker.packs.append(self._named(*self._packs.popleft()))
+                    worker.packs.append(self._packs.popleft())
                     self._advance(index, worker)
         while self._waiting and self._active < self._slots:
             audio_s = self._waiting.popleft()
@@ -125,9 +110,6 @@ class _Simulation:
     @staticmethod
     def _held(worker: _Worker) -> int:
         return len(worker.packs) + (worker.busy or worker.ready is not None)
-
-    def _named(self, place: int, pack: Sequence[float]) -> Sequence[float]:
-        return [-self._slow_s, *pack] if place == self._slow else pack
 
     def _advance(self, index: int, worker: _Worker) -> None:
         if worker.ready is not None:

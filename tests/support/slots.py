@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from corpus_asr.decoding.protocols import Job, Result
+from corpus_asr.decoding.protocols import AlignResult, Job, Result, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers.kv_cache import SlotCache
+from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
@@ -21,6 +23,10 @@ from tests.support.checkpoints import tiny_whisper
 
 # A step's products are sums in another order than the whole sequence's.
 STEP_TOLERANCE = 1e-4
+
+needs_int8 = pytest.mark.skipif(
+    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
+)
 
 POSITIONS = 60
 SOURCE_POSITIONS = 100
@@ -80,6 +86,9 @@ class ScriptedModel:
     device = torch.device("cpu")
     dtype = torch.float32
     vocab_size = VOCAB
+    window_shape = (1, 1)
+    frame_step = 100
+    has_encoder = True
     max_target_positions = LENGTH
 
     def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
@@ -192,6 +201,7 @@ def run_jobs(scheduler: SlotScheduler, tasks: Sequence[Sequence[Job]]) -> list[l
         def done(value: list[Result], error: Exception | None, index: int = index) -> None:
             if error is not None:
                 raise error
+            assert index not in found, "a task was told twice"
             found[index] = value
 
         scheduler.add(task(jobs), done)
@@ -268,3 +278,20 @@ def cut_network(
         cut = WhisperForConditionalGeneration(config).to(network.dtype)
     cut.load_state_dict(weights)
     return cut.eval()
+
+
+def assert_same(found: Result, expected: Result) -> None:
+    """Check a result against another, but for rounding; weights as far as both reach."""
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    if isinstance(expected, AlignResult):
+        assert isinstance(found, AlignResult)
+        heard = expected.weights.shape[2]
+        np.testing.assert_allclose(found.weights[:, :, :heard], expected.weights, atol=1e-5)
+        assert not found.weights[:, :, heard:].any()
+        return
+    assert isinstance(found, WindowResult)
+    assert (found.tokens, found.looped) == (expected.tokens, expected.looped)
+    assert found.end_logprob == pytest.approx(expected.end_logprob, abs=1e-4)
+    assert found.score == pytest.approx(expected.score, abs=1e-5)
+    for ours, theirs in ((found.scores, expected.scores), (found.logits, expected.logits)):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

@@ -19,8 +19,6 @@ NAMES = ("newgate.mp3", "inaugural.flac", "readers.opus")
 
 
 class Sentence(NamedTuple):
-    """Something said, or heard."""
-
     start_s: float
     end_s: float
     text: str
@@ -36,7 +34,6 @@ class Spoken(NamedTuple):
 
 
 def spoken() -> dict[str, Spoken]:
-    """Return the recordings by name."""
     rows = [json.loads(line) for line in REFERENCES.read_text(encoding="utf-8").splitlines()]
     return {
         Path(row["path"]).name: Spoken(

@@ -25,6 +25,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from corpus_asr.storage.stores.filesystem import StoreOptions
 
@@ -53,7 +54,6 @@ class S3Server:
         }
 
     def make_bucket(self, name: str) -> str:
-        """Create a bucket and return its address."""
         self._put(name, b"")
         return f"s3://{name}"
 
@@ -86,19 +86,9 @@ def s3_server() -> Iterator[S3Server]:
         process.wait(timeout=10)
 
 
-@contextlib.contextmanager
-def environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> contextlib.AbstractContextManager[Any]:
     """Set environment variables while the context is open."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return mock.patch.dict(os.environ, variables)
 
 
 def _free_port() -> int:
@@ -312,18 +302,11 @@ class FaultyStore:
 
 @contextlib.contextmanager
 def faulty_store(
-    upstream: str,
-    rates: Mapping[str, float],
-    *,
-    seed: int,
-    max_in_a_row: int | None = None,
+    upstream: str, rates: Mapping[str, float], *, seed: int, max_in_a_row: int | None = None
 ) -> Iterator[FaultyStore]:
-    """Run the proxy while the context is open."""
-
-    def state(url: str) -> FaultyStore:
-        return FaultyStore(url, upstream, dict(rates), seed, max_in_a_row)
-
-    with _serving(_Proxy, state) as store:
+    with _serving(
+        _Proxy, lambda url: FaultyStore(url, upstream, dict(rates), seed, max_in_a_row)
+    ) as store:
         yield store
 
 
@@ -357,7 +340,6 @@ class _Proxy(_Handler):
             self._answer(fault, *self._ask(body))
 
     def _possible(self) -> frozenset[str]:
-        """Return the faults that the request can meet."""
         every = {*_REFUSALS, "reset", "lost_answer", "slow"}
         listing = "list-type=" in self.path
         if self.command == "GET":
@@ -462,7 +444,6 @@ class Webhook:
 
 @contextlib.contextmanager
 def webhook() -> Iterator[Webhook]:
-    """Listen while the context is open."""
     with _serving(_WebhookHandler, Webhook) as hook:
         yield hook
 

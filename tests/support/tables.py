@@ -1,12 +1,13 @@
-"""Rows, tables, snapshots and recordings in the package's schemas, with usual values."""
+"""Jobs, rows, tables, snapshots and recordings in the package's schemas, with usual values."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from corpus_asr.activity import Activity, FailureCount
+from corpus_asr.config.run import RunConfig
 from corpus_asr.export.recordings import Recording
 from corpus_asr.schemas import FILES, PACKS, RESULTS
 from corpus_asr.segments import Segment, Word
@@ -15,38 +16,36 @@ from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 
 
+def run_config(
+    source: object, output: object, /, *, model: object = "some/model", **sections: Any
+) -> RunConfig:
+    """Return a job over the files at an address; `sections` replace those of the same name."""
+    usual: dict[str, Any] = {
+        "source": {"uri": str(source)},
+        "model": model if isinstance(model, dict) else {"checkpoint": str(model)},
+        "output": {"uri": str(output)},
+    }
+    return RunConfig.model_validate(usual | sections)
+
+
+def with_section(config: RunConfig, name: str, **changes: Any) -> RunConfig:
+    section = getattr(config, name).model_copy(update=changes)
+    return config.model_copy(update={name: section})
+
+
 def packs_of(*uris: str, done: dict[str, list[int]] | None = None) -> pa.Table:
-    """Return one pack of these recordings."""
+    usual = {"size_bytes": 1000, "etag": "etag", "metadata": None}
     files = [
-        {
-            "recording_id": uri,
-            "uri": uri,
-            "size_bytes": 1000,
-            "etag": "etag",
-            "metadata": None,
-            "done_parts": (done or {}).get(uri, []),
-        }
+        {"recording_id": uri, "uri": uri, "done_parts": (done or {}).get(uri, [])} | usual
         for uri in uris
     ]
     row = {"pack_id": 0, "pack_bytes": 1000 * len(uris), "files": files}
     return pa.Table.from_pylist([row], schema=PACKS)
 
 
-def results_of(*rows: dict[str, Any]) -> pa.Table:
-    """Return RESULTS rows; what a row leaves out is that of a short transcribed recording."""
-    usual = {
-        "recording_id": "r",
-        "uri": "memory://r",
-        "size_bytes": 1000,
-        "part": 0,
-        "last_part": True,
-        "duration_s": 10.0,
-        "status": "ok",
-        "attempts": 1,
-        "segments_written": 0,
-        "segments": [],
-    }
-    return pa.Table.from_pylist([usual | row for row in rows], schema=RESULTS)
+def rows_of(batches: Iterable[pa.RecordBatch]) -> list[dict[str, Any]]:
+    """Return the rows of a table that a store gives."""
+    return [row for batch in batches for row in batch.to_pylist()]
 
 
 def same_schema(found: pa.Schema, expected: pa.Schema) -> bool:
@@ -77,24 +76,14 @@ def part(
         for number, text in enumerate(texts)
     ]  # fmt: skip
     return {
-        "recording_id": recording_id(uri),
-        "uri": uri,
-        "size_bytes": 100,
-        "etag": "v1",
-        "part": index,
-        "last_part": last,
-        "part_start_s": 10.0 * index,
-        "part_end_s": 10.0 * index + 10,
-        "duration_s": 10.0,
-        "status": status,
-        "attempts": 1,
-        "segments": segments,
-        **values,
-    }
+        "recording_id": recording_id(uri), "uri": uri, "size_bytes": 100, "etag": "v1",
+        "part": index, "last_part": last, "part_start_s": 10.0 * index,
+        "part_end_s": 10.0 * index + 10, "duration_s": 10.0, "status": status, "attempts": 1,
+        "segments": segments, **values,
+    }  # fmt: skip
 
 
 def results(*rows: dict[str, Any]) -> pa.Table:
-    """Return rows as a RESULTS table."""
     return pa.Table.from_pylist(list(rows), schema=RESULTS)
 
 
@@ -121,39 +110,23 @@ FAILURE = FailureCount(
 def snapshot(**values: Any) -> Snapshot:
     """Return a snapshot; what is not given is that of a run in the middle."""
     usual: dict[str, Any] = {
-        "run_id": "run-1",
-        "state": RUNNING,
-        "started_at": "2026-01-01T12:00:00+00:00",
-        "written_at": "2026-01-01T13:00:00+00:00",
-        "elapsed_s": 3600.0,
-        "host": "machine",
-        "pid": 1,
-        "listed": 100,
-        "done_before": 20,
-        "planned": 80,
-        "planned_bytes": 8000,
-        "files": 40,
-        "failed": 2,
-        "parts": 50,
-        "parts_retried": 0,
-        "audio_s": 36_000.0,
-        "speed": 10.0,
-        "time_left_s": 3600.0,
-        "last_commit_at": "2026-01-01T12:59:50+00:00",
-        "extract_workers": 2,
-        "transcribe_workers": 1,
-        "failures": (FAILURE,),
+        "run_id": "run-1", "state": RUNNING, "started_at": "2026-01-01T12:00:00+00:00",
+        "written_at": "2026-01-01T13:00:00+00:00", "elapsed_s": 3600.0, "host": "machine",
+        "pid": 1, "listed": 100, "done_before": 20, "planned": 80, "planned_bytes": 8000,
+        "files": 40, "failed": 2, "parts": 50, "parts_retried": 0, "audio_s": 36_000.0,
+        "speed": 10.0, "time_left_s": 3600.0, "last_commit_at": "2026-01-01T12:59:50+00:00",
+        "extract_workers": 2, "transcribe_workers": 1, "failures": (FAILURE,),
         "activity": Activity(),
-    }
+    }  # fmt: skip
     return Snapshot(**(usual | values))
 
 
 def segment(
-    text: str, start_s: float, end_s: float, *, words: bool = False, language: str | None = "en"
+    text: str, start_s: float, end_s: float, *, words: bool = False, **values: Any
 ) -> Segment:
     """Return a segment; its words, if wanted, last equally long."""
-    found = re.findall(r"\s*\S+", text)
-    each_s = (end_s - start_s) / max(1, len(found))
+    each = re.findall(r"\s*\S+", text)
+    each_s = (end_s - start_s) / max(1, len(each))
     timed = tuple(
         Word(
             word=word,
@@ -161,24 +134,14 @@ def segment(
             end_s=start_s + (at + 1) * each_s,
             probability=0.5,
         )
-        for at, word in enumerate(found)
+        for at, word in enumerate(each)
     )
-    return Segment(
-        start_s=start_s,
-        end_s=end_s,
-        text=text,
-        tokens=(1, 2),
-        language=language,
-        language_probability=None,
-        task="transcribe",
-        confidence=0.9,
-        avg_logprob=-0.25,
-        no_speech_prob=0.01,
-        compression_ratio=1.5,
-        temperature=0.0,
-        speech_fraction=None,
-        words=timed if words else None,
-    )
+    usual: dict[str, Any] = {
+        "tokens": (1, 2), "language": "en", "language_probability": None, "task": "transcribe",
+        "confidence": 0.9, "avg_logprob": -0.25, "no_speech_prob": 0.01, "compression_ratio": 1.5,
+        "temperature": 0.0, "speech_fraction": None, "words": timed if words else None,
+    }  # fmt: skip
+    return Segment(text=text, start_s=start_s, end_s=end_s, **(usual | values))
 
 
 def recording(*segments: Segment, uri: str = "/clips/talk.mp3") -> Recording:

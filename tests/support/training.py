@@ -78,7 +78,6 @@ WORD_S, PAUSE_S = 0.5, 0.3
 
 
 def sentences(count: int, *, seed: int, words: int = 4) -> list[str]:
-    """Draw sentences of so many words at most."""
     draw = np.random.default_rng(seed)
     return [
         " ".join(draw.choice(list(HEIGHTS_HZ), size=draw.integers(1, words + 1)))

@@ -32,6 +32,11 @@ def prepared(utterances: list[Utterance], folder: Path, max_gap_s: float = 1.0) 
     )
 
 
+def assert_kept(cache: AudioCache, at: int, samples: np.ndarray) -> None:
+    kept = cache.audio[cache.start[at] : cache.end[at]] / 32768
+    np.testing.assert_allclose(kept, samples, rtol=0, atol=ROUNDED)
+
+
 def test_the_samples_of_each_passage_are_kept(tmp_path: Path) -> None:
     samples = wav(tmp_path / "a.wav", 8.0)
     uri = str(tmp_path / "a.wav")
@@ -48,9 +53,8 @@ def test_the_samples_of_each_passage_are_kept(tmp_path: Path) -> None:
     assert found.tokens.tolist() == [1, 1, 2]
     assert [found.language(i) for i in range(3)] == ["en", "en", None]
     for at, (start_s, end_s) in enumerate([(0.5, 1.0), (1.5, 2.0), (6.0, 8.0)]):
-        kept = found.audio[found.start[at] : found.end[at]] / 32768
-        wanted = samples[round(start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
-        np.testing.assert_allclose(kept, wanted, rtol=0, atol=ROUNDED)
+        first, last = round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ)
+        assert_kept(found, at, samples[first:last])
     assert len(found.audio) == 3.5 * SAMPLE_RATE_HZ
     assert found.hours == pytest.approx(3.0 / 3600)
 
@@ -96,11 +100,14 @@ def test_silence_of_any_length_is_cut_into_windows(tmp_path: Path) -> None:
 def test_the_same_material_is_not_decoded_again(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 2.0)
     utterances = [Utterance(uri=str(tmp_path / "a.wav"), text="one")]
-    prepared(utterances, tmp_path / "cache")
+    assert prepared(utterances, tmp_path / "cache").text(0) == "one"
     (tmp_path / "a.wav").unlink()
     assert len(prepared(utterances, tmp_path / "cache")) == 1
     with pytest.raises(ConfigError, match=r"no usable utterance among 1;.*not_found"):
         prepared(utterances, tmp_path / "cache", max_gap_s=2.0)
+    wav(tmp_path / "a.wav", 2.0)
+    other = [Utterance(uri=str(tmp_path / "a.wav"), text="two")]
+    assert prepared(other, tmp_path / "cache").text(0) == "two"
 
 
 def test_a_folder_that_was_left_half_done_is_made_anew(tmp_path: Path) -> None:
@@ -111,28 +118,16 @@ def test_a_folder_that_was_left_half_done_is_made_anew(tmp_path: Path) -> None:
     assert len(found.audio) == 2 * SAMPLE_RATE_HZ
 
 
-@pytest.mark.parametrize(
-    ("regions", "gap", "expected"),
-    [
+def test_stretches_that_touch_are_one() -> None:
+    for regions, gap, expected in (
         (((0, 5), (5, 9)), 0, ((0, 9),)),
         (((0, 5), (7, 9)), 1, ((0, 5), (7, 9))),
         (((0, 5), (6, 9)), 1, ((0, 9),)),
         (((0, 9), (2, 4), (8, 12)), 0, ((0, 12),)),
         (((0, 5), (6, None)), 1, ((0, None),)),
         (((0, None), (6, 9)), 0, ((0, None),)),
-    ],
-)
-def test_stretches_that_touch_are_one(
-    regions: tuple, gap: int, expected: tuple[tuple[int, int | None], ...]
-) -> None:
-    assert joined(regions, gap=gap) == expected
-
-
-def test_other_passages_are_other_cache(tmp_path: Path) -> None:
-    wav(tmp_path / "a.wav", 2.0)
-    uri = str(tmp_path / "a.wav")
-    assert prepared([Utterance(uri=uri, text="one")], tmp_path / "cache").text(0) == "one"
-    assert prepared([Utterance(uri=uri, text="two")], tmp_path / "cache").text(0) == "two"
+    ):
+        assert joined(regions, gap=gap) == expected, regions
 
 
 def test_passages_shorter_than_a_sample_disturb_no_others(tmp_path: Path) -> None:
@@ -146,9 +141,7 @@ def test_passages_shorter_than_a_sample_disturb_no_others(tmp_path: Path) -> Non
         tmp_path / "cache",
     )
     assert found.text(1) == "word"
-    kept = found.audio[found.start[1] : found.end[1]] / 32768
-    wanted = samples[5 * SAMPLE_RATE_HZ : 6 * SAMPLE_RATE_HZ]
-    np.testing.assert_allclose(kept, wanted, rtol=0, atol=ROUNDED)
+    assert_kept(found, 1, samples[5 * SAMPLE_RATE_HZ : 6 * SAMPLE_RATE_HZ])
 
 
 def test_a_channel_is_a_recording_of_its_own(tmp_path: Path) -> None:
@@ -161,8 +154,7 @@ def test_a_channel_is_a_recording_of_its_own(tmp_path: Path) -> None:
     )
     for at, expected in enumerate((left, right)):
         assert found.text(at) == f"channel {at}"
-        kept = found.audio[found.start[at] : found.end[at]] / 32768
-        np.testing.assert_allclose(kept, expected, rtol=0, atol=ROUNDED)
+        assert_kept(found, at, expected)
 
 
 def test_what_was_said_before_is_known(tmp_path: Path) -> None:

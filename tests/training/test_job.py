@@ -17,11 +17,9 @@ from corpus_asr.families.weights import stored_tensors
 from corpus_asr.models.convert.folder import convert
 from corpus_asr.pipelines import finetune
 from corpus_asr.training import trainer
-from corpus_asr.training.evaluation import Evaluation, Evaluator
-from corpus_asr.training.job import Finetune
-from corpus_asr.training.objective import Losses, Objective
+from corpus_asr.training.job import Evaluation, Evaluator, Finetune
 from corpus_asr.training.store import TrainingStore
-from corpus_asr.training.trainer import Group, Record
+from corpus_asr.training.trainer import Group, Losses, Objective, Record
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.training import tiny_student, training, write_sets
 
@@ -328,7 +326,7 @@ def test_a_model_is_written_where_nothing_is_said_in_validation(place: Path) -> 
 def test_gradients_that_are_no_numbers_end_the_training(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "clip", lambda *_: math.inf)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: math.inf)
     monkeypatch.setattr(trainer, "_MAX_OVERFLOWS", 2)
     with pytest.raises(EngineError, match=r"step 2.*lower\s+training\.learning_rate"):
         run(training(place, place / "model", "overflow"))

@@ -93,5 +93,5 @@ def test_the_log_and_the_model_are_kept(uri: str, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "vocab.json"):
         (made / name).write_text(name)
     store.save_folder("model", made, last="config.json")
-    found = {uri.rsplit("/", 1)[-1] for uri, _, _ in store._objects("model")}
+    found = {uri.rsplit("/", 1)[-1] for uri in store._uris(f"{store.uri}/model")}
     assert found == {"config.json", "model.safetensors", "vocab.json"}

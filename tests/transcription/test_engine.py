@@ -10,8 +10,9 @@ import torch
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.segments import SpeechSpan
-from corpus_asr.transcription.engine import Engine, PartRequest
-from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.whisper import WhisperTranscriber
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.prompt_formats import BEGIN, END, GERMAN, prompt_format
 from tests.support.slots import ScriptedModel

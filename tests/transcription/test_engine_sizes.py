@@ -13,7 +13,8 @@ import pytest
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.engine import Engine, PartRequest
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer

@@ -1,32 +1,20 @@
 """The temperature ladder and the silence rule, at and around every threshold."""
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
-from corpus_asr.transcription.fallback import (
-    DecodedWindow,
-    compression_ratio,
-    decode_window,
-    is_silence,
-    mean_logprob,
-)
+from corpus_asr.decoding.protocols import WindowResult
+from corpus_asr.transcription.fallback import Attempt
+from corpus_asr.transcription.whisper import WhisperLongForm
+from corpus_asr.transcription.windows import Language, Window
+from tests.support.prompt_formats import prompt_format
+from tests.transcription.test_windows import part
 
 LADDER = (0.0, 0.4, 0.8)
-
-
-def job_at(temperature: float) -> WindowJob:
-    return WindowJob(
-        features=np.zeros((2, 4), np.float16),
-        window=(0,),
-        prompt=(1,),
-        rules=TokenRules(end=0),
-        max_new_tokens=9,
-        search=Search(temperature=temperature),
-    )
 
 
 def result(logprob: float, *, score: float = 0.0, tokens: int = 3) -> WindowResult:
@@ -38,13 +26,31 @@ def result(logprob: float, *, score: float = 0.0, tokens: int = 3) -> WindowResu
     )
 
 
+def rules(text: str = "plain words", **settings: Any) -> WhisperLongForm:
+    chosen = DecodingSettings(temperature=LADDER, **settings)
+    return WhisperLongForm(
+        part(1),
+        chosen,
+        prompt_format(text=lambda tokens: text),
+        language=Language(code="en", probability=None),
+    )
+
+
 def climb(
     results: list[WindowResult], *, text: str = "plain words", **settings: Any
-) -> tuple[DecodedWindow, list[float]]:
+) -> tuple[Attempt, list[float]]:
     """Feed results to the ladder; returns what it took and the temperatures it asked for."""
-    steps = decode_window(
-        job_at, DecodingSettings(temperature=LADDER, **settings), lambda tokens: text
+    window = Window(
+        seek=0,
+        end=1,
+        content_frames=1,
+        features=np.zeros((2, 4), np.float16),
+        num_frames=None,
+        language=Language(code=None, probability=None),
+        prompt=(1,),
+        max_new_tokens=9,
     )
+    steps: Generator[Any, Any, Attempt] = rules(text, **settings).decode(window)
     asked = [next(steps).search.temperature]
     for one in results:
         try:
@@ -57,7 +63,7 @@ def climb(
 def test_a_good_first_result_is_taken() -> None:
     taken, asked = climb([result(-0.5)])
     assert (taken.temperature, asked) == (0.0, [0.0])
-    assert taken.avg_logprob == pytest.approx(-0.5)
+    assert taken.mean_logprob == pytest.approx(-0.5)
 
 
 def test_improbable_text_climbs_and_the_first_good_result_is_taken() -> None:
@@ -94,7 +100,7 @@ def test_thresholds_that_are_off_never_climb() -> None:
 def test_improbable_text_over_silence_does_not_climb() -> None:
     taken, asked = climb([result(-1.5, score=0.7)])
     assert asked == [0.0]
-    assert taken.no_speech_prob == 0.7
+    assert taken.result.score == 0.7
 
 
 @pytest.mark.parametrize(
@@ -105,17 +111,21 @@ def test_silence_is_probable_no_speech_and_improbable_text(
     logprob: float, score: float, silent: bool
 ) -> None:
     taken, _ = climb([result(logprob, score=score)] * 3)
-    assert is_silence(taken, DecodingSettings()) is silent
+    assert rules().is_silence(taken) is silent
 
 
 def test_silence_by_no_speech_alone_and_never_without_its_threshold() -> None:
     taken, _ = climb([result(-0.1, score=0.7)])
-    assert is_silence(taken, DecodingSettings(logprob_threshold=None))
-    assert not is_silence(taken, DecodingSettings(no_speech_threshold=None))
+    assert rules(logprob_threshold=None).is_silence(taken)
+    assert not rules(no_speech_threshold=None).is_silence(taken)
 
 
 def test_scores_follow_whisper_s_definitions() -> None:
-    assert mean_logprob([-1.0, -2.0], -3.0) == pytest.approx(-2.0)
-    assert mean_logprob([-1.0, -2.0], None) == pytest.approx(-1.0)
-    assert mean_logprob([], -0.5) == pytest.approx(-0.5)
-    assert compression_ratio("ab" * 100) > 2.4 > compression_ratio("The quick brown fox jumps.")
+    for logprobs, end, mean in [((-1.0, -2.0), -3.0, -2.0), ((-1.0, -2.0), None, -1.0),
+                                ((), -0.5, -0.5)]:  # fmt: skip
+        found = WindowResult(tokens=(), logprobs=logprobs, end_logprob=end, score=None)
+        assert rules().mean_logprob(found) == pytest.approx(mean)
+    repeated, plain = (
+        rules(text).compression_ratio(found) for text in ("ab" * 100, "The quick brown fox jumps.")
+    )
+    assert repeated > 2.4 > plain

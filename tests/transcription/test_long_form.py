@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
-from corpus_asr.decoding.search_queue import Gather
+from corpus_asr.decoding.slots import Gather
 from corpus_asr.segments import Segment
-from corpus_asr.transcription import long_form as sequential
-from corpus_asr.transcription.language import Language, find_language, spoken_most
-from corpus_asr.transcription.long_form import SeekLoop
-from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
-from corpus_asr.transcription.windows import PartRequest, clip_ranges, holds_the_beginning
+from corpus_asr.transcription import fallback
+from corpus_asr.transcription.language import find_language, spoken_most
+from corpus_asr.transcription.whisper import WhisperLongForm, WhisperTranscriber
+from corpus_asr.transcription.windows import (
+    Language,
+    PartRequest,
+    clip_ranges,
+    holds_the_beginning,
+)
 from tests.support.prompt_formats import (
     BEGIN,
     ENGLISH,
@@ -59,11 +63,11 @@ def loop(
 ) -> tuple[list[Segment], list[WindowJob]]:
     own = part(seconds, speech, start_s=start_s)
     chosen = DecodingSettings(**settings)
-    steps = SeekLoop(
+    steps = WhisperLongForm(
         own,
+        chosen,
+        prompt_format(no_speech=NO_SPEECH, **TINY),
         language=language,
-        prompt_format=prompt_format(no_speech=NO_SPEECH, **TINY),
-        settings=chosen,
         at_beginning=holds_the_beginning(own, chosen.clip_timestamps),
     ).run(clip_ranges(own, chosen.clip_timestamps))
     jobs: list[Any] = [next(steps)]
@@ -324,7 +328,7 @@ def test_segments_outside_speech_are_dropped_when_that_is_asked_for() -> None:
 def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sequential, "is_known_hallucination", lambda text: text == " w2")
+    monkeypatch.setattr(fallback, "is_known_hallucination", lambda text: text == " w2")
     window = said(BEGIN, 1, BEGIN + 100, BEGIN + 150, 2, BEGIN + 250)
     kept, _ = loop([window], seconds=20)
     assert [(one.text, one.known_hallucination) for one in kept] == [(" w1", False), (" w2", True)]

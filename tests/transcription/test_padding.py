@@ -17,11 +17,11 @@ from corpus_asr.decoding.protocols import Job, Result
 from corpus_asr.decoding.slots import Gather, SlotScheduler, Task
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.engine import Engine, PartRequest
+from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.language import find_language
-from corpus_asr.transcription.whisper.prompt_format import PromptFormat
-from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
-from corpus_asr.transcription.windows import frames_to_hear
+from corpus_asr.transcription.whisper import WhisperTranscriber
+from corpus_asr.transcription.whisper_prompt import PromptFormat
+from corpus_asr.transcription.windows import PartRequest, frames_to_hear
 from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import prompt_format

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.options import choose
 from corpus_asr.decoding.protocols import ModelSize
-from corpus_asr.decoding.samplers import choose
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.transcription.slot_budget import auto_slots, fitting_slots, predicted_bytes
+from corpus_asr.transcription.engine import auto_slots, fitting_slots, predicted_bytes
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.markov import MarkovModel
 from tests.support.slots import held_bytes, peak_bytes

@@ -18,7 +18,8 @@ from whisper.tokenizer import get_tokenizer
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.whisper_prompt import PromptFormat
+from corpus_asr.transcription.windows import Language, Window
 from corpus_asr.transcription.words import DraftSegment, last_word_end, time_words
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import END, prompt_format
@@ -49,6 +50,19 @@ def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the oracle take transformers' path, which is the same, rather than compile its own."""
     monkeypatch.setattr(
         whisper.timing, "dtw_cpu", lambda cost: np.array(_dynamic_time_warping(cost))
+    )
+
+
+def window(features: np.ndarray, frames: int, *, seek: int = 0, end: int = 3000) -> Window:
+    return Window(
+        seek=seek,
+        end=end,
+        content_frames=frames,
+        features=features,
+        num_frames=None,
+        language=Language(code=None, probability=None),
+        prompt=(),
+        max_new_tokens=0,
     )
 
 
@@ -115,11 +129,9 @@ def test_words_times_and_probabilities_are_those_of_openai_whisper(
     found = run(
         time_words(
             stretches,
-            window=(0, 3000),
-            window_start_s=start_s,
-            content_frames=frames,
+            window(given["features"], frames),
+            start_s=start_s,
             alignment=own.alignment(given["language"], "transcribe"),
-            features=given["features"],
             last_speech_s=given["last_speech_s"],
         ),
         network,
@@ -159,10 +171,8 @@ def test_slots_give_the_words_that_the_whole_network_gives(
         return [
             time_words(
                 [DraftSegment(tokens=tuple(encode(" ".join(texts))), start_s=0.0, end_s=6.0)],
-                features=mel(seed),
-                window=(seed, 3000),
-                window_start_s=0.0,
-                content_frames=700,
+                window(mel(seed), 700, seek=seed),
+                start_s=0.0,
                 last_speech_s=0.0,
                 alignment=own.alignment(language, "transcribe"),
             )
@@ -211,18 +221,24 @@ def attention(places: Sequence[int], *, positions: int = 100) -> AlignResult:
     return AlignResult(weights=weights, logprobs=(-1.0,) + (-0.5,) * len(places))
 
 
+SILENT = np.zeros((2, 4), dtype=np.float32)
+
+
 def timed(
-    stretches: Sequence[DraftSegment], answer: AlignResult, **changes: Any
+    stretches: Sequence[DraftSegment],
+    answer: AlignResult,
+    *,
+    frames: int = 200,
+    start_s: float = 10.0,
+    last_speech_s: float = 9.0,
 ) -> tuple[list[DraftSegment], AlignJob]:
-    asked: dict[str, Any] = {
-        "features": np.zeros((2, 4), dtype=np.float32),
-        "window": (7,),
-        "window_start_s": 10.0,
-        "content_frames": 200,
-        "last_speech_s": 9.0,
-        "alignment": prompt_format(alignment_heads=((0, 0),)).alignment("en", "transcribe"),
-    }
-    steps = time_words(stretches, **asked | changes)
+    steps = time_words(
+        stretches,
+        window(SILENT, frames, seek=7),
+        start_s=start_s,
+        last_speech_s=last_speech_s,
+        alignment=prompt_format(alignment_heads=((0, 0),)).alignment("en", "transcribe"),
+    )
     job = next(steps)
     with pytest.raises(StopIteration) as stop:
         steps.send(answer)
@@ -233,7 +249,7 @@ def test_the_job_reads_prompt_text_and_end_in_the_window_that_was_decoded() -> N
     stretch = DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)
     _, job = timed([stretch], attention([10, 30, 50]))
     assert job.tokens == (30, 32, 1, 2, END)
-    assert (job.window, job.heads, job.choices) == ((7,), ((0, 0),), END)
+    assert (job.window, job.heads, job.choices) == ((7, 3000), ((0, 0),), END)
 
 
 def test_words_begin_where_they_are_attended_to_and_segments_take_their_times() -> None:
@@ -275,10 +291,8 @@ def test_a_window_that_says_nothing_asks_for_nothing() -> None:
     empty = [DraftSegment(tokens=(), start_s=0.0, end_s=1.0)]
     steps = time_words(
         empty,
-        features=np.zeros((2, 4), dtype=np.float32),
-        window=(0,),
-        window_start_s=0.0,
-        content_frames=3000,
+        window(SILENT, 3000),
+        start_s=0.0,
         last_speech_s=0.0,
         alignment=prompt_format().alignment("en", "transcribe"),
     )
@@ -290,7 +304,7 @@ def test_a_window_that_says_nothing_asks_for_nothing() -> None:
 @pytest.mark.parametrize("frames", [0, 1, 2, 3])
 def test_a_window_of_hardly_any_audio_has_words_without_length(frames: int) -> None:
     stretch = DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)
-    found, _ = timed([stretch], attention([10, 30, 50]), content_frames=frames)
+    found, _ = timed([stretch], attention([10, 30, 50]), frames=frames)
     assert [(word.start_s, word.end_s) for word in found[0].words] == [(10.0, 10.0)] * 2
 
 
@@ -305,8 +319,8 @@ def test_no_word_lies_outside_what_is_heard(start_s: float) -> None:
         found, _ = timed(
             [DraftSegment(tokens=(1,) * count, start_s=edges[0], end_s=edges[1])],
             attention(sorted(draw.choices(range(150), k=count + 1)), positions=150),
-            window_start_s=start_s,
-            content_frames=300,
+            start_s=start_s,
+            frames=300,
             last_speech_s=0.0,
         )
         for word in found[0].words:

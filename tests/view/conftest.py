@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library, Transcripts, View
-from corpus_asr.view.search import Filters, Hits, Order, find
-from corpus_asr.view.search_text import parse_query
+from corpus_asr.view.search import Filters, Hits, Order, find, parse_query
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds
 from tests.support.audio import encode, tone, wav_bytes
-from tests.support.runs import id_of, of_file, passage, run_of, spoken
+from tests.support.runs import of_file, passage, run_of, spoken
 from tests.support.tables import part
 
 PASSAGES = 30
@@ -37,7 +37,7 @@ class Shown:
 
     def id(self, name: str) -> str:
         """Return what a recording is named by."""
-        return id_of(str(self.folder / name))
+        return recording_id(str(self.folder / name))
 
     @property
     def url(self) -> str:

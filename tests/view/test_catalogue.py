@@ -41,21 +41,15 @@ def test_doubtful_words_are_found_in_both_directions(tmp_path: Path) -> None:
         passage(1, "c d", probabilities=(0.4, 0.9)),
         passage(2, "e f", probabilities=(0.5, 0.1)),
     ]
-    found = transcript_of(run_of(tmp_path, spoken("/a.wav", *rows)))
-    moments, at = [], 0.0
-    while (after := found.low_confidence(at, below=0.5)) is not None:
-        moments.append(at := after)
-    assert moments == [1.0, 2.0, 5.0]
-    assert found.low_confidence(5.0, below=0.5, forward=False) == 2.0
-    assert found.low_confidence(1.0, below=0.5, forward=False) is None
-
-
-def test_without_words_passages_are_doubtful(tmp_path: Path) -> None:
-    rows = [passage(0, "a", confidence=0.9), passage(1, "b", confidence=0.2),
-            passage(2, "c", confidence=None)]  # fmt: skip
-    found = transcript_of(run_of(tmp_path, spoken("/a.wav", *rows)))
-    assert found.low_confidence(0.0, below=0.5) == 2.0
-    assert found.low_confidence(2.0, below=0.5) is None
+    found = transcript_of(run_of(tmp_path / "words", spoken("/a.wav", *rows)))
+    after = [found.low_confidence(at, below=0.5) for at in (0.0, 1.0, 2.0, 5.0)]
+    assert after == [1.0, 2.0, 5.0, None]
+    before = [found.low_confidence(at, below=0.5, forward=False) for at in (5.0, 1.0)]
+    assert before == [2.0, None]
+    # Without words, whole segments are doubtful.
+    rows = [passage(at, "a", confidence=sure) for at, sure in enumerate((0.9, 0.2, None))]
+    found = transcript_of(run_of(tmp_path / "segments", spoken("/a.wav", *rows)))
+    assert [found.low_confidence(at, below=0.5) for at in (0.0, 2.0)] == [2.0, None]
 
 
 def test_channels_apart_are_named_and_in_the_order_of_time(tmp_path: Path) -> None:
@@ -153,12 +147,13 @@ def test_a_broken_object_is_told_and_the_last_view_stays(
 def test_rows_of_another_recording_are_not_shown_as_this_ones(
     store: OutputStore, library: Library
 ) -> None:
-    one = commit(store, results(spoken("/a.wav", passage(0, "one"))))
-    other = commit(store, results(spoken("/b.wav", passage(0, "two"))))
-    assert one.segments_name is not None
-    assert other.segments_name is not None
-    swapped = Path(store.address(other.segments_name)).read_bytes()
-    store.write_bytes(one.segments_name, swapped)
+    one, other = (
+        commit(store, results(spoken(f"/{name}.wav", passage(0, name)))).segments_name
+        for name in "ab"
+    )
+    assert one is not None
+    assert other is not None
+    store.write_bytes(one, Path(store.address(other)).read_bytes())
     assert "those of other recordings" in str(library.wait().problem)
 
 

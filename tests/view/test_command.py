@@ -10,9 +10,10 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
+from corpus_asr.storage.stores.uri import recording_id
 from tests.support.audio import tone, wav_bytes
 from tests.support.pages import asked, fetch
-from tests.support.runs import id_of, of_file, passage, run_of, spoken
+from tests.support.runs import of_file, passage, run_of, spoken
 
 
 def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) ->
     assert url.startswith("http://127.0.0.1:")
     assert fetch(url).status == 200
     # A decoder runs by now: it has to end, too.
-    assert fetch(asked(url, "audio", id=id_of(str(sound)), decode=1)).status == 200
+    assert fetch(asked(url, "audio", id=recording_id(str(sound)), decode=1)).status == 200
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=60)
     assert (process.returncode, complained) == (0, "")

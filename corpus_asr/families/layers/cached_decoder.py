@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from corpus_asr.decoding.protocols import ModelSize
-from corpus_asr.families.layers.attention import attend_cached, merge_heads, split_heads
-from corpus_asr.families.layers.blocks import DecoderBlock
-from corpus_asr.families.layers.kv_cache import (
-    LayerCache,
-    SlotCache,
-    SpanView,
-    StepView,
-    WindowView,
+from corpus_asr.families.layers.blocks import (
+    DecoderBlock,
+    attend_cached,
+    merge_heads,
+    split_heads,
 )
+from corpus_asr.families.layers.kv_cache import LayerCache, SlotCache, TokenView, WindowView
 from corpus_asr.families.layers.packed import blocks_of, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
 from corpus_asr.families.layers.stack import TokenDecoder
+from corpus_asr.units import FRAMES_PER_SECOND
 
 
 class CachedDecoderBlock:
@@ -75,123 +73,72 @@ class CachedDecoderBlock:
             there.copy_(split_heads(here, self._heads))
 
     def prefill(
-        self,
-        cache: LayerCache,
-        slots: Sequence[int],
-        hidden: Float[Tensor, "batch token width"],
-        windows: WindowView | None = None,
+        self, cache: LayerCache, hidden: Float[Tensor, "batch token width"], windows: WindowView
     ) -> Float[Tensor, "batch token width"]:
-        """Run whole prompts from position 0 and leave their keys and values in `slots`."""
+        """Run whole prompts from position 0 and leave their keys and values in the slots."""
         query, key, value = self._queries_keys_values(hidden)
-        cache.write_prompts(slots, key, value)
+        cache.write_prompts(windows.slots, key, value)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
-        return self._attend_window_and_feed_forward(cache, slots, hidden, windows)
-
-    def step(
-        self,
-        cache: LayerCache,
-        view: StepView,
-        hidden: Float[Tensor, "slot 1 width"],
-        windows: WindowView | None = None,
-    ) -> Float[Tensor, "slot 1 width"]:
-        """Run one token of each of the slots 0, 1, ..."""
-        num_slots = len(hidden)
-        qkv = self._qkv(hidden).view(num_slots, 3, self._heads, -1)
-        cache.write_step(view, qkv[:, 1:])
-        attended = attend_cached(
-            qkv[:, 0].unsqueeze(2),  # (slot, head, 1, head_dim)
-            cache.self_keys[:num_slots, :, : view.length],
-            cache.self_values[:num_slots, :, : view.length],
-            unseen=view.unseen,
-        )
-        hidden = hidden + self._out(merge_heads(attended))
-        # Slots that share a window ask it together: that reads it once.
-        together = hidden.view(-1, cache.beams, hidden.shape[2])
-        firsts = range(0, num_slots, cache.beams)
-        together = self._attend_window_and_feed_forward(cache, firsts, together, windows)
-        return together.view(num_slots, 1, -1)
+        return self._attend_window_and_feed_forward(cache, hidden, windows)
 
     def extend(
         self,
         cache: LayerCache,
-        view: SpanView,
+        view: TokenView,
         hidden: Float[Tensor, "batch token width"],
-        windows: WindowView | None = None,
+        windows: WindowView,
     ) -> Float[Tensor, "batch token width"]:
-        """Run several more tokens of each of the view's slots."""
-        query, key, value = self._queries_keys_values(hidden)
-        cache.write_span(view, key, value)
-        attended = attend_cached(query, *cache.read_span(view), unseen=view.unseen)
+        """Run the next tokens of each of the view's slots."""
+        qkv = self._qkv(hidden).view(*hidden.shape[:2], 3, self._heads, -1)
+        cache.write(view, qkv[:, :, 1:])
+        query = qkv[:, :, 0].transpose(1, 2)  # (batch, head, token, head_dim)
+        attended = attend_cached(query, *cache.read(view), unseen=view.unseen)
         hidden = hidden + self._out(merge_heads(attended))
-        return self._attend_window_and_feed_forward(cache, view.slots, hidden, windows)
+        # Slots that share a window ask it together: that reads it once.
+        together = hidden.view(len(windows.slots), -1, hidden.shape[2])
+        return self._attend_window_and_feed_forward(cache, together, windows).view(hidden.shape)
 
     def align(
         self,
         cache: LayerCache,
-        slot: int,
         hidden: Float[Tensor, "1 token width"],
         heads: Sequence[int],
-        windows: WindowView | None = None,
+        windows: WindowView,
     ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
-        """Run a whole sequence over the window in `slot`, writing nothing to the cache.
+        """Run a whole sequence over the window of a slot, writing nothing to the cache.
 
         Also returns how `heads` attend to the window, after the softmax, in float32.
         """
         query, key, value = self._queries_keys_values(hidden)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
-        ends = windows.ends if windows is not None else ()
-        keys, _ = cache.packed_window(slot, ends[0]) if ends else cache.read_window([slot])
-        query = self._cross_queries(hidden)
+        if windows.ends:
+            keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
+        else:
+            keys, _ = cache.window(windows.slots)
+        query = split_heads(self._cross_query(hidden), self._heads)
         scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
-        if windows is not None and windows.unseen is not None:
+        if windows.unseen is not None:
             scores = scores.masked_fill(windows.unseen[0], -torch.inf)
         weights = scores.float().softmax(dim=-1)  # (head, token, pos)
-        return self._attend_window_and_feed_forward(cache, [slot], hidden, windows), weights
+        return self._attend_window_and_feed_forward(cache, hidden, windows), weights
 
     def _queries_keys_values(self, hidden: Float[Tensor, "batch token width"]) -> list[Tensor]:
         return [split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)]
 
-    def _cross_queries(
-        self, hidden: Float[Tensor, "batch token width"]
-    ) -> Float[Tensor, "batch head token head_dim"]:
-        return split_heads(self._cross_query(hidden), self._heads)
-
     def _attend_window_and_feed_forward(
-        self,
-        cache: LayerCache,
-        slots: Sequence[int],
-        hidden: Float[Tensor, "batch token width"],
-        windows: WindowView | None,
+        self, cache: LayerCache, hidden: Float[Tensor, "batch token width"], windows: WindowView
     ) -> Float[Tensor, "batch token width"]:
-        query = self._cross_queries(hidden)
-        if windows is None:
-            attended = attend_cached(query, *cache.read_window(slots))
-        elif windows.unseen is not None:
-            attended = attend_cached(query, *cache.read_window(slots), unseen=windows.unseen)
-        else:
-            each = zip(torch.split(query, 1), slots, windows.ends, strict=True)
+        query = split_heads(self._cross_query(hidden), self._heads)
+        if windows.ends:
+            each = zip(torch.split(query, 1), windows.slots, windows.ends, strict=True)
             parts = [attend_cached(one, *cache.packed_window(slot, end)) for one, slot, end in each]
             attended = torch.cat(parts)
+        else:
+            attended = attend_cached(query, *cache.window(windows.slots), unseen=windows.unseen)
         hidden = hidden + self._cross_out(merge_heads(attended))
         return hidden + self._fc2(self._activate(self._fc1(hidden)))
-
-
-class TokenEmbedding(Protocol):
-    """Embeds tokens at their positions."""
-
-    @property
-    def weight(self) -> Float[Tensor, "vocab width"]:
-        """Of the tokens; its type and device are those of the decoder."""
-
-    def start(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        """Embed sequences that start at position 0."""
-
-    def at(
-        self, tokens: Int[Tensor, "*batch"], positions: Int[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch width"]:
-        """Embed tokens, each at its own position."""
 
 
 class DecoderSlots(ABC):
@@ -199,19 +146,20 @@ class DecoderSlots(ABC):
 
     Meets `decoding.protocols.SlotModel` but for the encoder, which each family adds. What a slot
     gives does not depend on what the others hold. Shares the decoder's embeddings and norms; its
-    linear maps are fused copies, with `int8` rounded to 8 bits.
+    linear maps are fused copies, with `int8` rounded to 8 bits: training the network further, or
+    moving it, needs new slots.
     """
 
     has_encoder = True
     """Whether this model encodes windows itself."""
+    frame_step = FRAMES_PER_SECOND
+    """Windows are heard up to any multiple of so many frames."""
 
     _weight_bytes: int
     """Of encoder and decoder."""
 
     def __init__(
         self,
-        config: Any,
-        embedding: TokenEmbedding,
         decoder: TokenDecoder,
         projection: nn.Linear,
         *,
@@ -219,8 +167,8 @@ class DecoderSlots(ABC):
         int8: bool = False,
     ) -> None:
         # Not the decoder itself: its linear maps need not stay in memory beside their copies.
-        self._config = config
-        self._embedding = embedding
+        self._config = decoder.config
+        self._tokens = decoder.embed_tokens
         self._layer_norm = decoder.layer_norm
         self._heads = decoder.heads
         self._blocks = [
@@ -238,17 +186,17 @@ class DecoderSlots(ABC):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self._embedding.weight.device
+        return self._tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights and caches."""
-        return self._embedding.weight.dtype
+        return self._tokens.weight.dtype
 
     @property
     def window_shape(self) -> tuple[int, int]:
         """Positions and width of an encoded window."""
-        return self._max_source_positions, self._embedding.weight.shape[1]
+        return self._max_source_positions, self._tokens.embedding_dim
 
     @property
     def size(self) -> ModelSize:
@@ -275,6 +223,16 @@ class DecoderSlots(ABC):
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
         """Return how many encoder positions so many frames of each of some windows make."""
 
+    @abstractmethod
+    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
+        """Embed sequences that start at position 0."""
+
+    @abstractmethod
+    def _embed_at(
+        self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token width"]:
+        """Embed tokens, each at its own position."""
+
     def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
         """Allocate caches for `slots` sequences, of which each `beams` adjacent share a window."""
         if slots < 1:
@@ -285,7 +243,7 @@ class DecoderSlots(ABC):
                 slots=slots,
                 beams=beams,
                 heads=self._heads,
-                head_dim=self._embedding.weight.shape[1] // self._heads,
+                head_dim=self._tokens.embedding_dim // self._heads,
                 tokens=self.max_target_positions,
                 positions=self._max_source_positions,
                 dtype=self.dtype,
@@ -344,10 +302,10 @@ class DecoderSlots(ABC):
                 f"running prompts padded to {tokens.shape[1]} tokens: found lengths "
                 f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
             )
-        hidden = self._embed(tokens)
+        hidden = self._embed_whole(tokens)
         windows = state.view_windows(slots)
         for block, layer in zip(self._blocks, state.layers, strict=True):
-            hidden = block.prefill(layer, slots, hidden, windows)
+            hidden = block.prefill(layer, hidden, windows)
         state.note_prompts(slots, tokens.shape[1])
         normed: Tensor = self._layer_norm(hidden)
         return normed
@@ -365,18 +323,9 @@ class DecoderSlots(ABC):
                 f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
                 "expected all of these or none; pass a token for each"
             )
-        view = StepView.at(positions, max_positions=self.max_target_positions)
-        windows = state.view_windows(range(0, len(tokens), state.beams))
-        hidden = self._embedding.at(tokens, positions).unsqueeze(1)  # (slot, 1, width)
-        for block, layer in zip(self._blocks, state.layers, strict=True):
-            hidden = block.step(layer, view, hidden, windows)
-        state.note_tokens(view.rows, positions)
-        return self.logits(self._layer_norm(hidden.squeeze(1)))
-
-    @torch.inference_mode()
-    def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
-        """Project hidden states to the vocabulary, in float32."""
-        return self._vocabulary(hidden).float()
+        view = self._view(range(len(tokens)), positions.unsqueeze(1))
+        windows = state.view_windows(view.slots[:: state.beams])
+        return self.logits(self._extend(state, view, tokens.unsqueeze(1), windows).squeeze(1))
 
     @torch.inference_mode()
     def extend(
@@ -391,18 +340,31 @@ class DecoderSlots(ABC):
         A later call may start at an earlier position again: what lies after it is overwritten
         before it can be seen. On a GPU positions are not checked.
         """
-        view = SpanView.at(
-            slots,
-            positions,
-            num_tokens=tokens.shape[1],
-            max_positions=self.max_target_positions,
-        )
-        windows = state.view_windows(slots)
-        hidden = self._embedding.at(tokens, view.positions)
+        following = torch.arange(tokens.shape[1], device=positions.device)
+        view = self._view(slots, positions.unsqueeze(1) + following)
+        return self.logits(self._extend(state, view, tokens, state.view_windows(slots)))
+
+    def _view(self, slots: Sequence[int], positions: Int[Tensor, "batch token"]) -> TokenView:
+        return TokenView.at(slots, positions, max_positions=self.max_target_positions)
+
+    def _extend(
+        self,
+        state: SlotCache,
+        view: TokenView,
+        tokens: Int[Tensor, "batch token"],
+        windows: WindowView,
+    ) -> Float[Tensor, "batch token width"]:
+        hidden = self._embed_at(tokens, view.positions)
         for block, layer in zip(self._blocks, state.layers, strict=True):
             hidden = block.extend(layer, view, hidden, windows)
-        state.note_tokens(view.slot, view.positions)
-        return self.logits(self._layer_norm(hidden))
+        state.note_tokens(view)
+        normed: Tensor = self._layer_norm(hidden)
+        return normed
+
+    @torch.inference_mode()
+    def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
+        """Project hidden states to the vocabulary, in float32."""
+        return self._vocabulary(hidden).float()
 
     @torch.inference_mode()
     def align(
@@ -417,16 +379,21 @@ class DecoderSlots(ABC):
         Also returns the raw logits after each token. Uses the window in `slot`, past whose frames
         nothing is attended to; leaves the slot's self-attention cache as it is. Both are float32.
         """
-        heads_of = self._heads_by_layer(heads)
+        for layer, head in heads:
+            if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
+                raise ValueError(
+                    f"aligning with head {head} of decoder layer {layer}: the model has "
+                    f"{len(self._blocks)} layers of {self._heads} heads; correct the "
+                    "alignment heads"
+                )
         windows = state.view_windows([slot])
-        hidden = self._embed(tokens.unsqueeze(0))
+        hidden = self._embed_whole(tokens.unsqueeze(0))
         weights = hidden.new_zeros(
             len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
         )
-        for number, (block, layer) in enumerate(zip(self._blocks, state.layers, strict=True)):
-            rows = [row for row, _ in heads_of[number]]
-            own = [head for _, head in heads_of[number]]
-            hidden, attended = block.align(layer, slot, hidden, own, windows)
+        for number, (block, cache) in enumerate(zip(self._blocks, state.layers, strict=True)):
+            rows = [row for row, (layer, _) in enumerate(heads) if layer == number]
+            hidden, attended = block.align(cache, hidden, [heads[row][1] for row in rows], windows)
             weights[rows, :, : attended.shape[2]] = attended
         return weights, self.logits(self._layer_norm(hidden[0]))
 
@@ -447,24 +414,13 @@ class DecoderSlots(ABC):
         """Give `targets` the window and the self-attention cache of `source`."""
         state.share(source, targets)
 
-    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
+    def _embed_whole(
+        self, tokens: Int[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token width"]:
         length = tokens.shape[1]
         if length > self.max_target_positions:
             raise ValueError(
                 f"decoding {length} tokens: the model has {self.max_target_positions} positions; "
                 "cut the prompt or the sequence"
             )
-        return self._embedding.start(tokens)
-
-    def _heads_by_layer(self, heads: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        """List, for every layer, its heads with their places among `heads`."""
-        by_layer: list[list[tuple[int, int]]] = [[] for _ in self._blocks]
-        for row, (layer, head) in enumerate(heads):
-            if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
-                raise ValueError(
-                    f"aligning with head {head} of decoder layer {layer}: the model has "
-                    f"{len(self._blocks)} layers of {self._heads} heads; correct the "
-                    "alignment heads"
-                )
-            by_layer[layer].append((row, head))
-        return by_layer
+        return self._embed(tokens)

@@ -59,9 +59,6 @@ class LayerPast:
         """Of the window, computed once."""
 
 
-_PARTS = 4
-
-
 class DecoderCache:
     """Keys and values of every decoder layer.
 
@@ -77,13 +74,13 @@ class DecoderCache:
         """Make one of a tuple per layer: self keys, self values, cross keys, cross values."""
         cache = cls(len(past_key_values))
         for layer, kept in zip(cache.layers, past_key_values, strict=True):
-            if len(kept) not in (2, _PARTS):
+            if len(kept) not in (2, 4):
                 raise ValueError(
                     f"reading past_key_values: found {len(kept)} tensors for a layer, expected "
                     f"keys and values of self-attention and of cross-attention"
                 )
             layer.own.pair = kept[0], kept[1]
-            layer.cross.pair = (kept[2], kept[3]) if len(kept) == _PARTS else None
+            layer.cross.pair = (kept[2], kept[3]) if len(kept) == 4 else None
         return cache
 
     def __len__(self) -> int:
@@ -180,34 +177,8 @@ _LENGTH_STEP = 32
 
 
 @dataclass(frozen=True, slots=True)
-class StepView:
-    """What one decoding step may see of the slots 0, 1, ...: the same for every layer."""
-
-    rows: Int[Tensor, " slot"]
-    positions: Int[Tensor, " slot"]
-    """Where each slot's new token goes; it sees the tokens up to and including this one."""
-    length: int
-    """Cached positions looked at."""
-    unseen: Bool[Tensor, "slot 1 1 token"]
-    """The looked-at positions a slot's new token must not see."""
-
-    @classmethod
-    def at(cls, positions: Int[Tensor, " slot"], *, max_positions: int) -> "StepView":
-        """Look a little past the furthest slot on a CPU, and at the whole cache elsewhere.
-
-        A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
-        host never waits to learn a length. For the same reason positions are checked on CPUs only.
-        """
-        length = _looked_at(positions, max_positions=max_positions)
-        cached = torch.arange(length, device=positions.device)
-        unseen = cached > positions.unsqueeze(1)  # (slot, token)
-        rows = torch.arange(len(positions), device=positions.device)
-        return cls(rows, positions, length, unseen[:, None, None, :])
-
-
-@dataclass(frozen=True, slots=True)
-class SpanView:
-    """What several new tokens of each of some slots may see: the same for every layer."""
+class TokenView:
+    """What the next tokens of some slots may see: the same for every layer."""
 
     slots: Sequence[int]
     rows: slice | Tensor
@@ -222,32 +193,35 @@ class SpanView:
 
     @classmethod
     def at(
-        cls,
-        slots: Sequence[int],
-        positions: Int[Tensor, " batch"],
-        *,
-        num_tokens: int,
-        max_positions: int,
-    ) -> "SpanView":
-        """Let `num_tokens` tokens of each slot follow one another from its position on."""
-        span = positions.unsqueeze(1) + torch.arange(num_tokens, device=positions.device)
-        length = _looked_at(span, max_positions=max_positions)
-        cached = torch.arange(length, device=positions.device)
-        unseen = cached > span.unsqueeze(2)  # (batch, token, pos)
-        slot = to_device(torch.tensor(slots), positions.device).unsqueeze(1)
-        rows = _rows(slots, device=positions.device)
-        return cls(slots, rows, slot, span, length, unseen.unsqueeze(1))
+        cls, slots: Sequence[int], positions: Int[Tensor, "batch token"], *, max_positions: int
+    ) -> "TokenView":
+        """Look a little past the furthest position on a CPU, and at the whole cache elsewhere.
+
+        A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
+        host never waits to learn a length. For the same reason positions are checked on CPUs only.
+        """
+        device = positions.device
+        rows = _rows(slots, device=device)
+        if isinstance(rows, slice):
+            slot = torch.arange(rows.start, rows.stop, device=device)
+        else:
+            slot = rows
+        length = _looked_at(positions, max_positions=max_positions)
+        unseen = torch.arange(length, device=device) > positions.unsqueeze(2)  # (batch, token, pos)
+        return cls(slots, rows, slot.unsqueeze(1), positions, length, unseen.unsqueeze(1))
 
 
 @dataclass(frozen=True, slots=True)
 class WindowView:
-    """What some slots may see of their windows, where one may be short: the same for every layer.
+    """What some slots may see of their windows, which may be short: the same for every layer.
 
-    On a CPU each window is looked at by itself, up to its end. A GPU keeps one shape for all.
+    On a CPU each short window is looked at by itself, up to its end. A GPU keeps one shape for all.
     """
 
+    slots: Sequence[int]
+    """Of adjacent slots that share a window one is enough."""
     ends: Sequence[int] = ()
-    """On a CPU, the positions that each slot's window has."""
+    """On a CPU, the positions that each slot's window has; none if all are whole."""
     unseen: Bool[Tensor, "window 1 1 pos"] | None = None
     """Elsewhere, the positions past each window's end."""
 
@@ -263,15 +237,12 @@ class LayerCache:
     beams: int = 1
     """Adjacent slots that share a window."""
 
-    @property
-    def self_keys(self) -> Float[Tensor, "slot head token head_dim"]:
-        """Of the tokens."""
-        return self.text[0]
-
-    @property
-    def self_values(self) -> Float[Tensor, "slot head token head_dim"]:
-        """Of the tokens."""
-        return self.text[1]
+    def window(
+        self, slots: Sequence[int]
+    ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
+        """Return the cross-attention keys and values of `slots`; a view if they are adjacent."""
+        rows = self._windows(slots)
+        return self.cross_keys[rows], self.cross_values[rows]
 
     def write_window(
         self,
@@ -284,12 +255,8 @@ class LayerCache:
         self.cross_keys[rows] = keys
         self.cross_values[rows] = values
 
-    def read_window(
-        self, slots: Sequence[int]
-    ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
-        """Return the cross-attention keys and values of `slots`; a view if they are adjacent."""
-        rows = self._windows(slots)
-        return self.cross_keys[rows], self.cross_values[rows]
+    def _windows(self, slots: Sequence[int]) -> slice | Tensor:
+        return _rows([slot // self.beams for slot in slots], device=self.cross_keys.device)
 
     def packed_window(
         self, slot: int, end: int
@@ -300,15 +267,12 @@ class LayerCache:
         takes several times as long as they do.
         """
         heads, _, head_dim = self.cross_keys.shape[1:]
-        shape = 1, heads, end, head_dim
+        size = heads * end * head_dim
         keys, values = (
-            held[slot // self.beams].view(-1)[: heads * end * head_dim].view(shape)
+            held[slot // self.beams].view(-1)[:size].view(1, heads, end, head_dim)
             for held in (self.cross_keys, self.cross_values)
         )
         return keys, values
-
-    def _windows(self, slots: Sequence[int]) -> slice | Tensor:
-        return _rows([slot // self.beams for slot in slots], device=self.cross_keys.device)
 
     def write_prompts(
         self,
@@ -317,36 +281,26 @@ class LayerCache:
         values: Float[Tensor, "batch head token head_dim"],
     ) -> None:
         """Start `slots` anew with what their prompts give."""
-        rows = _rows(slots, device=keys.device)
-        length = keys.shape[2]
-        self.self_keys[rows, :, :length] = keys
-        self.self_values[rows, :, :length] = values
+        rows, length = _rows(slots, device=keys.device), keys.shape[2]
+        own_keys, own_values = self.text
+        own_keys[rows, :, :length] = keys
+        own_values[rows, :, :length] = values
         # Values at unseen positions are multiplied by 0: a nan left by the slot's last sequence
         # would get through.
-        self.self_values[rows, :, length:] = 0
+        own_values[rows, :, length:] = 0
 
-    def write_step(
-        self, view: StepView, keys_and_values: Float[Tensor, "slot 2 head head_dim"]
+    def write(
+        self, view: TokenView, keys_and_values: Float[Tensor, "batch token 2 head head_dim"]
     ) -> None:
-        """Add one token to each of the slots 0, 1, ..."""
-        self.text[:, view.rows, :, view.positions] = keys_and_values
+        """Add the next tokens of the view's slots."""
+        self.text[:, view.slot, :, view.positions] = keys_and_values
 
-    def write_span(
-        self,
-        view: SpanView,
-        keys: Float[Tensor, "batch head token head_dim"],
-        values: Float[Tensor, "batch head token head_dim"],
-    ) -> None:
-        """Add several tokens to each of the view's slots."""
-        self.self_keys[view.slot, :, view.positions] = keys.transpose(1, 2)
-        self.self_values[view.slot, :, view.positions] = values.transpose(1, 2)
-
-    def read_span(
-        self, view: SpanView
+    def read(
+        self, view: TokenView
     ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
-        """Return the self-attention keys and values the view's slots look at."""
-        length = view.length
-        return self.self_keys[view.rows, :, :length], self.self_values[view.rows, :, :length]
+        """Return the self-attention keys and values that the view's slots look at."""
+        rows, seen = view.rows, slice(view.length)
+        return self.text[0, rows, :, seen], self.text[1, rows, :, seen]
 
 
 class SlotCache:
@@ -387,31 +341,20 @@ class SlotCache:
         # Of no use off the CPU: there a captured step advances without this being told.
         self._texts = SlotHistory(slots, tokens) if self.on_cpu else None
         self._positions = positions
-        # How many each window has: on a CPU, and elsewhere.
-        self._ends = [positions] * (slots // beams)
-        self._ends_there = torch.full((slots // beams,), positions, device=device)
+        self._ends = torch.full((slots // beams,), positions, device=device)
         self._any_short = False
         tensors = zip(self._text, *self._windows, strict=True)  # layer by layer
         self.layers = tuple(LayerCache(text, keys, values, beams) for text, keys, values in tensors)
-
-    def move(self, source: int, target: int) -> None:
-        """Copy everything slot `source` holds into slot `target`."""
-        self._text[:, :, target].copy_(self._text[:, :, source])
-        for tensor in self._windows:
-            tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
-        self._copy_end(source // self.beams, target // self.beams)
-        if self._texts is not None:
-            self._texts.copy([target], [source])
 
     def note_prompts(self, slots: Sequence[int], length: int) -> None:
         """Note that `slots` hold new prompts of so many tokens, and nothing else."""
         if self._texts is not None:
             self._texts.start(slots, length)
 
-    def note_tokens(self, slots: Int[Tensor, "*#shape"], positions: Int[Tensor, "*shape"]) -> None:
-        """Note that `slots` hold new tokens at these positions."""
+    def note_tokens(self, view: TokenView) -> None:
+        """Note that the view's slots hold its new tokens."""
         if self._texts is not None:
-            self._texts.write(slots, positions)
+            self._texts.write(view.slot, view.positions)
 
     def note_windows(self, slots: Sequence[int], num_positions: Sequence[int] | None) -> None:
         """Note how many positions the windows of `slots` have; None means that they are whole.
@@ -424,29 +367,33 @@ class SlotCache:
                 return
             num_positions = [self._positions] * len(slots)
         self._any_short = True
-        windows = [slot // self.beams for slot in slots]
-        for window, number in zip(windows, num_positions, strict=True):
-            self._ends[window] = number
-        device = self._ends_there.device
-        numbers = to_device(torch.tensor(num_positions), device)
-        self._ends_there[_rows(windows, device=device)] = numbers
+        device = self._ends.device
+        windows = _rows([slot // self.beams for slot in slots], device=device)
+        self._ends[windows] = to_device(torch.tensor(num_positions), device)
 
-    def view_windows(self, slots: Sequence[int]) -> WindowView | None:
-        """Tell what `slots` may see of their windows; None where these are whole."""
+    def view_windows(self, slots: Sequence[int]) -> WindowView:
+        """Tell what `slots` may see of their windows."""
         if not self._any_short:
-            return None
-        windows = [slot // self.beams for slot in slots]
+            return WindowView(slots)
+        device = self._ends.device
+        ends = self._ends[_rows([slot // self.beams for slot in slots], device=device)]
         if self.on_cpu:
-            ends = [self._ends[window] for window in windows]
-            return WindowView(ends=ends) if min(ends) < self._positions else None
-        device = self._ends_there.device
-        ends_there = self._ends_there[_rows(windows, device=device)].unsqueeze(1)
-        unseen = torch.arange(self._positions, device=device) >= ends_there  # (window, pos)
-        return WindowView(unseen=unseen[:, None, None, :])
+            numbers = ends.tolist()
+            return WindowView(slots, numbers if min(numbers) < self._positions else ())
+        unseen = torch.arange(self._positions, device=device) >= ends.unsqueeze(1)  # (window, pos)
+        return WindowView(slots, unseen=unseen[:, None, None, :])
 
-    def _copy_end(self, source: int, target: int) -> None:
+    def move(self, source: int, target: int) -> None:
+        """Copy everything slot `source` holds into slot `target`."""
+        self._text[:, :, target].copy_(self._text[:, :, source])
+        self._copy_window(source // self.beams, target // self.beams)
+        if self._texts is not None:
+            self._texts.copy([target], [source])
+
+    def _copy_window(self, source: int, target: int) -> None:
+        for tensor in self._windows:
+            tensor[:, target].copy_(tensor[:, source])
         self._ends[target] = self._ends[source]
-        self._ends_there[target] = self._ends_there[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention keys and values of `sources`, all at once."""
@@ -475,15 +422,12 @@ class SlotCache:
         self._text[:, :, rows] = self._text[:, :, source : source + 1]
         window = source // self.beams
         for other in {target // self.beams for target in targets} - {window}:
-            for tensor in self._windows:
-                tensor[:, other].copy_(tensor[:, window])
-            self._copy_end(window, other)
+            self._copy_window(window, other)
         if self._texts is not None:
             self._texts.copy(targets, [source] * len(targets))
 
 
 def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
-    """Look a little past the furthest position on a CPU, and at the whole cache elsewhere."""
     if positions.device.type != "cpu":
         return max_positions
     first, last = int(positions.min()), int(positions.max())

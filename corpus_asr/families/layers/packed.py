@@ -7,7 +7,7 @@ product of one window do so thousands of times: on busy machines the difference 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -51,32 +51,28 @@ def run_per_sample(
     if size is not None:
         numbers.sort(key=lambda number: -size(items[number]))
     alone = len(items) // threads * threads
-    found: dict[int, Result] = {}
+    results: dict[int, Result] = {}
     for some, workers in ((numbers[:alone], threads), (numbers[alone:], len(numbers) - alone)):
         if some:
             small = size is not None and size(items[some[-1]]) < WORTH_SEVERAL_THREADS
-            each = 1 if small else threads // workers
-            crew = _Crew(function, items, some, found, inference=inference)
-            crew.run(workers, threads_each=each)
-    return [found[number] for number in range(len(items))]
+            crew = _Crew(lambda number: function(items[number]), some, results, inference)
+            crew.run(workers, threads_each=1 if small else threads // workers)
+    return [results[number] for number in range(len(items))]
 
 
 class _Crew:
-    """Threads that take items off one list."""
+    """Threads that take numbers off one list and put what they compute of each into `results`."""
 
     def __init__(
         self,
-        function: Callable[[Item], Result],
-        items: Sequence[Item],
+        compute: Callable[[int], Any],
         numbers: Sequence[int],
-        found: dict[int, Result],
-        *,
+        results: dict[int, Any],
         inference: bool,
     ) -> None:
-        self._function = function
-        self._items = items
+        self._compute = compute
         self._left = iter(numbers)
-        self._found = found
+        self._results = results
         self._inference = inference
         self._errors: dict[int, Exception] = {}
         self._lock = threading.Lock()
@@ -111,7 +107,7 @@ class _Crew:
         with torch.inference_mode(self._inference):
             while (number := self._next()) is not None:
                 try:
-                    self._found[number] = self._function(self._items[number])
+                    self._results[number] = self._compute(number)
                 except Exception as error:  # it is the caller's, who waits in another thread
                     self._errors[number] = error
 
@@ -158,29 +154,25 @@ class PackedEncoderBlock:
         """Let every position see the first `heard`; changes `hidden`, which is float32."""
         attended = self._attend(hidden, len(hidden) if heard is None else heard)
         blocks = list(zip(blocks_of(hidden), blocks_of(attended), strict=True))
-        run_per_sample(self._finish, blocks, size=_rows)
+        run_per_sample(self._finish, blocks, size=lambda block: len(block[0]))
 
     def _finish(self, block: tuple[Float[Tensor, "row width"], Float[Tensor, "row width"]]) -> None:
         rows, attended = block
         self._out.add_to(rows, attended)
-        self._fc2.add_to(rows, self._inner(rows))
-
-    def _inner(self, rows: Float[Tensor, "row width"]) -> Float[Tensor, "row inner"]:
         inner = self._fc1.by_block(rows, after=self._after)
-        return inner if self._after != "none" else self._activate(inner)
+        self._fc2.add_to(rows, inner if self._after != "none" else self._activate(inner))
 
     def _attend(self, hidden: Float[Tensor, "pos width"], heard: int) -> Float[Tensor, "pos width"]:
         positions, width = hidden.shape
         qkv = torch.cat(run_per_sample(self._qkv.by_block, blocks_of(hidden), size=len))
         # (3, head, pos, head_dim)
         query, key, value = qkv.view(positions, 3, self._heads, -1).permute(1, 2, 0, 3).contiguous()
-        if not self._by_head:
-            # As a batch of one: without a batch the fused kernel is not chosen, 3 times as slow.
-            seen = key[:, :heard], value[:, :heard]
-            batch = query.unsqueeze(0), seen[0].unsqueeze(0), seen[1].unsqueeze(0)
-            attended = F.scaled_dot_product_attention(*batch, scale=1.0).squeeze(0)
-        else:
+        if self._by_head:
             attended = _attend_by_head(query, key, value, heard)
+        else:
+            # As a batch of one: without a batch the fused kernel is not chosen, 3 times as slow.
+            batch = query[None], key[None, :, :heard], value[None, :, :heard]
+            attended = F.scaled_dot_product_attention(*batch, scale=1.0)[0]
         return attended.transpose(0, 1).reshape(positions, width)
 
 
@@ -210,10 +202,6 @@ def _attend_by_head(
 
     run_per_sample(attend, range(len(query)), size=lambda head: 1)
     return attended
-
-
-def _rows(block: tuple[Tensor, Tensor]) -> int:
-    return len(block[0])
 
 
 def blocks_of(rows: Float[Tensor, "pos width"]) -> tuple[Tensor, ...]:

@@ -8,7 +8,6 @@ import copy
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-_ROWS_HINT = 16  # what the packed layout is chosen for
+# Rows the packed layouts are chosen for: of 1 to 256 measured, never far from the best.
+_PACKED_ROWS = 16
 _TINY = 1e-12  # keeps the scale of all-zero numbers above zero
 _SMALLEST = 1e-4  # of what is raised to a power
 _SPREAD = 3.0  # standard deviations that a normed channel is reckoned to reach
@@ -27,16 +27,17 @@ _BLOCK_STEPS = 254  # one less than fits, so that rounding the zero point cannot
 Fused = Literal["none", "gelu", "relu"]
 """What a product can apply to its outcome by itself."""
 
-# The operators that TorchInductor emits for quantised layers on x86 CPUs.
+_FUSED: dict[Fused, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+# The operators that TorchInductor emits on x86 CPUs: for quantised layers, and for linear ones.
 _ONEDNN: Any = torch.ops.onednn
+_MKLDNN: Any = torch.ops.mkldnn
 _SHIFT = torch.tensor(128.5)
 
 
-@dataclass(frozen=True, slots=True)
-class _Quantised:
-    values: UInt8[Tensor, "row width"]
-    scale: float
-    zero_point: int
+def fused_activation(function: Callable[[Tensor], Tensor]) -> Fused:
+    """Return the name under which a product applies an activation itself; `none` if it cannot."""
+    return next((name for name, fused in _FUSED.items() if fused is function), "none")
 
 
 class Int8Weights:
@@ -49,7 +50,7 @@ class Int8Weights:
         self._scales = (wide.abs().amax(dim=1) / _WEIGHT_STEPS).clamp(min=_TINY)
         rounded = (wide / self._scales.unsqueeze(1)).round_().to(torch.int8)
         self._row_scales = self._scales / _ROW_STEPS
-        self._packed: Tensor = _ONEDNN.qlinear_prepack(rounded, [_ROWS_HINT, weight.shape[1]])
+        self._packed: Tensor = _ONEDNN.qlinear_prepack(rounded, [_PACKED_ROWS, weight.shape[1]])
         self._zeros = torch.zeros(len(weight), dtype=torch.long)
         self._bias = None if bias is None else bias.float()
 
@@ -88,20 +89,28 @@ class Int8Weights:
         self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
         """Apply the map, and what is fused to it, with one scale for all rows."""
-        return self._multiply(_quantise(hidden), self._bias, hidden.dtype, after)
-
-    def _multiply(
-        self,
-        block: _Quantised,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        after: Fused = "none",
-    ) -> Tensor:
+        values, scale, zero_point = _quantised(hidden)
         product: Tensor = _ONEDNN.qlinear_pointwise(
-            block.values, block.scale, block.zero_point, self._packed, self._scales, self._zeros,
-            bias, 1.0, 0, dtype, after, [], "none",
+            values, scale, zero_point, self._packed, self._scales, self._zeros,
+            self._bias, 1.0, 0, hidden.dtype, after, [], "none",
         )  # fmt: skip
         return product
+
+
+def _quantised(
+    hidden: Float[Tensor, "row width"],
+) -> tuple[UInt8[Tensor, "row width"], float, int]:
+    """Round to 8 bits with one scale and zero point, which are returned too."""
+    low, high = (float(edge) for edge in torch.aminmax(hidden))
+    # Zero must be among what the steps can say, or the zero point would not fit.
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not math.isfinite(high - low):
+        # What is not a number must not become one.
+        return torch.zeros_like(hidden, dtype=torch.uint8), math.nan, 1
+    scale = max((high - low) / _BLOCK_STEPS, _TINY)
+    zero_point = round(-low / scale)
+    values = hidden.float().mul(1.0 / scale).add_(zero_point + 0.5).to(torch.uint8)
+    return values, scale, zero_point
 
 
 def smoothed(
@@ -127,44 +136,19 @@ def smoothed(
     return even, factors
 
 
+def _has_onednn() -> bool:
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return platform.machine() in ("x86_64", "AMD64") and bool(available)
+
+
 def can_use_int8() -> bool:
     """Tell whether this machine multiplies 8-bit integers fast and torch has the operators."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(
-        available
+    return (
+        _has_onednn()
         and hasattr(_ONEDNN, "qlinear_pointwise")
         and hasattr(_ONEDNN, "qlinear_prepack")
-        and torch.cpu._is_vnni_supported()
+        and bool(torch.cpu._is_vnni_supported())
     )
-
-
-def _quantise(hidden: Float[Tensor, "row width"]) -> _Quantised:
-    low, high = (float(edge) for edge in torch.aminmax(hidden))
-    # Zero must be among what the steps can say, or the zero point would not fit.
-    low, high = min(low, 0.0), max(high, 0.0)
-    if not math.isfinite(high - low):
-        # What is not a number must not become one.
-        return _Quantised(torch.zeros_like(hidden, dtype=torch.uint8), math.nan, 1)
-    scale = max((high - low) / _BLOCK_STEPS, _TINY)
-    zero_point = round(-low / scale)
-    values = hidden.float().mul(1.0 / scale).add_(zero_point + 0.5).to(torch.uint8)
-    return _Quantised(values, scale, zero_point)
-
-
-# Rows the packed layout is chosen for. Measured from 1 to 256 rows: 16 is never far from the best.
-_PACKED_ROWS = 16
-
-# The operators that TorchInductor emits for linear layers on CPUs.
-_MKLDNN: Any = torch.ops.mkldnn
-
-_FUSED: dict[Fused, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-
-
-def fused_activation(function: Callable[[Tensor], Tensor]) -> Fused:
-    """Return the name under which a product applies an activation itself; `none` if it cannot."""
-    return next((name for name, fused in _FUSED.items() if fused is function), "none")
 
 
 class Projection:
@@ -176,8 +160,8 @@ class Projection:
     Args:
         linears: maps with the same input width, dtype and device.
         scales: factor of each map's output, folded into its weights; default 1.
-        int8: whether weights and inputs are rounded to 8 bits; see `int8.can_use_int8`.
-        input_factors: what the inputs have been divided by; see `int8.smoothed`.
+        int8: whether weights and inputs are rounded to 8 bits; see `can_use_int8`.
+        input_factors: what the inputs have been divided by; see `smoothed`.
     """
 
     def __init__(
@@ -200,7 +184,9 @@ class Projection:
                 self._int8 = Int8Weights(weight, self._bias)
             else:
                 self._packed = _can_pack(weight)
-                self._weight = _packed(weight) if self._packed else weight
+                self._weight: Tensor = weight
+                if self._packed:
+                    self._weight = _MKLDNN._reorder_linear_weight(weight, _PACKED_ROWS)
 
     def __call__(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
         """Apply the maps to tokens of many sequences: no row's result depends on another row."""
@@ -288,19 +274,13 @@ def _stacked_bias(linears: Sequence[nn.Linear], factors: Sequence[float]) -> Ten
     return _stacked(filled, factors)
 
 
-def _packed(weight: Tensor) -> Tensor:
-    packed: Tensor = _MKLDNN._reorder_linear_weight(weight, _PACKED_ROWS)
-    return packed
-
-
 def _can_pack(weight: Tensor) -> bool:
     # Packing makes products of 8 rows 2 to 4 times faster. Two Zen 4 cores, 51,865 x 512 logits:
     # 15.0 -> 4.2 ms in float32, 3.6 -> 1.9 ms in bfloat16. float16 has no fast kernels there, and
     # other processors were not measured.
-    if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+    if weight.device.type != "cpu" or not _has_onednn():
         return False
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not available or not hasattr(_MKLDNN, "_reorder_linear_weight"):
+    if not hasattr(_MKLDNN, "_reorder_linear_weight"):
         return False
     if weight.dtype == torch.bfloat16:
         return bool(_MKLDNN._is_mkldnn_bf16_supported())

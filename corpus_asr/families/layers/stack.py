@@ -1,22 +1,16 @@
 """Stacks of blocks that the encoders and decoders of all families share."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from corpus_asr.families.layers.attention import causal_mask
-from corpus_asr.families.layers.blocks import (
-    AttentionWeights,
-    BlockSettings,
-    DecoderBlock,
-    EncoderBlock,
-)
+from corpus_asr.families.layers.blocks import DecoderBlock, Record, causal_mask
 from corpus_asr.families.layers.kv_cache import DecoderCache, taken
 from corpus_asr.families.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
@@ -38,141 +32,106 @@ def sinusoids(length: int, width: int) -> Float[Tensor, "pos width"]:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-@dataclass(slots=True, kw_only=True)
-class Record:
-    """What a call was asked to return beside the last states."""
-
-    states: list[Tensor] | None
-    """Before every block and after the last norm; None where nobody asks."""
-    weights: AttentionWeights | None
-    """Of attention; None where nobody asks."""
-
-    @classmethod
-    def asked(cls, config: Any, attentions: bool | None, states: bool | None) -> Self:
-        """Make an empty one; None asks the configuration."""
-        attentions = config.output_attentions if attentions is None else attentions
-        states = config.output_hidden_states if states is None else states
-        return cls(
-            states=[] if states else None, weights=AttentionWeights() if attentions else None
-        )
-
-    def add(self, hidden: Float[Tensor, "batch pos width"]) -> None:
-        """Keep states if they are asked for."""
-        if self.states is not None:
-            self.states.append(hidden)
-
-    @property
-    def hidden_states(self) -> tuple[Tensor, ...] | None:
-        """All states kept."""
-        return None if self.states is None else tuple(self.states)
-
-    @property
-    def attentions(self) -> tuple[Tensor, ...] | None:
-        """Weights of self-attention."""
-        return None if self.weights is None else tuple(self.weights.own)
-
-    @property
-    def cross_attentions(self) -> tuple[Tensor, ...] | None:
-        """Weights of cross-attention."""
-        return None if self.weights is None else tuple(self.weights.cross)
-
-
 class Stack(nn.Module):
-    """A stack of blocks.
+    """Blocks and a last norm; training may leave blocks out, or compute them twice."""
 
-    Args:
-        layerdrop: probability of leaving out a block in training (Fan et al. 2019).
-    """
+    layers: nn.ModuleList
+    layer_norm: nn.LayerNorm
 
-    def __init__(self, layerdrop: float) -> None:
+    def __init__(self, config: Any, *, layerdrop: float) -> None:
         super().__init__()
+        self.config = config
         self.layerdrop = layerdrop
+        """Probability of leaving out a block in training (Fan et al. 2019)."""
         self.gradient_checkpointing = False
         """Whether training computes the states inside a block twice instead of keeping them."""
 
+    def _add_blocks(self, block: type[nn.Module], number: int, *, key_bias: bool) -> None:
+        """Make the blocks: last, since parameters are listed in this order."""
+        self.layers = nn.ModuleList(block(self.config, key_bias=key_bias) for _ in range(number))
+        self.layer_norm = nn.LayerNorm(self.config.d_model)
+
+    def _run_blocks(
+        self,
+        hidden: Float[Tensor, "batch pos width"],
+        record: Record,
+        by_layer: list[dict[str, Any]],
+        **options: Any,
+    ) -> Float[Tensor, "batch pos width"]:
+        """Run embedded positions through the blocks, each with `options` and with its own."""
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        for layer, own in zip(self.layers, by_layer, strict=True):
+            if record.states is not None:
+                record.states.append(hidden)
+            hidden = self._through(layer, hidden, record=record, **options, **own)
+        last: Tensor = self.layer_norm(hidden)
+        if record.states is not None:
+            record.states.append(last)
+        return last
+
     def _through(
-        self, block: nn.Module, hidden: Float[Tensor, "batch pos width"], *args: Any, **options: Any
+        self, block: nn.Module, hidden: Float[Tensor, "batch pos width"], **options: Any
     ) -> Float[Tensor, "batch pos width"]:
         # Drawn on the CPU, so that no host waits for a device to know what to run.
         if self.training and self.layerdrop > 0 and float(torch.rand([])) < self.layerdrop:
             return hidden
         if self.training and self.gradient_checkpointing:
-            computed: Tensor = checkpoint(block, hidden, *args, use_reentrant=False, **options)
+            computed: Tensor = checkpoint(block, hidden, use_reentrant=False, **options)
         else:
-            computed = block(hidden, *args, **options)
+            computed = block(hidden, **options)
         return computed
 
-    def _freeze_parameters(self) -> None:
-        """Keep training from changing this tower."""
-        self.requires_grad_(False)
+    def _head_masks(self, mask: Tensor | None, *, heads: int, name: str) -> list[Tensor | None]:
+        """Split a mask of (layer, head) into one per layer; without one there is None for each."""
+        layers = len(self.layers)
+        if mask is None:
+            return [None] * layers
+        if tuple(mask.shape) != (layers, heads):
+            raise ValueError(
+                f"reading {name}: found shape {tuple(mask.shape)}, expected {layers} layers x "
+                f"{heads} heads"
+            )
+        return list(mask.float())
 
 
-def head_masks(mask: Tensor | None, *, layers: int, heads: int, name: str) -> list[Tensor | None]:
-    """Split a mask of (layer, head) into one per layer; without one there is None for each."""
-    if mask is None:
-        return [None] * layers
-    if tuple(mask.shape) != (layers, heads):
-        raise ValueError(
-            f"reading {name}: found shape {tuple(mask.shape)}, expected {layers} layers x "
-            f"{heads} heads"
-        )
-    return list(mask.float())
+def _tuple(tensors: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+    return None if tensors is None else tuple(tensors)
+
+
+def hiding_mask(
+    heard: Bool[Tensor, "batch pos"], *, like: Tensor
+) -> Float[Tensor, "batch 1 1 pos"]:
+    """Return what is added to the scores so that nothing but `heard` is seen."""
+    mask = torch.zeros(heard.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill(~heard, torch.finfo(like.dtype).min)[:, None, None, :]
 
 
 class FeatureEncoder(Stack):
     """Pre-norm blocks and a last norm; a family adds what comes before."""
 
-    layers: nn.ModuleList
-    layer_norm: nn.LayerNorm
-
     def __init__(self, config: Any) -> None:
-        super().__init__(config.encoder_layerdrop)
-        self.config = config
+        super().__init__(config, layerdrop=config.encoder_layerdrop)
 
-    def _add_blocks(self, *, key_bias: bool) -> None:
-        """Make the blocks: last, since parameters are listed in this order."""
-        config = self.config
-        settings = BlockSettings.of(
-            config,
-            heads=config.encoder_attention_heads,
-            ffn_dim=config.encoder_ffn_dim,
-            key_bias=key_bias,
-        )
-        self.layers = nn.ModuleList(EncoderBlock(settings) for _ in range(config.encoder_layers))
-        self.layer_norm = nn.LayerNorm(config.d_model)
-
-    def _run_blocks(
+    def _encode(
         self,
         hidden: Float[Tensor, "batch pos width"],
-        *,
-        mask: Float[Tensor, "batch 1 1 pos"] | None,
-        head_mask: Tensor | None,
         record: Record,
+        *,
+        mask: Float[Tensor, "batch 1 1 pos"] | None = None,
+        head_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         """Run embedded positions; put what every layer gives into `record`."""
-        config = self.config
-        heads = config.encoder_attention_heads
-        per_layer = head_masks(head_mask, layers=len(self.layers), heads=heads, name="head_mask")
-        hidden = F.dropout(hidden, config.dropout, self.training)
-        for layer, heard in zip(self.layers, per_layer, strict=True):
-            record.add(hidden)
-            hidden = self._through(
-                layer, hidden, mask=mask, head_mask=heard, weights=record.weights
-            )
-        encoded: Tensor = self.layer_norm(hidden)
-        record.add(encoded)
-        return encoded
+        heads = self.config.encoder_attention_heads
+        masks = self._head_masks(head_mask, heads=heads, name="head_mask")
+        return self._run_blocks(hidden, record, [{"head_mask": one} for one in masks], mask=mask)
 
     def _output(
-        self,
-        last: Float[Tensor, "batch pos width"],
-        record: Record,
-        return_dict: bool | None,
+        self, last: Float[Tensor, "batch pos width"], record: Record, return_dict: bool | None
     ) -> BaseModelOutput | tuple[Any, ...]:
         output = BaseModelOutput(
             last_hidden_state=last,
-            hidden_states=record.hidden_states,
-            attentions=record.attentions,
+            hidden_states=_tuple(record.states),
+            attentions=_tuple(record.own),
         )
         return output.as_asked(self.config, return_dict)
 
@@ -199,30 +158,81 @@ class TokenDecoder(Stack):
     `positions` is what the family keeps as `embed_positions`.
     """
 
+    _placed: Callable[..., Float[Tensor, "batch token width"]]
+    """Adds positions to embedded tokens, of these ids or None, that follow so many others."""
+
     def __init__(self, config: Any, positions: nn.Module, *, key_bias: bool) -> None:
-        super().__init__(config.decoder_layerdrop)
-        width, padding = config.d_model, config.pad_token_id
+        super().__init__(config, layerdrop=config.decoder_layerdrop)
+        padding = config.pad_token_id
         if padding is not None and not -config.vocab_size <= padding < config.vocab_size:
             raise ValueError(
                 f"making a decoder: pad_token_id is {padding}, but vocab_size is "
                 f"{config.vocab_size}; set both, or pad_token_id to None"
             )
-        self.config = config
         self.heads: int = config.decoder_attention_heads
+        self.max_source_positions: int = config.max_source_positions
         self.max_target_positions: int = config.max_target_positions
         # What comes after padding does not train its embedding.
-        self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=padding)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, padding_idx=padding)
         self.embed_positions = positions
-        settings = BlockSettings.of(
-            config, heads=self.heads, ffn_dim=config.decoder_ffn_dim, key_bias=key_bias
-        )
-        self.layers = nn.ModuleList(DecoderBlock(settings) for _ in range(config.decoder_layers))
-        self.layer_norm = nn.LayerNorm(width)
+        self._add_blocks(DecoderBlock, config.decoder_layers, key_bias=key_bias)
 
-    def _past(self, past_key_values: Any, use_cache: bool | None) -> DecoderCache | None:
-        """Return what is continued or begun."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **positions: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
+        """Run tokens; each sees itself, those before it and the window.
+
+        Arguments are those of transformers; None asks the configuration. Without
+        `encoder_hidden_states` there is no cross-attention.
+        """
         past = taken(past_key_values, num_layers=len(self.layers))
-        return DecoderCache(len(self.layers)) if past is None and self._caches(use_cache) else past
+        caches = self._caches(use_cache)
+        if past is None and caches:
+            past = DecoderCache(len(self.layers))
+        start = past.get_seq_length() if past else 0
+        embedded = self._embedded(input_ids, inputs_embeds)
+        check_encoded(encoder_hidden_states, embedded)
+        hidden = self._placed(embedded, input_ids, start, **positions)
+        own = self._head_masks(head_mask, heads=self.heads, name="decoder_head_mask")
+        cross = self._head_masks(
+            cross_attn_head_mask, heads=self.heads, name="cross_attn_head_mask"
+        )
+        pasts = past.layers if past else [None] * len(self.layers)
+        by_layer = [
+            {"head_mask": one, "cross_head_mask": other, "past": kept}
+            for one, other, kept in zip(own, cross, pasts, strict=True)
+        ]
+        record = Record.asked(self.config, output_attentions, output_hidden_states)
+        last = self._run_blocks(
+            hidden,
+            record,
+            by_layer,
+            encoded=encoder_hidden_states,
+            mask=_mask(attention_mask, start, hidden),
+            cross_mask=_cross_mask(encoder_attention_mask, encoder_hidden_states),
+        )
+        output = BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=last,
+            past_key_values=past if caches else None,
+            hidden_states=_tuple(record.states),
+            attentions=_tuple(record.own),
+            cross_attentions=None if encoder_hidden_states is None else _tuple(record.cross),
+        )
+        return output.as_asked(self.config, return_dict)
 
     def _caches(self, use_cache: bool | None) -> bool:
         use_cache = self.config.use_cache if use_cache is None else use_cache
@@ -236,66 +246,17 @@ class TokenDecoder(Stack):
                 f"decoding: found {found} of decoder_input_ids and decoder_inputs_embeds, expected "
                 f"one of them; the first tokens of a transcript are its prompt"
             )
-        if input_ids is None:
-            assert embeds is not None
-            if embeds.ndim != 3 or embeds.shape[2] != self.config.d_model:
-                raise ValueError(
-                    f"decoding: found decoder_inputs_embeds of shape {tuple(embeds.shape)}, "
-                    f"expected (batch, token, {self.config.d_model})"
-                )
-            return embeds
-        check_tokens(input_ids, self.config.vocab_size, doing="decoding")
-        embedded: Tensor = self.embed_tokens(input_ids)
-        return embedded
-
-    def _decode(
-        self,
-        hidden: Float[Tensor, "batch token width"],
-        *,
-        attention_mask: Tensor | None,
-        encoded: Float[Tensor, "batch pos width"] | None,
-        cross_mask: Float[Tensor, "batch 1 1 pos"] | None = None,
-        past: DecoderCache | None,
-        head_mask: Tensor | None,
-        cross_attn_head_mask: Tensor | None,
-        use_cache: bool | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        return_dict: bool | None,
-    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
-        """Run embedded tokens, positions included; arguments as of the families' `forward`."""
-        config, layers, heads = self.config, len(self.layers), self.heads
-        start = past.get_seq_length() if past else 0
-        record = Record.asked(config, output_attentions, output_hidden_states)
-        mask = _mask(attention_mask, start, hidden)
-        own = head_masks(head_mask, layers=layers, heads=heads, name="decoder_head_mask")
-        cross = head_masks(
-            cross_attn_head_mask, layers=layers, heads=heads, name="cross_attn_head_mask"
-        )
-        hidden = F.dropout(hidden, config.dropout, self.training)
-        for i, layer in enumerate(self.layers):
-            record.add(hidden)
-            hidden = self._through(
-                layer,
-                hidden,
-                encoded,
-                mask=mask,
-                cross_mask=cross_mask,
-                past=past.layers[i] if past else None,
-                head_mask=own[i],
-                cross_head_mask=cross[i],
-                weights=record.weights,
+        if embeds is None:
+            assert input_ids is not None
+            check_tokens(input_ids, self.config.vocab_size, doing="decoding")
+            embedded: Tensor = self.embed_tokens(input_ids)
+            return embedded
+        if embeds.ndim != 3 or embeds.shape[2] != self.config.d_model:
+            raise ValueError(
+                f"decoding: found decoder_inputs_embeds of shape {tuple(embeds.shape)}, "
+                f"expected (batch, token, {self.config.d_model})"
             )
-        last: Tensor = self.layer_norm(hidden)
-        record.add(last)
-        output = BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=last,
-            past_key_values=past if self._caches(use_cache) else None,
-            hidden_states=record.hidden_states,
-            attentions=record.attentions,
-            cross_attentions=None if encoded is None else record.cross_attentions,
-        )
-        return output.as_asked(config, return_dict)
+        return embeds
 
 
 def check_tokens(
@@ -351,3 +312,16 @@ def _mask(
     hidden = attention_mask.to(embedded.device)[:, None, None, :] == 0
     # Replaced, not added: two of the lowest numbers would make -inf, and a row of those NaN.
     return mask.masked_fill(hidden, torch.finfo(embedded.dtype).min)
+
+
+def _cross_mask(
+    attention_mask: Tensor | None, encoded: Float[Tensor, "batch pos width"] | None
+) -> Float[Tensor, "batch 1 1 pos"] | None:
+    if attention_mask is None or encoded is None:
+        return None
+    if attention_mask.shape != encoded.shape[:2]:
+        raise ValueError(
+            f"decoding: found an encoder_attention_mask of shape {tuple(attention_mask.shape)}, "
+            f"expected {tuple(encoded.shape[:2])}: one value for each position of the encoder"
+        )
+    return hiding_mask(attention_mask != 0, like=encoded)

@@ -2,16 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.stack import FeatureEncoder, Record, check_values, sinusoids
+from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
+from corpus_asr.families.layers.stack import (
+    FeatureEncoder,
+    check_values,
+    hiding_mask,
+    sinusoids,
+)
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.speech2text.config import Speech2TextConfig
+
+_Length = TypeVar("_Length", int, Tensor)
 
 
 class Speech2TextPositions(nn.Module):
@@ -57,12 +65,9 @@ class Speech2TextPositions(nn.Module):
     @torch.no_grad()
     def _made(self, rows: int) -> Tensor:
         even = self.width - self.width % 2
-        table = torch.nn.functional.pad(sinusoids(rows, even), (0, self.width - even))
+        table = F.pad(sinusoids(rows, even), (0, self.width - even))
         table[self.padding_row] = 0.0
         return table
-
-
-_NOTHING = Record(states=None, weights=None)
 
 
 class Conv1dSubsampler(nn.Module):
@@ -97,7 +102,7 @@ class Conv1dSubsampler(nn.Module):
             if num_frames is not None:
                 # What a convolution makes of the zeros behind a row is no zero to the next one.
                 hidden = hidden.masked_fill(~within(num_frames, hidden.shape[2])[:, None], 0.0)
-                num_frames = shortened(num_frames, 1)
+                num_frames = shorter(num_frames, 1)
             hidden = F.glu(conv(hidden), dim=1)
         return hidden.transpose(1, 2).contiguous()
 
@@ -112,13 +117,12 @@ class Speech2TextEncoder(FeatureEncoder):
 
     def __init__(self, config: Speech2TextConfig) -> None:
         super().__init__(config)
-        padding = padding_row(config)
         self.num_mel_bins = config.input_feat_per_channel * config.input_channels
         self.max_source_positions = config.max_source_positions
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         self.conv = Conv1dSubsampler(config)
-        self.embed_positions = Speech2TextPositions(config.d_model, padding)
-        self._add_blocks(key_bias=True)
+        self.embed_positions = Speech2TextPositions(config.d_model, padding_row(config))
+        self._add_blocks(EncoderBlock, config.encoder_layers, key_bias=True)
 
     def forward(
         self,
@@ -141,7 +145,7 @@ class Speech2TextEncoder(FeatureEncoder):
         if attention_mask is not None:
             heard = heard_positions(attention_mask, hidden.shape[1], config=self.config)
         record = Record.asked(self.config, output_attentions, output_hidden_states)
-        last = self._run(hidden, heard, head_mask, record)
+        last = self._run(hidden, heard, record, head_mask)
         return self._output(last, record, return_dict)
 
     def encode(
@@ -157,21 +161,21 @@ class Speech2TextEncoder(FeatureEncoder):
         """
         check_features(input_features, num_mel_bins=self.num_mel_bins)
         if num_frames is None:
-            return self._run(self.conv(input_features), None, None, _NOTHING)
+            return self._run(self.conv(input_features), None, NOTHING)
         rows, longest, _ = input_features.shape
         check_heard(num_frames, rows=rows, longest=longest)
         frames = torch.tensor(list(num_frames), device=input_features.device)
         hidden = self.conv(input_features, frames)
-        heard = within(shortened(frames, len(self.conv.conv_layers)), hidden.shape[1])
-        encoded = self._run(hidden, heard, None, _NOTHING)
+        heard = within(shorter(frames, len(self.conv.conv_layers)), hidden.shape[1])
+        encoded = self._run(hidden, heard, NOTHING)
         return encoded.masked_fill(~heard[:, :, None], 0.0)
 
     def _run(
         self,
         hidden: Float[Tensor, "batch pos width"],
         heard: Bool[Tensor, "batch pos"] | None,
-        head_mask: Tensor | None,
         record: Record,
+        head_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         mask = None if heard is None else hiding_mask(heard, like=hidden)
         if heard is None:
@@ -179,7 +183,7 @@ class Speech2TextEncoder(FeatureEncoder):
         # transformers takes a mask of 0 and 1 for tokens, and the padding token for padding.
         counted = (~heard).long() != self.embed_positions.padding_row
         hidden = self.embed_scale * hidden + self.embed_positions(counted, like=hidden)
-        return self._run_blocks(hidden, mask=mask, head_mask=head_mask, record=record)
+        return self._encode(hidden, record, mask=mask, head_mask=head_mask)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -209,7 +213,7 @@ def heard_positions(
             f"encoding: found an attention_mask without any frame in rows {rows}, expected one "
             f"frame or more; leave these rows out"
         )
-    return within(shortened(frames, layers), positions)
+    return within(shorter(frames, layers), positions)
 
 
 def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch pos"]:
@@ -217,24 +221,9 @@ def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch 
     return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
 
 
-def shortened(lengths: Int[Tensor, " batch"], num_layers: int) -> Int[Tensor, " batch"]:
-    """Return what so many convolutions leave of lengths."""
-    for _ in range(num_layers):
-        lengths = (lengths + 1) // 2
-    return lengths
-
-
-def shorter(length: int, num_layers: int) -> int:
-    """Return what so many convolutions leave of a length."""
+def shorter(length: _Length, num_layers: int) -> _Length:
+    """Return what so many convolutions leave of lengths: each halves, rounding up."""
     return -(-length // (1 << num_layers))
-
-
-def hiding_mask(
-    heard: Bool[Tensor, "batch pos"], *, like: Tensor
-) -> Float[Tensor, "batch 1 1 pos"]:
-    """Return what is added to the scores so that nothing but `heard` is seen."""
-    mask = torch.zeros(heard.shape, dtype=like.dtype, device=like.device)
-    return mask.masked_fill(~heard, torch.finfo(like.dtype).min)[:, None, None, :]
 
 
 def padding_row(config: Speech2TextConfig) -> int:

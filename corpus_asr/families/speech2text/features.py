@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float16, Float32
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.registry import PartFeatures
-from corpus_asr.families.saved_files import read_json_object
+from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures
+from corpus_asr.families.saved_files import find_saved
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.features.fbank import (
     ENERGY_FLOOR,
@@ -40,7 +40,6 @@ _DEFAULTS = {
     "normalize_means": True,
     "normalize_vars": True,
 }
-_FILES = (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor"))
 
 
 class Speech2TextPartFeatures:
@@ -66,7 +65,7 @@ class Speech2TextPartFeatures:
                 the checkpoint expects features that are not computed here.
         """
         config = Speech2TextConfig.from_pretrained(folder)
-        path, found = _extractor_settings(folder)
+        path, found = find_saved(folder, SETTINGS_FILES)
         settings = _DEFAULTS | {name: found[name] for name in _DEFAULTS.keys() & found.keys()}
         computed: dict[str, Any] = {
             "sampling_rate": SAMPLE_RATE_HZ,
@@ -120,20 +119,3 @@ class Speech2TextPartFeatures:
         if not len(cut):
             return cut
         return mean_variance_normalised(cut, means=self._means, variances=self._variances)
-
-
-def _extractor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Read how the checkpoint's features are extracted, from whichever file says so."""
-    for name, key in _FILES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        found = read_json_object(path)
-        settings = found if key is None else found.get(key)
-        if isinstance(settings, dict):
-            return path, settings
-    raise CheckpointError(
-        f"looking in {folder} for how features are extracted: found no preprocessor_config.json, "
-        "and no feature_extractor in processor_config.json; fetch the checkpoint again, or save "
-        "the extractor it was trained with there"
-    )

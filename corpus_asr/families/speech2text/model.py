@@ -1,13 +1,16 @@
-"""Speech2Text's networks: encoder and decoder, without and with the projection."""
+"""Speech2Text's networks: the decoder, and encoder and decoder without and with the projection."""
 
+import math
 from typing import Any, ClassVar
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.families.layers.stack import TokenDecoder
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
-    BaseModelOutput,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
     given_encoding,
@@ -15,8 +18,12 @@ from corpus_asr.families.outputs import (
 )
 from corpus_asr.families.pretrained import TokenTables, Vocabulary
 from corpus_asr.families.speech2text.config import Speech2TextConfig
-from corpus_asr.families.speech2text.decoder import Speech2TextDecoder
-from corpus_asr.families.speech2text.encoder import Speech2TextEncoder, heard_positions
+from corpus_asr.families.speech2text.encoder import (
+    Speech2TextEncoder,
+    Speech2TextPositions,
+    heard_positions,
+    padding_row,
+)
 from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
 
 # Old checkpoints store what is computed here.
@@ -26,6 +33,38 @@ _COMPUTED = (
     "encoder.version",
     "decoder.version",
 )
+
+
+class Speech2TextDecoder(TokenDecoder):
+    """Scaled token embeddings, sinusoidal positions, pre-norm blocks and a last norm.
+
+    Padding takes no position. Embeddings that are given are scaled already, and none is padding.
+
+    Source: Wang et al. 2020, section 2.1; parameter names of
+    transformers/models/speech_to_text/modeling_speech_to_text.py, equal to it within 1e-5 in
+    float32.
+    """
+
+    embed_positions: Speech2TextPositions
+
+    def __init__(self, config: Speech2TextConfig) -> None:
+        positions = Speech2TextPositions(config.d_model, padding_row(config))
+        super().__init__(config, positions, key_bias=True)
+        self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+
+    def _placed(
+        self,
+        embedded: Float[Tensor, "batch token width"],
+        input_ids: Tensor | None,
+        start: int,
+    ) -> Float[Tensor, "batch token width"]:
+        if input_ids is None:
+            counted = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
+        else:
+            embedded = embedded * self.embed_scale
+            counted = input_ids != self.embed_positions.padding_row
+        positions: Tensor = self.embed_positions(counted, start=start, like=embedded)
+        return embedded + positions
 
 
 class Speech2TextModel(TokenTables):
@@ -41,18 +80,6 @@ class Speech2TextModel(TokenTables):
         self.encoder = Speech2TextEncoder(config)
         self.decoder = Speech2TextDecoder(config)
         self._draw_weights()
-
-    def get_encoder(self) -> Speech2TextEncoder:
-        """Return the encoder."""
-        return self.encoder
-
-    def get_decoder(self) -> Speech2TextDecoder:
-        """Return the decoder."""
-        return self.decoder
-
-    def freeze_encoder(self) -> None:
-        """Keep training from changing the encoder."""
-        self.encoder._freeze_parameters()
 
     def forward(
         self,
@@ -86,11 +113,15 @@ class Speech2TextModel(TokenTables):
         if encoded is None:
             assert input_features is not None
             encoded = self.encoder(input_features, attention_mask, head_mask, **wanted)
+        heard = None
+        if attention_mask is not None and encoded.last_hidden_state is not None:
+            positions = encoded.last_hidden_state.shape[1]
+            heard = heard_positions(attention_mask, positions, config=self.config)
         decoded = self.decoder(
             decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=self._heard(encoded, attention_mask),
+            encoder_attention_mask=heard,
             head_mask=decoder_head_mask,
             cross_attn_head_mask=cross_attn_head_mask,
             past_key_values=past_key_values,
@@ -98,14 +129,7 @@ class Speech2TextModel(TokenTables):
             use_cache=use_cache,
             **wanted,
         )
-        output = seq2seq_output(encoded, decoded)
-        return output.as_asked(self.config, return_dict)
-
-    def _heard(self, encoded: BaseModelOutput, attention_mask: Tensor | None) -> Tensor | None:
-        if attention_mask is None or encoded.last_hidden_state is None:
-            return None
-        positions = encoded.last_hidden_state.shape[1]
-        return heard_positions(attention_mask, positions, config=self.config)
+        return seq2seq_output(encoded, decoded).as_asked(self.config, return_dict)
 
 
 class Speech2TextSeq2SeqLM(Vocabulary):
@@ -117,7 +141,6 @@ class Speech2TextSeq2SeqLM(Vocabulary):
 
     _tied: ClassVar[dict[str, str]] = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
     _left_over: ClassVar[tuple[str, ...]] = _COMPUTED
-    _decoder: ClassVar[str] = "model.decoder"
     _projection: ClassVar[str] = "lm_head"
     _generation: ClassVar[Any] = GenerationConfig
 
@@ -125,18 +148,6 @@ class Speech2TextSeq2SeqLM(Vocabulary):
         super().__init__(config)
         self.model = Speech2TextModel(config)
         self._add_projection()
-
-    def get_encoder(self) -> Speech2TextEncoder:
-        """Return the encoder."""
-        return self.model.encoder
-
-    def get_decoder(self) -> Speech2TextDecoder:
-        """Return the decoder."""
-        return self.model.decoder
-
-    def freeze_encoder(self) -> None:
-        """Keep training from changing the encoder."""
-        self.model.freeze_encoder()
 
     def forward(
         self,
@@ -162,14 +173,10 @@ class Speech2TextSeq2SeqLM(Vocabulary):
         given, the decoder reads these, each one place later, after `decoder_start_token_id`; the
         loss leaves out -100.
         """
-        if labels is not None:
-            self._check_labels(labels)
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._shifted(labels)
         outputs = self.model(
             input_features,
             attention_mask,
-            decoder_input_ids,
+            self._decoder_inputs(labels, decoder_input_ids, decoder_inputs_embeds),
             decoder_attention_mask,
             head_mask,
             decoder_head_mask,

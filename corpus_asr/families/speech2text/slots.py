@@ -1,8 +1,7 @@
 """Speech2Text in the form that search runs: caches in numbered slots, a packed encoder on CPUs."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -22,7 +21,6 @@ from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
     Speech2TextPositions,
     check_heard,
-    shortened,
     shorter,
     within,
 )
@@ -31,56 +29,9 @@ if TYPE_CHECKING:
     from corpus_asr.families.speech2text.model import Speech2TextSeq2SeqLM
 
 
-class SinusoidalPositions:
-    """Scaled rows of the tokens, to which those of their positions are added."""
-
-    def __init__(
-        self, tokens: nn.Embedding, positions: Speech2TextPositions, *, scale: float, length: int
-    ) -> None:
-        self._tokens = tokens
-        self._scale = scale
-        self._padding_row = positions.padding_row
-        self._positions = positions.rows(length, like=tokens.weight)
-
-    @property
-    def weight(self) -> Float[Tensor, "vocab width"]:
-        """Of the tokens."""
-        return self._tokens.weight
-
-    def start(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        """Embed sequences that start at position 0; padding among them takes no position."""
-        counted = tokens != self._padding_row
-        return self._embed(tokens, counted.cumsum(dim=1) * counted + self._padding_row)
-
-    def at(
-        self, tokens: Int[Tensor, "*batch"], positions: Int[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch width"]:
-        """Embed tokens, each at its own position; padding has none."""
-        places = positions + (self._padding_row + 1)
-        return self._embed(
-            tokens, places.masked_fill_(tokens == self._padding_row, self._padding_row)
-        )
-
-    def _embed(
-        self, tokens: Int[Tensor, "*batch"], places: Int[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch width"]:
-        embedded = F.embedding(tokens, self._tokens.weight)
-        return torch.add(F.embedding(places, self._positions), embedded, alpha=self._scale)
-
-
 # Positions that rows are filled up to multiples of: oneDNN compiles its products for every shape
 # it meets and keeps a thousand of them. Divides the rows of a block.
 _STEP = 25
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One row to encode."""
-
-    features: Float[Tensor, "frame mel"]
-    """What the convolutions see; behind it they see zeros."""
-    positions: Float[Tensor, "pos width"]
-    """Of what is heard, which is what it gives."""
 
 
 class PackedSpeech2TextEncoder:
@@ -115,22 +66,25 @@ class PackedSpeech2TextEncoder:
         # As the encoder does: 0 stands for what is no padding, and may be the padding token.
         counted &= self._embed_positions.padding_row != 0
         positions = self._embed_positions(counted, like=torch.empty(0))[0]
-        items = [_Row(row, positions[:end]) for row, end in zip(rows, heard, strict=True)]
-        return run_per_sample(self._encode, items, size=lambda row: len(row.features))
+        items = [(row, positions[:end]) for row, end in zip(rows, heard, strict=True)]
+        return run_per_sample(self._encode, items, size=lambda item: len(item[0]))
 
-    def _encode(self, row: _Row) -> Float[Tensor, "pos width"]:
-        heard = len(row.positions)
-        step = _STEP * 2 ** len(self._convolutions)
-        frames = -(-max(len(row.features), heard * step // _STEP) // step) * step
-        hidden = F.pad(row.features.to(self._dtype), (0, 0, 0, frames - len(row.features)))
-        length = len(row.features)
+    def _encode(
+        self, row: tuple[Float[Tensor, "frame mel"], Float[Tensor, "pos width"]]
+    ) -> Float[Tensor, "pos width"]:
+        """Encode features, behind which convolutions see zeros; only `positions` are heard."""
+        features, positions = row
+        length, heard = len(features), len(positions)
+        step = 2 ** len(self._convolutions)
+        frames = -(-max(length, heard * step) // (_STEP * step)) * _STEP * step
+        hidden = F.pad(features.to(self._dtype), (0, 0, 0, frames - length))
         for convolution in self._convolutions:
             hidden = F.glu(convolution(hidden), dim=1)
             length = (length + 1) // 2
             # What a convolution makes of the zeros behind a row is no zero to the next one.
             hidden[length:] = 0.0
         states = hidden.float().mul_(self._scale)
-        states[:heard] += row.positions
+        states[:heard] += positions
         for block in self._blocks:
             block(states, heard=heard)
         normed: Tensor = self._layer_norm(states[:heard].to(self._dtype))
@@ -145,9 +99,7 @@ class Speech2TextSlotModel(DecoderSlots):
     """A `Speech2TextSeq2SeqLM` with its decoder's caches in numbered slots.
 
     Windows are of `window_frames`, at first `max_source_positions`; of each as much is heard as is
-    said. Shares the embeddings and norms of `model`; its linear maps are copies made here, on CPUs
-    packed, so training it further, or moving it, needs new slots. What a slot gives does not depend
-    on what the others hold.
+    said. On CPUs its encoder is a packed copy.
     """
 
     frame_step = 1
@@ -156,19 +108,16 @@ class Speech2TextSlotModel(DecoderSlots):
     def __init__(self, model: "Speech2TextSeq2SeqLM", *, int8: bool = False) -> None:
         config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
         self.window_frames = config.max_source_positions
-        embedding = SinusoidalPositions(
-            decoder.embed_tokens,
-            decoder.embed_positions,
-            scale=decoder.embed_scale,
-            length=decoder.max_target_positions,
-        )
         super().__init__(
-            config,
-            embedding,
             decoder,
             model.lm_head,
             max_source_positions=shorter(self.window_frames, config.num_conv_layers),
             int8=int8,
+        )
+        self._embed_scale = decoder.embed_scale
+        self._padding_row = decoder.embed_positions.padding_row
+        self._token_positions = decoder.embed_positions.rows(
+            decoder.max_target_positions, like=decoder.embed_tokens.weight
         )
         self._encoder: Speech2TextEncoder = encoder
         self._packed = (
@@ -198,6 +147,26 @@ class Speech2TextSlotModel(DecoderSlots):
         other.max_target_positions = max_tokens
         return other
 
+    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
+        counted = tokens != self._padding_row
+        return self._scaled(tokens, counted.cumsum(dim=1) * counted + self._padding_row)
+
+    def _embed_at(
+        self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token width"]:
+        rows = positions + (self._padding_row + 1)
+        # Padding has no position.
+        rows = rows.masked_fill_(tokens == self._padding_row, self._padding_row)
+        return self._scaled(tokens, rows)
+
+    def _scaled(
+        self, tokens: Int[Tensor, "batch token"], rows: Int[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token width"]:
+        embedded = F.embedding(tokens, self._tokens.weight)
+        return torch.add(
+            F.embedding(rows, self._token_positions), embedded, alpha=self._embed_scale
+        )
+
     @property
     def window_values(self) -> int:
         """Numbers in the features of a window."""
@@ -216,11 +185,7 @@ class Speech2TextSlotModel(DecoderSlots):
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         """Encode whole windows; arguments as for `Speech2TextEncoder.encode`."""
-        lengths = self._lengths(features, num_frames)
-        if self._packed is not None:
-            rows = [row[:, :end].t() for row, end in zip(features, lengths, strict=True)]
-            return self._whole(enumerate(self._packed.encode(rows, lengths)), len(rows))
-        return self._by_length(features, lengths, self._encode_alone, reach=0)
+        return self._encode_windows(features, self._lengths(features, num_frames), reach=0)
 
     @torch.inference_mode()
     def encode_padded(
@@ -230,14 +195,10 @@ class Speech2TextSlotModel(DecoderSlots):
 
         Equal to `encode` but for the last positions of each window with fewer frames than it holds.
         """
-        lengths = self._lengths(features, num_frames)
         # What is further off than the convolutions reach makes no difference.
         sizes = self._config.conv_kernel_sizes
         reach = sum(size // 2 * 2**layer for layer, size in enumerate(sizes)) + 2 ** len(sizes)
-        if self._packed is not None:
-            rows = [row[:, : end + reach].t() for row, end in zip(features, lengths, strict=True)]
-            return self._whole(enumerate(self._packed.encode(rows, lengths)), len(rows))
-        return self._by_length(features, lengths, self._encode_given, reach=reach)
+        return self._encode_windows(features, self._lengths(features, num_frames), reach=reach)
 
     def _lengths(self, features: Tensor, num_frames: Sequence[int] | None) -> list[int]:
         whole = (self._encoder.num_mel_bins, self.window_frames)
@@ -251,27 +212,37 @@ class Speech2TextSlotModel(DecoderSlots):
         check_heard(lengths, rows=len(features), longest=self.window_frames)
         return lengths
 
-    def _by_length(
-        self,
-        features: Float[Tensor, "batch mel frame"],
-        lengths: Sequence[int],
-        encode: Callable[[Tensor, list[int]], Tensor],
-        *,
-        reach: int,
+    def _encode_windows(
+        self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int], *, reach: int
     ) -> Float[Tensor, "batch pos width"]:
+        """Encode `lengths` frames of windows, of which convolutions see `reach` more."""
+        whole = torch.zeros(len(features), *self.window_shape, dtype=self.dtype, device=self.device)
+        if self._packed is not None:
+            cut = [row[:, : end + reach].t() for row, end in zip(features, lengths, strict=True)]
+            encoded = list(enumerate(self._packed.encode(cut, lengths)))
+        else:
+            encoded = self._encode_alike(features, lengths, reach=reach)
+        for row, states in encoded:
+            kept = min(len(states), whole.shape[1])
+            whole[row, :kept] = states[:kept]
+        return whole
+
+    def _encode_alike(
+        self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int], *, reach: int
+    ) -> list[tuple[int, Float[Tensor, "_ width"]]]:
         """Encode windows in batches of similar lengths, each cut to its longest."""
         features = features.to(self.device, self.dtype)
-        found: list[tuple[int, Tensor]] = []
+        encoded: list[tuple[int, Tensor]] = []
         for rows in _alike(lengths):
             cut = features[:, :, : lengths[rows[0]] + reach]
             some = torch.stack([cut[row] for row in rows]).transpose(1, 2)
-            found += zip(rows, encode(some, [lengths[row] for row in rows]), strict=True)
-        return self._whole(found, len(features))
-
-    def _encode_alone(
-        self, rows: Float[Tensor, "batch frame mel"], lengths: list[int]
-    ) -> Float[Tensor, "batch pos width"]:
-        return self._encoder.encode(rows, num_frames=lengths)
+            own = [lengths[row] for row in rows]
+            if reach:
+                states = self._encode_given(some, own)
+            else:
+                states = self._encoder.encode(some, num_frames=own)
+            encoded += zip(rows, states, strict=True)
+        return encoded
 
     def _encode_given(
         self, rows: Float[Tensor, "batch frame mel"], lengths: list[int]
@@ -280,18 +251,8 @@ class Speech2TextSlotModel(DecoderSlots):
         encoded: Tensor = self._encoder(
             rows, within(frames, rows.shape[1]).long(), return_dict=True
         ).last_hidden_state
-        positions = shortened(frames, self._config.num_conv_layers)
+        positions = shorter(frames, self._config.num_conv_layers)
         return encoded.masked_fill(~within(positions, encoded.shape[1])[:, :, None], 0.0)
-
-    def _whole(
-        self, rows: Iterable[tuple[int, Float[Tensor, "_ width"]]], count: int
-    ) -> Float[Tensor, "batch pos width"]:
-        """Put rows in their places, filled up with zeros to whole windows."""
-        whole = torch.zeros(count, *self.window_shape, dtype=self.dtype, device=self.device)
-        for row, encoded in rows:
-            kept = min(len(encoded), whole.shape[1])
-            whole[row, :kept] = encoded[:kept]
-        return whole
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:

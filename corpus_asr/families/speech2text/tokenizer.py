@@ -16,19 +16,14 @@ from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import read_json_object, write_json_object
 from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.tokenizer import (
+    OTHER_SPECIAL,
     ROLES,
     PretrainedTokenizer,
     TokenSettings,
-    id_lists,
     optional_object,
     vocabulary_paths,
 )
-from corpus_asr.families.truncation_padding import (
-    NO_LIMIT,
-    EncodeOptions,
-    is_several,
-    second_texts,
-)
+from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
 from corpus_asr.text.added_tokens import (
     ADDED_NAME,
     SETTINGS_NAME,
@@ -52,7 +47,6 @@ LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 Source: MuST-C; transformers 5.23, tokenization_speech_to_text.py.
 """
 
-_OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 _OVERFLOW = ("overflowing_tokens", "num_truncated_tokens")
 
 
@@ -81,20 +75,13 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         vocab_file: vocab.json.
         spm_file: the SentencePiece model.
         bos_token: what starts sequences; labels do not hold it.
-        eos_token: what labels end with.
-        pad_token: what fills rows up.
-        unk_token: what stands for tokens that the vocabulary lacks.
         do_upper_case: turn text into upper case when decoding.
         do_lower_case: turn text into lower case before encoding, but for control tokens written
             out in it. The reference documents this and did it until version 4; 5.23 no longer does.
         tgt_lang: code of the language that labels are in; None for the first one.
         lang_codes: which target languages there are: `mustc`, or None for one language alone.
-        additional_special_tokens: control tokens beside these.
         sp_model_kwargs: keywords of `sentencepiece.SentencePieceProcessor`.
-        padding_side: `right` or `left`.
-        truncation_side: `right` or `left`.
         model_max_length: tokens per text that are kept where no length is given.
-        clean_up_tokenization_spaces: remove spaces before punctuation when decoding.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks the unknown token.
@@ -138,22 +125,8 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        settings = _Settings(
-            bos_token=bos_token,
-            eos_token=eos_token,
-            pad_token=pad_token,
-            unk_token=unk_token,
-            do_upper_case=do_upper_case,
-            do_lower_case=do_lower_case,
-            tgt_lang=tgt_lang,
-            lang_codes=lang_codes,
-            additional_special_tokens=tuple(additional_special_tokens or ()),
-            sp_model_kwargs=sp_model_kwargs,
-            padding_side=padding_side,
-            truncation_side=truncation_side,
-            model_max_length=model_max_length,
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-        )
+        additional_special_tokens = tuple(additional_special_tokens or ())
+        settings = _Settings.of(locals())
         pieces = SentencePieces.from_file(Path(spm_file), settings.sp_model_kwargs)
         self._set_up(_vocabulary(Path(vocab_file)), pieces, settings, {})
 
@@ -383,20 +356,12 @@ class Speech2TextTokenizer(PretrainedTokenizer):
                 "encoding texts: found return_offsets_mapping=True, expected it for tokenizers "
                 "that keep the text as it is only; leave it out"
             )
-        words = options.words
-        # A list of ids is one text.
-        several = is_several(text, words=words) and not (text and isinstance(text[0], int))
-        texts = list(text) if several else [text]
-        rows = []
-        for both in zip(texts, second_texts(texts, pair, several=several), strict=True):
-            first, second = _unpaired(*both, words=words) if several else both
-            ids = self._ids(first, words=words)
-            second_ids = None if second is None else self._ids(second, words=words)
-            rows.append(self._row(ids, second_ids, options))
-        names = ["input_ids", *options.outputs]
-        if options.overflow and options.tensors is None:
-            names += _OVERFLOW if any(row["overflowing_tokens"] for row in rows) else ()
-        batch = self._padded({name: [row[name] for row in rows] for name in names}, options)
+        several, pairs = text_pairs(text, pair, words=options.words)
+        rows = [self._cut_row(*both, options) for both in pairs]
+        batch = self._padded(rows, options)
+        is_cut = any(row["overflowing_tokens"] for row in rows)
+        if options.overflow and options.tensors is None and is_cut:
+            batch |= {name: [row[name] for row in rows] for name in _OVERFLOW}
         if several or options.tensors is not None:
             return batch.convert_to_tensors(options.tensors)
         single = BatchEncoding({name: values[0] for name, values in batch.items()})
@@ -404,27 +369,21 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             single["length"] = len(single["input_ids"])
         return single
 
-    def _row(
-        self, ids: list[int], second: list[int] | None, options: EncodeOptions
-    ) -> dict[str, Any]:
+    def _cut_row(self, text: Any, pair: Any, options: EncodeOptions) -> dict[str, Any]:
+        ids = self._ids(text, words=options.words)
+        second = None if pair is None else self._ids(pair, words=options.words)
         excess = max(0, len(ids) + len(second or []) - self._text_limit(options))
         overflowing: list[int] = []
         if excess:
             ids, second, overflowing = self.truncate_sequences(
                 ids, second, excess, options.lengths.truncation, options.stride
             )
-        row = [*ids, *(second or [])]
-        types, mask = [0] * len(row), [0] * len(row)
+        row = self._row(ids, second, special=options.special)
+        types = [0] * row["length"]
         if options.special:
             types = self.create_token_type_ids_from_sequences(ids, second)
-            mask = self.get_special_tokens_mask(ids, second)
-            row = self.build_inputs_with_special_tokens(ids, second)
-        return {
-            "input_ids": row,
+        return row | {
             "token_type_ids": types,
-            "attention_mask": [1] * len(row),
-            "special_tokens_mask": mask,
-            "length": len(row),
             "overflowing_tokens": overflowing,
             "num_truncated_tokens": excess,
         }
@@ -492,26 +451,20 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     ) -> Any:
         """Turn one sequence of ids into text, or several into a list of texts.
 
-        An id that the vocabulary lacks becomes the unknown token.
-
-        Args:
-            token_ids: one id, or a list, array or tensor of one dimension, or of two for several.
-            skip_special_tokens: leave control tokens out, those of languages among them.
-            clean_up_tokenization_spaces: remove spaces before punctuation; None for what the
-                tokenizer was set to, which is not to. It also removes spaces that were meant.
+        An id that the vocabulary lacks becomes the unknown token. Options are those of Whisper's
+        tokenizer.
 
         Raises:
             TypeError: these are no ids.
         """
-        ids = id_lists(token_ids)
-        if ids and isinstance(ids[0], list):
-            return [self.decode(r, skip_special_tokens, clean_up_tokenization_spaces) for r in ids]
-        clean = clean_up_tokenization_spaces
-        if clean is None:
-            clean = self.clean_up_tokenization_spaces
-        tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
-        text = self.convert_tokens_to_string([token for token in tokens if token is not None])
-        return self.clean_up_tokenization(text) if clean else text
+
+        def decode_one(ids: list[int]) -> str:
+            tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
+            text = self.convert_tokens_to_string([token for token in tokens if token is not None])
+            clean = self._clean(clean_up_tokenization_spaces)
+            return self.clean_up_tokenization(text) if clean else text
+
+        return decode_each(token_ids, decode_one)
 
     def decode_text(self, token_ids: Iterable[int]) -> str:
         """Return what was said: control tokens left out, wherever they stand."""
@@ -592,7 +545,7 @@ def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]
         others = [
             described_token(entry)
             for content in (settings, special)
-            for name in _OTHER_SPECIAL
+            for name in OTHER_SPECIAL
             for entry in content.get(name) or []
         ]
         if "added_tokens_decoder" in settings:
@@ -609,11 +562,3 @@ def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]
             f"tokens and their ids; fetch the checkpoint's tokenizer files again"
         ) from error
     return ids, others
-
-
-def _unpaired(text: Any, pair: Any, *, words: bool) -> tuple[Any, Any]:
-    """Take apart a text of a batch that comes together with its second one."""
-    together = isinstance(text, tuple) or (isinstance(text, list) and not words)
-    if pair is None and together and len(text) == 2 and not isinstance(text[0], int):
-        return text[0], text[1]
-    return text, pair

@@ -13,11 +13,12 @@ from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.outputs import (
     BaseModelOutput,
     SequenceClassifierOutput,
-    as_encoder_output,
+    given_encoding,
 )
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.encoder import WhisperEncoder
 from corpus_asr.families.whisper.model import WhisperPreTrainedModel
+from corpus_asr.units import FRAMES_PER_SECOND
 
 
 class WhisperForAudioClassification(WhisperPreTrainedModel):
@@ -52,7 +53,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
 
     def freeze_encoder(self) -> None:
         """Keep training from changing the encoder."""
-        self.encoder._freeze_parameters()
+        self.encoder.requires_grad_(False)
 
     def forward(
         self,
@@ -71,22 +72,16 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         class numbers; numbers to come close to, where there is one class; (batch, label) of 0 and 1
         for `multi_label_classification`.
         """
-        if (input_features is None) == (encoder_outputs is None):
-            found = "neither" if input_features is None else "both"
-            raise ValueError(
-                f"classifying: found {found} of input_features and encoder_outputs, expected one "
-                f"of them"
-            )
-        weighted = self.config.use_weighted_layer_sum
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(
+        encoded = given_encoding(input_features, encoder_outputs, running=type(self).__name__)
+        if encoded is None:
+            weighted = self.config.use_weighted_layer_sum
+            encoded = self.encoder(
                 input_features,
                 head_mask=head_mask,
                 output_attentions=output_attentions,
                 output_hidden_states=True if weighted else output_hidden_states,
                 return_dict=True,
             )
-        encoded = as_encoder_output(encoder_outputs)
         logits = self.classifier(self.projector(self._heard(encoded)).mean(dim=1))
         output = SequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels),
@@ -129,10 +124,6 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
             return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
         if kind == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        self._check_classes(labels)
-        return F.cross_entropy(logits, labels.long().flatten())
-
-    def _check_classes(self, labels: Tensor) -> None:
         if labels.is_floating_point():
             raise ValueError(
                 f"training a classifier: found labels of {labels.dtype}, expected class numbers; "
@@ -145,15 +136,13 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
                 f"training a classifier: found labels {labels[~known][:5].tolist()}, expected 0 to "
                 f"{self.config.num_labels - 1}; set num_labels, or correct the labels"
             )
+        return F.cross_entropy(logits, labels.long().flatten())
 
     def _draw(self, name: str, parameter: Tensor) -> None:
         if name == "layer_weights":
             nn.init.constant_(parameter, 1.0 / parameter.numel())
         else:
             super()._draw(name, parameter)
-
-
-_TOKENS = 2  # a prompt of one, and the class
 
 
 class _Trained(WhisperForAudioClassification):
@@ -171,14 +160,17 @@ class WhisperClassifierSlots:
 
     dtype = torch.float32
     """Of the scores."""
-    max_target_positions = _TOKENS
+    max_target_positions = 2
+    """A prompt of one token, and the class."""
+    has_encoder = True
+    frame_step = FRAMES_PER_SECOND
 
     def __init__(self, model: WhisperForAudioClassification) -> None:
         self._model = model
-        self._weights_dtype = next(model.parameters()).dtype
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.num_labels = int(model.config.num_labels)
         self.vocab_size = self.num_labels + 1
+        self.window_shape = (1, self.num_labels)
 
     @classmethod
     def from_pretrained(
@@ -208,7 +200,7 @@ class WhisperClassifierSlots:
                 f"classifying {len(features)} windows: found parts of them to be heard, expected "
                 "whole windows; leave num_frames out"
             )
-        features = features.to(self.device, self._weights_dtype)
+        features = features.to(self.device, self._model.dtype)
         if self.device.type != "cpu":
             return self._scores(features)
         # One per thread, which also makes each independent of the others to the last bit.
@@ -252,7 +244,7 @@ class WhisperClassifierSlots:
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch token vocab"]:
         """Say the same after each of several tokens."""
-        return self.logits(self.prefill(state, slots, tokens, [tokens.shape[1]] * len(tokens)))
+        return self.logits(self.prefill(state, slots, tokens, ()))
 
     def align(
         self,

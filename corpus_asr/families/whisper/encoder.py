@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.stack import FeatureEncoder, Record, check_values
+from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
+from corpus_asr.families.layers.stack import FeatureEncoder, check_values
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.units import FRAMES_PER_POSITION
-
-_NOTHING = Record(states=None, weights=None)
 
 
 class WhisperEncoder(FeatureEncoder):
@@ -32,7 +31,7 @@ class WhisperEncoder(FeatureEncoder):
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
-        self._add_blocks(key_bias=False)
+        self._add_blocks(EncoderBlock, config.encoder_layers, key_bias=False)
 
     def forward(
         self,
@@ -50,7 +49,9 @@ class WhisperEncoder(FeatureEncoder):
         """
         check_values(input_features, self.conv1.weight.dtype)
         record = Record.asked(self.config, output_attentions, output_hidden_states)
-        return self._output(self._run(input_features, head_mask, record), record, return_dict)
+        # Embedded features are held by nobody but the blocks, so that the first of them frees them.
+        last = self._encode(self._embedded(input_features), record, head_mask=head_mask)
+        return self._output(last, record, return_dict)
 
     def encode(
         self,
@@ -64,42 +65,27 @@ class WhisperEncoder(FeatureEncoder):
         holds zeros after them; None encodes whole windows.
         """
         if num_frames is None:
-            return self._run(input_features, None, _NOTHING)
+            return self._encode(self._embedded(input_features), NOTHING)
         check_windows(input_features, num_mel_bins=self.num_mel_bins, num_frames=self.num_frames)
         check_heard(num_frames, windows=len(input_features), whole=self.num_frames)
         whole = input_features.new_zeros(len(input_features), *self.embed_positions.weight.shape)
         for length in sorted(set(num_frames)):  # those of one length together
             rows = [row for row, heard in enumerate(num_frames) if heard == length]
             some = torch.stack([input_features[row, :, :length] for row in rows])
-            encoded = self._run(some, None, _NOTHING, num_frames=length)
+            encoded = self._encode(self._embedded(some, num_frames=length), NOTHING)
             for row, states in zip(rows, encoded, strict=True):
                 whole[row, : len(states)] = states
         return whole
 
-    def _run(
-        self,
-        features: Tensor,
-        head_mask: Tensor | None,
-        record: Record,
-        *,
-        num_frames: int | None = None,
+    def _embedded(
+        self, features: Tensor, *, num_frames: int | None = None
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode; put what every layer gives into `record`."""
         num_frames = num_frames or self.num_frames
         check_windows(features, num_mel_bins=self.num_mel_bins, num_frames=num_frames)
-        # Held by nobody but the blocks, so that it is freed after the first of them.
-        return self._run_blocks(
-            self._embedded(features), mask=None, head_mask=head_mask, record=record
-        )
-
-    def _embedded(
-        self, features: Float[Tensor, "batch mel frame"]
-    ) -> Float[Tensor, "batch pos width"]:
         # GELU whatever `activation_function` says: that is for the blocks.
         hidden = F.gelu(self.conv1(features))
         hidden = F.gelu(self.conv2(hidden))
-        positions = self.embed_positions.weight[: hidden.shape[2]]
-        embedded: Tensor = hidden.transpose(1, 2) + positions
+        embedded: Tensor = hidden.transpose(1, 2) + self.embed_positions.weight[: hidden.shape[2]]
         return embedded
 
 
@@ -149,7 +135,8 @@ def mask_features(
             min_spans=config.mask_time_min_masks,
             lengths=_lengths(attention_mask, (batch, frames)),
         )
-        features = features.masked_fill(_on(masked, features)[:, None, :], 0.0)
+        hidden = torch.from_numpy(masked).to(features.device)
+        features = features.masked_fill(hidden[:, None, :], 0.0)
     if config.mask_feature_prob > 0:
         masked = mask_spans(
             (batch, bins),
@@ -157,7 +144,8 @@ def mask_features(
             length=config.mask_feature_length,
             min_spans=config.mask_feature_min_masks,
         )
-        features = features.masked_fill(_on(masked, features)[:, :, None], 0.0)
+        hidden = torch.from_numpy(masked).to(features.device)
+        features = features.masked_fill(hidden[:, :, None], 0.0)
     return features
 
 
@@ -219,7 +207,3 @@ def _lengths(attention_mask: Tensor | None, shape: tuple[int, int]) -> list[int]
             f"expected {shape}: one value for each frame"
         )
     return [int(count) for count in attention_mask.sum(dim=-1).tolist()]
-
-
-def _on(masked: Bool[np.ndarray, "batch pos"], features: Tensor) -> Bool[Tensor, "batch pos"]:
-    return torch.from_numpy(masked).to(features.device)

@@ -1,14 +1,14 @@
 """Log-mel features of one part of a recording, without torch."""
 
-import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.registry import PartFeatures
+from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures
+from corpus_asr.families.saved_files import read_json_object
 from corpus_asr.features.mel import log10_mel, scale_log10_mel
 from corpus_asr.units import (
     FFT_SAMPLES,
@@ -48,7 +48,7 @@ class WhisperPartFeatures:
             CheckpointError: config.json is missing, a file is no JSON object, or the checkpoint
                 expects features that are not computed here.
         """
-        config = _read_object(folder / "config.json")
+        config = read_json_object(folder / "config.json")
         num_mel_bins = config.get("num_mel_bins", DEFAULT_NUM_MEL_BINS)
         if not isinstance(num_mel_bins, int) or num_mel_bins < 1:
             raise CheckpointError(
@@ -72,14 +72,9 @@ class WhisperPartFeatures:
 
 def _check_front_end(folder: Path, computed: dict[str, int]) -> None:
     """Raise `CheckpointError` if the checkpoint names other feature settings than `computed`."""
-    for name, key in (
-        ("preprocessor_config.json", None),
-        ("processor_config.json", "feature_extractor"),
-    ):
+    for name, key in SETTINGS_FILES.items():
         path = folder / name
-        if not path.is_file():
-            continue
-        settings = _read_object(path)
+        settings = read_json_object(path) if path.is_file() else {}
         if key is not None:
             settings = settings.get(key, {})
         wrong = [
@@ -92,19 +87,3 @@ def _check_front_end(folder: Path, computed: dict[str, int]) -> None:
                 f"reading {path}: found {', '.join(wrong)}; only Whisper's own log-mel front end "
                 "is computed here: use a checkpoint trained on it, or correct the file"
             )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"reading {path}: {error}; the file is missing or damaged, fetch the checkpoint again"
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"reading {path}: found a JSON {type(value).__name__}, expected an object; "
-            "fetch the checkpoint again"
-        )
-    return value

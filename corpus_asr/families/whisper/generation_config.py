@@ -80,19 +80,17 @@ class GenerationConfig(generation_config.GenerationConfig):
 
     @classmethod
     def _derived(cls, folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-        return _from_tokenizer(folder) if _lacks_ids(content) else {}
+        english = content.get("is_multilingual") is False
+        needed = _NEEDED if english else _NEEDED + _NEEDED_MULTILINGUAL
+        if all(content.get(key) is not None for key in needed):
+            return {}
+        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            return {}
+        return tokens_to_decode(WhisperTokenizer.from_pretrained(folder))
 
 
-def _lacks_ids(content: dict[str, Any]) -> bool:
-    needed = _NEEDED if content.get("is_multilingual") is False else _NEEDED + _NEEDED_MULTILINGUAL
-    return any(content.get(key) is None for key in needed)
-
-
-def _from_tokenizer(folder: Path) -> dict[str, Any]:
-    """Token ids by their names here; empty where the folder has no tokenizer."""
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return {}
-    tokenizer = WhisperTokenizer.from_pretrained(folder)
+def tokens_to_decode(tokenizer: WhisperTokenizer) -> dict[str, Any]:
+    """Return the settings that follow from a tokenizer: control tokens, languages and tasks."""
     ids: dict[str, Any] = {
         "decoder_start_token_id": tokenizer.sot,
         "eos_token_id": tokenizer.eot,

@@ -4,9 +4,11 @@ import copy
 from typing import Any, ClassVar, NoReturn
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.stack import sinusoids
+from corpus_asr.families.layers.stack import TokenDecoder, check_tokens, sinusoids
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
     CausalLMOutputWithCrossAttentions,
@@ -18,13 +20,9 @@ from corpus_asr.families.outputs import (
 )
 from corpus_asr.families.pretrained import PreTrainedModel, TokenTables, Vocabulary, token_loss
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.decoder import WhisperDecoder
 from corpus_asr.families.whisper.encoder import WhisperEncoder, mask_features
 from corpus_asr.families.whisper.generation_config import GenerationConfig
-from corpus_asr.families.whisper.slots import (
-    WhisperDecoderSlots,
-    WhisperSlotModel,
-)
+from corpus_asr.families.whisper.slots import WhisperDecoderSlots, WhisperSlotModel
 
 _POSITIONS = "encoder.embed_positions.weight"
 
@@ -46,24 +44,61 @@ class WhisperPreTrainedModel(PreTrainedModel):
             super()._draw(name, parameter)
 
 
-class WhisperWithTokens(WhisperPreTrainedModel, TokenTables):
-    """A decoder with its table of token embeddings."""
+class WhisperDecoder(TokenDecoder):
+    """Token and learned position embeddings, pre-norm blocks and a last norm.
 
-    def get_decoder(self) -> WhisperDecoder:
-        """Return the decoder."""
-        decoder = super().get_decoder()
-        assert isinstance(decoder, WhisperDecoder)
-        return decoder
+    Token embeddings are never scaled: transformers reads `scale_embedding` but does not apply it,
+    and every released checkpoint has it false.
+
+    Source: Radford et al. 2022, section 2.2; parameter names of
+    transformers/models/whisper/modeling_whisper.py, equal to it within 1e-5 in float32.
+    """
+
+    embed_positions: nn.Embedding
+
+    def __init__(self, config: WhisperConfig) -> None:
+        positions = nn.Embedding(config.max_target_positions, config.d_model)
+        super().__init__(config, positions, key_bias=False)
+
+    def _placed(
+        self,
+        embedded: Float[Tensor, "batch token width"],
+        input_ids: Tensor | None,
+        start: int,
+        *,
+        position_ids: Tensor | None = None,
+        cache_position: Tensor | None = None,
+    ) -> Float[Tensor, "batch token width"]:
+        tokens, weight = embedded.shape[1], self.embed_positions.weight
+        follows = list(range(start, start + tokens))
+        if cache_position is not None and cache_position.tolist() != follows:
+            raise ValueError(
+                f"decoding: found cache_position {cache_position.tolist()}, expected {follows}: "
+                f"tokens are added after the {start} of past_key_values"
+            )
+        if position_ids is None:
+            if start + tokens > len(weight):
+                raise ValueError(
+                    f"decoding {start + tokens} tokens: the model has {len(weight)} positions; "
+                    f"cut the prompt or the sequence"
+                )
+            return embedded + weight[start : start + tokens]
+        if position_ids.ndim != 2 or position_ids.shape[1] != tokens:
+            raise ValueError(
+                f"decoding: found decoder_position_ids of shape {tuple(position_ids.shape)}, "
+                f"expected (batch, {tokens})"
+            )
+        check_tokens(position_ids, len(weight), doing="decoding", what="decoder_position_ids")
+        return embedded + F.embedding(position_ids, weight)
 
 
-class WhisperWithVocabulary(WhisperWithTokens, Vocabulary):
+class WhisperWithVocabulary(WhisperPreTrainedModel, Vocabulary):
     """A decoder, and the projection to the vocabulary, tied to the token embedding."""
 
     proj_out: nn.Linear
 
     _tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
     _generation: ClassVar[Any] = GenerationConfig
-    _decoder: ClassVar[str] = "model.decoder"
     _projection: ClassVar[str] = "proj_out"
 
     def __init__(self, config: WhisperConfig) -> None:
@@ -79,7 +114,7 @@ class WhisperWithVocabulary(WhisperWithTokens, Vocabulary):
             )
 
 
-class WhisperModel(WhisperWithTokens):
+class WhisperModel(WhisperPreTrainedModel, TokenTables):
     """Encoder and decoder, without the projection to the vocabulary."""
 
     def __init__(self, config: WhisperConfig) -> None:
@@ -87,14 +122,6 @@ class WhisperModel(WhisperWithTokens):
         self.encoder = WhisperEncoder(config)
         self.decoder = WhisperDecoder(config)
         self._draw_weights()
-
-    def get_encoder(self) -> WhisperEncoder:
-        """Return the encoder."""
-        return self.encoder
-
-    def freeze_encoder(self) -> None:
-        """Keep training from changing the encoder."""
-        self.encoder._freeze_parameters()
 
     def _mask_input_features(
         self, input_features: Tensor, attention_mask: Tensor | None = None
@@ -153,8 +180,7 @@ class WhisperModel(WhisperWithTokens):
             cache_position=cache_position,
             **wanted,
         )
-        output = seq2seq_output(encoded, decoded)
-        return output.as_asked(self.config, return_dict)
+        return seq2seq_output(encoded, decoded).as_asked(self.config, return_dict)
 
 
 class WhisperSeq2SeqLM(WhisperWithVocabulary):
@@ -166,14 +192,6 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         super().__init__(config)
         self.model = WhisperModel(config)
         self._add_projection()
-
-    def get_encoder(self) -> WhisperEncoder:
-        """Return the encoder."""
-        return self.model.encoder
-
-    def freeze_encoder(self) -> None:
-        """Keep training from changing the encoder."""
-        self.model.freeze_encoder()
 
     def forward(
         self,
@@ -202,14 +220,10 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         the decoder reads these, each one place later, after `decoder_start_token_id`; the loss
         leaves out -100.
         """
-        if labels is not None:
-            self._check_labels(labels)
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._shifted(labels)
         outputs = self.model(
             input_features,
             attention_mask,
-            decoder_input_ids,
+            self._decoder_inputs(labels, decoder_input_ids, decoder_inputs_embeds),
             decoder_attention_mask,
             encoder_outputs,
             past_key_values,
@@ -315,7 +329,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
 
     def slot_model(self) -> WhisperDecoderSlots:
         """Return the form of this model that search drafts with; see `WhisperDecoderSlots`."""
-        return WhisperDecoderSlots(self.config, self.model.decoder, self.proj_out)
+        return WhisperDecoderSlots(self.model.decoder, self.proj_out)
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: a decoder alone hears nothing."""

@@ -15,38 +15,11 @@ from corpus_asr.families.layers.packed import (
     PackedEncoderBlock,
     run_per_sample,
 )
-from corpus_asr.families.whisper.decoder import WhisperDecoder
 from corpus_asr.families.whisper.encoder import WhisperEncoder, check_heard, check_windows
 from corpus_asr.units import FRAMES_PER_POSITION
 
 if TYPE_CHECKING:
-    from corpus_asr.families.whisper.config import WhisperConfig
-    from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
-
-
-class LearnedPositions:
-    """Tokens and positions each have learned rows, which are added."""
-
-    def __init__(self, tokens: nn.Embedding, positions: nn.Embedding) -> None:
-        self._tokens = tokens
-        self._positions = positions
-
-    @property
-    def weight(self) -> Float[Tensor, "vocab width"]:
-        """Of the tokens."""
-        return self._tokens.weight
-
-    def start(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        """Embed sequences that start at position 0."""
-        embedded = F.embedding(tokens, self._tokens.weight)
-        return embedded + self._positions.weight[: tokens.shape[1]]
-
-    def at(
-        self, tokens: Int[Tensor, "*batch"], positions: Int[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch width"]:
-        """Embed tokens, each at its own position."""
-        embedded = F.embedding(tokens, self._tokens.weight)
-        return embedded + F.embedding(positions, self._positions.weight)
+    from corpus_asr.families.whisper.model import WhisperDecoder, WhisperSeq2SeqLM
 
 
 class PackedWhisperEncoder:
@@ -78,13 +51,12 @@ class PackedWhisperEncoder:
         """Encode windows; arguments as for `WhisperEncoder.encode`."""
         check_windows(input_features, num_mel_bins=self._num_mel_bins, num_frames=self._num_frames)
         windows = list(input_features)
-        if num_frames is None:
-            return torch.stack(run_per_sample(self._encode, windows, size=_frames))
-        check_heard(num_frames, windows=len(windows), whole=self._num_frames)
-        heard = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
-        positions = len(self._positions)
-        encoded = run_per_sample(self._encode, heard, size=_frames)
-        return torch.stack([F.pad(one, (0, 0, 0, positions - len(one))) for one in encoded])
+        if num_frames is not None:
+            check_heard(num_frames, windows=len(windows), whole=self._num_frames)
+            windows = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
+        encoded = run_per_sample(self._encode, windows, size=lambda window: window.shape[1])
+        whole = len(self._positions)
+        return torch.stack([F.pad(one, (0, 0, 0, whole - len(one))) for one in encoded])
 
     def _encode(self, features: Float[Tensor, "mel frame"]) -> Float[Tensor, "pos width"]:
         # GELU whatever `activation_function` says: that is for the blocks.
@@ -96,49 +68,35 @@ class PackedWhisperEncoder:
         return normed
 
 
-def _frames(window: Float[Tensor, "mel frame"]) -> int:
-    return window.shape[1]
-
-
 class WhisperDecoderSlots(DecoderSlots):
     """A Whisper decoder alone, with its caches in numbered slots.
 
     Meets `decoding.protocols.SlotModel` but for the encoder: windows are filled in as another
-    model has encoded them. Shares the embeddings and norms of `decoder`; its linear maps are fused
-    copies made here, so training it further, or moving it, needs new slots.
+    model has encoded them.
     """
 
     has_encoder = False
 
     def __init__(
-        self,
-        config: "WhisperConfig",
-        decoder: WhisperDecoder,
-        projection: nn.Linear,
-        *,
-        int8: bool = False,
+        self, decoder: "WhisperDecoder", projection: nn.Linear, *, int8: bool = False
     ) -> None:
-        super().__init__(
-            config,
-            LearnedPositions(decoder.embed_tokens, decoder.embed_positions),
-            decoder,
-            projection,
-            max_source_positions=decoder.max_source_positions,
-            int8=int8,
-        )
+        positions = decoder.max_source_positions
+        super().__init__(decoder, projection, max_source_positions=positions, int8=int8)
+        self._token_positions = decoder.embed_positions
         self._weight_bytes = sum(weight.nbytes for weight in decoder.parameters())
 
     @property
     def window_values(self) -> int:
         """Numbers in the features of a window."""
-        config = self._config
-        values: int = config.num_mel_bins * config.max_source_positions * FRAMES_PER_POSITION
-        return values
+        return int(self._config.num_mel_bins) * self._whole_frames
+
+    @property
+    def _whole_frames(self) -> int:
+        return int(self._config.max_source_positions) * FRAMES_PER_POSITION
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
         """Return how many encoder positions so many frames of each of some windows make."""
-        whole = self._config.max_source_positions * FRAMES_PER_POSITION
-        check_heard(num_frames, windows=windows, whole=whole)
+        check_heard(num_frames, windows=windows, whole=self._whole_frames)
         return [number // FRAMES_PER_POSITION for number in num_frames]
 
     def encode(
@@ -153,19 +111,28 @@ class WhisperDecoderSlots(DecoderSlots):
             "encode them with the model it assists"
         )
 
+    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
+        embedded = F.embedding(tokens, self._tokens.weight)
+        return embedded + self._token_positions.weight[: tokens.shape[1]]
+
+    def _embed_at(
+        self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token width"]:
+        embedded = F.embedding(tokens, self._tokens.weight)
+        return embedded + F.embedding(positions, self._token_positions.weight)
+
 
 class WhisperSlotModel(WhisperDecoderSlots):
     """A `WhisperSeq2SeqLM` whose decoder keeps its caches in numbered slots.
 
-    Meets `decoding.protocols.SlotModel`. Shares of the decoder of `model` what
-    `WhisperDecoderSlots` shares, and its encoder; but on CPUs, in bfloat16 and with `int8`, its
-    encoder is a packed copy.
+    Meets `decoding.protocols.SlotModel`. Shares the encoder of `model` too; but on CPUs, in
+    bfloat16 and with `int8`, its encoder is a packed copy.
     """
 
     has_encoder = True
 
     def __init__(self, model: "WhisperSeq2SeqLM", *, int8: bool = False) -> None:
-        super().__init__(model.config, model.model.decoder, model.proj_out, int8=int8)
+        super().__init__(model.model.decoder, model.proj_out, int8=int8)
         encoder = model.model.encoder
         low = self.device.type == "cpu" and (int8 or self.dtype == torch.bfloat16)
         self._encoder = PackedWhisperEncoder(encoder, int8=int8) if low else encoder

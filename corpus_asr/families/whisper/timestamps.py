@@ -1,52 +1,35 @@
-"""Timestamp tokens among what the decoder wrote."""
+"""Timestamps among tokens: written out, between stretches, and in merged chunks of a recording."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
-from corpus_asr.units import TIMESTAMP_STEP_S, WINDOW_POSITIONS
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from corpus_asr.families.tensors import as_lists
+from corpus_asr.languages import LANGUAGES, resolve_language
+from corpus_asr.units import WINDOW_POSITIONS
+
+# What a longer overlap gains on a shorter one per token, so that long matches win.
+_EPSILON = 1e-4
 
 _WRITTEN = re.compile(r"<\|(\d+\.\d+)\|>")
+_CUT_CHARACTER = "\ufffd"
+# Languages that put no blanks between words.
+_WITHOUT_BLANKS = ("chinese", "japanese", "thai", "lao", "myanmar", "cantonese")
+_OPENING = "\"'“¡¿([{-"
+_CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  (full-width punctuation is meant)
+
+Times = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimedTokens:
-    """Text tokens between two timestamps of one window."""
-
-    start_s: float | None
-    """Seconds from the start of the window; None without a timestamp before the tokens."""
-    end_s: float | None
-    """Likewise; None without a timestamp after them."""
-    tokens: tuple[int, ...]
-
-
-def split_timestamps(
-    token_ids: Iterable[int], *, end: int, timestamp_begin: int
-) -> tuple[TimedTokens, ...]:
-    """Cut what the decoder wrote for one window at its timestamps.
-
-    No text token is lost; control tokens are left out, and so are stretches without text.
-
-    Args:
-        token_ids: as the decoder wrote them.
-        end: the first id that is no text.
-        timestamp_begin: the id of 0.00 s.
-    """
-    found: list[TimedTokens] = []
-    start_s: float | None = None
-    tokens: list[int] = []
-    for token in token_ids:
-        if token >= timestamp_begin:
-            end_s = (token - timestamp_begin) * TIMESTAMP_STEP_S
-            if tokens:
-                found.append(TimedTokens(start_s=start_s, end_s=end_s, tokens=tuple(tokens)))
-            start_s, tokens = end_s, []
-        elif token < end:
-            tokens.append(token)
-    if tokens:
-        found.append(TimedTokens(start_s=start_s, end_s=None, tokens=tuple(tokens)))
-    return tuple(found)
+def without_timestamps(text: str) -> str:
+    """Remove written timestamps from decoded text."""
+    return _WRITTEN.sub("", text)
 
 
 def written_timestamps(
@@ -60,24 +43,18 @@ def written_timestamps(
     """
     run: list[int] = []
     pieces: list[str | list[int]] = [run]
-    latest = before_latest = windows_s = 0.0
+    windows = _Windows(token_ids, timestamp_begin, time_precision)
     for position, token in enumerate(token_ids):
         if token < timestamp_begin:
             run.append(token)
             continue
-        time_s = (token - timestamp_begin) * time_precision
-        if time_s < latest:
-            # Times start again: the next window. One that ended on a pair of timestamps was left
-            # at the first of them, which the next window repeats.
-            if all(i >= timestamp_begin for i in token_ids[max(position - 2, 0) : position]):
-                latest = before_latest
-                windows_s += before_latest
-                pieces = pieces[:-2]
-            else:
-                windows_s += time_precision * WINDOW_POSITIONS
-        before_latest, latest = latest, time_s
+        earlier_s = windows.before(position)
+        if windows.left_at_pair:
+            # The next window repeats the second of the pair.
+            pieces = pieces[:-2]
         run = []
-        pieces += [f"<|{time_s + windows_s:.2f}|>", run]
+        time_s = (token - timestamp_begin) * time_precision
+        pieces += [f"<|{time_s + earlier_s:.2f}|>", run]
     return pieces
 
 
@@ -113,6 +90,357 @@ def timed_stretches(
         start = end
 
 
-def without_timestamps(text: str) -> str:
-    """Remove written timestamps from decoded text."""
-    return _WRITTEN.sub("", text)
+class _Windows:
+    """Tells how many seconds of earlier windows stand before a timestamp of one long sequence."""
+
+    def __init__(self, ids: list[int], begin: int, precision_s: float) -> None:
+        self._ids = ids
+        self._begin = begin
+        self._precision_s = precision_s
+        self._latest_s = self._before_latest_s = self._passed_s = 0.0
+        self.left_at_pair = False
+
+    def before(self, position: int) -> float:
+        """Read the timestamp at `position`; those before it were read already."""
+        time_s = (self._ids[position] - self._begin) * self._precision_s
+        self.left_at_pair = False
+        if time_s < self._latest_s:
+            # Times start again. A window that ended on a pair of timestamps was left at the first.
+            two = self._ids[max(position - 2, 0) : position]
+            self.left_at_pair = all(i >= self._begin for i in two)
+            if self.left_at_pair:
+                self._latest_s = self._before_latest_s
+                self._passed_s += self._before_latest_s
+            else:
+                self._passed_s += self._precision_s * WINDOW_POSITIONS
+        self._before_latest_s, self._latest_s = self._latest_s, time_s
+        return self._passed_s
+
+
+# Chunks of a recording
+
+
+class _Tokenizer(Protocol):
+    timestamp_begin: int
+
+    @property
+    def all_special_ids(self) -> list[int]: ...
+    @property
+    def language(self) -> str | None: ...
+    def decode(self, token_ids: Any) -> Any: ...
+    def without_previous(self, ids: list[int]) -> list[int]: ...
+
+
+@dataclass(slots=True)
+class _Chunk:
+    language: str | None
+    start_s: float | None = None
+    end_s: float | None = None
+    text: str = ""
+    words: tuple[dict[str, Any], ...] = ()
+
+
+def merged_chunks(
+    tokenizer: _Tokenizer,
+    model_outputs: Iterable[Mapping[str, Any]],
+    *,
+    return_timestamps: bool | str | None,
+    return_language: bool | None,
+    time_precision: float,
+) -> tuple[str, dict[str, Any]]:
+    """Merge the transcripts of overlapping chunks: joined where neighbours' tokens agree best.
+
+    Args:
+        tokenizer: of the model that wrote them.
+        model_outputs: per chunk its `tokens`, of shape `(1, token)`; its `stride`, which is its
+            length and how much of it belongs to the chunk before and after it, in seconds; and for
+            words `token_timestamps`, the end of each token in seconds, of shape `(1, token)`.
+        return_timestamps: True for the stretches between timestamps, `word` for words.
+        return_language: whether to name the language of each stretch.
+        time_precision: seconds per timestamp step.
+
+    Returns:
+        The text, and `{"chunks": [...]}` where stretches, words or languages were asked for.
+
+    Source: transformers 5.23, tokenization_whisper.py, `_decode_asr`.
+    """
+    merger = _Merger(
+        tokenizer=tokenizer,
+        timestamps=bool(return_timestamps),
+        words=return_timestamps == "word",
+        name_language=bool(return_language),
+        precision_s=time_precision,
+    )
+    for output in model_outputs:
+        merger.add(output)
+    chunks = merger.finish()
+    text = "".join(chunk.text for chunk in chunks)
+    if not (return_timestamps or return_language):
+        return text, {}
+    if return_timestamps == "word":
+        return text, {"chunks": [word for chunk in chunks for word in chunk.words]}
+    return text, {"chunks": [merger.shown(chunk) for chunk in chunks]}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Merger:
+    """Reads tokens from the first chunk to the last, closing a stretch at every end time."""
+
+    tokenizer: _Tokenizer
+    timestamps: bool
+    words: bool
+    name_language: bool
+    precision_s: float
+    special: set[int] = field(init=False)
+    language: str | None = None
+    chunks: list[_Chunk] = field(default_factory=list)
+    chunk: _Chunk = field(default_factory=lambda: _Chunk(None))
+    offset_s: float = 0.0
+    # A stretch may reach over several chunks: the tokens of the earlier ones, then of this one.
+    earlier: list[list[int]] = field(default_factory=list)
+    earlier_times: list[list[Times]] = field(default_factory=list)
+    current: list[int] = field(default_factory=list)
+    current_times: list[Times] = field(default_factory=list)
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        self.special = set(self.tokenizer.all_special_ids)
+
+    def add(self, output: Mapping[str, Any]) -> None:
+        ids = self.tokenizer.without_previous(as_lists(output["tokens"][0]))
+        ends_s = as_lists(output["token_timestamps"][0]) if self.words else []
+        length_s, left_s, right_s = output.get("stride", (0.0, 0.0, 0.0))
+        self.offset_s -= left_s
+        begin = self.tokenizer.timestamp_begin
+        first = left_s / self.precision_s + begin if left_s else begin
+        last = self._last_timestamp(ids, length_s - right_s) if right_s else None
+        windows = _Windows(ids, begin, self.precision_s)
+        self.current, self.current_times = [], []
+        for position, token in enumerate(ids):
+            if token in self.special:
+                self._read_special(token)
+            elif token >= begin:
+                time_s = (token - begin) * self.precision_s + self.offset_s
+                self._read_timestamp(
+                    token, round(time_s + windows.before(position), 2), first, last
+                )
+            else:
+                self.current.append(token)
+                if self.words:
+                    start_s = ends_s[position - 1] if position else 0.0
+                    times = (start_s + self.offset_s, ends_s[position] + self.offset_s)
+                    self.current_times.append((round(times[0], 2), round(times[1], 2)))
+        self.offset_s += length_s - right_s
+        if self.current:
+            self._keep_current()
+        elif not any(self.earlier):
+            self._start_chunk()
+
+    def finish(self) -> list[_Chunk]:
+        """Close the last stretch, which has no end time, and return all."""
+        if self.earlier:
+            self._close_chunk()
+        return self.chunks
+
+    def shown(self, chunk: _Chunk) -> dict[str, Any]:
+        """Return a stretch as the pipeline names its parts."""
+        return {
+            **({"language": chunk.language} if self.name_language else {}),
+            **({"timestamp": (chunk.start_s, chunk.end_s)} if self.timestamps else {}),
+            "text": chunk.text,
+        }
+
+    def _last_timestamp(self, ids: list[int], right_start_s: float) -> int | None:
+        """Return the first timestamp that belongs to the next chunk, the last one at least."""
+        begin, last = self.tokenizer.timestamp_begin, None
+        for token in reversed(ids):
+            if token >= begin:
+                if last is not None and (token - begin) * self.precision_s < right_start_s:
+                    break
+                last = token
+        return last
+
+    def _read_special(self, token: int) -> None:
+        language = LANGUAGES.get(self.tokenizer.decode([token])[2:-2])
+        if language is None:
+            return
+        if self.language and language != self.language and not self.timestamps:
+            self._keep_current()
+            self._close_chunk()
+        self.chunk.language = language
+        self.language = language
+
+    def _read_timestamp(self, token: int, time_s: float, first: float, last: int | None) -> None:
+        if last and token >= last:
+            # It lies where the next chunk knows better, and so does its twin, which would start
+            # another stretch.
+            self.skip = True
+        elif self.skip or (self.earlier and token < first):
+            self.skip = False
+        elif self.chunk.start_s is None:
+            self.chunk.start_s = time_s
+        elif time_s != self.chunk.start_s:
+            self.chunk.end_s = time_s
+            self._keep_current()
+            self._close_chunk()
+
+    def _keep_current(self) -> None:
+        self.earlier.append(self.current)
+        if self.words:
+            self.earlier_times.append(self.current_times)
+
+    def _close_chunk(self) -> None:
+        tokens, times = joined_sequences(self.earlier, self.earlier_times)
+        self.chunk.text = self.tokenizer.decode(tokens)
+        if self.words:
+            self.chunk.words = tuple(self._timed_words(tokens, times))
+        self.chunks.append(self.chunk)
+        self._start_chunk()
+
+    def _start_chunk(self) -> None:
+        self.chunk = _Chunk(self.language)
+        self.earlier, self.earlier_times = [], []
+        self.current, self.current_times = [], []
+
+    def _timed_words(self, tokens: list[int], times: list[Times]) -> Iterable[dict[str, Any]]:
+        language = self.language
+        if language is None and self.tokenizer.language is not None:
+            language = LANGUAGES[resolve_language(self.tokenizer.language)]
+        named = {"language": self.language} if self.name_language else {}
+        for text, positions in grouped_words(tokens, language or "english", self.tokenizer.decode):
+            span = (times[positions[0]][0], times[positions[-1]][1])
+            yield {"text": text, "timestamp": span, **named}
+
+
+def joined_sequences(
+    sequences: Sequence[list[int]], times: Sequence[list[Times]] = ()
+) -> tuple[list[int], list[Times]]:
+    """Join token sequences whose ends overlap.
+
+    Of what two neighbours share, the first half is taken from the left one and the second half from
+    the right one: each is surer away from its end. Returns the tokens, and their times if there
+    were any.
+    """
+    tokens, spans = list(sequences[0]), list(times[0]) if times else []
+    start = 0  # of the part of `tokens` that the next sequence may overlap
+    for number, right in enumerate(sequences[1:], start=1):
+        right_times = times[number] if times else []
+        left_mid, right_mid = _best_overlap(tokens[start:], right, spans[start:], right_times)
+        start += left_mid
+        tokens[start:] = right[right_mid:]
+        spans[start:] = right_times[right_mid:]
+    return tokens, spans
+
+
+def _best_overlap(
+    left: list[int], right: list[int], left_times: list[Times], right_times: list[Times]
+) -> tuple[int, int]:
+    lefts, rights = np.array(left, np.int64), np.array(right, np.int64)
+    best, found = 0.0, (len(left), 0)
+    for shift in range(1, len(left) + len(right)):
+        from_left = max(0, len(left) - shift)
+        to_left = min(len(left), len(left) + len(right) - shift)
+        from_right = max(0, shift - len(left))
+        to_right = min(len(right), shift)
+        a, b = slice(from_left, to_left), slice(from_right, to_right)
+        matches = _matches(lefts[a], rights[b], left_times[a], right_times[b])
+        score = matches / shift + shift * _EPSILON
+        if matches > 1 and score > best:
+            best, found = score, ((from_left + to_left) // 2, (from_right + to_right) // 2)
+    return found
+
+
+def _matches(
+    left: Int64[np.ndarray, " token"],
+    right: Int64[np.ndarray, " token"],
+    left_times: list[Times],
+    right_times: list[Times],
+) -> int:
+    """Count equal tokens; with times, only those whose times are in order."""
+    equal = left == right
+    if left_times and equal.any():
+        before: Float64[np.ndarray, "token 2"] = np.array(left_times, np.float64)
+        after: Float64[np.ndarray, "token 2"] = np.array(right_times, np.float64)
+        same_start = before[:, 0] == after[:, 0]
+        in_order = (before[:, 0] < after[:, 0]) | (same_start & (before[:, 1] <= after[:, 1]))
+        equal &= in_order
+    return int(equal.sum())
+
+
+class Word(NamedTuple):
+    """A word of a text."""
+
+    text: str
+    positions: list[int]
+    """Where its tokens stand among those of the text."""
+
+
+def grouped_words(
+    tokens: Sequence[int], language: str, decode: Callable[[list[int]], str]
+) -> list[Word]:
+    """Group text tokens into words, punctuation with the word it belongs to.
+
+    `language` is a name such as `english`.
+
+    Source: transformers 5.23, tokenization_whisper.py, `_combine_tokens_into_words`.
+    """
+    words = _characters(tokens, decode)
+    if language not in _WITHOUT_BLANKS:
+        words = _joined_at_blanks(words)
+    return _with_closing(_with_opening(words))
+
+
+def _characters(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[Word]:
+    whole = decode(list(tokens))
+    words: list[Word] = []
+    length = 0
+    positions: list[int] = []
+    for position in range(len(tokens)):
+        positions.append(position)
+        text = decode([tokens[k] for k in positions])
+        cut = text.find(_CUT_CHARACTER)
+        # The mark of a cut character may also be what was written.
+        if cut < 0 or length + cut >= len(whole) or whole[length + cut] == _CUT_CHARACTER:
+            words.append(Word(text, positions))
+            length += len(text)
+            positions = []
+    return words
+
+
+def _joined_at_blanks(parts: list[Word]) -> list[Word]:
+    """Start a word at every blank and every punctuation mark."""
+    words: list[Word] = []
+    for part in parts:
+        # A run of marks is one where it stands in this order in the list of all.
+        is_mark = part.text.strip() in string.punctuation
+        if not words or is_mark or part.text.startswith(" "):
+            words.append(part)
+        else:
+            words[-1] = _together(words[-1], part)
+    return words
+
+
+def _with_opening(words: list[Word]) -> list[Word]:
+    """Put opening marks to the word after them."""
+    merged: list[Word] = []
+    for word in reversed(words):
+        if merged and word.text.startswith(" ") and word.text.strip() in _OPENING:
+            merged[-1] = _together(word, merged[-1])
+        else:
+            merged.append(word)
+    return merged[::-1]
+
+
+def _with_closing(words: list[Word]) -> list[Word]:
+    """Put closing marks to the word before them."""
+    merged: list[Word] = []
+    for word in words:
+        if merged and word.text in _CLOSING and not merged[-1].text.endswith(" "):
+            merged[-1] = _together(merged[-1], word)
+        else:
+            merged.append(word)
+    return [word for word in merged if word.text]
+
+
+def _together(first: Word, second: Word) -> Word:
+    return Word(first.text + second.text, first.positions + second.positions)

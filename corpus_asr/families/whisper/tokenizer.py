@@ -6,7 +6,7 @@ multilingual and large-v3 checkpoints.
 """
 
 import codecs
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,21 +19,18 @@ from corpus_asr.families.tokenizer import (
     ROLES,
     PretrainedTokenizer,
     TokenSettings,
-    id_lists,
     vocabulary_paths,
 )
 from corpus_asr.families.truncation_padding import (
     NO_LIMIT,
     OUTSIDE,
     EncodeOptions,
-    is_several,
+    decode_each,
     pair_limits,
-    second_texts,
+    text_pairs,
 )
-from corpus_asr.families.whisper.chunk_merging import merged_chunks
 from corpus_asr.families.whisper.timestamps import (
-    TimedTokens,
-    split_timestamps,
+    merged_chunks,
     timed_stretches,
     without_timestamps,
     written_timestamps,
@@ -86,19 +83,13 @@ class WhisperTokenizer(PretrainedTokenizer):
         merges_file: merges.txt.
         normalizer_file: normalizer.json, American spellings by British ones; None for the own list.
         tokenizer_file: tokenizer.json, instead of the first two.
-        unk_token: what stands for tokens that the vocabulary lacks.
         bos_token: named by the reference; labels start with `<|startoftranscript|>` whatever it is.
-        eos_token: what labels end with.
         add_prefix_space: encode every text as if a space came first.
         language: code or name of the language in labels; None leaves its token out.
         task: `transcribe` or `translate` in labels; None leaves its token out.
         predict_timestamps: whether labels hold timestamps, so `<|notimestamps|>` is left out.
-        pad_token: what fills rows up; None until it is set.
         errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it.
-        padding_side: `right` or `left`.
-        truncation_side: `right` or `left`.
         model_max_length: tokens per text that are kept where no length is given.
-        clean_up_tokenization_spaces: remove spaces before punctuation when decoding.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks a control token.
@@ -111,8 +102,7 @@ class WhisperTokenizer(PretrainedTokenizer):
     language: str | None
     task: str | None
     predict_timestamps: bool
-    add_prefix_space: bool | None
-    """None as the vocabulary's file says."""
+    add_prefix_space: bool | None  # None as the vocabulary's file says
     errors: str
     is_multilingual: bool
     language_ids: dict[str, int]
@@ -142,6 +132,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
+        settings = _Settings.of(locals())
         if tokenizer_file is not None:
             bpe = BytePairEncoding.from_tokenizer_file(Path(tokenizer_file))
         elif vocab_file is not None and merges_file is not None:
@@ -152,21 +143,6 @@ class WhisperTokenizer(PretrainedTokenizer):
                 f"merges_file={merges_file!r}, expected both, or tokenizer_file; pass them, or "
                 f"load a folder by from_pretrained"
             )
-        settings = _Settings(
-            bos_token=bos_token,
-            eos_token=eos_token,
-            unk_token=unk_token,
-            pad_token=pad_token,
-            language=language,
-            task=task,
-            predict_timestamps=predict_timestamps,
-            add_prefix_space=add_prefix_space,
-            errors=errors,
-            padding_side=padding_side,
-            truncation_side=truncation_side,
-            model_max_length=model_max_length,
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
-        )
         self._set_up(bpe, settings, None if normalizer_file is None else Path(normalizer_file))
 
     def _set_up(
@@ -409,23 +385,13 @@ class WhisperTokenizer(PretrainedTokenizer):
         return self._bpe.encode(text)
 
     def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
-        several = is_several(text, words=options.words)
-        texts = list(text) if several else [text]
-        seconds = second_texts(texts, pair, several=several)
-        rows: dict[str, list[Any]] = {name: [] for name in ("input_ids", *options.outputs)}
-        sources: list[int] = []
-        for number, both in enumerate(zip(texts, seconds, strict=True)):
-            encodings = [self._encoding(both[0], words=options.words)]
-            if pair is not None:
-                encodings.append(self._encoding(both[1], words=options.words))
-            for row in self._rows(encodings, options):
-                sources.append(number)
-                for name, values in rows.items():
-                    values.append(row[name])
-        batch = self._padded(rows, options)
+        several, pairs = text_pairs(text, pair, words=options.words)
+        found = [list(self._rows(*both, options)) for both in pairs]
+        batch = self._padded([row for rows in found for row in rows], options)
         if "length" in batch:
             batch["length"] = [len(row) for row in batch["input_ids"]]
         if options.overflow:
+            sources = [number for number, rows in enumerate(found) for _ in rows]
             batch["overflow_to_sample_mapping"] = sources
         if not several and options.tensors is None and not options.overflow:
             return BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
@@ -441,10 +407,10 @@ class WhisperTokenizer(PretrainedTokenizer):
             f"{expected}; correct it or is_split_into_words"
         )
 
-    def _rows(
-        self, encodings: Sequence[Encoding], options: EncodeOptions
-    ) -> Iterator[dict[str, Any]]:
+    def _rows(self, first: Any, second: Any, options: EncodeOptions) -> Iterator[dict[str, Any]]:
         """Yield the row of a text or pair, and rows of what it was cut down by if asked for."""
+        texts = [first] if second is None else [first, second]
+        encodings = [self._encoding(text, words=options.words) for text in texts]
         limit = self._text_limit(options)
         if options.overflow and len(encodings) > 1:
             raise ValueError(
@@ -464,29 +430,21 @@ class WhisperTokenizer(PretrainedTokenizer):
                     f"and below the {most} tokens that max_length leaves; change one of them"
                 )
             encoding.truncate(most, stride=options.stride, direction=self.truncation_side)
-        yield self._row(encodings, options.special)
+        yield self._encoded_row(encodings, special=options.special)
         if options.overflow:
             for rest in encodings[0].overflowing:
-                yield self._row([rest], options.special)
+                yield self._encoded_row([rest], special=options.special)
 
-    def _row(self, parts: Sequence[Encoding], special: bool) -> dict[str, Any]:
-        before = self.prefix_tokens if special else []
-        after = [self._end] if special else []
-        text = [token for part in parts for token in part.ids]
-        ids = [*before, *text, *after]
+    def _encoded_row(self, parts: list[Encoding], *, special: bool) -> dict[str, Any]:
+        row = self._row(*(part.ids for part in parts), special=special)
+        width, before = row["length"], len(self.prefix_tokens) if special else 0
         # The end token counts as part of the text that it follows.
-        first = len(before) + (len(parts[0].ids) if len(parts) > 1 else len(text) + len(after))
-        return {
-            "input_ids": ids,
-            "token_type_ids": [0] * first + [1] * (len(ids) - first),
-            "attention_mask": [1] * len(ids),
-            "special_tokens_mask": [1] * len(before) + [0] * len(text) + [1] * len(after),
-            "offset_mapping": [
-                *([OUTSIDE] * len(before)),
-                *(offset for part in parts for offset in part.offsets),
-                *([OUTSIDE] * len(after)),
-            ],
-            "length": len(ids),
+        of_first = before + len(parts[0].ids) if len(parts) > 1 else width
+        offsets = [offset for part in parts for offset in part.offsets]
+        after = [OUTSIDE] * (width - before - len(offsets))
+        return row | {
+            "token_type_ids": [0] * of_first + [1] * (width - of_first),
+            "offset_mapping": [*([OUTSIDE] * before), *offsets, *after],
         }
 
     # Ids to text
@@ -511,15 +469,13 @@ class WhisperTokenizer(PretrainedTokenizer):
             token_ids: one id, or a list, array or tensor of one dimension, or of two for several.
             skip_special_tokens: leave control tokens out, and the previous text before the start
                 token with them.
-            clean_up_tokenization_spaces: remove spaces before punctuation; None for what the
-                tokenizer was set to, which is not to. It also removes spaces that were meant.
+            clean_up_tokenization_spaces: remove spaces before punctuation, those that were meant
+                too; None for what the tokenizer was set to, which is not to.
             output_offsets: return the text together with its segments and their times.
             time_precision: seconds per timestamp step.
             decode_with_timestamps: write timestamps as `<|1.08|>`, later windows continuing the
                 times of earlier ones; otherwise they are left out.
             normalize: apply the English normaliser; no effect together with timestamps.
-            basic_normalize: apply the normaliser for any language instead.
-            remove_diacritics: let `basic_normalize` turn letters into plain ones.
 
         Returns:
             A text, or `{"text": ..., "offsets": [{"text": ..., "timestamp": (start_s, end_s)}]}`
@@ -529,35 +485,24 @@ class WhisperTokenizer(PretrainedTokenizer):
             ValueError: an id is negative, such as a label's padding.
             TypeError: these are no ids.
         """
-        ids = id_lists(token_ids)
-        options: dict[str, Any] = {
-            "skip_special_tokens": skip_special_tokens,
-            "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
-            "output_offsets": output_offsets,
-            "time_precision": time_precision,
-            "decode_with_timestamps": decode_with_timestamps,
-            "normalize": normalize,
-            "basic_normalize": basic_normalize,
-            "remove_diacritics": remove_diacritics,
-        }
-        if ids and isinstance(ids[0], list):
-            return [self.decode(row, **options) for row in ids]
-        kept = self.without_previous(ids) if skip_special_tokens else ids
-        clean = clean_up_tokenization_spaces
-        if clean is None:
-            clean = self.clean_up_tokenization_spaces
-        if decode_with_timestamps:
-            text = self._with_timestamps(kept, time_precision, skip_special_tokens, clean)
-        else:
-            text = self._plain_text(kept, skip_special_tokens, clean)
-            if normalize:
-                text = self.normalize(text)
-            elif basic_normalize:
-                text = self.basic_normalize(text, remove_diacritics)
-            text = without_timestamps(text)
-        if output_offsets:
-            return {"text": text, "offsets": self._offsets(ids, time_precision)}
-        return text
+        clean = self._clean(clean_up_tokenization_spaces)
+
+        def decode_one(ids: list[int]) -> Any:
+            kept = self.without_previous(ids) if skip_special_tokens else ids
+            if decode_with_timestamps:
+                text = self._with_timestamps(kept, time_precision, skip_special_tokens, clean)
+            else:
+                text = self._plain_text(kept, skip_special_tokens, clean)
+                if normalize:
+                    text = self.normalize(text)
+                elif basic_normalize:
+                    text = self.basic_normalize(text, remove_diacritics)
+                text = without_timestamps(text)
+            if output_offsets:
+                return {"text": text, "offsets": self._offsets(ids, time_precision)}
+            return text
+
+        return decode_each(token_ids, decode_one)
 
     def decode_text(self, token_ids: Iterable[int]) -> str:
         """Return what was said: control tokens and timestamps left out, wherever they stand."""
@@ -566,10 +511,6 @@ class WhisperTokenizer(PretrainedTokenizer):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join tokens as the vocabulary spells them to text."""
         return self._bpe.join(tokens)
-
-    def split_timestamps(self, token_ids: Iterable[int]) -> tuple[TimedTokens, ...]:
-        """Cut what the decoder wrote for one window at its timestamps, losing no text token."""
-        return split_timestamps(token_ids, end=self.eot, timestamp_begin=self.timestamp_begin)
 
     def normalize(self, text: str) -> str:
         """Normalise English text, with the checkpoint's list of spellings if it has one."""

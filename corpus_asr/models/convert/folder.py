@@ -17,7 +17,7 @@ from corpus_asr.families.layers.stack import sinusoids
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.weights import quantized, save_weights, stored_tensors
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.generation_config import GenerationConfig, tokens_to_decode
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.convert.openai_files import (
     TIMESTAMPS,
@@ -72,15 +72,14 @@ def convert(
 
     Args:
         source: a .pt file, or a folder with safetensors, PyTorch, Flax or TensorFlow weights.
-        target: a .pt file or a folder; must not exist yet.
+        target: must not exist yet.
         dtype: `float32`, `float16`, `bfloat16` or, for folders, `int8`; None keeps the stored one,
             and makes float16 of INT8 weights.
         max_shard_size: bytes of one file of weights in a folder, such as `2GB`.
         tokenizer: for a .pt source: a folder with Whisper's tokenizer, or OpenAI's .tiktoken file.
         adapter: for a folder: a LoRA adapter in PEFT's layout, which is merged into the weights.
 
-    Returns:
-        What was written, in words.
+    Returns what was written, in words.
 
     Raises:
         CheckpointError: the source is broken, or cannot be written in the other layout, or the
@@ -135,10 +134,10 @@ def _openai_to_folder(
     renamed = _renamed(tensors, source)
     with _appearing(target) as folder:
         loaded = _tokenizer(tokenizer, folder, dimensions)
-        config = config_for(dimensions, loaded)
+        config = _config_for(dimensions, loaded)
         _check_shapes(renamed, config, source)
         config.save_pretrained(folder)
-        generation_for(dimensions, loaded, file_name=source.name).save_pretrained(folder)
+        _generation_for(dimensions, loaded, file_name=source.name).save_pretrained(folder)
         WhisperFeatureExtractor(feature_size=dimensions.n_mels).save_pretrained(folder)
         save_weights(folder, _typed(renamed, dtype), max_shard_size=max_shard_size)
     return _words(tensors, target)
@@ -295,12 +294,7 @@ def _words(tensors: Mapping[str, Tensor], target: Path) -> str:
 # Settings files for weights that came without any
 
 
-def config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperConfig:
-    """Make config.json.
-
-    Raises:
-        CheckpointError: the tokenizer is another model's.
-    """
+def _config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperConfig:
     needed = tokenizer.timestamp_begin + TIMESTAMPS
     if dimensions.n_vocab < needed:
         raise CheckpointError(
@@ -313,40 +307,32 @@ def config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperCo
         bos_token_id=tokenizer.eot,
         eos_token_id=tokenizer.eot,
         pad_token_id=tokenizer.eot,
-        begin_suppress_tokens=begin_suppressed(tokenizer),
-        suppress_tokens=suppressed(tokenizer),
+        begin_suppress_tokens=_begin_suppressed(tokenizer),
+        suppress_tokens=_suppressed(tokenizer),
     )
 
 
-def generation_for(
+def _generation_for(
     dimensions: Dimensions, tokenizer: WhisperTokenizer, *, file_name: str
 ) -> GenerationConfig:
     """Make generation_config.json; word times use the published heads of a known model."""
-    languages = {f"<|{code}|>": token for code, token in tokenizer.language_ids.items()}
-    tasks = {"transcribe": tokenizer.transcribe, "translate": tokenizer.translate}
     return GenerationConfig(
-        decoder_start_token_id=tokenizer.sot,
+        **tokens_to_decode(tokenizer),
         bos_token_id=tokenizer.eot,
-        eos_token_id=tokenizer.eot,
         pad_token_id=tokenizer.eot,
-        no_timestamps_token_id=tokenizer.no_timestamps,
-        prev_sot_token_id=tokenizer.start_of_prev,
-        is_multilingual=tokenizer.is_multilingual,
-        lang_to_id=languages if tokenizer.is_multilingual else None,
-        task_to_id=tasks if tokenizer.is_multilingual else None,
-        suppress_tokens=suppressed(tokenizer),
-        begin_suppress_tokens=begin_suppressed(tokenizer),
+        suppress_tokens=_suppressed(tokenizer),
+        begin_suppress_tokens=_begin_suppressed(tokenizer),
         alignment_heads=alignment_heads(file_name, dimensions),
         max_length=dimensions.n_text_ctx,
     )
 
 
-def begin_suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
+def _begin_suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
     """Tokens no text begins with: the space and the end."""
     return (*tokenizer.encode(_SPACE, add_special_tokens=False), tokenizer.eot)
 
 
-def suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
+def _suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
     """Tokens never said: marks that are not spoken, and control tokens out of place."""
     tokens = {_ids(tokenizer, f" {joiner}")[0] for joiner in _JOINERS}
     for mark in (*_MARKS, *_MUSIC):
@@ -355,15 +341,9 @@ def suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
             if len(ids) == 1 or mark in _MUSIC:
                 tokens.add(ids[0])
     start_of_lm = tokenizer.start_of_prev - 1
-    controls = {
-        tokenizer.translate,
-        tokenizer.transcribe,
-        tokenizer.sot,
-        tokenizer.start_of_prev,
-        start_of_lm,
-        tokenizer.no_speech,
-    }
-    return tuple(sorted(tokens | controls))
+    tokens |= {tokenizer.translate, tokenizer.transcribe, tokenizer.no_speech}
+    tokens |= {tokenizer.sot, tokenizer.start_of_prev, start_of_lm}
+    return tuple(sorted(tokens))
 
 
 def _ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:

@@ -29,11 +29,20 @@ from corpus_asr.text.added_tokens import (
     SPECIAL_NAME,
     VOCAB_NAME,
 )
+from corpus_asr.text.bpe import bytes_by_letter
 from corpus_asr.units import TIMESTAMP_STEP_S
 
 # OpenAI's networks have these built in: the file cannot say otherwise.
 _HIDDEN_PER_WIDTH = 4
 _ACTIVATION = "gelu"
+
+_CONFIG_NAMES = {
+    "n_mels": "num_mel_bins", "n_vocab": "vocab_size",
+    "n_audio_ctx": "max_source_positions", "n_text_ctx": "max_target_positions",
+    "n_audio_state": "d_model", "n_text_state": "d_model",
+    "n_audio_head": "encoder_attention_heads", "n_text_head": "decoder_attention_heads",
+    "n_audio_layer": "encoder_layers", "n_text_layer": "decoder_layers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,32 +79,13 @@ class Dimensions:
                     f"{expected!r}, which that code has built in; keep this model in Hugging Face "
                     "layout"
                 )
-        return cls(
-            n_mels=config.num_mel_bins,
-            n_audio_ctx=config.max_source_positions,
-            n_audio_state=config.d_model,
-            n_audio_head=config.encoder_attention_heads,
-            n_audio_layer=config.encoder_layers,
-            n_vocab=config.vocab_size,
-            n_text_ctx=config.max_target_positions,
-            n_text_state=config.d_model,
-            n_text_head=config.decoder_attention_heads,
-            n_text_layer=config.decoder_layers,
-        )
+        return cls(**{ours: getattr(config, theirs) for ours, theirs in _CONFIG_NAMES.items()})
 
     def config_values(self) -> dict[str, Any]:
         """The fields of `WhisperConfig` that follow from them."""
         return {
-            "num_mel_bins": self.n_mels,
-            "max_source_positions": self.n_audio_ctx,
-            "d_model": self.n_audio_state,
-            "encoder_attention_heads": self.n_audio_head,
-            "encoder_layers": self.n_audio_layer,
+            **{theirs: getattr(self, ours) for ours, theirs in _CONFIG_NAMES.items()},
             "encoder_ffn_dim": _HIDDEN_PER_WIDTH * self.n_audio_state,
-            "vocab_size": self.n_vocab,
-            "max_target_positions": self.n_text_ctx,
-            "decoder_attention_heads": self.n_text_head,
-            "decoder_layers": self.n_text_layer,
             "decoder_ffn_dim": _HIDDEN_PER_WIDTH * self.n_text_state,
             "activation_function": _ACTIVATION,
         }
@@ -357,20 +347,7 @@ def _merge_up_to(token: bytes, ranks: dict[bytes, int], *, limit: int) -> list[b
 
 
 def _spell(token: bytes) -> str:
-    return "".join(_SPELLING[byte] for byte in token)
+    return "".join(_LETTERS[byte] for byte in token)
 
 
-def _byte_spelling() -> list[str]:
-    """A printable character for every byte: itself where it has a visible one in Latin-1.
-
-    Source: openai/gpt-2 `encoder.py`, `bytes_to_unicode`.
-    """
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spelling, others = [], 0
-    for byte in range(256):
-        spelling.append(chr(byte) if byte in visible else chr(0x100 + others))
-        others += byte not in visible
-    return spelling
-
-
-_SPELLING = _byte_spelling()
+_LETTERS = {byte: letter for letter, byte in bytes_by_letter().items()}

@@ -1,8 +1,7 @@
-"""`generate` and `detect_language` of `WhisperForConditionalGeneration`, by its argument names.
+"""`generate` and `detect_language` of `WhisperForConditionalGeneration`, as transformers 5.23 has.
 
-In: a model, and a batch of log-mel features of any length. Out: token ids, as transformers 5.23
-gives them row by row. Every row is a task on the package's own scheduler, so rows neither wait for
-one another nor change one another's text.
+Every row is a task on the package's own scheduler, so rows neither wait for one another nor change
+one another's text.
 """
 
 import logging
@@ -13,25 +12,23 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from corpus_asr.decoding.protocols import SlotModel, TokenRules, listens
+from corpus_asr.decoding.protocols import SlotModel, TokenRules
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Audio, Row
-from corpus_asr.models.generation.long_form import hear_language, starts, transcribe
+from corpus_asr.models.generation.long_form import TransformersLongForm, hear_language, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
-from corpus_asr.models.generation.processors import normalised
+from corpus_asr.models.generation.processors import callers_processors
 from corpus_asr.models.generation.settings import (
-    Clock,
     Settings,
     check_condition_type,
     check_language_and_task,
     check_outputs,
+    common_settings,
     draft_of,
     draw_seed,
-    end_token,
     features_of,
     functions_of,
     note_thresholds,
-    pad_token,
     prepare,
     prompt_of,
     resolve_timestamps,
@@ -41,6 +38,7 @@ from corpus_asr.models.generation.settings import (
     tokenizer_of,
 )
 from corpus_asr.models.generation.slots import run, slot_model
+from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -75,22 +73,19 @@ def generate(
     monitor_progress: Callable[[Tensor], None] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Transcribe or translate a batch of recordings; see `WhisperForConditionalGeneration`.
+    """Transcribe or translate a batch of recordings.
 
     Args:
         model: a `WhisperForConditionalGeneration`.
         input_features: log-mel features; more than 3,000 frames are decoded window by window.
         generation_config: settings that come before the model's own.
-        logits_processor: called with the tokens so far and the scores of the next, which they
-            return changed.
-        stopping_criteria: called likewise; end a window.
+        logits_processor, stopping_criteria: called with the tokens so far and the scores of the
+            next; change the scores, or end a window.
         prefix_allowed_tokens_fn: called with a row's number and its tokens so far; returns the
             tokens that may come next.
-        synced_gpus: without effect here.
+        synced_gpus, num_segment_frames: without effect here.
         return_timestamps: whether timestamps are predicted; always for long recordings.
-        task: `transcribe` or `translate`.
         language: of the speech, or one of each row; None to detect it where prompts name it.
-        is_multilingual: whether prompts name language and task.
         prompt_ids: text that comes before that of the first window.
         prompt_condition_type: `first-segment` or `all-segments`, before which it comes.
         condition_on_prev_tokens: whether windows are prompted with the text before them.
@@ -99,12 +94,8 @@ def generate(
         compression_ratio_threshold: a window whose token ids compress better is tried again.
         logprob_threshold: a window less likely on average is tried again.
         no_speech_threshold: an unlikely window with more probability of no speech is left out.
-        num_segment_frames: without effect: the model's own window is used.
         attention_mask: tells how long each row is, (batch, frame).
-        time_precision: seconds of a timestamp step.
-        time_precision_features: seconds of a feature frame.
-        return_token_timestamps: whether to return when each token was said.
-        return_segments: whether to return segments with their times.
+        time_precision, time_precision_features: seconds of a timestamp step, of a feature frame.
         return_dict_in_generate: whether to return what search found by name.
         force_unique_generate_call: whether to decode one window of each row, and return it with
             prompt and end token.
@@ -154,16 +145,22 @@ def generate(
         prompt=prompt_of(prompt_ids),
         repeat_prompt=check_condition_type(config, prompt_condition_type),
         condition_first=bool(condition_on_prev_tokens),
-        once=_first_not_none(force_unique_generate_call, config.force_unique_generate_call),
+        once=bool(
+            config.force_unique_generate_call
+            if force_unique_generate_call is None
+            else force_unique_generate_call
+        ),
         precision=(time_precision, time_precision_features),
-        processors=_processors(config, logits_processor),
+        processors=callers_processors(config, logits_processor),
         stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
     )
     begins = starts(config, model.config, batch_size=audio.batch_size, timestamps=bool(timestamps))
     rows = audio.rows(attention_mask, config.num_return_sequences or 1)
     report = _reporter(rows, monitor_progress)
-    tasks = [transcribe(row, begins[row.index], settings, report) for row in rows]
+    tasks = [
+        TransformersLongForm(row, begins[row.index], settings, report).transcribe() for row in rows
+    ]
     batch = Batch(run(slot_model(model), tasks), settings, model.device)
     if return_token_timestamps:
         time_tokens(slot_model(model), batch, settings, attention_mask)
@@ -183,12 +180,7 @@ def detect_language(
 ) -> Int[Tensor, " batch"]:
     """Return the likeliest language token of each recording, from its first window.
 
-    Args:
-        model: a `WhisperForConditionalGeneration`.
-        input_features: log-mel features.
-        encoder_outputs: what the encoder made of them, instead.
-        generation_config: names the language tokens; the model's own by default.
-        num_segment_frames: frames that are listened to.
+    Takes log-mel features, or what the encoder made of them.
 
     Raises:
         ValueError: neither or both of features and encoder outputs, or no languages to choose from.
@@ -225,7 +217,7 @@ def _settings(
     rules: TokenRules,
     temperatures: tuple[float | None, ...] = (None,),
     precision: tuple[float, float] = (0.02, 0.01),
-    once: bool | None = False,
+    once: bool = False,
     prompt: tuple[int, ...] | None = None,
     repeat_prompt: bool = False,
     condition_first: bool = False,
@@ -233,17 +225,17 @@ def _settings(
 ) -> Settings:
     """Collect what the rows need to know."""
     no_times = config.no_timestamps_token_id
-    vocab_size = model.config.vocab_size
     clock = Clock(
         # Without timestamps in the vocabulary no token is one.
-        timestamp_begin=vocab_size + 1 if no_times is None else no_times + 1,
+        timestamp_begin=model.config.vocab_size + 1 if no_times is None else no_times + 1,
         input_stride=audio.input_stride,
         time_precision=precision[0],
         time_precision_features=precision[1],
     )
-    asks_silence = config.no_speech_threshold is not None and no_times is not None
+    no_speech = None
+    if config.no_speech_threshold is not None and no_times is not None:
+        no_speech = no_times - 1
     return Settings(
-        config=config,
         rules=rules,
         clock=clock,
         temperatures=temperatures,
@@ -251,20 +243,15 @@ def _settings(
         repeat_prompt=repeat_prompt,
         condition_first=condition_first,
         begin=rest.get("decoder_input_ids"),
-        no_speech_token=no_times - 1 if asks_silence and no_times is not None else None,
-        end=end_token(config),
-        pad=pad_token(config),
-        vocab_size=vocab_size,
+        no_speech_token=no_speech,
         median_filter_width=model.config.median_filter_width,
-        max_target_positions=model.config.max_target_positions,
         window_frames=audio.window_frames,
-        once=bool(once),
-        keep_scores=bool(config.output_scores and config.return_dict_in_generate),
-        keep_logits=bool(config.output_logits and config.return_dict_in_generate),
+        once=once,
         seed=draw_seed(temperatures),
         assistant=_assistant(audio, rest, config),
         streamer=streamer_of(rest.get("streamer"), batch_size=audio.batch_size, config=config),
         tokenizer=tokenizer_of(rest, config),
+        **common_settings(model, config),
         **hooks,
     )
 
@@ -275,11 +262,7 @@ def _note_outputs(
     token_times: bool,
     logprob_threshold: float | None,
 ) -> bool:
-    """Whether the caller wants everything by name; notes in `config` what windows must give.
-
-    Raises:
-        ValueError: something is asked for that search does not keep.
-    """
+    """Whether the caller wants everything by name; notes in `config` what windows must give."""
     check_outputs(config)
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)
@@ -306,15 +289,6 @@ def _check_token_timestamps(config: GenerationConfig, attention_mask: Any) -> No
         )
 
 
-def _first_not_none(*values: bool | None) -> bool | None:
-    return next((value for value in values if value is not None), None)
-
-
-def _processors(config: GenerationConfig, given: Sequence[Any] | None) -> tuple[Any, ...]:
-    own = functions_of(given, what="logits_processor")
-    return (*own, *((normalised,) if config.renormalize_logits else ()))
-
-
 def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> SlotModel | None:
     assistant = rest.get("assistant_model")
     if assistant is None:
@@ -323,7 +297,7 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
         logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
         return None
     draft = draft_of(assistant)
-    if audio.features is None and listens(draft):
+    if audio.features is None and draft.has_encoder:
         raise ValueError(
             "generating text: assistant_model has an encoder of its own, but found encoder_outputs "
             "and no input_features, expected what it can listen to; pass input_features too, or a "

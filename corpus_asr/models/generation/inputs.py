@@ -1,7 +1,6 @@
 """What `generate` is given: rows of windows for Whisper, a padded batch for Speech2Text."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,15 @@ from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
 from corpus_asr.models.generation.settings import encoded_of, features_of, lengths_of
 from corpus_asr.models.generation.slots import slot_model
 
-_SEED_BYTES = 8
+
+def seed_of(sound: Float[np.ndarray, "*_"], name: str) -> int:
+    """Make a seed for sampling of what is heard and a name: draw, place, temperature and copy.
+
+    What is sampled then depends on neither the row's place in the batch nor its neighbours.
+    """
+    digest = hashlib.blake2b(np.ascontiguousarray(sound).data, digest_size=8)
+    digest.update(name.encode())
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,21 +52,12 @@ class Row:
     def seed(
         self, base: int, seek: int, temperature: float, window: Float[np.ndarray, "mel frame"]
     ) -> int:
-        """Name a window's sound, its place, the temperature and the copy by a number, for sampling.
-
-        What is sampled then depends on neither the row's place in the batch nor its neighbours.
-
-        Args:
-            base: drawn once for the whole call.
-            seek: the window's first frame.
-            temperature: it is sampled at.
-            window: its features; a whole recording would take long to digest for every window.
-        """
-        digest = hashlib.blake2b(digest_size=_SEED_BYTES)
-        content = window if self.features is not None else _array(self.encoded)
-        digest.update(np.ascontiguousarray(content).data)
-        digest.update(f"{base} {seek} {temperature!r} {self.copy}".encode())
-        return int.from_bytes(digest.digest(), "little", signed=True)
+        """Seed a window that begins at frame `seek`; `base` is drawn once for the whole call."""
+        # The window's features: to digest a whole recording for every window would take long.
+        if self.features is None:
+            assert self.encoded is not None
+            window = self.encoded.detach().cpu().float().numpy()
+        return seed_of(window, f"{base} {seek} {temperature!r} {self.copy}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +73,7 @@ class Audio:
 
     @classmethod
     def of(cls, model: Any, input_features: Any, encoder_outputs: Any) -> "Audio":
-        """Check what was given.
-
-        Raises:
-            TypeError: the features are no tensor.
-            ValueError: neither features nor encoder outputs were given, or they have another shape
-                than a batch, or are not finite.
-        """
+        """Check what was given."""
         config = model.config
         encoder = model.get_encoder() if hasattr(model, "get_encoder") else model.model.encoder
         stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
@@ -117,12 +109,7 @@ class Audio:
         return self.total_frames <= self.window_frames
 
     def rows(self, attention_mask: Any, copies: int) -> list[Row]:
-        """Split the batch, making `copies` of each row.
-
-        Raises:
-            ValueError: several long rows without a mask that tells how long each is.
-            TypeError: the mask is no tensor.
-        """
+        """Split the batch, making `copies` of each row."""
         frames = [self.total_frames] * self.batch_size
         if self.batch_size > 1 and not self.is_short:
             if attention_mask is None:
@@ -132,8 +119,10 @@ class Audio:
                     "feature extractor with return_attention_mask=True"
                 )
             frames = lengths_of(attention_mask, self.batch_size)
-        arrays = _rows(self.features)
-        encoded = self.encoded
+        features, encoded = self.features, self.encoded
+        arrays = (
+            None if features is None else [row.detach().cpu().float().numpy() for row in features]
+        )
         return [
             Row(
                 index=i,
@@ -146,17 +135,6 @@ class Audio:
             for i in range(self.batch_size)
             for copy in range(copies)
         ]
-
-
-def _rows(features: Tensor | None) -> Sequence[np.ndarray] | None:
-    if features is None:
-        return None
-    return [row.detach().cpu().float().numpy() for row in features]
-
-
-def _array(encoded: Tensor | None) -> np.ndarray:
-    assert encoded is not None
-    return encoded.detach().cpu().float().numpy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,14 +153,7 @@ class PaddedBatch:
     def of(
         cls, model: Any, features: Any, encoder_outputs: Any, attention_mask: Any
     ) -> "PaddedBatch":
-        """Check what was given.
-
-        Raises:
-            TypeError: features or mask are no tensor.
-            ValueError: neither features nor encoder outputs were given, or they are of another
-                shape than a batch, longer than the model can hear, or not finite; or the mask
-                does not fit them.
-        """
+        """Check what was given."""
         slots = slot_model(model)
         assert isinstance(slots, Speech2TextSlotModel)
         if features is None and encoder_outputs is None:

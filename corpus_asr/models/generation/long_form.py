@@ -1,20 +1,17 @@
-"""One recording, window after window: the loop of transformers' `generate` as a task of search.
-
-Thresholds, segments and prompts are transformers' to the letter. They differ from openai-whisper's:
-token ids are compressed where that compresses text, and averages count the tokens said alone.
-"""
+"""One recording, window after window: transformers' rules for the one loop over windows."""
 
 import math
 import zlib
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from corpus_asr.decoding.protocols import Job, Result, Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.slots import Steps
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.languages import resolve_language
 from corpus_asr.models.generation.inputs import Row
@@ -24,7 +21,10 @@ from corpus_asr.models.generation.processors import (
     late_processors,
     stopping_for,
 )
-from corpus_asr.models.generation.settings import Clock, Settings, search_of
+from corpus_asr.models.generation.settings import Settings, search_of
+from corpus_asr.transcription.fallback import Attempt
+from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
+from corpus_asr.transcription.windows import Language, Window
 
 TASKS = ("translate", "transcribe")
 
@@ -35,13 +35,7 @@ DETECT = -1
 def starts(
     config: GenerationConfig, model_config: Any, *, batch_size: int, timestamps: bool
 ) -> list[tuple[int, ...]]:
-    """Return the tokens each row's text starts with; `DETECT` stands for its language.
-
-    Raises:
-        ValueError: an unknown language or task, not one language for each row, or forced tokens
-            with gaps.
-        TypeError: a language is no text.
-    """
+    """Return the tokens each row's text starts with; `DETECT` stands for its language."""
     if config.decoder_start_token_id is None:
         raise ValueError(
             "generating text: the generation settings have no decoder_start_token_id; set it to "
@@ -135,419 +129,250 @@ def _task_id(task: str, config: GenerationConfig) -> int:
     return (config.task_to_id or {})[task]
 
 
-def with_previous(
-    start: Sequence[int],
-    *,
-    previous: Sequence[Sequence[int]],
-    prompt: Sequence[int] | None,
-    repeat_prompt: bool,
-    start_of_previous: int | None,
-    timestamp_begin: int,
-    max_target_positions: int,
-) -> tuple[int, ...]:
-    """Put the end of the text so far before `start`.
-
-    Args:
-        start: the tokens that ask for language and task.
-        previous: the segments so far; of their text the latest fits.
-        prompt: text from the caller.
-        repeat_prompt: whether `prompt` comes before the text so far, which then does not need the
-            token that says so.
-        start_of_previous: that token; None where the checkpoint has none.
-        timestamp_begin: the token of 0.00 s.
-        max_target_positions: the decoder's longest sequence; half of it is for previous text.
-    """
-    text: list[int] = []
-    for tokens in previous:
-        # Two timestamps at the end of a window only say that it was cut there.
-        paired = len(tokens) > 2 and tokens[-2] >= timestamp_begin
-        text += tokens[:-1] if paired else tokens
-    kept = text[-(max_target_positions // 2 - 1) :]
-    if prompt is not None and repeat_prompt:
-        return (*prompt, *kept, *start)
-    marker = () if start_of_previous is None else (start_of_previous,)
-    return (*marker, *kept, *start)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What to do with a window's text."""
-
-    try_again: bool
-    """It is likely wrong: decode the window again at the next temperature."""
-    skip: bool
-    """There is no speech: keep nothing and go on to the next window."""
-
-
-def judge(said: tuple[int, ...], result: WindowResult, settings: Settings) -> Verdict:
-    """Compare a window with the thresholds; None switches one off.
-
-    Args:
-        said: the window's tokens, its end token included.
-        result: as search returned it.
-        settings: hold the thresholds.
-    """
+def hear_language(row: Row, settings: Settings) -> Steps[int]:
+    """Find the likeliest language token after the start token."""
     config = settings.config
-    again = False
-    if config.compression_ratio_threshold is not None:
-        ratio = compression_ratio(said, vocab_size=settings.vocab_size)
-        again = ratio > config.compression_ratio_threshold
-    if config.logprob_threshold is None:
-        return Verdict(again, skip=False)
-    unlikely = average_logprob(said, result) < config.logprob_threshold
-    silent = (
-        config.no_speech_threshold is not None
-        and result.score is not None
-        and result.score > config.no_speech_threshold
+    assert config.decoder_start_token_id is not None
+    assert config.lang_to_id is not None
+    width = settings.window_frames
+    # What a mask leaves out of the row is heard all the same, as there.
+    frames = width if row.features is None else min(row.features.shape[1], width)
+    result: WindowResult = yield WindowJob(
+        features=row.window(0, frames, width),
+        window=(0, row.frames if frames == min(row.frames, width) else -1),
+        prompt=(config.decoder_start_token_id,),
+        rules=TokenRules(end=settings.end, only=tuple(sorted(set(config.lang_to_id.values())))),
+        max_new_tokens=1,
+        encoded=row.encoded,
     )
-    if unlikely and silent:
-        return Verdict(try_again=False, skip=True)
-    return Verdict(again or unlikely, skip=False)
+    # Among the languages the end token may be one by mistake of the settings.
+    return result.tokens[0] if result.tokens else settings.end
 
 
-def compression_ratio(tokens: tuple[int, ...], *, vocab_size: int) -> float:
-    """Bytes of the token ids over bytes of the same compressed; high when a text repeats itself."""
-    width = int(math.log2(vocab_size) / 8) + 1
-    raw = b"".join(token.to_bytes(width, "little") for token in tokens)
-    return len(raw) / len(zlib.compress(raw))
-
-
-def average_logprob(said: tuple[int, ...], result: WindowResult) -> float:
-    """Mean log-probability of what was said."""
-    total = sum(result.logprobs) + (result.end_logprob or 0.0)
-    return total / len(said)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSpan:
-    """A segment of one window."""
-
-    start: Float[Tensor, ""]
-    """Seconds from the start of the recording, in float64."""
-    end: Float[Tensor, ""]
-    first: int
-    """Its first token among the window's."""
-    last: int
-    """One past its last token."""
-
-
-def cut(
-    tokens: tuple[int, ...], *, seek: int, frames: int, clock: Clock
-) -> tuple[list[TokenSpan], int]:
-    """Return the segments and the number of frames to move on.
-
-    Where two timestamps follow each other a segment ends and the next begins. What comes after the
-    last such pair is thrown away and decoded again from there, unless a single timestamp ends the
-    window: then nobody spoke after it. Without a pair the whole window is one segment. A pair at
-    0.00 s moves on by the whole window, which the reference would decode again for ever.
-
-    Args:
-        tokens: what was said, without prompt and end token.
-        seek: the window's first frame.
-        frames: frames of sound in the window.
-        clock: the units.
-    """
-    begin = clock.timestamp_begin
-    offset = torch.tensor(seek).to(torch.float64) * clock.time_precision / clock.input_stride
-    is_time = [token >= begin for token in tokens]
-    single_ending = is_time[-2:] == [False, True]
-    ends = [i + 1 for i in range(len(tokens) - 1) if is_time[i] and is_time[i + 1]]
-    if not ends:
-        end = offset + _last_step(tokens, frames, clock) * clock.time_precision
-        return [TokenSpan(start=offset, end=end, first=0, last=len(tokens))], frames
-
-    if single_ending:
-        ends.append(len(tokens))
-    else:
-        ends[-1] += 1  # the pair's second timestamp tells later readers that it was a pair
-    pieces = []
-    first = 0
-    for last in ends:
-        closing = last - 2 if last == ends[-1] and not single_ending else last - 1
-        times = [
-            offset + torch.tensor(token - begin).to(torch.float64) * clock.time_precision
-            for token in (tokens[first], tokens[closing])
-        ]
-        pieces.append(TokenSpan(start=times[0], end=times[1], first=first, last=last))
-        first = last
-    heard = (tokens[first - 2] - begin) * clock.input_stride
-    return pieces, frames if single_ending or heard == 0 else heard
-
-
-def _last_step(tokens: tuple[int, ...], frames: int, clock: Clock) -> int | Tensor:
-    """The step at which a window without a pair of timestamps ends."""
-    times = [token for token in tokens if token >= clock.timestamp_begin]
-    if times and times[-1] != clock.timestamp_begin:
-        return torch.tensor(times[-1] - clock.timestamp_begin).to(torch.float64)
-    # A whole number times a fraction is a float32 there, which decides what it is rounded to.
-    return int(torch.tensor(frames) * clock.time_precision_features / clock.time_precision)
-
-
-# The text of a window decoded at such a temperature or warmer is too doubtful to prompt the next.
-_TOO_WARM_TO_CONDITION = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Attempt:
-    """A window decoded once."""
-
-    round: int
-    """Which window of its row it is."""
-    attempt: int
-    """How many temperatures were tried before."""
-    seek: int
-    """The window's first frame."""
-    frames: int
-    """Frames of sound in it."""
-    prompt: tuple[int, ...]
-    said: tuple[int, ...]
+def with_end(result: WindowResult, end: int) -> tuple[int, ...]:
     """New tokens, the end token included where it was said."""
-    result: WindowResult
+    return result.tokens if result.end_logprob is None else (*result.tokens, end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSegment:
     """A segment, and the window it is of."""
 
-    piece: TokenSpan
-    tokens: tuple[int, ...]
+    span: TokenSpan
+    """Its tokens among the window's, and its times from the start of the recording."""
     attempt: Attempt
 
-
-@dataclass(slots=True)
-class RowResult:
-    """All that came of a row."""
-
-    row: Row
-    segments: list[RowSegment] = field(default_factory=list)
-    attempts: list[Attempt] = field(default_factory=list)
-    """Every window decoded, those thrown away included."""
-    kept: list[Attempt] = field(default_factory=list)
-    """The last attempt at each window, one of each round."""
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Text and timestamps."""
+        return self.attempt.result.tokens[self.span.first : self.span.stop]
 
 
-@dataclass(slots=True)
-class _Course:
-    """What one window hands on to the next."""
-
-    start: tuple[int, ...]
-    previous: list[tuple[int, ...]]
-    condition: bool
-    num_beams: int
-    max_length: int | None
-    round: int = 0
+# The text of a window decoded at such a temperature or warmer is too doubtful to prompt the next.
+_TOO_WARM_TO_CONDITION = 0.5
 
 
-def hear_language(row: Row, settings: Settings) -> Generator[Job, Result, int]:
-    """Find the likeliest language token after the start token."""
-    config = settings.config
-    assert config.decoder_start_token_id is not None
-    assert config.lang_to_id is not None
-    count = min(_total(row, settings), settings.window_frames)
-    among = tuple(sorted(set(config.lang_to_id.values())))
-    result = yield WindowJob(
-        features=row.window(0, count, settings.window_frames),
-        window=(0, count),
-        prompt=(config.decoder_start_token_id,),
-        rules=TokenRules(end=settings.end, only=among),
-        max_new_tokens=1,
-        encoded=row.encoded,
-    )
-    assert isinstance(result, WindowResult)
-    # Among the languages the end token may be one by mistake of the settings.
-    return result.tokens[0] if result.tokens else settings.end
+class TransformersLongForm(LongFormRules[RowSegment]):
+    """transformers' rules for the windows of a row, to the letter; and all that came of it."""
 
+    def __init__(
+        self,
+        row: Row,
+        start: tuple[int, ...],
+        settings: Settings,
+        report: Callable[[Row, int], None],
+    ) -> None:
+        """Begin before the first window.
 
-def transcribe(
-    row: Row, start: tuple[int, ...], settings: Settings, report: Callable[[Row, int], None]
-) -> Generator[Job, Result, RowResult]:
-    """Decode a row to its end.
+        Args:
+            row: the sound.
+            start: tokens its text starts with; `DETECT` stands for its language.
+            settings: how.
+            report: told the frame that is about to be decoded.
+        """
+        config = settings.config
+        self.row = row
+        self.attempts: list[Attempt] = []
+        """Every window decoded, those thrown away included."""
+        self.kept: list[Attempt] = []
+        """The last attempt at each window."""
+        self.segments = []
+        self.temperatures = settings.temperatures
+        self.thresholds = config
+        self.token_rules = settings.rules
+        self.no_speech = settings.no_speech_token
+        self.encoded = row.encoded
+        self.clock = settings.clock
+        self.window_frames = settings.window_frames
+        self._start = start
+        self._settings = settings
+        self._report = report
+        self._stream: Stream | None = None
+        self._num_beams = config.num_beams or 1
+        self._max_length = config.max_length
+        self._previous: list[tuple[int, ...]] = []
+        if settings.prompt is not None and not settings.repeat_prompt:
+            marked = settings.prompt[:1] == (config.prev_sot_token_id,)
+            self._previous.append(settings.prompt[1:] if marked else settings.prompt)
 
-    Args:
-        row: the sound.
-        start: tokens its text starts with; `DETECT` stands for its language.
-        settings: how.
-        report: told the frame that is about to be decoded.
+    def transcribe(self) -> Steps["TransformersLongForm"]:
+        """Decode the row to its end."""
+        yield from self.run([(0, self.row.frames)])
+        return self
 
-    Raises:
-        ValueError: prompt and text together are longer than the decoder holds.
-    """
-    if DETECT in start:
-        language = yield from hear_language(row, settings)
-        start = tuple(language if token == DETECT else token for token in start)
-    found = RowResult(row)
-    course = _first_course(start, settings)
-    seek = 0
-    while seek < row.frames:
-        report(row, seek)
-        frames = min(row.frames - seek, settings.window_frames)
-        attempt, skip = yield from _decode(row, seek, frames, course, settings, found.attempts)
-        found.kept.append(attempt)
-        course.round += 1
-        if skip:
-            seek += frames
-        else:
-            moved = _add_segments(attempt, course, found, settings)
-            seek += moved
-        if settings.once:
-            break
-    return found
+    def next_speech(self, frame: int, end: int) -> int | None:
+        """Jump over nothing; where one window is asked for, stop after it."""
+        if frame >= end or (self._settings.once and self.kept):
+            return None
+        self._report(self.row, frame)
+        return frame
 
+    def features(self, seek: int, end: int) -> Float[np.ndarray, "mel frame"]:
+        """Fill up with 0.0; what a short recording has after its end, its features hold."""
+        width = self.window_frames
+        return self.row.window(seek, min(width, end - seek), width)
 
-def _total(row: Row, settings: Settings) -> int:
-    return settings.window_frames if row.features is None else row.features.shape[1]
+    def language(
+        self, name: tuple[int, int], features: Float[np.ndarray, "mel frame"], heard: int | None
+    ) -> Steps[Language]:
+        """Hear the row's language in its first window, for all of them."""
+        if DETECT in self._start:
+            token = yield from hear_language(self.row, self._settings)
+            self._start = tuple(token if one == DETECT else one for one in self._start)
+        return Language(code=None, probability=None)
 
+    def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
+        """Put the caller's prompt, the text so far or both before the request."""
+        prompt = self._prompt()
+        # A caller's own prompt may be shorter: the reference then counts from its end.
+        return prompt, (len(prompt) - len(self._start)) % len(prompt)
 
-def _first_course(start: tuple[int, ...], settings: Settings) -> _Course:
-    previous: list[tuple[int, ...]] = []
-    if settings.prompt is not None and not settings.repeat_prompt:
-        prompt = settings.prompt
-        marked = bool(prompt) and prompt[0] == settings.config.prev_sot_token_id
-        previous.append(prompt[1:] if marked else prompt)
-    return _Course(
-        start=start,
-        previous=previous,
-        condition=settings.condition_first,
-        num_beams=settings.config.num_beams or 1,
-        max_length=settings.config.max_length,
-    )
+    def _prompt(self) -> tuple[int, ...]:
+        settings, config = self._settings, self._settings.config
+        if settings.begin is not None and not self.kept:
+            rows = settings.begin
+            return tuple(rows[self.row.index if len(rows) > 1 else 0].tolist())
+        if not (self._previous and self._is_conditioned()):
+            return (*(settings.prompt or ()), *self._start)
+        text: list[int] = []
+        for tokens in self._previous:
+            # Two timestamps at the end of a window only say that it was cut there.
+            paired = len(tokens) > 2 and self.clock.is_timestamp(tokens[-2])
+            text += tokens[:-1] if paired else tokens
+        kept = text[-(settings.max_target_positions // 2 - 1) :]
+        if settings.prompt is not None and settings.repeat_prompt:
+            return (*settings.prompt, *kept, *self._start)
+        marker = config.prev_sot_token_id
+        if marker is None and config.suppress_tokens and len(config.suppress_tokens) >= 2:
+            marker = config.suppress_tokens[-2]  # where alone old files name it
+        return (*(() if marker is None else (marker,)), *kept, *self._start)
 
+    def _is_conditioned(self) -> bool:
+        if not self.kept:
+            return self._settings.condition_first
+        last = self.kept[-1].temperature
+        return bool(self._settings.config.condition_on_prev_tokens) and (
+            last is None or last < _TOO_WARM_TO_CONDITION
+        )
 
-def _add_segments(attempt: Attempt, course: _Course, found: RowResult, settings: Settings) -> int:
-    """Cut the window's text into segments; returns the frames to move on."""
-    tokens = _without_end(attempt.said, settings.end)
-    pieces, moved = cut(tokens, seek=attempt.seek, frames=attempt.frames, clock=settings.clock)
-    for piece in pieces:
-        said = tokens[piece.first : piece.last]
-        found.segments.append(RowSegment(piece=piece, tokens=said, attempt=attempt))
-        course.previous.append(said)
-    return moved
+    def max_new_tokens(self, prompt: Sequence[int]) -> int:
+        """As many as the call says, or as the decoder has room for."""
+        length, room = len(prompt), self._settings.max_target_positions
+        wanted = self._settings.config.max_new_tokens
+        if (wanted or 0) + length > room:
+            raise ValueError(
+                f"generating text: the prompt, with the text before the window, has {length} "
+                f"tokens and max_new_tokens is {wanted or 0}, together {(wanted or 0) + length}, "
+                f"expected at most max_target_positions, which is {room}; shorten prompt_ids or "
+                "lower max_new_tokens"
+            )
+        if wanted is not None:
+            return wanted
+        assert self._max_length is not None
+        # The reference raises the limit window by window, by what each is prompted with.
+        self._max_length = min(self._max_length + min(room // 2 - 1, length), room)
+        if self._max_length <= length:
+            raise ValueError(
+                f"generating text: the prompt has {length} tokens, but max_length is "
+                f"{self._max_length}; raise max_length or, better, set max_new_tokens"
+            )
+        return self._max_length - length
 
-
-def _without_end(said: tuple[int, ...], end: int) -> tuple[int, ...]:
-    return said[:-1] if said and said[-1] == end else said
-
-
-def _decode(
-    row: Row,
-    seek: int,
-    frames: int,
-    course: _Course,
-    settings: Settings,
-    attempts: list[Attempt],
-) -> Generator[Job, Result, tuple[Attempt, bool]]:
-    """Decode a window at one temperature after the other until one is good enough.
-
-    Returns:
-        The last attempt, and whether the window holds no speech.
-    """
-    features = row.window(seek, frames, settings.window_frames)
-    prompt = _prompt(row, course, settings)
-    limit = _limit(len(prompt), course, settings)
-    for number, temperature in enumerate(settings.temperatures):
-        warm = temperature is not None and temperature > 0
-        if warm:
-            course.num_beams = 1
-        stopping = stopping_for(settings, len(prompt))
-        stream = None
+    def search(self, window: Window, temperature: float | None) -> Search:
+        """Follow beams until a window is sampled, and from then on no more."""
+        settings = self._settings
+        if temperature:
+            self._num_beams = 1
+        stopping = stopping_for(settings, len(window.prompt))
         if settings.streamer is not None:
-            stream = Stream(settings.streamer, torch.tensor([prompt]))
-            stopping = (*stopping, stream)
-        search = search_of(
+            self._stream = Stream(settings.streamer, torch.tensor([window.prompt]))
+            stopping = (*stopping, self._stream)
+        return search_of(
             settings,
-            temperature=temperature if warm else None,
-            num_beams=course.num_beams,
-            assistant=settings.assistant if course.num_beams == 1 else None,
+            temperature=temperature or None,
+            num_beams=self._num_beams,
+            assistant=settings.assistant if self._num_beams == 1 else None,
             num_draft_tokens=settings.config.num_assistant_tokens or Search().num_draft_tokens,
-        )
-        seed = 0
-        if warm and temperature:
-            seed = row.seed(settings.seed, seek, temperature, features)
-        result = yield WindowJob(
-            features=features,
-            window=(seek, frames),
-            prompt=prompt,
-            rules=settings.rules,
-            max_new_tokens=limit,
-            search=replace(
-                search,
-                early_processors=early_processors(settings, row.number, len(prompt), limit),
-                processors=late_processors(settings, len(prompt)),
-                stopping=stopping,
+            early_processors=early_processors(
+                settings, self.row.number, len(window.prompt), window.max_new_tokens
             ),
-            seed=seed,
-            score_token=settings.no_speech_token,
-            # A caller's own prompt may be shorter: the reference then counts from its end.
-            score_position=(len(prompt) - len(course.start)) % len(prompt),
-            encoded=row.encoded,
+            processors=late_processors(settings, len(window.prompt)),
+            stopping=stopping,
         )
-        assert isinstance(result, WindowResult)
-        ending = () if result.end_logprob is None else (settings.end,)
-        attempt = Attempt(
-            round=course.round, attempt=number, seek=seek, frames=frames, prompt=prompt,
-            said=(*result.tokens, *ending), result=result,
-        )  # fmt: skip
-        attempts.append(attempt)
-        if stream is not None:
-            stream.close(torch.tensor(attempt.said))
-        verdict = judge(attempt.said, result, settings)
-        course.condition = bool(settings.config.condition_on_prev_tokens) and (
-            temperature is None or temperature < _TOO_WARM_TO_CONDITION
-        )
-        if not verdict.try_again:
-            break
-    return attempt, verdict.skip
 
+    def seed(self, window: Window, temperature: float | None) -> int:
+        """Name a window's sound, its place and the temperature."""
+        if not temperature:
+            return 0
+        return self.row.seed(self._settings.seed, window.seek, temperature, window.features)
 
-def _prompt(row: Row, course: _Course, settings: Settings) -> tuple[int, ...]:
-    if settings.begin is not None and course.round == 0:
-        rows = settings.begin
-        return tuple(rows[row.index if len(rows) > 1 else 0].tolist())
-    if course.condition and course.previous:
-        return with_previous(
-            course.start,
-            previous=course.previous,
-            prompt=settings.prompt,
-            repeat_prompt=settings.repeat_prompt,
-            start_of_previous=_start_of_previous(settings),
-            timestamp_begin=settings.clock.timestamp_begin,
-            max_target_positions=settings.max_target_positions,
-        )
-    return (*(settings.prompt or ()), *course.start)
+    def mean_logprob(self, result: WindowResult) -> float:
+        """Average over what was said, the end token included where it was."""
+        total = sum(result.logprobs) + (result.end_logprob or 0.0)
+        return total / len(with_end(result, self._settings.end))
 
+    def compression_ratio(self, result: WindowResult) -> float:
+        """Bytes of the token ids over bytes of the same compressed."""
+        width = int(math.log2(self._settings.vocab_size) / 8) + 1
+        said = with_end(result, self._settings.end)
+        raw = b"".join(token.to_bytes(width, "little") for token in said)
+        return len(raw) / len(zlib.compress(raw))
 
-def _start_of_previous(settings: Settings) -> int | None:
-    """The token before earlier text; old files name it only in their list of suppressed ones."""
-    config = settings.config
-    if config.prev_sot_token_id is None and len(config.suppress_tokens or ()) >= 2:
-        assert config.suppress_tokens is not None
-        return config.suppress_tokens[-2]
-    return config.prev_sot_token_id
+    def note(self, attempt: Attempt) -> None:
+        """Keep all attempts, and end the stream of this one."""
+        self.attempts.append(attempt)
+        if attempt.number:
+            self.kept.pop()
+        self.kept.append(attempt)
+        if self._stream is not None:
+            self._stream.close(torch.tensor(with_end(attempt.result, self._settings.end)))
 
+    def content_s(self, frames: int) -> float:
+        """The last whole step of the sound."""
+        clock = self.clock
+        # A whole number times a fraction is a float32 there, which decides what it is rounded to.
+        steps = int(torch.tensor(frames) * clock.time_precision_features / clock.time_precision)
+        return steps * clock.time_precision
 
-def _limit(length: int, course: _Course, settings: Settings) -> int:
-    """How many new tokens a window may have after a prompt of `length`.
+    def is_silence(self, attempt: Attempt) -> bool:
+        """Whether there is probably no speech and the text is improbable: both thresholds say."""
+        limit = self.thresholds.logprob_threshold
+        return limit is not None and attempt.mean_logprob < limit and self.lacks_speech(attempt)
 
-    Raises:
-        ValueError: none, or more than the decoder holds.
-    """
-    room = settings.max_target_positions
-    wanted = settings.config.max_new_tokens
-    if (wanted or 0) + length > room:
-        raise ValueError(
-            f"generating text: the prompt, with the text before the window, has {length} tokens "
-            f"and max_new_tokens is {wanted or 0}, together {(wanted or 0) + length}, expected at "
-            f"most max_target_positions, which is {room}; shorten prompt_ids or lower "
-            "max_new_tokens"
-        )
-    if wanted is not None:
-        return wanted
-    assert course.max_length is not None
-    # The reference raises the limit window by window, by what each is prompted with.
-    course.max_length = min(course.max_length + min(room // 2 - 1, length), room)
-    if course.max_length <= length:
-        raise ValueError(
-            f"generating text: the prompt has {length} tokens, but max_length is "
-            f"{course.max_length}; raise max_length or, better, set max_new_tokens"
-        )
-    return course.max_length - length
+    def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
+        """Keep every segment, whatever it says."""
+        yield from ()  # times of tokens are looked for when all rows are done
+        clock, tokens = self.clock, attempt.result.tokens
+        offset_s = attempt.window.seek * clock.time_precision / clock.input_stride
+        for span in spans:
+            # Where text is cut off after a pair of timestamps, both tell later readers so.
+            last = span.stop + 1 if span is spans[-1] else span.stop
+            moved = replace(
+                span,
+                stop=min(last, len(tokens)),
+                start_s=offset_s + span.start_s,
+                end_s=offset_s + span.end_s,
+            )
+            self.segments.append(RowSegment(span=moved, attempt=attempt))
+            self._previous.append(self.segments[-1].tokens)
+        return seek

@@ -23,9 +23,10 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.families.outputs import ModelOutput
 from corpus_asr.models.generation.inputs import Row
-from corpus_asr.models.generation.long_form import Attempt, RowResult, RowSegment
+from corpus_asr.models.generation.long_form import RowSegment, TransformersLongForm, with_end
 from corpus_asr.models.generation.settings import CallSettings, Settings
 from corpus_asr.models.generation.slots import run
+from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.words import dynamic_time_warping, median_filter
 
 
@@ -66,7 +67,9 @@ class GenerateBeamEncoderDecoderOutput(ModelOutput):
 class Batch:
     """The decoded rows as the tensors of a batch."""
 
-    def __init__(self, results: Sequence[RowResult], settings: Settings, device: Any) -> None:
+    def __init__(
+        self, results: Sequence[TransformersLongForm], settings: Settings, device: Any
+    ) -> None:
         self.results = results
         self.token_times: dict[Attempt, Float[Tensor, " token"]] = {}
         """Seconds of the tokens of windows, prompts left out; filled by who knows them."""
@@ -76,20 +79,21 @@ class Batch:
         self._lengths: dict[tuple[int, int], int] = {}
         self._outputs: dict[Attempt, Any] = {}
         for attempt in (attempt for result in results for attempt in result.attempts):
-            group = attempt.round, attempt.attempt
-            self._prompts[attempt.round] = max(
-                len(attempt.prompt), self._prompts.get(attempt.round, 0)
-            )
-            self._lengths[group] = max(len(attempt.said), self._lengths.get(group, 0))
+            number, group = attempt.window.number, _group(attempt)
+            self._prompts[number] = max(len(attempt.window.prompt), self._prompts.get(number, 0))
+            self._lengths[group] = max(len(self._text(attempt)), self._lengths.get(group, 0))
 
     def prompt_length(self, attempt: Attempt) -> int:
         """Tokens before the text of the windows of this round."""
-        return self._prompts[attempt.round]
+        return self._prompts[attempt.window.number]
 
     def said(self, attempt: Attempt) -> tuple[int, ...]:
         """New tokens, padded to the longest of the same round."""
-        missing = self._lengths[attempt.round, attempt.attempt] - len(attempt.said)
-        return (*attempt.said, *[self._settings.pad] * missing)
+        text = self._text(attempt)
+        return (*text, *[self._settings.pad] * (self._lengths[_group(attempt)] - len(text)))
+
+    def _text(self, attempt: Attempt) -> tuple[int, ...]:
+        return with_end(attempt.result, self._settings.end)
 
     def output(self, attempt: Attempt) -> Any:
         """What one call of the reference's search gives for a window: tensor or dictionary."""
@@ -156,30 +160,34 @@ class Batch:
         return [[self._segment(one) for one in result.segments] for result in self.results]
 
     def _segment(self, segment: RowSegment) -> dict[str, Any]:
-        attempt, piece = segment.attempt, segment.piece
+        attempt, span = segment.attempt, segment.span
         before = self.prompt_length(attempt)
         found: dict[str, Any] = {
-            "start": piece.start,
-            "end": piece.end,
+            "start": torch.tensor(span.start_s, dtype=torch.float64),
+            "end": torch.tensor(span.end_s, dtype=torch.float64),
             "tokens": torch.tensor(segment.tokens).long().to(self._device),
-            "idxs": (before + piece.first, before + piece.last),
+            "idxs": (before + span.first, before + span.stop),
             "result": self.output(attempt),
         }
         if attempt in self.token_times:
             clock = self._settings.clock
-            offset = torch.tensor(attempt.seek).double() * clock.time_precision / clock.input_stride
+            offset = (
+                torch.tensor(attempt.window.seek).double()
+                * clock.time_precision
+                / clock.input_stride
+            )
             found["token_timestamps"] = self._times(segment) + offset
         return found
 
     def _times(self, segment: RowSegment) -> Float[Tensor, " token"]:
-        piece = segment.piece
-        return self.token_times[segment.attempt][piece.first : piece.last]
+        return self.token_times[segment.attempt][segment.span.first : segment.span.stop]
 
     def _output(self, attempt: Attempt) -> Any:
         settings = self._settings
         before = self.prompt_length(attempt)
-        filler = [settings.pad] * (before - len(attempt.prompt))
-        sequence = torch.tensor([*filler, *attempt.prompt, *self.said(attempt)])
+        prompt = attempt.window.prompt
+        filler = [settings.pad] * (before - len(prompt))
+        sequence = torch.tensor([*filler, *prompt, *self.said(attempt)])
         if not settings.config.return_dict_in_generate:
             return sequence.to(self._device)
         found: dict[str, Any] = {"sequences": sequence}
@@ -201,6 +209,11 @@ class Batch:
     ) -> list[Float[Tensor, " vocab"]]:
         steps = [step.clone() for step in kept.cpu()]
         return filled_steps(steps, len(self.said(attempt)), self._settings.pad)
+
+
+def _group(attempt: Attempt) -> tuple[int, int]:
+    """What the reference decodes in one batch: windows of one number at one temperature."""
+    return attempt.window.number, attempt.number
 
 
 def filled_steps(
@@ -246,7 +259,7 @@ def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_ma
             attempt,
             batch.said(attempt),
             settings,
-            None if ends is None else int(ends[row.index]) - attempt.seek,
+            None if ends is None else int(ends[row.index]) - attempt.window.seek,
         )
         for row, attempt in windows
     ]
@@ -272,14 +285,14 @@ def align(
     heads = settings.config.alignment_heads
     assert heads is not None
     result = yield AlignJob(
-        features=row.window(attempt.seek, attempt.frames, settings.window_frames),
-        window=(attempt.round, attempt.attempt),
-        tokens=(*attempt.prompt, *read),
+        features=attempt.window.features,
+        window=attempt.window.name,
+        tokens=(*attempt.window.prompt, *read),
         heads=tuple((layer, head) for layer, head in heads),
         encoded=row.encoded,
     )
     assert isinstance(result, AlignResult)
-    weights = torch.from_numpy(np.asarray(result.weights))[:, len(attempt.prompt) :]
+    weights = torch.from_numpy(np.asarray(result.weights))[:, len(attempt.window.prompt) :]
     if frames is not None:
         weights = weights[..., : max(1, frames // settings.clock.input_stride)]
     return token_seconds(weights, width=settings.median_filter_width)
@@ -315,8 +328,7 @@ class Text:
     @classmethod
     def of(cls, prompt: tuple[int, ...], result: WindowResult, *, end: int) -> Self:
         """Put the end token back where it was said."""
-        ending = () if result.end_logprob is None else (end,)
-        return cls(prompt=prompt, said=(*result.tokens, *ending), result=result)
+        return cls(prompt=prompt, said=with_end(result, end), result=result)
 
 
 def as_sequences(texts: Sequence[Text], *, pad: int) -> Int[Tensor, "batch token"]:

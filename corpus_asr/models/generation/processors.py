@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import LogitsProcessor, StoppingCriterion
-from corpus_asr.models.generation.settings import CallSettings
+from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.models.generation.settings import CallSettings, functions_of
 
 _FORBIDDEN = float("-inf")
 
@@ -27,11 +28,8 @@ def early_processors(
 ) -> tuple[LogitsProcessor, ...]:
     """The processors that come before Whisper's own rules, in order.
 
-    Args:
-        settings: of the call.
-        row: the text's place among all rows of the call.
-        begin: length of the window's prompt.
-        limit: most new tokens.
+    A text is told by its `row` among all of the call; its prompt has `begin` tokens, and `limit`
+    may follow.
     """
     config = settings.config
     found: list[LogitsProcessor] = []
@@ -53,6 +51,14 @@ def early_processors(
     if config.remove_invalid_values:
         found.append(finite)
     return tuple(found)
+
+
+def callers_processors(
+    config: GenerationConfig, given: Sequence[Any] | None
+) -> tuple[LogitsProcessor, ...]:
+    """The caller's processors, checked, and the normalisation that settings may ask for last."""
+    last = (normalised,) if config.renormalize_logits else ()
+    return (*functions_of(given, what="logits_processor"), *last)
 
 
 def late_processors(settings: CallSettings, begin: int) -> tuple[LogitsProcessor, ...]:
@@ -114,11 +120,7 @@ class Allowed:
     row: int
 
     def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Return scores with all other tokens at minus infinity.
-
-        Raises:
-            ValueError: the function allows nothing.
-        """
+        """Return scores with all other tokens at minus infinity."""
         masked = torch.full_like(scores, _FORBIDDEN)
         for row, said in enumerate(tokens):
             allowed = list(self.choose(self.row, said))

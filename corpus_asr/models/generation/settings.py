@@ -25,6 +25,7 @@ from corpus_asr.families.whisper.generation_config import (
     GenerationConfig as WhisperGenerationConfig,
 )
 from corpus_asr.models.generation.slots import slot_model
+from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -125,18 +126,7 @@ def prepare(
 ) -> tuple[Config, dict[str, Any]]:
     """Merge settings: keywords come before `given`, that before `own`, that before the defaults.
 
-    Args:
-        kind: the family's class.
-        own: the model's.
-        given: the call's; of this package or of transformers.
-        keywords: settings and other arguments by name.
-
-    Returns:
-        The settings, and those of `FOR_THE_CALL` among the keywords.
-
-    Raises:
-        ValueError: a keyword is unknown or not offered here, or settings contradict each other.
-        TypeError: `given` holds no settings.
+    Returns the settings, and those of `FOR_THE_CALL` among the keywords.
     """
     if given is not None and not hasattr(given, "to_dict"):
         raise TypeError(
@@ -197,11 +187,7 @@ def _check_cache(name: str | None) -> None:
 
 
 def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
-    """Make a tensor of arrays, lists or a tensor.
-
-    Raises:
-        TypeError: it is none of these.
-    """
+    """Make a tensor of arrays, lists or a tensor."""
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -212,17 +198,7 @@ def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
 
 
 def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
-    """Check features of a batch.
-
-    Args:
-        given: what the caller passed.
-        mel_bins: of the model.
-        mel_axis: 1 for (batch, mel, frame), 2 for (batch, frame, mel).
-
-    Raises:
-        TypeError: they are no tensor.
-        ValueError: they are empty, have another shape than a batch, or are not finite.
-    """
+    """Check features, (batch, mel, frame), or (batch, frame, mel) where `mel_axis` is 2."""
     features = one_tensor(
         given,
         what="input_features",
@@ -247,11 +223,7 @@ def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
 
 
 def encoded_of(given: Any) -> Tensor:
-    """Take the hidden states out of what an encoder returned.
-
-    Raises:
-        ValueError: there is no tensor (batch, position, width), or an empty one.
-    """
+    """Take the hidden states out of what an encoder returned."""
     found = given
     if hasattr(found, "last_hidden_state"):
         found = found.last_hidden_state
@@ -267,12 +239,7 @@ def encoded_of(given: Any) -> Tensor:
 
 
 def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
-    """Return the frames of each row.
-
-    Raises:
-        TypeError: the mask is no tensor.
-        ValueError: it has not one row for each recording.
-    """
+    """Return the frames of each row."""
     mask = one_tensor(
         attention_mask,
         what="attention_mask",
@@ -289,12 +256,7 @@ def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
 
 
 def prompt_of(prompt_ids: Any) -> tuple[int, ...] | None:
-    """Return a prompt's tokens.
-
-    Raises:
-        TypeError: it is no tensor.
-        ValueError: it is not one row of whole numbers.
-    """
+    """Return a prompt's tokens."""
     if prompt_ids is None:
         return None
     hint = "pass what the processor's get_prompt_ids returns"
@@ -308,12 +270,7 @@ def prompt_of(prompt_ids: Any) -> tuple[int, ...] | None:
 
 
 def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
-    """Return the temperatures to try in turn; None where nothing was said.
-
-    Raises:
-        TypeError: one is no number.
-        ValueError: there is none, or one is below 0.
-    """
+    """Return the temperatures to try in turn; None where nothing was said."""
     several = isinstance(temperature, Sequence) and not isinstance(temperature, str)
     found = tuple(temperature) if several else (temperature,)
     if not found:
@@ -334,11 +291,7 @@ def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
 
 
 def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
-    """Return functions that a caller passed as a list.
-
-    Raises:
-        TypeError: it is no list, or one of them cannot be called.
-    """
+    """Return functions that a caller passed as a list."""
     if given is None:
         return ()
     wrong = given if not isinstance(given, Sequence) else None
@@ -353,34 +306,13 @@ def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
 
 
 def draft_of(assistant: Any) -> SlotModel:
-    """Return the form of an assistant that search drafts with.
-
-    Raises:
-        TypeError: it is no model.
-    """
+    """The form of an assistant that search drafts with."""
     if not hasattr(assistant, "slot_model"):
         raise TypeError(
             f"generating text: found a {type(assistant).__name__} as assistant_model, expected a "
             "model; load it with WhisperForCausalLM.from_pretrained"
         )
     return slot_model(assistant)
-
-
-_MAX_SEED = 2**62
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """How tokens and frames are turned into seconds."""
-
-    timestamp_begin: int
-    """The token of 0.00 s."""
-    input_stride: int
-    """Feature frames of a timestamp step."""
-    time_precision: float
-    """Seconds of a timestamp step."""
-    time_precision_features: float
-    """Seconds of a feature frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,14 +343,7 @@ class CallSettings:
 def search_of(
     settings: CallSettings, *, temperature: float | None, num_beams: int, **more: Any
 ) -> Search:
-    """Return how one text is searched.
-
-    Args:
-        settings: of the call.
-        temperature: None to take the likeliest tokens.
-        num_beams: side by side.
-        more: further fields of a `Search`.
-    """
+    """Return how one text is searched; a temperature of None takes the likeliest tokens."""
     config = settings.config
     sampled = temperature is not None
     top_p = config.top_p if sampled and config.top_p is not None and config.top_p < 1 else None
@@ -437,12 +362,22 @@ def search_of(
     )
 
 
-def check_outputs(config: GenerationConfig) -> None:
-    """Refuse what search does not keep.
+def common_settings(model: Any, config: GenerationConfig) -> dict[str, Any]:
+    """The fields of `CallSettings` that model and configuration decide, in every family."""
+    by_name = config.return_dict_in_generate
+    return {
+        "config": config,
+        "end": end_token(config),
+        "pad": pad_token(config),
+        "vocab_size": model.config.vocab_size,
+        "max_target_positions": model.config.max_target_positions,
+        "keep_scores": bool(config.output_scores and by_name),
+        "keep_logits": bool(config.output_logits and by_name),
+    }
 
-    Raises:
-        ValueError: it is asked for.
-    """
+
+def check_outputs(config: GenerationConfig) -> None:
+    """Refuse what search does not keep."""
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):
             raise ValueError(
@@ -460,15 +395,11 @@ def draw_seed(temperatures: Sequence[float | None]) -> int:
     """Draw from torch's generator, so that `torch.manual_seed` repeats a call that samples."""
     if all(not temperature for temperature in temperatures):
         return 0
-    return int(torch.randint(_MAX_SEED, (1,)))
+    return int(torch.randint(2**62, (1,)))
 
 
 def streamer_of(streamer: Any, *, batch_size: int, config: GenerationConfig) -> Any:
-    """Return who is told every token.
-
-    Raises:
-        ValueError: there are several recordings or beams to tell of.
-    """
+    """Return who is told every token."""
     if streamer is not None and (batch_size > 1 or (config.num_beams or 1) > 1):
         raise ValueError(
             f"generating text: a streamer takes one recording and one beam, found "
@@ -478,11 +409,7 @@ def streamer_of(streamer: Any, *, batch_size: int, config: GenerationConfig) -> 
 
 
 def tokenizer_of(rest: dict[str, Any], config: GenerationConfig) -> Any:
-    """Return what reads the text so far.
-
-    Raises:
-        ValueError: strings stop the text and there is none.
-    """
+    """Return what reads the text so far."""
     if config.stop_strings is not None and "tokenizer" not in rest:
         raise ValueError(
             "generating text: stop_strings are given but no tokenizer to read the text with; pass "
@@ -492,11 +419,7 @@ def tokenizer_of(rest: dict[str, Any], config: GenerationConfig) -> Any:
 
 
 def end_token(config: GenerationConfig) -> int:
-    """The token that ends a text.
-
-    Raises:
-        ValueError: there is none, or several.
-    """
+    """The token that ends a text."""
     ends = config.eos_token_id
     if isinstance(ends, list | tuple) and len(ends) == 1:
         ends = ends[0]
@@ -541,11 +464,7 @@ class Settings(CallSettings):
 def resolve_timestamps(
     config: WhisperGenerationConfig, wanted: bool | None, *, is_short: bool
 ) -> bool | None:
-    """Whether timestamps are predicted: always for recordings longer than a window.
-
-    Raises:
-        ValueError: they were refused for a long recording, or the checkpoint has none.
-    """
+    """Whether timestamps are predicted: always for recordings longer than a window."""
     if wanted is None:
         wanted = config.return_timestamps
     if not is_short:
@@ -567,11 +486,7 @@ def resolve_timestamps(
 def check_language_and_task(
     config: WhisperGenerationConfig, language: Any, task: str | None, is_multilingual: bool | None
 ) -> None:
-    """Note what was asked for in `config`.
-
-    Raises:
-        ValueError: the checkpoint is English-only, or has no languages or tasks.
-    """
+    """Note what was asked for in `config`."""
     if is_multilingual is not None:
         if config.is_multilingual is None:
             raise _outdated("is_multilingual", "is_multilingual")
@@ -592,11 +507,7 @@ def check_language_and_task(
 
 
 def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
-    """Put the thresholds and conditions of the call into `config`, where it gave any.
-
-    Raises:
-        ValueError: silence is to be told without the threshold it is told by.
-    """
+    """Put the thresholds and conditions of the call into `config`, where it gave any."""
     for name, value in given.items():
         if value is not None:
             setattr(config, name, value)
@@ -608,11 +519,7 @@ def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
 
 
 def check_condition_type(config: WhisperGenerationConfig, wanted: str | None) -> bool:
-    """Whether the caller's prompt is repeated before every window.
-
-    Raises:
-        ValueError: an unknown type, or one that needs `condition_on_prev_tokens`.
-    """
+    """Whether the caller's prompt is repeated before every window."""
     kind = wanted or _CONDITION_TYPES[0]
     if kind not in _CONDITION_TYPES:
         raise ValueError(
@@ -630,14 +537,7 @@ def check_condition_type(config: WhisperGenerationConfig, wanted: str | None) ->
 def token_rules(
     config: WhisperGenerationConfig, *, vocab_size: int, timestamps: bool, drafted: bool
 ) -> TokenRules:
-    """What windows may say.
-
-    Args:
-        config: names the tokens; those the model does not have need no rule.
-        vocab_size: tokens of the model.
-        timestamps: whether the timestamp grammar holds.
-        drafted: whether a smaller model drafts; then text may end at once.
-    """
+    """What windows may say; where a smaller model drafts, text may end at once."""
     return TokenRules(
         end=end_token(config),
         suppress=allowed_tokens(config.suppress_tokens, vocab_size),

@@ -1,7 +1,4 @@
-"""The form of a model that search runs, made once for each state of its weights; and the running.
-
-In: a model and tasks. Out: what the tasks return. Knows nothing of what the tasks are for.
-"""
+"""The slot model of a network, made once for each state of its weights, and tasks run on it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from corpus_asr.decoding.protocols import Search, SlotModel
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, Task, check_every_on, encode_batch_on
 
 _CACHE = "_generation_slots"
@@ -65,12 +62,7 @@ def _sample(parameter: Tensor) -> Tensor:
 
 
 def run(model: SlotModel, tasks: Sequence[Task], *, beams: int = 1) -> list[Any]:
-    """Run tasks side by side; returns what each returns.
-
-    Args:
-        model: what they run on.
-        tasks: one per text.
-        beams: slots that each takes up.
+    """Run tasks, one per text, side by side on `beams` slots each; returns what each returns.
 
     Raises:
         Exception: the first that a task ended with.
@@ -83,7 +75,7 @@ def run(model: SlotModel, tasks: Sequence[Task], *, beams: int = 1) -> list[Any]
         max(1, min(len(tasks), _MAX_SLOTS.get(kind, 8))) * beams,
         encode_batch=encode_batch_on(kind),
         check_every=check_every_on(kind),
-        search=Search(num_beams=beams),
+        num_beams=beams,
     )
 
     def done(number: int, result: Any, error: Exception | None) -> None:
@@ -96,7 +88,6 @@ def run(model: SlotModel, tasks: Sequence[Task], *, beams: int = 1) -> list[Any]
     while scheduler.pending and not errors:
         scheduler.advance()
     if errors:
-        first = errors[0]
-        scheduler.fail(first)
-        raise first
+        scheduler.fail(errors[0])
+        raise errors[0]
     return results

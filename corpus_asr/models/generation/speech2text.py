@@ -1,37 +1,29 @@
-"""`generate` of `Speech2TextForConditionalGeneration`, by its argument names.
+"""`generate` of `Speech2TextForConditionalGeneration`, as transformers 5.23 has it."""
 
-In: a model, and a batch of filter bank features with their mask. Out: token ids, as transformers
-5.23 gives them: start token, text, end token, padding. Every row is a task on the package's own
-scheduler, so rows neither wait for one another nor change one another's text.
-"""
-
-import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import (
     Job,
-    LogitsProcessor,
     Result,
     TokenRules,
     WindowJob,
     WindowResult,
 )
 from corpus_asr.families.generation_config import GenerationConfig
-from corpus_asr.models.generation.inputs import PaddedBatch
+from corpus_asr.models.generation.inputs import PaddedBatch, seed_of
 from corpus_asr.models.generation.outputs import Text, as_output, as_sequences
 from corpus_asr.models.generation.processors import (
     Stream,
     SuppressedAt,
+    callers_processors,
     early_processors,
     late_processors,
-    normalised,
     stopping_for,
 )
 from corpus_asr.models.generation.settings import (
@@ -39,11 +31,10 @@ from corpus_asr.models.generation.settings import (
     CallSettings,
     allowed_tokens,
     check_outputs,
+    common_settings,
     draw_seed,
-    end_token,
     functions_of,
     one_tensor,
-    pad_token,
     prepare,
     search_of,
     streamer_of,
@@ -52,7 +43,6 @@ from corpus_asr.models.generation.settings import (
 from corpus_asr.models.generation.slots import run
 
 _DEFAULT_NEW_TOKENS = DEFAULTS["max_length"]
-_SEED_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +116,7 @@ def generate(
         config,
         begin,
         says_length=says_length,
-        processors=_processors(config, logits_processor),
+        processors=callers_processors(config, logits_processor),
         stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
         streamer=streamer_of(streamer, batch_size=batch.size, config=config),
@@ -151,11 +141,7 @@ def generate(
 
 
 def _one_of(**given: Any) -> Any:
-    """Return the argument that was given.
-
-    Raises:
-        ValueError: several were.
-    """
+    """Return the argument that was given."""
     said = {name: value for name, value in given.items() if value is not None}
     if len(said) > 1:
         raise ValueError(
@@ -188,12 +174,7 @@ def _check_mode(config: GenerationConfig, assistant: Any) -> None:
 
 
 def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tensor, "batch token"]:
-    """Return what each row's text begins with: the start token, and what the caller gave.
-
-    Raises:
-        ValueError: there is no start token, or there is not one prompt for each row.
-        TypeError: the caller's are no tensor.
-    """
+    """Return what each row's text begins with: the start token, and what the caller gave."""
     start = config.decoder_start_token_id
     start = config.bos_token_id if start is None else start
     if start is None:
@@ -231,18 +212,18 @@ def _settings(
     **hooks: Any,
 ) -> _Settings:
     """Collect what the rows need to know."""
-    vocab_size = model.config.vocab_size
-    end = end_token(config)
-    first = allowed_tokens(config.begin_suppress_tokens, vocab_size)
+    common = common_settings(model, config)
+    first = allowed_tokens(config.begin_suppress_tokens, common["vocab_size"])
     # A forced first token is none to suppress: what is meant is then the one after it.
     forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
     beams, wanted = config.num_beams or 1, config.num_return_sequences or 1
     temperature = config.temperature if config.do_sample else None
+    if beams > 1:  # transformers then takes a padding token of 0 for none
+        common["pad"] = common["pad"] or common["end"]
     return _Settings(
-        config=config,
         rules=TokenRules(
-            end=end,
-            suppress=allowed_tokens(config.suppress_tokens, vocab_size),
+            end=common["end"],
+            suppress=allowed_tokens(config.suppress_tokens, common["vocab_size"]),
             suppress_first=() if forced else first,
         ),
         begin=begin,
@@ -250,24 +231,14 @@ def _settings(
         max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
         num_return_sequences=wanted if beams > 1 else 1,
         suppressed_second=first if forced else (),
-        end=end,
-        # transformers takes a padding token of 0 for none where there are beams.
-        pad=pad_token(config) or end if beams > 1 else pad_token(config),
-        vocab_size=vocab_size,
-        max_target_positions=model.config.max_target_positions,
-        keep_scores=bool(config.output_scores and config.return_dict_in_generate),
-        keep_logits=bool(config.output_logits and config.return_dict_in_generate),
         seed=draw_seed([temperature]),
+        **common,
         **hooks,
     )
 
 
 def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_length: bool) -> int:
-    """How many tokens may follow a prompt of `length`.
-
-    Raises:
-        ValueError: none, or more than the decoder holds.
-    """
+    """How many tokens may follow a prompt of `length`."""
     if config.max_new_tokens is not None:
         wanted = config.max_new_tokens
     elif not says_length:
@@ -288,13 +259,6 @@ def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_l
             "max_new_tokens or max_length"
         )
     return wanted
-
-
-def _processors(
-    config: GenerationConfig, given: Sequence[Any] | None
-) -> tuple[LogitsProcessor, ...]:
-    own = functions_of(given, what="logits_processor")
-    return (*own, *((normalised,) if config.renormalize_logits else ()))
 
 
 def _row(
@@ -324,6 +288,10 @@ def _row(
         processors=late_processors(settings, len(prompt)),
         stopping=stopping,
     )
+    seed = 0
+    if settings.temperature is not None:
+        name = f"{settings.seed} {settings.temperature!r} {copy}"
+        seed = seed_of(batch.sound(row), name)
     result = yield WindowJob(
         features=batch.placeholder,
         window=(row,),
@@ -331,7 +299,7 @@ def _row(
         rules=settings.rules,
         max_new_tokens=settings.max_new_tokens,
         search=search,
-        seed=_seed(settings, batch.sound(row), copy) if settings.temperature is not None else 0,
+        seed=seed,
         num_frames=batch.num_frames[row],
         encoded=encoded[row],
     )
@@ -340,14 +308,3 @@ def _row(
     if stream is not None:
         stream.close(torch.tensor(texts[0].said))
     return texts
-
-
-def _seed(settings: _Settings, sound: np.ndarray, copy: int) -> int:
-    """Name a row's sound and the copy by a number, for sampling.
-
-    What is sampled then depends on neither the row's place in the batch nor its neighbours.
-    """
-    digest = hashlib.blake2b(digest_size=_SEED_BYTES)
-    digest.update(np.ascontiguousarray(sound).data)
-    digest.update(f"{settings.seed} {settings.temperature!r} {copy}".encode())
-    return int.from_bytes(digest.digest(), "little", signed=True)

@@ -22,8 +22,12 @@ from corpus_asr.features.fbank import (
     mean_variance_normalised,
     num_frames,
 )
-from corpus_asr.models.feature_extraction import FILE_NAME, SpeechFeatureExtractor, speech_rows
-from corpus_asr.models.speech_processor import SpeechProcessor
+from corpus_asr.models.feature_extraction import (
+    FILE_NAME,
+    SpeechFeatureExtractor,
+    SpeechProcessor,
+    speech_rows,
+)
 
 # Told by the other settings, or by the class: read from files, never set.
 _DERIVED = ("mel_filters", "window", "feature_extractor_type", "processor_class")
@@ -119,8 +123,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         Args:
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
             padding: `longest` or True, `max_length`, `do_not_pad` or False.
-            max_length: in frames.
-            truncation: cut recordings longer than `max_length`, before they are normalised.
+            max_length: in frames; what is longer is cut before it is normalised.
             pad_to_multiple_of: round lengths in frames up to a multiple of this.
             return_tensors: `pt` for torch tensors, `np` for numpy arrays, None for lists of arrays.
             sampling_rate: of `raw_speech`, to be checked against the extractor's.
@@ -154,15 +157,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         normalize_vars: bool | None = True,
         padding_value: float = 0.0,
     ) -> Float32[np.ndarray, "frame mel"]:
-        """Normalise the first frames of an array, and fill up the others.
-
-        Args:
-            x: the frames.
-            input_length: how many of them are content.
-            normalize_means: bring each mel bin to mean 0.
-            normalize_vars: bring it to variance 1.
-            padding_value: what the others become.
-        """
+        """Normalise the first `input_length` frames of an array, and fill up the others."""
         normed = np.full(x.shape, padding_value, dtype=np.float32)
         normed[:input_length] = mean_variance_normalised(
             x[:input_length].astype(np.float32, copy=False),
@@ -229,19 +224,9 @@ class Speech2TextProcessor(SpeechProcessor):
         self.current_processor: Any = feature_extractor
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare audio, text or both; within `as_target_processor`, text alone.
+        """Prepare audio (`raw_speech` is its older name), text or both.
 
-        Args:
-            args: the audio, and further arguments of the feature extractor's call.
-            kwargs: `audio` (or `raw_speech`, its older name), `sampling_rate` and `text`; all
-                others are passed on to whichever of the two is called.
-
-        Returns:
-            The features; or the ids of the text; or the features with the ids as `labels`.
-
-        Raises:
-            ValueError: there is neither audio nor text.
-            TypeError: audio is given twice.
+        Within `as_target_processor` it takes text alone.
         """
         if self.current_processor is self.tokenizer:
             encode: Callable[..., BatchFeature] = self.tokenizer

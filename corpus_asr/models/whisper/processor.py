@@ -19,10 +19,10 @@ from corpus_asr.features.mel import Analysis, log_mel, mel_filters
 from corpus_asr.models.feature_extraction import (
     FILE_NAME,
     SpeechFeatureExtractor,
+    SpeechProcessor,
     joined,
     speech_rows,
 )
-from corpus_asr.models.speech_processor import SpeechProcessor
 
 # Told by the other settings, or by the class: read from files, never set.
 _DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type")
@@ -52,11 +52,9 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         hop_length: samples between frames.
         chunk_length: seconds of the window that shorter recordings are padded to.
         n_fft: samples of a frame.
-        padding_value: sample value to pad with.
         dither: standard deviation of noise added to every frame, from numpy's global generator;
             0 adds none.
         return_attention_mask: what calls that do not say get.
-        padding_side: `right` or `left`.
         kwargs: kept as attributes and saved with the others.
 
     Raises:
@@ -128,7 +126,6 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
 
         Args:
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
-            truncation: cut recordings longer than `max_length`.
             pad_to_multiple_of: round lengths in samples up to a multiple of this.
             return_tensors: `pt` for torch tensors, `np` (and None) for numpy arrays.
             return_attention_mask: also return 1 for every frame with content, 0 for padding; None

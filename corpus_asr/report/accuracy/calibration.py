@@ -5,7 +5,7 @@ reference. A missing word counts as an error of the segment that holds the word 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -23,7 +23,7 @@ from corpus_asr.confidence import (
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.accuracy.scoring import aligned, normalised, units
-from corpus_asr.report.text import counted, row, table, wrapped
+from corpus_asr.report.text import rounded, text_template
 from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -115,9 +115,6 @@ def word_outcomes(
     Returns:
         For each text, which of its normalised words are right; and how many words of the reference
         are missing after one of its words.
-
-    Raises:
-        ConfigError: jiwer is not installed.
     """
     words_of = [units(normalised(text, language), language) for text in texts]
     owners = [index for index, words in enumerate(words_of) for _ in words]
@@ -127,13 +124,11 @@ def word_outcomes(
     if hypothesis and expected:
         for chunk in aligned(expected, hypothesis).alignments[0]:
             if chunk.type == "equal":
-                right[chunk.hyp_start_idx : chunk.hyp_end_idx] = [True] * (
-                    chunk.hyp_end_idx - chunk.hyp_start_idx
-                )
+                for at in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
+                    right[at] = True
             elif chunk.type == "delete":
-                missed[owners[max(0, chunk.hyp_start_idx - 1)]] += (
-                    chunk.ref_end_idx - chunk.ref_start_idx
-                )
+                before = owners[max(0, chunk.hyp_start_idx - 1)]
+                missed[before] += chunk.ref_end_idx - chunk.ref_start_idx
     marks = iter(right)
     return [[next(marks) for _ in words] for words in words_of], missed
 
@@ -144,9 +139,6 @@ def segment_outcomes(
     """Compare a recording's segments, in the order of time, with its reference.
 
     Segments without words, or without log-probabilities, are left out.
-
-    Raises:
-        ConfigError: jiwer is not installed.
     """
     rights, missed = word_outcomes([one.text for one in segments], reference, language)
     outcomes = []
@@ -167,18 +159,11 @@ def segment_outcomes(
 
 
 def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
-    """Refuse to fit to too little.
-
-    Raises:
-        ConfigError: too few segments, or too few with or without errors.
-    """
-    errors = sum(one.has_error for one in outcomes)
-    groups = len({one.group for one in outcomes})
-    if (
-        len(outcomes) >= MIN_SEGMENTS
-        and MIN_ERRORS <= errors <= len(outcomes) - MIN_ERRORS
-        and groups >= FOLDS
-    ):
+    """Refuse to fit to too little."""
+    errors = sum(each.has_error for each in outcomes)
+    groups = len({each.group for each in outcomes})
+    both_kinds = MIN_ERRORS <= errors <= len(outcomes) - MIN_ERRORS
+    if len(outcomes) >= MIN_SEGMENTS and both_kinds and groups >= FOLDS:
         return
     raise ConfigError(
         f"calibrating confidence: found {len(outcomes):,} segments with references and "
@@ -261,17 +246,15 @@ def cross_validated(
     outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
 ) -> list[float]:
     """Return each segment's confidence by a model that was fitted to other groups."""
-    order = {group: at for at, group in enumerate(sorted({one.group for one in outcomes}))}
-    folds = [order[one.group] % FOLDS for one in outcomes]
-    found = [0.0] * len(outcomes)
-    for fold in set(folds):
-        model = fit(
-            [one for one, theirs in zip(outcomes, folds, strict=True) if theirs != fold], start
-        )
-        for at, (one, theirs) in enumerate(zip(outcomes, folds, strict=True)):
-            if theirs == fold:
-                found[at] = model.confidence(one.evidence)
-    return found
+    order = {group: at for at, group in enumerate(sorted({each.group for each in outcomes}))}
+    folds = [order[each.group] % FOLDS for each in outcomes]
+    models = {
+        fold: fit([each for each, own in zip(outcomes, folds, strict=True) if own != fold], start)
+        for fold in set(folds)
+    }
+    return [
+        models[fold].confidence(each.evidence) for each, fold in zip(outcomes, folds, strict=True)
+    ]
 
 
 def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]) -> Reliability:
@@ -329,38 +312,24 @@ def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
 
 def render_calibration(calibration: Calibration) -> str:
     """Return a calibration as text: the figures before and after, and where it was written."""
-    return "\n".join(_lines(calibration))
-
-
-def _lines(calibration: Calibration) -> Iterator[str]:
-    after = calibration.after
-    segments = counted(after.segments, "segment")
-    yield ""
-    yield row("calibration", calibration.model.name)
-    yield from wrapped(
-        f"{segments} in {counted(calibration.recordings, 'recording')}; {after.right:.1%} of words "
-        f"right, {after.with_errors:.1%} of segments with an error",
-        label="fitted to",
+    before, after = calibration.before, calibration.after
+    text = text_template("corpus_asr.report", "calibration.txt.j2").render(
+        calibration=calibration,
+        after=after,
+        measured=[
+            (title, quality, [_HEADER, *map(_cells, quality.bands)])
+            for title, quality in (("before", before), ("held out", after))
+        ],
+        address=redact_uri(calibration.address),
     )
-    yield from _quality("before", calibration.before)
-    yield from _quality("held out", after)
-    address = redact_uri(calibration.address)
-    yield from wrapped(
-        f"{address}; later runs in this folder use it, others with model.calibration",
-        label="written",
-    )
+    return text.rstrip("\n")
 
 
-def _quality(title: str, quality: Reliability) -> Iterator[str]:
-    rows = [
-        (
-            f"{band.low:g} to {band.high:g}", f"{band.segments:,}", f"{band.words:,}",
-            f"{band.confidence:.3f}", f"{band.right:.3f}", f"{band.with_errors:.1%}",
-        )
-        for band in quality.bands
-    ]  # fmt: skip
-    yield from table(title, [_HEADER, *rows])
-    yield row("", f"ECE {quality.ece:.3f}, Brier {quality.brier:.3f}, AUC {quality.auc:.3f}")
+def _cells(band: Band) -> tuple[str, ...]:
+    return (
+        f"{band.low:g} to {band.high:g}", f"{band.segments:,}", f"{band.words:,}",
+        f"{band.confidence:.3f}", f"{band.right:.3f}", f"{band.with_errors:.1%}",
+    )  # fmt: skip
 
 
 def calibration_data(calibration: Calibration) -> dict[str, Any]:
@@ -376,10 +345,5 @@ def calibration_data(calibration: Calibration) -> dict[str, Any]:
 
 def reliability_data(quality: Reliability) -> dict[str, Any]:
     """Return figures of quality as JSON has them."""
-    data = asdict(quality)
-    bands = [_rounded(band) for band in data.pop("bands")]
-    return {**_rounded(data), "bands": bands}
-
-
-def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if math.isnan(each) else round(each, 6) for name, each in figures.items()}
+    data: dict[str, Any] = rounded(asdict(quality))
+    return data

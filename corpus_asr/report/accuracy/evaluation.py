@@ -5,7 +5,7 @@ Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR per
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from corpus_asr.confidence import CONFIDENCE_EDGES
 from corpus_asr.report.accuracy.scoring import Errors, Score, total
-from corpus_asr.report.text import counted, printable, row, table, wrapped
+from corpus_asr.report.text import printable, rounded, shortened, text_template
 from corpus_asr.storage.stores.uri import redact_uri
 
 NUM_WORST = 10
@@ -118,11 +118,7 @@ def summarise(
         missing=missing,
         failed=sum(each.hypothesis.failed for each in scores),
         everything=_group("all", scores),
-        groups={
-            title: groups
-            for title, name in _GROUPINGS.items()
-            if (groups := _grouped(scores, name))
-        },
+        groups=_grouped(scores),
         languages=_confusion(scores),
         word_times=_word_times(scores),
         worst=sorted(scores, key=_badness, reverse=True)[:NUM_WORST],
@@ -172,18 +168,16 @@ def _resampled(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
     return np.array(rates)
 
 
-def _group(name: str, scores: Iterable[Score]) -> Group:
-    members = list(scores)
+def _group(name: str, scores: Sequence[Score]) -> Group:
     return Group(
         name=name,
-        recordings=len(members),
-        words=total(each.words for each in members),
-        characters=total(each.characters for each in members),
+        recordings=len(scores),
+        words=total(each.words for each in scores),
+        characters=total(each.characters for each in scores),
     )
 
 
 def _between(value: float | None, bounds: Sequence[float], unit: str) -> tuple[int, str] | None:
-    """Return place and name of the range a value lies in."""
     if value is None:
         return None
     at = sum(value >= bound for bound in bounds)
@@ -198,6 +192,7 @@ def _named(value: str | None) -> tuple[int, str] | None:
     return None if value is None else (0, value)
 
 
+# The place of a group among those of its kind, and its name; None for a recording in none of them.
 _GROUPINGS: Mapping[str, Callable[[Score], tuple[int, str] | None]] = {
     "set": lambda each: _named(each.reference.set),
     "language": lambda each: _named(each.reference.language),
@@ -206,15 +201,16 @@ _GROUPINGS: Mapping[str, Callable[[Score], tuple[int, str] | None]] = {
 }
 
 
-def _grouped(
-    scores: Sequence[Score], name: Callable[[Score], tuple[int, str] | None]
-) -> list[Group]:
-    members: dict[tuple[int, str], list[Score]] = {}
-    for each in scores:
-        key = name(each)
-        if key is not None:
-            members.setdefault(key, []).append(each)
-    return [_group(key[1], members[key]) for key in sorted(members)]
+def _grouped(scores: Sequence[Score]) -> dict[str, list[Group]]:
+    groups = {}
+    for title, key_of in _GROUPINGS.items():
+        members: dict[tuple[int, str], list[Score]] = {}
+        for each in scores:
+            if (key := key_of(each)) is not None:
+                members.setdefault(key, []).append(each)
+        if members:
+            groups[title] = [_group(key[1], members[key]) for key in sorted(members)]
+    return groups
 
 
 def _confusion(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
@@ -250,7 +246,8 @@ def _badness(each: Score) -> tuple[float, int, str]:
 
 def as_data(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as JSON has it."""
-    return {
+    times, comparison = evaluation.word_times, evaluation.comparison
+    data: dict[str, Any] = rounded({
         "output": evaluation.output,
         "references": evaluation.references,
         "missing": evaluation.missing,
@@ -259,19 +256,20 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
         "by": {title: [_group_data(each) for each in groups]
                for title, groups in evaluation.groups.items()},
         "languages": evaluation.languages,
-        "word_times": _rounded_fields(evaluation.word_times),
+        "word_times": times and asdict(times),
         "worst": [
             {
                 "uri": each.reference.uri,
-                "wer": _rounded(each.words.rate),
+                "wer": each.words.rate,
                 "errors": each.words.errors,
                 "said": each.reference.text,
                 "heard": each.hypothesis.text,
             }
             for each in evaluation.worst
         ],
-        "against": _rounded_fields(evaluation.comparison),
-    }  # fmt: skip
+        "against": comparison and asdict(comparison),
+    })  # fmt: skip
+    return data
 
 
 def _group_data(group: Group) -> dict[str, Any]:
@@ -279,55 +277,36 @@ def _group_data(group: Group) -> dict[str, Any]:
         "name": group.name,
         "recordings": group.recordings,
         "words": group.words.reference_length,
-        "wer": _rounded(group.words.rate),
-        "cer": _rounded(group.characters.rate),
+        "wer": group.words.rate,
+        "cer": group.characters.rate,
         "substitutions": group.words.substitutions,
         "deletions": group.words.deletions,
         "insertions": group.words.insertions,
     }
 
 
-def _rounded_fields(value: WordTimes | Comparison | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    return {
-        name: round(field, 6) if isinstance(field, float) else field
-        for name, field in asdict(value).items()
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
 def render(evaluation: Evaluation) -> str:
     """Return an evaluation as text."""
-    return "\n".join(_lines(evaluation))
-
-
-def _lines(evaluation: Evaluation) -> Iterator[str]:
-    yield f"{evaluation.output} beside {evaluation.references}"
-    yield row("compared", counted(evaluation.everything.recordings, "recording"))
-    if evaluation.failed:
-        yield row("failed", f"{evaluation.failed:,}: what is missing of them counts as left out")
-    if evaluation.missing:
-        yield row(
-            "missing", f"{evaluation.missing:,} references are not in the run, or not done yet"
-        )
-    yield from table("in all", [_HEADER, _cells(evaluation.everything)])
-    for title, groups in evaluation.groups.items():
-        yield from table(title, [_HEADER, *map(_cells, groups)])
-    if evaluation.languages:
-        yield from _language_lines(evaluation)
-    if evaluation.word_times is not None:
-        yield from _word_time_lines(evaluation.word_times)
-    if evaluation.comparison is not None:
-        yield from _comparison_lines(evaluation.comparison)
-    label = "worst"
-    for each in evaluation.worst:
-        if each.words.errors:
-            yield from _worst_lines(each, label)
-            label = ""
+    template = text_template(
+        "corpus_asr.report",
+        "evaluation.txt.j2",
+        cut=lambda text: shortened(printable(text), _MOST_CHARACTERS),
+        ms=lambda seconds: f"{1000 * seconds:.0f}",
+        rate=_percent,
+        redact=redact_uri,
+    )
+    languages = evaluation.languages
+    groups = {"in all": [evaluation.everything], **evaluation.groups}
+    text = template.render(
+        evaluation=evaluation,
+        tables={title: [_HEADER, *map(_cells, members)] for title, members in groups.items()},
+        languages=languages,
+        languages_right=sum(detected.get(code, 0) for code, detected in languages.items()),
+        languages_compared=sum(sum(detected.values()) for detected in languages.values()),
+        times=evaluation.word_times,
+        other=evaluation.comparison,
+    )
+    return text.rstrip("\n")
 
 
 def _cells(group: Group) -> tuple[str, ...]:
@@ -341,48 +320,3 @@ def _cells(group: Group) -> tuple[str, ...]:
 
 def _percent(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.2%}"
-
-
-def _language_lines(evaluation: Evaluation) -> Iterator[str]:
-    right = sum(found.get(code, 0) for code, found in evaluation.languages.items())
-    of = sum(sum(found.values()) for found in evaluation.languages.values())
-    yield row("language", f"right in {right:,} of {of:,}")
-    for expected, detected in evaluation.languages.items():
-        others = [f"{code} {count:,}" for code, count in detected.items() if code != expected]
-        if others:
-            yield from wrapped(f"{expected} heard as {', '.join(others)}")
-
-
-def _word_time_lines(times: WordTimes) -> Iterator[str]:
-    yield from wrapped(
-        f"{times.compared:,} of {times.of:,} words compared; starts differ by "
-        f"{times.start_median_s * 1000:.0f} ms (median), {times.start_p95_s * 1000:.0f} ms (95%), "
-        f"ends by {times.end_median_s * 1000:.0f} and {times.end_p95_s * 1000:.0f} ms; both within "
-        f"200 ms in {times.close_share:.1%}",
-        label="word times",
-    )
-
-
-def _comparison_lines(beside: Comparison) -> Iterator[str]:
-    verdict = "no clear difference"
-    if beside.clearly_better or beside.clearly_worse:
-        verdict = "clearly better" if beside.clearly_better else "clearly worse"
-    yield from wrapped(
-        f"{beside.other}: {_percent(beside.other_wer)}, here {_percent(beside.wer)} over "
-        f"{counted(beside.recordings, 'recording')}; difference {beside.difference:+.2%} (95%: "
-        f"{beside.low:+.2%} to {beside.high:+.2%}, p = {beside.p_value:.3f}): {verdict}",
-        label="against",
-    )
-
-
-def _worst_lines(each: Score, label: str) -> Iterator[str]:
-    yield from wrapped(
-        f"{_percent(each.words.rate)}  {redact_uri(each.reference.uri)}", label=label
-    )
-    yield from wrapped(f"said:  {_cut(each.reference.text)}", bullet="  ")
-    yield from wrapped(f"heard: {_cut(each.hypothesis.text)}", bullet="  ")
-
-
-def _cut(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."

@@ -56,13 +56,7 @@ class Reference:
 def read_references(
     manifest: str, *, endpoint_url: str | None = None, language: str | None = None
 ) -> dict[str, Reference]:
-    """Return references by recording_id; `language` is that of references that name none.
-
-    Raises:
-        ConfigError: the manifest cannot be used: no text, a recording named twice, words without
-            times, or what `manifest_rows` refuses.
-        FetchError: it cannot be read.
-    """
+    """Return references by recording_id; `language` is that of references that name none."""
     references: dict[str, Reference] = {}
     usual = language_code(language)
     chunks = manifest_rows(
@@ -193,11 +187,7 @@ class Score:
 
 
 def score(reference: Reference, hypothesis: Hypothesis) -> Score:
-    """Compare a transcript with its reference.
-
-    Raises:
-        ConfigError: jiwer is not installed.
-    """
+    """Compare a transcript with its reference."""
     expected, actual = (
         normalised(text, reference.language) for text in (reference.text, hypothesis.text)
     )
@@ -242,11 +232,7 @@ def _jiwer() -> Any:
 
 
 def aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> Any:
-    """Return jiwer's comparison of words, which both sides have some of.
-
-    Raises:
-        ConfigError: jiwer is not installed.
-    """
+    """Return jiwer's comparison of words, which both sides have some of."""
     # As numbers: letters may be of a kind that jiwer would take for blanks.
     numbers = {each: str(number) for number, each in enumerate({*reference, *hypothesis})}
     as_text = (" ".join(numbers[each] for each in side) for side in (reference, hypothesis))

@@ -13,7 +13,7 @@ from corpus_asr.report.html.formatting import coordinate
 from corpus_asr.report.text import duration
 from corpus_asr.storage.run_state.run_files import Moment
 
-_TOP, _HEIGHT, _BELOW = 8, 160, 22  # pixels above, of and below the plot
+TOP, HEIGHT = 8, 160  # pixels above and of the plot
 _MOST_TICKS = 5
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _TIME_STEPS_S = (
@@ -53,9 +53,6 @@ class Chart:
     """x, y, width and height."""
     steps: Sequence[Step] = ()
     """What the lines show."""
-    plot_top: int = _TOP
-    plot_height: int = _HEIGHT
-    height: int = _TOP + _HEIGHT + _BELOW
 
 
 def timeline(
@@ -72,17 +69,14 @@ def timeline(
     follows from the values); `area` fills the area of the first line.
     """
     end_s = steps[-1].stop_s or 1.0
-    ticks = number_ticks(
-        top or max((value for step in steps for value in step.values if value), default=1.0)
-    )
+    values = [value for step in steps for value in step.values if value]
+    ticks = number_ticks(top or max(values, default=1.0))
     highest = top or ticks[-1]
-    paths = []
-    for number in range(len(steps[0].values)):
-        path = _path(steps, number, end_s, highest)
-        if area and number == 0 and path:
-            start, stop = (100 * at / end_s for at in (steps[0].start_s, steps[-1].stop_s))
-            paths.append(("area", f"{path}L{coordinate(stop)} 100L{coordinate(start)} 100Z"))
-        paths.append((f"line line-{number + 1}", path))
+    lines = [_path(steps, number, end_s, highest) for number in range(len(steps[0].values))]
+    paths = [(f"line line-{number}", path) for number, path in enumerate(lines, 1)]
+    if area and lines[0]:
+        start, stop = (coordinate(100 * at / end_s) for at in (steps[0].start_s, steps[-1].stop_s))
+        paths.insert(0, ("area", f"{lines[0]}L{stop} 100L{start} 100Z"))
     return Chart(
         label=label,
         levels=_levels(ticks, highest, say),
@@ -163,7 +157,7 @@ def _path(steps: Sequence[Step], number: int, end_s: float, highest: float) -> s
 def _levels(
     ticks: Sequence[float], highest: float, say: Callable[[float], str]
 ) -> list[tuple[float, str]]:
-    return [(_TOP + _HEIGHT * (1 - value / highest), say(value)) for value in ticks]
+    return [(TOP + HEIGHT * (1 - value / highest), say(value)) for value in ticks]
 
 
 def speed_chart(moments: Sequence[Moment]) -> Chart | None:

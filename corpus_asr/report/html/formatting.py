@@ -9,7 +9,7 @@ from importlib import resources
 from urllib.parse import quote
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
-from corpus_asr.config.base import hide_secrets
+from corpus_asr.config.document import hide_secrets
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.report.samples import Sample
 from corpus_asr.storage.stores.uri import LOCAL, public, redact_uri, scheme_of, without_secrets

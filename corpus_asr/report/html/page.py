@@ -13,14 +13,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
-from corpus_asr.config.base import hide_secrets
+from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
-from corpus_asr.report.html import formatting
+from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
 from corpus_asr.report.html.formatting import Links, cut, shared, visible
-from corpus_asr.report.reconciliation import Balance, balance_problems
+from corpus_asr.report.reconciliation import balance_problems
 from corpus_asr.report.run import Report, load_report
 from corpus_asr.report.samples import DURATION_EDGES_S, Details, Gatherer
 from corpus_asr.report.status import (
@@ -35,8 +35,7 @@ from corpus_asr.report.status import (
     load_status,
 )
 from corpus_asr.report.text import counted, duration
-from corpus_asr.storage.run_state.run_files import Snapshot
-from corpus_asr.storage.run_state.start import CONFIG_NAME, PAGE_NAME, RUN_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME, Snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (
@@ -105,12 +104,7 @@ def load_page(
     at_the_end: bool = False,
     now: datetime.datetime | None = None,
 ) -> PageData:
-    """Read what a page shows that is to lie in `folder` of this machine; None if elsewhere.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
-    """
+    """Read what a page shows that is to lie in `folder` of this machine; None if elsewhere."""
     gatherer = Gatherer(store)
     report = load_report(store, gatherer)
     return PageData(
@@ -126,12 +120,7 @@ def load_page(
 
 
 def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
-    """Write the page of an output folder to a path or address, and return what it counted.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or the page cannot be written.
-    """
+    """Write the page of an output folder to a path or address, and return what it counted."""
     uri = normalise(uri)
     folder = parent(uri) if scheme_of(uri) == LOCAL else None
     page = load_page(store, folder=folder, at_the_end=at_the_end)
@@ -209,6 +198,8 @@ def environment() -> Environment:
         "MOST_OF_A_TEXT": formatting.MOST_OF_A_TEXT,
         "MOST_ROWS": 30,  # Whisper knows a hundred languages, a classifier thousands of labels
         "MOST_SETTINGS": 400,
+        "PLOT_HEIGHT": charts.HEIGHT,
+        "PLOT_TOP": charts.TOP,
         "confidence_class": formatting.confidence_class,
         "failure_kind": failure_kind,
         "language_attributes": formatting.language_attributes,
@@ -231,10 +222,6 @@ def _values(page: PageData) -> dict[str, Any]:
     """Return what the templates name."""
     report, counts, snapshot = page.report, page.report.statistics, page.snapshot
     state, _, advice = STATE_WORDS[page.state].replace("; ", ": ", 1).partition(": ")
-    outcomes = _outcomes(page)
-    speech = None
-    if counts.speech_s is not None and counts.audio_s > 0:
-        speech = f"{counts.speech_s / counts.audio_s:.0%} of it speech"
     return {
         "page": page,
         "report": report,
@@ -246,14 +233,9 @@ def _values(page: PageData) -> dict[str, Any]:
         "badge": _BADGES.get(page.state, ""),
         "state": _sentence(state),
         "advice": f"{_sentence(advice)}." if advice else "",
-        "speech": speech,
         "total": counts.balance.total,
-        "outcomes": outcomes,
-        "outcomes_in_words": ", ".join(f"{n:,} {words}" for _, words, n, _ in outcomes if n)
-        or "none",
-        "this_run": _this_run(page),
+        "outcomes": _outcomes(page),
         "problems": balance_problems(counts.balance, finished=page.finished),
-        "balance_in_words": _balance_in_words(counts.balance, alive=page.alive),
         "speed_chart": snapshot and speed_chart(snapshot.history),
         "busy_chart": snapshot and busy_chart(snapshot.history),
         "time_facts": snapshot and activity_facts(snapshot),
@@ -283,26 +265,6 @@ def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
     total = sum(count for _, _, count in kinds) or 1
     before = itertools.accumulate((count for _, _, count in kinds), initial=0)
     return [(*kind, at / total) for kind, at in zip(kinds, before, strict=False)]
-
-
-def _this_run(page: PageData) -> str | None:
-    seen = page.snapshot
-    if page.finished or seen is None:
-        return None
-    words = f"This run: {seen.files:,} of {seen.planned:,} planned recordings in "
-    words += duration(seen.elapsed_s)
-    if page.alive and seen.time_left_s is not None:
-        words += f", about {duration(seen.time_left_s)} left"
-    return words
-
-
-def _balance_in_words(balance: Balance, *, alive: bool) -> str:
-    if balance.listed is None:
-        return f"{balance.ended:,} recordings ended exactly once; the listing is not known."
-    if balance.ended == balance.listed:
-        return f"All {balance.listed:,} listed files ended exactly once."
-    words = f"{balance.ended:,} of {balance.listed:,} listed files ended, each exactly once"
-    return words + (" so far." if alive else "; run the same command again for the rest.")
 
 
 def _lengths(counts: Sequence[int]) -> list[tuple[str, int]]:

@@ -1,29 +1,57 @@
-"""The end of a run: exact tables, one row per recording, `run.json` and `_SUCCESS`."""
+"""The end of a run: exact tables, merged commits, one row per recording, `run.json`, `_SUCCESS`.
+
+Safe to be killed anywhere: a replacement is put before what it replaces is removed. So for a while
+some rows are there twice, which the next finish resolves like any second commit of a part. A merged
+commit's name sorts before those of the commits it was made of, so the ledger counts its rows.
+"""
 
 import datetime
 import logging
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.ipc
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
-from corpus_asr.storage.run_state.compaction import compact, keep_only, remove_leftovers
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger
 from corpus_asr.storage.run_state.plan import retire_plans
-from corpus_asr.storage.run_state.run_files import code_versions, safe_config
-from corpus_asr.storage.run_state.start import RUN_NAME, SUCCESS_NAME, Run
-from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, SUFFIX, OutputStore, unique_stem
+from corpus_asr.storage.run_state.run_files import (
+    RUN_NAME,
+    SUCCESS_NAME,
+    Run,
+    code_versions,
+    safe_config,
+)
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    PART_ROWS_FOLDERS,
+    RECORDINGS_FOLDER,
+    SUFFIX,
+    OutputStore,
+    part_rows_named,
+    stem_before,
+    unique_stem,
+)
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
 
 RECORDINGS_PER_OBJECT = 250_000  # with their parts, some hundred MiB of memory
+OUTCOMES_WEIGHT = 16  # sorted in memory, where they take so many times their bytes and more
+GROWTH = 2
+SORTED_ROWS = 32_768  # of segments, sorted at once; a row group of what is written
+# Memory is bounded by one object as it is written, its outcomes, and this.
+CHUNK_BYTES = 32 * MEBIBYTE  # of segments, in memory, before they go to the scratch file
 _ERROR_COLUMNS = ("error_stage", "error_kind", "error_message", "retryable")
 # The same in every part; what only some parts know (a failed one has no codec) comes from those.
 _FIRST_COLUMNS = (
@@ -38,43 +66,34 @@ PART_COLUMNS = (
 
 
 @dataclass(slots=True, kw_only=True)
-class Totals:
-    """Sums over the recordings table; `listed` over those of the present listing."""
-
-    recordings: int = 0
-    segments: int = 0
-    audio_s: float = 0.0
-    speech_s: float = 0.0
-    listed: Counter[str] = field(default_factory=Counter)
-    """Recordings of the present listing, by status."""
-
-    def add(self, table: pa.Table, listed_ids: pa.Array) -> None:
-        """Add rows of the table."""
-        self.recordings += table.num_rows
-        self.segments += pc.sum(table["segments"]).as_py() or 0
-        self.audio_s += pc.sum(table["duration_s"]).as_py() or 0.0
-        self.speech_s += pc.sum(table["speech_s"]).as_py() or 0.0
-        listed = table.filter(pc.is_in(table["recording_id"], value_set=listed_ids))
-        for count in pc.value_counts(listed["status"]).to_pylist():
-            self.listed[count["values"]] += count["counts"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunCounts:
     """What a finished run leaves: `listed == ok + no_speech + failed + left`."""
 
     listed: int
-    ok: int
-    no_speech: int
-    failed: int
-    left: int
+    ok: int = 0
+    no_speech: int = 0
+    failed: int = 0
+    left: int = 0
     """Listed recordings of which not all parts are committed: the run was cut short. Rows that
     the listing should have and has not are among them."""
-    recordings: int
+    recordings: int = 0
     """Rows of the recordings table; those of earlier listings are among them."""
-    segments: int
-    audio_s: float
-    speech_s: float
+    segments: int = 0
+    audio_s: float = 0.0
+    speech_s: float = 0.0
+
+    def add(self, recordings: pa.Table, listed_ids: pa.Array) -> None:
+        """Count rows of the recordings table."""
+        self.recordings += recordings.num_rows
+        self.segments += pc.sum(recordings["segments"]).as_py() or 0
+        self.audio_s += pc.sum(recordings["duration_s"]).as_py() or 0.0
+        self.speech_s += pc.sum(recordings["speech_s"]).as_py() or 0.0
+        listed = pc.is_in(recordings["recording_id"], value_set=listed_ids)
+        statuses = Counter(recordings["status"].filter(listed).to_pylist())
+        self.ok += statuses["ok"]
+        self.no_speech += statuses["no_speech"]
+        self.failed += statuses["failed"]
+        self.left = self.listed - self.ok - self.no_speech - self.failed
 
 
 def finish(
@@ -104,16 +123,16 @@ def finish(
     """
     store.remove(SUCCESS_NAME)
     resolution = Ledger.load(store).resolve(listing)
+    if resolution.num_listed != num_listed:
+        logger.warning("listing rows=%d, expected %d", resolution.num_listed, num_listed)
+    num_listed = max(num_listed, resolution.num_listed)
     keep_only(store, resolution.keep)
     # While something is left, more commits are to come, and their names tell when work was done.
     target_mb = config.output.target_file_mb
-    if target_mb is not None and _left(resolution, num_listed) == 0:
+    if target_mb is not None and len(resolution.listed_ids) == num_listed:
         compact(store, target_mb * MEBIBYTE)
-    totals = write_recordings(
-        store, complete_ids=resolution.complete_ids, listed_ids=resolution.listed_ids
-    )
+    counts = write_recordings(store, resolution, num_listed)
     remove_leftovers(store)
-    counts = _counts(resolution, totals, num_listed)
     store.write_json(
         RUN_NAME,
         {
@@ -136,47 +155,23 @@ def finish(
     return counts
 
 
-def _left(resolution: CommitResolution, num_listed: int) -> int:
-    return max(num_listed, resolution.num_listed) - len(resolution.listed_ids)
-
-
-def _counts(resolution: CommitResolution, totals: Totals, num_listed: int) -> RunCounts:
-    if resolution.num_listed != num_listed:
-        logger.warning("listing rows=%d, expected %d", resolution.num_listed, num_listed)
-    listed = max(num_listed, resolution.num_listed)
-    return RunCounts(
-        listed=listed,
-        ok=totals.listed["ok"],
-        no_speech=totals.listed["no_speech"],
-        failed=totals.listed["failed"],
-        left=listed - totals.listed.total(),
-        recordings=totals.recordings,
-        segments=totals.segments,
-        audio_s=totals.audio_s,
-        speech_s=totals.speech_s,
-    )
-
-
-def write_recordings(store: OutputStore, *, complete_ids: pa.Array, listed_ids: pa.Array) -> Totals:
-    """Replace the recordings table by one row for each complete recording.
+def write_recordings(
+    store: OutputStore, resolution: CommitResolution, num_listed: int
+) -> RunCounts:
+    """Replace the recordings table by one row for each complete recording; count them.
 
     The new objects are written before the old ones are removed.
     """
     old = store.names(RECORDINGS_FOLDER)
-    stem, totals = unique_stem(), Totals()
-    for index, ids in enumerate(_slices(complete_ids.sort())):
-        table = aggregate(_outcomes_of(store, ids))
-        totals.add(table, listed_ids)
+    stem, counts = unique_stem(), RunCounts(listed=num_listed, left=num_listed)
+    ids = resolution.complete_ids.sort()
+    # No recordings are one empty slice: an empty table says so.
+    for index, start in enumerate(range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT)):
+        table = aggregate(_outcomes_of(store, ids.slice(start, RECORDINGS_PER_OBJECT)))
+        counts.add(table, resolution.listed_ids)
         store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{index:05d}{SUFFIX}", table)
-    for name in old:
-        store.remove(name)
-    return totals
-
-
-def _slices(ids: pa.Array) -> Iterator[pa.Array]:
-    """Cut the sorted identities; no recordings are one empty slice: an empty table says so."""
-    for start in range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT):
-        yield ids.slice(start, RECORDINGS_PER_OBJECT)
+    store.remove_all(old)
+    return counts
 
 
 def _outcomes_of(store: OutputStore, ids: pa.Array) -> pa.Table:
@@ -290,3 +285,217 @@ def _languages(parts: pa.Table, ids: pa.Array) -> pa.Array:
     lengths = np.bincount(owners.astype(np.int64), minlength=len(ids))
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), counts["language"].combine_chunks())
+
+
+def compact(store: OutputStore, target_bytes: float) -> int:
+    """Merge commits of objects below half of `target_bytes`; return how many were merged.
+
+    Every row counts, and no writer is at work.
+    """
+    merged = 0
+    # Rows that were spread over many objects take fewer bytes together: what came out small is
+    # looked at again, until nothing is left to do and another finish would do nothing.
+    while groups := groups_to_merge(_weights(store), target_bytes):
+        for names in groups:
+            merge(store, names)
+            merged += len(names)
+    return merged
+
+
+def groups_to_merge(weights: Mapping[str, float], target_bytes: float) -> list[list[str]]:
+    """Return groups to merge, of two and more names, neighbours in time, of at most the target.
+
+    Only commits below half the target are merged; of those, all up to the largest that is at most
+    `GROWTH` times as large as all smaller ones together. So a night's commits are merged among
+    themselves, and an older file joins in once what has gathered since is of its own order of size:
+    every row is rewritten about as often as the files double on their way to half the target, not
+    every night, and below that size only a handful of files is ever left.
+
+    Args:
+        weights: bytes by name of the outcomes object.
+        target_bytes: the most that a group may weigh.
+    """
+    small = sorted((weight, name) for name, weight in weights.items() if 2 * weight < target_bytes)
+    chosen, total = 0, 0.0
+    for index, (weight, _) in enumerate(small):
+        if weight <= GROWTH * total:
+            chosen = index + 1
+        total += weight
+    groups: list[list[str]] = [[]]
+    filled = 0.0
+    for name in sorted(name for _, name in small[:chosen]):
+        if filled + weights[name] > target_bytes:
+            groups.append([])
+            filled = 0.0
+        groups[-1].append(name)
+        filled += weights[name]
+    return [names for names in groups if len(names) > 1]
+
+
+def _weights(store: OutputStore) -> dict[str, float]:
+    objects = [store.sizes(folder) for folder in PART_ROWS_FOLDERS]
+    rows = {name.partition("/")[2]: size for sizes in objects for name, size in sizes.items()}
+    return {
+        # A commit's two objects have one stem.
+        name: max(OUTCOMES_WEIGHT * size, rows.get(name.partition("/")[2], 0))
+        for name, size in store.sizes(OUTCOMES_FOLDER).items()
+    }
+
+
+def merge(store: OutputStore, names: list[str]) -> None:
+    """Replace commits by one that holds their rows, sorted by address, part and time."""
+    outcomes = pa.Table.from_batches(
+        [batch.rows for batch in store.committed(names=names)], OUTCOMES
+    ).combine_chunks()
+    order = pc.sort_indices(outcomes, [("uri", "ascending"), ("part", "ascending")]).to_numpy()
+    segments = claimed_segments(store, outcomes, names[0])
+    named = outcomes["segments_object"].unique().drop_null().to_pylist()
+    rows = part_rows_named(named)
+    places = _places(outcomes["segments_written"].to_numpy(), order)
+    done = store.write_commit(
+        outcomes.take(order),
+        sorted_rows(segments, places, rows.schema),
+        rows=rows,
+        stem=stem_before(names[0]),
+    )
+    remove_commits(store, names, named)
+    logger.info("merged commits=%d rows=%d into=%s", len(names), done.rows, done.outcomes_name)
+
+
+def _places(written: np.ndarray, order: np.ndarray) -> np.ndarray:
+    in_order = written[order]
+    starts = np.empty(len(order), np.int64)
+    starts[order] = np.cumsum(in_order) - in_order
+    within = np.arange(written.sum()) - np.repeat(np.cumsum(written) - written, written)
+    places: np.ndarray = np.repeat(starts, written) + within
+    return places
+
+
+def sorted_rows(
+    segments: Iterable[pa.Table], places: np.ndarray, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Sort more rows than should be in memory to their `places`; yield `SORTED_ROWS` at a time.
+
+    What arrives is sorted chunk by chunk into a scratch file, cut where the tables to be yielded
+    begin and end; each of these then gathers its pieces.
+    """
+    edges = np.arange(0, len(places), SORTED_ROWS)
+    pieces: list[list[tuple[int, np.ndarray]]] = [[] for _ in edges]
+    with tempfile.TemporaryFile(prefix="corpus-asr-sort-") as scratch:
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_file(scratch, schema, options=options) as writer:
+            number = start = 0
+            for chunk in _chunks(segments):
+                theirs = places[start : start + chunk.num_rows]
+                start += chunk.num_rows
+                order = np.argsort(theirs)
+                chunk, theirs = chunk.take(order).combine_chunks(), theirs[order]
+                cuts = np.searchsorted(theirs, [*edges, len(places)])
+                for index in np.flatnonzero(np.diff(cuts)).tolist():
+                    length = int(cuts[index + 1] - cuts[index])
+                    writer.write_table(chunk.slice(int(cuts[index]), length))
+                    pieces[index].append((number, theirs[cuts[index] : cuts[index + 1]]))
+                    number += 1
+        scratch.seek(0)
+        reader = pa.ipc.open_file(scratch)
+        for own in pieces:
+            table = pa.Table.from_batches([reader.get_batch(index) for index, _ in own])
+            order = np.argsort(np.concatenate([theirs for _, theirs in own]))
+            yield table.combine_chunks().take(order)
+
+
+def _chunks(segments: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    num_bytes = 0
+    for table in segments:
+        waiting.append(table)
+        num_bytes += table.nbytes
+        if num_bytes >= CHUNK_BYTES:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting, num_bytes = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def keep_only(store: OutputStore, keep: Mapping[str, np.ndarray]) -> None:
+    """Rewrite or remove outcomes objects, and the segments objects they name."""
+    # One at a time: they may be large. Those that lost as a whole are not even read.
+    for name in sorted(name for name, mask in keep.items() if mask.any()):
+        mask = keep[name]
+        outcomes = store.read_table(name, OUTCOMES)
+        segments = claimed_segments(store, outcomes, name)
+        rows = part_rows_named(outcomes["segments_object"].unique().to_pylist())
+        store.write_commit(outcomes.filter(mask), _filtered(segments, outcomes, mask), rows=rows)
+        logger.info("settled object=%s kept=%d of=%d", name, int(mask.sum()), len(mask))
+    remove_commits(store, sorted(keep), store.named_segments(sorted(keep)))
+
+
+def remove_commits(
+    store: OutputStore, outcomes_names: Iterable[str], segments_names: Iterable[str]
+) -> None:
+    """Remove outcomes objects, and the segments objects they name."""
+    # First the commits, then what they named: in between there are orphans, no broken promises.
+    store.remove_all(outcomes_names)
+    store.remove_all(segments_names)
+
+
+def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iterator[pa.Table]:
+    """Yield the segments or labels of outcomes rows, in order, a bounded number at a time."""
+    written = outcomes["segments_written"].to_numpy()
+    owners = np.repeat(np.arange(outcomes.num_rows), written)
+    keys = outcomes.select(["recording_id", "part"]).combine_chunks()
+    objects = outcomes["segments_object"].combine_chunks().dictionary_encode()
+    # Numbered by first appearance; the groups of a `group_by` would come in no order.
+    names = objects.dictionary.to_pylist()
+    numbers = pc.fill_null(objects.indices, len(names)).to_numpy()
+    claims = np.bincount(numbers, written, minlength=len(names) + 1).astype(np.int64)
+    starts = dict(zip(names, np.cumsum(claims) - claims, strict=False))
+    read = dict.fromkeys(names, 0)
+    for name, table in store.read_tables(names, part_rows_named(names).schema):
+        start = int(starts[name]) + read[name]
+        read[name] += table.num_rows
+        theirs = keys.take(owners[start : start + table.num_rows])
+        if not theirs.equals(table.select(keys.schema.names).cast(theirs.schema)):
+            raise _broken(store, title, name, "rows of other parts")
+        yield table
+    for name, count in zip([*names, "(none)"], claims.tolist(), strict=True):
+        if read.get(name, 0) != count:
+            raise _broken(store, title, name, f"{read.get(name, 0)} rows instead of {count}")
+
+
+def _broken(store: OutputStore, title: str, name: str, holds: str) -> CorpusAsrError:
+    return CorpusAsrError(
+        f"rewriting {redact_uri(store.address(title))}: its segments object {name} holds {holds}, "
+        "expected the segments that the outcomes say; restore both, or remove both to have these "
+        "recordings transcribed again"
+    )
+
+
+def _filtered(
+    segments: Iterable[pa.Table], outcomes: pa.Table, mask: np.ndarray
+) -> Iterator[pa.Table]:
+    rows = np.repeat(mask, outcomes["segments_written"].to_numpy())
+    start = 0
+    for table in segments:
+        chosen = rows[start : start + table.num_rows]
+        start += table.num_rows
+        yield table.filter(chosen)
+
+
+def remove_leftovers(store: OutputStore) -> None:
+    """Remove segments objects that no outcomes object names, and files of killed local writes.
+
+    Another run's commit that is between its two puts just now loses its segments object: its
+    outcomes then name an object that is gone, do not count, and their recordings are done again.
+    """
+    leftovers = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
+    leftovers -= set(store.named_segments())
+    leftovers |= {
+        name
+        for folder in (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER)
+        for name in store.all_names(folder)
+        if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
+    }
+    for name in sorted(leftovers):
+        store.remove(name)
+        logger.info("removed leftover=%s", name)

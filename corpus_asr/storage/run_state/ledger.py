@@ -1,26 +1,25 @@
 """What runs have done already: the committed parts, and how often recordings failed."""
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
-from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run_options import Retry
+from corpus_asr.config.run import Retry
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, PART_ROWS_FOLDERS, OutputStore
 
 logger = logging.getLogger(__name__)
 
 _LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part")
-_OUTCOME_COLUMNS = ("status", "retryable")
-DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
-REASON = pa.field("reason", pa.int8())
-REMAINING = FILES.append(DONE_PARTS).append(REASON)
+_DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
+_REASON = pa.field("reason", pa.int8())
+REMAINING = FILES.append(_DONE_PARTS).append(_REASON)
 
 
 class Reason(IntEnum):
@@ -47,9 +46,8 @@ class Ledger:
         self,
         rows: pa.Table,
         names: list[str],
-        lost: Mapping[str, int] = MappingProxyType({}),
-        *,
-        leave_alone: Collection[str] = (),
+        lost: Mapping[str, int],
+        leave_alone: Collection[str],
     ) -> None:
         ids = rows["recording_id"].combine_chunks().dictionary_encode()
         codes = ids.indices.to_numpy()
@@ -74,7 +72,7 @@ class Ledger:
     @classmethod
     def empty(cls) -> "Ledger":
         """Return the ledger of a folder without commits."""
-        return cls(_EMPTY_ROWS, [])
+        return cls(_EMPTY_ROWS, [], {}, ())
 
     @classmethod
     def load(cls, store: OutputStore, *, leave_alone: Collection[str] = ()) -> "Ledger":
@@ -84,21 +82,19 @@ class Ledger:
         counts = np.zeros(len(names), dtype=np.int32)
         tables = [_EMPTY_ROWS]
         promised: dict[str, set[str]] = {}
-        for batch in store.committed(
-            (*_LEDGER_COLUMNS, *_OUTCOME_COLUMNS, "segments_object"), names
-        ):
-            index, length = number[batch.name], batch.rows.num_rows
-            segments = batch.rows.column("segments_object").unique().drop_null()
+        needed = (*_LEDGER_COLUMNS, "status", "retryable", "segments_object")
+        for batch in store.committed(needed, names):
+            index, rows = number[batch.name], batch.rows
+            segments = rows["segments_object"].unique().drop_null()
             promised.setdefault(batch.name, set()).update(segments.to_pylist())
-            table = pa.Table.from_batches([batch.rows.select(_LEDGER_COLUMNS)])
-            failed = pc.equal(batch.rows.column("status"), "failed")
-            table = table.append_column("failed", failed)
-            retryable = pc.fill_null(batch.rows.column("retryable"), False)
-            table = table.append_column("retryable", retryable)
-            table = table.append_column("object", pa.array(np.full(length, index, np.int32)))
-            positions = np.arange(counts[index], counts[index] + length, dtype=np.int32)
-            tables.append(table.append_column("row", pa.array(positions)).cast(_EMPTY_ROWS.schema))
-            counts[index] += length
+            columns = [rows[name] for name in _LEDGER_COLUMNS] + [
+                pc.equal(rows["status"], "failed"),
+                pc.fill_null(rows["retryable"], False),
+                pa.array(np.full(len(rows), index, np.int32)),
+                pa.array(np.arange(counts[index], counts[index] + len(rows), dtype=np.int32)),
+            ]
+            tables.append(pa.table(columns, schema=_EMPTY_ROWS.schema))
+            counts[index] += len(rows)
         # Listed after the outcomes were: each commit puts its segments first.
         present = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
         lost = {
@@ -108,10 +104,10 @@ class Ledger:
         }
         for name in lost:
             logger.warning("segments are gone: outcomes=%s", name)
-        rows = pa.concat_tables(tables)
+        table = pa.concat_tables(tables)
         gone = pa.array([number[name] for name in lost], pa.int32())
-        rows = rows.filter(pc.invert(pc.is_in(rows["object"], value_set=gone)))
-        return cls(rows.combine_chunks(), names, lost, leave_alone=leave_alone)
+        table = table.filter(pc.invert(pc.is_in(table["object"], value_set=gone)))
+        return cls(table.combine_chunks(), names, lost, leave_alone)
 
     def __len__(self) -> int:
         return len(self._code)
@@ -142,8 +138,8 @@ class Ledger:
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         parts = pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._part[rows[half]]))
         kept = pa.Table.from_batches([batch]).take(pa.array(left))
-        kept = kept.append_column(DONE_PARTS, parts.cast(DONE_PARTS.type))
-        return kept.append_column(REASON, pa.array(reasons[left].astype(np.int8))).cast(REMAINING)
+        kept = kept.append_column(_DONE_PARTS, parts.cast(_DONE_PARTS.type))
+        return kept.append_column(_REASON, pa.array(reasons[left].astype(np.int8))).cast(REMAINING)
 
     def _again(self, rows: np.ndarray, retry: Retry) -> np.ndarray:
         """Tell which rows are failures that are to be done again."""
@@ -259,12 +255,12 @@ def counted(
     names: Iterable[str] | None = None,
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """Yield outcomes rows, in the order of their commits, each with whether it counts."""
-    position: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     for batch in store.committed(columns, names):
-        start = position.get(batch.name, 0)
-        stop = position[batch.name] = start + batch.rows.num_rows
-        mask = keep.get(batch.name)
-        yield batch.rows, np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
+        start = seen[batch.name]
+        seen[batch.name] += batch.rows.num_rows
+        mask = keep.get(batch.name, np.ones(seen[batch.name], dtype=bool))
+        yield batch.rows, mask[start : seen[batch.name]]
 
 
 _EMPTY_ROWS = pa.schema(
@@ -295,8 +291,7 @@ def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 FAILING_NAME = "_run/failing.parquet"
-_COLUMNS = ("recording_id", "uri", "etag", "size_bytes", "run_id", "status", "retryable")
-_SCHEMA = pa.schema(
+_FAILING = pa.schema(
     [
         ("recording_id", pa.string()),
         ("uri", pa.string()),
@@ -325,33 +320,30 @@ class Failing:
         """Return it with the tries that were noted before."""
         if before is None or (before.etag, before.size_bytes) != (self.etag, self.size_bytes):
             return self
-        tries = before.tries + (before.run_id != self.run_id)
-        return replace(self, tries=tries)
+        return replace(self, tries=before.tries + (before.run_id != self.run_id))
 
 
 def count_tries(store: OutputStore) -> list[Failing]:
     """Return the recordings that are failing now, by address."""
-    noted = {one.recording_id: one for one in _noted(store)}
-    found: dict[str, Failing] = {}
-    for batch in store.outcomes(_COLUMNS):
+    noted: dict[str, Failing] = {}
+    if store.exists(FAILING_NAME):
+        for row in store.read_table(FAILING_NAME, _FAILING).to_pylist():
+            noted[row["recording_id"]] = Failing(**row)
+    columns = _FAILING.names[:-1]
+    latest: dict[str, Failing] = {}
+    for batch in store.outcomes([*columns, "status", "retryable"]):
         retryable = pc.fill_null(batch["retryable"], False)
         failed = pc.and_(pc.equal(batch["status"], "failed"), retryable)
-        for row in batch.filter(failed).select(_SCHEMA.names[:-1]).to_pylist():
-            latest = found.get(row["recording_id"])
+        for row in batch.filter(failed).select(columns).to_pylist():
+            before = latest.get(row["recording_id"])
             # Identities of runs sort by the time that they began.
-            if latest is None or latest.run_id < row["run_id"]:
-                found[row["recording_id"]] = Failing(**row)
-    counted = (one.after(noted.get(one.recording_id)) for one in found.values())
-    return sorted(counted, key=lambda one: one.uri)
+            if before is None or before.run_id < row["run_id"]:
+                latest[row["recording_id"]] = Failing(**row)
+    counted = (failing.after(noted.get(name)) for name, failing in latest.items())
+    return sorted(counted, key=lambda failing: failing.uri)
 
 
 def note_tries(store: OutputStore, failing: Iterable[Failing]) -> None:
     """Keep what was counted for the next night."""
-    rows = [asdict(one) for one in failing]
-    store.write_table(FAILING_NAME, pa.Table.from_pylist(rows, schema=_SCHEMA))
-
-
-def _noted(store: OutputStore) -> Iterable[Failing]:
-    if not store.exists(FAILING_NAME):
-        return []
-    return [Failing(**row) for row in store.read_table(FAILING_NAME, _SCHEMA).to_pylist()]
+    rows = [asdict(recording) for recording in failing]
+    store.write_table(FAILING_NAME, pa.Table.from_pylist(rows, schema=_FAILING))

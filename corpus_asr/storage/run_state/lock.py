@@ -18,14 +18,13 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from corpus_asr.errors import ConfigError, EngineError, FetchError, LockedError
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,6 @@ LOCK_NAME = "_run/lock.json"
 # A heartbeat that is left out is better than one that is stuck, and so is the end of a run.
 BEAT_POLICY = RetryPolicy(attempts=6, patience_s=10.0, longest_wait_s=2.0, request_timeout_s=10.0)
 _ATTEMPTS = 5  # to get hold of a lock that changes hands while we look
-
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = "/proc/self/ns/pid"
@@ -74,8 +72,7 @@ class ProcessName:
             return True
         except PermissionError:
             return False  # alive, of another user; or its number is used again by one
-        begun = _begun(self.pid)
-        return begun != self.begun
+        return _begun(self.pid) != self.begun
 
 
 def _user() -> str:
@@ -136,10 +133,10 @@ class Holder:
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     @classmethod
-    def decoded(cls, content: bytes) -> "Holder | None":
-        """Return the holder; None where the content is of no lock we know."""
+    def decoded(cls, content: bytes | None) -> "Holder | None":
+        """Return the holder; None where there is no lock, or none we know."""
         try:
-            values = json.loads(content)
+            values = json.loads(content or b"")
             if not isinstance(values["process"]["pid"], int):
                 return None
             return cls(**{**values, "process": ProcessName(**values["process"])})
@@ -162,6 +159,11 @@ class LockKey:
     options: StoreOptions
     token: str
 
+    def is_of(self, content: bytes | None) -> bool:
+        """Tell whether that is the content of the run's lock."""
+        holder = Holder.decoded(content)
+        return holder is not None and holder.token == self.token
+
     def check(self) -> None:
         """Return if the run holds its lock.
 
@@ -169,10 +171,9 @@ class LockKey:
             EngineError: another run took it over, or it was removed.
         """
         content = filesystem.peek(self.uri, self.options)
-        holder = None if content is None else Holder.decoded(content)
-        if holder is not None and holder.token == self.token:
+        if self.is_of(content):
             return
-        found = "no lock" if content is None else f"the lock of {holder or 'something unknown'}"
+        found = "no lock" if content is None else f"the lock of {_called(content)}"
         raise EngineError(
             f"committing below {redact_uri(self.uri.removesuffix(LOCK_NAME))}: found {found}, "
             "expected that of this run; it was taken over or removed, so this run stops; what it "
@@ -182,8 +183,7 @@ class LockKey:
 
 def read_holder(store: OutputStore) -> Holder | None:
     """Return who holds an output folder's lock; None if nobody does, or nobody we know."""
-    content = filesystem.peek(store.address(LOCK_NAME), store.options)
-    return None if content is None else Holder.decoded(content)
+    return Holder.decoded(filesystem.peek(store.address(LOCK_NAME), store.options))
 
 
 class Lock:
@@ -216,18 +216,11 @@ class Lock:
             started_at=now,
             heartbeat_at=now,
         )
+        self.run_id = run_id
+        self.key = LockKey(uri=self._uri, options=store.options, token=self._holder.token)
+        """What workers check."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
-
-    @property
-    def key(self) -> LockKey:
-        """What workers check."""
-        return LockKey(uri=self._uri, options=self._store.options, token=self._holder.token)
-
-    @property
-    def run_id(self) -> str:
-        """The run that holds it."""
-        return self._holder.run_id
 
     def __enter__(self) -> Self:
         try:
@@ -238,12 +231,7 @@ class Lock:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -251,7 +239,7 @@ class Lock:
 
     def _release(self) -> None:
         try:
-            if self._is_mine(filesystem.peek(self._uri, self._beat_options)):
+            if self.key.is_of(filesystem.peek(self._uri, self._beat_options)):
                 filesystem.remove(self._uri, self._beat_options)
         except FetchError as failure:
             # Not worth hiding how the run ended; the next one is told what to do. One that never
@@ -277,18 +265,18 @@ class Lock:
         holder = Holder.decoded(content)
         if holder is None or not holder.process.is_surely_dead():
             if not self._steal:
-                raise self._held(holder, "")
-            self._watch(content, holder)
+                raise self._held(content, "")
+            self._watch(content)
         if filesystem.swap(self._uri, mine, content, options):
-            self._say(f"took over the lock of {_called(holder)}, which is dead")
+            self._say(f"took over the lock of {_called(content)}, which is dead")
             return True
         return False
 
-    def _watch(self, content: bytes, holder: Holder | None) -> None:
+    def _watch(self, content: bytes) -> None:
         """Return once the lock was long enough as it is."""
         heartbeat_s, looks = self._timing.heartbeat_s, self._timing.looks
         self._say(
-            f"watching the lock of {_called(holder)} for {heartbeat_s * looks:g} s: it is taken "
+            f"watching the lock of {_called(content)} for {heartbeat_s * looks:g} s: it is taken "
             "over if no heartbeat comes"
         )
         for _ in range(looks):
@@ -297,9 +285,9 @@ class Lock:
             if found is None:
                 return
             if found != content:
-                raise self._held(Holder.decoded(found), " that is alive")
+                raise self._held(found, " that is alive")
 
-    def _held(self, holder: Holder | None, alive: str) -> LockedError:
+    def _held(self, content: bytes, alive: str) -> LockedError:
         advice = "wait for it to end"
         if not alive:
             watch_s = self._timing.heartbeat_s * self._timing.looks
@@ -308,7 +296,7 @@ class Lock:
                 f"heartbeat comes for {watch_s:g} s"
             )
         return LockedError(
-            f"locking {redact_uri(self._store.uri)}: found it in use by {_called(holder)}{alive}, "
+            f"locking {redact_uri(self._store.uri)}: found it in use by {_called(content)}{alive}, "
             f"expected no other run; {advice}"
         )
 
@@ -316,14 +304,10 @@ class Lock:
         if scheme_of(self._uri) == LOCAL:
             return True
         time.sleep(self._timing.settle_s)
-        return self._is_mine(self._peek())
+        return self.key.is_of(self._peek())
 
     def _peek(self) -> bytes | None:
         return filesystem.peek(self._uri, self._store.options)
-
-    def _is_mine(self, content: bytes | None) -> bool:
-        holder = None if content is None else Holder.decoded(content)
-        return holder is not None and holder.token == self._holder.token
 
     def _beat_on(self) -> None:
         while not self._ended.wait(self._timing.heartbeat_s):
@@ -337,17 +321,16 @@ class Lock:
     def _beat(self) -> bool:
         """Show that we live; tell whether the lock is still ours."""
         content = filesystem.peek(self._uri, self._beat_options)
-        if content is None or not self._is_mine(content):
+        if content is None or not self.key.is_of(content):
             return False
         self._holder = replace(self._holder, beats=self._holder.beats + 1, heartbeat_at=_now())
-        mine = self._holder.encoded()
-        filesystem.swap(self._uri, mine, content, self._beat_options)
+        filesystem.swap(self._uri, self._holder.encoded(), content, self._beat_options)
         # Where that did not work another run was quicker: the next look tells.
         return True
 
 
-def _called(holder: Holder | None) -> str:
-    return str(holder) if holder is not None else "something unknown"
+def _called(content: bytes) -> str:
+    return str(Holder.decoded(content) or "something unknown")
 
 
 def _now() -> str:

@@ -14,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, Retry, RunOptions
+from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions, SourceSettings
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
-from corpus_asr.storage.run_state.start import Earlier, check_fingerprint, fingerprint
+from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     OutputStore,
@@ -42,7 +41,7 @@ UNKNOWN_SHARE = 1 / 8
 SHARD_ROWS = 100_000  # rows sorted, packed and written at a time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Plan:
     """The numbers of a plan, and where its packs lie."""
 
@@ -50,25 +49,25 @@ class Plan:
     """Address of the folder of PACKS Parquet files; one without rows if there is nothing to do."""
     name: str
     """The plan's folder, relative to the output folder."""
-    num_files: int
+    num_files: int = 0
     """Listed recordings."""
-    num_bytes: int
+    num_bytes: int = 0
     """Their size, as far as known."""
-    num_unknown_sizes: int
-    num_done: int
+    num_unknown_sizes: int = 0
+    num_done: int = 0
     """Listed recordings that are fully committed already."""
-    num_remaining: int
-    num_remaining_bytes: int
-    num_new: int
+    num_remaining: int = 0
+    num_remaining_bytes: int = 0
+    num_new: int = 0
     """Of the remaining, those of which nothing is known yet, ..."""
-    num_changed: int
+    num_changed: int = 0
     """... those known with other content, ..."""
-    num_retried: int
+    num_retried: int = 0
     """... and those that failed; the rest were begun."""
-    num_packs: int
-    num_excluded: int
+    num_packs: int = 0
+    num_excluded: int = 0
     """Left out by `source.exclude`, or lying in the output folder."""
-    num_duplicates: int
+    num_duplicates: int = 0
     """Named more than once; listed once."""
 
 
@@ -81,15 +80,8 @@ def make_plan(
 ) -> Plan:
     """List the source, drop what is done, pack the rest and write the packs.
 
-    Args:
-        config: the job.
-        store: its output folder.
-        model_revision: if given, the folder is checked to hold nothing made otherwise.
-        options: what is done again; for a new run, results made otherwise are planned for as if
-            they were put aside already.
-
-    Raises:
-        ConfigError: the source names nothing, or the folder's results must not be mixed with.
+    With a `model_revision`, the folder is checked to hold nothing made otherwise; for a new run,
+    such results are planned for as if they were put aside already.
     """
     earlier = Earlier.same
     if model_revision is not None:
@@ -101,26 +93,15 @@ def make_plan(
         else Ledger.load(store, leave_alone=options.leave_alone)
     )
     name = f"{PLANS_FOLDER}/{unique_stem()}"
+    plan = Plan(uri=store.address(f"{name}/packs"), name=name)
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
-        drawer = _Drawer(config, store, name, str(Path(folder) / "remaining.parquet"))
-        drawer.list_source(ledger, options.retry)
-        num_packs = drawer.write_packs(config.extract.pack_mb * MEBIBYTE)
-    return Plan(
-        uri=store.address(f"{name}/packs"),
-        name=name,
-        num_files=drawer.num_files,
-        num_bytes=drawer.num_bytes,
-        num_unknown_sizes=drawer.num_unknown_sizes,
-        num_done=drawer.num_files - len(drawer.sizes),
-        num_remaining=len(drawer.sizes),
-        num_remaining_bytes=int(drawer.sizes[drawer.sizes >= 0].sum()),
-        num_new=drawer.reasons[Reason.new],
-        num_changed=drawer.reasons[Reason.changed],
-        num_retried=drawer.reasons[Reason.retried],
-        num_packs=num_packs,
-        num_excluded=drawer.num_excluded,
-        num_duplicates=drawer.num_duplicates,
-    )
+        scratch = str(Path(folder) / "remaining.parquet")
+        sizes, ids = _list_source(plan, store, config.source, ledger, options.retry, scratch)
+        plan.num_remaining = len(sizes)
+        plan.num_done = plan.num_files - plan.num_remaining
+        plan.num_remaining_bytes = int(sizes[sizes >= 0].sum())
+        _write_packs(plan, store, sizes, ids, config.extract.pack_mb * MEBIBYTE, scratch)
+    return plan
 
 
 def read_packs(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
@@ -160,108 +141,106 @@ def retire_plans(store: OutputStore, finished: str) -> None:
             store.write_table(name, safe)
 
 
-class _Drawer:
-    """One plan in the making."""
+def _list_source(
+    plan: Plan,
+    store: OutputStore,
+    source: SourceSettings,
+    ledger: Ledger,
+    retry: Retry,
+    scratch: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stream the listing into the plan's folder, and what is left of it into the scratch file.
 
-    def __init__(self, config: RunConfig, store: OutputStore, name: str, scratch: str) -> None:
-        self._config, self._store, self._name, self._scratch = config, store, name, scratch
-        self.num_files = self.num_bytes = self.num_unknown_sizes = 0
-        self.num_excluded = self.num_duplicates = 0
-        self.sizes = np.empty(0, np.int64)
-        """Of the remaining files, in listing order; -1 where unknown."""
-        self._ids = np.empty(0, "S16")
-        self.reasons: Counter[int] = Counter()
-        """How many of the remaining files there are for each `Reason`."""
+    Returns:
+        Sizes of the remaining files, in listing order, -1 where unknown, and their identities.
+    """
+    sizes, ids = [np.empty(0, np.int64)], [np.empty(0, "S16")]
+    reasons: Counter[int] = Counter()
+    remaining_file = ParquetFile(scratch, REMAINING)
+    try:
+        for shard, files in enumerate(_shards(plan, store, source)):
+            store.write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
+            plan.num_files += files.num_rows
+            plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
+            plan.num_unknown_sizes += files["size_bytes"].null_count
+            remaining = ledger.remaining(files.combine_chunks().to_batches()[0], retry)
+            remaining_file.append(remaining)
+            reasons.update(remaining["reason"].to_pylist())
+            sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
+            ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))
+    finally:
+        remaining_file.close()
+    plan.num_new = reasons[Reason.new]
+    plan.num_changed = reasons[Reason.changed]
+    plan.num_retried = reasons[Reason.retried]
+    return np.concatenate(sizes), np.concatenate(ids)
 
-    def list_source(self, ledger: Ledger, retry: Retry) -> None:
-        """Stream the listing into the plan's folder, and what is left of it into the scratch."""
-        sizes, ids = [self.sizes], [self._ids]
-        scratch = ParquetFile(self._scratch, REMAINING)
-        try:
-            for shard, files in enumerate(self._shards()):
-                self._store.write_table(f"{self._name}/listing/{shard:05d}{SUFFIX}", files)
-                self.num_files += files.num_rows
-                self.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
-                self.num_unknown_sizes += files["size_bytes"].null_count
-                remaining = ledger.remaining(files.combine_chunks().to_batches()[0], retry)
-                scratch.append(remaining)
-                self.reasons.update(remaining["reason"].to_pylist())
-                sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
-                ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))
-        finally:
-            scratch.close()
-        self.sizes, self._ids = np.concatenate(sizes), np.concatenate(ids)
 
-    def _shards(self) -> Iterator[pa.Table]:
-        listing = list_files(self._config.source)
-        waiting: list[pa.RecordBatch] = []
-        for batch in listing:
-            kept = self._outside_output(batch)
-            if kept.num_rows:
-                waiting.append(kept)
-            if sum(part.num_rows for part in waiting) >= SHARD_ROWS:
-                yield pa.Table.from_batches(waiting)
-                waiting = []
-        if waiting:
+def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
+    listing = FileListing(source)
+    waiting: list[pa.RecordBatch] = []
+    for batch in listing:
+        # This run's own tables are left out, where the output lies inside the source.
+        inside = pc.starts_with(batch.column("uri"), store.uri + "/")
+        plan.num_excluded += pc.sum(inside).as_py() or 0
+        waiting.append(batch.filter(pc.invert(inside)))
+        if sum(part.num_rows for part in waiting) >= SHARD_ROWS:
             yield pa.Table.from_batches(waiting)
-        self.num_excluded += listing.num_excluded
-        self.num_duplicates = listing.num_duplicates
+            waiting = []
+    if any(part.num_rows for part in waiting):
+        yield pa.Table.from_batches(waiting)
+    plan.num_excluded += listing.num_excluded
+    plan.num_duplicates = listing.num_duplicates
 
-    def _outside_output(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Leave out this run's own tables, where the output lies inside the source."""
-        inside = pc.starts_with(batch.column("uri"), self._store.uri + "/")
-        self.num_excluded += pc.sum(inside).as_py() or 0
-        return batch.filter(pc.invert(inside))
 
-    def write_packs(self, pack_bytes: float) -> int:
-        """Sort, pack and write shard by shard; return the number of packs."""
-        count = len(self.sizes)
-        unknown = self.sizes < 0
-        weights = np.where(unknown, int(pack_bytes * UNKNOWN_SHARE), self.sizes)
-        fair_share = max(MIN_PACK_BYTES, float(weights.sum()) / MIN_PACKS)
-        pack_bytes = min(pack_bytes, fair_share)
-        max_files = min(MAX_FILES_PER_PACK, max(MIN_FULL_PACK, count // MIN_PACKS))
-        order = np.lexsort((self._ids, -self.sizes, ~unknown))
-        rank = np.empty(count, np.int64)
-        rank[order] = np.arange(count)
-        num_packs = 0
-        for shard, start in enumerate(range(0, max(1, count), SHARD_ROWS)):
-            chosen = order[start : start + SHARD_ROWS]
-            packs = pack(
-                self._rows(rank, start),
-                weights[chosen],
-                pack_bytes,
-                first_id=num_packs,
-                max_files=max_files,
-            )
-            self._store.write_table(f"{self._name}/packs/{shard:05d}{SUFFIX}", packs)
-            num_packs += packs.num_rows
-        return num_packs
+def _write_packs(
+    plan: Plan,
+    store: OutputStore,
+    sizes: np.ndarray,
+    ids: np.ndarray,
+    pack_bytes: float,
+    scratch: str,
+) -> None:
+    """Sort, pack and write the remaining files, shard by shard."""
+    count = len(sizes)
+    unknown = sizes < 0
+    weights = np.where(unknown, int(pack_bytes * UNKNOWN_SHARE), sizes)
+    fair_share = max(MIN_PACK_BYTES, float(weights.sum()) / MIN_PACKS)
+    max_files = min(MAX_FILES_PER_PACK, max(MIN_FULL_PACK, count // MIN_PACKS))
+    order = np.lexsort((ids, -sizes, ~unknown))
+    rank = np.empty(count, np.int64)
+    rank[order] = np.arange(count)
+    for shard, start in enumerate(range(0, max(1, count), SHARD_ROWS)):
+        packs = pack(
+            _rows(scratch, rank, start),
+            weights[order[start : start + SHARD_ROWS]],
+            min(pack_bytes, fair_share),
+            first_id=plan.num_packs,
+            max_files=max_files,
+        )
+        store.write_table(f"{plan.name}/packs/{shard:05d}{SUFFIX}", packs)
+        plan.num_packs += packs.num_rows
 
-    def _rows(self, rank: np.ndarray, start: int) -> pa.Table:
-        """Return the remaining rows of ranks from `start`, in order of rank."""
-        tables, ranks, seen = [REMAINING.empty_table()], [rank[:0]], 0
-        for batch in parquet_batches(self._scratch):
-            ours = rank[seen : seen + batch.num_rows]
-            seen += batch.num_rows
-            within = (ours >= start) & (ours < start + SHARD_ROWS)
-            if within.any():
-                tables.append(pa.Table.from_batches([batch]).filter(within).cast(REMAINING))
-                ranks.append(ours[within])
-        return pa.concat_tables(tables).take(np.argsort(np.concatenate(ranks)))
+
+def _rows(scratch: str, rank: np.ndarray, start: int) -> pa.Table:
+    """Return the remaining rows of ranks from `start`, in order of rank."""
+    tables, ranks, seen = [REMAINING.empty_table()], [rank[:0]], 0
+    for batch in parquet_batches(scratch):
+        ours = rank[seen : seen + batch.num_rows]
+        seen += batch.num_rows
+        within = (ours >= start) & (ours < start + SHARD_ROWS)
+        if within.any():
+            tables.append(pa.Table.from_batches([batch]).filter(within).cast(REMAINING))
+            ranks.append(ours[within])
+    return pa.concat_tables(tables).take(np.argsort(np.concatenate(ranks)))
 
 
 def pack(
     files: pa.Table, weights: np.ndarray, pack_bytes: float, *, first_id: int, max_files: int
 ) -> pa.Table:
-    """Group files, in order, into PACKS rows.
+    """Group REMAINING rows, in order, into PACKS rows of at most `max_files` each.
 
-    Args:
-        files: REMAINING rows, largest first.
-        weights: what each counts against `pack_bytes`; one that reaches it is packed alone.
-        pack_bytes: size of a pack.
-        first_id: identity of the first pack.
-        max_files: in one pack, however small they are.
+    `weights` say what each file counts against `pack_bytes`; one that reaches it is packed alone.
     """
     offsets = [0]
     filled = 0.0

@@ -1,20 +1,35 @@
-"""The JSON files of a run: its progress, its calibration, its settings and code versions."""
+"""The JSON files of a run, and how it begins: progress, calibration, settings, fingerprint."""
 
+import datetime
+import hashlib
+import json
 import logging
 import platform
+import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields
+from enum import StrEnum
 from importlib import metadata
 from typing import Any, Final
 
 from corpus_asr.activity import Activity, FailureCount
 from corpus_asr.confidence import FEATURES, ConfidenceModel
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.logs import event
 from corpus_asr.storage.model_files import full_name
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    PART_ROWS_FOLDERS,
+    READERS,
+    RECORDINGS_FOLDER,
+    OutputStore,
+)
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, redact_uri, without_secrets
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_NAME = "_run/progress.json"
 EVERY_S = 15.0
@@ -93,18 +108,14 @@ def write_snapshot(store: OutputStore, snapshot: Snapshot) -> None:
 
 def read_snapshot(store: OutputStore) -> Snapshot | None:
     """Return the last snapshot; None where there is none, or one of another version."""
-    return snapshot_from(store.read_json(PROGRESS_NAME))
-
-
-def snapshot_from(data: Any) -> Snapshot | None:
-    """Return what JSON holds; None where something is missing."""
     try:
-        values = _values(Snapshot, data)
-        values["history"] = tuple(Moment(**_values(Moment, one)) for one in values["history"])
+        values = _values(Snapshot, store.read_json(PROGRESS_NAME))
+        history = values.get("history", ())
+        values["history"] = tuple(Moment(**_values(Moment, then)) for then in history)
         values["activity"] = Activity.from_data(values["activity"])
         values["failures"] = tuple(
-            FailureCount(**{**one, "examples": tuple(one["examples"])})
-            for one in values["failures"]
+            FailureCount(**{**count, "examples": tuple(count["examples"])})
+            for count in values["failures"]
         )
     except (KeyError, TypeError, AttributeError):
         return None
@@ -112,27 +123,20 @@ def snapshot_from(data: Any) -> Snapshot | None:
 
 
 def _values(kind: type, data: Any) -> dict[str, Any]:
-    """Return the values of a dataclass's fields; those with a default may be missing."""
     return {
         field.name: data[field.name]
-        if field.default is MISSING
-        else data.get(field.name, field.default)
         for field in fields(kind)
+        if field.name in data or field.default is MISSING
     }
 
 
 CALIBRATION_NAME: Final = "calibration.json"
-_LOG = logging.getLogger(__name__)
 
 
 def write_calibration(
     store: OutputStore, model: ConfidenceModel, *, fitted: Mapping[str, Any]
 ) -> str:
-    """Write a calibration into a run's output folder; later runs there use it.
-
-    Returns:
-        Its address.
-    """
+    """Write a calibration into a run's output folder, for later runs there; return its address."""
     weights = dict(zip(FEATURES, model.weights, strict=True))
     store.write_json(
         CALIBRATION_NAME,
@@ -148,12 +152,7 @@ def write_calibration(
 
 
 def read_calibration(address: str, *, endpoint_url: str | None = None) -> ConfidenceModel:
-    """Return the calibration at an address.
-
-    Raises:
-        ConfigError: there is none, or it is of another program or version.
-        CorpusAsrError: it is no JSON.
-    """
+    """Return the calibration at an address."""
     folder, _, name = address.rpartition("/")
     if not name.endswith(".json"):
         folder, name = address, CALIBRATION_NAME
@@ -188,12 +187,6 @@ def calibration_for(
     """Return the calibration of a job: the one that it names, else that of its output folder.
 
     One that was fitted for other weights is used, with a warning in the log.
-
-    Returns:
-        It, for the weights of `model.checkpoint`; None where there is none.
-
-    Raises:
-        ConfigError: the one that the job names does not exist or cannot be used.
     """
     address = config.model.calibration
     if address is None and not store.exists(CALIBRATION_NAME):
@@ -201,7 +194,7 @@ def calibration_for(
     found = read_calibration(address or store.uri, endpoint_url=store.options.endpoint_url)
     if found.model_revision not in (None, model_revision):
         event(
-            _LOG, logging.WARNING, "calibration_of_another_model", calibration=found.name,
+            logger, logging.WARNING, "calibration_of_another_model", calibration=found.name,
             fitted_for=found.model_revision, used_for=model_revision,
         )  # fmt: skip
     return found
@@ -241,3 +234,173 @@ def code_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+FINGERPRINT_NAME = "_run/fingerprint.json"
+CONFIG_NAME = "_run/config.json"
+RUN_NAME = "run.json"
+SUCCESS_NAME = "_SUCCESS"
+REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
+ARCHIVE_NOTE_NAME = "_run/aside.json"
+EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
+_ARCHIVED_NAMES = (
+    RUN_NAME, REPORT_NAME, PAGE_NAME, CALIBRATION_NAME, CONFIG_NAME, FINGERPRINT_NAME,
+)  # fmt: skip
+_TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
+
+# How the work is spread and bounded; results do not depend on it.
+_RESOURCE_KEYS = {
+    f"extract.{key}"
+    for key in ("workers", "ahead_mb", "pack_mb", "item_timeout_s", "max_file_gb", "max_duration_h")
+}
+
+
+class Earlier(StrEnum):
+    """What an output folder holds when a run begins."""
+
+    nothing = "nothing"
+    same = "same"
+    """Results of this run's fingerprint."""
+    other = "other"
+    """Results of another one, to be put aside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that has begun."""
+
+    run_id: str
+    fingerprint: str
+    started_at: str
+    continues: bool
+    """Whether earlier runs with the same fingerprint left results in this folder."""
+
+
+def result_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that change results, flat and by their names in the YAML."""
+    classifies = config.pipeline == CLASSIFY_AUDIO
+    flat: dict[str, Any] = {"model.dtype": config.model.dtype}
+    for section in ("extract", "classification" if classifies else "decoding"):
+        settings = getattr(config, section).model_dump(mode="json")
+        flat |= {f"{section}.{key}": value for key, value in settings.items()}
+    if classifies:
+        flat["pipeline"] = config.pipeline
+    return {key: flat[key] for key in sorted(flat) if key not in _RESOURCE_KEYS}
+
+
+def fingerprint(config: RunConfig, model_revision: str) -> str:
+    """Name everything that changes results: settings, then weights; not source or resources."""
+    settings = json.dumps(result_settings(config), sort_keys=True)
+    return f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}-{model_revision}"
+
+
+def check_fingerprint(
+    store: OutputStore, config: RunConfig, fingerprint: str, *, new_run: bool = False
+) -> Earlier:
+    """Tell what results the folder holds; those of another fingerprint only for a new run."""
+    stored = store.read_json(FINGERPRINT_NAME)
+    moving = store.read_json(ARCHIVE_NOTE_NAME)
+    if moving is not None:
+        if new_run or moving["fingerprint"] == fingerprint:
+            return Earlier.other
+        raise ConfigError(
+            f"beginning a run in {redact_uri(store.uri)}: found {ARCHIVE_NOTE_NAME}, expected "
+            "none: a --new-run with other settings was stopped while it moved the earlier results "
+            f"to {moving['folder']}; go on with its settings, or with --new-run and these"
+        )
+    has_results = bool(store.names(OUTCOMES_FOLDER))
+    if stored is None:
+        if has_results:
+            raise ConfigError(
+                f"beginning a run in {redact_uri(store.uri)}: found results without "
+                f"{FINGERPRINT_NAME}, expected an empty folder or one of this program; choose "
+                "another output.uri"
+            )
+        return Earlier.nothing
+    if not has_results:
+        return Earlier.nothing
+    if stored["fingerprint"] == fingerprint:
+        return Earlier.same
+    if new_run:
+        return Earlier.other
+    changes = _changes(stored, config, fingerprint)
+    raise ConfigError(
+        f"beginning a run in {redact_uri(store.uri)}: found results made with other settings "
+        f"(fingerprint {stored['fingerprint']}, expected {fingerprint}); {changes}; use the old "
+        "settings, choose another output.uri, or begin anew here with --new-run, which moves these "
+        f"results to {EARLIER_FOLDER}/"
+    )
+
+
+def _changes(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> str:
+    old, new = stored["settings"], result_settings(config)
+    changes = [
+        f"{key}: was {json.dumps(old.get(key))}, now {json.dumps(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    revisions = [name.partition("-")[2] for name in (stored["fingerprint"], fingerprint)]
+    if revisions[0] != revisions[1]:
+        changes.append(f"model weights: were {revisions[0]}, now {revisions[1]}")
+    return ", ".join(changes)
+
+
+def new_run_id() -> str:
+    """Return an identity no other run has; identities sort by the time runs began."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def begin_run(
+    store: OutputStore,
+    config: RunConfig,
+    fingerprint: str,
+    *,
+    run_id: str | None = None,
+    new_run: bool = False,
+) -> Run:
+    """Begin a run in an output folder, or continue the ones before it; no `_SUCCESS` meanwhile."""
+    earlier = check_fingerprint(store, config, fingerprint, new_run=new_run)
+    now = datetime.datetime.now(datetime.UTC)
+    run = Run(
+        run_id=run_id or new_run_id(),
+        fingerprint=fingerprint,
+        started_at=now.isoformat(timespec="seconds"),
+        continues=earlier is Earlier.same,
+    )
+    if earlier is Earlier.other:
+        archive_previous_results(store, run)
+    store.remove(SUCCESS_NAME)
+    store.write_json(CONFIG_NAME, safe_config(config))
+    store.write_json(
+        FINGERPRINT_NAME, {"fingerprint": fingerprint, "settings": result_settings(config)}
+    )
+    return run
+
+
+def archive_previous_results(store: OutputStore, run: Run) -> None:
+    """Move an output folder's results below `_earlier/`, or go on with a move that was begun."""
+    # What is to be moved is noted before anything is, and the note goes last: killed in between,
+    # the next call goes on. Nothing is ever removed.
+    note = store.read_json(ARCHIVE_NOTE_NAME) or {
+        "folder": f"{EARLIER_FOLDER}/before-{run.run_id}",
+        "finished": store.exists(SUCCESS_NAME),
+    }
+    store.write_json(ARCHIVE_NOTE_NAME, {**note, "fingerprint": run.fingerprint})
+    # The mark of a finished run is the first to go here and the last to come there.
+    store.remove(SUCCESS_NAME)
+
+    def move(name: str) -> None:
+        source, target = store.address(name), store.address(f"{note['folder']}/{name}")
+        filesystem.move(source, target, store.options)
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="archive") as pool:
+        for table in _TABLES:
+            list(pool.map(move, list(store.all_names(table))))
+    for name in _ARCHIVED_NAMES:
+        if store.exists(name):
+            move(name)
+    if note["finished"]:
+        store.write_bytes(f"{note['folder']}/{SUCCESS_NAME}", b"")
+    store.remove(ARCHIVE_NOTE_NAME)
+    logger.info("archived folder=%s", note["folder"])

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,7 @@ from corpus_asr.confidence import (
     ConfidenceModel,
     evidence_of,
 )
+from corpus_asr.config.run import DatasetSettings, OutputSettings
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import (
     LABEL_FIELDS,
@@ -69,10 +70,7 @@ class CommittedBatch:
 
 
 def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
-    """Return rows as one zstd Parquet object; only what is encoded is held as a whole.
-
-    The file's metadata names the calibrations that its confidences come from.
-    """
+    """Return rows as one zstd Parquet object, which names the calibrations of its confidences."""
     sink = io.BytesIO()
     calibrations: set[str] = set()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
@@ -123,10 +121,7 @@ def parquet_batches(
 def parquet_rows(
     file: io.BufferedReader, columns: Sequence[str], ranges: Sequence[tuple[int, int]]
 ) -> Iterator[pa.Table]:
-    """Yield some rows of a Parquet file, each range from its first row up to the next after it.
-
-    Only row groups that hold some of them are read, one at a time and once each.
-    """
+    """Yield ranges (first row, row after the last) of a Parquet file; each row group read once."""
     with pq.ParquetFile(file, pre_buffer=False) as parquet:
         wanted = [name for name in columns if name in parquet.schema_arrow.names]
         first = 0
@@ -216,21 +211,21 @@ PART_ROWS_FOLDERS = tuple(rows.folder for rows in PART_ROWS)
 def part_rows_named(names: Iterable[str | None]) -> PartRows:
     """Tell by the names of their objects which rows some outcomes have."""
     folders = {name.partition("/")[0] for name in names if name is not None}
-    found = [rows for rows in PART_ROWS if rows.folder in folders]
-    if len(found) > 1:
-        raise ValueError("rewriting commits: found segments and labels, expected one of them")
-    return found[0] if found else SEGMENT_ROWS
+    return _only("rewriting commits", [rows for rows in PART_ROWS if rows.folder in folders])
 
 
-def part_rows_in(results: pa.Table) -> PartRows:
-    """Tell which rows results hold; segments where there are none at all."""
-    found = [rows for rows in PART_ROWS if pc.sum(_counts(results, rows)).as_py()]
-    if len(found) > 1:
-        raise ValueError("committing results: found segments and labels, expected one of them")
-    return found[0] if found else SEGMENT_ROWS
+def _part_rows_in(results: pa.Table) -> PartRows:
+    held = [rows for rows in PART_ROWS if pc.sum(_counts(results, rows)).as_py()]
+    return _only("committing results", held)
 
 
-def check_accountable(results: pa.Table) -> None:
+def _only(doing: str, kinds: list[PartRows]) -> PartRows:
+    if len(kinds) > 1:
+        raise ValueError(f"{doing}: found segments and labels, expected one of them")
+    return kinds[0] if kinds else SEGMENT_ROWS
+
+
+def _check_accountable(results: pa.Table) -> None:
     """Refuse rows that would break the balance of recordings."""
     for name in ("recording_id", "uri", "part", "last_part", "status"):
         if results[name].null_count:
@@ -262,13 +257,8 @@ def rows_of(
 ) -> pa.Table:
     """Return the segments or labels rows of results, in the order of the results.
 
-    Args:
-        results: RESULTS rows.
-        rows: which of the two.
-        run_id: the run that writes them.
-        model: what made them, ...
-        by_language: ... but for parts in these languages.
-        calibration: what segments of `model` get their confidence from; None for the default.
+    `model` made them, but for parts in the languages of `by_language`; confidences of segments are
+    those of `calibration` in place of the default.
     """
     lists = results[rows.folder].combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # no chunk at all
@@ -334,6 +324,11 @@ class OutputStore:
         self.uri = normalise(uri).rstrip("/")
         self.options = StoreOptions(endpoint_url=endpoint_url)
 
+    @classmethod
+    def of(cls, output: OutputSettings | DatasetSettings) -> Self:
+        """Return the folder that a job, or a data set, is written to."""
+        return cls(output.uri, endpoint_url=output.endpoint_url)
+
     def commit(
         self,
         results: pa.Table,
@@ -346,18 +341,18 @@ class OutputStore:
     ) -> Commit:
         """Write results so that either all of them count or none."""
         results = conform(results, RESULTS).combine_chunks()
-        check_accountable(results)
+        _check_accountable(results)
         results = without_credentials(results)
-        rows = part_rows_in(results)
-        found = rows_of(
+        kind = _part_rows_in(results)
+        part_rows = rows_of(
             results,
-            rows,
+            kind,
             run_id=run_id,
             model=(public(model), model_revision),
             by_language={code: (public(name), made) for code, (name, made) in by_language.items()},
             calibration=calibration,
         )
-        return self.write_commit(outcomes_of(results, run_id=run_id), [found], rows=rows)
+        return self.write_commit(outcomes_of(results, run_id=run_id), [part_rows], rows=kind)
 
     def write_commit(
         self,
@@ -382,8 +377,7 @@ class OutputStore:
 
     def outcomes(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield committed outcomes rows in commit order."""
-        for batch in self.committed(columns):
-            yield batch.rows
+        return (batch.rows for batch in self.committed(columns))
 
     def committed(
         self, columns: Sequence[str] | None = None, names: Iterable[str] | None = None
@@ -397,7 +391,7 @@ class OutputStore:
                 yield CommittedBatch(name, rows)
 
     def _check_segments_names(self, name: str, table: pa.Table) -> None:
-        """Refuse outcomes that name anything but segments: what is named may be removed later."""
+        # What they name may be removed later, so it has to be segments or labels.
         if "segments_object" not in table.schema.names:
             return
         for named in table["segments_object"].unique().drop_null().to_pylist():
@@ -448,10 +442,8 @@ class OutputStore:
     def read_tables(
         self, names: Iterable[str], schema: pa.Schema
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Yield the rows of many objects, in the order given, a bounded number at a time.
-
-        Of a few objects that are still to come the beginning is read ahead: all of a small one.
-        """
+        """Yield the rows of many objects, in the order given, a bounded number at a time."""
+        # Of the next few objects the beginning is read ahead: all of a small one.
         waiting = iter(names)
         with ThreadPoolExecutor(READERS, thread_name_prefix="read-tables") as pool:
             begun = deque((name, pool.submit(self._begin, name, schema))
@@ -488,16 +480,12 @@ class OutputStore:
 
     def all_names(self, folder: str) -> Iterator[str]:
         """Yield the names of everything below a folder of the output."""
-        for name, _ in self._objects(folder):
-            yield name
+        return (name for name, _ in self._objects(folder))
 
     def _objects(self, folder: str) -> Iterator[tuple[str, int | None]]:
         base = self.address("")
-        prefix = self.address(folder).rstrip("/") + "/"
-        pages = filesystem.list_pages(prefix, self.options)
-        for page in pages:
-            for uri, size in zip(page.uris, page.sizes, strict=True):
-                yield uri.removeprefix(base), size
+        for uri, size, _ in filesystem.list_objects(self.address(folder), self.options):
+            yield uri.removeprefix(base), size
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Put a table as one object."""
@@ -518,8 +506,8 @@ class OutputStore:
     def rows(self, name: str, schema: pa.Schema, ranges: Sequence[tuple[int, int]]) -> pa.Table:
         """Return some rows of an object, in its order and in exactly the columns of `schema`."""
         with self._parquet(name) as file:
-            found = [conform(rows, schema) for rows in parquet_rows(file, schema.names, ranges)]
-        return pa.concat_tables([schema.empty_table(), *found])
+            rows = [conform(some, schema) for some in parquet_rows(file, schema.names, ranges)]
+        return pa.concat_tables([schema.empty_table(), *rows])
 
     @contextlib.contextmanager
     def _parquet(self, name: str) -> Iterator[io.BufferedReader]:
@@ -543,11 +531,7 @@ class OutputStore:
         self.write_bytes(name, (text + "\n").encode())
 
     def read_json(self, name: str) -> Any:
-        """Return what a JSON object holds; None if there is no such object.
-
-        Raises:
-            CorpusAsrError: it holds no JSON.
-        """
+        """Return what a JSON object holds; None if there is no such object."""
         if not self.exists(name):
             return None
         data = filesystem.read_bytes(self.address(name), self.options)

@@ -8,14 +8,12 @@ import contextlib
 import functools
 import io
 import os
-import shutil
 import tempfile
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -24,25 +22,21 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import CHANGED, FETCH, NOT_FOUND, UNSUPPORTED_SCHEME
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
-from corpus_asr.storage.stores.local import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Page
-from corpus_asr.storage.stores.retry import (
+from corpus_asr.storage.stores.local import LocalStore
+from corpus_asr.storage.stores.store import (
     DEFAULT_POLICY,
     FEW_ATTEMPTS,
+    ObjectInfo,
+    Page,
     RangesUnsupportedError,
     RetryPolicy,
+    Store,
     StoreError,
+    failure_of,
     fetch_error,
-    from_os_error,
     with_retries,
 )
-from corpus_asr.storage.stores.uri import (
-    LOCAL,
-    join,
-    normalise,
-    parent,
-    scheme_of,
-    without_secrets,
-)
+from corpus_asr.storage.stores.uri import LOCAL, normalise, scheme_of
 from corpus_asr.units import MEBIBYTE
 
 T = TypeVar("T")
@@ -72,46 +66,8 @@ class StoreOptions:
 DEFAULT_STORE = StoreOptions()
 
 
-class Store(Protocol):
-    """What each kind of store offers this module; failures are `StoreError`s."""
-
-    def info(self, uri: str) -> ObjectInfo:
-        """Return size and version of the object."""
-
-    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-        """Return bytes `start` to `end` (less at the object's end) and the version they are of."""
-
-    def download(self, uri: str, target: IO[bytes]) -> None:
-        """Write the whole object to `target`."""
-
-    def write(self, uri: str, data: bytes) -> None:
-        """Put the whole object, or leave things as they were."""
-
-    def create(self, uri: str, data: bytes) -> bool:
-        """Put the whole object where there is none; tell whether there was none."""
-
-    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
-        """Replace the object if it holds exactly `expected`; tell whether it did."""
-
-    def move(self, uri: str, target: str) -> None:
-        """Give the object another name in the same store, replacing what has it."""
-
-    def remove(self, uri: str) -> None:
-        """Remove the object if it is there."""
-
-    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        """List objects below a folder (`prefix` ends with a slash) or with a common prefix.
-
-        `depth` bounds the levels below the folder that are of interest; more may come.
-        """
-
-
 def store_for(uri: str, options: StoreOptions = DEFAULT_STORE) -> Store:
-    """Return the store an address belongs to.
-
-    Raises:
-        ConfigError: no library for the scheme is installed, or the address is not usable with it.
-    """
+    """Return the store an address belongs to."""
     scheme = scheme_of(uri)
     if scheme == LOCAL:
         return LocalStore()
@@ -141,7 +97,9 @@ def _request(
 ) -> T:
     uri = normalise(uri)
     store = store_for(uri, options)
-    return with_retries(doing, uri, lambda: operation(store, uri), policy=options.policy)
+    return with_retries(
+        doing, uri, lambda: operation(store, uri), policy=options.policy, store=store
+    )
 
 
 def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple[AbstractFileSystem, str]:
@@ -187,24 +145,7 @@ def write_atomic(uri: str, data: bytes, options: StoreOptions = DEFAULT_STORE) -
 
 def upload(path: str, uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
     """Put a local file as an object, piece by piece; readers see all of it or what was before."""
-    uri = normalise(uri)
-    if scheme_of(uri) == LOCAL:
-        temporary = join(parent(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-        try:
-            os.makedirs(parent(uri), exist_ok=True)
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, uri)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # a full disk has room again
-                os.remove(temporary)
-            raise fetch_error("writing", uri, from_os_error(error)) from error
-        return
-    store, key = open_store(uri, options)
-    try:
-        store.put_file(path, key)
-    except Exception as error:
-        failure = StoreError(FETCH, f"{type(error).__name__}: {without_secrets(str(error))}")
-        raise fetch_error("writing", uri, failure) from error
+    _request("writing", uri, options, lambda store, uri: store.upload(path, uri))
 
 
 def remove(uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
@@ -257,14 +198,16 @@ def list_pages(
         options: how the store is reached.
         depth: levels below the folder that are of interest; None for all.
     """
+    store = store_for(prefix, options)
     try:
-        yield from store_for(prefix, options).pages(prefix, depth=depth)
-    except StoreError as error:
-        if error.kind != NOT_FOUND:
-            raise fetch_error("listing", prefix, error) from error
+        yield from store.pages(prefix, depth=depth)
     except FetchError as error:
         if error.kind != NOT_FOUND:
             raise
+    except Exception as raised:
+        failure = failure_of(raised, store)
+        if failure.kind != NOT_FOUND:
+            raise fetch_error("listing", prefix, failure) from failure
 
 
 def list_objects(
@@ -339,23 +282,23 @@ class RangeFile(io.RawIOBase):
         self._ahead: tuple[int, Future[bytes]] | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._whole: IO[bytes] | None = None
-        self.info = self._open()
+        try:
+            self.info = self._with_retries(self._first_block)
+        except RangesUnsupportedError:
+            self.info = self._with_retries(self._download)
         self.size_bytes = self.info.size_bytes or 0
 
-    def _open(self) -> ObjectInfo:
-        # The first block also tells size and version: one request, not two.
-        def first() -> ObjectInfo:
-            block, info = self._store.read_range(self._uri, 0, self._block_bytes)
-            if info.size_bytes is None:
-                raise RangesUnsupportedError
-            self._check_length(0, block, info.size_bytes)
-            self._blocks[0] = block
-            return info
+    def _with_retries(self, operation: Callable[[], T]) -> T:
+        return with_retries("reading", self._uri, operation, policy=self._policy, store=self._store)
 
-        try:
-            return self._with_retries(first)
-        except RangesUnsupportedError:
-            return self._with_retries(self._download)
+    def _first_block(self) -> ObjectInfo:
+        # It also tells size and version: one request, not two.
+        block, info = self._store.read_range(self._uri, 0, self._block_bytes)
+        if info.size_bytes is None:
+            raise RangesUnsupportedError
+        self._check_length(0, block, info.size_bytes)
+        self._blocks[0] = block
+        return info
 
     def _download(self) -> ObjectInfo:
         whole = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this file
@@ -367,14 +310,21 @@ class RangeFile(io.RawIOBase):
         self._whole = whole
         return ObjectInfo(size_bytes=whole.tell(), etag=None)
 
-    def _with_retries(self, operation: Callable[[], T]) -> T:
-        return with_retries("reading", self._uri, operation, policy=self._policy)
-
     def _check_length(self, start: int, block: bytes, size_bytes: int) -> None:
         expected = min(self._block_bytes, size_bytes - start)
         if len(block) != expected:
-            message = f"short read: {len(block)} bytes from {start}, expected {expected}"
-            raise StoreError(FETCH, message, transient=True)
+            found = f"short read: {len(block)} bytes from {start}, expected {expected}"
+            raise StoreError(FETCH, found, transient=True)
+
+    def _check_unchanged(self, info: ObjectInfo) -> None:
+        for name, before, now in (
+            ("size", self.info.size_bytes, info.size_bytes),
+            ("version", self.info.etag, info.etag),
+        ):
+            if before is not None and now is not None and before != now:
+                found = f"the object changed while it was read ({name} {before}, now {now})"
+                # A replica that lags behind answers like this, too: asked again, another may not.
+                raise StoreError(CHANGED, found, transient=True, attempts=FEW_ATTEMPTS)
 
     def _fetch(self, index: int) -> bytes:
         start = index * self._block_bytes
@@ -388,24 +338,13 @@ class RangeFile(io.RawIOBase):
 
         return self._with_retries(attempt)
 
-    def _check_unchanged(self, info: ObjectInfo) -> None:
-        for name, before, now in (
-            ("size", self.info.size_bytes, info.size_bytes),
-            ("version", self.info.etag, info.etag),
-        ):
-            if before is not None and now is not None and before != now:
-                message = f"the object changed while it was read ({name} {before}, now {now})"
-                # A replica that lags behind answers like this, too: asked again, another may not.
-                raise StoreError(CHANGED, message, transient=True, attempts=FEW_ATTEMPTS)
-
     def _block(self, index: int) -> bytes:
         if index not in self._blocks:
             ahead, self._ahead = self._ahead, None
             if ahead is not None and ahead[0] == index:
-                block = ahead[1].result()
+                self._blocks[index] = ahead[1].result()
             else:
-                block = self._fetch(index)
-            self._blocks[index] = block
+                self._blocks[index] = self._fetch(index)
             while len(self._blocks) > KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
             if index - 1 in self._blocks:
@@ -444,25 +383,20 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """Return the present position."""
         return self._position
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def close(self) -> None:
         """Drop blocks and temporary files; a block being read ahead is not waited for."""
-        if not self.closed:
-            executor = getattr(self, "_executor", None)
-            if executor is not None:
-                executor.shutdown(wait=False, cancel_futures=True)
-            whole = getattr(self, "_whole", None)
-            if whole is not None:
-                whole.close()
-            getattr(self, "_blocks", OrderedDict()).clear()
+        if not self.closed and hasattr(self, "_whole"):  # else it was not even begun
+            if self._executor is not None:
+                self._executor.shutdown(wait=False, cancel_futures=True)
+            if self._whole is not None:
+                self._whole.close()
+            self._blocks.clear()
         super().close()

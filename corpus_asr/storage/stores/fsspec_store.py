@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import functools
 import importlib
+import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -11,9 +12,16 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.failure_kinds import FETCH, NOT_FOUND
-from corpus_asr.storage.stores.local import PAGE_ROWS, ObjectInfo, Page
-from corpus_asr.storage.stores.retry import StoreError, from_os_error, from_status
+from corpus_asr.failure_kinds import FETCH
+from corpus_asr.storage.stores.local import PAGE_ROWS
+from corpus_asr.storage.stores.store import (
+    ObjectInfo,
+    Page,
+    Store,
+    StoreError,
+    from_os_error,
+    from_status,
+)
 from corpus_asr.storage.stores.uri import redact_uri, scheme_of, without_secrets
 from corpus_asr.units import MEBIBYTE
 
@@ -26,22 +34,6 @@ _TIME_KEYS = ("mtime", "modified", "last_modified", "LastModified", "updated", "
 _COPY_BYTES = 16 * MEBIBYTE
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (StoreError, ConfigError):
-        raise
-    except OSError as error:
-        raise from_os_error(error) from error
-    except Exception as error:
-        status = _status_of(error)
-        if status >= 400:
-            raise from_status(status, type(error).__name__) from error
-        # Each library has errors of its own; an unknown one may well be a passing one.
-        raise StoreError(FETCH, f"{type(error).__name__}: {error}", transient=True) from error
-
-
 def _status_of(error: Exception) -> int:
     for name in ("status", "code", "status_code"):  # aiohttp, gcsfs, azure
         if isinstance(status := getattr(error, name, None), int):
@@ -51,7 +43,7 @@ def _status_of(error: Exception) -> int:
 
 def _info(details: dict[str, Any]) -> ObjectInfo:
     if details.get("type") == "directory":
-        raise from_os_error(IsADirectoryError())
+        raise IsADirectoryError
     size = details.get("size")
     for key in _VERSION_KEYS:
         if details.get(key):
@@ -65,13 +57,8 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
     return ObjectInfo(size_bytes=size, etag=None)
 
 
-class FsspecStore:
-    """Objects of the place an address names: a scheme, and where it has one, a host.
-
-    Raises:
-        ConfigError: (also when first used) no library for the scheme is installed, or the address
-            does not say what that library needs.
-    """
+class FsspecStore(Store):
+    """Objects of the place an address names: a scheme, and where it has one, a host."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -110,16 +97,22 @@ class FsspecStore:
                 "s3://, gs:// or abfs://; correct the address"
             ) from error
 
+    def translate(self, error: Exception) -> StoreError:
+        if isinstance(error, OSError):
+            return from_os_error(error)
+        status = _status_of(error)
+        if status >= 400:
+            return from_status(status, type(error).__name__)
+        # Each library has errors of its own; an unknown one may well be a passing one.
+        return StoreError(FETCH, f"{type(error).__name__}: {error}", transient=True)
+
     def _path(self, uri: str) -> str:
         return str(self._class._strip_protocol(uri))
 
     def info(self, uri: str) -> ObjectInfo:
-        """Return size and version of an object."""
-        with _translated():
-            return _info(self.filesystem.info(self._path(uri)))
+        return _info(self.filesystem.info(self._path(uri)))
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-        """Return bytes of the object as it is now."""
         info = self.info(uri)
         return self._read(uri, start, end, info), info
 
@@ -127,33 +120,30 @@ class FsspecStore:
         stop = end if info.size_bytes is None else min(end, info.size_bytes)
         if stop <= start:
             return b""
-        with _translated():
-            return bytes(self.filesystem.cat_file(self._path(uri), start=start, end=stop))
+        return bytes(self.filesystem.cat_file(self._path(uri), start=start, end=stop))
 
     def download(self, uri: str, target: IO[bytes]) -> None:
-        """Write the whole object to `target`."""
-        with _translated(), self.filesystem.open(self._path(uri), "rb") as source:
-            while piece := source.read(_COPY_BYTES):
-                target.write(piece)
+        with self.filesystem.open(self._path(uri), "rb") as source:
+            shutil.copyfileobj(source, target, _COPY_BYTES)
 
     def write(self, uri: str, data: bytes) -> None:
-        """Put the object, in one call."""
-        with _translated():
-            self.filesystem.pipe_file(self._path(uri), data)
+        self.filesystem.pipe_file(self._path(uri), data)
+
+    def upload(self, path: str, uri: str) -> None:
+        self.filesystem.put_file(path, self._path(uri))
 
     def create(self, uri: str, data: bytes) -> bool:
         """Put the object if there is none, as exclusively as the library does it."""
         path = self._path(uri)
-        with _translated():
-            try:
-                if self._scheme in _GOOGLE:
-                    self._put_google(path, data, _NO_OBJECT)
-                elif self._scheme in _AZURE:
-                    self.filesystem.pipe_file(path, data, overwrite=False)
-                else:
-                    self.filesystem.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return False
+        try:
+            if self._scheme in _GOOGLE:
+                self._put_google(path, data, _NO_OBJECT)
+            elif self._scheme in _AZURE:
+                self.filesystem.pipe_file(path, data, overwrite=False)
+            else:
+                self.filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
         return True
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
@@ -164,25 +154,20 @@ class FsspecStore:
         written to.
         """
         path = self._path(uri)
-        with _translated():
-            try:
-                # The version is looked up before the content is read. If the object changes in
-                # between, the content may be as expected, but the condition does not hold.
-                details = self.filesystem.info(path)
-                if self._read(uri, 0, len(expected) + 1, _info(details)) != expected:
-                    return False
-                if self._scheme in _GOOGLE:
-                    self._put_google(path, data, details.get("generation"))
-                elif self._scheme in _AZURE:
-                    self._put_azure(path, data, details.get("etag"))
-                else:
-                    self.filesystem.pipe_file(path, data)
-            except (FileNotFoundError, FileExistsError):
+        try:
+            # The version is looked up before the content is read. If the object changes in
+            # between, the content may be as expected, but the condition does not hold.
+            details = self.filesystem.info(path)
+            if self._read(uri, 0, len(expected) + 1, _info(details)) != expected:
                 return False
-            except StoreError as error:
-                if error.kind == NOT_FOUND:
-                    return False
-                raise
+            if self._scheme in _GOOGLE:
+                self._put_google(path, data, details.get("generation"))
+            elif self._scheme in _AZURE:
+                self._put_azure(path, data, details.get("etag"))
+            else:
+                self.filesystem.pipe_file(path, data)
+        except (FileNotFoundError, FileExistsError, IsADirectoryError):
+            return False
         return True
 
     def _put_google(self, path: str, data: bytes, generation: str | None) -> None:
@@ -214,13 +199,11 @@ class FsspecStore:
 
     def move(self, uri: str, target: str) -> None:
         """Copy the object within the store, then remove it."""
-        with _translated():
-            self.filesystem.cp_file(self._path(uri), self._path(target))
-            self.filesystem.rm_file(self._path(uri))
+        self.filesystem.cp_file(self._path(uri), self._path(target))
+        self.filesystem.rm_file(self._path(uri))
 
     def remove(self, uri: str) -> None:
-        """Remove the object; one that is gone already is as good."""
-        with _translated(), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self._path(uri))
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
@@ -228,12 +211,14 @@ class FsspecStore:
         folder = prefix.rpartition("/")[0]
         if folder.endswith(":/"):  # scheme:// itself
             folder += "/"
-        with _translated():
-            root = self._path(folder)
-            walk = self.filesystem.walk(root, maxdepth=depth, detail=True, on_error="raise")
-            for _, subfolders, files in walk:
-                _sort_in_place(subfolders)
-                yield from _pages(folder.rstrip("/"), root.rstrip("/"), files)
+        root = self._path(folder)
+        walk = self.filesystem.walk(root, maxdepth=depth, detail=True, on_error="raise")
+        for _, subfolders, files in walk:
+            # The walk continues into what this dictionary holds, in its order.
+            ordered = sorted(subfolders.items())
+            subfolders.clear()
+            subfolders.update(ordered)
+            yield from _pages(folder.rstrip("/"), root.rstrip("/"), files)
 
 
 def _no_conditions(library: str) -> StoreError:
@@ -243,13 +228,6 @@ def _no_conditions(library: str) -> StoreError:
         "one: without it two runs may both get the lock",
         advice=f"pip install --upgrade {library}, here and on every machine of a cluster",
     )
-
-
-def _sort_in_place(subfolders: dict[str, Any]) -> None:
-    # The walk continues into what this dictionary holds, in its order.
-    ordered = sorted(subfolders.items())
-    subfolders.clear()
-    subfolders.update(ordered)
 
 
 def _pages(folder: str, root: str, files: dict[str, dict[str, Any]]) -> Iterator[Page]:

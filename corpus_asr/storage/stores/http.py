@@ -6,7 +6,7 @@ import json
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
 import aiohttp
@@ -16,13 +16,13 @@ from aiohttp.resolver import ThreadedResolver
 from fsspec.asyn import get_loop, sync
 from fsspec.implementations.http import HTTPFileSystem
 
-from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, REFUSED_HOST, TIMEOUT
 from corpus_asr.storage.stores.host_allowlist import WEB, HostRules, Verdict, host_of, is_public
-from corpus_asr.storage.stores.local import ObjectInfo, Page
-from corpus_asr.storage.stores.retry import (
+from corpus_asr.storage.stores.store import (
+    ObjectInfo,
     RangesUnsupportedError,
     RetryPolicy,
+    Store,
     StoreError,
     from_os_error,
     from_status,
@@ -52,8 +52,8 @@ def web_failure(error: Exception) -> StoreError:
         return StoreError(FETCH, f"no trusted connection ({type(error).__name__})")
     if isinstance(error, aiohttp.ClientConnectorError):
         # Web addresses go out of date: a host that is gone must not hold a run up for minutes.
-        found = f"the host cannot be reached ({type(error).__name__})"
-        return StoreError(FETCH, found, transient=True, attempts=CONNECT_ATTEMPTS)
+        return StoreError(FETCH, f"the host cannot be reached ({type(error).__name__})",
+                          transient=True, attempts=CONNECT_ATTEMPTS)  # fmt: skip
     if isinstance(error, aiohttp.ClientError):
         # Their texts hold the whole address, signature included.
         return StoreError(FETCH, f"the connection failed ({type(error).__name__})", transient=True)
@@ -115,7 +115,7 @@ async def _public_client(**options: Any) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, **options)
 
 
-class WebStore:
+class WebStore(Store):
     """Objects of any web server that the rules admit."""
 
     def __init__(self, policy: RetryPolicy, hosts: HostRules) -> None:
@@ -131,8 +131,10 @@ class WebStore:
             client_kwargs=options, get_client=_public_client, skip_instance_cache=True
         )
 
+    def translate(self, error: Exception) -> StoreError:
+        return web_failure(error)
+
     async def _session(self, address: yarl.URL, *, redirected: bool) -> aiohttp.ClientSession:
-        """Return connections to use for an address."""
         host = address.host or ""
         verdict = self._hosts.verdict(host, redirected=redirected)
         public_only = verdict is Verdict.IF_PUBLIC
@@ -175,12 +177,7 @@ class WebStore:
         async def limited() -> T:
             return await asyncio.wait_for(ask(), limit_s)
 
-        try:
-            result: T = sync(self.filesystem.loop, limited)
-        except (StoreError, RangesUnsupportedError):
-            raise
-        except Exception as error:
-            raise web_failure(error) from error
+        result: T = sync(self.filesystem.loop, limited)
         return result
 
     def info(self, uri: str) -> ObjectInfo:
@@ -235,30 +232,6 @@ class WebStore:
 
         self._request("GET", uri, {}, use, limit_s=None)
 
-    def write(self, uri: str, data: bytes) -> None:
-        """Refuse: web addresses are read only."""
-        raise StoreError(FETCH, f"cannot write {len(data)} bytes: http addresses are read only")
-
-    def create(self, uri: str, data: bytes) -> bool:
-        """Refuse: web addresses are read only."""
-        raise StoreError(FETCH, f"cannot write {len(data)} bytes: http addresses are read only")
-
-    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
-        """Refuse: web addresses are read only."""
-        return self.create(uri, data)
-
-    def move(self, uri: str, target: str) -> None:
-        """Refuse: web addresses are read only."""
-        raise StoreError(FETCH, "cannot move: http addresses are read only")
-
-    def remove(self, uri: str) -> None:
-        """Refuse: web addresses are read only."""
-        raise StoreError(FETCH, "cannot remove: http addresses are read only")
-
-    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        """Refuse: the web has no listing."""
-        raise StoreError(FETCH, "cannot list: http files must be named in full")
-
 
 def _address(uri: str) -> yarl.URL:
     # Requoting would break signatures; what is ASCII already is sent as it stands.
@@ -267,7 +240,6 @@ def _address(uri: str) -> yarl.URL:
 
 # Nobody waits for a message longer than for about a minute.
 PATIENCE = RetryPolicy(attempts=3, patience_s=30.0, longest_wait_s=10.0, request_timeout_s=15.0)
-_DOING = "telling the webhook at"
 
 
 def post_json(
@@ -286,23 +258,15 @@ def post_json(
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
     def post() -> None:
-        _check(url, host, allow_hosts)
         try:
+            _check(url, host, allow_hosts)
             sync(get_loop(), _post, url, body, policy.request_timeout_s)
-        except StoreError:
-            raise
         except Exception as error:
-            raise web_failure(error) from None  # its text holds the address
+            failure = error if isinstance(error, StoreError) else web_failure(error)
+            failure.advice = "check its address and its server"
+            raise failure from None  # the text of a library's error holds the address
 
-    try:
-        with_retries(_DOING, host or "?", post, policy=policy)
-    except FetchError as error:
-        cause = error.__cause__
-        assert isinstance(cause, StoreError)
-        raise FetchError(
-            f"{_DOING} {host or '?'}: {cause}; check its address and its server",
-            kind=error.kind,
-        ) from None
+    with_retries("telling the webhook at", host or "?", post, policy=policy)
 
 
 def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
@@ -332,8 +296,8 @@ async def _post(url: str, body: bytes, limit_s: float) -> None:
             raise StoreError(FETCH, found)
         if response.status >= 400:
             retry_after = response.headers.get("Retry-After")
-            found = f"the server answered {response.status} {response.reason or ''}".rstrip()
-            like = from_status(response.status, "", retry_after=retry_after)
-            raise StoreError(
-                like.kind, found, transient=like.transient, retry_after_s=like.retry_after_s
+            failure = from_status(response.status, "", retry_after=retry_after)
+            failure.found = (
+                f"the server answered {response.status} {response.reason or ''}".rstrip()
             )
+            raise failure

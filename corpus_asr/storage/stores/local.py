@@ -3,20 +3,26 @@
 import contextlib
 import errno
 import fcntl
+import io
 import logging
 import os
 import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
 
 import pyarrow as pa
 
 from corpus_asr.failure_kinds import FETCH, NO_SPACE, NOT_FOUND
-from corpus_asr.storage.stores.retry import FULL_ERRNO, StoreError, from_os_error
+from corpus_asr.storage.stores.store import (
+    FULL_ERRNO,
+    ObjectInfo,
+    Page,
+    Store,
+    StoreError,
+    from_os_error,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,81 +33,51 @@ _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectInfo:
-    """What a store says of an object's present version."""
-
-    size_bytes: int | None
-    etag: str | None
-    """Names the version; of local files made of size and modification time."""
-
-
-class Page(NamedTuple):
-    """Some objects of a listing, column by column."""
-
-    uris: list[str]
-    sizes: list[int | None]
-    etags: list[str | None]
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise from_os_error(error) from error
-
-
 def _info(status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(size_bytes=status.st_size, etag=f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def _require_regular(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise from_os_error(IsADirectoryError())
+        raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
         # Opening a pipe would wait for a writer that may never come.
         raise StoreError(FETCH, "found a pipe, socket or device, expected a regular file")
 
 
-class LocalStore:
+class LocalStore(Store):
     """Files of this machine, or of a folder mounted on it."""
 
     def info(self, uri: str) -> ObjectInfo:
-        """Return size and version of a file."""
-        with _translated():
-            status = os.stat(uri)
+        status = os.stat(uri)
         _require_regular(status)
         return _info(status)
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-        """Return bytes of the file as it is now."""
         self.info(uri)
-        with _translated():
-            descriptor = os.open(uri, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                info = _info(os.fstat(descriptor))
-                pieces = list(_pieces(descriptor, start, end))
-            finally:
-                os.close(descriptor)
-        return b"".join(pieces), info
-
-    def download(self, uri: str, target: IO[bytes]) -> None:
-        """Copy the whole file."""
-        with _translated(), open(uri, "rb") as source:
-            shutil.copyfileobj(source, target)
+        descriptor = os.open(uri, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            info = _info(os.fstat(descriptor))
+            return b"".join(_pieces(descriptor, start, end)), info
+        finally:
+            os.close(descriptor)
 
     def write(self, uri: str, data: bytes) -> None:
-        """Replace the file: whole and on disk, or as it was."""
+        self._replace(uri, io.BytesIO(data), len(data))
+
+    def upload(self, path: str, uri: str) -> None:
+        with open(path, "rb") as source:
+            self._replace(uri, source, os.path.getsize(path))
+
+    def _replace(self, uri: str, source: io.BufferedIOBase, num_bytes: int) -> None:
         path = Path(uri)
-        with _translated(), _whole(path, data) as temporary:
+        with _whole(path, source, num_bytes) as temporary:
             os.replace(temporary, path)
             _sync_folder(path.parent)
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Make the file, whole and on disk; tell whether there was none."""
         path = Path(uri)
-        with _translated(), _whole(path, data) as temporary:
+        with _whole(path, io.BytesIO(data), len(data)) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -115,7 +91,7 @@ class LocalStore:
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
         """Replace the file if it holds `expected`; False also while another does the same."""
-        with _translated(), _sole_writer(uri) as descriptor:
+        with _sole_writer(uri) as descriptor:
             if descriptor is None:
                 return False
             if b"".join(_pieces(descriptor, 0, len(expected) + 1)) != expected:
@@ -124,15 +100,11 @@ class LocalStore:
         return True
 
     def move(self, uri: str, target: str) -> None:
-        """Rename a file."""
-        with _translated():
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(uri, target)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(uri, target)
 
     def remove(self, uri: str) -> None:
-        """Remove a file; one that is gone already is as good."""
-        with _translated(), contextlib.suppress(FileNotFoundError):
-            os.unlink(uri)
+        Path(uri).unlink(missing_ok=True)
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
         """List what lies below the folder part of `prefix`, folder by folder, sorted by name.
@@ -142,9 +114,7 @@ class LocalStore:
         listed without size: reading it then fails as that recording's failure.
         """
         folder = prefix.rpartition("/")[0] or "/"
-        with _translated():
-            identity = _identity(folder)
-            yield from _walk(folder, _scan(folder), depth, frozenset([identity]))
+        yield from _walk(folder, _scan(folder), depth, frozenset([_identity(folder)]))
 
 
 def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
@@ -157,25 +127,22 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _whole(path: Path, data: bytes) -> Iterator[Path]:
+def _whole(path: Path, source: io.BufferedIOBase, num_bytes: int) -> Iterator[Path]:
     """Write a temporary file beside `path`, whole and on disk; it is removed if it is left."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     _make_folder(path.parent)
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            shutil.copyfileobj(source, file)
             file.flush()
             os.fsync(file.fileno())
+        yield temporary
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         if error.errno not in FULL_ERRNO:
             raise
-        raise _no_space(path.parent, len(data), error) from error
-    try:
-        yield temporary
+        raise _no_space(path.parent, num_bytes, error) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:
@@ -282,30 +249,31 @@ def _walk(
             yield from _walk(path, found, below, above | {identity})
 
 
+# Names travel as bytes: those that are not UTF-8 are refused by the listing, with their name.
+_FOLDER = pa.schema([("name", pa.binary()), ("size", pa.int64()), ("etag", pa.string())])
+_Row = tuple[bytes, int | None, str | None]
+
+
 def _scan(folder: str) -> tuple[pa.Table, list[str]]:
     """Return a folder's files as Arrow columns, never a million names as Python objects."""
     tables: list[pa.Table] = []
     subfolders: list[str] = []
-    columns = _empty_columns()
+    rows: list[_Row] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if _is_folder(entry):
                 subfolders.append(entry.name)
-                continue
-            _append_entry(columns, entry)
-            if len(columns["size"]) == PAGE_ROWS:
-                tables.append(pa.table(columns, schema=_FOLDER))
-                columns = _empty_columns()
-    tables.append(pa.table(columns, schema=_FOLDER))
-    return pa.concat_tables(tables), subfolders
+            elif (row := _row_of(entry)) is not None:
+                rows.append(row)
+            if len(rows) == PAGE_ROWS:
+                tables.append(_table(rows))
+                rows.clear()
+    return pa.concat_tables([*tables, _table(rows)]), subfolders
 
 
-# Names travel as bytes: those that are not UTF-8 are refused by the listing, with their name.
-_FOLDER = pa.schema([("name", pa.binary()), ("size", pa.int64()), ("etag", pa.string())])
-
-
-def _empty_columns() -> dict[str, list[object]]:
-    return {name: [] for name in _FOLDER.names}
+def _table(rows: list[_Row]) -> pa.Table:
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
+    return pa.table(columns, schema=_FOLDER)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -315,25 +283,18 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a loop of links, say; it is listed as what fails when read
 
 
-def _append_entry(columns: dict[str, list[object]], entry: os.DirEntry[str]) -> None:
+def _row_of(entry: os.DirEntry[str]) -> _Row | None:
+    name = os.fsencode(entry.name)
     try:
         status = entry.stat()
     except OSError as error:
         # Listed, it fails later, by name; a file removed meanwhile is gone.
-        if entry.is_symlink() or not isinstance(error, FileNotFoundError):
-            _append(columns, entry.name, None, None)
-        return
-    if stat.S_ISREG(status.st_mode):
-        info = _info(status)
-        _append(columns, entry.name, info.size_bytes, info.etag)
-
-
-def _append(
-    columns: dict[str, list[object]], name: str, size: int | None, etag: str | None
-) -> None:
-    columns["name"].append(os.fsencode(name))
-    columns["size"].append(size)
-    columns["etag"].append(etag)
+        gone = isinstance(error, FileNotFoundError) and not entry.is_symlink()
+        return None if gone else (name, None, None)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    info = _info(status)
+    return name, info.size_bytes, info.etag
 
 
 def _sorted_pages(folder: str, files: pa.Table) -> Iterator[Page]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import s3fs
 from botocore import exceptions
@@ -10,10 +10,12 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
 from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, NO_BUCKET, NOT_FOUND, TIMEOUT
-from corpus_asr.storage.stores.local import ObjectInfo, Page
-from corpus_asr.storage.stores.retry import (
+from corpus_asr.storage.stores.store import (
     FEW_ATTEMPTS,
+    ObjectInfo,
+    Page,
     RetryPolicy,
+    Store,
     StoreError,
     asked_wait_s,
     fetch_error,
@@ -44,21 +46,13 @@ class _NoConditionsError(Exception):
     """The store has no conditional put."""
 
 
-def _status_of(error: StoreError) -> int:
-    """Return the HTTP status behind a failure; 0 where there was no answer."""
-    cause = error.__cause__
-    if not isinstance(cause, exceptions.ClientError):
-        return 0
-    return int(cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
 def split(uri: str) -> tuple[str, str]:
     """Return bucket and key."""
     bucket, _, key = uri.partition("://")[2].partition("/")
     return bucket, key
 
 
-class S3Store:
+class S3Store(Store):
     """Objects of one endpoint. Safe for threads; not shared across processes."""
 
     def __init__(self, endpoint_url: str | None, policy: RetryPolicy) -> None:
@@ -69,6 +63,11 @@ class S3Store:
             use_listings_cache=False, skip_instance_cache=True,
         )  # fmt: skip
 
+    def translate(self, error: Exception) -> StoreError:
+        failure = from_exception(error)
+        self._renew = self._renew or failure.expired
+        return failure
+
     def _run(self, call: Callable[[Any], Awaitable[T]], *, sent_bytes: int = 0) -> T:
         limit_s = self._policy.request_timeout_s + sent_bytes / SLOWEST_UPLOAD_BYTES_PER_S
 
@@ -78,29 +77,16 @@ class S3Store:
             self._renew = False
             return await asyncio.wait_for(call(client), limit_s)
 
-        try:
-            result: T = sync(self.filesystem.loop, limited)
-        except StoreError:
-            raise
-        except Exception as error:
-            failure = from_exception(error)
-            self._renew = self._renew or failure.expired
-            raise failure from error
+        result: T = sync(self.filesystem.loop, limited)
         return result
 
     def info(self, uri: str) -> ObjectInfo:
-        """Return size and ETag of an object."""
-        bucket, key = split(uri)
-        if not key:
-            raise StoreError(NOT_FOUND, "found a bucket, expected an object")
+        bucket, key = _object(uri)
         answer = self._run(lambda client: client.head_object(Bucket=bucket, Key=key))
         return ObjectInfo(size_bytes=answer["ContentLength"], etag=_bare(answer.get("ETag")))
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-        """Return bytes of the object as it is now; one request."""
-        bucket, key = split(uri)
-        if not key:
-            raise StoreError(NOT_FOUND, "found a bucket, expected an object")
+        bucket, key = _object(uri)
 
         async def get(client: Any) -> tuple[bytes, ObjectInfo]:
             answer = await client.get_object(
@@ -114,22 +100,17 @@ class S3Store:
 
         try:
             return self._run(get)
-        except StoreError as error:
-            cause = error.__cause__
-            if isinstance(cause, exceptions.ClientError) and "InvalidRange" in str(cause):
-                # An empty object has no range; a shorter one than expected shows in its size.
-                return b"", self.info(uri)
-            raise
-
-    def download(self, uri: str, target: IO[bytes]) -> None:
-        """Write the whole object to `target`."""
-        _, info = self.read_range(uri, 0, 1)
-        data, _ = self.read_range(uri, 0, max(1, info.size_bytes or 0))
-        target.write(data)
+        except exceptions.ClientError as error:
+            if "InvalidRange" not in str(error):
+                raise
+            # An empty object has no range; a shorter one than expected shows in its size.
+            return b"", self.info(uri)
 
     def write(self, uri: str, data: bytes) -> None:
-        """Put the object, in one request."""
         self._put(uri, data)
+
+    def upload(self, path: str, uri: str) -> None:
+        self.filesystem.put_file(path, "/".join(split(uri)))
 
     def create(self, uri: str, data: bytes) -> bool:
         """Put the object if there is none; on stores without conditions after a look."""
@@ -175,14 +156,15 @@ class S3Store:
         """Put the object under a condition; tell whether that held."""
         try:
             self._put(uri, data, **condition)
-        except StoreError as error:
+        except exceptions.ClientError as error:
             status = _status_of(error)
             if status == 501:
                 raise _NoConditionsError from error
             if status == 412 or (status == 404 and "IfMatch" in condition):
                 return False
             if status == 409:  # another conditional put at the same moment
-                raise StoreError(FETCH, str(error), transient=True) from error
+                found = str(from_exception(error))
+                raise StoreError(FETCH, found, transient=True) from error
             raise
         return True
 
@@ -190,18 +172,16 @@ class S3Store:
         """Return the first bytes and the version of an object; None where there is none."""
         try:
             return self.read_range(uri, 0, num_bytes)
-        except StoreError as error:
-            if error.kind == NOT_FOUND:
+        except exceptions.ClientError as error:
+            if from_exception(error).kind == NOT_FOUND:
                 return None
             raise
 
     def remove(self, uri: str) -> None:
-        """Remove the object; one that is gone already is as good."""
         bucket, key = split(uri)
         self._run(lambda client: client.delete_object(Bucket=bucket, Key=key))
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        """List the objects whose key starts with that of `prefix`, a page per request."""
         bucket, key = split(prefix)
         options: dict[str, Any] = {"Bucket": bucket, "Prefix": key, "MaxKeys": PAGE_KEYS}
         if depth == 1:
@@ -212,17 +192,18 @@ class S3Store:
                 prefix,
                 lambda: self._run(lambda client: client.list_objects_v2(**options)),
                 policy=self._policy,
+                store=self,
             )
             # A key that ends in a slash and holds nothing stands for a folder.
-            found = [
+            objects = [
                 entry
                 for entry in answer.get("Contents", ())
                 if entry["Size"] or not entry["Key"].endswith("/")
             ]
             yield Page(
-                [f"s3://{bucket}/{entry['Key']}" for entry in found],
-                [entry["Size"] for entry in found],
-                [_bare(entry.get("ETag")) for entry in found],
+                [f"s3://{bucket}/{entry['Key']}" for entry in objects],
+                [entry["Size"] for entry in objects],
+                [_bare(entry.get("ETag")) for entry in objects],
             )
             if not answer.get("IsTruncated"):
                 return
@@ -231,6 +212,17 @@ class S3Store:
                 failure = StoreError(FETCH, "a page is not the last but names none after it")
                 raise fetch_error("listing", prefix, failure)
             options["ContinuationToken"] = following
+
+
+def _object(uri: str) -> tuple[str, str]:
+    bucket, key = split(uri)
+    if not key:
+        raise StoreError(NOT_FOUND, "found a bucket, expected an object")
+    return bucket, key
+
+
+def _status_of(error: exceptions.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _bare(etag: str | None) -> str | None:
@@ -261,6 +253,12 @@ _ENDPOINT_ADVICE = (
 )
 
 
+_TIMED_OUT = (
+    TimeoutError, asyncio.TimeoutError, exceptions.ConnectTimeoutError,
+    exceptions.ReadTimeoutError,
+)  # fmt: skip
+
+
 def from_exception(error: Exception) -> StoreError:
     """Translate whatever the client raised."""
     if isinstance(error, exceptions.ClientError):
@@ -278,13 +276,7 @@ def from_exception(error: Exception) -> StoreError:
         )
     if isinstance(error, exceptions.UnauthorizedSSOTokenError):
         return _expired("single sign-on")
-    if isinstance(
-        error,
-        TimeoutError
-        | asyncio.TimeoutError
-        | exceptions.ConnectTimeoutError
-        | exceptions.ReadTimeoutError,
-    ):
+    if isinstance(error, _TIMED_OUT):
         return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
     if isinstance(error, exceptions.SSLError):
         return StoreError(
@@ -304,6 +296,9 @@ def from_exception(error: Exception) -> StoreError:
     if isinstance(error, exceptions.ParamValidationError):
         return StoreError(NOT_FOUND, f"no possible name of an object ({error})")
     if isinstance(error, OSError):
+        # An upload's has the client's own error behind it.
+        if isinstance(error.__cause__, exceptions.ClientError):
+            return _from_answer(error.__cause__)
         return from_os_error(error)
     if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
         return StoreError(
@@ -318,14 +313,14 @@ def from_exception(error: Exception) -> StoreError:
 
 def _from_answer(error: exceptions.ClientError) -> StoreError:
     code = str(error.response.get("Error", {}).get("Code", ""))
-    told = str(error.response.get("Error", {}).get("Message", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    message = str(error.response.get("Error", {}).get("Message", ""))
+    status = _status_of(error)
     if code == "NoSuchBucket":
         return StoreError(NO_BUCKET, "there is no such bucket (NoSuchBucket)")
     if code in _NO_SUCH:
         return StoreError(NOT_FOUND, f"not found ({code})")
     # Presigned requests and other stores say it in words only.
-    if code in _EXPIRED or (status in (401, 403) and "expired" in told.lower()):
+    if code in _EXPIRED or (status in (401, 403) and "expired" in message.lower()):
         return _expired(f"{status} {code}")
     if code in _WRONG_KEYS:
         meaning, advice = _WRONG_KEYS[code]
@@ -337,7 +332,7 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
         region = headers.get("x-amz-bucket-region") or error.response["Error"].get("Region")
         return StoreError(
             FETCH,
-            f"the store answered {status} {code} ({told})",
+            f"the store answered {status} {code} ({message})",
             advice=f"set AWS_DEFAULT_REGION to the bucket's region{f', {region}' * bool(region)}",
         )
     asked_for = headers.get("retry-after")

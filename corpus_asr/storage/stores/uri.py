@@ -37,9 +37,6 @@ def normalise(uri: str) -> str:
 
     Local paths become absolute and lose `file://`; schemes become lower case; everything after
     the scheme of a remote address stays as written.
-
-    Raises:
-        ConfigError: the address is empty or holds a null character.
     """
     if not uri or "\0" in uri:
         raise ConfigError(
@@ -70,11 +67,7 @@ def join(folder: str, name: str) -> str:
 
 
 def within(folder: str, name: str) -> str:
-    """Return the address of `name` in `folder`, wherever the name was read.
-
-    Raises:
-        CorpusAsrError: it leads out of the folder.
-    """
+    """Return the address of `name` in `folder`, wherever the name was read."""
     if name.startswith("/") or "\0" in name or ".." in name.split("/") or _SCHEME.match(name):
         raise CorpusAsrError(
             f"looking for {name!r} in {redact_uri(folder)}: the name leads out of the folder, "
@@ -91,11 +84,7 @@ def parent(uri: str) -> str:
 
 
 def resolve(uri: str, *, folder: str) -> str:
-    """Return `uri` in normal form; a relative one is taken to start at `folder`.
-
-    Raises:
-        ConfigError: it is no address, or leads out of the store that `folder` is in.
-    """
+    """Return `uri` in normal form; a relative one is taken to start at `folder`."""
     if not uri or _SCHEME.match(uri) or uri.startswith("/"):
         return normalise(uri)
     if scheme_of(folder) == LOCAL:

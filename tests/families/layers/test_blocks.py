@@ -7,16 +7,17 @@ import whisper.model
 from transformers.activations import ACT2FN
 from transformers.models.whisper import modeling_whisper
 
-from corpus_asr.families.layers.attention import Attention, attend_cached
 from corpus_asr.families.layers.blocks import (
-    BlockSettings,
+    Attention,
     DecoderBlock,
     EncoderBlock,
     activation,
+    attend_cached,
 )
 from corpus_asr.families.layers.cached_decoder import CachedDecoderBlock
-from corpus_asr.families.layers.kv_cache import SlotCache, StepView
+from corpus_asr.families.layers.kv_cache import SlotCache, TokenView, WindowView
 from corpus_asr.families.layers.stack import sinusoids
+from corpus_asr.families.whisper.config import WhisperConfig
 
 
 @pytest.mark.parametrize(("length", "width"), [(1500, 384), (7, 4), (1, 64)])
@@ -106,9 +107,14 @@ def test_an_unknown_activation_is_an_error() -> None:
         activation("gelo")
 
 
+def small(**sizes: int) -> WhisperConfig:
+    towers = {f"{tower}_{name}": n for tower in ("encoder", "decoder") for name, n in sizes.items()}
+    return WhisperConfig(d_model=32, **towers)
+
+
 def test_float16_states_stay_finite() -> None:
-    block = EncoderBlock(BlockSettings(width=8, heads=2, ffn_dim=16, key_bias=False)).half()
-    hidden = torch.full((1, 2, 8), torch.finfo(torch.float16).max, dtype=torch.float16)
+    block = EncoderBlock(small(attention_heads=2, ffn_dim=16), key_bias=False).half()
+    hidden = torch.full((1, 2, 32), torch.finfo(torch.float16).max, dtype=torch.float16)
     with torch.inference_mode():
         block.fc2.bias.fill_(60000.0)
         assert block(hidden).isfinite().all()
@@ -116,7 +122,7 @@ def test_float16_states_stay_finite() -> None:
 
 @pytest.mark.parametrize("key_bias", [False, True])
 def test_a_cached_block_gives_what_the_block_gives(key_bias: bool) -> None:
-    block = DecoderBlock(BlockSettings(width=32, heads=4, ffn_dim=48, key_bias=key_bias))
+    block = DecoderBlock(small(attention_heads=4, ffn_dim=48), key_bias=key_bias)
     cached = CachedDecoderBlock(block)
     cache = SlotCache(
         layers=1,
@@ -132,8 +138,10 @@ def test_a_cached_block_gives_what_the_block_gives(key_bias: bool) -> None:
     with torch.inference_mode():
         expected = block(hidden, encoded)
         cached.fill(cache, [0, 1], encoded)
-        found = [cached.prefill(cache, [0, 1], hidden[:, :4])]
-        for position in range(4, 10):
-            view = StepView.at(torch.full((2,), position), max_positions=10)
-            found.append(cached.step(cache, view, hidden[:, position : position + 1]))
+        windows = WindowView([0, 1])
+        found = [cached.prefill(cache, hidden[:, :4], windows)]
+        for first, last in ((4, 5), (5, 6), (6, 10)):
+            positions = torch.arange(first, last).expand(2, -1)
+            view = TokenView.at([0, 1], positions, max_positions=10)
+            found.append(cached.extend(cache, view, hidden[:, first:last], windows))
     torch.testing.assert_close(torch.cat(found, dim=1), expected, atol=TOLERANCE, rtol=TOLERANCE)

@@ -4,13 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.families.layers.kv_cache import (
-    DecoderCache,
-    KeyValues,
-    SlotCache,
-    StepView,
-    taken,
-)
+from corpus_asr.families.layers.kv_cache import DecoderCache, KeyValues, SlotCache, TokenView, taken
 
 
 def keys(batch: int = 2, tokens: int = 3, heads: int = 2) -> torch.Tensor:
@@ -99,7 +93,7 @@ def test_windows_are_read_back_from_the_slots_they_were_written_to() -> None:
         layer = new_cache().layers[1]
         keys, values = pair(len(slots), 11)
         layer.write_window(slots, keys, values)
-        found_keys, found_values = layer.read_window(slots)
+        found_keys, found_values = layer.window(slots)
         assert torch.equal(found_keys, keys), slots
         assert torch.equal(found_values, values), slots
         untouched = sorted({0, 1, 2, 3} - set(slots))
@@ -109,55 +103,52 @@ def test_windows_are_read_back_from_the_slots_they_were_written_to() -> None:
 
 def test_a_prompt_clears_the_values_after_it() -> None:
     layer = new_cache().layers[0]
-    layer.self_values.fill_(torch.nan)
+    own_keys, own_values = layer.text
+    own_values.fill_(torch.nan)
     keys, values = pair(2, 3)
     layer.write_prompts([2, 0], keys, values)
-    assert torch.equal(layer.self_keys[[2, 0], :, :3], keys)
-    assert torch.equal(layer.self_values[[2, 0], :, :3], values)
-    assert not layer.self_values[[2, 0], :, 3:].any()
-    assert layer.self_values[[1, 3]].isnan().all()
+    assert torch.equal(own_keys[[2, 0], :, :3], keys)
+    assert torch.equal(own_values[[2, 0], :, :3], values)
+    assert not own_values[[2, 0], :, 3:].any()
+    assert own_values[[1, 3]].isnan().all()
 
 
 @pytest.mark.parametrize(("furthest", "length"), [(0, 32), (31, 32), (32, 64), (440, 448)])
 def test_steps_look_at_few_different_lengths(furthest: int, length: int) -> None:
-    assert StepView.at(torch.tensor([0, furthest]), max_positions=448).length == length
-    assert StepView.at(torch.tensor([furthest]), max_positions=441).length == min(length, 441)
-
-
-def test_a_moved_slot_takes_everything_along() -> None:
-    cache = new_cache()
-    for layer in cache.layers:
-        for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
-            tensor.copy_(torch.randn_like(tensor))
-    before = [[t.clone() for t in (x.self_keys, x.cross_values)] for x in cache.layers]
-    cache.move(3, 1)
-    for layer, (self_keys, cross_values) in zip(cache.layers, before, strict=True):
-        assert torch.equal(layer.self_keys[1], self_keys[3])
-        assert torch.equal(layer.cross_values[1], cross_values[3])
-        assert torch.equal(layer.self_keys[[0, 2, 3]], self_keys[[0, 2, 3]])
-        assert torch.equal(layer.cross_values[[0, 2, 3]], cross_values[[0, 2, 3]])
+    for slots, positions, longest in (([0, 1], [[0], [furthest]], 448), ([5], [[furthest]], 441)):
+        view = TokenView.at(slots, torch.tensor(positions), max_positions=longest)
+        assert view.length == min(length, longest)
 
 
 def filled_cache(*, beams: int = 1) -> SlotCache:
     cache = new_cache(beams=beams)
     for layer in cache.layers:
-        for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
+        for tensor in (layer.text, layer.cross_keys, layer.cross_values):
             tensor.copy_(torch.randn_like(tensor))
     return cache
+
+
+def test_a_moved_slot_takes_everything_along() -> None:
+    cache = filled_cache()
+    before = [(layer.text.clone(), layer.cross_values.clone()) for layer in cache.layers]
+    cache.move(3, 1)
+    rows = [0, 3, 2, 3]
+    for layer, (text, cross_values) in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer.text, text[:, rows])
+        assert torch.equal(layer.cross_values, cross_values[rows])
 
 
 @pytest.mark.parametrize(("slots", "sources"), [([0, 1, 2], [2, 0, 0]), ([3, 1], [1, 3])])
 def test_reordered_slots_take_texts_and_keep_windows(slots: list[int], sources: list[int]) -> None:
     cache = filled_cache()
     cache.note_prompts(range(4), 5)
-    before = [[t.clone() for t in (x.self_keys, x.self_values, x.cross_keys)] for x in cache.layers]
+    before = [(layer.text.clone(), layer.cross_keys.clone()) for layer in cache.layers]
     cache.reorder(slots, torch.tensor(sources))
-    for layer, (keys, values, windows) in zip(cache.layers, before, strict=True):
-        assert torch.equal(layer.self_keys[slots, :, :5], keys[sources, :, :5])
-        assert torch.equal(layer.self_values[slots, :, :5], values[sources, :, :5])
+    for layer, (text, windows) in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer.text[:, slots, :, :5], text[:, sources, :, :5])
         assert torch.equal(layer.cross_keys, windows)
         others = sorted({0, 1, 2, 3} - set(slots))
-        assert torch.equal(layer.self_keys[others], keys[others])
+        assert torch.equal(layer.text[:, others], text[:, others])
 
 
 def test_beams_reordered_again_and_again_hold_what_whole_copies_would() -> None:
@@ -170,11 +161,11 @@ def test_beams_reordered_again_and_again_hold_what_whole_copies_would() -> None:
         text[:, :, :, :2] = whole[:, :, :, :2] = new
         cache.note_prompts(range(6), 2)
         for position in range(2, 7 - start):
-            view = StepView.at(torch.full((6,), position), max_positions=7)
-            step = torch.randn(6, 2, 3, 5)
-            cache.layers[0].write_step(view, step)
-            cache.note_tokens(view.rows, view.positions)
-            whole[:, :, :, position] = step.transpose(0, 1)
+            view = TokenView.at(range(6), torch.full((6, 1), position), max_positions=7)
+            step = torch.randn(6, 1, 2, 3, 5)
+            cache.layers[0].write(view, step)
+            cache.note_tokens(view)
+            whole[:, :, :, position] = step[:, 0].transpose(0, 1)
             sources = torch.cat([torch.randint(3, (3,)), torch.randint(3, 6, (3,))])
             cache.reorder(range(6), sources)
             whole = whole[:, sources]
@@ -186,9 +177,9 @@ def test_reordering_copies_no_more_than_what_differs() -> None:
     cache = filled_cache(beams=2)
     cache.note_prompts([0], 3)
     cache.share(0, [1])
-    view = StepView.at(torch.tensor([3, 3]), max_positions=7)
-    cache.layers[0].write_step(view, torch.randn(2, 2, 3, 5))
-    cache.note_tokens(view.rows, view.positions)
+    view = TokenView.at([0, 1], torch.tensor([[3], [3]]), max_positions=7)
+    cache.layers[0].write(view, torch.randn(2, 1, 2, 3, 5))
+    cache.note_tokens(view)
     for layer in cache.layers:
         layer.text[:, 0, :, :3] = torch.nan
     cache.reorder([0, 1], torch.tensor([0, 0]))
@@ -207,11 +198,11 @@ def test_a_moved_or_shared_slot_takes_its_window_along_to_those_of_another() -> 
     windows = cache.layers[1].cross_keys.clone()
     cache.share(0, [1])
     assert torch.equal(cache.layers[1].cross_keys, windows)
-    assert torch.equal(cache.layers[1].self_values[1], cache.layers[1].self_values[0])
+    assert torch.equal(cache.layers[1].text[:, 1], cache.layers[1].text[:, 0])
     cache.share(1, [2])
     assert torch.equal(cache.layers[1].cross_keys, windows[[0, 0]])
     cache = filled_cache(beams=2)
     windows = cache.layers[1].cross_keys.clone()
     cache.move(2, 1)
     assert torch.equal(cache.layers[1].cross_keys, windows[[1, 1]])
-    assert torch.equal(cache.layers[1].self_keys[1], cache.layers[1].self_keys[2])
+    assert torch.equal(cache.layers[1].text[:, 1], cache.layers[1].text[:, 2])

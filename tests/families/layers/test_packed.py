@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.blocks import BlockSettings, EncoderBlock
+from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.packed import PackedConvolution, PackedEncoderBlock, run_per_sample
-from corpus_asr.families.layers.projection import can_use_int8
+from corpus_asr.families.whisper.config import WhisperConfig
+from tests.support.slots import needs_int8
 
 # A barrier that is never reached must fail a test, not hang it.
 PATIENCE_S = 20.0
@@ -172,10 +173,6 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 # Four products, of which each loses about one part in a hundred; see test_projection.py.
 INT8_TOLERANCE = 0.04
 
-needs_int8 = pytest.mark.skipif(
-    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
-)
-
 
 @pytest.fixture(params=[False, True], ids=["by head", "tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,16 +180,17 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
 
 
-def random_block(
-    activation: str = "gelu", *, key_bias: bool = False, seed: int = 0, inner: int = INNER
-) -> EncoderBlock:
+def random_block(activation: str = "gelu", *, inner: int = INNER) -> EncoderBlock:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        block = EncoderBlock(
-            BlockSettings(
-                width=WIDTH, heads=HEADS, ffn_dim=inner, activation=activation, key_bias=key_bias
-            )
+        torch.manual_seed(0)
+        config = WhisperConfig(
+            d_model=WIDTH,
+            encoder_attention_heads=HEADS,
+            decoder_attention_heads=HEADS,
+            encoder_ffn_dim=inner,
+            activation_function=activation,
         )
+        block = EncoderBlock(config, key_bias=False)
         # Sharp attention, and norms that do something.
         with torch.no_grad():
             block.self_attn.q_proj.weight *= 6.0

@@ -12,9 +12,9 @@ from corpus_asr.families.layers.projection import (
     Int8Weights,
     NormedProjection,
     Projection,
-    can_use_int8,
     smoothed,
 )
+from tests.support.slots import needs_int8
 
 # float32: other order of sums; bfloat16: one rounding of outputs of about 1.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -68,10 +68,6 @@ def test_what_a_row_gives_does_not_depend_on_how_many_there_are() -> None:
             for number in range(1, 8):
                 assert torch.equal(projection(batch[:number]), together[:number])
 
-
-needs_int8 = pytest.mark.skipif(
-    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
-)
 
 # Weights and inputs are each off by up to half a step: of 127 steps to the largest number where a
 # row has its own scale, of 254 from the lowest to the highest where a block shares one.

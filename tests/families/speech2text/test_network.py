@@ -7,7 +7,7 @@ import torch
 from transformers.models.speech_to_text import modeling_speech_to_text as reference
 
 from corpus_asr.families.speech2text.config import Speech2TextConfig
-from corpus_asr.families.speech2text.encoder import Speech2TextPositions, shortened, shorter
+from corpus_asr.families.speech2text.encoder import Speech2TextPositions, shorter
 from corpus_asr.families.speech2text.model import Speech2TextModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from tests.support.checkpoints import tiny_network
@@ -37,7 +37,7 @@ def test_a_row_gives_what_it_gives_alone(model: Speech2TextForConditionalGenerat
         found = encoder.encode(rows, num_frames=lengths)
         for row, length, states in zip(rows, lengths, found, strict=True):
             alone = encoder.encode(row[None, :length])[0]
-            assert len(alone) == shorter(length, 2) == shortened(torch.tensor([length]), 2)[0]
+            assert len(alone) == shorter(length, 2) == shorter(torch.tensor([length]), 2)[0]
             close(states[: len(alone)], alone)
             assert not states[len(alone) :].any()
         close(encoder.encode(rows), encoder(rows).last_hidden_state)

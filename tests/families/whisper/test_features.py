@@ -118,7 +118,7 @@ def test_a_nonsense_number_of_bins_is_refused(tmp_path: Path, num_mel_bins: obje
 
 
 def test_a_missing_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: .*missing or damaged"):
+    with pytest.raises(CheckpointError, match=r"config\.json: found no such file"):
         WhisperPartFeatures.from_folder(tmp_path)
 
 

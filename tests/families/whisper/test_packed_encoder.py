@@ -13,14 +13,11 @@ from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.encoder import WhisperEncoder
 from corpus_asr.families.whisper.slots import PackedWhisperEncoder
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.slots import begin, load, sequences, windows
+from tests.support.slots import begin, load, needs_int8, sequences, windows
 
 # float32: other order of sums. bfloat16 and 8 bits: what two blocks lose.
 FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE, INT8_TOLERANCE = 1e-4, 0.03, 0.06
 
-needs_int8 = pytest.mark.skipif(
-    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
-)
 KINDS = [
     pytest.param(torch.bfloat16, False, id="bfloat16"),
     pytest.param(torch.bfloat16, True, id="int8", marks=needs_int8),

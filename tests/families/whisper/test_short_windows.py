@@ -8,18 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.slots import PackedWhisperEncoder, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.slots import STEP_TOLERANCE, cut_network, load, sequences, windows
+from tests.support.slots import STEP_TOLERANCE, cut_network, load, needs_int8, sequences, windows
 
 FRAMES = 200
 LENGTHS = [100, 200, 60, 100, 2]
 HEADS = [(1, 3), (0, 0)]
 
-needs_int8 = pytest.mark.skipif(
-    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
-)
 KINDS = [
     pytest.param(torch.float32, False, id="float32"),
     pytest.param(torch.bfloat16, False, id="bfloat16"),

@@ -142,22 +142,6 @@ def test_a_position_past_the_last_is_an_error(model: WhisperSlotModel) -> None:
         model.extend(state, [0], sequences(1, 3), torch.tensor([58]))
 
 
-def test_a_prompt_longer_than_the_positions_is_an_error(model: WhisperSlotModel) -> None:
-    tokens = sequences(1, POSITIONS + 1)
-    with pytest.raises(ValueError, match=r"61 tokens: the model has 60 positions"):
-        model.prefill(model.new_state(1), [0], tokens, [POSITIONS + 1])
-
-
-def test_a_length_outside_its_row_is_an_error(model: WhisperSlotModel) -> None:
-    with pytest.raises(ValueError, match=r"lengths \[2, 4\], expected 1 to 3"):
-        model.prefill(model.new_state(2), [0, 1], sequences(2, 3), [2, 4])
-
-
-def test_no_slots_are_an_error(model: WhisperSlotModel) -> None:
-    with pytest.raises(ValueError, match="expected at least 1"):
-        model.new_state(0)
-
-
 def test_off_the_cpu_a_step_never_reads_a_value_and_keeps_its_shape(
     network: WhisperForConditionalGeneration,
 ) -> None:
@@ -168,7 +152,7 @@ def test_off_the_cpu_a_step_never_reads_a_value_and_keeps_its_shape(
         tokens = torch.zeros(3, dtype=torch.long)
         logits = model.step(state, tokens, tokens)
     assert logits.shape == (3, 500)
-    assert state.layers[0].self_keys.shape[2] == POSITIONS
+    assert state.layers[0].text.shape[3] == POSITIONS
 
 
 @pytest.mark.gpu
@@ -237,19 +221,13 @@ def test_alignment_equals_the_attention_of_transformers(tmp_path: Path, length: 
     heads = [(1, 3), (0, 0), (1, 1)]
     state = model.new_state(3)
     begin(model, state, [0, 1, 2], features, sequences(3, 3, seed=5), [3, 3, 3])
-    before = [layer.self_keys.clone() for layer in state.layers]
+    before = [layer.text.clone() for layer in state.layers]
     weights, logits = model.align(state, 1, tokens[0], heads)
     attended = torch.stack([expected.cross_attentions[layer][0, head] for layer, head in heads])
     assert weights.dtype == logits.dtype == torch.float32
     torch.testing.assert_close(weights, attended, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(logits, expected.logits[0], atol=STEP_TOLERANCE, rtol=0)
-    assert all(torch.equal(a, b.self_keys) for a, b in zip(before, state.layers, strict=True))
-
-
-@pytest.mark.parametrize("head", [(2, 0), (0, 4), (-1, 0)])
-def test_a_head_the_model_lacks_is_an_error(model: WhisperSlotModel, head: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="the model has 2 layers of 4 heads"):
-        model.align(model.new_state(1), 0, torch.tensor([1]), [head])
+    assert all(torch.equal(a, b.text) for a, b in zip(before, state.layers, strict=True))
 
 
 def test_reordered_slots_go_on_with_the_texts_of_others(
@@ -287,13 +265,6 @@ def test_slots_may_share_a_window(
     assert (found - expected[[4, 1], 9:12]).abs().max() < STEP_TOLERANCE
 
 
-def test_slots_that_cannot_share_windows_are_an_error(model: WhisperSlotModel) -> None:
-    with pytest.raises(ValueError, match="4 slots of which 3 share a window"):
-        model.new_state(4, beams=3)
-    with pytest.raises(ValueError, match="advancing 3 slots: each 2 of them share a window"):
-        model.step(model.new_state(4, beams=2), torch.ones(3).long(), torch.ones(3).long())
-
-
 def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> None:
     network = load(tmp_path)
     model, alone = (
@@ -312,11 +283,25 @@ def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> N
 
 
 def test_a_decoder_alone_cannot_encode(network: WhisperForConditionalGeneration) -> None:
-    alone = WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+    alone = WhisperDecoderSlots(network.model.decoder, network.proj_out)
     with pytest.raises(ValueError, match="encoding 2 windows with a decoder alone"):
         alone.encode(windows(2))
 
 
-def test_windows_of_another_model_are_an_error(model: WhisperSlotModel) -> None:
+def test_wrong_use_is_named(model: WhisperSlotModel) -> None:
+    ones = torch.ones(3).long()
     with pytest.raises(ValueError, match=r"found windows of \(100, 32\).*expected \(100, 64\)"):
         model.fill(model.new_state(1), [0], torch.zeros(1, SOURCE_POSITIONS, 32))
+    with pytest.raises(ValueError, match=r"61 tokens: the model has 60 positions"):
+        model.prefill(model.new_state(1), [0], sequences(1, POSITIONS + 1), [POSITIONS + 1])
+    with pytest.raises(ValueError, match=r"lengths \[2, 4\], expected 1 to 3"):
+        model.prefill(model.new_state(2), [0, 1], sequences(2, 3), [2, 4])
+    with pytest.raises(ValueError, match="expected at least 1"):
+        model.new_state(0)
+    with pytest.raises(ValueError, match="4 slots of which 3 share a window"):
+        model.new_state(4, beams=3)
+    with pytest.raises(ValueError, match="advancing 3 slots: each 2 of them share a window"):
+        model.step(model.new_state(4, beams=2), ones, ones)
+    for head in ((2, 0), (0, 4), (-1, 0)):
+        with pytest.raises(ValueError, match="the model has 2 layers of 4 heads"):
+            model.align(model.new_state(1), 0, torch.tensor([1]), [head])

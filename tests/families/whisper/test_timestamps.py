@@ -1,44 +1,179 @@
-"""Cutting at timestamps; the written form is compared with transformers in test_tokenizer."""
+"""Timestamps in text, merged chunks and grouped words, against transformers."""
 
-from hypothesis import given
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.whisper import tokenization_whisper as reference
 
 from corpus_asr.families.whisper.timestamps import (
-    TimedTokens,
-    split_timestamps,
+    grouped_words,
+    joined_sequences,
     without_timestamps,
 )
-
-END, BEGIN = 10, 20
-ids = st.lists(st.integers(0, BEGIN + 1500))
-
-
-def split(*token_ids: int) -> tuple[TimedTokens, ...]:
-    return split_timestamps(token_ids, end=END, timestamp_begin=BEGIN)
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+from tests.support.tokenizers import real_tokenizer, tiny_tokenizer
 
 
-def test_stretches_lie_between_their_timestamps():
-    found = split(12, BEGIN, 1, 2, BEGIN + 50, BEGIN + 50, 3, BEGIN + 1500, END)
-    assert found == (
-        TimedTokens(start_s=0.0, end_s=1.0, tokens=(1, 2)),
-        TimedTokens(start_s=1.0, end_s=30.0, tokens=(3,)),
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("tokenizers")
+    tiny_tokenizer(root / "tiny")
+    real_tokenizer(root / "v3", cantonese=True)
+    return {name: root / name for name in ("tiny", "v3")}
+
+
+@pytest.fixture(scope="module")
+def pairs(folders):
+    classes = (WhisperTokenizer, transformers.WhisperTokenizer)
+    return {name: [c.from_pretrained(folders[name]) for c in classes] for name in folders}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    # Theirs logs a warning for every text without a last timestamp.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def both(pair, outputs, **options):
+    options = {
+        "return_timestamps": True,
+        "return_language": False,
+        "time_precision": 0.02,
+    } | options
+    return [tokenizer._decode_asr(outputs, **options) for tokenizer in pair]
+
+
+def token_ids(tokenizer):
+    """Text mostly of few words, so that neighbours overlap; control tokens; times."""
+    words = tokenizer.encode("ask not what your country", add_special_tokens=False)
+    languages = [tokenizer.language_ids[code] for code in ("en", "de", "ja")]
+    control = [tokenizer.sot, tokenizer.eot, tokenizer.start_of_prev, tokenizer.transcribe]
+    begin = tokenizer.timestamp_begin
+    return st.one_of(
+        st.sampled_from(words),
+        st.sampled_from(words),
+        st.integers(0, 255),
+        st.sampled_from([*languages, *control]),
+        st.integers(begin, begin + 40),
+        st.integers(begin, begin + 1500),
     )
 
 
-def test_a_missing_timestamp_is_none():
-    first, last = split(1, BEGIN + 5, 2)
-    assert (first.start_s, first.end_s) == (None, 0.1)
-    assert (last.start_s, last.end_s) == (0.1, None)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_any_chunks_merge_as_in_transformers(pairs, data):
+    ours, theirs = pairs["tiny"]
+    step = st.sampled_from([0.0, 1.0, 2.5, 5.0])
+    outputs = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        ids = data.draw(st.lists(token_ids(ours), max_size=25))
+        times = np.cumsum([data.draw(st.sampled_from([0.0, 0.1, 0.5])) for _ in ids])
+        output = {"tokens": torch.tensor([ids], dtype=torch.int64), "token_timestamps": times[None]}
+        if data.draw(st.booleans()):
+            output["stride"] = (30.0, data.draw(step), data.draw(step))
+        outputs.append(output)
+    for timestamps in (True, False, "word"):
+        for language in (True, False):
+            options = {"return_timestamps": timestamps, "return_language": language}
+            found, expected = both((ours, theirs), outputs, **options)
+            assert found == expected, (outputs, options)
 
 
-def test_nothing_comes_of_nothing():
-    assert split() == split(BEGIN, BEGIN + 1, END) == ()
+def spoken(tokenizer, text: str, *, start: int, end: int) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return [tokenizer.timestamp_begin + start, *ids, tokenizer.timestamp_begin + end]
 
 
-@given(ids)
-def test_no_text_token_is_lost_or_moved(token_ids):
-    kept = [token for stretch in split(*token_ids) for token in stretch.tokens]
-    assert kept == [token for token in token_ids if token < END]
+@pytest.mark.parametrize("timestamps", [True, False, "word"])
+def test_overlapping_chunks_of_real_text_merge_at_what_they_share(pairs, timestamps):
+    ours, theirs = pairs["v3"]
+    left = spoken(
+        ours, " The north wind and the sun were disputing which was the", start=0, end=1500
+    )
+    right = spoken(ours, " sun were disputing which was the stronger.", start=60, end=900)
+    head = list(ours.prompt("en", "transcribe", True))
+    outputs = [
+        {
+            "tokens": np.array([[*head, *ids, ours.eot]]),
+            "token_timestamps": np.linspace(0, 29, len(ids) + 5)[None],
+            "stride": stride,
+        }
+        for ids, stride in ((left, (30.0, 0.0, 5.0)), (right, (30.0, 5.0, 0.0)))
+    ]
+    options = {"return_timestamps": timestamps, "return_language": True}
+    found, expected = both((ours, theirs), outputs, **options)
+    assert found == expected
+    assert found[0] == " The north wind and the sun were disputing which was the stronger."
+    assert {chunk["language"] for chunk in found[1]["chunks"]} == {"english"}
+
+
+def test_a_language_may_change_between_chunks(pairs):
+    ours, theirs = pairs["v3"]
+    outputs = [
+        {"tokens": np.array([[*ours.prompt(code, "transcribe", False), *ids, ours.eot]])}
+        for code, ids in (("en", ours.encode(" wind", add_special_tokens=False)), ("ja", [14558]))
+    ]
+    for timestamps in (True, False):
+        options = {"return_timestamps": timestamps, "return_language": True}
+        found, expected = both((ours, theirs), outputs, **options)
+        assert found == expected
+    assert both((ours, theirs), [], return_timestamps=False) == [("", {})] * 2
+
+
+@given(
+    sequences=st.lists(st.lists(st.integers(0, 4), max_size=12), min_size=1, max_size=4),
+    timed=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=200)
+def test_any_sequences_join_as_in_transformers(sequences, timed, data):
+    starts = [
+        data.draw(st.lists(st.integers(0, 9), min_size=n, max_size=n)) for n in map(len, sequences)
+    ]
+    times = [[(float(k), float(k + 1)) for k in sorted(row)] for row in starts] if timed else []
+    expected = reference._find_longest_common_sequence(sequences, times)
+    tokens, spans = joined_sequences(sequences, times)
+    assert (tokens, spans) == expected
+
+
+LANGUAGE_TEXTS = {
+    "english": " \"Don't,\" he said (twice): 'no -- no!' It's [here]. ½ ünïcödé €5... ",
+    "japanese": "「北風と太陽」が、言い争っていました。",
+    "chinese": "你好\uff0c世界\uff01",
+    "german": " Straße, „Größe“ und 😀 so.",
+    "cantonese": "佢哋、喺度",
+    "russian": "Однажды северный ветер.",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGE_TEXTS)
+def test_words_are_those_of_transformers(pairs, language):
+    ours, theirs = pairs["v3"]
+    for text in LANGUAGE_TEXTS.values():
+        assert_equal_words(ours, theirs, ours.encode(text, add_special_tokens=False), language)
+
+
+@given(
+    ids=st.lists(st.integers(0, 300), max_size=15), language=st.sampled_from(["english", "thai"])
+)
+@settings(max_examples=150)
+def test_any_tokens_group_as_in_transformers(pairs, ids, language):
+    ours, theirs = pairs["v3"]
+    assert_equal_words(ours, theirs, ids, language)
+
+
+def assert_equal_words(ours, theirs, ids, language):
+    words, _, positions = reference._combine_tokens_into_words(theirs, ids, language)
+    found = grouped_words(ids, language, ours.decode)
+    assert [(word.text, word.positions) for word in found] == list(
+        zip(words, positions, strict=True)
+    )
 
 
 def test_written_timestamps_are_removed_from_text():

@@ -7,9 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import transformers
 
 from corpus_asr.errors import CheckpointError
@@ -175,16 +173,6 @@ def test_added_tokens_come_after_all_others(ours, folder):
     for wrong in ({"nose_token": "<n>"}, {"pad_token": ["<n>"]}, {"extra_special_tokens": "<n>"}):
         with pytest.raises(ValueError, match="adding special tokens: found"):
             ours.add_special_tokens(wrong)
-
-
-def test_prompts_come_as_any_kind_of_array(ours, theirs):
-    expected = theirs.get_prompt_ids("ask not", return_tensors="pt")
-    found = ours.get_prompt_ids("ask not", return_tensors="pt")
-    assert torch.equal(found, expected)
-    np.testing.assert_array_equal(ours.get_prompt_ids("ask not"), expected.numpy())
-    assert ours.get_prompt_ids("ask not", return_tensors=None) == expected.tolist()
-    with pytest.raises(ValueError, match="return_tensors='jax'"):
-        ours.get_prompt_ids("ask", return_tensors="jax")
 
 
 def test_settings_may_be_changed_by_their_names(ours):

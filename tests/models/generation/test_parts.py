@@ -1,42 +1,16 @@
 """What the parts of `generate` do alone, where comparing whole calls would hide it."""
 
 import copy
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Row
-from corpus_asr.models.generation.long_form import (
-    DETECT,
-    compression_ratio,
-    cut,
-    starts,
-    with_previous,
-)
+from corpus_asr.models.generation.long_form import DETECT, starts
 from corpus_asr.models.generation.processors import BadWords
-from corpus_asr.models.generation.settings import Clock
-
-BEGIN, VOCAB = 20, 40
-CLOCK = Clock(
-    timestamp_begin=BEGIN, input_stride=2, time_precision=0.02, time_precision_features=0.01
-)
-
-
-@given(st.lists(st.integers(0, VOCAB - 1), max_size=14), st.integers(0, 5000))
-@example(tokens=[BEGIN, BEGIN, 1], seek=0)
-def test_segments_share_out_a_windows_tokens_in_order(tokens: list[int], seek: int) -> None:
-    pieces, moved = cut(tuple(tokens), seek=seek, frames=60, clock=CLOCK)
-    assert pieces[0].first == 0
-    assert all(one.last == other.first for one, other in pairwise(pieces))
-    assert pieces[-1].last <= len(tokens)
-    # Without moving on, the same window would be decoded for ever.
-    assert 0 < moved <= max(60, 2 * (VOCAB - BEGIN))
 
 
 def test_a_bad_word_is_forbidden_where_its_beginning_was_just_said() -> None:
@@ -67,24 +41,6 @@ def test_a_start_names_language_and_task_only_where_asked() -> None:
         start(language="fr")
     with pytest.raises(TypeError, match="None in it"):
         start(language=[None])
-
-
-def test_only_the_end_of_earlier_text_fits() -> None:
-    prompt = with_previous(
-        (1, 2),
-        previous=[(5, 6, 20, 21), (7, 8)],
-        prompt=(30, 31),
-        repeat_prompt=False,
-        start_of_previous=9,
-        timestamp_begin=BEGIN,
-        max_target_positions=10,
-    )
-    assert prompt == (9, 6, 20, 7, 8, 1, 2)
-
-
-def test_ids_that_repeat_compress_well() -> None:
-    assert compression_ratio((7,) * 200, vocab_size=51865) > 10
-    assert compression_ratio(tuple(range(200)), vocab_size=51865) < 2
 
 
 def test_a_seed_names_sound_window_temperature_and_copy() -> None:

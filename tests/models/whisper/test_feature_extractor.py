@@ -362,12 +362,6 @@ def test_unusable_files_are_checkpoint_errors(
         WhisperFeatureExtractor.from_pretrained(tmp_path)
 
 
-def test_a_folder_cannot_be_made_over_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="expected a folder or nothing"):
-        WhisperFeatureExtractor().save_pretrained(tmp_path / "file")
-
-
 def test_an_unknown_side_is_refused() -> None:
     with pytest.raises(ValueError, match="padding_side 'top'"):
         WhisperFeatureExtractor(padding_side="top", **SMALL)(noise(900), sampling_rate=16_000)

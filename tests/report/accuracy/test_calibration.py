@@ -25,8 +25,14 @@ TRUE = ConfidenceModel(name="true", offset=0.2, weights=(1.5, 2.0, 1.0, 0.6))
 START = ConfidenceModel(name="start", offset=0.0, weights=(0.0, 0.0, 0.0, 0.0))
 
 
-def outcome(group: str = "a", *, words: int, right: int, missed: int = 0) -> SegmentOutcome:
-    evidence = SegmentEvidence(text_logprob=-0.3)
+def outcome(
+    group: str = "a",
+    *,
+    words: int,
+    right: int,
+    missed: int = 0,
+    evidence: SegmentEvidence = SegmentEvidence(text_logprob=-0.3),  # noqa: B008 - frozen
+) -> SegmentOutcome:
     return SegmentOutcome(
         group=group, evidence=evidence, words=words, right=right, missed=missed, confidence=0.5
     )
@@ -43,12 +49,7 @@ def drawn(model: ConfidenceModel, num: int, seed: int = 3) -> list[SegmentOutcom
             speech_fraction=float(rng.uniform(0.2, 1.0)),
         )
         right = int(rng.binomial(12, model.confidence(evidence)))
-        found.append(
-            SegmentOutcome(
-                group=str(number % 40), evidence=evidence, words=12, right=right, missed=0,
-                confidence=0.5,
-            )
-        )  # fmt: skip
+        found.append(outcome(str(number % 40), evidence=evidence, words=12, right=right))
     return found
 
 
@@ -56,15 +57,13 @@ def test_words_are_right_where_they_are_aligned_and_missing_ones_belong_to_the_o
     right, missed = word_outcomes([" Red green", " blew", " ten."], "red green white blue 10", "en")
     assert right == [[True, True], [False], [True]]
     assert sum(missed) == 1
-    right, missed = word_outcomes([" b"], "a b", "en")
-    assert (right, missed) == ([[True]], [1])
-    assert word_outcomes([" um"], "red", None) == ([[False]], [0])
-    assert word_outcomes([" you"], "", "en") == ([[False]], [0])
-
-
-def test_letters_are_words_where_none_are_parted() -> None:
-    right, _ = word_outcomes(["今日わ"], "今日は", "ja")
-    assert right == [[True, True, False]]
+    for texts, said, language, expected in (
+        ([" b"], "a b", "en", ([[True]], [1])),
+        ([" um"], "red", None, ([[False]], [0])),
+        ([" you"], "", "en", ([[False]], [0])),
+        (["今日わ"], "今日は", "ja", ([[True, True, False]], [0])),
+    ):
+        assert word_outcomes(texts, said, language) == expected, texts
 
 
 def test_segments_without_words_or_evidence_are_left_out() -> None:
@@ -136,14 +135,11 @@ def test_a_perfect_model_is_better_than_a_constant_one() -> None:
     assert after.auc > 0.6 > before.auc
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        ([outcome(str(at), words=2, right=at % 2) for at in range(50)], "found 50 segments"),
-        ([outcome(str(at), words=2, right=2) for at in range(MIN_SEGMENTS)], "0 of them with an"),
-        ([outcome("one", words=2, right=1 + at % 2) for at in range(300)], "in 1 recordings"),
-    ],
-)
-def test_too_little_is_refused_with_its_counts(data: list[SegmentOutcome], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        check_enough(data)
+def test_too_little_is_refused_with_its_counts() -> None:
+    few = [outcome(str(at), words=2, right=at % 2) for at in range(50)]
+    perfect = [outcome(str(at), words=2, right=2) for at in range(MIN_SEGMENTS)]
+    alone = [outcome("one", words=2, right=1 + at % 2) for at in range(300)]
+    for data, words in ((few, "found 50 segments"), (perfect, "0 of them with an"),
+                        (alone, "in 1 recordings")):  # fmt: skip
+        with pytest.raises(ConfigError, match=words):
+            check_enough(data)

@@ -42,20 +42,8 @@ def whispers_english() -> EnglishTextNormalizer:
         return EnglishTextNormalizer()
 
 
-WORDS = [
-    "the",
-    "colour",
-    "of",
-    "Mr.",
-    "Smith's",
-    "20",
-    "dogs",
-    "isn't",
-    "(cough)",
-    "um,",
-    "né",
-    "été",
-]
+WORDS = ["the", "colour", "of", "Mr.", "Smith's", "20", "dogs", "isn't", "(cough)", "um,", "né",
+         "été"]  # fmt: skip
 
 
 @pytest.mark.parametrize("language", ["en", "fr", None])
@@ -72,21 +60,16 @@ def test_rates_are_jiwers_on_whispers_texts(language: str | None) -> None:
         assert result.characters.rate == pytest.approx(jiwer.cer(*plain))
 
 
-@pytest.mark.parametrize(
-    ("said", "found", "expected"),
-    [
+def test_silence_and_its_opposite_count() -> None:
+    for said, found, expected in (
         ("red blue", "", Errors(deletions=2)),
         ("", "red blue", Errors(insertions=2)),
         ("", "", Errors()),
         ("(cough)", "!", Errors()),
         ("red blue green pink", "blue green pig white", Errors(2, 1, 1, 1)),
-    ],
-)
-def test_silence_and_its_opposite_count(said: str, found: str, expected: Errors) -> None:
-    assert scored(said, found).words == expected
-
-
-def test_letters_are_words_where_none_are_parted() -> None:
+    ):
+        assert scored(said, found).words == expected, (said, found)
+    # Letters are words where none are parted.
     assert scored("今日は 天気", "今日わ天気。", language="ja").words == Errors(4, 1, 0, 0)
     assert scored("今日は", "今日は", language="de").words.reference_length == 1
 
@@ -146,7 +129,7 @@ def test_languages_heard_are_counted_by_those_said() -> None:
     assert "de heard as nl 1" in render(found)
 
 
-def test_the_worst_come_first_and_are_shown() -> None:
+def test_the_worst_come_first_and_are_shown_and_json_holds_them() -> None:
     found = evaluated(
         scored("a b c d", "a b c x", uri="/some.wav"), scored("a", "x y z", uri="/most.wav"),
         scored("a", "a", uri="/none.wav"),
@@ -156,9 +139,6 @@ def test_the_worst_come_first_and_are_shown() -> None:
     assert "300.00%  /most.wav" in text
     assert "/none.wav" not in text
     assert "1 references are not in the run" in text
-
-
-def test_json_holds_what_text_shows() -> None:
     data = as_data(evaluated(scored("a b", "a")))
     assert (data["wer"], data["cer"], data["words"], data["deletions"]) == (0.5, 0.666667, 2, 1)
     assert data["by"]["language"][0]["name"] == "en"
@@ -239,19 +219,16 @@ def test_words_of_references_may_be_named_either_way(tmp_path: Path) -> None:
         assert found.words == expected
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
+def test_unusable_references_are_refused(tmp_path: Path) -> None:
+    for rows, message in (
         ([{"uri": "/a", "transcript": "x"}], "expected a column text"),
         ([{"uri": "/a", "text": "x"}, {"uri": "file:///a", "text": "y"}], "found it twice"),
         ([{"name": "/a", "text": "x"}], "expected a column uri"),
         ([{"uri": "/a", "text": "x", "words": [{"word": "x"}]}], "words without 'start'"),
         ([{"uri": "/a", "text": "x", "words": "{"}], "words that are no JSON"),
-    ],
-)
-def test_unusable_references_are_refused(tmp_path: Path, rows: list[Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        read_references(written(tmp_path / "refs.jsonl", rows))
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_references(written(tmp_path / "refs.jsonl", rows))
 
 
 def test_neither_credentials_nor_commands_to_terminals_are_shown(tmp_path: Path) -> None:

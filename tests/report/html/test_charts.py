@@ -1,5 +1,6 @@
 """Charts are well-formed, to scale, readable by round numbers, and say what a history says."""
 
+import math
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -30,23 +31,12 @@ def step(start_s: float, stop_s: float, *values: float | None) -> Step:
     return Step(start_s=start_s, stop_s=stop_s, values=values, title=HOSTILE)
 
 
-@pytest.mark.parametrize(
-    ("highest", "expected"),
-    [
-        (0.0, [0, 1]),
-        (1.0, [0, 0.5, 1]),
-        (3.0, [0, 1, 2, 3]),
-        (99.0, [0, 50, 100]),
-        (0.07, [0, 0.02, 0.04, 0.06, 0.08]),
-        (1234.0, [0, 500, 1000, 1500]),
-        (float("nan"), [0, 1]),
-    ],
-)
-def test_numbers_on_an_axis_are_round_and_reach_the_highest(highest, expected):
-    assert number_ticks(highest) == pytest.approx(expected)
-
-
-def test_counts_have_whole_ticks():
+def test_numbers_on_an_axis_are_round_and_reach_the_highest() -> None:
+    for highest, expected in (
+        (0.0, [0, 1]), (1.0, [0, 0.5, 1]), (3.0, [0, 1, 2, 3]), (99.0, [0, 50, 100]),
+        (0.07, [0, 0.02, 0.04, 0.06, 0.08]), (1234.0, [0, 500, 1000, 1500]), (math.nan, [0, 1]),
+    ):  # fmt: skip
+        assert number_ticks(highest) == pytest.approx(expected), highest
     assert number_ticks(1, whole=True) == [0, 1]
     assert number_ticks(2, whole=True) == [0, 1, 2]
 
@@ -73,14 +63,10 @@ def test_steps_are_to_scale_and_lifted_where_nothing_is_known():
     assert chart.get("aria-label") == HOSTILE
 
 
-def test_a_scale_may_be_fixed():
+def test_a_scale_may_be_fixed_and_bars_are_to_scale() -> None:
     svg = drawn(timeline([step(0, 1, 0.25)], label="", say="{:.0%}".format, top=1.0))
-    labels = [each.text for each in svg.iter("text")]
-    assert "100%" in labels
+    assert "100%" in [each.text for each in svg.iter("text")]
     assert [each.get("d") for each in svg.iter("path")] == ["M0 75L100 75"]
-
-
-def test_bars_are_to_scale():
     svg = drawn(histogram([0, 2, 4], label="", edges=["0", "", "", "1"], titles=["a", "b", "c"]))
     bars = [each for each in svg.iter("rect") if each.get("class") == "bar"]
     assert [float(each.get("height", "")) for each in bars] == [0, 50, 100]
@@ -97,36 +83,24 @@ def speeds(*moments: tuple[float, float]) -> list[tuple[float, float, float | No
     return [(step.start_s, step.stop_s, step.values[0]) for step in found]
 
 
-def test_what_leads_up_to_a_commit_is_one_step() -> None:
+def test_speed_is_that_between_commits() -> None:
+    # What leads up to a commit is one step.
     found = speeds((0, 0), (15, 0), (30, 300), (45, 300), (60, 450))
     assert found == [(0, 30, 10.0), (30, 60, 5.0)]
-
-
-def test_an_end_without_commits_shows_if_it_is_long() -> None:
+    # An end without commits shows if it is long; what the end flushes belongs to what is before it.
     assert speeds((0, 0), (30, 300), (60, 300))[-1] == (0, 30, 10.0)
     assert speeds((0, 0), (30, 300), (90, 300))[-1] == (30, 90, 0.0)
-
-
-def test_what_the_end_flushes_belongs_to_the_time_before_it() -> None:
     assert speeds((0, 0), (30, 300), (60, 600), (62, 920)) == [(0, 30, 10.0), (30, 62, 19.375)]
-
-
-@pytest.mark.parametrize("moments", [(), ((0, 0),), ((0, 0), (0, 5))])
-def test_too_little_is_no_step(moments: tuple[tuple[float, float], ...]) -> None:
-    assert speeds(*moments) == []
-    assert busy_steps([moment(*each) for each in moments]) == []
+    # Too little is no step.
+    for moments in ((), ((0, 0),), ((0, 0), (0, 5))):
+        assert speeds(*moments) == []
+        assert busy_steps([moment(*each) for each in moments]) == []
 
 
 def test_busy_shares_are_those_of_the_time_between() -> None:
-    found = busy_steps(
-        [
-            moment(0, 0),
-            moment(10, 0, extract_s=5.0, extract_alive_s=10.0),
-            moment(
-                20, 0, extract_s=5.0, extract_alive_s=20.0, engine_s=12.0, transcribe_alive_s=10.0
-            ),
-        ]
-    )
+    first = moment(10, 0, extract_s=5.0, extract_alive_s=10.0)
+    values = {"extract_s": 5.0, "extract_alive_s": 20.0, "engine_s": 12.0}
+    found = busy_steps([moment(0, 0), first, moment(20, 0, transcribe_alive_s=10.0, **values)])
     assert [step.values for step in found] == [(0.5, None), (0.0, 1.0)]
     assert "engines unknown" in found[0].title
 

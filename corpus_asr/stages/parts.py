@@ -1,0 +1,137 @@
+"""Parts of recordings on their way: messages of the extracting child, rows of tables, failures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float16
+
+from corpus_asr.errors import DecodeError, ItemError
+from corpus_asr.storage.stores.uri import without_secrets
+
+OK = "ok"
+NO_SPEECH = "no_speech"
+FAILED = "failed"
+# A failure that is our own mistake or the machine's, not the recording's.
+INTERNAL = "internal"
+
+
+def failure_fields(error: Exception, *, stage: Literal["extract", "transcribe"]) -> dict[str, Any]:
+    """Return the status columns that record `error` for one row."""
+    if isinstance(error, ItemError):
+        kind, message, retryable = error.kind, str(error), error.retryable
+    else:
+        # A bug repeats itself; running out of memory, files or processes need not.
+        kind, retryable = INTERNAL, isinstance(error, MemoryError | OSError)
+        # Words of a library: they may hold the address as it was given.
+        message = without_secrets(f"{type(error).__name__}: {error}")
+    return {
+        "status": FAILED,
+        "error_stage": stage,
+        "error_kind": kind,
+        "error_message": message,
+        "retryable": retryable,
+    }
+
+
+def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
+    """Build a table of one row; arrays in list columns of halves are taken without a copy.
+
+    Columns that `row` does not name are null.
+    """
+    if unknown := set(row) - set(schema.names):
+        raise ValueError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
+    columns = [_one_value(row.get(field.name), field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _one_value(value: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(value, np.ndarray):
+        return half_list([value])
+    return pa.array([value], type=kind)
+
+
+def half_list(arrays: Sequence[Float16[np.ndarray, "..."]]) -> pa.ListArray:
+    """Return one list per array, flattened in C order; a single contiguous array is not copied."""
+    flat = [np.ascontiguousarray(array, dtype=np.float16).reshape(-1) for array in arrays]
+    values = flat[0] if len(flat) == 1 else np.concatenate(flat)
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in flat])]).astype(np.int32)
+    halves = pa.Array.from_buffers(pa.float16(), len(values), [None, pa.py_buffer(values)])
+    return pa.ListArray.from_arrays(pa.array(offsets), halves)
+
+
+def half_views(column: pa.ChunkedArray) -> list[Float16[np.ndarray, " value"] | None]:
+    """Return each row's halves as a read-only view of the column's memory, null as None."""
+    views: list[np.ndarray | None] = []
+    for chunk in column.chunks:
+        values = chunk.values
+        buffer = values.buffers()[1]
+        flat = (
+            np.frombuffer(buffer, dtype=np.float16)[values.offset : values.offset + len(values)]
+            if buffer is not None
+            else np.empty(0, np.float16)
+        )
+        offsets = chunk.offsets.to_numpy()
+        valid = chunk.is_valid().to_numpy(zero_copy_only=False)
+        views.extend(
+            flat[start:end] if present else None
+            for start, end, present in zip(offsets[:-1], offsets[1:], valid, strict=True)
+        )
+    return views
+
+
+GIGABYTE = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractRequest:
+    """A recording, and the parts of it that are not wanted again."""
+
+    uri: str
+    done_parts: frozenset[int] = frozenset()
+    upcoming: tuple[str, ...] = ()
+    """Addresses of the next requests, as many as may be opened ahead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractedPart:
+    """One part; `wanted` is False for done parts, which only carry their index."""
+
+    part: int
+    wanted: bool
+    channel: int | None
+    start_sample: int
+    num_samples: int
+    speech: tuple[tuple[float, float], ...] | None
+    """Speech in seconds of the recording; empty: none was found; None: it was not looked for."""
+    features: Float16[np.ndarray, "frame mel"] | None
+    """None for a part without speech."""
+    num_mel_bins: int
+    pad_value: float | None
+    language_features: Float16[np.ndarray, "_ mel"] | None
+    """Whole windows, one after the other; None when they lie in this part."""
+    language_window_start_s: float | None
+    codec: str
+    sample_rate_hz: int
+    channels: int
+    header_duration_s: float | None
+    decode_errors: int
+    decode_s: float
+    cpu_s: float = 0.0
+    """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
+    fetch_retries: int = 0
+    """Requests that its store had to be asked again."""
+
+
+def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:
+    """Refuse a file by its size, before anything is read of it."""
+    if num_bytes > max_file_gb * GIGABYTE:
+        raise DecodeError(
+            f"decoding {uri}: {num_bytes / GIGABYTE:.3g} GB, expected at most "
+            f"{max_file_gb:g} (extract.max_file_gb); raise the limit if it is a recording, or "
+            "exclude it from the source",
+            uri=uri,
+            kind="too_large",
+        )

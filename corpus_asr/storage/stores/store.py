@@ -1,0 +1,266 @@
+"""What every store offers, how often it is asked again, and what its failures become."""
+
+import errno
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import IO, NamedTuple, TypeVar
+
+from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.failure_kinds import (
+    ACCESS_DENIED,
+    CHANGED,
+    FAILURE_KINDS,
+    FETCH,
+    NO_SPACE,
+    NOT_FOUND,
+    TIMEOUT,
+)
+from corpus_asr.logs import event
+from corpus_asr.storage.stores.uri import redact_uri, without_secrets
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FEW_ATTEMPTS = 3  # where the next answer is another at once, or not for a long time
+_WRITING = {"writing", "creating", "replacing", "removing", "moving"}
+_EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
+# The disk, what this user or process may have of it, or the largest file.
+FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TRANSIENT_ERRNO = {
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
+    errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.ENETUNREACH, errno.EPIPE, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
+
+
+@dataclass(eq=False)
+class StoreError(Exception):
+    """What a store found instead of doing its work; becomes a `FetchError` at the room's door."""
+
+    kind: str
+    """A name in `FAILURE_KINDS`."""
+    found: str
+    """What was found against what was expected, without secrets."""
+    _: KW_ONLY
+    transient: bool = False
+    """Whether trying again at once may help."""
+    retry_after_s: float = 0.0
+    expired: bool = False
+    """Whether access is denied only because credentials are too old."""
+    attempts: int | None = None
+    """If given, no more than so many failures of such kinds are worth bearing."""
+    advice: str | None = None
+    """What to do; None for what the kind says."""
+
+    def __str__(self) -> str:
+        return self.found
+
+
+class RangesUnsupportedError(Exception):
+    """The store can only give this object as a whole, from its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """What a store says of an object's present version."""
+
+    size_bytes: int | None
+    etag: str | None
+    """Names the version; of local files made of size and modification time."""
+
+
+class Page(NamedTuple):
+    """Some objects of a listing, column by column."""
+
+    uris: list[str]
+    sizes: list[int | None]
+    etags: list[str | None]
+
+
+class Store:
+    """What each kind of store offers; what it does not override, it cannot do.
+
+    Methods may raise whatever their library raises: `translate` tells what that means.
+    """
+
+    def translate(self, error: Exception) -> StoreError | None:
+        """Say what an exception means; None for one that is no failure of the store."""
+        return from_os_error(error) if isinstance(error, OSError) else None
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version of the object."""
+        raise NotImplementedError
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes `start` to `end` (less at the object's end) and the version they are of."""
+        raise NotImplementedError
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        """Write the whole object to `target`, where `read_range` cannot serve it."""
+        raise NotImplementedError
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Put the whole object, or leave things as they were."""
+        raise _read_only(f"write {len(data)} bytes")
+
+    def upload(self, path: str, uri: str) -> None:
+        """Put a local file, piece by piece, or leave things as they were."""
+        raise _read_only(f"write {path}")
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Put the whole object where there is none; tell whether there was none."""
+        raise _read_only(f"write {len(data)} bytes")
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the object if it holds exactly `expected`; tell whether it did."""
+        raise _read_only(f"write {len(data)} bytes")
+
+    def move(self, uri: str, target: str) -> None:
+        """Give the object another name in the same store, replacing what has it."""
+        raise _read_only("move")
+
+    def remove(self, uri: str) -> None:
+        """Remove the object if it is there."""
+        raise _read_only("remove")
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List objects below a folder (`prefix` ends with a slash) or with a common prefix.
+
+        `depth` bounds the levels below the folder that are of interest; more may come.
+        """
+        raise StoreError(FETCH, "cannot list: http files must be named in full")
+
+
+def _read_only(doing: str) -> StoreError:
+    return StoreError(FETCH, f"cannot {doing}: http addresses are read only")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How many requests, and for how long, one operation may take."""
+
+    attempts: int = 10
+    """Of requests that a store refuses one in five of, one in ten million fails so often."""
+    patience_s: float = 180.0
+    """Once so much time has passed, a few attempts are enough."""
+    first_wait_s: float = 0.25
+    """Doubled after each attempt, then shortened at random so that workers do not march in step."""
+    longest_wait_s: float = 20.0
+    request_timeout_s: float = 60.0
+    """Limit of one request as a whole; stores that stall are given up and asked again."""
+
+    def wait_s(self, failures: int, *, at_least_s: float = 0.0) -> float:
+        """Return the pause after the `failures`-th failure (from 1)."""
+        longest = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
+        asked_for = min(at_least_s, self.longest_wait_s)
+        return max(asked_for, random.uniform(0.5, 1.0) * longest)
+
+
+DEFAULT_POLICY = RetryPolicy()
+_retries_of_threads: dict[int, int] = {}  # each thread counts in a place of its own: no lock
+
+
+def retries_so_far() -> int:
+    """Return how often this process has asked a store again."""
+    return sum(_retries_of_threads.copy().values())
+
+
+def with_retries(
+    doing: str,
+    uri: str,
+    operation: Callable[[], T],
+    *,
+    policy: RetryPolicy = DEFAULT_POLICY,
+    store: Store = Store(),  # noqa: B008 - it has no state
+) -> T:
+    """Run an operation of a store, again while its failure is transient and attempts are left.
+
+    Raises:
+        FetchError: it failed for good, or more often than the policy allows.
+    """
+    started, few = time.monotonic(), 0
+    for failures in range(1, policy.attempts + 1):
+        try:
+            return operation()
+        except Exception as raised:
+            error = failure_of(raised, store)
+            wait_s = policy.wait_s(failures, at_least_s=error.retry_after_s)
+            late = time.monotonic() + wait_s - started > policy.patience_s
+            few += error.attempts is not None
+            enough = failures == policy.attempts or few == error.attempts
+            if not error.transient or enough or (late and failures >= FEW_ATTEMPTS):
+                raise fetch_error(doing, uri, error, attempts=failures) from error
+            thread = threading.get_ident()
+            _retries_of_threads[thread] = _retries_of_threads.get(thread, 0) + 1
+            event(
+                logger, logging.INFO, "retry", doing=doing, uri=redact_uri(uri), failures=failures,
+                wait_s=round(wait_s, 2), found=without_secrets(str(error)),
+            )  # fmt: skip
+            time.sleep(wait_s)
+    raise AssertionError("a policy allows at least one attempt")
+
+
+def failure_of(raised: Exception, store: Store) -> StoreError:
+    """Return what a store's exception means; raise it again if it is no failure of the store."""
+    if isinstance(raised, StoreError):
+        return raised
+    final = isinstance(raised, CorpusAsrError | RangesUnsupportedError)
+    error = None if final else store.translate(raised)
+    if error is None:
+        raise raised
+    error.__cause__ = raised
+    return error
+
+
+def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -> FetchError:
+    """Return the public form of a store's failure."""
+    tries = f" ({attempts} attempts)" if attempts > 1 else ""
+    kind = FAILURE_KINDS[error.kind]
+    usual = (kind.write_advice if doing in _WRITING else "") or kind.read_advice
+    advice = _EXPIRED_ADVICE if error.expired else error.advice or usual
+    message = f"{doing} {redact_uri(uri)}: {without_secrets(str(error))}{tries}; {advice}"
+    return FetchError(message, uri=uri, kind=kind.name, retryable=error.expired or kind.retryable)
+
+
+def from_os_error(error: OSError) -> StoreError:
+    """Translate what the operating system, or a library in its style, raised."""
+    reason = without_secrets(error.strerror or str(error) or type(error).__name__)
+    reason = reason.splitlines()[0]  # libhdfs names every place where Java is not
+    if isinstance(error, FileNotFoundError):
+        return StoreError(NOT_FOUND, "not found, expected an object of this name")
+    if isinstance(error, NotADirectoryError):
+        return StoreError(NOT_FOUND, "not found, since a file stands where a folder is expected")
+    if isinstance(error, IsADirectoryError):
+        return StoreError(NOT_FOUND, "found a folder, expected a file")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return StoreError(ACCESS_DENIED, f"access denied ({reason})")
+    if isinstance(error, TimeoutError):
+        return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
+    if error.errno in FULL_ERRNO:
+        return StoreError(NO_SPACE, f"no space left ({reason})")
+    transient = isinstance(error, ConnectionError) or error.errno in _TRANSIENT_ERRNO
+    return StoreError(FETCH, f"the store failed ({reason})", transient=transient)
+
+
+def asked_wait_s(retry_after: str | None) -> float:
+    """Return the seconds of a Retry-After header; 0 where it is missing or a date."""
+    return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+
+
+def from_status(status: int, reason: str, *, retry_after: str | None = None) -> StoreError:
+    """Translate an HTTP status that is no success."""
+    found = f"the store answered {status} {reason}".rstrip()
+    if status in (404, 410):
+        return StoreError(NOT_FOUND, f"not found ({status} {reason})")
+    if status in (401, 403):
+        return StoreError(ACCESS_DENIED, f"access denied ({status} {reason})")
+    if status in (408, 504):
+        return StoreError(TIMEOUT, found, transient=True)
+    if status == 412:
+        return StoreError(CHANGED, f"{found}: the object changed while it was read")
+    return StoreError(FETCH, found, transient=status in (425, 429) or status >= 500,
+                      retry_after_s=asked_wait_s(retry_after))  # fmt: skip

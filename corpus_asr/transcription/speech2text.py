@@ -1,0 +1,349 @@
+"""How Speech2Text transcribes one part: a window per stretch of speech, all side by side.
+
+It has no timestamps, no no-speech token, and neither hears text before a window nor tells languages
+apart: settings that ask for such things are refused. A segment has the times of the speech detected
+in its window, since the model knows none; words' times come from its cross-attention.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float16, Float32
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import TokenRules
+from corpus_asr.decoding.slots import Gather, Steps
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.transcription.fallback import OpenAIRules
+from corpus_asr.transcription.windows import (
+    Language,
+    PartRequest,
+    Window,
+    chunk_ranges,
+    clip_ranges,
+)
+from corpus_asr.transcription.words import (
+    AlignmentSpec,
+    DraftSegment,
+    split_words,
+    time_words,
+    upper_half,
+)
+from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
+
+# Two convolutions halve the frames each: a position is 40 ms.
+FRAMES_PER_POSITION = 4
+# As Whisper's 7 positions of 20 ms, about an eighth of a second.
+_FILTER_WIDTH = 3
+
+# SentencePiece's mark for a blank.
+_BLANK = "▁"
+
+# Settings of which only the default can be had, or null; and why.
+_REFUSED = {
+    "language_mode": "these checkpoints cannot tell languages apart",
+    "no_speech_threshold": "these checkpoints have no token for silence; only null, or the "
+    "default, which does nothing here, is admitted",
+    "condition_on_prev_tokens": "these checkpoints are shown no text before a window",
+    "initial_prompt": "these checkpoints are shown no text before a window",
+    "hotwords": "these checkpoints are shown no text before a window",
+    "prefix": "these checkpoints are shown no text before a window",
+    "padding_s": "windows are heard exactly as long as they are",
+    "hallucination_silence_threshold": "windows hold detected speech alone",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speech2TextPromptFormat:
+    """Token ids and what to do with them."""
+
+    spelling: Callable[[Sequence[int]], str]
+    """Text tokens to text, as `transformers` decodes them."""
+    begins_word: Callable[[int], bool]
+    """Whether a text token has a blank before it."""
+    special: frozenset[int]
+    """Tokens that are no text."""
+    start: int
+    end: int
+    targets: Mapping[str, int]
+    """Language code to the token that asks for it; empty for checkpoints of one target."""
+    forced: int | None
+    """The first token where the user names no target language."""
+    suppress: tuple[int, ...]
+    max_target_positions: int
+    alignment_heads: tuple[tuple[int, int], ...]
+    window_frames: int = WINDOW_FRAMES
+    """Of the windows that the network is made for."""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Speech2TextPromptFormat":
+        """Read a checkpoint's tokenizer and generation settings."""
+        family = family_of(folder)
+        config = resolve(family.config).from_pretrained(folder)
+        generation = resolve(family.generation).from_pretrained(folder)
+        tokenizer = resolve(family.tokenizer).from_pretrained(folder)
+        if len(tokenizer) > config.vocab_size:
+            raise CheckpointError(
+                f"reading {folder}: the network has {config.vocab_size} tokens and the tokenizer "
+                f"{len(tokenizer)}; use the tokenizer that belongs to it"
+            )
+        start, end = config.decoder_start_token_id, tokenizer.eos_token_id
+        return cls(
+            spelling=lambda ids: str(tokenizer.decode(list(ids), True, False)),
+            begins_word=lambda token: str(tokenizer.convert_ids_to_tokens(token)).startswith(
+                _BLANK
+            ),
+            special=frozenset((*tokenizer.all_special_ids, *tokenizer.lang_code_to_id.values())),
+            start=end if start is None else start,
+            end=end,
+            targets=tokenizer.lang_code_to_id,
+            forced=generation.forced_bos_token_id,
+            suppress=tuple(generation.suppress_tokens or ()),
+            max_target_positions=config.max_target_positions,
+            alignment_heads=upper_half(config.decoder_layers, config.decoder_attention_heads),
+            window_frames=min(WINDOW_FRAMES, config.max_source_positions),
+        )
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what this checkpoint cannot do, before any audio is read."""
+        usual = DecodingSettings()
+        for name, reason in _REFUSED.items():
+            found = getattr(settings, name)
+            if found is not None and found != getattr(usual, name):
+                raise ConfigError(
+                    f"decoding.{name}: found {found}, but the checkpoint is of the family "
+                    f"speech_to_text, and {reason}; leave it out"
+                )
+        if not isinstance(settings.language, str):
+            raise ConfigError(
+                f"decoding.language: found a choice of {len(settings.language)}, but the "
+                "checkpoint is of the family speech_to_text and cannot tell languages apart; name "
+                "the one that is spoken, or leave it out"
+            )
+        longest_s = self.window_frames / FRAMES_PER_SECOND
+        if settings.window_s is not None and settings.window_s > longest_s:
+            raise ConfigError(
+                f"decoding.window_s: found {settings.window_s:g}, but this checkpoint hears at "
+                f"most {longest_s:g} s at once; set it to less"
+            )
+        self._check_target(settings)
+
+    def _check_target(self, settings: DecodingSettings) -> None:
+        wanted, known = settings.target_language, ", ".join(sorted(self.targets))
+        if wanted is not None and not self.targets:
+            raise ConfigError(
+                f"decoding.target_language: found {wanted}, but this checkpoint writes one "
+                "language alone (its tokenizer_config.json names no lang_codes); leave it out"
+            )
+        if wanted is not None and wanted not in self.targets:
+            raise ConfigError(
+                f"decoding.target_language: this checkpoint does not know {wanted}; it knows "
+                f"{known}"
+            )
+        if wanted is None and self.targets and self.forced is None:
+            raise ConfigError(
+                f"decoding.target_language: missing, and this checkpoint writes {known}; name the "
+                "one to translate into"
+            )
+
+    def prompt(self, target_language: str | None) -> tuple[int, ...]:
+        """Build a window's prompt.
+
+        The target language, which `transformers` forces as the first token it generates, is the
+        last of the prompt here: it is given, not said, and counts in no score.
+        """
+        target = self.forced if target_language is None else self.targets[target_language]
+        return (self.start,) if target is None else (self.start, target)
+
+    def task(self, settings: DecodingSettings) -> str:
+        """What the tables call it: a target language means translation."""
+        return settings.task if settings.target_language is None else "translate"
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text tokens to text, with a blank before every word, the first one too.
+
+        What is special is left out; the tokens of a text cut in two give its parts.
+        """
+        said = [token for token in tokens if token not in self.special]
+        if not said:
+            return ""
+        return (" " if self.begins_word(said[0]) else "") + self.spelling(said)
+
+    def alignment(self, target_language: str | None) -> AlignmentSpec:
+        """How it reads a text again, to tell when its words were said."""
+        return AlignmentSpec(
+            prompt=self.prompt(target_language),
+            end=self.end,
+            room=self.max_target_positions,
+            heads=self.alignment_heads,
+            filter_width=_FILTER_WIDTH,
+            frames_per_position=FRAMES_PER_POSITION,
+            choices=None,
+            spell=lambda tokens: split_words(tokens, self.text, None),
+        )
+
+    @property
+    def rules(self) -> TokenRules:
+        """Rules for text."""
+        return TokenRules(end=self.end, suppress=self.suppress)
+
+
+# The utterances these models were trained on last 6 s (MuST-C) to 12 s (LibriSpeech) on average,
+# 30 s at most; a segment's times are those of its window, so shorter ones say more exactly when.
+DEFAULT_WINDOW_S = 15.0
+# Detected speech is padded: the silence is longer than this by that on both sides.
+_LONGEST_PAUSE_S = 1.0
+# A window that waits for a slot holds its features, 0.5 MB: of one part no more than this wait.
+WINDOWS_AT_ONCE = 32
+
+
+class Speech2TextTranscriber:
+    """Transcribes parts with one Speech2Text checkpoint; meets `PartTranscriber`."""
+
+    def __init__(
+        self, prompt_format: Speech2TextPromptFormat, features: Speech2TextPartFeatures
+    ) -> None:
+        self._prompt_format = prompt_format
+        self._features = features
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Speech2TextTranscriber":
+        """Read what the checkpoint says of its vocabulary, its limits and its features."""
+        return cls(
+            Speech2TextPromptFormat.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
+        )
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what this checkpoint cannot do."""
+        self._prompt_format.check(settings)
+
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        """Decode all windows side by side.
+
+        The longest come first: windows of one length are then encoded together, and nothing long
+        is begun last.
+        """
+        ranges = window_ranges(part, settings, longest_frames=self._prompt_format.window_frames)
+        if not ranges:
+            return PartTranscript()
+        language = None if settings.language == "auto" else str(settings.language)
+        ranges.sort(key=lambda window: window[0] - window[1])
+        rules = _Rules(part, settings, self._prompt_format, self._features)
+        results = yield Gather(
+            rules.run(ranges[index::WINDOWS_AT_ONCE])
+            for index in range(min(WINDOWS_AT_ONCE, len(ranges)))
+        )
+        segments = sorted((s for some in results for s in some), key=lambda s: s.start_s)
+        return PartTranscript(segments=tuple(segments), language=language)
+
+
+def window_ranges(
+    part: PartRequest, settings: DecodingSettings, *, longest_frames: int = WINDOW_FRAMES
+) -> list[tuple[int, int]]:
+    """Cut what is asked for of a part into windows, in hops of 10 ms."""
+    window_s = DEFAULT_WINDOW_S if settings.window_s is None else settings.window_s
+    return chunk_ranges(
+        part,
+        clip_ranges(part, settings.clip_timestamps),
+        window_frames=min(longest_frames, round(window_s * FRAMES_PER_SECOND)),
+        pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
+    )
+
+
+class _Rules(OpenAIRules):
+    """Decodes windows of a part that do not depend on each other, each to one segment."""
+
+    def __init__(
+        self,
+        part: PartRequest,
+        settings: DecodingSettings,
+        prompt_format: Speech2TextPromptFormat,
+        features: Speech2TextPartFeatures,
+    ) -> None:
+        super().__init__(part, settings, prompt_format.text)
+        self.token_rules = prompt_format.rules
+        self._prompt_format = prompt_format
+        self._features = features
+
+    def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[Segment]]:
+        """Give the segments of ranges, one after the other."""
+        segments = []
+        for start, end in ranges:
+            heard = self._features.window(self.part.features, start, end)
+            if len(heard):  # else it holds no whole frame
+                segment = yield from self._segment(self._window(heard, start, end))
+                segments += [] if segment is None else [segment]
+        return segments
+
+    def _window(self, heard: Float32[np.ndarray, "heard mel"], start: int, end: int) -> Window:
+        prompt_format = self._prompt_format
+        spoken = self.settings.language
+        return Window(
+            seek=start,
+            end=end,
+            content_frames=end - start,
+            features=_whole_window(heard, prompt_format.window_frames),
+            num_frames=len(heard),
+            language=Language(code=None if spoken == "auto" else str(spoken), probability=None),
+            prompt=prompt_format.prompt(self.settings.target_language),
+            max_new_tokens=prompt_format.max_target_positions,
+        )
+
+    def _segment(self, window: Window) -> Steps[Segment | None]:
+        """None if the window says nothing, or nothing that is wanted."""
+        attempt = yield from self.decode(window)
+        result, special = attempt.result, self._prompt_format.special
+        said = [at for at, token in enumerate(result.tokens) if token not in special]
+        draft = DraftSegment(
+            tokens=tuple(result.tokens[at] for at in said),
+            start_s=self.part.seconds(window.seek),
+            end_s=self.part.seconds(window.end),
+        )
+        text = self.text(draft.tokens)
+        if not text.strip():
+            return None
+        if self.settings.word_timestamps:
+            (timed,) = yield from time_words(
+                [draft],
+                window,
+                start_s=draft.start_s,
+                last_speech_s=draft.start_s,
+                alignment=self._prompt_format.alignment(self.settings.target_language),
+            )
+            # The segment keeps the times of its window.
+            first, *others = timed.words
+            words = (replace(first, word=_after_a_blank(first.word)), *others)
+            draft = replace(draft, words=words)
+        return self.segment(
+            attempt,
+            draft,
+            text=_after_a_blank(text),
+            logprobs=[result.logprobs[at] for at in said],
+            language=window.language,
+            task=self._prompt_format.task(self.settings),
+            no_speech_prob=None,
+            words=self.settings.word_timestamps,
+        )
+
+
+def _whole_window(
+    heard: Float32[np.ndarray, "heard mel"], window_frames: int
+) -> Float16[np.ndarray, "mel frame"]:
+    """Fill up to a whole window, mel axis first; what fills it is not heard.
+
+    Normalised values need no more than float16, which a part's windows wait in.
+    """
+    whole = np.zeros((window_frames, heard.shape[1]), dtype=np.float16)
+    whole[: len(heard)] = heard
+    return whole.T
+
+
+def _after_a_blank(text: str) -> str:
+    """Segments are joined as they are: a window's text must not stick to the one before."""
+    return text if text.startswith(" ") else f" {text}"

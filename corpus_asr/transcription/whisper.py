@@ -1,0 +1,393 @@
+"""How Whisper transcribes one part, by openai-whisper's rules: its language, then its ranges."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float16
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.slots import Gather, Steps
+from corpus_asr.segments import Segment, Word
+from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.transcription.fallback import Attempt, OpenAIRules
+from corpus_asr.transcription.language import (
+    LanguageWindow,
+    ask_language,
+    find_language,
+    given_language,
+    spoken_most,
+)
+from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
+from corpus_asr.transcription.whisper_prompt import PromptFormat
+from corpus_asr.transcription.windows import (
+    Language,
+    PartRequest,
+    chunk_ranges,
+    clip_ranges,
+    frames_to_hear,
+    holds_the_beginning,
+)
+from corpus_asr.transcription.words import (
+    AFTER_A_WORD,
+    BEFORE_A_WORD,
+    DraftSegment,
+    last_word_end,
+    time_words,
+)
+from corpus_asr.units import (
+    FRAMES_PER_POSITION,
+    FRAMES_PER_SECOND,
+    TIMESTAMP_STEP_S,
+    WINDOW_FRAMES,
+    WINDOW_S,
+)
+
+
+class WhisperTranscriber:
+    """Transcribes parts with one Whisper checkpoint; meets `LeavesLanguages`."""
+
+    def __init__(self, prompt_format: PromptFormat, *, elsewhere: Collection[str] = ()) -> None:
+        self._prompt_format = prompt_format
+        self._elsewhere = frozenset(elsewhere)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "WhisperTranscriber":
+        """Read what the checkpoint says of its vocabulary and limits."""
+        return cls(PromptFormat.from_folder(folder))
+
+    def leaving(self, languages: Collection[str]) -> "WhisperTranscriber":
+        """Return the same, but that parts in these languages are only detected."""
+        return WhisperTranscriber(self._prompt_format, elsewhere=languages)
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what this checkpoint cannot do."""
+        self._prompt_format.check(settings)
+
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        """Give the segments of all ranges that are asked for, and the part's language."""
+        sequences = _sequences(part, settings)
+        if not sequences:
+            return PartTranscript()
+        language = given_language(self._prompt_format, settings)
+        if language is None and settings.language_mode != "window":
+            language = yield from find_language(part, self._prompt_format, settings)
+        segments: list[Segment] = []
+        if language is None or language.code not in self._elsewhere:
+            begins = holds_the_beginning(part, settings.clip_timestamps)
+            results = yield Gather(
+                WhisperLongForm(
+                    part,
+                    settings,
+                    self._prompt_format,
+                    language=language,
+                    at_beginning=begins and index == 0,
+                ).run(ranges)
+                for index, ranges in enumerate(sequences)
+            )
+            segments = [segment for some in results for segment in some]
+        language = language or spoken_most(segments)
+        return PartTranscript(
+            segments=tuple(segments),
+            language=language.code if language else None,
+            language_probability=language.probability if language else None,
+        )
+
+
+def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple[int, int]]]:
+    """Ranges that are decoded one after the other, in lists that are decoded side by side."""
+    clips = clip_ranges(part, settings.clip_timestamps)
+    if settings.strategy != "chunked":
+        return [clips] if clips else []
+    window_frames = round((settings.window_s or WINDOW_S) * FRAMES_PER_SECOND)
+    return [[chunk] for chunk in chunk_ranges(part, clips, window_frames=window_frames)]
+
+
+# Above this temperature the text is too uncertain to prompt the next window with.
+_MAX_TEMPERATURE = 0.5
+
+
+class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
+    """openai-whisper's rules for the windows of stretches of a part.
+
+    Source: openai-whisper `transcribe`, with these differences: long silence is jumped over; a
+    window may say as many tokens as the decoder holds (as in `transformers`), not half of them; a
+    window of blanks, where it would creep on by tenths of a second, has no words to go by; and in a
+    recording that fits one window the audio is followed by digital silence (as `transformers` has
+    it for short clips, and as the models were trained), not by 0.0. `hotwords`, which give way to a
+    prefix, and the prefix of the first window alone are faster-whisper's.
+    """
+
+    def __init__(
+        self,
+        part: PartRequest,
+        settings: DecodingSettings,
+        prompt_format: PromptFormat,
+        *,
+        language: Language | None,
+        at_beginning: bool = True,
+    ) -> None:
+        """Begin before the first window.
+
+        Args:
+            part: whose features.
+            settings: how.
+            prompt_format: of the checkpoint.
+            language: of all windows; None to ask in every window.
+            at_beginning: whether the first window is the first that is asked for of the recording,
+                which alone has the prefix.
+        """
+        super().__init__(part, settings, prompt_format.text)
+        self.token_rules = prompt_format.text_rules
+        self.no_speech = prompt_format.no_speech
+        self.clock = Clock(
+            timestamp_begin=prompt_format.timestamp_begin,
+            input_stride=FRAMES_PER_POSITION,
+            time_precision=TIMESTAMP_STEP_S,
+            time_precision_features=1 / FRAMES_PER_SECOND,
+        )
+        self.window_frames = WINDOW_FRAMES
+        self.segments = []
+        self._prompt_format = prompt_format
+        self._language = language
+        # The initial prompt counts as said before the first window, and is forgotten as text is.
+        self._previous = list(self._encoded(settings.initial_prompt))
+        self._hotwords = self._encoded(settings.hotwords)
+        self._prefix = self._encoded(settings.prefix) if at_beginning else ()
+        self._last_speech_s = part.start_s
+
+    def _encoded(self, text: str | None) -> tuple[int, ...]:
+        return () if text is None else self._prompt_format.encode(text)
+
+    def next_speech(self, frame: int, end: int) -> int | None:
+        """Jump over long silence."""
+        return self.part.next_speech(frame, end)
+
+    def features(self, seek: int, end: int) -> Float16[np.ndarray, "mel frame"]:
+        """Fill up as the part says; a chunk as a clip, as in the references' chunked pipelines."""
+        chunked = self.settings.strategy == "chunked"
+        cut = self.part.window_in_silence if chunked else self.part.window
+        return cut(seek, end)
+
+    def frames_heard(self, content_frames: int) -> int | None:
+        """Hear the content and `padding_s` more."""
+        return frames_to_hear(content_frames, self.settings.padding_s)
+
+    def language(
+        self, name: tuple[int, int], features: Float16[np.ndarray, "mel frame"], heard: int | None
+    ) -> Steps[Language]:
+        """Ask in the window where none was found for the part."""
+        if self._language is not None:
+            return self._language
+        here = LanguageWindow(name=name, features=features, num_frames=heard)
+        return (yield from ask_language([here], self._prompt_format, self.settings))
+
+    def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
+        """Put what earlier windows said, or the hotwords, before the request."""
+        prefix, self._prefix = self._prefix, ()
+        return self._prompt_format.prompt(
+            language.code,
+            self.settings.task,
+            self._previous,
+            hotwords=() if prefix else self._hotwords,
+            prefix=prefix,
+        )
+
+    def max_new_tokens(self, prompt: Sequence[int]) -> int:
+        """As many as the decoder holds, prompt included, which search sees to."""
+        return self._prompt_format.max_target_positions
+
+    def content_s(self, frames: int) -> float:
+        """The end of the audio."""
+        return frames / FRAMES_PER_SECOND
+
+    def is_silence(self, attempt: Attempt) -> bool:
+        """Whether there is probably no speech and the text is improbable, if that counts."""
+        limit = self.thresholds.logprob_threshold
+        return self.lacks_speech(attempt) and (limit is None or attempt.mean_logprob <= limit)
+
+    def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
+        """Keep segments that say something, take time and are wanted, with words where asked."""
+        drafts: Sequence[DraftSegment] = [self._draft(attempt, span) for span in spans]
+        if self.settings.word_timestamps:
+            timed, seek = yield from self._time_words(attempt, drafts, seek)
+            if timed is None:
+                return seek
+            drafts = timed
+        tokens = attempt.result.tokens
+        # Of the spans, the first ones may be all that is kept.
+        for span, draft in zip(spans, drafts, strict=False):
+            segment = self._segment(attempt, span, draft)
+            if segment is not None:
+                self.segments.append(segment)
+                self._previous.extend(tokens[span.first : span.stop])
+        uncertain = (attempt.temperature or 0.0) > _MAX_TEMPERATURE
+        if uncertain or not self.settings.condition_on_prev_tokens:
+            self._previous.clear()
+        return seek
+
+    def _time_words(
+        self, attempt: Attempt, drafts: Sequence[DraftSegment], seek: int
+    ) -> Steps[tuple[list[DraftSegment] | None, int]]:
+        """Find the words of a window's drafts, and go on where the last one ended.
+
+        Returns the drafts to keep, or None to keep nothing of the window and its prompt; and the
+        frame to go on at.
+        """
+        part, window, settings = self.part, attempt.window, self.settings
+        start_s = part.seconds(window.seek)
+        timed = yield from time_words(
+            drafts,
+            window,
+            start_s=start_s,
+            last_speech_s=self._last_speech_s,
+            alignment=self._prompt_format.alignment(window.language.code, settings.task),
+        )
+        closed = ends_closed(attempt.result.tokens, self.clock)
+        end_s = last_word_end(timed)
+        if not closed and end_s is not None and end_s > start_s:
+            seek = part.frame(end_s)
+        kept: list[DraftSegment] | None = timed
+        if settings.hallucination_silence_threshold is not None:
+            place = _Place(
+                start_s=start_s,
+                content_end_s=part.seconds(window.seek + window.content_frames),
+                audio_end_s=part.seconds(part.num_frames),
+                closed=closed,
+                silence_s=settings.hallucination_silence_threshold,
+            )
+            kept, seek_s = _without_hallucinations(timed, place, self._last_speech_s)
+            seek = seek if seek_s is None else part.frame(seek_s)
+        end_s = None if kept is None else last_word_end(kept)
+        self._last_speech_s = self._last_speech_s if end_s is None else end_s
+        return kept, seek
+
+    def _draft(self, attempt: Attempt, span: TokenSpan) -> DraftSegment:
+        start_s = self.part.seconds(attempt.window.seek)
+        tokens = attempt.result.tokens
+        return DraftSegment(
+            tokens=tuple(tokens[at] for at in self._text(tokens, span)),
+            start_s=start_s + span.start_s,
+            end_s=start_s + span.end_s,
+        )
+
+    def _text(self, tokens: Sequence[int], span: TokenSpan) -> list[int]:
+        """Positions of a span's text tokens in the window's."""
+        return [at for at in range(span.first, span.stop) if tokens[at] < self._prompt_format.end]
+
+    def _segment(self, attempt: Attempt, span: TokenSpan, draft: DraftSegment) -> Segment | None:
+        result, window = attempt.result, attempt.window
+        text = self.text(draft.tokens)
+        # What lies in the padding after the end of the stretch was never said.
+        draft = replace(draft, end_s=min(draft.end_s, self.part.seconds(window.end)))
+        if not text.strip() or draft.start_s >= draft.end_s:
+            return None
+        return self.segment(
+            attempt,
+            draft,
+            text=text,
+            logprobs=[result.logprobs[at] for at in self._text(result.tokens, span)],
+            language=window.language,
+            task=self.settings.task,
+            no_speech_prob=result.score or 0.0,
+            words=self.settings.word_timestamps,
+        )
+
+
+_PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
+_IMPROBABLE = 0.15
+_SHORT_S = 0.133
+_LONG_S = 2.0
+_WORDS_LOOKED_AT = 8
+_ANOMALOUS_SCORE = 3.0
+# This near to a window's edge there need be no silence for a word to be invented.
+_EDGE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a window lies, in recording time."""
+
+    start_s: float
+    content_end_s: float
+    """Where its audio ends; the window itself may reach further."""
+    audio_end_s: float
+    """Where the part ends."""
+    closed: bool
+    """Whether the text ended with a timestamp and nothing after it."""
+    silence_s: float
+    """The shortest silence that counts."""
+
+    @property
+    def end_s(self) -> float:
+        """Where the window ends, padding included."""
+        return self.start_s + WINDOW_S
+
+
+def _without_hallucinations(
+    drafts: Sequence[DraftSegment], place: _Place, last_speech_s: float
+) -> tuple[list[DraftSegment] | None, float | None]:
+    """Leave out what looks invented and is surrounded by silence.
+
+    Returns the drafts to keep, or None where the whole window is to be heard again from after its
+    silent beginning; and the recording time to go on at, None where the text decides that.
+
+    Source: openai-whisper `transcribe`, `hallucination_silence_threshold`.
+    """
+    seek_s = None
+    end_s = last_word_end(drafts)
+    if not place.closed and end_s is not None and end_s > place.start_s:
+        seek_s = end_s if place.end_s - end_s > place.silence_s else place.content_end_s
+
+    first = next((draft for draft in drafts if draft.words), None)
+    if first is not None and _is_anomalous(first):
+        gap_s = first.start_s - place.start_s
+        if gap_s > place.silence_s:
+            return None, place.start_s + gap_s
+
+    for number, draft in enumerate(drafts):
+        if not draft.words:
+            continue
+        after = next((later for later in drafts[number + 1 :] if later.words), None)
+        if _is_anomalous(draft) and _is_surrounded(draft, after, place, last_speech_s):
+            seek_s = max(place.start_s + 1.0, draft.start_s)
+            if place.audio_end_s - draft.end_s < place.silence_s:
+                seek_s = place.audio_end_s
+            return list(drafts[:number]), seek_s
+        last_speech_s = draft.end_s
+    return list(drafts), seek_s
+
+
+def _is_surrounded(
+    draft: DraftSegment, after: DraftSegment | None, place: _Place, last_speech_s: float
+) -> bool:
+    """Whether silence, more of the kind, or the window's edge lies on both sides."""
+    before = (
+        draft.start_s - last_speech_s > place.silence_s
+        or draft.start_s < place.silence_s
+        or draft.start_s - place.start_s < _EDGE_S
+    )
+    next_s = place.content_end_s if after is None else after.words[0].start_s
+    return before and (
+        next_s - draft.end_s > place.silence_s
+        or (after is not None and _is_anomalous(after))
+        or place.end_s - draft.end_s < _EDGE_S
+    )
+
+
+def _is_anomalous(draft: DraftSegment) -> bool:
+    words = [word for word in draft.words if word.word not in _PUNCTUATION][:_WORDS_LOOKED_AT]
+    score = sum(_anomaly(word) for word in words)
+    return score >= _ANOMALOUS_SCORE or score + 0.01 >= len(words)
+
+
+def _anomaly(word: Word) -> float:
+    """Score a word that is improbable, very short or very long."""
+    duration_s = word.end_s - word.start_s
+    score = 1.0 if word.probability < _IMPROBABLE else 0.0
+    if duration_s < _SHORT_S:
+        score += (_SHORT_S - duration_s) * 15
+    if duration_s > _LONG_S:
+        score += duration_s - _LONG_S
+    return score

@@ -1,0 +1,183 @@
+"""How a Whisper checkpoint is spoken to: its special tokens, its limits, its prompts and rules."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from corpus_asr.config.decoding import DecodingSettings, check_english_only
+from corpus_asr.decoding.protocols import TokenRules
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.languages import check_known
+from corpus_asr.transcription.words import AlignmentSpec, split_words, upper_half
+from corpus_asr.units import FRAMES_PER_POSITION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFormat:
+    """Token ids and what to do with them."""
+
+    text: Callable[[Sequence[int]], str]
+    """Token ids to text; timestamps and special tokens are left out."""
+    encode: Callable[[str], tuple[int, ...]]
+    """Text that stands in a prompt to token ids; raises `ValueError` for control tokens in it."""
+    request: Callable[[str | None, str, bool], tuple[int, ...]]
+    """Language, task and whether timestamps are wanted, to the tokens that ask for it."""
+    end: int
+    start: int
+    start_of_previous: int
+    no_speech: int | None
+    no_timestamps: int
+    timestamp_begin: int
+    languages: Mapping[str, int]
+    """Language code to token; empty for English-only checkpoints."""
+    suppress: tuple[int, ...]
+    suppress_first: tuple[int, ...]
+    max_initial_timestamp: int | None
+    max_target_positions: int
+    alignment_heads: tuple[tuple[int, int], ...] = ()
+    """Decoder layers and heads whose cross-attention follows the words in time."""
+    alignment_filter_width: int = 7
+    """Positions of the median filter over that cross-attention."""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "PromptFormat":
+        """Read a checkpoint's tokenizer and generation settings."""
+        family = family_of(folder)
+        config = resolve(family.config).from_pretrained(folder)
+        generation = resolve(family.generation).from_pretrained(folder)
+        tokenizer = resolve(family.tokenizer).from_pretrained(folder)
+        if tokenizer.timestamp_begin >= config.vocab_size:
+            raise CheckpointError(
+                f"reading {folder}: the vocabulary has {config.vocab_size} entries and timestamps "
+                f"would start at {tokenizer.timestamp_begin}; use the tokenizer that belongs to it"
+            )
+        return cls(
+            text=tokenizer.decode_text,
+            # After a blank, as text within a transcript is; without the token that announces it.
+            encode=lambda text: tuple(tokenizer.get_prompt_ids(text, return_tensors=None)[1:]),
+            request=tokenizer.prompt,
+            end=tokenizer.eot,
+            start=tokenizer.sot,
+            start_of_previous=tokenizer.start_of_prev,
+            no_speech=tokenizer.no_speech,
+            no_timestamps=tokenizer.no_timestamps,
+            timestamp_begin=tokenizer.timestamp_begin,
+            languages=tokenizer.language_ids,
+            suppress=tuple(generation.suppress_tokens or ()),
+            suppress_first=tuple(generation.begin_suppress_tokens or ()),
+            max_initial_timestamp=generation.initial_timestamp_bound,
+            max_target_positions=config.max_target_positions,
+            alignment_heads=_alignment_heads(folder, config, generation.alignment_heads),
+            alignment_filter_width=config.median_filter_width,
+        )
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what this checkpoint cannot do, before any audio is read."""
+        if self.languages:
+            language = settings.language
+            wanted = [language] if isinstance(language, str) else list(language)
+            check_known(wanted, self.languages, key="decoding.language")
+        else:
+            check_english_only(settings)
+        if settings.target_language is not None:
+            raise ConfigError(
+                "decoding.target_language: Whisper translates into English alone, by task: "
+                "translate; leave it out"
+            )
+        if settings.window_s is not None and settings.strategy == "sequential":
+            raise ConfigError(
+                f"decoding.window_s: found {settings.window_s:g}, but windows that follow one "
+                "another are 30 s; set decoding.strategy: chunked, or leave it out"
+            )
+        for name in ("initial_prompt", "hotwords", "prefix"):
+            self._check_prompt(name, getattr(settings, name))
+
+    def _check_prompt(self, name: str, text: str | None) -> None:
+        if text is None:
+            return
+        try:
+            count = len(self.encode(text))
+        except ValueError as error:
+            raise ConfigError(f"decoding.{name}: {error}") from error
+        # Of earlier text the latest is kept; of names and beginnings nothing may be lost.
+        if name != "initial_prompt" and count > self.prompt_room:
+            raise ConfigError(
+                f"decoding.{name}: found {count} tokens, but this checkpoint has room for "
+                f"{self.prompt_room}; shorten it"
+            )
+
+    @property
+    def prompt_room(self) -> int:
+        """Tokens of earlier text, of names or of a beginning that a window is shown at most."""
+        return self.max_target_positions // 2 - 1
+
+    def prompt(
+        self,
+        language: str | None,
+        task: str,
+        previous: Sequence[int] = (),
+        *,
+        hotwords: Sequence[int] = (),
+        prefix: Sequence[int] = (),
+    ) -> tuple[tuple[int, ...], int]:
+        """Build a window's prompt; returns it and the position of the start token.
+
+        Of the tokens said before the latest fit, fewer where there are many hotwords; the window
+        begins with the prefix.
+        """
+        start = (*self.request(language, task, True), *prefix)
+        # A quarter of the decoder is left to what the window says.
+        room = self.max_target_positions * 3 // 4 - 1 - len(hotwords) - len(start)
+        kept = tuple(previous)[max(0, len(previous) - max(0, min(self.prompt_room, room))) :]
+        if not kept and not hotwords:
+            return start, 0
+        return (self.start_of_previous, *hotwords, *kept, *start), 1 + len(hotwords) + len(kept)
+
+    def alignment(self, language: str | None, task: str) -> AlignmentSpec:
+        """How it reads text in a language again, to tell when its words were said."""
+        return AlignmentSpec(
+            prompt=self.request(language, task, False),
+            end=self.end,
+            room=self.max_target_positions,
+            heads=self.alignment_heads,
+            filter_width=self.alignment_filter_width,
+            frames_per_position=FRAMES_PER_POSITION,
+            choices=self.end,
+            spell=lambda tokens: split_words(tokens, self.text, language),
+        )
+
+    @property
+    def text_rules(self) -> TokenRules:
+        """Rules for text with timestamps."""
+        return TokenRules(
+            end=self.end,
+            suppress=self.suppress,
+            suppress_first=self.suppress_first,
+            timestamp_begin=self.timestamp_begin,
+            no_timestamps=self.no_timestamps,
+            max_initial_timestamp=self.max_initial_timestamp,
+        )
+
+    def language_rules(self, among: Sequence[str]) -> TokenRules:
+        """Rules under which the first token is one of these languages."""
+        return TokenRules(end=self.end, only=tuple(self.languages[code] for code in among))
+
+
+def _alignment_heads(
+    folder: Path, config: Any, given: Sequence[Sequence[int]] | None
+) -> tuple[tuple[int, int], ...]:
+    """Return the heads the checkpoint names, or all those of the upper half of the layers."""
+    layers, heads = config.decoder_layers, config.decoder_attention_heads
+    if not given:
+        return upper_half(layers, heads)
+    named = tuple((int(layer), int(head)) for layer, head in given)
+    missing = [pair for pair in named if not (0 <= pair[0] < layers and 0 <= pair[1] < heads)]
+    if missing:
+        raise CheckpointError(
+            f"reading the alignment heads of {folder}: found {list(missing[0])}, expected a layer "
+            f"below {layers} and a head below {heads}; correct alignment_heads in "
+            "generation_config.json, or remove it"
+        )
+    return named

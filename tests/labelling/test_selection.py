@@ -1,0 +1,228 @@
+"""Segments are measured and compared; every rule drops what it says and can be turned off."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.config.run import SelectionSettings
+from corpus_asr.errors import ConfigError
+from corpus_asr.labelling.selection import (
+    Comparisons,
+    SelectionTally,
+    decide,
+    errors_by_piece,
+    listed_hashes,
+    measured,
+    most_repeats,
+    rate,
+    rules_of,
+)
+from corpus_asr.report.accuracy.scoring import Errors, Reference, aligned
+from tests.support.tables import recording, segment
+
+GOOD: dict[str, Any] = {
+    "start_s": 1.0, "end_s": 4.0, "text": "fine", "uri": "u", "language": "en",
+    "language_probability": 0.9, "confidence": 0.9, "avg_logprob": -0.2, "no_speech_prob": 0.1,
+    "compression_ratio": 1.2, "temperature": 0.0, "speech_fraction": 0.9, "num_words": 8,
+    "num_letters": 30, "unique_words": 0.8, "repeats": 1, "longest_word": 9, "copies": 1,
+    "listed": False, "known_hallucination": False, "disagreement": 0.0, "wer": 0.0,
+    "reference_language": "en",
+}  # fmt: skip
+STRICT = SelectionSettings(
+    languages=("English",), min_language_probability=0.5, min_speech_fraction=0.5,
+    min_confidence=0.5, max_temperature=0.4, min_words_per_s=0.5, max_copies=10,
+    drop_texts=("thanks for watching",), against="other", references="said.jsonl",
+)  # fmt: skip
+BAD: dict[str, dict[str, Any]] = {
+    "no_letters": {"num_letters": 0},
+    "language": {"language": "de"},
+    "listed": {"listed": True},
+    "known_hallucination": {"known_hallucination": True},
+    "too_short": {"end_s": 1.1, "num_words": 0, "num_letters": 1},
+    "too_long": {"end_s": 31.5, "num_words": 40},
+    "language_probability": {"language_probability": 0.4},
+    "no_speech": {"no_speech_prob": 0.7},
+    "outside_speech": {"speech_fraction": 0.2},
+    "confidence": {"confidence": 0.4},
+    "avg_logprob": {"avg_logprob": -1.1},
+    "compression_ratio": {"compression_ratio": 2.5},
+    "temperature": {"temperature": 0.6},
+    "too_slow": {"num_words": 1},
+    "too_fast": {"num_words": 25},
+    "too_many_letters": {"num_letters": 121},
+    "repeats": {"repeats": 6},
+    "few_unique_words": {"unique_words": 0.3},
+    "long_word": {"longest_word": 41},
+    "copies": {"copies": 11},
+    "disagreement": {"disagreement": 0.2},
+    "wer": {"wer": 0.2},
+}
+
+
+def decided(row: dict[str, Any], settings: SelectionSettings = STRICT) -> dict[str, Any]:
+    decide(row, rules_of(settings))
+    return row
+
+
+def test_what_is_good_is_kept_and_each_rule_drops_what_it_is_about() -> None:
+    row = decided(dict(GOOD))
+    assert (row["dropped_by"], row["rules"]) == (None, [])
+    assert [rule.name for rule in rules_of(STRICT)] == list(BAD)
+    for name, values in BAD.items():
+        assert name in decided(GOOD | values)["rules"], name
+    # The first rule is the one that counts.
+    row = decided(GOOD | BAD["wer"] | BAD["copies"] | BAD["language"])
+    assert (row["dropped_by"], row["rules"]) == ("language", ["language", "copies", "wer"])
+
+
+def test_null_turns_rules_off() -> None:
+    always = ("min_duration_s", "max_duration_s", "max_disagreement", "max_wer")
+    bounds = [name for name in SelectionSettings.model_fields if name.startswith("m")]
+    off = SelectionSettings.model_validate(
+        {name: None for name in bounds if name not in always} | {"drop_known_hallucinations": False}
+    )
+    assert [rule.name for rule in rules_of(off)] == [
+        "no_letters", "language", "too_short", "too_long",
+    ]  # fmt: skip
+
+
+def test_what_is_not_known_passes_and_what_could_not_be_compared_is_dropped() -> None:
+    for name in ("language_probability", "no_speech_prob", "speech_fraction", "unique_words",
+                 "longest_word"):  # fmt: skip
+        assert decided(GOOD | {name: None})["dropped_by"] is None, name
+    for name in ("disagreement", "wer"):
+        assert decided(GOOD | {name: None})["dropped_by"] == name
+
+
+def test_without_languages_the_transcripts_own_is_expected() -> None:
+    settings = SelectionSettings(references="said.jsonl")
+    for language, expected in (("en", None), ("de", "language"), (None, None)):
+        row = GOOD | {"reference_language": language}
+        assert decided(row, settings)["dropped_by"] == expected, language
+
+
+def test_bounds_are_kept_in_spite_of_32_bits() -> None:
+    settings = SelectionSettings(min_confidence=0.9)
+    assert decided(GOOD | {"confidence": 0.8999999761581421}, settings)["dropped_by"] is None
+
+
+def test_an_unknown_language_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"selection\.languages.*englich.*english"):
+        rules_of(SelectionSettings(languages=("englich",)))
+
+
+def test_tallies_say_what_is_dropped_first_at_all_and_by_one_rule_alone() -> None:
+    tally = SelectionTally.of([rule.name for rule in rules_of(STRICT)])
+    for values in ({}, BAD["wer"], BAD["wer"] | BAD["copies"], BAD["copies"]):
+        tally.add(decided(GOOD | values))
+    wer, copies = tally.rules["wer"], tally.rules["copies"]
+    assert (tally.everything.count, tally.kept.count, tally.kept.seconds) == (4, 1, 3.0)
+    assert (wer.dropped.count, wer.matching.count, wer.alone.count) == (1, 2, 1)
+    assert (copies.dropped.count, copies.matching.count, copies.alone.count) == (2, 2, 1)
+
+
+VERSION = {"size_bytes": 100, "etag": "v1"}
+
+
+def test_words_in_a_row_are_counted() -> None:
+    for text, times in (
+        ("", 0), ("one two", 1), ("no no", 2), ("a b a b a b", 3), ("a a a b a a", 3),
+        ("x a b c d e a b c d e y", 2), ("a b a", 1),
+    ):  # fmt: skip
+        assert most_repeats(text.split()) == times, text
+
+
+def test_a_segment_is_measured() -> None:
+    text = " The cat, the cat and the Donaudampfschifffahrt: 12 of them, the cat said."
+    ((row, _),) = measured(recording(segment(text, 1.0, 5.0)), VERSION, Comparisons())
+    assert row["num_words"] == 13
+    assert row["num_letters"] == 57
+    assert row["longest_word"] == 21
+    assert row["unique_words"] == pytest.approx(8 / 13)
+    assert row["repeats"] == 2
+    assert (row["etag"], row["wer"], row["disagreement"]) == ("v1", None, None)
+
+
+def test_letters_are_words_where_words_are_not_parted() -> None:
+    text = "你好你好你好世界和平万岁"
+    ((row, _),) = measured(recording(segment(text, 0, 5, language="zh")), VERSION, Comparisons())
+    assert row["num_words"] == 12
+    assert (row["unique_words"], row["longest_word"]) == (None, None)
+    assert row["repeats"] == 3
+
+
+def test_texts_that_say_the_same_have_one_number_and_listed_ones_are_known() -> None:
+    listed = listed_hashes(["Thanks for watching", "谢谢观看"])
+    found = [
+        *measured(
+            recording(
+                segment(" Thanks for watching!", 0, 1),
+                segment(" thanks, for watching", 1, 2, language="de"),
+                segment("谢谢观看。", 2, 3, language="zh"),
+                segment(" Thanks for watching me", 3, 4),
+            ),
+            VERSION,
+            Comparisons(),
+            listed=listed,
+        )
+    ]
+    assert [row["listed"] for row, _ in found] == [True, True, True, False]
+    assert found[0][1] == found[1][1]
+
+
+def test_segments_are_compared_with_another_run_and_with_a_transcript() -> None:
+    ours = recording(segment(" Hello there.", 0, 1), segment(" It is 5 o'clock", 1, 2))
+    other = recording(segment(" hello THERE it's six o'clock", 0, 2))
+    said = Reference(uri="u", text="Hello bear. It is five o'clock.", language="en")
+    rows = [row for row, _ in measured(ours, VERSION, Comparisons(other=other, reference=said))]
+    assert [row["disagreement"] for row in rows] == [0.0, 0.25]
+    assert [row["wer"] for row in rows] == [0.5, 0.0]
+    assert [row["reference"] for row in rows] == [said.text, None]
+
+
+_WORDS = st.lists(st.sampled_from("abcd"), max_size=6)
+
+
+def rates(pieces: list[str], said: str) -> list[float]:
+    return [rate(each) for each in errors_by_piece([p.split() for p in pieces], said.split())]
+
+
+def test_each_error_counts_where_it_is() -> None:
+    pieces = [["the", "cat"], ["sat", "in"], ["a", "hat", "hat"]]
+    found = errors_by_piece(pieces, ["the", "cat", "sat", "on", "a", "hat"])
+    assert found == [Errors(2, 0, 0, 0), Errors(1, 1, 0, 0), Errors(2, 0, 0, 1)]
+
+
+def test_what_is_missing_counts_where_it_is() -> None:
+    for pieces, said, expected in (
+        (["one three", "four"], "one two three four", [1 / 3, 0]),  # within a segment
+        (["one two", "five six"], "one two three four five six", [0.5, 0.5]),  # against both
+        (["thanks for watching", "hello"], "hello", [1.0, 0.0]),  # nothing of it was said
+        (["hello", ""], "", [1.0, 0.0]),
+        ([], "hello", []),
+    ):
+        assert rates(pieces, said) == expected, pieces
+
+
+@given(st.lists(_WORDS, max_size=5), _WORDS)
+def test_hits_substitutions_and_insertions_add_up_to_those_of_the_whole(
+    pieces: list[list[str]], said: list[str]
+) -> None:
+    found = errors_by_piece(pieces, said)
+    words = [word for piece in pieces for word in piece]
+    if not words or not said:
+        assert sum(each.insertions for each in found) == len(words)
+        return
+    whole = aligned(said, words)
+    assert sum(each.hits for each in found) == whole.hits
+    assert sum(each.substitutions for each in found) == whole.substitutions
+    assert sum(each.insertions for each in found) == whole.insertions
+    assert whole.deletions <= sum(each.deletions for each in found) <= 2 * whole.deletions
+
+
+@given(st.lists(_WORDS, max_size=5))
+def test_the_same_words_have_no_errors_however_they_are_cut(pieces: list[list[str]]) -> None:
+    said = [word for piece in pieces for word in piece]
+    assert not any(each.errors for each in errors_by_piece(pieces, said))

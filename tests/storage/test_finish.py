@@ -1,0 +1,335 @@
+"""Small commits become few large ones, and nothing is lost or doubled wherever that is killed."""
+
+import contextlib
+import random
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.schemas import OUTCOMES, SEGMENTS
+from corpus_asr.storage.run_state import finish as finish_module
+from corpus_asr.storage.run_state.finish import (
+    claimed_segments,
+    compact,
+    groups_to_merge,
+    merge,
+)
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, unique_stem
+from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.units import MEBIBYTE
+from tests.storage.test_ledger import done
+from tests.support.stores import Killed, S3Server
+from tests.support.tables import commit, files, part, results, same_schema
+
+
+def rows_of(store: OutputStore) -> dict[str, list[Any]]:
+    """Read the tables as any Parquet reader would: every object of their folders, in any order."""
+    found = {}
+    for folder in ("segments", "outcomes", "recordings"):
+        rows = []
+        for name in store.all_names(folder):
+            data = filesystem.read_bytes(store.address(name), store.options)
+            rows += pq.read_table(pa.BufferReader(data)).to_pylist()
+        for row in rows:
+            row.pop("segments_object", None)
+        found[folder] = sorted(map(repr, rows))
+    return found
+
+
+def test_a_complete_finish_merges_what_was_written_in_small_pieces(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    names = "dacbhgfezyxwvutsrqponmlkji"  # many: what Arrow groups has no order of its own
+    for index in (1, 0):
+        for name in names:
+            commit(store, results(part(name, index, texts=["one", "two"], last=index == 1)))
+    before, first = rows_of(store), store.names("outcomes")[0]
+    assert done(store, files(*names)).left == 0
+    after = rows_of(store)
+    assert (after["segments"], after["outcomes"]) == (before["segments"], before["outcomes"])
+    [outcomes], [segments] = store.names("outcomes"), store.names("segments")
+    assert outcomes < first, "so that it wins over what it was made of"
+    assert same_schema(pq.read_schema(tmp_path / outcomes), OUTCOMES)
+    assert same_schema(pq.read_schema(tmp_path / segments), SEGMENTS)
+    rows = pq.read_table(tmp_path / segments).to_pylist()
+    keys = [(row["uri"], row["part"], row["start_s"]) for row in rows]
+    assert keys == sorted(keys)
+    assert store.read_table(outcomes, OUTCOMES)["segments_object"].unique().to_pylist() == [
+        segments
+    ]
+
+
+def test_nothing_is_merged_where_that_is_off_or_while_something_is_left(memory: str) -> None:
+    store = OutputStore(memory)
+    for name in "ab":
+        commit(store, results(part(name, 0, texts=["x"])))
+    names = store.names("outcomes")
+    assert done(store, files(*"ab"), target_mb=None).left == 0
+    assert store.names("outcomes") == names
+    assert done(store, files(*"abc")).left == 1
+    assert store.names("outcomes") == names
+
+
+def test_a_second_finish_has_nothing_to_merge(memory: str) -> None:
+    store = OutputStore(memory)
+    names = [f"r{index:02d}" for index in range(12)]
+    for seed, name in enumerate(names):
+        commit(store, results(part(name, 0, texts=[random.Random(seed).randbytes(100_000).hex()])))
+    done(store, files(*names), target_mb=0.5)
+    merged = store.sizes("segments")
+    assert 3 <= len(merged) <= 6
+    assert all(0.25 * MEBIBYTE < size <= 0.5 * MEBIBYTE for size in merged.values())
+    done(store, files(*names), target_mb=0.5)
+    assert store.sizes("segments") == merged
+
+
+def test_parts_without_segments_are_merged(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=None, status="failed", error_kind="timeout")))
+    commit(store, results(part("b", 0, texts=[], status="no_speech")))
+    counts = done(store, files(*"ab"))
+    assert (counts.failed, counts.no_speech, counts.left) == (1, 1, 0)
+    assert (len(store.names("outcomes")), store.names("segments")) == (1, [])
+
+
+def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    for name in "abc":
+        commit(store, results(part(name, 0, texts=[f"{name} old", "more"])))
+    done(store, files(*"abc"))
+    commit(store, results(part("b", 0, texts=["b new"], etag="v2")))
+    listing = pa.concat_batches([files("b", etag="v2"), files("a", "c")])
+    assert done(store, listing).left == 0
+    rows = [row for batch in store.segments(["text"]) for row in batch.to_pylist()]
+    assert [row["text"] for row in rows] == ["a old", "more", "b new", "c old", "more"]
+    assert len(rows_of(store)["segments"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("kept", "found"), [([0, 1], "2 rows instead of 3"), ([2, 0, 1], "rows of other parts")]
+)
+def test_segments_that_are_not_what_the_outcomes_say_are_not_merged(
+    memory: str, kept: list[int], found: str
+) -> None:
+    store = OutputStore(memory)
+    whole = commit(store, results(part("a", 0, texts=["x", "y"]), part("c", 0, texts=["z"])))
+    commit(store, results(part("b", 0, texts=["x"])))
+    name = str(whole.segments_name)
+    store.write_table(name, store.read_table(name, SEGMENTS).take(kept))
+    before = store.names("outcomes") + store.names("segments")
+    with pytest.raises(CorpusAsrError, match=found):
+        compact(store, MEBIBYTE)
+    assert store.names("outcomes") + store.names("segments") == before
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    commits=st.lists(
+        st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 4)), min_size=1, max_size=6),
+        min_size=1,
+        max_size=6,
+    ),
+    sorted_rows=st.integers(1, 9),
+    chunk_bytes=st.integers(1, 4000),
+)
+def test_any_rows_come_out_sorted_and_complete(
+    commits: list[list[tuple[str, int]]], sorted_rows: int, chunk_bytes: int
+) -> None:
+    store = OutputStore(f"memory://{uuid.uuid4().hex}")
+    for number, parts in enumerate(commits):
+        rows = [
+            part(name, 10 * number + position, texts=[f"{number} {position}"] * count)
+            for position, (name, count) in enumerate(parts)
+        ]
+        commit(store, results(*rows))
+    before = rows_of(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish_module, "SORTED_ROWS", sorted_rows)
+        patch.setattr(finish_module, "CHUNK_BYTES", chunk_bytes)
+        merge(store, store.names("outcomes"))
+    assert rows_of(store) == before
+    outcomes = [row for batch in store.outcomes() for row in batch.to_pylist()]
+    keys = [(row["uri"], row["part"]) for row in outcomes]
+    assert keys == sorted(keys)
+    segments = [row for batch in store.segments() for row in batch.to_pylist()]
+    assert [(row["uri"], row["part"], row["segment"]) for row in segments] == [
+        (row["uri"], row["part"], index)
+        for row in outcomes
+        for index in range(row["segments_written"])
+    ]
+
+
+@given(
+    st.dictionaries(st.text("0123456789", min_size=1), st.integers(0, 2000), max_size=60),
+    st.integers(1, 1000),
+)
+def test_groups_are_of_small_neighbours_and_fit(weights: dict[str, int], target: int) -> None:
+    groups = groups_to_merge(weights, target)
+    chosen = [name for names in groups for name in names]
+    assert chosen == sorted(set(chosen))
+    for names in groups:
+        assert len(names) > 1
+        assert sum(weights[name] for name in names) <= target
+        assert all(2 * weights[name] < target for name in names)
+
+
+def test_a_year_of_nights_is_not_rewritten_every_night() -> None:
+    target, night, written = 128.0, 3.0, 0.0
+    weights: dict[str, float] = {}
+    most = 0
+    for number in range(365):
+        for index in range(30):
+            weights[f"{number:04d}-{index:04d}"] = night / 30
+        while groups := groups_to_merge(weights, target):
+            for names in groups:
+                size = sum(weights.pop(name) for name in names)
+                weights[names[0] + "!"] = size
+                written += size
+        most = max(most, sum(2 * weight < target for weight in weights.values()))
+    total = 365 * night
+    assert sum(weights.values()) == pytest.approx(total)
+    assert most <= 6
+    assert written < 5 * total
+    assert sum(2 * weight >= target for weight in weights.values()) >= total / target
+
+
+@contextlib.contextmanager
+def life(operations: float) -> Iterator[list[str]]:
+    """Let this process change a store so many times; then it dies, in every thread."""
+    made: list[str] = []
+    lock = threading.Lock()
+
+    def mortal(function):
+        def call(uri: str, *args: Any, **options: Any) -> None:
+            with lock:
+                if len(made) >= operations:
+                    raise Killed
+                made.append(uri)
+                function(uri, *args, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("write_atomic", "remove"):
+            patch.setattr(filesystem, name, mortal(getattr(filesystem, name)))
+        yield made
+
+
+def history(store: OutputStore) -> pa.RecordBatch:
+    """Leave what nights leave: commits of half a recording, doubled, replaced, and an orphan."""
+    commit(store, results(part("a", 0, texts=["a0", "x"], last=False), part("b", 0, texts=["b"])))
+    commit(store, results(part("a", 1, texts=["a1"]), part("c", 0, texts=["old"], etag="v0")))
+    commit(store, results(part("c", 0, texts=[], status="no_speech")))
+    for attempt in range(2):
+        bad = part("bad", 0, texts=None, status="failed", error_kind=f"attempt {attempt}")
+        commit(store, results(bad))
+    commit(store, results(part("b", 0, texts=["again"]), part("unlisted", 0, texts=["u"])))
+    rows = results(part("d", 0, texts=["orphan"]))
+    orphan = part_rows_of(rows, SEGMENT_ROWS, run_id="other", model=("m", "r"))
+    store.write_table(f"segments/{unique_stem()}.parquet", orphan)
+    return files("a", "b", "c", "bad")
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        ("memory", 5),
+        pytest.param("memory", 1, marks=pytest.mark.slow),
+        ("local", 8),
+        ("s3", 12),
+        pytest.param("local", 1, marks=pytest.mark.slow),
+        pytest.param("s3", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_after_any_operation_the_next_finish_ends_the_same(
+    kind: str, step: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    base, endpoint_url = str(tmp_path), None
+    if kind == "memory":
+        base = request.getfixturevalue("memory")
+    elif kind == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        base = f"s3://{request.getfixturevalue('bucket')}"
+        endpoint_url = server.endpoint_url
+
+    def folder(name: str) -> OutputStore:
+        return OutputStore(f"{base}/{name}", endpoint_url=endpoint_url)
+
+    undisturbed = folder("undisturbed")
+    listing = history(undisturbed)
+    with life(float("inf")) as made:
+        counts = done(undisturbed, listing)
+    expected = rows_of(undisturbed)
+    assert len(undisturbed.names("outcomes")) == 1
+    assert counts.left == 0
+    assert len(made) > 20
+    for operations in range(0, len(made), step):
+        store = folder(f"after-{operations}")
+        history(store)
+        with life(operations), pytest.raises(Killed):
+            done(store, listing)
+        assert not store.exists("_SUCCESS")
+        # What a run that continues here would do, and what a report would count, at this instant.
+        ledger = Ledger.load(store)
+        assert ledger.remaining(listing).num_rows == 0
+        keep = ledger.resolve([listing]).keep
+        assert _counting(store, keep) == expected["outcomes"]
+        assert done(store, listing) == counts
+        assert rows_of(store) == expected, operations
+        assert store.exists("_SUCCESS")
+
+
+def _counting(store: OutputStore, keep: dict[str, np.ndarray]) -> list[str]:
+    rows = []
+    for name in store.names("outcomes"):
+        table = store.read_table(name, OUTCOMES).drop_columns(["segments_object"])
+        rows += (table.filter(keep[name]) if name in keep else table).to_pylist()
+    return sorted(map(repr, rows))
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    deaths=st.lists(st.integers(1, 25), max_size=4),
+    targets=st.lists(st.sampled_from([None, 0.05, 0.2, 128]), min_size=5, max_size=5),
+)
+def test_any_deaths_one_after_another_end_exact(
+    deaths: list[int], targets: list[float | None]
+) -> None:
+    store, undisturbed = (OutputStore(f"memory://{uuid.uuid4().hex}") for _ in range(2))
+    for one in (store, undisturbed):
+        listing = history(one)
+    done(undisturbed, listing, target_mb=None)
+    for target_mb, operations in zip(targets, deaths, strict=False):
+        with life(operations), contextlib.suppress(Killed):
+            done(store, listing, target_mb=target_mb)
+    done(store, listing, target_mb=targets[-1])
+    assert rows_of(store) == rows_of(undisturbed)
+
+
+def test_segments_come_in_the_order_of_their_outcomes(memory: str) -> None:
+    """Many objects, since a hash table may look sorted while it is small."""
+    store, chance = OutputStore(memory), random.Random(1)
+    for number in range(40):
+        rows = [
+            part(f"{number}-{index}", 0, texts=["x"] * chance.randint(0, 2)) for index in range(3)
+        ]
+        commit(store, results(*rows))
+    from_outcomes = [
+        row["uri"] for batch in store.committed() for row in batch.rows.to_pylist()
+        for _ in range(row["segments_written"])
+    ]  # fmt: skip
+    outcomes = pa.Table.from_batches([batch.rows for batch in store.committed()], OUTCOMES)
+    found = [uri for table in claimed_segments(store, outcomes, "all")
+             for uri in table["uri"].to_pylist()]  # fmt: skip
+    assert found == from_outcomes

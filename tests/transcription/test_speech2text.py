@@ -1,0 +1,300 @@
+"""Speech2Text's windows around a scripted network: what is asked for, and what becomes of it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.errors import ConfigError
+from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
+from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.transcription import fallback
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.speech2text import (
+    WINDOWS_AT_ONCE,
+    Speech2TextTranscriber,
+    window_ranges,
+)
+from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.units import HOP_SAMPLES
+from tests.support.prompt_formats import speech2text_prompt_format
+from tests.support.slots import ScriptedModel
+
+CERTAIN: dict[str, Any] = {
+    "temperature": 0.0,
+    "compression_ratio_threshold": None,
+    "logprob_threshold": None,
+}
+
+
+class Network(ScriptedModel):
+    """Hears windows of any length, and remembers which."""
+
+    frame_step = 1
+
+    def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
+        super().__init__(scripts)
+        self.heard: list[int] = []
+
+    def encode(self, features: Any, *, num_frames: Sequence[int] | None = None) -> Any:
+        assert features.shape[1:] == (2, 3000)
+        assert num_frames is not None
+        for window, frames in zip(features, num_frames, strict=True):
+            assert not window[:, frames:].any()
+        self.heard.extend(num_frames)
+        return super().encode(features, num_frames=num_frames)
+
+    def align(self, state: Any, slot: int, tokens: Any, heads: Any) -> Any:
+        """Token number n listens at positions 10n to 10n + 9."""
+        _, logits = super().align(state, slot, tokens, heads)
+        weights = torch.eye(len(tokens)).repeat_interleave(10, dim=1)
+        return torch.nn.functional.pad(weights, (0, 100)).expand(len(heads), -1, -1).clone(), logits
+
+
+def part(
+    seconds: float,
+    spans: Sequence[tuple[float, float]] | None = None,
+    *,
+    start_s: float = 0.0,
+    scripts: Sequence[int] | None = None,
+) -> PartRequest:
+    """A part whose features name a script: that of its span, in turn."""
+    frames = round(seconds * 100)
+    features = np.zeros((frames - 2, 2), dtype=np.float32)
+    for number, (begin, end) in enumerate(spans or [(0.0, seconds)]):
+        script = number if scripts is None else scripts[number]
+        features[round(begin * 100) : round(end * 100)] = script
+    return PartRequest(
+        recording_id="r",
+        part=0,
+        features=(features - OFFSET).astype(np.float16),
+        num_samples=frames * HOP_SAMPLES,
+        pad_value=-28.0,
+        start_s=start_s,
+        speech=None
+        if spans is None
+        else tuple(
+            SpeechSpan(start_s=start_s + begin, end_s=start_s + end) for begin, end in spans
+        ),
+    )
+
+
+def transcriber(**changes: Any) -> Speech2TextTranscriber:
+    # Not normalised, so that a window's first value still names its script.
+    features = Speech2TextPartFeatures(num_mel_bins=2, means=False, variances=False)
+    return Speech2TextTranscriber(speech2text_prompt_format(**changes), features)
+
+
+def transcribe(
+    model: Network, own: PartRequest, *, slots: int = 2, fields: dict[str, Any] | None = None,
+    **settings: Any,
+) -> list[Segment]:  # fmt: skip
+    decoding = DecodingSettings(**CERTAIN | settings)
+    with Engine(model, transcriber(**fields or {}), decoding=decoding, slots=slots) as engine:
+        return list(engine.submit(own).result(timeout=30).segments)
+
+
+SPANS = [(1.0, 8.0), (12.0, 20.0), (30.0, 34.5)]
+
+
+def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
+    model = Network([[3, 4], [5], [6, 30, 7]])
+    found = transcribe(model, part(40.0, SPANS, start_s=100.0), language="en")
+    assert [(one.text, one.start_s, one.end_s) for one in found] == [
+        (" w3 w4", 101.0, 108.0),
+        (" w5", 112.0, 120.0),
+        (" w6x w7", 130.0, 134.5),
+    ]
+    assert sorted(model.heard, reverse=True) == model.heard  # the longest first
+    assert model.heard == [798, 698, 448]
+    for one in found:
+        assert (one.language, one.language_probability, one.task) == ("en", None, "transcribe")
+        assert one.no_speech_prob is None
+        assert one.words is None
+        assert one.speech_fraction == 1.0
+        assert one.avg_logprob == pytest.approx(0.0, abs=0.01)
+        assert one.confidence > 0.8
+        assert one.temperature == 0.0
+
+
+def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fallback, "is_known_hallucination", lambda text: text.strip() == "w5")
+    script = [[3, 4], [5], [6, 30, 7]]
+    found = transcribe(Network(script), part(40.0, SPANS))
+    assert [one.known_hallucination for one in found] == [False, True, False]
+    found = transcribe(Network(script), part(40.0, SPANS), drop_known_hallucinations=True)
+    assert [one.text for one in found] == [" w3 w4", " w6x w7"]
+
+
+def test_of_many_windows_some_wait_without_their_features_and_none_is_lost() -> None:
+    count = WINDOWS_AT_ONCE + 9
+    spans = [(at * 5.0, at * 5.0 + 1 + at % 3) for at in range(count)]
+    scripts = [at % 20 for at in range(count)]
+    own = part(count * 5.0, spans, scripts=scripts)
+    told: list[Any] = []
+    model = Network([[3 + script] for script in range(20)])
+    tasks = SlotScheduler(model, 3)
+    task = transcriber().transcribe(own, DecodingSettings(**CERTAIN))
+    tasks.add(task, lambda *result: told.append(result))
+    assert tasks.pending == WINDOWS_AT_ONCE
+    while tasks.pending:
+        tasks.advance()
+    ((transcript, error),) = told
+    assert error is None
+    assert [(one.start_s, one.text) for one in transcript.segments] == [
+        (start_s, f" w{3 + script}") for (start_s, _), script in zip(spans, scripts, strict=True)
+    ]
+
+
+def test_an_unnamed_language_stays_unknown() -> None:
+    decoding = DecodingSettings(**CERTAIN)
+    with Engine(Network([[3]]), transcriber(), decoding=decoding, slots=1) as engine:
+        found = engine.submit(part(5.0, [(0.0, 4.0)])).result(timeout=30)
+    assert (found.language, found.segments[0].language) == (None, None)
+
+
+def test_special_tokens_are_no_text_and_windows_without_text_no_segment() -> None:
+    model = Network([[40, 3, 1, 4], [1, 1], [30, 5]])
+    found = transcribe(model, part(40.0, SPANS))
+    assert [(one.text, one.tokens) for one in found] == [(" w3 w4", (3, 4)), (" x w5", (30, 5))]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_words_lie_within_their_window_and_join_to_its_text(slots: int) -> None:
+    model = Network([[3, 4, 30], [30, 5], [6]])
+    own = part(40.0, SPANS, start_s=100.0)
+    found = transcribe(model, own, slots=slots, word_timestamps=True)
+    assert [[word.word for word in one.words or ()] for one in found] == [
+        [" w3", " w4x"], [" x", " w5"], [" w6"],
+    ]  # fmt: skip
+    for one in found:
+        assert "".join(word.word for word in one.words or ()) == one.text
+        for word in one.words or ():
+            assert one.start_s <= word.start_s <= word.end_s <= one.end_s
+            assert 0 <= word.probability <= 1
+    assert found[0].words is not None  # the second one's token is foretold at 10 times 40 ms
+    assert found[0].words[1].start_s == pytest.approx(101.4, abs=0.081)
+    assert all(heads == ((0, 0), (0, 1)) for _, heads in model.aligned)
+
+
+def test_a_target_language_is_asked_for_and_makes_it_a_translation() -> None:
+    class Asked(Network):
+        def prefill(self, state: Any, slots: Any, tokens: Any, lengths: Any) -> Any:
+            assert tokens.tolist() == [[0, 41]] * len(tokens)
+            return super().prefill(state, slots, tokens, lengths)
+
+    targets = {"targets": {"de": 40, "fr": 41}}
+    found = transcribe(
+        Asked([[3], [4], [5]]), part(40.0, SPANS), fields=targets, target_language="fr",
+        language="en",
+    )  # fmt: skip
+    assert [(one.text, one.task, one.language) for one in found] == [
+        (" w3", "translate", "en"), (" w4", "translate", "en"), (" w5", "translate", "en"),
+    ]  # fmt: skip
+    forced = transcribe(Asked([[3]]), part(5.0), fields={**targets, "forced": 41}, task="translate")
+    assert [one.task for one in forced] == ["translate"]
+
+
+def test_a_part_without_speech_or_shorter_than_a_frame_says_nothing() -> None:
+    assert transcribe(Network([[3]]), part(5.0, [])) == []
+    assert transcribe(Network([[3]]), part(0.02)) == []
+    assert transcribe(Network([[3]]), part(5.0, [(1.0, 1.02)])) == []
+
+
+def test_a_failing_window_fails_its_part_alone() -> None:
+    class Long(Network):
+        max_target_positions = 1  # no room for a word after the prompt
+
+    tasks = SlotScheduler(Long([[3]]), 1)
+    told: list[Any] = []
+    task = transcriber().transcribe(part(40.0, SPANS), DecodingSettings(**CERTAIN))
+    tasks.add(task, lambda *result: told.append(result))
+    while tasks.pending:
+        tasks.advance()
+    ((transcript, error),) = told
+    assert transcript is None
+    assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [(100, 800), (1200, 2000), (3000, 3450)]),
+        ({"window_s": 5}, None),
+        ({"clip_timestamps": (2, 14, 31, 32)}, [(200, 800), (1200, 1400), (3100, 3200)]),
+    ],
+)
+def test_windows_follow_speech_and_clips(settings: dict[str, Any], expected: Any) -> None:
+    ranges = window_ranges(part(40.0, SPANS), DecodingSettings(**settings))
+    if expected is None:
+        assert all(end - start <= 500 for start, end in ranges)
+        assert sum(end - start for start, end in ranges) == 700 + 800 + 450
+    else:
+        assert ranges == expected
+
+
+def test_short_pauses_are_bridged_and_long_ones_are_not() -> None:
+    own = part(60.0, [(0.0, 4.0), (4.5, 9.0), (9.9, 14.0), (14.2, 17.0), (18.5, 20.0)])
+    settings = DecodingSettings()
+    assert window_ranges(own, settings) == [(0, 1400), (1420, 1700), (1850, 2000)]
+
+
+@pytest.mark.parametrize(("window_s", "longest"), [(None, 1500), (30, 3000), (1, 100)])
+def test_without_detected_speech_windows_cover_everything(
+    window_s: float | None, longest: int
+) -> None:
+    own = part(100.0)
+    ranges = window_ranges(own, DecodingSettings(window_s=window_s))
+    assert (ranges[0][0], ranges[-1][1]) == (0, 10_000)
+    assert all(before[1] == after[0] for before, after in pairwise(ranges))
+    assert all(0 < end - start <= longest for start, end in ranges)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"language": ["en", "de"]}, r"decoding\.language: found a choice of 2"),
+        ({"language_mode": "window"}, r"decoding\.language_mode: found window"),
+        ({"no_speech_threshold": 0.3}, r"decoding\.no_speech_threshold: found 0\.3"),
+        ({"condition_on_prev_tokens": True}, r"decoding\.condition_on_prev_tokens"),
+        ({"initial_prompt": "so"}, r"decoding\.initial_prompt: found so"),
+        ({"hotwords": "Grafana"}, r"decoding\.hotwords"),
+        ({"prefix": "so"}, r"decoding\.prefix"),
+        ({"padding_s": 1.0}, r"decoding\.padding_s"),
+        (
+            {"hallucination_silence_threshold": 2.0, "word_timestamps": True},
+            r"decoding\.hallucination_silence_threshold",
+        ),
+        ({"target_language": "fr"}, r"decoding\.target_language: found fr, but .* writes one"),
+    ],
+)
+def test_what_the_family_cannot_do_is_refused_by_name(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        transcriber().check(DecodingSettings(**settings))
+
+
+def test_targets_are_checked_by_name() -> None:
+    own = transcriber(targets={"fr": 41, "de": 40})
+    with pytest.raises(ConfigError, match=r"target_language: .* know xx; it knows de, fr"):
+        own.check(DecodingSettings(target_language="xx"))
+    with pytest.raises(ConfigError, match=r"target_language: missing, .* writes de, fr"):
+        own.check(DecodingSettings())
+    own.check(DecodingSettings(target_language="de"))
+    transcriber(targets={"fr": 41}, forced=41).check(DecodingSettings())
+
+
+def test_settings_of_all_families_and_null_thresholds_are_admitted() -> None:
+    transcriber().check(DecodingSettings())
+    transcriber().check(
+        DecodingSettings(
+            language="en", task="translate", strategy="chunked", no_speech_threshold=None,
+            num_beams=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
+        )
+    )  # fmt: skip
