@@ -44,7 +44,7 @@ def test_an_id_has_one_token_and_flags_survive_pickling() -> None:
     assert again.content(11) is None
 
 
-@pytest.mark.parametrize("entry", [None, 5, {}, {"content": 5}, ["<a>"]])
-def test_a_file_that_describes_no_token_is_refused(entry: object) -> None:
-    with pytest.raises(ValueError, match="expected its text, or an object with 'content'"):
-        described_token(entry)
+def test_a_file_that_describes_no_token_is_refused() -> None:
+    for entry in (None, 5, {}, {"content": 5}, ["<a>"]):
+        with pytest.raises(ValueError, match="expected its text, or an object with 'content'"):
+            described_token(entry)
