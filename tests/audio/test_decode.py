@@ -101,13 +101,6 @@ def test_the_shortest_recordings_yield_what_they_have(num_samples, rate_hz):
 # Channels.
 
 
-@pytest.mark.parametrize("name", ["mp3", "flac", "m4a"])
-def test_antiphase_stereo_is_audible(name):
-    speech = tone(3, rate_hz=FORMATS[name][3])[0]
-    found = decode(encoded(np.stack([speech, -speech]), name))
-    assert level(found[0, 8000:40000]) == pytest.approx(level(speech), rel=0.1)
-
-
 def test_speech_in_the_centre_of_five_plus_one_is_audible():
     samples = np.zeros((6, 32000), dtype=np.float32)
     samples[2] = tone(2)

@@ -17,7 +17,6 @@ from transformers.audio_utils import mel_filter_bank
 from corpus_asr.features.mel import (
     BLOCK_FRAMES,
     Analysis,
-    hann,
     log_mel,
     mel_filters,
     num_frames,
@@ -148,10 +147,6 @@ def test_blocks_equal_the_whole_array_at_once(num_samples: int, seed: int) -> No
     expected = reference_power(samples)
     assert power.shape == expected.shape == (num_frames(num_samples), FFT_SAMPLES // 2 + 1)
     assert np.abs(power - expected).max() <= FLOAT32_TOLERANCE * expected.max()
-
-
-def test_the_window_is_torchs_periodic_hann() -> None:
-    np.testing.assert_allclose(hann(FFT_SAMPLES), torch.hann_window(FFT_SAMPLES).numpy(), atol=1e-6)
 
 
 @given(

@@ -154,22 +154,3 @@ def test_vocabulary_and_merges_are_those_of_the_files(folder):
     assert {i for i, token in bpe.added_tokens.items() if token.special} == set(bpe.special_ids)
     again = BytePairEncoding.from_files(folder / "vocab.json", folder / "merges.txt")
     assert again.vocabulary() == bpe.vocabulary()
-
-
-def test_new_tokens_come_last_and_only_once(folder):
-    bpe = BytePairEncoding.from_folder(folder)
-    size, special = len(bpe), bpe.special_ids
-    assert bpe.add_tokens(["<a>", "<a>"], special=False) == 1
-    assert bpe.add_tokens(["<b>"], special=True) == 1
-    assert bpe.encode("x<a><b>")[1:] == [size, size + 1]
-    assert bpe.special_ids == (*special, size + 1)
-    assert bpe.decode([size, size + 1], skip_special_tokens=True) == "<a>"
-
-
-def test_bytes_that_are_no_text_become_what_was_asked_for(folder):
-    bpe = BytePairEncoding.from_folder(folder)
-    ids = bpe.encode("北")[:1]
-    assert bpe.decode(ids) == bpe.join([str(bpe.id_to_token(i)) for i in ids]) == "\ufffd"
-    assert bpe.decode(ids, errors="ignore") == ""
-    with pytest.raises(UnicodeDecodeError):
-        bpe.decode(ids, errors="strict")

@@ -132,16 +132,3 @@ def test_stretches_that_touch_are_one() -> None:
         (((0, None), (6, 9)), 0, ((0, None),)),
     ):
         assert joined(regions, gap=gap) == expected, regions
-
-
-def test_a_channel_is_a_recording_of_its_own(tmp_path: Path) -> None:
-    left, right = noise(2.0, seed=1)[0], noise(2.0, seed=2)[0]
-    path = tmp_path / "two.wav"
-    path.write_bytes(wav_bytes(np.stack([left, right]), rate_hz=SAMPLE_RATE_HZ))
-    found = prepared(
-        [Utterance(uri=str(path), text=f"channel {n}", channel=n) for n in (1, 0)],
-        tmp_path / "cache",
-    )
-    for at, expected in enumerate((left, right)):
-        assert found.text(at) == f"channel {at}"
-        assert_kept(found, at, expected)

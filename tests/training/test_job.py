@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
-from corpus_asr.families.weights import stored_tensors
 from corpus_asr.models.convert.folder import convert
 from corpus_asr.pipelines import finetune
 from corpus_asr.training import trainer
@@ -21,7 +20,13 @@ from corpus_asr.training.job import Evaluation, Evaluator, Finetune
 from corpus_asr.training.store import State, TrainingStore
 from corpus_asr.training.trainer import Group, Losses, Objective, Record
 from tests.support.checkpoints import tiny_speech2text
-from tests.support.training import tiny_student, training, write_sets
+from tests.support.training import (
+    assert_same_weights,
+    tiny_student,
+    training,
+    weights_in,
+    write_sets,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +46,6 @@ def run(config: FinetuneConfig, *, stop_after: int | None = None) -> list[Record
         if isinstance(event, Record) and event.step == stop_after:
             break
     return found
-
-
-def weights_in(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: stored.read() for name, stored in stored_tensors(folder).items()}
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    expected, found = weights_in(first), weights_in(second)
-    assert expected.keys() == found.keys()
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 def changed_weights(place: Path, output: str) -> set[str]:
