@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.errors import DecodeError, FetchError
+from corpus_asr.errors import DecodeError
 from corpus_asr.labelling.cutting import Clip, ClipCutter, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -88,9 +88,3 @@ def test_a_recording_that_was_changed_is_refused(tones: Path) -> None:
         assert raised.value.kind == "source_changed"
 
 
-def test_a_recording_that_is_gone_or_no_audio_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="not"):
-        cut(tmp_path / "gone.wav", (0, 1))
-    (tmp_path / "page.mp3").write_text("<html>404</html>")
-    with pytest.raises(DecodeError):
-        cut(tmp_path / "page.mp3", (0, 1))

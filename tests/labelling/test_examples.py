@@ -70,13 +70,6 @@ def test_a_pause_and_another_language_begin_a_window() -> None:
     assert [each.row["condition_on_prev"] for each in found] == [None, "a", None]
 
 
-def test_clips_are_segments_by_themselves() -> None:
-    rows = [row(1.0, 2.0, " a"), row(2.1, 3.0, " b")]
-    first, second = examples_of(rows, settings(examples="clips", pad_s=0.5))
-    assert [bounds(first), bounds(second)] == [(0.5, 2.1), (2.0, 3.5)]
-    assert second.row["condition_on_prev"] == "a"
-
-
 def test_pads_stop_at_the_ends_of_the_recording_and_of_the_window() -> None:
     (only,) = examples_of([row(0.1, 9.9, recording_s=10.0)], settings(pad_s=1.0))
     assert bounds(only) == (0.0, 10.0)
@@ -84,15 +77,6 @@ def test_pads_stop_at_the_ends_of_the_recording_and_of_the_window() -> None:
     start_s, end_s = bounds(full)
     assert end_s - start_s == pytest.approx(30.0)
     assert full.row["whisper_transcript"].endswith("<|30.00|>")
-
-
-def test_channels_are_apart() -> None:
-    rows = [row(0, 2, " left", channel=0), row(0, 2, " right", channel=1),
-            row(2, 3, " more", channel=1)]  # fmt: skip
-    found = examples_of(rows, settings())
-    assert texts(found) == ["left", "right more"]
-    assert [each.row["example_id"] for each in found] == ["r-0-00000", "r-1-00001"]
-    assert found[1].row["condition_on_prev"] is None
 
 
 def test_the_worst_segment_speaks_for_a_window() -> None:
