@@ -56,17 +56,6 @@ def test_clips_are_the_samples_that_were_transcribed(tmp_path: Path) -> None:
     assert np.abs(decode(clip.data)[0] - expected).max() < 1e-4
 
 
-def test_each_channel_is_cut_by_itself(tmp_path: Path) -> None:
-    path = tmp_path / "two.wav"
-    samples = noise(3, num_channels=2)
-    path.write_bytes(encode(samples, rate_hz=SAMPLE_RATE_HZ, container="wav", codec="pcm_s16le",
-                            sample_format="s16"))  # fmt: skip
-    for channel in (0, 1):
-        (clip,) = cut(path, (1, 2), channel=channel, channels="each")
-        found = decode(clip.data)[0]
-        assert np.abs(found - samples[channel, SAMPLE_RATE_HZ : 2 * SAMPLE_RATE_HZ]).max() < 1e-3
-
-
 @pytest.mark.parametrize("seconds", [(18, 21), (20.0, 20.3)])
 def test_a_recording_that_ends_earlier_is_refused_behind_what_is_there(
     tones: Path, seconds: tuple[float, float]
@@ -86,5 +75,3 @@ def test_a_recording_that_was_changed_is_refused(tones: Path) -> None:
         with pytest.raises(DecodeError, match="which was transcribed") as raised:
             list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known | change)))
         assert raised.value.kind == "source_changed"
-
-

@@ -50,15 +50,6 @@ def test_segments_are_packed_with_times_from_the_start_of_the_window() -> None:
     assert [each["example_id"] for each in rows] == ["r-00000", "r-00000", "r-00002"]
 
 
-def test_a_dropped_segment_ends_a_window_and_is_in_none() -> None:
-    rows = [row(0.0, 2.0, " a"), row(2.0, 4.0, " bad", dropped_by="wer"), row(4.0, 6.0, " c")]
-    found = examples_of(rows, settings())
-    assert texts(found) == ["a", "c"]
-    assert [bounds(each) for each in found] == [(0.0, 2.0), (4.0, 6.2)]
-    assert [each.row["condition_on_prev"] for each in found] == [None, None]
-    assert rows[1]["example_id"] is None
-
-
 def test_a_pause_and_another_language_begin_a_window() -> None:
     rows = [row(0, 2, " a"), row(4.9, 6, " b"), row(9.1, 11, " c"),
             row(11, 12, " d", language="de")]  # fmt: skip

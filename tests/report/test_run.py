@@ -277,17 +277,6 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     assert found.speed == pytest.approx(120.0 / found.wall_s)
 
 
-def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: ManualRun) -> None:
-    job.begin()
-    for _ in range(2):
-        job.commit("a.wav")
-    found = load_report(job.store).statistics
-    assert (found.audio_s, found.segments, found.balance.superseded_parts) == (60.0, 1, 1)
-    assert found.balance.problems == ()
-    balance = done(job, "b.wav", "c.wav").statistics.balance
-    assert (balance.ended, balance.superseded_parts, balance.problems) == (3, 0, ())
-
-
 def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
     done(job, *NAMES)
     (job.source / "a.wav").write_bytes(b"something longer")

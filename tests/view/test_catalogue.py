@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import BLOCK_ROWS, KEPT, Library, Transcript, Transcripts
@@ -154,8 +153,3 @@ def test_rows_of_another_recording_are_not_shown_as_this_ones(
     assert other is not None
     store.write_bytes(one, Path(store.address(other)).read_bytes())
     assert "those of other recordings" in str(library.wait().problem)
-
-
-def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected the output folder of a run"):
-        Library(OutputStore(str(tmp_path)))
