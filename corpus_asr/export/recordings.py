@@ -30,6 +30,7 @@ from corpus_asr.storage.run_state.tables import (
     SEGMENT_ROWS,
     OutputStore,
     PartRows,
+    projected,
 )
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
@@ -207,12 +208,10 @@ def index_of(
     return Index(recordings, parts, objects)
 
 
-_PARTS = pa.schema(
-    [
-        *(OUTCOMES.field(name) for name in _PART_COLUMNS[:-1]),
-        pa.field("object", pa.int64()),
-        pa.field("counts", pa.bool_()),
-    ]
+_PARTS = (
+    projected(OUTCOMES, _PART_COLUMNS[:-1])
+    .append(pa.field("object", pa.int64()))
+    .append(pa.field("counts", pa.bool_()))
 )
 
 
@@ -352,7 +351,7 @@ def recordings(
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
-        schema = pa.schema([SEGMENTS.field(name) for name in columns])
+        schema = projected(SEGMENTS, columns)
         for _, rows, claims in claimed_rows(store, index, dict(index.objects()), schema):
             keep = claims.counts & wanted[claims.owners] & selection.segments(rows)
             sorting.add(rows.filter(pa.array(keep)), claims.owners[keep])

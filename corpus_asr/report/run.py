@@ -46,6 +46,7 @@ from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     SEGMENT_ROWS,
     OutputStore,
+    projected,
 )
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -218,7 +219,7 @@ def _part_rows(
     labels = pipeline == CLASSIFY_AUDIO
     rows = LABEL_ROWS if labels else SEGMENT_ROWS
     columns = LABEL_COLUMNS if labels else SEGMENT_COLUMNS
-    schema = pa.schema([rows.schema.field(name) for name in columns])
+    schema = projected(rows.schema, columns)
     named = store.named_segments(names)
     ours = [name for name in named if name.startswith(f"{rows.folder}/")]
     for name, rows_of_name in store.read_tables(ours, schema):
@@ -327,7 +328,7 @@ def _collect_outcomes(
     outcomes: Iterable[pa.RecordBatch],
 ) -> tuple[pa.Table, tuple[FailureGroup, ...]]:
     narrow = [name for name in OUTCOME_COLUMNS if name not in FAILURE_COLUMNS[1:]]
-    schema = pa.schema([*(OUTCOMES.field(name) for name in narrow), COUNTS])
+    schema = projected(OUTCOMES, narrow).append(COUNTS)
     kept: list[pa.RecordBatch] = []
     failures = Failures()
     for batch in outcomes:

@@ -22,7 +22,6 @@ from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
-from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -124,17 +123,15 @@ class Sounds:
         endpoint_url: str | None = None,
     ) -> None:
         self._moved = tuple(moved)
-        source = _source(store)
-        endpoint_url = endpoint_url or source.endpoint_url
-        hosts = HostRules.of(source)
-        self._store = StoreOptions(endpoint_url=endpoint_url, policy=PATIENCE, hosts=hosts)
+        options = StoreOptions.of(_source(store))
+        self._store = replace(
+            options, endpoint_url=endpoint_url or options.endpoint_url, policy=PATIENCE
+        )
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._files_lock = threading.Lock()
         self._decoding = threading.Lock()
         self._decoder = IsolatedGenerator(
-            EXCERPTS,
-            init_kwargs={"endpoint_url": endpoint_url, "hosts": hosts},
-            timeout_s=DECODER_TIMEOUT_S,
+            EXCERPTS, init_kwargs={"store": self._store}, timeout_s=DECODER_TIMEOUT_S
         )
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from corpus_asr.errors import DecodeError
 from corpus_asr.labelling.cutting import Clip, ClipCutter, ClipRange, CutRequest
-from corpus_asr.storage.stores.filesystem import describe
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, describe
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, encode, noise
 from tests.support.runs import seconds_heard, write_tones
@@ -31,7 +31,7 @@ def cut(
         for start, end in seconds
     )  # fmt: skip
     request = CutRequest(uri=str(path), size_bytes=None, etag=None, ranges=ranges)
-    usual: dict[str, Any] = {"endpoint_url": None, "channels": "mix", "audio_format": "flac"}
+    usual: dict[str, Any] = {"store": DEFAULT_STORE, "channels": "mix", "audio_format": "flac"}
     return list(ClipCutter(**usual | options)(request))
 
 
@@ -69,7 +69,7 @@ def test_a_recording_that_was_changed_is_refused(tones: Path) -> None:
     version = describe(str(tones))
     known: dict[str, Any] = {"size_bytes": version.size_bytes, "etag": version.etag}
     ranges = (ClipRange(channel=None, start_sample=0, end_sample=SAMPLE_RATE_HZ),)
-    cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
+    cutter = ClipCutter(store=DEFAULT_STORE, channels="mix", audio_format="flac")
     assert list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known)))
     for change in ({"etag": "other"}, {"size_bytes": 7}):
         with pytest.raises(DecodeError, match="which was transcribed") as raised:
