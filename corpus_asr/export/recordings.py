@@ -23,10 +23,9 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import outcomes_names
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
-    OUTCOMES_FOLDER,
     SEGMENT_ROWS,
     OutputStore,
     PartRows,
@@ -183,17 +182,6 @@ class Index:
 def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
     """Read the index of the output folder of a run that wrote segments, or labels."""
     return index_of(store, outcomes_names(store), Ledger.load(store).resolve(()), rows)
-
-
-def outcomes_names(store: OutputStore) -> list[str]:
-    """Return the names of a run's outcomes objects; empty if it has just begun."""
-    names = store.names(OUTCOMES_FOLDER)
-    if not names and not store.exists(CONFIG_NAME):
-        raise ConfigError(
-            f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            "output folder of a run; check the address"
-        )
-    return names
 
 
 def index_of(

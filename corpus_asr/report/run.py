@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
-from corpus_asr.errors import ConfigError
 from corpus_asr.report.reconciliation import (
     EXAMPLES,
     RECORDING_COLUMNS,
@@ -39,11 +38,11 @@ from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     SUCCESS_NAME,
     Snapshot,
+    outcomes_names,
     read_snapshot,
 )
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
-    OUTCOMES_FOLDER,
     SEGMENT_ROWS,
     OutputStore,
     projected,
@@ -156,13 +155,8 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
 
     Raises `FetchError` where a run is just finishing here, too: try again.
     """
-    names = store.names(OUTCOMES_FOLDER)
+    names = outcomes_names(store)
     config = store.read_json(CONFIG_NAME)
-    if not names and config is None:
-        raise ConfigError(
-            f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            "output folder of a run; check the address"
-        )
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
