@@ -60,15 +60,6 @@ def test_without_the_file_ids_come_from_the_tokenizer_and_the_rest_from_config_j
     assert config.extra == {}
 
 
-def test_what_the_file_says_wins_over_the_tokenizer(folder):
-    write(folder, eos_token_id=7, lang_to_id=None, alignment_heads=[[1, 2]], new_key=1)
-    config = GenerationConfig.from_pretrained(folder)
-    assert config.eos_token_id == 7
-    assert config.lang_to_id is not None
-    assert config.alignment_heads == ((1, 2),)
-    assert config.extra == {"new_key": 1}
-
-
 def test_the_first_timestamp_is_bound_to_one_second_unless_the_file_says_otherwise(folder):
     assert GenerationConfig.from_pretrained(folder).initial_timestamp_bound == 50
     # The reference knows no bound where the file has none, and neither does `generate`.
@@ -102,9 +93,14 @@ def test_a_value_of_another_type_is_a_checkpoint_error(folder):
             GenerationConfig.from_pretrained(folder)
 
 
-def test_saved_files_load_again_here_and_in_the_reference(folder, tmp_path):
-    write(folder, alignment_heads=[[0, 1]], suppress_tokens=[1], other="kept")
+def test_what_the_file_says_wins_and_is_saved_for_here_and_the_reference(folder, tmp_path):
+    given = {"eos_token_id": 7, "lang_to_id": None, "alignment_heads": [[0, 1]]}
+    write(folder, **given, suppress_tokens=[1], new_key=1)
     config = GenerationConfig.from_pretrained(folder)
+    assert config.eos_token_id == 7
+    assert config.lang_to_id is not None
+    assert config.alignment_heads == ((0, 1),)
+    assert config.extra == {"new_key": 1}
     config.save_pretrained(tmp_path / "saved")
     assert GenerationConfig.from_pretrained(tmp_path / "saved") == config
     theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "saved").to_dict()
