@@ -94,16 +94,6 @@ def test_a_wrong_value_is_a_checkpoint_error(tmp_path, cls, content, message):
         cls.from_pretrained(tmp_path)
 
 
-def test_a_setting_can_be_changed_and_is_checked_again_when_asked():
-    config = WhisperConfig()
-    config.dropout = 0.1
-    config.validate()
-    config.hidden_size = 100
-    assert config.d_model == 100
-    with pytest.raises(ValueError, match="6 heads do not divide it"):
-        config.validate()
-
-
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (WhisperConfig, {"d_model": 0}, "d_model is 0, expected at least 1"),
     (
@@ -233,10 +223,15 @@ def test_labels_survive_a_file_both_ways_and_their_number_can_be_set(tmp_path):
     assert again.id2label == {0: "LABEL_0", 1: "LABEL_1"}
 
 
-def test_older_names_of_general_settings_still_work():
+def test_a_setting_can_be_changed_and_is_checked_again_when_asked():
     config = WhisperConfig(torch_dtype="float16", return_dict=False)
-    assert config.torch_dtype == config.dtype == "float16"
+    assert config.torch_dtype == config.dtype == "float16"  # older names still work
     assert config.use_return_dict is False
-    config.torch_dtype = "bfloat16"
+    config.torch_dtype, config.dropout = "bfloat16", 0.1
     assert config.dtype == "bfloat16"
     assert "torch_dtype" not in config.to_dict()
+    config.validate()
+    config.hidden_size = 100
+    assert config.d_model == 100
+    with pytest.raises(ValueError, match="6 heads do not divide it"):
+        config.validate()

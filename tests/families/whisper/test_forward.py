@@ -200,18 +200,15 @@ def test_labels_that_are_no_classes_are_an_error() -> None:
             model(window(), labels=labels)
 
 
-def test_one_class_is_a_regression() -> None:
+def test_one_class_is_a_regression_and_several_may_be_right_at_once() -> None:
     model = WhisperForAudioClassification(config(num_labels=1)).eval()
     labels = torch.tensor([0.5, -2.0])
     for shape in ((2,), (2, 1)):
         output = model(window(), labels=labels.view(shape))
         expected = (output.logits.flatten() - labels).square().mean()
         torch.testing.assert_close(output.loss, expected)
-
-
-def test_several_classes_may_be_right_at_once() -> None:
-    settings = {"num_labels": 3, "problem_type": "multi_label_classification"}
-    model = WhisperForAudioClassification(config(**settings)).eval()
+    several = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    model = WhisperForAudioClassification(config(**several)).eval()
     labels = torch.tensor([[1, 0, 1], [0, 0, 0]])
     output = model(window(), labels=labels)
     probability = output.logits.sigmoid()

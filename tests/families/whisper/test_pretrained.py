@@ -75,42 +75,39 @@ def test_usual_keywords_are_taken(folder: Path) -> None:
     assert automatic.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"dtypes": "float16"}, TypeError, "the unknown keyword dtypes"),
-        ({"load_in_8bit": True, "x": 1}, TypeError, "the unknown keyword load_in_8bit, x"),
-        ({"dtype": "float17"}, ValueError, "found dtype 'float17', expected auto, float32"),
-        ({"device_map": {"encoder": 0, "decoder": 1}}, ValueError, "not spread over devices"),
-        ({"device": "cpu", "device_map": "cpu"}, ValueError, "both device and device_map"),
-        ({"device_map": 77}, ConfigError, "choosing device 'cuda:77'"),
-        ({"attn_implementation": "fastest"}, CheckpointError, "attn_implementation is 'fastest'"),
-        ({"use_safetensors": False}, CheckpointError, "expected pytorch_model.bin or the index"),
-        ({"dropout": 2.0}, ValueError, "dropout is 2.0"),
-        ({"dropout": "x"}, TypeError, "dropout is 'x'"),
-        ({"subfolder": "nowhere"}, CheckpointError, "nowhere"),
-    ],
-)
-def test_wrong_keywords_are_named(
-    folder: Path, given: dict, error: type[Exception], message: str
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"dtypes": "float16"}, TypeError, "the unknown keyword dtypes"),
+    ({"load_in_8bit": True, "x": 1}, TypeError, "the unknown keyword load_in_8bit, x"),
+    ({"dtype": "float17"}, ValueError, "found dtype 'float17', expected auto, float32"),
+    ({"device_map": {"encoder": 0, "decoder": 1}}, ValueError, "not spread over devices"),
+    ({"device": "cpu", "device_map": "cpu"}, ValueError, "both device and device_map"),
+    ({"device_map": 77}, ConfigError, "choosing device 'cuda:77'"),
+    ({"attn_implementation": "fastest"}, CheckpointError, "attn_implementation is 'fastest'"),
+    ({"use_safetensors": False}, CheckpointError, "expected pytorch_model.bin or the index"),
+    ({"dropout": 2.0}, ValueError, "dropout is 2.0"),
+    ({"dropout": "x"}, TypeError, "dropout is 'x'"),
+    ({"subfolder": "nowhere"}, CheckpointError, "nowhere"),
+]
+
+
+def test_wrong_keywords_are_named(folder: Path) -> None:
+    for given, error, message in WRONG:
+        with pytest.raises(error, match=message):
+            WhisperModel.from_pretrained(folder, **given)
+
+
+def test_keywords_replace_what_the_configuration_says_and_choose_files(
+    folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=message):
-        WhisperModel.from_pretrained(folder, **given)
-
-
-def test_no_pickle_is_read_where_safetensors_are_asked_for(tmp_path: Path) -> None:
-    tiny_whisper(tmp_path, weights="bin", **SIZES)
-    WhisperModel.from_pretrained(tmp_path, use_safetensors=False)
-    message = r"expected model\.safetensors, model\.int8\.safetensors or"
-    with pytest.raises(CheckpointError, match=message):
-        WhisperModel.from_pretrained(tmp_path, use_safetensors=True)
-
-
-def test_keywords_replace_what_the_configuration_says(folder: Path) -> None:
     model = WhisperModel.from_pretrained(folder, apply_spec_augment=True, dropout=0.2)
     assert (model.config.apply_spec_augment, model.config.dropout) == (True, 0.2)
     model = WhisperModel.from_pretrained(folder, config=model.config, dropout=0.3)
     assert (model.config.apply_spec_augment, model.config.dropout) == (True, 0.3)
+    tiny_whisper(tmp_path, weights="bin", **SIZES)
+    WhisperModel.from_pretrained(tmp_path, use_safetensors=False)
+    message = r"expected model\.safetensors, model\.int8\.safetensors or"
+    with pytest.raises(CheckpointError, match=message):  # no pickle is read
+        WhisperModel.from_pretrained(tmp_path, use_safetensors=True)
 
 
 def test_weights_that_are_no_numbers_or_become_none_are_named(tmp_path: Path) -> None:
@@ -264,6 +261,9 @@ def test_training_on_many_processes_saves_once_and_what_it_gathered(tmp_path: Pa
     model.save_pretrained(tmp_path / "one", state_dict=gathered)
     again = WhisperModel.from_pretrained(tmp_path / "one")
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in gathered.items())
+    # Who may read the settings may read the weights.
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "one").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
     with pytest.raises(ValueError, match="reading the size 'big'"):
         model.save_pretrained(tmp_path, max_shard_size="big")
 
@@ -288,9 +288,3 @@ def test_attention_and_checkpointing_can_be_chosen_later(folder: Path) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ValueError, match="use_reentrant=False, the only way"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
-
-
-def test_who_may_read_the_settings_may_read_the_weights(tmp_path: Path) -> None:
-    WhisperModel(config()).save_pretrained(tmp_path)
-    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
-    assert modes["model.safetensors"] == modes["config.json"]
