@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_values_are_those_of_transformers(kind):
 
 
 def test_tensors_move_and_only_floats_change_their_type():
-    calls = [
+    calls: list[tuple[Any, Any]] = [
         (("cpu",), {}),
         (("cpu", torch.float16), {}),
         ((torch.float16,), {}),

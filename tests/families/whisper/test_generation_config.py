@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -94,7 +95,7 @@ def test_a_value_of_another_type_is_a_checkpoint_error(folder):
 
 
 def test_what_the_file_says_wins_and_is_saved_for_here_and_the_reference(folder, tmp_path):
-    given = {"eos_token_id": 7, "lang_to_id": None, "alignment_heads": [[0, 1]]}
+    given: dict[str, Any] = {"eos_token_id": 7, "lang_to_id": None, "alignment_heads": [[0, 1]]}
     write(folder, **given, suppress_tokens=[1], new_key=1)
     config = GenerationConfig.from_pretrained(folder)
     assert config.eos_token_id == 7
@@ -114,7 +115,7 @@ def test_settings_can_be_changed_added_and_read_back(folder, tmp_path):
     config.max_new_tokens = 9
     config.own = [1]
     config.save_pretrained(tmp_path / "saved")
-    where = {"subfolder": "saved", "revision": "main", "local_files_only": True}
+    where: dict[str, Any] = {"subfolder": "saved", "revision": "main", "local_files_only": True}
     again = GenerationConfig.from_pretrained(tmp_path, **where)
     assert not set(where) & set(again.to_dict())
     assert (again.max_new_tokens, again.own, again.num_beams) == (9, [1], 3)

@@ -46,15 +46,16 @@ def config(**settings: Any) -> WhisperConfig:
 
 
 def test_the_type_may_be_named(folder: Path) -> None:
-    for name, given, expected in (
-        ("dtype", torch.bfloat16, torch.bfloat16),
-        ("dtype", "float32", torch.float32),
-        ("dtype", "torch.float64", torch.float64),
-        ("dtype", "auto", torch.float16),
-        ("torch_dtype", torch.float32, torch.float32),
-        ("torch_dtype", "auto", torch.float16),
-    ):
-        assert WhisperModel.from_pretrained(folder, **{name: given}).dtype == expected, given
+    calls: list[tuple[dict[str, Any], torch.dtype]] = [
+        ({"dtype": torch.bfloat16}, torch.bfloat16),
+        ({"dtype": "float32"}, torch.float32),
+        ({"dtype": "torch.float64"}, torch.float64),
+        ({"dtype": "auto"}, torch.float16),
+        ({"torch_dtype": torch.float32}, torch.float32),
+        ({"torch_dtype": "auto"}, torch.float16),
+    ]
+    for given, expected in calls:
+        assert WhisperModel.from_pretrained(folder, **given).dtype == expected, given
 
 
 def test_usual_keywords_are_taken(folder: Path) -> None:
@@ -243,8 +244,9 @@ def test_whatever_is_saved_can_be_uploaded(tmp_path: Path, monkeypatch: pytest.M
         assert (options["repo_id"], options["private"]) == ("lab/x", True)
         assert options["commit_message"] == "Try"
     # While it is saved, too: all its shards, and to a repository named like the folder.
-    for part, more in ((model, {"max_shard_size": 20_000}), (model.generation_config, {})):
-        part.save_pretrained(tmp_path / "mine", push_to_hub=True, **more)
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, max_shard_size=20_000)
+    assert model.generation_config is not None
+    model.generation_config.save_pretrained(tmp_path / "mine", push_to_hub=True)
     model.config.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="lab/x", private=True)
     (names, _), _, _ = sent
     assert names == {path.name for path in (tmp_path / "mine").iterdir()}
