@@ -102,10 +102,11 @@ def _segment(request: Any) -> Segment:
         "no_speech_prob": 0.0, "compression_ratio": 1.0,
         "speech_fraction": None if request.speech is None else 1.0,
     }  # fmt: skip
-    if "words" in request.recording_id:
-        word = Word(word=" part", start_s=start_s, end_s=start_s + 0.5, probability=0.25)
-        values["words"] = (word,)
-    return segment(text, start_s, start_s + request.num_samples / SAMPLE_RATE_HZ, **values)
+    heard = segment(text, start_s, start_s + request.num_samples / SAMPLE_RATE_HZ, **values)
+    if "words" not in request.recording_id:
+        return heard
+    word = Word(word=" part", start_s=start_s, end_s=start_s + 0.5, probability=0.25)
+    return dataclasses.replace(heard, words=(word,))
 
 
 def scripted_engine(spec: EngineSpec) -> ScriptedEngine:
