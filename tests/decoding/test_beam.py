@@ -26,70 +26,27 @@ from corpus_asr.decoding.rules import RepetitionDetector, repeats_itself
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from corpus_asr.families.whisper.slots import WhisperSlotModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.checkpoints import tiny_whisper
 from tests.support.references import beam_search
-from tests.support.slots import run_jobs
+from tests.support.searches import END, GRAMMAR, PLAIN, POSITIONS, VOCAB, job, small_whisper
+from tests.support.slots import assert_all_same, run_jobs
 
 # Sums of up to 40 float32 log-probabilities, from products in another order.
 SCORE_TOLERANCE = 1e-3
 
-VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20
-PLAIN = TokenRules(end=END)
 SUPPRESSING = TokenRules(end=END, suppress=(3, 7, 12), suppress_first=(END, 5))
-GRAMMAR = TokenRules(
-    end=END,
-    suppress=(1, 2),
-    suppress_first=(END,),
-    timestamp_begin=BEGIN,
-    no_timestamps=NO_TIMESTAMPS,
-    max_initial_timestamp=6,
-)
 
 
 class Pair:
     """The same weights here and there."""
 
-    def __init__(self, folder: Path, seed: int, *, positions: int = POSITIONS) -> None:
-        tiny_whisper(
-            folder,
-            seed=seed,
-            d_model=16,
-            layers=2,
-            heads=2,
-            vocab_size=VOCAB,
-            max_target_positions=positions,
-            max_source_positions=SOURCE,
-            spread=0.3,
-        )
-        self.model: WhisperSlotModel = WhisperForConditionalGeneration.from_pretrained(
-            folder
-        ).slot_model()
+    def __init__(self, folder: Path, seed: int, **changes: Any) -> None:
+        self.model: WhisperSlotModel = small_whisper(folder, seed=seed, **changes).slot_model()
         self.oracle = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
     return [Pair(tmp_path_factory.mktemp("checkpoint"), seed) for seed in range(3)]
-
-
-def job(
-    seed: int,
-    rules: TokenRules = PLAIN,
-    *,
-    prompt: tuple[int, ...] = (31, 32),
-    limit: int = 30,
-    **search: Any,
-) -> WindowJob:
-    features = np.random.default_rng(seed).standard_normal((80, 2 * SOURCE), dtype=np.float32)
-    return WindowJob(
-        features=features,
-        window=(seed,),
-        prompt=prompt,
-        rules=rules,
-        max_new_tokens=limit,
-        search=Search(**search),
-    )
 
 
 def run(batch: BeamBatch, jobs: list[WindowJob]) -> list[WindowResult]:
@@ -141,17 +98,9 @@ def check(pair: Pair, jobs: list[WindowJob], found: list[WindowResult]) -> None:
 
 @pytest.mark.parametrize(
     ("num_beams", "early_stopping", "length_penalty"),
-    [
-        (2, False, 1.0),
-        (5, False, 1.0),
-        (5, True, 1.0),
-        (2, "never", 1.0),
-        (5, "never", -1.0),
-        (5, False, 0.0),
-        (2, True, 2.0),
-        (5, False, -1.0),
-    ],
-)
+    [(2, False, 1.0), (5, False, 1.0), (5, True, 1.0), (2, "never", 1.0), (5, "never", -1.0),
+     (5, False, 0.0), (2, True, 2.0), (5, False, -1.0)],
+)  # fmt: skip
 def test_beams_are_those_of_transformers(
     pairs: list[Pair], num_beams: int, early_stopping: bool | str, length_penalty: float
 ) -> None:
@@ -196,13 +145,7 @@ def test_rules_against_repetition_are_those_of_transformers(pairs: list[Pair]) -
 
 
 def test_logprobs_are_those_of_the_tokens_under_the_rules(pairs: list[Pair]) -> None:
-    options: dict[str, Any] = {
-        "num_beams": 3,
-        "num_return_sequences": 3,
-        "keep_scores": True,
-        "keep_logits": True,
-    }
-    one = job(1, GRAMMAR, **options)
+    one = job(1, GRAMMAR, num_beams=3, num_return_sequences=3, keep_scores=True, keep_logits=True)
     (result,) = run(BeamBatch(pairs[0].model, 1, 3), [one])
     for each in (result, *result.others):
         said = [*each.tokens, *([END] if each.end_logprob is not None else [])]
@@ -216,15 +159,10 @@ def test_logprobs_are_those_of_the_tokens_under_the_rules(pairs: list[Pair]) -> 
         # transformers adds the log-probabilities of the raw logits.
         raw = each.logits.log_softmax(dim=1)[steps, said]
         assert each.sequence_score == pytest.approx(float(raw.sum()) / len(said), abs=1e-4)
+        features, tokens = torch.from_numpy(one.features), torch.tensor([[*one.prompt, *said]])
         with torch.inference_mode():
-            expected = (
-                pairs[0]
-                .oracle(
-                    torch.from_numpy(one.features).unsqueeze(0),
-                    decoder_input_ids=torch.tensor([[*one.prompt, *said]]),
-                )
-                .logits[0, len(one.prompt) - 1 : -1]
-            )
+            whole = pairs[0].oracle(features.unsqueeze(0), decoder_input_ids=tokens).logits[0]
+        expected = whole[len(one.prompt) - 1 : -1]
         torch.testing.assert_close(each.logits, expected, atol=1e-4, rtol=0)
 
 
@@ -256,18 +194,15 @@ def test_processors_and_criteria_are_asked_for_every_beam(pairs: list[Pair]) -> 
 def test_a_moved_place_goes_on_as_it_was(pairs: list[Pair]) -> None:
     options: dict[str, Any] = {"num_beams": 2, "keep_scores": True}
     jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, **options)]
-    batch = BeamBatch(pairs[2].model, 2, 2)
-    found = run(batch, jobs)
-    alone = [run(BeamBatch(pairs[2].model, 1, 2), [each])[0] for each in jobs]
-    for ours, expected in zip(found, alone, strict=True):
-        assert ours.tokens == expected.tokens
-        assert ours.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
-        assert ours.sequence_score == pytest.approx(expected.sequence_score, abs=1e-5)
-        torch.testing.assert_close(ours.scores, expected.scores, atol=1e-4, rtol=0)
+    found = run(BeamBatch(pairs[2].model, 2, 2), jobs)
+    alone = [run(BeamBatch(pairs[2].model, 1, 2), [each]) for each in jobs]
+    assert_all_same([[result] for result in found], alone)
+    scores = [result.sequence_score for result in found]
+    assert scores == pytest.approx([result.sequence_score for (result,) in alone], abs=1e-5)
 
 
 def test_the_score_of_a_token_is_that_of_the_plain_lane(pairs: list[Pair]) -> None:
-    one = replace(job(3, num_beams=2), score_token=33, score_position=0)
+    one = job(3, num_beams=2)
     plain = SlotBatch(pairs[0].model, 1)
     plain.fill([0], [one], encode_windows(plain.model, [one]))
     plain.admit([0], [replace(one, search=Search(), max_new_tokens=1)])
@@ -278,7 +213,7 @@ def test_the_score_of_a_token_is_that_of_the_plain_lane(pairs: list[Pair]) -> No
 
 
 def test_a_window_that_repeats_itself_ends_early(tmp_path: Path) -> None:
-    model = Pair(tmp_path, seed=0, positions=200).model
+    model = Pair(tmp_path, seed=0, max_target_positions=200).model
     # Nothing but two tokens may be said, so that it cannot but go round in circles.
     rules = TokenRules(end=END, only=(5, 6))
     jobs = [
@@ -347,8 +282,7 @@ def test_more_beams_than_there_is_to_say_are_refused_with_their_job(pairs: list[
 
 def test_beams_and_plain_searches_share_a_scheduler(pairs: list[Pair]) -> None:
     jobs = [job(0, num_beams=2), job(1), job(2, GRAMMAR, num_beams=5), job(0, GRAMMAR, num_beams=2)]
-    scheduler = SlotScheduler(pairs[0].model, 4)
-    found = [cast("WindowResult", result) for result in run_jobs(scheduler, [jobs])[0]]
-    beams = [number for number in range(4) if number != 1]
-    check(pairs[0], [jobs[number] for number in beams], [found[number] for number in beams])
-    assert found[1].sequence_score is None
+    (found,) = run_jobs(SlotScheduler(pairs[0].model, 4), [jobs])
+    results = [cast("WindowResult", result) for result in found]
+    assert results.pop(1).sequence_score is None
+    check(pairs[0], [jobs[0], *jobs[2:]], results)

@@ -302,3 +302,12 @@ def assert_same(found: Result, expected: Result) -> None:
     assert found.score == pytest.approx(expected.score, abs=1e-5)
     for ours, theirs in ((found.scores, expected.scores), (found.logits, expected.logits)):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def assert_all_same(
+    found: Sequence[Sequence[Result]], expected: Sequence[Sequence[Result]]
+) -> None:
+    """Check the results of every task against others."""
+    for ours, theirs in zip(found, expected, strict=True):
+        for result, wanted in zip(ours, theirs, strict=True):
+            assert_same(result, wanted)
