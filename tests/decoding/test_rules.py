@@ -46,7 +46,7 @@ def ruled(*rules: TokenRules) -> SlotRules:
 
 
 @given(seed=st.integers(0, 999), timestamp_boost=st.sampled_from([-3.0, 0.0, 2.0]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_every_step_forbids_what_openai_whisper_forbids(seed: int, timestamp_boost: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     slots = 4
