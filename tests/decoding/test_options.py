@@ -21,8 +21,6 @@ from transformers import (
 )
 
 from corpus_asr.decoding.options import (
-    apply_after_rules,
-    apply_before_rules,
     choose,
     forbid_repeated_ngrams,
     gumbel_noise,
@@ -287,33 +285,6 @@ def test_ngrams_are_forbidden_as_transformers_does(rows: list[list[int]], size: 
     scores = torch.zeros(len(rows), SMALL_VOCAB)
     found = forbid_repeated_ngrams(scores, *padded(rows), size)
     assert torch.equal(found, row_by_row(NoRepeatNGramLogitsProcessor(size), rows, scores))
-
-
-def test_each_row_gets_its_own_search_s_rules_in_transformers_order() -> None:
-    rows = [[1, 2, 1], [1, 2, 1], [1, 2, 1], [3, 3]]
-    scores = torch.randn(4, SMALL_VOCAB, generator=torch.Generator().manual_seed(1))
-    seen: list[Any] = []
-
-    def note(ids: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-        seen.append((ids.tolist(), given[0].isneginf().nonzero().flatten().tolist()))
-        given[0, 5] = 7.0
-        return given
-
-    searches = [
-        Search(),
-        Search(repetition_penalty=1.5, no_repeat_ngram_size=2, early_processors=(note,)),
-        Search(repetition_penalty=2.0),
-        Search(no_repeat_ngram_size=1),
-    ]
-    found = apply_before_rules(scores.clone(), searches, *padded(rows))
-    assert torch.equal(found[0], scores[0])
-    assert seen == [([rows[1]], [2])]  # the n-gram rule came first
-    both = row_by_row(RepetitionPenaltyLogitsProcessor(1.5), rows, scores)[1]
-    both[2], both[5] = float("-inf"), 7.0
-    torch.testing.assert_close(found[1], both)
-    assert found[3].isneginf().nonzero().flatten().tolist() == [3]
-    late = apply_after_rules(scores.clone(), [Search(processors=(note,))] * 4, *padded(rows))
-    assert (late[:, 5] == 7.0).all()
 
 
 def forgets_to_return(ids: torch.Tensor, given: torch.Tensor) -> Any:

@@ -47,18 +47,6 @@ def test_an_english_only_checkpoint_has_no_language_to_ask_for(tmp_path: Path) -
     refused(own, "language_mode: found window", language_mode="window")
 
 
-def test_previous_text_goes_before_the_prompt_and_the_latest_fits() -> None:
-    own = prompt_format()
-    prompt, at = own.prompt("en", "transcribe", [1, 2, 3])
-    assert prompt == (PREVIOUS, 1, 2, 3, START, ENGLISH)
-    assert prompt[at] == START
-    long = list(range(1, 10)) * 5
-    prompt, at = own.prompt("en", "transcribe", long)
-    kept = own.max_target_positions // 2 - 1
-    assert prompt == (PREVIOUS, *long[-kept:], START, ENGLISH)
-    assert prompt[at] == START
-
-
 def test_what_no_multilingual_checkpoint_can_do_is_refused(tmp_path: Path) -> None:
     own = prompt_format()
     own.check(DecodingSettings(language=("de", "en"), task="translate", language_mode="window"))
@@ -97,14 +85,6 @@ def test_alignment_heads_are_those_named_or_all_of_the_upper_half(tmp_path: Path
 def test_an_alignment_head_the_network_lacks_is_refused(tmp_path: Path, pair: list[int]) -> None:
     with pytest.raises(CheckpointError, match="expected a layer below 2 and a head below 4"):
         PromptFormat.from_folder(checkpoint_naming(tmp_path, [[0, 0], pair]))
-
-
-def test_hotwords_stand_before_the_text_and_a_prefix_after_the_start() -> None:
-    own = prompt_format()
-    prompt, at = own.prompt("en", "transcribe", [1, 2], hotwords=[7], prefix=[8, 9])
-    assert prompt == (PREVIOUS, 7, 1, 2, START, ENGLISH, 8, 9)
-    assert prompt[at] == START
-    assert own.prompt("en", "transcribe", prefix=[8]) == ((START, ENGLISH, 8), 0)
 
 
 @given(said=st.integers(0, 900), hot=st.integers(0, 223), begun=st.integers(0, 223))
