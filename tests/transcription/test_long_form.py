@@ -150,7 +150,8 @@ def test_the_language_is_asked_for_in_the_first_speech() -> None:
     job = next(find_language(own, prompt_format(), DecodingSettings()))
     assert (job.prompt, job.rules.only) == ((START,), (ENGLISH, GERMAN))
     found = answers(own, [(0.0, math.log(3))])
-    assert (found.code, found.probability) == ("de", pytest.approx(0.75))
+    assert found.code == "de"
+    assert found.probability == pytest.approx(0.75)
 
 
 def answers(own: PartRequest, logits: list[tuple[float, float]], **settings: Any) -> Language:
