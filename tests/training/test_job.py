@@ -116,14 +116,13 @@ def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_seed_decides_every_step(place: Path, dropout: float) -> None:
+def test_a_seed_decides_every_step(place: Path) -> None:
     """Threads that compute windows side by side end in no certain order."""
     sections = {
-        "model": {"dropout": dropout},
-        "training": {"gradient_accumulation_steps": 6, "max_steps": 2},
+        "model": {"dropout": 0.1},
+        "training": {"gradient_accumulation_steps": 4, "max_steps": 2},
     }
-    first, again = (losses_of(place, f"seed-{n}-{dropout}", **sections) for n in (1, 2))
+    first, again = (losses_of(place, f"seed-{n}", **sections) for n in (1, 2))
     assert first == again
 
 
@@ -188,8 +187,9 @@ def test_the_best_model_is_kept(place: Path) -> None:
     assert (place / "best" / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize(
+    ("dtype", "rank"), [("float32", None), ("float16", 2), ("bfloat16", None), ("bfloat16", 2)]
+)
 def test_a_start_that_stays_the_best_is_written_as_it_was_stored(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, rank: int | None
 ) -> None:
@@ -243,12 +243,10 @@ def test_adapters_alone_are_trained_and_merged(place: Path, tmp_path: Path) -> N
         torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_adapters_that_were_killed_end_with_the_same_weights(place: Path, dropout: float) -> None:
-    lora = {"rank": 2, "dropout": dropout}
+def test_adapters_that_were_killed_end_with_the_same_weights(place: Path) -> None:
+    lora = {"rank": 2, "dropout": 0.3}
     configs = [
-        training(place, place / "model", f"lora-{name}-{dropout}", lora=lora)
-        for name in ("whole", "killed")
+        training(place, place / "model", f"lora-{name}", lora=lora) for name in ("whole", "killed")
     ]
     run(configs[0])
     run(configs[1], stop_after=3)  # the checkpoint is that of step 2
