@@ -1,5 +1,6 @@
 """The scripts of `pipelines/` run as they are shown, and no foreign folder of that name matters."""
 
+import functools
 import os
 import runpy
 import shutil
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from corpus_asr.pipelines import nightly
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
+from tests.support.nightly import QUICK
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = REPOSITORY / "pipelines"
@@ -99,15 +102,16 @@ def test_a_corpus_is_transcribed_and_evaluated_by_the_scripts(script: Script, tm
     assert "word" in out
 
 
-def test_a_run_that_lives_is_left_alone(script: Script, tmp_path: Path):
+def test_a_run_that_lives_is_left_alone(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(nightly, "run", functools.partial(nightly.run, timing=QUICK))
     config = job_of(tmp_path)
-    with Lock(OutputStore(str(tmp_path / "output")), "other", say=lambda _: None):
-        code, _, err = script("transcribe_corpus", config)
-        assert code == 2, err
-        assert "Traceback" not in err
-        night = python(SCRIPTS / "archive_nightly.py", config, cwd=tmp_path)
-        assert night.returncode == 75, night.stderr
-        assert "Traceback" not in night.stderr
+    with Lock(OutputStore(str(tmp_path / "output")), "other", say=lambda _: None, timing=QUICK):
+        for name, expected in (("transcribe_corpus", 2), ("archive_nightly", 75)):
+            code, _, err = script(name, config)
+            assert code == expected, err
+            assert "found it in use by run other" in err
 
 
 def test_a_foreign_folder_called_pipelines_is_not_taken_for_ours(tmp_path: Path):
