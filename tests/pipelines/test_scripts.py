@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.pipelines import nightly
+from corpus_asr.pipelines.driver import CorpusRun
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
@@ -87,9 +88,10 @@ def job_of(tmp_path: Path) -> Path:
     return config
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_a_corpus_is_transcribed_and_evaluated_by_the_scripts(script: Script, tmp_path: Path):
+def test_a_corpus_is_transcribed_and_evaluated_by_the_scripts(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(CorpusRun, "open", functools.partial(CorpusRun.open, local=True))
     config = job_of(tmp_path)
     code, out, err = script("transcribe_corpus", config, "--steal-lock")
     assert code == 1, err
