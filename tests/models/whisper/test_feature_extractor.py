@@ -157,13 +157,17 @@ def test_tensors_are_taken_as_arrays_are() -> None:
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
-def test_the_extractors_own_mask_setting_holds_where_a_call_says_nothing() -> None:
+def test_options_that_a_call_may_leave_out_or_that_are_not_its_own() -> None:
     extractor = WhisperFeatureExtractor(return_attention_mask=True, **SMALL)
-    batch = extractor(noise(8_000), sampling_rate=16_000)
+    options: dict[str, Any] = {"sampling_rate": 16_000}
+    batch = extractor(noise(8_000), **options)
     assert batch.attention_mask.tolist() == [[1] * 50 + [0] * 50]
-    assert "attention_mask" not in extractor(
-        noise(8_000), sampling_rate=16_000, return_attention_mask=False
-    )
+    assert "attention_mask" not in extractor(noise(800), return_attention_mask=False, **options)
+    # What is meant for a tokenizer is let by, and the older name for frames still counts them.
+    assert extractor(noise(800), add_special_tokens=False, **options).input_features.shape[1] == 80
+    speech = [noise(8_000), noise(40_000)]
+    batch = extractor(speech, return_token_timestamps=True, return_tensors="pt", **options)
+    assert batch.num_frames.tolist() == [50, 250]
 
 
 @pytest.mark.parametrize("padding", ["do_not_pad", False, None])
@@ -179,20 +183,6 @@ def test_without_padding_recordings_keep_their_lengths(padding: Any) -> None:
     assert_equal(*both(speech[1], padding="do_not_pad"))
     with pytest.raises(ValueError, match=r"converting 'input_features'.*padding=True"):
         extractor(speech, return_tensors="pt", **options)
-
-
-def test_the_older_name_for_frames_still_counts_them() -> None:
-    extractor = WhisperFeatureExtractor(**SMALL)
-    options: dict[str, Any] = {"sampling_rate": 16_000, "return_token_timestamps": True}
-    batch = extractor([noise(8_000), noise(40_000)], return_tensors="pt", **options)
-    assert batch.num_frames.tolist() == [50, 250]
-
-
-def test_what_is_meant_for_a_tokenizer_is_let_by() -> None:
-    batch = WhisperFeatureExtractor(**SMALL)(
-        noise(800), sampling_rate=16_000, add_special_tokens=False
-    )
-    assert batch.input_features.shape == (1, 80, 100)
 
 
 @pytest.mark.parametrize(
