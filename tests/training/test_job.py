@@ -132,13 +132,12 @@ def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
 
 def test_a_seed_decides_every_step(place: Path) -> None:
     """Threads that compute windows side by side end in no certain order."""
-    for dropout in (0.0, 0.1):
-        sections = {
-            "model": {"dropout": dropout},
-            "training": {"gradient_accumulation_steps": 3, "max_steps": 2},
-        }
-        first, again = (losses_of(place, f"seed-{n}-{dropout}", **sections) for n in (1, 2))
-        assert first == again, dropout
+    sections = {
+        "model": {"dropout": 0.1},
+        "training": {"gradient_accumulation_steps": 3, "max_steps": 2},
+    }
+    first, again = (losses_of(place, f"seed-{n}", **sections) for n in (1, 2))
+    assert first == again
 
 
 def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
