@@ -1,6 +1,5 @@
 """A store that throttles, resets, cuts short and forgets: what comes through is exact."""
 
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -160,21 +159,6 @@ def test_a_listing_that_leads_nowhere_ends(
         list(list_objects("s3://bucket", StoreOptions(endpoint_url="http://127.0.0.1:9")))
 
 
-def test_an_object_replaced_between_two_ranges_is_a_retryable_failure(
-    faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 10)
-    uri = f"s3://{bucket}/a.mp3"
-    write_atomic(uri, b"1" * 5000, s3.options)
-    with open_binary(uri, faulty.options) as file:
-        assert file.read(500) == b"1" * 500
-        write_atomic(uri, b"2" * 5000, s3.options)
-        with pytest.raises(FetchError, match=r"changed while it was read .*3 attempts") as caught:
-            file.read()
-    assert (caught.value.kind, caught.value.retryable) == ("changed", True)
-
-
 def test_a_replica_that_lags_behind_for_one_answer_does_no_harm(
     faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,13 +182,3 @@ def test_expired_credentials_are_read_anew(
     faulty.rates, faulty.max_in_a_row = {"expired": 1.0}, 1
     assert read_bytes(uri, faulty.options) == b"sound"
     assert store.filesystem.session is not before
-
-
-def test_the_same_seed_draws_the_same_faults() -> None:
-    def drawn(seed: int) -> list[str | None]:
-        store = FaultyStore("", "", dict(BAD_NIGHT), seed)
-        return [store.draw(("GET", "/a", ""), frozenset(BAD_NIGHT)) for _ in range(300)]
-
-    assert drawn(1) == drawn(1) != drawn(2)
-    faults = [fault for fault, _ in itertools.groupby(sorted(filter(None, drawn(1))))]
-    assert set(faults) == set(BAD_NIGHT)

@@ -11,7 +11,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -241,27 +240,6 @@ def test_a_presigned_address_for_get_only_can_be_looked_up(web: WebServer) -> No
     assert filesystem.describe(web.url("a"), StoreOptions(policy=QUICK)).size_bytes == 5
 
 
-def test_a_failed_local_write_leaves_the_old_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, source = tmp_path / "file", tmp_path / "source"
-    write_atomic(str(target), b"old")
-    source.write_bytes(b"new")
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    for write in (
-        lambda: write_atomic(str(target), b"new"),
-        lambda: upload(str(source), str(target)),
-    ):
-        with pytest.raises(FetchError, match="No space left"):
-            write()
-        assert sorted(os.listdir(tmp_path)) == ["file", "source"]
-        assert target.read_bytes() == b"old"
-
-
 class Hosts(MemoryFileSystem):  # type: ignore[misc]
     """A store of several hosts, each with files of its own, that keeps listings."""
 
@@ -313,16 +291,6 @@ def test_an_unusable_address_is_one_failed_recording_and_no_listing(hosts: None,
     for source in ({"uri": (uri,)}, {"manifest": f"{uri}.jsonl"}):
         with pytest.raises(ConfigError):
             list(FileListing(SourceSettings(**source)))
-
-
-def test_many_threads_read_one_store(s3: S3Server, bucket: str) -> None:
-    uris = [s3.put(bucket, f"{i}", bytes([i]) * 100) for i in range(20)]
-
-    def read(uri: str) -> bytes:
-        return read_bytes(uri, s3.options)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(read, uris)) == [bytes([i]) * 100 for i in range(20)]
 
 
 def test_a_spawned_process_opens_its_own_connections(s3: S3Server, bucket: str) -> None:

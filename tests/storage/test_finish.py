@@ -19,7 +19,6 @@ from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.storage.run_state import finish as finish_module
 from corpus_asr.storage.run_state.finish import (
-    claimed_segments,
     compact,
     groups_to_merge,
     merge,
@@ -92,15 +91,6 @@ def test_a_second_finish_has_nothing_to_merge(memory: str) -> None:
     assert all(0.25 * MEBIBYTE < size <= 0.5 * MEBIBYTE for size in merged.values())
     done(store, files(*names), target_mb=0.5)
     assert store.sizes("segments") == merged
-
-
-def test_parts_without_segments_are_merged(memory: str) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=None, status="failed", error_kind="timeout")))
-    commit(store, results(part("b", 0, texts=[], status="no_speech")))
-    counts = done(store, files(*"ab"))
-    assert (counts.failed, counts.no_speech, counts.left) == (1, 1, 0)
-    assert (len(store.names("outcomes")), store.names("segments")) == (1, [])
 
 
 def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path) -> None:
@@ -296,40 +286,3 @@ def _counting(store: OutputStore, keep: dict[str, np.ndarray]) -> list[str]:
         table = store.read_table(name, OUTCOMES).drop_columns(["segments_object"])
         rows += (table.filter(keep[name]) if name in keep else table).to_pylist()
     return sorted(map(repr, rows))
-
-
-@settings(max_examples=6, deadline=None)
-@given(
-    deaths=st.lists(st.integers(1, 25), max_size=4),
-    targets=st.lists(st.sampled_from([None, 0.05, 0.2, 128]), min_size=5, max_size=5),
-)
-def test_any_deaths_one_after_another_end_exact(
-    deaths: list[int], targets: list[float | None]
-) -> None:
-    store, undisturbed = (OutputStore(f"memory://{uuid.uuid4().hex}") for _ in range(2))
-    for one in (store, undisturbed):
-        listing = history(one)
-    done(undisturbed, listing, target_mb=None)
-    for target_mb, operations in zip(targets, deaths, strict=False):
-        with life(operations), contextlib.suppress(Killed):
-            done(store, listing, target_mb=target_mb)
-    done(store, listing, target_mb=targets[-1])
-    assert rows_of(store) == rows_of(undisturbed)
-
-
-def test_segments_come_in_the_order_of_their_outcomes(memory: str) -> None:
-    """Many objects, since a hash table may look sorted while it is small."""
-    store, chance = OutputStore(memory), random.Random(1)
-    for number in range(40):
-        rows = [
-            part(f"{number}-{index}", 0, texts=["x"] * chance.randint(0, 2)) for index in range(3)
-        ]
-        commit(store, results(*rows))
-    from_outcomes = [
-        row["uri"] for batch in store.committed() for row in batch.rows.to_pylist()
-        for _ in range(row["segments_written"])
-    ]  # fmt: skip
-    outcomes = pa.Table.from_batches([batch.rows for batch in store.committed()], OUTCOMES)
-    found = [uri for table in claimed_segments(store, outcomes, "all")
-             for uri in table["uri"].to_pylist()]  # fmt: skip
-    assert found == from_outcomes

@@ -11,7 +11,7 @@ from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
@@ -79,7 +79,7 @@ def begin(store: OutputStore, config: RunConfig, *, new_run: bool = False) -> Ru
     return begin_run(store, config, fingerprint(config, "w"), new_run=new_run)
 
 
-def complete(store: OutputStore, config: RunConfig, run: Run) -> RunCounts:
+def complete(store: OutputStore, config: RunConfig, run: Run) -> OutcomeCounts:
     """Do what is left, in the language of the settings, and finish."""
     language = str(config.decoding.language)
     for row in Ledger.load(store).remaining(files(*NAMES)).to_pylist():

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.run_state.finish import aggregate
 from corpus_asr.storage.run_state.tables import (
@@ -105,24 +105,6 @@ def test_orphans_are_not_read(store: OutputStore) -> None:
     orphan = rows_of(orphaned, SEGMENT_ROWS, run_id="r", model=("m", "r"))
     store.write_table(f"segments/{unique_stem()}.parquet", orphan)
     assert [row["text"] for row in read(store.segments(["text"]))] == ["mine"]
-
-
-def test_a_commit_that_dies_between_its_puts_counts_for_nothing(
-    store: OutputStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = OutputStore.write_table
-
-    def fail_on_outcomes(self: OutputStore, name: str, table: pa.Table) -> None:
-        if name.startswith("outcomes/"):
-            raise FetchError("killed")
-        write(self, name, table)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(OutputStore, "write_table", fail_on_outcomes)
-        with pytest.raises(FetchError):
-            commit(store, results(part("a", 0, texts=["one"])))
-    assert len(store.names("segments")) == 1
-    assert read(store.segments()) == read(store.outcomes()) == []
 
 
 def test_names_sort_by_time_and_never_repeat() -> None:

@@ -30,6 +30,19 @@ from unittest import mock
 from corpus_asr.storage.stores.filesystem import StoreOptions
 
 START_LIMIT_S = 60.0
+# moto looks at the condition of a conditional put and then puts, in a thread per request: of two
+# writers that looked at once both would win, which no real store lets them. So one put at a time.
+MOTO = """
+import threading
+from moto.s3.responses import S3Response
+from moto.server import main
+put_object, alone = S3Response.put_object, threading.Lock()
+def put_alone(response):
+    with alone:
+        return put_object(response)
+S3Response.put_object = put_alone
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ def s3_server() -> Iterator[S3Server]:
     """Run an S3 server (moto) in a process of its own while the context is open."""
     port = _free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-c", MOTO, "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

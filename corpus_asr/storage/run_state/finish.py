@@ -66,7 +66,7 @@ PART_COLUMNS = (
 
 
 @dataclass(slots=True, kw_only=True)
-class RunCounts:
+class OutcomeCounts:
     """What a finished run leaves: `listed == ok + no_speech + failed + left`."""
 
     listed: int
@@ -106,7 +106,7 @@ def finish(
     num_listed: int,
     plan_name: str | None = None,
     extra: dict[str, Any] | None = None,
-) -> RunCounts:
+) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
 
     Removes what lost (second commits of a part, rows of replaced recordings, outcomes whose
@@ -157,13 +157,13 @@ def finish(
 
 def write_recordings(
     store: OutputStore, resolution: CommitResolution, num_listed: int
-) -> RunCounts:
+) -> OutcomeCounts:
     """Replace the recordings table by one row for each complete recording; count them.
 
     The new objects are written before the old ones are removed.
     """
     old = store.names(RECORDINGS_FOLDER)
-    stem, counts = unique_stem(), RunCounts(listed=num_listed, left=num_listed)
+    stem, counts = unique_stem(), OutcomeCounts(listed=num_listed, left=num_listed)
     ids = resolution.complete_ids.sort()
     # No recordings are one empty slice: an empty table says so.
     for index, start in enumerate(range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT)):
