@@ -1,10 +1,7 @@
 """Small commits become few large ones, and nothing is lost or doubled wherever that is killed."""
 
-import contextlib
 import random
-import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.storage.test_ledger import done
-from tests.support.stores import Killed, S3Server
+from tests.support.stores import S3Server, life
 from tests.support.tables import commit, files, part, results, same_schema
 
 
@@ -194,28 +191,6 @@ def test_a_year_of_nights_is_not_rewritten_every_night() -> None:
     assert sum(2 * weight >= target for weight in weights.values()) >= total / target
 
 
-@contextlib.contextmanager
-def life(operations: float) -> Iterator[list[str]]:
-    """Let this process change a store so many times; then it dies, in every thread."""
-    made: list[str] = []
-    lock = threading.Lock()
-
-    def mortal(function):
-        def call(uri: str, *args: Any, **options: Any) -> None:
-            with lock:
-                if len(made) >= operations:
-                    raise Killed
-                made.append(uri)
-                function(uri, *args, **options)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_atomic", "remove"):
-            patch.setattr(filesystem, name, mortal(getattr(filesystem, name)))
-        yield made
-
-
 def history(store: OutputStore) -> pa.RecordBatch:
     """Leave what nights leave: commits of half a recording, doubled, replaced, and an orphan."""
     commit(store, results(part("a", 0, texts=["a0", "x"], last=False), part("b", 0, texts=["b"])))
@@ -258,17 +233,18 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
 
     undisturbed = folder("undisturbed")
     listing = history(undisturbed)
-    with life(float("inf")) as made:
+    with life() as undying:
         counts = done(undisturbed, listing)
     expected = rows_of(undisturbed)
     assert len(undisturbed.names("outcomes")) == 1
     assert counts.left == 0
-    assert len(made) > 20
-    for operations in range(0, len(made), step):
+    assert undying.changes > 20
+    for operations in range(0, undying.changes, step):
         store = folder(f"after-{operations}")
         history(store)
-        with life(operations), pytest.raises(Killed):
+        with life(operations) as process:
             done(store, listing)
+        assert process.killed
         assert not store.exists("_SUCCESS")
         # What a run that continues here would do, and what a report would count, at this instant.
         ledger = Ledger.load(store)

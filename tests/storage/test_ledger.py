@@ -25,9 +25,8 @@ from corpus_asr.storage.run_state.tables import (
     rows_of,
     unique_stem,
 )
-from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
-from tests.support.stores import Killed, dying
+from tests.support.stores import life
 from tests.support.tables import commit, files, part, results, same_schema
 
 
@@ -325,16 +324,10 @@ def test_any_history_ends_exact(
         orphan = rows_of(results(row_of("a", 0, 0)), SEGMENT_ROWS, run_id="r", model=("m", "r"))
         store.write_table(f"segments/{unique_stem()}.parquet", orphan)
     for death, target_mb in deaths:
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("write_atomic", "remove"):
-                patch.setattr(
-                    filesystem, name, dying(getattr(filesystem, name), iter(range(death)))
-                )
-            try:
-                done(store, files(*NAMES), target_mb=target_mb)
-            except Killed:
-                # The very first step takes the mark of an earlier finish away.
-                assert death == 0 or not store.exists("_SUCCESS")
+        with life(death) as process:
+            done(store, files(*NAMES), target_mb=target_mb)
+        # The very first step takes the mark of an earlier finish away.
+        assert not process.killed or death == 0 or not store.exists("_SUCCESS")
     committed = {key for keys in commits for key in keys}
     expected_left = {name for name in NAMES if not {k for k in PARTS if k[0] == name} <= committed}
     counts = done(store, files(*NAMES))
@@ -460,18 +453,12 @@ def test_a_retry_killed_anywhere_ends_exact() -> None:
     for moment in range(0, 100, 3):
         store = OutputStore(f"memory://{uuid.uuid4().hex}")
         names = mixed(store)
-        steps = iter(range(moment))
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("write_atomic", "remove"):
-                patch.setattr(filesystem, name, dying(getattr(filesystem, name), steps))
-            try:
-                commit(store, results(part("down", 0, texts=["new"])))
-                commit(store, results(part("half", 1, texts=["new"], last=False)))
-                done(store, files(*names))
-            except Killed:
-                pass
-            else:
-                break
+        with life(moment) as process:
+            commit(store, results(part("down", 0, texts=["new"])))
+            commit(store, results(part("half", 1, texts=["new"], last=False)))
+            done(store, files(*names))
+        if not process.killed:
+            break
         for name, parts in left(store, files(*names), Retry.retryable).items():
             for index in {"down": [0], "half": [1], "both": [1]}[name]:
                 assert index not in parts

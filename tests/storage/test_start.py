@@ -16,9 +16,8 @@ from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores import filesystem
 from tests.storage.test_ledger import config
-from tests.support.stores import Killed, dying
+from tests.support.stores import life
 from tests.support.tables import commit, files, part, results
 
 
@@ -194,15 +193,9 @@ def test_results_of_unknown_origin_are_refused_and_not_even_moved(memory: str) -
 def killed_new_run(after: int) -> OutputStore | None:
     """Let a new run die after so many changes to the store; None if it does not come to that."""
     store = finished(OutputStore(f"memory://{uuid.uuid4().hex}"))
-    left = iter(range(after))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_atomic", "remove", "move"):
-            patch.setattr(filesystem, name, dying(getattr(filesystem, name), left))
-        try:
-            begin(store, OTHER, new_run=True)
-        except Killed:
-            return store
-    return None
+    with life(after) as process:
+        begin(store, OTHER, new_run=True)
+    return store if process.killed else None
 
 
 def test_a_new_run_killed_anywhere_loses_nothing_and_goes_on() -> None:

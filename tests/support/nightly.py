@@ -27,8 +27,7 @@ from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores import filesystem
-from tests.support.stores import Killed, dying
+from tests.support.stores import life
 from tests.support.tables import commit, part, results, run_config, with_section
 
 REVISION = "weights"
@@ -78,16 +77,9 @@ class Nights:
         killed_after: int | None = None,
     ) -> OutcomeCounts | None:
         """Run; None if it was killed, after so many changes to the output."""
-        if killed_after is None:
+        with life(float("inf") if killed_after is None else killed_after):
             return self._run(options or RunOptions(), down)
-        left = iter(range(killed_after))
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("write_atomic", "remove", "move"):
-                patch.setattr(filesystem, name, dying(getattr(filesystem, name), left))
-            try:
-                return self._run(options or RunOptions(), down)
-            except Killed:
-                return None
+        return None
 
     def _run(self, options: RunOptions, down: float) -> OutcomeCounts:
         # A killed run leaves its lock; its process, the test's, lives on.
