@@ -21,16 +21,15 @@ from corpus_asr.storage.run_state.finish import (
     merge,
 )
 from corpus_asr.storage.run_state.ledger import Ledger
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, unique_stem
-from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.storage.test_ledger import done
 from tests.support.stores import S3Server, life
-from tests.support.tables import commit, files, part, results, same_schema
+from tests.support.tables import commit, files, orphan, part, results, rows_of, same_schema
 
 
-def rows_of(store: OutputStore) -> dict[str, list[Any]]:
+def tables_of(store: OutputStore) -> dict[str, list[Any]]:
     """Read the tables as any Parquet reader would: every object of their folders, in any order."""
     found = {}
     for folder in ("segments", "outcomes", "recordings"):
@@ -50,9 +49,9 @@ def test_a_complete_finish_merges_what_was_written_in_small_pieces(tmp_path: Pat
     for index in (1, 0):
         for name in names:
             commit(store, results(part(name, index, texts=["one", "two"], last=index == 1)))
-    before, first = rows_of(store), store.names("outcomes")[0]
+    before, first = tables_of(store), store.names("outcomes")[0]
     assert done(store, files(*names)).left == 0
-    after = rows_of(store)
+    after = tables_of(store)
     assert (after["segments"], after["outcomes"]) == (before["segments"], before["outcomes"])
     [outcomes], [segments] = store.names("outcomes"), store.names("segments")
     assert outcomes < first, "so that it wins over what it was made of"
@@ -98,9 +97,9 @@ def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path
     commit(store, results(part("b", 0, texts=["b new"], etag="v2")))
     listing = pa.concat_batches([files("b", etag="v2"), files("a", "c")])
     assert done(store, listing).left == 0
-    rows = [row for batch in store.segments(["text"]) for row in batch.to_pylist()]
+    rows = rows_of(store.segments(["text"]))
     assert [row["text"] for row in rows] == ["a old", "more", "b new", "c old", "more"]
-    assert len(rows_of(store)["segments"]) == 5
+    assert len(tables_of(store)["segments"]) == 5
 
 
 @pytest.mark.parametrize(
@@ -140,16 +139,16 @@ def test_any_rows_come_out_sorted_and_complete(
             for position, (name, count) in enumerate(parts)
         ]
         commit(store, results(*rows))
-    before = rows_of(store)
+    before = tables_of(store)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish_module, "SORTED_ROWS", sorted_rows)
         patch.setattr(finish_module, "CHUNK_BYTES", chunk_bytes)
         merge(store, store.names("outcomes"))
-    assert rows_of(store) == before
-    outcomes = [row for batch in store.outcomes() for row in batch.to_pylist()]
+    assert tables_of(store) == before
+    outcomes = rows_of(store.outcomes())
     keys = [(row["uri"], row["part"]) for row in outcomes]
     assert keys == sorted(keys)
-    segments = [row for batch in store.segments() for row in batch.to_pylist()]
+    segments = rows_of(store.segments())
     assert [(row["uri"], row["part"], row["segment"]) for row in segments] == [
         (row["uri"], row["part"], index)
         for row in outcomes
@@ -200,9 +199,7 @@ def history(store: OutputStore) -> pa.RecordBatch:
         bad = part("bad", 0, texts=None, status="failed", error_kind=f"attempt {attempt}")
         commit(store, results(bad))
     commit(store, results(part("b", 0, texts=["again"]), part("unlisted", 0, texts=["u"])))
-    rows = results(part("d", 0, texts=["orphan"]))
-    orphan = part_rows_of(rows, SEGMENT_ROWS, run_id="other", model=("m", "r"))
-    store.write_table(f"segments/{unique_stem()}.parquet", orphan)
+    orphan(store, part("d", 0, texts=["orphan"]))
     return files("a", "b", "c", "bad")
 
 
@@ -235,7 +232,7 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
     listing = history(undisturbed)
     with life() as undying:
         counts = done(undisturbed, listing)
-    expected = rows_of(undisturbed)
+    expected = tables_of(undisturbed)
     assert len(undisturbed.names("outcomes")) == 1
     assert counts.left == 0
     assert undying.changes > 20
@@ -252,7 +249,7 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
         keep = ledger.resolve([listing]).keep
         assert _counting(store, keep) == expected["outcomes"]
         assert done(store, listing) == counts
-        assert rows_of(store) == expected, operations
+        assert tables_of(store) == expected, operations
         assert store.exists("_SUCCESS")
 
 

@@ -1,5 +1,6 @@
 """What counts as done and what is done again; a finished folder is exact however it came about."""
 
+import functools
 import json
 import random
 import uuid
@@ -12,35 +13,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.config.run import Retry, RunConfig
+from corpus_asr.config.run import Retry
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
 from corpus_asr.storage.run_state.finish import OutcomeCounts, aggregate, finish
 from corpus_asr.storage.run_state.ledger import Ledger, Reason, count_tries, note_tries
 from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.tables import (
-    SEGMENT_ROWS,
     OutputStore,
     outcomes_of,
-    rows_of,
     unique_stem,
 )
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.stores import life
-from tests.support.tables import commit, files, part, results, same_schema
+from tests.support.tables import (
+    commit,
+    files,
+    orphan,
+    part,
+    results,
+    rows_of,
+    run_config,
+    same_schema,
+)
 
-
-def config(**changes) -> RunConfig:
-    values: dict[str, Any] = {
-        "source": {"uri": ["/in"]},
-        "model": {"checkpoint": "tiny"},
-        "output": {"uri": "/out"},
-    }
-    for name, change in changes.items():
-        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
-    return RunConfig.model_validate(values)
-
-
+config = functools.partial(run_config, "/in", "/out", model="tiny")
 RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00", continues=False)
 
 
@@ -49,7 +46,7 @@ def done(
 ) -> OutcomeCounts:
     """Finish a run that was to cover the listing."""
     num_listed = sum(batch.num_rows for batch in listing)
-    job = config(output={"target_file_mb": target_mb})
+    job = config(output={"uri": "/out", "target_file_mb": target_mb})
     return finish(store, RUN, job, model_revision="r", listing=listing, num_listed=num_listed)
 
 
@@ -172,7 +169,7 @@ def test_channels_apart_cover_the_same_time(memory: str) -> None:
     nothing: dict[str, Any] = {"texts": None, "status": "failed", "duration_s": 0.0}
     commit(store, results(*apart, part("a", 2, **nothing), part("b", 0, **nothing)))
     counts = done(store, files("a", "b"))
-    a, b = [row for batch in store.recordings() for row in batch.to_pylist()]
+    a, b = rows_of(store.recordings())
     assert counts.audio_s == a["duration_s"] + b["duration_s"] == 10.0, "a failure is no channel"
     assert {(row["uri"], row["parts"], row["segments"]) for row in (a, b)} == {
         ("/a", 3, 2), ("/b", 1, 0),
@@ -221,14 +218,13 @@ def test_many_recordings_are_aggregated_slice_by_slice(
 
 def test_orphans_and_killed_writes_are_removed(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    row = results(part("a", 0, texts=["x"]))
-    commit(store, row)
-    orphan = f"segments/{unique_stem()}.parquet"
-    store.write_table(orphan, rows_of(row, SEGMENT_ROWS, run_id="other", model=("m", "r")))
+    row = part("a", 0, texts=["x"])
+    commit(store, results(row))
+    orphaned = orphan(store, row)
     temporary = "outcomes/.tmp-" + unique_stem()
     store.write_bytes(temporary, b"half")
     assert done(store, files("a")).left == 0
-    assert not store.exists(orphan)
+    assert not store.exists(orphaned)
     assert not store.exists(temporary)
 
 
@@ -321,8 +317,7 @@ def test_any_history_ends_exact(
         order.shuffle(rows)
         commit(store, results(*rows))
     for _ in range(num_orphans):
-        orphan = rows_of(results(row_of("a", 0, 0)), SEGMENT_ROWS, run_id="r", model=("m", "r"))
-        store.write_table(f"segments/{unique_stem()}.parquet", orphan)
+        orphan(store, row_of("a", 0, 0))
     for death, target_mb in deaths:
         with life(death) as process:
             done(store, files(*NAMES), target_mb=target_mb)
@@ -442,7 +437,7 @@ def test_the_first_success_counts_else_the_last_failure(history: list[str], toge
     assert left(store, files("a"), Retry.retryable) == again
     for _ in range(2):
         done(store, files("a"))
-        [row] = [row for batch in store.outcomes() for row in batch.to_pylist()]
+        [row] = rows_of(store.outcomes())
         assert row["attempts"] == expected
         said = [row["text"] for batch in store.segments() for row in batch.to_pylist()]
         assert said == ([f"text {expected}"] if history[expected] == "ok" else [])
@@ -467,7 +462,7 @@ def test_a_retry_killed_anywhere_ends_exact() -> None:
         commit(store, results(part("both", 2, texts=["new"])))
         counts = done(store, files(*names))
         assert (counts.ok, counts.failed, counts.left) == (3, 3, 0)
-        rows = [row for batch in store.outcomes(["uri", "part"]) for row in batch.to_pylist()]
+        rows = rows_of(store.outcomes(["uri", "part"]))
         assert len({(row["uri"], row["part"]) for row in rows}) == len(rows) == 10
     assert moment > 8
 

@@ -25,18 +25,12 @@ from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.support.simulation import simulated
-from tests.support.tables import commit, part, results, same_schema
+from tests.support.tables import commit, part, results, rows_of, run_config, same_schema
 
 
 def config(source: Path | str, output: Path | str, **extract: float) -> RunConfig:
     key = "manifest" if str(source).endswith((".jsonl", ".parquet")) else "uri"
-    values = {
-        "source": {key: str(source)},
-        "extract": extract,
-        "model": {"checkpoint": "tiny"},
-        "output": {"uri": str(output)},
-    }
-    return RunConfig.model_validate(values)
+    return run_config(source, output, source={key: str(source)}, extract=extract)
 
 
 def sparse(path: Path, size_bytes: int) -> None:
@@ -129,7 +123,7 @@ def test_what_is_done_is_left_out_and_half_done_files_say_which_parts(
 def test_nothing_to_do_is_an_empty_plan(source: Path, memory: str) -> None:
     store = OutputStore(memory)
     listing = read_listing(store, make_plan(config(source, memory), store))
-    for row in [row for batch in listing for row in batch.to_pylist()]:
+    for row in rows_of(listing):
         done = part("x", 0, texts=["x"], uri=row["uri"])
         commit(store, results(done | {key: row[key] for key in ("etag", "size_bytes")}))
     plan = make_plan(config(source, memory), store)
@@ -213,7 +207,7 @@ def test_only_a_success_removes_plans_and_raw_addresses(
         return
     assert plans_of(store) == {mine.name, younger.name}
     assert list(read_packs(store, mine)) == []
-    listed = [row for batch in read_listing(store, mine) for row in batch.to_pylist()]
+    listed = rows_of(read_listing(store, mine))
     assert [row["recording_id"] for row in listed] == identities
     assert listed[0]["uri"] == "https://host/0.mp3"
     assert "s3cr3t" not in str(listed)
