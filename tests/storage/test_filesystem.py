@@ -7,9 +7,6 @@ import multiprocessing
 import os
 import pickle
 import random
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -328,9 +325,6 @@ def test_an_upload_that_fails_says_where(s3: S3Server, tmp_path: Path) -> None:
             upload(str(tmp_path / "source"), uri, s3.options)
 
 
-LIMIT_BYTES = 4096
-
-
 def full_after(num_bytes: int) -> Callable[..., Any]:
     """Return an `open` whose files take no more bytes than that."""
 
@@ -356,18 +350,3 @@ def test_a_full_disk_leaves_what_was_there_and_says_where_it_is(
             assert words in str(caught.value)
         assert [path.name for path in tmp_path.iterdir()] == ["object"]
         assert target.read_bytes() == b"before"
-
-
-def test_a_limit_of_the_process_is_told_as_well(tmp_path: Path):
-    code = (
-        "import sys; from corpus_asr.storage.stores import filesystem; "
-        "filesystem.write_atomic(sys.argv[1], bytes(10_000))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "object")],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES)),
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "no space left (File too large)" in done.stderr
-    assert list(tmp_path.iterdir()) == []

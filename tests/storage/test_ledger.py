@@ -294,7 +294,7 @@ def check_exact(folder: Path, counts: OutcomeCounts) -> None:
         assert same_schema(pq.read_schema(path), SEGMENTS)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     commits=st.lists(st.sets(st.sampled_from(PARTS), min_size=1), max_size=6),
     num_orphans=st.integers(0, 2),
@@ -418,7 +418,7 @@ def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:
 attempt = st.sampled_from(["ok", "no_speech", "failed", "hopeless"])
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(history=st.lists(attempt, min_size=1, max_size=6), together=st.booleans())
 def test_the_first_success_counts_else_the_last_failure(history: list[str], together: bool) -> None:
     store = OutputStore(f"memory://{uuid.uuid4().hex}")

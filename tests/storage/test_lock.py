@@ -42,12 +42,17 @@ def left_by(store: OutputStore, process: ProcessName, *, at: str = "2026-01-01T0
 
 
 def dead_here() -> ProcessName:
-    """Name a process of this machine that has ended."""
+    """Name a process of this machine that has ended; before it is buried it is dead, too."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    begun = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    stat = Path(f"/proc/{child.pid}/stat")
+    begun = stat.read_text().rpartition(")")[2].split()[19]
+    name = replace(ProcessName.mine(), pid=child.pid, begun=begun)
     child.kill()
+    while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert name.is_surely_dead()
     child.communicate()
-    return replace(ProcessName.mine(), pid=child.pid, begun=begun)
+    return name
 
 
 def test_a_lock_is_held_beats_and_is_given_back(store: OutputStore) -> None:
@@ -147,16 +152,6 @@ def test_what_cannot_be_known_is_not_called_dead() -> None:
         replace(dead, machine="another boot/pid:[1]"),
     ):
         assert not unsure.is_surely_dead()
-
-
-def test_an_unburied_process_is_dead() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.DEVNULL)
-    stat = Path(f"/proc/{child.pid}/stat")
-    begun = stat.read_text().rpartition(")")[2].split()[19]
-    while stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        time.sleep(0.01)
-    assert replace(ProcessName.mine(), pid=child.pid, begun=begun).is_surely_dead()
-    child.wait()
 
 
 def test_a_robbed_holder_commits_no_more_and_leaves_the_new_lock_alone(store: OutputStore) -> None:

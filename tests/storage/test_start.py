@@ -156,13 +156,6 @@ def test_a_new_run_that_has_begun_is_continued_by_the_same_command(memory: str) 
     assert len(aside(store)) == 1
 
 
-def test_each_new_run_puts_its_own_folder_aside(memory: str) -> None:
-    store = finished(OutputStore(memory))
-    complete(store, OTHER, begin(store, OTHER, new_run=True))
-    begin(store, THIRD, new_run=True)
-    assert sorted(texts(earlier) for earlier in aside(store)) == [GERMAN, ENGLISH]
-
-
 def test_a_plan_for_a_new_run_covers_everything_and_moves_nothing(
     tmp_path: Path, memory: str
 ) -> None:

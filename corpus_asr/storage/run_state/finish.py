@@ -287,19 +287,16 @@ def _languages(parts: pa.Table, ids: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), counts["language"].combine_chunks())
 
 
-def compact(store: OutputStore, target_bytes: float) -> int:
-    """Merge commits of objects below half of `target_bytes`; return how many were merged.
+def compact(store: OutputStore, target_bytes: float) -> None:
+    """Merge commits of objects below half of `target_bytes`.
 
     Every row counts, and no writer is at work.
     """
-    merged = 0
     # Rows that were spread over many objects take fewer bytes together: what came out small is
     # looked at again, until nothing is left to do and another finish would do nothing.
     while groups := groups_to_merge(_weights(store), target_bytes):
         for names in groups:
             merge(store, names)
-            merged += len(names)
-    return merged
 
 
 def groups_to_merge(weights: Mapping[str, float], target_bytes: float) -> list[list[str]]:
