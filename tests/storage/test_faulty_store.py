@@ -1,6 +1,5 @@
 """A store that throttles, resets, cuts short and forgets: what comes through is exact."""
 
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,7 +24,7 @@ from corpus_asr.storage.stores.filesystem import (
 )
 from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.stores import BAD_NIGHT, FaultyStore, S3Server, faulty_store
-from tests.support.tables import commit, part, results
+from tests.support.tables import commit, part, results, rows_of, run_config
 
 # Far more often than on any real night; but each renewal of credentials takes a moment.
 TERRIBLE = {fault: 2 * rate for fault, rate in BAD_NIGHT.items() if fault != "expired"}
@@ -42,13 +41,9 @@ def faulty(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStor
 
 
 def job(faulty: FaultyStore, bucket: str) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "source": {"uri": f"s3://{bucket}/in", "endpoint_url": faulty.endpoint_url},
-            "model": {"checkpoint": "model"},
-            "output": {"uri": f"s3://{bucket}/out", "endpoint_url": faulty.endpoint_url},
-        }
-    )
+    there = {"endpoint_url": faulty.endpoint_url}
+    source, output = ({"uri": f"s3://{bucket}/{name}", **there} for name in ("in", "out"))
+    return run_config("", "", source=source, output=output)
 
 
 def test_plan_fetch_commit_and_finish_end_exact(
@@ -83,7 +78,7 @@ def test_plan_fetch_commit_and_finish_end_exact(
     assert store.exists(SUCCESS_NAME)
     said = [row["text"] for batch in store.segments() for row in batch.to_pylist()]
     assert sorted(said) == sorted(f"{int(uri[-6:-4])} of {uri}" for uri in content)
-    rows = [row for batch in store.recordings() for row in batch.to_pylist()]
+    rows = rows_of(store.recordings())
     assert sorted(row["uri"] for row in rows) == sorted(content)
     assert {"slow_down", "too_many", "truncated", "reset", "lost_answer"} <= set(faulty.injected)
 
@@ -110,33 +105,18 @@ def test_lists_reads_and_writes_survive_each_fault(
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "retryable", "attempts"),
-    [
-        ("slow_down", "fetch", True, 10),
-        ("too_many", "fetch", True, 10),
-        ("internal", "fetch", True, 10),
-        ("reset", "fetch", True, 10),
-        ("truncated", "fetch", True, 10),
-        ("expired", "access_denied", True, 3),
-        ("denied", "access_denied", False, 1),
-    ],
+    ("fault", "kind", "attempts"),
+    [("slow_down", "fetch", 10), ("expired", "access_denied", 3), ("denied", "access_denied", 1)],
 )
 def test_a_lasting_fault_ends_after_a_bounded_number_of_attempts(
-    faulty: FaultyStore,
-    s3: S3Server,
-    bucket: str,
-    fault: str,
-    kind: str,
-    retryable: bool,
-    attempts: int,
+    faulty: FaultyStore, s3: S3Server, bucket: str, fault: str, kind: str, attempts: int
 ) -> None:
     uri = s3.put(bucket, "a.mp3", b"sound" * 100)
     faulty.rates, faulty.max_in_a_row = {fault: 1.0}, None
     with pytest.raises(FetchError) as caught:
         open_binary(uri, faulty.options)
-    assert (caught.value.kind, caught.value.retryable) == (kind, retryable)
-    # The HTTP library asks a second time where a connection that was used before breaks.
-    assert attempts <= faulty.requests <= 2 * attempts
+    assert (caught.value.kind, caught.value.retryable) == (kind, attempts > 1)
+    assert faulty.requests == attempts
     assert f"({attempts} attempts)" in str(caught.value) or attempts == 1
 
 
@@ -158,21 +138,6 @@ def test_a_listing_that_leads_nowhere_ends(
     monkeypatch.setattr(s3_module.S3Store, "_run", lambda *_, **options: page)
     with pytest.raises(FetchError, match="names none after it"):
         list(list_objects("s3://bucket", StoreOptions(endpoint_url="http://127.0.0.1:9")))
-
-
-def test_an_object_replaced_between_two_ranges_is_a_retryable_failure(
-    faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 10)
-    uri = f"s3://{bucket}/a.mp3"
-    write_atomic(uri, b"1" * 5000, s3.options)
-    with open_binary(uri, faulty.options) as file:
-        assert file.read(500) == b"1" * 500
-        write_atomic(uri, b"2" * 5000, s3.options)
-        with pytest.raises(FetchError, match=r"changed while it was read .*3 attempts") as caught:
-            file.read()
-    assert (caught.value.kind, caught.value.retryable) == ("changed", True)
 
 
 def test_a_replica_that_lags_behind_for_one_answer_does_no_harm(
@@ -198,13 +163,3 @@ def test_expired_credentials_are_read_anew(
     faulty.rates, faulty.max_in_a_row = {"expired": 1.0}, 1
     assert read_bytes(uri, faulty.options) == b"sound"
     assert store.filesystem.session is not before
-
-
-def test_the_same_seed_draws_the_same_faults() -> None:
-    def drawn(seed: int) -> list[str | None]:
-        store = FaultyStore("", "", dict(BAD_NIGHT), seed)
-        return [store.draw(("GET", "/a", ""), frozenset(BAD_NIGHT)) for _ in range(300)]
-
-    assert drawn(1) == drawn(1) != drawn(2)
-    faults = [fault for fault, _ in itertools.groupby(sorted(filter(None, drawn(1))))]
-    assert set(faults) == set(BAD_NIGHT)

@@ -7,11 +7,7 @@ import multiprocessing
 import os
 import pickle
 import random
-import resource
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -241,27 +237,6 @@ def test_a_presigned_address_for_get_only_can_be_looked_up(web: WebServer) -> No
     assert filesystem.describe(web.url("a"), StoreOptions(policy=QUICK)).size_bytes == 5
 
 
-def test_a_failed_local_write_leaves_the_old_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, source = tmp_path / "file", tmp_path / "source"
-    write_atomic(str(target), b"old")
-    source.write_bytes(b"new")
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    for write in (
-        lambda: write_atomic(str(target), b"new"),
-        lambda: upload(str(source), str(target)),
-    ):
-        with pytest.raises(FetchError, match="No space left"):
-            write()
-        assert sorted(os.listdir(tmp_path)) == ["file", "source"]
-        assert target.read_bytes() == b"old"
-
-
 class Hosts(MemoryFileSystem):  # type: ignore[misc]
     """A store of several hosts, each with files of its own, that keeps listings."""
 
@@ -315,16 +290,6 @@ def test_an_unusable_address_is_one_failed_recording_and_no_listing(hosts: None,
             list(FileListing(SourceSettings(**source)))
 
 
-def test_many_threads_read_one_store(s3: S3Server, bucket: str) -> None:
-    uris = [s3.put(bucket, f"{i}", bytes([i]) * 100) for i in range(20)]
-
-    def read(uri: str) -> bytes:
-        return read_bytes(uri, s3.options)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(read, uris)) == [bytes([i]) * 100 for i in range(20)]
-
-
 def test_a_spawned_process_opens_its_own_connections(s3: S3Server, bucket: str) -> None:
     uri = s3.put(bucket, "key", b"data")
     assert read_bytes(uri, s3.options) == b"data"
@@ -360,9 +325,6 @@ def test_an_upload_that_fails_says_where(s3: S3Server, tmp_path: Path) -> None:
             upload(str(tmp_path / "source"), uri, s3.options)
 
 
-LIMIT_BYTES = 4096
-
-
 def full_after(num_bytes: int) -> Callable[..., Any]:
     """Return an `open` whose files take no more bytes than that."""
 
@@ -388,18 +350,3 @@ def test_a_full_disk_leaves_what_was_there_and_says_where_it_is(
             assert words in str(caught.value)
         assert [path.name for path in tmp_path.iterdir()] == ["object"]
         assert target.read_bytes() == b"before"
-
-
-def test_a_limit_of_the_process_is_told_as_well(tmp_path: Path):
-    code = (
-        "import sys; from corpus_asr.storage.stores import filesystem; "
-        "filesystem.write_atomic(sys.argv[1], bytes(10_000))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "object")],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES)),
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "no space left (File too large)" in done.stderr
-    assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,7 @@
 """Small commits become few large ones, and nothing is lost or doubled wherever that is killed."""
 
-import contextlib
 import random
-import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +16,20 @@ from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.storage.run_state import finish as finish_module
 from corpus_asr.storage.run_state.finish import (
-    claimed_segments,
     compact,
     groups_to_merge,
     merge,
 )
 from corpus_asr.storage.run_state.ledger import Ledger
-from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, unique_stem
-from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.storage.test_ledger import done
-from tests.support.stores import Killed, S3Server
-from tests.support.tables import commit, files, part, results, same_schema
+from tests.support.stores import S3Server, life
+from tests.support.tables import commit, files, orphan, part, results, rows_of, same_schema
 
 
-def rows_of(store: OutputStore) -> dict[str, list[Any]]:
+def tables_of(store: OutputStore) -> dict[str, list[Any]]:
     """Read the tables as any Parquet reader would: every object of their folders, in any order."""
     found = {}
     for folder in ("segments", "outcomes", "recordings"):
@@ -54,9 +49,9 @@ def test_a_complete_finish_merges_what_was_written_in_small_pieces(tmp_path: Pat
     for index in (1, 0):
         for name in names:
             commit(store, results(part(name, index, texts=["one", "two"], last=index == 1)))
-    before, first = rows_of(store), store.names("outcomes")[0]
+    before, first = tables_of(store), store.names("outcomes")[0]
     assert done(store, files(*names)).left == 0
-    after = rows_of(store)
+    after = tables_of(store)
     assert (after["segments"], after["outcomes"]) == (before["segments"], before["outcomes"])
     [outcomes], [segments] = store.names("outcomes"), store.names("segments")
     assert outcomes < first, "so that it wins over what it was made of"
@@ -94,15 +89,6 @@ def test_a_second_finish_has_nothing_to_merge(memory: str) -> None:
     assert store.sizes("segments") == merged
 
 
-def test_parts_without_segments_are_merged(memory: str) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=None, status="failed", error_kind="timeout")))
-    commit(store, results(part("b", 0, texts=[], status="no_speech")))
-    counts = done(store, files(*"ab"))
-    assert (counts.failed, counts.no_speech, counts.left) == (1, 1, 0)
-    assert (len(store.names("outcomes")), store.names("segments")) == (1, [])
-
-
 def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
     for name in "abc":
@@ -111,9 +97,9 @@ def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path
     commit(store, results(part("b", 0, texts=["b new"], etag="v2")))
     listing = pa.concat_batches([files("b", etag="v2"), files("a", "c")])
     assert done(store, listing).left == 0
-    rows = [row for batch in store.segments(["text"]) for row in batch.to_pylist()]
+    rows = rows_of(store.segments(["text"]))
     assert [row["text"] for row in rows] == ["a old", "more", "b new", "c old", "more"]
-    assert len(rows_of(store)["segments"]) == 5
+    assert len(tables_of(store)["segments"]) == 5
 
 
 @pytest.mark.parametrize(
@@ -153,16 +139,16 @@ def test_any_rows_come_out_sorted_and_complete(
             for position, (name, count) in enumerate(parts)
         ]
         commit(store, results(*rows))
-    before = rows_of(store)
+    before = tables_of(store)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish_module, "SORTED_ROWS", sorted_rows)
         patch.setattr(finish_module, "CHUNK_BYTES", chunk_bytes)
         merge(store, store.names("outcomes"))
-    assert rows_of(store) == before
-    outcomes = [row for batch in store.outcomes() for row in batch.to_pylist()]
+    assert tables_of(store) == before
+    outcomes = rows_of(store.outcomes())
     keys = [(row["uri"], row["part"]) for row in outcomes]
     assert keys == sorted(keys)
-    segments = [row for batch in store.segments() for row in batch.to_pylist()]
+    segments = rows_of(store.segments())
     assert [(row["uri"], row["part"], row["segment"]) for row in segments] == [
         (row["uri"], row["part"], index)
         for row in outcomes
@@ -204,28 +190,6 @@ def test_a_year_of_nights_is_not_rewritten_every_night() -> None:
     assert sum(2 * weight >= target for weight in weights.values()) >= total / target
 
 
-@contextlib.contextmanager
-def life(operations: float) -> Iterator[list[str]]:
-    """Let this process change a store so many times; then it dies, in every thread."""
-    made: list[str] = []
-    lock = threading.Lock()
-
-    def mortal(function):
-        def call(uri: str, *args: Any, **options: Any) -> None:
-            with lock:
-                if len(made) >= operations:
-                    raise Killed
-                made.append(uri)
-                function(uri, *args, **options)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_atomic", "remove"):
-            patch.setattr(filesystem, name, mortal(getattr(filesystem, name)))
-        yield made
-
-
 def history(store: OutputStore) -> pa.RecordBatch:
     """Leave what nights leave: commits of half a recording, doubled, replaced, and an orphan."""
     commit(store, results(part("a", 0, texts=["a0", "x"], last=False), part("b", 0, texts=["b"])))
@@ -235,9 +199,7 @@ def history(store: OutputStore) -> pa.RecordBatch:
         bad = part("bad", 0, texts=None, status="failed", error_kind=f"attempt {attempt}")
         commit(store, results(bad))
     commit(store, results(part("b", 0, texts=["again"]), part("unlisted", 0, texts=["u"])))
-    rows = results(part("d", 0, texts=["orphan"]))
-    orphan = part_rows_of(rows, SEGMENT_ROWS, run_id="other", model=("m", "r"))
-    store.write_table(f"segments/{unique_stem()}.parquet", orphan)
+    orphan(store, part("d", 0, texts=["orphan"]))
     return files("a", "b", "c", "bad")
 
 
@@ -268,17 +230,18 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
 
     undisturbed = folder("undisturbed")
     listing = history(undisturbed)
-    with life(float("inf")) as made:
+    with life() as undying:
         counts = done(undisturbed, listing)
-    expected = rows_of(undisturbed)
+    expected = tables_of(undisturbed)
     assert len(undisturbed.names("outcomes")) == 1
     assert counts.left == 0
-    assert len(made) > 20
-    for operations in range(0, len(made), step):
+    assert undying.changes > 20
+    for operations in range(0, undying.changes, step):
         store = folder(f"after-{operations}")
         history(store)
-        with life(operations), pytest.raises(Killed):
+        with life(operations) as process:
             done(store, listing)
+        assert process.killed
         assert not store.exists("_SUCCESS")
         # What a run that continues here would do, and what a report would count, at this instant.
         ledger = Ledger.load(store)
@@ -286,7 +249,7 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
         keep = ledger.resolve([listing]).keep
         assert _counting(store, keep) == expected["outcomes"]
         assert done(store, listing) == counts
-        assert rows_of(store) == expected, operations
+        assert tables_of(store) == expected, operations
         assert store.exists("_SUCCESS")
 
 
@@ -296,40 +259,3 @@ def _counting(store: OutputStore, keep: dict[str, np.ndarray]) -> list[str]:
         table = store.read_table(name, OUTCOMES).drop_columns(["segments_object"])
         rows += (table.filter(keep[name]) if name in keep else table).to_pylist()
     return sorted(map(repr, rows))
-
-
-@settings(max_examples=6, deadline=None)
-@given(
-    deaths=st.lists(st.integers(1, 25), max_size=4),
-    targets=st.lists(st.sampled_from([None, 0.05, 0.2, 128]), min_size=5, max_size=5),
-)
-def test_any_deaths_one_after_another_end_exact(
-    deaths: list[int], targets: list[float | None]
-) -> None:
-    store, undisturbed = (OutputStore(f"memory://{uuid.uuid4().hex}") for _ in range(2))
-    for one in (store, undisturbed):
-        listing = history(one)
-    done(undisturbed, listing, target_mb=None)
-    for target_mb, operations in zip(targets, deaths, strict=False):
-        with life(operations), contextlib.suppress(Killed):
-            done(store, listing, target_mb=target_mb)
-    done(store, listing, target_mb=targets[-1])
-    assert rows_of(store) == rows_of(undisturbed)
-
-
-def test_segments_come_in_the_order_of_their_outcomes(memory: str) -> None:
-    """Many objects, since a hash table may look sorted while it is small."""
-    store, chance = OutputStore(memory), random.Random(1)
-    for number in range(40):
-        rows = [
-            part(f"{number}-{index}", 0, texts=["x"] * chance.randint(0, 2)) for index in range(3)
-        ]
-        commit(store, results(*rows))
-    from_outcomes = [
-        row["uri"] for batch in store.committed() for row in batch.rows.to_pylist()
-        for _ in range(row["segments_written"])
-    ]  # fmt: skip
-    outcomes = pa.Table.from_batches([batch.rows for batch in store.committed()], OUTCOMES)
-    found = [uri for table in claimed_segments(store, outcomes, "all")
-             for uri in table["uri"].to_pylist()]  # fmt: skip
-    assert found == from_outcomes

@@ -203,20 +203,15 @@ def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
         rows(SourceSettings(uri=(str(tmp_path),)))
 
 
-def test_web_files_are_named_in_full(web: WebServer) -> None:
+def test_web_files_are_named_in_full_and_keep_their_identity(web: WebServer) -> None:
     web.files["a b.mp3"], web.etags["a b.mp3"] = b"123", "v1"
-    [row] = rows(SourceSettings(uri=(web.url("a b.mp3"),)))
+    url = web.url("a b.mp3")
+    uris = tuple(f"{url}?X-Amz-Signature={signature}" for signature in ("one", "two"))
+    [row] = rows(SourceSettings(uri=uris))
+    assert (row["uri"], row["recording_id"]) == (uris[0], recording_id(url))
     assert (row["size_bytes"], row["etag"]) == (3, "v1")
     with pytest.raises(ConfigError, match="no folders or globs"):
         rows(SourceSettings(uri=(web.url("missing*"),)))
-
-
-def test_a_presigned_address_keeps_its_identity(web: WebServer) -> None:
-    web.files["a.mp3"] = b"123"
-    uris = [f"{web.url('a.mp3')}?X-Amz-Signature={signature}" for signature in ("one", "two")]
-    found = rows(SourceSettings(uri=tuple(uris)))
-    assert [row["uri"] for row in found] == uris[:1]
-    assert found[0]["recording_id"] == recording_id(web.url("a.mp3"))
 
 
 def test_refused_listings_are_no_empty_ones(web: WebServer, s3: S3Server) -> None:

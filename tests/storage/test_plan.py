@@ -24,20 +24,13 @@ from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
-from tests.support import simulation as flow
-from tests.support.stores import S3Server
-from tests.support.tables import commit, part, results, same_schema
+from tests.support.simulation import simulated
+from tests.support.tables import commit, part, results, rows_of, run_config, same_schema
 
 
 def config(source: Path | str, output: Path | str, **extract: float) -> RunConfig:
     key = "manifest" if str(source).endswith((".jsonl", ".parquet")) else "uri"
-    values = {
-        "source": {key: str(source)},
-        "extract": extract,
-        "model": {"checkpoint": "tiny"},
-        "output": {"uri": str(output)},
-    }
-    return RunConfig.model_validate(values)
+    return run_config(source, output, source={key: str(source)}, extract=extract)
 
 
 def sparse(path: Path, size_bytes: int) -> None:
@@ -130,7 +123,7 @@ def test_what_is_done_is_left_out_and_half_done_files_say_which_parts(
 def test_nothing_to_do_is_an_empty_plan(source: Path, memory: str) -> None:
     store = OutputStore(memory)
     listing = read_listing(store, make_plan(config(source, memory), store))
-    for row in [row for batch in listing for row in batch.to_pylist()]:
+    for row in rows_of(listing):
         done = part("x", 0, texts=["x"], uri=row["uri"])
         commit(store, results(done | {key: row[key] for key in ("etag", "size_bytes")}))
     plan = make_plan(config(source, memory), store)
@@ -187,14 +180,6 @@ def plans_of(store: OutputStore) -> set[str]:
     return {"/".join(name.split("/")[:3]) for name in store.all_names("_run/plan")}
 
 
-def test_making_a_plan_removes_none(source: Path, memory: str) -> None:
-    store = OutputStore(memory)
-    old = "_run/plan/00000000000000000001-abc"
-    store.write_bytes(f"{old}/packs/00000.parquet", b"old")
-    plans = [make_plan(config(source, memory), store).name for _ in range(2)]
-    assert plans_of(store) == {old, *plans}
-
-
 @pytest.mark.parametrize("done", [True, False])
 def test_only_a_success_removes_plans_and_raw_addresses(
     tmp_path: Path, memory: str, done: bool
@@ -222,21 +207,13 @@ def test_only_a_success_removes_plans_and_raw_addresses(
         return
     assert plans_of(store) == {mine.name, younger.name}
     assert list(read_packs(store, mine)) == []
-    listed = [row for batch in read_listing(store, mine) for row in batch.to_pylist()]
+    listed = rows_of(read_listing(store, mine))
     assert [row["recording_id"] for row in listed] == identities
     assert listed[0]["uri"] == "https://host/0.mp3"
     assert "s3cr3t" not in str(listed)
     for name in store.all_names(""):
         if younger.name not in name:
             assert b"s3cr3t" not in filesystem.read_bytes(store.address(name))
-
-
-def test_a_plan_in_s3(s3: S3Server, bucket: str, source: Path) -> None:
-    uri = f"s3://{bucket}/out"
-    store = OutputStore(uri, endpoint_url=s3.endpoint_url)
-    plan = make_plan(config(source, uri), store)
-    assert plan.uri.startswith(f"{uri}/_run/plan/")
-    assert len(planned(store, plan)) == plan.num_packs == 5
 
 
 @given(
@@ -292,19 +269,19 @@ def test_the_order_of_the_plan_leaves_no_stragglers_and_no_idle_engine(
 ) -> None:
     packs = packs_of_audio(CORPORA[corpus], tmp_path)
     # Few slots: at so few hours the last parts of ten minutes would otherwise be all there is.
-    found = flow.simulated(packs, workers=workers, slots=16)
+    found = simulated(packs, workers=workers, slots=16)
     assert found.seconds < 1.07 * found.least_s
     assert found.first_part_s < 3  # one part of ten minutes
     assert found.idle_s == 0
     # Nobody waits for one that answers late.
-    late = flow.simulated(packs, workers=workers, slots=16, slow=0, slow_s=60)
+    late = simulated(packs, workers=workers, slots=16, slow=0, slow_s=60)
     assert late.idle_s == 0
 
 
 def test_in_another_order_all_would_wait_for_the_longest_file() -> None:
     packs = [[86_400.0], *[[1_800.0]] * 700]
     found, other = (
-        flow.simulated(order, workers=15, engine_speed=4_000) for order in (packs, packs[::-1])
+        simulated(order, workers=15, engine_speed=4_000) for order in (packs, packs[::-1])
     )
     assert found.seconds < 1.1 * found.least_s
     assert other.seconds > 1.7 * other.least_s

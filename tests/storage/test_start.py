@@ -11,14 +11,13 @@ from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores import filesystem
 from tests.storage.test_ledger import config
-from tests.support.stores import Killed, dying
+from tests.support.stores import life
 from tests.support.tables import commit, files, part, results
 
 
@@ -79,7 +78,7 @@ def begin(store: OutputStore, config: RunConfig, *, new_run: bool = False) -> Ru
     return begin_run(store, config, fingerprint(config, "w"), new_run=new_run)
 
 
-def complete(store: OutputStore, config: RunConfig, run: Run) -> RunCounts:
+def complete(store: OutputStore, config: RunConfig, run: Run) -> OutcomeCounts:
     """Do what is left, in the language of the settings, and finish."""
     language = str(config.decoding.language)
     for row in Ledger.load(store).remaining(files(*NAMES)).to_pylist():
@@ -157,13 +156,6 @@ def test_a_new_run_that_has_begun_is_continued_by_the_same_command(memory: str) 
     assert len(aside(store)) == 1
 
 
-def test_each_new_run_puts_its_own_folder_aside(memory: str) -> None:
-    store = finished(OutputStore(memory))
-    complete(store, OTHER, begin(store, OTHER, new_run=True))
-    begin(store, THIRD, new_run=True)
-    assert sorted(texts(earlier) for earlier in aside(store)) == [GERMAN, ENGLISH]
-
-
 def test_a_plan_for_a_new_run_covers_everything_and_moves_nothing(
     tmp_path: Path, memory: str
 ) -> None:
@@ -194,15 +186,9 @@ def test_results_of_unknown_origin_are_refused_and_not_even_moved(memory: str) -
 def killed_new_run(after: int) -> OutputStore | None:
     """Let a new run die after so many changes to the store; None if it does not come to that."""
     store = finished(OutputStore(f"memory://{uuid.uuid4().hex}"))
-    left = iter(range(after))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_atomic", "remove", "move"):
-            patch.setattr(filesystem, name, dying(getattr(filesystem, name), left))
-        try:
-            begin(store, OTHER, new_run=True)
-        except Killed:
-            return store
-    return None
+    with life(after) as process:
+        begin(store, OTHER, new_run=True)
+    return store if process.killed else None
 
 
 def test_a_new_run_killed_anywhere_loses_nothing_and_goes_on() -> None:

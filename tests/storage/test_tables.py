@@ -8,26 +8,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.run_state.finish import aggregate
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
-    SEGMENT_ROWS,
     OutputStore,
     conform,
     outcomes_of,
     part_rows_named,
-    rows_of,
     unique_stem,
     without_credentials,
 )
 from tests.storage.test_ledger import done
-from tests.support.tables import commit, files, part, results, same_schema
-
-
-def read(batches) -> list[dict]:
-    return [row for batch in batches for row in batch.to_pylist()]
+from tests.support.tables import commit, files, orphan, part, results, rows_of, same_schema
 
 
 def test_a_commit_is_read_back_exactly(store: OutputStore) -> None:
@@ -39,13 +33,13 @@ def test_a_commit_is_read_back_exactly(store: OutputStore) -> None:
     )
     written = commit(store, table)
     assert written.rows == 4
-    outcomes = read(store.outcomes())
+    outcomes = rows_of(store.outcomes())
     keys = [(row["uri"], row["part"], row["segments_written"]) for row in outcomes]
     assert keys == [("/a", 0, 2), ("/a", 1, 0), ("/b", 0, 0), ("/c", 0, 1)]
     assert {row["segments_object"] for row in outcomes} == {written.segments_name}
     assert outcomes[0]["run_id"] == "run"
     assert outcomes[2]["error_kind"] == "timeout"
-    segments = read(store.segments())
+    segments = rows_of(store.segments())
     assert [(row["uri"], row["part"], row["segment"], row["text"]) for row in segments] == [
         ("/a", 0, 0, "one"),
         ("/a", 0, 1, "two"),
@@ -68,11 +62,11 @@ def test_words_are_read_back_exactly_and_null_where_older_objects_have_no_such_c
     row["segments"][0]["words"] = words
     row["segments"][1]["words"] = []
     written = commit(store, results(row))
-    assert [row["words"] for row in read(store.segments())] == [words, [], None]
+    assert [row["words"] for row in rows_of(store.segments())] == [words, [], None]
     (batch,) = store.segments()
     older = pa.Table.from_batches([batch]).drop_columns(["words"])
     store.write_table(str(written.segments_name), older)
-    assert [row["words"] for row in read(store.segments())] == [None] * 3
+    assert [row["words"] for row in rows_of(store.segments())] == [None] * 3
 
 
 def test_objects_hold_the_exact_schemas(tmp_path: Path) -> None:
@@ -88,7 +82,7 @@ def test_results_without_segments_are_outcomes_only(store: OutputStore) -> None:
     written = commit(store, results(part("a", 0, texts=[], status="no_speech")))
     assert written.segments_name is None
     assert store.names("segments") == []
-    assert read(store.outcomes(["segments_object"])) == [{"segments_object": None}]
+    assert rows_of(store.outcomes(["segments_object"])) == [{"segments_object": None}]
     written = commit(store, RESULTS.empty_table())
     assert (written.rows, written.segments_name) == (0, None)
 
@@ -96,33 +90,13 @@ def test_results_without_segments_are_outcomes_only(store: OutputStore) -> None:
 def test_a_slice_of_results_commits_only_its_rows(store: OutputStore) -> None:
     table = results(*(part(name, 0, texts=[name]) for name in "abcd"))
     commit(store, pa.concat_tables([table.slice(1, 1), table.slice(3, 1)]))
-    assert [row["text"] for row in read(store.segments())] == ["b", "d"]
+    assert [row["text"] for row in rows_of(store.segments())] == ["b", "d"]
 
 
 def test_orphans_are_not_read(store: OutputStore) -> None:
     commit(store, results(part("a", 0, texts=["mine"])))
-    orphaned = results(part("b", 0, texts=["orphan"]))
-    orphan = rows_of(orphaned, SEGMENT_ROWS, run_id="r", model=("m", "r"))
-    store.write_table(f"segments/{unique_stem()}.parquet", orphan)
-    assert [row["text"] for row in read(store.segments(["text"]))] == ["mine"]
-
-
-def test_a_commit_that_dies_between_its_puts_counts_for_nothing(
-    store: OutputStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = OutputStore.write_table
-
-    def fail_on_outcomes(self: OutputStore, name: str, table: pa.Table) -> None:
-        if name.startswith("outcomes/"):
-            raise FetchError("killed")
-        write(self, name, table)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(OutputStore, "write_table", fail_on_outcomes)
-        with pytest.raises(FetchError):
-            commit(store, results(part("a", 0, texts=["one"])))
-    assert len(store.names("segments")) == 1
-    assert read(store.segments()) == read(store.outcomes()) == []
+    orphan(store, part("b", 0, texts=["orphan"]))
+    assert [row["text"] for row in rows_of(store.segments(["text"]))] == ["mine"]
 
 
 def test_names_sort_by_time_and_never_repeat() -> None:
@@ -148,12 +122,12 @@ def test_no_column_keeps_credentials(memory: str) -> None:
             part("b", 0, texts=None, status="failed", error_message=message, metadata=metadata),
         ),
     )
-    for row in read(store.outcomes()) + read(store.segments()):
+    for row in rows_of(store.outcomes()) + rows_of(store.segments()):
         assert "s3cr3t" not in str(row)
         assert json.loads(row["metadata"]) == {
             "link": "https://host/a.mp3?v=1", "name": 'a "b" https://h/x"', "n": 1
         }  # fmt: skip
-    sound, failed = read(store.outcomes(["uri", "error_message"]))
+    sound, failed = rows_of(store.outcomes(["uri", "error_message"]))
     assert sound["uri"] == "sftp://h/a.mp3"
     assert failed["error_message"] == (
         "reading https://host/a.mp3?v=1: no; see 'https://host/a.mp3?v=1', (ftp://h/b c) or "
@@ -161,18 +135,11 @@ def test_no_column_keeps_credentials(memory: str) -> None:
     )
 
 
-def test_the_model_is_named_without_credentials(memory: str) -> None:
-    store = OutputStore(memory)
-    row = results(part("a", 0, texts=["x"]))
-    store.commit(row, run_id="r", model="sftp://u:s3cr3t@h/model", model_revision="r")
-    assert read(store.segments(["model"])) == [{"model": "sftp://h/model"}]
-
-
 def test_names_that_only_look_like_credentials_are_kept(memory: str) -> None:
     uris = ["s3://b/u:p@h?x=1", "abfs://container@account.host/a?b", "/u:p@h/a?sig=1", "gs://b/a#b"]
     store = OutputStore(memory)
     commit(store, results(*(part(uri, 0, texts=["x"], uri=uri) for uri in uris)))
-    assert [row["uri"] for row in read(store.outcomes(["uri"]))] == uris
+    assert [row["uri"] for row in rows_of(store.outcomes(["uri"]))] == uris
 
 
 def test_rows_that_cannot_be_accounted_for_are_refused(memory: str) -> None:
@@ -198,7 +165,7 @@ def test_json_is_kept_and_missing_json_is_none(store: OutputStore) -> None:
 def test_a_broken_object_is_named(store: OutputStore) -> None:
     store.write_bytes("outcomes/broken.parquet", b"not parquet")
     with pytest.raises(CorpusAsrError, match=r"outcomes/broken\.parquet: no readable Parquet"):
-        read(store.outcomes())
+        rows_of(store.outcomes())
 
 
 def test_leftovers_of_killed_writes_are_no_tables(tmp_path: Path) -> None:
@@ -233,23 +200,22 @@ def test_many_small_commits_of_labels_become_one(tmp_path: Path) -> None:
             found = labelled(name, index, ("en", 0.75), ("de", 0.25), last=index == 1)
             commit(store, results(found))
     commit(store, results(labelled("a", 0, ("fr", 1.0), last=False)))  # a second one, which loses
-    orphan = rows_of(results(labelled("z", 0, ("fr", 1.0))), LABEL_ROWS, run_id="r", model=("", ""))
-    store.write_table(f"labels/{unique_stem()}.parquet", orphan)
-    assert len(read(store.labels())) == 17
-    assert read(store.segments()) == []
+    orphan(store, labelled("z", 0, ("fr", 1.0)), kind=LABEL_ROWS)
+    assert len(rows_of(store.labels())) == 17
+    assert rows_of(store.segments()) == []
     counts = done(store, files(*names))
     assert (counts.left, counts.ok, counts.segments) == (0, 4, 16)
     (name,) = store.names("labels")
     assert store.names("segments") == []
     assert same_schema(store.read_table(name, LABELS).schema, LABELS)
-    told = [(row["uri"], row["part"], row["rank"], row["label"]) for row in read(store.labels())]
+    told = [(row["uri"], row["part"], row["rank"], row["label"]) for row in rows_of(store.labels())]
     assert told == [
         (f"/{name}", index, rank, label)
         for name in sorted(names)
         for index in (0, 1)
         for rank, label in ((1, "en"), (2, "de"))
     ]
-    assert {row["label"] for row in read(store.recordings())} == {"en"}
+    assert {row["label"] for row in rows_of(store.recordings())} == {"en"}
 
 
 def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights() -> None:
@@ -283,7 +249,7 @@ def test_rows_name_the_model_for_their_language(tmp_path: Path) -> None:
     table = results(*(part(name, 0, texts=["x"], language=code) for name, code in spoken))
     others = {"de": ("german", "1"), "fr": ("https://user:secret@host/french", "2")}
     store.commit(table, run_id="run", model="main", model_revision="0", by_language=others)
-    named = {row["uri"]: (row["model"], row["model_revision"]) for row in read(store.segments())}
+    named = {row["uri"]: (row["model"], row["model_revision"]) for row in rows_of(store.segments())}
     main, french = ("main", "0"), ("https://host/french", "2")
     assert named == {"/a": ("german", "1"), "/b": main, "/c": main, "/d": french}
 

@@ -22,13 +22,12 @@ from corpus_asr.report.nightly import Findings, Night, NightState, PastNight
 from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
-from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores import filesystem
-from tests.support.stores import Killed, dying
+from tests.support.stores import life
 from tests.support.tables import commit, part, results, run_config, with_section
 
 REVISION = "weights"
@@ -76,20 +75,13 @@ class Nights:
         options: RunOptions | None = None,
         down: float = 0.0,
         killed_after: int | None = None,
-    ) -> RunCounts | None:
+    ) -> OutcomeCounts | None:
         """Run; None if it was killed, after so many changes to the output."""
-        if killed_after is None:
+        with life(float("inf") if killed_after is None else killed_after):
             return self._run(options or RunOptions(), down)
-        left = iter(range(killed_after))
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("write_atomic", "remove", "move"):
-                patch.setattr(filesystem, name, dying(getattr(filesystem, name), left))
-            try:
-                return self._run(options or RunOptions(), down)
-            except Killed:
-                return None
+        return None
 
-    def _run(self, options: RunOptions, down: float) -> RunCounts:
+    def _run(self, options: RunOptions, down: float) -> OutcomeCounts:
         # A killed run leaves its lock; its process, the test's, lives on.
         with Lock(self.store, new_run_id(), steal=True, timing=QUICK) as lock:
             plan = make_plan(self.config, self.store, model_revision=REVISION, options=options)

@@ -27,9 +27,23 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 
 START_LIMIT_S = 60.0
+# moto looks at the condition of a conditional put and then puts, in a thread per request: of two
+# writers that looked at once both would win, which no real store lets them. So one put at a time.
+MOTO = """
+import threading
+from moto.s3.responses import S3Response
+from moto.server import main
+put_object, alone = S3Response.put_object, threading.Lock()
+def put_alone(response):
+    with alone:
+        return put_object(response)
+S3Response.put_object = put_alone
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ def s3_server() -> Iterator[S3Server]:
     """Run an S3 server (moto) in a process of its own while the context is open."""
     port = _free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-c", MOTO, "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -132,12 +146,13 @@ class WebServer:
 @contextlib.contextmanager
 def web_server() -> Iterator[WebServer]:
     """Serve bytes from memory, with ranges, while the context is open."""
-    with _serving(_FileHandler, WebServer) as state:
+    with serving(_FileHandler, WebServer) as state:
         yield state
 
 
 @contextlib.contextmanager
-def _serving(handler: type["_Handler"], make_state: Callable[[str], Any]) -> Iterator[Any]:
+def serving(handler: type["Handler"], make_state: Callable[[str], Any]) -> Iterator[Any]:
+    """Answer on a port of this machine; yield what `make_state` makes of the server's address."""
     server = _QuietServer(("127.0.0.1", 0), handler)
     server.state = make_state(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -160,7 +175,9 @@ class _QuietServer(http.server.ThreadingHTTPServer):
         """Say nothing: clients that hang up are what the tests are about."""
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers requests; what it knows is in `server.state`."""
+
     protocol_version = "HTTP/1.1"
     wbufsize = 65536  # headers and body in one packet: else each answer waits 40 ms for an ACK
     server: _QuietServer
@@ -168,7 +185,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Keep the test output clean."""
 
-    def _empty(self, status: int, **headers: str) -> None:
+    def answer(self) -> None:
+        """Answer a request, of whatever method."""
+        raise NotImplementedError
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815 - names of the base class
+
+    def answer_empty(self, status: int, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -181,32 +207,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-class _FileHandler(_Handler):
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def _answer(self, *, with_body: bool) -> None:
+class _FileHandler(Handler):
+    def answer(self) -> None:
         state, asked = self.server.state, self.headers.get("Range")
+        with_body = self.command == "GET"
         state.requests.append((self.command, self.path, asked))
         fault = state.faults.popleft() if with_body and state.faults else None
         path = urllib.parse.unquote(self.path.partition("?")[0]).lstrip("/")
         body = state.files.get(path)
         if path in state.redirects:
-            self._empty(302, Location=state.redirects[path])
+            self.answer_empty(302, Location=state.redirects[path])
             return
         if fault == "stall":
             time.sleep(state.stall_s)
         if fault == "reset":
             self._hang_up()
         elif fault is not None and fault.isdecimal():
-            self._empty(int(fault), **({"Retry_After": "0"} if fault == "429" else {}))
+            self.answer_empty(int(fault), **({"Retry_After": "0"} if fault == "429" else {}))
         elif self.command in state.refused_methods:
-            self._empty(403)
+            self.answer_empty(403)
         elif body is None:
-            self._empty(404)
+            self.answer_empty(404)
         else:
             self._send(body, path, asked, with_body=with_body, short=fault == "short")
 
@@ -218,7 +239,7 @@ class _FileHandler(_Handler):
             first, _, last = asked.removeprefix("bytes=").partition("-")
             start, end, partial = int(first), min(int(last) + 1, len(body)), True
         if partial and start >= len(body):
-            self._empty(416, Content_Range=f"bytes */{len(body)}")
+            self.answer_empty(416, Content_Range=f"bytes */{len(body)}")
             return
         self.send_response(206 if partial else 200)
         if partial:
@@ -304,18 +325,13 @@ class FaultyStore:
 def faulty_store(
     upstream: str, rates: Mapping[str, float], *, seed: int, max_in_a_row: int | None = None
 ) -> Iterator[FaultyStore]:
-    with _serving(
+    with serving(
         _Proxy, lambda url: FaultyStore(url, upstream, dict(rates), seed, max_in_a_row)
     ) as store:
         yield store
 
 
-class _Proxy(_Handler):
-    def do_GET(self) -> None:
-        self._pass()
-
-    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815 - names of the base class
-
+class _Proxy(Handler):
     def handle_expect_100(self) -> bool:
         """Let the client send its body, at once in spite of the buffer."""
         self.send_response_only(100)
@@ -323,7 +339,7 @@ class _Proxy(_Handler):
         self.wfile.flush()
         return True
 
-    def _pass(self) -> None:
+    def answer(self) -> None:
         state = self.server.state
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = (self.command, self.path, self.headers.get("Range") or "")
@@ -337,7 +353,7 @@ class _Proxy(_Handler):
         elif fault == "no_xml":
             self._send(200, [("Content-Type", "application/xml")], b"<ListBucketResult><Cont")
         else:
-            self._answer(fault, *self._ask(body))
+            self._give(fault, *self._ask(body))
 
     def _possible(self) -> frozenset[str]:
         every = {*_REFUSALS, "reset", "lost_answer", "slow"}
@@ -365,7 +381,7 @@ class _Proxy(_Handler):
         finally:
             connection.close()
 
-    def _answer(
+    def _give(
         self, fault: str | None, status: int, headers: list[tuple[str, str]], body: bytes
     ) -> None:
         if fault == "lost_answer":
@@ -444,14 +460,14 @@ class Webhook:
 
 @contextlib.contextmanager
 def webhook() -> Iterator[Webhook]:
-    with _serving(_WebhookHandler, Webhook) as hook:
+    with serving(_WebhookHandler, Webhook) as hook:
         yield hook
 
 
-class _WebhookHandler(_Handler):
+class _WebhookHandler(Handler):
     protocol_version = "HTTP/1.0"
 
-    def do_POST(self) -> None:
+    def answer(self) -> None:
         hook = self.server.state
         assert self.headers["Content-Type"] == "application/json; charset=utf-8"
         assert SECRET in self.path
@@ -463,23 +479,46 @@ class _WebhookHandler(_Handler):
         if answer == "reset":
             self.close_connection = True
         elif answer.isdecimal():
-            self._empty(int(answer))
+            self.answer_empty(int(answer))
         else:
-            self._empty(307, Location=answer)
+            self.answer_empty(307, Location=answer)
 
 
 class Killed(BaseException):
     """The process died."""
 
 
-def dying(function: Callable[..., Any], left: Iterator[int]) -> Callable[..., Any]:
-    """Return `function` that works while `left`, shared by several, has steps and then raises."""
-    guard = threading.Lock()
+@dataclass
+class Life:
+    """A process that changes stores, until it dies."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with guard:
-            if next(left, None) is None:
-                raise Killed
-        return function(*args, **kwargs)
+    left: float
+    """So many changes it lives to make."""
+    changes: int = 0
+    killed: bool = False
 
-    return call
+    def mortal(self, change: Callable[..., None], guard: threading.Lock) -> Callable[..., None]:
+        """Return `change` that raises, in every thread, once the process is dead."""
+
+        def call(*args: Any, **options: Any) -> None:
+            with guard:
+                if self.changes >= self.left:
+                    raise Killed
+                self.changes += 1
+                change(*args, **options)
+
+        return call
+
+
+@contextlib.contextmanager
+def life(changes: float = float("inf")) -> Iterator[Life]:
+    """Let this process change stores so often; then it dies, and the context ends."""
+    process, guard = Life(changes), threading.Lock()
+    with contextlib.ExitStack() as patches:
+        for name in ("write_atomic", "remove", "move"):
+            mortal = process.mortal(getattr(filesystem, name), guard)
+            patches.enter_context(mock.patch.object(filesystem, name, mortal))
+        try:
+            yield process
+        except Killed:
+            process.killed = True

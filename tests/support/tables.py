@@ -13,8 +13,9 @@ from corpus_asr.export.recordings import Recording
 from corpus_asr.schemas import FILES, PACKS, PARTS, RESULTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.parts import one_row
+from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
-from corpus_asr.storage.run_state.tables import Commit, OutputStore
+from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, Commit, OutputStore, PartRows
 from corpus_asr.storage.stores.uri import recording_id
 
 
@@ -105,6 +106,14 @@ def results(*rows: dict[str, Any]) -> pa.Table:
 def commit(store: OutputStore, table: pa.Table, *, run_id: str = "run") -> Commit:
     """Commit rows with fixed stamps."""
     return store.commit(table, run_id=run_id, model="model", model_revision="revision")
+
+
+def orphan(store: OutputStore, *rows: dict[str, Any], kind: PartRows = SEGMENT_ROWS) -> str:
+    """Put segments or labels that no outcomes name, as a killed commit does; return their name."""
+    name = f"{kind.folder}/{tables.unique_stem()}{tables.SUFFIX}"
+    held = tables.rows_of(results(*rows), kind, run_id="other", model=("model", "revision"))
+    store.write_table(name, held)
+    return name
 
 
 def files(*names: str, etag: str | None = "v1", size_bytes: int | None = 100) -> pa.RecordBatch:

@@ -67,7 +67,7 @@ PART_COLUMNS = (
 
 
 @dataclass(slots=True, kw_only=True)
-class RunCounts:
+class OutcomeCounts:
     """What a finished run leaves: `listed == ok + no_speech + failed + left`."""
 
     listed: int
@@ -107,7 +107,7 @@ def finish(
     num_listed: int,
     plan_name: str | None = None,
     extra: dict[str, Any] | None = None,
-) -> RunCounts:
+) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
 
     Removes what lost (second commits of a part, rows of replaced recordings, outcomes whose
@@ -158,13 +158,13 @@ def finish(
 
 def write_recordings(
     store: OutputStore, resolution: CommitResolution, num_listed: int
-) -> RunCounts:
+) -> OutcomeCounts:
     """Replace the recordings table by one row for each complete recording; count them.
 
     The new objects are written before the old ones are removed.
     """
     old = store.names(RECORDINGS_FOLDER)
-    stem, counts = unique_stem(), RunCounts(listed=num_listed, left=num_listed)
+    stem, counts = unique_stem(), OutcomeCounts(listed=num_listed, left=num_listed)
     ids = resolution.complete_ids.sort()
     # No recordings are one empty slice: an empty table says so.
     for index, start in enumerate(range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT)):
@@ -288,19 +288,16 @@ def _languages(parts: pa.Table, ids: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), counts["language"].combine_chunks())
 
 
-def compact(store: OutputStore, target_bytes: float) -> int:
-    """Merge commits of objects below half of `target_bytes`; return how many were merged.
+def compact(store: OutputStore, target_bytes: float) -> None:
+    """Merge commits of objects below half of `target_bytes`.
 
     Every row counts, and no writer is at work.
     """
-    merged = 0
     # Rows that were spread over many objects take fewer bytes together: what came out small is
     # looked at again, until nothing is left to do and another finish would do nothing.
     while groups := groups_to_merge(_weights(store), target_bytes):
         for names in groups:
             merge(store, names)
-            merged += len(names)
-    return merged
 
 
 def groups_to_merge(weights: Mapping[str, float], target_bytes: float) -> list[list[str]]:
