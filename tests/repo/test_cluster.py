@@ -533,7 +533,7 @@ def test_the_figures_in_the_text_are_calculated():
         f"{parts} x {part / MEBIBYTE:.1f} MiB = {parts * part / GIBIBYTE:.2f} GiB",
         f"= {needed:.1f} GiB for {gpus} GPUs",
         f"are {there:g} GiB, half of it {there / 2:g} GiB",
-        f"aborts after two hours without any result ({parts} parts in flight x {PART_S:g} s / 10 times",
+        f"two hours without any result ({parts} parts in flight x {PART_S:g} s / 10 times",
     ):
         assert figure in PROSE, figure
     assert 2 <= parts * PART_S / sizes.SLOWEST_SPEED["gpu"] / 3600 < 2.5

@@ -1,4 +1,4 @@
-"""README and guides show what exists: commands, options, targets, files, links, Python that parses."""
+"""README and guides show what exists: commands, options, targets, files, links, Python."""
 
 import ast
 import importlib
