@@ -37,7 +37,8 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # How long one example takes says more about the machine than about the code.
-settings.register_profile("patient", deadline=None)
+# Half of the usual hundred: what breaks does so within a few examples, and another run has others.
+settings.register_profile("patient", deadline=None, max_examples=50)
 settings.load_profile("patient")
 
 

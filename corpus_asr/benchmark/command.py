@@ -99,17 +99,18 @@ def run(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": _hardware(gpu=device_name(device).partition(":")[2] or None),
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
-        "settings": {name: _plain(value) for name, value in vars(options).items()},
+        "settings": vars(options),
     }
     for line in _headline(about, options, on_gpu=device.type != "cpu"):
         say(line)
     tables = []
-    for table in bench.tables():
-        tables.append(table.data)
-        say(f"\n{table.text}")
+    for drawn, data in bench.tables():
+        tables.append(data)
+        say(f"\n{drawn}")
         if options.json is not None:
             content = about | {"left_out": bench.left_out, "tables": tables}
-            options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            text = json.dumps(content, indent=1, ensure_ascii=False, default=str)  # paths
+            options.json.write_text(f"{text}\n")
 
 
 def _headline(about: dict[str, Any], options: argparse.Namespace, *, on_gpu: bool) -> list[str]:
@@ -241,9 +242,3 @@ def _parser() -> argparse.ArgumentParser:
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     return [] if names == ["none"] else names
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -8,7 +8,7 @@ process, so that none shares memory or threads with another.
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from corpus_asr.benchmark.orders import (
     our_cases,
     peer_cases,
 )
-from corpus_asr.benchmark.rounds import Row, as_data, measure, render, summarise
+from corpus_asr.benchmark.rounds import Row, measure, render, summarise
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.whisper.config import WhisperConfig
@@ -134,14 +134,6 @@ def find_shapes(names: Sequence[str]) -> list[Shape]:
     return [SHAPES[name] for name in dict.fromkeys(names)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """One comparison, drawn and as JSON values."""
-
-    text: str
-    data: dict[str, Any]
-
-
 class Bench:
     """The measurements that the options ask for; all that can be refused is refused here."""
 
@@ -174,14 +166,14 @@ class Bench:
         for name, reason in self.left_out.items():
             tell(f"{name} is left out: {reason}")
 
-    def tables(self) -> Iterator[Table]:
-        """Measure, and yield each table as soon as it is known."""
+    def tables(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Measure, and yield each table as soon as it is known, drawn and as JSON values."""
         for shape in self._shapes:
             yield self._shape_table(shape)
         if not self._shapes:
             yield self._audio_table()
 
-    def _audio_table(self) -> Table:
+    def _audio_table(self) -> tuple[str, dict[str, Any]]:
         model = Path(self._options.model)
         audio_s = sum(recording.duration_s for recording in self._recordings)
         with tempfile.TemporaryDirectory(prefix="corpus-asr-bench-") as scratch:
@@ -192,7 +184,7 @@ class Bench:
         )
         return self._table(title, rows, audio_s)
 
-    def _shape_table(self, shape: Shape) -> Table:
+    def _shape_table(self, shape: Shape) -> tuple[str, dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="corpus-asr-bench-") as scratch:
             self._tell(f"writing random weights of {shape.name}")
             rows = self._measure(shape.write(Path(scratch) / shape.name), scratch)
@@ -203,10 +195,10 @@ class Bench:
         )
         return self._table(title, rows, float(self._options.batch * WINDOW_S))
 
-    def _table(self, title: str, rows: Sequence[Row], audio_s: float) -> Table:
+    def _table(self, title: str, rows: Sequence[Row], audio_s: float) -> tuple[str, dict[str, Any]]:
         summaries = summarise(rows, audio_s, self._recordings, language=self._options.language)
-        data = {"title": title, "audio_s": audio_s, "rows": as_data(rows, summaries)}
-        return Table(text=f"{title}\n{render(summaries)}", data=data)
+        data = {"title": title, "audio_s": audio_s, "rows": [asdict(each) for each in summaries]}
+        return f"{title}\n{render(summaries)}", data
 
     def _measure(self, model: Path, scratch: str) -> list[Row]:
         options = self._options

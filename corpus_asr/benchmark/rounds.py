@@ -22,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -54,10 +54,6 @@ class Row:
     def totals_s(self) -> list[float]:
         """Seconds of each run."""
         return [run["total_s"] for run in self.runs]
-
-    def most(self, key: str) -> float | None:
-        """Return the largest value of all runs, where any has one."""
-        return max((run[key] for run in self.runs if run.get(key) is not None), default=None)
 
 
 class Worker:
@@ -239,6 +235,8 @@ class Spread:
 class Summary:
     """What the table says of one row; the fields are keys of the JSON."""
 
+    engine: str
+    dtype: str
     label: str
     failed: str | None
     times_real_time: Spread | None
@@ -249,6 +247,8 @@ class Summary:
     peak_memory_mib: float | None
     peak_gpu_mib: float | None
     word_error_rate: float | None
+    runs: list[dict[str, Any]]
+    """Every single run, the texts left out."""
 
 
 def summarise(
@@ -262,24 +262,32 @@ def summarise(
     ours = [row for row in rows if row.case.engine == OURS]
     summaries = []
     for row in rows:
-        stages = row.runs[0]["stages"] if row.runs else ()
-        texts = row.runs[0].get("texts") if row.runs else None
-        error = None if texts is None else word_error_rate(texts, recordings, language=language)
-        compared = {} if row in ours else {each.case.dtype: ratios(each, row) for each in ours}
+        first = row.runs[0] if row.runs else {}
+        spreads = {} if row in ours else {own.case.dtype: ratios(own, row) for own in ours}
+        peaks = {
+            key: max((run[key] for run in row.runs if run.get(key) is not None), default=None)
+            for key in ("peak_memory_mib", "peak_gpu_mib")
+        }
         summaries.append(
             Summary(
+                engine=row.case.engine,
+                dtype=row.case.dtype,
                 label=row.case.label,
                 failed=row.failed,
                 times_real_time=Spread.of([audio_s / total_s for total_s in row.totals_s]),
                 median_total_s=statistics.median(row.totals_s) if row.runs else None,
                 median_stages_s={
                     name: statistics.median(run["stages"][name] for run in row.runs)
-                    for name in stages
+                    for name in first.get("stages", ())
                 },
-                ours_times_as_fast={name: spread for name, spread in compared.items() if spread},
-                peak_memory_mib=row.most("peak_memory_mib"),
-                peak_gpu_mib=row.most("peak_gpu_mib"),
-                word_error_rate=error,
+                ours_times_as_fast={name: spread for name, spread in spreads.items() if spread},
+                **peaks,
+                word_error_rate=(
+                    word_error_rate(first["texts"], recordings, language=language)
+                    if "texts" in first
+                    else None
+                ),
+                runs=[{key: run[key] for key in run if key != "texts"} for run in row.runs],
             )
         )
     return summaries
@@ -309,21 +317,6 @@ def word_error_rate(
         return None
     jiwer = importlib.import_module("jiwer")
     return float(jiwer.wer([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
-
-
-def as_data(rows: Sequence[Row], summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """Return JSON values: summaries with every single run, the texts left out."""
-    return [
-        {
-            "engine": row.case.engine,
-            "dtype": row.case.dtype,
-            **asdict(summary),
-            "runs": [
-                {key: value for key, value in run.items() if key != "texts"} for run in row.runs
-            ],
-        }
-        for row, summary in zip(rows, summaries, strict=True)
-    ]
 
 
 def render(summaries: Sequence[Summary]) -> str:

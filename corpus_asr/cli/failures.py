@@ -39,16 +39,13 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
         advice = f"; what was committed is kept: {on_interrupt}" if on_interrupt else ""
         say(f"interrupted{advice}")
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except (ConfigError, CheckpointError) as error:
-        _debug_traceback()
-        say(str(error))
-        raise SystemExit(EXIT_UNUSABLE) from None
     except CorpusAsrError as error:
         _debug_traceback()
         say(str(error))
         # A store that refuses, as one that is not there, does so the next time as well.
         refused = isinstance(error, FetchError) and not error.retryable
-        raise SystemExit(EXIT_UNUSABLE if refused else EXIT_STOPPED_BY_FAILURE) from None
+        unusable = refused or isinstance(error, ConfigError | CheckpointError)
+        raise SystemExit(EXIT_UNUSABLE if unusable else EXIT_STOPPED_BY_FAILURE) from None
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:

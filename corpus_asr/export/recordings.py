@@ -23,13 +23,13 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import outcomes_names
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
-    OUTCOMES_FOLDER,
     SEGMENT_ROWS,
     OutputStore,
     PartRows,
+    projected,
 )
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
@@ -184,17 +184,6 @@ def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
     return index_of(store, outcomes_names(store), Ledger.load(store).resolve(()), rows)
 
 
-def outcomes_names(store: OutputStore) -> list[str]:
-    """Return the names of a run's outcomes objects; empty if it has just begun."""
-    names = store.names(OUTCOMES_FOLDER)
-    if not names and not store.exists(CONFIG_NAME):
-        raise ConfigError(
-            f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            "output folder of a run; check the address"
-        )
-    return names
-
-
 def index_of(
     store: OutputStore, names: Sequence[str], settlement: CommitResolution, rows: PartRows
 ) -> Index:
@@ -207,12 +196,10 @@ def index_of(
     return Index(recordings, parts, objects)
 
 
-_PARTS = pa.schema(
-    [
-        *(OUTCOMES.field(name) for name in _PART_COLUMNS[:-1]),
-        pa.field("object", pa.int64()),
-        pa.field("counts", pa.bool_()),
-    ]
+_PARTS = (
+    projected(OUTCOMES, _PART_COLUMNS[:-1])
+    .append(pa.field("object", pa.int64()))
+    .append(pa.field("counts", pa.bool_()))
 )
 
 
@@ -352,7 +339,7 @@ def recordings(
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
-        schema = pa.schema([SEGMENTS.field(name) for name in columns])
+        schema = projected(SEGMENTS, columns)
         for _, rows, claims in claimed_rows(store, index, dict(index.objects()), schema):
             keep = claims.counts & wanted[claims.owners] & selection.segments(rows)
             sorting.add(rows.filter(pa.array(keep)), claims.owners[keep])

@@ -15,7 +15,6 @@ from jaxtyping import Float32
 from corpus_asr.audio.decode import AudioFormat, encode_audio, open_audio
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
-from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -61,12 +60,11 @@ class ClipCutter:
     def __init__(
         self,
         *,
-        endpoint_url: str | None,
+        store: StoreOptions,
         channels: Literal["mix", "each"] | int,
         audio_format: AudioFormat,
-        hosts: HostRules = ANY_NAMED_HOST,
     ) -> None:
-        self._store = StoreOptions(endpoint_url=endpoint_url, hosts=hosts)
+        self._store = store
         self._channels = channels
         self._audio_format: AudioFormat = audio_format
 

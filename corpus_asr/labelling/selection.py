@@ -458,15 +458,12 @@ class Sources:
         return found.hexdigest()
 
 
-def read_sources(
-    output_uri: str, settings: SelectionSettings, *, endpoint_url: str | None = None
-) -> Sources:
+def read_sources(store: OutputStore, settings: SelectionSettings) -> Sources:
     """Read what is there to select from."""
-    store = OutputStore(output_uri, endpoint_url=endpoint_url)
     index = read_index(store)
     other = references = None
     if settings.against is not None:
-        there = OutputStore(settings.against, endpoint_url=endpoint_url)
+        there = OutputStore(settings.against, endpoint_url=store.options.endpoint_url)
         if there.uri == store.uri:
             raise ConfigError(
                 f"reading selection.against: found {redact_uri(there.uri)}, which is output.uri "
@@ -476,7 +473,7 @@ def read_sources(
         other = (there, read_index(there))
         _check_shared(index, other[1].recordings["recording_id"], there.uri)
     if settings.references is not None:
-        references = read_references(settings.references, endpoint_url=endpoint_url)
+        references = read_references(settings.references, store.options)
         _check_shared(index, pa.chunked_array([list(references)], pa.string()),
                       settings.references)  # fmt: skip
     return Sources(store=store, index=index, other=other, references=references)

@@ -63,8 +63,9 @@ def evaluate(
         CorpusAsrError: the tables do not hold what they say.
         FetchError: a store failed beyond its retries.
     """
-    said = read_references(references, endpoint_url=endpoint_url, language=language)
-    scores = _scores(OutputStore(output_uri, endpoint_url=endpoint_url), said, references)
+    store = OutputStore(output_uri, endpoint_url=endpoint_url)
+    said = read_references(references, store.options, language=language)
+    scores = _scores(store, said, references)
     comparison = None
     if against is not None:
         other = OutputStore(against, endpoint_url=endpoint_url)
@@ -185,7 +186,7 @@ def _model_of(store: OutputStore) -> tuple[str, str]:
 
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
-    said = read_references(references, endpoint_url=store.options.endpoint_url, language=language)
+    said = read_references(references, store.options, language=language)
     index, selection = read_index(store), Selection()
     wanted = chosen(index, selection) & _of_references(index, said)
     outcomes: list[SegmentOutcome] = []

@@ -36,7 +36,7 @@ from corpus_asr.runtime.resources import this_machine
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import normalise, redact_uri
 
 
@@ -64,7 +64,7 @@ def _check(config: PseudoLabelConfig) -> None:
     rules_of(config.selection)
     _check_apart(config)
     if config.selection.references is not None:
-        read_references(config.selection.references, endpoint_url=config.output.endpoint_url)
+        read_references(config.selection.references, OutputStore.of(config.output).options)
 
 
 def _check_apart(config: PseudoLabelConfig) -> None:
@@ -83,9 +83,7 @@ def label(
     store = OutputStore.of(config.dataset)
     _check_apart(config)
     rules = rules_of(config.selection)
-    sources = read_sources(
-        config.output.uri, config.selection, endpoint_url=config.output.endpoint_url
-    )
+    sources = read_sources(OutputStore.of(config.output), config.selection)
     say = line_writer(progress)
     with Lock(store, new_run_id(), steal=steal_lock, say=say):
         origin = read_origin(sources.store)
@@ -130,8 +128,7 @@ def _write(
         config.dataset,
         origin,
         cutter={
-            "endpoint_url": config.source.endpoint_url,
-            "hosts": HostRules.of(config.source),
+            "store": StoreOptions.of(config.source),
             "channels": origin.channels,
             "audio_format": config.dataset.audio_format,
         },

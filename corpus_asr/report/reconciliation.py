@@ -94,13 +94,8 @@ def reconcile(
 ) -> Balance:
     """Weigh the tables against the listing and against each other.
 
-    Args:
-        committed: all outcomes rows.
-        parts: those that count.
-        folded: what `by_recording` made of them.
-        written: `recording_id` and `rows_sum`, the rows in the segments table.
-        listing: batches with `recording_id`; None where the listing is not known.
-        recordings: the recordings table of a finished run; None for any other.
+    Of the outcomes rows `committed`, `parts` count, and `folded` is what `by_recording` made of
+    them; `written` has `recording_id` and `rows_sum`, the rows in the segments table.
     """
     begun, num_listed, waiting, unlisted = folded, None, 0, 0
     problems: list[str] = []

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
-from corpus_asr.errors import ConfigError
 from corpus_asr.report.reconciliation import (
     EXAMPLES,
     RECORDING_COLUMNS,
@@ -39,13 +38,14 @@ from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     SUCCESS_NAME,
     Snapshot,
+    outcomes_names,
     read_snapshot,
 )
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
-    OUTCOMES_FOLDER,
     SEGMENT_ROWS,
     OutputStore,
+    projected,
 )
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -155,13 +155,8 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
 
     Raises `FetchError` where a run is just finishing here, too: try again.
     """
-    names = store.names(OUTCOMES_FOLDER)
+    names = outcomes_names(store)
     config = store.read_json(CONFIG_NAME)
-    if not names and config is None:
-        raise ConfigError(
-            f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            "output folder of a run; check the address"
-        )
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
@@ -218,7 +213,7 @@ def _part_rows(
     labels = pipeline == CLASSIFY_AUDIO
     rows = LABEL_ROWS if labels else SEGMENT_ROWS
     columns = LABEL_COLUMNS if labels else SEGMENT_COLUMNS
-    schema = pa.schema([rows.schema.field(name) for name in columns])
+    schema = projected(rows.schema, columns)
     named = store.named_segments(names)
     ours = [name for name in named if name.startswith(f"{rows.folder}/")]
     for name, rows_of_name in store.read_tables(ours, schema):
@@ -327,7 +322,7 @@ def _collect_outcomes(
     outcomes: Iterable[pa.RecordBatch],
 ) -> tuple[pa.Table, tuple[FailureGroup, ...]]:
     narrow = [name for name in OUTCOME_COLUMNS if name not in FAILURE_COLUMNS[1:]]
-    schema = pa.schema([*(OUTCOMES.field(name) for name in narrow), COUNTS])
+    schema = projected(OUTCOMES, narrow).append(COUNTS)
     kept: list[pa.RecordBatch] = []
     failures = Failures()
     for batch in outcomes:

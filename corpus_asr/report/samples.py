@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.schemas import LABELS, OUTCOMES, SEGMENTS
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_rows_named
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_rows_named, projected
 
 SLOWEST = 10
 SAMPLES = 12  # of each sort
@@ -28,18 +28,12 @@ _MOST_OF_A_RECORDING = 2
 _ALTERNATIVES = 3
 
 _PART_COLUMNS = ("recording_id", "channel", "duration_s", "decode_s", "transcribe_s")
-_TEXT = pa.schema([SEGMENTS.field(name) for name in ("text", "language")])
-_SAMPLE = pa.schema(
-    [
-        SEGMENTS.field(name)
-        for name in ("uri", "start_s", "end_s", "text", "language", "confidence", "words")
-    ]
+_TEXT = projected(SEGMENTS, ("text", "language"))
+_SAMPLE = projected(
+    SEGMENTS, ("uri", "start_s", "end_s", "text", "language", "confidence", "words")
 )
-_WINDOW = pa.schema(
-    [
-        LABELS.field(name)
-        for name in ("uri", "part", "window", "start_s", "end_s", "rank", "label", "probability")
-    ]
+_WINDOW = projected(
+    LABELS, ("uri", "part", "window", "start_s", "end_s", "rank", "label", "probability")
 )
 
 
@@ -134,7 +128,7 @@ class Gatherer:
         )
 
     def _recordings(self) -> pa.Table:
-        schema = pa.schema([*(OUTCOMES.field(name) for name in _PART_COLUMNS), ("object", "int32")])
+        schema = projected(OUTCOMES, _PART_COLUMNS).append(pa.field("object", pa.int32()))
         parts = pa.concat_tables(
             [schema.empty_table(), *(part.cast(schema) for part in self._parts)]
         )

@@ -64,7 +64,7 @@ def run_local(
         stage = TranscribeStage(spec, engine_factory=engine_factory)
         stack.enter_context(_closed(stage))
         extracting = [
-            ExtractStage.of(config, extractor=extractor) for _ in range(resources.extract_workers)
+            ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
         ]
         progress.watch(
             lambda: Activity.total(

@@ -17,7 +17,7 @@ from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
+from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -27,25 +27,20 @@ RECORDINGS_TRIED = 3
 _GIBIBYTE = 1024 * MEBIBYTE
 
 
-def check_ready(
-    config: RunConfig,
-    store: OutputStore,
-    plan: Plan,
-    engine_factory: EngineFactory = load_engine,
-) -> Iterator[str]:
+def check_ready(config: RunConfig, store: OutputStore, plan: Plan) -> Iterator[str]:
     """Try what the job needs, and yield a line on each."""
     yield f"output     written and read in {redact_uri(store.uri)}"
     if plan.num_remaining:
         yield f"recording  {_decoded(config, store, plan)}"
     resources = _resources(config, plan)
     yield f"machines   {resources.describe().splitlines()[1]}"
-    yield f"model      {_loaded(config, resources, engine_factory)}"
+    yield f"model      {_loaded(config, resources)}"
     yield f"memory     {_memory(config, resources)}"
 
 
 def _decoded(config: RunConfig, store: OutputStore, plan: Plan) -> str:
     """Decode the beginning of a recording; one of the first few, since some may be broken."""
-    stage = ExtractStage.of(config)
+    stage = ExtractStage(config)
     failures: list[str] = []
     try:
         for pack in _single(store, plan):
@@ -89,7 +84,7 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
         )
 
 
-def _loaded(config: RunConfig, resources: Resources, engine_factory: EngineFactory) -> str:
+def _loaded(config: RunConfig, resources: Resources) -> str:
     began_s = time.monotonic()
     remote = config.cluster.address != "local"
     spec = EngineSpec.of(
@@ -99,7 +94,7 @@ def _loaded(config: RunConfig, resources: Resources, engine_factory: EngineFacto
         dtype="auto" if remote else None,
         num_threads=resources.transcribe_threads,
     )
-    with closing(engine_factory(spec)) as engine:
+    with closing(load_engine(spec)) as engine:
         spent_s = time.monotonic() - began_s
         checkpoint = redact_uri(config.model.checkpoint)
         return f"{checkpoint} loaded in {spent_s:.1f} s on {engine.device_name}"

@@ -71,7 +71,7 @@ class ExtractWorker:
     ) -> None:
         configure(logs, redact=without_secrets)
         self._coordinator = CoordinatorClient(coordinator)
-        self._stage = ExtractStage.of(config, extractor=extractor)
+        self._stage = ExtractStage(config, extractor=extractor)
         self._reporter = Reporter(coordinator, lambda: self._stage.activity)
         self._reporter.start()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.run import ExtractSettings, RunConfig
+from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
@@ -30,7 +30,7 @@ from corpus_asr.stages.parts import (
     one_row,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, DEFAULT_STORE, StoreOptions
+from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
@@ -47,16 +47,10 @@ _LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 class ExtractStage:
     """Extract the recordings of packs, one after another."""
 
-    def __init__(
-        self,
-        checkpoint: str,
-        *,
-        revision: str | None = None,
-        settings: ExtractSettings,
-        store: StoreOptions = DEFAULT_STORE,
-        extractor: str = EXTRACTOR,
-    ) -> None:
-        folder = fetch_checkpoint(checkpoint, revision=revision, weights=False)
+    def __init__(self, config: RunConfig, *, extractor: str = EXTRACTOR) -> None:
+        model, settings = config.model, config.extract
+        folder = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
+        store = StoreOptions.of(config.source)
         self._child = IsolatedGenerator(
             extractor,
             init_kwargs={"folder": str(folder), "settings": settings, "store": store},
@@ -66,17 +60,6 @@ class ExtractStage:
         self._began_s = time.monotonic()
         self._activity = Activity()
         self._doing = ("", 0.0)  # which seconds are growing, since when
-
-    @classmethod
-    def of(cls, config: RunConfig, *, extractor: str = EXTRACTOR) -> "ExtractStage":
-        """Return the stage of a job."""
-        return cls(
-            config.model.checkpoint,
-            revision=config.model.revision,
-            settings=config.extract,
-            store=StoreOptions.of(config.source),
-            extractor=extractor,
-        )
 
     @property
     def activity(self) -> Activity:

@@ -178,18 +178,14 @@ class PartExtractor:
                 kind="too_many_channels",
             )
         part_s = max(MIN_PART_S, min(self._settings.part_s, MAX_BUFFERED_S / count))
+        detectors: Sequence[SileroDetector | None] = [None] * count
+        if self._detects_speech:  # a cutter resets what it is given
+            self._detectors += [SileroDetector() for _ in range(count - len(self._detectors))]
+            detectors = self._detectors[:count]
         return [
             PartCutter(part_s=part_s, speech_pad_s=self._settings.speech_pad_s, detector=detector)
-            for detector in self._fresh_detectors(count)
+            for detector in detectors
         ]
-
-    def _fresh_detectors(self, count: int) -> Sequence[SileroDetector | None]:
-        """Return a detector per channel; a cutter resets what it is given."""
-        if not self._detects_speech:
-            return [None] * count
-        while len(self._detectors) < count:
-            self._detectors.append(SileroDetector())
-        return self._detectors[:count]
 
     def _describe(
         self,

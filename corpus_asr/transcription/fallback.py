@@ -6,19 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
 from corpus_asr.confidence import mean_logprob_of, with_confidence
-from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.segments import Segment
 from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.windows import Language, PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
+
+if TYPE_CHECKING:  # imports pydantic, which `generate` does without
+    from corpus_asr.config.decoding import DecodingSettings
 
 
 class Thresholds(Protocol):
@@ -143,7 +145,10 @@ class OpenAIRules(DecodingRules):
     """openai-whisper's scores and temperatures, and the segments made of a part's windows."""
 
     def __init__(
-        self, part: PartRequest, settings: DecodingSettings, text: Callable[[Sequence[int]], str]
+        self,
+        part: PartRequest,
+        settings: "DecodingSettings",
+        text: Callable[[Sequence[int]], str],
     ) -> None:
         self.part = part
         self.settings = settings

@@ -231,11 +231,7 @@ class Answers:
         return answer | {"state": "changed" if changed else "ok", "message": ""}
 
     def audio(self, request: Request) -> Readable:
-        """Return the audio of a recording, as it is or decoded.
-
-        Raises:
-            ItemError: it cannot be read.
-        """
+        """Return the audio of a recording, as it is or decoded."""
         catalogue, position = self._named(request)
         sound = self.sounds.of(catalogue.row(position))
         if request.decode:

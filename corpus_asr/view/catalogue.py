@@ -20,13 +20,19 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, outcomes_names
+from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, PartRows
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    SEGMENT_ROWS,
+    OutputStore,
+    PartRows,
+    projected,
+)
 from corpus_asr.view.search import TextFiles, Texts
 
 REFRESH_S = 10.0
@@ -87,7 +93,7 @@ def _details(
     store: OutputStore, names: Sequence[str], settlement: CommitResolution, ids: pa.Array
 ) -> pa.Table:
     """Return what a recording's parts say together, in the order of `ids`."""
-    schema = pa.schema([OUTCOMES.field(name) for name in PART_COLUMNS])
+    schema = projected(OUTCOMES, PART_COLUMNS)
     found = []
     # Parts of this many recordings fit in memory.
     for start in range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT):
@@ -289,7 +295,7 @@ class Transcripts:
                 self._kept.move_to_end(places)
                 return self._kept[places]
         columns = _LABEL_COLUMNS if catalogue.classified else WORD_COLUMNS
-        schema = pa.schema([catalogue.rows.schema.field(name) for name in columns])
+        schema = projected(catalogue.rows.schema, columns)
         ranges: dict[str, list[tuple[int, int]]] = {}
         for name, start, stop in places:
             ranges.setdefault(name, []).append((start, stop))

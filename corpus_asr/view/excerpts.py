@@ -16,10 +16,9 @@ from corpus_asr.audio.decode import AudioDecoder, open_audio
 from corpus_asr.audio.resample import Channels
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
-from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
-from corpus_asr.view.sound import PATIENCE, ExcerptRequest
+from corpus_asr.view.sound import ExcerptRequest
 
 OPEN_DECODERS = 4
 # A decoder needs some packets before what it gives is right, and a resampler some samples.
@@ -31,8 +30,8 @@ _SKIP_S = 60.0
 class Excerpts:
     """Answers requests; a generator function for `IsolatedGenerator`."""
 
-    def __init__(self, *, endpoint_url: str | None, hosts: HostRules) -> None:
-        self._store = StoreOptions(endpoint_url=endpoint_url, policy=PATIENCE, hosts=hosts)
+    def __init__(self, *, store: StoreOptions) -> None:
+        self._store = store
         self._open: OrderedDict[tuple[str, int | None, bool], _Tape] = OrderedDict()
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:

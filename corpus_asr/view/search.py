@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Claims, Index, claimed_rows
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows, projected
 from corpus_asr.text.normalize import PLAIN_LETTERS
 
 MAX_QUERY_CHARS = 500
@@ -236,7 +236,7 @@ class TextFiles:
         known = {name for chunk in kept for name, *_ in chunk.spans}
         fresh = {name: theirs for name, theirs in claims.items() if name not in known}
         columns = _LABEL_COLUMNS if rows is LABEL_ROWS else _SEGMENT_COLUMNS
-        schema = pa.schema([rows.schema.field(name) for name in columns])
+        schema = projected(rows.schema, columns)
         read = dict.fromkeys(fresh, 0)
         waiting: list[pa.Table] = []
         spans: list[tuple[str, int, int]] = []

@@ -22,7 +22,6 @@ from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
-from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -124,17 +123,15 @@ class Sounds:
         endpoint_url: str | None = None,
     ) -> None:
         self._moved = tuple(moved)
-        source = _source(store)
-        endpoint_url = endpoint_url or source.endpoint_url
-        hosts = HostRules.of(source)
-        self._store = StoreOptions(endpoint_url=endpoint_url, policy=PATIENCE, hosts=hosts)
+        options = StoreOptions.of(_source(store))
+        self._store = replace(
+            options, endpoint_url=endpoint_url or options.endpoint_url, policy=PATIENCE
+        )
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._files_lock = threading.Lock()
         self._decoding = threading.Lock()
         self._decoder = IsolatedGenerator(
-            EXCERPTS,
-            init_kwargs={"endpoint_url": endpoint_url, "hosts": hosts},
-            timeout_s=DECODER_TIMEOUT_S,
+            EXCERPTS, init_kwargs={"store": self._store}, timeout_s=DECODER_TIMEOUT_S
         )
 
     def close(self) -> None:
@@ -164,11 +161,7 @@ class Sounds:
         return any(a is not None and b is not None and a != b for a, b in pairs)
 
     def as_it_is(self, sound: Sound) -> "SourceBytes":
-        """Return a recording's own bytes.
-
-        Raises:
-            FetchError: it cannot be read.
-        """
+        """Return a recording's own bytes."""
         kind = sound.browser_type or "application/octet-stream"  # browsers look into it themselves
         return SourceBytes(self, sound.uri, kind, self._opened(sound.uri).size_bytes)
 
@@ -177,11 +170,7 @@ class Sounds:
         return DecodedWav(self, sound, channel)
 
     def bytes_of(self, uri: str, start: int, count: int) -> bytes:
-        """Read some bytes of a recording.
-
-        Raises:
-            FetchError: it cannot be read.
-        """
+        """Read some bytes of a recording."""
         file = self._opened(uri)
         try:
             return file.read(start, count)
@@ -191,12 +180,7 @@ class Sounds:
             raise
 
     def excerpt(self, request: ExcerptRequest) -> bytes:
-        """Decode a time span.
-
-        Raises:
-            ItemError: it cannot be read or decoded.
-            EngineError: no process can be started here.
-        """
+        """Decode a time span."""
         with self._decoding:
             return b"".join(self._decoder.run(request))
 
@@ -242,11 +226,7 @@ class SourceBytes:
     size_bytes: int
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield bytes `start` to `stop`, in pieces.
-
-        Raises:
-            FetchError: it cannot be read, or has changed.
-        """
+        """Yield bytes `start` to `stop`, in pieces."""
         while start < stop:
             piece = self.sounds.bytes_of(self.uri, start, min(PIECE_BYTES, stop - start))
             if not piece:
@@ -273,12 +253,7 @@ class DecodedWav:
         self.size_bytes = _WAV_HEADER_BYTES + _SAMPLE_BYTES * self._num_samples
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield bytes `start` to `stop`, in pieces.
-
-        Raises:
-            ItemError: it cannot be read or decoded.
-            EngineError: no process can be started here.
-        """
+        """Yield bytes `start` to `stop`, in pieces."""
         if start < _WAV_HEADER_BYTES:
             yield _wav_header(self._num_samples)[start:stop]
             start = _WAV_HEADER_BYTES

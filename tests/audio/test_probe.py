@@ -27,25 +27,16 @@ def refused(data: bytes, *, uri: str = URI) -> DecodeError:
     return caught.value
 
 
-def test_the_info_says_what_was_decoded():
-    data = encode(tone(1, rate_hz=44100, num_channels=2), rate_hz=44100, container="flac",
-                  codec="flac", sample_format="s16")  # fmt: skip
-    with open_audio(io.BytesIO(data), uri=URI) as decoder:
-        assert decoder.info.codec == "flac"
+def test_the_info_says_what_was_decoded_and_the_header_duration_is_not_believed():
+    data = encode(tone(4, rate_hz=44100, num_channels=2), rate_hz=44100, container="mp3",
+                  codec="libmp3lame")  # fmt: skip
+    with open_audio(io.BytesIO(data[: len(data) // 2]), uri=URI) as decoder:
+        assert decoder.info.codec == "mp3float"
         assert decoder.info.sample_rate_hz == 44100
         assert decoder.info.channels == 2
         assert decoder.num_channels == 1
-
-
-def test_the_header_duration_is_reported_and_not_believed():
-    data = wav_bytes(tone(1), rate_hz=16000)
-    cut = encode(tone(4), rate_hz=16000, container="mp3", codec="libmp3lame")
-    cut = cut[: len(cut) // 2]
-    with open_audio(io.BytesIO(cut), uri=URI) as decoder:
         assert decoder.info.header_duration_s == pytest.approx(4, abs=0.2)
         assert sum(chunk.shape[1] for chunk in decoder) == pytest.approx(2 * 16000, abs=2000)
-    with open_audio(io.BytesIO(data), uri=URI) as decoder:
-        assert decoder.info.header_duration_s == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +64,6 @@ def test_what_cannot_be_decoded_says_what_was_found(data, kind, found):
 
 
 def test_a_video_without_sound_says_so():
-    import av
-
     out = io.BytesIO()
     with av.open(out, mode="w", format="mp4") as file:
         stream = file.add_stream("mpeg4", rate=10)
@@ -96,71 +85,58 @@ def test_tags_in_another_alphabet_do_not_matter():
     assert decode(data[:12] + listed + data[12:]).shape == (1, 16000)
 
 
-@pytest.mark.parametrize("suffix", [".mp3", ".wav", "", ".m3u8", ".ünïcode", ".a\nb", ".%d.png"])
-def test_the_name_may_be_anything(suffix):
-    assert decode(wav_bytes(tone(1), rate_hz=16000), uri=f"s3://b/x{suffix}").shape == (1, 16000)
+def test_the_name_may_be_anything():
+    data = wav_bytes(tone(1), rate_hz=16000)
+    for suffix in (".mp3", ".wav", "", ".m3u8", ".ünïcode", ".a\nb", ".%d.png"):
+        assert decode(data, uri=f"s3://b/x{suffix}").shape == (1, 16000), suffix
 
 
-@pytest.mark.parametrize(
-    ("uri", "name"),
-    [
+def test_the_suffix_is_kept_as_a_hint_whether_or_not_a_query_follows():
+    for uri, name in (
         ("s3://b/x.g722", "recording.g722"),
         ("https://host/x.g722?sig=a.b", "recording.g722"),
         ("https://host.org/x", "recording"),
         ("/a.d/what?.wav", "recording.wav"),
+    ):
+        assert GuardedFile(io.BytesIO(b""), uri=uri).name == name
+
+
+STORE_FAILURE = FetchError("reading s3://b/talk.mp3: 503 from the store", uri=URI, kind="timeout")
+
+
+def test_a_failing_store_is_a_fetch_error_at_any_point():
+    data = wav_bytes(tone(30), rate_hz=16000)
+    for error, offset, message in (
+        (STORE_FAILURE, 0, "503 from the store"),
+        (STORE_FAILURE, 100, "503 from the store"),
+        (STORE_FAILURE, 200_000, "503 from the store"),
+        (None, 500_000, r"0 bytes came at \d+ of 960044"),
+        (OSError(5, "Input/output error"), 500_000, f"reading {re.escape(URI)}: OSError.*Input/"),
+    ):
+        with (
+            pytest.raises(FetchError, match=message) as caught,
+            open_audio(BreakingFile(data, error=error, offset=offset), uri=URI) as decoder,
+        ):
+            list(decoder)
+        assert error is None or error in (caught.value, caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "sample_format"),
+    [
+        ("mp3", "libmp3lame", "fltp"),
+        ("ogg", "libopus", "flt"),
+        ("ipod", "aac", "fltp"),
+        ("matroska", "libopus", "flt"),
     ],
 )
-def test_the_suffix_is_kept_as_a_hint_whether_or_not_a_query_follows(uri, name):
-    assert GuardedFile(io.BytesIO(b""), uri=uri).name == name
-
-
-def store_failure() -> FetchError:
-    return FetchError("reading s3://bucket/talk.mp3: 503 from the store", uri=URI, kind="timeout")
-
-
-@pytest.mark.parametrize("offset", [0, 100, 200_000])
-def test_a_failing_store_is_a_fetch_error_at_any_point(offset):
-    data = wav_bytes(tone(30), rate_hz=16000)
-    failure = store_failure()
-    with (
-        pytest.raises(FetchError, match="503") as caught,
-        open_audio(BreakingFile(data, error=failure, offset=offset), uri=URI) as decoder,
-    ):
-        list(decoder)
-    assert caught.value is failure
-
-
-@pytest.mark.parametrize("container", ["mp3", "ogg", "ipod", "matroska"])
-def test_a_failing_store_never_looks_like_a_short_recording(container):
-    codec = {"mp3": "libmp3lame", "ogg": "libopus", "ipod": "aac", "matroska": "libopus"}
-    rate_hz = 48000
-    data = encode(tone(60, rate_hz=rate_hz), rate_hz=rate_hz, container=container,
-                  codec=codec[container],
-                  sample_format="flt" if codec[container] == "libopus" else "fltp")  # fmt: skip
+def test_a_failing_store_never_looks_like_a_short_recording(container, codec, sample_format):
+    data = encode(tone(60, rate_hz=48000), rate_hz=48000, container=container, codec=codec,
+                  sample_format=sample_format)  # fmt: skip
     for share in (0.2, 0.5, 0.9, 0.999):
-        file = BreakingFile(data, error=store_failure(), offset=int(share * len(data)))
+        file = BreakingFile(data, error=STORE_FAILURE, offset=int(share * len(data)))
         with pytest.raises(FetchError, match="503"), open_audio(file, uri=URI) as decoder:
             list(decoder)
-
-
-def test_a_file_that_ends_before_its_size_is_a_fetch_error():
-    data = wav_bytes(tone(30), rate_hz=16000)
-    with (
-        pytest.raises(FetchError, match=r"0 bytes came at \d+ of 960044"),
-        open_audio(BreakingFile(data, error=None, offset=500_000), uri=URI) as decoder,
-    ):
-        list(decoder)
-
-
-def test_an_operating_system_error_becomes_a_fetch_error():
-    data = wav_bytes(tone(30), rate_hz=16000)
-    file = BreakingFile(data, error=OSError(5, "Input/output error"), offset=500_000)
-    with (
-        pytest.raises(FetchError, match=f"reading {re.escape(URI)}: OSError.*Input/output") as e,
-        open_audio(file, uri=URI) as decoder,
-    ):
-        list(decoder)
-    assert isinstance(e.value.__cause__, OSError)
 
 
 def test_an_interrupt_while_reading_is_not_swallowed():
@@ -193,15 +169,11 @@ def test_the_guard_moves_like_a_file():
     assert file.read(10) == b""
     assert file.head(3) == bytes(range(3))
     assert file.tell() == 100
-    file.check()
-
-
-def test_a_header_that_points_far_beyond_the_end_is_no_store_failure():
-    file = GuardedFile(io.BytesIO(bytes(100)), uri=URI)
+    # A header that points far beyond the end is no failure of the store.
     assert file.seek(1 << 62) == 1 << 62
     assert file.read(10) == b""
     assert file.seek(-100, 2) == 0
-    assert file.read(10) == bytes(10)
+    assert file.read(10) == bytes(range(10))
     file.check()
 
 

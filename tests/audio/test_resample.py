@@ -27,7 +27,9 @@ def converted(frames, *, channels="each", num_rows=None) -> np.ndarray:
 @pytest.mark.parametrize("sample_format", ["u8", "s16", "s32", "s64", "flt", "dbl"])
 @pytest.mark.parametrize(("layout", "num_channels"), [("mono", 1), ("stereo", 2), ("7.1", 8)])
 def test_every_sample_format_keeps_its_values(sample_format, planar, layout, num_channels):
-    samples = noise(0.1, num_channels=num_channels)
+    # Where the format can hold them, loud samples are not clipped.
+    gain = 40 if sample_format in ("flt", "dbl") else 1
+    samples = gain * noise(0.1, num_channels=num_channels)
     frame = frame_of(samples, rate_hz=16000, layout=layout, sample_format=sample_format + planar)
     np.testing.assert_allclose(converted([frame]), samples, atol=LAST_BIT[sample_format])
 
@@ -93,13 +95,6 @@ def test_samples_that_are_no_numbers_become_silence_and_spread_nowhere(sample_fo
     np.testing.assert_allclose(converted([frame]), expected, atol=1e-7)
 
 
-def test_loud_samples_are_not_clipped():
-    samples = 40 * noise(0.1)
-    np.testing.assert_array_equal(
-        converted([frame_of(samples, rate_hz=16000, layout="mono")]), samples
-    )
-
-
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("seconds", [0.001, 0.5, 2.2])
 def test_samples_decoded_elsewhere_become_what_a_recording_of_them_does(rate_hz, seconds):
@@ -108,10 +103,10 @@ def test_samples_decoded_elsewhere_become_what_a_recording_of_them_does(rate_hz,
     np.testing.assert_allclose(resample(samples[0], rate_hz=rate_hz), expected[0], atol=SAME_MATHS)
 
 
-@pytest.mark.parametrize("rate_hz", [0, -16_000, 999, 4_000_001])
-def test_rates_that_recordings_do_not_have_are_refused(rate_hz):
-    with pytest.raises(ValueError, match=f"found a sample rate of {rate_hz} Hz"):
-        resample(np.zeros(9, dtype=np.float32), rate_hz=rate_hz)
+def test_rates_that_recordings_do_not_have_are_refused():
+    for rate_hz in (0, -16_000, 999, 4_000_001):
+        with pytest.raises(ValueError, match=f"found a sample rate of {rate_hz} Hz"):
+            resample(np.zeros(9, dtype=np.float32), rate_hz=rate_hz)
     assert resample(np.zeros(0, dtype=np.float32), rate_hz=8_000).size == 0
 
 
@@ -143,24 +138,18 @@ def test_channels_that_cancel_give_the_louder_one(offset):
     np.testing.assert_array_equal(mixed[0], block[1])
 
 
-def test_the_channel_stays_chosen_while_the_mix_is_poor():
-    speech = noise(1)[0]
-    mixer = MonoMixer(["FL", "FR"])
-    # The second block cancels to 25 dB only, and the other channel is a little louder in it.
-    for right in (-0.99, -1.08):
-        block = np.stack([speech, np.float32(right) * speech])
-        np.testing.assert_array_equal(mixer(block)[0], block[0])
-    in_phase = np.stack([speech, speech])
-    np.testing.assert_allclose(mixer(in_phase)[0], speech, atol=1e-7)
-
-
-def test_the_choice_follows_a_channel_that_falls_silent():
+def test_the_channel_stays_chosen_while_the_mix_is_poor_and_until_it_falls_silent():
     speech = noise(1)[0]
     mixer = MonoMixer(["FL", "FR", "BL", "BR"])
-    first = np.stack([speech, -speech, 0 * speech, 0 * speech])
-    later = np.stack([0 * speech, 0 * speech, speech, -speech])
-    assert level(mixer(first)) == level(speech)
+    silent = np.zeros_like(speech)
+    # The second block cancels to 25 dB only, and the other channel is a little louder in it.
+    for right in (-0.99, -1.08):
+        block = np.stack([speech, np.float32(right) * speech, silent, silent])
+        np.testing.assert_array_equal(mixer(block)[0], block[0])
+    later = np.stack([silent, silent, speech, -speech])
     assert level(mixer(later)) == level(speech)
+    in_phase = np.stack([speech] * 4)
+    np.testing.assert_allclose(mixer(in_phase)[0], speech, atol=1e-7)
 
 
 def test_silence_and_absurdly_loud_samples_are_mixed_quietly():

@@ -10,7 +10,7 @@ from corpus_asr.benchmark import command, extraction
 from corpus_asr.benchmark.command import EXIT_UNUSABLE
 from corpus_asr.benchmark.extraction import FFMPEG, STEPS, main, measure, render, run
 from corpus_asr.benchmark.orders import Recording, find_recordings
-from corpus_asr.errors import ConfigError, DecodeError, EngineError
+from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 
@@ -32,15 +32,10 @@ def no_ffmpeg(tmp_path, monkeypatch):
     return programs
 
 
-def measured(*paths, runs=1):
-    said: list[str] = []
-    run(paths, runs=runs, say=said.append)
-    return said
-
-
-@pytest.mark.slow
 def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpeg):
-    title, missing, header, row, _, total = measured(clip, clip)
+    said: list[str] = []
+    command.run(["--extract", str(clip), "--runs", "1"], say=said.append)
+    title, missing, header, row, total = said
     assert "CPU seconds" in title
     assert missing == "ffmpeg is not installed: it is left out"
     assert header.split() == ["audio", "s", "decoding", "+", "speech", "+", "features"]
@@ -83,32 +78,14 @@ def test_an_ffmpeg_that_fails_says_on_which_file_and_why(clip, no_ffmpeg):
     program.write_text(FAILING)
     program.chmod(0o755)
     with pytest.raises(EngineError, match=r"clip\.wav with ffmpeg: exit code 7 \(no such codec\)"):
-        measured(clip)
+        run([clip], runs=1, say=print)
 
 
 def test_a_broken_file_is_one_clear_error(tmp_path, capsys):
     path = tmp_path / "broken.mp3"
     path.write_bytes(np.random.default_rng(0).bytes(2000))
-    with pytest.raises(DecodeError, match=r"broken\.mp3"):
-        measured(path)
     assert main([str(path)]) == EXIT_UNUSABLE
     out, err = capsys.readouterr()
     assert not out
     assert err.count("\n") == 1
     assert "broken.mp3" in err
-
-
-def test_less_than_one_run_is_refused(clip):
-    with pytest.raises(ConfigError, match="--runs: found 0, expected 1 or more"):
-        command.run(["--extract", str(clip), "--runs", "0"])
-
-
-def test_the_bench_command_measures_extraction_without_a_model(clip, no_ffmpeg):
-    said: list[str] = []
-    command.run(["--extract", str(clip), "--runs", "1"], say=said.append)
-    assert said[-1].split()[0] == "all"
-
-
-def test_extraction_has_no_shape_or_model(clip):
-    with pytest.raises(ConfigError, match=r"--extract .*neither --model nor --shape"):
-        command.run(["--extract", str(clip), "--shape", "tiny"])

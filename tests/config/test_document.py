@@ -1,7 +1,6 @@
 """YAML is read strictly: one value per key, no surprises of YAML 1.1, the environment filled in."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -63,15 +62,16 @@ def test_a_key_written_twice_is_a_problem_with_both_lines(tmp_path: Path) -> Non
     assert "lines 2 and 3" in document.problems[0].message
 
 
-def test_anchors_and_merged_keys_are_not_duplicates(tmp_path: Path) -> None:
-    document = read(tmp_path, "a: &base {x: 1, y: 2}\nb:\n  <<: *base\n  x: 3\n")
-    assert document.values["b"] == {"x": 3, "y": 2}
+def test_aliases_and_merged_keys_are_not_duplicates(tmp_path: Path) -> None:
+    document = read(tmp_path, "a: &a {x: 1, y: 2}\nb: *a\nc:\n  <<: *a\n  x: 3\n")
+    both = {"x": 1, "y": 2}
+    assert document.values == {"a": both, "b": both, "c": {"x": 3, "y": 2}}
     assert not document.problems
 
 
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [
+def test_scalars_mean_what_yaml_1_2_says_and_keys_are_text(tmp_path: Path) -> None:
+    assert read(tmp_path, "1: {2: a}\n").values == {"1": {"2": "a"}}
+    for written, meant in (
         ("no", "no"),
         ("yes", "yes"),
         ("off", "off"),
@@ -86,14 +86,8 @@ def test_anchors_and_merged_keys_are_not_duplicates(tmp_path: Path) -> None:
         ("", None),
         ("'1'", "1"),
         ("1_000", "1_000"),
-    ],
-)
-def test_scalars_mean_what_yaml_1_2_says(written: str, meant: Any, tmp_path: Path) -> None:
-    assert read(tmp_path, f"a: {written}\n").values == {"a": meant}
-
-
-def test_keys_are_text(tmp_path: Path) -> None:
-    assert read(tmp_path, "1: {2: a}\n").values == {"1": {"2": "a"}}
+    ):
+        assert read(tmp_path, f"a: {written}\n").values == {"a": meant}, written
 
 
 def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,21 +138,12 @@ def test_any_unquoted_text_is_an_override_value(text: str) -> None:
     assert value == text.strip() or isinstance(value, int | float | None)
 
 
-def bomb(level: str, levels: int = 9) -> str:
-    """Nine levels, each nine times the one above."""
+def bomb(level: str, levels: int = 9, *, merge: str = "") -> str:
+    """Nine levels, each nine times the one above: a list of it, or a mapping that merges it."""
     lines = ["a0: &a0 " + level]
     for number in range(1, levels):
         aliases = ", ".join([f"*a{number - 1}"] * 9)
-        lines.append(f"a{number}: &a{number} [{aliases}]")
-    return "\n".join(lines)
-
-
-def merge_bomb(levels: int = 9) -> str:
-    """Each mapping merges the one before it nine times."""
-    lines = ["a0: &a0 {x: 1}"]
-    for number in range(1, levels):
-        merged = ", ".join([f"*a{number - 1}"] * 9)
-        lines.append(f"a{number}: &a{number}\n  <<: [{merged}]")
+        lines.append(f"a{number}: &a{number} {merge}[{aliases}]")
     return "\n".join(lines)
 
 
@@ -167,7 +152,7 @@ def merge_bomb(levels: int = 9) -> str:
     [
         (bomb("lol"), "unfold to more than"),
         (bomb("{x: 1}"), "unfold to more than"),
-        (merge_bomb(), "unfold to more than"),
+        (bomb("{x: 1}", merge="\n  <<: "), "unfold to more than"),
         (f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 100)}]", "unfold to more than"),
         ("a: [" + "1, " * 20_000 + "1]", "unfold to more than"),
         ("a: " + "[" * 100_000, "levels of nesting"),
@@ -191,11 +176,6 @@ def test_an_override_is_held_to_the_same_limits(text: str) -> None:
         override_value(text, "--set a")
     with pytest.raises(ConfigError, match="a value that is none"):
         override_value("9" * 5000, "--set a")
-
-
-def test_a_few_aliases_are_fine(tmp_path: Path) -> None:
-    document = read(tmp_path, "a: &a {x: 1}\nb: *a\nc:\n  <<: *a\n  y: 2\n")
-    assert document.values == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from corpus_asr.config.load import (
     resolved,
     settings_of,
 )
+from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,6 +49,9 @@ def refusal(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
+# What training data may also be asked for.
+LABELS = MINIMAL + "pipeline: pseudo_label\ndataset: {uri: training}\n"
+
 _PIPELINES = {"classify.yaml": "classify_audio", "pseudo_label.yaml": "pseudo_label"}
 
 
@@ -63,15 +67,10 @@ def test_every_shipped_configuration_loads(path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_is_left_out_carries_its_default(write: Write) -> None:
-    config = load_config(write(MINIMAL))
+    config = load_config(write(MINIMAL + "decoding:\n  # language: en\n"))
     assert config.source.uri == ("recordings",)
     assert config.decoding == DecodingSettings()
     assert config.cluster.address == "local"
-
-
-def test_a_section_without_keys_is_all_defaults(write: Write) -> None:
-    config = load_config(write(MINIMAL + "decoding:\n  # language: en\n"))
-    assert config.decoding == DecodingSettings()
 
 
 def test_overrides_are_read_as_yaml_and_win_over_the_file(write: Write) -> None:
@@ -89,6 +88,8 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(write: Write) -> None:
     assert config.extract.part_s == 60
     assert config.decoding.logprob_threshold is None
     assert config.source.uri == ("s3://bucket/talks #1/*.wav",)
+    source = load_config(path, ["source={manifest: files.jsonl}"]).source
+    assert (source.uri, source.manifest) == ((), "files.jsonl")
 
 
 def test_a_language_per_window_cannot_go_to_several_models(write: Write) -> None:
@@ -96,11 +97,6 @@ def test_a_language_per_window_cannot_go_to_several_models(write: Write) -> None
     routed = ["model.by_language.de=other", "decoding.language_mode=window"]
     assert load_config(path, routed[:1]).model.by_language == {"de": "other"}
     assert "model.by_language needs one language" in refusal(path, *routed)
-
-
-def test_a_manifest_can_take_the_place_of_addresses_by_overrides(write: Write) -> None:
-    config = load_config(write(MINIMAL), ["source={manifest: files.jsonl}"])
-    assert (config.source.uri, config.source.manifest) == ((), "files.jsonl")
 
 
 def test_a_transcription_needs_no_model_and_other_jobs_do(write: Write) -> None:
@@ -144,9 +140,8 @@ def test_all_problems_are_told_at_once_with_line_and_nearest_key(write: Write) -
     assert "output: missing; a section with uri" in message
 
 
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
+REFUSALS = {
+    MINIMAL: [
         ("decoding.languge=en", "decoding.languge: unknown key; did you mean decoding.language?"),
         ("language=en", "language: unknown key; did you mean decoding.language?"),
         ("extract.part-s=60", "did you mean extract.part_s?"),
@@ -170,10 +165,45 @@ def test_all_problems_are_told_at_once_with_line_and_nearest_key(write: Write) -
         ("model=7", "model: found 7, expected keys below it: checkpoint"),
         ("source.uri=[a", "reading --set source.uri: line 1"),
         ("decoding.language", "expected key=value"),
+        # One problem of a union, though each of its types complains.
+        ("transcribe.slots=many", 'text "many", expected a whole number above 0 or auto'),
+        ("extract.part_s={a: 1}", "found keys below it (a), expected a number at least 30"),
+        ("model.checkpoint=[x]", "found a list, expected text"),
+        ("source.uri=[1]", "item 1: found 1, expected text or a list of text"),
+        ("extract.part_s=s3://a:secret@b/" + "x" * 500, 'part_s: found the text "s3://***@b/xxx'),
+        ("selection.max_wer=0.1", "unknown key"),
     ],
+    LABELS: [
+        ("selection.max_were=0.1", "did you mean selection.max_wer?"),
+        ("selection.min_confidence=7", "selection.min_confidence: found 7, expected"),
+        ("selection.max_duration_s=45", "expected a number above 0 and at most 30"),
+        ("selection.max_repeats=0", "expected a whole number at least 1"),
+        ("dataset.format=tfrecord", "expected huggingface or webdataset or nemo"),
+        ("dataset.audio_format=mp3", "expected flac or opus or wav"),
+        ("dataset.test_fraction=0.99", "leaves nothing to train on"),
+        ("dataset={}", "dataset.uri: missing"),
+        ("pipeline=transcribe_corpus", "dataset: unknown key"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("job", "override", "told"), [(job, *row) for job, rows in REFUSALS.items() for row in rows]
 )
-def test_a_wrong_override_is_refused_in_plain_words(override: str, told: str, write: Write) -> None:
-    assert told in refusal(write(MINIMAL), override)
+def test_a_wrong_override_is_refused_in_plain_words(
+    job: str, override: str, told: str, write: Write
+) -> None:
+    message = refusal(write(job), override)
+    assert told in message
+    assert "secret" not in message
+
+
+def test_a_text_and_a_language_may_stand_alone(write: Write) -> None:
+    overrides = ["selection.languages=en", "selection.drop_texts=thanks for watching"]
+    config = load_config(write(LABELS), overrides)
+    assert isinstance(config, PseudoLabelConfig)
+    assert config.selection.languages == ("en",)
+    assert config.selection.drop_texts == ("thanks for watching",)
 
 
 def test_decoding_options_take_none_as_automatic_language() -> None:
@@ -233,10 +263,8 @@ def test_the_podcast_example_shows_every_key() -> None:
 def test_the_podcast_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("S3_ENDPOINT", raising=False)
     shown = load_config(CONFIGS / "podcasts.yaml")
-    assert shown.extract == type(shown.extract)()
-    assert shown.decoding == type(shown.decoding)()
-    assert shown.classification == type(shown.classification)()
-    assert shown.transcribe == type(shown.transcribe)()
+    for section in (shown.extract, shown.decoding, shown.classification, shown.transcribe):
+        assert section == type(section)()
     assert shown.output.max_failed_fraction == 0.01
 
 

@@ -17,6 +17,7 @@ from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.protocols import (
     Search,
+    SlotModel,
     TokenRules,
     WindowJob,
     WindowResult,
@@ -26,45 +27,21 @@ from corpus_asr.decoding.rules import RepetitionDetector, repeats_itself
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from corpus_asr.families.whisper.slots import WhisperSlotModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.checkpoints import tiny_whisper
 from tests.support.references import beam_search
-from tests.support.slots import run_jobs
+from tests.support.searches import END, GRAMMAR, PLAIN, POSITIONS, VOCAB, job, small_whisper
+from tests.support.slots import assert_all_same, run_jobs
 
 # Sums of up to 40 float32 log-probabilities, from products in another order.
 SCORE_TOLERANCE = 1e-3
 
-VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20
-PLAIN = TokenRules(end=END)
 SUPPRESSING = TokenRules(end=END, suppress=(3, 7, 12), suppress_first=(END, 5))
-GRAMMAR = TokenRules(
-    end=END,
-    suppress=(1, 2),
-    suppress_first=(END,),
-    timestamp_begin=BEGIN,
-    no_timestamps=NO_TIMESTAMPS,
-    max_initial_timestamp=6,
-)
 
 
 class Pair:
     """The same weights here and there."""
 
-    def __init__(self, folder: Path, seed: int, *, positions: int = POSITIONS) -> None:
-        tiny_whisper(
-            folder,
-            seed=seed,
-            d_model=16,
-            layers=2,
-            heads=2,
-            vocab_size=VOCAB,
-            max_target_positions=positions,
-            max_source_positions=SOURCE,
-            spread=0.3,
-        )
-        self.model: WhisperSlotModel = WhisperForConditionalGeneration.from_pretrained(
-            folder
-        ).slot_model()
+    def __init__(self, folder: Path, seed: int, **changes: Any) -> None:
+        self.model: WhisperSlotModel = small_whisper(folder, seed=seed, **changes).slot_model()
         self.oracle = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
 
 
@@ -73,47 +50,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
     return [Pair(tmp_path_factory.mktemp("checkpoint"), seed) for seed in range(3)]
 
 
-def job(
-    seed: int,
-    rules: TokenRules = PLAIN,
-    *,
-    prompt: tuple[int, ...] = (31, 32),
-    limit: int = 30,
-    **search: Any,
-) -> WindowJob:
-    features = np.random.default_rng(seed).standard_normal((80, 2 * SOURCE), dtype=np.float32)
-    return WindowJob(
-        features=features,
-        window=(seed,),
-        prompt=prompt,
-        rules=rules,
-        max_new_tokens=limit,
-        search=Search(**search),
-    )
-
-
-def run(batch: BeamBatch, jobs: list[WindowJob]) -> list[WindowResult]:
-    """Decode jobs side by side; places that end are refilled or closed as a scheduler does."""
-    waiting = list(enumerate(jobs))
-    active: list[int] = []
-    found: dict[int, WindowResult] = {}
-    while waiting or active:
-        while waiting and len(active) < batch.places:
-            number, one = waiting.pop(0)
-            place = len(active)
-            batch.fill([place], [one], encode_windows(batch.model, [one]))
-            batch.admit([place], [one])
-            active.append(number)
-        while ended := batch.ended(len(active)):
-            place = ended[-1]
-            (found[active[place]],) = batch.collect([place])
-            last = active.pop()
-            if place < len(active):
-                batch.move(len(active), place)
-                active[place] = last
-        if active:
-            batch.step(len(active), sampled=False)
-    return [found[number] for number in range(len(jobs))]
+def run(model: SlotModel, jobs: list[WindowJob], *, places: int) -> list[WindowResult]:
+    """Decode jobs side by side; places that end are refilled or closed."""
+    beams = jobs[0].search.num_beams
+    scheduler = SlotScheduler(model, places * beams, num_beams=beams)
+    return [
+        cast("WindowResult", result) for (result,) in run_jobs(scheduler, [[one] for one in jobs])
+    ]
 
 
 def check(pair: Pair, jobs: list[WindowJob], found: list[WindowResult]) -> None:
@@ -141,17 +84,9 @@ def check(pair: Pair, jobs: list[WindowJob], found: list[WindowResult]) -> None:
 
 @pytest.mark.parametrize(
     ("num_beams", "early_stopping", "length_penalty"),
-    [
-        (2, False, 1.0),
-        (5, False, 1.0),
-        (5, True, 1.0),
-        (2, "never", 1.0),
-        (5, "never", -1.0),
-        (5, False, 0.0),
-        (2, True, 2.0),
-        (5, False, -1.0),
-    ],
-)
+    [(2, False, 1.0), (5, False, 1.0), (5, True, 1.0), (2, "never", 1.0), (5, "never", -1.0),
+     (5, False, 0.0), (2, True, 2.0), (5, False, -1.0)],
+)  # fmt: skip
 def test_beams_are_those_of_transformers(
     pairs: list[Pair], num_beams: int, early_stopping: bool | str, length_penalty: float
 ) -> None:
@@ -165,13 +100,13 @@ def test_beams_are_those_of_transformers(
     kinds = enumerate((PLAIN, SUPPRESSING, GRAMMAR))
     jobs = [job(i, rules, prompt=(31, *range(3 * i), 32), **options) for i, rules in kinds]
     # Two places for three jobs: one waits, and starts beside one that is under way.
-    check(pair, jobs, run(BeamBatch(pair.model, 2, num_beams), jobs))
+    check(pair, jobs, run(pair.model, jobs, places=2))
 
 
 def test_the_windows_end_in_every_way(pairs: list[Pair]) -> None:
     """What the comparison above is worth: ends, limits, and the whole length of the decoder."""
     jobs = [job(i, rules, num_beams=5) for i in range(4) for rules in (PLAIN, SUPPRESSING, GRAMMAR)]
-    found = [result for pair in pairs for result in run(BeamBatch(pair.model, 6, 5), jobs)]
+    found = [result for pair in pairs[:2] for result in run(pair.model, jobs, places=6)]
     assert sum(result.end_logprob is not None for result in found) > 4
     assert sum(result.end_logprob is None for result in found) > 4
 
@@ -179,7 +114,7 @@ def test_the_windows_end_in_every_way(pairs: list[Pair]) -> None:
 def test_a_text_may_fill_the_whole_decoder(pairs: list[Pair]) -> None:
     endless = replace(SUPPRESSING, suppress=(END,))
     jobs = [job(0, endless, limit=99, num_beams=3), job(1, endless, prompt=(31,) * 47, num_beams=3)]
-    found = run(BeamBatch(pairs[2].model, 2, 3), jobs)
+    found = run(pairs[2].model, jobs, places=2)
     assert [len(result.tokens) for result in found] == [POSITIONS - 2, 1]
     check(pairs[2], [replace(jobs[0], max_new_tokens=POSITIONS - 2)], found[:1])
 
@@ -191,19 +126,12 @@ def test_rules_against_repetition_are_those_of_transformers(pairs: list[Pair]) -
         job(2, SUPPRESSING, num_beams=4, repetition_penalty=0.8, no_repeat_ngram_size=3),
         job(3, num_beams=4),
     ]
-    for pair in pairs[:2]:
-        check(pair, jobs, run(BeamBatch(pair.model, 3, 4), jobs))
+    check(pairs[0], jobs, run(pairs[0].model, jobs, places=3))
 
 
 def test_logprobs_are_those_of_the_tokens_under_the_rules(pairs: list[Pair]) -> None:
-    options: dict[str, Any] = {
-        "num_beams": 3,
-        "num_return_sequences": 3,
-        "keep_scores": True,
-        "keep_logits": True,
-    }
-    one = job(1, GRAMMAR, **options)
-    (result,) = run(BeamBatch(pairs[0].model, 1, 3), [one])
+    one = job(1, GRAMMAR, num_beams=3, num_return_sequences=3, keep_scores=True, keep_logits=True)
+    (result,) = run(pairs[0].model, [one], places=1)
     for each in (result, *result.others):
         said = [*each.tokens, *([END] if each.end_logprob is not None else [])]
         assert each.scores is not None
@@ -216,15 +144,10 @@ def test_logprobs_are_those_of_the_tokens_under_the_rules(pairs: list[Pair]) -> 
         # transformers adds the log-probabilities of the raw logits.
         raw = each.logits.log_softmax(dim=1)[steps, said]
         assert each.sequence_score == pytest.approx(float(raw.sum()) / len(said), abs=1e-4)
+        features, tokens = torch.from_numpy(one.features), torch.tensor([[*one.prompt, *said]])
         with torch.inference_mode():
-            expected = (
-                pairs[0]
-                .oracle(
-                    torch.from_numpy(one.features).unsqueeze(0),
-                    decoder_input_ids=torch.tensor([[*one.prompt, *said]]),
-                )
-                .logits[0, len(one.prompt) - 1 : -1]
-            )
+            whole = pairs[0].oracle(features.unsqueeze(0), decoder_input_ids=tokens).logits[0]
+        expected = whole[len(one.prompt) - 1 : -1]
         torch.testing.assert_close(each.logits, expected, atol=1e-4, rtol=0)
 
 
@@ -246,7 +169,7 @@ def test_processors_and_criteria_are_asked_for_every_beam(pairs: list[Pair]) -> 
         job(1, endless, num_beams=3, stopping=(twelve_tokens,)),
         job(2, num_beams=3),
     ]
-    found = run(BeamBatch(pairs[1].model, 3, 3), jobs)
+    found = run(pairs[1].model, jobs, places=3)
     assert 9 in found[0].tokens
     assert 7 not in found[0].tokens
     assert len(found[1].tokens) == 10
@@ -256,36 +179,33 @@ def test_processors_and_criteria_are_asked_for_every_beam(pairs: list[Pair]) -> 
 def test_a_moved_place_goes_on_as_it_was(pairs: list[Pair]) -> None:
     options: dict[str, Any] = {"num_beams": 2, "keep_scores": True}
     jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, **options)]
-    batch = BeamBatch(pairs[2].model, 2, 2)
-    found = run(batch, jobs)
-    alone = [run(BeamBatch(pairs[2].model, 1, 2), [each])[0] for each in jobs]
-    for ours, expected in zip(found, alone, strict=True):
-        assert ours.tokens == expected.tokens
-        assert ours.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
-        assert ours.sequence_score == pytest.approx(expected.sequence_score, abs=1e-5)
-        torch.testing.assert_close(ours.scores, expected.scores, atol=1e-4, rtol=0)
+    found = run(pairs[2].model, jobs, places=2)
+    alone = [run(pairs[2].model, [each], places=1) for each in jobs]
+    assert_all_same([[result] for result in found], alone)
+    scores = [result.sequence_score for result in found]
+    assert scores == pytest.approx([result.sequence_score for (result,) in alone], abs=1e-5)
 
 
 def test_the_score_of_a_token_is_that_of_the_plain_lane(pairs: list[Pair]) -> None:
-    one = replace(job(3, num_beams=2), score_token=33, score_position=0)
+    one = job(3, num_beams=2)
     plain = SlotBatch(pairs[0].model, 1)
     plain.fill([0], [one], encode_windows(plain.model, [one]))
     plain.admit([0], [replace(one, search=Search(), max_new_tokens=1)])
     (expected,) = plain.collect([0])
     assert isinstance(expected, WindowResult)
-    (found,) = run(BeamBatch(pairs[0].model, 1, 2), [one])
+    (found,) = run(pairs[0].model, [one], places=1)
     assert found.score == pytest.approx(expected.score, abs=1e-6)
 
 
 def test_a_window_that_repeats_itself_ends_early(tmp_path: Path) -> None:
-    model = Pair(tmp_path, seed=0, positions=200).model
+    model = Pair(tmp_path, seed=0, max_target_positions=200).model
     # Nothing but two tokens may be said, so that it cannot but go round in circles.
     rules = TokenRules(end=END, only=(5, 6))
     jobs = [
         job(0, rules, limit=190, num_beams=2, repetition_penalty=1.0, stop_loops=stop)
         for stop in (True, False)
     ]
-    found = run(BeamBatch(model, 2, 2), jobs)
+    found = run(model, jobs, places=2)
     assert [result.looped for result in found] == [True, False]
     assert len(found[0].tokens) < 190
     assert len(found[1].tokens) == 190
@@ -347,8 +267,7 @@ def test_more_beams_than_there_is_to_say_are_refused_with_their_job(pairs: list[
 
 def test_beams_and_plain_searches_share_a_scheduler(pairs: list[Pair]) -> None:
     jobs = [job(0, num_beams=2), job(1), job(2, GRAMMAR, num_beams=5), job(0, GRAMMAR, num_beams=2)]
-    scheduler = SlotScheduler(pairs[0].model, 4)
-    found = [cast("WindowResult", result) for result in run_jobs(scheduler, [jobs])[0]]
-    beams = [number for number in range(4) if number != 1]
-    check(pairs[0], [jobs[number] for number in beams], [found[number] for number in beams])
-    assert found[1].sequence_score is None
+    (found,) = run_jobs(SlotScheduler(pairs[0].model, 4), [jobs])
+    results = [cast("WindowResult", result) for result in found]
+    assert results.pop(1).sequence_score is None
+    check(pairs[0], [jobs[0], *jobs[2:]], results)

@@ -34,7 +34,7 @@ from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import kv_cache as cache
 from tests.support.graph_capture import TapeRecorder
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
-from tests.support.slots import SOURCE_POSITIONS, assert_same, load, run_jobs
+from tests.support.slots import SOURCE_POSITIONS, assert_all_same, load, run_jobs
 
 PLAIN = TokenRules(end=END, suppress_first=(END,))
 GRAMMAR = TokenRules(
@@ -111,17 +111,7 @@ def test_replays_give_what_steps_give(
 ) -> None:
     jobs = [[ask(kind, number) for kind, number in task] for task in tasks]
     found = run(Steady(), jobs, slots=slots, check_every=check_every, recorder=TapeRecorder())
-    for task, results in zip(tasks, found, strict=True):
-        for one, result in zip(task, results, strict=True):
-            assert_same(result, ALONE[one])
-
-
-def test_loops_are_seen_in_replays() -> None:
-    recorder = TapeRecorder()
-    tasks = [[ask("watched", number)] for number in range(4)]
-    found = run(Steady(), tasks, slots=4, recorder=recorder)
-    assert any(isinstance(one, WindowResult) and one.looped for (one,) in found)
-    assert recorder.replayed > 40
+    assert_all_same(found, [[ALONE[one] for one in task] for task in tasks])
 
 
 def test_each_rung_is_recorded_once_and_replayed_from_then_on() -> None:
@@ -130,9 +120,12 @@ def test_each_rung_is_recorded_once_and_replayed_from_then_on() -> None:
     run(Steady(), tasks, slots=6, recorder=recorder)
     assert recorder.recorded <= recorder.warmed <= 4  # 1, 2, 4 and 6 slots
     assert recorder.replayed > 10 * recorder.recorded
-
-
-def test_steps_with_options_are_not_replayed() -> None:
+    # Loops are seen in replays; steps with options are not replayed.
+    recorder = TapeRecorder()
+    found = run(Steady(), [[ask("watched", number)] for number in range(4)], slots=4,
+                recorder=recorder)  # fmt: skip
+    assert any(isinstance(one, WindowResult) and one.looped for (one,) in found)
+    assert recorder.replayed > 40
     recorder = TapeRecorder()
     run(Steady(), [[ask("penalised", 3)]], slots=2, recorder=recorder)
     assert (recorder.warmed, recorder.recorded) == (0, 0)
@@ -152,7 +145,8 @@ def speech(number: int) -> np.ndarray:
 def test_a_network_s_replays_give_what_its_steps_give_at_any_size(
     network: SlotModel, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = ["greedy", "sampled", "penalised", *["greedy", "sampled"] * 7]
+    # More than the slots, so that some are refilled and gaps are closed.
+    kinds = ["greedy", "sampled", "penalised", *["greedy", "sampled"] * slots][: slots + 3]
     tasks = [
         [ask(one, number, features=speech(number)) for one in (kind, "sampled")]
         for number, kind in enumerate(kinds)
@@ -162,28 +156,22 @@ def test_a_network_s_replays_give_what_its_steps_give_at_any_size(
     monkeypatch.setattr(cache, "_looked_at", lambda positions, *, max_positions: max_positions)
     recorder = TapeRecorder()
     found = run(network, tasks, slots=slots, check_every=3, recorder=recorder)
-    for ours, theirs in zip(found, expected, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
+    assert_all_same(found, expected)
     assert recorder.replayed > 0
 
 
 class Failing(TapeRecorder):
     """Cannot record."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         super().record(step)
-        raise self.error
+        raise RuntimeError("operation not permitted when stream is capturing")
 
 
 def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    failing = Failing(RuntimeError("operation not permitted when stream is capturing"))
+    failing = Failing()
     tasks = [[ask("greedy", number), ask("sampled", number)] for number in range(5)]
     with caplog.at_level(logging.WARNING):
         found = run(Steady(), tasks, slots=3, recorder=failing)
@@ -192,9 +180,8 @@ def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
         "recording a decoding step as a CUDA graph: operation not permitted when stream is "
         "capturing; going on without"
     ]
-    for number, (greedy, sampled) in enumerate(found):
-        assert_same(greedy, ALONE["greedy", number])
-        assert_same(sampled, ALONE["sampled", number])
+    kinds = ("greedy", "sampled")
+    assert_all_same(found, [[ALONE[kind, number] for kind in kinds] for number in range(5)])
 
 
 def test_a_step_is_recorded_once_it_has_been_run_often_enough() -> None:
@@ -237,9 +224,7 @@ def test_cuda_graphs_give_what_a_cpu_gives(
     ]
     expected = run(network.slot_model(), tasks, slots=3)
     found = run(network.to("cuda").slot_model(), tasks, slots=slots, check_every=3)
-    for ours, theirs in zip(found, expected, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            assert_same(one, other)
+    assert_all_same(found, expected)
 
 
 @pytest.mark.gpu
@@ -276,8 +261,10 @@ def test_tensors_keep_shape_and_type() -> None:
     found, empty, halves = upload(CPU, block, [], [0.5, 1.0])
     assert torch.equal(found, block)
     assert (empty.dtype, empty.shape) == (torch.long, (0,))
-    assert halves.dtype == torch.float64
-    assert halves.float().tolist() == [0.5, 1.0]
+    assert (halves.dtype, halves.tolist()) == (torch.float64, [0.5, 1.0])
+    rows = [torch.full((2, 3), float(n), dtype=torch.float16) for n in range(4)]
+    stacked = upload_stack(rows, CPU)
+    assert (stacked.dtype, stacked.tolist()) == (torch.float16, torch.stack(rows).tolist())
 
 
 @given(st.lists(st.tuples(longs, st.floats(width=32), st.booleans()), min_size=1, max_size=5))
@@ -295,13 +282,6 @@ def test_columns_come_back_row_by_row(rows: list[tuple[int, float, bool]]) -> No
     )
     assert found[2].bool().tolist() == flags
     assert torch.equal(found[3], square)
-
-
-def test_rows_are_stacked_in_their_own_type() -> None:
-    rows = [torch.full((2, 3), float(n), dtype=torch.float16) for n in range(4)]
-    found = upload_stack(rows, CPU)
-    assert found.dtype == torch.float16
-    assert torch.equal(found, torch.stack(rows))
 
 
 @pytest.mark.parametrize("behind", [False, True])

@@ -22,7 +22,7 @@ from corpus_asr.decoding.protocols import (
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from tests.support.markov import END, MarkovModel, window
-from tests.support.slots import run_jobs
+from tests.support.slots import assert_all_same, run_jobs
 
 STAGES = ("new_state", "encode", "fill", "prefill", "step")
 
@@ -48,26 +48,15 @@ class Hungry(MarkovModel):
         self.states.append(weakref.ref(state))
         return state
 
-    def encode(
-        self, features: torch.Tensor, *, num_frames: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def encode(self, features: torch.Tensor, **options: Any) -> torch.Tensor:
         self._ask("encode", len(features))
         return super().encode(features)
 
-    def fill(
-        self,
-        state: Any,
-        slots: Sequence[int],
-        encoded: torch.Tensor,
-        *,
-        num_frames: Sequence[int] | None = None,
-    ) -> None:
+    def fill(self, state: Any, slots: Sequence[int], encoded: Any, **options: Any) -> None:
         self._ask("fill", len(slots))
         super().fill(state, slots, encoded)
 
-    def prefill(
-        self, state: Any, slots: Sequence[int], tokens: torch.Tensor, lengths: Sequence[int]
-    ) -> torch.Tensor:
+    def prefill(self, state: Any, slots: Sequence[int], tokens: Any, lengths: Any) -> torch.Tensor:
         self._ask("prefill", len(slots))
         return super().prefill(state, slots, tokens, lengths)
 
@@ -98,26 +87,12 @@ def ask(number: int, kind: int) -> Job:
 Tasks = Sequence[Sequence[tuple[int, int]]]
 
 
-def decoded(scheduler: SlotScheduler, tasks: Tasks) -> list[list[Any]]:
-    """Tokens and log-probabilities of every job of every task."""
-    found = run_jobs(scheduler, [[ask(*job) for job in jobs] for jobs in tasks])
-    return [
-        [(getattr(result, "tokens", None), result.logprobs) for result in results]
-        for results in found
-    ]
+def run(scheduler: SlotScheduler, tasks: Tasks) -> list[list[Result]]:
+    return run_jobs(scheduler, [[ask(*job) for job in jobs] for jobs in tasks])
 
 
-def same(found: list[list[Any]], expected: list[list[Any]]) -> None:
-    assert [[said for said, _ in task] for task in found] == [
-        [said for said, _ in task] for task in expected
-    ]
-    for ours, theirs in zip(found, expected, strict=True):
-        for (_, logprobs), (_, others) in zip(ours, theirs, strict=True):
-            assert logprobs == pytest.approx(others, abs=1e-4)
-
-
-def run(model: MarkovModel, tasks: Tasks, *, slots: int, encode_batch: int = 4) -> list[list[Any]]:
-    return decoded(SlotScheduler(model, slots, encode_batch=encode_batch, check_every=2), tasks)
+def expected_of(tasks: Tasks) -> list[list[Result]]:
+    return run(SlotScheduler(MarkovModel(), 3, encode_batch=4, check_every=2), tasks)
 
 
 @settings(max_examples=15, deadline=None)
@@ -134,12 +109,13 @@ def test_wherever_memory_runs_out_every_task_gets_its_results_once(
 ) -> None:
     # 8 slots and 4 windows a batch can be halved five times.
     try:
-        found = run(Hungry(sorted(calls)), tasks, slots=8)
+        hungry = SlotScheduler(Hungry(sorted(calls)), 8, encode_batch=4, check_every=2)
+        found = run(hungry, tasks)
     except EngineError as error:
         # The queue of beams says what to do when it cannot be made at all.
         assert "use fewer slots" in str(error)  # noqa: PT017  (it is not what is tested)
         return
-    same(found, run(MarkovModel(), tasks, slots=3))
+    assert_all_same(found, expected_of(tasks))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -150,8 +126,8 @@ def test_slots_are_halved_until_they_fit_and_that_is_said_each_time(
     model = Hungry(most={stage: 2})
     with caplog.at_level(logging.WARNING):
         scheduler = SlotScheduler(model, 8, encode_batch=2 if stage == "step" else 8)
-        found = decoded(scheduler, tasks)
-    same(found, run(MarkovModel(), tasks, slots=4))
+        found = run(scheduler, tasks)
+    assert_all_same(found, expected_of(tasks))
     assert scheduler.statistics.halvings == len(caplog.records) > 0
     assert scheduler.slots == scheduler.statistics.slots
     if stage in ("new_state", "prefill", "step"):
@@ -166,7 +142,7 @@ def test_with_one_slot_the_encoder_s_batches_are_halved() -> None:
     model = Hungry(most={"encode": 1})
     tasks = [[(number % 4, 0)] for number in range(6)]
     scheduler = SlotScheduler(model, 2, encode_batch=4)
-    same(decoded(scheduler, tasks), run(MarkovModel(), tasks, slots=2))
+    assert_all_same(run(scheduler, tasks), expected_of(tasks))
     assert scheduler.slots == 1
     assert scheduler.statistics.halvings == 3
 
@@ -223,7 +199,7 @@ def test_the_old_slots_are_given_back_before_there_are_new_ones(
     scheduler = SlotScheduler(model, 8, recorder=recorder)
     gc.disable()  # memory must not wait for the next collection
     try:
-        decoded(scheduler, [[(number % 4, 0)] for number in range(16)])
+        run(scheduler, [[(number % 4, 0)] for number in range(16)])
     finally:
         gc.enable()
     assert len(model.states) == 2

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from whisper.decoding import ApplyTimestampRules
 
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
@@ -36,21 +38,25 @@ def oracle(prefix: list[list[int]], logits: torch.Tensor) -> torch.Tensor:
     return masked
 
 
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("timestamp_boost", [-3.0, 0.0, 2.0])
+def ruled(*rules: TokenRules) -> SlotRules:
+    """Slots under rules, with nothing said yet."""
+    found = SlotRules(len(rules), VOCAB, torch.device("cpu"))
+    found.admit(torch.arange(len(rules)), rules)
+    return found
+
+
+@given(seed=st.integers(0, 999), timestamp_boost=st.sampled_from([-3.0, 0.0, 2.0]))
+@settings(deadline=None, max_examples=30)
 def test_every_step_forbids_what_openai_whisper_forbids(seed: int, timestamp_boost: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    slots, steps = 4, 25
-    rules = SlotRules(slots, VOCAB, torch.device("cpu"))
-    for slot in range(slots):
-        rules.admit(torch.tensor([slot]), [RULES])
+    slots = 4
+    rules = ruled(*[RULES] * slots)
     said: list[list[int]] = [[] for _ in range(slots)]
-    for step in range(steps):
+    for step in range(25):
         logits = torch.randn(slots, VOCAB, generator=generator)
         logits[:, BEGIN:] += timestamp_boost
         expected = oracle(said, logits)
-        first = step == 0
-        found = rules.apply_first(logits, [RULES] * slots) if first else rules.apply(logits)
+        found = rules.apply(logits) if step else rules.apply_first(logits, [RULES] * slots)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
         tokens = torch.multinomial(found.softmax(dim=1), 1, generator=generator).squeeze(1)
         rules.update(tokens, torch.arange(slots))
@@ -59,9 +65,7 @@ def test_every_step_forbids_what_openai_whisper_forbids(seed: int, timestamp_boo
 
 
 def test_slots_without_timestamps_are_left_alone_beside_slots_with_them() -> None:
-    rules = SlotRules(2, VOCAB, torch.device("cpu"))
-    rules.admit(torch.tensor([0]), [RULES])
-    rules.admit(torch.tensor([1]), [PLAIN])
+    rules = ruled(RULES, PLAIN)
     logits = torch.zeros(2, VOCAB)
     logits[:, BEGIN:] = 5.0
     found = rules.apply_first(logits.clone(), [RULES, PLAIN])
@@ -71,41 +75,28 @@ def test_slots_without_timestamps_are_left_alone_beside_slots_with_them() -> Non
 
 
 def test_suppressed_tokens_stay_forbidden_and_first_ones_only_at_first() -> None:
-    own = TokenRules(end=END, suppress=(3,), suppress_first=(END,))
-    rules = SlotRules(1, VOCAB, torch.device("cpu"))
-    rules.admit(torch.tensor([0]), [own])
+    own, only = TokenRules(end=END, suppress=(3,), suppress_first=(END,)), (11, 12)
+    rules = ruled(own)
     first = rules.apply_first(torch.zeros(1, VOCAB), [own])[0]
     assert first.isinf().nonzero().flatten().tolist() == [3, END]
     rules.update(torch.tensor([7]), torch.tensor([0]))
     assert rules.apply(torch.zeros(1, VOCAB))[0].isinf().nonzero().flatten().tolist() == [3]
-
-
-def test_only_named_tokens_are_allowed_when_some_are_named() -> None:
-    own = TokenRules(end=END, only=(11, 12))
-    rules = SlotRules(1, VOCAB, torch.device("cpu"))
-    rules.admit(torch.tensor([0]), [own])
-    first = rules.apply_first(torch.zeros(1, VOCAB), [own])[0]
-    assert first.isfinite().nonzero().flatten().tolist() == [11, 12]
+    # Where some are named, they alone are allowed.
+    own = TokenRules(end=END, only=only)
+    first = ruled(own).apply_first(torch.zeros(1, VOCAB), [own])[0]
+    assert tuple(first.isfinite().nonzero().flatten().tolist()) == only
 
 
 def test_a_readmitted_slot_forgets_its_past_and_a_moved_one_takes_it_along() -> None:
-    rules = SlotRules(2, VOCAB, torch.device("cpu"))
-    rules.admit(torch.tensor([0]), [RULES])
-    rules.admit(torch.tensor([1]), [RULES])
+    rules = ruled(RULES, RULES)
     for token in (BEGIN, 5, BEGIN + 9):
         rules.update(torch.tensor([BEGIN, token]), torch.tensor([0, 1]))
     expected = rules.apply(torch.zeros(2, VOCAB))[1]
     rules.move(1, 0)
     assert torch.equal(rules.apply(torch.zeros(1, VOCAB))[0], expected)
     rules.admit(torch.tensor([0]), [RULES])
-    fresh = SlotRules(1, VOCAB, torch.device("cpu"))
-    fresh.admit(torch.tensor([0]), [RULES])
+    fresh = ruled(RULES)
     assert torch.equal(rules.apply(torch.zeros(1, VOCAB)), fresh.apply(torch.zeros(1, VOCAB)))
-
-
-def test_two_vocabularies_in_one_decoder_are_refused() -> None:
-    rules = SlotRules(2, VOCAB, torch.device("cpu"))
-    rules.admit(torch.tensor([0]), [RULES])
     with pytest.raises(ValueError, match="one decoder per vocabulary"):
         rules.admit(torch.tensor([1]), [TokenRules(end=END, timestamp_begin=BEGIN + 1)])
 
@@ -144,15 +135,15 @@ def caught(texts: list[list[int]], **options: Any) -> list[int | None]:
     return found
 
 
-@pytest.mark.parametrize("period", [1, 2, 3, 5, 12, 13, 30, LONGEST_PHRASE])
 @pytest.mark.parametrize("lead", [0, 1, 17])
-def test_a_repeated_phrase_is_caught_when_it_has_gone_on_long_enough(
-    period: int, lead: int
-) -> None:
-    phrase = list(range(100, 100 + period))
-    text = list(range(500, 500 + lead)) + phrase * 60
-    needed = max(MIN_REPEATS * period, MIN_REPEATED_TOKENS)
-    assert caught([text[:430]]) == [lead + period + needed]
+def test_a_repeated_phrase_is_caught_when_it_has_gone_on_long_enough(lead: int) -> None:
+    periods = (1, 2, 3, 5, 12, 13, 30, LONGEST_PHRASE)
+    start = list(range(500, 500 + lead))
+    texts = [(start + list(range(100, 100 + period)) * 60)[:430] for period in periods]
+    needed = [max(MIN_REPEATS * period, MIN_REPEATED_TOKENS) for period in periods]
+    assert caught(texts) == [
+        lead + period + more for period, more in zip(periods, needed, strict=True)
+    ]
 
 
 def test_what_only_seems_to_repeat_is_left_alone() -> None:
@@ -171,16 +162,12 @@ def test_random_text_is_never_caught() -> None:
         assert caught(texts, grammar=False) == [None] * 20
 
 
-def test_timestamps_that_go_on_do_not_hide_a_loop() -> None:
+def test_timestamps_that_go_on_do_not_hide_a_loop_and_the_prompt_is_no_part_of_one() -> None:
     text = [token for n in range(40) for token in (LOOP_BEGIN + n, 5, 6, 7, LOOP_BEGIN + n + 1)]
     assert caught([text])[0] is not None
     assert caught([text], grammar=False) == [None]  # there, those tokens are words
-
-
-def test_the_prompt_is_no_part_of_a_loop() -> None:
     phrase = [5, 6, 7]
-    alone = caught([phrase * 40])[0]
-    assert caught([phrase * 40], prompt=tuple(phrase * 30)) == [alone]
+    assert caught([phrase * 40], prompt=tuple(phrase * 30)) == caught([phrase * 40])
 
 
 def test_slots_that_are_not_watched_or_readmitted_or_moved() -> None:

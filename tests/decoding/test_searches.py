@@ -75,13 +75,10 @@ def test_aligning_what_was_decoded_uses_the_window_in_its_slot() -> None:
     ]
     assert told.logprobs == pytest.approx(expected, abs=1e-5)
     assert plain(said) == plain(again)
-
-
-def test_aligning_a_single_token_tells_where_it_lies_and_no_probability() -> None:
+    # Of a single token it is told where it lies, and no probability.
     [[told]] = run(MarkovModel(), [[align(2)]])
     assert isinstance(told, AlignResult)
-    assert told.logprobs == ()
-    assert told.weights.shape == (2, 1, LENGTH)
+    assert (told.logprobs, told.weights.shape) == ((), (2, 1, LENGTH))
 
 
 kinds = st.sampled_from(["greedy", "sampled", "beams", "drafted", "align"])

@@ -15,7 +15,7 @@ from corpus_asr.decoding.slots import (
     check_every_on,
     encode_batch_on,
 )
-from tests.support.slots import END, LENGTH, ScriptedModel, run_jobs, window
+from tests.support.slots import END, LENGTH, ScriptedModel, outcomes, run_jobs, window
 
 RULES = TokenRules(end=END)
 Transcripts = list[tuple[int, ...]]
@@ -71,22 +71,15 @@ def test_every_job_gets_its_own_words_whatever_the_slots(
 
 
 def test_a_job_stops_at_its_limit_without_an_end_token() -> None:
-    model = ScriptedModel([[5, 6, 7, 8, 9]])
-    scheduler = SlotScheduler(model, 1, check_every=3)
-    results: list[WindowResult] = []
-
-    def task() -> Generator[WindowJob, WindowResult, None]:
-        results.append((yield job(0, limit=2)))
-        results.append((yield job(0)))
-
-    scheduler.add(task(), lambda value, error: None)
-    while scheduler.pending:
-        scheduler.advance()
-    assert [result.tokens for result in results] == [(5, 6), (5, 6, 7, 8, 9)]
-    assert results[0].end_logprob is None
-    assert results[1].end_logprob is not None
+    scheduler = SlotScheduler(ScriptedModel([[5, 6, 7, 8, 9]]), 1, check_every=3)
+    ((cut, whole),) = run_jobs(scheduler, [[job(0, limit=2), job(0)]])
+    assert isinstance(cut, WindowResult)
+    assert isinstance(whole, WindowResult)
+    assert [cut.tokens, whole.tokens] == [(5, 6), (5, 6, 7, 8, 9)]
+    assert cut.end_logprob is None
+    assert whole.end_logprob is not None
     expected = torch.log_softmax(torch.tensor([10.0] + [0.0] * 49), 0)[0].item()
-    assert results[0].logprobs == pytest.approx([expected, expected], abs=1e-5)
+    assert cut.logprobs == pytest.approx([expected, expected], abs=1e-5)
 
 
 def test_the_same_window_again_is_not_encoded_again() -> None:
@@ -95,7 +88,7 @@ def test_the_same_window_again_is_not_encoded_again() -> None:
     assert model.encoded == [0, 1, 0]
 
 
-def test_freed_slots_are_refilled_before_the_next_step() -> None:
+def test_freed_slots_are_refilled_before_the_next_step_and_finished_ones_cost_nothing() -> None:
     model = ScriptedModel([[5] * 15, [6]])
     run(model, [[job(0)], *[[job(1)] for _ in range(5)]], slots=2)
     # While short jobs wait, no step runs with an empty slot.
@@ -103,41 +96,19 @@ def test_freed_slots_are_refilled_before_the_next_step() -> None:
     assert set(model.steps[5:]) == {1}
 
 
-def test_finished_slots_cost_nothing() -> None:
-    model = ScriptedModel([[5] * 10, [6], [7]])
-    run(model, [[job(1)], [job(2)], [job(0)]], slots=3)
-    assert sum(model.steps) < 10 + 2 * 3
-
-
-def test_a_task_that_fails_ends_alone() -> None:
-    model = ScriptedModel([[5], [6]])
-    scheduler = SlotScheduler(model, 2)
-    outcome: dict[str, object] = {}
-
-    def bad() -> Generator[WindowJob, WindowResult, None]:
-        yield job(0)
+def test_a_task_that_fails_or_asks_for_what_nobody_could_do_ends_alone() -> None:
+    def bad() -> Steps[Any]:
+        yield job(1)
         raise RuntimeError("bad recording")
 
-    scheduler.add(bad(), lambda value, error: outcome.update(bad=error))
-    scheduler.add(reader([job(1), job(1)]), lambda value, error: outcome.update(good=value))
-    while scheduler.pending:
-        scheduler.advance()
-    assert str(outcome["bad"]) == "bad recording"
-    assert outcome["good"] == [(6,), (6,)]
-
-
-def test_a_job_nobody_could_do_ends_its_own_task_alone() -> None:
-    scheduler = SlotScheduler(ScriptedModel([[5]]), 1)
-    outcome: dict[str, object] = {}
-    late = [job(0), job(0, prompt=LENGTH)]
-    scheduler.add(reader(late), lambda value, error: outcome.update(late=error))
-    scheduler.add(reader([job(0, prompt=LENGTH)]), lambda value, error: outcome.update(early=error))
-    scheduler.add(reader([job(0)]), lambda value, error: outcome.update(good=value))
-    while scheduler.pending:
-        scheduler.advance()
-    assert "shorten the prompt" in str(outcome["early"])
-    assert "shorten the prompt" in str(outcome["late"])
-    assert outcome["good"] == [(5,)]
+    impossible = job(0, prompt=LENGTH)
+    tasks = [bad(), reader([job(0), impossible]), reader([impossible]), reader([job(0), job(1)])]
+    failed, late, early, good = outcomes(SlotScheduler(ScriptedModel([[5], [6]]), 2), tasks)
+    assert str(failed) == "bad recording"
+    for error in (late, early):
+        assert isinstance(error, ValueError)
+        assert "shorten the prompt" in str(error)
+    assert good == [(5,), (6,)]
 
 
 class Counted(ScriptedModel):
@@ -148,21 +119,12 @@ class Counted(ScriptedModel):
         self.batches: list[int] = []
         self.kept = self.most_kept = 0
 
-    def encode(
-        self, features: torch.Tensor, *, num_frames: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def encode(self, features: torch.Tensor, **options: Any) -> torch.Tensor:
         self.batches.append(len(features))
         self.kept += len(features)
         return super().encode(features)
 
-    def fill(
-        self,
-        state: Any,
-        slots: Sequence[int],
-        encoded: torch.Tensor,
-        *,
-        num_frames: Sequence[int] | None = None,
-    ) -> None:
+    def fill(self, state: Any, slots: Sequence[int], encoded: Any, **options: Any) -> None:
         self.kept -= len(slots)
         super().fill(state, slots, encoded)
 
@@ -199,10 +161,7 @@ def test_statistics_tell_how_full_the_slots_were() -> None:
     model = ScriptedModel([[5] * 10, [6]])
     scheduler = SlotScheduler(model, 2, encode_batch=4)
     assert (scheduler.statistics.occupancy, scheduler.statistics.body_occupancy) == (None, None)
-    for script in (0, 1, 1, 1):
-        scheduler.add(reader([job(script)]), lambda value, error: None)
-    while scheduler.pending:
-        scheduler.advance()
+    run_jobs(scheduler, [[job(script)] for script in (0, 1, 1, 1)])
     found = scheduler.statistics
     # The first token comes with the prompt: ten steps for the long text, one for each short one.
     assert found.steps == len(model.steps) == 10
@@ -229,9 +188,6 @@ def test_a_cpu_encodes_a_window_per_thread_and_an_accelerator_runs_ahead_of_its_
 
 
 def test_gathered_tasks_run_side_by_side_and_their_results_come_in_order() -> None:
-    model = ScriptedModel([[5] * 9, [6], [7] * 4])
-    outcome: dict[str, Any] = {}
-
     def parent() -> Steps[Any]:
         first = yield job(1)
         nothing = yield Gather([])
@@ -239,21 +195,14 @@ def test_gathered_tasks_run_side_by_side_and_their_results_come_in_order() -> No
         last = yield job(2)
         return first.tokens, nothing, several, last.tokens
 
-    scheduler = SlotScheduler(model, 2)
-    scheduler.add(parent(), lambda value, error: outcome.update(value=value, error=error))
-    while scheduler.pending:
-        scheduler.advance()
-    assert outcome == {
-        "error": None,
-        "value": ((6,), [], [[(6,)], [(5,) * 9], [(7,) * 4]], (7,) * 4),
-    }
+    scheduler = SlotScheduler(ScriptedModel([[5] * 9, [6], [7] * 4]), 2)
+    (outcome,) = outcomes(scheduler, [parent()])
+    assert outcome == ((6,), [], [[(6,)], [(5,) * 9], [(7,) * 4]], (7,) * 4)
     # The window that parent and first task share is encoded once.
     assert scheduler.statistics.windows == 4
 
 
 def test_the_first_error_of_a_gathered_task_ends_the_one_that_waits() -> None:
-    outcomes: list[Any] = []
-
     def bad() -> Steps[Any]:
         yield job(1)
         raise ValueError("bad")
@@ -262,8 +211,5 @@ def test_the_first_error_of_a_gathered_task_ends_the_one_that_waits() -> None:
         yield Gather([reader([job(0)]), bad(), bad()])
         raise AssertionError("not reached")
 
-    scheduler = SlotScheduler(ScriptedModel([[5] * 9, [6]]), 2)
-    scheduler.add(parent(), lambda value, error: outcomes.append((value, str(error))))
-    while scheduler.pending:
-        scheduler.advance()
-    assert outcomes == [(None, "bad")]
+    (error,) = outcomes(SlotScheduler(ScriptedModel([[5] * 9, [6]]), 2), [parent()])
+    assert str(error) == "bad"

@@ -10,9 +10,7 @@ import torch
 
 from corpus_asr.decoding.batch import encode_windows
 from corpus_asr.decoding.protocols import (
-    Search,
     SlotModel,
-    TokenRules,
     WindowJob,
     WindowResult,
     check_assistant,
@@ -26,33 +24,8 @@ from corpus_asr.families.whisper.slots import (
     WhisperSlotModel,
 )
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.checkpoints import tiny_whisper
-from tests.support.slots import assert_same, run_jobs
-
-VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20
-PLAIN = TokenRules(end=END)
-GRAMMAR = TokenRules(
-    end=END,
-    suppress=(1, 2),
-    suppress_first=(END,),
-    timestamp_begin=BEGIN,
-    no_timestamps=NO_TIMESTAMPS,
-    max_initial_timestamp=6,
-)
-
-
-def load(folder: Path, **settings: Any) -> WhisperForConditionalGeneration:
-    usual: dict[str, Any] = {
-        "d_model": 16,
-        "layers": 2,
-        "heads": 2,
-        "vocab_size": VOCAB,
-        "max_target_positions": POSITIONS,
-        "max_source_positions": SOURCE,
-        "spread": 0.3,
-    }
-    tiny_whisper(folder, **(usual | settings))
-    return WhisperForConditionalGeneration.from_pretrained(folder)
+from tests.support.searches import END, GRAMMAR, PLAIN, POSITIONS, SOURCE, VOCAB, job, small_whisper
+from tests.support.slots import assert_all_same, run_jobs
 
 
 def decoder_of(network: WhisperForConditionalGeneration) -> WhisperDecoderSlots:
@@ -75,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def network(folder: Path) -> WhisperForConditionalGeneration:
-    return load(folder, seed=3)
+    return small_whisper(folder, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +66,7 @@ def assistants(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Assistants:
     """Drafts of every quality, with an encoder and without."""
-    small = load(tmp_path_factory.mktemp("small"), seed=2, d_model=8, layers=1)
+    small = small_whisper(tmp_path_factory.mktemp("small"), seed=2, d_model=8, layers=1)
     wrong = nearly(WhisperForConditionalGeneration.from_pretrained(folder))
     return {
         "the same": network.slot_model(),
@@ -102,27 +75,6 @@ def assistants(
         "nearly the same decoder": decoder_of(wrong),
         "another": small.slot_model(),
     }
-
-
-def job(
-    seed: int,
-    rules: TokenRules = PLAIN,
-    *,
-    prompt: tuple[int, ...] = (31, 32),
-    limit: int = 30,
-    **search: Any,
-) -> WindowJob:
-    features = np.random.default_rng(seed).standard_normal((80, 2 * SOURCE), dtype=np.float32)
-    return WindowJob(
-        features=features,
-        window=(seed,),
-        prompt=prompt,
-        rules=rules,
-        max_new_tokens=limit,
-        search=Search(**search),
-        seed=seed,
-        score_token=33,
-    )
 
 
 def run(model: SlotModel, jobs: list[WindowJob], *, slots: int = 3, every: int = 1) -> list[Any]:
@@ -138,8 +90,7 @@ def assisted(jobs: list[WindowJob], assistant: SlotModel, drafts: int) -> list[W
 
 
 def check(found: list[WindowResult], expected: list[WindowResult]) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_same(ours, theirs)
+    assert_all_same([found], [expected])
 
 
 NAMES = ["the same", "the same decoder", "nearly the same", "nearly the same decoder", "another"]
@@ -267,7 +218,7 @@ def test_what_can_draft_for_what(tmp_path: Path) -> None:
         "shorter": {"max_target_positions": POSITIONS - 1}, "narrow": {"d_model": 8},
         "wide vocabulary": {"vocab_size": VOCAB + 1},
     }  # fmt: skip
-    networks = {name: load(tmp_path / name, **size) for name, size in sizes.items()}
+    networks = {name: small_whisper(tmp_path / name, **size) for name, size in sizes.items()}
     model = networks["own"].slot_model()
     for fits in (model, decoder_of(networks["own"]), networks["longer"].slot_model()):
         check_assistant(model, fits)

@@ -1,17 +1,66 @@
-"""The demo's transcripts of three recordings against their references."""
+"""The demo's transcripts of three recordings, and what is made of them, against their references.
 
+One file, so that one process has the run that all of it reads.
+"""
+
+import re
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
+import pysubs2
 import pytest
+from typer.testing import CliRunner
 
+from corpus_asr.cli import main as cli
+from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.pipelines.evaluate import evaluate
+from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.runtime.transcriber import Transcriber
-from tests.demo.conftest import Heard, run_demo
-from tests.support.spoken import NAMES, REFERENCES, error_rate, spoken
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.text.normalize import numbers_in_figures
+from corpus_asr.view.catalogue import Library
+from corpus_asr.view.search import Filters, find, parse_query
+from tests.support.cluster import ray_session
+from tests.support.logs import logging_put_back
+from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken
+from tests.support.tables import rows_of
+
+__all__ = ["ray_session"]
 
 SPOKEN = spoken()
 MAX_WER = 0.05  # of each recording, and of all; measured: 0.019 with float16 weights
+
+Heard = dict[str, list[Sentence]]
+
+
+def run_demo(output: Path, *options: str) -> Heard:
+    """Do what `make demo` does first; returns what was heard, by recording."""
+    with logging_put_back(), pytest.MonkeyPatch.context() as patched:
+        patched.chdir(REPOSITORY)
+        patched.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no hub is asked
+        command = ["run", "configs/demo.yaml", "--set", f"output.uri={output}", *options]
+        done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, done.output
+    heard: Heard = {}
+    rows = rows_of(OutputStore(str(output)).segments())
+    for row in sorted(rows, key=lambda row: row["start_s"]):
+        said = Sentence(row["start_s"], row["end_s"], row["text"])
+        heard.setdefault(Path(row["uri"]).name, []).append(said)
+    return heard
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tables of the demo are; made by `heard`."""
+    return tmp_path_factory.mktemp("demo") / "output"
+
+
+@pytest.fixture(scope="module")
+def heard(output: Path) -> Heard:
+    return run_demo(output, "--local")
 
 
 def text(heard: Heard, name: str) -> str:
@@ -56,9 +105,89 @@ def test_words_are_timed(heard: Heard, output: Path) -> None:
     assert times.end_median_s <= 0.2
 
 
-def test_the_transcriber_hears_the_same(heard: Heard, transcriber: Transcriber) -> None:
-    found = transcriber.transcribe(str(SPOKEN["inaugural.flac"].path), word_timestamps=True)
+def test_the_transcriber_hears_the_same(heard: Heard) -> None:
+    path = str(SPOKEN["inaugural.flac"].path)
+    with Transcriber.from_pretrained("whisper-tiny.en", dtype="float32") as transcriber:
+        found = transcriber.transcribe(path, word_timestamps=True)
     assert error_rate([text(heard, "inaugural.flac")], [found.text]) <= 0.05  # dtypes may differ
+
+
+def call(*arguments: str) -> str:
+    done = CliRunner().invoke(cli.app, list(arguments))
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_screen_shows_the_texts(name: str, output: Path, heard: Heard) -> None:
+    heading, *lines = call("show", str(output), "--uri", f"*{name}").splitlines()
+    assert heading == f"{SPOKEN[name].path}:"
+    texts = [re.sub(r"^\[[\d:.]+ --> [\d:.]+\] ", "", line) for line in lines]
+    assert texts == [segment.text.strip() for segment in heard[name]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_subtitles_are_short_and_shown_when_they_are_said(
+    name: str, output: Path, tmp_path: Path
+) -> None:
+    rules = ("--max-line-chars", "42", "--max-lines", "2", "--max-duration-s", "7")
+    call("export", str(output), "--to", str(tmp_path), "--format", "srt", *rules)
+    cues = list(pysubs2.load(str((tmp_path / name).with_suffix(".srt"))))
+    said = " ".join(cue.plaintext.replace("\n", " ") for cue in cues)
+    assert error_rate([SPOKEN[name].text], [said]) <= MAX_WER
+    assert all(len(line) <= 42 for cue in cues for line in cue.plaintext.splitlines())
+    assert all(cue.duration <= 7000 for cue in cues)
+    # Somebody speaks in the middle of nearly every cue.
+    middles = [(cue.start + cue.end) / 2000 for cue in cues]
+    assert np.mean([said_at(name, at_s) is not None for at_s in middles]) > 0.9
+
+
+def said_at(name: str, at_s: float) -> Sentence | None:
+    return next((one for one in SPOKEN[name].sentences if one.start_s <= at_s <= one.end_s), None)
+
+
+def test_long_words_are_found_where_they_are_said(output: Path) -> None:
+    found = wanted = 0
+    with closing(Library(OutputStore(str(output)))) as library:
+        view = library.wait()
+        assert view.texts is not None
+        for name in NAMES:
+            for word in SPOKEN[name].words:
+                in_figures = any(map(str.isdigit, numbers_in_figures(word["word"].lower())))
+                if len(word["word"]) < 7 or in_figures:
+                    continue
+                wanted += 1
+                query = parse_query(word["word"], whole_words=True)
+                hits = find(view.catalogue.recordings, view.texts, query, Filters()).hits
+                middle_s = (word["start_s"] + word["end_s"]) / 2
+                found += any(hit.start_s <= middle_s <= hit.end_s for hit in hits)
+    assert wanted > 30
+    assert found / wanted >= 1 - 2 * MAX_WER  # long words are harder
+
+
+def test_what_is_kept_as_training_data_is_right(output: Path, tmp_path: Path) -> None:
+    settings = {
+        "pipeline": "pseudo_label",
+        "source": {"uri": str(REFERENCES.parent / "spoken")},
+        "model": {"checkpoint": "whisper-tiny.en"},
+        "output": {"uri": str(output)},
+        "selection": {"references": str(REFERENCES), "max_wer": 0.1},
+        "dataset": {"uri": str(tmp_path / "set"), "examples": "clips", "workers": 1,
+                    "validation_fraction": 0.0},
+    }  # fmt: skip
+    label(PseudoLabelConfig.model_validate(settings))
+    rows = pq.read_table(tmp_path / "set" / "data").to_pylist()
+    assert len(rows) >= 15
+    said = []
+    for row in rows:
+        name = Path(row["uri"]).name
+        words = [
+            word["word"]
+            for word in SPOKEN[name].words
+            if row["start_s"] < (word["start_s"] + word["end_s"]) / 2 < row["end_s"]
+        ]
+        said.append(" ".join(words))
+    assert error_rate(said, [row["text"] for row in rows]) <= 0.15
 
 
 @pytest.mark.slow

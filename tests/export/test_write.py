@@ -16,15 +16,11 @@ from corpus_asr.cli import main as cli
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.formats import ExportFormat, WordStyle
 from corpus_asr.export.recordings import (
-    TEXT_COLUMNS,
     ExternalSort,
     Selection,
-    chosen,
-    read_index,
-    recordings,
 )
 from corpus_asr.export.write import ExportOptions, export
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from tests.support.runs import finished
 from tests.support.tables import commit, part, results
@@ -67,6 +63,10 @@ def heard(name: str, index: int, *words: str, last: bool = True, **values: Any) 
                 **values)  # fmt: skip
 
 
+def add(store: OutputStore, *rows: dict[str, Any]) -> Commit:
+    return commit(store, results(*rows))
+
+
 def exported(store: OutputStore, to: Path, *formats: str, **selection: Any) -> dict[str, str]:
     export(store, str(to), options(*formats or ("txt",)), Selection(**selection))
     return texts(to)
@@ -75,8 +75,8 @@ def exported(store: OutputStore, to: Path, *formats: str, **selection: Any) -> d
 def test_parts_from_many_objects_come_together_in_the_order_of_time(
     store: OutputStore, to: Path
 ) -> None:
-    commit(store, results(heard("b.wav", 1, "three", "four"), heard("a.wav", 0, "x")))
-    commit(store, results(heard("b.wav", 0, "one", "two", last=False)))
+    add(store, heard("b.wav", 1, "three", "four"), heard("a.wav", 0, "x"))
+    add(store, heard("b.wav", 0, "one", "two", last=False))
     summary = export(store, str(to), options("txt"), Selection())
     assert texts(to) == {"a.txt": "x\n", "b.txt": "one\ntwo\nthree\nfour\n"}
     assert (summary.recordings, summary.segments, summary.files) == (2, 5, 2)
@@ -85,25 +85,23 @@ def test_parts_from_many_objects_come_together_in_the_order_of_time(
 def test_what_was_committed_twice_is_there_once_and_new_content_replaces_old(
     store: OutputStore, to: Path
 ) -> None:
-    commit(store, results(heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b")))
-    commit(store, results(heard("c.wav", 0, "c"), heard("a.wav", 0, "again", "and", "more")))
+    add(store, heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b"))
+    add(store, heard("c.wav", 0, "c"), heard("a.wav", 0, "again", "and", "more"))
     assert exported(store, to) == {"a.txt": "one\ntwo\n", "b.txt": "b\n", "c.txt": "c\n"}
-    commit(store, results(part("d.wav", 0, texts=None, status="failed")))
-    commit(store, results(heard("a.wav", 0, "new", etag="v2"), heard("d.wav", 0, "d")))
+    add(store, part("d.wav", 0, texts=None, status="failed"))
+    add(store, heard("a.wav", 0, "new", etag="v2"), heard("d.wav", 0, "d"))
     found = exported(store, to)
     assert (found["a.txt"], found["d.txt"]) == ("new\n", "d\n")
 
 
 def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Path) -> None:
-    commit(
+    add(
         store,
-        results(
-            heard("half.wav", 0, "half", last=False),
-            part("bad.wav", 0, texts=None, status="failed"),
-            part("quiet.wav", 0, texts=None, status="no_speech"),
-            heard("partly.wav", 0, "partly", last=False),
-            part("partly.wav", 1, texts=None, status="failed"),
-        ),
+        heard("half.wav", 0, "half", last=False),
+        part("bad.wav", 0, texts=None, status="failed"),
+        part("quiet.wav", 0, texts=None, status="no_speech"),
+        heard("partly.wav", 0, "partly", last=False),
+        part("partly.wav", 1, texts=None, status="failed"),
     )
     summary = export(store, str(to), options("txt"), Selection())
     assert texts(to) == {"quiet.txt": "", "partly.txt": "partly\n"}
@@ -116,9 +114,9 @@ def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Pat
 def test_a_finished_output_says_the_same(store: OutputStore, to: Path) -> None:
     words = {name: [f"{name}{at}" for at in range(3)] for name in "abcdef"}
     for name in words:
-        commit(store, results(heard(f"{name}.wav", 1, *words[name][1:])))
-    commit(store, results(*(heard(f"{n}.wav", 0, words[n][0], last=False) for n in words)))
-    commit(store, results(heard("a.wav", 1, "again"), heard("b.wav", 1, "again")))
+        add(store, heard(f"{name}.wav", 1, *words[name][1:]))
+    add(store, *(heard(f"{n}.wav", 0, words[n][0], last=False) for n in words))
+    add(store, heard("a.wav", 1, "again"), heard("b.wav", 1, "again"))
     before = exported(store, to / "before")
     finished(store, *(f"{name}.wav" for name in words))
     assert len(store.names("outcomes")) < 8
@@ -127,8 +125,8 @@ def test_a_finished_output_says_the_same(store: OutputStore, to: Path) -> None:
 
 
 def test_orphans_are_not_seen(store: OutputStore, to: Path) -> None:
-    commit(store, results(heard("a.wav", 0, "one")))
-    found = commit(store, results(heard("b.wav", 0, "orphan")))
+    add(store, heard("a.wav", 0, "one"))
+    found = add(store, heard("b.wav", 0, "orphan"))
     store.remove(found.outcomes_name)
     assert exported(store, to) == {"a.txt": "one\n"}
 
@@ -136,13 +134,11 @@ def test_orphans_are_not_seen(store: OutputStore, to: Path) -> None:
 def test_segments_and_recordings_are_chosen(store: OutputStore, to: Path) -> None:
     (ja,) = (row | {"language": "de"} for row in rows(0, "ja"))
     both = [*rows(0, "yes"), ja | {"segment": 1}]
-    commit(
+    add(
         store,
-        results(
-            part("x/de.mp3", 0, texts=None, segments=[ja]),
-            part("x/en.wav", 0, texts=None, segments=rows(0, "a", "b", "c")),
-            part("y/both.mp3", 0, texts=None, segments=both),
-        ),
+        part("x/de.mp3", 0, texts=None, segments=[ja]),
+        part("x/en.wav", 0, texts=None, segments=rows(0, "a", "b", "c")),
+        part("y/both.mp3", 0, texts=None, segments=both),
     )
     german = exported(store, to / "1", languages=("German",))
     assert german == {"x/de.txt": "ja\n", "y/both.txt": "ja\n"}
@@ -162,7 +158,7 @@ def test_known_hallucinations_are_left_out_only_when_that_is_asked_for(
         row | {"known_hallucination": mark}
         for row, mark in zip(rows(0, "a", "b", "c"), marks, strict=True)
     ]
-    commit(store, results(part("a.wav", 0, texts=None, segments=marked)))
+    add(store, part("a.wav", 0, texts=None, segments=marked))
     assert exported(store, to / "1") == {"a.txt": "a\nb\nc\n"}
     assert exported(store, to / "2", drop_known_hallucinations=True) == {"a.txt": "a\nc\n"}
 
@@ -176,9 +172,7 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
         "words": words, "temperature": 0.2, "avg_logprob": -0.1, "compression_ratio": 1.2,
         "no_speech_prob": None,
     }  # fmt: skip
-    commit(
-        store, results(part("a.wav", 0, texts=None, segments=[segment], language="en", channel=1))
-    )
+    add(store, part("a.wav", 0, texts=None, segments=[segment], language="en", channel=1))
     export(store, str(to), options("json", "whisperx", "nemo"), Selection())
     found = json.loads((to / "a.json").read_text())
     assert list(found) == ["text", "segments", "language"]
@@ -210,7 +204,7 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
 @pytest.mark.parametrize("folder", ["local", "memory://export-single"])
 def test_all_recordings_in_one_file(folder: str, store: OutputStore, tmp_path: Path) -> None:
     to = str(tmp_path / folder) if folder == "local" else folder
-    commit(store, results(heard("b.wav", 0, "b\t1\n", "2"), heard("a,\n.wav", 0, "a")))
+    add(store, heard("b.wav", 0, "b\t1\n", "2"), heard("a,\n.wav", 0, "a"))
     asked = options("txt", "tsv", "json", "whisperx", "nemo", single=True)
     summary = export(store, to, asked, Selection())
     assert (summary.files, summary.recordings) == (5, 2)
@@ -239,7 +233,7 @@ def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, 
     with pytest.raises(ConfigError, match="found neither outcomes nor _run/"):
         exported(OutputStore(str(tmp_path)), to)
     label = {"window": 0, "start_s": 0.0, "end_s": 1.0, "rank": 1, "label": "en"}
-    commit(store, results(part("a.wav", 0, texts=None, labels=[label])))
+    add(store, part("a.wav", 0, texts=None, labels=[label]))
     with pytest.raises(ConfigError, match="found labels/, expected the segments"):
         exported(store, to)
 
@@ -247,7 +241,7 @@ def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, 
 def test_hostile_names_stay_in_the_folder(store: OutputStore, to: Path) -> None:
     uris = ["/in/../../etc/passwd.wav", "/in/a.wav", "/in/a.mp3", "/in/x\\y.wav", "/in/-l.wav",
             "/in/new\nline.wav", "/in/" + "n" * 300 + ".wav", "/in/Grüße 音声.flac"]  # fmt: skip
-    commit(store, results(*(part("", 0, uri=uri, texts=[" t"]) for uri in uris)))
+    add(store, *(part("", 0, uri=uri, texts=[" t"]) for uri in uris))
     summary = export(store, str(to), options("srt", "json"), Selection())
     assert (summary.recordings, len(texts(to))) == (8, 16)
     assert set(to.parent.iterdir()) == {to, Path(store.uri)}
@@ -257,9 +251,9 @@ def test_hostile_names_stay_in_the_folder(store: OutputStore, to: Path) -> None:
 def test_segments_that_are_not_what_the_outcomes_say_are_noticed(
     store: OutputStore, to: Path, change: str
 ) -> None:
-    found = commit(store, results(heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b")))
+    found = add(store, heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b"))
     assert found.segments_name
-    other = commit(store, results(heard("a.wav", 0, "x"), heard("b.wav", 0, "y", "z")))
+    other = add(store, heard("a.wav", 0, "x"), heard("b.wav", 0, "y", "z"))
     assert other.segments_name
     table = store.read_table(other.segments_name, next(store.segments()).schema)
     store.write_table(found.segments_name, table if change == "others" else table.slice(0, 2))
@@ -286,19 +280,8 @@ def test_many_recordings_pass_through_small_buckets(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_only_a_recording_at_a_time_is_put_together(store: OutputStore) -> None:
-    for batch in range(3):
-        commit(store, results(*(heard(f"{batch}{at}.wav", 0, "w") for at in range(5))))
-    index = read_index(store)
-    found = recordings(store, index, chosen(index, Selection()), Selection(), columns=TEXT_COLUMNS)
-    position, first = next(found)
-    assert (position, first.uri, first.text) == (0, "/00.wav", "w")
-    expected = [f"/{batch}{at}.wav" for batch in range(3) for at in range(5)]
-    assert [each.uri for _, each in found] == expected[1:]
-
-
 def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> None:
-    commit(store, results(heard("a.wav", 0, "one"), heard("half.wav", 0, "half", last=False)))
+    add(store, heard("a.wav", 0, "one"), heard("half.wav", 0, "half", last=False))
     done = CliRunner().invoke(
         cli.app,
         ["export", store.uri, "--to", os.fspath(to), "--format", "srt", "--format", "vtt",
@@ -328,7 +311,7 @@ def test_an_example_of_the_guide_to_reading_shows_every_recording(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     store = OutputStore("output/demo")
-    commit(store, results(part("a.wav", 0, texts=[" Hi."]), part("b.wav", 0, texts=[" Ho."])))
+    add(store, part("a.wav", 0, texts=[" Hi."]), part("b.wav", 0, texts=[" Ho."]))
     finished(store, "a.wav", "b.wav")
     exec(code, {})
     shown = capsys.readouterr().out

@@ -31,16 +31,16 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
 
 
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_auto_is_the_cpu_and_asking_for_one_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_without_a_gpu_auto_is_the_cpu_and_asking_for_one_is_an_error() -> None:
     assert resolve_device("auto") == resolve_device("cpu") == CPU
     with pytest.raises(ConfigError, match=r"'cuda'.* sees 0 CUDA devices"):
         resolve_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="built without CUDA"):
+        resolve_device("cuda:0")
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -53,10 +53,10 @@ def test_with_gpus_auto_is_the_first_and_asking_for_too_many_is_an_error() -> No
     assert (device_name(CPU), device_name(CUDA)) == ("cpu", "cuda:NVIDIA H200")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "", "CPU", "cuda:0 ", "mps"])
-def test_an_unknown_device_is_an_error(name: str) -> None:
-    with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N"):
-        resolve_device(name)
+def test_an_unknown_device_is_an_error() -> None:
+    for name in ("gpu", "cuda:", "cuda:-1", "cuda:x", "", "CPU", "cuda:0 ", "mps"):
+        with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N"):
+            resolve_device(name)
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,14 @@ def test_types_are_taken_at_their_word_and_others_named() -> None:
             resolve_dtype(name, CPU)
 
 
-def too_old() -> bool:
-    warnings.warn(
-        "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).",
-        stacklevel=1,
-    )
-    return False
-
-
 def test_a_driver_that_is_too_old_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def too_old() -> bool:
+        driver = "The NVIDIA driver on your system is too old (found version 11040)."
+        warnings.warn(f"CUDA initialization: {driver}", stacklevel=1)
+        return False
+
     monkeypatch.setattr(torch.cuda, "is_available", too_old)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(ConfigError, match=r"0 CUDA devices here \(.*driver .* is too old.*nvidia"):
@@ -125,13 +122,6 @@ def test_a_driver_that_is_too_old_is_named(
     assert resolve_device("auto").type == "cpu"
     assert "works on the CPU" in caplog.text
     assert "too old" in caplog.text
-
-
-def test_a_torch_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(ConfigError, match="built without CUDA"):
-        resolve_device("cuda:0")
 
 
 # How far logits may be from those of float32, relative to their own size.
@@ -151,13 +141,11 @@ def logits(model: SlotModel) -> torch.Tensor:
     return begin(model, model.new_state(2), [0, 1], windows(2), tokens, [6, 6])
 
 
-@pytest.mark.parametrize(
-    "dtype", [*[d for d in TOLERANCES if d != "int8"], pytest.param("int8", marks=needs_int8)]
-)
+@pytest.mark.parametrize("dtype", [name for name in TOLERANCES if name != "int8"])
 def test_it_says_what_the_network_says_in_any_numbers(checkpoint: Path, dtype: str) -> None:
     model = load_slot_model(checkpoint, device="cpu", dtype=dtype)
     assert model.device == CPU
-    assert model.dtype == resolve_dtype("auto" if dtype == "int8" else dtype, CPU)
+    assert model.dtype == resolve_dtype(dtype, CPU)
     expected = logits(load_slot_model(checkpoint, device="cpu", dtype="float32"))
     found = logits(model)
     assert found.dtype == torch.float32
@@ -165,21 +153,16 @@ def test_it_says_what_the_network_says_in_any_numbers(checkpoint: Path, dtype: s
 
 
 @needs_int8
-def test_8_bits_are_8_bits(checkpoint: Path) -> None:
-    """Were `int8` passed over, the results would be those of bfloat16 to the bit."""
-    low, eight = (
-        logits(load_slot_model(checkpoint, device="cpu", dtype=dtype)) for dtype in ("auto", "int8")
-    )
-    assert not torch.equal(low, eight)
-
-
-@needs_int8
-def test_8_bits_stand_beside_float32_where_there_is_no_bfloat16(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("beside", [torch.bfloat16, torch.float32], ids=str)
+def test_8_bits_stand_beside_what_the_processor_has(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, beside: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    """Were `int8` passed over, the results would be those of the other type to the bit."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: beside == torch.bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    model = load_slot_model(checkpoint, device="cpu", dtype="int8")
-    assert model.dtype == torch.float32
+    models = [load_slot_model(checkpoint, device="cpu", dtype=name) for name in ("auto", "int8")]
+    assert {model.dtype for model in models} == {beside}
+    low, eight = map(logits, models)
+    assert not torch.equal(low, eight)
     expected = logits(load_slot_model(checkpoint, device="cpu", dtype="float32"))
-    assert (logits(model) - expected).norm() < TOLERANCES["int8"] * expected.norm()
+    assert (eight - expected).norm() < TOLERANCES["int8"] * expected.norm()

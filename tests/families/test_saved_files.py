@@ -1,5 +1,6 @@
 """Typed values out of JSON files."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ class Sample:
 
 
 def values(**content: object) -> dict[str, Any]:
-    return typed_values(Sample, content, path=PATH)[0]
+    known, unknown = typed_values(Sample, {**content, "other": [1], "aside": 2}, path=PATH)
+    assert unknown == {"other": [1], "aside": 2}
+    return known
 
 
 def test_values_of_the_right_types_are_taken_and_lists_become_tuples():
@@ -48,15 +51,8 @@ def test_values_of_the_right_types_are_taken_and_lists_become_tuples():
     assert type(known["share"]) is float
 
 
-def test_unknown_keys_come_back_as_they_were():
-    known, unknown = typed_values(Sample, {"count": 1, "other": [1], "aside": 2}, path=PATH)
-    assert known == {"count": 1}
-    assert unknown == {"other": [1], "aside": 2}
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
+def test_another_type_is_a_checkpoint_error_with_file_key_found_and_expected():
+    for key, value, expected in (
         ("count", "80", r"count is '80' \(str\), expected int"),
         ("count", 80.0, "expected int"),
         ("count", True, r"count is True \(bool\), expected int"),
@@ -71,18 +67,12 @@ def test_unknown_keys_come_back_as_they_were():
         ("pairs", [[1, 2, 3]], "expected a list of"),
         ("by_name", {"a": "1"}, "expected an object of int or null"),
         ("by_name", [1], "expected an object of int or null"),
-    ],
-)
-def test_another_type_is_a_checkpoint_error_with_file_key_found_and_expected(key, value, expected):
-    with pytest.raises(CheckpointError, match=expected) as caught:
-        values(**{key: value})
-    assert f"reading {PATH}: {key} is " in str(caught.value)
-
-
-def test_a_long_value_is_shown_in_part():
-    with pytest.raises(CheckpointError) as caught:
-        values(count=list(range(1000)))
-    assert len(str(caught.value)) < 250
+        ("count", list(range(1000)), "expected int"),  # shown in part
+    ):
+        with pytest.raises(CheckpointError, match=rf"reading {PATH}: {key} is .*") as caught:
+            values(**{key: value})
+        assert re.search(expected, str(caught.value)), (key, value)
+        assert len(str(caught.value)) < 250, (key, value)
 
 
 def test_written_objects_read_back(tmp_path):
@@ -92,18 +82,17 @@ def test_written_objects_read_back(tmp_path):
     assert (tmp_path / "new" / "file.json").read_text().startswith('{\n  "a"')
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"[1]", "expected an object"), (b"{", "no readable JSON"), (b"\xff", "no readable JSON")],
-)
-def test_a_file_that_is_no_object_is_a_checkpoint_error(tmp_path, content, message):
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
-        read_json_object(tmp_path / "config.json")
-
-
-def test_a_missing_file_and_a_folder_in_its_place_are_checkpoint_errors(tmp_path):
+def test_a_file_that_is_no_object_is_a_checkpoint_error(tmp_path):
+    path = tmp_path / "config.json"
     with pytest.raises(CheckpointError, match="found no such file"):
-        read_json_object(tmp_path / "config.json")
+        read_json_object(path)
     with pytest.raises(CheckpointError, match="no readable JSON"):
         read_json_object(tmp_path)
+    for content, message in (
+        (b"[1]", "expected an object"),
+        (b"{", "no readable JSON"),
+        (b"\xff", "no readable JSON"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            read_json_object(path)

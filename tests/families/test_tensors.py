@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,23 +48,18 @@ def test_tensors_become_one_tensor_or_one_array():
     np.testing.assert_array_equal(as_tensors(rows[0], "np"), np.ones(3))
     with pytest.raises(ValueError, match="lengths from 3 to 4"):
         as_tensors([torch.ones(3), torch.ones(4)], "pt")
-
-
-def test_no_ids_are_still_ids():
+    # No ids are still ids.
     assert as_tensors([[]], "np").dtype == np.int64
     assert as_tensors([], "pt").dtype == torch.int64
     assert as_tensors([np.zeros(0, np.float32)], "np").dtype == np.float32
 
 
-@pytest.mark.parametrize("kind", ["np", "pt"])
-def test_uneven_rows_are_refused_with_their_lengths(kind):
-    with pytest.raises(ValueError, match=r"2 rows: found lengths from 1 to 3.*padding=True"):
-        as_tensors([[1], [1, 2, 3]], kind)
-    with pytest.raises(ValueError, match="2 rows"):
-        as_tensors([1, [2]], kind)
-
-
-def test_what_is_no_number_and_other_kinds_are_refused():
+def test_uneven_rows_what_is_no_number_and_other_kinds_are_refused():
+    for kind in ("np", "pt"):
+        with pytest.raises(ValueError, match=r"2 rows: found lengths from 1 to 3.*padding=True"):
+            as_tensors([[1], [1, 2, 3]], kind)
+        with pytest.raises(ValueError, match="2 rows"):
+            as_tensors([1, [2]], kind)
     for rows in ([None], [[1, None]], [object()]):
         with pytest.raises(ValueError, match="expected numbers only"):
             as_tensors(rows, "np")
@@ -110,26 +106,24 @@ def test_values_are_those_of_transformers(kind):
         assert getattr(ours, key) is ours[key] is ours.data[key]
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs"),
-    [
+def test_tensors_move_and_only_floats_change_their_type():
+    calls: list[tuple[Any, Any]] = [
         (("cpu",), {}),
         (("cpu", torch.float16), {}),
         ((torch.float16,), {}),
         ((), {"dtype": torch.bfloat16}),
         (("cpu",), {"dtype": torch.float64, "non_blocking": True}),
         (("meta",), {}),
-    ],
-)
-def test_tensors_move_and_only_floats_change_their_type(args, kwargs):
-    ours = BatchFeature({**values(), "name": "x"}, None)
-    for key in values():
-        ours[key] = torch.tensor(values()[key])
-    theirs = transformers.BatchFeature(dict(ours)).to(*args, **kwargs)
-    assert ours.to(*args, **kwargs) is ours
-    for key in values():
-        assert (ours[key].dtype, ours[key].device) == (theirs[key].dtype, theirs[key].device)
-    assert ours.name == "x"
+    ]
+    for args, kwargs in calls:
+        ours = BatchFeature({**values(), "name": "x"}, None)
+        for key in values():
+            ours[key] = torch.tensor(values()[key])
+        theirs = transformers.BatchFeature(dict(ours)).to(*args, **kwargs)
+        assert ours.to(*args, **kwargs) is ours
+        for key in values():
+            assert (ours[key].dtype, ours[key].device) == (theirs[key].dtype, theirs[key].device)
+        assert ours.name == "x"
 
 
 def test_a_batch_is_a_mapping_for_calls_and_survives_copies():

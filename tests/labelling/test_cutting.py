@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.errors import DecodeError, FetchError
+from corpus_asr.errors import DecodeError
 from corpus_asr.labelling.cutting import Clip, ClipCutter, ClipRange, CutRequest
-from corpus_asr.storage.stores.filesystem import describe
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, describe
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, encode, noise
 from tests.support.runs import seconds_heard, write_tones
@@ -31,7 +31,7 @@ def cut(
         for start, end in seconds
     )  # fmt: skip
     request = CutRequest(uri=str(path), size_bytes=None, etag=None, ranges=ranges)
-    usual: dict[str, Any] = {"endpoint_url": None, "channels": "mix", "audio_format": "flac"}
+    usual: dict[str, Any] = {"store": DEFAULT_STORE, "channels": "mix", "audio_format": "flac"}
     return list(ClipCutter(**usual | options)(request))
 
 
@@ -56,17 +56,6 @@ def test_clips_are_the_samples_that_were_transcribed(tmp_path: Path) -> None:
     assert np.abs(decode(clip.data)[0] - expected).max() < 1e-4
 
 
-def test_each_channel_is_cut_by_itself(tmp_path: Path) -> None:
-    path = tmp_path / "two.wav"
-    samples = noise(3, num_channels=2)
-    path.write_bytes(encode(samples, rate_hz=SAMPLE_RATE_HZ, container="wav", codec="pcm_s16le",
-                            sample_format="s16"))  # fmt: skip
-    for channel in (0, 1):
-        (clip,) = cut(path, (1, 2), channel=channel, channels="each")
-        found = decode(clip.data)[0]
-        assert np.abs(found - samples[channel, SAMPLE_RATE_HZ : 2 * SAMPLE_RATE_HZ]).max() < 1e-3
-
-
 @pytest.mark.parametrize("seconds", [(18, 21), (20.0, 20.3)])
 def test_a_recording_that_ends_earlier_is_refused_behind_what_is_there(
     tones: Path, seconds: tuple[float, float]
@@ -80,17 +69,9 @@ def test_a_recording_that_was_changed_is_refused(tones: Path) -> None:
     version = describe(str(tones))
     known: dict[str, Any] = {"size_bytes": version.size_bytes, "etag": version.etag}
     ranges = (ClipRange(channel=None, start_sample=0, end_sample=SAMPLE_RATE_HZ),)
-    cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
+    cutter = ClipCutter(store=DEFAULT_STORE, channels="mix", audio_format="flac")
     assert list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known)))
     for change in ({"etag": "other"}, {"size_bytes": 7}):
         with pytest.raises(DecodeError, match="which was transcribed") as raised:
             list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known | change)))
         assert raised.value.kind == "source_changed"
-
-
-def test_a_recording_that_is_gone_or_no_audio_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match="not"):
-        cut(tmp_path / "gone.wav", (0, 1))
-    (tmp_path / "page.mp3").write_text("<html>404</html>")
-    with pytest.raises(DecodeError):
-        cut(tmp_path / "page.mp3", (0, 1))

@@ -50,15 +50,6 @@ def test_segments_are_packed_with_times_from_the_start_of_the_window() -> None:
     assert [each["example_id"] for each in rows] == ["r-00000", "r-00000", "r-00002"]
 
 
-def test_a_dropped_segment_ends_a_window_and_is_in_none() -> None:
-    rows = [row(0.0, 2.0, " a"), row(2.0, 4.0, " bad", dropped_by="wer"), row(4.0, 6.0, " c")]
-    found = examples_of(rows, settings())
-    assert texts(found) == ["a", "c"]
-    assert [bounds(each) for each in found] == [(0.0, 2.0), (4.0, 6.2)]
-    assert [each.row["condition_on_prev"] for each in found] == [None, None]
-    assert rows[1]["example_id"] is None
-
-
 def test_a_pause_and_another_language_begin_a_window() -> None:
     rows = [row(0, 2, " a"), row(4.9, 6, " b"), row(9.1, 11, " c"),
             row(11, 12, " d", language="de")]  # fmt: skip
@@ -70,13 +61,6 @@ def test_a_pause_and_another_language_begin_a_window() -> None:
     assert [each.row["condition_on_prev"] for each in found] == [None, "a", None]
 
 
-def test_clips_are_segments_by_themselves() -> None:
-    rows = [row(1.0, 2.0, " a"), row(2.1, 3.0, " b")]
-    first, second = examples_of(rows, settings(examples="clips", pad_s=0.5))
-    assert [bounds(first), bounds(second)] == [(0.5, 2.1), (2.0, 3.5)]
-    assert second.row["condition_on_prev"] == "a"
-
-
 def test_pads_stop_at_the_ends_of_the_recording_and_of_the_window() -> None:
     (only,) = examples_of([row(0.1, 9.9, recording_s=10.0)], settings(pad_s=1.0))
     assert bounds(only) == (0.0, 10.0)
@@ -84,15 +68,6 @@ def test_pads_stop_at_the_ends_of_the_recording_and_of_the_window() -> None:
     start_s, end_s = bounds(full)
     assert end_s - start_s == pytest.approx(30.0)
     assert full.row["whisper_transcript"].endswith("<|30.00|>")
-
-
-def test_channels_are_apart() -> None:
-    rows = [row(0, 2, " left", channel=0), row(0, 2, " right", channel=1),
-            row(2, 3, " more", channel=1)]  # fmt: skip
-    found = examples_of(rows, settings())
-    assert texts(found) == ["left", "right more"]
-    assert [each.row["example_id"] for each in found] == ["r-0-00000", "r-1-00001"]
-    assert found[1].row["condition_on_prev"] is None
 
 
 def test_the_worst_segment_speaks_for_a_window() -> None:

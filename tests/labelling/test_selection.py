@@ -19,7 +19,7 @@ from corpus_asr.labelling.selection import (
     rate,
     rules_of,
 )
-from corpus_asr.report.accuracy.scoring import Errors, Reference, aligned
+from corpus_asr.report.accuracy.scoring import Errors, aligned
 from tests.support.tables import recording, segment
 
 GOOD: dict[str, Any] = {
@@ -170,16 +170,6 @@ def test_texts_that_say_the_same_have_one_number_and_listed_ones_are_known() -> 
     ]
     assert [row["listed"] for row, _ in found] == [True, True, True, False]
     assert found[0][1] == found[1][1]
-
-
-def test_segments_are_compared_with_another_run_and_with_a_transcript() -> None:
-    ours = recording(segment(" Hello there.", 0, 1), segment(" It is 5 o'clock", 1, 2))
-    other = recording(segment(" hello THERE it's six o'clock", 0, 2))
-    said = Reference(uri="u", text="Hello bear. It is five o'clock.", language="en")
-    rows = [row for row, _ in measured(ours, VERSION, Comparisons(other=other, reference=said))]
-    assert [row["disagreement"] for row in rows] == [0.0, 0.25]
-    assert [row["wer"] for row in rows] == [0.5, 0.0]
-    assert [row["reference"] for row in rows] == [said.text, None]
 
 
 _WORDS = st.lists(st.sampled_from("abcd"), max_size=6)

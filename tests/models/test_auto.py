@@ -33,53 +33,58 @@ from corpus_asr.models.whisper import (
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
-FILES = (AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("auto")
-    tiny_tokenizer(folder / "tokenizer")
-    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", d_model=16, layers=1)
-
-
-@pytest.mark.parametrize(
-    ("auto_class", "expected"),
-    [
-        (AutoConfig, WhisperConfig),
-        (AutoFeatureExtractor, WhisperFeatureExtractor),
-        (AutoTokenizer, WhisperTokenizer),
-        (AutoProcessor, WhisperProcessor),
-        (AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration),
-    ],
-)
-def test_each_loads_the_familys_class(auto_class: Any, expected: type, checkpoint: Path) -> None:
-    for name in (checkpoint, str(checkpoint), f"file://{checkpoint}"):
-        assert type(auto_class.from_pretrained(name)) is expected
-
-
-def test_each_loads_what_speech2text_has(tmp_path: Path) -> None:
-    tokens = tiny_speech2text_tokenizer(tmp_path / "tokenizer")
-    folder = tiny_speech2text(tmp_path / "model", tokenizer=tokens, layers=1)
-    Speech2TextFeatureExtractor().save_pretrained(folder)
-    expected: dict[Any, type] = {
+CLASSES: dict[str, dict[Any, type]] = {
+    "whisper": {
+        AutoConfig: WhisperConfig,
+        AutoFeatureExtractor: WhisperFeatureExtractor,
+        AutoTokenizer: WhisperTokenizer,
+        AutoProcessor: WhisperProcessor,
+        AutoModelForSpeechSeq2Seq: WhisperForConditionalGeneration,
+    },
+    "speech2text": {
         AutoConfig: Speech2TextConfig,
         AutoFeatureExtractor: Speech2TextFeatureExtractor,
         AutoTokenizer: Speech2TextTokenizer,
         AutoProcessor: Speech2TextProcessor,
         AutoModelForSpeechSeq2Seq: Speech2TextForConditionalGeneration,
-    }
-    for auto_class, own in expected.items():
-        assert type(auto_class.from_pretrained(folder)) is own
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("auto")
+    tiny_tokenizer(folder / "tokenizer")
+    tokens = tiny_speech2text_tokenizer(folder / "pieces")
+    tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", d_model=16, layers=1)
+    tiny_speech2text(folder / "other", tokenizer=tokens, layers=1)
+    return {"whisper": folder / "model", "speech2text": folder / "other"}
+
+
+@pytest.fixture
+def checkpoint(checkpoints: dict[str, Path]) -> Path:
+    return checkpoints["whisper"]
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_each_loads_the_familys_class(
+    checkpoints: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    folder = checkpoints[family]
+    for auto_class, expected in CLASSES[family].items():
+        for name in (folder, str(folder), f"file://{folder}"):
+            assert type(auto_class.from_pretrained(name)) is expected
     # Without config.json the classes that wrote the files say whose they are.
     processor = AutoProcessor.from_pretrained(folder)
-    processor.save_pretrained(tmp_path / "processor")
-    processor.feature_extractor.save_pretrained(tmp_path / "extractor")
-    assert type(AutoProcessor.from_pretrained(tmp_path / "processor")) is Speech2TextProcessor
-    assert type(AutoTokenizer.from_pretrained(tokens)) is Speech2TextTokenizer
-    loaded = AutoFeatureExtractor.from_pretrained(tmp_path / "extractor")
-    assert type(loaded) is Speech2TextFeatureExtractor
-    assert AutoConfig.for_model("speech_to_text", d_model=8).d_model == 8
+    for part in (processor, processor.feature_extractor, processor.tokenizer):
+        saved = tmp_path / type(part).__name__
+        part.save_pretrained(saved)
+        assert not (saved / "config.json").exists()
+        (auto_class,) = (one for one, own in CLASSES[family].items() if own is type(part))
+        assert type(auto_class.from_pretrained(saved)) is type(part)
+    file = tmp_path / type(processor).__name__ / "preprocessor_config.json"
+    for auto_class in (AutoFeatureExtractor, AutoProcessor):
+        assert type(auto_class.from_pretrained(file)) is CLASSES[family][auto_class]
 
 
 def test_options_reach_the_class_and_what_has_no_meaning_does_not(checkpoint: Path) -> None:
@@ -110,23 +115,7 @@ def test_models_and_configs_are_made_without_files() -> None:
     model = AutoModelForSpeechSeq2Seq.from_config(config)
     assert type(model) is WhisperForConditionalGeneration
     assert model.config.d_model == 16
-
-
-def test_folders_without_a_config_are_known_by_the_classes_that_wrote_them(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    processor.save_pretrained(tmp_path / "processor")
-    processor.feature_extractor.save_pretrained(tmp_path / "extractor")
-    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    assert not (tmp_path / "processor" / "config.json").exists()
-    assert type(AutoProcessor.from_pretrained(tmp_path / "processor")) is WhisperProcessor
-    loaded = AutoFeatureExtractor.from_pretrained(tmp_path / "extractor")
-    assert type(loaded) is WhisperFeatureExtractor
-    assert type(AutoTokenizer.from_pretrained(tmp_path / "tokenizer")) is WhisperTokenizer
-    file = tmp_path / "processor" / "preprocessor_config.json"
-    assert type(AutoFeatureExtractor.from_pretrained(file)) is WhisperFeatureExtractor
-    assert type(AutoProcessor.from_pretrained(file)) is WhisperProcessor
+    assert AutoConfig.for_model("speech_to_text", d_model=8).d_model == 8
 
 
 def test_a_config_says_the_family_where_files_do_not(tmp_path: Path) -> None:
@@ -137,13 +126,17 @@ def test_a_config_says_the_family_where_files_do_not(tmp_path: Path) -> None:
     assert loaded.feature_size == 128
 
 
-@pytest.mark.parametrize("auto_class", [*FILES, AutoModelForSpeechSeq2Seq])
-def test_other_families_are_refused_by_name(auto_class: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("auto_class", CLASSES["whisper"])
+def test_other_families_are_refused_by_name_and_none_is_ever_made(
+    auto_class: Any, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
     with pytest.raises(CheckpointError, match="found model_type 'wav2vec2', expected one of"):
         auto_class.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no such folder"):
         auto_class.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(TypeError, match=rf"call {auto_class.__name__}\.from_pretrained"):
+        auto_class()
 
 
 def test_foreign_classes_are_named(tmp_path: Path) -> None:
@@ -159,12 +152,6 @@ def test_a_family_without_such_a_class_says_so(
     monkeypatch.delitem(auto._CLASSES["processor"], "whisper")
     with pytest.raises(CheckpointError, match="the family whisper, which has no such class"):
         AutoProcessor.from_pretrained(checkpoint)
-
-
-@pytest.mark.parametrize("auto_class", [*FILES, AutoModelForSpeechSeq2Seq])
-def test_none_is_ever_made(auto_class: Any) -> None:
-    with pytest.raises(TypeError, match=rf"call {auto_class.__name__}\.from_pretrained"):
-        auto_class()
 
 
 def test_unknown_configs_are_refused() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.models.speech2text import (
     AutoProcessor,
     Speech2TextProcessor,
@@ -90,78 +91,83 @@ def test_audio_that_cannot_be_used(here: SimpleNamespace, name: str) -> None:
             processor(audio, **{"sampling_rate": 16_000, **options})
 
 
-GENERATE: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
-    "nothing to hear": (None, {}, ValueError, "neither `input_features` nor `encoder_outputs`"),
-    "an empty batch": (FEATURES[:0], {}, ValueError, r"shape \(0, 80, 200\).*one row or more"),
-    "no frames": (FEATURES[:, :, :0], {}, ValueError, r"shape \(1, 80, 0\), expected"),
-    "NaN": (FEATURES * torch.nan, {}, ValueError, r"NaN or infinity.*rows \[0\].*look at the aud"),
-    "other mel bins": (FEATURES[:, :40], {}, ValueError, r"\(1, 40, 200\), expected \(batch, 80"),
-    "no batch": (FEATURES[0], {}, ValueError, r"shape \(80, 200\), expected \(batch, 80, frames"),
-    "an unknown language": (FEATURES, {"language": "klingon"}, ValueError, "nearest: ln"),
-    "languages of others": (FEATURES, {"language": ["en", "de"]}, ValueError, "expected 1, the ba"),
-    "an unknown task": (FEATURES, {"task": "sing"}, ValueError, "expected one of translate, tran"),
-    "too long a prompt": (
-        FEATURES,
+ENCODED = torch.zeros(1, 7, 16)
+SOUND: list[tuple[Any, str]] = [
+    (None, "neither `input_features` nor `encoder_outputs`"),
+    (FEATURES[:0], r"shape \(0, 80, 200\).*one row or more"),
+    (FEATURES[:, :, :0], r"shape \(1, 80, 0\), expected"),
+    (FEATURES * torch.nan, r"NaN or infinity.*rows \[0\].*look at the aud"),
+    (FEATURES[:, :40], r"\(1, 40, 200\), expected \(batch, 80"),
+    (FEATURES[0], r"shape \(80, 200\), expected \(batch, 80, frames"),
+]
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"language": "klingon"}, "klingon.*nearest: ln"),
+    ({"language": ["en", "de"]}, "lists 2 languages, expected 1, the ba"),
+    ({"task": "sing"}, "task is 'sing', expected one of translate, tran"),
+    (
         {"prompt_ids": torch.ones(60).long()},
-        ValueError,
-        "expected at most max_target_positions, which is 40; shorten prompt_ids",
+        "positions, which is 40; shorten prompt_ids",
     ),
-    "a prompt of another model": (
-        FEATURES,
-        {"prompt_ids": torch.tensor([10**6])},
-        ValueError,
-        "found token 1000000, expected 0 to",
+    ({"prompt_ids": torch.tensor([10**6])}, "found token 1000000, expected 0 to"),
+    ({"prompt_ids": torch.tensor([0.5])}, r"type torch\.float32, expected one dimension of token"),
+    ({"prompt_ids": torch.zeros(1, 2)}, "expected one dimension"),
+    ({"max_new_tokens": 40}, "lower max_new_tokens"),
+    ({"max_new_tokens": 0}, "max_new_tokens is 0, expected"),
+    ({"num_beams": 0}, "num_beams is 0, expected"),
+    ({"num_beams": "5"}, "num_beams is '5', expected"),
+    ({"num_beams": 2, "num_return_sequences": 3}, "at most num_beams"),
+    ({"num_beams": 2, "streamer": object()}, "one beam"),
+    ({"num_beam_groups": 2}, "num_beam_groups is 2"),
+    ({"num_return_sequences": 2}, "greedy search finds one"),
+    ({"top_p": 2.0}, "top_p is 2.0, expected"),
+    ({"typical_p": 0.9}, "typical_p is 0.9, which is not offered"),
+    ({"repetition_penalty": 0.0}, "penalty is 0.0, expected"),
+    ({"temperature": -1.0}, "temperature -1.0, expected 0 or more"),
+    ({"temperature": ()}, "empty list"),
+    ({"no_speech_threshold": 0.5}, "logprob_threshold is None"),
+    ({"eos_token_id": [1, 2]}, "expected one token"),
+    ({"stop_strings": "a"}, "no tokenizer"),
+    ({"cache_implementation": "magic"}, "cache_implementation is 'magic'"),
+    ({"numbeams": 3}, r"not used by the model: \['numb"),
+]
+OF_ANOTHER_TYPE: list[tuple[dict[str, Any], str]] = [
+    ({"input_features": [FEATURES]}, "found a list .*one tensor; pass inputs.input_features"),
+    ({"input_features": BatchFeature({})}, r"found a BatchFeature as .* or \*\*inputs"),
+    ({"generation_config": {"num_beams": 2}}, "found a dict as generation_config.*from_dict"),
+    ({"assistant_model": "tiny"}, "found a str as assistant_model.*WhisperForCausalLM"),
+    ({"prompt_ids": "hello"}, "found a str as prompt_ids.*get_pr"),
+    ({"logits_processor": [5]}, "found '5' of type int as logits_processor, .* list of functions"),
+]
+TIMED: dict[str, Any] = {"return_timestamps": True}
+MANY_WINDOWS: list[tuple[Any, dict[str, Any], str]] = [
+    (LONG, TIMED, "attention_mask.*return_attention_mask=True"),
+    (LONG, {**TIMED, "attention_mask": torch.ones(1, 9)}, r"shape \(1, 9\), expected \(2, frames"),
+    (LONG[:1], {"return_timestamps": False}, "longer than a window.*return_timestamps=True or"),
+    (LONG[:1], {**TIMED, "prompt_condition_type": "some"}, "prompt_condition_type is 'some'"),
+    (LONG[:1], {**TIMED, "prompt_condition_type": "all-segments"}, "condition_on_prev_tokens=True"),
+    (None, {"encoder_outputs": ()}, "encoder_outputs hold tuple"),
+    (None, {"encoder_outputs": ENCODED}, r"found shape \(7, 16\), expected \(100, 16\)"),
+]
+GENERATE: list[tuple[dict[str, Any], type[Exception], str]] = [
+    *(({"input_features": features}, ValueError, message) for features, message in SOUND),
+    *(({"input_features": FEATURES, **given}, ValueError, message) for given, message in OPTIONS),
+    *(
+        ({"input_features": FEATURES, **given}, TypeError, message)
+        for given, message in OF_ANOTHER_TYPE
     ),
-    "fractions as prompt": (
-        FEATURES,
-        {"prompt_ids": torch.tensor([0.5])},
-        ValueError,
-        r"type torch\.float32, expected one dimension of token ids",
+    *(
+        ({"input_features": features, **given}, ValueError, message)
+        for features, given, message in MANY_WINDOWS
     ),
-    "too many tokens": (FEATURES, {"max_new_tokens": 40}, ValueError, "lower max_new_tokens"),
-    "no tokens": (FEATURES, {"max_new_tokens": 0}, ValueError, "max_new_tokens is 0, expected"),
-    "no beams": (FEATURES, {"num_beams": 0}, ValueError, "num_beams is 0, expected"),
-    "beams as text": (FEATURES, {"num_beams": "5"}, ValueError, "num_beams is '5', expected"),
-    "a share above 1": (FEATURES, {"top_p": 2.0}, ValueError, "top_p is 2.0, expected"),
-    "no penalty": (FEATURES, {"repetition_penalty": 0.0}, ValueError, "penalty is 0.0, expected"),
-    "frozen": (FEATURES, {"temperature": -1.0}, ValueError, "temperature -1.0, expected 0 or more"),
-    "a misspelt name": (FEATURES, {"numbeams": 3}, ValueError, r"not used by the model: \['numb"),
-    "settings as a dictionary": (
-        FEATURES,
-        {"generation_config": {"num_beams": 2}},
-        TypeError,
-        "found a dict as generation_config.*from_dict",
-    ),
-    "a name as assistant": (
-        FEATURES,
-        {"assistant_model": "tiny"},
-        TypeError,
-        "found a str as assistant_model.*WhisperForCausalLM",
-    ),
-    "no function": (FEATURES, {"logits_processor": [5]}, TypeError, "found '5' of type int"),
-    "no mask": (LONG, {"return_timestamps": True}, ValueError, "return_attention_mask=True"),
-    "a mask of one row": (
-        LONG,
-        {"return_timestamps": True, "attention_mask": torch.ones(1, 2 * WINDOW)},
-        ValueError,
-        r"shape \(1, 400\), expected \(2, frames\)",
-    ),
-    "no timestamps": (LONG, {"return_timestamps": False}, ValueError, "return_timestamps=True or"),
-    "no encoding": (None, {"encoder_outputs": ()}, ValueError, "encoder_outputs hold tuple"),
-    "half an encoding": (
-        None,
-        {"encoder_outputs": torch.zeros(1, 7, 16)},
-        ValueError,
-        r"found shape \(7, 16\), expected \(100, 16\)",
-    ),
-}
+]
 
 
-@pytest.mark.parametrize("name", GENERATE)
-def test_a_call_of_generate_that_cannot_be(here: SimpleNamespace, name: str) -> None:
-    features, options, error, message = GENERATE[name]
-    with pytest.raises(error, match=message):
-        here.model.generate(features, **options)
+@pytest.mark.parametrize(("given", "error", "message"), GENERATE)
+def test_a_call_of_generate_that_cannot_be(
+    here: SimpleNamespace, given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"(?s){message}"):
+        here.model.generate(**given)
 
 
 @pytest.mark.parametrize("options", [{"language": "de"}, {"task": "translate"}])

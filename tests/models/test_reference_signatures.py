@@ -31,7 +31,7 @@ TOKENIZER = (
 )  # fmt: skip
 WHISPER_TOKENIZER = (
     *TOKENIZER, "set_prefix_tokens", "normalize", "basic_normalize", "get_decoder_prompt_ids",
-    "get_prompt_ids", "_decode_asr",
+    "get_prompt_ids", "_decode_asr", "build_inputs_with_special_tokens",
 )  # fmt: skip
 NETWORK = (
     "__init__", "forward", "from_pretrained", "save_pretrained", "get_input_embeddings",
@@ -192,11 +192,12 @@ FORWARD: dict[str, tuple[str, ...]] = {
 
 END = "<|endoftext|>"
 NEEDED = inspect.Parameter.empty
-_PAIR = {"token_ids_0": NEEDED, "token_ids_1": None}
-# What the documents of version 4 name, in part no longer in version 5.
+# What the documents of version 4 name, and version 5 no longer has.
 OLDER: dict[str, dict[str, Any]] = {
-    "WhisperTokenizer.build_inputs_with_special_tokens": _PAIR,
-    "WhisperTokenizer.create_token_type_ids_from_sequences": _PAIR,
+    "WhisperTokenizer.create_token_type_ids_from_sequences": {
+        "token_ids_0": NEEDED,
+        "token_ids_1": None,
+    },
     "WhisperTokenizer.__init__": {
         "vocab_file": None,
         "merges_file": None,
@@ -212,45 +213,6 @@ OLDER: dict[str, dict[str, Any]] = {
         "task": None,
         "predict_timestamps": False,
     },
-    "Speech2TextTokenizer.build_inputs_with_special_tokens": _PAIR,
-    "Speech2TextTokenizer.create_token_type_ids_from_sequences": _PAIR,
-    "Speech2TextTokenizer.get_special_tokens_mask": {**_PAIR, "already_has_special_tokens": False},
-    "Speech2TextTokenizer.save_vocabulary": {"save_directory": NEEDED, "filename_prefix": None},
-    "Speech2TextTokenizer.__init__": {
-        "vocab_file": NEEDED,
-        "spm_file": NEEDED,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "do_upper_case": False,
-        "do_lower_case": False,
-        "tgt_lang": None,
-        "lang_codes": None,
-        "additional_special_tokens": None,
-        "sp_model_kwargs": None,
-    },
-    "Speech2TextFeatureExtractor.__init__": {
-        "feature_size": 80,
-        "sampling_rate": 16000,
-        "num_mel_bins": 80,
-        "padding_value": 0.0,
-        "do_ceptral_normalize": True,
-        "normalize_means": True,
-        "normalize_vars": True,
-    },
-    "Speech2TextFeatureExtractor.__call__": {
-        "raw_speech": NEEDED,
-        "padding": False,
-        "max_length": None,
-        "truncation": False,
-        "pad_to_multiple_of": None,
-        "return_tensors": None,
-        "sampling_rate": None,
-        "return_attention_mask": None,
-    },
-    "Speech2TextProcessor.__init__": {"feature_extractor": NEEDED, "tokenizer": NEEDED},
-    "Speech2TextProcessor.as_target_processor": {},
 }
 HEAD_MASKS: dict[str, tuple[str, ...]] = {
     "WhisperModel": ("head_mask", "decoder_head_mask", "cross_attn_head_mask"),

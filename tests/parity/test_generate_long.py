@@ -113,34 +113,3 @@ def test_an_exception_of_the_callers_function_arrives(both: Pair) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         both.say(ALONE, monitor_progress=stop)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"return_timestamps": False}, "longer than a window"),
-        ({"prompt_condition_type": "some-segments"}, "prompt_condition_type is 'some-segments'"),
-        ({"prompt_condition_type": "all-segments"}, "condition_on_prev_tokens=True"),
-        ({"max_new_tokens": 63}, "max_target_positions, which is 64"),
-        ({"prompt_ids": torch.zeros(60).long()}, "prompt_ids or lower"),
-        ({"task": "sing"}, "task is 'sing'"),
-        ({"language": "klingon"}, "klingon"),
-        ({"language": ["en", "de"]}, "lists 2 languages, expected 1"),
-        ({"temprature": 0.3}, r"not used by the model: \['temprature'\]"),
-        ({"num_return_sequences": 2}, "greedy search finds one"),
-        ({"cache_implementation": "magic"}, "cache_implementation is 'magic'"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_here_and_there(
-    both: Pair, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        both.say(ALONE, **arguments)
-    with pytest.raises(ValueError, match=r"\w"):
-        both.said(ALONE, **arguments)
-
-
-def test_several_long_recordings_need_a_mask(both: Pair) -> None:
-    for speak in (both.say, both.said):
-        with pytest.raises(ValueError, match="attention_mask"):
-            speak(FEATURES)

@@ -143,27 +143,6 @@ def test_a_draft_changes_no_token(both: Pair, tmp_path_factory: pytest.TempPathF
     )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"typical_p": 0.9}, "typical_p is 0.9, which is not offered"),
-        ({"num_beam_groups": 2}, "num_beam_groups is 2"),
-        ({"stop_strings": "a"}, "no tokenizer"),
-        ({"num_beams": 2, "streamer": object()}, "one beam"),
-        ({"temperature": ()}, "empty list"),
-        ({"num_beams": 2, "num_return_sequences": 3}, "at most num_beams"),
-        ({"eos_token_id": [1, 2]}, "expected one token"),
-        ({"prompt_ids": torch.zeros(1, 2)}, "expected one dimension"),
-        ({"no_speech_threshold": 0.5}, "logprob_threshold is None"),
-    ],
-)
-def test_what_is_not_offered_is_refused(
-    both: Pair, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        both.say(SHORT, **arguments)
-
-
 class Heard:
     """A streamer that remembers."""
 

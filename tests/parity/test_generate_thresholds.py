@@ -14,6 +14,7 @@ from tests.support.references import WINDOW, Pair, pair, same, sound
 
 FRAMES = 3 * WINDOW + 36
 LONG = sound(1, FRAMES, seed=8)
+SHORT = LONG[:, :, :WINDOW]
 BATCH = sound(3, FRAMES, seed=9)
 MASK = torch.stack([torch.arange(FRAMES) < n for n in (FRAMES, 2 * WINDOW + 11, 93)]).long()
 CERTAIN = 1e-3
@@ -32,6 +33,12 @@ def segments(output: Any) -> list[list[tuple[float, float, list[int]]]]:
         [(float(s["start"]), float(s["end"]), s["tokens"].tolist()) for s in row]
         for row in output["segments"]
     ]
+
+
+def agree(both: Pair, features: Tensor, **arguments: Any) -> None:
+    """Check that both keep the same segments."""
+    ours, theirs = both.both(features, return_segments=True, **arguments)
+    assert segments(ours) == segments(theirs)
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +65,26 @@ def test_unlikely_windows_are_tried_again_or_left_out(
 ) -> None:
     values = sorted(logprobs)
     threshold = values[0] - 0.1 + share * (values[-1] - values[0] + 0.2)
-    arguments = {
-        "temperature": (0.0, CERTAIN),
-        "logprob_threshold": threshold,
-        "no_speech_threshold": no_speech,
-        "condition_on_prev_tokens": condition,
-        "return_segments": True,
-    }
-    ours, theirs = both.both(LONG, **arguments)
-    assert segments(ours) == segments(theirs)
+    agree(
+        both,
+        LONG,
+        temperature=(0.0, CERTAIN),
+        logprob_threshold=threshold,
+        no_speech_threshold=no_speech,
+        condition_on_prev_tokens=condition,
+    )
 
 
 @pytest.mark.parametrize("no_speech", [0.0, 1e-4, 1.0])
 def test_silence_after_a_prompt_shorter_than_our_own(both: Pair, no_speech: float) -> None:
-    arguments = {
-        "decoder_input_ids": torch.tensor([[5, 6]]),
-        "temperature": 0.0,
-        "logprob_threshold": 0.0,
-        "no_speech_threshold": no_speech,
-        "return_segments": True,
-    }
-    ours, theirs = both.both(LONG[:, :, :WINDOW], **arguments)
-    assert segments(ours) == segments(theirs)
+    agree(
+        both,
+        SHORT,
+        decoder_input_ids=torch.tensor([[5, 6]]),
+        temperature=0.0,
+        logprob_threshold=0.0,
+        no_speech_threshold=no_speech,
+    )
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
@@ -89,17 +94,13 @@ def test_a_choice_is_weighed_among_what_it_was_sampled_from(
 ) -> None:
     arguments = {"temperature": CERTAIN, "top_k": top_k, "renormalize_logits": renormalize}
     ours, theirs = both.both(
-        LONG[:, :, :WINDOW], return_timestamps=False, return_dict_in_generate=True,
+        SHORT, return_timestamps=False, return_dict_in_generate=True,
         output_scores=True, **arguments,
     )  # fmt: skip
     same(ours.sequences, theirs.sequences)
     same(ours.scores, theirs.scores)
     for threshold in (-1e-3, -0.3, -0.6):
-        both_found = both.both(
-            LONG, logprob_threshold=threshold, no_speech_threshold=0.0, return_segments=True,
-            **arguments,
-        )  # fmt: skip
-        assert segments(both_found[0]) == segments(both_found[1])
+        agree(both, LONG, logprob_threshold=threshold, no_speech_threshold=0.0, **arguments)
 
 
 @pytest.mark.parametrize("threshold", [0.5, 1.0, 1.35, 2.4])
@@ -107,59 +108,44 @@ def test_a_choice_is_weighed_among_what_it_was_sampled_from(
 def test_texts_that_repeat_themselves_are_tried_again(
     both: Pair, threshold: float, temperature: Any
 ) -> None:
-    arguments = {"compression_ratio_threshold": threshold, "return_segments": True}
-    if temperature is None:
-        # The reference compares None with 0.5, and means greedy search by it.
-        assert both.say(LONG, temperature=None, **arguments)
-    ours, theirs = both.both(LONG, temperature=temperature, **arguments)
-    assert segments(ours) == segments(theirs)
+    agree(both, LONG, compression_ratio_threshold=threshold, temperature=temperature)
 
 
 def test_all_thresholds_in_a_batch(both: Pair, logprobs: list[float]) -> None:
     middle = sorted(logprobs)[1]
-    arguments = {
-        "temperature": 0.0,
-        "logprob_threshold": middle,
-        "no_speech_threshold": 2e-4,
-        "compression_ratio_threshold": 1.35,
-        "return_segments": True,
-        "attention_mask": MASK,
-    }
-    ours, theirs = both.both(BATCH, **arguments)
-    assert segments(ours) == segments(theirs)
+    agree(
+        both,
+        BATCH,
+        temperature=0.0,
+        logprob_threshold=middle,
+        no_speech_threshold=2e-4,
+        compression_ratio_threshold=1.35,
+        attention_mask=MASK,
+    )
 
 
 def test_thresholds_of_the_settings_hold_too(both: Pair) -> None:
     both.set(compression_ratio_threshold=0.5)
     try:
-        ours, theirs = both.both(LONG, temperature=(0.0, CERTAIN), return_segments=True)
+        agree(both, LONG, temperature=(0.0, CERTAIN))
     finally:
         both.set(compression_ratio_threshold=None)
-    assert segments(ours) == segments(theirs)
 
 
 def test_beams_end_where_sampling_begins(both: Pair) -> None:
-    arguments = {
-        "num_beams": 3,
-        "temperature": (0.0, CERTAIN),
-        "compression_ratio_threshold": 1.0,
-        "return_segments": True,
-    }
-    ours, theirs = both.both(LONG, **arguments)
-    assert segments(ours) == segments(theirs)
+    agree(both, LONG, num_beams=3, temperature=(0.0, CERTAIN), compression_ratio_threshold=1.0)
 
 
 def test_thresholds_and_beams(both: Pair) -> None:
     for share in (0.0, 0.5, 1.0):
-        arguments = {
-            "num_beams": 3,
-            "temperature": 0.0,
-            "logprob_threshold": -0.1 - share * 6,
-            "no_speech_threshold": 0.0,
-            "return_segments": True,
-        }
-        ours, theirs = both.both(LONG, **arguments)
-        assert segments(ours) == segments(theirs)
+        agree(
+            both,
+            LONG,
+            num_beams=3,
+            temperature=0.0,
+            logprob_threshold=-0.1 - share * 6,
+            no_speech_threshold=0.0,
+        )
 
 
 def test_sampling_repeats_under_a_seed_and_not_without(both: Pair) -> None:
@@ -167,36 +153,29 @@ def test_sampling_repeats_under_a_seed_and_not_without(both: Pair) -> None:
         torch.manual_seed(3)
         return both.say(features, temperature=1.0, **arguments)
 
-    short = LONG[:, :, :WINDOW]
-    same(sampled(short), sampled(short))
-    first = both.say(short, temperature=1.0)
+    same(sampled(SHORT), sampled(SHORT))
+    first = both.say(SHORT, temperature=1.0)
     assert any(
-        first.shape != (other := both.say(short, temperature=1.0)).shape
+        first.shape != (other := both.say(SHORT, temperature=1.0)).shape
         or not torch.equal(first, other)
         for _ in range(3)
     )
     # Twice the same sound is sampled alike, whatever stands beside it.
-    twice = sampled(torch.cat([short, BATCH[1:2, :, :WINDOW], short]))
+    twice = sampled(torch.cat([SHORT, BATCH[1:2, :, :WINDOW], SHORT]))
     assert twice[0].tolist() == twice[2].tolist()
 
 
 def test_several_samples_of_one_recording_differ(both: Pair) -> None:
-    short = LONG[:, :, :WINDOW]
-    found = both.say(short, temperature=1.5, do_sample=True, num_return_sequences=4)
+    found = both.say(SHORT, temperature=1.5, do_sample=True, num_return_sequences=4)
     assert len(found) == 4
     assert len({tuple(row.tolist()) for row in found}) > 1
 
 
-def test_sampling_among_one_token_is_greedy(both: Pair) -> None:
-    short = LONG[:, :, :WINDOW]
-    greedy = both.say(short)
-    same(both.say(short, temperature=2.0, top_k=1), greedy)
-    same(both.say(short, temperature=2.0, top_p=1e-6), greedy)
-
-
-def test_do_sample_alone_samples_nothing(both: Pair) -> None:
-    short = LONG[:, :, :WINDOW]
-    same(*both.both(short, do_sample=True))
+def test_sampling_among_one_token_and_without_a_temperature_is_greedy(both: Pair) -> None:
+    greedy = both.say(SHORT)
+    same(both.say(SHORT, temperature=2.0, top_k=1), greedy)
+    same(both.say(SHORT, temperature=2.0, top_p=1e-6), greedy)
+    same(*both.both(SHORT, do_sample=True))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

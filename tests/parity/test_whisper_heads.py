@@ -64,29 +64,23 @@ def test_a_decoder_alone_gives_what_that_of_transformers_gives(folder: Path) -> 
                 found = ours(tokens(), encoder_outputs=given, **options, **more)
                 expected = theirs(tokens(), encoder_outputs=given, **options, **more)
             assert list(found) == [name for name in expected if expected[name] != ()]
-            for name in found:
-                if name == "past_key_values":
-                    continue
-                if more and name in ("logits", "hidden_states", "attentions", "cross_attentions"):
-                    continue  # differ where tokens are hidden
+            close(found.loss, expected.loss)
+            seen = mask.bool() if more else ...  # hidden tokens themselves mean nothing
+            close(found.logits[seen], expected.logits[seen])
+            for name in set(found) - {"past_key_values", "loss", "logits"} if not more else ():
                 close(found[name], expected[name])
-            if not more:
-                continue
-            close(found.logits[mask.bool()], expected.logits[mask.bool()])
 
 
-def test_a_decoder_alone_goes_on_from_its_cache(folder: Path) -> None:
+def test_a_decoder_alone_takes_its_cache_and_embeddings(folder: Path) -> None:
     ours, _ = decoders(folder)
     encoded = torch.randn(2, FRAMES // 2, 24)
     with torch.no_grad():
         whole = ours(tokens(), encoder_outputs=encoded).logits
         past = ours(tokens()[:, :3], encoder_outputs=encoded).past_key_values
         step = ours(tokens()[:, 3:], encoder_outputs=encoded, past_key_values=past)
-        embedded = ours(
-            inputs_embeds=ours.get_input_embeddings()(tokens()), encoder_outputs=encoded
-        )
+        embeddings = ours.get_input_embeddings()(tokens())
+        close(ours(inputs_embeds=embeddings, encoder_outputs=encoded).logits, whole)
     close(step.logits, whole[:, 3:])
-    close(embedded.logits, whole)
 
 
 def test_gradients_of_a_decoder_alone_are_those_of_transformers(folder: Path) -> None:
@@ -156,15 +150,9 @@ def test_a_classifier_gives_what_that_of_transformers_gives(tmp_path: Path, kind
         if name != "encoder.embed_positions.weight":
             assert mine.grad is not None, name
             close(mine.grad, reference.grad)
-
-
-@pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_a_classifier_saves_what_transformers_loads(tmp_path: Path, kind: str) -> None:
-    ours, theirs = classifiers(tmp_path, CLASSIFIERS[kind])
     ours.save_pretrained(tmp_path / "ours")
     again = transformers.WhisperForAudioClassification.from_pretrained(tmp_path / "ours").eval()
-    with torch.no_grad():
-        close(again(features()).logits, theirs(features()).logits)
+    close(again(features()).logits, theirs(features()).logits)
     assert again.config.id2label == ours.config.id2label
 
 

@@ -194,7 +194,7 @@ def test_a_checkpoint_that_hears_less_than_30_s_has_shorter_windows(
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("preprocessor_config.json", "found no preprocessor_config.json"),
+        ("preprocessor_config.json", "expected preprocessor_config.json"),
         ("vocab.json", "vocab.json"),
         ("sentencepiece.bpe.model", "sentencepiece.bpe.model"),
     ],

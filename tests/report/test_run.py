@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +28,7 @@ from corpus_asr.report.run import (
 )
 from corpus_asr.report.text import duration
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS, SEGMENTS
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import NAMES, REVISION, ManualRun
 
 SETTLED = OUTCOMES.append(COUNTS)
@@ -93,6 +92,17 @@ def test_a_folder_without_outcomes_counts_nothing() -> None:
     assert count([outcome("a", speech_s=None)]).speech_s is None
     balance = found.balance
     assert (balance.listed, balance.waiting, balance.ended, balance.problems) == (2, 2, 0, ())
+    report = Report(
+        uri="out", finished=False, run_id=None, model=None, model_revision=None, wall_s=None,
+        speed=None, statistics=count([]),
+    )  # fmt: skip
+    assert render(report).splitlines() == [
+        "out (not finished: still running, or stopped)",
+        "  recordings  none yet",
+        "  audio       0.0 s in 0 parts; speech was not looked for",
+        "  segments    0",
+        "  balance     0 ended exactly once; the listing is not known",
+    ]
 
 
 def test_recordings_end_by_their_worst_and_best_part() -> None:
@@ -126,29 +136,26 @@ def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> N
     assert failed.failures == ()
 
 
-def test_a_recordings_table_that_says_something_else_is_told() -> None:
+def test_contradictions_between_tables_are_told() -> None:
     rows = [outcome("a"), outcome("b", status="failed"), outcome("c", status="no_speech")]
     truth = {"a": "ok", "b": "failed", "c": "no_speech"}
-    assert count(rows, recordings=truth).balance.problems == ()
-    for wrong in ({"a": "ok", "b": "ok", "c": "no_speech"}, {"a": "ok", "c": "no_speech"}):
-        (problem,) = count(rows, recordings=wrong).balance.problems
-        assert problem == "recordings table and outcomes differ on 1 recording, such as b"
-
-
-def test_segments_that_no_outcome_claims_are_told() -> None:
-    rows = [outcome("a"), outcome("b")]
-    (problem,) = count(rows, segments=segments_of(rows)[:-1]).balance.problems
-    assert problem.startswith("other segments than their outcomes claim: 1 recording, such as b")
-    assert problem.endswith("(3 rows in all, 4 claimed)")
-    (problem,) = count([], segments=segments_of(rows)).balance.problems
-    assert "such as a, b" in problem
-
-
-def test_what_is_there_twice_is_told() -> None:
-    found = count([outcome("a"), outcome("b"), outcome("a")])
-    assert found.balance.problems == ("counted more than once: 1 part",)
-    problems = count([outcome("a")], listed=["a", "a"]).balance.problems
-    assert problems == ("listed more than once: 1 file",)
+    assert count(rows, recordings=truth, listed=["a", "b", "c"]).balance.problems == ()
+    differ = "recordings table and outcomes differ on 1 recording, such as b"
+    spoken = [outcome("a"), outcome("b")]
+    cases: tuple[tuple[list[dict[str, Any]], dict[str, Any], str], ...] = (
+        (rows, {"recordings": truth | {"b": "ok"}}, differ),
+        (rows, {"recordings": {"a": "ok", "c": "no_speech"}}, differ),
+        (spoken, {"segments": segments_of(spoken)[:-1]},
+         "other segments than their outcomes claim: 1 recording, such as b (3 rows in all, "
+         "4 claimed)"),
+        ([], {"segments": segments_of(spoken)},
+         "other segments than their outcomes claim: 2 recordings, such as a, b (4 rows in all, "
+         "0 claimed)"),
+        ([outcome("a"), outcome("b"), outcome("a")], {}, "counted more than once: 1 part"),
+        ([outcome("a")], {"listed": ["a", "a"]}, "listed more than once: 1 file"),
+    )  # fmt: skip
+    for told, others, problem in cases:
+        assert count(told, **others).balance.problems == (problem,)
 
 
 def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
@@ -187,14 +194,9 @@ def test_skipped_packets_are_counted_once_per_recording() -> None:
 
 @given(order=st.permutations(range(6)), size=st.integers(1, 6))
 def test_the_order_and_size_of_batches_do_not_matter(order: list[int], size: int) -> None:
-    rows = [
-        outcome("a", 0, last_part=False),
-        outcome("a", 1),
-        outcome("b", status="no_speech"),
-        outcome("c", status="failed"),
-        outcome("d", language="de"),
-        outcome("e", status="failed", error_kind="timeout"),
-    ]
+    rows = [outcome("a", 0, last_part=False), outcome("a", 1), outcome("b", status="no_speech")]
+    rows += [outcome("c", status="failed"), outcome("d", language="de")]
+    rows += [outcome("e", status="failed", error_kind="timeout")]
     shuffled = [rows[index] for index in order]
     found = count_run(
         batches(shuffled, SETTLED, size), batches(segments_of(shuffled), SEGMENTS, size), None
@@ -209,13 +211,9 @@ def test_a_failure_without_words_is_still_counted() -> None:
 
 
 def test_channels_apart_hold_the_same_time() -> None:
-    rows = [
-        outcome("two", 0, last_part=False, channel=0),
-        outcome("two", 1, last_part=False, channel=1),
-        outcome("two", 2, status="failed"),
-        outcome("one", 0, channel=3),
-        outcome("mixed", 0, run_id="run-2"),
-    ]
+    rows = [outcome("two", at, last_part=False, channel=at) for at in range(2)]
+    rows += [outcome("two", 2, status="failed"), outcome("one", 0, channel=3)]
+    rows += [outcome("mixed", 0, run_id="run-2")]
     found = count(rows, listed=["two", "one", "mixed"])
     assert (found.audio_s, found.speech_s) == (300.0, 180.0)
     assert found.audio_by_run_s == (("run-1", 200.0), ("run-2", 100.0))
@@ -279,33 +277,6 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     assert found.speed == pytest.approx(120.0 / found.wall_s)
 
 
-def test_a_finished_run_accounts_for_every_file(job: ManualRun) -> None:
-    job.begin()
-    job.commit("a.wav")
-    job.commit("b.wav", segments=[])  # speech in which nothing was found
-    job.fail("c.wav")
-    job.finish()
-    found = load_report(job.store)
-    counts = found.statistics
-    assert found.finished
-    assert (counts.ok, counts.no_speech, counts.failed) == (1, 1, 1)
-    assert (counts.segments, counts.confidence[-1]) == (1, 1)
-    assert counts.failures[0].examples[0].message == "decoding c.wav: not audio"
-    assert counts.balance.ended == counts.balance.listed == 3
-    assert counts.balance.problems == ()
-
-
-def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: ManualRun) -> None:
-    job.begin()
-    for _ in range(2):
-        job.commit("a.wav")
-    found = load_report(job.store).statistics
-    assert (found.audio_s, found.segments, found.balance.superseded_parts) == (60.0, 1, 1)
-    assert found.balance.problems == ()
-    balance = done(job, "b.wav", "c.wav").statistics.balance
-    assert (balance.ended, balance.superseded_parts, balance.problems) == (3, 0, ())
-
-
 def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
     done(job, *NAMES)
     (job.source / "a.wav").write_bytes(b"something longer")
@@ -324,24 +295,6 @@ def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     found = done(job).statistics
     assert (found.ok, found.balance.listed, found.balance.unlisted) == (3, 2, 1)
     assert found.balance.problems == ()
-
-
-def test_segments_that_went_missing_are_told(job: ManualRun) -> None:
-    done(job, *NAMES)
-    (outcomes,) = job.store.names(OUTCOMES_FOLDER)
-    (segments,) = job.store.names(SEGMENTS_FOLDER)
-    # As if somebody had taken one recording's text for another's.
-    rows = job.store.read_table(segments, SEGMENTS).to_pylist()
-    first, *others = sorted({row["recording_id"] for row in rows})
-    moved = [row | {"recording_id": others[0]} if row["recording_id"] == first else row
-             for row in rows]  # fmt: skip
-    job.store.write_table(segments, pa.Table.from_pylist(moved, SEGMENTS))
-    (problem,) = load_report(job.store).statistics.balance.problems
-    assert problem.startswith("other segments than their outcomes claim: 2 recordings")
-    table = job.store.read_table(outcomes, OUTCOMES)
-    job.store.write_table(outcomes, table.filter(pc.field("recording_id") != others[1]))
-    problems = load_report(job.store).statistics.balance.problems
-    assert any("recordings table and outcomes differ on 1 recording" in told for told in problems)
 
 
 SOUND = Balance(
@@ -395,20 +348,10 @@ def test_a_full_report_says_everything_within_the_width() -> None:
     ):
         assert told in text
     assert max(map(len, text.splitlines())) <= 100
-
-
-def test_an_empty_output_is_said_plainly() -> None:
-    report = Report(
-        uri="out", finished=False, run_id=None, model=None, model_revision=None, wall_s=None,
-        speed=None, statistics=count([]),
-    )  # fmt: skip
-    assert render(report).splitlines() == [
-        "out (not finished: still running, or stopped)",
-        "  recordings  none yet",
-        "  audio       0.0 s in 0 parts; speech was not looked for",
-        "  segments    0",
-        "  balance     0 ended exactly once; the listing is not known",
-    ]
+    data = json.loads(json.dumps(as_data(FULL)))["statistics"]
+    assert data["devices"] == {"NVIDIA H200": 140}
+    assert data["failures"][0]["examples"][1]["uri"] == "s3://b/2.mp3"
+    assert data["balance"]["listed"] == 100
 
 
 def test_a_balance_that_is_not_even_says_why_or_how_to_go_on() -> None:
@@ -419,13 +362,6 @@ def test_a_balance_that_is_not_even_says_why_or_how_to_go_on() -> None:
     assert with_balance(stopped).startswith("- the run finished, yet 1 recordings are only begun")
     broken = replace(SOUND, problems=("committed more than once: 1 part",))
     assert with_balance(broken) == "- committed more than once: 1 part"
-
-
-def test_the_data_of_a_report_is_json() -> None:
-    data = json.loads(json.dumps(as_data(FULL)))
-    assert data["statistics"]["devices"] == {"NVIDIA H200": 140}
-    assert data["statistics"]["failures"][0]["examples"][1]["uri"] == "s3://b/2.mp3"
-    assert data["statistics"]["balance"]["listed"] == 100
 
 
 def test_durations_take_the_unit_that_suits_them() -> None:

@@ -11,6 +11,7 @@ from corpus_asr.runtime.checkpoints import fetch_checkpoints
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.run_files import fingerprint
 from tests.support.checkpoints import tiny_whisper
+from tests.support.tables import run_config
 from tests.support.tokenizers import tiny_tokenizer
 
 SIZES: dict[str, Any] = {"d_model": 16, "layers": 1, "heads": 2}
@@ -25,20 +26,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_whisper(folder / name, seed=seed, tokenizer=folder / "many", **SIZES)
     tiny_whisper(folder / "v3", tokenizer=folder / "many", num_mel_bins=128, **SIZES)
     tiny_whisper(folder / "english", tokenizer=folder / "one", **SIZES)
+    (folder / "other").mkdir()
+    (folder / "other" / "config.json").write_text('{"model_type": "speech_to_text"}')
+    (folder / "other" / "preprocessor_config.json").write_text('{"feature_size": 80}')
     return folder
 
 
 def job_with(folder: Path, main: str = "a", **others: str) -> RunConfig:
-    return RunConfig.model_validate(
-        {
-            "source": {"uri": "/nowhere"},
-            "model": {
-                "checkpoint": str(folder / main),
-                "by_language": {code: str(folder / name) for code, name in others.items()},
-            },
-            "output": {"uri": "/nowhere/output"},
-        }
-    )
+    routed = {code: str(folder / name) for code, name in others.items()}
+    model = {"checkpoint": str(folder / main), "by_language": routed}
+    return run_config("/nowhere", "/nowhere/output", model=model)
 
 
 def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) -> None:
@@ -71,6 +68,7 @@ def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) ->
             r"by_language\.de: .*english is English-only; name a",
         ),
         ("english", {"de": "b"}, r"english as model\.checkpoint, which does not detect languages"),
+        ("a", {"de": "other"}, "is speech_to_text with 80 mel bins, expected whisper"),
     ],
 )
 def test_checkpoints_that_do_not_fit_together_are_refused(
@@ -78,15 +76,6 @@ def test_checkpoints_that_do_not_fit_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         fetch_checkpoints(job_with(folder, main, **others), hashed=hashed)
-
-
-def test_another_family_hears_other_features(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "config.json").write_text('{"model_type": "speech_to_text"}')
-    (other / "preprocessor_config.json").write_text('{"feature_size": 80}')
-    with pytest.raises(ConfigError, match="is speech_to_text with 80 mel bins, expected whisper"):
-        fetch_checkpoints(job_with(folder, de=str(other)), hashed=False)
 
 
 def test_a_checkpoint_that_is_not_there_is_told(folder: Path) -> None:

@@ -4,7 +4,6 @@ from collections import Counter as Counts
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import ray
@@ -28,10 +27,9 @@ from corpus_asr.runtime.coordinator import (
     RunCoordinator,
     start_coordinator,
 )
-from corpus_asr.schemas import PARTS
-from corpus_asr.stages.parts import one_row
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always
+from tests.support.tables import extracted
 
 
 class Notebook(CoordinatorClient):
@@ -56,26 +54,9 @@ class Notebook(CoordinatorClient):
 
 
 def parts_of(*names: str) -> pa.Table:
-    rows = [
-        one_row(
-            PARTS,
-            {
-                "recording_id": name,
-                "uri": f"https://host/{name}?sig=secret",
-                "part": 0,
-                "last_part": True,
-                "part_start_s": 0.0,
-                "part_end_s": 1.0,
-                "status": "ok",
-                "num_samples": 16_000,
-                "num_mel_bins": 4,
-                "features": np.zeros((102, 4), np.float16),
-                "pad_value": -1.5,
-            },
-        )
-        for name in names
-    ]
-    return pa.concat_tables(rows)
+    return pa.concat_tables(
+        extracted(name, uri=f"https://host/{name}?sig=secret") for name in names
+    )
 
 
 def quarantine(engine: ScriptedEngine, memory: Notebook) -> Quarantine:
@@ -222,8 +203,11 @@ def test_every_metric_is_documented_and_no_other() -> None:
     assert len(documented) == len(names)
 
 
-def test_a_coordinator_adds_up_and_remembers_what_was_begun():
+def test_a_coordinator_adds_up_remembers_what_was_begun_and_passes_on_the_wish_to_stop():
     coordinator = RunCoordinator()
+    assert not coordinator.stopping()
+    coordinator.stop()
+    assert coordinator.stopping()
     coordinator.add(Tally(parts=1, audio_s=2.0))
     coordinator.add(Tally(parts=2, audio_s=3.0))
     assert coordinator.read() == Tally(parts=3, audio_s=5.0)
@@ -241,10 +225,3 @@ def test_workers_are_replaced_as_long_as_parts_are_finished():
     assert coordinator.replace("again")
     assert coordinator.take_replaced() == ["device lost"] * MAX_REPLACEMENTS + ["again"]
     assert coordinator.take_replaced() == []
-
-
-def test_the_wish_to_stop_is_passed_on():
-    coordinator = RunCoordinator()
-    assert not coordinator.stopping()
-    coordinator.stop()
-    assert coordinator.stopping()

@@ -82,6 +82,8 @@ def test_an_engine_error_ends_the_run_and_keeps_what_was_committed(tmp_path: Pat
     before = threading.active_count()
     with pytest.raises(EngineError, match="no device"):
         run_scripted(config, [packs_of("a/parts=1")], engine=broken_engine)
+    with pytest.raises(CheckpointError, match="scripted"):
+        run_scripted(config, [packs_of("a")], extractor="tests.support.extractors:make_unusable")
     assert threading.active_count() <= before + 1
 
 
@@ -108,12 +110,6 @@ def test_a_run_that_breaks_off_does_not_wait_for_the_engine(tmp_path: Path):
         if thread.name.startswith("transcribe") and not thread.daemon
     ]
     let_go.set()
-
-
-def test_an_unusable_checkpoint_ends_the_run(tmp_path: Path):
-    config = scripted_job(tmp_path)
-    with pytest.raises(CheckpointError, match="scripted"):
-        run_scripted(config, [packs_of("a")], extractor="tests.support.extractors:make_unusable")
 
 
 def test_a_committer_that_fails_ends_the_run(tmp_path: Path):

@@ -56,32 +56,26 @@ def test_the_line_says_done_failed_left_speed_and_time_left():
         )
 
 
-def test_without_a_terminal_the_first_and_the_last_line_are_printed():
-    stream = io.StringIO()
-    with Progress(total_files=1, total_bytes=0, stream=stream).shown() as progress:
-        progress.set(Tally(parts=1, files=1))
-    first, last = stream.getvalue().splitlines()
-    assert first.startswith("0/1 files")
-    assert last.startswith("1/1 files")
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
-def test_on_a_terminal_the_line_is_redrawn():
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    with Progress(total_files=2, total_bytes=0, stream=stream).shown() as progress:
-        progress.add(Tally(parts=1, files=2))
-    assert "2/2 files" in stream.getvalue()
+def test_the_first_and_the_last_line_are_printed_and_redrawn_on_a_terminal():
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        with Progress(total_files=2, total_bytes=0, stream=stream).shown() as progress:
+            progress.set(Tally(parts=1, files=2))
+    first, last = plain.getvalue().splitlines()
+    assert first.startswith("0/2 files")
+    assert last.startswith("2/2 files")
+    assert "2/2 files" in terminal.getvalue()
 
 
 def test_what_is_watched_is_read_when_asked():
     now_s = iter([0.0, 0.0, 10.0, 10.0])
     progress = Progress(total_files=4, total_bytes=0, stream=None, clock=lambda: next(now_s))
-    assert progress.activity == Activity()
-    at_first = progress.committed_at
-    assert at_first is None
+    assert (progress.activity, progress.committed_at) == (Activity(), None)
     progress.watch(lambda: Activity(steps=3))
     with progress.shown():
         progress.set(Tally(parts=1, files=1))
@@ -124,6 +118,12 @@ def wait_for(store: OutputStore, files: int) -> Snapshot:
     return pytest.fail(f"no snapshot with {files} files within a minute")
 
 
+def ending(store: OutputStore) -> tuple[str, int]:
+    last = read_snapshot(store)
+    assert last is not None
+    return last.state, last.files
+
+
 def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "output"))
     with Progress(total_files=4, total_bytes=400, stream=None).shown() as progress:
@@ -140,18 +140,14 @@ def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path)
             assert then.speed > 0
             assert then.activity.steps == 3
             progress.add(Tally(files=3))
-    last = read_snapshot(store)
-    assert last is not None
-    assert (last.state, last.files) == ("transcribed", 4)
+    assert ending(store) == ("transcribed", 4)
     with (
         pytest.raises(KeyboardInterrupt),
         Progress(total_files=4, total_bytes=0, stream=None).shown() as progress,
         recorder(store, progress, tmp_path, every_s=60.0).writing(),
     ):
         raise KeyboardInterrupt
-    last = read_snapshot(store)
-    assert last is not None
-    assert last.state == "stopped"
+    assert ending(store) == ("stopped", 0)
 
 
 def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
@@ -171,16 +167,8 @@ def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
 
 
 def moment(elapsed_s: float) -> Moment:
-    return Moment(
-        elapsed_s=elapsed_s,
-        audio_s=10 * elapsed_s,
-        files=0,
-        failed=0,
-        extract_s=0.0,
-        extract_alive_s=0.0,
-        engine_s=0.0,
-        transcribe_alive_s=0.0,
-    )
+    busy = dict.fromkeys(("extract_s", "extract_alive_s", "engine_s", "transcribe_alive_s"), 0.0)
+    return Moment(elapsed_s=elapsed_s, audio_s=10 * elapsed_s, files=0, failed=0, **busy)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 15.1, 300.0, 3_000.0, 400_000.0])

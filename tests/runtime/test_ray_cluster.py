@@ -22,41 +22,23 @@ def test_this_machine_gets_enough_logical_cpus_not_to_wait_for_itself():
     assert local_machine().cores >= 1
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense:1"])
-def test_an_address_where_nobody_listens_is_a_configuration_error(
-    address: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with (
-        pytest.raises(ConfigError, match=r"cluster\.address"),
-        connected(address, store_bytes=1),
-    ):
-        pass
-
-
-def test_a_port_of_something_else_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_an_address_without_a_ray_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with web_server() as web:
-        address = web.endpoint_url.removeprefix("http://")
-        with (
-            pytest.raises(ConfigError, match=r"no Ray.*usually 6379"),
-            connected(address, store_bytes=1),
+        for address, told in (
+            ("127.0.0.1:1", r"cluster\.address"),
+            ("nonsense:1", r"cluster\.address"),
+            (web.endpoint_url.removeprefix("http://"), r"no Ray.*usually 6379"),
         ):
-            pass
-
-
-@pytest.mark.ray
-def test_the_port_of_a_ray_is_known_by_its_greeting(ray_session: Cluster):
-    check_reachable(ray.get_runtime_context().gcs_address)
-
-
-@pytest.mark.ray
-def test_workers_do_not_give_way_to_the_processes_of_ray(ray_session: Cluster):
-    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+            with pytest.raises(ConfigError, match=told), connected(address, store_bytes=1):
+                pass
 
 
 @pytest.mark.ray
 def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
+    check_reachable(ray.get_runtime_context().gcs_address)  # known by its greeting
+    # Workers do not give way to the processes of Ray.
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
     (node,) = ray_session.nodes
     assert node.cpus == 4
     assert node.cores <= local_machine().cores

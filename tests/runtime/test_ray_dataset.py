@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import CheckpointError, EngineError, FetchError
+from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import CoordinatorClient, start_coordinator
 from corpus_asr.runtime.progress import Progress
@@ -168,37 +168,15 @@ def test_an_engine_that_gives_up_ends_the_run_with_its_own_words(
     assert str(caught.value) == f"loading {config.model.checkpoint}: no device (scripted)"
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_an_unusable_checkpoint_ends_the_run(ray_session: Cluster, tmp_path: Path):
-    config = scripted_job(tmp_path)
-    with pytest.raises(CheckpointError, match="scripted"):
-        run(
-            ray_session,
-            config,
-            packs_of("a"),
-            extractor="tests.support.extractors:make_unusable",
-        )
-
-
-def test_own_errors_are_found_below_rays():
-    inner = FetchError("writing: no space", kind="fetch")
-    outer = ray.exceptions.RayTaskError("f", "traceback", inner)
-    found = own_error(outer)
-    assert type(found) is FetchError
-    assert str(found) == "writing: no space"
-
-
-def test_a_full_object_store_is_told_with_its_places():
-    inner = ray.exceptions.OutOfDiskError("Local disk is full")
-    found = own_error(ray.exceptions.RayTaskError("f", "traceback", inner))
-    assert isinstance(found, EngineError)
-    for words in ("OutOfDiskError", "/dev/shm", "bytes in", "RAY_TMPDIR", "running again"):
-        assert words in str(found)
-
-
-def test_anything_else_becomes_an_engine_error_that_says_what_is_kept():
-    found = own_error(TimeoutError("nothing happened\nfor an hour"))
-    assert isinstance(found, EngineError)
-    assert "TimeoutError: for an hour" in str(found)
-    assert "committed" in str(found)
+def test_own_errors_are_found_below_rays_and_others_say_what_is_kept():
+    own = FetchError("writing: no space", kind="fetch")
+    full = ray.exceptions.OutOfDiskError("Local disk is full")
+    below, store = (ray.exceptions.RayTaskError("f", "traceback", error) for error in (own, full))
+    for raised, kind, words in (
+        (below, FetchError, ["writing: no space"]),
+        (store, EngineError, ["OutOfDiskError", "/dev/shm", "bytes in", "RAY_TMPDIR", "committed"]),
+        (TimeoutError("it hung\nfor an hour"), EngineError, ["Error: for an hour", "committed"]),
+    ):
+        error = own_error(raised)
+        assert type(error) is kind
+        assert all(word in str(error) for word in words)

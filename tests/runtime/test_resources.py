@@ -6,6 +6,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.resources import NodeShape, resolve_resources, store_bytes_for
 from corpus_asr.units import MEBIBYTE
+from tests.support.tables import run_config
 
 GIBIBYTE = 1024 * MEBIBYTE
 LAPTOP = NodeShape(cpus=4, cores=2, gpus=0, memory_bytes=16 * GIBIBYTE)
@@ -15,12 +16,7 @@ HEAD = NodeShape(cpus=0, cores=1, gpus=0, memory_bytes=4 * GIBIBYTE)
 
 
 def config(**sections: Any) -> RunConfig:
-    base = {
-        "source": {"uri": "/audio"},
-        "model": {"checkpoint": "/model"},
-        "output": {"uri": "/output"},
-    }
-    return RunConfig.model_validate(base | sections)
+    return run_config("/audio", "/output", **sections)
 
 
 def test_a_laptop_shares_its_cores_and_leaves_a_cpu_for_reading_and_writing():
@@ -58,10 +54,6 @@ def test_one_slow_object_leaves_a_worker_that_feeds_the_gpu():
     assert (found.extract_workers, found.extract_cpus) == (2, 0.5)
 
 
-def test_no_more_extract_workers_than_packs():
-    assert resolve_resources(config(), (GPU_BOX,), num_packs=3).extract_workers == 3
-
-
 def test_what_is_set_is_taken():
     asked = config(
         extract={"workers": 8},
@@ -76,9 +68,10 @@ def test_what_is_set_is_taken():
 
 
 def test_gpus_that_are_not_there_are_refused_unless_workers_are_counted():
-    asked = config(transcribe={"gpus_per_worker": 1})
-    with pytest.raises(ConfigError, match="gpus_per_worker"):
-        resolve_resources(asked, (LAPTOP,), num_packs=1)
+    for gpus, told in ((1, "gpus_per_worker is 1"), (1.5, "whole number")):
+        asked = config(transcribe={"gpus_per_worker": gpus})
+        with pytest.raises(ConfigError, match=told):
+            resolve_resources(asked, (LAPTOP,), num_packs=1)
     scaling = config(transcribe={"gpus_per_worker": 1, "workers": 4})
     assert resolve_resources(scaling, (LAPTOP,), num_packs=1).transcribe_gpus == 1
 
@@ -110,17 +103,12 @@ def test_what_is_automatic_always_fits(node: NodeShape, workers: Any, extract_wo
     assert transcribe + found.extract_workers * found.extract_cpus <= node.cpus - 1
 
 
-def test_there_are_no_more_workers_than_their_cpus_allow():
+def test_there_are_no_more_workers_than_their_cpus_allow_and_packs_need():
+    assert resolve_resources(config(), (GPU_BOX,), num_packs=3).extract_workers == 3
     eight = NodeShape(cpus=16, cores=16, gpus=8, memory_bytes=128 * GIBIBYTE)
     asked = config(transcribe={"cpus_per_worker": 4})
     found = resolve_resources(asked, (eight,), num_packs=100, fixed=True)
     assert (found.transcribe_workers, found.extract_workers) == (3, 3)
-
-
-def test_a_gpu_and_a_half_cannot_be_had():
-    asked = config(transcribe={"gpus_per_worker": 1.5})
-    with pytest.raises(ConfigError, match="whole number"):
-        resolve_resources(asked, (GPU_BOX,), num_packs=1)
 
 
 def test_long_parts_travel_in_smaller_calls_and_a_small_store_holds_fewer():

@@ -3,7 +3,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,11 +38,36 @@ def ordered_to_end() -> None:
         pytest.fail("a second signal ends at once")
 
 
-def test_a_signal_is_a_wish_first_and_an_order_then():
-    with pytest.raises(RunStoppedError) as caught:
-        ordered_to_end()
-    assert caught.value.exit_code == 143
-    assert "stopped by SIGTERM: 3 recordings are left" in str(caught.value)
+def bereft_of_helpers() -> None:
+    with stoppable(lambda: 1):
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("a pipe is closed")
+
+
+def interrupted_while_draining() -> None:
+    with stoppable(lambda: 3, at=time.monotonic()) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        assert not stop.expired
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("a second signal ends at once")
+
+
+@pytest.mark.parametrize(
+    ("work", "exit_code", "left"),
+    [
+        (ordered_to_end, 143, "stopped by SIGTERM: 3 recordings are left"),
+        (bereft_of_helpers, 130, "stopped by SIGINT: 1 recordings are left"),
+        (interrupted_while_draining, 130, "stopped by SIGINT: 3 recordings are left"),
+    ],
+)
+def test_a_signal_is_a_wish_first_and_an_order_then(
+    work: Callable[[], None], exit_code: int, left: str
+):
+    with pytest.raises(RunStoppedError, match=left) as caught:
+        work()
+    assert caught.value.exit_code == exit_code
+    assert isinstance(caught.value.__cause__, OSError) == (work is bereft_of_helpers)
 
 
 def test_work_that_was_done_when_the_signal_came_is_done():
@@ -53,20 +78,9 @@ def test_work_that_was_done_when_the_signal_came_is_done():
 
 
 def test_an_error_without_a_signal_passes():
-    with pytest.raises(KeyError), stoppable(lambda: 1):
-        raise KeyError
-
-
-def bereft_of_helpers() -> None:
-    with stoppable(lambda: 1):
-        signal.raise_signal(signal.SIGINT)
-        raise OSError("a pipe is closed")
-
-
-def test_what_helpers_do_after_a_signal_is_the_signals_doing():
-    with pytest.raises(RunStoppedError) as caught:
-        bereft_of_helpers()
-    assert isinstance(caught.value.__cause__, OSError)
+    for at in (None, time.monotonic() - DRAIN_S):  # also when the time is over
+        with pytest.raises(OSError, match="disk"), stoppable(lambda: 1, at=at):
+            raise OSError("disk")
 
 
 def test_signals_that_were_ignored_stay_so():
@@ -166,25 +180,6 @@ def test_what_outlasts_the_drain_is_left_without_an_error():
     with stoppable(lambda: 3, at=time.monotonic() - DRAIN_S) as stop:
         assert stop.out_of_time
         raise KeyboardInterrupt
-
-
-def test_errors_after_the_time_is_over_are_errors():
-    with pytest.raises(OSError, match="disk"), stoppable(lambda: 3, at=time.monotonic() - DRAIN_S):
-        raise OSError("disk")
-
-
-def interrupted_while_draining() -> None:
-    with stoppable(lambda: 3, at=time.monotonic()) as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.requested
-        assert not stop.expired
-        signal.raise_signal(signal.SIGINT)
-        pytest.fail("a second signal ends at once")
-
-
-def test_signals_end_a_drain_as_they_end_work():
-    with pytest.raises(RunStoppedError, match="stopped by SIGINT: 3 recordings are left"):
-        interrupted_while_draining()
 
 
 @pytest.mark.parametrize("held", [False, True])

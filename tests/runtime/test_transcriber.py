@@ -11,7 +11,6 @@ from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, segment_eviden
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.segments import Segment
 from corpus_asr.storage.run_state.run_files import write_calibration
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.engine import PartTranscript
@@ -19,6 +18,7 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, tone, wav_bytes
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import tiny_model
+from tests.support.tables import segment
 from tests.support.tokenizers import tiny_tokenizer
 
 # A tiny random checkpoint babbles; a sampled text is the hardest to say twice.
@@ -58,9 +58,9 @@ def test_a_file_says_the_same_alone_and_among_others(
     for path in files:
         alone = transcriber.transcribe(path)
         assert alone == together[path]
-        for segment in alone.segments:
-            assert 0 <= segment.start_s < segment.end_s <= alone.duration_s
-            assert 0 <= segment.confidence <= 1
+        for each in alone.segments:
+            assert 0 <= each.start_s < each.end_s <= alone.duration_s
+            assert 0 <= each.confidence <= 1
 
 
 @pytest.mark.slow
@@ -73,11 +73,11 @@ def test_confidences_are_those_of_the_calibration(files: list[str], tmp_path: Pa
     with Transcriber.from_pretrained(str(model), calibration=str(tmp_path), **options) as loaded:
         found = loaded.transcribe(files[0])
     assert found.segments
-    for segment in found.segments:
-        evidence = segment_evidence(segment)
+    for each in found.segments:
+        evidence = segment_evidence(each)
         assert evidence is not None
-        assert segment.confidence == fitted.confidence(evidence)
-        assert segment.confidence != DEFAULT_MODEL.confidence(evidence)
+        assert each.confidence == fitted.confidence(evidence)
+        assert each.confidence != DEFAULT_MODEL.confidence(evidence)
 
 
 def test_a_broken_file_is_told_of_and_the_others_go_on(
@@ -97,42 +97,17 @@ def test_a_broken_file_is_told_of_and_the_others_go_on(
         transcriber.transcribe(str(broken))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcriber) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"drop_nonspeech": True}, "speech_detection"),
         ({"language": "xx"}, "does not know xx"),
         ({"tempratur": 0}, "temperature"),
-    ],
-)
-def test_wrong_options_are_refused_before_a_file_is_read(
-    transcriber: Transcriber, options: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(ConfigError, match=words):
-        transcriber.transcribe("nowhere.wav", **options)
-
-
-def test_channels_apart_need_the_pipeline(tmp_path: Path) -> None:
+    ]
+    for options, words in wrong:
+        with pytest.raises(ConfigError, match=words):
+            transcriber.transcribe("nowhere.wav", **options)
     with pytest.raises(ConfigError, match="one transcript per file"):
-        Transcriber.from_pretrained(str(tmp_path), extract=ExtractSettings(channels="each"))
-
-
-def segment(language: str, start_s: float, end_s: float) -> Segment:
-    return Segment(
-        start_s=start_s,
-        end_s=end_s,
-        text=" w1",
-        tokens=(1,),
-        language=language,
-        language_probability=0.5,
-        task="transcribe",
-        confidence=0.5,
-        avg_logprob=-0.5,
-        no_speech_prob=0.0,
-        compression_ratio=1.0,
-        temperature=0.0,
-        speech_fraction=None,
-    )
+        Transcriber.from_pretrained("nowhere", extract=ExtractSettings(channels="each"))
 
 
 def test_the_language_of_a_recording_is_what_is_spoken_most(
@@ -140,7 +115,7 @@ def test_the_language_of_a_recording_is_what_is_spoken_most(
 ) -> None:
     parts = iter(
         PartTranscript(
-            segments=(segment(code, 0.0, seconds),),
+            segments=(segment(" w1", 0.0, seconds, language=code),),
             language=code,
             language_probability=probability,
             transcribe_s=0.0,

@@ -16,6 +16,7 @@ import pytest
 from corpus_asr.labelling.cutting import ClipCutter, ClipRange, CutRequest
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 from tests.support.audio import wav_bytes
 from tests.support.runs import Transcribed, write_tones
@@ -97,7 +98,7 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> 
                 end_sample=(at + 30) * SAMPLE_RATE_HZ)
         for at in range(0, lasts_s, 60)
     )  # fmt: skip
-    cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
+    cutter = ClipCutter(store=DEFAULT_STORE, channels="mix", audio_format="flac")
     request = CutRequest(uri=str(tmp_path / "long.wav"), size_bytes=None, etag=None, ranges=ranges)
     tracemalloc.start()
     try:

@@ -6,12 +6,12 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import CheckpointError
 from corpus_asr.schemas import PACKS, PARTS
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractRequest
+from tests.support.engines import scripted_job
 from tests.support.fuzzing import fuzz
 from tests.support.tables import packs_of
 
@@ -25,9 +25,8 @@ def stage(tmp_path: Path) -> Iterator[ExtractStage]:
     stage.close()
 
 
-def make_stage(folder: Path, extractor: str = SCRIPTED) -> ExtractStage:
-    (folder / "config.json").write_text('{"model_type": "whisper"}')
-    return ExtractStage(str(folder), settings=ExtractSettings(), extractor=extractor)
+def make_stage(folder: Path, extractor: str = SCRIPTED, **settings: Any) -> ExtractStage:
+    return ExtractStage(scripted_job(folder, extract=settings), extractor=extractor)
 
 
 def rows_of(stage: ExtractStage, packs: pa.Table) -> list[dict[str, Any]]:
@@ -136,11 +135,8 @@ def test_what_was_done_is_counted(stage: ExtractStage, caplog: pytest.LogCapture
 
 
 def test_a_file_listed_as_too_large_never_reaches_the_child(tmp_path: Path):
-    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
-    settings = ExtractSettings(max_file_gb=5e-7)  # 500 bytes; listed are 1,000
-    stage = ExtractStage(
-        str(tmp_path), settings=settings, extractor="tests.support.isolated:crash_at_start"
-    )
+    # 500 bytes at most; listed are 1,000.
+    stage = make_stage(tmp_path, "tests.support.isolated:crash_at_start", max_file_gb=5e-7)
     (row,) = rows_of(stage, packs_of("x/parts=1"))
     assert (row["status"], row["error_kind"], row["last_part"]) == ("failed", "too_large", True)
     assert "extract.max_file_gb" in row["error_message"]

@@ -60,17 +60,11 @@ def gone(pid: int, *, within_s: float = 10.0) -> bool:
     return False
 
 
-def test_messages_come_in_order(run):
+def test_messages_come_in_order_and_whole_from_a_function_made_once(run, shared_child):
     assert run("count", 1000) == list(range(1000))
     assert run("count", 0) == []
-
-
-def test_the_function_is_made_once_with_its_settings(run, shared_child):
     assert run("settings") == [{"answer": 42}]
     assert pid_of(shared_child) == pid_of(shared_child)
-
-
-def test_arrays_arrive_whole(run):
     for shape in ((0,), (1000,), (3, 1 << 20)):
         for index, array in enumerate(run("arrays", shape)):
             np.testing.assert_array_equal(array, np.full(shape, index, dtype=np.float32))
@@ -91,45 +85,38 @@ def test_exceptions_keep_their_types_and_attributes(run, shared_child, error):
     assert pid_of(shared_child) == child
 
 
-def test_an_exception_that_cannot_travel_keeps_its_words(run):
-    with pytest.raises(RuntimeError, match="UnpicklableError: a file came along"):
-        run("raise_unpicklable")
-    with pytest.raises(RuntimeError, match="StubbornError: code 7"):
-        run("raise_stubborn")
+def test_what_cannot_travel_is_an_error_that_keeps_its_words(run):
+    for name, words in (
+        ("raise_unpicklable", "UnpicklableError: a file came along"),
+        ("raise_stubborn", "StubbornError: code 7"),
+        ("yield_unpicklable", "lambda"),
+    ):
+        with pytest.raises(Exception, match=words):
+            run(name)
 
 
-def test_a_message_that_cannot_travel_is_an_error(run):
-    with pytest.raises(Exception, match="lambda"):
-        run("yield_unpicklable")
-
-
-@pytest.mark.parametrize(
-    ("name", "argument", "kind", "found"),
-    [
+def test_a_dying_child_costs_its_item_only_and_between_two_items_none(run, shared_child):
+    for name, argument, kind, how in (
         ("kill", isolated.SEGFAULT, "decoder_crashed", "SIGSEGV"),
         ("read_null", None, "decoder_crashed", "SIGSEGV"),
         ("kill", int(signal.SIGKILL), "decoder_killed", "SIGKILL, perhaps for lack of memory"),
         ("kill", int(signal.SIGABRT), "decoder_crashed", "SIGABRT"),
         ("exit", 0, "decoder_crashed", "exit code 0"),
         ("exit", 77, "decoder_crashed", "exit code 77"),
-    ],
-)
-def test_a_dying_child_costs_its_item_only(run, shared_child, name, argument, kind, found):
-    stream = shared_child.run((name, argument))
-    assert next(stream) == 1
-    with pytest.raises(DecodeError) as caught:
-        next(stream)
-    assert caught.value.kind == kind
-    assert caught.value.retryable == (kind == "decoder_killed")
-    assert found in str(caught.value)
-    assert repr(name) in str(caught.value)  # names the item
-
-
-def test_a_child_that_dies_between_two_items_costs_none(shared_child):
+    ):
+        stream = shared_child.run((name, argument))
+        assert next(stream) == 1
+        with pytest.raises(DecodeError) as caught:
+            next(stream)
+        assert caught.value.kind == kind
+        assert caught.value.retryable == (kind == "decoder_killed")
+        assert how in str(caught.value)
+        assert repr(name) in str(caught.value)  # names the item
+        assert run("count", 3) == [0, 1, 2]
     child = pid_of(shared_child)
     os.kill(child, signal.SIGKILL)
     assert gone(child)
-    assert list(shared_child.run(("count", 3))) == [0, 1, 2]
+    assert run("count", 3) == [0, 1, 2]
     assert pid_of(shared_child) != child
 
 
@@ -318,7 +305,6 @@ for _ in generator.run((sys.argv[1], None)):
 @pytest.mark.parametrize(
     ("number", "doing"),
     [
-        (signal.SIGKILL, "hang"),
         (signal.SIGKILL, "hang_with_the_lock_held"),
         (signal.SIGTERM, "hang"),
         (signal.SIGINT, "hang"),

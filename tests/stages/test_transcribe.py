@@ -6,39 +6,17 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.activity import Activity
-from corpus_asr.errors import EngineError, ItemError
-from corpus_asr.schemas import PARTS, RESULTS
-from corpus_asr.stages.parts import one_row
-from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage, refuse
+from corpus_asr.errors import EngineError
+from corpus_asr.schemas import RESULTS
+from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
+from tests.support.tables import extracted
 
 MEL = 4
 
 
-def part_row(recording: str = "a", part: int = 0, **changes: Any) -> pa.Table:
-    row = {
-        "recording_id": recording,
-        "uri": f"memory://{recording}",
-        "part": part,
-        "last_part": True,
-        "part_start_s": 10.0 * part,
-        "part_end_s": 10.0 * part + 1.0,
-        "status": "ok",
-        "codec": "mp3",
-        "speech_s": 0.5,
-        "speech_spans": [{"start_s": 10.0 * part + 0.25, "end_s": 10.0 * part + 0.75}],
-        "num_samples": 16_000,
-        "num_mel_bins": MEL,
-        "features": np.full((102, MEL), part, np.float16),
-        "pad_value": -1.5,
-        "language_window_start_s": 0.25,
-        "decode_s": 0.1,
-    }
-    return one_row(PARTS, row | changes)
-
-
 def silent_row(recording: str) -> pa.Table:
-    return part_row(recording, status="no_speech", features=None, speech_spans=[], pad_value=None)
+    return extracted(recording, status="no_speech", features=None, speech_spans=[], pad_value=None)
 
 
 def failed_row(recording: str) -> pa.Table:
@@ -50,7 +28,7 @@ def failed_row(recording: str) -> pa.Table:
         "retryable": False,
     }
     nothing = dict.fromkeys(("features", "part_start_s", "part_end_s", "num_samples"))
-    return part_row(recording, 0, **(failure | nothing))
+    return extracted(recording, 0, **(failure | nothing))
 
 
 def stage_with(engine: ScriptedEngine) -> TranscribeStage:
@@ -65,7 +43,7 @@ def stage() -> TranscribeStage:
 def test_results_come_in_input_order_whatever_is_ready_first():
     engine = ScriptedEngine(held=True)
     stage = stage_with(engine)
-    batch = pa.concat_tables([part_row("a", part) for part in range(4)])
+    batch = pa.concat_tables([extracted("a", part) for part in range(4)])
     answers: list[pa.Table] = []
     caller = threading.Thread(target=lambda: answers.append(stage(batch)))
     caller.start()
@@ -80,25 +58,10 @@ def test_results_come_in_input_order_whatever_is_ready_first():
     assert texts == [f" part {part} of 102 frames" for part in range(4)]
 
 
-def test_several_calls_are_in_flight_on_one_engine():
-    engine = ScriptedEngine(held=True)
-    stage = stage_with(engine)
-    callers = [threading.Thread(target=stage, args=(part_row(name),)) for name in "abc"]
-    for caller in callers:
-        caller.start()
-    with engine.submitted:
-        # All three reach the engine although none has been answered.
-        assert engine.submitted.wait_for(lambda: len(engine.requests) == 3, timeout=10)
-    engine.release()
-    for caller in callers:
-        caller.join(timeout=10)
-        assert not caller.is_alive()
-
-
 def test_the_engine_sees_the_features_where_they_are_and_everything_else_as_written():
     engine = ScriptedEngine()
     language = np.full((3000, MEL), 2, np.float16)
-    batch = pa.concat_tables([part_row("a", 0), part_row("a", 1, language_features=language)])
+    batch = pa.concat_tables([extracted("a", 0), extracted("a", 1, language_features=language)])
     stage_with(engine)(batch)
     first, second = engine.requests
     assert first.features.shape == (102, MEL)
@@ -114,7 +77,7 @@ def test_the_engine_sees_the_features_where_they_are_and_everything_else_as_writ
 def test_silence_and_failures_pass_through_without_the_engine():
     engine = ScriptedEngine()
     stage = stage_with(engine)
-    results = stage(pa.concat_tables([silent_row("a"), part_row("b"), failed_row("c")]))
+    results = stage(pa.concat_tables([silent_row("a"), extracted("b"), failed_row("c")]))
     assert [request.recording_id for request in engine.requests] == ["b"]
     silent, spoken, failed = results.to_pylist()
     assert (silent["status"], silent["segments"], silent["device"]) == ("no_speech", [], None)
@@ -129,7 +92,7 @@ def test_silence_and_failures_pass_through_without_the_engine():
 
 def test_an_error_of_one_part_is_that_parts_failure_alone(stage: TranscribeStage):
     names = ("a", "item-error", "bug", "b")
-    results = stage(pa.concat_tables([part_row(name) for name in names])).to_pylist()
+    results = stage(pa.concat_tables([extracted(name) for name in names])).to_pylist()
     assert [row["status"] for row in results] == ["ok", "failed", "failed", "ok"]
     _, item, bug, _ = results
     assert (item["error_stage"], item["error_kind"], item["segments"]) == (
@@ -140,47 +103,29 @@ def test_an_error_of_one_part_is_that_parts_failure_alone(stage: TranscribeStage
 
 
 def test_words_become_rows_of_their_segment_where_there_are_any(stage: TranscribeStage):
-    results = stage(pa.concat_tables([part_row("words", 1), part_row("a")]))
+    results = stage(pa.concat_tables([extracted("words", 1), extracted("a")]))
     (timed,), (plain,) = results.column("segments").to_pylist()
-    assert timed["words"] == [
-        {"word": " part", "start_s": 10.0, "end_s": 10.5, "probability": 0.25}
-    ]
+    first, *others = timed["words"]
+    assert first == {"word": " part", "start_s": 10.0, "end_s": 10.2, "probability": 0.5}
+    assert len(others) == 4
     assert plain["words"] is None
-
-
-def test_an_engine_error_propagates(stage: TranscribeStage):
-    with pytest.raises(EngineError, match="device is lost"):
-        stage(pa.concat_tables([part_row("a"), part_row("engine-error")]))
 
 
 def test_an_engine_that_cannot_load_says_so_in_the_first_call_that_needs_it():
     stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
     assert stage(silent_row("a")).column("status").to_pylist() == ["no_speech"]
     with pytest.raises(EngineError, match="no device"):
-        stage(part_row("a"))
+        stage(extracted("a"))
     with pytest.raises(EngineError):
         stage.wait_until_loaded()
     assert stage.activity == Activity(parts_begun=2, parts_transcribed=1)
     stage.close()
 
 
-def test_closing_closes_the_engine():
-    engine = ScriptedEngine()
-    stage = stage_with(engine)
-    stage(part_row("a"))
-    stage.close()
-    assert engine.closed
-
-
-def test_refused_parts_say_why_and_how_often_they_were_tried():
-    (row,) = refuse(part_row("a"), ItemError("died", kind="poison"), attempts=2).to_pylist()
-    assert (row["status"], row["error_kind"], row["attempts"]) == ("failed", "poison", 2)
-
-
 def test_what_was_done_is_counted():
     engine = ScriptedEngine(held=True)
     stage = stage_with(engine)
-    call = threading.Thread(target=stage, args=(pa.concat_tables([part_row(), silent_row("b")]),))
+    call = threading.Thread(target=stage, args=(pa.concat_tables([extracted(), silent_row("b")]),))
     call.start()
     with engine.submitted:
         assert engine.submitted.wait_for(lambda: engine.requests, timeout=60)
@@ -192,3 +137,4 @@ def test_what_was_done_is_counted():
     call.join()
     assert stage.activity.parts_transcribed == 2
     stage.close()
+    assert engine.closed

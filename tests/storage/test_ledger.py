@@ -294,7 +294,7 @@ def check_exact(folder: Path, counts: OutcomeCounts) -> None:
         assert same_schema(pq.read_schema(path), SEGMENTS)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     commits=st.lists(st.sets(st.sampled_from(PARTS), min_size=1), max_size=6),
     num_orphans=st.integers(0, 2),

@@ -26,7 +26,7 @@ from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import Segment
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -102,10 +102,8 @@ def _segment(request: Any) -> Segment:
         "no_speech_prob": 0.0, "compression_ratio": 1.0,
         "speech_fraction": None if request.speech is None else 1.0,
     }  # fmt: skip
-    if "words" in request.recording_id:
-        word = Word(word=" part", start_s=start_s, end_s=start_s + 0.5, probability=0.25)
-        values["words"] = (word,)
-    return segment(text, start_s, start_s + request.num_samples / SAMPLE_RATE_HZ, **values)
+    end_s = start_s + request.num_samples / SAMPLE_RATE_HZ
+    return segment(text, start_s, end_s, words="words" in request.recording_id, **values)
 
 
 def scripted_engine(spec: EngineSpec) -> ScriptedEngine:

@@ -1,9 +1,8 @@
 """Folders of many listed files whose work is done, and what it costs to find that out.
 
-    python -m tests.support.many_files build FOLDER FILES SOURCE     SOURCE: listing or manifest
-    python -m tests.support.many_files resume FOLDER FILES SOURCE    prints JSON, see `Cost`
+    python -m tests.support.many_files FOLDER SOURCE    SOURCE: listing or manifest
 
-Each as a process of its own, so that its memory is its own.
+prints `Cost` as JSON: a process of its own, so that its memory is its own.
 """
 
 import json
@@ -48,21 +47,15 @@ class Cost:
     """What it held before it began."""
 
 
-def measured(command: str, folder: Path, files: int, source: str) -> str:
-    """Run a command of this module in a process of its own; return what it printed."""
-    arguments = [command, str(folder), str(files), source]
+def cost_of_resuming(folder: Path, source: str) -> Cost:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.many_files", *arguments],
+        [sys.executable, "-m", "tests.support.many_files", str(folder), source],
         cwd=Path(__file__).resolve().parents[2],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return done.stdout
-
-
-def cost_of_resuming(folder: Path, files: int, source: str) -> Cost:
-    return Cost(**json.loads(measured("resume", folder, files, source)))
+    return Cost(**json.loads(done.stdout))
 
 
 def job(folder: Path, source: str) -> RunConfig:
@@ -138,13 +131,5 @@ def resume(folder: Path, source: str) -> Cost:
     )
 
 
-def main() -> None:
-    command, folder, files, source = sys.argv[1:]
-    if command == "build":
-        build(Path(folder), int(files), source)
-    else:
-        json.dump(asdict(resume(Path(folder), source)), sys.stdout)
-
-
 if __name__ == "__main__":
-    main()
+    json.dump(asdict(resume(Path(sys.argv[1]), sys.argv[2])), sys.stdout)

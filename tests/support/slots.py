@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from corpus_asr.decoding.protocols import AlignResult, Job, Result, WindowResult
-from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.slots import SlotScheduler, Task
 from corpus_asr.families.layers.kv_cache import SlotCache
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig
@@ -185,9 +185,26 @@ def window(script: int) -> np.ndarray:
 _MOST_ROUNDS = 10_000  # far more than any test needs; a scheduler that never ends must fail
 
 
+def outcomes(scheduler: SlotScheduler, tasks: Sequence[Task]) -> list[Any]:
+    """Run tasks side by side; returns of each its result, or the exception that ended it."""
+    found: dict[int, Any] = {}
+    for index, task in enumerate(tasks):
+
+        def done(value: Any, error: Exception | None, index: int = index) -> None:
+            assert index not in found, "a task was told twice"
+            found[index] = value if error is None else error
+
+        scheduler.add(task, done)
+    rounds = 0
+    while scheduler.pending:
+        scheduler.advance()
+        rounds += 1
+        assert rounds < _MOST_ROUNDS
+    return [found[index] for index in range(len(tasks))]
+
+
 def run_jobs(scheduler: SlotScheduler, tasks: Sequence[Sequence[Job]]) -> list[list[Result]]:
     """Run each list of jobs as a task of its own; returns their results."""
-    found: dict[int, list[Result]] = {}
 
     def task(jobs: Sequence[Job]) -> Generator[Job, Result, list[Result]]:
         results: list[Result] = []
@@ -196,21 +213,11 @@ def run_jobs(scheduler: SlotScheduler, tasks: Sequence[Sequence[Job]]) -> list[l
             results.append(result)
         return results
 
-    for index, jobs in enumerate(tasks):
-
-        def done(value: list[Result], error: Exception | None, index: int = index) -> None:
-            if error is not None:
-                raise error
-            assert index not in found, "a task was told twice"
-            found[index] = value
-
-        scheduler.add(task(jobs), done)
-    rounds = 0
-    while scheduler.pending:
-        scheduler.advance()
-        rounds += 1
-        assert rounds < _MOST_ROUNDS
-    return [found[index] for index in range(len(tasks))]
+    found = outcomes(scheduler, [task(jobs) for jobs in tasks])
+    for outcome in found:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return found
 
 
 def held_bytes(*roots: object) -> int:
@@ -295,3 +302,12 @@ def assert_same(found: Result, expected: Result) -> None:
     assert found.score == pytest.approx(expected.score, abs=1e-5)
     for ours, theirs in ((found.scores, expected.scores), (found.logits, expected.logits)):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def assert_all_same(
+    found: Sequence[Sequence[Result]], expected: Sequence[Sequence[Result]]
+) -> None:
+    """Check the results of every task against others."""
+    for ours, theirs in zip(found, expected, strict=True):
+        for result, wanted in zip(ours, theirs, strict=True):
+            assert_same(result, wanted)

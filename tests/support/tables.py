@@ -4,13 +4,15 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from corpus_asr.activity import Activity, FailureCount
 from corpus_asr.config.run import RunConfig
 from corpus_asr.export.recordings import Recording
-from corpus_asr.schemas import FILES, PACKS, RESULTS
+from corpus_asr.schemas import FILES, PACKS, PARTS, RESULTS
 from corpus_asr.segments import Segment, Word
+from corpus_asr.stages.parts import one_row
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, Commit, OutputStore, PartRows
@@ -57,6 +59,19 @@ def same_schema(found: pa.Schema, expected: pa.Schema) -> bool:
         and found.metadata == expected.metadata
         and all(field.metadata == other.metadata for field, other in fields)
     )
+
+
+def extracted(recording: str = "a", part: int = 0, **changes: Any) -> pa.Table:
+    """Return a PARTS row as extraction hands it over: one second with a quarter of silence."""
+    start_s = 10.0 * part
+    row = {
+        "recording_id": recording, "uri": f"memory://{recording}", "part": part, "last_part": True,
+        "part_start_s": start_s, "part_end_s": start_s + 1.0, "status": "ok", "codec": "mp3",
+        "speech_s": 0.5, "speech_spans": [{"start_s": start_s + 0.25, "end_s": start_s + 0.75}],
+        "num_samples": 16_000, "num_mel_bins": 4, "features": np.full((102, 4), part, np.float16),
+        "pad_value": -1.5, "language_window_start_s": 0.25, "decode_s": 0.1,
+    }  # fmt: skip
+    return one_row(PARTS, row | changes)
 
 
 def part(

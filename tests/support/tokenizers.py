@@ -3,19 +3,23 @@
 import io
 import json
 import random
+import warnings
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
+import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.languages import LANGUAGES
 
 END = "<|endoftext|>"
@@ -187,3 +191,33 @@ def tiny_speech2text_tokenizer(
         files = (str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"))
         transformers.Speech2TextTokenizer(*files, **settings).save_pretrained(folder)
     return folder
+
+
+class TokenizerPair:
+    """A tokenizer of the package and that of transformers, loaded from one folder."""
+
+    def __init__(self, folder: Path, own: Any = WhisperTokenizer, **options: Any) -> None:
+        reference = getattr(transformers, own.__name__)
+        self.ours: Any = own.from_pretrained(folder, **options)
+        self.theirs: Any = reference.from_pretrained(folder, **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.ours, self.theirs))
+
+    def agree(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of both, and return what both return."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # both warn of lengths without effect
+            ours, theirs = (getattr(one, method)(*args, **options) for one in self)
+        assert same_values(ours, theirs), (method, args, options, ours, theirs)
+        return ours
+
+
+def same_values(ours: Any, theirs: Any) -> bool:
+    """Whether two results are equal, also in the types of their arrays."""
+    if hasattr(theirs, "keys"):
+        return ours.keys() == theirs.keys() and all(same_values(ours[k], theirs[k]) for k in theirs)
+    if isinstance(theirs, np.ndarray | torch.Tensor):
+        alike = type(ours) is type(theirs) and ours.dtype == theirs.dtype
+        return alike and ours.shape == theirs.shape and bool((ours == theirs).all())
+    return bool(ours == theirs)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.families.weights import stored_tensors
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.checkpoints import tiny_whisper
@@ -55,6 +57,14 @@ def training(folder: Path, student: Path, output: str = "out", **sections: Any) 
     for name, section in sections.items():
         settings[name] = {**settings.get(name, {}), **section}
     return FinetuneConfig.model_validate(settings)
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: stored.read() for name, stored in stored_tensors(folder).items()}
+
+
+def assert_same_weights(first: Path, second: Path, *, tolerance: float = 0.0) -> None:
+    torch.testing.assert_close(weights_in(second), weights_in(first), rtol=0, atol=tolerance)
 
 
 def job(config: FinetuneConfig, path: Path) -> str:

@@ -63,20 +63,9 @@ def test_special_tokens_without_ids_follow_the_vocabulary_in_order(whole, folder
     assert found.token_to_id("<|0.00|>") is None
 
 
-def test_texts_survive_the_round_trip(whole):
+def test_texts_survive_the_round_trip_and_saving(whole, tmp_path):
     bpe = BytePairEncoding.from_folder(whole)
     assert [bpe.decode(bpe.encode(text)) for text in TEXTS] == TEXTS
-
-
-def test_a_character_cut_short_becomes_the_replacement_character(whole):
-    bpe = BytePairEncoding.from_folder(whole)
-    first, *_ = ids = bpe.encode("é")
-    assert len(ids) == 2
-    assert bpe.decode([first]) == "\ufffd"
-
-
-def test_saved_tokenizers_load_again(whole, tmp_path):
-    bpe = BytePairEncoding.from_folder(whole)
     bpe.save(tmp_path)
     assert same(bpe, BytePairEncoding.from_folder(tmp_path))
 
@@ -88,20 +77,14 @@ def test_truncation_and_padding_asked_for_by_a_file_are_not_done(folder):
     assert bpe.decode(bpe.encode("a long text")) == "a long text"
 
 
-def test_unknown_ids_have_no_token_and_no_text(whole):
+def test_unknown_ids_have_no_token_and_no_text_and_what_is_neither_is_refused(whole):
     bpe = BytePairEncoding.from_folder(whole)
     assert [bpe.id_to_token(i) for i in (-1, len(bpe))] == [None, None]
     assert bpe.decode([len(bpe) + 5]) == ""
-
-
-def test_negative_ids_are_refused(whole):
     with pytest.raises(ValueError, match="found -100, expected ids from 0"):
-        BytePairEncoding.from_folder(whole).decode([1, -100])
-
-
-def test_half_a_surrogate_pair_is_refused(whole):
+        bpe.decode([1, -100])
     with pytest.raises(ValueError, match="no valid Unicode"):
-        BytePairEncoding.from_folder(whole).encode("a\ud800")
+        bpe.encode("a\ud800")
 
 
 def test_a_folder_without_tokenizer_files_names_what_is_missing(tmp_path):
@@ -121,18 +104,16 @@ BAD_MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "message"), BAD_MODELS)
-def test_a_broken_tokenizer_json_is_a_checkpoint_error(folder, model, message):
-    edit(folder / "tokenizer.json", model=model)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        BytePairEncoding.from_folder(folder)
-    assert "tokenizer.json" in str(caught.value)
-
-
 BAD_FILES = [
+    *(
+        ("tokenizer.json", json.dumps({"model": model}).encode(), told)
+        for model, told in BAD_MODELS
+    ),
     ("tokenizer.json", b"{", "found no JSON"),
     ("tokenizer.json", b"[]", "found a list, expected an object"),
     ("tokenizer.json", b"\xff\xfe", "found no readable text"),
+    # Unpickled, this would raise ZeroDivisionError.
+    ("tokenizer.json", b"c__builtin__\neval\n(S'1/0'\ntR.", "found no JSON"),
     ("vocab.json", b'["a"]', "found a list, expected an object"),
     ("merges.txt", b"#version: 0.2\na b c\n", r"merge 0 is \['a', 'b', 'c'\]"),
     ("merges.txt", b"#version: 0.2\n? nosuchtoken\n", "merge 0 is"),
@@ -148,19 +129,13 @@ def test_a_broken_file_is_a_checkpoint_error_that_says_how(folder, name, content
     if name != "tokenizer.json":
         (folder / "tokenizer.json").unlink()
     (folder / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message) as caught:
         BytePairEncoding.from_folder(folder)
+    assert name in str(caught.value) or "got id" in message
 
 
-def test_a_pickle_in_place_of_a_file_is_never_loaded(folder):
-    # Unpickled, this would raise ZeroDivisionError.
-    (folder / "tokenizer.json").write_bytes(b"c__builtin__\neval\n(S'1/0'\ntR.")
-    with pytest.raises(CheckpointError, match="found no JSON"):
-        BytePairEncoding.from_folder(folder)
-
-
-def test_tokens_say_where_they_stand(folder):
-    bpe = BytePairEncoding.from_folder(folder)
+def test_tokens_say_where_they_stand(whole):
+    bpe = BytePairEncoding.from_folder(whole)
     text = "ask not北<|en|>"
     pieces = bpe.encoding(text)
     assert pieces.ids == bpe.encode(text)
@@ -179,22 +154,3 @@ def test_vocabulary_and_merges_are_those_of_the_files(folder):
     assert {i for i, token in bpe.added_tokens.items() if token.special} == set(bpe.special_ids)
     again = BytePairEncoding.from_files(folder / "vocab.json", folder / "merges.txt")
     assert again.vocabulary() == bpe.vocabulary()
-
-
-def test_new_tokens_come_last_and_only_once(folder):
-    bpe = BytePairEncoding.from_folder(folder)
-    size, special = len(bpe), bpe.special_ids
-    assert bpe.add_tokens(["<a>", "<a>"], special=False) == 1
-    assert bpe.add_tokens(["<b>"], special=True) == 1
-    assert bpe.encode("x<a><b>")[1:] == [size, size + 1]
-    assert bpe.special_ids == (*special, size + 1)
-    assert bpe.decode([size, size + 1], skip_special_tokens=True) == "<a>"
-
-
-def test_bytes_that_are_no_text_become_what_was_asked_for(folder):
-    bpe = BytePairEncoding.from_folder(folder)
-    ids = bpe.encode("北")[:1]
-    assert bpe.decode(ids) == bpe.join([str(bpe.id_to_token(i)) for i in ids]) == "\ufffd"
-    assert bpe.decode(ids, errors="ignore") == ""
-    with pytest.raises(UnicodeDecodeError):
-        bpe.decode(ids, errors="strict")

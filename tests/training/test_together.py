@@ -6,17 +6,15 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.weights import stored_tensors
 from corpus_asr.pipelines import finetune
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.training.store import TrainingStore
 from tests.support.cluster import ray_session
 from tests.support.killing import kill_below
-from tests.support.training import tiny_student, training, write_sets
+from tests.support.training import assert_same_weights, tiny_student, training, write_sets
 
 __all__ = ["ray_session"]
 
@@ -56,17 +54,6 @@ def job(
     )
 
 
-def weights_in(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: stored.read() for name, stored in stored_tensors(folder).items()}
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    expected, found = weights_in(first), weights_in(second)
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=WEIGHT_TOLERANCE, msg=name)
-
-
 def losses(folder: Path) -> list[float]:
     store = TrainingStore(str(folder), endpoint_url=None, keep=1)
     return [row["loss"] for row in store.log() if "loss" in row]
@@ -78,7 +65,8 @@ def test_two_workers_learn_what_one_learns(
     finetune.run(job(place, "alone", workers=1), progress=None)
     monkeypatch.chdir(place)  # relative paths are those of whoever starts the training
     done = finetune.run(job(Path(), "both", workers=2), progress=None)
-    assert_same_weights(place / "alone" / "model", place / "both" / "model")
+    folders = [place / name / "model" for name in ("alone", "both")]
+    assert_same_weights(*folders, tolerance=WEIGHT_TOLERANCE)
     assert losses(place / "both") == pytest.approx(losses(place / "alone"), rel=1e-4)
     assert [steps for steps, _ in done.error_rates] == [0, 4]
 
@@ -102,7 +90,8 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     finetune.run(job(place, "killed", workers=2, steps=12), progress=None)
     killer.join()
     assert "training_restarts" in caplog.text
-    assert_same_weights(place / "quiet" / "model", place / "killed" / "model")
+    folders = [place / name / "model" for name in ("quiet", "killed")]
+    assert_same_weights(*folders, tolerance=WEIGHT_TOLERANCE)
     assert len(losses(place / "killed")) == 12
 
 

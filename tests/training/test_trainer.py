@@ -47,14 +47,10 @@ def test_frozen_parts_stay_as_they_are() -> None:
     assert [p.requires_grad for p in part[0].parameters()] == [False, False]
 
 
-@pytest.mark.parametrize(
-    ("patterns", "told"), [(["encoder.*"], "no parameter of that name"), (["*"], "nothing left")]
-)
-def test_freezing_what_is_not_there_or_everything_is_refused(
-    patterns: list[str], told: str
-) -> None:
-    with pytest.raises(ConfigError, match=told):
-        freeze(network(), patterns)
+def test_freezing_what_is_not_there_or_everything_is_refused() -> None:
+    for pattern, told in (("encoder.*", "no parameter of that name"), ("*", "nothing left")):
+        with pytest.raises(ConfigError, match=told):
+            freeze(network(), [pattern])
 
 
 def steps(part: nn.Module, optimizer: NamedAdamW, count: int, *, seed: int) -> None:
@@ -162,19 +158,15 @@ def test_smoothing_is_pytorchs(folder: Path, batch: Batch) -> None:
     )
 
 
-def test_a_teacher_that_agrees_has_nothing_to_teach(folder: Path, batch: Batch) -> None:
+def test_a_teacher_that_agrees_or_is_not_asked_has_nothing_to_teach(
+    folder: Path, batch: Batch
+) -> None:
     ours = student(folder)
     objective = Objective(ours, distillation=DISTILLATION, teacher=student(folder))
     found = objective(ours, batch)
     assert found.parts["teacher"] == pytest.approx(0.0, abs=1e-3)
     plain = Objective(ours, distillation=DISTILLATION, teacher=None)(ours, batch)
     assert found.parts["labels"] == pytest.approx(0.2 * plain.parts["labels"], rel=1e-4)
-
-
-def test_a_teacher_that_is_not_asked_changes_nothing(folder: Path, batch: Batch) -> None:
-    ours = student(folder)
-    objective = Objective(ours, distillation=DISTILLATION, teacher=student(folder))
-    plain = Objective(ours, distillation=DISTILLATION, teacher=None)(ours, batch)
     assert objective(ours, batch, distill=False).parts == plain.parts
 
 

@@ -23,29 +23,23 @@ def manifest(folder: Path, *rows: dict) -> str:
     return str(path)
 
 
-def test_a_row_is_a_recording_or_a_stretch_of_one(tmp_path: Path) -> None:
+def test_a_row_is_a_recording_or_a_stretch_of_one_or_its_segments(tmp_path: Path) -> None:
+    segments = [{"start_s": 0, "end_s": 1.5, "text": "one"}, {"start": 2, "end": 3, "text": ""}]
     rows = (
         {"uri": "a.wav", "text": "all of it"},
         {"path": "b.wav", "text": "some", "start_s": 2.5, "end_s": 4, "language": "German"},
         {"audio_filepath": "c.wav", "text": "nemo", "offset": 1.0, "duration": 2.0},
+        {"uri": "d.wav", "segments": segments},
     )
     found = list(read_utterances(manifest(tmp_path, *rows), language="en"))
     assert [(p.text, p.start_s, p.end_s, p.language) for p in found] == [
         ("all of it", 0.0, None, "en"),
         ("some", 2.5, 4.0, "de"),
         ("nemo", 1.0, 3.0, "en"),
+        ("one", 0.0, 1.5, "en"),
+        ("", 2.0, 3.0, "en"),
     ]
-    assert [Path(p.uri) for p in found] == [tmp_path / f"{name}.wav" for name in "abc"]
-
-
-def test_segments_are_utterances(tmp_path: Path) -> None:
-    segments = [{"start_s": 0, "end_s": 1.5, "text": "one"}, {"start": 2, "end": 3, "text": ""}]
-    found = list(read_utterances(manifest(tmp_path, {"uri": "a.wav", "segments": segments})))
-    uri = str(tmp_path / "a.wav")
-    assert found == [
-        Utterance(uri=uri, text="one", start_s=0.0, end_s=1.5),
-        Utterance(uri=uri, text="", start_s=2.0, end_s=3.0),
-    ]
+    assert [Path(p.uri) for p in found] == [tmp_path / f"{name}.wav" for name in "abcdd"]
 
 
 @pytest.mark.parametrize(
@@ -72,26 +66,25 @@ def heard(tmp_path: Path) -> Transcribed:
     found = Transcribed(tmp_path)
     write_tones(found.audio / "a.wav", seconds=8)
     write_tones(found.audio / "b.wav", seconds=4)
-    said: list[Said] = [(1.0, 3.0, "The ship."), (3.0, 5.0, "Came in.", {"confidence": 0.4})]
+    said: list[Said] = [
+        (1.0, 3.0, "The ship."),
+        (3.0, 5.0, "Came in.", {"confidence": 0.4}),
+        (5.0, 7.0, "Thanks for watching!", {"known_hallucination": True}),
+    ]
     found.run({"a.wav": said, "b.wav": [(1.0, 3.0, "Go.")]})
     return found
 
 
-def test_held_out_speakers_are_asked_for_and_not_loss_from(tmp_path: Path) -> None:
-    manifest = tmp_path / "said.jsonl"
-    rows = [
+def test_held_out_speakers_are_asked_for_and_not_learnt_from(tmp_path: Path) -> None:
+    uri = manifest(
+        tmp_path,
         {"uri": "a.wav", "text": "I said so", "speaker": "reader_1"},
         {"uri": "b.wav", "text": "Ja.", "speaker_id": 7},
         {"uri": "c.wav", "text": "No"},
-    ]
-    manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    data = DataSettings(
-        train=(str(manifest),),
-        validation=(str(manifest),),
-        held_out_speakers=("reader_*", "8"),
     )
-    assert [one.text for one in utterances_in(data, "train")] == ["Ja.", "No"]
-    assert [one.text for one in utterances_in(data, "validation")] == ["I said so", "Ja.", "No"]
+    data = DataSettings(train=(uri,), validation=(uri,), held_out_speakers=("reader_*", "8"))
+    assert [each.text for each in utterances_in(data, "train")] == ["Ja.", "No"]
+    assert [each.text for each in utterances_in(data, "validation")] == ["I said so", "Ja.", "No"]
 
 
 def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Utterance]:
@@ -109,25 +102,15 @@ def cache(utterances: list[Utterance], folder: Path) -> AudioCache:
     )
 
 
-def test_segments_of_a_run_are_utterances(heard: Transcribed) -> None:
+def test_segments_of_a_run_are_utterances_but_for_known_hallucinations(heard: Transcribed) -> None:
     found = given(heard.folder / "output")
     assert [(p.text.strip(), p.start_s, p.end_s, p.language) for p in found] == [
         ("The ship.", 1.0, 3.0, "en"),
         ("Came in.", 3.0, 5.0, "en"),
         ("Go.", 1.0, 3.0, "en"),
     ]
-    assert [p.text.strip() for p in given(heard.folder / "output", min_confidence=0.5)] == [
-        "The ship.",
-        "Go.",
-    ]
-
-
-def test_known_hallucinations_of_a_run_are_no_utterances(tmp_path: Path) -> None:
-    run = Transcribed(tmp_path)
-    write_tones(run.audio / "end.wav", seconds=8)
-    invented = (3.0, 5.0, "Thanks for watching!", {"known_hallucination": True})
-    run.run({"end.wav": [(1.0, 3.0, "Goodbye."), invented]})
-    assert [p.text.strip() for p in given(tmp_path / "output")] == ["Goodbye."]
+    sure = given(heard.folder / "output", min_confidence=0.5)
+    assert [p.text.strip() for p in sure] == ["The ship.", "Go."]
 
 
 def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
@@ -141,7 +124,7 @@ def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
         assert share_of_tone(samples.astype(np.float32), hz) > 0.9
 
 
-def test_a_data_set_of_label_is_loss_from_without_its_recordings(heard: Transcribed) -> None:
+def test_a_data_set_of_label_is_learnt_from_without_its_recordings(heard: Transcribed) -> None:
     label(heard.config(dataset={"pad_s": 0, "examples": "windows"}), progress=None)
     for path in heard.audio.iterdir():
         path.unlink()
@@ -154,10 +137,7 @@ def test_a_data_set_of_label_is_loss_from_without_its_recordings(heard: Transcri
         samples = found.audio[found.start[at] : found.end[at]].astype(np.float32) / 32768
         assert seconds_heard(samples) == [second, second + 1]
         assert found.language(at) == "en"
-
-
-def test_the_split_of_a_data_set_is_that_of_the_data(heard: Transcribed) -> None:
-    label(heard.config(), progress=None)
+    # The split of a data set is that of the data.
     with pytest.raises(ConfigError, match=r"no data/validation-.*huggingface"):
         given(heard.folder / "set", split="validation")
 

@@ -1,6 +1,8 @@
 """The engine around a scripted network: threads, failures, closing."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,10 @@ import torch
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
-from corpus_asr.segments import SpeechSpan
-from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.units import HOP_SAMPLES
+from tests.support.parts import part as noise
 from tests.support.prompt_formats import BEGIN, END, GERMAN, prompt_format
 from tests.support.slots import ScriptedModel
 
@@ -28,33 +29,19 @@ GREEDY: dict[str, Any] = {
 class Network(ScriptedModel):
     """Says the script of its window; asked with the start token alone, says a language."""
 
-    def __init__(self, scripts: Sequence[Sequence[int]], *, fails: bool = False) -> None:
-        super().__init__(scripts)
-        self.fails = fails
-
-    def encode(
-        self, features: torch.Tensor, *, num_frames: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        if self.fails:
-            raise RuntimeError("CUDA error: device lost")
-        return super().encode(features)
-
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = super().logits(hidden)
         logits[..., GERMAN] += 1.0  # the likeliest language
         return logits
 
 
-def part(script: int, *, seconds: float = 3.0, speech: bool = True) -> PartRequest:
-    frames = round(seconds * 100)
-    return PartRequest(
+def part(script: int, *, speech: bool = True) -> PartRequest:
+    return noise(
+        3.0,
+        [(100.0, 103.0)] if speech else [],
         recording_id=f"r{script}",
-        part=0,
-        features=np.full((frames, 2), script, dtype=np.float16),
-        num_samples=frames * HOP_SAMPLES,
-        pad_value=-1.5,
+        features=np.full((300, 2), script, dtype=np.float16),
         start_s=100.0,
-        speech=(SpeechSpan(start_s=100.0, end_s=100.0 + seconds),) if speech else (),
     )
 
 
@@ -92,26 +79,12 @@ def test_settings_of_one_part_override_the_engine_s(engine: Engine) -> None:
     assert (found.language, found.language_probability) == ("en", None)
     chosen = DecodingSettings(language=("en",), strategy="chunked", **GREEDY)
     assert engine.submit(part(1), decoding=chosen).result(timeout=30).language == "en"
-
-
-def test_a_part_without_speech_says_nothing(engine: Engine) -> None:
     assert engine.submit(part(0, speech=False)).result(timeout=30).segments == ()
 
 
 def test_what_the_checkpoint_cannot_do_is_refused_before_any_work(engine: Engine) -> None:
     with pytest.raises(ConfigError, match=r"does not know xx; it knows de, en"):
         engine.submit(part(0), decoding=DecodingSettings(language="xx"))
-
-
-def test_a_failing_device_fails_everything_and_later_submissions() -> None:
-    settings = DecodingSettings(**GREEDY)
-    with Engine(Network([[1]], fails=True), transcriber(), decoding=settings, slots=1) as engine:
-        futures = [engine.submit(part(0)) for _ in range(3)]
-        for future in futures:
-            with pytest.raises(EngineError, match="device lost"):
-                future.result(timeout=30)
-        with pytest.raises(EngineError, match="device lost"):
-            engine.submit(part(0))
 
 
 def test_closing_does_not_wait_for_work() -> None:
@@ -131,35 +104,6 @@ def test_a_cancelled_part_harms_nobody(engine: Engine) -> None:
         if future not in cancelled:
             assert future.result(timeout=30).segments
     assert engine.submit(part(1)).result(timeout=30).segments
-
-
-def test_a_model_that_gives_no_numbers_breaks_the_engine_and_says_why() -> None:
-    class Broken(Network):
-        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-            return super().logits(hidden) * float("nan")
-
-    settings = DecodingSettings(**GREEDY)
-    broken = Broken([[BEGIN, 1, END]])
-    engine = Engine(broken, transcriber(), decoding=settings, slots=1)
-    future = engine.submit(part(0))
-    with pytest.raises(EngineError, match=r"set model\.dtype to bfloat16 or float32"):
-        future.result(timeout=30)
-    engine.close()
-
-
-def test_beams_that_do_not_fit_break_the_engine_and_nobody_waits_for_ever() -> None:
-    class Small(Network):
-        def new_state(self, slots: int, *, beams: int = 1) -> dict[str, torch.Tensor]:
-            if beams > 1:
-                raise torch.OutOfMemoryError("out of memory (scripted)")
-            return super().new_state(slots)
-
-    settings = DecodingSettings(**GREEDY, num_beams=3, language="de")
-    with Engine(Small([[1]]), transcriber(), decoding=settings, slots=1) as engine:
-        # The engine may have broken down before the second part reaches it.
-        for _ in range(3):
-            with pytest.raises(EngineError, match="use fewer slots"):
-                engine.submit(part(0)).result(timeout=30)
 
 
 class Small(Network):
@@ -190,13 +134,43 @@ def test_too_little_memory_costs_slots_and_no_words() -> None:
     assert texts[0] == texts[1]
 
 
-def test_too_little_memory_for_one_window_breaks_the_engine() -> None:
-    settings = DecodingSettings(**GREEDY)
-    model = Small([[BEGIN, 1, BEGIN + 5, END]], most=0)
-    with Engine(model, transcriber(), decoding=settings, slots=4) as engine:
-        for _ in range(3):
-            with pytest.raises(EngineError, match="out of memory"):
-                engine.submit(part(0)).result(timeout=30)
+class Lost(Network):
+    def encode(self, features: torch.Tensor, **options: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: device lost")
+
+
+class Overflowing(Network):
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().logits(hidden) * float("nan")
+
+
+SCRIPT = [[BEGIN, 1, BEGIN + 5, END]]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Lost(SCRIPT), "device lost"),
+        (Overflowing(SCRIPT), r"set model\.dtype to bfloat16 or float32"),
+        (Small(SCRIPT, most=0), "out of memory"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_model_that_fails_breaks_the_engine_and_nobody_waits_for_ever(
+    model: Network, message: str
+) -> None:
+    decoding = DecodingSettings(**GREEDY)
+    with Engine(model, transcriber(), decoding=decoding, slots=4) as engine:
+        futures: list[Future[PartTranscript]] = []
+        with contextlib.suppress(EngineError):  # it may have broken down before they reach it
+            futures.append(engine.submit(part(0)))
+            futures.append(engine.submit(part(0)))
+        assert futures
+        for future in futures:
+            with pytest.raises(EngineError, match=message):
+                future.result(timeout=30)
+        with pytest.raises(EngineError, match=message):
+            engine.submit(part(0))
 
 
 def test_statistics_can_be_read_while_the_engine_works(engine: Engine) -> None:

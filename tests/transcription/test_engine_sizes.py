@@ -7,16 +7,15 @@ give a row the same bits with 1 to 16 rows (shapes of whisper-tiny to -large, on
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.units import HOP_SAMPLES
 from tests.support.checkpoints import tiny_whisper
+from tests.support.parts import part
+from tests.support.slots import needs_int8
 from tests.support.tokenizers import tiny_tokenizer
 
 # So that some windows of the random text are decoded again, sampled.
@@ -40,18 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def part(number: int) -> PartRequest:
-    frames = 1000 + 450 * number
-    generator = np.random.default_rng(number)
-    return PartRequest(
-        recording_id=f"r{number}",
-        part=0,
-        features=generator.standard_normal((frames, 80)).astype(np.float16),
-        num_samples=frames * HOP_SAMPLES,
-        pad_value=-1.5,
-        start_s=0.0,
-        speech=None,
-    )
+def noise(number: int) -> PartRequest:
+    return part(10 + 4.5 * number, mels=80, seed=number)
 
 
 def said(
@@ -60,22 +49,12 @@ def said(
     with Engine.from_folder(
         checkpoint, decoding=SETTINGS, device="cpu", dtype=dtype, slots=slots
     ) as engine:
-        futures = {number: engine.submit(part(number)) for number in order}
+        futures = {number: engine.submit(noise(number)) for number in order}
         return {number: future.result(timeout=120).segments for number, future in futures.items()}
 
 
 @pytest.fixture(
-    scope="module",
-    params=[
-        "float32",
-        "bfloat16",
-        pytest.param(
-            "int8",
-            marks=pytest.mark.skipif(
-                not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
-            ),
-        ),
-    ],
+    scope="module", params=["float32", "bfloat16", pytest.param("int8", marks=needs_int8)]
 )
 def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -11,19 +11,14 @@ from corpus_asr.decoding.protocols import WindowResult
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.whisper import WhisperLongForm
 from corpus_asr.transcription.windows import Language, Window
+from tests.support.parts import part
 from tests.support.prompt_formats import prompt_format
-from tests.transcription.test_windows import part
 
 LADDER = (0.0, 0.4, 0.8)
 
 
-def result(logprob: float, *, score: float = 0.0, tokens: int = 3) -> WindowResult:
-    return WindowResult(
-        tokens=tuple(range(1, tokens + 1)),
-        logprobs=(logprob,) * tokens,
-        end_logprob=logprob,
-        score=score,
-    )
+def result(logprob: float, *, score: float = 0.0) -> WindowResult:
+    return WindowResult(tokens=(1, 2, 3), logprobs=(logprob,) * 3, end_logprob=logprob, score=score)
 
 
 def rules(text: str = "plain words", **settings: Any) -> WhisperLongForm:
@@ -60,47 +55,32 @@ def climb(
     raise AssertionError("it asked for more results than there are")
 
 
-def test_a_good_first_result_is_taken() -> None:
-    taken, asked = climb([result(-0.5)])
-    assert (taken.temperature, asked) == (0.0, [0.0])
-    assert taken.mean_logprob == pytest.approx(-0.5)
+REPETITIVE: dict[str, Any] = {"text": "and so " * 60}
+OFF: dict[str, Any] = {"logprob_threshold": None, "compression_ratio_threshold": None}
 
 
-def test_improbable_text_climbs_and_the_first_good_result_is_taken() -> None:
-    taken, asked = climb([result(-1.5), result(-0.9), result(-0.1)])
-    assert (taken.temperature, asked) == (0.4, [0.0, 0.4])
-
-
-def test_the_last_result_is_taken_when_none_is_good() -> None:
-    taken, asked = climb([result(-1.5), result(-1.2), result(-1.9)])
-    assert (taken.temperature, asked) == (0.8, list(LADDER))
-
-
-@pytest.mark.parametrize(("logprob", "climbs"), [(-1.0, False), (-1.0001, True)])
-def test_the_threshold_itself_is_good_enough(logprob: float, climbs: bool) -> None:
-    _, asked = climb([result(logprob), result(-0.1)])
-    assert (len(asked) > 1) is climbs
-
-
-def test_repetitive_text_climbs() -> None:
-    _, asked = climb([result(-0.1)] * 3, text="and so " * 60)
-    assert asked == list(LADDER)
-
-
-def test_thresholds_that_are_off_never_climb() -> None:
-    _, asked = climb(
-        [result(-9.0)],
-        text="and so " * 60,
-        logprob_threshold=None,
-        compression_ratio_threshold=None,
-    )
-    assert asked == [0.0]
-
-
-def test_improbable_text_over_silence_does_not_climb() -> None:
-    taken, asked = climb([result(-1.5, score=0.7)])
-    assert asked == [0.0]
-    assert taken.result.score == 0.7
+@pytest.mark.parametrize(
+    ("results", "settings", "asked"),
+    [
+        # A good first result, at the threshold too, is taken.
+        ([result(-0.5)], {}, 1),
+        ([result(-1.0)], {}, 1),
+        # Improbable text climbs to the first good result, or to the last.
+        ([result(-1.0001), result(-0.9), result(-0.1)], {}, 2),
+        ([result(-1.5), result(-1.2), result(-1.9)], {}, 3),
+        # So does repetitive text, unless the thresholds are off.
+        ([result(-0.1)] * 3, REPETITIVE, 3),
+        ([result(-9.0)], REPETITIVE | OFF, 1),
+        # Improbable text over silence does not.
+        ([result(-1.5, score=0.7)], {}, 1),
+    ],
+)
+def test_temperatures_are_climbed_until_a_result_is_good(
+    results: list[WindowResult], settings: dict[str, Any], asked: int
+) -> None:
+    taken, temperatures = climb(results, **settings)
+    assert temperatures == list(LADDER[:asked])
+    assert (taken.temperature, taken.result) == (LADDER[asked - 1], results[asked - 1])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Labels are asked of one model in batches, and depend on neither batch nor slots."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,20 @@ from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_classifier
 from corpus_asr.families.whisper.classifier import WhisperClassifierSlots
-from corpus_asr.segments import PartLabels, SpeechSpan
+from corpus_asr.segments import PartLabels
 from corpus_asr.transcription.labels import PartLabeller, label_engine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import CLASSES, tiny_classifier
+from tests.support.parts import part
+from tests.support.slots import outcomes
 
 CLASSIFY = ClassificationSettings(task="classify", top_k=3)
+noise = partial(part, mels=80)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_classifier(tmp_path_factory.mktemp("classifier"))
-
-
-def part(seconds: float, *, seed: int = 0, **values: Any) -> PartRequest:
-    noise = np.random.default_rng(seed).standard_normal((int(seconds * 100) + 2, 80))
-    usual: dict[str, Any] = {
-        "recording_id": f"r{seed}", "part": 0, "features": noise.astype(np.float16),
-        "num_samples": int(seconds * 16_000), "pad_value": -1.0, "start_s": 0.0, "speech": None,
-    }  # fmt: skip
-    return PartRequest(**usual | values)
 
 
 def labels_of(
@@ -51,7 +46,7 @@ def labels_of(
 
 
 def test_labels_do_not_depend_on_slots_or_neighbours(folder: Path) -> None:
-    parts = [part(75.0), part(3.0, seed=1), part(31.0, seed=2)]
+    parts = [noise(75.0), noise(3.0, seed=1), noise(31.0, seed=2)]
     one, many = (labels_of(folder, parts, slots=slots) for slots in (1, 5))
     assert one == many
     assert [len(found.windows) for found in one] == [3, 1, 2]
@@ -62,8 +57,7 @@ def test_labels_do_not_depend_on_slots_or_neighbours(folder: Path) -> None:
 
 
 def test_a_parts_mean_is_weighted_by_the_speech_in_its_windows(folder: Path) -> None:
-    speech = (SpeechSpan(start_s=1.0, end_s=29.0), SpeechSpan(start_s=50.0, end_s=57.0))
-    (found,) = labels_of(folder, [part(60.0, speech=speech)], slots=2)
+    (found,) = labels_of(folder, [noise(60.0, speech=[(1.0, 29.0), (50.0, 57.0)])], slots=2)
     assert [(one.start_s, one.end_s) for one in found.windows] == [(1.0, 29.0), (50.0, 57.0)]
     assert [one.weight_s for one in found.windows] == pytest.approx([28.0, 7.0])
     assert found.weight_s == pytest.approx(35.0)
@@ -76,7 +70,7 @@ def test_a_parts_mean_is_weighted_by_the_speech_in_its_windows(folder: Path) -> 
 def test_first_speech_is_only_where_a_recording_begins_to_speak(folder: Path) -> None:
     settings = ClassificationSettings(task="classify", windows="first_speech")
     elsewhere = np.zeros((3000, 80), np.float16)
-    parts = [part(40.0), part(40.0, seed=1, part=1, start_s=40.0, language_features=elsewhere)]
+    parts = [noise(40.0), noise(40.0, seed=1, part=1, start_s=40.0, language_features=elsewhere)]
     first, later = labels_of(folder, parts, slots=2, settings=settings)
     assert len(first.windows) == 1
     assert later == PartLabels(windows=(), means=(), weight_s=0)
@@ -84,7 +78,7 @@ def test_first_speech_is_only_where_a_recording_begins_to_speak(folder: Path) ->
 
 def test_labels_that_may_be_there_together_have_their_own_probabilities(tmp_path: Path) -> None:
     folder = tiny_classifier(tmp_path / "model", problem_type="multi_label_classification")
-    (found,) = labels_of(folder, [part(5.0)], slots=1)
+    (found,) = labels_of(folder, [noise(5.0)], slots=1)
     assert sum(share for _, share in found.means) != pytest.approx(1.0, abs=1e-3)
     assert all(0 < share < 1 for _, share in found.means)
 
@@ -105,26 +99,20 @@ def test_memory_that_does_not_suffice_halves_the_batch(
 
     monkeypatch.setattr(WhisperClassifierSlots, "encode", scarce)
     scheduler = SlotScheduler(model, 4, encode_batch=4)
-    labeller, found = PartLabeller.from_folder(folder, CLASSIFY), []
-
-    def done(*outcome: Any) -> None:
-        found.append(outcome)
-
-    scheduler.add(labeller.transcribe(part(100.0), DecodingSettings()), done)
-    while scheduler.pending:
-        scheduler.advance()
-    ((transcript, error),) = found
+    labeller = PartLabeller.from_folder(folder, CLASSIFY)
+    task = labeller.transcribe(noise(100.0), DecodingSettings())
+    (transcript,) = outcomes(scheduler, [task])
     labels = transcript.labels
-    assert (transcript.segments, transcript.language, error) == ((), None, None)
+    assert (transcript.segments, transcript.language) == ((), None)
     assert len(labels.windows) == 4
     assert batches[0] == 4
     assert scheduler.statistics.halvings > 0
     monkeypatch.undo()
-    assert labels_of(folder, [part(100.0)], slots=4) == [labels]
+    assert labels_of(folder, [noise(100.0)], slots=4) == [labels]
 
 
 def test_what_a_model_says_that_is_no_number_ends_the_part(folder: Path) -> None:
-    broken = part(5.0)
+    broken = noise(5.0)
     broken.features[:] = np.nan
     with label_engine(
         folder, classification=CLASSIFY, device="cpu", dtype="float32", slots=1

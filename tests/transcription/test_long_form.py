@@ -23,6 +23,7 @@ from corpus_asr.transcription.windows import (
     clip_ranges,
     holds_the_beginning,
 )
+from tests.support.parts import part
 from tests.support.prompt_formats import (
     BEGIN,
     ENGLISH,
@@ -32,7 +33,6 @@ from tests.support.prompt_formats import (
     START,
     prompt_format,
 )
-from tests.transcription.test_windows import part
 
 ENGLISH_GIVEN = Language(code="en", probability=None)
 TINY = {"max_target_positions": 448}
@@ -147,22 +147,21 @@ def test_seeds_name_recording_window_and_temperature() -> None:
 
 def test_the_language_is_asked_for_in_the_first_speech() -> None:
     own = part(40, [(12.0, 20.0)])
-    steps = find_language(own, prompt_format(), DecodingSettings())
-    job = next(steps)
+    job = next(find_language(own, prompt_format(), DecodingSettings()))
     assert (job.prompt, job.rules.only) == ((START,), (ENGLISH, GERMAN))
-    with pytest.raises(StopIteration) as stop:
-        steps.send(language_said(0.0, math.log(3)))
-    assert stop.value.value.code == "de"
-    assert stop.value.value.probability == pytest.approx(0.75)
+    found = answers(own, [(0.0, math.log(3))])
+    assert found.code == "de"
+    assert found.probability == pytest.approx(0.75)
 
 
 def answers(own: PartRequest, logits: list[tuple[float, float]], **settings: Any) -> Language:
     steps = find_language(own, prompt_format(), DecodingSettings(**settings))
     next(steps)
-    for one in logits[:-1]:
-        steps.send(language_said(*one))
+    results = [language_said(*one) for one in logits]
+    for result in results[:-1]:
+        steps.send(result)
     with pytest.raises(StopIteration) as stop:
-        steps.send(language_said(*logits[-1]))
+        steps.send(results[-1])
     found: Language = stop.value.value
     return found
 

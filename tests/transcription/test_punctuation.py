@@ -84,13 +84,3 @@ def test_marks_go_where_openai_whisper_puts_them(words: list[str]) -> None:
     merged = merge_punctuation(words)
     assert merged == [timing.word for timing in timings]
     assert "".join(merged) == "".join(words)
-
-
-def test_marks_before_and_after_a_word_join_it() -> None:
-    words = [" He", " said", ":", ' "', "Go", "!", '"', " (", "now", ")", "."]
-    assert [word for word in merge_punctuation(words) if word] == [
-        " He",
-        " said:",
-        ' "Go!"',
-        " (now).",
-    ]

@@ -4,7 +4,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from corpus_asr.activity import Activity
@@ -16,17 +15,10 @@ from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import tiny_whisper
+from tests.support.parts import part
 from tests.support.tokenizers import tiny_tokenizer
 
-PART = PartRequest(
-    recording_id="r",
-    part=0,
-    features=np.zeros((100, 80), np.float16),
-    num_samples=16_000,
-    pad_value=-1.0,
-    start_s=0.0,
-    speech=None,
-)
+PART = part(1.0, mels=80)
 
 
 class ScriptedOne(Engine):
@@ -35,7 +27,7 @@ class ScriptedOne(Engine):
     def __init__(self, name: str, detects: str = "en", error: Exception | None = None) -> None:
         self.device_name = name
         self.asked: list[DecodingSettings] = []
-        self.closed = False
+        self.closed = 0
         self._detects = detects
         self._error = error
 
@@ -71,7 +63,7 @@ class ScriptedOne(Engine):
         return Activity(slots=2, windows=len(self.asked), encode_s=0.5)
 
     def close(self) -> None:
-        self.closed = True
+        self.closed += 1
 
 
 def segment(language: str, sure: float | None) -> Segment:
@@ -96,21 +88,15 @@ def test_a_detected_language_goes_to_its_model_with_the_detectors_certainty() ->
     (asked,) = german.asked
     assert (asked.language, asked.language_mode) == ("de", "recording")
     assert main.asked[0].language == "auto"
-
-
-def test_other_languages_stay_with_the_main_model() -> None:
-    main, german = ScriptedOne("main", "fr"), ScriptedOne("german")
+    # Other languages stay with the main model.
+    main = ScriptedOne("main", "fr")
     found = routed(main, de=german).submit(PART).result()
-    assert (found.language, len(found.segments)) == ("fr", 1)
-    assert german.asked == []
-
-
-@pytest.mark.parametrize("language", ["de", ("de",)])
-def test_a_given_language_is_not_detected(language: Any) -> None:
-    main, german = ScriptedOne("main"), ScriptedOne("german")
-    settings = DecodingSettings(language=language)
-    routed(main, de=german).submit(PART, decoding=settings).result()
-    assert (len(main.asked), len(german.asked)) == (0, 1)
+    assert (found.language, len(found.segments), len(german.asked)) == ("fr", 1, 1)
+    # A given one is not detected.
+    for given in ("de", ("de",)):
+        main, german = ScriptedOne("main"), ScriptedOne("german")
+        routed(main, de=german).submit(PART, decoding=DecodingSettings(language=given)).result()
+        assert (len(main.asked), len(german.asked)) == (0, 1)
 
 
 @pytest.mark.parametrize("which", ["main", "german"])
@@ -129,8 +115,7 @@ def test_engines_are_counted_and_closed_once_each() -> None:
     assert engine.slots == 4
     assert engine.statistics() == Activity(slots=4, windows=2, encode_s=1.0)
     engine.close()
-    assert main.closed
-    assert other.closed
+    assert (main.closed, other.closed) == (1, 1)
 
 
 def test_what_a_model_or_several_cannot_do_is_refused() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.slots import Gather, SlotScheduler
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
-from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.segments import Segment
 from corpus_asr.transcription import fallback
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.speech2text import (
@@ -21,9 +21,9 @@ from corpus_asr.transcription.speech2text import (
     window_ranges,
 )
 from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.units import HOP_SAMPLES
+from tests.support.parts import part as noise
 from tests.support.prompt_formats import speech2text_prompt_format
-from tests.support.slots import ScriptedModel
+from tests.support.slots import ScriptedModel, outcomes
 
 CERTAIN: dict[str, Any] = {
     "temperature": 0.0,
@@ -64,23 +64,16 @@ def part(
     scripts: Sequence[int] | None = None,
 ) -> PartRequest:
     """A part whose features name a script: that of its span, in turn."""
-    frames = round(seconds * 100)
-    features = np.zeros((frames - 2, 2), dtype=np.float32)
+    features = np.zeros((round(seconds * 100) - 2, 2), dtype=np.float32)
     for number, (begin, end) in enumerate(spans or [(0.0, seconds)]):
         script = number if scripts is None else scripts[number]
         features[round(begin * 100) : round(end * 100)] = script
-    return PartRequest(
-        recording_id="r",
-        part=0,
+    return noise(
+        seconds,
+        spans and [(start_s + begin, start_s + end) for begin, end in spans],
         features=(features - OFFSET).astype(np.float16),
-        num_samples=frames * HOP_SAMPLES,
         pad_value=-28.0,
         start_s=start_s,
-        speech=None
-        if spans is None
-        else tuple(
-            SpeechSpan(start_s=start_s + begin, end_s=start_s + end) for begin, end in spans
-        ),
     )
 
 
@@ -138,31 +131,23 @@ def test_of_many_windows_some_wait_without_their_features_and_none_is_lost() -> 
     spans = [(at * 5.0, at * 5.0 + 1 + at % 3) for at in range(count)]
     scripts = [at % 20 for at in range(count)]
     own = part(count * 5.0, spans, scripts=scripts)
-    told: list[Any] = []
-    model = Network([[3 + script] for script in range(20)])
-    tasks = SlotScheduler(model, 3)
     task = transcriber().transcribe(own, DecodingSettings(**CERTAIN))
-    tasks.add(task, lambda *result: told.append(result))
-    assert tasks.pending == WINDOWS_AT_ONCE
-    while tasks.pending:
-        tasks.advance()
-    ((transcript, error),) = told
-    assert error is None
-    assert [(one.start_s, one.text) for one in transcript.segments] == [
+    gathered = next(task)
+    assert isinstance(gathered, Gather)
+    waiting = list(gathered.tasks)
+    assert len(waiting) == WINDOWS_AT_ONCE
+    results = outcomes(SlotScheduler(Network([[3 + script] for script in range(20)]), 3), waiting)
+    with pytest.raises(StopIteration) as stop:
+        task.send(results)
+    assert [(one.start_s, one.text) for one in stop.value.value.segments] == [
         (start_s, f" w{3 + script}") for (start_s, _), script in zip(spans, scripts, strict=True)
     ]
-
-
-def test_an_unnamed_language_stays_unknown() -> None:
-    decoding = DecodingSettings(**CERTAIN)
-    with Engine(Network([[3]]), transcriber(), decoding=decoding, slots=1) as engine:
-        found = engine.submit(part(5.0, [(0.0, 4.0)])).result(timeout=30)
-    assert (found.language, found.segments[0].language) == (None, None)
 
 
 def test_special_tokens_are_no_text_and_windows_without_text_no_segment() -> None:
     model = Network([[40, 3, 1, 4], [1, 1], [30, 5]])
     found = transcribe(model, part(40.0, SPANS))
+    assert {one.language for one in found} == {None}  # it was not named
     assert [(one.text, one.tokens) for one in found] == [(" w3 w4", (3, 4)), (" x w5", (30, 5))]
 
 
@@ -212,86 +197,70 @@ def test_a_failing_window_fails_its_part_alone() -> None:
     class Long(Network):
         max_target_positions = 1  # no room for a word after the prompt
 
-    tasks = SlotScheduler(Long([[3]]), 1)
-    told: list[Any] = []
     task = transcriber().transcribe(part(40.0, SPANS), DecodingSettings(**CERTAIN))
-    tasks.add(task, lambda *result: told.append(result))
-    while tasks.pending:
-        tasks.advance()
-    ((transcript, error),) = told
-    assert transcript is None
+    (error,) = outcomes(SlotScheduler(Long([[3]]), 1), [task])
     assert isinstance(error, ValueError)
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({}, [(100, 800), (1200, 2000), (3000, 3450)]),
-        ({"window_s": 5}, None),
-        ({"clip_timestamps": (2, 14, 31, 32)}, [(200, 800), (1200, 1400), (3100, 3200)]),
-    ],
-)
-def test_windows_follow_speech_and_clips(settings: dict[str, Any], expected: Any) -> None:
-    ranges = window_ranges(part(40.0, SPANS), DecodingSettings(**settings))
-    if expected is None:
-        assert all(end - start <= 500 for start, end in ranges)
-        assert sum(end - start for start, end in ranges) == 700 + 800 + 450
-    else:
-        assert ranges == expected
-
-
-def test_short_pauses_are_bridged_and_long_ones_are_not() -> None:
+def test_windows_follow_speech_and_clips() -> None:
+    own = part(40.0, SPANS)
+    assert window_ranges(own, DecodingSettings()) == [(100, 800), (1200, 2000), (3000, 3450)]
+    clips = DecodingSettings(clip_timestamps=(2, 14, 31, 32))
+    assert window_ranges(own, clips) == [(200, 800), (1200, 1400), (3100, 3200)]
+    # Short pauses are bridged and long ones are not.
     own = part(60.0, [(0.0, 4.0), (4.5, 9.0), (9.9, 14.0), (14.2, 17.0), (18.5, 20.0)])
-    settings = DecodingSettings()
-    assert window_ranges(own, settings) == [(0, 1400), (1420, 1700), (1850, 2000)]
-
-
-@pytest.mark.parametrize(("window_s", "longest"), [(None, 1500), (30, 3000), (1, 100)])
-def test_without_detected_speech_windows_cover_everything(
-    window_s: float | None, longest: int
-) -> None:
-    own = part(100.0)
-    ranges = window_ranges(own, DecodingSettings(window_s=window_s))
-    assert (ranges[0][0], ranges[-1][1]) == (0, 10_000)
-    assert all(before[1] == after[0] for before, after in pairwise(ranges))
-    assert all(0 < end - start <= longest for start, end in ranges)
+    assert window_ranges(own, DecodingSettings()) == [(0, 1400), (1420, 1700), (1850, 2000)]
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"language": ["en", "de"]}, r"decoding\.language: found a choice of 2"),
-        ({"language_mode": "window"}, r"decoding\.language_mode: found window"),
-        ({"no_speech_threshold": 0.3}, r"decoding\.no_speech_threshold: found 0\.3"),
-        ({"condition_on_prev_tokens": True}, r"decoding\.condition_on_prev_tokens"),
-        ({"initial_prompt": "so"}, r"decoding\.initial_prompt: found so"),
-        ({"hotwords": "Grafana"}, r"decoding\.hotwords"),
-        ({"prefix": "so"}, r"decoding\.prefix"),
-        ({"padding_s": 1.0}, r"decoding\.padding_s"),
-        (
-            {"hallucination_silence_threshold": 2.0, "word_timestamps": True},
-            r"decoding\.hallucination_silence_threshold",
-        ),
-        ({"target_language": "fr"}, r"decoding\.target_language: found fr, but .* writes one"),
+    ("spans", "window_s", "longest", "total"),
+    [(None, None, 1500, 4000), (None, 30, 3000, 4000), (None, 1, 100, 4000),
+     (SPANS, 5, 500, 700 + 800 + 450)],
+)  # fmt: skip
+def test_windows_cover_everything_or_all_speech_and_are_no_longer_than_asked_for(
+    spans: Any, window_s: float | None, longest: int, total: int
+) -> None:
+    ranges = window_ranges(part(40.0, spans), DecodingSettings(window_s=window_s))
+    assert all(0 < end - start <= longest for start, end in ranges)
+    assert all(before[1] <= after[0] for before, after in pairwise(ranges))
+    assert sum(end - start for start, end in ranges) == total
+
+
+REFUSED = [
+    ({"language": ["en", "de"]}, r"decoding\.language: found a choice of 2"),
+    ({"language_mode": "window"}, r"decoding\.language_mode: found window"),
+    ({"no_speech_threshold": 0.3}, r"decoding\.no_speech_threshold: found 0\.3"),
+    ({"condition_on_prev_tokens": True}, r"decoding\.condition_on_prev_tokens"),
+    ({"initial_prompt": "so"}, r"decoding\.initial_prompt: found so"),
+    ({"hotwords": "Grafana"}, r"decoding\.hotwords"),
+    ({"prefix": "so"}, r"decoding\.prefix"),
+    ({"padding_s": 1.0}, r"decoding\.padding_s"),
+    ({"hallucination_silence_threshold": 2.0, "word_timestamps": True},
+     r"decoding\.hallucination_silence_threshold"),
+    ({"target_language": "fr"}, r"decoding\.target_language: found fr, but .* writes one"),
+]  # fmt: skip
+TARGETS: dict[str, Any] = {"targets": {"fr": 41, "de": 40}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "words"),
+    [({}, settings, words) for settings, words in REFUSED]
+    + [
+        (TARGETS, {"target_language": "xx"}, r"target_language: .* know xx; it knows de, fr"),
+        (TARGETS, {}, r"target_language: missing, .* writes de, fr"),
     ],
 )
-def test_what_the_family_cannot_do_is_refused_by_name(settings: dict[str, Any], words: str) -> None:
+def test_what_the_family_cannot_do_is_refused_by_name(
+    fields: dict[str, Any], settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
-        transcriber().check(DecodingSettings(**settings))
-
-
-def test_targets_are_checked_by_name() -> None:
-    own = transcriber(targets={"fr": 41, "de": 40})
-    with pytest.raises(ConfigError, match=r"target_language: .* know xx; it knows de, fr"):
-        own.check(DecodingSettings(target_language="xx"))
-    with pytest.raises(ConfigError, match=r"target_language: missing, .* writes de, fr"):
-        own.check(DecodingSettings())
-    own.check(DecodingSettings(target_language="de"))
-    transcriber(targets={"fr": 41}, forced=41).check(DecodingSettings())
+        transcriber(**fields).check(DecodingSettings(**settings))
 
 
 def test_settings_of_all_families_and_null_thresholds_are_admitted() -> None:
     transcriber().check(DecodingSettings())
+    transcriber(**TARGETS).check(DecodingSettings(target_language="de"))
+    transcriber(**TARGETS, forced=41).check(DecodingSettings())
     transcriber().check(
         DecodingSettings(
             language="en", task="translate", strategy="chunked", no_speech_threshold=None,

@@ -17,11 +17,13 @@ from tests.support.prompt_formats import BEGIN, ENGLISH, GERMAN, PREVIOUS, START
 from tests.support.tokenizers import tiny_tokenizer
 
 
+def read(folder: Path, *, multilingual: bool = True) -> PromptFormat:
+    tiny_tokenizer(folder / "tokenizer", multilingual=multilingual)
+    return PromptFormat.from_folder(tiny_whisper(folder / "model", tokenizer=folder / "tokenizer"))
+
+
 def test_a_checkpoint_folder_becomes_prompts_and_rules(tmp_path: Path) -> None:
-    tiny_tokenizer(tmp_path / "tokenizer")
-    own = PromptFormat.from_folder(
-        tiny_whisper(tmp_path / "model", tokenizer=tmp_path / "tokenizer")
-    )
+    own = read(tmp_path)
     (start, language, task), at = own.prompt("de", "translate")
     assert (start, at) == (own.start, 0)
     assert language == own.languages["de"]
@@ -30,49 +32,36 @@ def test_a_checkpoint_folder_becomes_prompts_and_rules(tmp_path: Path) -> None:
     assert own.text_rules.max_initial_timestamp == 50
 
 
+def refused(own: PromptFormat, message: str, **settings: Any) -> None:
+    with pytest.raises(ConfigError, match=message):
+        own.check(decoding_from(settings))
+
+
 def test_an_english_only_checkpoint_has_no_language_to_ask_for(tmp_path: Path) -> None:
-    tiny_tokenizer(tmp_path / "tokenizer", multilingual=False)
-    own = PromptFormat.from_folder(
-        tiny_whisper(tmp_path / "model", tokenizer=tmp_path / "tokenizer")
-    )
+    own = read(tmp_path, multilingual=False)
     assert own.prompt("en", "transcribe") == ((own.start,), 0)
     own.check(DecodingSettings())
     own.check(DecodingSettings(language="en"))
-    with pytest.raises(ConfigError, match="found de, but this checkpoint is English-only; name a"):
-        own.check(DecodingSettings(language="de"))
-    with pytest.raises(ConfigError, match="English-only"):
-        own.check(DecodingSettings(task="translate"))
-    with pytest.raises(ConfigError, match="language_mode: found window"):
-        own.check(DecodingSettings(language_mode="window"))
+    refused(own, "found de, but this checkpoint is English-only; name a", language="de")
+    refused(own, "English-only", task="translate")
+    refused(own, "language_mode: found window", language_mode="window")
 
 
-def test_previous_text_goes_before_the_prompt_and_the_latest_fits() -> None:
-    own = prompt_format()
-    prompt, at = own.prompt("en", "transcribe", [1, 2, 3])
-    assert prompt == (PREVIOUS, 1, 2, 3, START, ENGLISH)
-    assert prompt[at] == START
-    long = list(range(1, 10)) * 5
-    prompt, at = own.prompt("en", "transcribe", long)
-    kept = own.max_target_positions // 2 - 1
-    assert prompt == (PREVIOUS, *long[-kept:], START, ENGLISH)
-    assert prompt[at] == START
-
-
-def test_languages_that_are_not_known_are_refused_with_those_that_are() -> None:
+def test_what_no_multilingual_checkpoint_can_do_is_refused(tmp_path: Path) -> None:
     own = prompt_format()
     own.check(DecodingSettings(language=("de", "en"), task="translate", language_mode="window"))
-    with pytest.raises(ConfigError, match="does not know fr, xx; it knows de, en"):
-        own.check(DecodingSettings(language=("de", "fr", "xx")))
     assert own.language_rules(["de"]).only == (GERMAN,)
-    with pytest.raises(ConfigError, match=r"decoding\.target_language: Whisper .* English alone"):
-        own.check(DecodingSettings(target_language="fr"))
-
-
-def test_only_independent_windows_have_a_length_of_their_own() -> None:
-    own = prompt_format()
+    refused(own, "does not know fr, xx; it knows de, en", language=["de", "fr", "xx"])
+    refused(own, r"decoding\.target_language: Whisper .* English alone", target_language="fr")
     own.check(DecodingSettings(window_s=20, strategy="chunked"))
-    with pytest.raises(ConfigError, match=r"decoding\.window_s: found 20.*strategy: chunked"):
-        own.check(DecodingSettings(window_s=20))
+    refused(own, r"decoding\.window_s: found 20.*strategy: chunked", window_s=20)
+    for name in ("hotwords", "prefix"):
+        own.check(decoding_from({name: "w1 " * 11}))
+        message = rf"{name}: found 12 tokens, .* room for 11; shorten"
+        refused(own, message, **{name: "w1 " * 12})
+    own.check(DecodingSettings(initial_prompt="w1 " * 12))  # the latest of it is shown
+    words = "say <|startoftranscript|>"
+    refused(read(tmp_path), r"decoding\.hotwords: .*startoftranscript", hotwords=words)
 
 
 def checkpoint_naming(folder: Path, heads: Any) -> Path:
@@ -96,29 +85,6 @@ def test_alignment_heads_are_those_named_or_all_of_the_upper_half(tmp_path: Path
 def test_an_alignment_head_the_network_lacks_is_refused(tmp_path: Path, pair: list[int]) -> None:
     with pytest.raises(CheckpointError, match="expected a layer below 2 and a head below 4"):
         PromptFormat.from_folder(checkpoint_naming(tmp_path, [[0, 0], pair]))
-
-
-def test_names_and_beginnings_must_fit_and_be_text(tmp_path: Path) -> None:
-    own = prompt_format()
-    for name in ("hotwords", "prefix"):
-        own.check(decoding_from({name: "w1 " * 11}))
-        with pytest.raises(ConfigError, match=rf"{name}: found 12 tokens, .* room for 11; shorten"):
-            own.check(decoding_from({name: "w1 " * 12}))
-    own.check(DecodingSettings(initial_prompt="w1 " * 12))  # the latest of it is shown
-    tiny_tokenizer(tmp_path / "tokenizer")
-    own = PromptFormat.from_folder(
-        tiny_whisper(tmp_path / "model", tokenizer=tmp_path / "tokenizer")
-    )
-    with pytest.raises(ConfigError, match=r"decoding\.hotwords: .*startoftranscript"):
-        own.check(DecodingSettings(hotwords="say <|startoftranscript|>"))
-
-
-def test_hotwords_stand_before_the_text_and_a_prefix_after_the_start() -> None:
-    own = prompt_format()
-    prompt, at = own.prompt("en", "transcribe", [1, 2], hotwords=[7], prefix=[8, 9])
-    assert prompt == (PREVIOUS, 7, 1, 2, START, ENGLISH, 8, 9)
-    assert prompt[at] == START
-    assert own.prompt("en", "transcribe", prefix=[8]) == ((START, ENGLISH, 8), 0)
 
 
 @given(said=st.integers(0, 900), hot=st.integers(0, 223), begun=st.integers(0, 223))

@@ -5,27 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.segments import SpeechSpan
-from corpus_asr.transcription.windows import PartRequest, chunk_ranges
-from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES
-
-
-def part(
-    seconds: float, speech: list[tuple[float, float]] | None = None, *, start_s: float = 0.0
-) -> PartRequest:
-    frames = round(seconds * FRAMES_PER_SECOND)
-    noise = np.random.default_rng(0).standard_normal((frames + TAIL_FRAMES, 4))
-    return PartRequest(
-        recording_id="r",
-        part=0,
-        features=noise.astype(np.float16),
-        num_samples=frames * HOP_SAMPLES,
-        pad_value=-1.5,
-        start_s=start_s,
-        speech=None
-        if speech is None
-        else tuple(SpeechSpan(start_s=start, end_s=end) for start, end in speech),
-    )
+from corpus_asr.transcription.windows import chunk_ranges
+from corpus_asr.units import TAIL_FRAMES, WINDOW_FRAMES
+from tests.support.parts import part
 
 
 def test_a_window_holds_the_features_and_then_silence() -> None:
@@ -62,21 +44,21 @@ def test_the_last_window_of_a_longer_recording_is_cut_at_its_frame_and_filled_wi
 
 
 def test_decoding_goes_on_where_speech_is() -> None:
-    own = part(100, [(12.0, 15.0), (40.0, 41.0)], start_s=0.0)
-    end = own.num_frames
-    assert own.next_speech(0, end) == 1200  # more than five seconds of silence are skipped
-    assert own.next_speech(800, end) == 800  # less is decoded along
-    assert own.next_speech(1400, end) == 1400
-    assert own.next_speech(1500, end) == 4000
-    assert own.next_speech(4100, end) is None
-    assert own.next_speech(1500, 3000) is None
-
-
-def test_a_span_that_reaches_into_the_last_incomplete_frame_ends_the_loop() -> None:
-    own = part(5.85, [(0.0, 5.855)])
-    assert own.next_speech(own.num_frames, own.num_frames) is None
-    own = part(20.0, [(0.0, 1.0), (19.998, 20.005)])
-    assert own.next_speech(200, own.num_frames) is None
+    own = part(100, [(12.0, 15.0), (40.0, 41.0)])
+    for frame, end, expected in [
+        (0, 10_000, 1200),  # more than five seconds of silence are skipped
+        (800, 10_000, 800),  # less is decoded along
+        (1400, 10_000, 1400),
+        (1500, 10_000, 4000),
+        (4100, 10_000, None),
+        (1500, 3000, None),
+    ]:
+        assert own.next_speech(frame, end) == expected, frame
+    # A span that reaches into the last incomplete frame ends the loop.
+    assert part(5.85, [(0.0, 5.855)]).next_speech(585, 585) is None
+    assert part(20.0, [(0.0, 1.0), (19.998, 20.005)]).next_speech(200, 2000) is None
+    # Without detection everything is decoded.
+    assert [part(20).next_speech(frame, 2000) for frame in (700, 2000)] == [700, None]
 
 
 def test_times_are_the_recording_s() -> None:
@@ -86,17 +68,11 @@ def test_times_are_the_recording_s() -> None:
     assert own.seconds(500) == pytest.approx(605.0)
 
 
-def test_without_detection_everything_is_decoded() -> None:
-    own = part(20)
-    assert own.next_speech(700, own.num_frames) == 700
-    assert own.next_speech(own.num_frames, own.num_frames) is None
-    assert own.speech_fraction(0, 5) is None
-
-
 def test_speech_fraction_is_the_share_of_overlap() -> None:
     own = part(20, [(1.0, 2.0), (4.0, 8.0)])
     assert own.speech_fraction(0.0, 10.0) == pytest.approx(0.5)
     assert own.speech_fraction(9.0, 10.0) == 0.0
+    assert part(20).speech_fraction(0, 5) is None
 
 
 spans = st.lists(st.integers(0, 3000), min_size=0, max_size=24, unique=True).map(
@@ -131,12 +107,9 @@ def test_without_detection_chunks_cover_everything_and_cut_at_quiet_moments() ->
     assert all(left[1] == right[0] for left, right in pairwise(chunks))
 
 
-def test_a_part_shorter_than_a_frame_has_no_chunks() -> None:
-    assert chunk_ranges(part(0), [(0, 0)]) == []
-
-
 def test_chunks_of_clips_stay_inside_them() -> None:
     own = part(300, [(5.0, 20.0), (30.0, 100.0)])
     chunks = chunk_ranges(own, [(1000, 4000), (9000, 30_000)])
     assert chunks == [(1000, 4000), (9000, 10_000)]
     assert chunk_ranges(part(300), [(100, 200), (500, 700)]) == [(100, 200), (500, 700)]
+    assert chunk_ranges(part(0), [(0, 0)]) == []  # shorter than a frame

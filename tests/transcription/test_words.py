@@ -18,12 +18,14 @@ from whisper.tokenizer import get_tokenizer
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.segments import Word
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import Language, Window
 from corpus_asr.transcription.words import DraftSegment, last_word_end, time_words
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import END, prompt_format
 from tests.support.references import align_with, openai_whisper, run
+from tests.support.slots import outcomes
 from tests.support.tokenizers import real_tokenizer
 
 PARAGRAPH = {
@@ -73,37 +75,19 @@ def mel(seed: int) -> np.ndarray:
     return (rng.normal(size=(80, 3000)) * 0.3 + loudness).astype(np.float32)
 
 
-def theirs(
-    network: whisper.Whisper,
-    stretches: Sequence[DraftSegment],
-    *,
-    features: np.ndarray,
-    start_s: float,
-    frames: int,
-    last_speech_s: float,
-    language: str,
-) -> list[dict[str, Any]]:
-    segments = [
-        {"seek": round(start_s * 100), "start": s.start_s, "end": s.end_s, "tokens": list(s.tokens)}
-        for s in stretches
-    ]
-    whisper.timing.add_word_timestamps(
-        segments=segments,
-        model=network,
-        tokenizer=get_tokenizer(True, num_languages=99, language=language, task="transcribe"),
-        mel=torch.tensor(features),
-        num_frames=frames,
-        last_speech_timestamp=last_speech_s,
-    )
-    return segments
-
-
 @pytest.fixture(params=[None, ((0, 1), (1, 0), (1, 3))], ids=["upper half", "named heads"])
 def own(request: pytest.FixtureRequest, checkpoint: Path, network: whisper.Whisper) -> PromptFormat:
     found = PromptFormat.from_folder(checkpoint)
     heads = request.param or found.alignment_heads
     align_with(network, heads)
     return replace(found, alignment_heads=heads)
+
+
+def same_words(words: Sequence[Word], expected: Sequence[tuple[str, float, float, float]]) -> None:
+    found = [(word.word, word.start_s, word.end_s) for word in words]
+    assert found == [(text, start_s, end_s) for text, start_s, end_s, _ in expected]
+    probabilities = [probability for *_, probability in expected]
+    assert [w.probability for w in words] == pytest.approx(probabilities, rel=1e-3, abs=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -120,46 +104,40 @@ def test_words_times_and_probabilities_are_those_of_openai_whisper(
         DraftSegment(tokens=tuple(encode(text)), start_s=start_s + begin, end_s=start_s + end)
         for text, begin, end in zip(PARAGRAPH[language], edges[::2], edges[1::2], strict=True)
     ]
-    given: dict[str, Any] = {
-        "features": mel(seed),
-        "last_speech_s": max(0.0, start_s - rng.choice([0.0, 1.0, 30.0])),
-        "language": language,
-    }
-    frames = (620, 777, 900, 2000, 301)[seed]
-    found = run(
-        time_words(
-            stretches,
-            window(given["features"], frames),
-            start_s=start_s,
-            alignment=own.alignment(given["language"], "transcribe"),
-            last_speech_s=given["last_speech_s"],
-        ),
-        network,
+    features, frames = mel(seed), (620, 777, 900, 2000, 301)[seed]
+    last_speech_s = max(0.0, start_s - rng.choice([0.0, 1.0, 30.0]))
+    steps = time_words(
+        stretches,
+        window(features, frames),
+        start_s=start_s,
+        alignment=own.alignment(language, "transcribe"),
+        last_speech_s=last_speech_s,
     )
-    wanted = theirs(network, stretches, start_s=start_s, frames=frames, **given)
+    found = run(steps, network)
+    wanted: list[dict[str, Any]] = [
+        {"seek": round(start_s * 100), "start": s.start_s, "end": s.end_s, "tokens": list(s.tokens)}
+        for s in stretches
+    ]
+    whisper.timing.add_word_timestamps(
+        segments=wanted,
+        model=network,
+        tokenizer=get_tokenizer(True, num_languages=99, language=language, task="transcribe"),
+        mel=torch.tensor(features),
+        num_frames=frames,
+        last_speech_timestamp=last_speech_s,
+    )
     assert [stretch.tokens for stretch in found] == [stretch.tokens for stretch in stretches]
     for stretch, segment in zip(found, wanted, strict=True):
         assert (stretch.start_s, stretch.end_s) == (segment["start"], segment["end"])
-        assert [word.word for word in stretch.words] == [word["word"] for word in segment["words"]]
-        for word, one in zip(stretch.words, segment["words"], strict=True):
-            assert (word.start_s, word.end_s) == (one["start"], one["end"])
-            assert word.probability == pytest.approx(one["probability"], rel=1e-3, abs=1e-7)
+        same_words(
+            stretch.words,
+            [(w["word"], w["start"], w["end"], w["probability"]) for w in segment["words"]],
+        )
 
 
 def through_slots(checkpoint: Path, tasks: Sequence[Any]) -> list[Any]:
     model = WhisperForConditionalGeneration.from_pretrained(checkpoint).slot_model()
-    scheduler = SlotScheduler(model, 2)
-    found: dict[int, Any] = {}
-    for number, task in enumerate(tasks):
-
-        def done(value: Any, error: Exception | None, number: int = number) -> None:
-            assert error is None
-            found[number] = value
-
-        scheduler.add(task, done)
-    while scheduler.pending:
-        scheduler.advance()
-    return [found[number] for number in range(len(tasks))]
+    return outcomes(SlotScheduler(model, 2), tasks)
 
 
 def test_slots_give_the_words_that_the_whole_network_gives(
@@ -181,10 +159,9 @@ def test_slots_give_the_words_that_the_whole_network_gives(
 
     for found, task in zip(through_slots(checkpoint, tasks()), tasks(), strict=True):
         (stretch,), (wanted,) = found, run(task, network)
-        assert [word.word for word in stretch.words] == [word.word for word in wanted.words]
-        for word, one in zip(stretch.words, wanted.words, strict=True):
-            assert (word.start_s, word.end_s) == (one.start_s, one.end_s)
-            assert word.probability == pytest.approx(one.probability, rel=1e-3, abs=1e-7)
+        same_words(
+            stretch.words, [(w.word, w.start_s, w.end_s, w.probability) for w in wanted.words]
+        )
 
 
 def test_tokens_outside_the_choices_are_impossible_and_the_others_share_what_is_left(
@@ -222,6 +199,7 @@ def attention(places: Sequence[int], *, positions: int = 100) -> AlignResult:
 
 
 SILENT = np.zeros((2, 4), dtype=np.float32)
+SAID = DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)
 
 
 def timed(
@@ -246,8 +224,7 @@ def timed(
 
 
 def test_the_job_reads_prompt_text_and_end_in_the_window_that_was_decoded() -> None:
-    stretch = DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)
-    _, job = timed([stretch], attention([10, 30, 50]))
+    _, job = timed([SAID], attention([10, 30, 50]))
     assert job.tokens == (30, 32, 1, 2, END)
     assert (job.window, job.heads, job.choices) == ((7, 3000), ((0, 0),), END)
 
@@ -273,7 +250,7 @@ def test_words_begin_where_they_are_attended_to_and_segments_take_their_times() 
 def test_a_token_that_cannot_be_text_makes_its_word_improbable_and_no_more() -> None:
     answer = attention([10, 30, 50])
     answer = AlignResult(weights=answer.weights, logprobs=(-1.0, -np.inf, -0.5))
-    found, _ = timed([DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)], answer)
+    found, _ = timed([SAID], answer)
     assert [word.probability for word in found[0].words] == [0.0, pytest.approx(np.exp(-0.5))]
 
 
@@ -301,11 +278,10 @@ def test_a_window_that_says_nothing_asks_for_nothing() -> None:
     assert stop.value.value == empty
 
 
-@pytest.mark.parametrize("frames", [0, 1, 2, 3])
-def test_a_window_of_hardly_any_audio_has_words_without_length(frames: int) -> None:
-    stretch = DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)
-    found, _ = timed([stretch], attention([10, 30, 50]), frames=frames)
-    assert [(word.start_s, word.end_s) for word in found[0].words] == [(10.0, 10.0)] * 2
+def test_a_window_of_hardly_any_audio_has_words_without_length() -> None:
+    for frames in range(4):
+        found, _ = timed([SAID], attention([10, 30, 50]), frames=frames)
+        assert [(word.start_s, word.end_s) for word in found[0].words] == [(10.0, 10.0)] * 2
 
 
 @pytest.mark.parametrize("start_s", [0.5, 10.0])
@@ -331,14 +307,12 @@ def test_attention_that_says_nothing_gives_times_all_the_same() -> None:
     answer = AlignResult(
         weights=np.zeros((1, 5, 100), dtype=np.float32), logprobs=(-1.0, -0.5, -0.5, -0.5)
     )
-    found, _ = timed([DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)], answer)
+    found, _ = timed([SAID], answer)
     for word in found[0].words:
         assert 10.0 <= word.start_s <= word.end_s <= 12.0
 
 
 def test_text_that_fills_the_decoder_is_read_without_the_end_token() -> None:
-    tokens = (1,) * 22
-    _, job = timed(
-        [DraftSegment(tokens=tokens, start_s=10.0, end_s=12.0)], attention([*range(0, 92, 4)][:22])
-    )
-    assert job.tokens == (30, 32, *tokens)
+    long = replace(SAID, tokens=(1,) * 22)
+    _, job = timed([long], attention(range(0, 88, 4)))
+    assert job.tokens == (30, 32, *long.tokens)

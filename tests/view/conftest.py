@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library, Transcripts, View
@@ -19,7 +19,7 @@ from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds
 from tests.support.audio import encode, tone, wav_bytes
 from tests.support.runs import of_file, passage, run_of, spoken
-from tests.support.tables import part
+from tests.support.tables import commit, part, results
 
 PASSAGES = 30
 SECONDS = 60.0
@@ -109,6 +109,10 @@ def store(tmp_path: Path) -> OutputStore:
 def library(store: OutputStore) -> Iterator[Library]:
     with closing(Library(store, refresh_s=0.0)) as opened:
         yield opened
+
+
+def add(store: OutputStore, *rows: dict[str, Any]) -> Commit:
+    return commit(store, results(*rows))
 
 
 def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -> Hits:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import BLOCK_ROWS, KEPT, Library, Transcript, Transcripts
 from tests.support.runs import finished, passage, run_of, spoken
-from tests.support.tables import commit, part, results
-from tests.view.conftest import said, search
+from tests.support.tables import part
+from tests.view.conftest import add, said, search
 
 
 def transcript_of(store: OutputStore, position: int = 0) -> Transcript:
@@ -25,8 +24,8 @@ def test_parts_in_many_objects_are_one_transcript(tmp_path: Path) -> None:
     texts = [f"p{at}" for at in range(2 * BLOCK_ROWS + 30)]
     told = [passage(at, text) for at, text in enumerate(texts)]
     late, early = told[BLOCK_ROWS - 5 :], told[: BLOCK_ROWS - 5]
-    commit(store, results(others[0], spoken("/a.wav", *late, part=1), others[1]))
-    commit(store, results(others[2], spoken("/a.wav", *early, last_part=False)))
+    add(store, others[0], spoken("/a.wav", *late, part=1), others[1])
+    add(store, others[2], spoken("/a.wav", *early, last_part=False))
     found = transcript_of(store)
     blocks = [found.block(number) for number in range(4)]
     assert [len(block) for block in blocks] == [BLOCK_ROWS, BLOCK_ROWS, 30, 0]
@@ -111,9 +110,9 @@ def test_only_the_rows_of_a_recording_are_read_across_row_groups(
 
 def test_a_run_that_goes_on_is_followed(store: OutputStore, library: Library) -> None:
     assert search(library.wait()).total == 0
-    commit(store, results(spoken("/b.wav", passage(0, "one"))))
+    add(store, spoken("/b.wav", passage(0, "one")))
     first = library.wait()
-    commit(store, results(spoken("/a.wav", passage(0, "two"))))
+    add(store, spoken("/a.wav", passage(0, "two")))
     second = library.wait()
     assert second.version > first.version
     assert (said(search(first)), said(search(second))) == (["one"], ["two", "one"])
@@ -129,9 +128,9 @@ def test_a_run_that_goes_on_is_followed(store: OutputStore, library: Library) ->
 def test_a_broken_object_is_told_and_the_last_view_stays(
     store: OutputStore, library: Library
 ) -> None:
-    commit(store, results(spoken("/a.wav", passage(0, "one"))))
+    add(store, spoken("/a.wav", passage(0, "one")))
     assert library.wait().problem is None
-    written = commit(store, results(spoken("/b.wav", passage(0, "two"))))
+    written = add(store, spoken("/b.wav", passage(0, "two")))
     assert written.segments_name is not None
     whole = Path(store.address(written.segments_name)).read_bytes()
     store.write_bytes(written.segments_name, b"no parquet")
@@ -148,15 +147,9 @@ def test_rows_of_another_recording_are_not_shown_as_this_ones(
     store: OutputStore, library: Library
 ) -> None:
     one, other = (
-        commit(store, results(spoken(f"/{name}.wav", passage(0, name)))).segments_name
-        for name in "ab"
+        add(store, spoken(f"/{name}.wav", passage(0, name))).segments_name for name in "ab"
     )
     assert one is not None
     assert other is not None
     store.write_bytes(one, Path(store.address(other)).read_bytes())
     assert "those of other recordings" in str(library.wait().problem)
-
-
-def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected the output folder of a run"):
-        Library(OutputStore(str(tmp_path)))

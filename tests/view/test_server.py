@@ -13,9 +13,10 @@ import pytest
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
+from corpus_asr.view.search import MAX_QUERY_CHARS
 from corpus_asr.view.sound import SourceBytes
 from tests.support.pages import asked, fetch
-from tests.view.conftest import HOSTILE_TEXT, PASSAGES, SECONDS, Shown
+from tests.view.conftest import PASSAGES, SECONDS, Shown
 
 
 def answer(shown: Shown, what: str, /, **parameters: Any) -> Any:
@@ -97,6 +98,7 @@ def test_only_what_the_tables_name_is_read(shown: Shown) -> None:
 def test_what_cannot_be_answered_is_refused_in_words(shown: Shown) -> None:
     for what, parameters, words in (
         ("search", {"q": "?!"}, "no letter or figure"),
+        ("search", {"q": "a" * (MAX_QUERY_CHARS + 1)}, "search for fewer words"),
         ("search", {"page": "-1"}, "expected a whole number from 0"),
         ("search", {"page": "1.5"}, "found '1.5', expected a whole number"),
         ("search", {"page": "300"}, "one of the first"),
@@ -136,13 +138,6 @@ def test_a_failure_comes_with_what_to_do(shown: Shown) -> None:
     assert "leave them out" in told["error"]["advice"]
     assert told["error"]["message"] == "not recognised <b>as audio</b>"
     assert answer(shown, "sound", id=told["id"])["state"] == "nothing"
-
-
-def test_what_would_reorder_letters_is_shown_by_its_code(shown: Shown) -> None:
-    (hit,) = answer(shown, "search", q="bold")["hits"]
-    assert "[U+202E]gnp.wav" in hit["name"]
-    text = "".join(piece for piece, _ in hit["pieces"])
-    assert text == " " + HOSTILE_TEXT.replace("\u202e", "[U+202E]")
 
 
 def test_a_transcript_is_saved_under_a_name_that_is_one_anywhere(shown: Shown) -> None:

@@ -23,6 +23,12 @@ ROW = {"uri": "/a.wav", "etag": None, "size_bytes": None, "duration_s": 10.0, "c
        "decode_errors": 0}  # fmt: skip
 
 
+@pytest.fixture
+def sounds(tmp_path: Path) -> Iterator[Sounds]:
+    with closing(Sounds(run_of(tmp_path / "output"))) as opened:
+        yield opened
+
+
 def samples(data: bytes) -> np.ndarray:
     return np.frombuffer(data, "<i2").astype(np.float64)
 
@@ -60,46 +66,43 @@ AAC = {"container": "adts", "codec": "aac"}
     ("options", "errors"), [(AIFF, 0), (AAC, 0), (AAC, 1)], ids=lambda each: str(each)
 )
 def test_any_moment_sounds_as_it_did_when_decoded_from_the_start(
-    tmp_path: Path, options: dict[str, str], errors: int
+    tmp_path: Path, sounds: Sounds, options: dict[str, str], errors: int
 ) -> None:
     path = tmp_path / f"a.{options['container']}"
     path.write_bytes(encode(noise(75.0), rate_hz=16_000, **options))
     row = ROW | {"uri": str(path), "duration_s": 75.0, "decode_errors": errors}
-    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
-        late = stretch(sounds, row, 71, 73)
-        whole = stretch(sounds, row, 0, 75)
-        assert len(whole) == 75 * 16_000
-        assert np.corrcoef(late, whole[71 * 16_000 : 73 * 16_000])[0, 1] > 0.99
+    late = stretch(sounds, row, 71, 73)
+    whole = stretch(sounds, row, 0, 75)
+    assert len(whole) == 75 * 16_000
+    assert np.corrcoef(late, whole[71 * 16_000 : 73 * 16_000])[0, 1] > 0.99
 
 
-def test_one_channel_is_heard_alone(tmp_path: Path) -> None:
+def test_one_channel_is_heard_alone(tmp_path: Path, sounds: Sounds) -> None:
     path = tmp_path / "two.wav"
     both = np.concatenate([tone(3.0, hz=300), tone(3.0, hz=1000)])
     path.write_bytes(wav_bytes(both, rate_hz=16_000))
     row = ROW | {"uri": str(path), "duration_s": 3.0}
-    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
-        for channel in (0, 1):
-            heard = stretch(sounds, row, 1, 2, channel=channel)
-            assert np.corrcoef(heard, both[channel][16_000:32_000])[0, 1] > 0.999
-        with pytest.raises(DecodeError, match="no channel 7"):
-            stretch(sounds, row, 0, 1, channel=7)
+    for channel in (0, 1):
+        heard = stretch(sounds, row, 1, 2, channel=channel)
+        assert np.corrcoef(heard, both[channel][16_000:32_000])[0, 1] > 0.999
+    with pytest.raises(DecodeError, match="no channel 7"):
+        stretch(sounds, row, 0, 1, channel=7)
 
 
-def test_a_recording_that_changed_or_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_recording_that_changed_or_is_gone_is_told(tmp_path: Path, sounds: Sounds) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(wav_bytes(tone(1.0), rate_hz=16_000))
     row = ROW | {"uri": str(path), **of_file(path)}
-    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
-        assert not sounds.changed(sounds.of(row))
-        path.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))
-        assert sounds.changed(sounds.of(row))
-        first = sounds.as_it_is(sounds.of(row))
-        assert b"".join(first.read(0, first.size_bytes)) == path.read_bytes()
-        path.unlink()
-        with pytest.raises(FetchError, match="not found"):
-            sounds.changed(sounds.of(row))
-        with pytest.raises(FetchError):
-            stretch(sounds, row, 0, 1)
+    assert not sounds.changed(sounds.of(row))
+    path.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))
+    assert sounds.changed(sounds.of(row))
+    first = sounds.as_it_is(sounds.of(row))
+    assert b"".join(first.read(0, first.size_bytes)) == path.read_bytes()
+    path.unlink()
+    with pytest.raises(FetchError, match="not found"):
+        sounds.changed(sounds.of(row))
+    with pytest.raises(FetchError):
+        stretch(sounds, row, 0, 1)
 
 
 def test_recordings_that_lie_elsewhere_by_now_are_found(tmp_path: Path) -> None:
@@ -149,14 +152,13 @@ def test_a_decoder_that_crashes_costs_one_answer(
         assert len(stretch(sounds, row, 0, 1)) == 16_000
 
 
-def test_a_wav_holds_no_more_than_its_sizes_can_say(tmp_path: Path) -> None:
-    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
-        for hours, expected_s in ((24, 24 * 3600), (48, MAX_SAMPLES / 16_000)):
-            wav = sounds.decoded(sounds.of(ROW | {"duration_s": hours * 3600.0}))
-            assert wav.size_bytes == 44 + 2 * round(expected_s * 16_000)
-            (header,) = wav.read(0, 44)
-            assert struct.unpack_from("<I", header, 4)[0] == wav.size_bytes - 8
-            assert struct.unpack_from("<I", header, 40)[0] == wav.size_bytes - 44
+def test_a_wav_holds_no_more_than_its_sizes_can_say(sounds: Sounds) -> None:
+    for hours, expected_s in ((24, 24 * 3600), (48, MAX_SAMPLES / 16_000)):
+        wav = sounds.decoded(sounds.of(ROW | {"duration_s": hours * 3600.0}))
+        assert wav.size_bytes == 44 + 2 * round(expected_s * 16_000)
+        (header,) = wav.read(0, 44)
+        assert struct.unpack_from("<I", header, 4)[0] == wav.size_bytes - 8
+        assert struct.unpack_from("<I", header, 40)[0] == wav.size_bytes - 44
 
 
 def test_settings_of_another_program_are_refused(tmp_path: Path) -> None:

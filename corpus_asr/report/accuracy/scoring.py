@@ -20,7 +20,7 @@ from typing import Any
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
 from corpus_asr.storage.listing import manifest_rows
-from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 from corpus_asr.text.normalize import BasicTextNormalizer, EnglishTextNormalizer
 
@@ -54,14 +54,14 @@ class Reference:
 
 
 def read_references(
-    manifest: str, *, endpoint_url: str | None = None, language: str | None = None
+    manifest: str, options: StoreOptions = DEFAULT_STORE, *, language: str | None = None
 ) -> dict[str, Reference]:
     """Return references by recording_id; `language` is that of references that name none."""
     references: dict[str, Reference] = {}
     usual = language_code(language)
     chunks = manifest_rows(
         manifest,
-        StoreOptions(endpoint_url=endpoint_url),
+        options,
         allow_local_files=True,  # only names are compared: nothing is opened
         uri_names=_URI_NAMES,
         max_metadata_characters=_MAX_CHARACTERS,

@@ -37,6 +37,7 @@ from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     OutputStore,
     part_rows_named,
+    projected,
     stem_before,
     unique_stem,
 )
@@ -175,7 +176,7 @@ def write_recordings(
 
 
 def _outcomes_of(store: OutputStore, ids: pa.Array) -> pa.Table:
-    schema = pa.schema([OUTCOMES.field(name) for name in PART_COLUMNS])
+    schema = projected(OUTCOMES, PART_COLUMNS)
     tables = [schema.empty_table()]
     if not len(ids):
         return tables[0]

@@ -151,6 +151,17 @@ def write_calibration(
     return store.address(CALIBRATION_NAME)
 
 
+def outcomes_names(store: OutputStore) -> list[str]:
+    """Return the names of a run's outcomes objects; empty if it has just begun."""
+    names = store.names(OUTCOMES_FOLDER)
+    if not names and not store.exists(CONFIG_NAME):
+        raise ConfigError(
+            f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
+            "output folder of a run; check the address"
+        )
+    return names
+
+
 def read_calibration(address: str, *, endpoint_url: str | None = None) -> ConfidenceModel:
     """Return the calibration at an address."""
     folder, _, name = address.rpartition("/")

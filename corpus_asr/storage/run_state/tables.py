@@ -384,7 +384,7 @@ class OutputStore:
     ) -> Iterator[CommittedBatch]:
         """Yield committed outcomes rows with the names of their objects, in commit order."""
         names = self.names(OUTCOMES_FOLDER) if names is None else names
-        schema = _projected(OUTCOMES, columns)
+        schema = projected(OUTCOMES, columns)
         for name, table in self.read_tables(names, schema):
             self._check_segments_names(name, table)
             for rows in table.to_batches():
@@ -419,7 +419,7 @@ class OutputStore:
     def _part_rows(
         self, rows: PartRows, columns: Sequence[str] | None, outcomes_names: Iterable[str] | None
     ) -> Iterator[pa.RecordBatch]:
-        schema = _projected(rows.schema, columns)
+        schema = projected(rows.schema, columns)
         named = self.named_segments(outcomes_names)
         ours = [name for name in named if name.startswith(f"{rows.folder}/")]
         for _, table in self.read_tables(ours, schema):
@@ -427,7 +427,7 @@ class OutputStore:
 
     def recordings(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the recordings table; none before the first finish."""
-        schema = _projected(RECORDINGS, columns)
+        schema = projected(RECORDINGS, columns)
         for name in self.names(RECORDINGS_FOLDER):
             for rows in self.batches(name, columns=schema.names):
                 yield from conform(rows, schema).to_batches()
@@ -563,7 +563,8 @@ def _is_table(name: str) -> bool:
     return base.endswith(SUFFIX) and not base.startswith(TEMPORARY_PREFIX)
 
 
-def _projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """Return the schema of some columns, in their order; None stands for all."""
     if columns is None:
         return schema
     return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)

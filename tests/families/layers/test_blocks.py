@@ -20,22 +20,31 @@ from corpus_asr.families.layers.stack import sinusoids
 from corpus_asr.families.whisper.config import WhisperConfig
 
 
-@pytest.mark.parametrize(("length", "width"), [(1500, 384), (7, 4), (1, 64)])
-def test_they_equal_both_references(length: int, width: int) -> None:
-    found = sinusoids(length, width)
-    assert torch.equal(found, modeling_whisper.sinusoids(length, width))
-    torch.testing.assert_close(found, whisper.model.sinusoids(length, width))
+def test_positions_equal_both_references() -> None:
+    for length, width in ((1500, 384), (7, 4), (1, 64)):
+        found = sinusoids(length, width)
+        assert torch.equal(found, modeling_whisper.sinusoids(length, width))
+        torch.testing.assert_close(found, whisper.model.sinusoids(length, width))
 
 
-@pytest.mark.parametrize("width", [2, 5])
-def test_a_width_without_two_halves_is_an_error(width: int) -> None:
-    with pytest.raises(ValueError, match="expected an even number above 2"):
-        sinusoids(3, width)
+def test_sizes_and_names_that_cannot_be_are_an_error() -> None:
+    for width in (2, 5):
+        with pytest.raises(ValueError, match="expected an even number above 2"):
+            sinusoids(3, width)
+    with pytest.raises(ValueError, match="width 10: 3 heads do not divide it"):
+        Attention(10, 3, key_bias=False)
+    with pytest.raises(ValueError, match="'gelo': not known; expected one of gelu, gelu_new"):
+        activation("gelo")
 
 
-NEAR = 1e-6
-
-
+NEAR, TOLERANCE = 1e-6, 1e-5
+SMALL = WhisperConfig(
+    d_model=32,
+    encoder_attention_heads=2,
+    encoder_ffn_dim=16,
+    decoder_attention_heads=4,
+    decoder_ffn_dim=48,
+)
 DTYPES = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, NEAR), (torch.bfloat16, 0.02)], ids=str
 )
@@ -87,33 +96,14 @@ def test_cross_attention_asks_the_context() -> None:
     torch.testing.assert_close(found, value.expand(1, 3, 16), atol=NEAR, rtol=NEAR)
 
 
-def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
-    with pytest.raises(ValueError, match="width 10: 3 heads do not divide it"):
-        Attention(10, 3, key_bias=False)
-
-
-TOLERANCE = 1e-5
-NAMES = ["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_activations_are_those_of_transformers(name: str) -> None:
+def test_activations_are_those_of_transformers() -> None:
     hidden = torch.linspace(-6, 6, 200)
-    torch.testing.assert_close(activation(name)(hidden), ACT2FN[name](hidden))
-
-
-def test_an_unknown_activation_is_an_error() -> None:
-    with pytest.raises(ValueError, match="'gelo': not known; expected one of gelu, gelu_new"):
-        activation("gelo")
-
-
-def small(**sizes: int) -> WhisperConfig:
-    towers = {f"{tower}_{name}": n for tower in ("encoder", "decoder") for name, n in sizes.items()}
-    return WhisperConfig(d_model=32, **towers)
+    for name in ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish"):
+        torch.testing.assert_close(activation(name)(hidden), ACT2FN[name](hidden))
 
 
 def test_float16_states_stay_finite() -> None:
-    block = EncoderBlock(small(attention_heads=2, ffn_dim=16), key_bias=False).half()
+    block = EncoderBlock(SMALL, key_bias=False).half()
     hidden = torch.full((1, 2, 32), torch.finfo(torch.float16).max, dtype=torch.float16)
     with torch.inference_mode():
         block.fc2.bias.fill_(60000.0)
@@ -122,7 +112,7 @@ def test_float16_states_stay_finite() -> None:
 
 @pytest.mark.parametrize("key_bias", [False, True])
 def test_a_cached_block_gives_what_the_block_gives(key_bias: bool) -> None:
-    block = DecoderBlock(small(attention_heads=4, ffn_dim=48), key_bias=key_bias)
+    block = DecoderBlock(SMALL, key_bias=key_bias)
     cached = CachedDecoderBlock(block)
     cache = SlotCache(
         layers=1,

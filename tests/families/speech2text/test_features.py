@@ -30,14 +30,13 @@ def swelling(seconds: float, *, seed: int = 0) -> np.ndarray:
     return (samples * loudness).astype(np.float32)
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, 100), (37, 250), (120, 140), (199, 300)])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"normalize_vars": False}, {"normalize_means": False}, {"do_ceptral_normalize": False}],
     ids=lambda settings: next(iter(settings), "usual"),
 )
 def test_a_window_is_what_the_extractor_gives_for_the_same_samples(
-    start: int, end: int, settings: dict[str, bool]
+    settings: dict[str, bool],
 ) -> None:
     samples = swelling(3.0)
     normalised = settings.get("do_ceptral_normalize", True)
@@ -45,20 +44,20 @@ def test_a_window_is_what_the_extractor_gives_for_the_same_samples(
         means=normalised and settings.get("normalize_means", True),
         variances=normalised and settings.get("normalize_vars", True),
     )
-    window = own.window(own(samples).values, start, end)
-    wanted = theirs(samples[start * HOP_SAMPLES : end * HOP_SAMPLES], **settings)
-    assert window.shape == wanted.shape
-    scale = 1.0 if settings.get("normalize_vars", normalised) else float(wanted.std() + 1)
-    np.testing.assert_allclose(window, wanted, atol=TOLERANCE * scale)
+    for start, end in ((0, 100), (37, 250), (120, 140), (199, 300)):
+        window = own.window(own(samples).values, start, end)
+        wanted = theirs(samples[start * HOP_SAMPLES : end * HOP_SAMPLES], **settings)
+        assert window.shape == wanted.shape
+        scale = 1.0 if settings.get("normalize_vars", normalised) else float(wanted.std() + 1)
+        np.testing.assert_allclose(window, wanted, atol=TOLERANCE * scale)
 
 
-@pytest.mark.parametrize("extra", [0, 79, 80, 159])
-def test_the_last_window_hears_the_part_to_its_last_whole_hop(extra: int) -> None:
-    samples = swelling(2.0)[: 100 * HOP_SAMPLES + extra]
-    own = Speech2TextPartFeatures()
-    window = own.window(own(samples).values, 40, 100)
-    wanted = theirs(samples[40 * HOP_SAMPLES : 100 * HOP_SAMPLES])
-    np.testing.assert_allclose(window, wanted, atol=TOLERANCE)
+def test_the_last_window_hears_the_part_to_its_last_whole_hop() -> None:
+    own, whole = Speech2TextPartFeatures(), swelling(2.0)
+    wanted = theirs(whole[40 * HOP_SAMPLES : 100 * HOP_SAMPLES])
+    for extra in (0, 79, 80, 159):
+        window = own.window(own(whole[: 100 * HOP_SAMPLES + extra]).values, 40, 100)
+        np.testing.assert_allclose(window, wanted, atol=TOLERANCE)
 
 
 def test_windows_of_silence_or_of_less_than_a_frame_are_no_trouble() -> None:
@@ -80,52 +79,35 @@ def folder_with(path: Path, *, config: dict[str, Any] | None = None, **settings:
     return path
 
 
-def test_what_the_checkpoint_says_is_done(tmp_path: Path) -> None:
-    own = Speech2TextPartFeatures.from_folder(
-        folder_with(
-            tmp_path, config={"input_feat_per_channel": 40}, num_mel_bins=40, normalize_vars=False
-        )
-    )
-    samples = swelling(1.0)
+def test_what_the_checkpoint_says_is_done_in_either_file(tmp_path: Path) -> None:
+    sizes = {"num_mel_bins": 40, "normalize_vars": False}
+    folder = folder_with(tmp_path, config={"input_feat_per_channel": 40}, **sizes)
+    own, samples = Speech2TextPartFeatures.from_folder(folder), swelling(1.0)
     found = own(samples)
     assert found.values.shape == (98, 40)
-    wanted = theirs(samples, num_mel_bins=40, feature_size=40, normalize_vars=False)
+    wanted = theirs(samples, feature_size=40, **sizes)
     np.testing.assert_allclose(own.window(found.values, 0, 100), wanted, atol=0.01)
-
-
-def test_settings_may_stand_in_the_processor_s_file(tmp_path: Path) -> None:
-    folder_with(tmp_path)
-    (tmp_path / "preprocessor_config.json").unlink()
+    (folder_with(tmp_path) / "preprocessor_config.json").unlink()
+    message = r"expected preprocessor_config\.json or processor_config"
+    with pytest.raises(CheckpointError, match=message):
+        Speech2TextPartFeatures.from_folder(tmp_path)
     content = {"feature_extractor": {"normalize_means": False}}
     (tmp_path / "processor_config.json").write_text(json.dumps(content))
     own = Speech2TextPartFeatures.from_folder(tmp_path)
-    samples = swelling(1.0)
     wanted = theirs(samples, normalize_means=False)
     np.testing.assert_allclose(own.window(own(samples).values, 0, 100), wanted, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
+def test_what_is_not_computed_here_is_refused(tmp_path: Path) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"sampling_rate": 8000}, "sampling_rate 8000 .expected 16000"),
         ({"num_mel_bins": 40}, "num_mel_bins 40 .expected 80"),
         ({"dither": 1.0}, "dither 1.0"),
         ({"normalize_means": "yes"}, "normalize_means 'yes' .expected true or false"),
-    ],
-)
-def test_what_is_not_computed_here_is_refused(
-    tmp_path: Path, settings: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(CheckpointError, match=words):
-        Speech2TextPartFeatures.from_folder(folder_with(tmp_path, **settings))
-
-
-def test_a_checkpoint_that_says_nothing_of_its_features_is_refused(tmp_path: Path) -> None:
-    (folder_with(tmp_path) / "preprocessor_config.json").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"expected preprocessor_config\.json or processor_config"
-    ):
-        Speech2TextPartFeatures.from_folder(tmp_path)
+    ]
+    for settings, words in wrong:
+        with pytest.raises(CheckpointError, match=words):
+            Speech2TextPartFeatures.from_folder(folder_with(tmp_path, **settings))
     (tmp_path / "preprocessor_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
         Speech2TextPartFeatures.from_folder(tmp_path)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text
+from tests.support.slots import needs_int8
 
 FRAMES, MELS, TOKENS = 320, 16, 20
 LENGTHS = [320, 203, 5]
@@ -51,12 +51,6 @@ def tokens() -> Tensor:
     return found
 
 
-@torch.inference_mode()
-def alone(network: Speech2TextForConditionalGeneration, row: Tensor) -> Tensor:
-    found: Tensor = network.model.encoder(row[None]).last_hidden_state[0]
-    return found
-
-
 def mask() -> Tensor:
     return (torch.arange(FRAMES)[None] < torch.tensor(LENGTHS)[:, None]).long()
 
@@ -69,42 +63,28 @@ def without_packing(model: Speech2TextSlotModel) -> Speech2TextSlotModel:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_row_is_encoded_as_if_it_were_alone(
+@torch.inference_mode()
+def test_a_row_is_encoded_as_if_it_were_alone_or_in_a_padded_batch(
     network: Speech2TextForConditionalGeneration, model: Speech2TextSlotModel, packed: bool
 ) -> None:
-    found: SlotModel = model if packed else without_packing(model)  # checked by mypy
-    encoded = found.encode(features().transpose(1, 2), num_frames=LENGTHS)
+    found: Speech2TextSlotModel = model if packed else without_packing(model)
+    slot_model: SlotModel = found  # checked by mypy
+    rows, encoder = features().transpose(1, 2), network.model.encoder
+    encoded = slot_model.encode(rows, num_frames=LENGTHS)
     assert tuple(encoded.shape) == (3, *model.window_shape) == (3, 80, 64)
+    padded = found.encode_padded(rows, num_frames=LENGTHS)
+    in_batch = encoder(features(), mask()).last_hidden_state
     for row, length in enumerate(LENGTHS):
-        expected = alone(network, features()[row, :length])
-        torch.testing.assert_close(encoded[row, : len(expected)], expected, atol=1e-5, rtol=1e-4)
-        assert not encoded[row, len(expected) :].any()
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_what_is_behind_a_row_is_heard_as_in_a_padded_batch(
-    network: Speech2TextForConditionalGeneration, model: Speech2TextSlotModel, packed: bool
-) -> None:
-    with torch.inference_mode():
-        expected = network.model.encoder(features(), mask()).last_hidden_state
-    found = (model if packed else without_packing(model)).encode_padded(
-        features().transpose(1, 2), num_frames=LENGTHS
-    )
-    for row, length in enumerate(LENGTHS):
+        alone = encoder(features()[row : row + 1, :length]).last_hidden_state[0]
         end = -(-length // 4)
-        torch.testing.assert_close(found[row, :end], expected[row, :end], atol=1e-5, rtol=1e-4)
-        assert not found[row, end:].any()
+        for states, expected in ((encoded[row], alone), (padded[row], in_batch[row, :end])):
+            torch.testing.assert_close(states[:end], expected, atol=1e-5, rtol=1e-4)
+            assert not states[end:].any()
+    assert torch.equal(found.encode(rows), found.encode(rows, num_frames=[FRAMES] * 3))
 
 
-def test_whole_windows_need_no_lengths(model: Speech2TextSlotModel) -> None:
-    rows = features().transpose(1, 2)
-    assert torch.equal(model.encode(rows), model.encode(rows, num_frames=[FRAMES] * 3))
-
-
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
 def test_low_precision_comes_near(tmp_path: Path, int8: bool) -> None:
-    if int8 and not can_use_int8():
-        pytest.skip("this processor or this torch has no fast 8-bit products")
     network = load(tmp_path)
     expected = network.slot_model().for_windows(FRAMES).encode(features().transpose(1, 2))
     low = network.to(torch.bfloat16).slot_model(int8=int8).for_windows(FRAMES)
@@ -171,15 +151,17 @@ def test_alignment_is_cross_attention_up_to_the_end_of_the_row(
 
 
 def test_windows_of_another_shape_are_refused(model: Speech2TextSlotModel) -> None:
-    with pytest.raises(
-        ValueError, match=r"encoding windows: found shape .* expected .*\(16, 320\)"
+    window, state = torch.zeros(1, MELS, FRAMES), model.new_state(1)
+    encoded = torch.zeros(1, *model.window_shape)
+    for call, message in (
+        (lambda: model.encode(torch.zeros(1, MELS, FRAMES + 1)), r"found shape .*\(16, 320\)"),
+        (lambda: model.encode(window, num_frames=[321]), r"parts of 1 rows: found \[321\] frames"),
+        (lambda: model.fill(state, [0], encoded, num_frames=[0]), r"1 rows: found \[0\] frames"),
+        (lambda: model.for_windows(601), r"windows of 601 frames .* max_source_positions"),
+        (
+            lambda: model.for_windows(600, max_tokens=65),
+            r"65 tokens: expected 1 to max_target_positions",
+        ),
     ):
-        model.encode(torch.zeros(1, MELS, FRAMES + 1))
-    with pytest.raises(ValueError, match=r"hearing parts of 1 rows: found \[321\] frames"):
-        model.encode(torch.zeros(1, MELS, FRAMES), num_frames=[321])
-    with pytest.raises(ValueError, match=r"hearing parts of 1 rows: found \[0\] frames"):
-        model.fill(model.new_state(1), [0], torch.zeros(1, *model.window_shape), num_frames=[0])
-    with pytest.raises(ValueError, match=r"windows of 601 frames .* max_source_positions"):
-        model.for_windows(601)
-    with pytest.raises(ValueError, match=r"65 tokens: expected 1 to max_target_positions"):
-        model.for_windows(600, max_tokens=65)
+        with pytest.raises(ValueError, match=message):
+            call()

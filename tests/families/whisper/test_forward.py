@@ -1,6 +1,5 @@
 """What the networks refuse to run, each with one clear error. Their numbers: tests/parity."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,56 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.errors import CheckpointError
 from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.checkpoints import tiny_whisper
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> WhisperForConditionalGeneration:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_whisper(folder, max_source_positions=50, max_target_positions=20, vocab_size=300)
-    return WhisperForConditionalGeneration.from_pretrained(folder)
-
-
-def test_a_loaded_model_can_be_trained_but_for_its_encoder_positions(
-    loaded: WhisperForConditionalGeneration,
-) -> None:
-    frozen = {name for name, p in loaded.named_parameters() if not p.requires_grad}
-    assert frozen == {"model.encoder.embed_positions.weight"}
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "reason"),
-    [
-        ("decoder_attention_heads", 3, "3 heads do not divide it"),
-        ("activation_function", "gelo", "expected one of gelu"),
-    ],
-)
-def test_a_configuration_no_network_can_have_names_its_file(
-    tmp_path: Path, key: str, value: object, reason: str
-) -> None:
-    folder = tiny_whisper(tmp_path)
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**content, key: value}))
-    with pytest.raises(CheckpointError, match=reason) as caught:
-        WhisperModel.from_pretrained(folder)
-    assert str(folder / "config.json") in str(caught.value)
-
-
-def test_a_fresh_model_ties_its_output_projection() -> None:
-    config = WhisperConfig(encoder_layers=1, decoder_layers=1, vocab_size=50, pad_token_id=49)
-    config.d_model = 16
-    with pytest.raises(ValueError, match="6 heads do not divide it"):
-        WhisperForConditionalGeneration(config)
-    config.d_model = 24
-    fresh = WhisperForConditionalGeneration(config)
-    assert fresh.proj_out.weight is fresh.model.decoder.embed_tokens.weight
-
 
 VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16
 
@@ -101,26 +55,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"decoder_inputs_embeds": torch.zeros(2, 5, WIDTH)},
         "both of decoder_input_ids and decoder_inputs_embeds",
     ),
-    "NaN": (
-        {"input_features": poisoned(float("nan"))},
-        r"NaN or infinity in the features of rows \[1\]",
-    ),
     "infinity": ({"input_features": poisoned(float("-inf"))}, "NaN or infinity in the features"),
     "half features": (
         {"input_features": window().half()},
         r"features of torch\.float16, expected torch\.float32",
     ),
-    "whole numbers": (
-        {"input_features": window().long()},
-        r"features of torch\.int64, expected torch\.float32",
-    ),
     "no batch": (
         {"input_features": window()[0]},
         r"found \(80, 40\), expected 80 x 40 after the batch",
-    ),
-    "too short": (
-        {"input_features": window()[:, :, :-1]},
-        "80 mel bins x 39 frames, expected 80 x 40",
     ),
     "other windows": (
         {"input_features": window(3)},
@@ -146,10 +88,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "narrow embeddings": (
         {"decoder_input_ids": None, "decoder_inputs_embeds": torch.zeros(2, 5, 9)},
         r"decoder_inputs_embeds of shape \(2, 5, 9\), expected \(batch, token, 24\)",
-    ),
-    "too many tokens": (
-        {"decoder_input_ids": tokens(2, POSITIONS + 1)},
-        "decoding 17 tokens: the model has 16 positions",
     ),
     "a short mask": (
         {"decoder_attention_mask": torch.ones(2, 4)},
@@ -196,23 +134,19 @@ def test_wrong_input_is_a_value_error(model: WhisperForConditionalGeneration) ->
     for changes, message in WRONG.values():
         with pytest.raises(ValueError, match=message):
             model(**{**right, **changes})
-
-
-def test_an_unknown_argument_is_a_type_error(model: WhisperForConditionalGeneration) -> None:
     with pytest.raises(TypeError, match="decoder_ids"):
         model(window(), decoder_ids=tokens())
 
 
-def test_a_cache_for_another_batch_is_an_error(model: WhisperForConditionalGeneration) -> None:
-    past = model(window(1), decoder_input_ids=tokens(1)).past_key_values
-    with pytest.raises(ValueError, match="found keys of batch 1"):
-        model(window(), decoder_input_ids=tokens(2, 1), past_key_values=past)
-
-
-def test_a_cache_may_not_outgrow_the_positions(model: WhisperForConditionalGeneration) -> None:
+def test_a_cache_fits_its_batch_and_does_not_outgrow_the_positions(
+    model: WhisperForConditionalGeneration,
+) -> None:
     past = model(window(1), decoder_input_ids=tokens(1, POSITIONS)).past_key_values
     with pytest.raises(ValueError, match="decoding 17 tokens: the model has 16 positions"):
         model(window(1), decoder_input_ids=tokens(1, 1), past_key_values=past)
+    past = model(window(1), decoder_input_ids=tokens(1)).past_key_values
+    with pytest.raises(ValueError, match="found keys of batch 1"):
+        model(window(), decoder_input_ids=tokens(2, 1), past_key_values=past)
 
 
 def test_labels_need_a_padding_token() -> None:
@@ -237,20 +171,13 @@ def test_features_of_another_type_are_taken_under_autocast() -> None:
     assert output.last_hidden_state.isfinite().all()
 
 
-def test_a_decoder_alone_does_not_generate() -> None:
-    with pytest.raises(ValueError, match=r"call WhisperForConditionalGeneration\.generate"):
-        WhisperForCausalLM(config()).generate(window())
-
-
-def test_a_decoder_alone_drafts_in_slots() -> None:
-    drafter = WhisperForCausalLM(config()).slot_model()
-    assert (drafter.vocab_size, drafter.has_encoder) == (VOCAB, False)
-
-
-def test_a_decoder_alone_leaves_the_callers_configuration_as_it_was() -> None:
+def test_a_decoder_alone_leaves_the_callers_configuration_and_generates_nothing() -> None:
     given = config()
-    assert not WhisperForCausalLM(given).config.is_encoder_decoder
+    decoder = WhisperForCausalLM(given)
+    assert not decoder.config.is_encoder_decoder
     assert given.is_encoder_decoder
+    with pytest.raises(ValueError, match=r"call WhisperForConditionalGeneration\.generate"):
+        decoder.generate(window())
 
 
 CLASSES: list[tuple[dict[str, Any], Tensor, str]] = [
@@ -266,27 +193,22 @@ CLASSES: list[tuple[dict[str, Any], Tensor, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "labels", "message"), CLASSES)
-def test_labels_that_are_no_classes_are_an_error(
-    settings: dict[str, Any], labels: Tensor, message: str
-) -> None:
-    model = WhisperForAudioClassification(config(**settings))
-    with pytest.raises(ValueError, match=message):
-        model(window(), labels=labels)
+def test_labels_that_are_no_classes_are_an_error() -> None:
+    for settings, labels, message in CLASSES:
+        model = WhisperForAudioClassification(config(**settings))
+        with pytest.raises(ValueError, match=message):
+            model(window(), labels=labels)
 
 
-@pytest.mark.parametrize("shape", [(2,), (2, 1)])
-def test_one_class_is_a_regression(shape: tuple[int, ...]) -> None:
+def test_one_class_is_a_regression_and_several_may_be_right_at_once() -> None:
     model = WhisperForAudioClassification(config(num_labels=1)).eval()
     labels = torch.tensor([0.5, -2.0])
-    output = model(window(), labels=labels.view(shape))
-    expected = (output.logits.flatten() - labels).square().mean()
-    torch.testing.assert_close(output.loss, expected)
-
-
-def test_several_classes_may_be_right_at_once() -> None:
-    settings = {"num_labels": 3, "problem_type": "multi_label_classification"}
-    model = WhisperForAudioClassification(config(**settings)).eval()
+    for shape in ((2,), (2, 1)):
+        output = model(window(), labels=labels.view(shape))
+        expected = (output.logits.flatten() - labels).square().mean()
+        torch.testing.assert_close(output.loss, expected)
+    several = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    model = WhisperForAudioClassification(config(**several)).eval()
     labels = torch.tensor([[1, 0, 1], [0, 0, 0]])
     output = model(window(), labels=labels)
     probability = output.logits.sigmoid()

@@ -61,21 +61,6 @@ def test_without_the_file_ids_come_from_the_tokenizer_and_the_rest_from_config_j
     assert config.extra == {}
 
 
-def test_an_english_only_checkpoint_has_no_languages(tmp_path):
-    tiny_tokenizer(tmp_path, multilingual=False)
-    config = GenerationConfig.from_pretrained(tmp_path)
-    assert (config.is_multilingual, config.lang_to_id, config.task_to_id) == (False, None, None)
-
-
-def test_what_the_file_says_wins_over_the_tokenizer(folder):
-    write(folder, eos_token_id=7, lang_to_id=None, alignment_heads=[[1, 2]], new_key=1)
-    config = GenerationConfig.from_pretrained(folder)
-    assert config.eos_token_id == 7
-    assert config.lang_to_id is not None
-    assert config.alignment_heads == ((1, 2),)
-    assert config.extra == {"new_key": 1}
-
-
 def test_the_first_timestamp_is_bound_to_one_second_unless_the_file_says_otherwise(folder):
     assert GenerationConfig.from_pretrained(folder).initial_timestamp_bound == 50
     # The reference knows no bound where the file has none, and neither does `generate`.
@@ -86,46 +71,37 @@ def test_the_first_timestamp_is_bound_to_one_second_unless_the_file_says_otherwi
     assert GenerationConfig.from_pretrained(folder).initial_timestamp_bound == 7
 
 
-def test_a_complete_file_needs_no_tokenizer(tmp_path):
-    write(
-        tmp_path,
-        decoder_start_token_id=1,
-        eos_token_id=2,
-        no_timestamps_token_id=3,
-        prev_sot_token_id=4,
-        is_multilingual=False,
-    )
-    assert not GenerationConfig.from_pretrained(tmp_path).is_multilingual
-
-
-def test_without_a_tokenizer_missing_ids_stay_unknown(tmp_path):
-    write(tmp_path, eos_token_id=2)
-    config = GenerationConfig.from_pretrained(tmp_path)
-    assert (config.eos_token_id, config.no_timestamps_token_id) == (2, None)
-
-
-def test_an_empty_folder_is_a_checkpoint_error(tmp_path):
+def test_a_file_needs_no_tokenizer_and_what_it_lacks_stays_unknown(tmp_path):
     with pytest.raises(CheckpointError, match=r"neither generation_config.json nor config.json"):
         GenerationConfig.from_pretrained(tmp_path)
+    write(tmp_path, eos_token_id=2, is_multilingual=False)
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert (config.eos_token_id, config.no_timestamps_token_id) == (2, None)
+    assert not config.is_multilingual
+    tiny_tokenizer(tmp_path / "english", multilingual=False)
+    config = GenerationConfig.from_pretrained(tmp_path / "english")
+    assert (config.is_multilingual, config.lang_to_id, config.task_to_id) == (False, None, None)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_a_value_of_another_type_is_a_checkpoint_error(folder):
+    for content, message in (
         ({"lang_to_id": {"<|en|>": "1"}}, "lang_to_id is .*expected an object of int or null"),
         ({"alignment_heads": [[1, 2, 3]]}, r"alignment_heads .*a list of \[int, int\] or null"),
         ({"is_multilingual": 1}, "is_multilingual is 1"),
-    ],
-)
-def test_a_value_of_another_type_is_a_checkpoint_error(folder, content, message):
-    write(folder, **content)
-    with pytest.raises(CheckpointError, match=message):
-        GenerationConfig.from_pretrained(folder)
+    ):
+        write(folder, **content)
+        with pytest.raises(CheckpointError, match=message):
+            GenerationConfig.from_pretrained(folder)
 
 
-def test_saved_files_load_again_here_and_in_the_reference(folder, tmp_path):
-    write(folder, alignment_heads=[[0, 1]], suppress_tokens=[1], other="kept")
+def test_what_the_file_says_wins_and_is_saved_for_here_and_the_reference(folder, tmp_path):
+    given: dict[str, Any] = {"eos_token_id": 7, "lang_to_id": None, "alignment_heads": [[0, 1]]}
+    write(folder, **given, suppress_tokens=[1], new_key=1)
     config = GenerationConfig.from_pretrained(folder)
+    assert config.eos_token_id == 7
+    assert config.lang_to_id is not None
+    assert config.alignment_heads == ((0, 1),)
+    assert config.extra == {"new_key": 1}
     config.save_pretrained(tmp_path / "saved")
     assert GenerationConfig.from_pretrained(tmp_path / "saved") == config
     theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "saved").to_dict()
@@ -139,7 +115,9 @@ def test_settings_can_be_changed_added_and_read_back(folder, tmp_path):
     config.max_new_tokens = 9
     config.own = [1]
     config.save_pretrained(tmp_path / "saved")
-    again = GenerationConfig.from_pretrained(tmp_path / "saved")
+    where: dict[str, Any] = {"subfolder": "saved", "revision": "main", "local_files_only": True}
+    again = GenerationConfig.from_pretrained(tmp_path, **where)
+    assert not set(where) & set(again.to_dict())
     assert (again.max_new_tokens, again.own, again.num_beams) == (9, [1], 3)
     assert "top_k" not in again.to_dict()
     with pytest.raises(AttributeError, match="no setting 'nothing'"):
@@ -156,21 +134,18 @@ def test_update_returns_what_is_no_setting_and_can_leave_alone_what_is_set():
     assert config.mine == 2
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_settings_that_cannot_be_meant_are_refused_here_and_in_the_reference():
+    for settings, message in (
         ({"early_stopping": "often"}, "early_stopping is 'often'"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"num_return_sequences": 2}, "greedy search finds one"),
         ({"num_return_sequences": 3, "num_beams": 2}, "at most num_beams, which is 2"),
         ({"forced_eos_token_id": 5, "suppress_tokens": [5]}, "forced_eos_token_id is 5"),
-    ],
-)
-def test_settings_that_cannot_be_meant_are_refused_here_and_in_the_reference(settings, message):
-    with pytest.raises(ValueError, match=message):
-        GenerationConfig().update(**settings)
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        transformers.GenerationConfig(**settings)
+    ):
+        with pytest.raises(ValueError, match=message):
+            GenerationConfig().update(**settings)
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            transformers.GenerationConfig(**settings)
 
 
 def test_settings_without_effect_are_refused_on_demand():
@@ -179,14 +154,6 @@ def test_settings_without_effect_are_refused_on_demand():
     with pytest.raises(ValueError, match=r"top_k is set.*length_penalty is set"):
         config.validate(strict=True)
     GenerationConfig(do_sample=True, top_k=3, num_beams=2, length_penalty=2.0).validate(strict=True)
-
-
-def test_where_to_look_is_no_setting(tmp_path: Path) -> None:
-    GenerationConfig(num_beams=3).save_pretrained(tmp_path / "below")
-    where: dict[str, Any] = {"subfolder": "below", "revision": "main", "local_files_only": True}
-    config = GenerationConfig.from_pretrained(tmp_path, **where, num_beams=2)
-    assert config.num_beams == 2
-    assert not set(where) & set(config.to_dict())
 
 
 def test_a_models_configuration_gives_what_early_files_kept_there() -> None:

@@ -1,6 +1,5 @@
 """What loading, saving and making a network take and refuse. Their numbers: tests/parity."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,118 +45,86 @@ def config(**settings: Any) -> WhisperConfig:
     return WhisperConfig(**{**sizes, **counts, "max_source_positions": 20, **settings})
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, torch.float16),
+def test_the_type_may_be_named(folder: Path) -> None:
+    calls: list[tuple[dict[str, Any], torch.dtype]] = [
         ({"dtype": torch.bfloat16}, torch.bfloat16),
         ({"dtype": "float32"}, torch.float32),
         ({"dtype": "torch.float64"}, torch.float64),
         ({"dtype": "auto"}, torch.float16),
         ({"torch_dtype": torch.float32}, torch.float32),
         ({"torch_dtype": "auto"}, torch.float16),
-    ],
-)
-def test_the_type_may_be_named(folder: Path, given: dict, expected: torch.dtype) -> None:
-    assert WhisperModel.from_pretrained(folder, **given).dtype == expected
+    ]
+    for given, expected in calls:
+        assert WhisperModel.from_pretrained(folder, **given).dtype == expected, given
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
+def test_usual_keywords_are_taken(folder: Path) -> None:
+    cpu = torch.device("cpu")
+    calls: list[dict[str, Any]] = [
         {"device_map": "cpu"},
         {"device_map": {"": "cpu"}},
-        {"device_map": torch.device("cpu")},
+        {"device_map": cpu},
         {"device": "cpu"},
-        {"device": torch.device("cpu"), "low_cpu_mem_usage": True, "use_safetensors": True},
+        {"device": cpu, "low_cpu_mem_usage": True, "use_safetensors": True},
         {"attn_implementation": "eager", "revision": "main", "local_files_only": True},
-    ],
-)
-def test_usual_keywords_are_taken(folder: Path, given: dict) -> None:
-    model = WhisperForConditionalGeneration.from_pretrained(str(folder), **given)
-    assert model.device == torch.device("cpu")
-    assert model.config.attn_implementation == given.get("attn_implementation", "sdpa")
+    ]
+    for given in calls:
+        model = WhisperForConditionalGeneration.from_pretrained(str(folder), **given)
+        assert model.device == cpu, given
+        assert model.config.attn_implementation == given.get("attn_implementation", "sdpa")
+    automatic = WhisperModel.from_pretrained(folder, device_map="auto")
+    assert automatic.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_automatic_placement_takes_a_gpu_if_there_is_one(folder: Path) -> None:
-    model = WhisperModel.from_pretrained(folder, device_map="auto")
-    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"dtypes": "float16"}, TypeError, "the unknown keyword dtypes"),
+    ({"load_in_8bit": True, "x": 1}, TypeError, "the unknown keyword load_in_8bit, x"),
+    ({"dtype": "float17"}, ValueError, "found dtype 'float17', expected auto, float32"),
+    ({"device_map": {"encoder": 0, "decoder": 1}}, ValueError, "not spread over devices"),
+    ({"device": "cpu", "device_map": "cpu"}, ValueError, "both device and device_map"),
+    ({"device_map": 77}, ConfigError, "choosing device 'cuda:77'"),
+    ({"attn_implementation": "fastest"}, CheckpointError, "attn_implementation is 'fastest'"),
+    ({"use_safetensors": False}, CheckpointError, "expected pytorch_model.bin or the index"),
+    ({"dropout": 2.0}, ValueError, "dropout is 2.0"),
+    ({"dropout": "x"}, TypeError, "dropout is 'x'"),
+    ({"subfolder": "nowhere"}, CheckpointError, "nowhere"),
+]
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"dtypes": "float16"}, TypeError, "the unknown keyword dtypes"),
-        ({"load_in_8bit": True, "x": 1}, TypeError, "the unknown keyword load_in_8bit, x"),
-        ({"dtype": "float17"}, ValueError, "found dtype 'float17', expected auto, float32"),
-        ({"device_map": {"encoder": 0, "decoder": 1}}, ValueError, "not spread over devices"),
-        ({"device": "cpu", "device_map": "cpu"}, ValueError, "both device and device_map"),
-        ({"device_map": 77}, ConfigError, "choosing device 'cuda:77'"),
-        ({"attn_implementation": "fastest"}, CheckpointError, "attn_implementation is 'fastest'"),
-        ({"use_safetensors": False}, CheckpointError, "expected pytorch_model.bin or the index"),
-        ({"dropout": 2.0}, ValueError, "dropout is 2.0"),
-        ({"dropout": "x"}, TypeError, "dropout is 'x'"),
-        ({"subfolder": "nowhere"}, CheckpointError, "nowhere"),
-    ],
-)
-def test_wrong_keywords_are_named(
-    folder: Path, given: dict, error: type[Exception], message: str
+def test_wrong_keywords_are_named(folder: Path) -> None:
+    for given, error, message in WRONG:
+        with pytest.raises(error, match=message):
+            WhisperModel.from_pretrained(folder, **given)
+
+
+def test_keywords_replace_what_the_configuration_says_and_choose_files(
+    folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=message):
-        WhisperModel.from_pretrained(folder, **given)
-
-
-def test_no_pickle_is_read_where_safetensors_are_asked_for(tmp_path: Path) -> None:
-    tiny_whisper(tmp_path, weights="bin", **SIZES)
-    WhisperModel.from_pretrained(tmp_path, use_safetensors=False)
-    with pytest.raises(
-        CheckpointError, match=r"expected model\.safetensors, model\.int8\.safetensors or"
-    ):
-        WhisperModel.from_pretrained(tmp_path, use_safetensors=True)
-
-
-def test_keywords_replace_what_the_configuration_says(folder: Path) -> None:
     model = WhisperModel.from_pretrained(folder, apply_spec_augment=True, dropout=0.2)
     assert (model.config.apply_spec_augment, model.config.dropout) == (True, 0.2)
     model = WhisperModel.from_pretrained(folder, config=model.config, dropout=0.3)
     assert (model.config.apply_spec_augment, model.config.dropout) == (True, 0.3)
+    tiny_whisper(tmp_path, weights="bin", **SIZES)
+    WhisperModel.from_pretrained(tmp_path, use_safetensors=False)
+    message = r"expected model\.safetensors, model\.int8\.safetensors or"
+    with pytest.raises(CheckpointError, match=message):  # no pickle is read
+        WhisperModel.from_pretrained(tmp_path, use_safetensors=True)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_a_checkpoint_that_is_not_there_is_a_checkpoint_error(cls: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        cls.from_pretrained(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=r"expected config\.json"):
-        cls.from_pretrained(tmp_path)
-
-
-def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_or_become_none_are_named(tmp_path: Path) -> None:
     path = tiny_whisper(tmp_path, **SIZES) / "model.safetensors"
     state = load_file(path)
+    state["model.decoder.layer_norm.bias"][0] = 1e6
+    save_file(state, path)
+    WhisperModel.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"layer_norm\.bias as torch\.float16, .*wider range"):
+        WhisperModel.from_pretrained(tmp_path, dtype="float16")
     state["model.decoder.layers.0.fc1.weight"][3, 2] = float("nan")
     save_file(state, path)
     message = r"NaN or infinity in decoder\.layers\.0\.fc1\.weight as torch\.float32"
     for cls in (WhisperForConditionalGeneration, WhisperForCausalLM):
         with pytest.raises(CheckpointError, match=message):
             cls.from_pretrained(tmp_path)
-
-
-def test_weights_too_large_for_the_type_asked_are_an_error(tmp_path: Path) -> None:
-    def enlarge(path: Path) -> None:
-        state = load_file(path)
-        state["model.decoder.layer_norm.bias"][0] = 1e6
-        save_file(state, path)
-
-    enlarge(tiny_whisper(tmp_path, **SIZES) / "model.safetensors")
-    WhisperModel.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"layer_norm\.bias as torch\.float16, .*wider range"):
-        WhisperModel.from_pretrained(tmp_path, dtype="float16")
-
-
-def test_the_encoder_is_missing_from_a_decoder_alone(folder: Path, tmp_path: Path) -> None:
-    WhisperForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"missing: encoder\.conv1\.bias"):
-        WhisperForConditionalGeneration.from_pretrained(tmp_path)
 
 
 def test_parameters_of_another_shape_are_drawn_only_if_asked(tmp_path: Path) -> None:
@@ -186,7 +153,7 @@ def test_fresh_networks_are_ready_to_be_trained(cls: Any) -> None:
         assert table[47].any()
 
 
-def test_no_network_is_made_of_a_wrong_configuration() -> None:
+def test_no_network_is_made_of_a_wrong_configuration(tmp_path: Path) -> None:
     wrong = config()
     wrong.vocab_size = 40
     with pytest.raises(ValueError, match="pad_token_id is 48, but vocab_size is 40"):
@@ -194,6 +161,10 @@ def test_no_network_is_made_of_a_wrong_configuration() -> None:
     wrong.dropout = 3.0
     with pytest.raises(ValueError, match=r"dropout is 3\.0"):
         WhisperModel(wrong)
+    path = tiny_whisper(tmp_path, **SIZES) / "config.json"
+    path.write_text(path.read_text().replace('"gelu"', '"gelo"'))
+    with pytest.raises(CheckpointError, match=rf"{path}.*expected one of gelu"):
+        WhisperModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -233,6 +204,27 @@ def test_token_tables_can_be_replaced(cls: Any) -> None:
         assert model.proj_out is projection
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_of_tokens_grow_and_shrink_together(tmp_path: Path, tied: bool) -> None:
+    whole = WhisperForConditionalGeneration(config(tie_word_embeddings=tied))
+    for model in (whole, WhisperModel(config()), WhisperForCausalLM(config())):
+        before = model.get_input_embeddings().weight.detach().clone()
+        for size in (57, 49):
+            table = model.resize_token_embeddings(size)
+            assert table is model.get_input_embeddings()
+            assert tuple(table.weight.shape) == (size, 24)
+            assert model.config.vocab_size == table.num_embeddings == size
+            assert torch.equal(table.weight[:49], before[:49])
+    assert (whole.proj_out.weight is whole.get_input_embeddings().weight) == tied
+    assert whole.proj_out.weight.shape[0] == whole.proj_out.out_features == 49
+    whole.save_pretrained(tmp_path)
+    again = WhisperForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again.proj_out.weight, whole.proj_out.weight)
+    assert torch.equal(again.proj_out.weight, again.get_input_embeddings().weight) == tied
+    with pytest.raises(ValueError, match="found 0 tokens, expected at least 1"):
+        whole.resize_token_embeddings(0)
+
+
 def test_whatever_is_saved_can_be_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     monkeypatch.setattr(
@@ -251,23 +243,16 @@ def test_whatever_is_saved_can_be_uploaded(tmp_path: Path, monkeypatch: pytest.M
         assert names == {path.name for path in (tmp_path / str(number)).iterdir()}
         assert (options["repo_id"], options["private"]) == ("lab/x", True)
         assert options["commit_message"] == "Try"
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_tables_of_tokens_grow_and_shrink_together(tied: bool) -> None:
-    whole = WhisperForConditionalGeneration(config(tie_word_embeddings=tied))
-    for model in (whole, WhisperModel(config()), WhisperForCausalLM(config())):
-        before = model.get_input_embeddings().weight.detach().clone()
-        for size in (57, 49):
-            table = model.resize_token_embeddings(size)
-            assert table is model.get_input_embeddings()
-            assert tuple(table.weight.shape) == (size, 24)
-            assert model.config.vocab_size == table.num_embeddings == size
-            assert torch.equal(table.weight[:49], before[:49])
-    assert (whole.proj_out.weight is whole.get_input_embeddings().weight) == tied
-    assert whole.proj_out.weight.shape[0] == whole.proj_out.out_features == 49
-    with pytest.raises(ValueError, match="found 0 tokens, expected at least 1"):
-        whole.resize_token_embeddings(0)
+    # While it is saved, too: all its shards, and to a repository named like the folder.
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, max_shard_size=20_000)
+    assert model.generation_config is not None
+    model.generation_config.save_pretrained(tmp_path / "mine", push_to_hub=True)
+    model.config.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="lab/x", private=True)
+    (names, _), _, _ = sent
+    assert names == {path.name for path in (tmp_path / "mine").iterdir()}
+    assert "model.safetensors.index.json" in names
+    assert [options for _, options in sent[:2]] == [{"repo_id": "mine"}] * 2
+    assert sent[2] == ({"config.json"}, {"repo_id": "lab/x", "private": True})
 
 
 def test_training_on_many_processes_saves_once_and_what_it_gathered(tmp_path: Path) -> None:
@@ -278,42 +263,9 @@ def test_training_on_many_processes_saves_once_and_what_it_gathered(tmp_path: Pa
     model.save_pretrained(tmp_path / "one", state_dict=gathered)
     again = WhisperModel.from_pretrained(tmp_path / "one")
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in gathered.items())
-
-
-def test_files_are_uploaded_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[Any] = []
-    monkeypatch.setattr(
-        "corpus_asr.families.saved_files.upload_files",
-        lambda folder, names, **options: sent.append((folder.name, names, options)),
-    )
-    model = WhisperForConditionalGeneration(config())
-    model.save_pretrained(tmp_path / "mine", push_to_hub=True, max_shard_size=20_000)
-    model.config.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="lab/x")
-    assert model.generation_config is not None
-    model.generation_config.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
-    (_, names, options), settings, generation = sent
-    assert set(names) == {path.name for path in (tmp_path / "mine").iterdir()}
-    assert "model.safetensors.index.json" in names
-    assert options == {"repo_id": "mine"}
-    assert settings == ("mine", ["config.json"], {"repo_id": "lab/x"})
-    assert generation == ("mine", ["generation_config.json"], {"repo_id": "mine", "private": True})
-
-
-def test_an_untied_projection_is_drawn_and_saved(tmp_path: Path) -> None:
-    model = WhisperForConditionalGeneration(config(tie_word_embeddings=False))
-    assert model.proj_out.weight is not model.get_input_embeddings().weight
-    model.save_pretrained(tmp_path)
-    again = WhisperForConditionalGeneration.from_pretrained(tmp_path)
-    assert torch.equal(again.proj_out.weight, model.proj_out.weight)
-    assert not torch.equal(again.proj_out.weight, again.get_input_embeddings().weight)
-
-
-def test_saving_names_class_and_type_and_refuses_a_size_that_is_none(tmp_path: Path) -> None:
-    model = WhisperForConditionalGeneration(config()).half()
-    model.save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    assert content["architectures"] == ["WhisperForConditionalGeneration"]
-    assert content["dtype"] == "float16"
+    # Who may read the settings may read the weights.
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "one").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
     with pytest.raises(ValueError, match="reading the size 'big'"):
         model.save_pretrained(tmp_path, max_shard_size="big")
 
@@ -328,23 +280,13 @@ def test_what_generation_needs_comes_from_the_checkpoint_or_the_configuration(fo
     assert WhisperModel.from_pretrained(folder).generation_config is None
 
 
-def test_attention_can_be_chosen_later(folder: Path) -> None:
+def test_attention_and_checkpointing_can_be_chosen_later(folder: Path) -> None:
     model: Any = WhisperModel.from_pretrained(folder)
     model.set_attn_implementation("eager")
     assert {block.self_attn.eager for block in model.encoder.layers} == {True}
     with pytest.raises(ValueError, match="attn_implementation is 'fastest'"):
         model.set_attn_implementation("fastest")
     assert model.config.attn_implementation == "eager"
-
-
-def test_checkpointing_by_reentry_is_refused(folder: Path) -> None:
-    model = WhisperModel.from_pretrained(folder)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ValueError, match="use_reentrant=False, the only way"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
-
-
-def test_who_may_read_the_settings_may_read_the_weights(tmp_path: Path) -> None:
-    WhisperModel(config()).save_pretrained(tmp_path)
-    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
-    assert modes["model.safetensors"] == modes["config.json"]

@@ -1,25 +1,29 @@
-"""Decoding in slots: the same as whole sequences, whatever other slots hold."""
+"""Whisper in slots: as whole sequences, whatever other slots hold and however short windows are."""
 
+import copy
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from corpus_asr.decoding.protocols import SlotModel
+from corpus_asr.families.layers.projection import can_use_int8
+from corpus_asr.families.whisper.encoder import WhisperEncoder
 from corpus_asr.families.whisper.model import WhisperForCausalLM
-from corpus_asr.families.whisper.slots import (
-    WhisperDecoderSlots,
-    WhisperSlotModel,
-)
+from corpus_asr.families.whisper.slots import PackedWhisperEncoder, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.slots import (
     POSITIONS,
     SOURCE_POSITIONS,
     STEP_TOLERANCE,
     begin,
+    cut_network,
     load,
+    needs_int8,
     sequences,
     whole,
     windows,
@@ -28,7 +32,7 @@ from tests.support.slots import (
 # Only BLAS's choice of kernel may differ with the number of slots.
 NEIGHBOUR_TOLERANCE = 1e-5
 # bfloat16 keeps 8 bits: logits of about 10 are rounded to multiples of 1/16, many times over.
-BFLOAT16_TOLERANCE = 0.3
+STEP_BFLOAT16_TOLERANCE = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def model(network: WhisperForConditionalGeneration) -> WhisperSlotModel:
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float32, STEP_TOLERANCE), (torch.bfloat16, BFLOAT16_TOLERANCE)],
+    [(torch.float32, STEP_TOLERANCE), (torch.bfloat16, STEP_BFLOAT16_TOLERANCE)],
     ids=["float32", "bfloat16"],
 )
 def test_steps_equal_the_whole_sequence_at_every_position(
@@ -129,30 +133,6 @@ def test_a_spoilt_slot_spoils_neither_its_neighbours_nor_whoever_comes_next(
 def test_features_of_another_type_are_converted(model: WhisperSlotModel) -> None:
     features = windows(1).to(torch.float16)
     assert torch.equal(model.encode(features), model.encode(features.float()))
-
-
-def test_a_position_past_the_last_is_an_error(model: WhisperSlotModel) -> None:
-    state = model.new_state(2)
-    begin(model, state, [0, 1], windows(2), sequences(2, 3), [3, 3])
-    with pytest.raises(ValueError, match=r"positions 5 to 60: the cache holds 0 to 59"):
-        model.step(state, torch.tensor([1, 1]), torch.tensor([5, POSITIONS]))
-    with pytest.raises(ValueError, match=r"positions -1 to 3"):
-        model.step(state, torch.tensor([1, 1]), torch.tensor([-1, 3]))
-    with pytest.raises(ValueError, match=r"positions 58 to 60: the cache holds 0 to 59"):
-        model.extend(state, [0], sequences(1, 3), torch.tensor([58]))
-
-
-def test_off_the_cpu_a_step_never_reads_a_value_and_keeps_its_shape(
-    network: WhisperForConditionalGeneration,
-) -> None:
-    # On the meta device there are no values: whatever would make a GPU's host wait fails.
-    with torch.device("meta"):
-        model = WhisperForConditionalGeneration(network.config).slot_model()
-        state = model.new_state(4)
-        tokens = torch.zeros(3, dtype=torch.long)
-        logits = model.step(state, tokens, tokens)
-    assert logits.shape == (3, 500)
-    assert state.layers[0].text.shape[3] == POSITIONS
 
 
 @pytest.mark.gpu
@@ -247,30 +227,10 @@ def test_reordered_slots_go_on_with_the_texts_of_others(
     assert (found - expected).abs().max() < STEP_TOLERANCE
 
 
-def test_slots_may_share_a_window(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    features, tokens = windows(2), sequences(6, 14)
-    tokens[:3, :5], tokens[3:, :5] = tokens[0, :5].clone(), tokens[3, :5].clone()
-    expected = whole(network, features.repeat_interleave(3, dim=0), tokens)
-    state = model.new_state(6, beams=3)
-    assert state.layers[0].cross_keys.shape[0] == 2
-    begin(model, state, [0, 3], features, tokens[[0, 3], :5], [5, 5])
-    model.share(state, 0, [1, 2])
-    model.share(state, 3, [4, 5])
-    for position in range(5, 9):
-        found = model.step(state, tokens[:, position], torch.full((6,), position))
-        assert (found - expected[:, position]).abs().max() < STEP_TOLERANCE
-    found = model.extend(state, [4, 1], tokens[[4, 1], 9:12], torch.tensor([9, 9]))
-    assert (found - expected[[4, 1], 9:12]).abs().max() < STEP_TOLERANCE
-
-
 def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> None:
     network = load(tmp_path)
-    model, alone = (
-        network.slot_model(),
-        WhisperForCausalLM.from_pretrained(tmp_path).slot_model(),
-    )
+    model = network.slot_model()
+    alone = WhisperForCausalLM.from_pretrained(tmp_path).slot_model()
     found: SlotModel = alone  # checked by mypy
     assert (found.vocab_size, found.max_target_positions) == (500, POSITIONS)
     assert (alone.has_encoder, model.has_encoder) == (False, True)
@@ -280,28 +240,344 @@ def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> N
     alone.fill(state, [0, 1], model.encode(features))
     logits = alone.logits(alone.prefill(state, [0, 1], tokens, [12, 12]))
     assert (logits - whole(network, features, tokens)).abs().max() < STEP_TOLERANCE
-
-
-def test_a_decoder_alone_cannot_encode(network: WhisperForConditionalGeneration) -> None:
-    alone = WhisperDecoderSlots(network.model.decoder, network.proj_out)
     with pytest.raises(ValueError, match="encoding 2 windows with a decoder alone"):
         alone.encode(windows(2))
 
 
 def test_wrong_use_is_named(model: WhisperSlotModel) -> None:
     ones = torch.ones(3).long()
-    with pytest.raises(ValueError, match=r"found windows of \(100, 32\).*expected \(100, 64\)"):
-        model.fill(model.new_state(1), [0], torch.zeros(1, SOURCE_POSITIONS, 32))
-    with pytest.raises(ValueError, match=r"61 tokens: the model has 60 positions"):
-        model.prefill(model.new_state(1), [0], sequences(1, POSITIONS + 1), [POSITIONS + 1])
-    with pytest.raises(ValueError, match=r"lengths \[2, 4\], expected 1 to 3"):
-        model.prefill(model.new_state(2), [0, 1], sequences(2, 3), [2, 4])
-    with pytest.raises(ValueError, match="expected at least 1"):
-        model.new_state(0)
-    with pytest.raises(ValueError, match="4 slots of which 3 share a window"):
-        model.new_state(4, beams=3)
-    with pytest.raises(ValueError, match="advancing 3 slots: each 2 of them share a window"):
-        model.step(model.new_state(4, beams=2), ones, ones)
-    for head in ((2, 0), (0, 4), (-1, 0)):
-        with pytest.raises(ValueError, match="the model has 2 layers of 4 heads"):
-            model.align(model.new_state(1), 0, torch.tensor([1]), [head])
+    two = model.new_state(2)
+    begin(model, two, [0, 1], windows(2), sequences(2, 3), [3, 3])
+    narrow, long = torch.zeros(1, SOURCE_POSITIONS, 32), sequences(1, POSITIONS + 1)
+    positions = torch.tensor([5, POSITIONS])
+    for call, message in (
+        (lambda: model.fill(two, [0], narrow), r"windows of \(100, 32\).*expected \(100, 64\)"),
+        (lambda: model.prefill(two, [0], long, [61]), "61 tokens: the model has 60 positions"),
+        (
+            lambda: model.prefill(two, [0, 1], sequences(2, 3), [2, 4]),
+            r"lengths \[2, 4\], expected 1 to 3",
+        ),
+        (lambda: model.new_state(0), "expected at least 1"),
+        (lambda: model.new_state(4, beams=3), "4 slots of which 3 share a window"),
+        (
+            lambda: model.step(model.new_state(4, beams=2), ones, ones),
+            "advancing 3 slots: each 2 of them share a window",
+        ),
+        (
+            lambda: model.step(two, ones[:2], positions),
+            "positions 5 to 60: the cache holds 0 to 59",
+        ),
+        (lambda: model.step(two, ones[:2], torch.tensor([-1, 3])), "positions -1 to 3"),
+        (
+            lambda: model.extend(two, [0], sequences(1, 3), torch.tensor([58])),
+            "positions 58 to 60: the cache holds 0 to 59",
+        ),
+        (lambda: model.align(two, 0, ones[:1], [(2, 0)]), "the model has 2 layers of 4 heads"),
+        (lambda: model.align(two, 0, ones[:1], [(0, 4)]), "the model has 2 layers of 4 heads"),
+        (lambda: model.align(two, 0, ones[:1], [(-1, 0)]), "the model has 2 layers of 4 heads"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+# The packed encoder, and windows of which only the front is heard: as a network of the same weights
+# hears that has no room for more.
+
+FRAMES = 2 * SOURCE_POSITIONS
+LENGTHS = [100, 200, 60, 100, 2]
+HEADS = [(1, 3), (0, 0)]
+# What two blocks lose.
+BFLOAT16_TOLERANCE, INT8_TOLERANCE = 0.03, 0.06
+
+KINDS = [
+    pytest.param(torch.bfloat16, False, id="bfloat16"),
+    pytest.param(torch.bfloat16, True, id="int8", marks=needs_int8),
+    pytest.param(torch.float32, True, id="int8 beside float32", marks=needs_int8),
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(network: WhisperForConditionalGeneration) -> WhisperEncoder:
+    return network.model.encoder
+
+
+def packed(encoder: WhisperEncoder, dtype: torch.dtype, *, int8: bool) -> PackedWhisperEncoder:
+    return PackedWhisperEncoder(copy.deepcopy(encoder).to(dtype), int8=int8)
+
+
+@torch.inference_mode()
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found.float() - expected).norm() / expected.norm())
+
+
+Cut = dict[int, WhisperForConditionalGeneration]
+
+
+@pytest.fixture(scope="module")
+def cut(network: WhisperForConditionalGeneration) -> dict[int, WhisperForConditionalGeneration]:
+    """The oracles, by the frames of their windows."""
+    return {frames: cut_network(network, frames=frames) for frames in set(LENGTHS)}
+
+
+def expect(cut: Cut, features: Tensor, tokens: Tensor, lengths: list[int]) -> Tensor:
+    """Logits (batch, token, vocab) of whole sequences, each by the network of its length."""
+    rows = [
+        whole(cut[frames], window[None, :, :frames], row[None])
+        for window, row, frames in zip(features, tokens, lengths, strict=True)
+    ]
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize(("dtype", "int8"), KINDS)
+@torch.inference_mode()
+def test_in_few_bits_it_stays_near(encoder: WhisperEncoder, dtype: torch.dtype, int8: bool) -> None:
+    features = windows(3)
+    found = packed(encoder, dtype, int8=int8).encode(features.to(dtype))
+    assert found.dtype == dtype
+    tolerance = INT8_TOLERANCE if int8 else BFLOAT16_TOLERANCE
+    for one, expected in zip(found, encoder.encode(features), strict=True):
+        assert relative_error(one, expected) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "int8"), KINDS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_window_is_the_same_alone_and_in_any_company(
+    encoder: WhisperEncoder, dtype: torch.dtype, int8: bool, threads: int
+) -> None:
+    """With several threads a window alone is computed by all of them, one among many by one."""
+    encode = packed(encoder, dtype, int8=int8).encode
+    features = windows(5).to(dtype)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        together = encode(features)
+        for first in range(5):
+            assert torch.equal(encode(features[first : first + 1])[0], together[first])
+        louder = torch.cat([features[4:] * 100, features.flip(0)])
+        assert torch.equal(encode(louder)[1:].flip(0), together)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_no_window_is_refused(encoder: WhisperEncoder) -> None:
+    packed_encoder = PackedWhisperEncoder(encoder, int8=False)
+    for shape, message in (
+        ((1, 80, 199), "found 80 mel bins x 199 frames, expected 80 x 200"),
+        ((1, 128, 200), "found 128 mel bins x 200 frames"),
+        ((0, 80, 200), "found an empty batch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            packed_encoder.encode(torch.zeros(shape))
+
+
+def test_making_it_leaves_the_encoder_as_it_was_and_trainable(encoder: WhisperEncoder) -> None:
+    ours = copy.deepcopy(encoder)
+    PackedWhisperEncoder(ours, int8=can_use_int8())
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(weight, encoder.state_dict()[name]), name
+    ours(windows(1)).last_hidden_state.sum().backward()
+    assert all(weight.grad is not None for weight in ours.layers.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "int8"), KINDS)
+def test_the_linear_maps_are_freed_with_the_model(
+    tmp_path: Path, dtype: torch.dtype, int8: bool
+) -> None:
+    """Only their packed copies stay; embeddings and the last norms are shared."""
+    network = load(tmp_path, dtype)
+    blocks = [
+        weakref.ref(weight)
+        for tower in (network.model.encoder, network.model.decoder)
+        for module in tower.modules()
+        if isinstance(module, (nn.Linear, nn.Conv1d))
+        for weight in module.parameters()
+    ]
+    shared = weakref.ref(network.model.decoder.embed_tokens.weight)
+    model = network.slot_model(int8=int8)
+    del network
+    gc.collect()
+    assert len(blocks) > 40
+    assert not [weight() for weight in blocks if weight() is not None]
+    assert shared() is not None
+    state = model.new_state(2)
+    logits = begin(model, state, [0, 1], windows(2), sequences(2, 4), [4, 4])
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "int8"), [(torch.float32, None), (torch.float32, False), *KINDS])
+@torch.inference_mode()
+def test_the_encoder_is_one_that_has_no_room_for_more(
+    network: WhisperForConditionalGeneration, cut: Cut, dtype: torch.dtype, int8: bool | None
+) -> None:
+    """Also the packed one, for which `int8` is told; that to the bit."""
+    features = windows(len(LENGTHS)).to(dtype)
+
+    def encoder(of: WhisperForConditionalGeneration) -> WhisperEncoder | PackedWhisperEncoder:
+        return of.model.encoder if int8 is None else packed(of.model.encoder, dtype, int8=int8)
+
+    found = encoder(network).encode(features, num_frames=LENGTHS)
+    assert found.shape == (len(LENGTHS), FRAMES // 2, 64)
+    tolerance = 1e-5 if int8 is None else 0.0
+    for one, window, frames in zip(found, features, LENGTHS, strict=True):
+        expected = encoder(cut[frames]).encode(window[None, :, :frames])[0]
+        torch.testing.assert_close(one[: frames // 2], expected, atol=tolerance, rtol=tolerance)
+        assert not one[frames // 2 :].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_windows_heard_to_their_end_are_whole_windows(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = load(tmp_path, dtype).slot_model()
+    features, tokens = windows(3), sequences(3, 30)
+    found: list[list[Tensor]] = []
+    for heard in (None, [FRAMES] * 3):
+        state = model.new_state(4)
+        encoded = model.encode(features, num_frames=heard)
+        model.fill(state, [2, 0, 1], encoded, num_frames=heard)
+        own = [encoded, model.prefill(state, [2, 0, 1], tokens[:, :20], [20, 3, 7])]
+        own.append(model.step(state, tokens[:, 20], torch.full((3,), 20)))
+        own.append(model.extend(state, [0, 2], tokens[:2, 21:24], torch.tensor([21, 21])))
+        found.append([*own, *model.align(state, 1, tokens[0], HEADS)])
+    for expected, to_the_end in zip(*found, strict=True):
+        assert torch.equal(expected, to_the_end)
+
+
+@pytest.mark.parametrize("first", [1, 5, 24], ids=lambda count: f"prompts of {count}")
+@pytest.mark.parametrize(
+    ("slots", "lengths"),
+    [([0, 1, 2], [100, 200, 60]), ([2, 0, 1], [100, 100, 100]), ([1, 2, 0], [2, 60, 2])],
+    ids=["one is whole", "alike", "all short"],
+)
+def test_windows_of_all_lengths_side_by_side(
+    model: WhisperSlotModel, cut: Cut, slots: list[int], lengths: list[int], first: int
+) -> None:
+    features, tokens = windows(3), sequences(3, 40)
+    expected = expect(cut, features, tokens, lengths)
+    state = model.new_state(4)
+    # What is left of others must not be heard.
+    spoilt = torch.full((4, FRAMES // 2, 64), torch.nan)
+    model.fill(state, [0, 1, 2, 3], spoilt)
+    model.fill(state, slots, model.encode(features, num_frames=lengths), num_frames=lengths)
+    hidden = model.prefill(state, slots, tokens[:, :first], [first] * 3)
+    found = [model.logits(hidden)]
+    by_slot = torch.tensor(slots).argsort()
+    for position in range(first, first + 6):
+        token = tokens[by_slot, position]
+        logits = model.step(state, token, torch.full((3,), position))
+        found.append(logits[slots].unsqueeze(1))
+    position = first + 6
+    found.append(
+        model.extend(state, slots, tokens[:, position : position + 5], torch.full((3,), position))
+    )
+    seen = torch.cat(found, dim=1)
+    torch.testing.assert_close(seen, expected[:, : position + 5], atol=STEP_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_alignment_knows_nothing_past_what_was_heard(
+    network: WhisperForConditionalGeneration, model: WhisperSlotModel, cut: Cut, slot: int
+) -> None:
+    features, tokens, lengths = windows(3), sequences(1, 24)[0], [100, 200, 60]
+    state = model.new_state(3)
+    model.fill(state, [0, 1, 2], model.encode(features, num_frames=lengths), num_frames=lengths)
+    weights, logits = model.align(state, slot, tokens, HEADS)
+    frames = lengths[slot]
+    alone = cut[frames].slot_model()
+    there = alone.new_state(1)
+    alone.fill(there, [0], alone.encode(features[slot : slot + 1, :, :frames]))
+    expected, expected_logits = alone.align(there, 0, tokens, HEADS)
+    assert weights.shape == (2, 24, FRAMES // 2)
+    torch.testing.assert_close(weights[:, :, : frames // 2], expected, atol=1e-5, rtol=1e-4)
+    assert not weights[:, :, frames // 2 :].any()
+    torch.testing.assert_close(logits, expected_logits, atol=STEP_TOLERANCE, rtol=0)
+
+
+def test_the_length_goes_where_the_window_goes(model: WhisperSlotModel, cut: Cut) -> None:
+    features, tokens = windows(2), sequences(3, 12)
+    tokens[:] = tokens[0]
+    lengths = [60, 200]
+    state = model.new_state(3)
+    model.fill(state, [0, 2], model.encode(features, num_frames=lengths), num_frames=lengths)
+    model.prefill(state, [0, 2], tokens[:2, :5], [5, 5])
+    model.move(state, 2, 1)
+    model.share(state, 0, [2])
+    now = [0, 1, 0]
+    expected = expect(cut, features[now], tokens, [lengths[row] for row in now])
+    for position in (5, 6):
+        found = model.step(state, tokens[:, position], torch.full((3,), position))
+        torch.testing.assert_close(found, expected[:, position], atol=STEP_TOLERANCE, rtol=0)
+    # A slot's text may change; its window, short or not, stays.
+    model.reorder(state, [0, 1, 2], torch.tensor([1, 0, 1]))
+    found = model.step(state, tokens[:, 5], torch.full((3,), 0))
+    same = expect(cut, features[now], tokens[:, 5:6], [lengths[row] for row in now])
+    torch.testing.assert_close(found, same[:, 0], atol=STEP_TOLERANCE, rtol=0)
+
+
+def test_a_whole_window_after_a_short_one_is_heard_whole(model: WhisperSlotModel, cut: Cut) -> None:
+    features, tokens = windows(2), sequences(1, 5)
+    state = model.new_state(2)
+    model.fill(state, [0], model.encode(features[:1], num_frames=[60]), num_frames=[60])
+    model.prefill(state, [0], tokens, [5])
+    for slots in ([0], [0, 1]):
+        some = features[: len(slots)]
+        model.fill(state, slots, model.encode(some))
+        rows = tokens.expand(len(slots), -1)
+        found = model.logits(model.prefill(state, slots, rows, [5] * len(slots)))
+        expected = expect(cut, some, rows, [FRAMES] * len(slots))
+        torch.testing.assert_close(found, expected, atol=STEP_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[FRAMES, FRAMES], [60, 100]])
+def test_slots_that_share_a_window_share_its_length(
+    model: WhisperSlotModel, cut: Cut, lengths: list[int]
+) -> None:
+    features, tokens = windows(2), sequences(6, 12)
+    tokens[:3, :5], tokens[3:, :5] = tokens[0, :5].clone(), tokens[3, :5].clone()
+    each = [frames for frames in lengths for _ in range(3)]
+    expected = expect(cut, features.repeat_interleave(3, dim=0), tokens, each)
+    state = model.new_state(6, beams=3)
+    assert state.layers[0].cross_keys.shape[0] == 2
+    model.fill(state, [0, 3], model.encode(features, num_frames=lengths), num_frames=lengths)
+    model.prefill(state, [0, 3], tokens[[0, 3], :5], [5, 5])
+    model.share(state, 0, [1, 2])
+    model.share(state, 3, [4, 5])
+    for position in range(5, 9):
+        found = model.step(state, tokens[:, position], torch.full((6,), position))
+        torch.testing.assert_close(found, expected[:, position], atol=STEP_TOLERANCE, rtol=0)
+    found = model.extend(state, [4, 1], tokens[[4, 1], 9:12], torch.tensor([9, 9]))
+    torch.testing.assert_close(found, expected[[4, 1], 9:12], atol=STEP_TOLERANCE, rtol=0)
+    for source, target in zip([3, 4, 5], [0, 1, 2], strict=True):
+        model.move(state, source, target)
+    found = model.step(state, tokens[3:, 9], torch.full((3,), 9))
+    torch.testing.assert_close(found, expected[3:, 9], atol=STEP_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parts_that_cannot_be_heard_are_an_error(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = load(tmp_path, dtype).slot_model()
+    encoded = model.encode(windows(2))
+    message = r"parts of 2 windows: found \[.*\] frames, expected .* a multiple of 2, 2 to 200"
+    for heard in ([100], [100, 0], [100, 202], [100, 99], [-2, 100]):
+        with pytest.raises(ValueError, match=message):
+            model.encode(windows(2), num_frames=heard)
+        with pytest.raises(ValueError, match=message):
+            model.fill(model.new_state(2), [0, 1], encoded, num_frames=heard)
+
+
+def test_off_the_cpu_a_step_keeps_its_shape_and_never_reads_a_value(
+    network: WhisperForConditionalGeneration,
+) -> None:
+    # On the meta device there are no values: whatever would make a GPU's host wait fails.
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(network.config).slot_model()
+        state = model.new_state(4)
+        features = torch.zeros(3, 80, FRAMES)
+        heard = [100, 60, 100]
+        model.fill(state, [0, 1, 2], model.encode(features, num_frames=heard), num_frames=heard)
+        view = state.view_windows(range(3))
+        tokens = torch.zeros(3, dtype=torch.long)
+        assert model.step(state, tokens, tokens).shape == (3, 500)
+    assert state.layers[0].text.shape[3] == POSITIONS
+    assert view is not None
+    assert view.unseen is not None
+    assert view.unseen.shape == (3, 1, 1, FRAMES // 2)

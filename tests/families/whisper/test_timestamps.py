@@ -1,12 +1,10 @@
 """Timestamps in text, merged chunks and grouped words, against transformers."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.whisper import tokenization_whisper as reference
@@ -16,22 +14,15 @@ from corpus_asr.families.whisper.timestamps import (
     joined_sequences,
     without_timestamps,
 )
-from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from tests.support.tokenizers import real_tokenizer, tiny_tokenizer
+from tests.support.tokenizers import TokenizerPair, real_tokenizer, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
+def pairs(tmp_path_factory) -> dict[str, TokenizerPair]:
     root = tmp_path_factory.mktemp("tokenizers")
     tiny_tokenizer(root / "tiny")
     real_tokenizer(root / "v3", cantonese=True)
-    return {name: root / name for name in ("tiny", "v3")}
-
-
-@pytest.fixture(scope="module")
-def pairs(folders):
-    classes = (WhisperTokenizer, transformers.WhisperTokenizer)
-    return {name: [c.from_pretrained(folders[name]) for c in classes] for name in folders}
+    return {name: TokenizerPair(root / name) for name in ("tiny", "v3")}
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +31,9 @@ def _quiet():
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def both(pair, outputs, **options):
-    options = {
-        "return_timestamps": True,
-        "return_language": False,
-        "time_precision": 0.02,
-    } | options
-    return [tokenizer._decode_asr(outputs, **options) for tokenizer in pair]
+def merged(pair, outputs, timestamps, language=True):
+    options = {"return_timestamps": timestamps, "return_language": language}
+    return pair.agree("_decode_asr", outputs, time_precision=0.02, **options)
 
 
 def token_ids(tokenizer):
@@ -68,7 +55,7 @@ def token_ids(tokenizer):
 @given(data=st.data())
 @settings(max_examples=60)
 def test_any_chunks_merge_as_in_transformers(pairs, data):
-    ours, theirs = pairs["tiny"]
+    ours = pairs["tiny"].ours
     step = st.sampled_from([0.0, 1.0, 2.5, 5.0])
     outputs = []
     for _ in range(data.draw(st.integers(1, 4))):
@@ -80,9 +67,7 @@ def test_any_chunks_merge_as_in_transformers(pairs, data):
         outputs.append(output)
     for timestamps in (True, False, "word"):
         for language in (True, False):
-            options = {"return_timestamps": timestamps, "return_language": language}
-            found, expected = both((ours, theirs), outputs, **options)
-            assert found == expected, (outputs, options)
+            merged(pairs["tiny"], outputs, timestamps, language)
 
 
 def spoken(tokenizer, text: str, *, start: int, end: int) -> list[int]:
@@ -92,10 +77,8 @@ def spoken(tokenizer, text: str, *, start: int, end: int) -> list[int]:
 
 @pytest.mark.parametrize("timestamps", [True, False, "word"])
 def test_overlapping_chunks_of_real_text_merge_at_what_they_share(pairs, timestamps):
-    ours, theirs = pairs["v3"]
-    left = spoken(
-        ours, " The north wind and the sun were disputing which was the", start=0, end=1500
-    )
+    ours, begun = pairs["v3"].ours, " The north wind and the sun were disputing which was the"
+    left = spoken(ours, begun, start=0, end=1500)
     right = spoken(ours, " sun were disputing which was the stronger.", start=60, end=900)
     head = list(ours.prompt("en", "transcribe", True))
     outputs = [
@@ -106,24 +89,20 @@ def test_overlapping_chunks_of_real_text_merge_at_what_they_share(pairs, timesta
         }
         for ids, stride in ((left, (30.0, 0.0, 5.0)), (right, (30.0, 5.0, 0.0)))
     ]
-    options = {"return_timestamps": timestamps, "return_language": True}
-    found, expected = both((ours, theirs), outputs, **options)
-    assert found == expected
+    found = merged(pairs["v3"], outputs, timestamps)
     assert found[0] == " The north wind and the sun were disputing which was the stronger."
     assert {chunk["language"] for chunk in found[1]["chunks"]} == {"english"}
 
 
 def test_a_language_may_change_between_chunks(pairs):
-    ours, theirs = pairs["v3"]
+    ours = pairs["v3"].ours
     outputs = [
         {"tokens": np.array([[*ours.prompt(code, "transcribe", False), *ids, ours.eot]])}
         for code, ids in (("en", ours.encode(" wind", add_special_tokens=False)), ("ja", [14558]))
     ]
     for timestamps in (True, False):
-        options = {"return_timestamps": timestamps, "return_language": True}
-        found, expected = both((ours, theirs), outputs, **options)
-        assert found == expected
-    assert both((ours, theirs), [], return_timestamps=False) == [("", {})] * 2
+        merged(pairs["v3"], outputs, timestamps)
+    assert merged(pairs["v3"], [], False, False) == ("", {})
 
 
 @given(
@@ -154,9 +133,9 @@ LANGUAGE_TEXTS = {
 
 @pytest.mark.parametrize("language", LANGUAGE_TEXTS)
 def test_words_are_those_of_transformers(pairs, language):
-    ours, theirs = pairs["v3"]
     for text in LANGUAGE_TEXTS.values():
-        assert_equal_words(ours, theirs, ours.encode(text, add_special_tokens=False), language)
+        ids = pairs["v3"].ours.encode(text, add_special_tokens=False)
+        assert_equal_words(pairs["v3"], ids, language)
 
 
 @given(
@@ -164,16 +143,14 @@ def test_words_are_those_of_transformers(pairs, language):
 )
 @settings(max_examples=150)
 def test_any_tokens_group_as_in_transformers(pairs, ids, language):
-    ours, theirs = pairs["v3"]
-    assert_equal_words(ours, theirs, ids, language)
+    assert_equal_words(pairs["v3"], ids, language)
 
 
-def assert_equal_words(ours, theirs, ids, language):
-    words, _, positions = reference._combine_tokens_into_words(theirs, ids, language)
-    found = grouped_words(ids, language, ours.decode)
-    assert [(word.text, word.positions) for word in found] == list(
-        zip(words, positions, strict=True)
-    )
+def assert_equal_words(pair, ids, language):
+    words, _, positions = reference._combine_tokens_into_words(pair.theirs, ids, language)
+    found = grouped_words(ids, language, pair.ours.decode)
+    expected = list(zip(words, positions, strict=True))
+    assert [(word.text, word.positions) for word in found] == expected
 
 
 def test_written_timestamps_are_removed_from_text():

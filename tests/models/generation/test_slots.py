@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +26,34 @@ def model(folder: Path) -> WhisperForConditionalGeneration:
     return WhisperForConditionalGeneration.from_pretrained(folder)
 
 
-def test_it_is_made_once(model: WhisperForConditionalGeneration) -> None:
-    assert slot_model(model) is slot_model(model)
-
-
-def test_a_step_of_an_optimiser_makes_it_anew(model: WhisperForConditionalGeneration) -> None:
-    before = slot_model(model)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+def step(model: WhisperForConditionalGeneration) -> None:
     model.model.decoder.layer_norm.weight.grad = torch.ones(16)
-    optimiser.step()
-    assert slot_model(model) is not before
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
-def test_changes_through_data_make_it_anew(model: WhisperForConditionalGeneration) -> None:
+def first_weight(model: WhisperForConditionalGeneration) -> torch.Tensor:
+    return dict(model.named_parameters())["model.decoder.layers.0.fc1.weight"]
+
+
+CHANGES: dict[str, Callable[[WhisperForConditionalGeneration], object]] = {
+    "a step of an optimiser": step,
+    "values in place": lambda model: first_weight(model).data.mul_(2.0),
+    "other data": lambda model: setattr(first_weight(model), "data", torch.zeros(64, 16)),
+    "loaded weights": lambda model: model.load_state_dict(
+        {name: value + 1 for name, value in model.state_dict().items()}
+    ),
+    "another type": lambda model: model.to(torch.float64),
+}
+
+
+def test_it_is_made_once_until_the_weights_change(model: WhisperForConditionalGeneration) -> None:
     before = slot_model(model)
-    weight = dict(model.named_parameters())["model.decoder.layers.0.fc1.weight"]
-    weight.data.mul_(2.0)
-    again = slot_model(model)
-    assert again is not before
-    weight.data = torch.zeros(64, 16)
-    assert slot_model(model) is not again
-
-
-def test_another_type_or_loaded_weights_make_it_anew(
-    model: WhisperForConditionalGeneration,
-) -> None:
-    before = slot_model(model)
-    model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()})
-    loaded = slot_model(model)
-    assert loaded is not before
-    assert slot_model(model.to(torch.float64)).dtype == torch.float64
+    for name, change in CHANGES.items():
+        assert slot_model(model) is before, name
+        change(model)
+        assert slot_model(model) is not before, name
+        before = slot_model(model)
+    assert before.dtype == torch.float64
 
 
 def test_copies_and_pickles_leave_it_behind(model: WhisperForConditionalGeneration) -> None:

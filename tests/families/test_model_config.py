@@ -1,0 +1,237 @@
+"""config.json of both families against transformers."""
+
+import copy
+import json
+import pickle
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import transformers
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.speech2text.config import Speech2TextConfig
+from corpus_asr.families.whisper.config import WhisperConfig
+
+CLASSES: dict[Any, Any] = {
+    WhisperConfig: transformers.WhisperConfig,
+    Speech2TextConfig: transformers.Speech2TextConfig,
+}
+
+
+def own_fields(cls: Any) -> list[str]:
+    return [f.name for f in fields(cls) if f.metadata.get("in_file", True)]
+
+
+def plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_key_has_the_name_and_default_of_the_reference(cls):
+    reference, own = CLASSES[cls](), own_fields(cls)
+    # What is left are settings that any model of the library has.
+    general = set(transformers.PreTrainedConfig().to_dict()) - set(own)
+    assert set(reference.to_dict()) - general - {"model_type"} == set(own)
+    for name in own:
+        assert plain(getattr(cls(), name)) == plain(getattr(reference, name)), name
+
+
+def test_a_config_of_the_reference_loads_and_comes_back(tmp_path):
+    whisper = transformers.WhisperConfig(d_model=66, suppress_tokens=[1, 2], num_mel_bins=128)
+    speech2text = transformers.Speech2TextConfig(
+        d_model=66, num_attention_heads=2, conv_channels=12
+    )
+    speech2text.decoder_attention_heads = 3
+    for (cls, reference), theirs in zip(CLASSES.items(), (whisper, speech2text), strict=True):
+        theirs.save_pretrained(tmp_path / "theirs")
+        ours = cls.from_pretrained(tmp_path / "theirs")
+        for name in own_fields(cls):
+            assert name == "dtype" or plain(getattr(ours, name)) == plain(getattr(theirs, name)), (
+                name
+            )
+        assert ours.hidden_size == 66
+        ours.save_pretrained(tmp_path / "ours")
+        assert reference.from_pretrained(tmp_path / "ours").to_dict() == theirs.to_dict()
+
+
+def test_saving_keeps_unknown_keys(tmp_path):
+    content = {"model_type": "whisper", "d_model": 12, "torch_dtype": "float16", "x": {"y": [1]}}
+    content["encoder_layer"] = 1  # looks misspelt
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = WhisperConfig.from_pretrained(tmp_path)
+    assert config.extra == {"x": {"y": [1]}, "encoder_layer": 1}
+    content["encoder_layer"] = 1  # looks misspelt
+    assert config.x == {"y": [1]}
+    assert config.dtype == "float16"
+    config.save_pretrained(tmp_path / "copy")
+    assert WhisperConfig.from_pretrained(str(tmp_path / "copy")) == config
+    content["dtype"] = content.pop("torch_dtype")
+    assert json.loads((tmp_path / "copy/config.json").read_text()).items() >= content.items()
+    # As in published checkpoints of Speech2Text: decoding's settings beside the network's.
+    older = {"model_type": "speech_to_text", "num_beams": 5, "max_length": 200, "d_model": 8}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    ours = Speech2TextConfig.from_pretrained(tmp_path)
+    assert ours.extra == {"num_beams": 5, "max_length": 200}
+    assert ours.to_diff_dict() == older
+    with pytest.raises(AttributeError, match="a Speech2TextConfig has no 'num_mel_bins'"):
+        _ = ours.num_mel_bins
+
+
+@pytest.mark.parametrize(
+    ("cls", "content", "message"),
+    [
+        (WhisperConfig, {"d_model": "384"}, r"config.json: d_model is '384' \(str\), expected int"),
+        (WhisperConfig, {"suppress_tokens": [1.5]}, "suppress_tokens is .*a list of int or null"),
+        (WhisperConfig, {"eos_token_id": [1]}, "eos_token_id is .*expected int or null"),
+        (WhisperConfig, {"model_type": "bert"}, "found model_type 'bert', expected 'whisper'"),
+        (Speech2TextConfig, {"model_type": "whisper"}, "'whisper', expected 'speech_to_text'"),
+    ],
+)
+def test_a_wrong_value_is_a_checkpoint_error(tmp_path, cls, content, message):
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        cls.from_pretrained(tmp_path)
+
+
+WRONG: list[tuple[Any, dict[str, Any], str]] = [
+    (WhisperConfig, {"d_model": 0}, "d_model is 0, expected at least 1"),
+    (
+        WhisperConfig,
+        {"d_model": 9, "encoder_attention_heads": 3, "decoder_attention_heads": 3},
+        "an even num",
+    ),
+    (WhisperConfig, {"decoder_attention_heads": 5}, "decoder_attention_heads: 5 heads do not"),
+    (WhisperConfig, {"encoder_layers": -1}, "encoder_layers is -1, expected at least 0"),
+    (WhisperConfig, {"median_filter_width": 6}, "median_filter_width is 6, expected an odd number"),
+    (WhisperConfig, {"mask_time_prob": 1.5}, "mask_time_prob is 1.5, expected within 0 and 1"),
+    (WhisperConfig, {"dropout": -0.1}, "dropout is -0.1, expected within 0 and 1"),
+    (WhisperConfig, {"encoder_layerdrop": float("nan")}, "encoder_layerdrop is nan"),
+    (WhisperConfig, {"problem_type": "classify"}, "problem_type is 'classify', expected one of"),
+    (WhisperConfig, {"num_labels": 3, "id2label": {0: "a"}}, "is 3, but id2label names 1 classes"),
+    (Speech2TextConfig, {"conv_kernel_sizes": [5]}, "is .5,., expected as many sizes as num_conv_"),
+    (
+        Speech2TextConfig,
+        {"num_conv_layers": 3},
+        "expected as many sizes as num_conv_layers says: 3",
+    ),
+    (Speech2TextConfig, {"conv_kernel_sizes": [5, 4]}, "expected odd numbers"),
+    (Speech2TextConfig, {"conv_channels": 9}, "conv_channels is 9, expected an even number"),
+    (
+        Speech2TextConfig,
+        {"d_model": 3, "encoder_attention_heads": 1, "decoder_attention_heads": 1},
+        "at least 4",
+    ),
+    (Speech2TextConfig, {"input_feat_per_channel": 0}, "input_feat_per_channel is 0, expected at"),
+]
+
+
+@pytest.mark.parametrize(("cls", "settings", "message"), WRONG)
+def test_settings_no_network_can_have_are_refused(tmp_path, cls, settings, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**settings)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=f"reading {tmp_path}/config.json: .*{message}"):
+        cls.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (WhisperConfig, {"d_modle": 64}, "found the keyword 'd_modle', expected 'd_model'"),
+        (WhisperConfig, {"encoder_layer": 1}, "expected 'encoder_layers'"),
+        (
+            WhisperConfig,
+            {"d_model": "64"},
+            r"making WhisperConfig.*d_model is '64' \(str\), expected",
+        ),
+        (WhisperConfig, {"use_cache": 1}, "use_cache is 1"),
+        (WhisperConfig, {"id2label": {"x": "y"}}, "id2label is"),
+        (Speech2TextConfig, {"conv_chanels": 8}, "'conv_chanels', expected 'conv_channels'"),
+    ],
+)
+def test_a_misspelt_name_and_a_wrong_type_are_a_type_error(cls, settings, message):
+    with pytest.raises(TypeError, match=message):
+        cls(**settings)
+    with pytest.raises(ValueError, match="attn_implementation is 'fast', expected one of"):
+        cls(attn_implementation="fast")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_labels": 4},
+        {"id2label": {0: "no", 1: "yes", 2: "perhaps"}},
+        {"id2label": {"0": "no"}, "label2id": {"no": 0}},
+        {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3},
+        {"output_attentions": True, "return_dict": False, "problem_type": "regression"},
+    ],
+)
+def test_general_settings_mean_what_they_mean_in_the_reference(settings):
+    ours = WhisperConfig(**settings)
+    theirs = transformers.WhisperConfig(**settings)
+    names = ["num_labels", "id2label", "hidden_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["encoder_layers", "d_model", "output_attentions", "return_dict", "problem_type"]
+    for name in names:
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert {number: label for label, number in ours.label2id.items()} == ours.id2label
+
+
+def test_a_key_of_no_field_can_be_set_and_is_saved(tmp_path):
+    config: Any = WhisperConfig()
+    config.forced_decoder_ids = None
+    config.suppress_tokens = []
+    config.save_pretrained(tmp_path)
+    theirs = transformers.WhisperConfig.from_pretrained(tmp_path)
+    assert theirs.suppress_tokens == []
+    again = WhisperConfig.from_pretrained(tmp_path)
+    assert (again.forced_decoder_ids, again.suppress_tokens) == (None, ())
+    assert copy.deepcopy(again) == pickle.loads(pickle.dumps(again)) == again
+
+
+def test_keywords_replace_what_the_file_says(tmp_path):
+    WhisperConfig(d_model=36, dropout=0.2).save_pretrained(tmp_path)
+    found = WhisperConfig.from_pretrained(tmp_path, dropout=0.3, num_hidden_layers=1)
+    assert (found.d_model, found.dropout, found.encoder_layers) == (36, 0.3, 1)
+    assert WhisperConfig.from_dict({"d_model": 36, "new": 1}, dropout=0.3).new == 1
+    with pytest.raises(AttributeError, match="has no 'newer'"):
+        _ = found.newer
+
+
+def test_json_holds_what_differs_or_everything(tmp_path):
+    config = WhisperConfig(d_model=36, dtype="float16", extra={"new": 1})
+    differing = {"d_model": 36, "dtype": "float16", "model_type": "whisper", "new": 1}
+    assert json.loads(config.to_json_string()) == differing
+    assert WhisperConfig.from_dict(json.loads(config.to_json_string(use_diff=False))) == config
+    config.to_json_file(tmp_path / "x.json")
+    assert WhisperConfig.from_json_file(tmp_path / "x.json") == config
+    config.update({"hidden_size": 48, "newer": 2})
+    assert (config.d_model, config.newer, config.new) == (48, 2, 1)
+
+
+def test_labels_survive_a_file_both_ways_and_their_number_can_be_set(tmp_path):
+    ours = WhisperConfig(id2label={0: "no", 1: "yes", 2: "perhaps"})
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.WhisperConfig.from_pretrained(tmp_path)
+    assert (theirs.id2label, theirs.label2id) == (ours.id2label, ours.label2id)
+    theirs.save_pretrained(tmp_path)
+    again = WhisperConfig.from_pretrained(tmp_path)
+    again.num_labels = 3
+    assert again.id2label == ours.id2label
+    again.num_labels = 2
+    assert again.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+def test_a_setting_can_be_changed_and_is_checked_again_when_asked():
+    config = WhisperConfig(torch_dtype="float16", return_dict=False)
+    assert config.torch_dtype == config.dtype == "float16"  # older names still work
+    assert config.use_return_dict is False
+    config.torch_dtype, config.dropout = "bfloat16", 0.1
+    assert config.dtype == "bfloat16"
+    assert "torch_dtype" not in config.to_dict()
+    config.validate()
+    config.hidden_size = 100
+    assert config.d_model == 100
+    with pytest.raises(ValueError, match="6 heads do not divide it"):
+        config.validate()
