@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,7 +148,8 @@ def test_a_channel_that_is_not_there_is_refused_with_what_is():
     with pytest.raises(DecodeError, match=r"no channel 2 \(found 2 channels") as caught:
         decode(wav_bytes(noise(1, num_channels=2), rate_hz=16000), channels=2)
     assert caught.value.kind == "no_such_channel"
-    for channels in (-1, "left"):
+    wrong: tuple[Any, ...] = (-1, "left")
+    for channels in wrong:
         with pytest.raises((ValueError, TypeError), match="channels"):
             decode(wav_bytes(noise(1), rate_hz=16000), channels=channels)
 

@@ -33,7 +33,7 @@ class Pair(references.Pair):
 def pair(folder: Path, *, seed: int = 0, **config: Any) -> Pair:
     # With one matrix for both, a random network says one token over and over.
     settings = {"max_source_positions": 6000, "tie_word_embeddings": False, **config}
-    sizes = {"d_model": 32, "vocab_size": VOCAB, "input_feat_per_channel": MELS}
+    sizes: dict[str, Any] = {"d_model": 32, "vocab_size": VOCAB, "input_feat_per_channel": MELS}
     tiny_speech2text(folder, seed=seed, spread=0.25, **sizes, **settings)
     ours: Any = Speech2TextForConditionalGeneration.from_pretrained(folder).eval()
     theirs = transformers.Speech2TextForConditionalGeneration.from_pretrained(folder)

@@ -77,9 +77,10 @@ class Nights:
         killed_after: int | None = None,
     ) -> OutcomeCounts | None:
         """Run; None if it was killed, after so many changes to the output."""
+        counts = None
         with life(float("inf") if killed_after is None else killed_after):
-            return self._run(options or RunOptions(), down)
-        return None
+            counts = self._run(options or RunOptions(), down)
+        return counts
 
     def _run(self, options: RunOptions, down: float) -> OutcomeCounts:
         # A killed run leaves its lock; its process, the test's, lives on.

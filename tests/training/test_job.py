@@ -212,11 +212,12 @@ def test_a_start_that_stays_the_best_is_written_as_it_was_stored(
 
 
 def test_the_step_that_was_kept_is_known(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, wers, keep, kept in (
+    cases: tuple[tuple[str, list[float | None], str, int], ...] = (
         ("best", [0.3, 0.1, 0.2], "best", 1),
         ("last", [0.3, 0.1, 0.2], "last", 2),
         ("unknown", [None] * 3, "best", 2),
-    ):
+    )
+    for name, wers, keep, kept in cases:
         told(monkeypatch, wers)
         evaluation = {"eval_steps": 1, "max_windows": 2, "keep": keep}
         config = evaluated(place, f"kept-{name}", evaluation=evaluation)
