@@ -1,13 +1,15 @@
-"""Small vocabularies in the layouts of the families, to test transcription without a tokenizer.
+"""Prompt formats of small vocabularies, and parts of noise to transcribe."""
 
-Whisper's: 1-9 are words, 10 ends; 30 starts, 31 begins the previous text, 32 and 33 are languages,
-34 asks for text without timestamps; timestamps follow.
-"""
-
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from corpus_asr.segments import SpeechSpan
 from corpus_asr.transcription.speech2text import Speech2TextPromptFormat
 from corpus_asr.transcription.whisper_prompt import PromptFormat
+from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, TAIL_FRAMES
 
 END, START, PREVIOUS, ENGLISH, GERMAN, BEGIN = 10, 30, 31, 32, 33, 35
 NO_SPEECH = 29
@@ -53,3 +55,24 @@ def speech2text_prompt_format(**changes: Any) -> Speech2TextPromptFormat:
         alignment_heads=((0, 0), (0, 1)),
     )
     return Speech2TextPromptFormat(**fields | changes)
+
+
+def part(
+    seconds: float,
+    speech: Sequence[tuple[float, float]] | None = None,
+    *,
+    mels: int = 4,
+    seed: int = 0,
+    **fields: Any,
+) -> PartRequest:
+    """Return a part of noise, with speech at these seconds of the recording; `fields` replace."""
+    frames = round(seconds * FRAMES_PER_SECOND)
+    noise = np.random.default_rng(seed).standard_normal((frames + TAIL_FRAMES, mels))
+    usual: dict[str, Any] = {
+        "recording_id": f"r{seed}", "part": 0, "features": noise.astype(np.float16),
+        "num_samples": frames * HOP_SAMPLES, "pad_value": -1.5, "start_s": 0.0,
+        "speech": None,
+    }  # fmt: skip
+    if speech is not None:
+        usual["speech"] = tuple(SpeechSpan(start_s=start, end_s=end) for start, end in speech)
+    return PartRequest(**usual | fields)

@@ -14,8 +14,8 @@ from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
-from tests.support.parts import part as noise
 from tests.support.prompt_formats import BEGIN, END, GERMAN, prompt_format
+from tests.support.prompt_formats import part as noise
 from tests.support.slots import ScriptedModel
 
 GREEDY: dict[str, Any] = {

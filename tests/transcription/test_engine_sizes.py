@@ -14,7 +14,7 @@ from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import tiny_whisper
-from tests.support.parts import part
+from tests.support.prompt_formats import part
 from tests.support.slots import needs_int8
 from tests.support.tokenizers import tiny_tokenizer
 

@@ -11,8 +11,7 @@ from corpus_asr.decoding.protocols import WindowResult
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.whisper import WhisperLongForm
 from corpus_asr.transcription.windows import Language, Window
-from tests.support.parts import part
-from tests.support.prompt_formats import prompt_format
+from tests.support.prompt_formats import part, prompt_format
 
 LADDER = (0.0, 0.4, 0.8)
 

@@ -19,7 +19,7 @@ from corpus_asr.segments import PartLabels
 from corpus_asr.transcription.labels import PartLabeller, label_engine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import CLASSES, tiny_classifier
-from tests.support.parts import part
+from tests.support.prompt_formats import part
 from tests.support.slots import outcomes
 
 CLASSIFY = ClassificationSettings(task="classify", top_k=3)

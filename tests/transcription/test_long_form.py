@@ -23,7 +23,6 @@ from corpus_asr.transcription.windows import (
     clip_ranges,
     holds_the_beginning,
 )
-from tests.support.parts import part
 from tests.support.prompt_formats import (
     BEGIN,
     ENGLISH,
@@ -31,6 +30,7 @@ from tests.support.prompt_formats import (
     NO_SPEECH,
     PREVIOUS,
     START,
+    part,
     prompt_format,
 )
 

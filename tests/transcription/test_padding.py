@@ -24,8 +24,7 @@ from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import PartRequest, frames_to_hear
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper
-from tests.support.parts import part
-from tests.support.prompt_formats import prompt_format
+from tests.support.prompt_formats import part, prompt_format
 from tests.support.slots import cut_network, run_jobs
 from tests.support.tokenizers import tiny_tokenizer
 

@@ -15,7 +15,7 @@ from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import tiny_whisper
-from tests.support.parts import part
+from tests.support.prompt_formats import part
 from tests.support.tokenizers import tiny_tokenizer
 
 PART = part(1.0, mels=80)

@@ -21,7 +21,7 @@ from corpus_asr.transcription.speech2text import (
     window_ranges,
 )
 from corpus_asr.transcription.windows import PartRequest
-from tests.support.parts import part as noise
+from tests.support.prompt_formats import part as noise
 from tests.support.prompt_formats import speech2text_prompt_format
 from tests.support.slots import ScriptedModel, outcomes
 

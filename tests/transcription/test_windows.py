@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.transcription.windows import chunk_ranges
 from corpus_asr.units import TAIL_FRAMES, WINDOW_FRAMES
-from tests.support.parts import part
+from tests.support.prompt_formats import part
 
 
 def test_a_window_holds_the_features_and_then_silence() -> None:
