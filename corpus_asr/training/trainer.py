@@ -308,6 +308,7 @@ class Trainer:
             batch_sampler=_window_numbers(self._settings, self._group, done),
             collate_fn=self._collate,
             num_workers=workers,
+            worker_init_fn=_share_by_name,
             prefetch_factor=max(2, -(-at_once // workers)) if workers else None,
             pin_memory=self._student.device.type == "cuda",
         )
@@ -402,6 +403,12 @@ def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
+
+
+def _share_by_name(_worker: int) -> None:
+    # The default hands descriptors over a socket, whose thread in the worker prints a traceback
+    # where Ctrl-C ends the reader in the middle of it; shared memory by name needs no socket.
+    torch.multiprocessing.set_sharing_strategy("file_system")
 
 
 def _window_numbers(settings: TrainingSettings, group: Group, done: int) -> Iterator[list[int]]:
