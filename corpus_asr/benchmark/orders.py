@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -199,35 +198,19 @@ def find_recordings(files: Sequence[Path], manifest: Path | None) -> list[Record
 
 
 def _manifest_rows(manifest: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield path and text of every line; relative paths start at the manifest."""
-    try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"reading the manifest {manifest}: {error}; give a .jsonl with `path` and `text`"
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _manifest_row(manifest, number, line)
+    """Yield path and text of every row; relative paths start at the manifest."""
+    # Sizes alone are timed where Arrow is not installed.
+    from corpus_asr.storage.listing import manifest_rows
 
-
-def _manifest_row(manifest: Path, number: int, line: str) -> tuple[Path, str | None]:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(
-            f"reading the manifest {manifest}, line {number}: found no JSON ({error}), expected an "
-            "object with `path` and `text`; correct the line"
-        ) from error
-    values = row if isinstance(row, dict) else {}
-    address = next((values[key] for key in _ADDRESS_KEYS if values.get(key)), None)
-    text = values.get("text")
-    if not isinstance(address, str) or not isinstance(text, str | None):
-        raise ConfigError(
-            f"reading the manifest {manifest}, line {number}: found {line.strip()[:80]}, expected "
-            "an object with `path` (or `uri`) and, where it is known, `text`; correct the line"
-        )
-    return manifest.parent / address.removeprefix("file://"), text
+    for uris, rows in manifest_rows(str(manifest), uri_names=_ADDRESS_KEYS):
+        for uri, row in zip(uris, rows, strict=True):
+            text = json.loads(row or "{}").get("text")
+            if not isinstance(text, str | None):
+                raise ConfigError(
+                    f"reading the manifest {manifest}: found text {text!r} of {uri}, expected what "
+                    "is said in it, or no text; correct the manifest"
+                )
+            yield Path(uri), text
 
 
 def _text_beside(path: Path) -> str | None:

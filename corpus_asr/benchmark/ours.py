@@ -1,9 +1,7 @@
 """This engine: whole recordings as `corpus-asr transcribe` does them, and its network alone."""
 
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +83,6 @@ class OurRecordings:
 
         self._paths = order.audio
         clock = self._clock = StageClock(cuda=order.on_gpu)
-        self._busy = _BusyTime()
 
         class ClockedEngine(Engine):
             def __init__(self, model: SlotModel, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +100,7 @@ class OurRecordings:
             "logprob_threshold": None,
             "no_speech_threshold": None,
         }
-        engine = ClockedEngine.from_folder(
+        self._engine = ClockedEngine.from_folder(
             Path(order.model),
             decoding=decoding_from(decoding),
             device=order.device,
@@ -112,9 +109,8 @@ class OurRecordings:
             slots=order.batch * order.beams,
             num_threads=order.threads,
         )
-        setattr(engine, "submit", self._busy.counted(engine.submit))  # noqa: B010
         self._transcriber = Transcriber.around(
-            engine, order.model, decoding=decoding, extract=ExtractSettings()
+            self._engine, order.model, decoding=decoding, extract=ExtractSettings()
         )
 
     def run(self) -> dict[str, Any]:
@@ -122,16 +118,17 @@ class OurRecordings:
         started_s = time.perf_counter()
         self._extract()
         extract_s = time.perf_counter() - started_s
+        worked_s = self._engine.statistics().engine_s
         started_s = time.perf_counter()
         results = {each.uri: each for each in self._transcriber.transcribe_many(self._paths)}
         total_s = time.perf_counter() - started_s
-        busy_s = self._busy.take()
+        worked_s = self._engine.statistics().engine_s - worked_s
         encode_s = self._clock.take().get("encode", 0.0)
         texts = [
             " ".join(segment.text.strip() for segment in results[path].segments)
             for path in self._paths
         ]
-        stages = {"features": extract_s, "encode": encode_s, "decode": busy_s - encode_s}
+        stages = {"features": extract_s, "encode": encode_s, "decode": worked_s - encode_s}
         return {"total_s": total_s, "stages": stages, "texts": texts}
 
     def _extract(self) -> None:
@@ -140,42 +137,3 @@ class OurRecordings:
         for path in self._paths:
             for _ in self._transcriber._child.run(ExtractRequest(uri=path)):
                 pass
-
-
-class _BusyTime:
-    """The time in which an engine has any part in flight."""
-
-    def __init__(self) -> None:
-        self._idle = threading.Condition()
-        self._in_flight = 0
-        self._began_s = self._busy_s = 0.0
-
-    def counted(self, submit: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
-        """Return `submit` with its parts counted."""
-
-        def counted_submit(*args: Any, **kwargs: Any) -> Future[Any]:
-            with self._idle:
-                if self._in_flight == 0:
-                    self._began_s = time.perf_counter()
-                self._in_flight += 1
-            # Not counted where it raises: then the whole run has failed.
-            future = submit(*args, **kwargs)
-            future.add_done_callback(self._landed)
-            return future
-
-        return counted_submit
-
-    def take(self) -> float:
-        """Return the seconds since the last call, once nothing is in flight."""
-        with self._idle:
-            # Who waits for a part may be told of it before this is.
-            self._idle.wait_for(lambda: self._in_flight == 0)
-            busy_s, self._busy_s = self._busy_s, 0.0
-        return busy_s
-
-    def _landed(self, _: Future[Any]) -> None:
-        with self._idle:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._busy_s += time.perf_counter() - self._began_s
-                self._idle.notify_all()

@@ -96,9 +96,12 @@ def test_a_manifest_names_files_beside_it_and_their_texts(clip, key):
     assert bare.text == "Only where the manifest says nothing."
 
 
-def test_a_broken_line_of_a_manifest_is_named(tmp_path):
-    for line in ("{", "[]", "3", '{"text": "x"}', '{"path": 3}', '{"path": "a.wav", "text": 3}'):
-        with pytest.raises(ConfigError, match=r"manifest\.jsonl, line 2: found"):
+def test_a_manifest_that_says_no_address_or_no_text_is_refused(tmp_path):
+    for line, message in (
+        ('{"text": "x"}', "line 2: found columns text"),
+        ('{"path": "a.wav", "text": 3}', "found text 3 of .*a.wav"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             find_recordings([], manifest_of(tmp_path, "", line))
 
 
