@@ -37,14 +37,12 @@ check_every_function("corpus_asr")
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from corpus_asr.logs import FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE  # noqa: E402
+from tests.support.logs import logging_put_back  # noqa: E402
 
 # How long one example takes says more about the machine than about the code.
 # Half of the usual hundred: what breaks does so within a few examples, and another run has others.
 settings.register_profile("patient", deadline=None, max_examples=50)
 settings.load_profile("patient")
-
-LOG_VARIABLES = (FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE)
 
 
 def _folder_of(variable: str, holds: str) -> Path:
@@ -97,15 +95,10 @@ def checkpoint(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _log_settings_put_back() -> Iterator[None]:
+def _logging_as_before() -> Iterator[None]:
     """A command that sets up its log in this process must not change later tests' children."""
-    before = {name: os.environ.get(name) for name in LOG_VARIABLES}
-    yield
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    with logging_put_back():
+        yield
 
 
 END_LIMIT_S = 60.0

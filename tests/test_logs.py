@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,16 +19,9 @@ from corpus_asr.logs import (
     speaks_json,
 )
 from corpus_asr.storage.stores.uri import without_secrets
-from tests.support.logs import logging_put_back
 
 LOG = logging.getLogger("corpus_asr.tests")
 SIGNED = "https://me:pass@host/a.mp3?X-Amz-Signature=abc"
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    with logging_put_back():
-        yield
 
 
 def json_lines(text: str) -> list[dict[str, object]]:

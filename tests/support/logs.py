@@ -15,7 +15,7 @@ def logging_put_back() -> Iterator[None]:
     root, own = logging.getLogger(), logging.getLogger("corpus_asr")
     handlers, level = list(root.handlers), own.level
     with mock.patch.dict(os.environ):
-        for name in (FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE):
+        for name in (FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE, "CORPUS_ASR_DEBUG"):
             os.environ.pop(name, None)
         try:
             yield

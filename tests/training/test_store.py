@@ -28,7 +28,7 @@ def test_the_last_whole_checkpoint_is_found_and_old_ones_go(uri: str) -> None:
     assert found is not None
     assert found.step == 15
     assert torch.equal(found.tensors["weights.a"], torch.full((2, 3), 15.0))
-    folders = {uri.split("/")[-2] for uri in store._uris(f"{store.uri}/checkpoints")}
+    folders = {uri.split("/")[-2] for uri in store._store.all_names("checkpoints")}
     assert folders == {"step-00000010", "step-00000015"}
 
 
@@ -77,5 +77,5 @@ def test_the_log_and_the_model_are_kept(uri: str, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "vocab.json"):
         (made / name).write_text(name)
     store.save_folder("model", made, last="config.json")
-    found = {uri.rsplit("/", 1)[-1] for uri in store._uris(f"{store.uri}/model")}
+    found = {uri.rsplit("/", 1)[-1] for uri in store._store.all_names("model")}
     assert found == {"config.json", "model.safetensors", "vocab.json"}
