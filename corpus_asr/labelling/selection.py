@@ -270,31 +270,25 @@ def rate(errors: Errors) -> float:
     return float(errors.errors > 0) if errors.rate is None else errors.rate
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparisons:
-    """What the segments of a recording are compared with."""
-
-    other: Recording | None = None
-    """The same recording of another run."""
-    reference: Reference | None = None
-
-
 def measured(
     recording: Recording,
     version: Mapping[str, Any],
-    beside: Comparisons,
     *,
+    other: Recording | None = None,
+    reference: Reference | None = None,
     listed: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the row of each segment and a number of its text: equal for texts that say the same."""
-    reference = beside.reference
+    """Yield the row of each segment and a number of its text: equal for texts that say the same.
+
+    `other` is what another run made of the recording, `reference` its existing transcript.
+    """
     language = (reference.language if reference else None) or recording.language
-    others = beside.other.by_channel() if beside.other else {}
+    others = other.by_channel() if other else {}
     reference_text = reference.text if reference else None
     channels = recording.by_channel()
     for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
         segments = channels[channel]
-        heard = [each.text for each in others.get(channel, [])] if beside.other else None
+        heard = [each.text for each in others.get(channel, [])] if other else None
         disagreements = _rates(segments, heard, recording.language)
         wers = _rates(segments, [reference.text] if reference else None, language)
         for segment, disagreement, wer in zip(segments, disagreements, wers, strict=True):
@@ -503,9 +497,11 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     file = ParquetFile(path, SELECTION)
     try:
         for position, recording, other in _beside_the_other(sources):
-            beside = Comparisons(other=other, reference=references.get(recording.recording_id))
+            reference = references.get(recording.recording_id)
             version = versions.slice(position, 1).to_pylist()[0]
-            for row, text_hash in measured(recording, version, beside, listed=listed):
+            for row, text_hash in measured(
+                recording, version, other=other, reference=reference, listed=listed
+            ):
                 waiting.append(row)
                 hashes.append(text_hash)
             if len(waiting) >= _ROWS_AT_A_TIME:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.selection import (
-    Comparisons,
     SelectionTally,
     decide,
     errors_by_piece,
@@ -136,7 +135,7 @@ def test_words_in_a_row_are_counted() -> None:
 
 def test_a_segment_is_measured() -> None:
     text = " The cat, the cat and the Donaudampfschifffahrt: 12 of them, the cat said."
-    ((row, _),) = measured(recording(segment(text, 1.0, 5.0)), VERSION, Comparisons())
+    ((row, _),) = measured(recording(segment(text, 1.0, 5.0)), VERSION)
     assert row["num_words"] == 13
     assert row["num_letters"] == 57
     assert row["longest_word"] == 21
@@ -147,7 +146,7 @@ def test_a_segment_is_measured() -> None:
 
 def test_letters_are_words_where_words_are_not_parted() -> None:
     text = "你好你好你好世界和平万岁"
-    ((row, _),) = measured(recording(segment(text, 0, 5, language="zh")), VERSION, Comparisons())
+    ((row, _),) = measured(recording(segment(text, 0, 5, language="zh")), VERSION)
     assert row["num_words"] == 12
     assert (row["unique_words"], row["longest_word"]) == (None, None)
     assert row["repeats"] == 3
@@ -164,7 +163,6 @@ def test_texts_that_say_the_same_have_one_number_and_listed_ones_are_known() -> 
                 segment(" Thanks for watching me", 3, 4),
             ),
             VERSION,
-            Comparisons(),
             listed=listed,
         )
     ]
