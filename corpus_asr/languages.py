@@ -65,7 +65,7 @@ def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) ->
     )
 
 
-def check_known(wanted: Iterable[str], known: Collection[str], *, key: str) -> None:
+def check_known(wanted: Iterable[str], known: Collection[str]) -> None:
     """Refuse codes that a checkpoint does not know; `auto` is no code."""
     unknown = [code for code in wanted if code != "auto" and code not in known]
     if not unknown:
@@ -74,7 +74,7 @@ def check_known(wanted: Iterable[str], known: Collection[str], *, key: str) -> N
     meant = CODES_BY_NAME[near[0]] if near else None
     hint = f"did you mean {meant}? " if meant in known else ""
     raise ConfigError(
-        f"{key}: this checkpoint does not know {', '.join(unknown)}; {hint}it knows "
+        f"decoding.language: this checkpoint does not know {', '.join(unknown)}; {hint}it knows "
         f"{', '.join(sorted(known))}"
     )
 

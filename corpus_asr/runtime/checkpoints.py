@@ -141,7 +141,7 @@ def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> Non
         check_english_only(decoding, checkpoint=redact_uri(checkpoint.name))
         return
     wanted = [decoding.language] if isinstance(decoding.language, str) else decoding.language
-    check_known(wanted, checkpoint.language_ids, key="decoding.language")
+    check_known(wanted, checkpoint.language_ids)
 
 
 def check_classifies(checkpoint: Checkpoint, classification: ClassificationSettings) -> None:

@@ -78,7 +78,7 @@ class PromptFormat:
         if self.languages:
             language = settings.language
             wanted = [language] if isinstance(language, str) else list(language)
-            check_known(wanted, self.languages, key="decoding.language")
+            check_known(wanted, self.languages)
         else:
             check_english_only(settings)
         if settings.target_language is not None:

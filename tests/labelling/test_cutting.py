@@ -22,11 +22,9 @@ def tones(tmp_path: Path) -> Path:
     return tmp_path / "tones.wav"
 
 
-def cut(
-    path: Path, *seconds: tuple[float, float], channel: int | None = None, **options: Any
-) -> list[Clip]:
+def cut(path: Path, *seconds: tuple[float, float], **options: Any) -> list[Clip]:
     ranges = tuple(
-        ClipRange(channel=channel, start_sample=round(start * SAMPLE_RATE_HZ),
+        ClipRange(channel=None, start_sample=round(start * SAMPLE_RATE_HZ),
                 end_sample=round(end * SAMPLE_RATE_HZ))
         for start, end in seconds
     )  # fmt: skip

@@ -165,11 +165,11 @@ class DamagedContainer:
 class EndlessNoise(io.RawIOBase):
     """A WAV file of any length that exists only as it is read."""
 
-    def __init__(self, seconds: float, *, rate_hz: int = SAMPLE_RATE_HZ) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__()
-        self._size = 44 + 2 * round(seconds * rate_hz)
+        self._size = 44 + 2 * round(seconds * SAMPLE_RATE_HZ)
         empty = np.zeros((1, 0), dtype=np.float32)
-        self._header = wav_bytes(empty, rate_hz=rate_hz, data_size=self._size - 44)
+        self._header = wav_bytes(empty, rate_hz=SAMPLE_RATE_HZ, data_size=self._size - 44)
         self._block = noise(10.0).astype(np.float16).tobytes()
         self.position = 0
         self.furthest = 0
@@ -192,13 +192,13 @@ class EndlessNoise(io.RawIOBase):
         return self.position
 
 
-def make_measuring_decoder(*, channels: Channels = "mix") -> Any:
+def make_measuring_decoder() -> Any:
     """For a child process: a function from a path to (samples, sum of squares) of each chunk."""
 
     def measure(path: str) -> Iterator[tuple[int, float]]:
         with (
             Path(path).open("rb") as file,
-            open_audio(file, uri=path, channels=channels) as decoder,
+            open_audio(file, uri=path) as decoder,
         ):
             for chunk in decoder:
                 assert np.isfinite(chunk).all()

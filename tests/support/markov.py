@@ -8,6 +8,7 @@ from torch import Tensor
 
 VOCAB, END, NO_TIMESTAMPS, BEGIN = 40, 20, 29, 30
 LENGTH = 64
+_TABLES = 4
 
 
 class MarkovModel:
@@ -24,9 +25,9 @@ class MarkovModel:
     frame_step = 100
     has_encoder = True
 
-    def __init__(self, windows: int = 4, *, seed: int = 0, length: int = LENGTH) -> None:
+    def __init__(self, *, seed: int = 0, length: int = LENGTH) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.table = 2 * torch.randn(windows, VOCAB, VOCAB, generator=generator)
+        self.table = 2 * torch.randn(_TABLES, VOCAB, VOCAB, generator=generator)
         self.max_target_positions = length
         self.encoded: list[int] = []
         self.filled: list[int] = []

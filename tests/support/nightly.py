@@ -37,13 +37,13 @@ QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
 class Nights:
     """A folder of recordings, and the tables of it."""
 
-    def __init__(self, folder: Path, *, seed: int, files: int, output: str | None = None) -> None:
+    def __init__(self, folder: Path, *, seed: int, files: int) -> None:
         self.source, self.output = folder / "in", folder / "out"
         self.source.mkdir(parents=True)
         self._chance = random.Random(seed)
         self._names = (f"{number:04d}.mp3" for number in itertools.count())
         self._versions = itertools.count(100)
-        target = {"uri": output or str(self.output), "target_file_mb": 1}
+        target = {"uri": str(self.output), "target_file_mb": 1}
         self.config = run_config(self.source, self.output, model="tiny", output=target)
         self.store = OutputStore(self.config.output.uri)
         self._daily = max(1, files // 6)

@@ -79,14 +79,14 @@ class Chromium:
                 os.close(to_browser[1])
                 os.close(from_browser[0])
 
-    def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> "Page":
+    def open(self, url: str) -> "Page":
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
         page = Page(self, session["sessionId"], target)
         page.call("Page.enable")
         page.call("Runtime.enable")
         page.call("Log.enable")
-        page.look(width=width, height=height, dark=dark)
+        page.look(width=1280, height=900, dark=False)
         page.go(url)
         return page
 

@@ -83,10 +83,10 @@ def pair(
     return Pair(ours.eval(), theirs.eval())
 
 
-def sound(rows: int, frames: int, *, seed: int = 0, mels: int = 80) -> Tensor:
+def sound(rows: int, frames: int, *, seed: int = 0) -> Tensor:
     """Random log-mel features that change slowly, as speech does."""
     generator = torch.Generator().manual_seed(seed)
-    steps = torch.randn(rows, mels, frames // 20 + 2, generator=generator)
+    steps = torch.randn(rows, 80, frames // 20 + 2, generator=generator)
     return torch.nn.functional.interpolate(steps, size=frames, mode="linear")
 
 

@@ -69,8 +69,8 @@ class Clip(NamedTuple):
     text: str
 
 
-def cut_out(folder: Path, *, faster: float = 1.0) -> list[Clip]:
-    """Write each sentence as a file of its own, perhaps played faster; returns them in order."""
+def cut_out(folder: Path) -> list[Clip]:
+    """Write each sentence as a file of its own; returns them in order."""
     clips: list[Clip] = []
     for recording in spoken().values():
         samples = read_clip(recording.path)
@@ -78,7 +78,7 @@ def cut_out(folder: Path, *, faster: float = 1.0) -> list[Clip]:
             path = folder / f"{recording.path.stem}-{at:02}.wav"
             cut = samples[round(start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
             with wave.open(str(path), "wb") as file:
-                file.setparams((1, 2, round(faster * SAMPLE_RATE_HZ), 0, "NONE", ""))
+                file.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
                 file.writeframes((cut * 32767).clip(-32768, 32767).astype("<i2").tobytes())
             clips.append(Clip(path, text))
     return clips

@@ -38,7 +38,7 @@ _LINES = (
 _TINY_MERGES = 200
 
 
-def tiny_tokenizer(folder: Path, multilingual: bool = True, *, cantonese: bool = False) -> int:
+def tiny_tokenizer(folder: Path, multilingual: bool = True) -> int:
     """Write a small tokenizer of about 450 text tokens; returns the size of the vocabulary.
 
     English-only ones have no language tokens: the real ones are told apart by their sizes.
@@ -52,7 +52,7 @@ def tiny_tokenizer(folder: Path, multilingual: bool = True, *, cantonese: bool =
     tokenizer.train_from_iterator(_LINES, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    codes: Sequence[str] = (CODES_V3 if cantonese else CODES_V2) if multilingual else ()
+    codes: Sequence[str] = CODES_V2 if multilingual else ()
     return write_tokenizer(folder, model["vocab"], merges, codes)
 
 

@@ -87,12 +87,9 @@ HEIGHTS_HZ = {"ask": 300.0, "country": 700.0, "wind": 1500.0, "sun": 3000.0}
 WORD_S, PAUSE_S = 0.5, 0.3
 
 
-def sentences(count: int, *, seed: int, words: int = 4) -> list[str]:
+def sentences(count: int, *, seed: int) -> list[str]:
     draw = np.random.default_rng(seed)
-    return [
-        " ".join(draw.choice(list(HEIGHTS_HZ), size=draw.integers(1, words + 1)))
-        for _ in range(count)
-    ]
+    return [" ".join(draw.choice(list(HEIGHTS_HZ), size=draw.integers(1, 5))) for _ in range(count)]
 
 
 def spoken(text: str) -> np.ndarray:

@@ -16,8 +16,8 @@ from tests.support.audio import noise, wav_bytes
 ROUNDED = 2 / 32768
 
 
-def wav(path: Path, seconds: float, seed: int = 0) -> np.ndarray:
-    samples = noise(seconds, seed=seed)
+def wav(path: Path, seconds: float) -> np.ndarray:
+    samples = noise(seconds)
     path.write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ))
     return samples[0]
 
