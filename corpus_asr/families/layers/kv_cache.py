@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +15,8 @@ from corpus_asr.decoding.device import to_device
 class KeyValues:
     """Keys and values of one attention, of every token so far; empty at first."""
 
-    def __init__(self, pair: tuple[Tensor, Tensor] | None = None) -> None:
-        self.pair = pair
+    def __init__(self) -> None:
+        self.pair: tuple[Tensor, Tensor] | None = None
         """Each (batch, head, token, head_dim)."""
 
     @property
@@ -63,25 +63,11 @@ class DecoderCache:
     """Keys and values of every decoder layer.
 
     `cache[i]` are the keys and values of the tokens and those of the window, each
-    (batch, head, token or pos, head_dim): the four of a layer in the form of old releases.
+    (batch, head, token or pos, head_dim).
     """
 
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerPast() for _ in range(num_layers)]
-
-    @classmethod
-    def from_legacy_cache(cls, past_key_values: Sequence[Sequence[Tensor]]) -> Self:
-        """Make one of a tuple per layer: self keys, self values, cross keys, cross values."""
-        cache = cls(len(past_key_values))
-        for layer, kept in zip(cache.layers, past_key_values, strict=True):
-            if len(kept) not in (2, 4):
-                raise ValueError(
-                    f"reading past_key_values: found {len(kept)} tensors for a layer, expected "
-                    f"keys and values of self-attention and of cross-attention"
-                )
-            layer.own.pair = kept[0], kept[1]
-            layer.cross.pair = (kept[2], kept[3]) if len(kept) == 4 else None
-        return cache
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -92,10 +78,6 @@ class DecoderCache:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return (self[i] for i in range(len(self)))
-
-    def to_legacy_cache(self) -> tuple[tuple[Tensor, ...], ...]:
-        """Return what `from_legacy_cache` takes."""
-        return tuple(self)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens are kept."""
@@ -119,8 +101,6 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
     """Take what a caller gives as `past_key_values`; None stays None."""
     if past_key_values is None:
         return None
-    if isinstance(past_key_values, tuple | list):
-        past_key_values = DecoderCache.from_legacy_cache(past_key_values)
     if isinstance(past_key_values, DecoderCache) and len(past_key_values) == num_layers:
         return past_key_values
     found = f"a {type(past_key_values).__name__}"

@@ -32,20 +32,11 @@ def test_an_empty_cache_holds_nothing() -> None:
     assert DecoderCache(0).get_seq_length() == 0
 
 
-def test_old_tuples_come_back_as_they_were() -> None:
-    old = tuple((keys(), keys(), keys(tokens=9), keys(tokens=9)) for _ in range(2))
-    cache = DecoderCache.from_legacy_cache(old)
-    assert cache.get_seq_length() == 3
-    for found, expected in zip(cache.to_legacy_cache(), old, strict=True):
-        assert all(a is b for a, b in zip(found, expected, strict=True))
-    assert len(DecoderCache.from_legacy_cache([(keys(), keys())])[0]) == 2
-    with pytest.raises(ValueError, match="found 3 tensors for a layer"):
-        DecoderCache.from_legacy_cache([(keys(), keys(), keys())])
-
-
 def test_crop_counts_from_either_end() -> None:
     for crop, left in ((2, 2), (9, 3), (-1, 2), (-9, 0), (0, 0)):
-        cache = DecoderCache.from_legacy_cache([(keys(), keys(), keys(tokens=9), keys(tokens=9))])
+        cache = DecoderCache(1)
+        cache.layers[0].own.append(keys(), keys())
+        cache.layers[0].cross.append(keys(tokens=9), keys(tokens=9))
         cache.crop(crop)
         assert [part.shape[2] for part in cache[0]] == [left, left, 9, 9]
 
@@ -54,7 +45,7 @@ def test_what_the_model_did_not_return_is_an_error() -> None:
     for given, found in (
         (DecoderCache(3), "a DecoderCache of 3 layers"),
         ("past", "a str"),
-        ([(keys(), keys())], "a DecoderCache of 1 layers"),
+        ([(keys(), keys())], "a list"),
     ):
         with pytest.raises(ValueError, match=f"found {found}, expected what a model of 2 decoder"):
             taken(given, num_layers=2)
