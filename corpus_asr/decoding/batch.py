@@ -19,7 +19,7 @@ from corpus_asr.decoding.device import (
     upload,
     upload_stack,
 )
-from corpus_asr.decoding.options import SlotOptions, Texts, choose
+from corpus_asr.decoding.options import SlotOptions, choose
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -63,7 +63,7 @@ class SlotBatch:
         self._looped = torch.zeros(slots, dtype=torch.bool, device=device)
         self._score = torch.zeros(slots, device=device)
         self._slots = torch.arange(slots, device=device)
-        self._options = SlotOptions(Texts(self._text, self._length, self._ended))
+        self._options = SlotOptions(self._text, self._length, self._ended)
         self._flags = FinishedFlags(
             self._ended, behind=recorder is not None or device.type == "cuda"
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from corpus_asr.decoding.batch import frames_heard, pad_prompts
 from corpus_asr.decoding.device import FinishedFlags, download, upload
-from corpus_asr.decoding.options import SlotOptions, Texts, should_stop
+from corpus_asr.decoding.options import SlotOptions, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
 
@@ -176,7 +176,7 @@ class BeamBatch:
         self._early_stopping = torch.zeros(places, dtype=torch.long, device=device)
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
-        self._options = SlotOptions(Texts(*texts, self._ended.flatten()))
+        self._options = SlotOptions(*texts, self._ended.flatten())
         self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._jobs: list[WindowJob | None] = [None] * places
         self._scores: list[float | None] = [None] * places

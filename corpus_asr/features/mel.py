@@ -85,9 +85,11 @@ def power_spectra(
         )
     window = hann(analysis.fft_samples).astype(analysis.dtype)
     for first in range(0, frames, BLOCK_FRAMES):
-        end = min(first + BLOCK_FRAMES, frames)
-        stretch = _stretch(samples, first, end, analysis).astype(analysis.dtype, copy=False)
-        cut = np.lib.stride_tricks.sliding_window_view(stretch, analysis.fft_samples)
+        last = min(first + BLOCK_FRAMES, frames) - 1
+        start = first * analysis.hop_samples - analysis.reach_samples
+        stop = last * analysis.hop_samples - analysis.reach_samples + analysis.fft_samples
+        block = _mirrored(samples, start, stop).astype(analysis.dtype, copy=False)
+        cut = np.lib.stride_tricks.sliding_window_view(block, analysis.fft_samples)
         windows = cut[:: analysis.hop_samples]  # (frame, sample)
         if analysis.dither:
             windows = windows + _noise(len(windows), analysis)
@@ -105,23 +107,15 @@ def _noise(frames: int, analysis: Analysis) -> Float[np.ndarray, "frame sample"]
     return noise.astype(analysis.dtype, copy=False)
 
 
-def _stretch(
-    samples: Float32[np.ndarray, " sample"], first: int, end: int, analysis: Analysis
+def _mirrored(
+    samples: Float32[np.ndarray, " sample"], start: int, stop: int
 ) -> Float32[np.ndarray, " seen"]:
-    hop, reach = analysis.hop_samples, analysis.reach_samples
-    start = first * hop - reach
-    stop = (end - 1) * hop - reach + analysis.fft_samples
-    before, after = max(0, -start), max(0, stop - samples.size)
-    if before == after == 0:
+    if start >= 0 and stop <= samples.size:
         return samples[start:stop]
-    if samples.size <= analysis.fft_samples:  # may be mirrored more than once
-        return np.pad(samples, reach, mode="reflect")[start + reach : stop + reach]
-    # A mirror image needs what lies just inside the end: take that much more, then drop it again.
-    inside_start = max(0, min(start, samples.size - after - 1))
-    inside = samples[inside_start : max(stop, before + 1)]
-    padded = np.pad(inside, (before, after), mode="reflect")
-    offset = start + before - inside_start
-    return padded[offset : offset + stop - start]
+    # More than once where the array is shorter than half a transform.
+    period = max(1, 2 * (samples.size - 1))
+    places = np.abs(np.arange(start, stop)) % period
+    return samples[np.minimum(places, period - places)]
 
 
 # Slaney's mel scale: linear to 1 kHz, then 27 steps per factor of 6.4.
