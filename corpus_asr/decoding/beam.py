@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.batch import frames_heard, pad_prompts
+from corpus_asr.decoding.batch import frames_heard, pad_prompts, token_scores
 from corpus_asr.decoding.device import FinishedFlags, download, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
@@ -114,7 +114,7 @@ def result_of(
     found: Sequence[Tensor],
     job: WindowJob,
     *,
-    token_score: float | None,
+    token_score: float,
     scores: Tensor | None,
     logits: Tensor | None,
 ) -> WindowResult:
@@ -134,7 +134,7 @@ def result_of(
                 tokens=tuple(tokens[: len(logprobs)]),
                 logprobs=tuple(logprobs),
                 end_logprob=end_logprob,
-                score=token_score,
+                score=None if job.score_token is None else token_score,
                 looped=bool(looped[beam]),
                 scores=None if scores is None else scores[parents, steps],
                 logits=None if logits is None else logits[parents, steps],
@@ -179,7 +179,7 @@ class BeamBatch:
         self._options = SlotOptions(*texts, self._ended.flatten())
         self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._jobs: list[WindowJob | None] = [None] * places
-        self._scores: list[float | None] = [None] * places
+        self._scores = [0.0] * places
         self._counts = [0] * places
 
     @torch.inference_mode()
@@ -210,9 +210,11 @@ class BeamBatch:
         self._begin(index, prompts, jobs)
         rules = [job.rules for job in jobs for _ in range(self.num_beams)]
         self._rules.admit(slots, rules)
-        for place, job in zip(places, jobs, strict=True):
-            self._admit(place, job)
-        self._read_scores(places, jobs, hidden)
+        found = token_scores(self.model, hidden, jobs)
+        scores_of = [0.0] * len(jobs) if found is None else found.tolist()
+        for place, job, score in zip(places, jobs, scores_of, strict=True):
+            self._jobs[place], self._scores[place], self._counts[place] = job, score, 0
+            self._options.admit(self._slots([place]), [job.search] * self.num_beams)
         rows = torch.arange(len(jobs), device=length.device)
         logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
@@ -279,12 +281,6 @@ class BeamBatch:
         self._jobs[target] = self._jobs[source]
         self._scores[target] = self._scores[source]
         self._counts[target] = self._counts[source]
-
-    def _admit(self, place: int, job: WindowJob) -> None:
-        self._jobs[place] = job
-        self._counts[place] = 0
-        slots = self._slots([place])
-        self._options.admit(slots, [job.search] * len(slots))
 
     def _slots(self, places: Sequence[int]) -> list[int]:
         beams = self.num_beams
@@ -430,28 +426,6 @@ class BeamBatch:
                 stop[row] |= torch.tensor(stopped, device=stop.device)
         looped &= ~stop
         return replace(candidates, looped=looped), stop | looped
-
-    def _read_scores(
-        self,
-        places: Sequence[int],
-        jobs: Sequence[WindowJob],
-        hidden: Float[Tensor, "batch token width"],
-    ) -> None:
-        for place in places:
-            self._scores[place] = None
-        wanted = [row for row, job in enumerate(jobs) if job.score_token is not None]
-        if not wanted:
-            return
-        rows, positions, tokens = upload(
-            hidden.device,
-            wanted,
-            [jobs[row].score_position for row in wanted],
-            [jobs[row].score_token or 0 for row in wanted],
-        )
-        probabilities = self.model.logits(hidden[rows, positions]).softmax(dim=1)
-        found: list[float] = probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
-        for row, score in zip(wanted, found, strict=True):
-            self._scores[places[row]] = score
 
     def _kept(self, place: int) -> tuple[Tensor | None, Tensor | None]:
         """The scores and logits kept of the place's beams: (beam, token, vocab)."""

@@ -7,7 +7,6 @@ uploads are pinned, and what comes back comes in one piece, or is read after mor
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool
@@ -18,27 +17,12 @@ logger = logging.getLogger(__name__)
 Step = Callable[[], None]
 
 
-class Recorder(Protocol):
-    """Turns steps into recordings."""
-
-    warm_ups: int
-    """How often a step is run before it is worth recording; at least once."""
-
-    def warm_up(self, step: Step) -> None:
-        """Run the step, so that whatever is set up once is set up before it is recorded."""
-
-    def record(self, step: Step) -> Step:
-        """Record the step without any effect; returns what replays it.
-
-        What is returned must not hold on to `step`, which holds on to the slots' memory.
-        """
-
-
 class CudaRecorder:
     """Records CUDA graphs that share one memory pool, as none needs what another left there."""
 
-    # Capturing waits for the device and gives back cached memory: too much for counts of slots that
-    # are passed through at the end of a run. A guess, not measured.
+    # Runs before a step is worth recording, at least one. Capturing waits for the device and gives
+    # back cached memory: too much for counts of slots that are passed through at the end of a run.
+    # A guess, not measured.
     warm_ups = 8
 
     def __init__(self, device: torch.device) -> None:
@@ -57,7 +41,11 @@ class CudaRecorder:
             current.wait_stream(self._stream)
 
     def record(self, step: Step) -> Step:
-        """Capture the step; other threads may use the device meanwhile."""
+        """Capture the step without any effect; returns what replays it.
+
+        That must not hold on to `step`, which holds on to the slots' memory. Other threads may use
+        the device meanwhile.
+        """
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self._device),
@@ -81,7 +69,7 @@ class StepGraphs:
     and later ones are replayed. Where recording fails, every step from then on is run as it is.
     """
 
-    def __init__(self, places: int, recorder: Recorder) -> None:
+    def __init__(self, places: int, recorder: CudaRecorder) -> None:
         self._places = places
         self._recorder = recorder
         self._uses: Counter[Hashable] = Counter()
@@ -115,11 +103,6 @@ class StepGraphs:
             step()
         else:
             self._replays[key]()
-
-
-def default_recorder(device: torch.device) -> Recorder | None:
-    """CUDA graphs where there are such."""
-    return CudaRecorder(device) if device.type == "cuda" else None
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -345,26 +345,6 @@ class ModelSize:
     element_bytes: int
     """Of a weight, a hidden state, a cached key."""
     weight_bytes: int
-
-
-@runtime_checkable
-class TellsSize(Protocol):
-    """A model that can tell how large it is."""
-
-    @property
-    def size(self) -> ModelSize:
-        """Its shape and weights."""
-
-
-@runtime_checkable
-class FitsWindows(Protocol):
-    """A model that can be had for windows of several lengths; shorter ones take less memory."""
-
-    window_frames: int
-    """Of the windows it is for now."""
-
-    def for_windows(self, num_frames: int) -> SlotModel:
-        """Return the same model, sharing all weights, for windows of so many frames at most."""
 
 
 def check_job(job: Job, model: SlotModel) -> None:

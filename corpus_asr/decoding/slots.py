@@ -18,7 +18,7 @@ from torch import Tensor
 from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.device import Recorder, default_recorder
+from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.protocols import (
     Job,
     Result,
@@ -358,7 +358,7 @@ class SlotScheduler:
         *,
         encode_batch: int = 8,
         check_every: int = 1,
-        recorder: Recorder | None = None,
+        recorder: CudaRecorder | None = None,
         num_beams: int = 1,
     ) -> None:
         """Allocate `slots` for the queue of searches with `num_beams`.
@@ -482,7 +482,9 @@ class SlotScheduler:
         places = max(1, self._slots // search.num_beams)
         try:
             if _kind(search) == _PLAIN:
-                recorder = self._recorder or default_recorder(self._model.device)
+                recorder = self._recorder
+                if recorder is None and self._model.device.type == "cuda":
+                    recorder = CudaRecorder(self._model.device)
                 return SlotBatch(self._model, self._slots, recorder=recorder)
             if search.assistant is None:
                 return BeamBatch(self._model, places, search.num_beams)

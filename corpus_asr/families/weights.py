@@ -10,12 +10,13 @@ import functools
 import math
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -309,16 +310,6 @@ def listed(names: Iterable[str], *, separator: str = ", ") -> str:
     return separator.join(shown[:_NAMES_SHOWN]) + more
 
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def _parse_size(size: int | str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([A-Z]*)", str(size).strip().upper())
-    if match is None or match[2] not in _UNITS or int(match[1]) < 1:
-        raise ValueError(f"reading the size {size!r}: expected a number of bytes, or such as 5GB")
-    return int(match[1]) * _UNITS[match[2]]
-
-
 def save_weights(
     folder: Path,
     tensors: Mapping[str, Tensor],
@@ -331,42 +322,28 @@ def save_weights(
     Args:
         folder: made if needed.
         tensors: no two may share memory; names as in the network's state dict.
-        max_shard_size: bytes of a file, such as `5GB` or `200MiB`, unless a tensor is larger.
+        max_shard_size: bytes of a file, such as `5GB` or `200MB`, unless a tensor is larger.
         safe_serialization: safetensors; False writes pytorch_model.bin.
     """
-    shards = list(_shards(tensors, _parse_size(max_shard_size)))
-    folder.mkdir(parents=True, exist_ok=True)
     base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
     if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
         base = INT8_NAME
     stem, _, suffix = base.rpartition(".")
-    names = [f"{stem}-{at:05d}-of-{len(shards):05d}.{suffix}" for at in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [base]
-    kept = set(names)
-    for name, shard in zip(names, shards, strict=True):
+    split = split_torch_state_dict_into_shards(
+        dict(tensors), filename_pattern=f"{stem}{{suffix}}.{suffix}", max_shard_size=max_shard_size
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = set(split.filename_to_tensors)
+    for name, members in split.filename_to_tensors.items():
+        shard = {member: tensors[member] for member in members}
         _write(folder / name, shard, safe_serialization=safe_serialization)
-    index = folder / f"{base}.index.json"
-    if len(shards) > 1:
-        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        file_of = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        write_json_object(index, {"metadata": {"total_size": total}, "weight_map": file_of})
+    if split.is_sharded:
+        index = folder / f"{base}.index.json"
+        content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json_object(index, content)
         kept.add(index.name)
     _remove_others(folder, kept)
     return sorted(kept)
-
-
-def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    filled = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if shard and filled + size > max_bytes:
-            yield shard
-            shard, filled = {}, 0
-        shard[name] = tensor
-        filled += size
-    yield shard
 
 
 def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) -> None:

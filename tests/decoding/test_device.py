@@ -14,7 +14,6 @@ from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
-    Recorder,
     StepGraphs,
     download,
     upload,
@@ -84,7 +83,7 @@ def run(
     *,
     slots: int,
     check_every: int = 1,
-    recorder: Recorder | None = None,
+    recorder: CudaRecorder | None = None,
 ) -> list[list[Result]]:
     scheduler = SlotScheduler(
         model, slots, encode_batch=2, check_every=check_every, recorder=recorder
