@@ -44,9 +44,8 @@ Done = Callable[[Any, Exception | None], None]
 class Gather(Generic[T]):
     """Tasks to run side by side; the task that yields it is sent what they return, in order.
 
-    The first task continues in the slot of the one that yields, and tasks that are gathered name
-    windows alike, so that a window of both is encoded once. The first error of a task ends the one
-    that yields with it.
+    The first task continues in the slot of the one that yields, so that a window of both is encoded
+    once. The first error of a task ends the one that yields with it.
     """
 
     tasks: Iterable[Steps[T]]
@@ -151,10 +150,8 @@ class _Gathering:
 class SearchQueue:
     """Keeps the places of one batch full.
 
-    Windows are encoded in batches of `encode_batch`: with those that are needed now go some of
-    jobs that still wait, on the same stream, as the encoder alone keeps a device busy. A job whose
-    window is encoded goes before one whose window is not, so that these too come to be encoded
-    together.
+    Windows are encoded in batches of `encode_batch`: with those that are needed now go some of jobs
+    that still wait. A job whose window is encoded goes before one whose window is not.
 
     Whatever leaves a method for want of memory, every task is in exactly one place or queue, and
     has not been sent the result of its present job: `empty` then gives all that are to be started

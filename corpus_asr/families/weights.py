@@ -317,13 +317,10 @@ def save_weights(
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
 ) -> list[str]:
-    """Write tensors, replacing whatever weights of these names the folder held; return file names.
+    """Write tensors in place of all weights that the folder held; return the names of the files.
 
-    Args:
-        folder: made if needed.
-        tensors: no two may share memory; names as in the network's state dict.
-        max_shard_size: bytes of a file, such as `5GB` or `200MB`, unless a tensor is larger.
-        safe_serialization: safetensors; False writes pytorch_model.bin.
+    No two tensors may share memory. A file has at most `max_shard_size` bytes, such as `5GB` or
+    `200MB`, unless a tensor is larger.
     """
     base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
     if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
@@ -390,19 +387,10 @@ def load_weights(
     """Replace every parameter of `module` by the stored one, strictly.
 
     Files are memory-mapped and tensors converted one at a time, so the peak is one copy of the
-    weights in `dtype`. Names match with and without the prefix `model.`.
-
-    Args:
-        module: its parameters may be on the meta device.
-        dtype: type of all weights; None means the stored one (the widest, if they differ).
-        tied: parameters that share another's weights, unless the file holds different ones.
-        computed: parameters that may be absent, and what makes them.
-        ignored: how stored names begin that may be left over.
-        redrawn: parameters that may be stored in another shape, and what makes them then.
-        safetensors: True reads no other files, False no safetensors; None what there is.
-
-    Returns:
-        Names of the parameters that were not stored in their shape, and hence made.
+    weights in `dtype`; None means the stored one (the widest, if they differ). Names match with and
+    without the prefix `model.`. `tied` parameters share another's weights, unless the file holds
+    different ones; `computed` ones may be absent, `redrawn` ones stored in another shape: these are
+    made, and their names returned. Stored names that begin as `ignored` may be left over.
 
     Raises:
         CheckpointError: a file is missing, broken or unsafe, the stored names, shapes or types

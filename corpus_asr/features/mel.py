@@ -225,12 +225,9 @@ def scale_log10_mel(values: Float32[np.ndarray, "frame mel"]) -> float:
 def log_mel(
     samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int, analysis: Analysis = WHISPER
 ) -> Float32[np.ndarray, "mel frame"]:
-    """Compute Whisper's log-mel features of a whole array.
+    """Compute Whisper's log-mel features of mono samples in [-1, 1], mirrored at both ends.
 
-    Args:
-        samples: mono in [-1, 1]; mirrored at both ends, not padded.
-        num_mel_bins: 80, or 128 for large-v3.
-        analysis: how it is computed; the default is fast and as Whisper was trained.
+    `num_mel_bins` is 80, or 128 for large-v3; the default `analysis` is as Whisper was trained.
 
     Source: Radford et al. 2022, section 2.2. Equal to openai-whisper's `log_mel_spectrogram` and to
     `transformers.WhisperFeatureExtractor` within 1e-4; in float64 to the latter within 1e-5.

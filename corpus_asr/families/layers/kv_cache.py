@@ -133,11 +133,7 @@ class SlotHistory:
         self._written[slots, positions] = self._new(positions.numel()).view(positions.shape)
 
     def copy(self, slots: Sequence[int], sources: Sequence[int]) -> slice:
-        """Note that `slots` hold what `sources` held, all at once.
-
-        Returns:
-            The positions at which any of them held something else.
-        """
+        """Note that `slots` hold what `sources` held; return the positions that this changes."""
         held = self._written[list(sources)]
         differs = (self._written[list(slots)] != held).any(dim=0).nonzero()
         self._written[list(slots)] = held
@@ -175,11 +171,9 @@ class TokenView:
     def at(
         cls, slots: Sequence[int], positions: Int[Tensor, "batch token"], *, max_positions: int
     ) -> "TokenView":
-        """Look a little past the furthest position on a CPU, and at the whole cache elsewhere.
-
-        A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
-        host never waits to learn a length. For the same reason positions are checked on CPUs only.
-        """
+        """Look a little past the furthest position on a CPU, and at the whole cache elsewhere."""
+        # A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
+        # host never waits to learn a length. Positions are therefore checked on CPUs only.
         device = positions.device
         rows = _rows(slots, device=device)
         if isinstance(rows, slice):
@@ -241,11 +235,9 @@ class LayerCache:
     def packed_window(
         self, slot: int, end: int
     ) -> tuple[Float[Tensor, "1 head pos head_dim"], Float[Tensor, "1 head pos head_dim"]]:
-        """Views of a slot's window of `end` positions, for writing and reading it.
-
-        Its heads follow one another without gaps: bfloat16 products would copy it otherwise, which
-        takes several times as long as they do.
-        """
+        """Views of a slot's window of `end` positions, for writing and reading it."""
+        # Heads follow one another without gaps: bfloat16 products would copy them otherwise, which
+        # takes several times as long as they do.
         heads, _, head_dim = self.cross_keys.shape[1:]
         size = heads * end * head_dim
         keys, values = (

@@ -17,10 +17,10 @@ from corpus_asr.families.layers.packed import (
     PackedEncoderBlock,
     run_per_sample,
 )
+from corpus_asr.families.layers.stack import check_heard
 from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
     Speech2TextPositions,
-    check_heard,
     shorter,
     within,
 )
@@ -165,7 +165,7 @@ class Speech2TextSlotModel(DecoderSlots):
         return self._encoder.num_mel_bins * self.window_frames
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        check_heard(num_frames, rows=windows, longest=self.window_frames)
+        check_heard(num_frames, windows=windows, whole=self.window_frames)
         return [shorter(number, self._config.num_conv_layers) for number in num_frames]
 
     @torch.inference_mode()
@@ -199,7 +199,7 @@ class Speech2TextSlotModel(DecoderSlots):
                 "for_windows"
             )
         lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
-        check_heard(lengths, rows=len(features), longest=self.window_frames)
+        check_heard(lengths, windows=len(features), whole=self.window_frames)
         return lengths
 
     def _encode_windows(

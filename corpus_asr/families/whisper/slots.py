@@ -15,7 +15,8 @@ from corpus_asr.families.layers.packed import (
     PackedEncoderBlock,
     run_per_sample,
 )
-from corpus_asr.families.whisper.encoder import WhisperEncoder, check_heard, check_windows
+from corpus_asr.families.layers.stack import check_heard
+from corpus_asr.families.whisper.encoder import WhisperEncoder, check_windows
 from corpus_asr.units import FRAMES_PER_POSITION
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class PackedWhisperEncoder:
         check_windows(input_features, num_mel_bins=self._num_mel_bins, num_frames=self._num_frames)
         windows = list(input_features)
         if num_frames is not None:
-            check_heard(num_frames, windows=len(windows), whole=self._num_frames)
+            step = FRAMES_PER_POSITION
+            check_heard(num_frames, windows=len(windows), whole=self._num_frames, step=step)
             windows = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
         encoded = run_per_sample(self._encode, windows, size=lambda window: window.shape[1])
         whole = len(self._positions)
@@ -89,7 +91,8 @@ class WhisperDecoderSlots(DecoderSlots):
         return int(self._config.max_source_positions) * FRAMES_PER_POSITION
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        check_heard(num_frames, windows=windows, whole=self._whole_frames)
+        step = FRAMES_PER_POSITION
+        check_heard(num_frames, windows=windows, whole=self._whole_frames, step=step)
         return [number // FRAMES_PER_POSITION for number in num_frames]
 
     def encode(

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from corpus_asr.families.layers.kv_cache import DecoderCache, KeyValues, SlotCache, TokenView, taken
 
@@ -66,36 +65,6 @@ def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
     )
 
 
-def pair(batch: int, length: int) -> tuple[Tensor, Tensor]:
-    keys, values = torch.randn(2, batch, 3, length, 5)
-    return keys, values
-
-
-def test_windows_are_read_back_from_the_slots_they_were_written_to() -> None:
-    for slots in ([0, 1], [2, 3], [3], [1, 0], [0, 2], [3, 1]):
-        layer = new_cache().layers[1]
-        keys, values = pair(len(slots), 11)
-        layer.write_window(slots, keys, values)
-        found_keys, found_values = layer.window(slots)
-        assert torch.equal(found_keys, keys), slots
-        assert torch.equal(found_values, values), slots
-        untouched = sorted({0, 1, 2, 3} - set(slots))
-        assert not layer.cross_keys[untouched].any()
-        assert not layer.cross_values[untouched].any()
-
-
-def test_a_prompt_clears_the_values_after_it() -> None:
-    layer = new_cache().layers[0]
-    own_keys, own_values = layer.text
-    own_values.fill_(torch.nan)
-    keys, values = pair(2, 3)
-    layer.write_prompts([2, 0], keys, values)
-    assert torch.equal(own_keys[[2, 0], :, :3], keys)
-    assert torch.equal(own_values[[2, 0], :, :3], values)
-    assert not own_values[[2, 0], :, 3:].any()
-    assert own_values[[1, 3]].isnan().all()
-
-
 @pytest.mark.parametrize(("furthest", "length"), [(0, 32), (31, 32), (32, 64), (440, 448)])
 def test_steps_look_at_few_different_lengths(furthest: int, length: int) -> None:
     for slots, positions, longest in (([0, 1], [[0], [furthest]], 448), ([5], [[furthest]], 441)):
@@ -109,16 +78,6 @@ def filled_cache(*, beams: int = 1) -> SlotCache:
         for tensor in (layer.text, layer.cross_keys, layer.cross_values):
             tensor.copy_(torch.randn_like(tensor))
     return cache
-
-
-def test_a_moved_slot_takes_everything_along() -> None:
-    cache = filled_cache()
-    before = [(layer.text.clone(), layer.cross_values.clone()) for layer in cache.layers]
-    cache.move(3, 1)
-    rows = [0, 3, 2, 3]
-    for layer, (text, cross_values) in zip(cache.layers, before, strict=True):
-        assert torch.equal(layer.text, text[:, rows])
-        assert torch.equal(layer.cross_values, cross_values[rows])
 
 
 @pytest.mark.parametrize(("slots", "sources"), [([0, 1, 2], [2, 0, 0]), ([3, 1], [1, 3])])

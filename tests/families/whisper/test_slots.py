@@ -425,23 +425,6 @@ def test_the_encoder_is_one_that_has_no_room_for_more(
         assert not one[frames // 2 :].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_windows_heard_to_their_end_are_whole_windows(tmp_path: Path, dtype: torch.dtype) -> None:
-    model = load(tmp_path, dtype).slot_model()
-    features, tokens = windows(3), sequences(3, 30)
-    found: list[list[Tensor]] = []
-    for heard in (None, [FRAMES] * 3):
-        state = model.new_state(4)
-        encoded = model.encode(features, num_frames=heard)
-        model.fill(state, [2, 0, 1], encoded, num_frames=heard)
-        own = [encoded, model.prefill(state, [2, 0, 1], tokens[:, :20], [20, 3, 7])]
-        own.append(model.step(state, tokens[:, 20], torch.full((3,), 20)))
-        own.append(model.extend(state, [0, 2], tokens[:2, 21:24], torch.tensor([21, 21])))
-        found.append([*own, *model.align(state, 1, tokens[0], HEADS)])
-    for expected, to_the_end in zip(*found, strict=True):
-        assert torch.equal(expected, to_the_end)
-
-
 @pytest.mark.parametrize("first", [1, 5, 24], ids=lambda count: f"prompts of {count}")
 @pytest.mark.parametrize(
     ("slots", "lengths"),
