@@ -8,14 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
     StepGraphs,
-    download,
     upload,
     upload_stack,
 )
@@ -249,7 +248,7 @@ class SlotBatch:
             return []
         (index,) = upload(self.model.device, slots)
         held = (self._text, self._logprob, self._length, self._looped, self._score)
-        rows = zip(*download(*(tensor[index] for tensor in held)), strict=True)
+        rows = zip(*(tensor[index].cpu() for tensor in held), strict=True)
         return [self._result(slot, *row) for slot, row in zip(slots, rows, strict=True)]
 
     def _result(
@@ -258,7 +257,7 @@ class SlotBatch:
         text: Int[Tensor, " token"],
         logprob: Float[Tensor, " token"],
         length: Int[Tensor, ""],
-        looped: Int[Tensor, ""],
+        looped: Bool[Tensor, ""],
         score: Float[Tensor, ""],
     ) -> WindowResult:
         job = self._jobs[slot]

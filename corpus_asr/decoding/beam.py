@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.batch import frames_heard, pad_prompts, token_scores
-from corpus_asr.decoding.device import FinishedFlags, download, upload
+from corpus_asr.decoding.device import FinishedFlags, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
@@ -250,7 +250,7 @@ class BeamBatch:
     def collect(self, places: Sequence[int]) -> list[WindowResult]:
         """Read the results of finished places: the best beam, and beside it the next best."""
         (index,) = upload(self.model.device, list(places))
-        found = download(*self._finished.of(index).tensors())
+        found = [tensor.cpu() for tensor in self._finished.of(index).tensors()]
         results: list[WindowResult] = []
         for row, place in enumerate(places):
             job = self._jobs[place]

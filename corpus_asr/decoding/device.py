@@ -1,7 +1,7 @@
 """What keeps a GPU busy: steps replayed as CUDA graphs, and copies that seldom make the host wait.
 
 On a GPU a plain copy of pageable memory waits for everything the device still has to do. Here
-uploads are pinned, and what comes back comes in one piece, or is read after more work is queued.
+uploads are pinned, and what comes back is read after more work is queued.
 """
 
 import logging
@@ -113,15 +113,8 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
 
 
 def upload(device: torch.device, *parts: Sequence[int] | Sequence[float] | Tensor) -> list[Tensor]:
-    """Copy numbers or 64-bit tensors to the device in one piece; floats arrive as float64."""
-    tensors = [part if isinstance(part, Tensor) else _numbers(part) for part in parts]
-    packed = torch.cat([tensor.reshape(-1).view(torch.long) for tensor in tensors])
-    there = to_device(packed, device)
-    pieces = torch.split_with_sizes(there, [tensor.numel() for tensor in tensors])
-    return [
-        piece.view(tensor.dtype).view(tensor.shape)
-        for piece, tensor in zip(pieces, tensors, strict=True)
-    ]
+    """Copy numbers or tensors to the device; floats arrive as float64."""
+    return [to_device(torch.as_tensor(part, dtype=_dtype(part)), device) for part in parts]
 
 
 def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -130,21 +123,6 @@ def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
         return torch.stack(list(rows)).to(device)
     staged = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype, pin_memory=True)
     return torch.stack(list(rows), out=staged).to(device, non_blocking=True)
-
-
-def download(*columns: Tensor) -> list[Tensor]:
-    """Copy tensors of as many rows each to the host in one piece; floats arrive as float64."""
-    rows = len(columns[0])
-    wide = [
-        (column.double() if column.is_floating_point() else column.long()).reshape(rows, -1)
-        for column in columns
-    ]
-    packed = torch.cat([tensor.view(torch.long) for tensor in wide], dim=1).cpu()
-    pieces = torch.split_with_sizes(packed, [tensor.shape[1] for tensor in wide], dim=1)
-    return [
-        piece.view(tensor.dtype).reshape(column.shape)
-        for piece, tensor, column in zip(pieces, wide, columns, strict=True)
-    ]
 
 
 class FinishedFlags:
@@ -187,6 +165,7 @@ class FinishedFlags:
         return then
 
 
-def _numbers(values: Sequence[int] | Sequence[float]) -> Tensor:
-    has_floats = any(isinstance(value, float) for value in values)
-    return torch.tensor(values, dtype=torch.float64 if has_floats else torch.long)
+def _dtype(values: Sequence[int] | Sequence[float] | Tensor) -> torch.dtype:
+    if isinstance(values, Tensor):
+        return values.dtype
+    return torch.float64 if any(isinstance(value, float) for value in values) else torch.long
