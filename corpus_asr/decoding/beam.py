@@ -224,10 +224,9 @@ class BeamBatch:
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the beams of the first `active` places by one token.
+        """Advance the beams of the first `active` places by one token, as `SlotBatch.step`.
 
-        Places that ended since the last `collect` go round on their last position; what they say
-        is dropped. Beams are never sampled: `Search` refuses that.
+        They are never sampled: `Search` refuses that.
         """
         tokens = self._token[:active].flatten()
         # Finished places stay inside the cache.

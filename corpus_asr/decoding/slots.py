@@ -341,11 +341,8 @@ class SlotScheduler:
     could do, ends with that exception; an exception of the model itself, or of a caller's own
     processor, leaves `advance` (or `add`) and makes the scheduler unusable.
 
-    One queue is there from the start, mostly the plain one (greedy and sampled). Others come into
-    being with their first job; those of beams and of drafts hold about as many rows as `slots`.
-
     When memory runs out, the slots are halved, or with one slot left the encoder's batches, and the
-    jobs under way are decoded anew; what they give stays the same.
+    jobs under way are decoded again, to the same results.
     """
 
     def __init__(
@@ -358,11 +355,10 @@ class SlotScheduler:
         recorder: CudaRecorder | None = None,
         num_beams: int = 1,
     ) -> None:
-        """Allocate `slots` for the queue of searches with `num_beams`.
+        """Allocate `slots` for the queue of searches with `num_beams`; others come with their jobs.
 
-        `encode_batch` bounds the encoder's memory. `check_every` steps lie between looks for
-        finished slots: above 1 on devices where looking means waiting. Without a `recorder` steps
-        are recorded on GPUs alone, as CUDA graphs.
+        `check_every` steps lie between looks for finished slots. Without a `recorder` steps are
+        recorded on GPUs alone, as CUDA graphs.
         """
         self._model = model
         self._slots = slots

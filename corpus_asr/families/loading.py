@@ -176,8 +176,7 @@ def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
 
     Raises:
         CheckpointError: the folder cannot be loaded, or has no head of a classifier.
-        ConfigError: no such device, it cannot compute in such numbers, or the family has no
-            classifiers.
+        ConfigError: no such device or classifier, or it cannot compute in such numbers.
     """
     where = resolve_device(device)
     precision = resolve_precision(dtype, where)

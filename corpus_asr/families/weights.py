@@ -127,9 +127,7 @@ def stored_tensors(folder: Path, *, safetensors: bool | None = None) -> dict[str
     only for the first two or only for the third.
 
     Raises:
-        CheckpointError: there are no weights, a file is broken, would run code, an index names a
-            file outside the folder or a tensor its file does not hold, or INT8 weights and their
-            scales do not fit together.
+        CheckpointError: there are no weights, or a file is broken or would run code.
     """
     return _with_scales(_all_tensors(folder, safetensors))
 

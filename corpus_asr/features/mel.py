@@ -183,26 +183,11 @@ def log10_mel(
     result = np.empty((analysis.num_frames(samples.size), num_mel_bins), dtype=np.float32)
     first = 0
     for power in power_spectra(samples, analysis):
-        block = result[first : first + len(power)]
-        if analysis.dtype is np.float64:
-            block[:] = np.log10(np.maximum(power @ weights, POWER_FLOOR))
-        else:
-            _float32_log10(power, weights, out=block)
+        energy = np.maximum(power @ weights, POWER_FLOOR)  # (frame, mel)
+        # numpy's natural logarithm takes a third of log10's time and is equal within 1e-6.
+        np.multiply(np.log(energy, out=energy), LOG10_E, out=result[first : first + len(power)])
         first += len(power)
     return result
-
-
-def _float32_log10(
-    power: Float32[np.ndarray, "frame bin"],
-    weights: Float32[np.ndarray, "bin mel"],
-    *,
-    out: Float32[np.ndarray, "frame mel"],
-) -> None:
-    np.matmul(power, weights, out=out)
-    np.maximum(out, np.float32(POWER_FLOOR), out=out)
-    # numpy's natural logarithm takes a third of log10's time and is equal within 1e-6.
-    np.log(out, out=out)
-    np.multiply(out, np.float32(LOG10_E), out=out)
 
 
 def scale_floor(peak: float) -> float:
