@@ -107,44 +107,34 @@ def start(task: Task, ended: Ended, model: SlotModel, answer: Any = None) -> lis
         task.close()
         return ended(None, error)
     if isinstance(request, Gather):
-        return _Gathering(task, ended, model).start(tasks)
+        return _gather(task, ended, model, tasks)
     return [Running(task, ended, request)]
 
 
-class _Gathering:
-    """A task that waits until those it gathers have ended."""
+def _gather(task: Task, ended: Ended, model: SlotModel, gathered: Sequence[Task]) -> list[Running]:
+    if not gathered:
+        return start(task, ended, model, [])
+    results: list[Any] = [None] * len(gathered)
+    waiting = set(range(len(gathered)))  # emptied by the first error
 
-    def __init__(self, task: Task, ended: Ended, model: SlotModel) -> None:
-        self._task, self._ended, self._model = task, ended, model
-        self._results: list[Any] = []
-        self._remaining = 0
-        self._failed = False
-
-    def start(self, tasks: Sequence[Task]) -> list[Running]:
-        if not tasks:
-            return start(self._task, self._ended, self._model, [])
-        self._results = [None] * len(tasks)
-        self._remaining = len(tasks)
-        running: list[Running] = []
-        for index, task in enumerate(tasks):
-            if self._failed:
-                task.close()
-            else:
-                running += start(task, partial(self._collect, index), self._model)
-        return running
-
-    def _collect(self, index: int, result: Any, error: Exception | None) -> list[Running]:
-        if self._failed:
+    def collect(index: int, result: Any, error: Exception | None) -> list[Running]:
+        if not waiting:
             return []
         if error is not None:
-            self._failed = True
-            self._task.close()
-            return self._ended(None, error)
-        self._results[index] = result
-        self._remaining -= 1
-        if self._remaining:
-            return []
-        return start(self._task, self._ended, self._model, self._results)
+            waiting.clear()
+            task.close()
+            return ended(None, error)
+        results[index] = result
+        waiting.remove(index)
+        return [] if waiting else start(task, ended, model, results)
+
+    running: list[Running] = []
+    for index, one in enumerate(gathered):
+        if waiting:
+            running += start(one, partial(collect, index), model)
+        else:
+            one.close()
+    return running
 
 
 class SearchQueue:

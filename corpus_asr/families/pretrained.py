@@ -1,8 +1,7 @@
 """Base classes of the networks: load, save, resize the vocabulary, and compute the loss."""
 
-import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, ClassVar, Self
 
@@ -118,9 +117,10 @@ class PreTrainedModel(nn.Module, Uploads):
             dtype=_dtype(torch_dtype if dtype is None else dtype, config),
             device=_device(device, device_map),
             tied=cls._tied,
-            computed=model._makers((*cls._fixed, *cls._fresh)),
+            fresh=(*cls._fixed, *cls._fresh),
+            draw=model._drawn,
             ignored=cls._left_over,
-            redrawn=model._makers(("",)) if ignore_mismatched_sizes else None,
+            redraw=ignore_mismatched_sizes,
             safetensors=use_safetensors,
         )
         made = [name for name in made if name not in cls._fixed]
@@ -238,14 +238,6 @@ class PreTrainedModel(nn.Module, Uploads):
 
     def _shares(self, target: str, source: str) -> bool:
         return self.get_parameter(target) is self.get_parameter(source)
-
-    def _makers(self, prefixes: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
-        """Return what draws each parameter whose name begins with one of `prefixes`."""
-        return {
-            name: functools.partial(self._drawn, name, tuple(parameter.shape))
-            for name, parameter in self.named_parameters(remove_duplicate=False)
-            if name.startswith(prefixes)
-        }
 
     def _drawn(self, name: str, shape: tuple[int, ...]) -> Tensor:
         parameter = torch.empty(shape)

@@ -10,7 +10,7 @@ import functools
 import math
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -377,9 +377,10 @@ def load_weights(
     dtype: torch.dtype | None,
     device: torch.device,
     tied: Mapping[str, str],
-    computed: Mapping[str, Callable[[], Tensor]],
-    ignored: Collection[str],
-    redrawn: Mapping[str, Callable[[], Tensor]] | None = None,
+    fresh: tuple[str, ...],
+    draw: Callable[[str, tuple[int, ...]], Tensor],
+    ignored: tuple[str, ...],
+    redraw: bool = False,
     safetensors: bool | None = None,
 ) -> list[str]:
     """Replace every parameter of `module` by the stored one, strictly.
@@ -387,8 +388,9 @@ def load_weights(
     Files are memory-mapped and tensors converted one at a time, so the peak is one copy of the
     weights in `dtype`; None means the stored one (the widest, if they differ). Names match with and
     without the prefix `model.`. `tied` parameters share another's weights, unless the file holds
-    different ones; `computed` ones may be absent, `redrawn` ones stored in another shape: these are
-    made, and their names returned. Stored names that begin as `ignored` may be left over.
+    different ones. Those whose names begin as `fresh` may be absent, with `redraw` all may have been
+    stored in another shape: these are drawn, and their names returned. Stored names that begin as
+    `ignored` may be left over.
 
     Raises:
         CheckpointError: a file is missing, broken or unsafe, the stored names, shapes or types
@@ -397,18 +399,17 @@ def load_weights(
     full_names = {_bare(name): name for name in module.state_dict()}
     wanted = {_bare(name): tuple(t.shape) for name, t in module.state_dict().items()}
     tied = {_bare(target): _bare(source) for target, source in tied.items()}
-    computed = {_bare(name): make for name, make in computed.items()}
+    absent = {bare for bare, name in full_names.items() if name.startswith(fresh)}
     found = stored_tensors(folder, safetensors=safetensors)
     stored = {_bare(name): tensor for name, tensor in found.items()}
-    for name, make in (redrawn or {}).items():
-        bare = _bare(name)
-        if bare in stored and stored[bare].shape != wanted[bare]:
-            del stored[bare]
-            computed[bare] = make
+    if redraw:
+        other = {n for n in wanted.keys() & stored.keys() if stored[n].shape != wanted[n]}
+        stored = {name: tensor for name, tensor in stored.items() if name not in other}
+        absent |= other
     for target, source in tied.items():
         if source not in stored and target in stored:  # of two equal tensors either may be kept
             stored[source] = stored.pop(target)
-    _check_names(folder, stored, wanted, absent={*tied, *computed}, ignored=tuple(ignored))
+    _check_names(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored)
     _check_tensors(folder, stored, wanted)
     if dtype is None:
         dtypes = [stored[name].dtype or torch.float32 for name in wanted if name in stored]
@@ -418,9 +419,9 @@ def load_weights(
         for name in wanted
         if name in stored
     }
-    made = [name for name in wanted if name in computed and name not in weights]
+    made = [name for name in wanted if name in absent and name not in weights]
     for name in made:
-        weights[name] = computed[name]().to(device, dtype)
+        weights[name] = draw(full_names[name], wanted[name]).to(device, dtype)
     shared = {
         target: source
         for target, source in tied.items()
