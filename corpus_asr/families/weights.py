@@ -388,7 +388,7 @@ def load_weights(
     Files are memory-mapped and tensors converted one at a time, so the peak is one copy of the
     weights in `dtype`; None means the stored one (the widest, if they differ). Names match with and
     without the prefix `model.`. `tied` parameters share another's weights, unless the file holds
-    different ones. Those whose names begin as `fresh` may be absent, with `redraw` all may have been
+    different ones. Those whose names begin as `fresh` may be absent, with `redraw` any may be
     stored in another shape: these are drawn, and their names returned. Stored names that begin as
     `ignored` may be left over.
 
