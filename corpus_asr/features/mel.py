@@ -115,7 +115,8 @@ def _mirrored(
     # More than once where the array is shorter than half a transform.
     period = max(1, 2 * (samples.size - 1))
     places = np.abs(np.arange(start, stop)) % period
-    return samples[np.minimum(places, period - places)]
+    seen: Float32[np.ndarray, " seen"] = samples[np.minimum(places, period - places)]
+    return seen
 
 
 # Slaney's mel scale: linear to 1 kHz, then 27 steps per factor of 6.4.
