@@ -130,18 +130,3 @@ def test_reordering_copies_no_more_than_what_differs() -> None:
     text = cache.layers[0].text
     assert torch.equal(text[:, 1, :, 3], text[:, 0, :, 3])
     assert text[:, 1].isfinite().all()
-
-
-def test_a_moved_or_shared_slot_takes_its_window_along_to_those_of_another() -> None:
-    cache = filled_cache(beams=2)
-    windows = cache.layers[1].cross_keys.clone()
-    cache.share(0, [1])
-    assert torch.equal(cache.layers[1].cross_keys, windows)
-    assert torch.equal(cache.layers[1].text[:, 1], cache.layers[1].text[:, 0])
-    cache.share(1, [2])
-    assert torch.equal(cache.layers[1].cross_keys, windows[[0, 0]])
-    cache = filled_cache(beams=2)
-    windows = cache.layers[1].cross_keys.clone()
-    cache.move(2, 1)
-    assert torch.equal(cache.layers[1].cross_keys, windows[[1, 1]])
-    assert torch.equal(cache.layers[1].text[:, 1], cache.layers[1].text[:, 2])
