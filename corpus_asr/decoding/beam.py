@@ -205,8 +205,9 @@ class BeamBatch:
         )
         firsts = [place * self.num_beams for place in places]
         hidden = self.model.prefill(self._state, firsts, prompts, lengths)  # (batch, token, width)
-        for first in firsts:
-            self.model.share(self._state, first, range(first + 1, first + self.num_beams))
+        # All beams of a place go on from its prompt.
+        sources = (index * self.num_beams).repeat_interleave(self.num_beams)
+        self.model.reorder(self._state, self._slots(places), sources)
         self._begin(index, prompts, jobs)
         rules = [job.rules for job in jobs for _ in range(self.num_beams)]
         self._rules.admit(slots, rules)

@@ -129,9 +129,6 @@ class SlotModel(Protocol):
     def reorder(self, state: Any, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention caches of `sources`; windows stay (beam search)."""
 
-    def share(self, state: Any, source: int, targets: Sequence[int]) -> None:
-        """Give `targets` the window and the self-attention cache of `source`."""
-
     def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
         """Project hidden states to the vocabulary, in float32."""
 

@@ -362,10 +362,6 @@ class DecoderSlots(ABC):
     ) -> None:
         state.reorder(slots, sources)
 
-    @torch.inference_mode()
-    def share(self, state: SlotCache, source: int, targets: Sequence[int]) -> None:
-        state.share(source, targets)
-
     def _embed_whole(
         self, tokens: Int[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token width"]:

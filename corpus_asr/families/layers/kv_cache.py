@@ -358,14 +358,10 @@ class SlotCache:
     def move(self, source: int, target: int) -> None:
         """Copy everything slot `source` holds into slot `target`."""
         self._text[:, :, target].copy_(self._text[:, :, source])
-        self._copy_window(source // self.beams, target // self.beams)
+        for tensor in (*self._windows, self._ends.unsqueeze(0)):
+            tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
         if self._texts is not None:
             self._texts.copy([target], [source])
-
-    def _copy_window(self, source: int, target: int) -> None:
-        for tensor in self._windows:
-            tensor[:, target].copy_(tensor[:, source])
-        self._ends[target] = self._ends[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention keys and values of `sources`, all at once."""
@@ -385,18 +381,6 @@ class SlotCache:
             targets, givers = (list(numbers) for numbers in zip(*some, strict=True))
             span = self._texts.copy(targets, givers)
             self._text[:, :, targets, :, span] = self._text[:, :, givers, :, span]
-
-    def share(self, source: int, targets: Sequence[int]) -> None:
-        """Give `targets`, which may be none, everything slot `source` holds."""
-        if not targets:
-            return
-        rows = _rows(targets, device=self._text.device)
-        self._text[:, :, rows] = self._text[:, :, source : source + 1]
-        window = source // self.beams
-        for other in {target // self.beams for target in targets} - {window}:
-            self._copy_window(window, other)
-        if self._texts is not None:
-            self._texts.copy(targets, [source] * len(targets))
 
 
 def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:

@@ -257,12 +257,7 @@ class WhisperClassifierSlots:
         slots: Sequence[int],
         sources: Int[Tensor, " slot"],
     ) -> None:
-        pass  # what was said before changes nothing
-
-    def share(
-        self, state: Float[Tensor, "slot label"], source: int, targets: Sequence[int]
-    ) -> None:
-        state[list(targets)] = state[source]
+        state[list(slots)] = state[sources]
 
     def logits(self, hidden: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch vocab"]:
         return torch.cat([hidden, hidden.new_full((*hidden.shape[:-1], 1), -torch.inf)], dim=-1)

@@ -120,7 +120,7 @@ def test_beams_reordered_again_and_again_hold_what_whole_copies_would() -> None:
 def test_reordering_copies_no_more_than_what_differs() -> None:
     cache = filled_cache(beams=2)
     cache.note_prompts([0], 3)
-    cache.share(0, [1])
+    cache.reorder([1], torch.tensor([0]))
     view = TokenView.at([0, 1], torch.tensor([[3], [3]]), max_positions=7)
     cache.layers[0].write(view, torch.randn(2, 1, 2, 3, 5))
     cache.note_tokens(view)

@@ -467,8 +467,7 @@ def test_slots_that_share_a_window_share_its_length(
     assert state.layers[0].cross_keys.shape[0] == 2
     model.fill(state, [0, 3], model.encode(features, num_frames=lengths), num_frames=lengths)
     model.prefill(state, [0, 3], tokens[[0, 3], :5], [5, 5])
-    model.share(state, 0, [1, 2])
-    model.share(state, 3, [4, 5])
+    model.reorder(state, range(6), torch.tensor([0, 0, 0, 3, 3, 3]))
     for position in range(5, 9):
         found = model.step(state, tokens[:, position], torch.full((6,), position))
         torch.testing.assert_close(found, expected[:, position], atol=STEP_TOLERANCE, rtol=0)
