@@ -117,10 +117,9 @@ def common_folder(uris: pa.ChunkedArray) -> str:
     bounds = pc.min_max(uris).as_py()
     if bounds["min"] is None:
         return ""
-    low, high = str(bounds["min"]), str(bounds["max"])
-    # The common prefix of the first and the last in order is common to all.
-    same = next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-    return low[: low.rfind("/", 0, same) + 1]
+    # What the first and the last in order share is common to all.
+    same = os.path.commonprefix([bounds["min"], bounds["max"]])  # noqa: RUF071 - by character
+    return same[: same.rfind("/") + 1]
 
 
 def _steps(uri: str, prefix: str) -> list[str]:

@@ -326,9 +326,8 @@ def warnings_of(night: Night, past: Sequence[PastNight]) -> tuple[str, ...]:
     No rule speaks before it has enough nights to compare with.
     """
     at_their_end = (NightState.done, NightState.time_over)
-    if night.state not in at_their_end:
-        return ()
-    return tuple(_unusual(night, [each for each in past if each.state in at_their_end]))
+    comparable = [each for each in past if each.state in at_their_end]
+    return tuple(_unusual(night, comparable)) if night.state in at_their_end else ()
 
 
 def _unusual(night: Night, past: Sequence[PastNight]) -> Iterator[str]:

@@ -108,7 +108,10 @@ def reconcile(
         unlisted = folded.num_rows - begun.num_rows
         if repeated := len(rows) - num_listed:
             problems.append(f"listed more than once: {counted(repeated, 'file')}")
-    problems += [*_counted_twice(parts), *_segment_problems(committed, written)]
+    distinct = parts.group_by(["recording_id", "part"]).aggregate([])
+    if repeated := parts.num_rows - distinct.num_rows:
+        problems.append(f"counted more than once: {counted(repeated, 'part')}")
+    problems += _segment_problems(committed, written)
     if recordings is not None:
         problems += _recordings_problems(folded, recordings)
     ended = count_true(begun["ended"])
@@ -121,12 +124,6 @@ def reconcile(
         superseded_parts=committed.num_rows - parts.num_rows,
         problems=tuple(problems),
     )
-
-
-def _counted_twice(parts: pa.Table) -> list[str]:
-    distinct = parts.group_by(["recording_id", "part"]).aggregate([]).num_rows
-    repeated = parts.num_rows - distinct
-    return [f"counted more than once: {counted(repeated, 'part')}"] if repeated else []
 
 
 def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch]) -> list[str]:

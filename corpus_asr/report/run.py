@@ -9,6 +9,7 @@ import datetime
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -160,12 +161,14 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
-    keep = Ledger.load(store).resolve(_files(store, listing or ())).keep
+    files = chain.from_iterable(map(store.batches, listing or ()))
+    keep = Ledger.load(store).resolve(files).keep
     counts = count_run(
         _outcomes(store, names, keep, gatherer),
         _part_rows(store, names, gatherer, pipeline=(config or {}).get("pipeline")),
-        None if listing is None else _files(store, listing),
+        None if listing is None else chain.from_iterable(map(store.batches, listing)),
         store.recordings(RECORDING_COLUMNS) if finished else None,
+        gatherer,
     )
     return _report(store, names, counts, config=config or {}, run=run if finished else None)
 
@@ -251,11 +254,6 @@ def _latest_listing(store: OutputStore) -> list[str] | None:
     return None if newest is None else listings.get(newest, [])
 
 
-def _files(store: OutputStore, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for name in names:
-        yield from store.batches(name)
-
-
 def _outcomes(
     store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray], gatherer: Gatherer | None
 ) -> Iterator[pa.RecordBatch]:
@@ -266,7 +264,7 @@ def _outcomes(
         mask = keep.get(batch.name)
         counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
         if gatherer is not None:
-            gatherer.outcomes(batch.name, batch.rows.filter(pa.array(counts)))
+            gatherer.outcomes(batch.name, int(np.count_nonzero(counts)))
         yield batch.rows.append_column(COUNTS, pa.array(counts))
 
 
@@ -275,6 +273,7 @@ def count_run(
     segments: Iterable[pa.RecordBatch],
     listing: Iterable[pa.RecordBatch] | None,
     recordings: Iterable[pa.RecordBatch] | None = None,
+    gatherer: Gatherer | None = None,
 ) -> RunCounts:
     """Count a run from its tables, in any order of rows.
 
@@ -283,9 +282,12 @@ def count_run(
         segments: batches of `SEGMENT_COLUMNS` of all outcomes rows.
         listing: batches with `recording_id` of the files to cover; None where it is not known.
         recordings: the recordings table of a finished run; None for any other.
+        gatherer: is given the parts that count.
     """
     committed, failures = _collect_outcomes(outcomes)
     parts = _in_recording_time(committed.filter(committed["counts"]))
+    if gatherer is not None:
+        gatherer.parts = parts
     folded = by_recording(parts)
     confidence, written = _collect_segments(segments)
     balance = reconcile(committed, parts, folded, written, listing=listing, recordings=recordings)
