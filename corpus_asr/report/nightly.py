@@ -274,16 +274,6 @@ def _unsure(
     store: OutputStore, run_id: str, rows: list[dict[str, Any]], low_confidence: float
 ) -> list[Unsure]:
     # By the mean of their segments over time.
-    means = _confidences(store, run_id)
-    unsure = [
-        Unsure(uri=row["uri"], confidence=means[row["recording_id"]], audio_s=row["duration_s"])
-        for row in rows
-        if row["status"] == "ok" and means.get(row["recording_id"], 1.0) < low_confidence
-    ]
-    return sorted(unsure, key=lambda recording: (recording.confidence, recording.uri))
-
-
-def _confidences(store: OutputStore, run_id: str) -> dict[str, float]:
     weighted = [_WEIGHTED.empty_table()]
     # The segments of commits without rows of the run need not be opened.
     commits = {
@@ -300,7 +290,13 @@ def _confidences(store: OutputStore, run_id: str) -> dict[str, float]:
         weighted.append(pa.table(columns, schema=_WEIGHTED).drop_null())
     sums = pa.concat_tables(weighted).group_by("recording_id", use_threads=False)
     added = sums.aggregate([("sure", "sum"), ("weight", "sum")]).to_pylist()
-    return {row["recording_id"]: row["sure_sum"] / row["weight_sum"] for row in added}
+    means = {row["recording_id"]: row["sure_sum"] / row["weight_sum"] for row in added}
+    unsure = [
+        Unsure(uri=row["uri"], confidence=means[row["recording_id"]], audio_s=row["duration_s"])
+        for row in rows
+        if row["status"] == "ok" and means.get(row["recording_id"], 1.0) < low_confidence
+    ]
+    return sorted(unsure, key=lambda recording: (recording.confidence, recording.uri))
 
 
 def over_budget(night: Night, budget: NightlySettings) -> str | None:

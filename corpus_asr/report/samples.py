@@ -19,8 +19,11 @@ from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_ro
 
 SLOWEST = 10
 SAMPLES = 12  # of each sort
-# Edges of the bins of recordings by length, in seconds.
-DURATION_EDGES_S = (10, 30, 60, 180, 600, 1800, 3600, 10_800)
+# Edges of the bins of recordings by length.
+DURATION_EDGES_S = {
+    "10 s": 10, "30 s": 30, "1 min": 60, "3 min": 180, "10 min": 600, "30 min": 1800, "1 h": 3600,
+    "3 h": 10_800,
+}  # fmt: skip
 # Up to so many segments all their words are counted; of more, those around the samples.
 COUNT_ALL_WORDS = 100_000
 _AROUND = 500
@@ -112,7 +115,7 @@ class Gatherer:
         """Read what was chosen, and return it."""
         recordings = self._recordings()
         seconds = recordings["duration_s"].to_numpy()
-        bins = np.searchsorted(DURATION_EDGES_S, seconds[seconds > 0], side="right")
+        bins = np.searchsorted(list(DURATION_EDGES_S.values()), seconds[seconds > 0], side="right")
         words, estimated = self._words()
         return Details(
             durations=tuple(np.bincount(bins, minlength=len(DURATION_EDGES_S) + 1).tolist()),

@@ -15,10 +15,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.formats import ExportFormat, WordStyle
-from corpus_asr.export.recordings import (
-    ExternalSort,
-    Selection,
-)
+from corpus_asr.export.recordings import ExternalSort, Selection
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
