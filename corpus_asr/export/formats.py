@@ -9,6 +9,8 @@ m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA NeMo, documentati
 "Preparing Custom ASR Data".
 """
 
+import functools
+import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,17 +61,14 @@ def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
 
 def vtt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     """Return cues as a WebVTT file."""
-    blocks = (block for cue in cues for block in _blocks(cue, style, timestamp, _vtt_escape))
+    escape = functools.partial(html.escape, quote=False)
+    blocks = (block for cue in cues for block in _blocks(cue, style, timestamp, escape))
     return "WEBVTT\n\n" + "".join(f"{start} --> {end}\n{text}\n\n" for start, end, text in blocks)
 
 
 def _srt_escape(text: str) -> str:
     text = _TAG_IN_SRT.sub("\u2039", text.replace("-->", "->"))
     return _OVERRIDE_IN_SRT.sub("{ ", text)
-
-
-def _vtt_escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _srt_clock(seconds: float) -> str:

@@ -6,6 +6,7 @@ terminal.
 """
 
 import datetime
+import html
 import logging
 import os
 import re
@@ -392,9 +393,8 @@ def chat(night: Night, summary: str) -> str:
         first = redact_uri(group.examples[0].uri) if group.examples else "none that is known"
         lines.append(f"• {group.recordings:,} {group.kind}, such as {first}")
     lines.append(f"{redact_uri(night.output)}, see {redact_uri(summary)}")
-    text = "\n".join(printable(line) for line in lines)
-    # The only letters that are markup there.
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Slack's only markup are &, < and >.
+    return html.escape("\n".join(printable(line) for line in lines), quote=False)
 
 
 def markdown(night: Night) -> str:

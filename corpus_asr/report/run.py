@@ -275,14 +275,11 @@ def count_run(
     recordings: Iterable[pa.RecordBatch] | None = None,
     gatherer: Gatherer | None = None,
 ) -> RunCounts:
-    """Count a run from its tables, in any order of rows.
+    """Count a run from batches of its tables, in any order of rows.
 
-    Args:
-        outcomes: batches of `OUTCOME_COLUMNS` and `COUNTS`.
-        segments: batches of `SEGMENT_COLUMNS` of all outcomes rows.
-        listing: batches with `recording_id` of the files to cover; None where it is not known.
-        recordings: the recordings table of a finished run; None for any other.
-        gatherer: is given the parts that count.
+    `outcomes` have `OUTCOME_COLUMNS` and `COUNTS`, `segments` of all of them `SEGMENT_COLUMNS`,
+    `listing` the `recording_id` of the files to cover (None where it is not known); `recordings`
+    are those of a finished run.
     """
     committed, failures = _collect_outcomes(outcomes)
     parts = _in_recording_time(committed.filter(committed["counts"]))

@@ -1,8 +1,8 @@
 """A web server for one person on one machine: pages, answers as JSON, audio by ranges.
 
-Nothing is ever written, and nothing is found by a path: pages are a fixed few, answers and audio
-are of recordings that the run's own tables name. A request needs the token in the address, and a
-`Host` header that no other site can point here. Reading runs in threads.
+Nothing is found by a path: pages are a fixed few, answers and audio are of recordings that the
+run's own tables name. A request needs the token in the address, and a `Host` header that no other
+site can point here.
 
 Source: RFC 9110, section 14 (ranges); https://www.w3.org/TR/CSP3/.
 """

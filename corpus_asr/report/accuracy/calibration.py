@@ -112,9 +112,7 @@ def word_outcomes(
 ) -> tuple[list[list[bool]], list[int]]:
     """Compare texts that follow one another with the reference of them all.
 
-    Returns:
-        For each text, which of its normalised words are right; and how many words of the reference
-        are missing after one of its words.
+    Returns which normalised words of each text are right, and how many are missing after them.
     """
     words_of = [units(normalised(text, language), language) for text in texts]
     owners = [index for index, words in enumerate(words_of) for _ in words]
