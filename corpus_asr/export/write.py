@@ -119,7 +119,7 @@ def common_folder(uris: pa.ChunkedArray) -> str:
     if bounds["min"] is None:
         return ""
     # What the first and the last in order share is common to all.
-    same = os.path.commonprefix([bounds["min"], bounds["max"]])  # noqa: RUF071 - by character
+    same: str = os.path.commonprefix([bounds["min"], bounds["max"]])  # noqa: RUF071 - by character
     return same[: same.rfind("/") + 1]
 
 

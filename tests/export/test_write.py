@@ -235,15 +235,6 @@ def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, 
         exported(store, to)
 
 
-def test_hostile_names_stay_in_the_folder(store: OutputStore, to: Path) -> None:
-    uris = ["/in/../../etc/passwd.wav", "/in/a.wav", "/in/a.mp3", "/in/x\\y.wav", "/in/-l.wav",
-            "/in/new\nline.wav", "/in/" + "n" * 300 + ".wav", "/in/Grüße 音声.flac"]  # fmt: skip
-    add(store, *(part("", 0, uri=uri, texts=[" t"]) for uri in uris))
-    summary = export(store, str(to), options("srt", "json"), Selection())
-    assert (summary.recordings, len(texts(to))) == (8, 16)
-    assert set(to.parent.iterdir()) == {to, Path(store.uri)}
-
-
 @pytest.mark.parametrize("change", ["fewer", "others"])
 def test_segments_that_are_not_what_the_outcomes_say_are_noticed(
     store: OutputStore, to: Path, change: str
