@@ -157,7 +157,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     Raises `FetchError` where a run is just finishing here, too: try again.
     """
     names = outcomes_names(store)
-    config = store.read_json(CONFIG_NAME)
+    config = store.read_json(CONFIG_NAME) or {}
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
@@ -165,24 +165,13 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     keep = Ledger.load(store).resolve(files).keep
     counts = count_run(
         _outcomes(store, names, keep, gatherer),
-        _part_rows(store, names, gatherer, pipeline=(config or {}).get("pipeline")),
+        _part_rows(store, names, gatherer, pipeline=config.get("pipeline")),
         None if listing is None else chain.from_iterable(map(store.batches, listing)),
         store.recordings(RECORDING_COLUMNS) if finished else None,
         gatherer,
     )
-    return _report(store, names, counts, config=config or {}, run=run if finished else None)
-
-
-def _report(
-    store: OutputStore,
-    names: Sequence[str],
-    counts: RunCounts,
-    *,
-    config: dict[str, Any],
-    run: dict[str, Any] | None,
-) -> Report:
     audio_by_run = dict(counts.audio_by_run_s)
-    if run is not None:
+    if run is not None and finished:
         run_id, model, revision = run["run_id"], run["model"], run["model_revision"]
         started, ended = (
             datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
@@ -198,7 +187,7 @@ def _report(
     snapshot = read_snapshot(store)
     return Report(
         uri=redact_uri(store.uri),
-        finished=run is not None,
+        finished=finished,
         run_id=run_id,
         model=model,
         model_revision=revision,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 WIDTH = 100
-_LABEL_WIDTH = 12
+_LABEL_WIDTH = 12  # of the longest, "last commit", and a blank
 
 
 def duration(seconds: float) -> str:

@@ -212,11 +212,13 @@ def _newton(
     weights = prior.copy()
     loss = loss_of(weights)
     for _ in range(_MAX_STEPS):
+        # Clipped: exp overflows in double precision from 710 on.
         probability = 1 / (1 + np.exp(-np.clip(design @ weights, -500, 500)))
         gradient = design.T @ (words * probability - right) + stiffness * (weights - prior)
         curvature = (design.T * (words * probability * (1 - probability))) @ design
         # A little is added where neither words nor the prior say anything.
         step = np.linalg.solve(curvature + np.diag(stiffness + 1e-9), gradient)
+        # Far from the optimum a whole step may lead uphill.
         while (trial := loss_of(weights - step)) > loss and np.abs(step).max() > 1e-9:
             step = step / 2
         if trial > loss:
