@@ -42,6 +42,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def optional_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object and may be missing."""
+    return read_json_object(path) if path.is_file() else {}
+
+
 def write_json_object(path: Path, content: dict[str, Any]) -> None:
     """Write one JSON object, keys sorted, as Hugging Face does; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,17 +55,21 @@ def write_json_object(path: Path, content: dict[str, Any]) -> None:
 
 
 def typed_values(
-    cls: type, content: dict[str, Any], *, path: Path
+    of: Callable[..., Any], content: dict[str, Any], *, path: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a JSON object into checked values for the fields of `cls`, and all other keys.
+    """Split a JSON object into checked values for a dataclass or function, and all other keys.
 
-    Fields with metadata `{"in_file": False}` are no keys of the file; lists become tuples.
+    The keys are its fields, but for those with metadata `{"in_file": False}`, or its annotated
+    parameters; lists become tuples.
 
     Raises:
         CheckpointError: a known key holds a value of another type.
     """
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.metadata.get("in_file", True)]
+    names, hints = list[str](), typing.get_type_hints(of)
+    if dataclasses.is_dataclass(of):
+        names = [f.name for f in dataclasses.fields(of) if f.metadata.get("in_file", True)]
+    else:
+        names = [name for name in hints if name not in ("return", "kwargs")]
     known = {}
     for name in names:
         if name not in content:

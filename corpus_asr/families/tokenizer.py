@@ -1,25 +1,25 @@
 """What the tokenizers of all families share: settings, special tokens, rows of ids, files."""
 
+import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self, overload
+from typing import Any, Self, overload
+
+from tokenizers import AddedToken
 
 from corpus_asr.families.saved_files import (
     Uploads,
     finish_saving,
     made_folder,
-    read_json_object,
+    optional_object,
     typed_values,
     write_json_object,
 )
 from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.truncation_padding import (
-    NO_LIMIT,
-    OUTSIDE,
     EncodeOptions,
     Lengths,
     check_side,
@@ -29,12 +29,22 @@ from corpus_asr.families.truncation_padding import (
     pad_batch,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.text.added_tokens import SETTINGS_NAME, SPECIAL_NAME
+
+TOKENIZER_NAME = "tokenizer.json"
+VOCAB_NAME = "vocab.json"
+MERGES_NAME = "merges.txt"
+ADDED_NAME = "added_tokens.json"
+SPECIAL_NAME = "special_tokens_map.json"
+SETTINGS_NAME = "tokenizer_config.json"
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Settings that name a token."""
 
 OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+
+# Files often ask for the clean-up, which would lose text: only the caller can. The tokens are read
+# together with their descriptions.
+_NOT_IN_FILE = ("clean_up_tokenization_spaces", "additional_special_tokens")
 
 # In this order: a later pair sees what the earlier ones left.
 # Source: transformers 5.23, `PreTrainedTokenizerBase.clean_up_tokenization`.
@@ -42,42 +52,6 @@ _TIGHT = {
     " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'",
     " n't": "n't", " 'm": "'m", " 's": "'s", " 've": "'ve", " 're": "'re",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSettings:
-    """Settings of a tokenizer, with the defaults of the reference; a family adds its own."""
-
-    bos_token: str | None = None
-    eos_token: str | None = None
-    unk_token: str | None = None
-    pad_token: str | None = None
-    padding_side: str = "right"
-    truncation_side: str = "right"
-    model_max_length: int = NO_LIMIT
-    # Files often ask for this clean-up, which would lose text: only the caller can.
-    clean_up_tokenization_spaces: bool = field(default=False, metadata={"in_file": False})
-
-    @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> Self:
-        """Take the settings among the arguments of a tokenizer, which have the same names."""
-        return cls(**{f.name: arguments[f.name] for f in fields(cls)})
-
-    @classmethod
-    def from_folder(cls, folder: Path, **given: Any) -> Self:
-        """Read a folder's settings, defaults where it has none; `given` ones win.
-
-        Raises:
-            CheckpointError: a file is broken or holds a value of another type.
-        """
-        path = folder / SETTINGS_NAME
-        special = _plain_tokens(optional_object(folder / SPECIAL_NAME))
-        content = {name: special[name] for name in ROLES if name in special}
-        content |= _plain_tokens(optional_object(path))
-        if not isinstance(content.get("model_max_length", 0), int):
-            # Written as 1e30 it is a float, and means no limit.
-            del content["model_max_length"]
-        return cls(**(typed_values(cls, content, path=path)[0] | given))
 
 
 def _role_id(role: str) -> Any:
@@ -118,8 +92,6 @@ class PretrainedTokenizer(Uploads):
     model_input_names = ("input_ids", "attention_mask")
     """What a model takes of the result of a call."""
     pad_token_type_id = 0
-
-    _settings_class: ClassVar[type[TokenSettings]]
 
     # What a family brings
 
@@ -205,12 +177,32 @@ class PretrainedTokenizer(Uploads):
     def _clean(self, asked: bool | None) -> bool:
         return self.clean_up_tokenization_spaces if asked is None else asked
 
-    def _take_settings(self, settings: TokenSettings, *, but: Sequence[str] = ()) -> None:
-        for name in settings.__dataclass_fields__.keys() - set(but):
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """Return the settings, which are the arguments of the class except files, by name."""
+        parameters = inspect.signature(cls).parameters
+        return {n: p.default for n, p in parameters.items() if not n.endswith("_file")}
+
+    @classmethod
+    def _saved_settings(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the settings that a folder's files name; `given` ones win."""
+        path = folder / SETTINGS_NAME
+        special = _plain_tokens(optional_object(folder / SPECIAL_NAME))
+        content = {name: special[name] for name in ROLES if name in special}
+        content |= _plain_tokens(optional_object(path))
+        if not isinstance(content.get("model_max_length", 0), int):
+            # Written as 1e30 it is a float, and means no limit.
+            del content["model_max_length"]
+        names = cls._defaults().keys() - set(_NOT_IN_FILE)
+        content = {name: value for name, value in content.items() if name in names}
+        return typed_values(cls.__init__, content, path=path)[0] | given
+
+    def _take_settings(self, settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
             if name not in ROLES:
-                self._check_setting(name, getattr(settings, name))
+                self._check_setting(name, value)
             # Without a check, tokens of roles may still have to be added to the vocabulary.
-            self.__dict__[name] = getattr(settings, name)
+            self.__dict__[name] = value
 
     # Tokens and their roles
 
@@ -478,21 +470,6 @@ class PretrainedTokenizer(Uploads):
             )
         return options.lengths.limit - special
 
-    def _row(
-        self, first: list[int], second: list[int] | None = None, *, special: bool
-    ) -> dict[str, Any]:
-        ids = [*first, *(second or [])]
-        mask = [0] * len(ids)
-        if special:
-            ids = self.build_inputs_with_special_tokens(first, second)
-            mask = self.get_special_tokens_mask(first, second)
-        return {
-            "input_ids": ids,
-            "attention_mask": [1] * len(ids),
-            "special_tokens_mask": mask,
-            "length": len(ids),
-        }
-
     def _padded(self, rows: Sequence[dict[str, Any]], options: EncodeOptions) -> BatchEncoding:
         names = ("input_ids", *options.outputs)
         return pad_batch(
@@ -509,7 +486,7 @@ class PretrainedTokenizer(Uploads):
             "token_type_ids": self.pad_token_type_id,
             "attention_mask": 0,
             "special_tokens_mask": 1,
-            "offset_mapping": OUTSIDE,
+            "offset_mapping": (0, 0),
         }
 
     def _lengths(
@@ -591,7 +568,7 @@ class PretrainedTokenizer(Uploads):
             local_files_only=local_files_only,
             token=token,
         )
-        names = cls._settings_class.__dataclass_fields__
+        names = cls._defaults()
         unknown = sorted(settings.keys() - names.keys())
         if unknown:
             raise TypeError(
@@ -627,8 +604,8 @@ class PretrainedTokenizer(Uploads):
     def _save_settings(self, folder: Path, *, special_tokens: list[str], **others: Any) -> None:
         """Write tokenizer_config.json, `others` in it, and special_tokens_map.json."""
         special = {**self.special_tokens_map, "additional_special_tokens": special_tokens}
-        names = [f.name for f in fields(self._settings_class) if f.metadata.get("in_file", True)]
-        settings = {name: getattr(self, name) for name in names if name not in ROLES}
+        names = self._defaults().keys() - {*ROLES, *_NOT_IN_FILE}
+        settings = {name: getattr(self, name) for name in names}
         content = {
             **special,
             **{name: value for name, value in settings.items() if value is not None},
@@ -654,9 +631,11 @@ def vocabulary_paths(
     return tuple(folder / f"{prefix}{name}" for name in names)
 
 
-def optional_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object and may be missing."""
-    return read_json_object(path) if path.is_file() else {}
+def added_token(token: str | AddedToken, *, special: bool) -> AddedToken:
+    """Make a token of its text; one that is described already keeps its description."""
+    if isinstance(token, AddedToken):
+        return token
+    return AddedToken(token, special=special, normalized=not special)
 
 
 def _plain_tokens(content: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,6 @@ from corpus_asr.families.tensors import BatchEncoding, as_lists, is_tensor
 NO_LIMIT = int(1e30)
 """What files say where texts may have any length."""
 
-OUTSIDE = (0, 0)
-"""Where a token stands that is not of the text."""
-
 # Lengths above this are no lengths but a file's way to say that there is none.
 # Source: transformers 5.23, tokenization_utils_base.py, LARGE_INTEGER.
 _LARGE = int(1e20)
@@ -109,32 +106,6 @@ def chosen_lengths(
             f"pad_to_multiple_of={pad_to_multiple_of}; change one of them"
         )
     return Lengths(max_length=max_length, padding=pad, truncation=cut, multiple=pad_to_multiple_of)
-
-
-def pair_limits(first: int, second: int, limit: int, truncation: str) -> tuple[int, int]:
-    """Share `limit` tokens between two texts.
-
-    Raises:
-        ValueError: only one may be cut, and it is too short for that.
-
-    Source: huggingface/tokenizers, utils/truncation.rs, truncate_encodings.
-    """
-    excess = first + second - limit
-    if excess <= 0:
-        return first, second
-    if truncation == "longest_first":
-        shorter, longer = sorted((first, second))
-        longer = shorter if shorter > limit else max(shorter, limit - shorter)
-        if shorter + longer > limit:
-            shorter, longer = limit // 2, limit // 2 + limit % 2
-        return (shorter, longer) if first <= second else (longer, shorter)
-    left = (first if truncation == "only_first" else second) - excess
-    if left <= 0:
-        raise ValueError(
-            f"cutting two texts of {first} and {second} tokens to {limit}: found too few to cut by "
-            f"truncation={truncation!r}; cut the other one, or allow more by max_length"
-        )
-    return (left, second) if truncation == "only_first" else (first, left)
 
 
 def pad_batch(

@@ -6,36 +6,34 @@ model are its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
+
+from tokenizers import AddedToken
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import read_json_object, write_json_object
-from corpus_asr.families.tensors import BatchEncoding
-from corpus_asr.families.tokenizer import (
-    OTHER_SPECIAL,
-    ROLES,
-    PretrainedTokenizer,
-    TokenSettings,
-    optional_object,
-    vocabulary_paths,
-)
-from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
-from corpus_asr.text.added_tokens import (
-    ADDED_NAME,
-    SETTINGS_NAME,
-    SPECIAL_NAME,
-    VOCAB_NAME,
-    AddedToken,
+from corpus_asr.families.saved_files import optional_object, read_json_object, write_json_object
+from corpus_asr.families.speech2text.vocabulary import (
     AddedTokens,
-    added_token,
+    SentencePieces,
     described_token,
     token_flags,
 )
-from corpus_asr.text.sentencepiece import SentencePieces
+from corpus_asr.families.tensors import BatchEncoding
+from corpus_asr.families.tokenizer import (
+    ADDED_NAME,
+    OTHER_SPECIAL,
+    ROLES,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    VOCAB_NAME,
+    PretrainedTokenizer,
+    added_token,
+    vocabulary_paths,
+)
+from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
 
 SPM_NAME = "sentencepiece.bpe.model"
 
@@ -48,24 +46,6 @@ Source: MuST-C; transformers 5.23, tokenization_speech_to_text.py.
 """
 
 _OVERFLOW = ("overflowing_tokens", "num_truncated_tokens")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings(TokenSettings):
-    bos_token: str | None = "<s>"
-    eos_token: str | None = "</s>"
-    unk_token: str | None = "<unk>"
-    pad_token: str | None = "<pad>"
-    do_upper_case: bool = False
-    do_lower_case: bool = False
-    tgt_lang: str | None = None
-    lang_codes: str | None = None
-    sp_model_kwargs: dict[str, bool | int | float | str | None] | None = None
-    clean_up_tokenization_spaces: bool = False
-    # Until the vocabulary has them.
-    additional_special_tokens: tuple[str | AddedToken, ...] = field(
-        default=(), metadata={"in_file": False}
-    )
 
 
 class Speech2TextTokenizer(PretrainedTokenizer):
@@ -89,8 +69,6 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         TypeError: `sp_model_kwargs` are not known.
     """
 
-    _settings_class: ClassVar[type[TokenSettings]] = _Settings
-
     is_fast = False
     do_upper_case: bool
     do_lower_case: bool
@@ -109,40 +87,43 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self,
         vocab_file: str | PathLike[str],
         spm_file: str | PathLike[str],
-        bos_token: str = "<s>",
-        eos_token: str = "</s>",
-        pad_token: str = "<pad>",
-        unk_token: str = "<unk>",
+        bos_token: str | None = "<s>",
+        eos_token: str | None = "</s>",
+        pad_token: str | None = "<pad>",
+        unk_token: str | None = "<unk>",
         do_upper_case: bool = False,
         do_lower_case: bool = False,
         tgt_lang: str | None = None,
         lang_codes: str | None = None,
         additional_special_tokens: Sequence[str | AddedToken] | None = None,
-        sp_model_kwargs: dict[str, Any] | None = None,
+        sp_model_kwargs: dict[str, bool | int | float | str | None] | None = None,
         *,
         padding_side: str = "right",
         truncation_side: str = "right",
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        additional_special_tokens = tuple(additional_special_tokens or ())
-        settings = _Settings.of(locals())
-        pieces = SentencePieces.from_file(Path(spm_file), settings.sp_model_kwargs)
-        self._set_up(_vocabulary(Path(vocab_file)), pieces, settings, {})
+        arguments = locals()
+        settings = {name: arguments[name] for name in self._defaults()}
+        self._set_up(_vocabulary(Path(vocab_file)), Path(spm_file), settings, {})
 
     def _set_up(
         self,
         vocabulary: dict[str, int],
-        pieces: SentencePieces,
-        settings: _Settings,
+        spm_file: Path,
+        settings: dict[str, Any],
         saved: Mapping[int, AddedToken],
     ) -> None:
-        if settings.unk_token is None or settings.unk_token not in vocabulary:
+        if settings["unk_token"] is None or settings["unk_token"] not in vocabulary:
             raise CheckpointError(
-                f"loading a Speech2Text tokenizer: found no {settings.unk_token} among "
+                f"loading a Speech2Text tokenizer: found no {settings['unk_token']} among "
                 f"{len(vocabulary)} tokens of vocab.json, expected what stands for unknown ones; "
                 f"fetch the checkpoint again or give unk_token"
             )
+        self.sp_model_kwargs = dict(settings.pop("sp_model_kwargs") or {})
+        others = settings.pop("additional_special_tokens") or ()
+        language = settings.pop("tgt_lang")
+        pieces = SentencePieces.from_file(spm_file, self.sp_model_kwargs)
         self.encoder = vocabulary
         self.decoder = {token_id: piece for piece, token_id in vocabulary.items()}
         self._pieces = pieces
@@ -150,13 +131,9 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self._others: list[str] = []
         for token_id, token in saved.items():
             self._added.put(token_id, token)
-        self._take_settings(
-            settings, but=("tgt_lang", "sp_model_kwargs", "additional_special_tokens")
-        )
-        self.sp_model_kwargs = dict(settings.sp_model_kwargs or {})
-        self._set_languages(settings.tgt_lang)
-        roles = [token for role in ROLES if (token := getattr(settings, role)) is not None]
-        others = settings.additional_special_tokens
+        self._take_settings(settings)
+        self._set_languages(language)
+        roles = [token for role in ROLES if (token := settings[role]) is not None]
         self.add_tokens([*roles, *self.lang_tokens, *others], special_tokens=True)
 
     def _check_setting(self, name: str, value: Any) -> None:
@@ -303,11 +280,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         codes = LANGUAGES[self.lang_codes] if self.lang_codes is not None else ()
         # As in the reference, these are the SentencePiece model's own ids, which vocab.json of
         # every published checkpoint repeats.
-        own = {code: self._pieces.piece_id(f"<lang:{code}>") for code in codes}
-        unknown = self._pieces.unknown_id
-        self.lang_code_to_id = {
-            code: unknown if token is None else token for code, token in own.items()
-        }
+        self.lang_code_to_id = {code: self._pieces.piece_id(f"<lang:{code}>") for code in codes}
         self._tgt_lang = tgt_lang
         if tgt_lang is not None and codes:
             self.set_tgt_lang_special_tokens(tgt_lang)
@@ -378,11 +351,17 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             ids, second, overflowing = self.truncate_sequences(
                 ids, second, excess, options.lengths.truncation, options.stride
             )
-        row = self._row(ids, second, special=options.special)
-        types = [0] * row["length"]
+        row = [*ids, *(second or [])]
+        mask = types = [0] * len(row)
         if options.special:
+            row = self.build_inputs_with_special_tokens(ids, second)
+            mask = self.get_special_tokens_mask(ids, second)
             types = self.create_token_type_ids_from_sequences(ids, second)
-        return row | {
+        return {
+            "input_ids": row,
+            "attention_mask": [1] * len(row),
+            "special_tokens_mask": mask,
+            "length": len(row),
             "token_type_ids": types,
             "overflowing_tokens": overflowing,
             "num_truncated_tokens": excess,
@@ -492,11 +471,9 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def _load(self, folder: Path, given: dict[str, Any]) -> None:
         saved, others = _saved_tokens(folder)
         more = given.pop("additional_special_tokens", ())
-        settings = _Settings.from_folder(
-            folder, **given, additional_special_tokens=(*others, *more)
-        )
-        pieces = SentencePieces.from_file(folder / SPM_NAME, settings.sp_model_kwargs)
-        self._set_up(_vocabulary(folder / VOCAB_NAME), pieces, settings, saved)
+        settings = self._defaults() | self._saved_settings(folder, given)
+        settings["additional_special_tokens"] = (*others, *more)
+        self._set_up(_vocabulary(folder / VOCAB_NAME), folder / SPM_NAME, settings, saved)
 
     def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
         added = self.added_tokens_decoder

@@ -20,16 +20,16 @@ from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import write_json_object
-from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.languages import LANGUAGES
-from corpus_asr.text.added_tokens import (
+from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     MERGES_NAME,
     SETTINGS_NAME,
     SPECIAL_NAME,
     VOCAB_NAME,
 )
-from corpus_asr.text.bpe import bytes_by_letter
+from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.vocabulary import bytes_by_letter
+from corpus_asr.languages import LANGUAGES
 from corpus_asr.units import TIMESTAMP_STEP_S
 
 # OpenAI's networks have these built in: the file cannot say otherwise.

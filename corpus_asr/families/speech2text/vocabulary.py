@@ -1,19 +1,17 @@
-"""Tokens beside a vocabulary, at which texts are split first, and the names of tokenizer files."""
+"""Speech2Text's vocabulary: SentencePiece, and added tokens, at which texts are split first."""
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
-from tokenizers import AddedToken as AddedToken  # for others to name its type
+import sentencepiece
+from tokenizers import AddedToken
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.tokenizer import added_token
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-
-def added_token(token: str | AddedToken, *, special: bool) -> AddedToken:
-    """Make a token of its text; one that is described already keeps its description."""
-    if isinstance(token, AddedToken):
-        return token
-    return AddedToken(token, special=special, normalized=not special)
 
 
 def described_token(description: Any) -> AddedToken:
@@ -122,9 +120,81 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
-TOKENIZER_NAME = "tokenizer.json"
-VOCAB_NAME = "vocab.json"
-MERGES_NAME = "merges.txt"
-ADDED_NAME = "added_tokens.json"
-SPECIAL_NAME = "special_tokens_map.json"
-SETTINGS_NAME = "tokenizer_config.json"
+class SentencePieces:
+    """A SentencePiece model, unigram or byte-pair encoding, of the content of its file.
+
+    `options` are keywords of `sentencepiece.SentencePieceProcessor`, such as `enable_sampling`.
+
+    Raises:
+        ValueError: the content is no SentencePiece model.
+        TypeError: there is no such option, or it has a value that cannot be used.
+    """
+
+    def __init__(self, model: bytes, options: Mapping[str, Any] | None = None) -> None:
+        self.model = model
+        self._options = dict(options or {})
+        try:
+            if reserved := sorted(self._options.keys() & {"model_file", "model_proto"}):
+                raise TypeError(f"{', '.join(reserved)} cannot be chosen here")
+            self._processor = sentencepiece.SentencePieceProcessor(**self._options)
+        except (TypeError, RuntimeError) as error:
+            raise self._unusable(error) from error
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"reading a SentencePiece model of {len(model)} bytes: found no such model "
+                f"({error}); fetch the checkpoint again"
+            ) from error
+        try:
+            # The values of options are looked at only here.
+            self._processor.encode("a", out_type=str)
+        except (TypeError, RuntimeError) as error:
+            raise self._unusable(error) from error
+        self.unknown_id: int = self._processor.unk_id()
+
+    def _unusable(self, error: Exception) -> TypeError:
+        reason = str(error).partition("\n")[0]
+        return TypeError(
+            f"setting up SentencePiece: found the options {self._options} ({reason}), expected "
+            f"keywords of SentencePieceProcessor and their types; correct sp_model_kwargs"
+        )
+
+    @classmethod
+    def from_file(cls, path: Path, options: Mapping[str, Any] | None = None) -> Self:
+        """Read a model file; raises CheckpointError, or TypeError as the class does."""
+        try:
+            return cls(path.read_bytes(), options)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"reading {path}: found no SentencePiece model ({error}); fetch the checkpoint's "
+                f"{path.name} again"
+            ) from error
+
+    def piece_id(self, piece: str) -> int:
+        """Return the model's own id of a piece, the unknown one where it has none."""
+        piece_id: int = self._processor.PieceToId(piece)
+        return piece_id
+
+    def pieces(self, text: str) -> list[str]:
+        """Cut a text into pieces; letters that the model lacks stay as they are."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"encoding {text[:40]!r}: found text that is no valid Unicode ({error.reason}); "
+                f"decode it with errors='replace' first"
+            ) from error
+        pieces: list[str] = self._processor.encode(text, out_type=str)
+        return pieces
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """Join pieces to text."""
+        text: str = self._processor.decode(list(pieces))
+        return text
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
