@@ -5,10 +5,11 @@ Method and parameter names are those of `transformers.SequenceFeatureExtractor` 
 """
 
 import copy
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -121,9 +122,6 @@ class SpeechFeatureExtractor(Uploads):
 
     model_input_names: ClassVar[list[str]]
     """What a call returns; the first are the features."""
-    _settings_class: ClassVar[type]
-    """A dataclass: the keys of the settings file and their types."""
-
     sampling_rate: int
     padding_value: float
     padding_side: str
@@ -207,7 +205,7 @@ class SpeechFeatureExtractor(Uploads):
             "revision": revision,
         }
         path, content = find_saved(pretrained_model_name_or_path, _FILES, **source)
-        typed_values(cls._settings_class, content, path=path)
+        typed_values(cls.__init__, content, path=path)
         try:
             return cls.from_dict(content, **kwargs)
         except ValueError as error:
@@ -226,7 +224,7 @@ class SpeechFeatureExtractor(Uploads):
         Raises:
             ValueError: the settings cannot be used.
         """
-        settable = {f.name for f in fields(cls._settings_class)} | feature_extractor_dict.keys()
+        settable = inspect.signature(cls).parameters.keys() | feature_extractor_dict.keys()
         unused = {name: value for name, value in kwargs.items() if name not in settable}
         used = {name: value for name, value in kwargs.items() if name in settable}
         extractor = cls(**{**feature_extractor_dict, **used})

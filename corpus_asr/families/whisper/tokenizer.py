@@ -388,22 +388,22 @@ class WhisperTokenizer(PretrainedTokenizer):
         fitting = self._fitting(options)
         rows, sources = [], []
         for number, (first, second) in enumerate(pairs):
-            texts = [first] if second is None else [first, second]
             if options.overflow and second is not None:
                 # The library loses which of the two texts an overflowing token is of.
                 raise ValueError(
                     "encoding pairs: found return_overflowing_tokens=True, expected it for single "
                     "texts only; encode the texts one by one"
                 )
-            encodings = [self._encoding(each, words=options.words) for each in texts]
+            text = self._encoding(first, words=options.words)
+            pair = None if second is None else self._encoding(second, words=options.words)
             try:
-                whole = fitting.post_process(*encodings, add_special_tokens=options.special)
+                whole = fitting.post_process(text, pair, options.special)
             except Exception as error:  # the library raises nothing more precise
-                counts = " and ".join(str(len(encoding)) for encoding in encodings)
                 raise ValueError(
-                    f"truncating texts of {counts} tokens to {options.lengths.max_length}: found "
-                    f"too few to cut by truncation={options.lengths.truncation!r} ({error}); cut "
-                    f"the other one, or allow more by max_length"
+                    f"truncating a pair of {len(text)} and {len(pair or ())} tokens to "
+                    f"{options.lengths.max_length}: found too few to cut by "
+                    f"truncation={options.lengths.truncation!r}; cut the other text, or allow more "
+                    f"by max_length"
                 ) from error
             found = [whole, *whole.overflowing] if options.overflow else [whole]
             rows += [_row(encoding) for encoding in found]

@@ -7,7 +7,6 @@ route without torchaudio. Works without torch unless tensors are asked for.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,20 +32,6 @@ from corpus_asr.models.feature_extraction import (
 _DERIVED = ("mel_filters", "window", "feature_extractor_type", "processor_class")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
-    feature_size: int = 80
-    sampling_rate: int = 16000
-    num_mel_bins: int = 80
-    padding_value: float = 0.0
-    dither: float = 0.0
-    do_ceptral_normalize: bool = True
-    normalize_means: bool = True
-    normalize_vars: bool = True
-    return_attention_mask: bool = True
-    padding_side: str = "right"
-
-
 class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
     """Turns samples into filter banks, each mel bin normalised over its recording.
 
@@ -62,15 +47,14 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         normalize_vars: bring it to variance 1. A bin of one value throughout becomes 0 where the
             reference divides by zero.
         padding_side: `right` or `left`.
-        kwargs: kept as attributes and saved with the others. `return_attention_mask` is not: as in
-            the reference, calls that do not say get a mask.
+        return_attention_mask: without effect: calls that do not say get a mask.
+        kwargs: kept as attributes and saved with the others.
 
     Raises:
         ValueError: there are no mel bins, or the dither is negative.
     """
 
     model_input_names: ClassVar[list[str]] = ["input_features", "attention_mask"]
-    _settings_class: ClassVar[type] = _Settings
 
     def __init__(
         self,
@@ -84,6 +68,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         normalize_vars: bool = True,
         *,
         padding_side: str = "right",
+        return_attention_mask: bool = True,
         **kwargs: Any,
     ) -> None:
         for name, value in kwargs.items():
@@ -98,7 +83,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         self.normalize_means = normalize_means
         self.normalize_vars = normalize_vars
         self.padding_side = padding_side
-        self.return_attention_mask = True
+        self.return_attention_mask = True  # as in the reference, whatever is given
         kaldi_filters(num_mel_bins, sample_rate_hz=sampling_rate)  # refuses sizes that cannot be
         if not dither >= 0.0:
             raise ValueError(

@@ -6,7 +6,6 @@ Works without torch unless tensors or a GPU are asked for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,19 +29,6 @@ _DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type
 _ON_DEVICE = "corpus_asr.models.whisper.torch_features:log_mel_on_device"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
-    feature_size: int = 80
-    sampling_rate: int = 16000
-    hop_length: int = 160
-    chunk_length: int = 30
-    n_fft: int = 400
-    padding_value: float = 0.0
-    dither: float = 0.0
-    return_attention_mask: bool = False
-    padding_side: str = "right"
-
-
 class WhisperFeatureExtractor(SpeechFeatureExtractor):
     """Turns samples into padded log-mel features.
 
@@ -62,7 +48,6 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
     """
 
     model_input_names: ClassVar[list[str]] = ["input_features"]
-    _settings_class: ClassVar[type] = _Settings
 
     def __init__(
         self,
