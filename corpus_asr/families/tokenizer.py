@@ -23,7 +23,6 @@ from corpus_asr.families.truncation_padding import (
     EncodeOptions,
     Lengths,
     check_side,
-    chosen_lengths,
     collate,
     id_lists,
     pad_batch,
@@ -116,9 +115,10 @@ class PretrainedTokenizer(Uploads):
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token."""
 
+    @property
     @abstractmethod
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return the ids of the tokens beside the vocabulary."""
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """The tokens next to the vocabulary, control tokens among them, by id."""
 
     @abstractmethod
     def decode(
@@ -211,9 +211,13 @@ class PretrainedTokenizer(Uploads):
         """The id of every token."""
         return self.get_vocab()
 
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return the ids of the tokens next to the vocabulary."""
+        return {token.content: i for i, token in self.added_tokens_decoder.items()}
+
     @property
     def added_tokens_encoder(self) -> dict[str, int]:
-        """Ids of the tokens beside the vocabulary."""
+        """The same, by its other name."""
         return self.get_added_vocab()
 
     @property
@@ -223,12 +227,9 @@ class PretrainedTokenizer(Uploads):
         return {role: token for role, token in tokens.items() if token is not None}
 
     def add_special_tokens(self, special_tokens_dict: Mapping[str, str | list[str]]) -> int:
-        """Add control tokens by role, and give them that role; returns how many were new.
+        """Add control tokens such as `{"pad_token": "<|pad|>"}`; returns how many were new.
 
-        Such as `{"pad_token": "<|pad|>"}`; tokens without a role are `additional_special_tokens`.
-
-        Raises:
-            ValueError: there is no such role.
+        Tokens without a role are `additional_special_tokens`.
         """
         count = 0
         for role, value in special_tokens_dict.items():
@@ -272,10 +273,7 @@ class PretrainedTokenizer(Uploads):
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | list[str | None] | None:
-        """Look up tokens as the vocabulary spells them; an id without one gives the unknown token.
-
-        That is None for a vocabulary without one.
-        """
+        """Look up tokens; an id without one gives the unknown token, None in Whisper."""
         if isinstance(ids, int):
             token = self._id_token(ids)
             return self._unknown() if token is None else token
@@ -310,26 +308,12 @@ class PretrainedTokenizer(Uploads):
         return_length: bool = False,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Encode one text or several as labels; options are those of transformers.
+        """Encode one text or several, or words with `is_split_into_words`, as labels.
 
-        Args:
-            text: a text or a list of them; a list of words, or of such lists, where
-                `is_split_into_words`.
-            text_pair: a second text for each, put after the first.
-            text_target: texts to encode as `labels` beside `text`, or alone.
-            text_pair_target: a second text for each of these.
-            add_special_tokens: put the prefix before each text and the end token after it.
-            padding: True or `longest`, or `max_length`.
-            truncation: True or `longest_first`, `only_first`, `only_second`; by itself True where
-                `max_length` is given and nothing is padded.
-            max_length: tokens per row, special ones included; None for the tokenizer's own.
-            stride: tokens that an overflowing row repeats of the previous one.
-            return_tensors: `np`, `pt` or None for lists.
-            return_offsets_mapping: also return each token's place in its text, in characters.
-
-        Returns:
-            `input_ids` and what was asked for: rows for several texts, one row for a single one
-            unless tensors or overflowing rows are asked for.
+        Options are those of transformers. Texts of `text_target` become `labels`. Rows are
+        truncated where `truncation` says so, or `max_length` is given and nothing is padded;
+        `max_length` counts special tokens and is the tokenizer's own where it is None. A single
+        text gives one row, unless tensors or overflowing rows are asked for.
 
         Raises:
             ValueError: no text was given, what was given is no text, or options contradict.
@@ -354,7 +338,9 @@ class PretrainedTokenizer(Uploads):
         options = EncodeOptions(
             words=is_split_into_words,
             special=add_special_tokens,
-            lengths=self._lengths(padding, truncation, max_length, pad_to_multiple_of),
+            lengths=Lengths.chosen(
+                padding, truncation, max_length, pad_to_multiple_of, self.model_max_length
+            ),
             stride=stride,
             overflow=return_overflowing_tokens,
             outputs=tuple(name for name, is_wanted in outputs.items() if is_wanted),
@@ -375,11 +361,7 @@ class PretrainedTokenizer(Uploads):
         add_special_tokens: bool = True,
         **options: Any,
     ) -> Any:
-        """Encode one text as a label; `options` are those of a call that change rows.
-
-        Raises:
-            ValueError: `text` is no valid Unicode text, or options contradict.
-        """
+        """Encode one text as a label; `options` and errors are those of a call."""
         if text_pair is None and not options and isinstance(text, str):
             ids = self._text_ids(text)
             return self.build_inputs_with_special_tokens(ids) if add_special_tokens else ids
@@ -396,10 +378,9 @@ class PretrainedTokenizer(Uploads):
         return_tensors: str | None = None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad rows that were encoded earlier, as a collating function does.
+        """Pad rows that calls returned: one, a list of them, or rows by name.
 
-        `encoded_inputs` is what calls returned: one, a list of them, or rows by name. Options are
-        those of a call; `return_tensors` of None keeps the kind that was passed in.
+        Options are those of a call; `return_tensors` of None keeps the kind that was passed in.
 
         Raises:
             ValueError: there are no `input_ids`, the tokenizer has no padding token, or options
@@ -412,17 +393,16 @@ class PretrainedTokenizer(Uploads):
                 "it",
                 stacklevel=2,
             )
-        lengths = self._lengths(padding, False, max_length, pad_to_multiple_of)
+        lengths = Lengths.chosen(
+            padding, False, max_length, pad_to_multiple_of, self.model_max_length
+        )
         ids = rows["input_ids"]
         if return_attention_mask is not False and "attention_mask" not in rows:
             nested = bool(ids) and isinstance(ids[0], list)
             rows["attention_mask"] = [[1] * len(row) for row in ids] if nested else [1] * len(ids)
-        return pad_batch(
-            rows,
-            lengths,
-            fillers={name: f for name, f in self._fillers().items() if name != "offset_mapping"},
-            side=padding_side or self.padding_side,
-            tensors=return_tensors or kind,
+        side, fillers = padding_side or self.padding_side, self._fillers()
+        return pad_batch(rows, lengths, fillers, side=side).convert_to_tensors(
+            return_tensors or kind
         )
 
     def build_inputs_with_special_tokens(
@@ -439,10 +419,7 @@ class PretrainedTokenizer(Uploads):
     ) -> list[int]:
         """Return 1 for each special token, 0 for each other one, of the row made of these ids.
 
-        With `already_has_special_tokens`, `token_ids_0` is that row.
-
-        Raises:
-            ValueError: a second text was given apart, though both are one row already.
+        With `already_has_special_tokens`, `token_ids_0` is that row, without a second text.
         """
         if not already_has_special_tokens:
             texts = [0] * (len(token_ids_0) + len(token_ids_1 or []))
@@ -472,13 +449,9 @@ class PretrainedTokenizer(Uploads):
 
     def _padded(self, rows: Sequence[dict[str, Any]], options: EncodeOptions) -> BatchEncoding:
         names = ("input_ids", *options.outputs)
-        return pad_batch(
-            {name: [row[name] for row in rows] for name in names},
-            options.lengths,
-            fillers=self._fillers(),
-            side=options.padding_side,
-            tensors=None,
-        )
+        batch = {name: [row[name] for row in rows] for name in names}
+        fillers = self._fillers() | {"offset_mapping": (0, 0)}
+        return pad_batch(batch, options.lengths, fillers, side=options.padding_side)
 
     def _fillers(self) -> dict[str, Any]:
         return {
@@ -486,29 +459,7 @@ class PretrainedTokenizer(Uploads):
             "token_type_ids": self.pad_token_type_id,
             "attention_mask": 0,
             "special_tokens_mask": 1,
-            "offset_mapping": (0, 0),
         }
-
-    def _lengths(
-        self,
-        padding: bool | str,
-        truncation: bool | str | None,
-        max_length: int | None,
-        pad_to_multiple_of: int | None,
-    ) -> Lengths:
-        lengths = chosen_lengths(
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            model_max_length=self.model_max_length,
-        )
-        if lengths.padding != "do_not_pad" and self.pad_token_id is None:
-            raise ValueError(
-                "padding texts: found no padding token, expected one; set it first, such as by "
-                "tokenizer.pad_token = tokenizer.eos_token"
-            )
-        return lengths
 
     # Ids to texts
 
@@ -550,12 +501,11 @@ class PretrainedTokenizer(Uploads):
     ) -> Self:
         """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub name.
 
-        `settings`, the class's arguments beside its files, win over tokenizer_config.json.
+        `settings`, the class's arguments except files, win over tokenizer_config.json.
 
         Raises:
             CheckpointError: files are missing or broken, or lack a token.
-            TypeError: there is no such setting.
-            ValueError: a setting has a value that cannot be used, such as an unknown language.
+            TypeError, ValueError: a setting is not known, or has a value that cannot be used.
         """
         folder = fetch_checkpoint(
             str(pretrained_model_name_or_path),
@@ -588,12 +538,8 @@ class PretrainedTokenizer(Uploads):
     ) -> tuple[str, ...]:
         """Write all files of the tokenizer, those of older readers among them; returns their paths.
 
-        `filename_prefix` stands before the names of the vocabulary's files; `kwargs` are those of
-        `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
+        `filename_prefix` stands before the names of the vocabulary's files; `kwargs` and errors are
+        those of `push_to_hub`.
         """
         folder = made_folder(save_directory)
         paths = self._save(folder, filename_prefix)

@@ -52,16 +52,12 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     """SentencePiece with the ids of vocab.json, control tokens and target languages.
 
     Args:
-        vocab_file: vocab.json.
-        spm_file: the SentencePiece model.
-        bos_token: what starts sequences; labels do not hold it.
         do_upper_case: turn text into upper case when decoding.
         do_lower_case: turn text into lower case before encoding, but for control tokens written
             out in it. The reference documents this and did it until version 4; 5.23 no longer does.
         tgt_lang: code of the language that labels are in; None for the first one.
         lang_codes: which target languages there are: `mustc`, or None for one language alone.
         sp_model_kwargs: keywords of `sentencepiece.SentencePieceProcessor`.
-        model_max_length: tokens per text that are kept where no length is given.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks the unknown token.
@@ -73,9 +69,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     do_upper_case: bool
     do_lower_case: bool
     lang_codes: str | None
-    """Which target languages there are: `mustc`, or None for one language alone."""
     sp_model_kwargs: dict[str, Any]
-    """Keywords that the SentencePiece model was loaded with."""
     encoder: dict[str, int]
     """Ids by piece, as vocab.json has them."""
     decoder: dict[int, str]
@@ -160,10 +154,6 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token."""
         return {**self.encoder, **self._added.ids}
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return the ids of control tokens and of tokens that were added."""
-        return {token.content: token_id for token_id, token in self._added.tokens.items()}
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
@@ -292,11 +282,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     # Texts to ids
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the tokens of a text as the vocabulary spells them.
-
-        Raises:
-            ValueError: `text` is no valid Unicode text.
-        """
+        """Return the tokens of a text as the vocabulary spells them."""
         if self.do_lower_case:
             text = self._added.lower(text)
         tokens: list[str] = []
@@ -375,13 +361,11 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         truncation_strategy: str = "longest_first",
         stride: int = 0,
     ) -> tuple[list[int], list[int] | None, list[int]]:
-        """Cut ids, or a pair of such, at the side that the tokenizer is set to.
+        """Truncate ids, or a pair of such, at the side that the tokenizer is set to.
 
         Returns both and what was cut off, with the `stride` kept ids next to it: nothing where a
-        pair is cut `longest_first`.
-
-        Pairs are cut as the reference's tokenizers in Python do, which differ in this from those
-        in Rust.
+        pair is truncated `longest_first`. The reference's tokenizers in Python, which this follows,
+        differ in pairs from those in Rust.
         """
         if num_tokens_to_remove <= 0:
             return ids, pair_ids, []
@@ -430,11 +414,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     ) -> Any:
         """Turn one sequence of ids into text, or several into a list of texts.
 
-        An id that the vocabulary lacks becomes the unknown token. Options are those of Whisper's
-        tokenizer.
-
-        Raises:
-            TypeError: these are no ids.
+        An id that the vocabulary lacks becomes the unknown token; what is no id is a TypeError.
         """
 
         def decode_one(ids: list[int]) -> str:
@@ -492,11 +472,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def save_vocabulary(
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, str]:
-        """Write vocab.json and the SentencePiece model into a folder; returns their paths.
-
-        Raises:
-            NotADirectoryError: there is no such folder.
-        """
+        """Write vocab.json and the SentencePiece model into a folder; returns their paths."""
         vocab, model = vocabulary_paths(save_directory, filename_prefix, VOCAB_NAME, SPM_NAME)
         write_json_object(vocab, self.encoder)
         model.write_bytes(self._pieces.model)

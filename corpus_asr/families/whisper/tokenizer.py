@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Encoding, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Encoding, Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
@@ -34,7 +34,7 @@ from corpus_asr.families.tokenizer import (
 from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
 from corpus_asr.families.whisper.timestamps import (
     merged_chunks,
-    timed_stretches,
+    timed_segments,
     without_timestamps,
     written_timestamps,
 )
@@ -66,18 +66,14 @@ class WhisperTokenizer(PretrainedTokenizer):
     """Whisper's byte-level BPE, control tokens and timestamps.
 
     Args:
-        vocab_file: vocab.json; its neighbours added_tokens.json, special_tokens_map.json and
-            tokenizer_config.json give the control tokens.
-        merges_file: merges.txt.
+        vocab_file: vocab.json; the other JSON files in its folder give the control tokens.
         normalizer_file: normalizer.json, American spellings by British ones; None for the own list.
-        tokenizer_file: tokenizer.json, instead of the first two.
+        tokenizer_file: tokenizer.json, instead of vocab.json and merges.txt.
         bos_token: named by the reference; labels start with `<|startoftranscript|>` whatever it is.
-        add_prefix_space: encode every text as if a space came first.
         language: code or name of the language in labels; None leaves its token out.
         task: `transcribe` or `translate` in labels; None leaves its token out.
-        predict_timestamps: whether labels hold timestamps, so `<|notimestamps|>` is left out.
+        predict_timestamps: whether labels hold timestamps, and no `<|notimestamps|>`.
         errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it.
-        model_max_length: tokens per text that are kept where no length is given.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks a control token.
@@ -201,13 +197,9 @@ class WhisperTokenizer(PretrainedTokenizer):
         """Return the id of every token."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return the ids of the tokens beside the vocabulary."""
-        return {token.content: i for i, token in self.added_tokens_decoder.items()}
-
     @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """The tokens beside the vocabulary by id, each with its flags."""
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The tokens next to the vocabulary by id, ascending."""
         return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
 
     @property
@@ -273,13 +265,10 @@ class WhisperTokenizer(PretrainedTokenizer):
         return prefix if self.predict_timestamps else [*prefix, self.no_timestamps]
 
     def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
-        """Return the tokens that ask a model of this kind for a transcript.
-
-        `language` is a code, name or token; None only for an English-only model.
+        """Return the prompt for a transcript; `language` is None only for an English-only model.
 
         Raises:
-            ValueError: the model cannot do this: no such language or task, or an English-only
-                model asked for another language or a translation.
+            ValueError: the model has no such language or task.
         """
         end = () if timestamps else (self.no_timestamps,)
         if self.is_multilingual:
@@ -302,11 +291,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         language: str | None = None,
         no_timestamps: bool = True,
     ) -> list[tuple[int, int]]:
-        """Set the prefix and return its tokens after the first, each with its position.
-
-        Raises:
-            ValueError: `language` or `task` is not known.
-        """
+        """Set the prefix and return its tokens after the first, each with its position."""
         self.set_prefix_tokens(language, task, predict_timestamps=not no_timestamps)
         return list(enumerate(self.prefix_tokens))[1:]
 
@@ -362,11 +347,7 @@ class WhisperTokenizer(PretrainedTokenizer):
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False
     ) -> list[str]:
-        """Return the tokens of a text as the vocabulary spells them.
-
-        Raises:
-            ValueError: `text` is no valid Unicode text.
-        """
+        """Return the tokens of a text as the vocabulary spells them."""
         ids = self.encode(text, pair, add_special_tokens)
         return [token for i in ids if (token := self._id_token(i)) is not None]
 
@@ -488,20 +469,14 @@ class WhisperTokenizer(PretrainedTokenizer):
         A character that the end of a sequence cuts short becomes U+FFFD.
 
         Args:
-            token_ids: one id, or a list, array or tensor of one dimension, or of two for several.
-            skip_special_tokens: leave control tokens out, and the previous text before the start
-                token with them.
+            skip_special_tokens: leave out control tokens, and the text of earlier windows in the
+                prompt.
             clean_up_tokenization_spaces: remove spaces before punctuation, those that were meant
-                too; None for what the tokenizer was set to, which is not to.
-            output_offsets: return the text together with its segments and their times.
-            time_precision: seconds per timestamp step.
+                too; None for the tokenizer's setting.
+            output_offsets: return `{"text": ..., "offsets": [{"text": ..., "timestamp": (start_s,
+                end_s)}]}` with the segments between timestamps.
             decode_with_timestamps: write timestamps as `<|1.08|>`, later windows continuing the
-                times of earlier ones; otherwise they are left out.
-            normalize: apply the English normaliser; no effect together with timestamps.
-
-        Returns:
-            A text, or `{"text": ..., "offsets": [{"text": ..., "timestamp": (start_s, end_s)}]}`
-            where offsets are asked for; a list of these for several sequences.
+                times of earlier ones; otherwise they are left out, and `normalize` may apply.
 
         Raises:
             ValueError: an id is negative, such as a label's padding.
@@ -571,10 +546,10 @@ class WhisperTokenizer(PretrainedTokenizer):
         clean = self.clean_up_tokenization_spaces
         return [
             {
-                "text": without_timestamps(self._plain_text(list(stretch), False, clean)),
+                "text": without_timestamps(self._plain_text(list(segment), False, clean)),
                 "timestamp": times_s,
             }
-            for stretch, times_s in timed_stretches(
+            for segment, times_s in timed_segments(
                 ids, timestamp_begin=self.timestamp_begin, time_precision=time_precision
             )
         ]
@@ -629,11 +604,7 @@ class WhisperTokenizer(PretrainedTokenizer):
     def save_vocabulary(
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, str, str]:
-        """Write vocab.json, merges.txt and normalizer.json into a folder; returns their paths.
-
-        Raises:
-            NotADirectoryError: there is no such folder.
-        """
+        """Write vocab.json, merges.txt and normalizer.json into a folder; returns their paths."""
         vocab, merges, normalizer = vocabulary_paths(
             save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
         )
