@@ -158,30 +158,23 @@ def find_saved(
 ) -> tuple[Path, dict[str, Any]]:
     """Find the first of several files that holds what is looked for, and the object in it.
 
-    Args:
-        checkpoint: a folder, a URI of one, a hub name, or a file itself.
-        names: file names in order of preference; with a key, the object under that key is meant,
-            and a file without it is passed over.
-        source: what `take_source` returns.
+    `names` are in order of preference; with a key, the object under that key is meant, and a file
+    without it is passed over. `checkpoint` may be such a file itself; `source` is what
+    `take_source` returns.
 
     Raises:
         CheckpointError: there is no such checkpoint, none of the files, or one that is unreadable.
     """
     if Path(checkpoint).is_file():
         content = read_json_object(Path(checkpoint))
-        for key in names.values():
-            if key is not None and isinstance(content.get(key), dict):
-                return Path(checkpoint), content[key]
-        return Path(checkpoint), content
+        inner = (content[k] for k in names.values() if k and isinstance(content.get(k), dict))
+        return Path(checkpoint), next(inner, content)
     folder = fetch_checkpoint(str(checkpoint), weights=False, expect=None, **source)
     for name, key in names.items():
-        if not (folder / name).is_file():
-            continue
-        content = read_json_object(folder / name)
-        if key is None:
-            return folder / name, content
-        if isinstance(content.get(key), dict):
-            return folder / name, content[key]
+        content = optional_object(folder / name)
+        wanted = content.get(key) if key else content
+        if (folder / name).is_file() and isinstance(wanted, dict):
+            return folder / name, wanted
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
     raise CheckpointError(
         f"reading {checkpoint}: found {found}, expected {' or '.join(names)}; give a folder that "
@@ -221,15 +214,7 @@ class Uploads:
         revision: str | None = None,
         create_pr: bool = False,
     ) -> None:
-        """Upload what `save_pretrained` writes, in one commit.
-
-        Args:
-            repo_id: `name` or `owner/name`; made if needed.
-            commit_message: None names the files.
-            private: of a repository that is made; None for the owner's default.
-            token: of the hub; None for this machine's login.
-            revision: branch; None for the main one.
-            create_pr: propose the commit instead of making it.
+        """Upload what `save_pretrained` writes, in one commit; makes the repository if needed.
 
         Raises:
             CheckpointError: the hub does not take it.
@@ -251,11 +236,7 @@ class Uploads:
 def finish_saving(
     folder: Path, names: list[str], *, push_to_hub: bool, repo_id: str | None = None, **options: Any
 ) -> None:
-    """Upload what was just saved if asked for, into `repo_id` or the repository of its name.
-
-    Raises:
-        CheckpointError: the hub does not take it.
-    """
+    """Upload what was just saved if asked for, into `repo_id` or the repository of its name."""
     if push_to_hub:
         upload_files(folder, names, repo_id=repo_id or folder.name, **options)
         return

@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 def padding_word(padding: object) -> Padding:
-    """Normalise a `padding` argument."""
+    """Return the word for a `padding` argument."""
     # An enum of transformers carries its word as a value.
     word = getattr(padding, "value", padding)
     if not isinstance(word, bool | str) or word not in PADDINGS:
@@ -139,13 +139,8 @@ class SpeechFeatureExtractor(Uploads):
     ) -> BatchFeature:
         """Bring features that are there already to one length, along their first axis.
 
-        `processed_features` are values of several examples by name, or a list of examples, as a
-        data loader collects them. Options are those of a call; `max_length` counts steps of the
-        first axis, and `return_tensors` of None keeps the kind that was passed.
-
-        Raises:
-            ValueError: there are no `input_features`, the names hold different numbers of examples,
-                or a length is missing.
+        `processed_features` are values of several examples by name, or a list of examples. Options
+        are those of a call; `return_tensors` of None keeps the kind that was passed.
         """
         fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
         name, wants_mask = self.model_input_names[0], self._wants_mask(return_attention_mask)
@@ -187,12 +182,10 @@ class SpeechFeatureExtractor(Uploads):
         revision: str = "main",
         **kwargs: Any,
     ) -> Any:
-        """Read the settings of a checkpoint.
+        """Read the settings of a checkpoint: a folder, a URI of one, a hub name, or a JSON file.
 
-        Args:
-            pretrained_model_name_or_path: a folder, a URI of one, a hub name, or a JSON file.
-            kwargs: settings to override; `subfolder`; and with `return_unused_kwargs=True`, what
-                is no setting is returned beside the extractor.
+        `kwargs` override settings, or name a `subfolder`; with `return_unused_kwargs=True`, what is
+        no setting is returned together with the extractor.
 
         Raises:
             CheckpointError: there is no such checkpoint, or its settings cannot be used.
@@ -219,11 +212,7 @@ class SpeechFeatureExtractor(Uploads):
         return_unused_kwargs: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Make an extractor of saved settings; `kwargs` as in `from_pretrained`.
-
-        Raises:
-            ValueError: the settings cannot be used.
-        """
+        """Make an extractor of saved settings; `kwargs` as in `from_pretrained`."""
         settable = inspect.signature(cls).parameters.keys() | feature_extractor_dict.keys()
         unused = {name: value for name, value in kwargs.items() if name not in settable}
         used = {name: value for name, value in kwargs.items() if name in settable}
@@ -251,11 +240,7 @@ class SpeechFeatureExtractor(Uploads):
     ) -> list[str]:
         """Write the settings where `from_pretrained` finds them; returns the file's path.
 
-        `kwargs` are those of `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
+        `kwargs` and errors are those of `push_to_hub`.
         """
         folder = made_folder(save_directory)
         self.to_json_file(folder / FILE_NAME)
@@ -319,10 +304,6 @@ def speech_rows(raw_speech: Any) -> list[Row]:
 
     `raw_speech` is a list of numbers, an array of one dimension, or a list of either; an array of
     two dimensions holds one recording per row.
-
-    Raises:
-        ValueError: there is nothing, more than one channel, or no finite number.
-        TypeError: it is no sequence of numbers.
     """
     if isinstance(raw_speech, list | tuple):
         if not raw_speech:
@@ -436,12 +417,8 @@ class SpeechProcessor(Uploads):
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepare audio, text or both: features, ids, or features with the ids as `labels`.
 
-        `args` are the audio and further arguments of the feature extractor's call. Keywords beside
+        `args` are the audio and further arguments of the feature extractor's call. Keywords except
         `audio`, `sampling_rate` and `text` are passed on to whichever of the two is called.
-
-        Raises:
-            ValueError: there is neither audio nor text.
-            TypeError: audio is given twice.
         """
         audio, text = kwargs.pop("audio", None), kwargs.pop("text", None)
         sampling_rate = kwargs.pop("sampling_rate", None)
@@ -487,10 +464,8 @@ class SpeechProcessor(Uploads):
     ) -> Self:
         """Read the feature extractor and the tokenizer of a checkpoint.
 
-        Args:
-            pretrained_model_name_or_path: a folder, a URI of one, a hub name, or a feature
-                extractor's JSON file with the tokenizer next to it.
-            kwargs: `subfolder`, and settings of the feature extractor or the tokenizer.
+        That is a folder, a URI of one, a hub name, or a feature extractor's JSON file with the
+        tokenizer next to it; `kwargs` are `subfolder`, and settings of either.
 
         Raises:
             CheckpointError: there is no such checkpoint, or a file is missing or unusable.
@@ -527,11 +502,7 @@ class SpeechProcessor(Uploads):
     ) -> list[str]:
         """Write the files that `from_pretrained` reads, here and in transformers; returns paths.
 
-        `kwargs` are those of `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
+        `kwargs` and errors are those of `push_to_hub`.
         """
         folder = made_folder(save_directory)
         self.tokenizer.save_pretrained(folder)

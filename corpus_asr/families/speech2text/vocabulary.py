@@ -15,11 +15,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def described_token(description: Any) -> AddedToken:
-    """Make a token of what a checkpoint's file says of it: its text, or an object with flags.
-
-    Raises:
-        ValueError: the file says neither.
-    """
+    """Make a token of what a checkpoint's file says of it: its text, or an object with flags."""
     if isinstance(description, str):
         return added_token(description, special=True)
     if isinstance(description, Mapping) and isinstance(description.get("content"), str):
@@ -46,14 +42,6 @@ class AddedTokens:
 
     def __contains__(self, content: str) -> bool:
         return content in self._ids
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"tokens": {i: token_flags(token) for i, token in self._tokens.items()}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
-        for token_id, flags in state["tokens"].items():
-            self.put(token_id, described_token(flags))
 
     @property
     def tokens(self) -> dict[int, AddedToken]:

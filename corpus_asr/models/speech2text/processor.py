@@ -37,21 +37,13 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
 
     Args:
         feature_size: kept and saved; `num_mel_bins` counts.
-        sampling_rate: of the samples, in Hz.
-        num_mel_bins: values per frame.
-        padding_value: what frames are filled up with, after they are normalised.
+        padding_value: what frames are filled up with, after they are normalized.
         dither: standard deviation, in 16-bit steps, of noise added to every frame, from numpy's
-            global generator; 0 adds none.
-        do_ceptral_normalize: normalise each mel bin over the recording.
-        normalize_means: bring it to mean 0.
-        normalize_vars: bring it to variance 1. A bin of one value throughout becomes 0 where the
-            reference divides by zero.
-        padding_side: `right` or `left`.
-        return_attention_mask: without effect: calls that do not say get a mask.
+            global generator.
+        do_ceptral_normalize: normalize each mel bin over the recording.
+        normalize_vars: to variance 1; a constant bin becomes 0 where the reference divides by zero.
+        return_attention_mask: without effect, as in the reference: calls return it by default.
         kwargs: kept as attributes and saved with the others.
-
-    Raises:
-        ValueError: there are no mel bins, or the dither is negative.
     """
 
     model_input_names: ClassVar[list[str]] = ["input_features", "attention_mask"]
@@ -83,7 +75,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         self.normalize_means = normalize_means
         self.normalize_vars = normalize_vars
         self.padding_side = padding_side
-        self.return_attention_mask = True  # as in the reference, whatever is given
+        self.return_attention_mask = True
         kaldi_filters(num_mel_bins, sample_rate_hz=sampling_rate)  # refuses sizes that cannot be
         if not dither >= 0.0:
             raise ValueError(
@@ -108,21 +100,14 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         Args:
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
             padding: `longest` or True, `max_length`, `do_not_pad` or False.
-            max_length: in frames; what is longer is cut before it is normalised.
+            max_length: in frames; truncation comes before normalization.
             pad_to_multiple_of: round lengths in frames up to a multiple of this.
-            return_tensors: `pt` for torch tensors, `np` for numpy arrays, None for lists of arrays.
             sampling_rate: of `raw_speech`, to be checked against the extractor's.
-            return_attention_mask: also return 1 for every frame with content, 0 for padding; None
-                means yes.
             kwargs: ignored, so that a processor may pass what is meant for its tokenizer.
 
         Returns:
-            `input_features` of shape (batch, frame, mel), in float32.
-
-        Raises:
-            ValueError: another sampling rate, more than one channel, fewer samples than a frame
-                has, values that are not finite, or lengths that do not fit the tensors asked for.
-            TypeError: `raw_speech` is no sequence of numbers.
+            `input_features` of shape (batch, frame, mel), in float32, and `attention_mask` with 1
+            for every frame with content. Errors are those of Whisper's feature extractor.
         """
         self._check_rate(sampling_rate)
         fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
@@ -192,11 +177,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
 
 
 class Speech2TextProcessor(SpeechProcessor):
-    """Passes audio to its feature extractor, and text and ids to its tokenizer.
-
-    Raises:
-        TypeError: one of them is of another class.
-    """
+    """Passes audio to its feature extractor, and text and ids to its tokenizer."""
 
     feature_extractor_class: ClassVar[type] = Speech2TextFeatureExtractor
     tokenizer_class: ClassVar[type] = Speech2TextTokenizer
