@@ -190,7 +190,6 @@ FORWARD: dict[str, tuple[str, ...]] = {
     "Speech2TextForConditionalGeneration": (*_SPEECH2TEXT, "labels", *_OUTPUTS),
 }  # fmt: skip
 
-END = "<|endoftext|>"
 NEEDED = inspect.Parameter.empty
 # What the documents of version 4 name, and version 5 no longer has.
 OLDER: dict[str, dict[str, Any]] = {
@@ -199,19 +198,8 @@ OLDER: dict[str, dict[str, Any]] = {
         "token_ids_1": None,
     },
     "WhisperTokenizer.__init__": {
-        "vocab_file": None,
-        "merges_file": None,
-        "normalizer_file": None,
-        "tokenizer_file": None,
+        **dict.fromkeys(("vocab_file", "merges_file", "tokenizer_file", "pad_token")),
         "errors": "replace",
-        "unk_token": END,
-        "bos_token": END,
-        "eos_token": END,
-        "pad_token": None,
-        "add_prefix_space": False,
-        "language": None,
-        "task": None,
-        "predict_timestamps": False,
     },
 }
 HEAD_MASKS: dict[str, tuple[str, ...]] = {

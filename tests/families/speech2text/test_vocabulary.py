@@ -1,11 +1,9 @@
-"""Texts are split at added tokens, and what is no SentencePiece model is one clear error."""
+"""Texts are split at added tokens; unknown options of SentencePiece are one clear error."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from corpus_asr.errors import CheckpointError
 from corpus_asr.families.speech2text.vocabulary import (
     AddedToken,
     AddedTokens,
@@ -51,17 +49,6 @@ def test_a_file_that_describes_no_token_is_refused() -> None:
             described_token(entry)
 
 
-@pytest.mark.parametrize("content", [b"", b"no model", trained_model()[:500], None])
-def test_a_file_that_is_no_model_is_a_checkpoint_error(
-    tmp_path: Path, content: bytes | None
-) -> None:
-    path = tmp_path / "x.model"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"reading .*x\.model: found no SentencePiece model"):
-        SentencePieces.from_file(path)
-
-
 def test_options_that_are_none_are_a_type_error() -> None:
     options: tuple[dict[str, Any], ...] = (
         {"foo": 1}, {"alpha": "much"}, {"model_file": "x"}, {"nbest_size": 1.5}
@@ -69,8 +56,3 @@ def test_options_that_are_none_are_a_type_error() -> None:
     for each in options:
         with pytest.raises(TypeError, match="correct sp_model_kwargs"):
             SentencePieces(trained_model(), each)
-
-
-def test_half_a_surrogate_pair_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="no valid Unicode"):
-        SentencePieces(trained_model()).pieces("a\ud800")
