@@ -17,6 +17,7 @@ from corpus_asr.families.saved_files import (
     Uploads,
     finish_saving,
     made_folder,
+    optional_object,
     plain_values,
     read_json_object,
     take_source,
@@ -124,7 +125,7 @@ class GenerationConfig(Uploads):
         source = take_source(kwargs)
         folder = fetch_checkpoint(str(pretrained_model_name), weights=False, expect=None, **source)
         path = folder / (config_file_name or GENERATION_NAME)
-        content = read_json_object(path) if path.is_file() else {}
+        content = optional_object(path)
         config_path = folder / CONFIG_NAME
         if not path.is_file() and config_path.is_file():
             config = read_json_object(config_path)
@@ -186,9 +187,8 @@ class GenerationConfig(Uploads):
         """
         unused = {}
         for name, value in kwargs.items():
-            if not hasattr(self, name) and not allow_custom_entries:
-                unused[name] = value
-            elif not defaults_only or getattr(self, name, None) is None:
+            is_known = hasattr(self, name) or allow_custom_entries
+            if is_known and (not defaults_only or getattr(self, name, None) is None):
                 setattr(self, name, value)
             else:
                 unused[name] = value

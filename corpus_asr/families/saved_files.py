@@ -137,13 +137,8 @@ def _type_name(hint: Any) -> str:
 
 
 SOURCE_OPTIONS = (
-    "subfolder",
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "token",
-    "revision",
-)
+    "subfolder", "cache_dir", "force_download", "local_files_only", "token", "revision",
+)  # fmt: skip
 """What a `from_pretrained` may say of where to look, as `fetch_checkpoint` names it."""
 
 
@@ -183,11 +178,7 @@ def find_saved(
 
 
 def made_folder(save_directory: str | PathLike[str]) -> Path:
-    """Make the folder that something is saved to.
-
-    Raises:
-        CheckpointError: a file stands there, or the folder cannot be made.
-    """
+    """Make the folder that something is saved to; raises CheckpointError where a file stands."""
     folder = Path(save_directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)

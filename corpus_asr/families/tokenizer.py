@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self
 
 from tokenizers import AddedToken
 
@@ -195,7 +195,7 @@ class PretrainedTokenizer(Uploads):
             del content["model_max_length"]
         names = cls._defaults().keys() - set(_NOT_IN_FILE)
         content = {name: value for name, value in content.items() if name in names}
-        return typed_values(cls.__init__, content, path=path)[0] | given
+        return {**typed_values(cls.__init__, content, path=path)[0], **given}
 
     def _take_settings(self, settings: Mapping[str, Any]) -> None:
         for name, value in settings.items():
@@ -243,16 +243,8 @@ class PretrainedTokenizer(Uploads):
                 setattr(self, role, value)
         return count
 
-    @overload
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-    @overload
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
-        """Look up ids; a token the vocabulary lacks gives the id of the unknown token.
-
-        Raises:
-            ValueError: it lacks one, and no token stands for unknown ones.
-        """
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
+        """Look up ids; a token the vocabulary lacks gives the id of the unknown token, if any."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         token_id = self._token_id(tokens)
@@ -264,15 +256,9 @@ class PretrainedTokenizer(Uploads):
             )
         return token_id
 
-    @overload
-    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str | None: ...
-    @overload
-    def convert_ids_to_tokens(
-        self, ids: Iterable[int], skip_special_tokens: bool = ...
-    ) -> list[str | None]: ...
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
-    ) -> str | list[str | None] | None:
+    ) -> Any:
         """Look up tokens; an id without one gives the unknown token, None in Whisper."""
         if isinstance(ids, int):
             token = self._id_token(ids)
@@ -383,8 +369,7 @@ class PretrainedTokenizer(Uploads):
         Options are those of a call; `return_tensors` of None keeps the kind that was passed in.
 
         Raises:
-            ValueError: there are no `input_ids`, the tokenizer has no padding token, or options
-                contradict.
+            ValueError: there are no `input_ids`, no padding token, or options contradict.
         """
         rows, kind = collate(encoded_inputs)
         if padding is True and max_length is not None and verbose:

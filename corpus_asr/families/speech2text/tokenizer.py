@@ -117,10 +117,9 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self.sp_model_kwargs = dict(settings.pop("sp_model_kwargs") or {})
         others = settings.pop("additional_special_tokens") or ()
         language = settings.pop("tgt_lang")
-        pieces = SentencePieces.from_file(spm_file, self.sp_model_kwargs)
+        self._pieces = SentencePieces.from_file(spm_file, self.sp_model_kwargs)
         self.encoder = vocabulary
         self.decoder = {token_id: piece for piece, token_id in vocabulary.items()}
-        self._pieces = pieces
         self._added = AddedTokens()
         self._others: list[str] = []
         for token_id, token in saved.items():
@@ -168,17 +167,16 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     @property
     def all_special_ids(self) -> list[int]:
         """Ids of the control tokens."""
-        return self.convert_tokens_to_ids(self.all_special_tokens)
+        ids: list[int] = self.convert_tokens_to_ids(self.all_special_tokens)
+        return ids
 
     @property
     def additional_special_tokens(self) -> list[str]:
         """The control tokens that play no named role, those of languages among them."""
         return list(self._others)
 
-    @property
-    def extra_special_tokens(self) -> list[str]:
-        """The same, as version 5 of the reference calls them."""
-        return list(self._others)
+    extra_special_tokens = additional_special_tokens
+    """The same, as version 5 of the reference calls them."""
 
     def add_tokens(
         self,
@@ -243,11 +241,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self._tgt_lang: str | None = new_tgt_lang
 
     def set_tgt_lang_special_tokens(self, tgt_lang: str) -> None:
-        """Let labels start with the token of a language.
-
-        Raises:
-            ValueError: the checkpoint has no such language.
-        """
+        """Let labels start with the token of a language of the checkpoint."""
         unknown = self._pieces.unknown_id
         known = [code for code, token in self.lang_code_to_id.items() if token != unknown]
         if tgt_lang not in known:
@@ -271,9 +265,8 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         # As in the reference, these are the SentencePiece model's own ids, which vocab.json of
         # every published checkpoint repeats.
         self.lang_code_to_id = {code: self._pieces.piece_id(f"<lang:{code}>") for code in codes}
-        self._tgt_lang = tgt_lang
         if tgt_lang is not None and codes:
-            self.set_tgt_lang_special_tokens(tgt_lang)
+            self.tgt_lang = tgt_lang
             return
         # The first language may be one that this model lacks: labels have to choose another then.
         self.prefix_tokens = [self.lang_code_to_id[code] for code in codes[:1]]
@@ -298,7 +291,8 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         return [0] * first + [1] * len(token_ids_1 or [])
 
     def _text_ids(self, text: str) -> list[int]:
-        return self.convert_tokens_to_ids(self.tokenize(text))
+        ids: list[int] = self.convert_tokens_to_ids(self.tokenize(text))
+        return ids
 
     @property
     def _end(self) -> int:

@@ -138,7 +138,6 @@ def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[Added
 
 
 def _listed_ids(path: Path) -> dict[str, int]:
-    """Read added_tokens.json: ids by token."""
     content = optional_object(path)
     for token, token_id in content.items():
         if type(token_id) is not int:

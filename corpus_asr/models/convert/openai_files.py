@@ -61,11 +61,7 @@ class Dimensions:
 
     @classmethod
     def of(cls, config: WhisperConfig, *, where: str) -> Self:
-        """Read them off a configuration.
-
-        Raises:
-            CheckpointError: OpenAI's networks cannot be like this.
-        """
+        """Read them off a configuration; raises CheckpointError for one of other networks."""
         odd = {
             "encoder_ffn_dim": (config.encoder_ffn_dim, _HIDDEN_PER_WIDTH * config.d_model),
             "decoder_ffn_dim": (config.decoder_ffn_dim, _HIDDEN_PER_WIDTH * config.d_model),
@@ -91,11 +87,7 @@ class Dimensions:
 
 
 def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
-    """Read a .pt file; its tensors stay mapped to the file.
-
-    Raises:
-        CheckpointError: it is missing, broken, would run code, or is no Whisper checkpoint.
-    """
+    """Read a .pt file without running its code; its tensors stay mapped to the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # an unpickler fed garbage raises nearly anything

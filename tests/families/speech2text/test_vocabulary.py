@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from corpus_asr.families.speech2text.vocabulary import (
-    AddedToken,
     AddedTokens,
     SentencePieces,
     described_token,
