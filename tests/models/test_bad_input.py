@@ -208,8 +208,9 @@ def test_what_speech2texts_tokenizer_cannot_take(root: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             tokenizer(text, **options)
+    misspelt: dict[str, Any] = {"paddings": True}
     with pytest.raises(TypeError, match="paddings"):
-        tokenizer("a", paddings=True)
+        tokenizer("a", **misspelt)
     with pytest.raises(ValueError, match="target language 'xx': expected one of pt, fr"):
         tokenizer.tgt_lang = "xx"
     with pytest.raises(NotADirectoryError, match="make it first"):

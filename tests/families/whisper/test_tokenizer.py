@@ -498,31 +498,23 @@ def test_a_blank_before_every_text_is_encoded_as_in_transformers(folder, tmp_pat
 
 
 def test_files_that_are_not_there_are_named(folder, tmp_path):
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    load = WhisperTokenizer.from_pretrained
-    for call, error, message in (
-        (lambda: WhisperTokenizer(vocab), ValueError, "expected both, or tokenizer_file"),
-        (
-            lambda: WhisperTokenizer(tokenizer_file=tmp_path / "none.json"),
-            CheckpointError,
-            r"reading .*none.json",
-        ),
-        (
-            lambda: WhisperTokenizer(vocab, tmp_path / "merges.txt"),
-            CheckpointError,
-            r"reading .*merges.txt",
-        ),
-        (
-            lambda: WhisperTokenizer(vocab, merges, tmp_path / "normalizer.json"),
-            CheckpointError,
-            r"reading .*normalizer.json",
-        ),
-        (lambda: load(folder, laguage="fr"), TypeError, "the settings laguage, expected some of"),
-        (lambda: load(folder, pad_token="<pad>"), ValueError, "setting pad_token: found no token"),
-        (lambda: load(folder, padding_side="top"), ValueError, "padding_side: found 'top'"),
+    vocab, merges = {"vocab_file": folder / "vocab.json"}, {"merges_file": folder / "merges.txt"}
+    with pytest.raises(ValueError, match="expected both, or tokenizer_file"):
+        WhisperTokenizer(**vocab)
+    for files, name in (
+        ({"tokenizer_file": tmp_path / "none.json"}, "none.json"),
+        ({**vocab, "merges_file": tmp_path / "merges.txt"}, "merges.txt"),
+        ({**vocab, **merges, "normalizer_file": tmp_path / "normal.json"}, "normal.json"),
+    ):
+        with pytest.raises(CheckpointError, match=f"reading .*{name}"):
+            WhisperTokenizer(**files)
+    for options, error, message in (
+        ({"laguage": "fr"}, TypeError, "the settings laguage, expected some of"),
+        ({"pad_token": "<pad>"}, ValueError, "setting pad_token: found no token"),
+        ({"padding_side": "top"}, ValueError, "padding_side: found 'top'"),
     ):
         with pytest.raises(error, match=message):
-            call()
+            WhisperTokenizer.from_pretrained(folder, **options)
 
 
 def test_saving_writes_what_both_load(folder, tmp_path):
