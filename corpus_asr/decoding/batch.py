@@ -8,18 +8,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.device import (
+    CudaRecorder,
     FinishedFlags,
-    Recorder,
     StepGraphs,
-    download,
     upload,
     upload_stack,
 )
-from corpus_asr.decoding.options import SlotOptions, Texts, choose
+from corpus_asr.decoding.options import SlotOptions, choose
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -40,7 +39,9 @@ class SlotBatch:
     depends on nothing else but what names it in `step`: so it can be recorded and replayed.
     """
 
-    def __init__(self, model: SlotModel, slots: int, *, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, model: SlotModel, slots: int, *, recorder: CudaRecorder | None = None
+    ) -> None:
         """Allocate `slots`."""
         self.model = model
         self.places = slots
@@ -63,7 +64,7 @@ class SlotBatch:
         self._looped = torch.zeros(slots, dtype=torch.bool, device=device)
         self._score = torch.zeros(slots, device=device)
         self._slots = torch.arange(slots, device=device)
-        self._options = SlotOptions(Texts(self._text, self._length, self._ended))
+        self._options = SlotOptions(self._text, self._length, self._ended)
         self._flags = FinishedFlags(
             self._ended, behind=recorder is not None or device.type == "cuda"
         )
@@ -152,8 +153,7 @@ class SlotBatch:
     def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
         lengths = [len(job.prompt) for job in jobs]
         room = self.model.max_target_positions
-        scored = [row for row, job in enumerate(jobs) if job.score_token is not None]
-        index, prompts, length, limit, end, seed, temperature, *score_of = upload(
+        index, prompts, length, limit, end, seed, temperature = upload(
             self.model.device,
             slots,
             pad_prompts(jobs),
@@ -162,15 +162,11 @@ class SlotBatch:
             [job.rules.end for job in jobs],
             [job.seed for job in jobs],
             [float(job.search.temperature) for job in jobs],
-            [slots[row] for row in scored],
-            scored,
-            [jobs[row].score_position for row in scored],
-            [jobs[row].score_token or 0 for row in scored],
         )
         hidden = self.model.prefill(self._state, slots, prompts, lengths)  # (batch, token, width)
         logits = self.model.logits(hidden[self._slots[: len(jobs)], length - 1])  # (batch, vocab)
-        if scored:
-            self._keep_scores(hidden, *score_of)
+        if (scores := token_scores(self.model, hidden, jobs)) is not None:
+            self._score.index_copy_(0, index, scores)
 
         self._text[:, : prompts.shape[1]].index_copy_(0, index, prompts)
         for held, values in (
@@ -247,24 +243,12 @@ class SlotBatch:
         temperatures, seeds = self._temperature[index], self._seed[index]
         return choose(allowed, temperatures=temperatures, seeds=seeds, positions=positions)
 
-    def _keep_scores(
-        self,
-        hidden: Float[Tensor, "batch token width"],
-        slots: Int[Tensor, " scored"],
-        rows: Int[Tensor, " scored"],
-        positions: Int[Tensor, " scored"],
-        tokens: Int[Tensor, " scored"],
-    ) -> None:
-        probabilities = self.model.logits(hidden[rows, positions]).softmax(dim=1)  # (scored, vocab)
-        scores = probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        self._score.index_copy_(0, slots, scores)
-
     def _read(self, slots: list[int]) -> list[WindowResult]:
         if not slots:
             return []
         (index,) = upload(self.model.device, slots)
         held = (self._text, self._logprob, self._length, self._looped, self._score)
-        rows = zip(*download(*(tensor[index] for tensor in held)), strict=True)
+        rows = zip(*(tensor[index].cpu() for tensor in held), strict=True)
         return [self._result(slot, *row) for slot, row in zip(slots, rows, strict=True)]
 
     def _result(
@@ -273,7 +257,7 @@ class SlotBatch:
         text: Int[Tensor, " token"],
         logprob: Float[Tensor, " token"],
         length: Int[Tensor, ""],
-        looped: Int[Tensor, ""],
+        looped: Bool[Tensor, ""],
         score: Float[Tensor, ""],
     ) -> WindowResult:
         job = self._jobs[slot]
@@ -349,3 +333,19 @@ def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
     for row, job in enumerate(jobs):
         prompts[row, : lengths[row]] = torch.tensor(job.prompt)
     return prompts
+
+
+def token_scores(
+    model: SlotModel, hidden: Float[Tensor, "batch token width"], jobs: Sequence[WindowJob]
+) -> Float[Tensor, " batch"] | None:
+    """The probability of each job's `score_token` after its prompt; None where none is wanted."""
+    if all(job.score_token is None for job in jobs):
+        return None
+    rows, positions, tokens = upload(
+        hidden.device,
+        range(len(jobs)),
+        [job.score_position for job in jobs],
+        [job.score_token or 0 for job in jobs],
+    )
+    probabilities = model.logits(hidden[rows, positions]).softmax(dim=1)  # (batch, vocab)
+    return probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)

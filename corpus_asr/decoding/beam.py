@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.batch import frames_heard, pad_prompts
-from corpus_asr.decoding.device import FinishedFlags, download, upload
-from corpus_asr.decoding.options import SlotOptions, Texts, should_stop
+from corpus_asr.decoding.batch import frames_heard, pad_prompts, token_scores
+from corpus_asr.decoding.device import FinishedFlags, upload
+from corpus_asr.decoding.options import SlotOptions, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
 
@@ -114,7 +114,7 @@ def result_of(
     found: Sequence[Tensor],
     job: WindowJob,
     *,
-    token_score: float | None,
+    token_score: float,
     scores: Tensor | None,
     logits: Tensor | None,
 ) -> WindowResult:
@@ -134,7 +134,7 @@ def result_of(
                 tokens=tuple(tokens[: len(logprobs)]),
                 logprobs=tuple(logprobs),
                 end_logprob=end_logprob,
-                score=token_score,
+                score=None if job.score_token is None else token_score,
                 looped=bool(looped[beam]),
                 scores=None if scores is None else scores[parents, steps],
                 logits=None if logits is None else logits[parents, steps],
@@ -176,10 +176,10 @@ class BeamBatch:
         self._early_stopping = torch.zeros(places, dtype=torch.long, device=device)
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
-        self._options = SlotOptions(Texts(*texts, self._ended.flatten()))
+        self._options = SlotOptions(*texts, self._ended.flatten())
         self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._jobs: list[WindowJob | None] = [None] * places
-        self._scores: list[float | None] = [None] * places
+        self._scores = [0.0] * places
         self._counts = [0] * places
 
     @torch.inference_mode()
@@ -205,14 +205,17 @@ class BeamBatch:
         )
         firsts = [place * self.num_beams for place in places]
         hidden = self.model.prefill(self._state, firsts, prompts, lengths)  # (batch, token, width)
-        for first in firsts:
-            self.model.share(self._state, first, range(first + 1, first + self.num_beams))
+        # All beams of a place go on from its prompt.
+        sources = (index * self.num_beams).repeat_interleave(self.num_beams)
+        self.model.reorder(self._state, self._slots(places), sources)
         self._begin(index, prompts, jobs)
         rules = [job.rules for job in jobs for _ in range(self.num_beams)]
         self._rules.admit(slots, rules)
-        for place, job in zip(places, jobs, strict=True):
-            self._admit(place, job)
-        self._read_scores(places, jobs, hidden)
+        found = token_scores(self.model, hidden, jobs)
+        scores_of = [0.0] * len(jobs) if found is None else found.tolist()
+        for place, job, score in zip(places, jobs, scores_of, strict=True):
+            self._jobs[place], self._scores[place], self._counts[place] = job, score, 0
+            self._options.admit(self._slots([place]), [job.search] * self.num_beams)
         rows = torch.arange(len(jobs), device=length.device)
         logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
@@ -222,10 +225,9 @@ class BeamBatch:
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the beams of the first `active` places by one token.
+        """Advance the beams of the first `active` places by one token, as `SlotBatch.step`.
 
-        Places that ended since the last `collect` go round on their last position; what they say
-        is dropped. Beams are never sampled: `Search` refuses that.
+        They are never sampled: `Search` refuses that.
         """
         tokens = self._token[:active].flatten()
         # Finished places stay inside the cache.
@@ -248,7 +250,7 @@ class BeamBatch:
     def collect(self, places: Sequence[int]) -> list[WindowResult]:
         """Read the results of finished places: the best beam, and beside it the next best."""
         (index,) = upload(self.model.device, list(places))
-        found = download(*self._finished.of(index).tensors())
+        found = [tensor.cpu() for tensor in self._finished.of(index).tensors()]
         results: list[WindowResult] = []
         for row, place in enumerate(places):
             job = self._jobs[place]
@@ -279,12 +281,6 @@ class BeamBatch:
         self._jobs[target] = self._jobs[source]
         self._scores[target] = self._scores[source]
         self._counts[target] = self._counts[source]
-
-    def _admit(self, place: int, job: WindowJob) -> None:
-        self._jobs[place] = job
-        self._counts[place] = 0
-        slots = self._slots([place])
-        self._options.admit(slots, [job.search] * len(slots))
 
     def _slots(self, places: Sequence[int]) -> list[int]:
         beams = self.num_beams
@@ -430,28 +426,6 @@ class BeamBatch:
                 stop[row] |= torch.tensor(stopped, device=stop.device)
         looped &= ~stop
         return replace(candidates, looped=looped), stop | looped
-
-    def _read_scores(
-        self,
-        places: Sequence[int],
-        jobs: Sequence[WindowJob],
-        hidden: Float[Tensor, "batch token width"],
-    ) -> None:
-        for place in places:
-            self._scores[place] = None
-        wanted = [row for row, job in enumerate(jobs) if job.score_token is not None]
-        if not wanted:
-            return
-        rows, positions, tokens = upload(
-            hidden.device,
-            wanted,
-            [jobs[row].score_position for row in wanted],
-            [jobs[row].score_token or 0 for row in wanted],
-        )
-        probabilities = self.model.logits(hidden[rows, positions]).softmax(dim=1)
-        found: list[float] = probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
-        for row, score in zip(wanted, found, strict=True):
-            self._scores[places[row]] = score
 
     def _kept(self, place: int) -> tuple[Tensor | None, Tensor | None]:
         """The scores and logits kept of the place's beams: (beam, token, vocab)."""

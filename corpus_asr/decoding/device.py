@@ -1,13 +1,12 @@
 """What keeps a GPU busy: steps replayed as CUDA graphs, and copies that seldom make the host wait.
 
 On a GPU a plain copy of pageable memory waits for everything the device still has to do. Here
-uploads are pinned, and what comes back comes in one piece, or is read after more work is queued.
+uploads are pinned, and what comes back is read after more work is queued.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool
@@ -18,27 +17,12 @@ logger = logging.getLogger(__name__)
 Step = Callable[[], None]
 
 
-class Recorder(Protocol):
-    """Turns steps into recordings."""
-
-    warm_ups: int
-    """How often a step is run before it is worth recording; at least once."""
-
-    def warm_up(self, step: Step) -> None:
-        """Run the step, so that whatever is set up once is set up before it is recorded."""
-
-    def record(self, step: Step) -> Step:
-        """Record the step without any effect; returns what replays it.
-
-        What is returned must not hold on to `step`, which holds on to the slots' memory.
-        """
-
-
 class CudaRecorder:
     """Records CUDA graphs that share one memory pool, as none needs what another left there."""
 
-    # Capturing waits for the device and gives back cached memory: too much for counts of slots that
-    # are passed through at the end of a run. A guess, not measured.
+    # Runs before a step is worth recording, at least one. Capturing waits for the device and gives
+    # back cached memory: too much for counts of slots that are passed through at the end of a run.
+    # A guess, not measured.
     warm_ups = 8
 
     def __init__(self, device: torch.device) -> None:
@@ -57,7 +41,11 @@ class CudaRecorder:
             current.wait_stream(self._stream)
 
     def record(self, step: Step) -> Step:
-        """Capture the step; other threads may use the device meanwhile."""
+        """Capture the step without any effect; returns what replays it.
+
+        That must not hold on to `step`, which holds on to the slots' memory. Other threads may use
+        the device meanwhile.
+        """
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self._device),
@@ -81,7 +69,7 @@ class StepGraphs:
     and later ones are replayed. Where recording fails, every step from then on is run as it is.
     """
 
-    def __init__(self, places: int, recorder: Recorder) -> None:
+    def __init__(self, places: int, recorder: CudaRecorder) -> None:
         self._places = places
         self._recorder = recorder
         self._uses: Counter[Hashable] = Counter()
@@ -117,11 +105,6 @@ class StepGraphs:
             self._replays[key]()
 
 
-def default_recorder(device: torch.device) -> Recorder | None:
-    """CUDA graphs where there are such."""
-    return CudaRecorder(device) if device.type == "cuda" else None
-
-
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to the device; the host goes on at once."""
     if device.type != "cuda":
@@ -130,15 +113,8 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
 
 
 def upload(device: torch.device, *parts: Sequence[int] | Sequence[float] | Tensor) -> list[Tensor]:
-    """Copy numbers or 64-bit tensors to the device in one piece; floats arrive as float64."""
-    tensors = [part if isinstance(part, Tensor) else _numbers(part) for part in parts]
-    packed = torch.cat([tensor.reshape(-1).view(torch.long) for tensor in tensors])
-    there = to_device(packed, device)
-    pieces = torch.split_with_sizes(there, [tensor.numel() for tensor in tensors])
-    return [
-        piece.view(tensor.dtype).view(tensor.shape)
-        for piece, tensor in zip(pieces, tensors, strict=True)
-    ]
+    """Copy numbers or tensors to the device; floats arrive as float64."""
+    return [to_device(torch.as_tensor(part, dtype=_dtype(part)), device) for part in parts]
 
 
 def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -147,21 +123,6 @@ def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
         return torch.stack(list(rows)).to(device)
     staged = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype, pin_memory=True)
     return torch.stack(list(rows), out=staged).to(device, non_blocking=True)
-
-
-def download(*columns: Tensor) -> list[Tensor]:
-    """Copy tensors of as many rows each to the host in one piece; floats arrive as float64."""
-    rows = len(columns[0])
-    wide = [
-        (column.double() if column.is_floating_point() else column.long()).reshape(rows, -1)
-        for column in columns
-    ]
-    packed = torch.cat([tensor.view(torch.long) for tensor in wide], dim=1).cpu()
-    pieces = torch.split_with_sizes(packed, [tensor.shape[1] for tensor in wide], dim=1)
-    return [
-        piece.view(tensor.dtype).reshape(column.shape)
-        for piece, tensor, column in zip(pieces, wide, columns, strict=True)
-    ]
 
 
 class FinishedFlags:
@@ -204,6 +165,7 @@ class FinishedFlags:
         return then
 
 
-def _numbers(values: Sequence[int] | Sequence[float]) -> Tensor:
-    has_floats = any(isinstance(value, float) for value in values)
-    return torch.tensor(values, dtype=torch.float64 if has_floats else torch.long)
+def _dtype(values: Sequence[int] | Sequence[float] | Tensor) -> torch.dtype:
+    if isinstance(values, Tensor):
+        return values.dtype
+    return torch.float64 if any(isinstance(value, float) for value in values) else torch.long

@@ -30,22 +30,16 @@ class _Options:
     logits: list[Tensor] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """What the slots of a batch have said; the batch's own tensors."""
-
-    tokens: Int[Tensor, "slot token"]
-    """Prompt and text."""
-    lengths: Int[Tensor, " slot"]
-    """Tokens in each."""
-    ended: Bool[Tensor, " slot"]
-
-
 class SlotOptions:
-    """The options of the slots that have any."""
+    """The options of the slots that have any; looks at the batch's own tensors."""
 
-    def __init__(self, texts: Texts) -> None:
-        self._texts = texts
+    def __init__(
+        self,
+        tokens: Int[Tensor, "slot token"],
+        lengths: Int[Tensor, " slot"],
+        ended: Bool[Tensor, " slot"],
+    ) -> None:
+        self._tokens, self._lengths, self._ended = tokens, lengths, ended
         self._slots: dict[int, _Options] = {}
 
     @property
@@ -57,7 +51,7 @@ class SlotOptions:
         """Give `slots` new searches."""
         for slot, search in zip(slots, searches, strict=True):
             self._slots.pop(slot, None)
-            if has_options(search):
+            if _changes_before_rules(search) or _narrows(search) or _is_exact(search):
                 self._slots[slot] = _Options(search)
 
     def move(self, source: int, target: int) -> None:
@@ -77,21 +71,29 @@ class SlotOptions:
         for row in self._rows(slots, lambda search: search.keep_logits):
             kept = scores if logits is None else logits
             self._slots[slots[row]].logits.append(kept[row].clone())
-        self._apply(apply_before_rules, scores, slots, self._rows(slots, _changes_before_rules))
+        rows = self._rows(slots, _changes_before_rules)
+        if not rows:
+            return
+        at = torch.tensor(rows, device=scores.device)
+        index = torch.tensor([slots[row] for row in rows], device=scores.device)
+        searches = [self._slots[slots[row]].search for row in rows]
+        texts, lengths = self._tokens[index], self._lengths[index]
+        scores[at] = _apply_before_rules(scores[at], searches, texts, lengths)
 
     def after_rules(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
         """Apply, in place, what comes after the token rules."""
         for row in self._rows(slots, lambda search: bool(search.early_processors)):
             if bool(scores[row].isneginf().all()):
-                length = int(self._texts.lengths[slots[row]])
+                length = int(self._lengths[slots[row]])
                 raise ValueError(
                     f"choosing what follows {length} tokens: found all {scores.shape[1]} "
                     "forbidden, by processors that come before the token rules and by these, "
                     "expected one that both allow; let the processors allow it (the first token "
                     "under the timestamp grammar, for one, is a timestamp)"
                 )
-        rows = self._rows(slots, lambda search: bool(search.processors))
-        self._apply(apply_after_rules, scores, slots, rows)
+        for row in self._rows(slots, lambda search: bool(search.processors)):
+            processors = self._slots[slots[row]].search.processors
+            scores[row] = run_processors(processors, self._text(slots[row]), scores[row])
 
     def narrow(
         self,
@@ -130,17 +132,13 @@ class SlotOptions:
         for row in self._rows(slots, lambda search: bool(search.stopping)):
             slot, options = slots[row], self._slots[slots[row]]
             past = options.scores if options.search.keep_scores else None
-            text = self._texts.tokens[slot, : int(self._texts.lengths[slot])]
-            if should_stop(options.search.stopping, text, past):
+            if should_stop(options.search.stopping, self._text(slot), past):
                 found.append(slot)
         return found
 
     def kept(self, slot: int) -> tuple[Tensor | None, Tensor | None]:
-        """Hand over the scores and logits kept of the slot's tokens, on the CPU.
-
-        The slot has no options afterwards: at 200 kB a token, what was kept must not stay in a
-        slot that nobody needs for now.
-        """
+        """Hand over the scores and logits kept of the slot's tokens, on the CPU."""
+        # At 200 kB a token, nothing must stay in a slot that nobody needs for now.
         options = self._slots.pop(slot, None)
         if options is None:
             return None, None
@@ -157,28 +155,11 @@ class SlotOptions:
             if slot in self._slots
             and wanted(self._slots[slot].search)
             # Nothing is kept of, and no caller's function sees, what follows a text's end.
-            and not (_is_exact(self._slots[slot].search) and bool(self._texts.ended[slot]))
+            and not (_is_exact(self._slots[slot].search) and bool(self._ended[slot]))
         ]
 
-    def _apply(
-        self,
-        change: Callable[..., Tensor],
-        scores: Float[Tensor, "batch vocab"],
-        slots: Sequence[int],
-        rows: list[int],
-    ) -> None:
-        if not rows:
-            return
-        at = torch.tensor(rows, device=scores.device)
-        index = torch.tensor([slots[row] for row in rows], device=scores.device)
-        searches = [self._slots[slots[row]].search for row in rows]
-        texts, lengths = self._texts.tokens[index], self._texts.lengths[index]
-        scores[at] = change(scores[at], searches, texts, lengths)
-
-
-def has_options(search: Search) -> bool:
-    """Whether a search asks for more than tokens under the rules, at a temperature."""
-    return _changes_before_rules(search) or _narrows(search) or _is_exact(search)
+    def _text(self, slot: int) -> Int[Tensor, " token"]:
+        return self._tokens[slot, : int(self._lengths[slot])]
 
 
 def _changes_before_rules(search: Search) -> bool:
@@ -200,17 +181,14 @@ def _is_exact(search: Search) -> bool:
     return bool(calls) or search.keep_scores or search.keep_logits
 
 
-def apply_before_rules(
+def _apply_before_rules(
     scores: Float[Tensor, "slot vocab"],
     searches: Sequence[Search],
     texts: Int[Tensor, "slot token"],
     lengths: Int[Tensor, " slot"],
 ) -> Float[Tensor, "slot vocab"]:
-    """Apply, in place, what comes before the `TokenRules`.
-
-    First the penalty for repeats, then the rule against repeated n-grams, then the caller's early
-    processors. What lies behind the length of a text is not read.
-    """
+    # The penalty for repeats, the rule against repeated n-grams, the caller's early processors: in
+    # the order of transformers.
     penalised = [row for row, search in enumerate(searches) if search.repetition_penalty != 1.0]
     if penalised:
         rows = torch.tensor(penalised, device=scores.device)
@@ -229,20 +207,6 @@ def apply_before_rules(
         if search.early_processors:
             text = texts[row, : int(lengths[row])]
             scores[row] = run_processors(search.early_processors, text, scores[row])
-    return scores
-
-
-def apply_after_rules(
-    scores: Float[Tensor, "slot vocab"],
-    searches: Sequence[Search],
-    texts: Int[Tensor, "slot token"],
-    lengths: Int[Tensor, " slot"],
-) -> Float[Tensor, "slot vocab"]:
-    """Apply, in place, the processors that come after the `TokenRules`; arguments as above."""
-    for row, search in enumerate(searches):
-        if search.processors:
-            text = texts[row, : int(lengths[row])]
-            scores[row] = run_processors(search.processors, text, scores[row])
     return scores
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -61,10 +61,9 @@ class SlotModel(Protocol):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows, given whole (always the model's whole window length).
+        """Encode whole windows; of each the first `num_frames` are heard, as if there were no more.
 
-        Of each the first `num_frames` are heard, as if there were no more; None hears them all.
-        What is returned has the shape of whole windows either way.
+        None hears them all. What is returned has the shape of whole windows either way.
         """
 
     def fill(
@@ -75,11 +74,10 @@ class SlotModel(Protocol):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`.
+        """Write the cross-attention keys and values of `encoded` into `slots`, one per window.
 
-        From then on they look at what was heard of each window alone: its first `num_frames`, the
-        same that it was encoded with. Steps recorded before `num_frames` were first given to a
-        state must not be replayed afterwards.
+        `num_frames` are those that it was encoded with. Steps recorded before they were first given
+        to a state must not be replayed afterwards.
         """
 
     def prefill(
@@ -89,16 +87,18 @@ class SlotModel(Protocol):
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token width"]:
-        """Run prompts from position 0, filling the self-attention cache of `slots`.
+        """Run prompts, padded on the right, from position 0; `slots` hold nothing else then.
 
-        Prompts are padded on the right; hidden states past a row's length are meaningless, and so
-        is what they leave in the cache, which later steps overwrite before they can see it.
+        Hidden states past a row's length are meaningless.
         """
 
     def step(
         self, state: Any, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
     ) -> Float[Tensor, "slot vocab"]:
-        """Advance the first `len(tokens)` slots by one token each, at its own position."""
+        """Advance the first `len(tokens)` slots by one token each, at its own position.
+
+        On a GPU positions are not checked: the host would have to wait for it.
+        """
 
     def extend(
         self,
@@ -122,15 +122,12 @@ class SlotModel(Protocol):
     ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
         """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
 
-        Also returns the raw logits after each token. Uses the window in `slot`; leaves the slot's
-        self-attention cache as it is.
+        Also returns the raw logits after each token, both in float32. Uses the window in `slot`;
+        leaves the slot's self-attention cache as it is.
         """
 
     def reorder(self, state: Any, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention caches of `sources`; windows stay (beam search)."""
-
-    def share(self, state: Any, source: int, targets: Sequence[int]) -> None:
-        """Give `targets` the window and the self-attention cache of `source`."""
 
     def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
         """Project hidden states to the vocabulary, in float32."""
@@ -345,26 +342,6 @@ class ModelSize:
     element_bytes: int
     """Of a weight, a hidden state, a cached key."""
     weight_bytes: int
-
-
-@runtime_checkable
-class TellsSize(Protocol):
-    """A model that can tell how large it is."""
-
-    @property
-    def size(self) -> ModelSize:
-        """Its shape and weights."""
-
-
-@runtime_checkable
-class FitsWindows(Protocol):
-    """A model that can be had for windows of several lengths; shorter ones take less memory."""
-
-    window_frames: int
-    """Of the windows it is for now."""
-
-    def for_windows(self, num_frames: int) -> SlotModel:
-        """Return the same model, sharing all weights, for windows of so many frames at most."""
 
 
 def check_job(job: Job, model: SlotModel) -> None:

@@ -1,7 +1,6 @@
 """What each slot may say next, on the device: suppression, the timestamp grammar, and no loops."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,17 +19,6 @@ MIN_REPEATED_TOKENS = 48
 """A short phrase must go on for so long: people do say "no, no, no, no", but not for 50 tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Masks:
-    """What `TokenRules` say, on the device."""
-
-    always: Float[Tensor, " vocab"]
-    """Added to the logits of any position."""
-    first: Float[Tensor, " vocab"]
-    """Added to those of the first."""
-    grammar: Bool[Tensor, ""]
-
-
 class SlotRules:
     """The rules and grammar state of every slot.
 
@@ -47,7 +35,7 @@ class SlotRules:
         self._device = device
         self._timestamp_begin = vocab_size  # no grammar seen yet: an empty range of timestamps
         self._end = 0
-        self._masks: dict[TokenRules, _Masks] = {}
+        self._masks: dict[TokenRules, tuple[Tensor, Tensor, Tensor]] = {}
         self._bias = torch.zeros(slots, vocab_size, device=device)
         self._grammar = torch.zeros(slots, dtype=torch.bool, device=device)
         self._last_is_timestamp = torch.zeros(slots, dtype=torch.bool, device=device)
@@ -63,9 +51,9 @@ class SlotRules:
         """Give `slots` new rules and forget what they said before."""
         for rule in rules:
             self._note_layout(rule)
-        masks = [self._mask(rule) for rule in rules]
-        self._bias.index_copy_(0, slots, torch.stack([mask.always for mask in masks]))
-        self._grammar.index_copy_(0, slots, torch.stack([mask.grammar for mask in masks]))
+        always, _, grammar = zip(*map(self._mask, rules), strict=True)
+        self._bias.index_copy_(0, slots, torch.stack(always))
+        self._grammar.index_copy_(0, slots, torch.stack(grammar))
         # With nothing said yet the grammar treats both tokens before as timestamps.
         self._last_is_timestamp.index_fill_(0, slots, True)
         self._one_before_is_timestamp.index_fill_(0, slots, True)
@@ -75,9 +63,9 @@ class SlotRules:
         self, logits: Float[Tensor, "slot vocab"], rules: Sequence[TokenRules]
     ) -> Float[Tensor, "slot vocab"]:
         """Forbid, in place, what may not come directly after the prompt."""
-        masks = [self._mask(rule) for rule in rules]
-        logits += torch.stack([mask.first for mask in masks])
-        return self._prefer_timestamps(logits, torch.stack([mask.grammar for mask in masks]))
+        _, first, grammar = zip(*map(self._mask, rules), strict=True)
+        logits += torch.stack(first)
+        return self._prefer_timestamps(logits, torch.stack(grammar))
 
     def apply(self, logits: Float[Tensor, "slot vocab"]) -> Float[Tensor, "slot vocab"]:
         """Forbid, in place, what the first `len(logits)` slots may not say next."""
@@ -151,7 +139,11 @@ class SlotRules:
             self._timestamp_begin = rules.timestamp_begin
         self._end = rules.end
 
-    def _mask(self, rules: TokenRules) -> _Masks:
+    def _mask(
+        self, rules: TokenRules
+    ) -> tuple[Float[Tensor, " vocab"], Float[Tensor, " vocab"], Bool[Tensor, ""]]:
+        # What is added to the logits of any position and of the first, and whether there is a
+        # grammar.
         if rules not in self._masks:
             always = torch.zeros(self._vocab_size)
             if rules.only:
@@ -166,8 +158,10 @@ class SlotRules:
                 if rules.max_initial_timestamp is not None:
                     first[rules.timestamp_begin + rules.max_initial_timestamp + 1 :] = FORBIDDEN
             grammar = torch.tensor(rules.timestamp_begin is not None)
-            self._masks[rules] = _Masks(
-                *(to_device(mask, self._device) for mask in (always, first, grammar))
+            self._masks[rules] = (
+                to_device(always, self._device),
+                to_device(first, self._device),
+                to_device(grammar, self._device),
             )
         return self._masks[rules]
 
@@ -177,10 +171,11 @@ class RepetitionDetector:
 
     A slot is caught in a loop when its last tokens are one phrase of at most `LONGEST_PHRASE`
     tokens, said once and then at least `MIN_REPEATS` times again, over at least
-    `MIN_REPEATED_TOKENS` tokens. All timestamps count as the same token: they grow from one repeat
-    to the next. Such a text compresses far better than the 2.4 times above which Whisper's own
-    rules decode a window again, so nothing is lost that would have been kept.
+    `MIN_REPEATED_TOKENS` tokens. All timestamps count as the same token.
     """
+
+    # Such a text compresses far better than the 2.4 times above which Whisper's own rules decode a
+    # window again, so nothing is lost that would have been kept.
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size

@@ -18,7 +18,7 @@ from torch import Tensor
 from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.device import Recorder, default_recorder
+from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.protocols import (
     Job,
     Result,
@@ -44,9 +44,8 @@ Done = Callable[[Any, Exception | None], None]
 class Gather(Generic[T]):
     """Tasks to run side by side; the task that yields it is sent what they return, in order.
 
-    The first task continues in the slot of the one that yields, and tasks that are gathered name
-    windows alike, so that a window of both is encoded once. The first error of a task ends the one
-    that yields with it.
+    The first task continues in the slot of the one that yields, so that a window of both is encoded
+    once. The first error of a task ends the one that yields with it.
     """
 
     tasks: Iterable[Steps[T]]
@@ -108,53 +107,41 @@ def start(task: Task, ended: Ended, model: SlotModel, answer: Any = None) -> lis
         task.close()
         return ended(None, error)
     if isinstance(request, Gather):
-        return _Gathering(task, ended, model).start(tasks)
+        return _gather(task, ended, model, tasks)
     return [Running(task, ended, request)]
 
 
-class _Gathering:
-    """A task that waits until those it gathers have ended."""
+def _gather(task: Task, ended: Ended, model: SlotModel, gathered: Sequence[Task]) -> list[Running]:
+    if not gathered:
+        return start(task, ended, model, [])
+    results: list[Any] = [None] * len(gathered)
+    waiting = set(range(len(gathered)))  # emptied by the first error
 
-    def __init__(self, task: Task, ended: Ended, model: SlotModel) -> None:
-        self._task, self._ended, self._model = task, ended, model
-        self._results: list[Any] = []
-        self._remaining = 0
-        self._failed = False
-
-    def start(self, tasks: Sequence[Task]) -> list[Running]:
-        if not tasks:
-            return start(self._task, self._ended, self._model, [])
-        self._results = [None] * len(tasks)
-        self._remaining = len(tasks)
-        running: list[Running] = []
-        for index, task in enumerate(tasks):
-            if self._failed:
-                task.close()
-            else:
-                running += start(task, partial(self._collect, index), self._model)
-        return running
-
-    def _collect(self, index: int, result: Any, error: Exception | None) -> list[Running]:
-        if self._failed:
+    def collect(index: int, result: Any, error: Exception | None) -> list[Running]:
+        if not waiting:
             return []
         if error is not None:
-            self._failed = True
-            self._task.close()
-            return self._ended(None, error)
-        self._results[index] = result
-        self._remaining -= 1
-        if self._remaining:
-            return []
-        return start(self._task, self._ended, self._model, self._results)
+            waiting.clear()
+            task.close()
+            return ended(None, error)
+        results[index] = result
+        waiting.remove(index)
+        return [] if waiting else start(task, ended, model, results)
+
+    running: list[Running] = []
+    for index, one in enumerate(gathered):
+        if waiting:
+            running += start(one, partial(collect, index), model)
+        else:
+            one.close()
+    return running
 
 
 class SearchQueue:
     """Keeps the places of one batch full.
 
-    Windows are encoded in batches of `encode_batch`: with those that are needed now go some of
-    jobs that still wait, on the same stream, as the encoder alone keeps a device busy. A job whose
-    window is encoded goes before one whose window is not, so that these too come to be encoded
-    together.
+    Windows are encoded in batches of `encode_batch`: with those that are needed now go some of jobs
+    that still wait. A job whose window is encoded goes before one whose window is not.
 
     Whatever leaves a method for want of memory, every task is in exactly one place or queue, and
     has not been sent the result of its present job: `empty` then gives all that are to be started
@@ -344,11 +331,8 @@ class SlotScheduler:
     could do, ends with that exception; an exception of the model itself, or of a caller's own
     processor, leaves `advance` (or `add`) and makes the scheduler unusable.
 
-    One queue is there from the start, mostly the plain one (greedy and sampled). Others come into
-    being with their first job; those of beams and of drafts hold about as many rows as `slots`.
-
     When memory runs out, the slots are halved, or with one slot left the encoder's batches, and the
-    jobs under way are decoded anew; what they give stays the same.
+    jobs under way are decoded again, to the same results.
     """
 
     def __init__(
@@ -358,14 +342,13 @@ class SlotScheduler:
         *,
         encode_batch: int = 8,
         check_every: int = 1,
-        recorder: Recorder | None = None,
+        recorder: CudaRecorder | None = None,
         num_beams: int = 1,
     ) -> None:
-        """Allocate `slots` for the queue of searches with `num_beams`.
+        """Allocate `slots` for the queue of searches with `num_beams`; others come with their jobs.
 
-        `encode_batch` bounds the encoder's memory. `check_every` steps lie between looks for
-        finished slots: above 1 on devices where looking means waiting. Without a `recorder` steps
-        are recorded on GPUs alone, as CUDA graphs.
+        `check_every` steps lie between looks for finished slots. Without a `recorder` steps are
+        recorded on GPUs alone, as CUDA graphs.
         """
         self._model = model
         self._slots = slots
@@ -482,7 +465,9 @@ class SlotScheduler:
         places = max(1, self._slots // search.num_beams)
         try:
             if _kind(search) == _PLAIN:
-                recorder = self._recorder or default_recorder(self._model.device)
+                recorder = self._recorder
+                if recorder is None and self._model.device.type == "cuda":
+                    recorder = CudaRecorder(self._model.device)
                 return SlotBatch(self._model, self._slots, recorder=recorder)
             if search.assistant is None:
                 return BeamBatch(self._model, places, search.num_beams)

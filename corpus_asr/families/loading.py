@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from corpus_asr.decoding.protocols import FitsWindows, SlotModel
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.registry import family_of, resolve
@@ -161,13 +161,14 @@ def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
     precision = resolve_precision(dtype, where)
     model_class: Any = resolve(family_of(folder).slot_model)
     model = model_class.from_pretrained(folder, dtype=precision.dtype, device=where)
-    slot_model: SlotModel = model.slot_model(int8=precision.int8)
+    slot_model: Any = model.slot_model(int8=precision.int8)
     logger.info(
         "model=%s device=%s dtype=%s weights=%s", folder.name, where, dtype, slot_model.dtype
     )
-    if isinstance(slot_model, FitsWindows):
-        return slot_model.for_windows(min(WINDOW_FRAMES, slot_model.window_frames))
-    return slot_model
+    if hasattr(slot_model, "for_windows"):  # shorter ones take less memory
+        slot_model = slot_model.for_windows(min(WINDOW_FRAMES, slot_model.window_frames))
+    fitted: SlotModel = slot_model
+    return fitted
 
 
 def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
@@ -175,8 +176,7 @@ def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
 
     Raises:
         CheckpointError: the folder cannot be loaded, or has no head of a classifier.
-        ConfigError: no such device, it cannot compute in such numbers, or the family has no
-            classifiers.
+        ConfigError: no such device or classifier, or it cannot compute in such numbers.
     """
     where = resolve_device(device)
     precision = resolve_precision(dtype, where)

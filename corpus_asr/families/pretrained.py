@@ -1,8 +1,7 @@
 """Base classes of the networks: load, save, resize the vocabulary, and compute the loss."""
 
-import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, ClassVar, Self
 
@@ -79,29 +78,16 @@ class PreTrainedModel(nn.Module, Uploads):
         low_cpu_mem_usage: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Load a checkpoint, ready for inference.
+        """Load a checkpoint, a folder, URI or name on the hub, ready for inference.
 
-        Args:
-            pretrained_model_name_or_path: a folder, a URI or a name on the hub; with weights of
-                this class or of another with the same encoder and decoder.
-            config: instead of the checkpoint's config.json.
-            dtype: type of the weights, also by name; None keeps the stored one, `auto` takes the
-                one config.json names, else the stored one. `torch_dtype` is its older name.
-            torch_dtype: see `dtype`.
-            device: where the weights go; None means the CPU.
-            device_map: the same as transformers has it: `auto` (a GPU if there is one), a device, a
-                GPU's number, or `{"": device}`. A model is never spread over devices.
-            attn_implementation: `sdpa` (the default), `eager` or `flash_attention_2`.
-            use_safetensors: True reads no pickled weights, False no others; None what there is.
-            ignore_mismatched_sizes: draw parameters that are stored in another shape, and warn.
-            low_cpu_mem_usage: has no effect: memory never holds more than one copy of the weights.
-            kwargs: `SOURCE_OPTIONS`, which say where to look; all others replace what config.json
-                says.
+        Arguments are those of transformers, and `device`, where the weights go: the CPU by default;
+        a model is never spread over devices. `dtype` None keeps the stored type. Keywords are
+        `SOURCE_OPTIONS`, which say where to look; all others replace what config.json says.
 
         Raises:
             CheckpointError: a file is missing or broken, or does not fit the configuration.
         """
-        del low_cpu_mem_usage
+        del low_cpu_mem_usage  # memory never holds more than one copy of the weights
         where = take_source(kwargs)
         known = {*vars(cls.config_class()), "num_labels", "hidden_size"}
         if unknown := sorted(kwargs.keys() - known):
@@ -131,9 +117,10 @@ class PreTrainedModel(nn.Module, Uploads):
             dtype=_dtype(torch_dtype if dtype is None else dtype, config),
             device=_device(device, device_map),
             tied=cls._tied,
-            computed=model._makers((*cls._fixed, *cls._fresh)),
+            fresh=(*cls._fixed, *cls._fresh),
+            draw=model._drawn,
             ignored=cls._left_over,
-            redrawn=model._makers(("",)) if ignore_mismatched_sizes else None,
+            redraw=ignore_mismatched_sizes,
             safetensors=use_safetensors,
         )
         made = [name for name in made if name not in cls._fixed]
@@ -160,14 +147,7 @@ class PreTrainedModel(nn.Module, Uploads):
     ) -> None:
         """Write weights, config.json and generation_config.json, so that transformers loads them.
 
-        Args:
-            save_directory: made if needed.
-            is_main_process: whether this process writes; in distributed training only one should.
-            state_dict: the weights, where training gathered them elsewhere; None for the model's.
-            push_to_hub: also upload the files to the hub.
-            max_shard_size: bytes of a file of weights, such as `2GB`.
-            safe_serialization: safetensors; False writes pytorch_model.bin.
-            kwargs: of the upload, as for `push_to_hub`.
+        Arguments are those of transformers; keywords are those of `push_to_hub`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.
@@ -258,14 +238,6 @@ class PreTrainedModel(nn.Module, Uploads):
 
     def _shares(self, target: str, source: str) -> bool:
         return self.get_parameter(target) is self.get_parameter(source)
-
-    def _makers(self, prefixes: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
-        """Return what draws each parameter whose name begins with one of `prefixes`."""
-        return {
-            name: functools.partial(self._drawn, name, tuple(parameter.shape))
-            for name, parameter in self.named_parameters(remove_duplicate=False)
-            if name.startswith(prefixes)
-        }
 
     def _drawn(self, name: str, shape: tuple[int, ...]) -> Tensor:
         parameter = torch.empty(shape)

@@ -10,12 +10,13 @@ import functools
 import math
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -126,9 +127,7 @@ def stored_tensors(folder: Path, *, safetensors: bool | None = None) -> dict[str
     only for the first two or only for the third.
 
     Raises:
-        CheckpointError: there are no weights, a file is broken, would run code, an index names a
-            file outside the folder or a tensor its file does not hold, or INT8 weights and their
-            scales do not fit together.
+        CheckpointError: there are no weights, or a file is broken or would run code.
     """
     return _with_scales(_all_tensors(folder, safetensors))
 
@@ -309,16 +308,6 @@ def listed(names: Iterable[str], *, separator: str = ", ") -> str:
     return separator.join(shown[:_NAMES_SHOWN]) + more
 
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def _parse_size(size: int | str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([A-Z]*)", str(size).strip().upper())
-    if match is None or match[2] not in _UNITS or int(match[1]) < 1:
-        raise ValueError(f"reading the size {size!r}: expected a number of bytes, or such as 5GB")
-    return int(match[1]) * _UNITS[match[2]]
-
-
 def save_weights(
     folder: Path,
     tensors: Mapping[str, Tensor],
@@ -326,47 +315,30 @@ def save_weights(
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
 ) -> list[str]:
-    """Write tensors, replacing whatever weights of these names the folder held; return file names.
+    """Write tensors in place of all weights that the folder held; return the names of the files.
 
-    Args:
-        folder: made if needed.
-        tensors: no two may share memory; names as in the network's state dict.
-        max_shard_size: bytes of a file, such as `5GB` or `200MiB`, unless a tensor is larger.
-        safe_serialization: safetensors; False writes pytorch_model.bin.
+    No two tensors may share memory. A file has at most `max_shard_size` bytes, such as `5GB` or
+    `200MB`, unless a tensor is larger.
     """
-    shards = list(_shards(tensors, _parse_size(max_shard_size)))
-    folder.mkdir(parents=True, exist_ok=True)
     base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
     if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
         base = INT8_NAME
     stem, _, suffix = base.rpartition(".")
-    names = [f"{stem}-{at:05d}-of-{len(shards):05d}.{suffix}" for at in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [base]
-    kept = set(names)
-    for name, shard in zip(names, shards, strict=True):
+    split = split_torch_state_dict_into_shards(
+        dict(tensors), filename_pattern=f"{stem}{{suffix}}.{suffix}", max_shard_size=max_shard_size
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = set(split.filename_to_tensors)
+    for name, members in split.filename_to_tensors.items():
+        shard = {member: tensors[member] for member in members}
         _write(folder / name, shard, safe_serialization=safe_serialization)
-    index = folder / f"{base}.index.json"
-    if len(shards) > 1:
-        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        file_of = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        write_json_object(index, {"metadata": {"total_size": total}, "weight_map": file_of})
+    if split.is_sharded:
+        index = folder / f"{base}.index.json"
+        content = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json_object(index, content)
         kept.add(index.name)
     _remove_others(folder, kept)
     return sorted(kept)
-
-
-def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    filled = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if shard and filled + size > max_bytes:
-            yield shard
-            shard, filled = {}, 0
-        shard[name] = tensor
-        filled += size
-    yield shard
 
 
 def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) -> None:
@@ -405,27 +377,20 @@ def load_weights(
     dtype: torch.dtype | None,
     device: torch.device,
     tied: Mapping[str, str],
-    computed: Mapping[str, Callable[[], Tensor]],
-    ignored: Collection[str],
-    redrawn: Mapping[str, Callable[[], Tensor]] | None = None,
+    fresh: tuple[str, ...],
+    draw: Callable[[str, tuple[int, ...]], Tensor],
+    ignored: tuple[str, ...],
+    redraw: bool = False,
     safetensors: bool | None = None,
 ) -> list[str]:
     """Replace every parameter of `module` by the stored one, strictly.
 
     Files are memory-mapped and tensors converted one at a time, so the peak is one copy of the
-    weights in `dtype`. Names match with and without the prefix `model.`.
-
-    Args:
-        module: its parameters may be on the meta device.
-        dtype: type of all weights; None means the stored one (the widest, if they differ).
-        tied: parameters that share another's weights, unless the file holds different ones.
-        computed: parameters that may be absent, and what makes them.
-        ignored: how stored names begin that may be left over.
-        redrawn: parameters that may be stored in another shape, and what makes them then.
-        safetensors: True reads no other files, False no safetensors; None what there is.
-
-    Returns:
-        Names of the parameters that were not stored in their shape, and hence made.
+    weights in `dtype`; None means the stored one (the widest, if they differ). Names match with and
+    without the prefix `model.`. `tied` parameters share another's weights, unless the file holds
+    different ones. Those whose names begin as `fresh` may be absent, with `redraw` any may be
+    stored in another shape: these are drawn, and their names returned. Stored names that begin as
+    `ignored` may be left over.
 
     Raises:
         CheckpointError: a file is missing, broken or unsafe, the stored names, shapes or types
@@ -434,18 +399,17 @@ def load_weights(
     full_names = {_bare(name): name for name in module.state_dict()}
     wanted = {_bare(name): tuple(t.shape) for name, t in module.state_dict().items()}
     tied = {_bare(target): _bare(source) for target, source in tied.items()}
-    computed = {_bare(name): make for name, make in computed.items()}
+    absent = {bare for bare, name in full_names.items() if name.startswith(fresh)}
     found = stored_tensors(folder, safetensors=safetensors)
     stored = {_bare(name): tensor for name, tensor in found.items()}
-    for name, make in (redrawn or {}).items():
-        bare = _bare(name)
-        if bare in stored and stored[bare].shape != wanted[bare]:
-            del stored[bare]
-            computed[bare] = make
+    if redraw:
+        other = {n for n in wanted.keys() & stored.keys() if stored[n].shape != wanted[n]}
+        stored = {name: tensor for name, tensor in stored.items() if name not in other}
+        absent |= other
     for target, source in tied.items():
         if source not in stored and target in stored:  # of two equal tensors either may be kept
             stored[source] = stored.pop(target)
-    _check_names(folder, stored, wanted, absent={*tied, *computed}, ignored=tuple(ignored))
+    _check_names(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored)
     _check_tensors(folder, stored, wanted)
     if dtype is None:
         dtypes = [stored[name].dtype or torch.float32 for name in wanted if name in stored]
@@ -455,9 +419,9 @@ def load_weights(
         for name in wanted
         if name in stored
     }
-    made = [name for name in wanted if name in computed and name not in weights]
+    made = [name for name in wanted if name in absent and name not in weights]
     for name in made:
-        weights[name] = computed[name]().to(device, dtype)
+        weights[name] = draw(full_names[name], wanted[name]).to(device, dtype)
     shared = {
         target: source
         for target, source in tied.items()

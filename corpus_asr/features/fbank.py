@@ -73,15 +73,9 @@ def kaldi_fbank(
 ) -> Float32[np.ndarray, "frame mel"]:
     """Compute the natural logarithm of mel energy, not below that of `ENERGY_FLOOR`.
 
-    From each frame its mean is taken, then high frequencies are raised, then it is windowed. Memory
-    beyond the samples and the result is that of one block of frames.
-
-    Args:
-        samples: mono in [-1, 1].
-        num_mel_bins: 80 in all published models.
-        sample_rate_hz: places the filters; frames are 400 samples long, 160 apart, at any rate.
-        dither: standard deviation, in 16-bit steps, of the noise added to every frame, from numpy's
-            global generator.
+    Samples are mono in [-1, 1]; frames are 400 long, 160 apart, whatever the sample rate. `dither`
+    is the standard deviation, in 16-bit steps, of the noise added to every frame, from numpy's
+    global generator. Memory beyond the samples and the result is that of one block of frames.
 
     Source: Kaldi `feat/feature-fbank.cc`; equal to `transformers.Speech2TextFeatureExtractor`
     without torchaudio (`transformers/audio_utils.py` spectrogram) within 1e-5.

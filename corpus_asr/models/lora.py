@@ -109,12 +109,7 @@ class LoraAdapters:
                 layer.weight.copy_(before[name])
 
     def save_pretrained(self, folder: Path, *, base: str) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, as PEFT reads them.
-
-        Args:
-            folder: made if needed.
-            base: name of the checkpoint that the adapters belong to.
-        """
+        """Write the adapters of the checkpoint named `base` into a folder, as PEFT reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         config = self._config
         tensors = {

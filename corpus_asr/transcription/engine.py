@@ -14,7 +14,7 @@ import torch
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import ModelSize, SlotModel, TellsSize
+from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
 from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
 from corpus_asr.errors import EngineError
@@ -358,7 +358,8 @@ def fitting_slots(size: ModelSize, *, free_bytes: int, encode_batch: int) -> int
 
 def auto_slots(model: SlotModel, *, encode_batch: int, sharers: int = 1) -> int:
     """As many slots as are useful on the model's device and fit into its share of free memory."""
-    if model.device.type != "cuda" or not isinstance(model, TellsSize):
+    size: ModelSize | None = getattr(model, "size", None)  # a classifier has no decoder to size
+    if model.device.type != "cuda" or size is None:
         return _CPU_SLOTS
     free_bytes, _ = torch.cuda.mem_get_info(model.device)
-    return fitting_slots(model.size, free_bytes=free_bytes // sharers, encode_batch=encode_batch)
+    return fitting_slots(size, free_bytes=free_bytes // sharers, encode_batch=encode_batch)

@@ -14,9 +14,7 @@ from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
-    Recorder,
     StepGraphs,
-    download,
     upload,
     upload_stack,
 )
@@ -84,7 +82,7 @@ def run(
     *,
     slots: int,
     check_every: int = 1,
-    recorder: Recorder | None = None,
+    recorder: CudaRecorder | None = None,
 ) -> list[list[Result]]:
     scheduler = SlotScheduler(
         model, slots, encode_batch=2, check_every=check_every, recorder=recorder
@@ -265,23 +263,6 @@ def test_tensors_keep_shape_and_type() -> None:
     rows = [torch.full((2, 3), float(n), dtype=torch.float16) for n in range(4)]
     stacked = upload_stack(rows, CPU)
     assert (stacked.dtype, stacked.tolist()) == (torch.float16, torch.stack(rows).tolist())
-
-
-@given(st.lists(st.tuples(longs, st.floats(width=32), st.booleans()), min_size=1, max_size=5))
-def test_columns_come_back_row_by_row(rows: list[tuple[int, float, bool]]) -> None:
-    whole, numbers, flags = map(list, zip(*rows, strict=True))
-    square = torch.tensor(whole).unsqueeze(1).expand(-1, 3)
-    found = download(torch.tensor(whole), torch.tensor(numbers), torch.tensor(flags), square)
-    assert [column.dtype for column in found] == [
-        torch.long, torch.float64, torch.long, torch.long,
-    ]  # fmt: skip
-    assert found[0].tolist() == whole
-    # Every float32 is a float64 too; one that is no number stays none.
-    torch.testing.assert_close(
-        found[1].float(), torch.tensor(numbers), equal_nan=True, rtol=0, atol=0
-    )
-    assert found[2].bool().tolist() == flags
-    assert torch.equal(found[3], square)
 
 
 @pytest.mark.parametrize("behind", [False, True])

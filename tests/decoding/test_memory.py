@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.protocols import (
     AlignJob,
     Job,
@@ -164,11 +165,13 @@ def test_with_one_slot_and_one_window_at_once_the_error_is_the_caller_s() -> Non
     assert scheduler.pending == 0
 
 
-class Forgetful:
+class Forgetful(CudaRecorder):
     """Holds on to no tensor, as a graph's recording does not, and replays by calling again."""
 
     warm_ups = 1
     replayed = 0
+
+    def __init__(self) -> None: ...
 
     def warm_up(self, step: Callable[[], None]) -> None:
         step()

@@ -361,16 +361,6 @@ def test_sampling_follows_the_softmax_at_the_temperature() -> None:
     assert found[3] == 0
 
 
-def test_temperature_zero_is_greedy_beside_sampled_rows() -> None:
-    logits = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))
-    temperatures = torch.tensor([0.0, 1.0] * 25)
-    chosen = choose(
-        logits, temperatures=temperatures, seeds=torch.arange(50), positions=torch.arange(50)
-    )
-    assert torch.equal(chosen[::2], logits[::2].argmax(dim=1))
-    assert not torch.equal(chosen[1::2], logits[1::2].argmax(dim=1))
-
-
 @given(
     seed=st.integers(0, 99),
     top_k=st.sampled_from([None, 1, 7, 60, 1000]),

@@ -402,16 +402,13 @@ def test_cached_values_are_those_of_transformers(family: Family, folder: Path) -
         close(layer, (own.keys, own.values, cross.keys, cross.values))
 
 
-def test_old_tuples_and_places_say_where_the_cache_goes_on(whisper_folder: Path) -> None:
+def test_places_say_where_the_cache_goes_on(whisper_folder: Path) -> None:
     ours, _ = WHISPER.both(whisper_folder)
     sound, tokens = WHISPER.sound_and_tokens()
     with torch.no_grad():
         whole = ours(**sound, decoder_input_ids=tokens).logits
         past = ours(**sound, decoder_input_ids=tokens[:, :4]).past_key_values
-        old = past.to_legacy_cache()
-        assert [len(layer) for layer in old] == [4, 4, 4]
-        step = ours(**sound, decoder_input_ids=tokens[:, 4:], past_key_values=old)
-        close(step.logits, whole[:, 4:])
+        assert [len(layer) for layer in past] == [4, 4, 4]
         at = torch.arange(4, TOKENS)
         given = {"past_key_values": past, "cache_position": at}
         close(ours(**sound, decoder_input_ids=tokens[:, 4:], **given).logits, whole[:, 4:])

@@ -14,13 +14,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from corpus_asr.decoding.device import CudaRecorder
+
 _READS = ("tolist", "item", "numpy", "cpu", "nonzero", "masked_select", "unique", "is_nonzero")
 _CASTS = ("__bool__", "__int__", "__float__", "__index__", "__contains__")
 _UPLOADS = ("torch.tensor", "torch.as_tensor", "torch.from_numpy")
 
 
-class TapeRecorder:
-    """Meets `Recorder`; counts what it is asked for."""
+class TapeRecorder(CudaRecorder):
+    """Counts what it is asked for."""
 
     warm_ups = 1
 

@@ -77,10 +77,7 @@ class MarkovModel:
         return weights.expand(len(heads), -1, -1).clone(), self.table[state[slot], tokens].clone()
 
     def reorder(self, state: Tensor, slots: Sequence[int], sources: Tensor) -> None:
-        """Nothing to do: only the last token matters."""
-
-    def share(self, state: Tensor, source: int, targets: Sequence[int]) -> None:
-        state[list(targets)] = state[source].clone()
+        state[list(slots)] = state[sources]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.table[hidden[..., 0].long(), hidden[..., 1].long()].clone()

@@ -157,11 +157,8 @@ class ScriptedModel:
         )
 
     def reorder(self, state: dict[str, Tensor], slots: Sequence[int], sources: Tensor) -> None:
-        state["prompt"][list(slots)] = state["prompt"][sources]
-
-    def share(self, state: dict[str, Tensor], source: int, targets: Sequence[int]) -> None:
         for tensor in state.values():
-            tensor[list(targets)] = tensor[source].clone()
+            tensor[list(slots)] = tensor[sources]
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits = torch.zeros(*hidden.shape[:-1], VOCAB)

@@ -57,25 +57,20 @@ class CachedDecoderBlock:
     def fill(
         self, cache: LayerCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
     ) -> None:
-        """Write what cross-attention needs of the windows `encoded` into `slots`."""
         keys, values = self._cross_kv(encoded).chunk(2, dim=-1)
         cache.write_window(slots, split_heads(keys, self._heads), split_heads(values, self._heads))
 
     def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
-        """Write what cross-attention needs of one window, a few positions at a time.
-
-        The window may be short; on a CPU it is then looked at no further.
-        """
+        # The window may be short; on a CPU it is then looked at no further.
         blocks = [self._cross_kv.by_block(rows) for rows in blocks_of(window)]
-        found = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
+        computed = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
         held = cache.packed_window(slot, len(window))
-        for there, here in zip(held, found, strict=True):
-            there.copy_(split_heads(here, self._heads))
+        for target, source in zip(held, computed, strict=True):
+            target.copy_(split_heads(source, self._heads))
 
     def prefill(
         self, cache: LayerCache, hidden: Float[Tensor, "batch token width"], windows: WindowView
     ) -> Float[Tensor, "batch token width"]:
-        """Run whole prompts from position 0 and leave their keys and values in the slots."""
         query, key, value = self._queries_keys_values(hidden)
         cache.write_prompts(windows.slots, key, value)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
@@ -89,7 +84,6 @@ class CachedDecoderBlock:
         hidden: Float[Tensor, "batch token width"],
         windows: WindowView,
     ) -> Float[Tensor, "batch token width"]:
-        """Run the next tokens of each of the view's slots."""
         qkv = self._qkv(hidden).view(*hidden.shape[:2], 3, self._heads, -1)
         cache.write(view, qkv[:, :, 1:])
         query = qkv[:, :, 0].transpose(1, 2)  # (batch, head, token, head_dim)
@@ -106,10 +100,6 @@ class CachedDecoderBlock:
         heads: Sequence[int],
         windows: WindowView,
     ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
-        """Run a whole sequence over the window of a slot, writing nothing to the cache.
-
-        Also returns how `heads` attend to the window, after the softmax, in float32.
-        """
         query, key, value = self._queries_keys_values(hidden)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
@@ -142,18 +132,14 @@ class CachedDecoderBlock:
 
 
 class DecoderSlots(ABC):
-    """A decoder and its projection to the vocabulary, with caches in numbered slots.
+    """A `decoding.protocols.SlotModel` but for the encoder, which each family adds.
 
-    Meets `decoding.protocols.SlotModel` but for the encoder, which each family adds. What a slot
-    gives does not depend on what the others hold. Shares the decoder's embeddings and norms; its
-    linear maps are fused copies, with `int8` rounded to 8 bits: training the network further, or
-    moving it, needs new slots.
+    Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8` rounded
+    to 8 bits: training the network further, or moving it, needs new slots.
     """
 
     has_encoder = True
-    """Whether this model encodes windows itself."""
     frame_step = FRAMES_PER_SECOND
-    """Windows are heard up to any multiple of so many frames."""
 
     _weight_bytes: int
     """Of encoder and decoder."""
@@ -179,28 +165,22 @@ class DecoderSlots(ABC):
         self._vocabulary = Projection([projection], int8=int8)
         self._max_source_positions = max_source_positions
         self.vocab_size = projection.out_features
-        """Width of the logits."""
         self.max_target_positions = decoder.max_target_positions
-        """Longest token sequence a slot can hold."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self._tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights and caches."""
         return self._tokens.weight.dtype
 
     @property
     def window_shape(self) -> tuple[int, int]:
-        """Positions and width of an encoded window."""
         return self._max_source_positions, self._tokens.embedding_dim
 
     @property
     def size(self) -> ModelSize:
-        """Its shape and weights, for sizing the slots."""
         positions, width = self.window_shape
         return ModelSize(
             layers=len(self._blocks),
@@ -224,17 +204,12 @@ class DecoderSlots(ABC):
         """Return how many encoder positions so many frames of each of some windows make."""
 
     @abstractmethod
-    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        """Embed sequences that start at position 0."""
-
-    @abstractmethod
-    def _embed_at(
+    def _embed(
         self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token width"]:
         """Embed tokens, each at its own position."""
 
     def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
-        """Allocate caches for `slots` sequences, of which each `beams` adjacent share a window."""
         if slots < 1:
             raise ValueError(f"allocating {slots} slots: expected at least 1")
         with torch.inference_mode():
@@ -259,10 +234,6 @@ class DecoderSlots(ABC):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`, one per window.
-
-        Windows are whole, or were encoded with the same `num_frames`; None means all frames.
-        """
         if tuple(encoded.shape[1:]) != self.window_shape:
             raise ValueError(
                 f"filling {len(slots)} slots: found windows of {tuple(encoded.shape[1:])} "
@@ -296,7 +267,6 @@ class DecoderSlots(ABC):
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token width"]:
-        """Run prompts padded on the right from position 0; `slots` hold nothing else then."""
         if not all(1 <= length <= tokens.shape[1] for length in lengths):
             raise ValueError(
                 f"running prompts padded to {tokens.shape[1]} tokens: found lengths "
@@ -314,10 +284,6 @@ class DecoderSlots(ABC):
     def step(
         self, state: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
     ) -> Float[Tensor, "slot vocab"]:
-        """Advance the first `len(tokens)` slots by one token each, at its own position.
-
-        On a GPU positions are not checked: the host would have to wait for it.
-        """
         if len(tokens) % state.beams:
             raise ValueError(
                 f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
@@ -335,11 +301,6 @@ class DecoderSlots(ABC):
         tokens: Int[Tensor, "batch token"],
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch token vocab"]:
-        """Run several tokens of each of `slots`, the first at `positions`; all are cached.
-
-        A later call may start at an earlier position again: what lies after it is overwritten
-        before it can be seen. On a GPU positions are not checked.
-        """
         following = torch.arange(tokens.shape[1], device=positions.device)
         view = self._view(slots, positions.unsqueeze(1) + following)
         return self.logits(self._extend(state, view, tokens, state.view_windows(slots)))
@@ -354,7 +315,7 @@ class DecoderSlots(ABC):
         tokens: Int[Tensor, "batch token"],
         windows: WindowView,
     ) -> Float[Tensor, "batch token width"]:
-        hidden = self._embed_at(tokens, view.positions)
+        hidden = self._embed(tokens, view.positions)
         for block, layer in zip(self._blocks, state.layers, strict=True):
             hidden = block.extend(layer, view, hidden, windows)
         state.note_tokens(view)
@@ -363,7 +324,6 @@ class DecoderSlots(ABC):
 
     @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
-        """Project hidden states to the vocabulary, in float32."""
         return self._vocabulary(hidden).float()
 
     @torch.inference_mode()
@@ -374,11 +334,6 @@ class DecoderSlots(ABC):
         tokens: Int[Tensor, " token"],
         heads: Sequence[tuple[int, int]],
     ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
-        """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
-
-        Also returns the raw logits after each token. Uses the window in `slot`, past whose frames
-        nothing is attended to; leaves the slot's self-attention cache as it is. Both are float32.
-        """
         for layer, head in heads:
             if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
                 raise ValueError(
@@ -399,20 +354,13 @@ class DecoderSlots(ABC):
 
     @torch.inference_mode()
     def move(self, state: SlotCache, source: int, target: int) -> None:
-        """Copy everything slot `source` holds into slot `target`."""
         state.move(source, target)
 
     @torch.inference_mode()
     def reorder(
         self, state: SlotCache, slots: Sequence[int], sources: Int[Tensor, " slot"]
     ) -> None:
-        """Give `slots` the self-attention caches of `sources`; windows stay."""
         state.reorder(slots, sources)
-
-    @torch.inference_mode()
-    def share(self, state: SlotCache, source: int, targets: Sequence[int]) -> None:
-        """Give `targets` the window and the self-attention cache of `source`."""
-        state.share(source, targets)
 
     def _embed_whole(
         self, tokens: Int[Tensor, "batch token"]
@@ -423,4 +371,7 @@ class DecoderSlots(ABC):
                 f"decoding {length} tokens: the model has {self.max_target_positions} positions; "
                 "cut the prompt or the sequence"
             )
-        return self._embed(tokens)
+        return self._embed(tokens, self._whole_positions(tokens))
+
+    def _whole_positions(self, tokens: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+        return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +15,8 @@ from corpus_asr.decoding.device import to_device
 class KeyValues:
     """Keys and values of one attention, of every token so far; empty at first."""
 
-    def __init__(self, pair: tuple[Tensor, Tensor] | None = None) -> None:
-        self.pair = pair
+    def __init__(self) -> None:
+        self.pair: tuple[Tensor, Tensor] | None = None
         """Each (batch, head, token, head_dim)."""
 
     @property
@@ -63,25 +63,11 @@ class DecoderCache:
     """Keys and values of every decoder layer.
 
     `cache[i]` are the keys and values of the tokens and those of the window, each
-    (batch, head, token or pos, head_dim): the four of a layer in the form of old releases.
+    (batch, head, token or pos, head_dim).
     """
 
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerPast() for _ in range(num_layers)]
-
-    @classmethod
-    def from_legacy_cache(cls, past_key_values: Sequence[Sequence[Tensor]]) -> Self:
-        """Make one of a tuple per layer: self keys, self values, cross keys, cross values."""
-        cache = cls(len(past_key_values))
-        for layer, kept in zip(cache.layers, past_key_values, strict=True):
-            if len(kept) not in (2, 4):
-                raise ValueError(
-                    f"reading past_key_values: found {len(kept)} tensors for a layer, expected "
-                    f"keys and values of self-attention and of cross-attention"
-                )
-            layer.own.pair = kept[0], kept[1]
-            layer.cross.pair = (kept[2], kept[3]) if len(kept) == 4 else None
-        return cache
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -92,10 +78,6 @@ class DecoderCache:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return (self[i] for i in range(len(self)))
-
-    def to_legacy_cache(self) -> tuple[tuple[Tensor, ...], ...]:
-        """Return what `from_legacy_cache` takes."""
-        return tuple(self)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens are kept."""
@@ -119,8 +101,6 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
     """Take what a caller gives as `past_key_values`; None stays None."""
     if past_key_values is None:
         return None
-    if isinstance(past_key_values, tuple | list):
-        past_key_values = DecoderCache.from_legacy_cache(past_key_values)
     if isinstance(past_key_values, DecoderCache) and len(past_key_values) == num_layers:
         return past_key_values
     found = f"a {type(past_key_values).__name__}"
@@ -153,11 +133,7 @@ class SlotHistory:
         self._written[slots, positions] = self._new(positions.numel()).view(positions.shape)
 
     def copy(self, slots: Sequence[int], sources: Sequence[int]) -> slice:
-        """Note that `slots` hold what `sources` held, all at once.
-
-        Returns:
-            The positions at which any of them held something else.
-        """
+        """Note that `slots` hold what `sources` held; return the positions that this changes."""
         held = self._written[list(sources)]
         differs = (self._written[list(slots)] != held).any(dim=0).nonzero()
         self._written[list(slots)] = held
@@ -195,11 +171,9 @@ class TokenView:
     def at(
         cls, slots: Sequence[int], positions: Int[Tensor, "batch token"], *, max_positions: int
     ) -> "TokenView":
-        """Look a little past the furthest position on a CPU, and at the whole cache elsewhere.
-
-        A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
-        host never waits to learn a length. For the same reason positions are checked on CPUs only.
-        """
+        """Look a little past the furthest position on a CPU, and at the whole cache elsewhere."""
+        # A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
+        # host never waits to learn a length. Positions are therefore checked on CPUs only.
         device = positions.device
         rows = _rows(slots, device=device)
         if isinstance(rows, slice):
@@ -261,11 +235,9 @@ class LayerCache:
     def packed_window(
         self, slot: int, end: int
     ) -> tuple[Float[Tensor, "1 head pos head_dim"], Float[Tensor, "1 head pos head_dim"]]:
-        """Views of a slot's window of `end` positions, for writing and reading it.
-
-        Its heads follow one another without gaps: bfloat16 products would copy it otherwise, which
-        takes several times as long as they do.
-        """
+        """Views of a slot's window of `end` positions, for writing and reading it."""
+        # Heads follow one another without gaps: bfloat16 products would copy them otherwise, which
+        # takes several times as long as they do.
         heads, _, head_dim = self.cross_keys.shape[1:]
         size = heads * end * head_dim
         keys, values = (
@@ -386,14 +358,10 @@ class SlotCache:
     def move(self, source: int, target: int) -> None:
         """Copy everything slot `source` holds into slot `target`."""
         self._text[:, :, target].copy_(self._text[:, :, source])
-        self._copy_window(source // self.beams, target // self.beams)
+        for tensor in (*self._windows, self._ends.unsqueeze(0)):
+            tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
         if self._texts is not None:
             self._texts.copy([target], [source])
-
-    def _copy_window(self, source: int, target: int) -> None:
-        for tensor in self._windows:
-            tensor[:, target].copy_(tensor[:, source])
-        self._ends[target] = self._ends[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention keys and values of `sources`, all at once."""
@@ -413,18 +381,6 @@ class SlotCache:
             targets, givers = (list(numbers) for numbers in zip(*some, strict=True))
             span = self._texts.copy(targets, givers)
             self._text[:, :, targets, :, span] = self._text[:, :, givers, :, span]
-
-    def share(self, source: int, targets: Sequence[int]) -> None:
-        """Give `targets`, which may be none, everything slot `source` holds."""
-        if not targets:
-            return
-        rows = _rows(targets, device=self._text.device)
-        self._text[:, :, rows] = self._text[:, :, source : source + 1]
-        window = source // self.beams
-        for other in {target // self.beams for target in targets} - {window}:
-            self._copy_window(window, other)
-        if self._texts is not None:
-            self._texts.copy(targets, [source] * len(targets))
 
 
 def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:

@@ -154,14 +154,9 @@ def can_use_int8() -> bool:
 class Projection:
     """One product for one or several linear maps that read the same input.
 
-    The outputs are concatenated in the order of `linears`. Weights are as they were when it was
-    made: training the model later does not change it.
-
-    Args:
-        linears: maps with the same input width, dtype and device.
-        scales: factor of each map's output, folded into its weights; default 1.
-        int8: whether weights and inputs are rounded to 8 bits; see `can_use_int8`.
-        input_factors: what the inputs have been divided by; see `smoothed`.
+    The outputs are concatenated in the order of `linears`, each times its scale (default 1), for
+    inputs that were divided by `input_factors`; see `smoothed`. Training the model later does not
+    change it.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Stacks of blocks that the encoders and decoders of all families share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -149,6 +149,16 @@ def check_values(features: Tensor, wanted: torch.dtype) -> None:
         raise ValueError(
             f"encoding a window: found NaN or infinity in the features of rows {rows}, "
             f"expected finite numbers; look at the audio they were made of"
+        )
+
+
+def check_heard(num_frames: Sequence[int], *, windows: int, whole: int, step: int = 1) -> None:
+    """Check that so many frames of each of some windows can be heard: multiples of `step`."""
+    fitting = all(step <= number <= whole and not number % step for number in num_frames)
+    if len(num_frames) != windows or not fitting:
+        raise ValueError(
+            f"hearing parts of {windows} windows: found {list(num_frames)} frames, expected for "
+            f"each window a multiple of {step}, {step} to {whole}; correct num_frames"
         )
 
 

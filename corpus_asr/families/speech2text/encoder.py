@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
 from corpus_asr.families.layers.stack import (
     FeatureEncoder,
+    check_heard,
     check_values,
     hiding_mask,
     sinusoids,
@@ -163,7 +164,7 @@ class Speech2TextEncoder(FeatureEncoder):
         if num_frames is None:
             return self._run(self.conv(input_features), None, NOTHING)
         rows, longest, _ = input_features.shape
-        check_heard(num_frames, rows=rows, longest=longest)
+        check_heard(num_frames, windows=rows, whole=longest)
         frames = torch.tensor(list(num_frames), device=input_features.device)
         hidden = self.conv(input_features, frames)
         heard = within(shorter(frames, len(self.conv.conv_layers)), hidden.shape[1])
@@ -248,13 +249,4 @@ def check_features(features: Tensor, *, num_mel_bins: int) -> None:
         raise ValueError(
             f"encoding features: found none, their shape is {found}; expected one row or more of "
             f"one frame or more; leave the call out"
-        )
-
-
-def check_heard(num_frames: Sequence[int], *, rows: int, longest: int) -> None:
-    """Check that so many frames of each of some rows can be heard."""
-    if len(num_frames) != rows or not all(1 <= number <= longest for number in num_frames):
-        raise ValueError(
-            f"hearing parts of {rows} rows: found {list(num_frames)} frames, expected for each row "
-            f"1 to {longest}; correct num_frames"
         )

@@ -17,10 +17,10 @@ from corpus_asr.families.layers.packed import (
     PackedEncoderBlock,
     run_per_sample,
 )
+from corpus_asr.families.layers.stack import check_heard
 from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
     Speech2TextPositions,
-    check_heard,
     shorter,
     within,
 )
@@ -96,14 +96,12 @@ _ALIKE = 0.8
 
 
 class Speech2TextSlotModel(DecoderSlots):
-    """A `Speech2TextSeq2SeqLM` with its decoder's caches in numbered slots.
+    """A `Speech2TextSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
 
-    Windows are of `window_frames`, at first `max_source_positions`; of each as much is heard as is
-    said. On CPUs its encoder is a packed copy.
+    Windows are of `window_frames`, at first `max_source_positions`.
     """
 
     frame_step = 1
-    """Windows are heard up to any frame."""
 
     def __init__(self, model: "Speech2TextSeq2SeqLM", *, int8: bool = False) -> None:
         config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
@@ -147,34 +145,27 @@ class Speech2TextSlotModel(DecoderSlots):
         other.max_target_positions = max_tokens
         return other
 
-    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        counted = tokens != self._padding_row
-        return self._scaled(tokens, counted.cumsum(dim=1) * counted + self._padding_row)
-
-    def _embed_at(
+    def _embed(
         self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token width"]:
         rows = positions + (self._padding_row + 1)
         # Padding has no position.
         rows = rows.masked_fill_(tokens == self._padding_row, self._padding_row)
-        return self._scaled(tokens, rows)
-
-    def _scaled(
-        self, tokens: Int[Tensor, "batch token"], rows: Int[Tensor, "batch token"]
-    ) -> Float[Tensor, "batch token width"]:
         embedded = F.embedding(tokens, self._tokens.weight)
         return torch.add(
             F.embedding(rows, self._token_positions), embedded, alpha=self._embed_scale
         )
 
+    def _whole_positions(self, tokens: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+        # Padding is not counted, as in transformers; of single tokens it is, there as well.
+        return (tokens != self._padding_row).cumsum(dim=1) - 1
+
     @property
     def window_values(self) -> int:
-        """Numbers in the features of a window."""
         return self._encoder.num_mel_bins * self.window_frames
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        """Return how many encoder positions so many frames of each of some windows make."""
-        check_heard(num_frames, rows=windows, longest=self.window_frames)
+        check_heard(num_frames, windows=windows, whole=self.window_frames)
         return [shorter(number, self._config.num_conv_layers) for number in num_frames]
 
     @torch.inference_mode()
@@ -184,7 +175,6 @@ class Speech2TextSlotModel(DecoderSlots):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows; arguments as for `Speech2TextEncoder.encode`."""
         return self._encode_windows(features, self._lengths(features, num_frames), reach=0)
 
     @torch.inference_mode()
@@ -209,7 +199,7 @@ class Speech2TextSlotModel(DecoderSlots):
                 "for_windows"
             )
         lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
-        check_heard(lengths, rows=len(features), longest=self.window_frames)
+        check_heard(lengths, windows=len(features), whole=self.window_frames)
         return lengths
 
     def _encode_windows(

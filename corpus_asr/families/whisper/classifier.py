@@ -159,9 +159,7 @@ class WhisperClassifierSlots:
     """
 
     dtype = torch.float32
-    """Of the scores."""
-    max_target_positions = 2
-    """A prompt of one token, and the class."""
+    max_target_positions = 2  # a prompt of one token, and the class
     has_encoder = True
     frame_step = FRAMES_PER_SECOND
 
@@ -184,7 +182,6 @@ class WhisperClassifierSlots:
         return cls(_Trained.from_pretrained(folder, dtype=dtype, device=device))
 
     def new_state(self, slots: int, *, beams: int = 1) -> Float[Tensor, "slot label"]:
-        """Allocate the scores of `slots` windows."""
         return torch.zeros(slots, self.num_labels, device=self.device)
 
     @torch.inference_mode()
@@ -194,7 +191,6 @@ class WhisperClassifierSlots:
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch 1 label"]:
-        """Score the classes of whole windows."""
         if num_frames is not None:
             raise ValueError(
                 f"classifying {len(features)} windows: found parts of them to be heard, expected "
@@ -214,7 +210,6 @@ class WhisperClassifierSlots:
         *,
         num_frames: Sequence[int] | None = None,
     ) -> None:
-        """Keep the scores of windows in `slots`."""
         state[list(slots)] = encoded[:, 0]
 
     def prefill(
@@ -224,7 +219,6 @@ class WhisperClassifierSlots:
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token label"]:
-        """Return the scores of `slots`, after whatever prompt."""
         return state[list(slots)].unsqueeze(1).expand(-1, tokens.shape[1], -1)
 
     def step(
@@ -233,7 +227,7 @@ class WhisperClassifierSlots:
         tokens: Int[Tensor, " batch"],
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch vocab"]:
-        """Say the same again: only what was said first is read."""
+        # Only what was said first is read.
         return self.logits(state[: len(tokens)])
 
     def extend(
@@ -243,7 +237,6 @@ class WhisperClassifierSlots:
         tokens: Int[Tensor, "batch token"],
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch token vocab"]:
-        """Say the same after each of several tokens."""
         return self.logits(self.prefill(state, slots, tokens, ()))
 
     def align(
@@ -253,7 +246,6 @@ class WhisperClassifierSlots:
         tokens: Int[Tensor, " token"],
         heads: Sequence[tuple[int, int]],
     ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
-        """Refuse: there is no decoder that looks at the window."""
         raise ValueError(
             f"aligning {len(tokens)} tokens with a classifier: it says one class of a whole window "
             "and attends to no place in it; align with a checkpoint that transcribes"
@@ -265,20 +257,12 @@ class WhisperClassifierSlots:
         slots: Sequence[int],
         sources: Int[Tensor, " slot"],
     ) -> None:
-        """Do nothing: what was said before changes nothing."""
-
-    def share(
-        self, state: Float[Tensor, "slot label"], source: int, targets: Sequence[int]
-    ) -> None:
-        """Give `targets` the window of `source`."""
-        state[list(targets)] = state[source]
+        state[list(slots)] = state[sources]
 
     def logits(self, hidden: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch vocab"]:
-        """Add the end to the classes."""
         return torch.cat([hidden, hidden.new_full((*hidden.shape[:-1], 1), -torch.inf)], dim=-1)
 
     def move(self, state: Float[Tensor, "slot label"], source: int, target: int) -> None:
-        """Copy what slot `source` holds into slot `target`."""
         state[target] = state[source]
 
     def _scores(self, features: Float[Tensor, "batch mel frame"]) -> Float[Tensor, "batch 1 label"]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
-from corpus_asr.families.layers.stack import FeatureEncoder, check_values
+from corpus_asr.families.layers.stack import FeatureEncoder, check_heard, check_values
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.units import FRAMES_PER_POSITION
@@ -67,7 +67,12 @@ class WhisperEncoder(FeatureEncoder):
         if num_frames is None:
             return self._encode(self._embedded(input_features), NOTHING)
         check_windows(input_features, num_mel_bins=self.num_mel_bins, num_frames=self.num_frames)
-        check_heard(num_frames, windows=len(input_features), whole=self.num_frames)
+        check_heard(
+            num_frames,
+            windows=len(input_features),
+            whole=self.num_frames,
+            step=FRAMES_PER_POSITION,
+        )
         whole = input_features.new_zeros(len(input_features), *self.embed_positions.weight.shape)
         for length in sorted(set(num_frames)):  # those of one length together
             rows = [row for row, heard in enumerate(num_frames) if heard == length]
@@ -102,17 +107,6 @@ def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> No
         raise ValueError(
             "encoding windows: found an empty batch, expected one window or more; leave the "
             "call out"
-        )
-
-
-def check_heard(num_frames: Sequence[int], *, windows: int, whole: int) -> None:
-    """Check that so many frames of each of some windows can be heard."""
-    stride = FRAMES_PER_POSITION
-    fitting = all(stride <= number <= whole and not number % stride for number in num_frames)
-    if len(num_frames) != windows or not fitting:
-        raise ValueError(
-            f"hearing parts of {windows} windows: found {list(num_frames)} frames, expected for "
-            f"each window a multiple of {stride}, {stride} to {whole}; correct num_frames"
         )
 
 
@@ -158,16 +152,11 @@ def mask_spans(
     lengths: list[int] | None = None,
     draw: np.random.RandomState | None = None,
 ) -> Bool[np.ndarray, "batch pos"]:
-    """Draw spans to mask in (rows, places); they may overlap.
+    """Draw spans of `length` to mask in (rows, places); they may overlap.
 
-    Args:
-        shape: rows, and places in each.
-        probability: share of the places that spans would cover if none overlapped.
-        length: places in a span.
-        min_spans: spans in a row, however low `probability` is.
-        lengths: places of each row in which spans may lie; None means all.
-        draw: generator of random numbers; None means numpy's global one, drawn from call for call
-            as transformers does, so that `np.random.seed` gives the same masks.
+    `probability` is the share of the places that they would cover if none overlapped. They lie in
+    the first `lengths` places of each row; None means all. Without `draw`, numpy's global generator
+    is drawn from call for call as transformers does: `np.random.seed` gives the same masks.
 
     Source: Park et al. 2019, section 2; transformers/models/whisper/modeling_whisper.py,
     `_compute_mask_indices`.

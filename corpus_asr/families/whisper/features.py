@@ -55,7 +55,22 @@ class WhisperPartFeatures:
                 f"reading {folder / 'config.json'}: found num_mel_bins {num_mel_bins!r}, expected "
                 "a positive whole number; correct the file or fetch the checkpoint again"
             )
-        _check_front_end(folder, {**COMPUTED, "feature_size": num_mel_bins})
+        computed = {**COMPUTED, "feature_size": num_mel_bins}
+        for name, key in SETTINGS_FILES.items():
+            path = folder / name
+            settings = read_json_object(path) if path.is_file() else {}
+            if key is not None:
+                settings = settings.get(key, {})
+            wrong = [
+                f"{setting} {settings[setting]!r} (expected {value})"
+                for setting, value in computed.items()
+                if settings.get(setting, value) != value
+            ]
+            if wrong:
+                raise CheckpointError(
+                    f"reading {path}: found {', '.join(wrong)}; only Whisper's own log-mel front "
+                    "end is computed here: use a checkpoint trained on it, or correct the file"
+                )
         return cls(num_mel_bins=num_mel_bins)
 
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
@@ -68,22 +83,3 @@ class WhisperPartFeatures:
         values = log10_mel(padded, num_mel_bins=self.num_mel_bins)[:frames]  # (frame, mel)
         pad_value = scale_log10_mel(values)
         return PartFeatures(values=values.astype(np.float16), pad_value=pad_value)
-
-
-def _check_front_end(folder: Path, computed: dict[str, int]) -> None:
-    """Raise `CheckpointError` if the checkpoint names other feature settings than `computed`."""
-    for name, key in SETTINGS_FILES.items():
-        path = folder / name
-        settings = read_json_object(path) if path.is_file() else {}
-        if key is not None:
-            settings = settings.get(key, {})
-        wrong = [
-            f"{setting} {settings[setting]!r} (expected {value})"
-            for setting, value in computed.items()
-            if settings.get(setting, value) != value
-        ]
-        if wrong:
-            raise CheckpointError(
-                f"reading {path}: found {', '.join(wrong)}; only Whisper's own log-mel front end "
-                "is computed here: use a checkpoint trained on it, or correct the file"
-            )

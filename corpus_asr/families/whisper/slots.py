@@ -15,7 +15,8 @@ from corpus_asr.families.layers.packed import (
     PackedEncoderBlock,
     run_per_sample,
 )
-from corpus_asr.families.whisper.encoder import WhisperEncoder, check_heard, check_windows
+from corpus_asr.families.layers.stack import check_heard
+from corpus_asr.families.whisper.encoder import WhisperEncoder, check_windows
 from corpus_asr.units import FRAMES_PER_POSITION
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ class PackedWhisperEncoder:
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows; arguments as for `WhisperEncoder.encode`."""
         check_windows(input_features, num_mel_bins=self._num_mel_bins, num_frames=self._num_frames)
         windows = list(input_features)
         if num_frames is not None:
-            check_heard(num_frames, windows=len(windows), whole=self._num_frames)
+            step = FRAMES_PER_POSITION
+            check_heard(num_frames, windows=len(windows), whole=self._num_frames, step=step)
             windows = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
         encoded = run_per_sample(self._encode, windows, size=lambda window: window.shape[1])
         whole = len(self._positions)
@@ -69,11 +70,7 @@ class PackedWhisperEncoder:
 
 
 class WhisperDecoderSlots(DecoderSlots):
-    """A Whisper decoder alone, with its caches in numbered slots.
-
-    Meets `decoding.protocols.SlotModel` but for the encoder: windows are filled in as another
-    model has encoded them.
-    """
+    """A Whisper decoder alone: its slots are filled with windows that another model has encoded."""
 
     has_encoder = False
 
@@ -87,7 +84,6 @@ class WhisperDecoderSlots(DecoderSlots):
 
     @property
     def window_values(self) -> int:
-        """Numbers in the features of a window."""
         return int(self._config.num_mel_bins) * self._whole_frames
 
     @property
@@ -95,8 +91,8 @@ class WhisperDecoderSlots(DecoderSlots):
         return int(self._config.max_source_positions) * FRAMES_PER_POSITION
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        """Return how many encoder positions so many frames of each of some windows make."""
-        check_heard(num_frames, windows=windows, whole=self._whole_frames)
+        step = FRAMES_PER_POSITION
+        check_heard(num_frames, windows=windows, whole=self._whole_frames, step=step)
         return [number // FRAMES_PER_POSITION for number in num_frames]
 
     def encode(
@@ -105,17 +101,12 @@ class WhisperDecoderSlots(DecoderSlots):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Refuse: there is no encoder."""
         raise ValueError(
             f"encoding {len(features)} windows with a decoder alone: expected encoded windows; "
             "encode them with the model it assists"
         )
 
-    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        embedded = F.embedding(tokens, self._tokens.weight)
-        return embedded + self._token_positions.weight[: tokens.shape[1]]
-
-    def _embed_at(
+    def _embed(
         self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token width"]:
         embedded = F.embedding(tokens, self._tokens.weight)
@@ -123,10 +114,10 @@ class WhisperDecoderSlots(DecoderSlots):
 
 
 class WhisperSlotModel(WhisperDecoderSlots):
-    """A `WhisperSeq2SeqLM` whose decoder keeps its caches in numbered slots.
+    """A `WhisperSeq2SeqLM` as a `SlotModel`.
 
-    Meets `decoding.protocols.SlotModel`. Shares the encoder of `model` too; but on CPUs, in
-    bfloat16 and with `int8`, its encoder is a packed copy.
+    Shares the encoder of `model` too; but on CPUs, in bfloat16 and with `int8`, it is a packed
+    copy.
     """
 
     has_encoder = True
@@ -145,5 +136,4 @@ class WhisperSlotModel(WhisperDecoderSlots):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows; arguments as for `WhisperEncoder.encode`."""
         return self._encoder.encode(features.to(self.device, self.dtype), num_frames=num_frames)

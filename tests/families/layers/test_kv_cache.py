@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from corpus_asr.families.layers.kv_cache import DecoderCache, KeyValues, SlotCache, TokenView, taken
 
@@ -32,20 +31,11 @@ def test_an_empty_cache_holds_nothing() -> None:
     assert DecoderCache(0).get_seq_length() == 0
 
 
-def test_old_tuples_come_back_as_they_were() -> None:
-    old = tuple((keys(), keys(), keys(tokens=9), keys(tokens=9)) for _ in range(2))
-    cache = DecoderCache.from_legacy_cache(old)
-    assert cache.get_seq_length() == 3
-    for found, expected in zip(cache.to_legacy_cache(), old, strict=True):
-        assert all(a is b for a, b in zip(found, expected, strict=True))
-    assert len(DecoderCache.from_legacy_cache([(keys(), keys())])[0]) == 2
-    with pytest.raises(ValueError, match="found 3 tensors for a layer"):
-        DecoderCache.from_legacy_cache([(keys(), keys(), keys())])
-
-
 def test_crop_counts_from_either_end() -> None:
     for crop, left in ((2, 2), (9, 3), (-1, 2), (-9, 0), (0, 0)):
-        cache = DecoderCache.from_legacy_cache([(keys(), keys(), keys(tokens=9), keys(tokens=9))])
+        cache = DecoderCache(1)
+        cache.layers[0].own.append(keys(), keys())
+        cache.layers[0].cross.append(keys(tokens=9), keys(tokens=9))
         cache.crop(crop)
         assert [part.shape[2] for part in cache[0]] == [left, left, 9, 9]
 
@@ -54,7 +44,7 @@ def test_what_the_model_did_not_return_is_an_error() -> None:
     for given, found in (
         (DecoderCache(3), "a DecoderCache of 3 layers"),
         ("past", "a str"),
-        ([(keys(), keys())], "a DecoderCache of 1 layers"),
+        ([(keys(), keys())], "a list"),
     ):
         with pytest.raises(ValueError, match=f"found {found}, expected what a model of 2 decoder"):
             taken(given, num_layers=2)
@@ -75,36 +65,6 @@ def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
     )
 
 
-def pair(batch: int, length: int) -> tuple[Tensor, Tensor]:
-    keys, values = torch.randn(2, batch, 3, length, 5)
-    return keys, values
-
-
-def test_windows_are_read_back_from_the_slots_they_were_written_to() -> None:
-    for slots in ([0, 1], [2, 3], [3], [1, 0], [0, 2], [3, 1]):
-        layer = new_cache().layers[1]
-        keys, values = pair(len(slots), 11)
-        layer.write_window(slots, keys, values)
-        found_keys, found_values = layer.window(slots)
-        assert torch.equal(found_keys, keys), slots
-        assert torch.equal(found_values, values), slots
-        untouched = sorted({0, 1, 2, 3} - set(slots))
-        assert not layer.cross_keys[untouched].any()
-        assert not layer.cross_values[untouched].any()
-
-
-def test_a_prompt_clears_the_values_after_it() -> None:
-    layer = new_cache().layers[0]
-    own_keys, own_values = layer.text
-    own_values.fill_(torch.nan)
-    keys, values = pair(2, 3)
-    layer.write_prompts([2, 0], keys, values)
-    assert torch.equal(own_keys[[2, 0], :, :3], keys)
-    assert torch.equal(own_values[[2, 0], :, :3], values)
-    assert not own_values[[2, 0], :, 3:].any()
-    assert own_values[[1, 3]].isnan().all()
-
-
 @pytest.mark.parametrize(("furthest", "length"), [(0, 32), (31, 32), (32, 64), (440, 448)])
 def test_steps_look_at_few_different_lengths(furthest: int, length: int) -> None:
     for slots, positions, longest in (([0, 1], [[0], [furthest]], 448), ([5], [[furthest]], 441)):
@@ -118,16 +78,6 @@ def filled_cache(*, beams: int = 1) -> SlotCache:
         for tensor in (layer.text, layer.cross_keys, layer.cross_values):
             tensor.copy_(torch.randn_like(tensor))
     return cache
-
-
-def test_a_moved_slot_takes_everything_along() -> None:
-    cache = filled_cache()
-    before = [(layer.text.clone(), layer.cross_values.clone()) for layer in cache.layers]
-    cache.move(3, 1)
-    rows = [0, 3, 2, 3]
-    for layer, (text, cross_values) in zip(cache.layers, before, strict=True):
-        assert torch.equal(layer.text, text[:, rows])
-        assert torch.equal(layer.cross_values, cross_values[rows])
 
 
 @pytest.mark.parametrize(("slots", "sources"), [([0, 1, 2], [2, 0, 0]), ([3, 1], [1, 3])])
@@ -170,7 +120,7 @@ def test_beams_reordered_again_and_again_hold_what_whole_copies_would() -> None:
 def test_reordering_copies_no_more_than_what_differs() -> None:
     cache = filled_cache(beams=2)
     cache.note_prompts([0], 3)
-    cache.share(0, [1])
+    cache.reorder([1], torch.tensor([0]))
     view = TokenView.at([0, 1], torch.tensor([[3], [3]]), max_positions=7)
     cache.layers[0].write(view, torch.randn(2, 1, 2, 3, 5))
     cache.note_tokens(view)
@@ -180,18 +130,3 @@ def test_reordering_copies_no_more_than_what_differs() -> None:
     text = cache.layers[0].text
     assert torch.equal(text[:, 1, :, 3], text[:, 0, :, 3])
     assert text[:, 1].isfinite().all()
-
-
-def test_a_moved_or_shared_slot_takes_its_window_along_to_those_of_another() -> None:
-    cache = filled_cache(beams=2)
-    windows = cache.layers[1].cross_keys.clone()
-    cache.share(0, [1])
-    assert torch.equal(cache.layers[1].cross_keys, windows)
-    assert torch.equal(cache.layers[1].text[:, 1], cache.layers[1].text[:, 0])
-    cache.share(1, [2])
-    assert torch.equal(cache.layers[1].cross_keys, windows[[0, 0]])
-    cache = filled_cache(beams=2)
-    windows = cache.layers[1].cross_keys.clone()
-    cache.move(2, 1)
-    assert torch.equal(cache.layers[1].cross_keys, windows[[1, 1]])
-    assert torch.equal(cache.layers[1].text[:, 1], cache.layers[1].text[:, 2])

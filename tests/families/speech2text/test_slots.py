@@ -155,8 +155,8 @@ def test_windows_of_another_shape_are_refused(model: Speech2TextSlotModel) -> No
     encoded = torch.zeros(1, *model.window_shape)
     for call, message in (
         (lambda: model.encode(torch.zeros(1, MELS, FRAMES + 1)), r"found shape .*\(16, 320\)"),
-        (lambda: model.encode(window, num_frames=[321]), r"parts of 1 rows: found \[321\] frames"),
-        (lambda: model.fill(state, [0], encoded, num_frames=[0]), r"1 rows: found \[0\] frames"),
+        (lambda: model.encode(window, num_frames=[321]), r"parts of 1 windows: found \[321\]"),
+        (lambda: model.fill(state, [0], encoded, num_frames=[0]), r"1 windows: found \[0\] frames"),
         (lambda: model.for_windows(601), r"windows of 601 frames .* max_source_positions"),
         (
             lambda: model.for_windows(600, max_tokens=65),
