@@ -97,11 +97,9 @@ class Fit:
         if self.truncation:
             limit = self._rounded(self.max_length)
             rows, masks = [row[:limit] for row in rows], [mask[:limit] for mask in masks]
-        target = 0
-        if self.padding == "longest":
-            target = self._rounded(max(len(row) for row in rows)) or 0
-        elif self.padding == "max_length":
-            target = self._rounded(self.max_length) or 0
+        longest = max(len(row) for row in rows)
+        lengths = {"longest": longest, "max_length": self.max_length, "do_not_pad": 0}
+        target = self._rounded(lengths[self.padding]) or 0
         padded = [self._padded(row, target, self.value) for row in rows]
         return padded, [self._padded(mask, target, 0) for mask in masks]
 
@@ -305,20 +303,22 @@ def speech_rows(raw_speech: Any) -> list[Row]:
     `raw_speech` is a list of numbers, an array of one dimension, or a list of either; an array of
     two dimensions holds one recording per row.
     """
-    if isinstance(raw_speech, list | tuple):
-        if not raw_speech:
+    rows = raw_speech
+    if isinstance(rows, list | tuple):
+        if not rows:
             raise ValueError(
                 "extracting features: found an empty list, expected one recording or more; leave "
                 "out what has no audio"
             )
-        if not _is_number(raw_speech[0]):
-            return [_row(speech, name=f"recording {i}") for i, speech in enumerate(raw_speech)]
-        return [_row(raw_speech, name="the recording")]
-    values = _array(raw_speech, name="the recording")
-    if values.ndim == 2:
-        _check_channels(values)
-        return [_row(row, name=f"recording {i}") for i, row in enumerate(values)]
-    return [_row(values, name="the recording")]
+        several = not _is_number(rows[0])
+    else:
+        rows = _array(rows, name="the recording")
+        several = rows.ndim == 2
+        if several:
+            _check_channels(rows)
+    if several:
+        return [_row(row, name=f"recording {i}") for i, row in enumerate(rows)]
+    return [_row(rows, name="the recording")]
 
 
 def _row(speech: Any, *, name: str) -> Row:
@@ -389,11 +389,7 @@ def _is_number(value: object) -> bool:
 
 
 class SpeechProcessor(Uploads):
-    """Passes audio to its feature extractor, and text and ids to its tokenizer.
-
-    Raises:
-        TypeError: one of them is of another class.
-    """
+    """Passes audio to its feature extractor, and text and ids to its tokenizer."""
 
     attributes: ClassVar[list[str]] = ["feature_extractor", "tokenizer"]
 
@@ -403,8 +399,15 @@ class SpeechProcessor(Uploads):
     """What a call may say that means nothing for text; all else is for both."""
 
     def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
-        _check_class("feature_extractor", feature_extractor, self.feature_extractor_class)
-        _check_class("tokenizer", tokenizer, self.tokenizer_class)
+        for name, value, expected in (
+            ("feature_extractor", feature_extractor, self.feature_extractor_class),
+            ("tokenizer", tokenizer, self.tokenizer_class),
+        ):
+            if not isinstance(value, expected):
+                raise TypeError(
+                    f"making a processor: found a {type(value).__name__} as {name}, expected a "
+                    f"{expected.__name__}; load one with {expected.__name__}.from_pretrained"
+                )
         self.feature_extractor = feature_extractor
         self.tokenizer = tokenizer
 
@@ -518,12 +521,4 @@ class SpeechProcessor(Uploads):
         return (
             f"{type(self).__name__}:\n- feature_extractor: {self.feature_extractor!r}\n"
             f"- tokenizer: {self.tokenizer!r}"
-        )
-
-
-def _check_class(name: str, value: object, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(
-            f"making a processor: found a {type(value).__name__} as {name}, expected a "
-            f"{expected.__name__}; load one with {expected.__name__}.from_pretrained"
         )

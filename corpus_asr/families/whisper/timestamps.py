@@ -101,7 +101,6 @@ class _Windows:
         self.left_at_pair = False
 
     def before(self, position: int) -> float:
-        """Read the timestamp at `position`; those before it were read already."""
         time_s = (self._ids[position] - self._begin) * self._precision_s
         self.left_at_pair = False
         if time_s < self._latest_s:
@@ -220,13 +219,11 @@ class _Merger:
             self._start_chunk()
 
     def finish(self) -> list[_Chunk]:
-        """Close the last segment, which has no end time, and return all."""
         if self.earlier:
             self._close_chunk()
         return self.chunks
 
     def shown(self, chunk: _Chunk) -> dict[str, Any]:
-        """Return a segment as the pipeline names its parts."""
         return {
             **({"language": chunk.language} if self.name_language else {}),
             **({"timestamp": (chunk.start_s, chunk.end_s)} if self.timestamps else {}),
@@ -234,7 +231,7 @@ class _Merger:
         }
 
     def _last_timestamp(self, ids: list[int], right_start_s: float) -> int | None:
-        """Return the first timestamp that belongs to the next chunk, the last one at least."""
+        # The first timestamp that belongs to the next chunk, the last one at least.
         begin, last = self.tokenizer.timestamp_begin, None
         for token in reversed(ids):
             if token >= begin:
@@ -300,9 +297,8 @@ def joined_sequences(
 ) -> tuple[list[int], list[Times]]:
     """Join token sequences whose ends overlap.
 
-    Of what two neighbours share, the first half is taken from the left one and the second half from
-    the right one: each is surer away from its end. Returns the tokens, and their times if there
-    were any.
+    Of what two neighbors share, the first half is taken from the left one and the second half from
+    the right one: each is more reliable away from its end.
     """
     tokens, spans = list(sequences[0]), list(times[0]) if times else []
     start = 0  # of the part of `tokens` that the next sequence may overlap

@@ -240,11 +240,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         task: str | None = None,
         predict_timestamps: bool | None = None,
     ) -> None:
-        """Change what labels start with; None keeps what was set.
-
-        Raises:
-            ValueError: `language` or `task` is not known; nothing is changed then.
-        """
+        """Change what labels start with, or nothing and a ValueError; None keeps what was set."""
         if language is not None:
             self._language_id(language)
         if task is not None:
@@ -265,11 +261,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         return prefix if self.predict_timestamps else [*prefix, self.no_timestamps]
 
     def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
-        """Return the prompt for a transcript; `language` is None only for an English-only model.
-
-        Raises:
-            ValueError: the model has no such language or task.
-        """
+        """Return the prompt for a transcript; `language` is None only for an English-only model."""
         end = () if timestamps else (self.no_timestamps,)
         if self.is_multilingual:
             if language is None:
@@ -296,11 +288,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         return list(enumerate(self.prefix_tokens))[1:]
 
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
-        """Encode text that stands before the transcript: earlier words, or names to expect.
-
-        Raises:
-            ValueError: `text` holds a control token or timestamp, or there are no such tensors.
-        """
+        """Encode plain text before the transcript: earlier words, or names to expect."""
         ids = self._text_ids(" " + text.strip())
         found = next((i for i in ids if i >= self.eot), None)
         if found is not None:
