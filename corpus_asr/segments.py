@@ -6,6 +6,14 @@ All times are seconds from the start of the recording.
 from dataclasses import dataclass, field
 
 
+def timestamp(seconds: float) -> str:
+    """Write a time as WebVTT has it: MM:SS.mmm, with hours in front from the first hour on."""
+    minutes, rest_ms = divmod(max(0, round(seconds * 1000.0)), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{minutes:02d}:{rest_ms // 1000:02d}.{rest_ms % 1000:03d}"
+    return f"{hours:02d}:{shown}" if hours else shown
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechSpan:
     """A stretch in which speech was detected, padding included."""

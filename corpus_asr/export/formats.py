@@ -9,6 +9,8 @@ m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA NeMo, documentati
 "Preparing Custom ASR Data".
 """
 
+import functools
+import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 
 from corpus_asr.export.cues import Cue, CueRules, cues_of, one_line
 from corpus_asr.export.recordings import Recording
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import Segment, Word, timestamp
 
 _TAG_IN_SRT = re.compile(r"<(?=\s*[A-Za-z/])")
 _OVERRIDE_IN_SRT = re.compile(r"\{(?=\\)")  # of SubStation Alpha, which players know in SubRip too
@@ -59,7 +61,8 @@ def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
 
 def vtt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     """Return cues as a WebVTT file."""
-    blocks = (block for cue in cues for block in _blocks(cue, style, _vtt_clock, _vtt_escape))
+    escape = functools.partial(html.escape, quote=False)
+    blocks = (block for cue in cues for block in _blocks(cue, style, timestamp, escape))
     return "WEBVTT\n\n" + "".join(f"{start} --> {end}\n{text}\n\n" for start, end, text in blocks)
 
 
@@ -68,24 +71,9 @@ def _srt_escape(text: str) -> str:
     return _OVERRIDE_IN_SRT.sub("{ ", text)
 
 
-def _vtt_escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def _srt_clock(seconds: float) -> str:
-    hours, rest = _clock(seconds)
-    return f"{hours:02d}:{rest}".replace(".", ",")
-
-
-def _vtt_clock(seconds: float) -> str:
-    hours, rest = _clock(seconds)
-    return f"{hours:02d}:{rest}" if hours else rest
-
-
-def _clock(seconds: float) -> tuple[int, str]:
-    minutes, rest_ms = divmod(max(0, round(seconds * 1000.0)), 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return hours, f"{minutes:02d}:{rest_ms // 1000:02d}.{rest_ms % 1000:03d}"
+    shown = timestamp(seconds).replace(".", ",")
+    return shown if shown.count(":") == 2 else f"00:{shown}"
 
 
 def _blocks(
@@ -226,14 +214,24 @@ def _tsv_with_uri(recording: Recording) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TranscriptFormat:
-    """A format of which one file may hold one recording or all of them."""
+    """A format of which one file may hold one recording or all of them.
+
+    Headers and texts are given twice: without the recordings' URIs, and with them (`single`).
+    """
 
     suffix: str
-    header: str
     text: Callable[[Recording], str]
     single_suffix: str
-    single_header: str
     single_text: Callable[[Recording], str]
+    header: str = ""
+    single_header: str = ""
+
+
+def _json_format(name: str, data: Callable[[Recording], dict[str, Any]]) -> TranscriptFormat:
+    return TranscriptFormat(
+        f"{name}.json", lambda recording: _line(data(recording)),
+        f"{name}.jsonl", lambda recording: _line({"uri": recording.uri} | data(recording)),
+    )  # fmt: skip
 
 
 SUBTITLES: Mapping[ExportFormat, Callable[[Iterable[Cue], WordStyle], str]] = {
@@ -242,20 +240,14 @@ SUBTITLES: Mapping[ExportFormat, Callable[[Iterable[Cue], WordStyle], str]] = {
 }
 _TSV_HEADER = "start\tend\ttext\n"
 TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
-    ExportFormat.txt: TranscriptFormat(".txt", "", _txt, ".txt", "", _txt),
+    ExportFormat.txt: TranscriptFormat(".txt", _txt, ".txt", _txt),
     ExportFormat.tsv: TranscriptFormat(
-        ".tsv", _TSV_HEADER, _tsv, ".tsv", f"uri\t{_TSV_HEADER}", _tsv_with_uri
+        ".tsv", _tsv, ".tsv", _tsv_with_uri, _TSV_HEADER, f"uri\t{_TSV_HEADER}"
     ),
-    ExportFormat.json: TranscriptFormat(
-        ".json", "", lambda recording: _line(_whisper(recording)),
-        ".jsonl", "", lambda recording: _line({"uri": recording.uri} | _whisper(recording)),
-    ),
-    ExportFormat.whisperx: TranscriptFormat(
-        ".whisperx.json", "", lambda recording: _line(_whisperx(recording)), ".whisperx.jsonl", "",
-        lambda recording: _line({"uri": recording.uri} | _whisperx(recording)),
-    ),
-    ExportFormat.nemo: TranscriptFormat(".nemo.jsonl", "", _nemo, ".nemo.jsonl", "", _nemo),
-}  # fmt: skip
+    ExportFormat.json: _json_format("", _whisper),
+    ExportFormat.whisperx: _json_format(".whisperx", _whisperx),
+    ExportFormat.nemo: TranscriptFormat(".nemo.jsonl", _nemo, ".nemo.jsonl", _nemo),
+}
 
 
 def file_suffix(name: ExportFormat) -> str:

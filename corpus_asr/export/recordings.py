@@ -1,9 +1,8 @@
 """A run's recordings with their segments, read from its tables in bounded memory.
 
-The run may be finished, in progress or stopped. An index made of outcomes alone says which rows of
-the segments count and whose they are, in less than a kilobyte per recording. Parts of a recording
-may lie in different objects, and commits may hold some parts twice: rows that count are grouped by
-recording through an external sort on local disk.
+An index made of outcomes alone says which rows of the segments count and whose they are, in less
+than a kilobyte per recording. Parts of a recording may lie in different objects: rows that count
+are grouped by recording through an external sort on local disk.
 """
 
 import fnmatch

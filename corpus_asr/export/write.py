@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -117,10 +118,9 @@ def common_folder(uris: pa.ChunkedArray) -> str:
     bounds = pc.min_max(uris).as_py()
     if bounds["min"] is None:
         return ""
-    low, high = str(bounds["min"]), str(bounds["max"])
-    # The common prefix of the first and the last in order is common to all.
-    same = next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-    return low[: low.rfind("/", 0, same) + 1]
+    # What the first and the last in order share is common to all.
+    same: str = os.path.commonprefix([bounds["min"], bounds["max"]])  # noqa: RUF071 - by character
+    return same[: same.rfind("/") + 1]
 
 
 def _steps(uri: str, prefix: str) -> list[str]:
@@ -133,7 +133,7 @@ def _steps(uri: str, prefix: str) -> list[str]:
 
 
 def _safe(step: str, max_bytes: int) -> str:
-    safe = _UNSAFE.sub(lambda match: _escaped(match.group()), step)
+    safe = _UNSAFE.sub(lambda match: quote(match[0], safe=""), step)
     if not safe.strip(". ") or safe.startswith(".tmp-"):
         safe = safe.replace(".", "%2E").replace(" ", "%20") or "%"
     encoded = safe.encode("utf-8", "replace")
@@ -141,10 +141,6 @@ def _safe(step: str, max_bytes: int) -> str:
         return encoded.decode("utf-8")
     mark = "~" + hashlib.blake2b(encoded, digest_size=_HASH_DIGITS // 2).hexdigest()
     return encoded[: max_bytes - len(mark)].decode("utf-8", "ignore") + mark
-
-
-def _escaped(character: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in character.encode())
 
 
 def _key(name: str) -> int:

@@ -6,6 +6,7 @@ terminal.
 """
 
 import datetime
+import html
 import logging
 import os
 import re
@@ -274,16 +275,6 @@ def _unsure(
     store: OutputStore, run_id: str, rows: list[dict[str, Any]], low_confidence: float
 ) -> list[Unsure]:
     # By the mean of their segments over time.
-    means = _confidences(store, run_id)
-    unsure = [
-        Unsure(uri=row["uri"], confidence=means[row["recording_id"]], audio_s=row["duration_s"])
-        for row in rows
-        if row["status"] == "ok" and means.get(row["recording_id"], 1.0) < low_confidence
-    ]
-    return sorted(unsure, key=lambda recording: (recording.confidence, recording.uri))
-
-
-def _confidences(store: OutputStore, run_id: str) -> dict[str, float]:
     weighted = [_WEIGHTED.empty_table()]
     # The segments of commits without rows of the run need not be opened.
     commits = {
@@ -300,7 +291,13 @@ def _confidences(store: OutputStore, run_id: str) -> dict[str, float]:
         weighted.append(pa.table(columns, schema=_WEIGHTED).drop_null())
     sums = pa.concat_tables(weighted).group_by("recording_id", use_threads=False)
     added = sums.aggregate([("sure", "sum"), ("weight", "sum")]).to_pylist()
-    return {row["recording_id"]: row["sure_sum"] / row["weight_sum"] for row in added}
+    means = {row["recording_id"]: row["sure_sum"] / row["weight_sum"] for row in added}
+    unsure = [
+        Unsure(uri=row["uri"], confidence=means[row["recording_id"]], audio_s=row["duration_s"])
+        for row in rows
+        if row["status"] == "ok" and means.get(row["recording_id"], 1.0) < low_confidence
+    ]
+    return sorted(unsure, key=lambda recording: (recording.confidence, recording.uri))
 
 
 def over_budget(night: Night, budget: NightlySettings) -> str | None:
@@ -326,9 +323,8 @@ def warnings_of(night: Night, past: Sequence[PastNight]) -> tuple[str, ...]:
     No rule speaks before it has enough nights to compare with.
     """
     at_their_end = (NightState.done, NightState.time_over)
-    if night.state not in at_their_end:
-        return ()
-    return tuple(_unusual(night, [each for each in past if each.state in at_their_end]))
+    comparable = [each for each in past if each.state in at_their_end]
+    return tuple(_unusual(night, comparable)) if night.state in at_their_end else ()
 
 
 def _unusual(night: Night, past: Sequence[PastNight]) -> Iterator[str]:
@@ -397,9 +393,8 @@ def chat(night: Night, summary: str) -> str:
         first = redact_uri(group.examples[0].uri) if group.examples else "none that is known"
         lines.append(f"• {group.recordings:,} {group.kind}, such as {first}")
     lines.append(f"{redact_uri(night.output)}, see {redact_uri(summary)}")
-    text = "\n".join(printable(line) for line in lines)
-    # The only letters that are markup there.
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # Slack's only markup are &, < and >.
+    return html.escape("\n".join(printable(line) for line in lines), quote=False)
 
 
 def markdown(night: Night) -> str:

@@ -67,6 +67,7 @@ def by_recording(parts: pa.Table) -> pa.Table:
     end = np.full(number, nowhere, dtype=np.int64)
     np.minimum.at(end, code[last], part[last])
     until_end = np.bincount(code[part <= end[code]], minlength=number)
+    # Each part counts them from the start of the recording: the largest count is that of all.
     errors = np.zeros(number, dtype=np.int64)
     np.maximum.at(errors, code, pc.fill_null(parts["decode_errors"], 0).to_numpy())
     failed, written = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
@@ -108,7 +109,10 @@ def reconcile(
         unlisted = folded.num_rows - begun.num_rows
         if repeated := len(rows) - num_listed:
             problems.append(f"listed more than once: {counted(repeated, 'file')}")
-    problems += [*_counted_twice(parts), *_segment_problems(committed, written)]
+    distinct = parts.group_by(["recording_id", "part"]).aggregate([])
+    if repeated := parts.num_rows - distinct.num_rows:
+        problems.append(f"counted more than once: {counted(repeated, 'part')}")
+    problems += _segment_problems(committed, written)
     if recordings is not None:
         problems += _recordings_problems(folded, recordings)
     ended = count_true(begun["ended"])
@@ -121,12 +125,6 @@ def reconcile(
         superseded_parts=committed.num_rows - parts.num_rows,
         problems=tuple(problems),
     )
-
-
-def _counted_twice(parts: pa.Table) -> list[str]:
-    distinct = parts.group_by(["recording_id", "part"]).aggregate([]).num_rows
-    repeated = parts.num_rows - distinct
-    return [f"counted more than once: {counted(repeated, 'part')}"] if repeated else []
 
 
 def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch]) -> list[str]:
@@ -150,6 +148,7 @@ def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch])
 
 def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
     claimed = committed.group_by("recording_id").aggregate([("segments_written", "sum")])
+    # Outer: segments without outcomes and outcomes without their segments are off, too.
     both = claimed.join(written, keys="recording_id", join_type="full outer")
     claim = pc.fill_null(both["segments_written_sum"], 0)
     rows = pc.fill_null(both["rows_sum"], 0)

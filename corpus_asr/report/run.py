@@ -9,6 +9,7 @@ import datetime
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -156,30 +157,21 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     Raises `FetchError` where a run is just finishing here, too: try again.
     """
     names = outcomes_names(store)
-    config = store.read_json(CONFIG_NAME)
+    config = store.read_json(CONFIG_NAME) or {}
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
-    keep = Ledger.load(store).resolve(_files(store, listing or ())).keep
+    files = chain.from_iterable(map(store.batches, listing or ()))
+    keep = Ledger.load(store).resolve(files).keep
     counts = count_run(
         _outcomes(store, names, keep, gatherer),
-        _part_rows(store, names, gatherer, pipeline=(config or {}).get("pipeline")),
-        None if listing is None else _files(store, listing),
+        _part_rows(store, names, gatherer, pipeline=config.get("pipeline")),
+        None if listing is None else chain.from_iterable(map(store.batches, listing)),
         store.recordings(RECORDING_COLUMNS) if finished else None,
+        gatherer,
     )
-    return _report(store, names, counts, config=config or {}, run=run if finished else None)
-
-
-def _report(
-    store: OutputStore,
-    names: Sequence[str],
-    counts: RunCounts,
-    *,
-    config: dict[str, Any],
-    run: dict[str, Any] | None,
-) -> Report:
     audio_by_run = dict(counts.audio_by_run_s)
-    if run is not None:
+    if run is not None and finished:
         run_id, model, revision = run["run_id"], run["model"], run["model_revision"]
         started, ended = (
             datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
@@ -195,7 +187,7 @@ def _report(
     snapshot = read_snapshot(store)
     return Report(
         uri=redact_uri(store.uri),
-        finished=run is not None,
+        finished=finished,
         run_id=run_id,
         model=model,
         model_revision=revision,
@@ -251,11 +243,6 @@ def _latest_listing(store: OutputStore) -> list[str] | None:
     return None if newest is None else listings.get(newest, [])
 
 
-def _files(store: OutputStore, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for name in names:
-        yield from store.batches(name)
-
-
 def _outcomes(
     store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray], gatherer: Gatherer | None
 ) -> Iterator[pa.RecordBatch]:
@@ -266,7 +253,7 @@ def _outcomes(
         mask = keep.get(batch.name)
         counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
         if gatherer is not None:
-            gatherer.outcomes(batch.name, batch.rows.filter(pa.array(counts)))
+            gatherer.outcomes(batch.name, int(np.count_nonzero(counts)))
         yield batch.rows.append_column(COUNTS, pa.array(counts))
 
 
@@ -275,17 +262,18 @@ def count_run(
     segments: Iterable[pa.RecordBatch],
     listing: Iterable[pa.RecordBatch] | None,
     recordings: Iterable[pa.RecordBatch] | None = None,
+    gatherer: Gatherer | None = None,
 ) -> RunCounts:
-    """Count a run from its tables, in any order of rows.
+    """Count a run from batches of its tables, in any order of rows.
 
-    Args:
-        outcomes: batches of `OUTCOME_COLUMNS` and `COUNTS`.
-        segments: batches of `SEGMENT_COLUMNS` of all outcomes rows.
-        listing: batches with `recording_id` of the files to cover; None where it is not known.
-        recordings: the recordings table of a finished run; None for any other.
+    `outcomes` have `OUTCOME_COLUMNS` and `COUNTS`, `segments` of all of them `SEGMENT_COLUMNS`,
+    `listing` the `recording_id` of the files to cover (None where it is not known); `recordings`
+    are those of a finished run.
     """
     committed, failures = _collect_outcomes(outcomes)
     parts = _in_recording_time(committed.filter(committed["counts"]))
+    if gatherer is not None:
+        gatherer.parts = parts
     folded = by_recording(parts)
     confidence, written = _collect_segments(segments)
     balance = reconcile(committed, parts, folded, written, listing=listing, recordings=recordings)

@@ -14,20 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
-from corpus_asr.schemas import LABELS, OUTCOMES, SEGMENTS
+from corpus_asr.schemas import LABELS, SEGMENTS
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_rows_named, projected
 
 SLOWEST = 10
 SAMPLES = 12  # of each sort
-# Edges of the bins of recordings by length, in seconds.
-DURATION_EDGES_S = (10, 30, 60, 180, 600, 1800, 3600, 10_800)
+# Edges of the bins of recordings by length.
+DURATION_EDGES_S = {
+    "10 s": 10, "30 s": 30, "1 min": 60, "3 min": 180, "10 min": 600, "30 min": 1800, "1 h": 3600,
+    "3 h": 10_800,
+}  # fmt: skip
 # Up to so many segments all their words are counted; of more, those around the samples.
 COUNT_ALL_WORDS = 100_000
 _AROUND = 500
 _MOST_OF_A_RECORDING = 2
 _ALTERNATIVES = 3
 
-_PART_COLUMNS = ("recording_id", "channel", "duration_s", "decode_s", "transcribe_s")
 _TEXT = projected(SEGMENTS, ("text", "language"))
 _SAMPLE = projected(
     SEGMENTS, ("uri", "start_s", "end_s", "text", "language", "confidence", "words")
@@ -84,22 +86,19 @@ class Gatherer:
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
+        self.parts: pa.Table | None = None
+        """Those that count, in the order of their outcomes; set once they have passed by."""
         self._labels = False
-        self._parts: list[pa.Table] = []
-        self._outcomes_names: list[str] = []
+        self._outcomes_seen: list[tuple[str, int]] = []
         self._rows_seen: dict[str, int] = {}
         # The same output gives the same page.
         self._random = np.random.default_rng(0)
         self._unsure = _Smallest(50 * SAMPLES)
         self._drawn = _Smallest(SAMPLES)
 
-    def outcomes(self, name: str, rows: pa.RecordBatch) -> None:
-        """Take outcomes rows of an object that count."""
-        if not self._outcomes_names or self._outcomes_names[-1] != name:
-            self._outcomes_names.append(name)
-        number = pa.repeat(pa.scalar(len(self._outcomes_names) - 1, pa.int32()), rows.num_rows)
-        table = pa.Table.from_batches([rows]).select(list(_PART_COLUMNS))
-        self._parts.append(table.append_column("object", number))
+    def outcomes(self, name: str, num_rows: int) -> None:
+        """Note how many of the next outcomes rows of an object count."""
+        self._outcomes_seen.append((name, num_rows))
 
     def part_rows(self, name: str, confidence: pa.Array, ids: pa.Array) -> None:
         """Take the next rows of an object: how sure each is (null: not to be chosen), and whose."""
@@ -116,7 +115,7 @@ class Gatherer:
         """Read what was chosen, and return it."""
         recordings = self._recordings()
         seconds = recordings["duration_s"].to_numpy()
-        bins = np.searchsorted(DURATION_EDGES_S, seconds[seconds > 0], side="right")
+        bins = np.searchsorted(list(DURATION_EDGES_S.values()), seconds[seconds > 0], side="right")
         words, estimated = self._words()
         return Details(
             durations=tuple(np.bincount(bins, minlength=len(DURATION_EDGES_S) + 1).tolist()),
@@ -128,32 +127,20 @@ class Gatherer:
         )
 
     def _recordings(self) -> pa.Table:
-        schema = projected(OUTCOMES, _PART_COLUMNS).append(pa.field("object", pa.int32()))
-        parts = pa.concat_tables(
-            [schema.empty_table(), *(part.cast(schema) for part in self._parts)]
-        )
+        assert self.parts is not None, "the rows have passed by"
+        seconds = ("duration_s", "decode_s", "transcribe_s")
+        counts = np.array([count for _, count in self._outcomes_seen], dtype=np.int64)
+        numbers = pa.array(np.repeat(np.arange(len(counts)), counts))
+        parts = self.parts.select(["recording_id", *seconds]).append_column("object", numbers)
         grouped = parts.group_by("recording_id").aggregate(
-            [
-                ("duration_s", "sum"),
-                ("decode_s", "sum"),
-                ("transcribe_s", "sum"),
-                ("channel", "count_distinct", pc.CountOptions(mode="only_valid")),
-                ("object", "min"),
-            ]
+            [*((name, "sum") for name in seconds), ("object", "min")]
         )
-        # Channels transcribed separately hold the same stretch of time.
-        channels = pc.max_element_wise(grouped["channel_count_distinct"], 1).cast(pa.float64())
-        duration_s, decode_s, transcribe_s = (
-            pc.fill_null(grouped[f"{name}_sum"], 0.0)
-            for name in ("duration_s", "decode_s", "transcribe_s")
-        )
+        sums = {name: pc.fill_null(grouped[f"{name}_sum"], 0.0) for name in seconds}
         return pa.table(
             {
                 "recording_id": grouped["recording_id"],
-                "duration_s": pc.divide(duration_s, channels),
-                "decode_s": decode_s,
-                "transcribe_s": transcribe_s,
                 "object": grouped["object_min"],
+                **sums,
             }
         )
 
@@ -162,7 +149,7 @@ class Gatherer:
         recordings = recordings.append_column("took_s", took).filter(pc.greater(took, 0.0))
         order = [("took_s", "descending"), ("recording_id", "ascending")]
         chosen = recordings.sort_by(order).slice(0, SLOWEST).to_pylist()
-        names = sorted({self._outcomes_names[row["object"]] for row in chosen})
+        names = sorted({self._outcomes_seen[row["object"]][0] for row in chosen})
         ids = pa.array([row["recording_id"] for row in chosen], pa.string())
         uris: dict[str, str] = {}
         for committed in self._store.committed(("recording_id", "uri"), names):

@@ -143,26 +143,24 @@ def _time(text: str) -> datetime.datetime:
 def as_data(status: Status) -> dict[str, Any]:
     """Return the status as plain data for JSON."""
     holder, seen, last = status.holder, status.snapshot, status.last_commit_at
-    verdict = None if seen is None else bottleneck_of(seen)
-    driver = None
-    if holder is not None:
-        driver = {
-            "run_id": holder.run_id,
-            **{name: getattr(holder.process, name) for name in ("host", "pid", "user")},
-            "started_at": holder.started_at,
-            "heartbeat_at": holder.heartbeat_at,
-        }
+    verdict = seen and bottleneck_of(seen)
+    driver = holder and {
+        "run_id": holder.run_id,
+        **{name: getattr(holder.process, name) for name in ("host", "pid", "user")},
+        "started_at": holder.started_at,
+        "heartbeat_at": holder.heartbeat_at,
+    }
     return {
         "uri": status.uri,
         "state": status.state,
         "alive": status.alive,
         "driver": driver,
-        "last_commit_at": None if last is None else last.isoformat(timespec="seconds"),
+        "last_commit_at": last and last.isoformat(timespec="seconds"),
         "commits_since_snapshot": status.commits_since,
-        "left": None if seen is None else seen.left,
+        "left": seen and seen.left,
         "counts": status.counts,
-        "snapshot": None if seen is None else asdict(seen),
-        "bottleneck": None if verdict is None else asdict(verdict),
+        "snapshot": seen and asdict(seen),
+        "bottleneck": verdict and asdict(verdict),
         "failures": [
             asdict(each) | {"advice": failure_kind(each.kind, retryable=each.retryable).advice}
             for each in (() if seen is None else seen.failures)

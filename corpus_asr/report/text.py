@@ -16,13 +16,13 @@ import typer
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.segments import Segment, Transcript
+from corpus_asr.segments import Segment, Transcript, timestamp
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 WIDTH = 100
-_LABEL_WIDTH = 12
+_LABEL_WIDTH = 12  # of the longest, "last commit", and a blank
 
 
 def duration(seconds: float) -> str:
@@ -161,13 +161,4 @@ def _print_rich(transcript: Transcript) -> None:
 
 
 def _times(segment: Segment) -> str:
-    return f"[{_clock(segment.start_s)} --> {_clock(segment.end_s)}]"
-
-
-def _clock(seconds: float) -> str:
-    """Write a time as MM:SS.mmm, with hours in front from the first hour on."""
-    total_ms = round(seconds * 1000)
-    minutes, rest_ms = divmod(total_ms, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    shown = f"{minutes:02d}:{rest_ms / 1000:06.3f}"
-    return f"{hours:02d}:{shown}" if hours else shown
+    return f"[{timestamp(segment.start_s)} --> {timestamp(segment.end_s)}]"

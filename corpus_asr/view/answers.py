@@ -7,7 +7,6 @@ that would hide or reorder others.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
@@ -87,18 +86,14 @@ def _count(text: str) -> int:
     return value
 
 
-def _choice(choices: type[StrEnum]) -> tuple[Callable[[str], Any], str]:
-    return choices, ", ".join(choices)
-
-
 # How parameters that are no text are read, and what they have to be.
 _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("whole_words", "back", "decode"), ("1".__eq__, "1")),
     **dict.fromkeys(("from_s", "min_confidence", "max_confidence"), (_number, "a number")),
     **dict.fromkeys(("page", "block", "channel"), (_count, "a whole number from 0")),
-    "state": _choice(State),
-    "order": _choice(Order),
-    "recording_order": _choice(RecordingOrder),
+    "state": (State, ", ".join(State)),
+    "order": (Order, ", ".join(Order)),
+    "recording_order": (RecordingOrder, ", ".join(RecordingOrder)),
 }
 
 

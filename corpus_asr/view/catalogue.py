@@ -8,10 +8,9 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -284,29 +283,21 @@ class Transcripts:
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
-        self._kept: OrderedDict[Any, Transcript] = OrderedDict()
-        self._lock = threading.Lock()
+        self._transcript = lru_cache(KEPT)(self._read)
 
     def read(self, catalogue: Catalogue, position: int) -> Transcript:
         """Return the transcript of a recording."""
-        places = tuple(catalogue.index.places(position))
-        with self._lock:
-            if places in self._kept:
-                self._kept.move_to_end(places)
-                return self._kept[places]
-        columns = _LABEL_COLUMNS if catalogue.classified else WORD_COLUMNS
-        schema = projected(catalogue.rows.schema, columns)
+        return self._transcript(catalogue.classified, tuple(catalogue.index.places(position)))
+
+    def _read(self, labels: bool, places: tuple[tuple[str, int, int], ...]) -> Transcript:
+        columns = _LABEL_COLUMNS if labels else WORD_COLUMNS
+        schema = projected((LABEL_ROWS if labels else SEGMENT_ROWS).schema, columns)
         ranges: dict[str, list[tuple[int, int]]] = {}
         for name, start, stop in places:
             ranges.setdefault(name, []).append((start, stop))
         tables = [self._store.rows(name, schema, some) for name, some in ranges.items()]
         rows = pa.concat_tables([schema.empty_table(), *tables])
-        transcript = Transcript(_windows(rows) if catalogue.classified else rows.sort_by(_ORDER))
-        with self._lock:
-            self._kept[places] = transcript
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return transcript
+        return Transcript(_windows(rows) if labels else rows.sort_by(_ORDER))
 
     def recording(self, catalogue: Catalogue, position: int) -> Recording:
         """Return a recording as it is exported."""

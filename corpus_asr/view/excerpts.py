@@ -50,13 +50,12 @@ class Excerpts:
     def _tape(self, request: ExcerptRequest) -> "_Tape":
         lead_s = request.start_sample / SAMPLE_RATE_HZ - _LEAD_S
         tape = self._opened(request)
-        if request.exact or lead_s <= _SKIP_S:
-            return tape
-        reached_s = tape.decoder.seek(lead_s)
-        if reached_s is None:
-            tape.close()
-            return self._opened(request)
-        tape.position = round(reached_s * SAMPLE_RATE_HZ)
+        if not request.exact and lead_s > _SKIP_S:
+            reached_s = tape.decoder.seek(lead_s)
+            if reached_s is None:
+                tape.close()
+                return self._opened(request)
+            tape.position = round(reached_s * SAMPLE_RATE_HZ)
         return tape
 
     def _opened(self, request: ExcerptRequest) -> "_Tape":

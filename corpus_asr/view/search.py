@@ -1,9 +1,8 @@
 """Search over all segments of a run: their texts in mapped files, filters, and pages of hits.
 
-Texts lie beside their folded forms in unnamed files on this machine, so that they can be searched
-at the speed of memory without being in it: what is kept there are four bytes per segment. Objects
-of segments never change, so of a run in progress only new ones are read. A search takes memory for
-the pages up to the one it returns, however many hits there are.
+Texts lie beside their folded forms in unnamed files on this machine: searched at the speed of
+memory, they keep four bytes per segment in it. A search takes memory for the pages up to the one it
+returns, however many hits there are.
 """
 
 import re
@@ -232,6 +231,7 @@ class TextFiles:
         `on_rows` is called with the number of rows whenever some have been read.
         """
         claims = dict(index.objects())
+        # Objects never change: of a run in progress only new ones are read.
         kept = [chunk for chunk in self._chunks if any(name in claims for name, *_ in chunk.spans)]
         known = {name for chunk in kept for name, *_ in chunk.spans}
         fresh = {name: theirs for name, theirs in claims.items() if name not in known}

@@ -1,8 +1,8 @@
 """A web server for one person on one machine: pages, answers as JSON, audio by ranges.
 
-Nothing is ever written, and nothing is found by a path: pages are a fixed few, answers and audio
-are of recordings that the run's own tables name. A request needs the token in the address, and a
-`Host` header that no other site can point here. Reading runs in threads.
+Nothing is found by a path: pages are a fixed few, answers and audio are of recordings that the
+run's own tables name. A request needs the token in the address, and a `Host` header that no other
+site can point here.
 
 Source: RFC 9110, section 14 (ranges); https://www.w3.org/TR/CSP3/.
 """
@@ -32,9 +32,11 @@ from corpus_asr.view.answers import Answers, NotFoundError, parse_request
 
 _LOG = logging.getLogger(__name__)
 
-_PAGES = {"": "index.html", "recording": "recording.html", "view.css": "view.css"} | {
-    name: name for name in ("page.js", "search.js", "player.js", "transcript.js", "recording.js")
-}
+_PAGES = {"": "index.html", "recording": "recording.html"} | {
+    name: name
+    for name in ("style.css", "view.css", "page.js", "search.js", "player.js", "transcript.js",
+                 "recording.js")
+}  # fmt: skip
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset({"run", "recordings", "search", "recording", "passages", "unsure", "sound"})
 _TOKEN_BYTES = 16
@@ -144,11 +146,11 @@ class ViewServer:
 
     async def _page(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        if name == "style.css":
-            return web.Response(text=shared(name), content_type=_TYPES["css"])
         if name not in _PAGES:
             raise NotFoundError("there is no such page")
-        return web.Response(text=_file(_PAGES[name]), content_type=_type(_PAGES[name]))
+        file = _PAGES[name]
+        text = shared(file) if file == "style.css" else _file(file)
+        return web.Response(text=text, content_type=_TYPES[file.rpartition(".")[2]])
 
     async def _answer(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -206,10 +208,6 @@ class ViewServer:
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)
-
-
-def _type(file: str) -> str:
-    return _TYPES[file.rpartition(".")[2]]
 
 
 @functools.cache

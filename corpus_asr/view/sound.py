@@ -5,12 +5,12 @@ never exists as a whole, since at a constant rate each of its bytes has a time. 
 the run's own tables name are read.
 """
 
+import functools
 import io
 import json
 import os
 import struct
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -127,8 +127,9 @@ class Sounds:
         self._store = replace(
             options, endpoint_url=endpoint_url or options.endpoint_url, policy=PATIENCE
         )
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
-        self._files_lock = threading.Lock()
+        # A player asks for one range after the other. Files that fall out of the cache are closed
+        # when the last thread has read from them.
+        self._file = functools.lru_cache(OPEN_FILES)(lambda uri: _OpenFile(self._open(uri)))
         self._decoding = threading.Lock()
         self._decoder = IsolatedGenerator(
             EXCERPTS, init_kwargs={"store": self._store}, timeout_s=DECODER_TIMEOUT_S
@@ -163,7 +164,7 @@ class Sounds:
     def as_it_is(self, sound: Sound) -> "SourceBytes":
         """Return a recording's own bytes."""
         kind = sound.browser_type or "application/octet-stream"  # browsers look into it themselves
-        return SourceBytes(self, sound.uri, kind, self._opened(sound.uri).size_bytes)
+        return SourceBytes(self, sound.uri, kind, self._file(sound.uri).size_bytes)
 
     def decoded(self, sound: Sound, *, channel: int | None = None) -> "DecodedWav":
         """Return a recording as a WAV, of one channel or of all mixed."""
@@ -171,12 +172,10 @@ class Sounds:
 
     def bytes_of(self, uri: str, start: int, count: int) -> bytes:
         """Read some bytes of a recording."""
-        file = self._opened(uri)
         try:
-            return file.read(start, count)
+            return self._file(uri).read(start, count)
         except Exception:
-            with self._files_lock:
-                self._files.pop(uri, None)  # it may have changed: the next request opens it again
+            self._file.cache_clear()  # it may have changed: the next request opens it again
             raise
 
     def excerpt(self, request: ExcerptRequest) -> bytes:
@@ -186,20 +185,6 @@ class Sounds:
 
     def _open(self, uri: str) -> io.BufferedReader:
         return filesystem.open_binary(uri, self._store)
-
-    def _opened(self, uri: str) -> _OpenFile:
-        with self._files_lock:
-            file = self._files.get(uri)
-            if file is not None:
-                self._files.move_to_end(uri)
-                return file
-        file = _OpenFile(self._open(uri))
-        with self._files_lock:
-            self._files[uri] = file
-            while len(self._files) > OPEN_FILES:
-                # Not closed here: another thread may be reading. It is when that is done.
-                self._files.popitem(last=False)
-        return file
 
 
 def _source(store: OutputStore) -> SourceSettings:
@@ -241,15 +226,8 @@ class DecodedWav:
     type = "audio/wav"
 
     def __init__(self, sounds: Sounds, sound: Sound, channel: int | None) -> None:
-        self._sounds = sounds
+        self._sounds, self._sound, self._channel = sounds, sound, channel
         self._num_samples = min(MAX_SAMPLES, round(sound.duration_s * SAMPLE_RATE_HZ))
-        self._request = ExcerptRequest(
-            uri=sound.uri,
-            channel=channel,
-            exact=bool(sound.decode_errors),
-            start_sample=0,
-            num_samples=0,
-        )
         self.size_bytes = _WAV_HEADER_BYTES + _SAMPLE_BYTES * self._num_samples
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
@@ -263,8 +241,13 @@ class DecodedWav:
             length_s = next(lengths, length_s)
             first, odd = divmod(start - _WAV_HEADER_BYTES, _SAMPLE_BYTES)
             left = -(-(stop - _WAV_HEADER_BYTES) // _SAMPLE_BYTES) - first
-            count = min(left, length_s * SAMPLE_RATE_HZ)
-            request = replace(self._request, start_sample=first, num_samples=count)
+            request = ExcerptRequest(
+                uri=self._sound.uri,
+                channel=self._channel,
+                exact=bool(self._sound.decode_errors),
+                start_sample=first,
+                num_samples=min(left, length_s * SAMPLE_RATE_HZ),
+            )
             piece = self._sounds.excerpt(request)[odd : odd + stop - start]
             start += len(piece)
             yield piece

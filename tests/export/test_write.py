@@ -15,10 +15,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.formats import ExportFormat, WordStyle
-from corpus_asr.export.recordings import (
-    ExternalSort,
-    Selection,
-)
+from corpus_asr.export.recordings import ExternalSort, Selection
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
@@ -236,15 +233,6 @@ def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, 
     add(store, part("a.wav", 0, texts=None, labels=[label]))
     with pytest.raises(ConfigError, match="found labels/, expected the segments"):
         exported(store, to)
-
-
-def test_hostile_names_stay_in_the_folder(store: OutputStore, to: Path) -> None:
-    uris = ["/in/../../etc/passwd.wav", "/in/a.wav", "/in/a.mp3", "/in/x\\y.wav", "/in/-l.wav",
-            "/in/new\nline.wav", "/in/" + "n" * 300 + ".wav", "/in/Grüße 音声.flac"]  # fmt: skip
-    add(store, *(part("", 0, uri=uri, texts=[" t"]) for uri in uris))
-    summary = export(store, str(to), options("srt", "json"), Selection())
-    assert (summary.recordings, len(texts(to))) == (8, 16)
-    assert set(to.parent.iterdir()) == {to, Path(store.uri)}
 
 
 @pytest.mark.parametrize("change", ["fewer", "others"])

@@ -348,6 +348,8 @@ def test_a_full_report_says_everything_within_the_width() -> None:
     ):
         assert told in text
     assert max(map(len, text.splitlines())) <= 100
+    words = [duration(seconds) for seconds in (1.25, 90, 5_400, 36_000_000)]
+    assert words == ["1.2 s", "1.5 min", "1.5 h", "10,000.0 h"]
     data = json.loads(json.dumps(as_data(FULL)))["statistics"]
     assert data["devices"] == {"NVIDIA H200": 140}
     assert data["failures"][0]["examples"][1]["uri"] == "s3://b/2.mp3"
@@ -362,11 +364,6 @@ def test_a_balance_that_is_not_even_says_why_or_how_to_go_on() -> None:
     assert with_balance(stopped).startswith("- the run finished, yet 1 recordings are only begun")
     broken = replace(SOUND, problems=("committed more than once: 1 part",))
     assert with_balance(broken) == "- committed more than once: 1 part"
-
-
-def test_durations_take_the_unit_that_suits_them() -> None:
-    words = [duration(seconds) for seconds in (1.25, 90, 5_400, 36_000_000)]
-    assert words == ["1.2 s", "1.5 min", "1.5 h", "10,000.0 h"]
 
 
 def test_labels_are_told_in_place_of_text_the_most_frequent_first() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.view.catalogue import BLOCK_ROWS, KEPT, Library, Transcript, Transcripts
+from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcript, Transcripts
 from tests.support.runs import finished, passage, run_of, spoken
 from tests.support.tables import part
 from tests.view.conftest import add, said, search
@@ -60,19 +60,6 @@ def test_channels_apart_are_named_and_in_the_order_of_time(tmp_path: Path) -> No
     found = transcript_of(store)
     assert [row["text"] for row in found.block(0)] == [" left", " right", " too", " again"]
     assert found.channels == [0, 1]
-
-
-def test_a_few_transcripts_are_kept(tmp_path: Path) -> None:
-    store = run_of(
-        tmp_path, *(spoken(f"/{at}.wav", passage(0, f"p{at}")) for at in range(KEPT + 1))
-    )
-    with closing(Library(store)) as library:
-        catalogue, transcripts = library.current().catalogue, Transcripts(store)
-        first = transcripts.read(catalogue, 0)
-        assert transcripts.read(catalogue, 0) is first
-        for position in range(1, KEPT + 1):
-            assert transcripts.read(catalogue, position).block(0)[0]["text"] == f" p{position}"
-        assert transcripts.read(catalogue, 0) is not first
 
 
 def test_windows_of_a_classification_are_told_by_their_likeliest_labels(tmp_path: Path) -> None:
@@ -141,15 +128,3 @@ def test_a_broken_object_is_told_and_the_last_view_stays(
     store.write_bytes(written.segments_name, whole)
     assert said(search(library.wait())) == ["one", "two"]
     assert library.wait().problem is None
-
-
-def test_rows_of_another_recording_are_not_shown_as_this_ones(
-    store: OutputStore, library: Library
-) -> None:
-    one, other = (
-        add(store, spoken(f"/{name}.wav", passage(0, name))).segments_name for name in "ab"
-    )
-    assert one is not None
-    assert other is not None
-    store.write_bytes(one, Path(store.address(other)).read_bytes())
-    assert "those of other recordings" in str(library.wait().problem)

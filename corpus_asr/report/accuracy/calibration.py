@@ -112,9 +112,7 @@ def word_outcomes(
 ) -> tuple[list[list[bool]], list[int]]:
     """Compare texts that follow one another with the reference of them all.
 
-    Returns:
-        For each text, which of its normalised words are right; and how many words of the reference
-        are missing after one of its words.
+    Returns which normalised words of each text are right, and how many are missing after them.
     """
     words_of = [units(normalised(text, language), language) for text in texts]
     owners = [index for index, words in enumerate(words_of) for _ in words]
@@ -190,8 +188,7 @@ def fit(
     free = np.ones(len(prior), dtype=bool)
     while True:
         weights = np.zeros(len(prior))
-        data = _Data(design[:, free], right, words, prior[free], stiffness[free])
-        weights[free] = _newton(data)
+        weights[free] = _newton(design[:, free], right, words, prior[free], stiffness[free])
         if weights[1:].min() >= 0:
             break
         free[1 + int(weights[1:].argmin())] = False
@@ -200,43 +197,33 @@ def fit(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """A row of features per segment, its words, and the prior."""
+def _newton(
+    design: np.ndarray,
+    right: np.ndarray,
+    words: np.ndarray,
+    prior: np.ndarray,
+    stiffness: np.ndarray,
+) -> np.ndarray:
+    def loss_of(weights: np.ndarray) -> float:
+        logits = design @ weights
+        surprise = right @ np.logaddexp(0, -logits) + (words - right) @ np.logaddexp(0, logits)
+        return float(surprise + 0.5 * stiffness @ (weights - prior) ** 2)
 
-    design: np.ndarray
-    right: np.ndarray
-    words: np.ndarray
-    prior: np.ndarray
-    stiffness: np.ndarray
-
-    def loss(self, weights: np.ndarray) -> float:
-        logits = self.design @ weights
-        surprise = self.right @ np.logaddexp(0, -logits)
-        surprise += (self.words - self.right) @ np.logaddexp(0, logits)
-        return float(surprise + 0.5 * self.stiffness @ (weights - self.prior) ** 2)
-
-    def newton_step(self, weights: np.ndarray) -> np.ndarray:
-        probability = 1 / (1 + np.exp(-np.clip(self.design @ weights, -500, 500)))
-        gradient = self.design.T @ (self.words * probability - self.right)
-        gradient += self.stiffness * (weights - self.prior)
-        curvature = (self.design.T * (self.words * probability * (1 - probability))) @ self.design
-        # A little is added where neither words nor the prior say anything.
-        curvature += np.diag(self.stiffness + 1e-9)
-        step: np.ndarray = np.linalg.solve(curvature, gradient)
-        return step
-
-
-def _newton(data: _Data) -> np.ndarray:
-    weights = data.prior.copy()
-    loss = data.loss(weights)
+    weights = prior.copy()
+    loss = loss_of(weights)
     for _ in range(_MAX_STEPS):
-        step = data.newton_step(weights)
-        while (found := data.loss(weights - step)) > loss and np.abs(step).max() > 1e-9:
+        # Clipped: exp overflows in double precision from 710 on.
+        probability = 1 / (1 + np.exp(-np.clip(design @ weights, -500, 500)))
+        gradient = design.T @ (words * probability - right) + stiffness * (weights - prior)
+        curvature = (design.T * (words * probability * (1 - probability))) @ design
+        # A little is added where neither words nor the prior say anything.
+        step = np.linalg.solve(curvature + np.diag(stiffness + 1e-9), gradient)
+        # Far from the optimum a whole step may lead uphill.
+        while (trial := loss_of(weights - step)) > loss and np.abs(step).max() > 1e-9:
             step = step / 2
-        if found > loss:
+        if trial > loss:
             break
-        weights, before, loss = weights - step, loss, found
+        weights, before, loss = weights - step, loss, trial
         if before - loss <= 1e-10 * (1 + abs(loss)):
             break
     return weights

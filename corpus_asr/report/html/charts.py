@@ -163,19 +163,15 @@ def _levels(
 def speed_chart(moments: Sequence[Moment]) -> Chart | None:
     """Return the speed between commits; None where there are too few of them."""
     steps = speed_steps(moments)
-    if len(steps) < 2:
-        return None
-    return timeline(
-        steps, label="Speed over time", say=lambda value: f"{value:,g}{_TIMES}", area=True
-    )
+    label, say = "Speed over time", f"{{:,g}}{_TIMES}".format
+    return timeline(steps, label=label, say=say, area=True) if len(steps) > 1 else None
 
 
 def busy_chart(moments: Sequence[Moment]) -> Chart | None:
     """Return how busy extraction and the engines were; None where too little is known."""
     steps = busy_steps(moments)
-    if len(steps) < 2:
-        return None
-    return timeline(steps, label="Busy shares over time", say="{:.0%}".format, top=1.0)
+    label, say = "Busy shares over time", "{:.0%}".format
+    return timeline(steps, label=label, say=say, top=1.0) if len(steps) > 1 else None
 
 
 def speed_steps(moments: Sequence[Moment]) -> list[Step]:
@@ -199,12 +195,9 @@ def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
             kept.append(now)
     if kept and moments[-1].elapsed_s - kept[-1].elapsed_s >= _QUIET_S:
         kept.append(moments[-1])
-    if len(kept) > 2:
-        before_s, last_s = (
-            later.elapsed_s - at.elapsed_s for at, later in itertools.pairwise(kept[-3:])
-        )
-        if 2 * last_s < before_s:
-            del kept[-2]  # what the end flushes in a moment was transcribed in the time before it
+    times_s = [each.elapsed_s for each in kept[-3:]]
+    if len(times_s) == 3 and 2 * (times_s[2] - times_s[1]) < times_s[1] - times_s[0]:
+        del kept[-2]  # what the end flushes in a moment was transcribed in the time before it
     return kept
 
 

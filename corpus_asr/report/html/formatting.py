@@ -14,10 +14,12 @@ from corpus_asr.languages import LANGUAGES
 from corpus_asr.report.samples import Sample
 from corpus_asr.storage.stores.uri import LOCAL, public, redact_uri, scheme_of, without_secrets
 
-# Controls but tab and line feed, lone surrogates, which UTF-8 cannot write, and non-characters.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-# What turns the order of the letters that follow: embeddings, overrides, isolates.
-_REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# Controls but tab and line feed, lone surrogates, which UTF-8 cannot write, and non-characters;
+# what turns the order of the letters that follow: embeddings, overrides, isolates.
+_SIGNS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n\r"}
+_SIGNS |= {ord("\r"): "", 0x7F: "\u2421"}
+_SIGNS |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "\ufffd")
+_SIGNS |= {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 MOST_CHARACTERS = 240  # of a name
 MOST_OF_A_MESSAGE = 400
@@ -37,16 +39,7 @@ def shared(name: str) -> str:
 
 def visible(text: str) -> str:
     """Write controls as signs for them, and what reorders letters by its code."""
-    return _REORDERING.sub(lambda match: f"[U+{ord(match[0]):04X}]", _UNSEEN.sub(_sign, text))
-
-
-def _sign(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code == 0x0D:
-        return ""  # of a line's end
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else "\ufffd"
+    return text if text.isprintable() else text.translate(_SIGNS)
 
 
 def cut(text: str, most: int = MOST_CHARACTERS) -> str:

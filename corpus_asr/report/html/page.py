@@ -269,18 +269,12 @@ def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
 
 def _lengths(counts: Sequence[int]) -> list[tuple[str, int]]:
     """Return names and numbers of recordings by length, from the first bin in use to the last."""
-    edges = [_edge(seconds) for seconds in DURATION_EDGES_S]
+    edges = list(DURATION_EDGES_S)
     names = [f"under {edges[0]}", *map(" to ".join, itertools.pairwise(edges))]
     names.append(f"{edges[-1]} and more")
     used = [number for number, count in enumerate(counts) if count]
     rows = list(zip(names, counts, strict=True))
     return rows[used[0] : used[-1] + 1] if used else []
-
-
-def _edge(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:g} s"
-    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:g} h"
 
 
 def _confidence_chart(page: PageData) -> Chart | None:
