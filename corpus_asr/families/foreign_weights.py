@@ -30,11 +30,7 @@ DTYPES = {
 
 
 def read_flax(path: Path) -> dict[str, Tensor]:
-    """Read every tensor of the file.
-
-    Raises:
-        CheckpointError: msgpack is not installed, or the file is broken or holds more than arrays.
-    """
+    """Read every tensor of the file; raises CheckpointError, also without msgpack."""
     msgpack = _library("msgpack", file_name=FLAX_NAME)
     try:
         content = msgpack.unpackb(path.read_bytes(), ext_hook=_array, raw=False)
@@ -98,11 +94,7 @@ _PROJECTION = "lm_head"  # Speech2Text's, beside the towers
 
 
 def read_tensorflow(path: Path) -> dict[str, Tensor]:
-    """Read every tensor of the file.
-
-    Raises:
-        CheckpointError: h5py is not installed, or the file is broken or holds other variables.
-    """
+    """Read every tensor of the file; raises CheckpointError, also without h5py."""
     h5py = _library("h5py", file_name=TENSORFLOW_NAME)
     tensors: dict[str, Tensor] = {}
 

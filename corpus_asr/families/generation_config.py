@@ -17,6 +17,7 @@ from corpus_asr.families.saved_files import (
     Uploads,
     finish_saving,
     made_folder,
+    optional_object,
     plain_values,
     read_json_object,
     take_source,
@@ -115,18 +116,16 @@ class GenerationConfig(Uploads):
     ) -> Self:
         """Read generation_config.json; where it is missing, take what config.json says.
 
-        `kwargs` are `SOURCE_OPTIONS`, which say where to look; all others are settings that win
-        over those of the file.
+        `kwargs` are `SOURCE_OPTIONS`, and settings that win over those of the file.
 
         Raises:
-            CheckpointError: there is no such file, it is broken, or a key holds a value of the
-                wrong type, or one that cannot be meant.
-            ValueError: a keyword holds one that cannot be meant.
+            CheckpointError: there is no such file, it is broken, or a value cannot be meant.
+            ValueError: that of a keyword cannot.
         """
         source = take_source(kwargs)
         folder = fetch_checkpoint(str(pretrained_model_name), weights=False, expect=None, **source)
         path = folder / (config_file_name or GENERATION_NAME)
-        content = read_json_object(path) if path.is_file() else {}
+        content = optional_object(path)
         config_path = folder / CONFIG_NAME
         if not path.is_file() and config_path.is_file():
             config = read_json_object(config_path)
@@ -152,11 +151,7 @@ class GenerationConfig(Uploads):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Make one of the settings of a file; `kwargs` come before them.
-
-        Raises:
-            CheckpointError: a value is of the wrong type.
-        """
+        """Make one of the settings of a file; `kwargs` come before them."""
         known, unknown = typed_values(cls, config_dict | kwargs, path=Path(GENERATION_NAME))
         return cls(**known, extra=unknown)
 
@@ -189,15 +184,11 @@ class GenerationConfig(Uploads):
 
         `defaults_only` sets only what was not set before; `allow_custom_entries` takes names that
         are not known here as settings too.
-
-        Raises:
-            ValueError: the settings contradict each other.
         """
         unused = {}
         for name, value in kwargs.items():
-            if not hasattr(self, name) and not allow_custom_entries:
-                unused[name] = value
-            elif not defaults_only or getattr(self, name, None) is None:
+            is_known = hasattr(self, name) or allow_custom_entries
+            if is_known and (not defaults_only or getattr(self, name, None) is None):
                 setattr(self, name, value)
             else:
                 unused[name] = value
@@ -205,18 +196,12 @@ class GenerationConfig(Uploads):
         return unused
 
     def validate(self, strict: bool = False) -> None:
-        """Refuse settings that cannot be meant.
+        """Refuse, as ValueError, settings that cannot be meant.
 
         `strict` also refuses sampling settings where nothing is sampled, and beam settings where
         there are no beams.
-
-        Raises:
-            ValueError: names the setting.
         """
-        problems = list(_problems(self))
-        if strict:
-            problems += _idle_settings(self)
-        if problems:
+        if problems := _problems(self) + (_idle_settings(self) if strict else []):
             raise ValueError(f"checking generation settings: {'; '.join(problems)}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -237,12 +222,7 @@ class GenerationConfig(Uploads):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write generation_config.json; `kwargs` are those of `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
-        """
+        """Write generation_config.json; `kwargs` and errors are those of `push_to_hub`."""
         name = config_file_name or GENERATION_NAME
         folder = made_folder(save_directory)
         write_json_object(folder / name, self.to_dict())

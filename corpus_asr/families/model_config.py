@@ -135,12 +135,11 @@ class ModelConfig(Uploads):
     ) -> Self:
         """Read config.json of a folder, a URI or a name on the hub.
 
-        Keywords are `SOURCE_OPTIONS`, which say where to look; all others replace what the file
-        says.
+        Keywords are `SOURCE_OPTIONS`; all others replace what the file says.
 
         Raises:
-            CheckpointError: the file is missing or broken, is of another model type, or a key holds
-                a value of the wrong type, or one that no network can have.
+            CheckpointError: the file is missing or broken, is of another model type, or a value is
+                of the wrong type, or one that no network can have.
         """
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, **take_source(kwargs))
@@ -148,11 +147,7 @@ class ModelConfig(Uploads):
 
     @classmethod
     def from_json_file(cls, json_file: str | PathLike[str], **kwargs: Any) -> Self:
-        """Read a file like config.json; keywords replace what it says.
-
-        Raises:
-            CheckpointError: as for `from_pretrained`.
-        """
+        """Read a file like config.json; keywords replace what it says."""
         path = Path(json_file)
         content = read_json_object(path)
         model_type = content.get("model_type", cls.model_type)
@@ -260,11 +255,7 @@ class ModelConfig(Uploads):
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write config.json to a folder, made if needed; keywords are those of `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-        """
+        """Write config.json to a folder, made if needed; keywords are those of `push_to_hub`."""
         folder = made_folder(save_directory)
         write_json_object(folder / CONFIG_NAME, self.to_dict())
         finish_saving(folder, [CONFIG_NAME], push_to_hub=push_to_hub, **kwargs)

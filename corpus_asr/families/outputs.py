@@ -14,14 +14,12 @@ States = tuple[Float[Tensor, "batch _ width"], ...]
 Weights = tuple[Float[Tensor, "batch head _ _"], ...]
 """Attention weights after the softmax, one tensor per layer that ran."""
 
+
 _Output = TypeVar("_Output", bound="ModelOutput")
 
 
 class ModelOutput(Mapping[str, Any]):
-    """Base of all outputs: `x.logits`, `x["logits"]`, `x[0]`, `x[:2]`, `x.to_tuple()`, `**x`.
-
-    Subclasses are dataclasses; their fields are the keys, in order, as far as they are not None.
-    """
+    """Base of all outputs, which are dataclasses; fields are keys as far as they are not None."""
 
     def __getitem__(self, key: Any) -> Any:
         """Return a value by name or position, or several by a slice."""
@@ -154,10 +152,7 @@ def given_encoding(
 
 
 def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
-    """Convert `encoder_outputs`: an output of the encoder, its last hidden state alone, or a tuple.
-
-    The hidden states and attentions of a tuple may be left out or None.
-    """
+    """Convert an output of the encoder, its last hidden state alone, or a tuple of these."""
     if isinstance(encoder_outputs, BaseModelOutput):
         return encoder_outputs
     if isinstance(encoder_outputs, Tensor):

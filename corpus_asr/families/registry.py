@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float16
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import read_json_object
+from corpus_asr.families.saved_files import optional_object, read_json_object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,29 +99,27 @@ def family_of(folder: Path) -> Family:
     return family
 
 
-# Where a folder without config.json says which classes wrote it.
+# Where a folder without config.json says which classes wrote it. transformers writes its tokenizers
+# under two names.
 _CLASS_KEYS = (
     ("preprocessor_config.json", ("processor_class", "feature_extractor_type")),
     ("processor_config.json", ("processor_class",)),
     ("tokenizer_config.json", ("processor_class", "tokenizer_class")),
 )
+_CLASS_KINDS = ("Processor", "FeatureExtractor", "Tokenizer", "TokenizerFast")
 
 
 def family_of_files(folder: Path) -> Family:
-    """Find the family of saved files that need not be a whole checkpoint.
-
-    Raises:
-        CheckpointError: no file names a known family or class.
-    """
+    """Find the family of saved files that need not be a whole checkpoint, or CheckpointError."""
     if (folder / "config.json").is_file():
         return family_of(folder)
     found = []
     for name, keys in _CLASS_KEYS:
-        content = read_json_object(folder / name) if (folder / name).is_file() else {}
+        content = optional_object(folder / name)
         for key in keys:
             written = content.get(key)
             for family in FAMILIES.values():
-                if written in _class_names(family):
+                if written in [f"{family.class_prefix}{kind}" for kind in _CLASS_KINDS]:
                     return family
             if written is not None:
                 found.append(f"{key} {written!r} in {name}")
@@ -130,12 +128,6 @@ def family_of_files(folder: Path) -> Family:
         f"reading {folder}: found {', '.join(found) or 'no config.json and no class by name'}, "
         f"expected files of one of: {known}; choose a checkpoint of a supported family"
     )
-
-
-def _class_names(family: Family) -> set[str]:
-    # transformers writes its tokenizers under two names.
-    kinds = ("Processor", "FeatureExtractor", "Tokenizer", "TokenizerFast")
-    return {f"{family.class_prefix}{kind}" for kind in kinds}
 
 
 def resolve(reference: str) -> Any:

@@ -42,6 +42,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def optional_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object and may be missing."""
+    return read_json_object(path) if path.is_file() else {}
+
+
 def write_json_object(path: Path, content: dict[str, Any]) -> None:
     """Write one JSON object, keys sorted, as Hugging Face does; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,17 +55,21 @@ def write_json_object(path: Path, content: dict[str, Any]) -> None:
 
 
 def typed_values(
-    cls: type, content: dict[str, Any], *, path: Path
+    of: Callable[..., Any], content: dict[str, Any], *, path: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a JSON object into checked values for the fields of `cls`, and all other keys.
+    """Split a JSON object into checked values for a dataclass or function, and all other keys.
 
-    Fields with metadata `{"in_file": False}` are no keys of the file; lists become tuples.
+    The keys are its fields, but for those with metadata `{"in_file": False}`, or its annotated
+    parameters; lists become tuples.
 
     Raises:
         CheckpointError: a known key holds a value of another type.
     """
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.metadata.get("in_file", True)]
+    names, hints = list[str](), typing.get_type_hints(of)
+    if dataclasses.is_dataclass(of):
+        names = [f.name for f in dataclasses.fields(of) if f.metadata.get("in_file", True)]
+    else:
+        names = [name for name in hints if name not in ("return", "kwargs")]
     known = {}
     for name in names:
         if name not in content:
@@ -128,13 +137,8 @@ def _type_name(hint: Any) -> str:
 
 
 SOURCE_OPTIONS = (
-    "subfolder",
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "token",
-    "revision",
-)
+    "subfolder", "cache_dir", "force_download", "local_files_only", "token", "revision",
+)  # fmt: skip
 """What a `from_pretrained` may say of where to look, as `fetch_checkpoint` names it."""
 
 
@@ -149,30 +153,23 @@ def find_saved(
 ) -> tuple[Path, dict[str, Any]]:
     """Find the first of several files that holds what is looked for, and the object in it.
 
-    Args:
-        checkpoint: a folder, a URI of one, a hub name, or a file itself.
-        names: file names in order of preference; with a key, the object under that key is meant,
-            and a file without it is passed over.
-        source: what `take_source` returns.
+    `names` are in order of preference; with a key, the object under that key is meant, and a file
+    without it is passed over. `checkpoint` may be such a file itself; `source` is what
+    `take_source` returns.
 
     Raises:
         CheckpointError: there is no such checkpoint, none of the files, or one that is unreadable.
     """
     if Path(checkpoint).is_file():
         content = read_json_object(Path(checkpoint))
-        for key in names.values():
-            if key is not None and isinstance(content.get(key), dict):
-                return Path(checkpoint), content[key]
-        return Path(checkpoint), content
+        inner = (content[k] for k in names.values() if k and isinstance(content.get(k), dict))
+        return Path(checkpoint), next(inner, content)
     folder = fetch_checkpoint(str(checkpoint), weights=False, expect=None, **source)
     for name, key in names.items():
-        if not (folder / name).is_file():
-            continue
-        content = read_json_object(folder / name)
-        if key is None:
-            return folder / name, content
-        if isinstance(content.get(key), dict):
-            return folder / name, content[key]
+        content = optional_object(folder / name)
+        wanted = content.get(key) if key else content
+        if (folder / name).is_file() and isinstance(wanted, dict):
+            return folder / name, wanted
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
     raise CheckpointError(
         f"reading {checkpoint}: found {found}, expected {' or '.join(names)}; give a folder that "
@@ -181,11 +178,7 @@ def find_saved(
 
 
 def made_folder(save_directory: str | PathLike[str]) -> Path:
-    """Make the folder that something is saved to.
-
-    Raises:
-        CheckpointError: a file stands there, or the folder cannot be made.
-    """
+    """Make the folder that something is saved to; raises CheckpointError where a file stands."""
     folder = Path(save_directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,15 +205,7 @@ class Uploads:
         revision: str | None = None,
         create_pr: bool = False,
     ) -> None:
-        """Upload what `save_pretrained` writes, in one commit.
-
-        Args:
-            repo_id: `name` or `owner/name`; made if needed.
-            commit_message: None names the files.
-            private: of a repository that is made; None for the owner's default.
-            token: of the hub; None for this machine's login.
-            revision: branch; None for the main one.
-            create_pr: propose the commit instead of making it.
+        """Upload what `save_pretrained` writes, in one commit; makes the repository if needed.
 
         Raises:
             CheckpointError: the hub does not take it.
@@ -242,11 +227,7 @@ class Uploads:
 def finish_saving(
     folder: Path, names: list[str], *, push_to_hub: bool, repo_id: str | None = None, **options: Any
 ) -> None:
-    """Upload what was just saved if asked for, into `repo_id` or the repository of its name.
-
-    Raises:
-        CheckpointError: the hub does not take it.
-    """
+    """Upload what was just saved if asked for, into `repo_id` or the repository of its name."""
     if push_to_hub:
         upload_files(folder, names, repo_id=repo_id or folder.name, **options)
         return

@@ -2,20 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import numpy as np
-
-KINDS = ("np", "pt")
-"""What `return_tensors` may say: numpy arrays or torch tensors."""
-
-
-@runtime_checkable
-class Listable(Protocol):
-    """An array or tensor, wherever it lives."""
-
-    def tolist(self) -> Any:
-        """Return the values as nested lists."""
 
 
 def as_tensors(rows: Any, kind: str | None) -> Any:
@@ -26,7 +15,7 @@ def as_tensors(rows: Any, kind: str | None) -> Any:
     """
     if kind is None:
         return rows
-    if kind not in KINDS:
+    if kind not in ("np", "pt"):
         raise ValueError(
             f"making tensors: found return_tensors={kind!r}, expected 'np', 'pt' or None; correct "
             f"it"
@@ -47,7 +36,7 @@ def is_tensor(value: object) -> bool:
 
 def as_lists(values: Any) -> Any:
     """Return arrays and tensors as nested lists of Python numbers; anything else as it is."""
-    return values.tolist() if isinstance(values, Listable) else values
+    return values.tolist() if hasattr(values, "tolist") else values
 
 
 def _array(rows: Any) -> np.ndarray:
@@ -58,9 +47,10 @@ def _array(rows: Any) -> np.ndarray:
     except ValueError as error:
         raise ValueError(_uneven(rows)) from error
     if array.dtype == object:
+        first = rows[0] if isinstance(rows, Sequence) and rows else rows
         raise ValueError(
-            f"making one array: found a row of {_names(rows)}, expected numbers only; remove what "
-            f"is no number or ask for no tensors"
+            f"making one array: found a row of {type(first).__name__}, expected numbers only; "
+            f"remove what is no number or ask for no tensors"
         )
     # numpy takes an empty list for floats, but nothing was said here: ids are what is meant.
     empty_list = array.size == 0 and isinstance(rows, list) and not _has_type(rows)
@@ -84,7 +74,7 @@ def _stacked(rows: Sequence[Any]) -> Any:
 
 
 def _has_type(rows: Sequence[Any]) -> bool:
-    """Whether the rows, at any depth, are arrays: then their type is meant."""
+    # Arrays at any depth: then their type is meant.
     first = rows[0] if rows else None
     return _has_type(first) if isinstance(first, list) else hasattr(first, "dtype")
 
@@ -96,11 +86,6 @@ def _uneven(rows: Any) -> str:
         f"making one array of {len(rows)} rows: found {found}, expected the same in every row; "
         f"pass padding=True, and truncation=True where rows may be cut"
     )
-
-
-def _names(rows: Any) -> str:
-    first = rows[0] if isinstance(rows, Sequence) and rows else rows
-    return type(first).__name__
 
 
 class BatchFeature(dict[str, Any]):

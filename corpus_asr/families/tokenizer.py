@@ -1,40 +1,49 @@
 """What the tokenizers of all families share: settings, special tokens, rows of ids, files."""
 
+import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self, overload
+from typing import Any, Self
+
+from tokenizers import AddedToken
 
 from corpus_asr.families.saved_files import (
     Uploads,
     finish_saving,
     made_folder,
-    read_json_object,
+    optional_object,
     typed_values,
     write_json_object,
 )
 from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.truncation_padding import (
-    NO_LIMIT,
-    OUTSIDE,
     EncodeOptions,
     Lengths,
     check_side,
-    chosen_lengths,
     collate,
     id_lists,
     pad_batch,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.text.added_tokens import SETTINGS_NAME, SPECIAL_NAME
+
+TOKENIZER_NAME = "tokenizer.json"
+VOCAB_NAME = "vocab.json"
+MERGES_NAME = "merges.txt"
+ADDED_NAME = "added_tokens.json"
+SPECIAL_NAME = "special_tokens_map.json"
+SETTINGS_NAME = "tokenizer_config.json"
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Settings that name a token."""
 
 OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+
+# Files often ask for the clean-up, which would lose text: only the caller can. The tokens are read
+# together with their descriptions.
+_NOT_IN_FILE = ("clean_up_tokenization_spaces", "additional_special_tokens")
 
 # In this order: a later pair sees what the earlier ones left.
 # Source: transformers 5.23, `PreTrainedTokenizerBase.clean_up_tokenization`.
@@ -42,42 +51,6 @@ _TIGHT = {
     " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'",
     " n't": "n't", " 'm": "'m", " 's": "'s", " 've": "'ve", " 're": "'re",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSettings:
-    """Settings of a tokenizer, with the defaults of the reference; a family adds its own."""
-
-    bos_token: str | None = None
-    eos_token: str | None = None
-    unk_token: str | None = None
-    pad_token: str | None = None
-    padding_side: str = "right"
-    truncation_side: str = "right"
-    model_max_length: int = NO_LIMIT
-    # Files often ask for this clean-up, which would lose text: only the caller can.
-    clean_up_tokenization_spaces: bool = field(default=False, metadata={"in_file": False})
-
-    @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> Self:
-        """Take the settings among the arguments of a tokenizer, which have the same names."""
-        return cls(**{f.name: arguments[f.name] for f in fields(cls)})
-
-    @classmethod
-    def from_folder(cls, folder: Path, **given: Any) -> Self:
-        """Read a folder's settings, defaults where it has none; `given` ones win.
-
-        Raises:
-            CheckpointError: a file is broken or holds a value of another type.
-        """
-        path = folder / SETTINGS_NAME
-        special = _plain_tokens(optional_object(folder / SPECIAL_NAME))
-        content = {name: special[name] for name in ROLES if name in special}
-        content |= _plain_tokens(optional_object(path))
-        if not isinstance(content.get("model_max_length", 0), int):
-            # Written as 1e30 it is a float, and means no limit.
-            del content["model_max_length"]
-        return cls(**(typed_values(cls, content, path=path)[0] | given))
 
 
 def _role_id(role: str) -> Any:
@@ -119,8 +92,6 @@ class PretrainedTokenizer(Uploads):
     """What a model takes of the result of a call."""
     pad_token_type_id = 0
 
-    _settings_class: ClassVar[type[TokenSettings]]
-
     # What a family brings
 
     @abstractmethod
@@ -144,9 +115,10 @@ class PretrainedTokenizer(Uploads):
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token."""
 
+    @property
     @abstractmethod
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return the ids of the tokens beside the vocabulary."""
+    def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """The tokens next to the vocabulary, control tokens among them, by id."""
 
     @abstractmethod
     def decode(
@@ -205,12 +177,32 @@ class PretrainedTokenizer(Uploads):
     def _clean(self, asked: bool | None) -> bool:
         return self.clean_up_tokenization_spaces if asked is None else asked
 
-    def _take_settings(self, settings: TokenSettings, *, but: Sequence[str] = ()) -> None:
-        for name in settings.__dataclass_fields__.keys() - set(but):
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """Return the settings, which are the arguments of the class except files, by name."""
+        parameters = inspect.signature(cls).parameters
+        return {n: p.default for n, p in parameters.items() if not n.endswith("_file")}
+
+    @classmethod
+    def _saved_settings(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Read the settings that a folder's files name; `given` ones win."""
+        path = folder / SETTINGS_NAME
+        special = _plain_tokens(optional_object(folder / SPECIAL_NAME))
+        content = {name: special[name] for name in ROLES if name in special}
+        content |= _plain_tokens(optional_object(path))
+        if not isinstance(content.get("model_max_length", 0), int):
+            # Written as 1e30 it is a float, and means no limit.
+            del content["model_max_length"]
+        names = cls._defaults().keys() - set(_NOT_IN_FILE)
+        content = {name: value for name, value in content.items() if name in names}
+        return {**typed_values(cls.__init__, content, path=path)[0], **given}
+
+    def _take_settings(self, settings: Mapping[str, Any]) -> None:
+        for name, value in settings.items():
             if name not in ROLES:
-                self._check_setting(name, getattr(settings, name))
+                self._check_setting(name, value)
             # Without a check, tokens of roles may still have to be added to the vocabulary.
-            self.__dict__[name] = getattr(settings, name)
+            self.__dict__[name] = value
 
     # Tokens and their roles
 
@@ -219,9 +211,13 @@ class PretrainedTokenizer(Uploads):
         """The id of every token."""
         return self.get_vocab()
 
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return the ids of the tokens next to the vocabulary."""
+        return {token.content: i for i, token in self.added_tokens_decoder.items()}
+
     @property
     def added_tokens_encoder(self) -> dict[str, int]:
-        """Ids of the tokens beside the vocabulary."""
+        """The same, by its other name."""
         return self.get_added_vocab()
 
     @property
@@ -231,12 +227,9 @@ class PretrainedTokenizer(Uploads):
         return {role: token for role, token in tokens.items() if token is not None}
 
     def add_special_tokens(self, special_tokens_dict: Mapping[str, str | list[str]]) -> int:
-        """Add control tokens by role, and give them that role; returns how many were new.
+        """Add control tokens such as `{"pad_token": "<|pad|>"}`; returns how many were new.
 
-        Such as `{"pad_token": "<|pad|>"}`; tokens without a role are `additional_special_tokens`.
-
-        Raises:
-            ValueError: there is no such role.
+        Tokens without a role are `additional_special_tokens`.
         """
         count = 0
         for role, value in special_tokens_dict.items():
@@ -250,16 +243,8 @@ class PretrainedTokenizer(Uploads):
                 setattr(self, role, value)
         return count
 
-    @overload
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-    @overload
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
-        """Look up ids; a token the vocabulary lacks gives the id of the unknown token.
-
-        Raises:
-            ValueError: it lacks one, and no token stands for unknown ones.
-        """
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
+        """Look up ids; a token the vocabulary lacks gives the id of the unknown token, if any."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         token_id = self._token_id(tokens)
@@ -271,19 +256,10 @@ class PretrainedTokenizer(Uploads):
             )
         return token_id
 
-    @overload
-    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str | None: ...
-    @overload
-    def convert_ids_to_tokens(
-        self, ids: Iterable[int], skip_special_tokens: bool = ...
-    ) -> list[str | None]: ...
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
-    ) -> str | list[str | None] | None:
-        """Look up tokens as the vocabulary spells them; an id without one gives the unknown token.
-
-        That is None for a vocabulary without one.
-        """
+    ) -> Any:
+        """Look up tokens; an id without one gives the unknown token, None in Whisper."""
         if isinstance(ids, int):
             token = self._id_token(ids)
             return self._unknown() if token is None else token
@@ -318,26 +294,12 @@ class PretrainedTokenizer(Uploads):
         return_length: bool = False,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Encode one text or several as labels; options are those of transformers.
+        """Encode one text or several, or words with `is_split_into_words`, as labels.
 
-        Args:
-            text: a text or a list of them; a list of words, or of such lists, where
-                `is_split_into_words`.
-            text_pair: a second text for each, put after the first.
-            text_target: texts to encode as `labels` beside `text`, or alone.
-            text_pair_target: a second text for each of these.
-            add_special_tokens: put the prefix before each text and the end token after it.
-            padding: True or `longest`, or `max_length`.
-            truncation: True or `longest_first`, `only_first`, `only_second`; by itself True where
-                `max_length` is given and nothing is padded.
-            max_length: tokens per row, special ones included; None for the tokenizer's own.
-            stride: tokens that an overflowing row repeats of the previous one.
-            return_tensors: `np`, `pt` or None for lists.
-            return_offsets_mapping: also return each token's place in its text, in characters.
-
-        Returns:
-            `input_ids` and what was asked for: rows for several texts, one row for a single one
-            unless tensors or overflowing rows are asked for.
+        Options are those of transformers. Texts of `text_target` become `labels`. Rows are
+        truncated where `truncation` says so, or `max_length` is given and nothing is padded;
+        `max_length` counts special tokens and is the tokenizer's own where it is None. A single
+        text gives one row, unless tensors or overflowing rows are asked for.
 
         Raises:
             ValueError: no text was given, what was given is no text, or options contradict.
@@ -362,7 +324,9 @@ class PretrainedTokenizer(Uploads):
         options = EncodeOptions(
             words=is_split_into_words,
             special=add_special_tokens,
-            lengths=self._lengths(padding, truncation, max_length, pad_to_multiple_of),
+            lengths=Lengths.chosen(
+                padding, truncation, max_length, pad_to_multiple_of, self.model_max_length
+            ),
             stride=stride,
             overflow=return_overflowing_tokens,
             outputs=tuple(name for name, is_wanted in outputs.items() if is_wanted),
@@ -383,11 +347,7 @@ class PretrainedTokenizer(Uploads):
         add_special_tokens: bool = True,
         **options: Any,
     ) -> Any:
-        """Encode one text as a label; `options` are those of a call that change rows.
-
-        Raises:
-            ValueError: `text` is no valid Unicode text, or options contradict.
-        """
+        """Encode one text as a label; `options` and errors are those of a call."""
         if text_pair is None and not options and isinstance(text, str):
             ids = self._text_ids(text)
             return self.build_inputs_with_special_tokens(ids) if add_special_tokens else ids
@@ -404,14 +364,12 @@ class PretrainedTokenizer(Uploads):
         return_tensors: str | None = None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad rows that were encoded earlier, as a collating function does.
+        """Pad rows that calls returned: one, a list of them, or rows by name.
 
-        `encoded_inputs` is what calls returned: one, a list of them, or rows by name. Options are
-        those of a call; `return_tensors` of None keeps the kind that was passed in.
+        Options are those of a call; `return_tensors` of None keeps the kind that was passed in.
 
         Raises:
-            ValueError: there are no `input_ids`, the tokenizer has no padding token, or options
-                contradict.
+            ValueError: there are no `input_ids`, no padding token, or options contradict.
         """
         rows, kind = collate(encoded_inputs)
         if padding is True and max_length is not None and verbose:
@@ -420,17 +378,16 @@ class PretrainedTokenizer(Uploads):
                 "it",
                 stacklevel=2,
             )
-        lengths = self._lengths(padding, False, max_length, pad_to_multiple_of)
+        lengths = Lengths.chosen(
+            padding, False, max_length, pad_to_multiple_of, self.model_max_length
+        )
         ids = rows["input_ids"]
         if return_attention_mask is not False and "attention_mask" not in rows:
             nested = bool(ids) and isinstance(ids[0], list)
             rows["attention_mask"] = [[1] * len(row) for row in ids] if nested else [1] * len(ids)
-        return pad_batch(
-            rows,
-            lengths,
-            fillers={name: f for name, f in self._fillers().items() if name != "offset_mapping"},
-            side=padding_side or self.padding_side,
-            tensors=return_tensors or kind,
+        side, fillers = padding_side or self.padding_side, self._fillers()
+        return pad_batch(rows, lengths, fillers, side=side).convert_to_tensors(
+            return_tensors or kind
         )
 
     def build_inputs_with_special_tokens(
@@ -447,10 +404,7 @@ class PretrainedTokenizer(Uploads):
     ) -> list[int]:
         """Return 1 for each special token, 0 for each other one, of the row made of these ids.
 
-        With `already_has_special_tokens`, `token_ids_0` is that row.
-
-        Raises:
-            ValueError: a second text was given apart, though both are one row already.
+        With `already_has_special_tokens`, `token_ids_0` is that row, without a second text.
         """
         if not already_has_special_tokens:
             texts = [0] * (len(token_ids_0) + len(token_ids_1 or []))
@@ -478,30 +432,11 @@ class PretrainedTokenizer(Uploads):
             )
         return options.lengths.limit - special
 
-    def _row(
-        self, first: list[int], second: list[int] | None = None, *, special: bool
-    ) -> dict[str, Any]:
-        ids = [*first, *(second or [])]
-        mask = [0] * len(ids)
-        if special:
-            ids = self.build_inputs_with_special_tokens(first, second)
-            mask = self.get_special_tokens_mask(first, second)
-        return {
-            "input_ids": ids,
-            "attention_mask": [1] * len(ids),
-            "special_tokens_mask": mask,
-            "length": len(ids),
-        }
-
     def _padded(self, rows: Sequence[dict[str, Any]], options: EncodeOptions) -> BatchEncoding:
         names = ("input_ids", *options.outputs)
-        return pad_batch(
-            {name: [row[name] for row in rows] for name in names},
-            options.lengths,
-            fillers=self._fillers(),
-            side=options.padding_side,
-            tensors=None,
-        )
+        batch = {name: [row[name] for row in rows] for name in names}
+        fillers = self._fillers() | {"offset_mapping": (0, 0)}
+        return pad_batch(batch, options.lengths, fillers, side=options.padding_side)
 
     def _fillers(self) -> dict[str, Any]:
         return {
@@ -509,29 +444,7 @@ class PretrainedTokenizer(Uploads):
             "token_type_ids": self.pad_token_type_id,
             "attention_mask": 0,
             "special_tokens_mask": 1,
-            "offset_mapping": OUTSIDE,
         }
-
-    def _lengths(
-        self,
-        padding: bool | str,
-        truncation: bool | str | None,
-        max_length: int | None,
-        pad_to_multiple_of: int | None,
-    ) -> Lengths:
-        lengths = chosen_lengths(
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            model_max_length=self.model_max_length,
-        )
-        if lengths.padding != "do_not_pad" and self.pad_token_id is None:
-            raise ValueError(
-                "padding texts: found no padding token, expected one; set it first, such as by "
-                "tokenizer.pad_token = tokenizer.eos_token"
-            )
-        return lengths
 
     # Ids to texts
 
@@ -573,12 +486,11 @@ class PretrainedTokenizer(Uploads):
     ) -> Self:
         """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub name.
 
-        `settings`, the class's arguments beside its files, win over tokenizer_config.json.
+        `settings`, the class's arguments except files, win over tokenizer_config.json.
 
         Raises:
             CheckpointError: files are missing or broken, or lack a token.
-            TypeError: there is no such setting.
-            ValueError: a setting has a value that cannot be used, such as an unknown language.
+            TypeError, ValueError: a setting is not known, or has a value that cannot be used.
         """
         folder = fetch_checkpoint(
             str(pretrained_model_name_or_path),
@@ -591,7 +503,7 @@ class PretrainedTokenizer(Uploads):
             local_files_only=local_files_only,
             token=token,
         )
-        names = cls._settings_class.__dataclass_fields__
+        names = cls._defaults()
         unknown = sorted(settings.keys() - names.keys())
         if unknown:
             raise TypeError(
@@ -611,12 +523,8 @@ class PretrainedTokenizer(Uploads):
     ) -> tuple[str, ...]:
         """Write all files of the tokenizer, those of older readers among them; returns their paths.
 
-        `filename_prefix` stands before the names of the vocabulary's files; `kwargs` are those of
-        `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
+        `filename_prefix` stands before the names of the vocabulary's files; `kwargs` and errors are
+        those of `push_to_hub`.
         """
         folder = made_folder(save_directory)
         paths = self._save(folder, filename_prefix)
@@ -627,8 +535,8 @@ class PretrainedTokenizer(Uploads):
     def _save_settings(self, folder: Path, *, special_tokens: list[str], **others: Any) -> None:
         """Write tokenizer_config.json, `others` in it, and special_tokens_map.json."""
         special = {**self.special_tokens_map, "additional_special_tokens": special_tokens}
-        names = [f.name for f in fields(self._settings_class) if f.metadata.get("in_file", True)]
-        settings = {name: getattr(self, name) for name in names if name not in ROLES}
+        names = self._defaults().keys() - {*ROLES, *_NOT_IN_FILE}
+        settings = {name: getattr(self, name) for name in names}
         content = {
             **special,
             **{name: value for name, value in settings.items() if value is not None},
@@ -654,9 +562,11 @@ def vocabulary_paths(
     return tuple(folder / f"{prefix}{name}" for name in names)
 
 
-def optional_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object and may be missing."""
-    return read_json_object(path) if path.is_file() else {}
+def added_token(token: str | AddedToken, *, special: bool) -> AddedToken:
+    """Make a token of its text; one that is described already keeps its description."""
+    if isinstance(token, AddedToken):
+        return token
+    return AddedToken(token, special=special, normalized=not special)
 
 
 def _plain_tokens(content: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,12 @@
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from corpus_asr.families.tensors import BatchEncoding, as_lists, is_tensor
 
 NO_LIMIT = int(1e30)
 """What files say where texts may have any length."""
-
-OUTSIDE = (0, 0)
-"""Where a token stands that is not of the text."""
 
 # Lengths above this are no lengths but a file's way to say that there is none.
 # Source: transformers 5.23, tokenization_utils_base.py, LARGE_INTEGER.
@@ -23,18 +20,55 @@ _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 _SIDES = ("left", "right")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Lengths:
     """How long rows may and shall be."""
 
     max_length: int | None
-    """Tokens of a row that is cut, or of every row that is padded to the maximum."""
+    """Tokens of a row that is truncated, or of every row that is padded to the maximum."""
     padding: str
     """`longest`, `max_length` or `do_not_pad`."""
     truncation: str
     """`longest_first`, `only_first`, `only_second` or `do_not_truncate`."""
     multiple: int | None
     """What the width of padded rows shall be a multiple of."""
+
+    @classmethod
+    def chosen(
+        cls,
+        padding: bool | str,
+        truncation: bool | str | None,
+        max_length: int | None,
+        pad_to_multiple_of: int | None,
+        model_max_length: int,
+    ) -> Self:
+        """Resolve a caller's options.
+
+        `max_length` alone truncates. Without one, the tokenizer's own length is taken, and where it
+        has none nothing is truncated, nor padded to the maximum.
+        """
+        if max_length is not None and padding is False and truncation is None:
+            truncation = "longest_first"
+        pad = _word("padding", padding, _PADDINGS)
+        cut = _word("truncation", truncation, _TRUNCATIONS)
+        for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"encoding texts: found {name}={value}, expected 1 or more; correct it"
+                )
+        if max_length is None and model_max_length <= _LARGE:
+            if pad == "max_length" or cut != "do_not_truncate":
+                max_length = model_max_length
+        elif max_length is None:
+            pad = "do_not_pad" if pad == "max_length" else pad
+            cut = "do_not_truncate"
+        cuts_and_pads = cut != "do_not_truncate" and pad != "do_not_pad"
+        if cuts_and_pads and max_length is not None and max_length % (pad_to_multiple_of or 1):
+            raise ValueError(
+                f"encoding texts: found max_length={max_length} to cut to, expected a multiple of "
+                f"pad_to_multiple_of={pad_to_multiple_of}; change one of them"
+            )
+        return cls(max_length, pad, cut, pad_to_multiple_of)
 
     @property
     def limit(self) -> int:
@@ -43,17 +77,10 @@ class Lengths:
             return NO_LIMIT
         return self.max_length
 
-    def width(self, longest: int) -> int:
-        """Return the width to pad to, where the longest row has `longest` tokens."""
-        width = longest
-        if self.max_length is not None and self.padding == "max_length":
-            width = self.max_length
-        return width + -width % (self.multiple or 1)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeOptions:
-    """What a call asks for, beside its texts."""
+    """Arguments of a call except its texts."""
 
     words: bool
     """Whether texts come as lists of words."""
@@ -61,121 +88,51 @@ class EncodeOptions:
     """Whether to put special tokens around each."""
     lengths: Lengths
     stride: int
-    """Tokens that are repeated where a row is cut."""
     overflow: bool
-    """Whether what is cut off is returned."""
     outputs: tuple[str, ...]
-    """What is returned beside ids, by name."""
+    """What is returned together with ids, by name."""
     padding_side: str
     tensors: str | None
-    """`np`, `pt` or None for lists."""
-
-
-def chosen_lengths(
-    *,
-    padding: bool | str,
-    truncation: bool | str | None,
-    max_length: int | None,
-    pad_to_multiple_of: int | None,
-    model_max_length: int,
-) -> Lengths:
-    """Resolve a caller's options.
-
-    `max_length` alone cuts. Without one, the tokenizer's own length is taken, and where it has none
-    nothing is cut, nor padded to the maximum.
-
-    Raises:
-        ValueError: an option is not known, or rows would be cut to a length and padded to another.
-    """
-    if max_length is not None and padding is False and truncation is None:
-        truncation = "longest_first"
-    pad = _word("padding", padding, _PADDINGS)
-    cut = _word("truncation", truncation, _TRUNCATIONS)
-    for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
-        if value is not None and value < 1:
-            raise ValueError(
-                f"encoding texts: found {name}={value}, expected 1 or more; correct it"
-            )
-    if max_length is None and model_max_length <= _LARGE:
-        if pad == "max_length" or cut != "do_not_truncate":
-            max_length = model_max_length
-    elif max_length is None:
-        pad = "do_not_pad" if pad == "max_length" else pad
-        cut = "do_not_truncate"
-    cuts_and_pads = cut != "do_not_truncate" and pad != "do_not_pad"
-    if cuts_and_pads and max_length is not None and max_length % (pad_to_multiple_of or 1):
-        raise ValueError(
-            f"encoding texts: found max_length={max_length} to cut to, expected a multiple of "
-            f"pad_to_multiple_of={pad_to_multiple_of}; change one of them"
-        )
-    return Lengths(max_length=max_length, padding=pad, truncation=cut, multiple=pad_to_multiple_of)
-
-
-def pair_limits(first: int, second: int, limit: int, truncation: str) -> tuple[int, int]:
-    """Share `limit` tokens between two texts.
-
-    Raises:
-        ValueError: only one may be cut, and it is too short for that.
-
-    Source: huggingface/tokenizers, utils/truncation.rs, truncate_encodings.
-    """
-    excess = first + second - limit
-    if excess <= 0:
-        return first, second
-    if truncation == "longest_first":
-        shorter, longer = sorted((first, second))
-        longer = shorter if shorter > limit else max(shorter, limit - shorter)
-        if shorter + longer > limit:
-            shorter, longer = limit // 2, limit // 2 + limit % 2
-        return (shorter, longer) if first <= second else (longer, shorter)
-    left = (first if truncation == "only_first" else second) - excess
-    if left <= 0:
-        raise ValueError(
-            f"cutting two texts of {first} and {second} tokens to {limit}: found too few to cut by "
-            f"truncation={truncation!r}; cut the other one, or allow more by max_length"
-        )
-    return (left, second) if truncation == "only_first" else (first, left)
 
 
 def pad_batch(
-    batch: Mapping[str, Any],
-    lengths: Lengths,
-    *,
-    fillers: Mapping[str, Any],
-    side: str,
-    tensors: str | None,
+    batch: Mapping[str, Any], lengths: Lengths, fillers: Mapping[str, Any], *, side: str
 ) -> BatchEncoding:
-    """Pad one row or a list of rows each to one width, by the filler of their name.
+    """Pad one row, or the rows of a list, to one width, each by the filler of its name.
 
     Rows without a filler, and one that is longer than `max_length`, stay as they are.
-
-    Raises:
-        ValueError: a side or kind of tensor is not known, or rows that shall be one tensor differ
-            in length all the same.
     """
     check_side("padding_side", side)
     ids = batch["input_ids"]
-    if lengths.padding == "do_not_pad" or not ids:
-        return BatchEncoding(dict(batch), tensors)
-    single = not isinstance(ids[0], list)
-    rows = [ids] if single else ids
-    width = lengths.width(max(map(len, rows)))
+    if lengths.padding == "do_not_pad":
+        return BatchEncoding(dict(batch))
+    if fillers["input_ids"] is None:
+        raise ValueError(
+            "padding texts: found no padding token, expected one; set it first, such as by "
+            "tokenizer.pad_token = tokenizer.eos_token"
+        )
+    if not ids:
+        return BatchEncoding(dict(batch))
+    if not isinstance(ids[0], list):
+        several = pad_batch({n: [row] for n, row in batch.items()}, lengths, fillers, side=side)
+        return BatchEncoding({name: rows[0] for name, rows in several.items()})
+    width = max(map(len, ids))
+    if lengths.max_length is not None and lengths.padding == "max_length":
+        width = lengths.max_length
+    width += -width % (lengths.multiple or 1)
     padded = dict(batch)
-    for name, filler in fillers.items():
-        if name in batch:
-            values = [batch[name]] if single else batch[name]
-            filled = [_filled(row, width, filler, side) for row in values]
-            padded[name] = filled[0] if single else filled
-    return BatchEncoding(padded, tensors)
+    for name in batch.keys() & fillers.keys():
+        padded[name] = []
+        for row in batch[name]:
+            filling = [fillers[name]] * (width - len(row))
+            padded[name].append([*row, *filling] if side == "right" else [*filling, *row])
+    return BatchEncoding(padded)
 
 
 def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
     """Return rows by name as lists, and the kind of tensor they were.
 
     `encoded` is one mapping of names to rows or lists of rows, or a list of mappings.
-
-    Raises:
-        ValueError: there are no `input_ids`, or names have different numbers of rows.
     """
     if isinstance(encoded, Sequence) and encoded and isinstance(encoded[0], Mapping):
         if len({frozenset(row) for row in encoded}) > 1:
@@ -204,11 +161,7 @@ def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
 
 
 def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[Any, Any]]]:
-    """Tell whether `text` holds several texts, and return each with its second one or None.
-
-    Raises:
-        ValueError: there are not as many second texts as texts.
-    """
+    """Tell whether `text` holds several texts, and return each with its second one or None."""
     several = isinstance(text, list | tuple)
     if several and words:
         several = bool(text) and isinstance(text[0], list | tuple)
@@ -228,7 +181,6 @@ def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[A
 
 
 def _unpaired(text: Any, *, words: bool) -> tuple[Any, Any]:
-    """Take apart a text of a batch that comes together with its second one."""
     together = isinstance(text, tuple) or (isinstance(text, list) and not words)
     if together and len(text) == 2 and not isinstance(text[0], int):
         return text[0], text[1]
@@ -242,11 +194,7 @@ def check_side(name: str, side: str) -> None:
 
 
 def decode_each(token_ids: Any, decode: Callable[[list[int]], Any]) -> Any:
-    """Decode one sequence of ids, or several into a list.
-
-    Raises:
-        TypeError: these are no ids.
-    """
+    """Decode one sequence of ids, or several into a list."""
     ids = id_lists(token_ids)
     if ids and isinstance(ids[0], list):
         return [decode_each(row, decode) for row in ids]
@@ -254,11 +202,7 @@ def decode_each(token_ids: Any, decode: Callable[[list[int]], Any]) -> Any:
 
 
 def id_lists(token_ids: Any) -> list[Any]:
-    """Return ids as a list of numbers, or of such lists.
-
-    Raises:
-        TypeError: these are no ids.
-    """
+    """Return ids as a list of numbers, or of such lists."""
     values = as_lists(token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids)
     if isinstance(values, int):
         return [values]
@@ -280,11 +224,6 @@ def _no_ids(values: Any) -> TypeError:
         f"decoding: found {str(values)[:40]!r} of type {type(values).__name__}, expected token "
         f"ids: whole numbers, or lists or tensors of them; pass what generate() or a call returned"
     )
-
-
-def _filled(row: Sequence[Any], width: int, filler: Any, side: str) -> list[Any]:
-    filling = [filler] * (width - len(row))
-    return [*row, *filling] if side == "right" else [*filling, *row]
 
 
 def _as_rows(value: Any) -> Any:

@@ -72,11 +72,8 @@ class _AutoFiles(_Auto):
     ) -> Any:
         """Load from a folder, a URI, a hub name, or a saved file.
 
-        `SOURCE_OPTIONS` and `config` say where to look and what is found there; all other keywords
-        are passed on.
-
-        Raises:
-            CheckpointError: there is no such checkpoint, or it is of no known family.
+        `SOURCE_OPTIONS` say where to look, a `config` of which family the files are; all other
+        keywords are passed on.
         """
         options = _meaningful(kwargs)
         source, config = take_source(options), options.pop("config", None)
@@ -96,11 +93,7 @@ class AutoConfig(_AutoFiles):
 
     @classmethod
     def for_model(cls, model_type: str, **kwargs: Any) -> Any:
-        """Make a family's config with its defaults, some of them replaced.
-
-        Raises:
-            ValueError: the family is not known.
-        """
+        """Make a family's config with its defaults, some of them replaced."""
         family = FAMILIES.get(model_type)
         if family is None:
             raise ValueError(
@@ -137,11 +130,7 @@ class AutoModelForSpeechSeq2Seq(_Auto):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Any:
-        """Load the model from a folder, a URI or a hub name by its family's own `from_pretrained`.
-
-        Raises:
-            CheckpointError: there is no such checkpoint, or it is of no known family.
-        """
+        """Load the model from a folder, a URI or a hub name by the class of its family."""
         options = _meaningful(kwargs)
         source = take_source(dict(options))
         folder = fetch_checkpoint(str(pretrained_model_name_or_path), weights=False, **source)
@@ -150,11 +139,7 @@ class AutoModelForSpeechSeq2Seq(_Auto):
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
-        """Make a model of random weights.
-
-        Raises:
-            ValueError: the config is of no known family.
-        """
+        """Make a model of random weights."""
         family = _family_of_config(config)
         reference = _class_of(family, cls._role) if family is not None else None
         if reference is None:

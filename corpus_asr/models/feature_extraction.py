@@ -5,10 +5,11 @@ Method and parameter names are those of `transformers.SequenceFeatureExtractor` 
 """
 
 import copy
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 def padding_word(padding: object) -> Padding:
-    """Normalise a `padding` argument."""
+    """Return the word for a `padding` argument."""
     # An enum of transformers carries its word as a value.
     word = getattr(padding, "value", padding)
     if not isinstance(word, bool | str) or word not in PADDINGS:
@@ -96,11 +97,9 @@ class Fit:
         if self.truncation:
             limit = self._rounded(self.max_length)
             rows, masks = [row[:limit] for row in rows], [mask[:limit] for mask in masks]
-        target = 0
-        if self.padding == "longest":
-            target = self._rounded(max(len(row) for row in rows)) or 0
-        elif self.padding == "max_length":
-            target = self._rounded(self.max_length) or 0
+        longest = max(len(row) for row in rows)
+        lengths = {"longest": longest, "max_length": self.max_length, "do_not_pad": 0}
+        target = self._rounded(lengths[self.padding]) or 0
         padded = [self._padded(row, target, self.value) for row in rows]
         return padded, [self._padded(mask, target, 0) for mask in masks]
 
@@ -121,9 +120,6 @@ class SpeechFeatureExtractor(Uploads):
 
     model_input_names: ClassVar[list[str]]
     """What a call returns; the first are the features."""
-    _settings_class: ClassVar[type]
-    """A dataclass: the keys of the settings file and their types."""
-
     sampling_rate: int
     padding_value: float
     padding_side: str
@@ -141,13 +137,8 @@ class SpeechFeatureExtractor(Uploads):
     ) -> BatchFeature:
         """Bring features that are there already to one length, along their first axis.
 
-        `processed_features` are values of several examples by name, or a list of examples, as a
-        data loader collects them. Options are those of a call; `max_length` counts steps of the
-        first axis, and `return_tensors` of None keeps the kind that was passed.
-
-        Raises:
-            ValueError: there are no `input_features`, the names hold different numbers of examples,
-                or a length is missing.
+        `processed_features` are values of several examples by name, or a list of examples. Options
+        are those of a call; `return_tensors` of None keeps the kind that was passed.
         """
         fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
         name, wants_mask = self.model_input_names[0], self._wants_mask(return_attention_mask)
@@ -189,12 +180,10 @@ class SpeechFeatureExtractor(Uploads):
         revision: str = "main",
         **kwargs: Any,
     ) -> Any:
-        """Read the settings of a checkpoint.
+        """Read the settings of a checkpoint: a folder, a URI of one, a hub name, or a JSON file.
 
-        Args:
-            pretrained_model_name_or_path: a folder, a URI of one, a hub name, or a JSON file.
-            kwargs: settings to override; `subfolder`; and with `return_unused_kwargs=True`, what
-                is no setting is returned beside the extractor.
+        `kwargs` override settings, or name a `subfolder`; with `return_unused_kwargs=True`, what is
+        no setting is returned together with the extractor.
 
         Raises:
             CheckpointError: there is no such checkpoint, or its settings cannot be used.
@@ -207,7 +196,7 @@ class SpeechFeatureExtractor(Uploads):
             "revision": revision,
         }
         path, content = find_saved(pretrained_model_name_or_path, _FILES, **source)
-        typed_values(cls._settings_class, content, path=path)
+        typed_values(cls.__init__, content, path=path)
         try:
             return cls.from_dict(content, **kwargs)
         except ValueError as error:
@@ -221,12 +210,8 @@ class SpeechFeatureExtractor(Uploads):
         return_unused_kwargs: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Make an extractor of saved settings; `kwargs` as in `from_pretrained`.
-
-        Raises:
-            ValueError: the settings cannot be used.
-        """
-        settable = {f.name for f in fields(cls._settings_class)} | feature_extractor_dict.keys()
+        """Make an extractor of saved settings; `kwargs` as in `from_pretrained`."""
+        settable = inspect.signature(cls).parameters.keys() | feature_extractor_dict.keys()
         unused = {name: value for name, value in kwargs.items() if name not in settable}
         used = {name: value for name, value in kwargs.items() if name in settable}
         extractor = cls(**{**feature_extractor_dict, **used})
@@ -253,11 +238,7 @@ class SpeechFeatureExtractor(Uploads):
     ) -> list[str]:
         """Write the settings where `from_pretrained` finds them; returns the file's path.
 
-        `kwargs` are those of `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
+        `kwargs` and errors are those of `push_to_hub`.
         """
         folder = made_folder(save_directory)
         self.to_json_file(folder / FILE_NAME)
@@ -321,25 +302,23 @@ def speech_rows(raw_speech: Any) -> list[Row]:
 
     `raw_speech` is a list of numbers, an array of one dimension, or a list of either; an array of
     two dimensions holds one recording per row.
-
-    Raises:
-        ValueError: there is nothing, more than one channel, or no finite number.
-        TypeError: it is no sequence of numbers.
     """
-    if isinstance(raw_speech, list | tuple):
-        if not raw_speech:
+    rows = raw_speech
+    if isinstance(rows, list | tuple):
+        if not rows:
             raise ValueError(
                 "extracting features: found an empty list, expected one recording or more; leave "
                 "out what has no audio"
             )
-        if not _is_number(raw_speech[0]):
-            return [_row(speech, name=f"recording {i}") for i, speech in enumerate(raw_speech)]
-        return [_row(raw_speech, name="the recording")]
-    values = _array(raw_speech, name="the recording")
-    if values.ndim == 2:
-        _check_channels(values)
-        return [_row(row, name=f"recording {i}") for i, row in enumerate(values)]
-    return [_row(values, name="the recording")]
+        several = not _is_number(rows[0])
+    else:
+        rows = _array(rows, name="the recording")
+        several = rows.ndim == 2
+        if several:
+            _check_channels(rows)
+    if several:
+        return [_row(row, name=f"recording {i}") for i, row in enumerate(rows)]
+    return [_row(rows, name="the recording")]
 
 
 def _row(speech: Any, *, name: str) -> Row:
@@ -410,11 +389,7 @@ def _is_number(value: object) -> bool:
 
 
 class SpeechProcessor(Uploads):
-    """Passes audio to its feature extractor, and text and ids to its tokenizer.
-
-    Raises:
-        TypeError: one of them is of another class.
-    """
+    """Passes audio to its feature extractor, and text and ids to its tokenizer."""
 
     attributes: ClassVar[list[str]] = ["feature_extractor", "tokenizer"]
 
@@ -424,8 +399,15 @@ class SpeechProcessor(Uploads):
     """What a call may say that means nothing for text; all else is for both."""
 
     def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
-        _check_class("feature_extractor", feature_extractor, self.feature_extractor_class)
-        _check_class("tokenizer", tokenizer, self.tokenizer_class)
+        for name, value, expected in (
+            ("feature_extractor", feature_extractor, self.feature_extractor_class),
+            ("tokenizer", tokenizer, self.tokenizer_class),
+        ):
+            if not isinstance(value, expected):
+                raise TypeError(
+                    f"making a processor: found a {type(value).__name__} as {name}, expected a "
+                    f"{expected.__name__}; load one with {expected.__name__}.from_pretrained"
+                )
         self.feature_extractor = feature_extractor
         self.tokenizer = tokenizer
 
@@ -438,12 +420,8 @@ class SpeechProcessor(Uploads):
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepare audio, text or both: features, ids, or features with the ids as `labels`.
 
-        `args` are the audio and further arguments of the feature extractor's call. Keywords beside
+        `args` are the audio and further arguments of the feature extractor's call. Keywords except
         `audio`, `sampling_rate` and `text` are passed on to whichever of the two is called.
-
-        Raises:
-            ValueError: there is neither audio nor text.
-            TypeError: audio is given twice.
         """
         audio, text = kwargs.pop("audio", None), kwargs.pop("text", None)
         sampling_rate = kwargs.pop("sampling_rate", None)
@@ -489,10 +467,8 @@ class SpeechProcessor(Uploads):
     ) -> Self:
         """Read the feature extractor and the tokenizer of a checkpoint.
 
-        Args:
-            pretrained_model_name_or_path: a folder, a URI of one, a hub name, or a feature
-                extractor's JSON file with the tokenizer next to it.
-            kwargs: `subfolder`, and settings of the feature extractor or the tokenizer.
+        That is a folder, a URI of one, a hub name, or a feature extractor's JSON file with the
+        tokenizer next to it; `kwargs` are `subfolder`, and settings of either.
 
         Raises:
             CheckpointError: there is no such checkpoint, or a file is missing or unusable.
@@ -529,11 +505,7 @@ class SpeechProcessor(Uploads):
     ) -> list[str]:
         """Write the files that `from_pretrained` reads, here and in transformers; returns paths.
 
-        `kwargs` are those of `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
+        `kwargs` and errors are those of `push_to_hub`.
         """
         folder = made_folder(save_directory)
         self.tokenizer.save_pretrained(folder)
@@ -549,12 +521,4 @@ class SpeechProcessor(Uploads):
         return (
             f"{type(self).__name__}:\n- feature_extractor: {self.feature_extractor!r}\n"
             f"- tokenizer: {self.tokenizer!r}"
-        )
-
-
-def _check_class(name: str, value: object, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(
-            f"making a processor: found a {type(value).__name__} as {name}, expected a "
-            f"{expected.__name__}; load one with {expected.__name__}.from_pretrained"
         )

@@ -1,4 +1,4 @@
-"""Whisper's text normalisers: what is left of a text when only its words are compared.
+"""Whisper's text normalizers: what is left of a text when only its words are compared.
 
 Every published word error rate of Whisper was computed on such texts, so results equal those of
 openai-whisper and `transformers` character for character.
@@ -61,10 +61,7 @@ _NUMBER_SYMBOLS = ".%$¢€£"
 
 
 class BasicTextNormalizer:
-    """Normalises text of any language.
-
-    Args:
-        remove_diacritics: also turn `é` into `e`; in many languages that makes other words.
+    """Normalizes text of any language; without diacritics, many have other words.
 
     Source: openai/whisper, normalizers/basic.py, BasicTextNormalizer.
     """
@@ -83,18 +80,14 @@ class BasicTextNormalizer:
 
 
 class EnglishTextNormalizer:
-    """Normalises English text.
-
-    Args:
-        english_spelling_mapping: British words with their American spelling, such as a
-            checkpoint's normalizer.json; None takes Whisper's own list.
+    """Normalizes English text, by Whisper's list of American spellings or a checkpoint's own.
 
     Source: openai/whisper, normalizers/english.py, EnglishTextNormalizer.
     """
 
     def __init__(self, english_spelling_mapping: Mapping[str, str] | None = None) -> None:
-        own = english_spelling_mapping
-        self._spellings = american_spellings() if own is None else own
+        given = english_spelling_mapping
+        self._spellings = american_spellings() if given is None else given
 
     def __call__(self, text: str) -> str:
         """Return what was said, as comparable words."""

@@ -117,15 +117,11 @@ def test_it_refuses_what_it_cannot_do(checkpoint: Path) -> None:
         AutoProcessor.from_pretrained(checkpoint)
 
 
-def test_its_parts_are_found_by_name(checkpoint: Path) -> None:
-    family = family_of(checkpoint)
-    assert family is LEVELS
+def test_its_parts_are_found_by_name_and_its_config_is_checked(checkpoint: Path) -> None:
+    assert family_of(checkpoint) is LEVELS
     assert AutoConfig.from_pretrained(checkpoint, threshold=0.5).threshold == 0.5
     assert AutoTokenizer.from_pretrained(checkpoint).decode([2, 1, 0]) == " loud quiet"
     part_transcriber(checkpoint).check(DECODING)
-
-
-def test_its_config_is_checked_like_any_other(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="num_words is 0, expected at least 1"):
         AutoConfig.for_model("levels", num_words=0)
     with pytest.raises(TypeError, match="found the keyword 'threshold_', expected 'threshold'"):

@@ -88,11 +88,7 @@ def test_a_file_that_is_no_object_is_a_checkpoint_error(tmp_path):
         read_json_object(path)
     with pytest.raises(CheckpointError, match="no readable JSON"):
         read_json_object(tmp_path)
-    for content, message in (
-        (b"[1]", "expected an object"),
-        (b"{", "no readable JSON"),
-        (b"\xff", "no readable JSON"),
-    ):
+    for content, message in ((b"[1]", "expected an object"), (b"\xff", "no readable JSON")):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=message):
             read_json_object(path)

@@ -8,7 +8,6 @@ import pytest
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.registry import family_of_files
-from corpus_asr.models import auto
 from corpus_asr.models.auto import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -144,14 +143,6 @@ def test_foreign_classes_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="processor_class 'Wav2Vec2Processor' in tokenizer"):
         family_of_files(tmp_path)
-
-
-def test_a_family_without_such_a_class_says_so(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(auto._CLASSES["processor"], "whisper")
-    with pytest.raises(CheckpointError, match="the family whisper, which has no such class"):
-        AutoProcessor.from_pretrained(checkpoint)
 
 
 def test_unknown_configs_are_refused() -> None:

@@ -118,39 +118,26 @@ MISSING: dict[str, tuple[tuple[str, ...], str]] = {
         TYPED,
     ),
     ".add_special_tokens": (("replace_extra_special_tokens",), "tokens are never taken away"),
-    "WhisperTokenizer.__call__": (("tokenizer_kwargs", "**kwargs"), STRICT),
     "WhisperTokenizer.__init__": (("vocab", "merges", "**kwargs"), RENAMED),
     "WhisperTokenizer.save_pretrained": (("legacy_format", "save_format"), LAYOUTS),
-    "WhisperTokenizer.from_pretrained": (
-        ("*init_inputs", "trust_remote_code"),
-        "no code of a checkpoint is ever run",
-    ),
-    "WhisperConfig.from_pretrained": (_WHERE, BY_KEYWORD),
     "GenerationConfig.from_pretrained": (_WHERE, BY_KEYWORD),
     "GenerationConfig.validate": (("user_set_attributes",), "of the inner workings of its loading"),
     "AutoConfig.for_model": (("*args",), BY_POSITION),
     "AutoTokenizer.from_pretrained": (("*inputs",), BY_POSITION),
     "AutoModelForSpeechSeq2Seq.from_pretrained": (("*model_args",), BY_POSITION),
-    "Speech2TextTokenizer.__call__": (("tokenizer_kwargs", "**kwargs"), STRICT),
     "Speech2TextTokenizer.__init__": (("**kwargs",), STRICT),
-    "Speech2TextTokenizer.save_pretrained": (
-        ("legacy_format",),
-        LAYOUTS,
-    ),
+    "Speech2TextTokenizer.save_pretrained": (("legacy_format",), LAYOUTS),
     "Speech2TextForConditionalGeneration.generate": (
         ("negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"),
         "of text models, and code of others",
     ),
-    "Speech2TextTokenizer.from_pretrained": (
-        ("*init_inputs", "trust_remote_code"),
-        "no code of a checkpoint is ever run",
-    ),
-    "Speech2TextConfig.from_pretrained": (_WHERE, BY_KEYWORD),
-    "pipeline": (
-        ("image_processor", "video_processor", "pipeline_class"),
-        "of tasks other than speech",
-    ),
+    "pipeline": (("image_processor", "video_processor", "pipeline_class"), "of other tasks"),
 }
+for _name in ("Whisper", "Speech2Text"):
+    MISSING[f"{_name}Tokenizer.__call__"] = (("tokenizer_kwargs", "**kwargs"), STRICT)
+    MISSING[f"{_name}Config.from_pretrained"] = (_WHERE, BY_KEYWORD)
+    _code = ("*init_inputs", "trust_remote_code")
+    MISSING[f"{_name}Tokenizer.from_pretrained"] = (_code, "no code of a checkpoint is ever run")
 _NETWORKS = tuple(name for name, methods in NAMED.items() if "forward" in methods)
 for _name in _NETWORKS:
     _inside = ("*model_args", *_WHERE, "weights_only", "fusion_config", "disable_mmap")
@@ -190,7 +177,6 @@ FORWARD: dict[str, tuple[str, ...]] = {
     "Speech2TextForConditionalGeneration": (*_SPEECH2TEXT, "labels", *_OUTPUTS),
 }  # fmt: skip
 
-END = "<|endoftext|>"
 NEEDED = inspect.Parameter.empty
 # What the documents of version 4 name, and version 5 no longer has.
 OLDER: dict[str, dict[str, Any]] = {
@@ -199,19 +185,8 @@ OLDER: dict[str, dict[str, Any]] = {
         "token_ids_1": None,
     },
     "WhisperTokenizer.__init__": {
-        "vocab_file": None,
-        "merges_file": None,
-        "normalizer_file": None,
-        "tokenizer_file": None,
+        **dict.fromkeys(("vocab_file", "merges_file", "tokenizer_file", "pad_token")),
         "errors": "replace",
-        "unk_token": END,
-        "bos_token": END,
-        "eos_token": END,
-        "pad_token": None,
-        "add_prefix_space": False,
-        "language": None,
-        "task": None,
-        "predict_timestamps": False,
     },
 }
 HEAD_MASKS: dict[str, tuple[str, ...]] = {

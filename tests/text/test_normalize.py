@@ -103,24 +103,12 @@ def test_any_text_is_normalised_as_in_both_references(text, remove):
 def test_numbers_are_written_as_people_write_them():
     for spoken, written in (
         ("two hundred and twenty one", "221"),
-        ("nineteen sixties", "1960s"),
         ("two dollars and seven cents", "$2.07"),
-        ("double oh seven", "007"),
-        ("minus five percent", "-5%"),
-        ("two and a half million", "2500000"),
-        ("the twenty first", "the 21st"),
         ("one by one", "one by one"),
         # transformers and openai-whisper raise ValueError here.
         (f"two {'9' * 5000} cats", f"2 {'9' * 5000} cats"),
     ):
         assert numbers_in_figures(spoken) == written
-
-
-def test_normal_text_stays_as_it_is():
-    text = "Mr. Colour's (sic) twenty-one aeroplanes won't fly at 10%, uh, will they?"
-    once = ENGLISH(text)
-    assert once == "mister color is 21 airplanes will not fly at 10% will they"
-    assert ENGLISH(once) == once
 
 
 def test_a_list_of_spellings_replaces_the_own_one(float_model):

@@ -6,36 +6,34 @@ model are its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
+
+from tokenizers import AddedToken
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import read_json_object, write_json_object
-from corpus_asr.families.tensors import BatchEncoding
-from corpus_asr.families.tokenizer import (
-    OTHER_SPECIAL,
-    ROLES,
-    PretrainedTokenizer,
-    TokenSettings,
-    optional_object,
-    vocabulary_paths,
-)
-from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
-from corpus_asr.text.added_tokens import (
-    ADDED_NAME,
-    SETTINGS_NAME,
-    SPECIAL_NAME,
-    VOCAB_NAME,
-    AddedToken,
+from corpus_asr.families.saved_files import optional_object, read_json_object, write_json_object
+from corpus_asr.families.speech2text.vocabulary import (
     AddedTokens,
-    added_token,
+    SentencePieces,
     described_token,
     token_flags,
 )
-from corpus_asr.text.sentencepiece import SentencePieces
+from corpus_asr.families.tensors import BatchEncoding
+from corpus_asr.families.tokenizer import (
+    ADDED_NAME,
+    OTHER_SPECIAL,
+    ROLES,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    VOCAB_NAME,
+    PretrainedTokenizer,
+    added_token,
+    vocabulary_paths,
+)
+from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
 
 SPM_NAME = "sentencepiece.bpe.model"
 
@@ -50,38 +48,16 @@ Source: MuST-C; transformers 5.23, tokenization_speech_to_text.py.
 _OVERFLOW = ("overflowing_tokens", "num_truncated_tokens")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings(TokenSettings):
-    bos_token: str | None = "<s>"
-    eos_token: str | None = "</s>"
-    unk_token: str | None = "<unk>"
-    pad_token: str | None = "<pad>"
-    do_upper_case: bool = False
-    do_lower_case: bool = False
-    tgt_lang: str | None = None
-    lang_codes: str | None = None
-    sp_model_kwargs: dict[str, bool | int | float | str | None] | None = None
-    clean_up_tokenization_spaces: bool = False
-    # Until the vocabulary has them.
-    additional_special_tokens: tuple[str | AddedToken, ...] = field(
-        default=(), metadata={"in_file": False}
-    )
-
-
 class Speech2TextTokenizer(PretrainedTokenizer):
     """SentencePiece with the ids of vocab.json, control tokens and target languages.
 
     Args:
-        vocab_file: vocab.json.
-        spm_file: the SentencePiece model.
-        bos_token: what starts sequences; labels do not hold it.
         do_upper_case: turn text into upper case when decoding.
         do_lower_case: turn text into lower case before encoding, but for control tokens written
             out in it. The reference documents this and did it until version 4; 5.23 no longer does.
         tgt_lang: code of the language that labels are in; None for the first one.
         lang_codes: which target languages there are: `mustc`, or None for one language alone.
         sp_model_kwargs: keywords of `sentencepiece.SentencePieceProcessor`.
-        model_max_length: tokens per text that are kept where no length is given.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks the unknown token.
@@ -89,15 +65,11 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         TypeError: `sp_model_kwargs` are not known.
     """
 
-    _settings_class: ClassVar[type[TokenSettings]] = _Settings
-
     is_fast = False
     do_upper_case: bool
     do_lower_case: bool
     lang_codes: str | None
-    """Which target languages there are: `mustc`, or None for one language alone."""
     sp_model_kwargs: dict[str, Any]
-    """Keywords that the SentencePiece model was loaded with."""
     encoder: dict[str, int]
     """Ids by piece, as vocab.json has them."""
     decoder: dict[int, str]
@@ -109,54 +81,52 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self,
         vocab_file: str | PathLike[str],
         spm_file: str | PathLike[str],
-        bos_token: str = "<s>",
-        eos_token: str = "</s>",
-        pad_token: str = "<pad>",
-        unk_token: str = "<unk>",
+        bos_token: str | None = "<s>",
+        eos_token: str | None = "</s>",
+        pad_token: str | None = "<pad>",
+        unk_token: str | None = "<unk>",
         do_upper_case: bool = False,
         do_lower_case: bool = False,
         tgt_lang: str | None = None,
         lang_codes: str | None = None,
         additional_special_tokens: Sequence[str | AddedToken] | None = None,
-        sp_model_kwargs: dict[str, Any] | None = None,
+        sp_model_kwargs: dict[str, bool | int | float | str | None] | None = None,
         *,
         padding_side: str = "right",
         truncation_side: str = "right",
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        additional_special_tokens = tuple(additional_special_tokens or ())
-        settings = _Settings.of(locals())
-        pieces = SentencePieces.from_file(Path(spm_file), settings.sp_model_kwargs)
-        self._set_up(_vocabulary(Path(vocab_file)), pieces, settings, {})
+        arguments = locals()
+        settings = {name: arguments[name] for name in self._defaults()}
+        self._set_up(_vocabulary(Path(vocab_file)), Path(spm_file), settings, {})
 
     def _set_up(
         self,
         vocabulary: dict[str, int],
-        pieces: SentencePieces,
-        settings: _Settings,
+        spm_file: Path,
+        settings: dict[str, Any],
         saved: Mapping[int, AddedToken],
     ) -> None:
-        if settings.unk_token is None or settings.unk_token not in vocabulary:
+        if settings["unk_token"] is None or settings["unk_token"] not in vocabulary:
             raise CheckpointError(
-                f"loading a Speech2Text tokenizer: found no {settings.unk_token} among "
+                f"loading a Speech2Text tokenizer: found no {settings['unk_token']} among "
                 f"{len(vocabulary)} tokens of vocab.json, expected what stands for unknown ones; "
                 f"fetch the checkpoint again or give unk_token"
             )
+        self.sp_model_kwargs = dict(settings.pop("sp_model_kwargs") or {})
+        others = settings.pop("additional_special_tokens") or ()
+        language = settings.pop("tgt_lang")
+        self._pieces = SentencePieces.from_file(spm_file, self.sp_model_kwargs)
         self.encoder = vocabulary
         self.decoder = {token_id: piece for piece, token_id in vocabulary.items()}
-        self._pieces = pieces
         self._added = AddedTokens()
         self._others: list[str] = []
         for token_id, token in saved.items():
             self._added.put(token_id, token)
-        self._take_settings(
-            settings, but=("tgt_lang", "sp_model_kwargs", "additional_special_tokens")
-        )
-        self.sp_model_kwargs = dict(settings.sp_model_kwargs or {})
-        self._set_languages(settings.tgt_lang)
-        roles = [token for role in ROLES if (token := getattr(settings, role)) is not None]
-        others = settings.additional_special_tokens
+        self._take_settings(settings)
+        self._set_languages(language)
+        roles = [token for role in ROLES if (token := settings[role]) is not None]
         self.add_tokens([*roles, *self.lang_tokens, *others], special_tokens=True)
 
     def _check_setting(self, name: str, value: Any) -> None:
@@ -184,10 +154,6 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         """Return the id of every token."""
         return {**self.encoder, **self._added.ids}
 
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return the ids of control tokens and of tokens that were added."""
-        return {token.content: token_id for token_id, token in self._added.tokens.items()}
-
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """Control tokens and added ones by id, each with its flags."""
@@ -201,17 +167,16 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     @property
     def all_special_ids(self) -> list[int]:
         """Ids of the control tokens."""
-        return self.convert_tokens_to_ids(self.all_special_tokens)
+        ids: list[int] = self.convert_tokens_to_ids(self.all_special_tokens)
+        return ids
 
     @property
     def additional_special_tokens(self) -> list[str]:
         """The control tokens that play no named role, those of languages among them."""
         return list(self._others)
 
-    @property
-    def extra_special_tokens(self) -> list[str]:
-        """The same, as version 5 of the reference calls them."""
-        return list(self._others)
+    extra_special_tokens = additional_special_tokens
+    """The same, as version 5 of the reference calls them."""
 
     def add_tokens(
         self,
@@ -276,11 +241,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self._tgt_lang: str | None = new_tgt_lang
 
     def set_tgt_lang_special_tokens(self, tgt_lang: str) -> None:
-        """Let labels start with the token of a language.
-
-        Raises:
-            ValueError: the checkpoint has no such language.
-        """
+        """Let labels start with the token of a language of the checkpoint."""
         unknown = self._pieces.unknown_id
         known = [code for code, token in self.lang_code_to_id.items() if token != unknown]
         if tgt_lang not in known:
@@ -303,14 +264,9 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         codes = LANGUAGES[self.lang_codes] if self.lang_codes is not None else ()
         # As in the reference, these are the SentencePiece model's own ids, which vocab.json of
         # every published checkpoint repeats.
-        own = {code: self._pieces.piece_id(f"<lang:{code}>") for code in codes}
-        unknown = self._pieces.unknown_id
-        self.lang_code_to_id = {
-            code: unknown if token is None else token for code, token in own.items()
-        }
-        self._tgt_lang = tgt_lang
+        self.lang_code_to_id = {code: self._pieces.piece_id(f"<lang:{code}>") for code in codes}
         if tgt_lang is not None and codes:
-            self.set_tgt_lang_special_tokens(tgt_lang)
+            self.tgt_lang = tgt_lang
             return
         # The first language may be one that this model lacks: labels have to choose another then.
         self.prefix_tokens = [self.lang_code_to_id[code] for code in codes[:1]]
@@ -319,11 +275,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     # Texts to ids
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the tokens of a text as the vocabulary spells them.
-
-        Raises:
-            ValueError: `text` is no valid Unicode text.
-        """
+        """Return the tokens of a text as the vocabulary spells them."""
         if self.do_lower_case:
             text = self._added.lower(text)
         tokens: list[str] = []
@@ -339,7 +291,8 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         return [0] * first + [1] * len(token_ids_1 or [])
 
     def _text_ids(self, text: str) -> list[int]:
-        return self.convert_tokens_to_ids(self.tokenize(text))
+        ids: list[int] = self.convert_tokens_to_ids(self.tokenize(text))
+        return ids
 
     @property
     def _end(self) -> int:
@@ -378,11 +331,17 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             ids, second, overflowing = self.truncate_sequences(
                 ids, second, excess, options.lengths.truncation, options.stride
             )
-        row = self._row(ids, second, special=options.special)
-        types = [0] * row["length"]
+        row = [*ids, *(second or [])]
+        mask = types = [0] * len(row)
         if options.special:
+            row = self.build_inputs_with_special_tokens(ids, second)
+            mask = self.get_special_tokens_mask(ids, second)
             types = self.create_token_type_ids_from_sequences(ids, second)
-        return row | {
+        return {
+            "input_ids": row,
+            "attention_mask": [1] * len(row),
+            "special_tokens_mask": mask,
+            "length": len(row),
             "token_type_ids": types,
             "overflowing_tokens": overflowing,
             "num_truncated_tokens": excess,
@@ -396,13 +355,11 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         truncation_strategy: str = "longest_first",
         stride: int = 0,
     ) -> tuple[list[int], list[int] | None, list[int]]:
-        """Cut ids, or a pair of such, at the side that the tokenizer is set to.
+        """Truncate ids, or a pair of such, at the side that the tokenizer is set to.
 
         Returns both and what was cut off, with the `stride` kept ids next to it: nothing where a
-        pair is cut `longest_first`.
-
-        Pairs are cut as the reference's tokenizers in Python do, which differ in this from those
-        in Rust.
+        pair is truncated `longest_first`. The reference's tokenizers in Python, which this follows,
+        differ in pairs from those in Rust.
         """
         if num_tokens_to_remove <= 0:
             return ids, pair_ids, []
@@ -451,11 +408,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     ) -> Any:
         """Turn one sequence of ids into text, or several into a list of texts.
 
-        An id that the vocabulary lacks becomes the unknown token. Options are those of Whisper's
-        tokenizer.
-
-        Raises:
-            TypeError: these are no ids.
+        An id that the vocabulary lacks becomes the unknown token; what is no id is a TypeError.
         """
 
         def decode_one(ids: list[int]) -> str:
@@ -492,11 +445,9 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def _load(self, folder: Path, given: dict[str, Any]) -> None:
         saved, others = _saved_tokens(folder)
         more = given.pop("additional_special_tokens", ())
-        settings = _Settings.from_folder(
-            folder, **given, additional_special_tokens=(*others, *more)
-        )
-        pieces = SentencePieces.from_file(folder / SPM_NAME, settings.sp_model_kwargs)
-        self._set_up(_vocabulary(folder / VOCAB_NAME), pieces, settings, saved)
+        settings = self._defaults() | self._saved_settings(folder, given)
+        settings["additional_special_tokens"] = (*others, *more)
+        self._set_up(_vocabulary(folder / VOCAB_NAME), folder / SPM_NAME, settings, saved)
 
     def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
         added = self.added_tokens_decoder
@@ -515,11 +466,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     def save_vocabulary(
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, str]:
-        """Write vocab.json and the SentencePiece model into a folder; returns their paths.
-
-        Raises:
-            NotADirectoryError: there is no such folder.
-        """
+        """Write vocab.json and the SentencePiece model into a folder; returns their paths."""
         vocab, model = vocabulary_paths(save_directory, filename_prefix, VOCAB_NAME, SPM_NAME)
         write_json_object(vocab, self.encoder)
         model.write_bytes(self._pieces.model)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from corpus_asr.families import generation_config
 from corpus_asr.families.generation_config import GENERATION_NAME
-from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.families.whisper.tokenizer import TASKS, WhisperTokenizer
 from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 
 __all__ = ["GENERATION_NAME", "GenerationConfig"]
@@ -100,8 +100,5 @@ def tokens_to_decode(tokenizer: WhisperTokenizer) -> dict[str, Any]:
     }
     if tokenizer.is_multilingual:
         ids["lang_to_id"] = {f"<|{code}|>": i for code, i in tokenizer.language_ids.items()}
-        ids["task_to_id"] = {
-            "transcribe": tokenizer.transcribe,
-            "translate": tokenizer.translate,
-        }
+        ids["task_to_id"] = {task: getattr(tokenizer, task) for task in TASKS}
     return ids

@@ -1,11 +1,11 @@
-"""Timestamps among tokens: written out, between stretches, and in merged chunks of a recording."""
+"""Timestamps among tokens: written out, between segments, and in merged chunks of a recording."""
 
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -58,10 +58,10 @@ def written_timestamps(
     return pieces
 
 
-def timed_stretches(
+def timed_segments(
     token_ids: Sequence[int], *, timestamp_begin: int, time_precision: float
 ) -> Iterator[tuple[Sequence[int], tuple[float, float]]]:
-    """Yield the stretches that a pair of timestamps closes, timestamps included, with their times.
+    """Yield the segments that a pair of timestamps closes, timestamps included, with their times.
 
     Text before the first timestamp is left out, and so is text after the last one. Times of a
     later window go on from the earlier one's end.
@@ -76,9 +76,9 @@ def timed_stretches(
         ends.append(stamps[-1] + 1)
     start, latest, windows = stamps[0], 0, 0
     for end in ends:
-        stretch = token_ids[start:end]
-        if len(stretch) > 1:
-            first, last = stretch[0] - timestamp_begin, stretch[-1] - timestamp_begin
+        segment = token_ids[start:end]
+        if len(segment) > 1:
+            first, last = segment[0] - timestamp_begin, segment[-1] - timestamp_begin
             if first < latest:
                 # Times start again: the next window. One that ended on a pair of timestamps was
                 # left at that time, any other one at its end.
@@ -86,7 +86,7 @@ def timed_stretches(
                 windows += WINDOW_POSITIONS if single else latest
             latest = last
             offset_s = windows * time_precision
-            yield stretch, (first * time_precision + offset_s, last * time_precision + offset_s)
+            yield segment, (first * time_precision + offset_s, last * time_precision + offset_s)
         start = end
 
 
@@ -101,7 +101,6 @@ class _Windows:
         self.left_at_pair = False
 
     def before(self, position: int) -> float:
-        """Read the timestamp at `position`; those before it were read already."""
         time_s = (self._ids[position] - self._begin) * self._precision_s
         self.left_at_pair = False
         if time_s < self._latest_s:
@@ -120,17 +119,6 @@ class _Windows:
 # Chunks of a recording
 
 
-class _Tokenizer(Protocol):
-    timestamp_begin: int
-
-    @property
-    def all_special_ids(self) -> list[int]: ...
-    @property
-    def language(self) -> str | None: ...
-    def decode(self, token_ids: Any) -> Any: ...
-    def without_previous(self, ids: list[int]) -> list[int]: ...
-
-
 @dataclass(slots=True)
 class _Chunk:
     language: str | None
@@ -141,26 +129,20 @@ class _Chunk:
 
 
 def merged_chunks(
-    tokenizer: _Tokenizer,
+    tokenizer: Any,
     model_outputs: Iterable[Mapping[str, Any]],
     *,
     return_timestamps: bool | str | None,
     return_language: bool | None,
     time_precision: float,
 ) -> tuple[str, dict[str, Any]]:
-    """Merge the transcripts of overlapping chunks: joined where neighbours' tokens agree best.
+    """Merge the transcripts of overlapping chunks, joined where their tokens agree best.
 
-    Args:
-        tokenizer: of the model that wrote them.
-        model_outputs: per chunk its `tokens`, of shape `(1, token)`; its `stride`, which is its
-            length and how much of it belongs to the chunk before and after it, in seconds; and for
-            words `token_timestamps`, the end of each token in seconds, of shape `(1, token)`.
-        return_timestamps: True for the stretches between timestamps, `word` for words.
-        return_language: whether to name the language of each stretch.
-        time_precision: seconds per timestamp step.
-
-    Returns:
-        The text, and `{"chunks": [...]}` where stretches, words or languages were asked for.
+    Each of `model_outputs` holds `tokens`, of shape `(1, token)`; `stride`, which is the length of
+    the chunk and how much of it overlaps the chunks before and after it, in seconds; and for words
+    `token_timestamps`, the end of each token in seconds, of shape `(1, token)`. Returns the text,
+    and `{"chunks": [...]}` where segments (`return_timestamps=True`), words (`"word"`) or languages
+    were asked for; `time_precision` is in seconds per timestamp step.
 
     Source: transformers 5.23, tokenization_whisper.py, `_decode_asr`.
     """
@@ -184,9 +166,9 @@ def merged_chunks(
 
 @dataclass(slots=True, kw_only=True)
 class _Merger:
-    """Reads tokens from the first chunk to the last, closing a stretch at every end time."""
+    """Reads tokens from the first chunk to the last, closing a segment at every end time."""
 
-    tokenizer: _Tokenizer
+    tokenizer: Any  # a WhisperTokenizer, whose module imports this one
     timestamps: bool
     words: bool
     name_language: bool
@@ -196,7 +178,7 @@ class _Merger:
     chunks: list[_Chunk] = field(default_factory=list)
     chunk: _Chunk = field(default_factory=lambda: _Chunk(None))
     offset_s: float = 0.0
-    # A stretch may reach over several chunks: the tokens of the earlier ones, then of this one.
+    # A segment may extend over several chunks: the tokens of the earlier ones, then of this one.
     earlier: list[list[int]] = field(default_factory=list)
     earlier_times: list[list[Times]] = field(default_factory=list)
     current: list[int] = field(default_factory=list)
@@ -237,13 +219,11 @@ class _Merger:
             self._start_chunk()
 
     def finish(self) -> list[_Chunk]:
-        """Close the last stretch, which has no end time, and return all."""
         if self.earlier:
             self._close_chunk()
         return self.chunks
 
     def shown(self, chunk: _Chunk) -> dict[str, Any]:
-        """Return a stretch as the pipeline names its parts."""
         return {
             **({"language": chunk.language} if self.name_language else {}),
             **({"timestamp": (chunk.start_s, chunk.end_s)} if self.timestamps else {}),
@@ -251,7 +231,7 @@ class _Merger:
         }
 
     def _last_timestamp(self, ids: list[int], right_start_s: float) -> int | None:
-        """Return the first timestamp that belongs to the next chunk, the last one at least."""
+        # The first timestamp that belongs to the next chunk, the last one at least.
         begin, last = self.tokenizer.timestamp_begin, None
         for token in reversed(ids):
             if token >= begin:
@@ -273,7 +253,7 @@ class _Merger:
     def _read_timestamp(self, token: int, time_s: float, first: float, last: int | None) -> None:
         if last and token >= last:
             # It lies where the next chunk knows better, and so does its twin, which would start
-            # another stretch.
+            # another segment.
             self.skip = True
         elif self.skip or (self.earlier and token < first):
             self.skip = False
@@ -317,9 +297,8 @@ def joined_sequences(
 ) -> tuple[list[int], list[Times]]:
     """Join token sequences whose ends overlap.
 
-    Of what two neighbours share, the first half is taken from the left one and the second half from
-    the right one: each is surer away from its end. Returns the tokens, and their times if there
-    were any.
+    Of what two neighbors share, the first half is taken from the left one and the second half from
+    the right one: each is more reliable away from its end.
     """
     tokens, spans = list(sequences[0]), list(times[0]) if times else []
     start = 0  # of the part of `tokens` that the next sequence may overlap

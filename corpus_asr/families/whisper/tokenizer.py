@@ -6,45 +6,45 @@ multilingual and large-v3 checkpoints.
 """
 
 import codecs
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
+
+from tokenizers import AddedToken, Encoding, Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import read_json_object, write_json_object
+from corpus_asr.families.saved_files import optional_object, read_json_object, write_json_object
 from corpus_asr.families.tensors import BatchEncoding, as_tensors
 from corpus_asr.families.tokenizer import (
-    ROLES,
-    PretrainedTokenizer,
-    TokenSettings,
-    vocabulary_paths,
-)
-from corpus_asr.families.truncation_padding import (
-    NO_LIMIT,
-    OUTSIDE,
-    EncodeOptions,
-    decode_each,
-    pair_limits,
-    text_pairs,
-)
-from corpus_asr.families.whisper.timestamps import (
-    merged_chunks,
-    timed_stretches,
-    without_timestamps,
-    written_timestamps,
-)
-from corpus_asr.languages import LANGUAGES, resolve_language
-from corpus_asr.text.added_tokens import (
     ADDED_NAME,
     MERGES_NAME,
+    ROLES,
     SETTINGS_NAME,
     SPECIAL_NAME,
     TOKENIZER_NAME,
     VOCAB_NAME,
+    PretrainedTokenizer,
+    added_token,
+    vocabulary_paths,
 )
-from corpus_asr.text.bpe import BytePairEncoding, Encoding
+from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions, decode_each, text_pairs
+from corpus_asr.families.whisper.timestamps import (
+    merged_chunks,
+    timed_segments,
+    without_timestamps,
+    written_timestamps,
+)
+from corpus_asr.families.whisper.vocabulary import (
+    build_vocabulary,
+    load_vocabulary,
+    read_tokenizer_file,
+    token_bytes,
+)
+from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.text.normalize import (
     BasicTextNormalizer,
     EnglishTextNormalizer,
@@ -62,41 +62,23 @@ _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
 _ENGLISH_ONLY_END = 50256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings(TokenSettings):
-    bos_token: str | None = _END
-    eos_token: str | None = _END
-    unk_token: str | None = _END
-    language: str | None = None
-    task: str | None = None
-    predict_timestamps: bool = False
-    add_prefix_space: bool | None = None
-    errors: str = "replace"
-
-
 class WhisperTokenizer(PretrainedTokenizer):
     """Whisper's byte-level BPE, control tokens and timestamps.
 
     Args:
-        vocab_file: vocab.json; its neighbours added_tokens.json, special_tokens_map.json and
-            tokenizer_config.json give the control tokens.
-        merges_file: merges.txt.
+        vocab_file: vocab.json; the other JSON files in its folder give the control tokens.
         normalizer_file: normalizer.json, American spellings by British ones; None for the own list.
-        tokenizer_file: tokenizer.json, instead of the first two.
+        tokenizer_file: tokenizer.json, instead of vocab.json and merges.txt.
         bos_token: named by the reference; labels start with `<|startoftranscript|>` whatever it is.
-        add_prefix_space: encode every text as if a space came first.
         language: code or name of the language in labels; None leaves its token out.
         task: `transcribe` or `translate` in labels; None leaves its token out.
-        predict_timestamps: whether labels hold timestamps, so `<|notimestamps|>` is left out.
+        predict_timestamps: whether labels hold timestamps, and no `<|notimestamps|>`.
         errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it.
-        model_max_length: tokens per text that are kept where no length is given.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks a control token.
         ValueError: `language` or `task` is not known, or the vocabulary lacks a named token.
     """
-
-    _settings_class: ClassVar[type[TokenSettings]] = _Settings
 
     is_fast = True
     language: str | None
@@ -132,27 +114,31 @@ class WhisperTokenizer(PretrainedTokenizer):
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        settings = _Settings.of(locals())
+        arguments = locals()
         if tokenizer_file is not None:
-            bpe = BytePairEncoding.from_tokenizer_file(Path(tokenizer_file))
+            tokenizer = read_tokenizer_file(Path(tokenizer_file))
         elif vocab_file is not None and merges_file is not None:
-            bpe = BytePairEncoding.from_files(Path(vocab_file), Path(merges_file))
+            tokenizer = build_vocabulary(Path(vocab_file), Path(merges_file))
         else:
             raise ValueError(
                 f"making a tokenizer: found vocab_file={vocab_file!r} and "
                 f"merges_file={merges_file!r}, expected both, or tokenizer_file; pass them, or "
                 f"load a folder by from_pretrained"
             )
-        self._set_up(bpe, settings, None if normalizer_file is None else Path(normalizer_file))
+        settings = {name: arguments[name] for name in self._defaults()}
+        self._set_up(
+            tokenizer, settings, None if normalizer_file is None else Path(normalizer_file)
+        )
 
     def _set_up(
         self,
-        bpe: BytePairEncoding,
-        settings: _Settings,
-        normalizer: Path | None,
+        tokenizer: Tokenizer,
+        settings: Mapping[str, Any],
+        normalizer: str | PathLike[str] | None,
         is_multilingual: bool | None = None,
     ) -> None:
-        self._bpe = bpe
+        self._tokenizer = tokenizer
+        self._special_ids: tuple[int, ...] | None = None
         self.eot = self._control(_END)
         self.sot = self._control("<|startoftranscript|>")
         self.translate = self._control("<|translate|>")
@@ -168,14 +154,16 @@ class WhisperTokenizer(PretrainedTokenizer):
         self.is_multilingual = is_multilingual
         self.language_ids = languages if is_multilingual else {}
         self._take_settings(settings)
-        if settings.add_prefix_space is not None:
-            bpe.set_prefix_space(settings.add_prefix_space)
+        if self.add_prefix_space is not None:
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+                add_prefix_space=self.add_prefix_space
+            )
         for role in ROLES:
-            self._check_setting(role, getattr(settings, role))
-        self.set_prefix_tokens(settings.language, settings.task)
+            self._check_setting(role, settings[role])
+        self.set_prefix_tokens(self.language, self.task)
         self.english_spelling_normalizer = None
         if normalizer is not None:
-            self.english_spelling_normalizer = read_json_object(normalizer)
+            self.english_spelling_normalizer = read_json_object(Path(normalizer))
 
     def _check_setting(self, name: str, value: Any) -> None:
         super()._check_setting(name, value)
@@ -198,35 +186,34 @@ class WhisperTokenizer(PretrainedTokenizer):
     # The vocabulary
 
     def __len__(self) -> int:
-        return len(self._bpe)
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens before any were added; `len()` counts all."""
-        return self._bpe.vocab_size
+        return self._tokenizer.get_vocab_size(with_added_tokens=False)
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token."""
-        return self._bpe.vocabulary()
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """Return the ids of the tokens beside the vocabulary."""
-        return {token.content: i for i, token in self._bpe.added_tokens.items()}
+        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """The tokens beside the vocabulary by id, each with its flags."""
-        return self._bpe.added_tokens
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The tokens next to the vocabulary by id, ascending."""
+        return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
 
     @property
     def all_special_ids(self) -> list[int]:
         """Ids of the control tokens, ascending; timestamps are not among them."""
-        return list(self._bpe.special_ids)
+        if self._special_ids is None:
+            added = self.added_tokens_decoder.items()
+            self._special_ids = tuple(i for i, token in added if token.special)
+        return list(self._special_ids)
 
     @property
     def all_special_tokens(self) -> list[str]:
         """The control tokens, in the order of their ids."""
-        return [token for i in self.all_special_ids if (token := self._bpe.id_to_token(i))]
+        return [token for i in self.all_special_ids if (token := self._id_token(i))]
 
     @property
     def additional_special_tokens(self) -> list[str]:
@@ -239,8 +226,11 @@ class WhisperTokenizer(PretrainedTokenizer):
 
         A model needs a row per token: resize its embeddings to `len()` of this afterwards.
         """
-        tokens = [new_tokens] if isinstance(new_tokens, str) else list(new_tokens)
-        return self._bpe.add_tokens(tokens, special=special_tokens)
+        tokens = [new_tokens] if isinstance(new_tokens, str) else new_tokens
+        size = len(self)
+        self._tokenizer.add_tokens([added_token(t, special=special_tokens) for t in tokens])
+        self._special_ids = None
+        return len(self) - size
 
     # Prompts and labels
 
@@ -250,11 +240,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         task: str | None = None,
         predict_timestamps: bool | None = None,
     ) -> None:
-        """Change what labels start with; None keeps what was set.
-
-        Raises:
-            ValueError: `language` or `task` is not known; nothing is changed then.
-        """
+        """Change what labels start with, or nothing and a ValueError; None keeps what was set."""
         if language is not None:
             self._language_id(language)
         if task is not None:
@@ -275,14 +261,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         return prefix if self.predict_timestamps else [*prefix, self.no_timestamps]
 
     def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
-        """Return the tokens that ask a model of this kind for a transcript.
-
-        `language` is a code, name or token; None only for an English-only model.
-
-        Raises:
-            ValueError: the model cannot do this: no such language or task, or an English-only
-                model asked for another language or a translation.
-        """
+        """Return the prompt for a transcript; `language` is None only for an English-only model."""
         end = () if timestamps else (self.no_timestamps,)
         if self.is_multilingual:
             if language is None:
@@ -304,47 +283,40 @@ class WhisperTokenizer(PretrainedTokenizer):
         language: str | None = None,
         no_timestamps: bool = True,
     ) -> list[tuple[int, int]]:
-        """Set the prefix and return its tokens after the first, each with its position.
-
-        Raises:
-            ValueError: `language` or `task` is not known.
-        """
+        """Set the prefix and return its tokens after the first, each with its position."""
         self.set_prefix_tokens(language, task, predict_timestamps=not no_timestamps)
         return list(enumerate(self.prefix_tokens))[1:]
 
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
-        """Encode text that stands before the transcript: earlier words, or names to expect.
-
-        Raises:
-            ValueError: `text` holds a control token or timestamp, or there are no such tensors.
-        """
-        ids = self._bpe.encode(" " + text.strip())
+        """Encode plain text before the transcript: earlier words, or names to expect."""
+        ids = self._text_ids(" " + text.strip())
         found = next((i for i in ids if i >= self.eot), None)
         if found is not None:
             raise ValueError(
-                f"encoding a prompt: found the special token {self._bpe.id_to_token(found)} in "
+                f"encoding a prompt: found the special token {self._id_token(found)} in "
                 f"{text[:60]!r}, expected plain text; remove it"
             )
         return as_tensors([self.start_of_prev, *ids], return_tensors)
 
     def _token_id(self, token: str) -> int | None:
-        return self._bpe.token_to_id(token)
+        return self._tokenizer.token_to_id(token)
 
     def _id_token(self, token_id: int) -> str | None:
-        return self._bpe.id_to_token(token_id)
+        # The library's ids are unsigned: a negative one would raise OverflowError.
+        return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
 
     def _control(self, *names: str) -> int:
-        token_id = next((i for i in map(self._bpe.token_to_id, names) if i is not None), None)
+        token_id = next((i for i in map(self._token_id, names) if i is not None), None)
         if token_id is None:
             raise CheckpointError(
-                f"loading a Whisper tokenizer: found no {names[0]} among {len(self._bpe)} tokens, "
+                f"loading a Whisper tokenizer: found no {names[0]} among {len(self)} tokens, "
                 f"expected Whisper's control tokens; fetch the checkpoint's added_tokens.json and "
                 f"special_tokens_map.json, or its tokenizer.json"
             )
         return token_id
 
     def _language_tokens(self) -> dict[str, int]:
-        tokens = {code: self._bpe.token_to_id(f"<|{code}|>") for code in LANGUAGES}
+        tokens = {code: self._token_id(f"<|{code}|>") for code in LANGUAGES}
         return {code: token for code, token in tokens.items() if token is not None}
 
     def _language_id(self, language: str) -> int:
@@ -363,13 +335,9 @@ class WhisperTokenizer(PretrainedTokenizer):
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False
     ) -> list[str]:
-        """Return the tokens of a text as the vocabulary spells them.
-
-        Raises:
-            ValueError: `text` is no valid Unicode text.
-        """
+        """Return the tokens of a text as the vocabulary spells them."""
         ids = self.encode(text, pair, add_special_tokens)
-        return [token for i in ids if (token := self._bpe.id_to_token(i)) is not None]
+        return [token for i in ids if (token := self._id_token(i)) is not None]
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -382,70 +350,93 @@ class WhisperTokenizer(PretrainedTokenizer):
         return self.eot if self.eos_token_id is None else self.eos_token_id
 
     def _text_ids(self, text: str) -> list[int]:
-        return self._bpe.encode(text)
+        return list(self._encoding(text, words=False).ids)
 
     def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
         several, pairs = text_pairs(text, pair, words=options.words)
-        found = [list(self._rows(*both, options)) for both in pairs]
-        batch = self._padded([row for rows in found for row in rows], options)
+        fitting = self._fitting(options)
+        rows, sources = [], []
+        for number, (first, second) in enumerate(pairs):
+            if options.overflow and second is not None:
+                # The library loses which of the two texts an overflowing token is of.
+                raise ValueError(
+                    "encoding pairs: found return_overflowing_tokens=True, expected it for single "
+                    "texts only; encode the texts one by one"
+                )
+            text = self._encoding(first, words=options.words)
+            pair = None if second is None else self._encoding(second, words=options.words)
+            try:
+                whole = fitting.post_process(text, pair, options.special)
+            except Exception as error:  # the library raises nothing more precise
+                raise ValueError(
+                    f"truncating a pair of {len(text)} and {len(pair or ())} tokens to "
+                    f"{options.lengths.max_length}: found too few to cut by "
+                    f"truncation={options.lengths.truncation!r}; cut the other text, or allow more "
+                    f"by max_length"
+                ) from error
+            found = [whole, *whole.overflowing] if options.overflow else [whole]
+            rows += [_row(encoding) for encoding in found]
+            sources += [number] * len(found)
+        batch = self._padded(rows, options)
         if "length" in batch:
             batch["length"] = [len(row) for row in batch["input_ids"]]
         if options.overflow:
-            sources = [number for number, rows in enumerate(found) for _ in rows]
             batch["overflow_to_sample_mapping"] = sources
         if not several and options.tensors is None and not options.overflow:
             return BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
         return batch.convert_to_tensors(options.tensors)
 
+    def _fitting(self, options: EncodeOptions) -> Tokenizer:
+        """Make a tokenizer that only puts special tokens around encodings and truncates them.
+
+        Truncation set on the tokenizer itself would be seen by threads that encode with it at the
+        same time. Making this one takes 25 us.
+        """
+        self._text_limit(options)
+        fitting = Tokenizer(BPE())
+        if options.special:
+            prefix, end = self.prefix_tokens, self._end
+            before = [f"{token}:0" for token in prefix]
+            fitting.post_processor = TemplateProcessing(
+                single=[*before, "$A:0", f"{end}:0"],
+                pair=[*before, "$A:0", "$B:1", f"{end}:1"],
+                special_tokens=[(str(token), token) for token in {*prefix, end}],
+            )
+        lengths = options.lengths
+        if lengths.limit == NO_LIMIT:
+            return fitting
+        try:
+            fitting.enable_truncation(
+                lengths.limit,
+                stride=options.stride,
+                strategy=lengths.truncation,
+                direction=self.truncation_side,
+            )
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"encoding texts: found stride={options.stride} and max_length={lengths.limit} "
+                f"({error}), expected a stride from 0 and below the tokens of text in a row; "
+                f"change one of them"
+            ) from error
+        return fitting
+
     def _encoding(self, text: Any, *, words: bool) -> Encoding:
         of_words = isinstance(text, list | tuple) and all(isinstance(word, str) for word in text)
-        if of_words if words else isinstance(text, str):
-            return self._bpe.encoding(text)
-        expected = "a list of words" if words else "a text"
-        raise ValueError(
-            f"encoding texts: found {str(text)[:40]!r} of type {type(text).__name__}, expected "
-            f"{expected}; correct it or is_split_into_words"
-        )
-
-    def _rows(self, first: Any, second: Any, options: EncodeOptions) -> Iterator[dict[str, Any]]:
-        """Yield the row of a text or pair, and rows of what it was cut down by if asked for."""
-        texts = [first] if second is None else [first, second]
-        encodings = [self._encoding(text, words=options.words) for text in texts]
-        limit = self._text_limit(options)
-        if options.overflow and len(encodings) > 1:
+        if not (of_words if words else isinstance(text, str)):
+            expected = "a list of words" if words else "a text"
             raise ValueError(
-                "encoding pairs: found return_overflowing_tokens=True, expected it for single "
-                "texts only; encode the texts one by one"
+                f"encoding texts: found {str(text)[:40]!r} of type {type(text).__name__}, expected "
+                f"{expected}; correct it or is_split_into_words"
             )
-        counts = [len(encoding.ids) for encoding in encodings]
-        limits = pair_limits(counts[0], sum(counts[1:]), limit, options.lengths.truncation)
-        # Encodings are cut one by one: truncation set on the tokenizer would be seen by threads
-        # that encode with it at the same time.
-        for encoding, count, most in zip(encodings, counts, limits, strict=False):
-            if count <= most:
-                continue
-            if not 0 <= options.stride < max(most, 1):
-                raise ValueError(
-                    f"cutting {count} tokens: found stride={options.stride}, expected 0 or more "
-                    f"and below the {most} tokens that max_length leaves; change one of them"
-                )
-            encoding.truncate(most, stride=options.stride, direction=self.truncation_side)
-        yield self._encoded_row(encodings, special=options.special)
-        if options.overflow:
-            for rest in encodings[0].overflowing:
-                yield self._encoded_row([rest], special=options.special)
-
-    def _encoded_row(self, parts: list[Encoding], *, special: bool) -> dict[str, Any]:
-        row = self._row(*(part.ids for part in parts), special=special)
-        width, before = row["length"], len(self.prefix_tokens) if special else 0
-        # The end token counts as part of the text that it follows.
-        of_first = before + len(parts[0].ids) if len(parts) > 1 else width
-        offsets = [offset for part in parts for offset in part.offsets]
-        after = [OUTSIDE] * (width - before - len(offsets))
-        return row | {
-            "token_type_ids": [0] * of_first + [1] * (width - of_first),
-            "offset_mapping": [*([OUTSIDE] * before), *offsets, *after],
-        }
+        try:
+            return self._tokenizer.encode(
+                list(text) if words else text, is_pretokenized=words, add_special_tokens=False
+            )
+        except TypeError as error:
+            raise ValueError(
+                f"encoding {text[:40]!r}: found {type(text).__name__} that is no valid Unicode "
+                f"text; decode it with errors='replace' first"
+            ) from error
 
     # Ids to text
 
@@ -466,20 +457,14 @@ class WhisperTokenizer(PretrainedTokenizer):
         A character that the end of a sequence cuts short becomes U+FFFD.
 
         Args:
-            token_ids: one id, or a list, array or tensor of one dimension, or of two for several.
-            skip_special_tokens: leave control tokens out, and the previous text before the start
-                token with them.
+            skip_special_tokens: leave out control tokens, and the text of earlier windows in the
+                prompt.
             clean_up_tokenization_spaces: remove spaces before punctuation, those that were meant
-                too; None for what the tokenizer was set to, which is not to.
-            output_offsets: return the text together with its segments and their times.
-            time_precision: seconds per timestamp step.
+                too; None for the tokenizer's setting.
+            output_offsets: return `{"text": ..., "offsets": [{"text": ..., "timestamp": (start_s,
+                end_s)}]}` with the segments between timestamps.
             decode_with_timestamps: write timestamps as `<|1.08|>`, later windows continuing the
-                times of earlier ones; otherwise they are left out.
-            normalize: apply the English normaliser; no effect together with timestamps.
-
-        Returns:
-            A text, or `{"text": ..., "offsets": [{"text": ..., "timestamp": (start_s, end_s)}]}`
-            where offsets are asked for; a list of these for several sequences.
+                times of earlier ones; otherwise they are left out, and `normalize` may apply.
 
         Raises:
             ValueError: an id is negative, such as a label's padding.
@@ -506,11 +491,11 @@ class WhisperTokenizer(PretrainedTokenizer):
 
     def decode_text(self, token_ids: Iterable[int]) -> str:
         """Return what was said: control tokens and timestamps left out, wherever they stand."""
-        return self._bpe.decode([i for i in token_ids if i < self.eot])
+        return self._tokenizer.decode([i for i in token_ids if i < self.eot])
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join tokens as the vocabulary spells them to text."""
-        return self._bpe.join(tokens)
+        return b"".join(map(token_bytes, tokens)).decode("utf-8", "replace")
 
     def normalize(self, text: str) -> str:
         """Normalise English text, with the checkpoint's list of spellings if it has one."""
@@ -522,7 +507,16 @@ class WhisperTokenizer(PretrainedTokenizer):
         return BasicTextNormalizer(remove_diacritics)(text)
 
     def _plain_text(self, ids: list[int], skip_special_tokens: bool, clean: bool) -> str:
-        text = self._bpe.decode(ids, skip_special_tokens=skip_special_tokens, errors=self.errors)
+        if min(ids, default=0) < 0:
+            raise ValueError(
+                f"decoding {len(ids)} token ids: found {min(ids)}, expected ids from 0; replace "
+                f"the padding of labels by the end token first"
+            )
+        if self.errors == "replace":
+            text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        else:
+            tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
+            text = b"".join(map(token_bytes, filter(None, tokens))).decode("utf-8", self.errors)
         return self.clean_up_tokenization(text) if clean else text
 
     def _with_timestamps(
@@ -540,10 +534,10 @@ class WhisperTokenizer(PretrainedTokenizer):
         clean = self.clean_up_tokenization_spaces
         return [
             {
-                "text": without_timestamps(self._plain_text(list(stretch), False, clean)),
+                "text": without_timestamps(self._plain_text(list(segment), False, clean)),
                 "timestamp": times_s,
             }
-            for stretch, times_s in timed_stretches(
+            for segment, times_s in timed_segments(
                 ids, timestamp_begin=self.timestamp_begin, time_precision=time_precision
             )
         ]
@@ -574,21 +568,22 @@ class WhisperTokenizer(PretrainedTokenizer):
     # Files
 
     def _load(self, folder: Path, given: dict[str, Any]) -> None:
-        path = folder / "generation_config.json"
-        says = read_json_object(path).get("is_multilingual") if path.is_file() else None
+        says = optional_object(folder / "generation_config.json").get("is_multilingual")
         normalizer = folder / NORMALIZER_NAME
+        # No prefix space means what the vocabulary's own file says.
+        defaults = self._defaults() | {"add_prefix_space": None}
         self._set_up(
-            BytePairEncoding.from_folder(folder),
-            _Settings.from_folder(folder, **given),
+            load_vocabulary(folder),
+            defaults | self._saved_settings(folder, given),
             normalizer if normalizer.is_file() else None,
             is_multilingual=says if isinstance(says, bool) else None,
         )
 
     def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
         self._save_settings(folder, special_tokens=self.all_special_tokens)
-        self._bpe.save(folder)
+        self._tokenizer.save(str(folder / TOKENIZER_NAME))
         vocabulary = self.save_vocabulary(folder, filename_prefix)
-        base = self._bpe.vocabulary(with_added=False)
+        base = self._tokenizer.get_vocab(with_added_tokens=False)
         beside = {token: i for token, i in self.get_added_vocab().items() if token not in base}
         write_json_object(folder / ADDED_NAME, beside)
         others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
@@ -597,19 +592,27 @@ class WhisperTokenizer(PretrainedTokenizer):
     def save_vocabulary(
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, str, str]:
-        """Write vocab.json, merges.txt and normalizer.json into a folder; returns their paths.
-
-        Raises:
-            NotADirectoryError: there is no such folder.
-        """
+        """Write vocab.json, merges.txt and normalizer.json into a folder; returns their paths."""
         vocab, merges, normalizer = vocabulary_paths(
             save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
         )
-        write_json_object(vocab, self._bpe.vocabulary(with_added=False))
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in self._bpe.merges())]
-        merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_json_object(vocab, self._tokenizer.get_vocab(with_added_tokens=False))
+        pairs = json.loads(self._tokenizer.to_str())["model"]["merges"]
+        lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+        merges.write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
         spellings = self.english_spelling_normalizer
         write_json_object(
             normalizer, dict(american_spellings() if spellings is None else spellings)
         )
         return str(vocab), str(merges), str(normalizer)
+
+
+def _row(encoding: Encoding) -> dict[str, Any]:
+    return {
+        "input_ids": encoding.ids,
+        "attention_mask": encoding.attention_mask,
+        "token_type_ids": encoding.type_ids,
+        "special_tokens_mask": encoding.special_tokens_mask,
+        "offset_mapping": encoding.offsets,
+        "length": len(encoding),
+    }

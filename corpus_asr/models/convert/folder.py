@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,7 +57,6 @@ _MARKS = [
 _MUSIC = "♩♪♫♬♭♮♯"
 # Allowed within words, not in front of one.
 _JOINERS = ("-", "'")
-_SPACE = " "
 
 
 def convert(
@@ -68,18 +68,11 @@ def convert(
     tokenizer: Path | None = None,
     adapter: Path | None = None,
 ) -> str:
-    """Convert a checkpoint; the suffixes tell which way: `.pt` is OpenAI's, all else a folder.
+    """Convert a checkpoint and return what was written, in words.
 
-    Args:
-        source: a .pt file, or a folder with safetensors, PyTorch, Flax or TensorFlow weights.
-        target: must not exist yet.
-        dtype: `float32`, `float16`, `bfloat16` or, for folders, `int8`; None keeps the stored one,
-            and makes float16 of INT8 weights.
-        max_shard_size: bytes of one file of weights in a folder, such as `2GB`.
-        tokenizer: for a .pt source: a folder with Whisper's tokenizer, or OpenAI's .tiktoken file.
-        adapter: for a folder: a LoRA adapter in PEFT's layout, which is merged into the weights.
-
-    Returns what was written, in words.
+    The suffixes select the direction: `.pt` is OpenAI's, all else a folder. A `dtype` of None keeps
+    the stored one, and makes float16 of INT8 weights; a .pt source needs a `tokenizer`, a folder of
+    Whisper's or OpenAI's .tiktoken file; an `adapter` in PEFT's layout is merged into a folder's.
 
     Raises:
         CheckpointError: the source is broken, or cannot be written in the other layout, or the
@@ -102,19 +95,15 @@ def convert(
                 "--adapter is for checkpoint folders: convert the .pt file to a folder first"
             )
         if target.suffix == OPENAI_SUFFIX:
-            return _openai_to_openai(source, target, dtype)
+            dimensions, tensors = read_openai(source)
+            write_openai(target, dimensions, _typed(tensors, dtype))
+            return _words(tensors, target)
         return _openai_to_folder(source, target, dtype, max_shard_size, tokenizer)
     if tokenizer is not None:
         raise ConfigError("--tokenizer is for .pt files: a folder brings its own")
     if target.suffix == OPENAI_SUFFIX:
         return _folder_to_openai(source, target, dtype, adapter)
     return _folder_to_folder(source, target, dtype, max_shard_size, adapter)
-
-
-def _openai_to_openai(source: Path, target: Path, dtype: str | None) -> str:
-    dimensions, tensors = read_openai(source)
-    write_openai(target, dimensions, _typed(tensors, dtype))
-    return _words(tensors, target)
 
 
 def _openai_to_folder(
@@ -268,7 +257,7 @@ def _tokenizer(given: Path, folder: Path, dimensions: Dimensions) -> WhisperToke
 
 def _typed(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     if dtype == INT8:
-        return quantized(_without_sinusoids(tensors))
+        return quantized({n: t for n, t in tensors.items() if not _is_sinusoids(n, t)})
     wanted = DTYPES[dtype] if dtype else None
     return {
         name: tensor.to(wanted) if wanted is not None and tensor.is_floating_point() else tensor
@@ -276,14 +265,11 @@ def _typed(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor
     }
 
 
-def _without_sinusoids(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the fixed positions of Whisper's encoder, which are computed when absent."""
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.endswith(_FIXED)
-        or not torch.allclose(tensor.float(), sinusoids(*tensor.shape), rtol=0, atol=_HALF_ROUNDING)
-    }
+def _is_sinusoids(name: str, tensor: Tensor) -> bool:
+    """Whether these are the fixed positions of an encoder, which are computed when absent."""
+    return name.endswith(_FIXED) and torch.allclose(
+        tensor.float(), sinusoids(*tensor.shape), rtol=0, atol=_HALF_ROUNDING
+    )
 
 
 def _words(tensors: Mapping[str, Tensor], target: Path) -> str:
@@ -329,14 +315,15 @@ def _generation_for(
 
 def _begin_suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
     """Tokens no text begins with: the space and the end."""
-    return (*tokenizer.encode(_SPACE, add_special_tokens=False), tokenizer.eot)
+    return (*tokenizer.encode(" ", add_special_tokens=False), tokenizer.eot)
 
 
 def _suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
     """Tokens never said: marks that are not spoken, and control tokens out of place."""
-    tokens = {_ids(tokenizer, f" {joiner}")[0] for joiner in _JOINERS}
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    tokens = {encode(f" {joiner}")[0] for joiner in _JOINERS}
     for mark in (*_MARKS, *_MUSIC):
-        for ids in (_ids(tokenizer, mark), _ids(tokenizer, f" {mark}")):
+        for ids in (encode(mark), encode(f" {mark}")):
             # The musical signs share their first bytes with nothing but other signs.
             if len(ids) == 1 or mark in _MUSIC:
                 tokens.add(ids[0])
@@ -344,7 +331,3 @@ def _suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
     tokens |= {tokenizer.translate, tokenizer.transcribe, tokenizer.no_speech}
     tokens |= {tokenizer.sot, tokenizer.start_of_prev, start_of_lm}
     return tuple(sorted(tokens))
-
-
-def _ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))

@@ -8,7 +8,6 @@ transformers/models/whisper/modeling_whisper.py.
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -20,16 +19,16 @@ from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import write_json_object
-from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.languages import LANGUAGES
-from corpus_asr.text.added_tokens import (
+from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     MERGES_NAME,
     SETTINGS_NAME,
     SPECIAL_NAME,
     VOCAB_NAME,
 )
-from corpus_asr.text.bpe import bytes_by_letter
+from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.vocabulary import bytes_by_letter
+from corpus_asr.languages import LANGUAGES
 from corpus_asr.units import TIMESTAMP_STEP_S
 
 # OpenAI's networks have these built in: the file cannot say otherwise.
@@ -62,11 +61,7 @@ class Dimensions:
 
     @classmethod
     def of(cls, config: WhisperConfig, *, where: str) -> Self:
-        """Read them off a configuration.
-
-        Raises:
-            CheckpointError: OpenAI's networks cannot be like this.
-        """
+        """Read them off a configuration; raises CheckpointError for one of other networks."""
         odd = {
             "encoder_ffn_dim": (config.encoder_ffn_dim, _HIDDEN_PER_WIDTH * config.d_model),
             "decoder_ffn_dim": (config.decoder_ffn_dim, _HIDDEN_PER_WIDTH * config.d_model),
@@ -92,11 +87,7 @@ class Dimensions:
 
 
 def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
-    """Read a .pt file; its tensors stay mapped to the file.
-
-    Raises:
-        CheckpointError: it is missing, broken, would run code, or is no Whisper checkpoint.
-    """
+    """Read a .pt file without running its code; its tensors stay mapped to the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # an unpickler fed garbage raises nearly anything
@@ -173,7 +164,7 @@ _WHOLE_BACK = {theirs: ours for ours, theirs in _WHOLE.items()}
 
 
 def huggingface_name(name: str) -> str | None:
-    """Return what Hugging Face calls OpenAI's tensor `name`; None if OpenAI has no such tensor."""
+    """Return what Hugging Face calls OpenAI's tensor `name`; None if there is no such tensor."""
     match = _OPENAI_BLOCK.fullmatch(name)
     if match and match[3] in _BLOCK:
         return f"model.{match[1]}.layers.{match[2]}.{_BLOCK[match[3]]}.{match[4]}"
@@ -232,22 +223,17 @@ def alignment_heads(file_name: str, dimensions: Dimensions) -> Heads | None:
     The sizes decide; large-v1 and large-v2 are alike in them, so there the file's name does.
     A fine-tuned model keeps its parent's heads.
     """
-    name = _by_size(dimensions)
-    if name is None and (dimensions.n_text_layer, dimensions.n_text_head) == (32, 20):
-        match = re.search(r"large-v[12]", file_name)
-        name = match[0] if match else None
-    return ALIGNMENT_HEADS[name] if name else None
-
-
-def _by_size(dimensions: Dimensions) -> str | None:
     layers, heads = dimensions.n_text_layer, dimensions.n_text_head
     if dimensions.n_vocab == _V3_VOCABULARY:
-        return {(32, 20): "large-v3", (4, 20): "large-v3-turbo"}.get((layers, heads))
-    size = _SIZES.get((layers, heads))
-    # A distilled model has fewer decoder layers than encoder layers, and other heads.
-    if size is None or dimensions.n_audio_layer != layers:
-        return None
-    return f"{size}.en" if dimensions.n_vocab == _ENGLISH_VOCABULARY else size
+        name = {(32, 20): "large-v3", (4, 20): "large-v3-turbo"}.get((layers, heads))
+    elif (layers, heads) == (32, 20):
+        match = re.search(r"large-v[12]", file_name)
+        name = match[0] if match else None
+    else:
+        # A distilled model has fewer decoder layers than encoder layers, and other heads.
+        name = _SIZES.get((layers, heads)) if dimensions.n_audio_layer == layers else None
+        name = f"{name}.en" if name and dimensions.n_vocab == _ENGLISH_VOCABULARY else name
+    return ALIGNMENT_HEADS[name] if name else None
 
 
 # Vocabularies: .tiktoken files have the base64 of a token's bytes and its rank per line
@@ -258,11 +244,7 @@ _FIXED_CONTROLS = 8  # all but languages and timestamps, the end token included
 
 
 def write_tokenizer_files(ranks_path: Path, folder: Path, *, vocab_size: int) -> None:
-    """Write the tokenizer of a model with `vocab_size` tokens into `folder`.
-
-    Raises:
-        CheckpointError: the file is broken, or cannot be the vocabulary of such a model.
-    """
+    """Write the tokenizer of a model with `vocab_size` tokens into `folder`."""
     ranks = _read_ranks(ranks_path)
     num_languages = vocab_size - len(ranks) - _FIXED_CONTROLS - TIMESTAMPS
     if not 0 < num_languages <= len(LANGUAGES):
@@ -273,15 +255,15 @@ def write_tokenizer_files(ranks_path: Path, folder: Path, *, vocab_size: int) ->
         )
     spelled = {_spell(token): rank for token, rank in ranks.items()}
     vocab = {**spelled, _END: len(ranks)}
-    controls = [*_controls(num_languages), *_timestamps()]
-    added = {token: len(ranks) + 1 + at for at, token in enumerate(controls)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / VOCAB_NAME).write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    controls = _controls(num_languages)
+    timestamps = [f"<|{step * TIMESTAMP_STEP_S:.2f}|>" for step in range(TIMESTAMPS)]
+    added = {token: len(ranks) + 1 + at for at, token in enumerate([*controls, *timestamps])}
+    write_json_object(folder / VOCAB_NAME, vocab)
     merges = "\n".join(" ".join(map(_spell, pair)) for pair in _merges(ranks))
     (folder / MERGES_NAME).write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
     write_json_object(folder / ADDED_NAME, added)
     roles = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _END)
-    special = {**roles, "additional_special_tokens": [_END, *_controls(num_languages)]}
+    special = {**roles, "additional_special_tokens": [_END, *controls]}
     write_json_object(folder / SPECIAL_NAME, special)
     settings = {
         **roles,
@@ -320,10 +302,6 @@ def _controls(num_languages: int) -> list[str]:
     return ["<|startoftranscript|>", *languages, *(f"<|{name}|>" for name in names)]
 
 
-def _timestamps() -> list[str]:
-    return [f"<|{step * TIMESTAMP_STEP_S:.2f}|>" for step in range(TIMESTAMPS)]
-
-
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The pair each longer token was made of: what is left of it one merge before the last."""
     merges = []
@@ -346,8 +324,8 @@ def _merge_up_to(token: bytes, ranks: dict[bytes, int], *, limit: int) -> list[b
     return parts
 
 
+_LETTERS = {byte: letter for letter, byte in bytes_by_letter().items()}
+
+
 def _spell(token: bytes) -> str:
     return "".join(_LETTERS[byte] for byte in token)
-
-
-_LETTERS = {byte: letter for letter, byte in bytes_by_letter().items()}

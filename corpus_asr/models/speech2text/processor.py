@@ -7,7 +7,6 @@ route without torchaudio. Works without torch unless tensors are asked for.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,44 +32,21 @@ from corpus_asr.models.feature_extraction import (
 _DERIVED = ("mel_filters", "window", "feature_extractor_type", "processor_class")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
-    feature_size: int = 80
-    sampling_rate: int = 16000
-    num_mel_bins: int = 80
-    padding_value: float = 0.0
-    dither: float = 0.0
-    do_ceptral_normalize: bool = True
-    normalize_means: bool = True
-    normalize_vars: bool = True
-    return_attention_mask: bool = True
-    padding_side: str = "right"
-
-
 class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
     """Turns samples into filter banks, each mel bin normalised over its recording.
 
     Args:
         feature_size: kept and saved; `num_mel_bins` counts.
-        sampling_rate: of the samples, in Hz.
-        num_mel_bins: values per frame.
-        padding_value: what frames are filled up with, after they are normalised.
+        padding_value: what frames are filled up with, after they are normalized.
         dither: standard deviation, in 16-bit steps, of noise added to every frame, from numpy's
-            global generator; 0 adds none.
-        do_ceptral_normalize: normalise each mel bin over the recording.
-        normalize_means: bring it to mean 0.
-        normalize_vars: bring it to variance 1. A bin of one value throughout becomes 0 where the
-            reference divides by zero.
-        padding_side: `right` or `left`.
-        kwargs: kept as attributes and saved with the others. `return_attention_mask` is not: as in
-            the reference, calls that do not say get a mask.
-
-    Raises:
-        ValueError: there are no mel bins, or the dither is negative.
+            global generator.
+        do_ceptral_normalize: normalize each mel bin over the recording.
+        normalize_vars: to variance 1; a constant bin becomes 0 where the reference divides by zero.
+        return_attention_mask: without effect, as in the reference: calls return it by default.
+        kwargs: kept as attributes and saved with the others.
     """
 
     model_input_names: ClassVar[list[str]] = ["input_features", "attention_mask"]
-    _settings_class: ClassVar[type] = _Settings
 
     def __init__(
         self,
@@ -84,6 +60,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         normalize_vars: bool = True,
         *,
         padding_side: str = "right",
+        return_attention_mask: bool = True,
         **kwargs: Any,
     ) -> None:
         for name, value in kwargs.items():
@@ -123,21 +100,14 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         Args:
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
             padding: `longest` or True, `max_length`, `do_not_pad` or False.
-            max_length: in frames; what is longer is cut before it is normalised.
+            max_length: in frames; truncation comes before normalization.
             pad_to_multiple_of: round lengths in frames up to a multiple of this.
-            return_tensors: `pt` for torch tensors, `np` for numpy arrays, None for lists of arrays.
             sampling_rate: of `raw_speech`, to be checked against the extractor's.
-            return_attention_mask: also return 1 for every frame with content, 0 for padding; None
-                means yes.
             kwargs: ignored, so that a processor may pass what is meant for its tokenizer.
 
         Returns:
-            `input_features` of shape (batch, frame, mel), in float32.
-
-        Raises:
-            ValueError: another sampling rate, more than one channel, fewer samples than a frame
-                has, values that are not finite, or lengths that do not fit the tensors asked for.
-            TypeError: `raw_speech` is no sequence of numbers.
+            `input_features` of shape (batch, frame, mel), in float32, and `attention_mask` with 1
+            for every frame with content. Errors are those of Whisper's feature extractor.
         """
         self._check_rate(sampling_rate)
         fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
@@ -207,11 +177,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
 
 
 class Speech2TextProcessor(SpeechProcessor):
-    """Passes audio to its feature extractor, and text and ids to its tokenizer.
-
-    Raises:
-        TypeError: one of them is of another class.
-    """
+    """Passes audio to its feature extractor, and text and ids to its tokenizer."""
 
     feature_extractor_class: ClassVar[type] = Speech2TextFeatureExtractor
     tokenizer_class: ClassVar[type] = Speech2TextTokenizer

@@ -6,7 +6,6 @@ Works without torch unless tensors or a GPU are asked for.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,39 +29,20 @@ _DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type
 _ON_DEVICE = "corpus_asr.models.whisper.torch_features:log_mel_on_device"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
-    feature_size: int = 80
-    sampling_rate: int = 16000
-    hop_length: int = 160
-    chunk_length: int = 30
-    n_fft: int = 400
-    padding_value: float = 0.0
-    dither: float = 0.0
-    return_attention_mask: bool = False
-    padding_side: str = "right"
-
-
 class WhisperFeatureExtractor(SpeechFeatureExtractor):
     """Turns samples into padded log-mel features.
 
     Args:
         feature_size: mel bins: 80, or 128 for large-v3.
-        sampling_rate: of the samples, in Hz.
         hop_length: samples between frames.
         chunk_length: seconds of the window that shorter recordings are padded to.
         n_fft: samples of a frame.
-        dither: standard deviation of noise added to every frame, from numpy's global generator;
-            0 adds none.
-        return_attention_mask: what calls that do not say get.
+        dither: standard deviation of noise added to every frame, from numpy's global generator.
+        return_attention_mask: default of calls.
         kwargs: kept as attributes and saved with the others.
-
-    Raises:
-        ValueError: a size is less than one.
     """
 
     model_input_names: ClassVar[list[str]] = ["input_features"]
-    _settings_class: ClassVar[type] = _Settings
 
     def __init__(
         self,
@@ -127,21 +107,17 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         Args:
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
             pad_to_multiple_of: round lengths in samples up to a multiple of this.
-            return_tensors: `pt` for torch tensors, `np` (and None) for numpy arrays.
-            return_attention_mask: also return 1 for every frame with content, 0 for padding; None
-                means the extractor's own setting.
             padding: `max_length`, `longest` or True, `do_not_pad` or False.
             max_length: in samples; None means the window.
             sampling_rate: of `raw_speech`, to be checked against the extractor's.
             do_normalize: bring every recording to zero mean and unit variance first.
             device: `cpu`, or the GPU to compute on.
-            return_token_timestamps: older name for asking for `num_frames`, each recording's
-                frames before it is cut.
+            return_token_timestamps: also return `num_frames`, frames before truncation.
             kwargs: ignored, so that a processor may pass what is meant for its tokenizer.
 
         Returns:
-            `input_features` of shape (batch, mel, frame), in float32. Where recordings keep
-            different lengths, a list of arrays.
+            `input_features` of shape (batch, mel, frame), in float32, a list of arrays where
+            recordings keep different lengths; `attention_mask` has 1 for every frame with content.
 
         Raises:
             ValueError: another sampling rate, more than one channel, no samples, values that are
@@ -194,7 +170,6 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         )
 
     def _features(self, rows: Sequence[np.ndarray], device: Any) -> Any:
-        """Compute the features of padded rows; an array, or a list where lengths differ."""
         analysis = self._analysis()
         if str(device) == "cpu":
             mels = (log_mel(r, num_mel_bins=self.feature_size, analysis=analysis) for r in rows)
@@ -209,16 +184,12 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         return found[0] if len(lots) == 1 else [features[0] for features in found]
 
     def _frame_mask(self, mask: Int32[np.ndarray, " sample"]) -> Int32[np.ndarray, " frame"]:
-        """Say which frames are content: those that start in it."""
+        # Content are the frames that start in it.
         return mask[:: self.hop_length][: self._analysis().num_frames(mask.size)]
 
 
 class WhisperProcessor(SpeechProcessor):
-    """Passes audio to its feature extractor, and text and ids to its tokenizer.
-
-    Raises:
-        TypeError: one of them is of another class.
-    """
+    """Passes audio to its feature extractor, and text and ids to its tokenizer."""
 
     feature_extractor_class: ClassVar[type] = WhisperFeatureExtractor
     tokenizer_class: ClassVar[type] = WhisperTokenizer

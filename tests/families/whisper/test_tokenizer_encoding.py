@@ -178,6 +178,7 @@ def test_calls_and_padding_name_what_is_wrong(folder):
         (lambda: ours("ask not", max_length=4, stride=3), "found stride=3"),
         (lambda: ours("a", padding=True, padding_side="top"), "found 'top', expected 'left'"),
         (lambda: ours("a", return_tensors="tf"), "return_tensors='tf'"),
+        (lambda: ours("ask not", max_length=4, stride=-1), "found stride=-1"),
         (lambda: ours("a", "b", return_overflowing_tokens=True), "for single texts only"),
         (
             lambda: ours("a", padding=True, truncation=True, max_length=5, pad_to_multiple_of=2),

@@ -217,41 +217,33 @@ def test_what_is_no_speech_is_refused(speech: Any, error: type, message: str) ->
         WhisperFeatureExtractor(**SMALL)(speech, sampling_rate=16_000)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sampling_rate": 8_000}, "found sampling_rate 8000, expected 16000.*resample"),
-        ({"padding": "shortest"}, "found padding='shortest'"),
-        ({"return_tensors": "tf"}, "found return_tensors='tf'"),
-        ({"max_length": -1}, "found max_length -1"),
-        ({"pad_to_multiple_of": 0}, "found multiple_of 0"),
-        ({"padding": "longest", "max_length": 100}, "expected at least one hop"),
-    ],
-)
-def test_calls_that_cannot_be_meant_are_refused(options: dict, message: str) -> None:
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"sampling_rate": 8_000}, "found sampling_rate 8000, expected 16000.*resample"),
+    ({}, {"padding": "shortest"}, "found padding='shortest'"),
+    ({}, {"return_tensors": "tf"}, "found return_tensors='tf'"),
+    ({}, {"max_length": -1}, "found max_length -1"),
+    ({}, {"pad_to_multiple_of": 0}, "found multiple_of 0"),
+    ({}, {"padding": "longest", "max_length": 100}, "expected at least one hop"),
+    ({"feature_size": 0}, {}, "feature_size 0"),
+    ({"chunk_length": 0}, {}, "chunk_length 0"),
+    ({"hop_length": 0}, {}, "hop_samples 0"),
+    ({"n_fft": -4}, {}, "fft_samples -4"),
+    ({"dither": -1.0}, {}, "dither"),
+    ({"padding_side": "top"}, {}, "padding_side 'top'"),
+]
+
+
+@pytest.mark.parametrize(("init", "options", "message"), REFUSED)
+def test_settings_and_calls_that_cannot_be_are_refused(
+    init: dict, options: dict, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        WhisperFeatureExtractor(**SMALL)(noise(900), **{"sampling_rate": 16_000, **options})
+        WhisperFeatureExtractor(**SMALL | init)(noise(900), **{"sampling_rate": 16_000, **options})
 
 
 def test_an_unknown_rate_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     WhisperFeatureExtractor(**SMALL)(noise(900))
     assert "sampling_rate=unknown expected=16000" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("init", "message"),
-    [
-        ({"feature_size": 0}, "feature_size 0"),
-        ({"chunk_length": 0}, "chunk_length 0"),
-        ({"hop_length": 0}, "hop_samples 0"),
-        ({"n_fft": -4}, "fft_samples -4"),
-        ({"dither": -1.0}, "dither"),
-        ({"padding_side": "top"}, "padding_side 'top'"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(init: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        WhisperFeatureExtractor(**SMALL | init)(noise(900), sampling_rate=16_000)
 
 
 # Settings in files.
@@ -334,8 +326,6 @@ def test_keywords_override_settings_and_unused_ones_come_back(
     ("content", "message"),
     [
         (None, "found nothing, expected processor_config.json or preprocessor_config.json"),
-        ("{", "no readable JSON"),
-        ("[]", "expected an object"),
         ('{"feature_size": "80"}', "feature_size is '80'"),
         ('{"hop_length": 0}', "preprocessor_config.json: .*hop_samples 0"),
     ],
@@ -393,25 +383,20 @@ def test_masks_that_are_there_are_padded_too_and_tensors_stay_tensors() -> None:
     assert batch.attention_mask.tolist() == [[1, 1, 0], [0, 1, 0]]
     assert isinstance(batch.input_features, torch.Tensor)
     assert batch.input_features[1, 2].tolist() == [0.0] * 80
+    nothing = WhisperFeatureExtractor().pad({"input_features": []}, return_attention_mask=True)
+    assert nothing == {"input_features": [], "attention_mask": []}
 
 
-def test_padding_nothing_gives_nothing() -> None:
-    batch = WhisperFeatureExtractor().pad({"input_features": []}, return_attention_mask=True)
-    assert batch == {"input_features": [], "attention_mask": []}
-
-
-@pytest.mark.parametrize(
-    ("features", "options", "message"),
-    [
+def test_padding_that_cannot_be_is_refused() -> None:
+    one: dict[str, Any] = {"input_features": [np.ones((2, 80))]}
+    for features, options, message in (
         ({"labels": [1]}, {}, "found labels, expected input_features"),
-        ({"input_features": [np.ones((2, 80))], "labels": [1, 2]}, {}, "as many of each name"),
-        ({"input_features": [np.ones((2, 80))]}, {"padding": "max_length"}, "without max_length"),
-        ({"input_features": [np.ones((2, 80))]}, {"truncation": True}, "without max_length"),
-    ],
-)
-def test_padding_that_cannot_be_is_refused(features: dict, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        WhisperFeatureExtractor().pad(features, **options)
+        (one | {"labels": [1, 2]}, {}, "as many of each name"),
+        (one, {"padding": "max_length"}, "without max_length"),
+        (one, {"truncation": True}, "without max_length"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            WhisperFeatureExtractor().pad(features, **options)
 
 
 def test_words_for_padding_are_transformers_own_too() -> None:

@@ -1,8 +1,17 @@
-"""Texts are split at added tokens; tests against transformers are those of its tokenizers."""
+"""Texts are split at added tokens; unknown options of SentencePiece are one clear error."""
+
+from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
-from corpus_asr.text.added_tokens import AddedToken, AddedTokens, described_token, token_flags
+from corpus_asr.families.speech2text.vocabulary import (
+    AddedTokens,
+    SentencePieces,
+    described_token,
+    token_flags,
+)
+from tests.support.tokenizers import trained_model
 
 
 def tokens(*described: AddedToken) -> AddedTokens:
@@ -38,3 +47,12 @@ def test_a_file_that_describes_no_token_is_refused() -> None:
     for entry in (None, 5, {}, {"content": 5}, ["<a>"]):
         with pytest.raises(ValueError, match="expected its text, or an object with 'content'"):
             described_token(entry)
+
+
+def test_options_that_are_none_are_a_type_error() -> None:
+    options: tuple[dict[str, Any], ...] = (
+        {"foo": 1}, {"alpha": "much"}, {"model_file": "x"}, {"nbest_size": 1.5}
+    )  # fmt: skip
+    for each in options:
+        with pytest.raises(TypeError, match="correct sp_model_kwargs"):
+            SentencePieces(trained_model(), each)

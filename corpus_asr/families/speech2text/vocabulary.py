@@ -1,0 +1,188 @@
+"""Speech2Text's vocabulary: SentencePiece, and added tokens, at which texts are split first."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import sentencepiece
+from tokenizers import AddedToken
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.tokenizer import added_token
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def described_token(description: Any) -> AddedToken:
+    """Make a token of what a checkpoint's file says of it: its text, or an object with flags."""
+    if isinstance(description, str):
+        return added_token(description, special=True)
+    if isinstance(description, Mapping) and isinstance(description.get("content"), str):
+        flags = {name: description.get(name, name == "special") is True for name in _FLAGS}
+        return AddedToken(description["content"], **flags)
+    raise ValueError(
+        f"reading a token: found {str(description)[:60]!r}, expected its text, or an object with "
+        f"'content'; fetch the checkpoint again"
+    )
+
+
+def token_flags(token: AddedToken) -> dict[str, Any]:
+    """Return what a file says of a token."""
+    return {"content": token.content} | {name: getattr(token, name) for name in _FLAGS}
+
+
+class AddedTokens:
+    """Tokens by id and ids by token."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, AddedToken] = {}
+        self._ids: dict[str, int] = {}
+        self._pattern: re.Pattern[str] | None = None
+
+    def __contains__(self, content: str) -> bool:
+        return content in self._ids
+
+    @property
+    def tokens(self) -> dict[int, AddedToken]:
+        """The tokens by id, ascending."""
+        return dict(sorted(self._tokens.items()))
+
+    @property
+    def ids(self) -> Mapping[str, int]:
+        """The ids by token."""
+        return self._ids
+
+    def put(self, token_id: int, token: AddedToken) -> None:
+        """Let a token have an id, in place of the one that had it."""
+        former = self._tokens.get(token_id)
+        if former is not None:
+            self._ids.pop(former.content, None)
+        self._tokens[token_id] = token
+        self._ids[token.content] = token_id
+        self._pattern = None
+
+    def content(self, token_id: int) -> str | None:
+        """Return the token with an id, None where there is none."""
+        token = self._tokens.get(token_id)
+        return None if token is None else token.content
+
+    def split(self, text: str) -> list[str]:
+        """Cut a text into these tokens and what lies between, leaving out what is empty.
+
+        A token may swallow the blanks beside it, or count only as a word of its own.
+        """
+        if self._pattern is None:
+            self._pattern = _pattern(self._ids)
+        parts = [part for part in self._pattern.split(text) if part]
+        for i, part in enumerate(parts):
+            if part in self._ids:
+                self._settle(parts, i)
+        return [part for part in parts if part]
+
+    def _settle(self, parts: list[str], i: int) -> None:
+        token = self._tokens[self._ids[parts[i]]]
+        left = parts[i - 1] if i > 0 else ""
+        right = parts[i + 1] if i + 1 < len(parts) else ""
+        if token.rstrip and right:
+            parts[i + 1] = right.lstrip()
+        if token.lstrip and left:
+            parts[i - 1] = left.rstrip()
+        if not token.single_word:
+            return
+        if left and left[-1] != " ":
+            parts[i - 1], parts[i] = parts[i - 1] + parts[i], ""
+        elif right and right[0] != " ":
+            parts[i + 1], parts[i] = parts[i] + parts[i + 1], ""
+
+    def lower(self, text: str) -> str:
+        """Turn a text into lower case, but for tokens that are found in it as they are."""
+        kept = [t.content for t in self._tokens.values() if t.special or not t.normalized]
+        parts = _pattern(kept).split(text)
+        return "".join(part if i % 2 else part.lower() for i, part in enumerate(parts))
+
+
+def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    # Without tokens, what is never found.
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+class SentencePieces:
+    """A SentencePiece model, unigram or byte-pair encoding, of the content of its file.
+
+    `options` are keywords of `sentencepiece.SentencePieceProcessor`, such as `enable_sampling`.
+
+    Raises:
+        ValueError: the content is no SentencePiece model.
+        TypeError: there is no such option, or it has a value that cannot be used.
+    """
+
+    def __init__(self, model: bytes, options: Mapping[str, Any] | None = None) -> None:
+        self.model = model
+        self._options = dict(options or {})
+        try:
+            if reserved := sorted(self._options.keys() & {"model_file", "model_proto"}):
+                raise TypeError(f"{', '.join(reserved)} cannot be chosen here")
+            self._processor = sentencepiece.SentencePieceProcessor(**self._options)
+        except (TypeError, RuntimeError) as error:
+            raise self._unusable(error) from error
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"reading a SentencePiece model of {len(model)} bytes: found no such model "
+                f"({error}); fetch the checkpoint again"
+            ) from error
+        try:
+            # The values of options are looked at only here.
+            self._processor.encode("a", out_type=str)
+        except (TypeError, RuntimeError) as error:
+            raise self._unusable(error) from error
+        self.unknown_id: int = self._processor.unk_id()
+
+    def _unusable(self, error: Exception) -> TypeError:
+        reason = str(error).partition("\n")[0]
+        return TypeError(
+            f"setting up SentencePiece: found the options {self._options} ({reason}), expected "
+            f"keywords of SentencePieceProcessor and their types; correct sp_model_kwargs"
+        )
+
+    @classmethod
+    def from_file(cls, path: Path, options: Mapping[str, Any] | None = None) -> Self:
+        """Read a model file; raises CheckpointError, or TypeError as the class does."""
+        try:
+            return cls(path.read_bytes(), options)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"reading {path}: found no SentencePiece model ({error}); fetch the checkpoint's "
+                f"{path.name} again"
+            ) from error
+
+    def piece_id(self, piece: str) -> int:
+        """Return the model's own id of a piece, the unknown one where it has none."""
+        piece_id: int = self._processor.PieceToId(piece)
+        return piece_id
+
+    def pieces(self, text: str) -> list[str]:
+        """Cut a text into pieces; letters that the model lacks stay as they are."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"encoding {text[:40]!r}: found text that is no valid Unicode ({error.reason}); "
+                f"decode it with errors='replace' first"
+            ) from error
+        pieces: list[str] = self._processor.encode(text, out_type=str)
+        return pieces
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """Join pieces to text."""
+        text: str = self._processor.decode(list(pieces))
+        return text
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]

@@ -1,0 +1,185 @@
+"""Whisper's byte-level BPE vocabulary as a `tokenizers.Tokenizer`, read from a checkpoint's files.
+
+The files are checked here before the library sees them: it ignores a vocabulary that is no object
+and panics, past `except Exception`, on a merge whose parts are not in the vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.saved_files import optional_object, read_json_object
+from corpus_asr.families.tokenizer import (
+    ADDED_NAME,
+    MERGES_NAME,
+    OTHER_SPECIAL,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    TOKENIZER_NAME,
+    VOCAB_NAME,
+    added_token,
+)
+
+
+def load_vocabulary(folder: Path) -> Tokenizer:
+    """Load tokenizer.json, or build the same from vocab.json and merges.txt.
+
+    Raises:
+        CheckpointError: neither is there, or a file is broken or contradicts another.
+    """
+    if (folder / TOKENIZER_NAME).is_file():
+        return read_tokenizer_file(folder / TOKENIZER_NAME)
+    if (folder / VOCAB_NAME).is_file() and (folder / MERGES_NAME).is_file():
+        return build_vocabulary(folder / VOCAB_NAME, folder / MERGES_NAME)
+    raise CheckpointError(
+        f"loading a tokenizer from {folder}: found neither {TOKENIZER_NAME} nor both "
+        f"{VOCAB_NAME} and {MERGES_NAME}; fetch the checkpoint's tokenizer files too"
+    )
+
+
+def read_tokenizer_file(path: Path) -> Tokenizer:
+    """Load a file in the format of tokenizer.json; raises CheckpointError."""
+    model = read_json_object(path).get("model")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or kind != "BPE":
+        raise CheckpointError(
+            f"reading {path}: found a model of type {kind!r}, expected 'BPE'; choose a checkpoint "
+            f"with a byte-level BPE tokenizer"
+        )
+    merges = model.get("merges")
+    if isinstance(merges, list):
+        # Older files write a pair as one string.
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    _check_vocabulary(model.get("vocab"), merges, path=path, merges_path=path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise CheckpointError(
+            f"reading {path}: found no usable tokenizer ({error}); fetch the checkpoint again"
+        ) from error
+    # A file may ask for truncated or padded texts; calls alone decide that here.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
+    """Build a tokenizer from its vocabulary and merges, whatever the names of these files.
+
+    Files next to the vocabulary, such as added_tokens.json, are read too; raises CheckpointError.
+    """
+    folder = vocab_path.parent
+    vocab = read_json_object(vocab_path)
+    try:
+        lines = merges_path.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"reading {merges_path}: found no readable text ({error}); fetch the checkpoint again"
+        ) from error
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version:")]
+    _check_vocabulary(vocab, merges, path=vocab_path, merges_path=merges_path)
+    settings = optional_object(folder / SETTINGS_NAME)
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[(left, right) for left, right in merges]))
+    prefix_space = settings.get("add_prefix_space") is True
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    added = _added_tokens(folder, settings)
+    tokenizer.add_tokens([token for token, _ in added])
+    for token, token_id in added:
+        found = tokenizer.token_to_id(token.content)
+        if token_id is not None and found != token_id:
+            raise CheckpointError(
+                f"loading a tokenizer from {folder}: {token.content} got id {found}, expected "
+                f"{token_id} as its files say; ids must follow {VOCAB_NAME} without holes: fetch "
+                f"the checkpoint again"
+            )
+    return tokenizer
+
+
+def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: Path) -> None:
+    if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise CheckpointError(
+            f"reading {path}: found no vocabulary, expected an object of tokens and their ids; "
+            f"fetch the checkpoint again"
+        )
+    if not isinstance(merges, list):
+        raise CheckpointError(
+            f"reading {merges_path}: found no merges, expected a list of pairs; "
+            f"fetch the checkpoint again"
+        )
+    for number, pair in enumerate(merges):
+        fits = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
+        if not fits or not {*pair, "".join(pair)} <= vocab.keys():
+            raise CheckpointError(
+                f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "
+                f"of {path.name} that make a third; fetch the checkpoint again"
+            )
+
+
+def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[AddedToken, int | None]]:
+    """Collect the tokens beside the vocabulary: those with ids by id, then the rest in order."""
+    special = dict.fromkeys(
+        [*_special_tokens(optional_object(folder / SPECIAL_NAME)), *_special_tokens(settings)]
+    )
+    ids: dict[str, int | None] = dict.fromkeys(special)
+    ids.update(_listed_ids(folder / ADDED_NAME))
+    for token, token_id, is_special in _described_tokens(settings, folder / SETTINGS_NAME):
+        # tokenizer_config.json says more than the older files: it wins.
+        ids[token] = token_id
+        if is_special:
+            special[token] = None
+    order = sorted(ids, key=lambda token: (ids[token] is None, ids[token] or 0))
+    return [(added_token(token, special=token in special), ids[token]) for token in order]
+
+
+def _listed_ids(path: Path) -> dict[str, int]:
+    content = optional_object(path)
+    for token, token_id in content.items():
+        if type(token_id) is not int:
+            raise CheckpointError(
+                f"reading {path}: {token} has id {token_id!r}, expected a whole number; fetch the "
+                f"checkpoint again"
+            )
+    return content
+
+
+def _described_tokens(settings: Mapping[str, Any], path: Path) -> Iterator[tuple[str, int, bool]]:
+    try:
+        for token_id, flags in settings.get("added_tokens_decoder", {}).items():
+            yield str(flags["content"]), int(token_id), flags.get("special") is True
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"reading {path}: found an unusable added_tokens_decoder ({error!r}), expected an "
+            f"object of ids and descriptions; fetch the checkpoint again"
+        ) from error
+
+
+def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tokens that a file names for a role: values of its `..._token(s)` keys."""
+    for key, value in content.items():
+        if key in OTHER_SPECIAL or key.endswith("_token"):
+            for entry in value if isinstance(value, list) else [value]:
+                token = entry.get("content") if isinstance(entry, dict) else entry
+                if isinstance(token, str) and token:
+                    yield token
+
+
+def token_bytes(token: str) -> bytes:
+    """Return what a token stands for; one with other letters than bytes have is its own text."""
+    values = [bytes_by_letter().get(letter) for letter in token]
+    known = [value for value in values if value is not None]
+    return bytes(known) if len(known) == len(token) else token.encode()
+
+
+@cache
+def bytes_by_letter() -> Mapping[str, int]:
+    """The byte of each letter that spells one; openai/gpt-2, encoder.py, bytes_to_unicode."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    letters = {chr(value): value for value in printable}
+    return letters | {chr(256 + rank): value for rank, value in enumerate(others)}
