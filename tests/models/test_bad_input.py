@@ -127,7 +127,6 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"no_speech_threshold": 0.5}, "logprob_threshold is None"),
     ({"eos_token_id": [1, 2]}, "expected one token"),
     ({"stop_strings": "a"}, "no tokenizer"),
-    ({"cache_implementation": "magic"}, "cache_implementation is 'magic'"),
     ({"numbeams": 3}, r"not used by the model: \['numb"),
 ]
 OF_ANOTHER_TYPE: list[tuple[dict[str, Any], str]] = [

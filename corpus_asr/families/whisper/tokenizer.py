@@ -613,3 +613,7 @@ class WhisperTokenizer(PretrainedTokenizer):
             normalizer, dict(american_spellings() if spellings is None else spellings)
         )
         return str(vocab), str(merges), str(normalizer)
+
+
+WhisperTokenizerFast = WhisperTokenizer
+"""The other name that transformers has for it: there is one class here, and it is fast."""

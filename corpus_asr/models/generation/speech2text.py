@@ -17,13 +17,18 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import PaddedBatch, seed_of
-from corpus_asr.models.generation.outputs import Text, as_output, as_sequences
+from corpus_asr.models.generation.long_form import with_end
+from corpus_asr.models.generation.outputs import (
+    GenerateEncoderDecoderOutput,
+    stack_outputs,
+    text_output,
+)
 from corpus_asr.models.generation.processors import (
     Stream,
-    SuppressedAt,
     callers_processors,
     early_processors,
     late_processors,
+    not_at,
     stopping_for,
 )
 from corpus_asr.models.generation.settings import (
@@ -74,12 +79,10 @@ def generate(
     """Transcribe or translate a batch of recordings.
 
     Args:
-        model: a `Speech2TextForConditionalGeneration`.
         inputs: filter bank features (batch, frame, mel); `input_features` says the same.
         generation_config: settings that come before the model's own.
-        logits_processor: called with the tokens so far and the scores of the next, which they
-            return changed.
-        stopping_criteria: called likewise; end a text.
+        logits_processor, stopping_criteria: called with the tokens so far and the scores of the
+            next; change the scores, or end a text.
         prefix_allowed_tokens_fn: called with a row's number and its tokens so far; returns the
             tokens that may come next.
         synced_gpus: without effect here.
@@ -133,11 +136,11 @@ def generate(
     slots = batch.model.for_windows(
         batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
     )
-    found: list[list[Text]] = run(slots, tasks, beams=config.num_beams or 1)
-    texts = [text for several in found for text in several]
+    outputs = [text for texts in run(slots, tasks, beams=config.num_beams or 1) for text in texts]
+    stack = stack_outputs(outputs, pad=settings.pad, device=model.device)
     if config.return_dict_in_generate:
-        return as_output(texts, settings, model.device)
-    return as_sequences(texts, pad=settings.pad).to(model.device)
+        return GenerateEncoderDecoderOutput(**stack)
+    return stack["sequences"]
 
 
 def _one_of(**given: Any) -> Any:
@@ -268,8 +271,8 @@ def _row(
     copy: int,
     copies: int,
     settings: _Settings,
-) -> Generator[Job, Result, list[Text]]:
-    """Decode one row; returns its texts, the best first."""
+) -> Generator[Job, Result, list[dict[str, Any]]]:
+    """Decode one row; returns what was found of its texts, the best first."""
     prompt = tuple(settings.begin[row].tolist())
     stopping = stopping_for(settings, len(prompt))
     stream = None
@@ -278,7 +281,7 @@ def _row(
         stopping = (*stopping, stream)
     early = early_processors(settings, row * copies + copy, len(prompt), settings.max_new_tokens)
     if settings.suppressed_second:
-        early = (*early, SuppressedAt(settings.suppressed_second, length=len(prompt) + 1))
+        early = (*early, not_at(settings.suppressed_second, length=len(prompt) + 1))
     search = search_of(
         settings,
         temperature=settings.temperature,
@@ -304,7 +307,9 @@ def _row(
         encoded=encoded[row],
     )
     assert isinstance(result, WindowResult)
-    texts = [Text.of(prompt, one, end=settings.end) for one in (result, *result.others)]
     if stream is not None:
-        stream.close(torch.tensor(texts[0].said))
-    return texts
+        stream.close(torch.tensor(with_end(result, settings.end)))
+    return [
+        text_output(prompt, with_end(text, settings.end), text, settings)
+        for text in (result, *result.others)
+    ]
