@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,22 +21,7 @@ from corpus_asr.transcription.words import DraftSegment
 
 if TYPE_CHECKING:  # imports pydantic, which `generate` does without
     from corpus_asr.config.decoding import DecodingSettings
-
-
-class Thresholds(Protocol):
-    """When a window is decoded again, and when it is silence; None switches a threshold off."""
-
-    @property
-    def compression_ratio_threshold(self) -> float | None:
-        """Above it a text repeats itself."""
-
-    @property
-    def logprob_threshold(self) -> float | None:
-        """Below it a text is improbable."""
-
-    @property
-    def no_speech_threshold(self) -> float | None:
-        """Above it there is probably no speech."""
+    from corpus_asr.families.whisper.generation_config import GenerationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +42,8 @@ class DecodingRules(ABC):
 
     temperatures: Sequence[float | None]
     """Tried in turn; None and 0 take the likeliest tokens."""
-    thresholds: Thresholds
+    thresholds: "DecodingSettings | GenerationConfig"
+    """When a window is decoded again, and when it is silence; None switches a threshold off."""
     token_rules: TokenRules
     no_speech: int | None = None
     """The token whose probability tells silence."""

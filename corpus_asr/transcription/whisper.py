@@ -46,7 +46,7 @@ from corpus_asr.units import (
 
 
 class WhisperTranscriber:
-    """Transcribes parts with one Whisper checkpoint; meets `LeavesLanguages`."""
+    """Transcribes parts with one Whisper checkpoint; meets `PartTranscriber`."""
 
     def __init__(self, prompt_format: PromptFormat, *, elsewhere: Collection[str] = ()) -> None:
         self._prompt_format = prompt_format
@@ -58,7 +58,7 @@ class WhisperTranscriber:
         return cls(PromptFormat.from_folder(folder))
 
     def leaving(self, languages: Collection[str]) -> "WhisperTranscriber":
-        """Return the same, but that parts in these languages are only detected."""
+        """Return the same, but that parts in these languages are only detected: no segments."""
         return WhisperTranscriber(self._prompt_format, elsewhere=languages)
 
     def check(self, settings: DecodingSettings) -> None:
@@ -128,15 +128,9 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         language: Language | None,
         at_beginning: bool = True,
     ) -> None:
-        """Begin before the first window.
+        """Begin before the first window; `language` of None is asked for in every window.
 
-        Args:
-            part: whose features.
-            settings: how.
-            prompt_format: of the checkpoint.
-            language: of all windows; None to ask in every window.
-            at_beginning: whether the first window is the first that is asked for of the recording,
-                which alone has the prefix.
+        Only the first window that is asked for of the recording, `at_beginning`, has the prefix.
         """
         super().__init__(part, settings, prompt_format.text)
         self.token_rules = prompt_format.text_rules
