@@ -113,19 +113,17 @@ class AutomaticSpeechRecognitionPipeline:
         num_workers: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Transcribe one recording, a list of them, or as many as an iterator gives.
+        """Transcribe what `load_speech` takes, or a list, a data set or an iterator of such.
+
+        Returns a dictionary of `text` and, with timestamps or languages, `chunks`; a list of such
+        for a list; an iterator of such for anything longer.
 
         Args:
-            inputs: what `load_speech` takes; or a list, a data set or an iterator of such.
             batch_size: chunks decoded together, of whichever recordings.
             num_workers: recordings read ahead by threads.
             kwargs: `return_timestamps` (True for segments, `"word"` for words), `return_language`,
                 `chunk_length_s`, `stride_length_s`, `ignore_warning`, `generate_kwargs`; all others
                 are passed on to the model's `generate`, as are those of `generate_kwargs`.
-
-        Returns:
-            A dictionary of `text` and, with timestamps or languages, `chunks`; a list of such for a
-            list; an iterator of such for anything longer.
 
         Raises:
             ItemError: a recording cannot be read.
@@ -179,20 +177,15 @@ def pipeline(
     """Load what transcribes speech.
 
     Args:
-        task: `automatic-speech-recognition`, or None.
-        model: a folder, an address or a hub name; or a model that is loaded already.
+        model: a folder, a URI or a Hugging Face Hub model ID; or a model that is loaded already.
         config: instead of the checkpoint's own.
-        tokenizer: one that is loaded, or where it is; None takes the model's.
-        feature_extractor: likewise.
+        tokenizer, feature_extractor: loaded, or where they are; None takes the model's.
         processor: both at once, loaded.
-        revision: branch, tag or commit on the hub.
-        use_fast: without meaning, as `trust_remote_code`: no code of a checkpoint is run.
-        token: of the hub.
+        use_fast, trust_remote_code: without effect: no code of a checkpoint is run.
         device: `cpu`, `cuda`, `cuda:N`, or a GPU's number; -1 is the CPU. None takes the first GPU
             there is for a model that is loaded by name, and leaves other models where they are.
-        device_map: as `from_pretrained` of the model takes it; instead of `device`.
-        dtype: number type of the weights; `auto` takes the checkpoint's.
-        model_kwargs: further keywords of the model's `from_pretrained`.
+        dtype: of the weights; `auto` takes the checkpoint's.
+        device_map, model_kwargs: of the model's `from_pretrained`; the former excludes `device`.
         kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
             `torch_dtype` (the older name of `dtype`), and defaults of every call.
 
@@ -262,11 +255,7 @@ def _assistant(given: Any, model: Any, where: Mapping[str, Any]) -> Any:
 
 
 def _device(device: Any) -> torch.device:
-    """Turn what a caller said into a device; GPUs by number are the CPU where there is none.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
+    """Turn what a caller said into a device; GPUs by number are the CPU where there is none."""
     if isinstance(device, int):
         if device >= 0 and torch.cuda.is_available():
             return resolve_device(f"cuda:{device}")
@@ -293,9 +282,6 @@ def _items(inputs: Any) -> Iterator[Any]:
     return iter(inputs)
 
 
-# One call
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
     model: Any
@@ -309,10 +295,7 @@ class _Call:
 
     @classmethod
     def of(cls, pipe: AutomaticSpeechRecognitionPipeline, given: Mapping[str, Any]) -> Self:
-        """Sort the keywords of a pipeline and of one call, which come before them.
-
-        A `generation_config` in the call replaces the settings that the pipeline was made with.
-        """
+        """Sort the keywords of a pipeline and of one call, which come before them."""
         defaults, own = pipe.defaults, {**pipe.defaults, **given}
         timestamps = own.get("return_timestamps") or None
         config = pipe.model.generation_config
@@ -325,6 +308,7 @@ class _Call:
         stride_s = own.get("stride_length_s")
         earlier, now = _generate_keywords(defaults), _generate_keywords(given)
         if now.get("generation_config") is not None:
+            # It replaces the settings that the pipeline was made with.
             earlier = {name: value for name, value in earlier.items() if name not in _SETTINGS}
         return cls(
             model=pipe.model,
@@ -344,8 +328,7 @@ class _Call:
     ) -> Iterator[dict[str, Any]]:
         """Yield one result per recording, as soon as its last chunk is decoded.
 
-        `inputs` are taken as needed, so there may be no end to them; `ahead` of them are read ahead
-        by as many threads.
+        `inputs` are taken as needed, so there may be no end to them.
         """
         chunks = self._chunks_ahead(inputs, ahead) if ahead else self._chunks(inputs)
         heard: list[dict[str, Any]] = []

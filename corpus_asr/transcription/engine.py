@@ -296,7 +296,7 @@ def predicted_bytes(size: ModelSize, *, slots: int, encode_batch: int) -> Memory
     """Bytes that decoding in `slots` takes on a GPU, with `encode_batch` windows encoded at once.
 
     The caches and rows are what is allocated; the encoder's and the step's are peaks, reckoned
-    from the order in which their tensors come and go (tests/transcription/test_slot_budget.py).
+    from the order in which their tensors come and go (tests/transcription/test_engine.py).
     """
     layer_row = 2 * size.layers * size.width * size.element_bytes  # a key and a value
     encoding = size.positions * size.width * size.element_bytes

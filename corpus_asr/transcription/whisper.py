@@ -13,7 +13,6 @@ from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules
 from corpus_asr.transcription.language import (
-    LanguageWindow,
     ask_language,
     find_language,
     given_language,
@@ -174,8 +173,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         """Ask in the window where none was found for the part."""
         if self._language is not None:
             return self._language
-        here = LanguageWindow(name=name, features=features, num_frames=heard)
-        return (yield from ask_language([here], self._prompt_format, self.settings))
+        here = [(name, features, heard)]
+        return (yield from ask_language(here, self._prompt_format, self.settings))
 
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
         """Put what earlier windows said, or the hotwords, before the request."""

@@ -280,21 +280,3 @@ def test_long_recordings_say_what_transformers_long_form_says(
         wanted = processor.batch_decode(tokens, skip_special_tokens=True)[0]
         text = "".join(segment.text for segment in found.result().segments)
         assert text.split() == wanted.split(), path.name
-
-
-@pytest.mark.slow
-def test_results_do_not_depend_on_slots_neighbours_or_order(speech: Path, loop: Loop) -> None:
-    paths = sorted((speech / "english_short").glob("*.wav"))[:2]
-    parts = [loop.request(read_audio(path), name=path.name) for path in paths]
-    # Thresholds no text of this checkpoint passes, so that every window is sampled.
-    settings = DecodingSettings(
-        temperature=(0.0, 0.7), logprob_threshold=-0.01, no_speech_threshold=None
-    )
-    together = [loop.engine.submit(part, decoding=settings) for part in parts]
-    backwards = [loop.engine.submit(part, decoding=settings) for part in reversed(parts)]
-    alone = [loop.engine.submit(part, decoding=settings).result() for part in parts]
-    assert any(segment.temperature == 0.7 for one in alone for segment in one.segments)
-    for first, second, third in zip(together, reversed(backwards), alone, strict=True):
-        texts = [[segment.text for segment in one.segments] for one in
-                 (first.result(), second.result(), third)]  # fmt: skip
-        assert texts[0] == texts[1] == texts[2]
