@@ -284,9 +284,7 @@ def _items(inputs: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    model: Any
-    extractor: Any
-    tokenizer: Any
+    pipe: AutomaticSpeechRecognitionPipeline
     chunking: Chunking
     timestamps: bool | str | None
     """None for text alone, True for segments, `word` for words."""
@@ -311,9 +309,7 @@ class _Call:
             # It replaces the settings that the pipeline was made with.
             earlier = {name: value for name, value in earlier.items() if name not in _SETTINGS}
         return cls(
-            model=pipe.model,
-            extractor=pipe.feature_extractor,
-            tokenizer=pipe.tokenizer,
+            pipe=pipe,
             chunking=Chunking(
                 length_s=own.get("chunk_length_s"),
                 stride_s=tuple(stride_s) if isinstance(stride_s, Sequence) else stride_s,
@@ -355,8 +351,8 @@ class _Call:
                 yield from waiting.popleft().result()
 
     def _chunks_of(self, recording: Any) -> Iterator[Chunk]:
-        speech, dtype = load_speech(recording), self.model.dtype
-        return chunks_of(speech, self.extractor, chunking=self.chunking, dtype=dtype)
+        speech, dtype = load_speech(recording), self.pipe.model.dtype
+        return chunks_of(speech, self.pipe.feature_extractor, chunking=self.chunking, dtype=dtype)
 
     def _decode(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
         """Decode chunks; those of one length together, so that none is padded for another."""
@@ -377,9 +373,9 @@ class _Call:
             keywords |= {"return_token_timestamps": True, "return_segments": True}
         if self.languages:
             keywords["return_segments"] = True
-        device = self.model.device
+        device = self.pipe.model.device
         with torch.no_grad():
-            found = self.model.generate(
+            found = self.pipe.model.generate(
                 input_features=torch.cat([chunk.features for chunk in batch]).to(device),
                 attention_mask=torch.cat([chunk.mask for chunk in batch]).to(device),
                 **self._with_defaults(keywords),
@@ -392,10 +388,10 @@ class _Call:
         Source: `transformers.Pipeline._prepare_generate_kwargs`.
         """
         config = keywords.get("generation_config")
-        chosen = {*_set_names(self.model.generation_config), *_set_names(config), *keywords}
+        chosen = {*_set_names(self.pipe.model.generation_config), *_set_names(config), *keywords}
         added: dict[str, Any] = {
             **_DEFAULTS,
-            "pad_token_id": self.tokenizer.pad_token_id,
+            "pad_token_id": self.pipe.tokenizer.pad_token_id,
         }
         if "max_length" in chosen:  # a default would override it
             del added["max_new_tokens"]
@@ -422,7 +418,7 @@ class _Call:
             if self.languages and segments is not None and segments[i * each]:
                 row["tokens"] = self._with_language(row["tokens"], segments[i * each][0])
             if chunk.stride is not None:
-                rate_hz = self.extractor.sampling_rate
+                rate_hz = self.pipe.feature_extractor.sampling_rate
                 row["stride"] = tuple(samples / rate_hz for samples in chunk.stride)
             rows.append(row)
         return rows
@@ -438,19 +434,19 @@ class _Call:
         """Put the language's token before the text, which `generate` returns without prompt."""
         result = segment["result"]
         prompt_and_text = result["sequences"] if isinstance(result, Mapping) else result
-        config = self.generate.get("generation_config") or self.model.generation_config
+        config = self.generate.get("generation_config") or self.pipe.model.generation_config
         languages = set((getattr(config, "lang_to_id", None) or {}).values())
         named = [token for token in prompt_and_text.tolist() if token in languages]
         language = torch.tensor([named[:1]], dtype=tokens.dtype)  # (1, 0 or 1)
         return torch.cat([language, tokens], dim=-1)
 
     def _text(self, heard: list[dict[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
-        positions = self.model.config.max_source_positions
-        text, optional = self.tokenizer._decode_asr(
+        positions = self.pipe.model.config.max_source_positions
+        text, optional = self.pipe.tokenizer._decode_asr(
             heard,
             return_timestamps=self.timestamps,
             return_language=self.languages,
-            time_precision=self.extractor.chunk_length / positions,
+            time_precision=self.pipe.feature_extractor.chunk_length / positions,
         )
         more = {name: [value] * len(heard) for name, value in extra.items()}
         return {"text": text, **optional, **more}

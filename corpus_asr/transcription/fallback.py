@@ -16,7 +16,7 @@ from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowR
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.segments import Segment
 from corpus_asr.text.known_hallucinations import is_known_hallucination
-from corpus_asr.transcription.windows import Language, PartRequest, Window
+from corpus_asr.transcription.windows import PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
 
 if TYPE_CHECKING:  # imports pydantic, which `generate` does without
@@ -184,12 +184,11 @@ class OpenAIRules(DecodingRules):
         *,
         text: str,
         logprobs: Sequence[float],
-        language: Language,
         task: str,
         no_speech_prob: float | None,
-        words: bool,
     ) -> Segment | None:
         """Make a segment of a draft whose text tokens have `logprobs`; None if it is to go."""
+        language = attempt.window.language
         fraction = self.part.speech_fraction(draft.start_s, draft.end_s)
         nonspeech = fraction is not None and fraction < _NONSPEECH_FRACTION
         if nonspeech and self.settings.drop_nonspeech:
@@ -214,6 +213,6 @@ class OpenAIRules(DecodingRules):
                 temperature=attempt.temperature or 0.0,
                 speech_fraction=fraction,
                 known_hallucination=known,
-                words=draft.words if words else None,
+                words=draft.words if self.settings.word_timestamps else None,
             )
         )

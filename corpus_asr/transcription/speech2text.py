@@ -328,10 +328,8 @@ class _Rules(OpenAIRules):
             draft,
             text=_after_a_blank(text),
             logprobs=[result.logprobs[at] for at in said],
-            language=window.language,
             task=self._prompt_format.task(self.settings),
             no_speech_prob=None,
-            words=self.settings.word_timestamps,
         )
 
 

@@ -270,10 +270,10 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         return [at for at in range(span.first, span.stop) if tokens[at] < self._prompt_format.end]
 
     def _segment(self, attempt: Attempt, span: TokenSpan, draft: DraftSegment) -> Segment | None:
-        result, window = attempt.result, attempt.window
+        result = attempt.result
         text = self.text(draft.tokens)
         # What lies in the padding after the end of the stretch was never said.
-        draft = replace(draft, end_s=min(draft.end_s, self.part.seconds(window.end)))
+        draft = replace(draft, end_s=min(draft.end_s, self.part.seconds(attempt.window.end)))
         if not text.strip() or draft.start_s >= draft.end_s:
             return None
         return self.segment(
@@ -281,10 +281,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             draft,
             text=text,
             logprobs=[result.logprobs[at] for at in self._text(result.tokens, span)],
-            language=window.language,
             task=self.settings.task,
             no_speech_prob=result.score or 0.0,
-            words=self.settings.word_timestamps,
         )
 
 

@@ -84,37 +84,11 @@ def loop(
     raise AssertionError("it asked for more windows than were expected")
 
 
-def test_windows_follow_one_another_where_the_text_ended() -> None:
-    segments, jobs = loop(
-        [
-            said(BEGIN, 1, BEGIN + 50, BEGIN + 60, 2),  # 1.0 s closed, the rest left open
-            said(BEGIN, 3, BEGIN + 100),
-            said(BEGIN, 4, BEGIN + 20),
-        ],
-        seconds=40,
-    )
-    assert [job.window for job in jobs] == [(0, 4000), (100, 4000), (3100, 4000)]
-    assert [(one.text, one.start_s, one.end_s) for one in segments] == [
-        (" w1", 0.0, 1.0),
-        (" w3", 1.0, pytest.approx(3.0)),
-        (" w4", 31.0, pytest.approx(31.4)),
-    ]
-
-
 def test_long_silence_is_jumped_over() -> None:
     segments, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=200, speech=[(100.0, 102.0)])
     assert [job.window for job in jobs] == [(10_000, 20_000)]
     assert segments[0].start_s == 100.0
     assert segments[0].speech_fraction == 1.0
-
-
-def test_windows_of_silence_are_dropped() -> None:
-    segments, jobs = loop(
-        [said(1, logprob=-2.0, score=0.9), said(BEGIN, 2, BEGIN + 50)], seconds=40
-    )
-    assert [job.window[0] for job in jobs] == [0, 3000]
-    assert [one.text for one in segments] == [" w2"]
-    assert jobs[0].score_token == NO_SPEECH
 
 
 def test_text_in_the_padding_is_dropped_and_end_times_are_cut() -> None:
@@ -123,23 +97,6 @@ def test_text_in_the_padding_is_dropped_and_end_times_are_cut() -> None:
         seconds=5,
     )
     assert [(one.text, one.end_s) for one in segments] == [(" w1", 2.0), (" w2", 5.0)]
-
-
-@pytest.mark.parametrize(("conditioned", "temperature"), [(True, 0.0), (True, 0.8), (False, 0.0)])
-def test_the_text_before_becomes_the_prompt_unless_it_is_uncertain(
-    conditioned: bool, temperature: float
-) -> None:
-    _, jobs = loop(
-        [said(BEGIN, 1, BEGIN + 50), said(BEGIN, 2, BEGIN + 50)],
-        seconds=40,
-        condition_on_prev_tokens=conditioned,
-        temperature=temperature,
-    )
-    if conditioned and temperature == 0.0:
-        assert jobs[1].prompt == (PREVIOUS, BEGIN, 1, BEGIN + 50, START, ENGLISH)
-        assert jobs[1].score_position == 4
-    else:
-        assert jobs[1].prompt == (START, ENGLISH)
 
 
 def test_seeds_name_recording_window_and_temperature() -> None:
@@ -209,22 +166,6 @@ def test_each_window_may_have_a_language_of_its_own() -> None:
     assert most.code == "de"
     assert most.probability == pytest.approx(1.0, abs=1e-3)
     assert spoken_most([]) is None
-
-
-def test_clips_are_transcribed_one_after_the_other() -> None:
-    segments, jobs = loop(
-        [said(BEGIN, 1, BEGIN + 50), said(BEGIN, 2, BEGIN + 900), said(BEGIN, 3, BEGIN + 50)],
-        seconds=100,
-        clip_timestamps=(5, 10, 20, 25, 90),
-    )
-    assert [job.window for job in jobs] == [(500, 1000), (2000, 2500), (9000, 10_000)]
-    assert [(one.start_s, one.end_s) for one in segments] == [
-        (5.0, 6.0),
-        (20.0, 25.0),
-        (90.0, 91.0),
-    ]
-    # Frames outside a clip are not heard.
-    assert not jobs[0].features[:, 500:].any()
 
 
 def test_clips_are_the_recording_s_and_parts_take_their_share() -> None:
@@ -409,32 +350,6 @@ def split(
         tokens, CLOCK, content_frames=content_frames, content_s=content_frames / 100,
         cut_short=cut_short,
     )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("tokens", "frames", "spans", "advance"),
-    [
-        # Closed segments: past the window.
-        ([100, 1, 2, 150, 150, 3, 200], 3000, [(0, 4, 0.0, 1.0), (4, 7, 1.0, 2.0)], 3000),
-        # Text left open is decoded again from the last timestamp: 50 steps of two frames.
-        ([100, 1, 2, 150, 160, 3, 4], 3000, [(0, 4, 0.0, 1.0)], 100),
-        # A pair at the end: to it.
-        ([100, 1, 150, 150], 3000, [(0, 3, 0.0, 1.0)], 100),
-        # Without pairs one segment, to the last timestamp.
-        ([100, 1, 2, 3, 170], 900, [(0, 5, 0.0, 1.4)], 900),
-        # Without a second timestamp it lasts as long as the audio.
-        ([1, 2, 3], 1234, [(0, 3, 0.0, 12.34)], 1234),
-        ([100, 1, 2], 1234, [(0, 3, 0.0, 12.34)], 1234),
-        ([], 1234, [(0, 0, 0.0, 12.34)], 1234),
-    ],
-)
-def test_windows_are_cut_at_pairs_of_timestamps(
-    tokens: list[int], frames: int, spans: list[tuple[int, int, float, float]], advance: int
-) -> None:
-    found, frames_on = split(tokens, frames)
-    for span, expected in zip(found, spans, strict=True):
-        assert (span.first, span.stop, span.start_s, span.end_s) == pytest.approx(expected)
-    assert frames_on == advance
 
 
 def test_a_text_that_was_cut_short_lasts_to_the_end_of_its_audio() -> None:

@@ -16,7 +16,6 @@ from corpus_asr.decoding.slots import Gather, SlotScheduler
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment
-from corpus_asr.transcription import fallback
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.speech2text import (
     WINDOWS_AT_ONCE,
@@ -119,17 +118,6 @@ def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
         assert one.avg_logprob == pytest.approx(0.0, abs=0.01)
         assert one.confidence > 0.8
         assert one.temperature == 0.0
-
-
-def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fallback, "is_known_hallucination", lambda text: text.strip() == "w5")
-    script = [[3, 4], [5], [6, 30, 7]]
-    found = transcribe(Network(script), part(40.0, SPANS))
-    assert [one.known_hallucination for one in found] == [False, True, False]
-    found = transcribe(Network(script), part(40.0, SPANS), drop_known_hallucinations=True)
-    assert [one.text for one in found] == [" w3 w4", " w6x w7"]
 
 
 def test_of_many_windows_some_wait_without_their_features_and_none_is_lost() -> None:
