@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.tensors import BatchFeature
@@ -169,104 +168,91 @@ def test_a_call_of_generate_that_cannot_be(
         here.model.generate(**given)
 
 
-@pytest.mark.parametrize("options", [{"language": "de"}, {"task": "translate"}])
-def test_an_english_only_model_speaks_english(
-    here: SimpleNamespace, options: dict[str, str]
-) -> None:
-    with pytest.raises(ValueError, match="given to an English-only model; leave them out"):
-        here.english.generate(FEATURES, **options)
-
-
-def test_an_assistant_with_another_vocabulary_is_refused(here: SimpleNamespace) -> None:
-    with pytest.raises(ValueError, match="expected one vocabulary"):
-        here.model.generate(FEATURES, assistant_model=here.english)
-
-
-@pytest.mark.parametrize("features", [FEATURES[:0], FEATURES * torch.inf])
-def test_no_language_is_heard_in_nothing(here: SimpleNamespace, features: Tensor) -> None:
-    with pytest.raises(ValueError, match="input_features"):
-        here.model.detect_language(features)
-
-
 def test_tokens_the_model_lacks_need_no_suppression(here: SimpleNamespace) -> None:
     plain = here.model.generate(FEATURES, suppress_tokens=[3], begin_suppress_tokens=[4])
     more = {"suppress_tokens": [3, 10**6], "begin_suppress_tokens": [4, 10**6]}
     assert torch.equal(here.model.generate(FEATURES, **more), plain)
 
 
-FORWARD: dict[str, tuple[dict[str, Any], str]] = {
-    "an empty batch": ({"input_features": FEATURES[:0], **SOME}, "empty batch.*leave the call out"),
-    "no tokens": (
-        {"input_features": FEATURES, "decoder_input_ids": torch.zeros(1, 0).long()},
+def whisper_says(value: Any) -> Callable[[SimpleNamespace], Any]:
+    return lambda here: here.tokenizer.decode(value)
+
+
+def spells(*texts: Any, **options: Any) -> Callable[[SimpleNamespace], Any]:
+    return lambda here: here.speech2text.tokenizer(*texts, **options)
+
+
+def becomes(name: str, value: Any) -> Callable[[SimpleNamespace], Any]:
+    return lambda here: setattr(here.speech2text.tokenizer, name, value)
+
+
+def forward(**given: Any) -> Callable[[SimpleNamespace], Any]:
+    return lambda here: here.model(**({"input_features": FEATURES} | given))
+
+
+ENGLISH_ONLY = "given to an English-only model; leave them out"
+ROWS = ["a", " ".join(made_words(5))]
+CALLS: list[tuple[Callable[[SimpleNamespace], Any], type[Exception], str]] = [
+    (lambda here: here.english.generate(FEATURES, language="de"), ValueError, ENGLISH_ONLY),
+    (lambda here: here.english.generate(FEATURES, task="translate"), ValueError, ENGLISH_ONLY),
+    (
+        lambda here: here.model.generate(FEATURES, assistant_model=here.english),
+        ValueError,
+        "expected one vocabulary",
+    ),
+    (lambda here: here.model.detect_language(FEATURES[:0]), ValueError, "input_features"),
+    (lambda here: here.model.detect_language(FEATURES / 0), ValueError, "input_features"),
+    (forward(input_features=FEATURES[:0], **SOME), ValueError, "empty batch.*leave the call out"),
+    (
+        forward(decoder_input_ids=torch.zeros(1, 0).long()),
+        ValueError,
         r"found no token ids, their shape is \(1, 0\)",
     ),
-    "no labels": (
-        {"input_features": FEATURES, "labels": torch.zeros(1, 0).long()},
+    (
+        forward(labels=torch.zeros(1, 0).long()),
+        ValueError,
         r"found no labels, their shape is \(1, 0\)",
     ),
-    "NaN": ({"input_features": FEATURES * torch.nan, **SOME}, r"NaN or infinity.*rows \[0\]"),
-    "part of a window": ({"input_features": FEATURES[:, :, :9], **SOME}, "found 80 mel bins x 9"),
-    "too many tokens": (
-        {"input_features": FEATURES, "decoder_input_ids": torch.ones(1, 41).long()},
+    (forward(input_features=FEATURES / 0, **SOME), ValueError, r"NaN or infinity.*rows \[0\]"),
+    (forward(input_features=FEATURES[:, :, :9], **SOME), ValueError, "found 80 mel bins x 9"),
+    (
+        forward(decoder_input_ids=torch.ones(1, 41).long()),
+        ValueError,
         "decoding 41 tokens: the model has 40 positions",
     ),
-}
-
-
-@pytest.mark.parametrize("name", FORWARD)
-def test_a_network_says_what_it_cannot_take(here: SimpleNamespace, name: str) -> None:
-    given, message = FORWARD[name]
-    with pytest.raises(ValueError, match=message):
-        here.model(**given)
-
-
-TOKENIZER: dict[str, tuple[Callable[[WhisperTokenizer], Any], type[Exception], str]] = {
-    "text to decode": (lambda t: t.decode("hello"), TypeError, "found 'hello' of type str"),
-    "nothing to decode": (lambda t: t.decode(None), TypeError, "'None' of type NoneType"),
-    "fractions to decode": (lambda t: t.batch_decode([[1.5]]), TypeError, "found '1.5' of type"),
-}
-SPEECH2TEXT_TEXTS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
-    "a number": (lambda t: t(5), ValueError, "found '5' of type int, expected a text or ids"),
-    "a number among texts": (lambda t: t(["a", 5]), ValueError, "of type int, expected a text or"),
-    "words unsaid": (lambda t: t("a", is_split_into_words=True), ValueError, "a list of words"),
-    "half a letter": (lambda t: t("a\ud800"), ValueError, "no valid Unicode"),
-    "offsets": (lambda t: t("a", return_offsets_mapping=True), ValueError, "leave it out"),
-    "no room": (lambda t: t("a", max_length=1), ValueError, "room for the 2 special tokens"),
-    "uneven rows": (
-        lambda t: t(["a", " ".join(made_words(5))], return_tensors="np"),
-        ValueError,
-        "expected the same in every row; pass padding=True",
+    (whisper_says("hello"), TypeError, "found 'hello' of type str"),
+    (whisper_says(None), TypeError, "'None' of type NoneType"),
+    (whisper_says([1.5]), TypeError, "found '1.5' of type"),
+    (spells(5), ValueError, "found '5' of type int, expected a text or ids"),
+    (spells(["a", 5]), ValueError, "of type int, expected a text or"),
+    (spells("a", is_split_into_words=True), ValueError, "a list of words"),
+    (spells("a\ud800"), ValueError, "no valid Unicode"),
+    (spells("a", return_offsets_mapping=True), ValueError, "leave it out"),
+    (spells("a", max_length=1), ValueError, "room for the 2 special tokens"),
+    (spells(ROWS, return_tensors="np"), ValueError, "the same in every row; pass padding=True"),
+    (spells("a", paddings=True), TypeError, "paddings"),
+    (becomes("tgt_lang", "xx"), ValueError, "target language 'xx': expected one of pt, fr"),
+    (becomes("pad_token", "<?>"), ValueError, "found no token '<"),
+    (becomes("pad_token_id", 10**6), ValueError, "no token 1000"),
+    (lambda here: here.speech2text.decode("abc"), TypeError, "expected token ids"),
+    (lambda here: here.speech2text.decode(torch.tensor([0.5])), TypeError, "expected token"),
+    (
+        lambda here: here.speech2text.tokenizer.save_vocabulary("/nonexistent"),
+        NotADirectoryError,
+        "make it first",
     ),
-    "an option of nobody": (lambda t: t("a", paddings=True), TypeError, "paddings"),
-    "an unknown language": (
-        lambda t: setattr(t, "tgt_lang", "xx"),
-        ValueError,
-        "target language 'xx': expected one of pt, fr",
-    ),
-    "a role for nothing": (
-        lambda t: setattr(t, "pad_token", "<?>"),
-        ValueError,
-        "found no token '<",
-    ),
-    "an id of nothing": (lambda t: setattr(t, "pad_token_id", 10**6), ValueError, "no token 1000"),
-    "text to decode": (lambda t: t.decode("abc"), TypeError, "expected token ids"),
-    "fractions to decode": (lambda t: t.decode(torch.tensor([0.5])), TypeError, "expected token"),
-    "no folder": (lambda t: t.save_vocabulary("/nonexistent"), NotADirectoryError, "make it first"),
-}
+]
 
 
-@pytest.mark.parametrize("name", TOKENIZER)
-def test_what_whispers_tokenizer_cannot_take(here: SimpleNamespace, name: str) -> None:
-    call, error, message = TOKENIZER[name]
+@pytest.mark.parametrize(("call", "error", "message"), CALLS)
+def test_a_model_or_tokenizer_says_what_it_cannot_take(
+    here: SimpleNamespace,
+    call: Callable[[SimpleNamespace], Any],
+    error: type[Exception],
+    message: str,
+) -> None:
     with pytest.raises(error, match=message):
-        call(here.tokenizer)
-
-
-@pytest.mark.parametrize("name", SPEECH2TEXT_TEXTS)
-def test_what_speech2texts_tokenizer_cannot_take(root: Path, name: str) -> None:
-    call, error, message = SPEECH2TEXT_TEXTS[name]
-    with pytest.raises(error, match=message):
-        call(Speech2TextTokenizer.from_pretrained(root / "speech2text"))
+        call(here)
 
 
 LOADERS: list[Any] = [
