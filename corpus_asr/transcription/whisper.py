@@ -103,7 +103,7 @@ def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple
     return [[chunk] for chunk in chunk_ranges(part, clips, window_frames=window_frames)]
 
 
-# Above this temperature the text is too uncertain to prompt the next window with.
+# Above this temperature the text is too uncertain to prompt the next window with: openai-whisper's.
 _MAX_TEMPERATURE = 0.5
 
 
@@ -287,6 +287,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
 
 
 _PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
+# These six are openai-whisper's, of `word_anomaly_score` and what calls it.
 _IMPROBABLE = 0.15
 _SHORT_S = 0.133
 _LONG_S = 2.0

@@ -169,7 +169,8 @@ class RowSegment:
         return self.attempt.result.tokens[self.span.first : self.span.stop]
 
 
-# The text of a window decoded at such a temperature or warmer is too doubtful to prompt the next.
+# The text of a window decoded at such a temperature or warmer is too doubtful to prompt the next;
+# the reference's own constant.
 _TOO_WARM_TO_CONDITION = 0.5
 
 

@@ -114,18 +114,34 @@ def generate(
     _check_mode(config, assistant_model)
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
     begin = _prompts(config, prompts, batch.size)
-    settings = _settings(
-        model,
-        config,
-        begin,
-        says_length=says_length,
+    common = common_settings(model, config)
+    first = allowed_tokens(config.begin_suppress_tokens, common["vocab_size"])
+    # A forced first token is none to suppress: what is meant is then the one after it.
+    forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
+    beams, returned = config.num_beams or 1, config.num_return_sequences or 1
+    temperature = config.temperature if config.do_sample else None
+    if beams > 1:  # transformers then takes a padding token of 0 for none
+        common["pad"] = common["pad"] or common["end"]
+    settings = _Settings(
+        **common,
+        rules=TokenRules(
+            end=common["end"],
+            suppress=allowed_tokens(config.suppress_tokens, common["vocab_size"]),
+            suppress_first=() if forced else first,
+        ),
+        begin=begin,
+        temperature=temperature,
+        max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
+        num_return_sequences=returned if beams > 1 else 1,
+        suppressed_second=first if forced else (),
+        seed=draw_seed([temperature]),
         processors=callers_processors(config, logits_processor),
         stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
         streamer=streamer_of(streamer, batch_size=batch.size, config=config),
         tokenizer=tokenizer_of(rest, config),
     )
-    copies = 1 if settings.num_return_sequences > 1 else config.num_return_sequences or 1
+    copies = 1 if beams > 1 else returned
     encoded = batch.encoded()
     tasks = [
         _row(batch, encoded, row, copy, copies, settings)
@@ -136,7 +152,7 @@ def generate(
     slots = batch.model.for_windows(
         batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
     )
-    outputs = [text for texts in run(slots, tasks, beams=config.num_beams or 1) for text in texts]
+    outputs = [text for texts in run(slots, tasks, beams=beams) for text in texts]
     stack = stack_outputs(outputs, pad=settings.pad, device=model.device)
     if config.return_dict_in_generate:
         return GenerateEncoderDecoderOutput(**stack)
@@ -204,40 +220,6 @@ def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tenso
     if not prompts.shape[1] or bool((prompts[:, :1] != starts).all()):
         prompts = torch.cat([starts, prompts], dim=1)
     return prompts
-
-
-def _settings(
-    model: Any,
-    config: GenerationConfig,
-    begin: Int[Tensor, "batch token"],
-    *,
-    says_length: bool,
-    **hooks: Any,
-) -> _Settings:
-    """Collect what the rows need to know."""
-    common = common_settings(model, config)
-    first = allowed_tokens(config.begin_suppress_tokens, common["vocab_size"])
-    # A forced first token is none to suppress: what is meant is then the one after it.
-    forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
-    beams, wanted = config.num_beams or 1, config.num_return_sequences or 1
-    temperature = config.temperature if config.do_sample else None
-    if beams > 1:  # transformers then takes a padding token of 0 for none
-        common["pad"] = common["pad"] or common["end"]
-    return _Settings(
-        rules=TokenRules(
-            end=common["end"],
-            suppress=allowed_tokens(config.suppress_tokens, common["vocab_size"]),
-            suppress_first=() if forced else first,
-        ),
-        begin=begin,
-        temperature=temperature,
-        max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
-        num_return_sequences=wanted if beams > 1 else 1,
-        suppressed_second=first if forced else (),
-        seed=draw_seed([temperature]),
-        **common,
-        **hooks,
-    )
 
 
 def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_length: bool) -> int:
