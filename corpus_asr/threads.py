@@ -27,13 +27,14 @@ def spin_briefly() -> None:
 
 
 def one_thread_for_arrays() -> None:
-    """Let numpy's products stay in the thread that asks for them; before numpy is imported.
+    """Limit numpy's matrix products to the calling thread; call this before numpy is imported.
 
-    Processes that make windows for a training multiply small matrices. With a thread per core for
-    each of them they took the cores from the network's: 0.54 s a step of 22 s of speech on four
-    cores, and 0.40 s with one thread. Whoever has set the variable knows better.
+    A training forks processes that prepare its windows. With two threads of OpenBLAS, one of 14
+    forked processes waited forever for a thread that only its parent has, so a value that the user
+    has set is replaced. One thread is also faster: 0.40 s instead of 0.54 s per step of 22 s of
+    speech on four cores.
     """
-    os.environ.setdefault(_ARRAY_THREADS, "1")
+    os.environ[_ARRAY_THREADS] = "1"
 
 
 def run_apart(function: Callable[[], Result]) -> Result:

@@ -408,7 +408,7 @@ def _gradient(parameter: Tensor) -> Tensor:
 def _share_by_name(_worker: int) -> None:
     # The default hands descriptors over a socket, whose thread in the worker prints a traceback
     # where Ctrl-C ends the reader in the middle of it; shared memory by name needs no socket.
-    torch.multiprocessing.set_sharing_strategy("file_system")
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
 
 
 def _window_numbers(settings: TrainingSettings, group: Group, done: int) -> Iterator[list[int]]:
