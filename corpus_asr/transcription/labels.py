@@ -133,7 +133,7 @@ class PartLabeller:
             search=Search(keep_scores=True),
         )
         assert result.scores is not None, "scores were asked for"
-        scores = result.scores[0, list(self.rules.only)].double()
+        scores: Probabilities = result.scores[0, list(self.rules.only)].double()
         return scores.softmax(dim=0) if self.exclusive else scores.sigmoid()
 
     def _likeliest(self, probabilities: Probabilities, count: int) -> tuple[Label, ...]:
