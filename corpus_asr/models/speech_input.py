@@ -36,8 +36,8 @@ class Speech:
 def load_speech(inputs: Any) -> Speech:
     """Read one recording.
 
-    It is a path or address (local, http(s), s3, ...); the bytes of a file of any format; an array
-    or tensor of samples at 16 kHz, one row per channel if it has two dimensions; a dictionary with
+    It is a path or URI (local, http(s), s3, ...); the bytes of a file of any format; an array or
+    tensor of samples at 16 kHz, one row per channel if it has two dimensions; a dictionary with
     `raw` or `array`, `sampling_rate` and, if wanted, `stride`; or what has `get_all_samples`, as
     decoders of torchcodec do.
 
@@ -150,11 +150,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunking:
-    """How recordings are cut.
+    """How recordings are cut: into chunks of `length_s`, or not at all where that is None or 0.
 
-    Args:
-        length_s: seconds of a chunk; None or 0 takes recordings whole.
-        stride_s: seconds of context on both sides, or on left and right; None is a sixth.
+    `stride_s` is the context on both sides, or on left and right; None is a sixth of a chunk.
 
     Raises:
         ValueError: the context leaves nothing of a chunk, or a length is negative.

@@ -113,19 +113,17 @@ class AutomaticSpeechRecognitionPipeline:
         num_workers: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Transcribe one recording, a list of them, or as many as an iterator gives.
+        """Transcribe what `load_speech` takes, or a list, a data set or an iterator of such.
+
+        Returns a dictionary of `text` and, with timestamps or languages, `chunks`; a list of such
+        for a list; an iterator of such for anything longer.
 
         Args:
-            inputs: what `load_speech` takes; or a list, a data set or an iterator of such.
             batch_size: chunks decoded together, of whichever recordings.
             num_workers: recordings read ahead by threads.
             kwargs: `return_timestamps` (True for segments, `"word"` for words), `return_language`,
                 `chunk_length_s`, `stride_length_s`, `ignore_warning`, `generate_kwargs`; all others
                 are passed on to the model's `generate`, as are those of `generate_kwargs`.
-
-        Returns:
-            A dictionary of `text` and, with timestamps or languages, `chunks`; a list of such for a
-            list; an iterator of such for anything longer.
 
         Raises:
             ItemError: a recording cannot be read.
@@ -179,20 +177,15 @@ def pipeline(
     """Load what transcribes speech.
 
     Args:
-        task: `automatic-speech-recognition`, or None.
-        model: a folder, an address or a hub name; or a model that is loaded already.
+        model: a folder, a URI or a Hugging Face Hub model ID; or a model that is loaded already.
         config: instead of the checkpoint's own.
-        tokenizer: one that is loaded, or where it is; None takes the model's.
-        feature_extractor: likewise.
+        tokenizer, feature_extractor: loaded, or where they are; None takes the model's.
         processor: both at once, loaded.
-        revision: branch, tag or commit on the hub.
-        use_fast: without meaning, as `trust_remote_code`: no code of a checkpoint is run.
-        token: of the hub.
+        use_fast, trust_remote_code: without effect: no code of a checkpoint is run.
         device: `cpu`, `cuda`, `cuda:N`, or a GPU's number; -1 is the CPU. None takes the first GPU
             there is for a model that is loaded by name, and leaves other models where they are.
-        device_map: as `from_pretrained` of the model takes it; instead of `device`.
-        dtype: number type of the weights; `auto` takes the checkpoint's.
-        model_kwargs: further keywords of the model's `from_pretrained`.
+        dtype: of the weights; `auto` takes the checkpoint's.
+        device_map, model_kwargs: of the model's `from_pretrained`; the former excludes `device`.
         kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
             `torch_dtype` (the older name of `dtype`), and defaults of every call.
 
@@ -262,11 +255,7 @@ def _assistant(given: Any, model: Any, where: Mapping[str, Any]) -> Any:
 
 
 def _device(device: Any) -> torch.device:
-    """Turn what a caller said into a device; GPUs by number are the CPU where there is none.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
+    """Turn what a caller said into a device; GPUs by number are the CPU where there is none."""
     if isinstance(device, int):
         if device >= 0 and torch.cuda.is_available():
             return resolve_device(f"cuda:{device}")
@@ -293,14 +282,9 @@ def _items(inputs: Any) -> Iterator[Any]:
     return iter(inputs)
 
 
-# One call
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Call:
-    model: Any
-    extractor: Any
-    tokenizer: Any
+    pipe: AutomaticSpeechRecognitionPipeline
     chunking: Chunking
     timestamps: bool | str | None
     """None for text alone, True for segments, `word` for words."""
@@ -309,10 +293,7 @@ class _Call:
 
     @classmethod
     def of(cls, pipe: AutomaticSpeechRecognitionPipeline, given: Mapping[str, Any]) -> Self:
-        """Sort the keywords of a pipeline and of one call, which come before them.
-
-        A `generation_config` in the call replaces the settings that the pipeline was made with.
-        """
+        """Sort the keywords of a pipeline and of one call, which come before them."""
         defaults, own = pipe.defaults, {**pipe.defaults, **given}
         timestamps = own.get("return_timestamps") or None
         config = pipe.model.generation_config
@@ -325,11 +306,10 @@ class _Call:
         stride_s = own.get("stride_length_s")
         earlier, now = _generate_keywords(defaults), _generate_keywords(given)
         if now.get("generation_config") is not None:
+            # It replaces the settings that the pipeline was made with.
             earlier = {name: value for name, value in earlier.items() if name not in _SETTINGS}
         return cls(
-            model=pipe.model,
-            extractor=pipe.feature_extractor,
-            tokenizer=pipe.tokenizer,
+            pipe=pipe,
             chunking=Chunking(
                 length_s=own.get("chunk_length_s"),
                 stride_s=tuple(stride_s) if isinstance(stride_s, Sequence) else stride_s,
@@ -344,8 +324,7 @@ class _Call:
     ) -> Iterator[dict[str, Any]]:
         """Yield one result per recording, as soon as its last chunk is decoded.
 
-        `inputs` are taken as needed, so there may be no end to them; `ahead` of them are read ahead
-        by as many threads.
+        `inputs` are taken as needed, so there may be no end to them.
         """
         chunks = self._chunks_ahead(inputs, ahead) if ahead else self._chunks(inputs)
         heard: list[dict[str, Any]] = []
@@ -372,8 +351,8 @@ class _Call:
                 yield from waiting.popleft().result()
 
     def _chunks_of(self, recording: Any) -> Iterator[Chunk]:
-        speech, dtype = load_speech(recording), self.model.dtype
-        return chunks_of(speech, self.extractor, chunking=self.chunking, dtype=dtype)
+        speech, dtype = load_speech(recording), self.pipe.model.dtype
+        return chunks_of(speech, self.pipe.feature_extractor, chunking=self.chunking, dtype=dtype)
 
     def _decode(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
         """Decode chunks; those of one length together, so that none is padded for another."""
@@ -394,9 +373,9 @@ class _Call:
             keywords |= {"return_token_timestamps": True, "return_segments": True}
         if self.languages:
             keywords["return_segments"] = True
-        device = self.model.device
+        device = self.pipe.model.device
         with torch.no_grad():
-            found = self.model.generate(
+            found = self.pipe.model.generate(
                 input_features=torch.cat([chunk.features for chunk in batch]).to(device),
                 attention_mask=torch.cat([chunk.mask for chunk in batch]).to(device),
                 **self._with_defaults(keywords),
@@ -409,10 +388,10 @@ class _Call:
         Source: `transformers.Pipeline._prepare_generate_kwargs`.
         """
         config = keywords.get("generation_config")
-        chosen = {*_set_names(self.model.generation_config), *_set_names(config), *keywords}
+        chosen = {*_set_names(self.pipe.model.generation_config), *_set_names(config), *keywords}
         added: dict[str, Any] = {
             **_DEFAULTS,
-            "pad_token_id": self.tokenizer.pad_token_id,
+            "pad_token_id": self.pipe.tokenizer.pad_token_id,
         }
         if "max_length" in chosen:  # a default would override it
             del added["max_new_tokens"]
@@ -439,7 +418,7 @@ class _Call:
             if self.languages and segments is not None and segments[i * each]:
                 row["tokens"] = self._with_language(row["tokens"], segments[i * each][0])
             if chunk.stride is not None:
-                rate_hz = self.extractor.sampling_rate
+                rate_hz = self.pipe.feature_extractor.sampling_rate
                 row["stride"] = tuple(samples / rate_hz for samples in chunk.stride)
             rows.append(row)
         return rows
@@ -455,19 +434,19 @@ class _Call:
         """Put the language's token before the text, which `generate` returns without prompt."""
         result = segment["result"]
         prompt_and_text = result["sequences"] if isinstance(result, Mapping) else result
-        config = self.generate.get("generation_config") or self.model.generation_config
+        config = self.generate.get("generation_config") or self.pipe.model.generation_config
         languages = set((getattr(config, "lang_to_id", None) or {}).values())
         named = [token for token in prompt_and_text.tolist() if token in languages]
         language = torch.tensor([named[:1]], dtype=tokens.dtype)  # (1, 0 or 1)
         return torch.cat([language, tokens], dim=-1)
 
     def _text(self, heard: list[dict[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
-        positions = self.model.config.max_source_positions
-        text, optional = self.tokenizer._decode_asr(
+        positions = self.pipe.model.config.max_source_positions
+        text, optional = self.pipe.tokenizer._decode_asr(
             heard,
             return_timestamps=self.timestamps,
             return_language=self.languages,
-            time_precision=self.extractor.chunk_length / positions,
+            time_precision=self.pipe.feature_extractor.chunk_length / positions,
         )
         more = {name: [value] * len(heard) for name, value in extra.items()}
         return {"text": text, **optional, **more}

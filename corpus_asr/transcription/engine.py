@@ -4,11 +4,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -60,17 +59,6 @@ class PartTranscriber(Protocol):
         """
 
 
-@runtime_checkable
-class LeavesLanguages(PartTranscriber, Protocol):
-    """Tells languages apart and can leave some of them to other models."""
-
-    def leaving(self, languages: Collection[str]) -> Self:
-        """Return the same, but that a part in one of these languages is only detected.
-
-        Its transcript then has no segments.
-        """
-
-
 TRANSCRIBERS: dict[str, str] = {
     "whisper": "corpus_asr.transcription.whisper:WhisperTranscriber",
     "speech_to_text": "corpus_asr.transcription.speech2text:Speech2TextTranscriber",
@@ -102,10 +90,8 @@ class Engine:
     ) -> None:
         """Allocate the slots and start the thread.
 
-        Args:
-            slots: windows decoded side by side; `auto` for as many as there is memory for.
-            sharers: engines on this device that have no slots yet, this one included: with `auto`
-                each gets its share of the memory that is free.
+        `auto` slots are as many as there is memory for: with several `sharers`, engines on this
+        device that have no slots yet, this one included, each gets its share of what is free.
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
@@ -151,10 +137,8 @@ class Engine:
     ) -> "Engine":
         """Load a checkpoint folder in Hugging Face layout.
 
-        Args:
-            device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
-            num_threads: CPU threads torch may use; None leaves torch's own choice.
+        `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `float32`, `float16`,
+        `bfloat16` or `int8`; `num_threads` of None leaves the number to torch.
 
         Raises:
             CheckpointError: the folder cannot be loaded.
@@ -312,7 +296,7 @@ def predicted_bytes(size: ModelSize, *, slots: int, encode_batch: int) -> Memory
     """Bytes that decoding in `slots` takes on a GPU, with `encode_batch` windows encoded at once.
 
     The caches and rows are what is allocated; the encoder's and the step's are peaks, reckoned
-    from the order in which their tensors come and go (tests/transcription/test_slot_budget.py).
+    from the order in which their tensors come and go (tests/transcription/test_engine.py).
     """
     layer_row = 2 * size.layers * size.width * size.element_bytes  # a key and a value
     encoding = size.positions * size.width * size.element_bytes

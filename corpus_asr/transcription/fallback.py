@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,27 +16,12 @@ from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowR
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.segments import Segment
 from corpus_asr.text.known_hallucinations import is_known_hallucination
-from corpus_asr.transcription.windows import Language, PartRequest, Window
+from corpus_asr.transcription.windows import PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
 
 if TYPE_CHECKING:  # imports pydantic, which `generate` does without
     from corpus_asr.config.decoding import DecodingSettings
-
-
-class Thresholds(Protocol):
-    """When a window is decoded again, and when it is silence; None switches a threshold off."""
-
-    @property
-    def compression_ratio_threshold(self) -> float | None:
-        """Above it a text repeats itself."""
-
-    @property
-    def logprob_threshold(self) -> float | None:
-        """Below it a text is improbable."""
-
-    @property
-    def no_speech_threshold(self) -> float | None:
-        """Above it there is probably no speech."""
+    from corpus_asr.families.whisper.generation_config import GenerationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +42,8 @@ class DecodingRules(ABC):
 
     temperatures: Sequence[float | None]
     """Tried in turn; None and 0 take the likeliest tokens."""
-    thresholds: Thresholds
+    thresholds: "DecodingSettings | GenerationConfig"
+    """When a window is decoded again, and when it is silence; None switches a threshold off."""
     token_rules: TokenRules
     no_speech: int | None = None
     """The token whose probability tells silence."""
@@ -198,12 +184,11 @@ class OpenAIRules(DecodingRules):
         *,
         text: str,
         logprobs: Sequence[float],
-        language: Language,
         task: str,
         no_speech_prob: float | None,
-        words: bool,
     ) -> Segment | None:
         """Make a segment of a draft whose text tokens have `logprobs`; None if it is to go."""
+        language = attempt.window.language
         fraction = self.part.speech_fraction(draft.start_s, draft.end_s)
         nonspeech = fraction is not None and fraction < _NONSPEECH_FRACTION
         if nonspeech and self.settings.drop_nonspeech:
@@ -228,6 +213,6 @@ class OpenAIRules(DecodingRules):
                 temperature=attempt.temperature or 0.0,
                 speech_fraction=fraction,
                 known_hallucination=known,
-                words=draft.words if words else None,
+                words=draft.words if self.settings.word_timestamps else None,
             )
         )

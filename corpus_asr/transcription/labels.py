@@ -4,7 +4,6 @@ A label is asked for as a language is: as a window's first token, among those th
 So windows of many recordings share the slots and the encoder's batches of the one scheduler.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,64 +37,6 @@ CLASSIFIER_SLOTS = 32
 Probabilities = Float[Tensor, " label"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labeller:
-    """How a checkpoint is asked for labels."""
-
-    names: tuple[str, ...]
-    tokens: tuple[int, ...]
-    """Those that stand for them."""
-    prompt: tuple[int, ...]
-    end: int
-    probabilities: Callable[[Probabilities], Probabilities]
-    """From the labels' scores."""
-
-    @classmethod
-    def of_languages(cls, folder: Path, codes: Sequence[str]) -> "Labeller":
-        """Tell languages apart, all that the checkpoint knows or some.
-
-        Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
-        """
-        prompt_format = PromptFormat.from_folder(folder)
-        names = tuple(codes) or tuple(prompt_format.languages)
-        return cls(
-            names=names,
-            tokens=prompt_format.language_rules(names).only,
-            prompt=(prompt_format.start,),
-            end=prompt_format.end,
-            probabilities=one_of,
-        )
-
-    @classmethod
-    def of_classes(cls, folder: Path) -> "Labeller":
-        """Tell the classes of a classifier apart."""
-        config = resolve(family_of(folder).config).from_pretrained(folder)
-        count = config.num_labels
-        several = config.problem_type == "multi_label_classification"
-        return cls(
-            names=tuple(str(config.id2label.get(number, number)) for number in range(count)),
-            tokens=tuple(range(count)),
-            prompt=(0,),
-            end=count,
-            probabilities=any_of if several else one_of,
-        )
-
-    @property
-    def rules(self) -> TokenRules:
-        """Under which the first token is a label."""
-        return TokenRules(end=self.end, only=self.tokens)
-
-
-def one_of(scores: Probabilities) -> Probabilities:
-    """Turn scores into probabilities of labels that exclude each other."""
-    return scores.softmax(dim=0)
-
-
-def any_of(scores: Probabilities) -> Probabilities:
-    """Turn scores into probabilities of labels each of which may be there or not."""
-    return scores.sigmoid()
-
-
 @dataclass(frozen=True, slots=True)
 class _Window:
     start: int
@@ -104,19 +45,42 @@ class _Window:
     """Audio goes on after `end` to here, and is heard too where it fits."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartLabeller:
     """Labels parts with one checkpoint; meets `PartTranscriber`."""
 
-    def __init__(self, labeller: Labeller, settings: ClassificationSettings) -> None:
-        self._labeller = labeller
-        self._settings = settings
+    settings: ClassificationSettings
+    names: tuple[str, ...]
+    rules: TokenRules
+    """`only` allows the tokens that stand for the names."""
+    prompt: tuple[int, ...]
+    exclusive: bool = True
+    """Whether one label excludes the others; else each may be there or not."""
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ClassificationSettings) -> "PartLabeller":
-        """Read what the checkpoint can tell apart."""
+        """Read what the checkpoint can tell apart: languages, or the classes of a classifier.
+
+        Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
+        """
         if settings.task == "language":
-            return cls(Labeller.of_languages(folder, settings.languages), settings)
-        return cls(Labeller.of_classes(folder), settings)
+            prompt_format = PromptFormat.from_folder(folder)
+            names = tuple(settings.languages) or tuple(prompt_format.languages)
+            return cls(
+                settings=settings,
+                names=names,
+                rules=prompt_format.language_rules(names),
+                prompt=(prompt_format.start,),
+            )
+        config = resolve(family_of(folder).config).from_pretrained(folder)
+        classes = range(config.num_labels)
+        return cls(
+            settings=settings,
+            names=tuple(str(config.id2label.get(number, number)) for number in classes),
+            rules=TokenRules(end=config.num_labels, only=tuple(classes)),
+            prompt=(0,),
+            exclusive=config.problem_type != "multi_label_classification",
+        )
 
     def check(self, settings: DecodingSettings) -> None:
         """Accept: nothing is decoded."""
@@ -131,7 +95,7 @@ class PartLabeller:
                 start_s=part.seconds(window.start),
                 end_s=part.seconds(window.end),
                 weight_s=weight_s,
-                labels=self._likeliest(scores, self._settings.top_k),
+                labels=self._likeliest(scores, self.settings.top_k),
             )
             for window, weight_s, scores in zip(windows, weights, probabilities, strict=True)
         )
@@ -140,7 +104,7 @@ class PartLabeller:
             shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
             mean = (torch.stack(probabilities) * shares.unsqueeze(1)).sum(dim=0)
             means = self._likeliest(mean, MAX_PART_LABELS)
-        spoken = means[0] if means and self._settings.task == "language" else (None, None)
+        spoken = means[0] if means and self.settings.task == "language" else (None, None)
         return PartTranscript(
             language=spoken[0],
             language_probability=spoken[1],
@@ -149,7 +113,7 @@ class PartLabeller:
 
     def _windows(self, part: PartRequest) -> list[_Window]:
         end = part.num_frames
-        if self._settings.windows == "all":
+        if self.settings.windows == "all":
             ranges = chunk_ranges(part, [(0, end)] if end else [])
             return [_Window(first, last, last) for first, last in ranges]
         if part.language_features is not None or not end:
@@ -163,19 +127,19 @@ class PartLabeller:
         result = yield WindowJob(
             features=part.window_in_silence(window.start, window.content_end),
             window=(window.start, window.end),
-            prompt=self._labeller.prompt,
-            rules=self._labeller.rules,
+            prompt=self.prompt,
+            rules=self.rules,
             max_new_tokens=1,
             search=Search(keep_scores=True),
         )
         assert result.scores is not None, "scores were asked for"
-        scores = result.scores[0, list(self._labeller.tokens)].double()
-        return self._labeller.probabilities(scores)
+        scores: Probabilities = result.scores[0, list(self.rules.only)].double()
+        return scores.softmax(dim=0) if self.exclusive else scores.sigmoid()
 
     def _likeliest(self, probabilities: Probabilities, count: int) -> tuple[Label, ...]:
         # Stable: of two that are as likely, the first named comes first, on every machine.
         order = probabilities.argsort(descending=True, stable=True)[:count].tolist()
-        return tuple((self._labeller.names[at], float(probabilities[at])) for at in order)
+        return tuple((self.names[at], float(probabilities[at])) for at in order)
 
 
 def _weight_s(part: PartRequest, window: _Window) -> float:

@@ -1,7 +1,7 @@
 """Which language is spoken, asked of the model in one window or in several."""
 
+from collections import defaultdict
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,15 +15,8 @@ from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import Language, PartRequest, frames_to_hear
 from corpus_asr.units import WINDOW_FRAMES
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LanguageWindow:
-    """A window to ask in, by the name it has among its task's windows."""
-
-    name: tuple[int, ...]
-    features: Float16[np.ndarray, "mel frame"]
-    num_frames: int | None = None
-    """Those to be heard; None for all."""
+LanguageWindow = tuple[tuple[int, ...], Float16[np.ndarray, "mel frame"], int | None]
+"""A window to ask in: its name among its task's, its features, and frames to encode or None."""
 
 
 def given_language(prompt_format: PromptFormat, settings: DecodingSettings) -> Language | None:
@@ -65,11 +58,11 @@ def ask_language(
     among = _choices(prompt_format, settings)
     rules = prompt_format.language_rules(among)
     total = np.zeros(len(among))
-    for window in windows:
+    for name, features, num_frames in windows:
         result = yield WindowJob(
-            features=window.features,
-            num_frames=window.num_frames,
-            window=window.name,
+            features=features,
+            num_frames=num_frames,
+            window=name,
             prompt=(prompt_format.start,),
             rules=rules,
             max_new_tokens=1,
@@ -83,13 +76,13 @@ def ask_language(
 
 def spoken_most(segments: Sequence[Segment]) -> Language | None:
     """The language of most of the time, where segments have their own; None without segments."""
-    seconds: dict[str | None, float] = {}
-    weighted: dict[str | None, float] = {}
-    for one in segments:
-        length_s = one.end_s - one.start_s
-        seconds[one.language] = seconds.get(one.language, 0.0) + length_s
-        sure = 1.0 if one.language_probability is None else one.language_probability
-        weighted[one.language] = weighted.get(one.language, 0.0) + length_s * sure
+    seconds: defaultdict[str | None, float] = defaultdict(float)
+    weighted: defaultdict[str | None, float] = defaultdict(float)
+    for segment in segments:
+        length_s = segment.end_s - segment.start_s
+        probability = segment.language_probability
+        seconds[segment.language] += length_s
+        weighted[segment.language] += length_s * (1.0 if probability is None else probability)
     if not seconds:
         return None
     code = max(seconds, key=lambda known: seconds[known])
@@ -108,31 +101,20 @@ def _choices(prompt_format: PromptFormat, settings: DecodingSettings) -> Sequenc
 def _carried_windows(part: PartRequest) -> list[LanguageWindow]:
     """The windows of an earlier part that came with this one, padded there."""
     assert part.language_features is not None, "the caller has looked"
-    count = len(part.language_features) // WINDOW_FRAMES
-    return [
-        LanguageWindow(
-            name=(-1, number),
-            features=part.language_features[number * WINDOW_FRAMES :][:WINDOW_FRAMES].T,
-        )
-        for number in range(count)
-    ]
+    windows = part.language_features.reshape(-1, WINDOW_FRAMES, part.language_features.shape[1])
+    return [((-1, number), window.T, None) for number, window in enumerate(windows)]
 
 
 def _own_windows(part: PartRequest, padding_s: float | None) -> list[LanguageWindow]:
     speech = None if part.speech is None else [(span.start_s, span.end_s) for span in part.speech]
     end = part.num_frames
-    windows = []
+    windows: list[LanguageWindow] = []
     for start_s in language_window_starts(speech, start_s=part.start_s, end_s=part.end_s):
         start = part.frame(start_s)
         # The seek loop's first window is the same one unless it is filled up otherwise.
         same = part.fits_one_window or start + WINDOW_FRAMES <= end
         # What other parts are to agree on is heard whole: they do not know where its audio ends.
-        alone = part.fits_one_window
-        windows.append(
-            LanguageWindow(
-                name=(start, end if same else -1),
-                features=part.window_in_silence(start, end),
-                num_frames=frames_to_hear(end - start, padding_s) if alone else None,
-            )
-        )
+        frames = frames_to_hear(end - start, padding_s) if part.fits_one_window else None
+        name = start, end if same else -1
+        windows.append((name, part.window_in_silence(start, end), frames))
     return windows

@@ -58,19 +58,12 @@ def split_at_timestamps(
     content_s: float,
     cut_short: bool = False,
 ) -> tuple[list[TokenSpan], int]:
-    """Cut a window's tokens where one timestamp follows another.
+    """Cut a window's tokens, end token left out, where one timestamp follows another.
 
-    Args:
-        tokens: what was decoded, end token left out.
-        clock: the units.
-        content_frames: frames of audio in the window, padding left out.
-        content_s: where a text ends that does not say so itself.
-        cut_short: whether the text was ended before the model closed it, so that its last
-            timestamp tells nothing of its end.
-
-    Returns:
-        The spans, and the frames to advance: to the last timestamp if text follows it unfinished,
-        else past the window.
+    A text that does not say where it ends lasts until `content_s`; so does one that was `cut_short`
+    before the model closed it, whose last timestamp tells nothing of its end. Returns the spans,
+    and the frames to advance: to the last timestamp if text follows it unfinished, else past the
+    `content_frames` of audio in the window.
 
     Source: openai-whisper `transcribe.py`, the part after `decode_with_fallback`; transformers
     `_retrieve_segment`.

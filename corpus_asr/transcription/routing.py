@@ -22,11 +22,11 @@ from corpus_asr.families.loading import load_slot_model
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.engine import (
     Engine,
-    LeavesLanguages,
     PartTranscriber,
     PartTranscript,
     part_transcriber,
 )
+from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
 
 
@@ -159,7 +159,7 @@ def _checked_transcribers(
     elsewhere = {code: path for code, path in others.items() if path != folder}
     main = part_transcriber(folder)
     main.check(decoding)
-    if not isinstance(main, LeavesLanguages):
+    if not isinstance(main, WhisperTranscriber):
         raise ConfigError(
             f"loading {folder.name} to detect languages for model.by_language: its family does not "
             "tell them apart, expected a multilingual Whisper checkpoint; use one, or leave "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float16, Float32
+from jaxtyping import Float32
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
@@ -288,7 +288,10 @@ class _Rules(OpenAIRules):
             seek=start,
             end=end,
             content_frames=end - start,
-            features=_whole_window(heard, prompt_format.window_frames),
+            # Normalized values need no more than float16, which a part's windows wait in.
+            features=np.pad(
+                heard.astype(np.float16), ((0, prompt_format.window_frames - len(heard)), (0, 0))
+            ).T,
             num_frames=len(heard),
             language=Language(code=None if spoken == "auto" else str(spoken), probability=None),
             prompt=prompt_format.prompt(self.settings.target_language),
@@ -325,23 +328,9 @@ class _Rules(OpenAIRules):
             draft,
             text=_after_a_blank(text),
             logprobs=[result.logprobs[at] for at in said],
-            language=window.language,
             task=self._prompt_format.task(self.settings),
             no_speech_prob=None,
-            words=self.settings.word_timestamps,
         )
-
-
-def _whole_window(
-    heard: Float32[np.ndarray, "heard mel"], window_frames: int
-) -> Float16[np.ndarray, "mel frame"]:
-    """Fill up to a whole window, mel axis first; what fills it is not heard.
-
-    Normalised values need no more than float16, which a part's windows wait in.
-    """
-    whole = np.zeros((window_frames, heard.shape[1]), dtype=np.float16)
-    whole[: len(heard)] = heard
-    return whole.T
 
 
 def _after_a_blank(text: str) -> str:

@@ -13,7 +13,6 @@ from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules
 from corpus_asr.transcription.language import (
-    LanguageWindow,
     ask_language,
     find_language,
     given_language,
@@ -46,7 +45,7 @@ from corpus_asr.units import (
 
 
 class WhisperTranscriber:
-    """Transcribes parts with one Whisper checkpoint; meets `LeavesLanguages`."""
+    """Transcribes parts with one Whisper checkpoint; meets `PartTranscriber`."""
 
     def __init__(self, prompt_format: PromptFormat, *, elsewhere: Collection[str] = ()) -> None:
         self._prompt_format = prompt_format
@@ -58,7 +57,7 @@ class WhisperTranscriber:
         return cls(PromptFormat.from_folder(folder))
 
     def leaving(self, languages: Collection[str]) -> "WhisperTranscriber":
-        """Return the same, but that parts in these languages are only detected."""
+        """Return the same, but that parts in these languages are only detected: no segments."""
         return WhisperTranscriber(self._prompt_format, elsewhere=languages)
 
     def check(self, settings: DecodingSettings) -> None:
@@ -104,7 +103,7 @@ def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple
     return [[chunk] for chunk in chunk_ranges(part, clips, window_frames=window_frames)]
 
 
-# Above this temperature the text is too uncertain to prompt the next window with.
+# Above this temperature the text is too uncertain to prompt the next window with: openai-whisper's.
 _MAX_TEMPERATURE = 0.5
 
 
@@ -128,15 +127,9 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         language: Language | None,
         at_beginning: bool = True,
     ) -> None:
-        """Begin before the first window.
+        """Begin before the first window; `language` of None is asked for in every window.
 
-        Args:
-            part: whose features.
-            settings: how.
-            prompt_format: of the checkpoint.
-            language: of all windows; None to ask in every window.
-            at_beginning: whether the first window is the first that is asked for of the recording,
-                which alone has the prefix.
+        Only the first window that is asked for of the recording, `at_beginning`, has the prefix.
         """
         super().__init__(part, settings, prompt_format.text)
         self.token_rules = prompt_format.text_rules
@@ -180,8 +173,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         """Ask in the window where none was found for the part."""
         if self._language is not None:
             return self._language
-        here = LanguageWindow(name=name, features=features, num_frames=heard)
-        return (yield from ask_language([here], self._prompt_format, self.settings))
+        here = [(name, features, heard)]
+        return (yield from ask_language(here, self._prompt_format, self.settings))
 
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
         """Put what earlier windows said, or the hotwords, before the request."""
@@ -277,10 +270,10 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         return [at for at in range(span.first, span.stop) if tokens[at] < self._prompt_format.end]
 
     def _segment(self, attempt: Attempt, span: TokenSpan, draft: DraftSegment) -> Segment | None:
-        result, window = attempt.result, attempt.window
+        result = attempt.result
         text = self.text(draft.tokens)
         # What lies in the padding after the end of the stretch was never said.
-        draft = replace(draft, end_s=min(draft.end_s, self.part.seconds(window.end)))
+        draft = replace(draft, end_s=min(draft.end_s, self.part.seconds(attempt.window.end)))
         if not text.strip() or draft.start_s >= draft.end_s:
             return None
         return self.segment(
@@ -288,14 +281,13 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             draft,
             text=text,
             logprobs=[result.logprobs[at] for at in self._text(result.tokens, span)],
-            language=window.language,
             task=self.settings.task,
             no_speech_prob=result.score or 0.0,
-            words=self.settings.word_timestamps,
         )
 
 
 _PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
+# These six are openai-whisper's, of `word_anomaly_score` and what calls it.
 _IMPROBABLE = 0.15
 _SHORT_S = 0.133
 _LONG_S = 2.0

@@ -68,11 +68,7 @@ def dynamic_time_warping(
     Where ways cost the same, the one that moves along `pos` is taken. Sums are kept in float32,
     as in the references, so that the path is theirs even where the sums are close.
 
-    Args:
-        cost: of token and position belonging together; neither axis is empty.
-
-    Returns:
-        The token indices and the position indices along the way, both from 0.
+    Returns the token indices and the position indices along the way, both from 0.
 
     Source: Sakoe and Chiba 1978; equal to `_dynamic_time_warping` in transformers'
     generation_whisper.py and `dtw_cpu` in openai-whisper's timing.py, which go cell by cell.
@@ -148,11 +144,6 @@ def split_words(
     A word begins with a blank, or is punctuation; in languages written without blanks it is the
     shortest run of tokens that spells whole characters.
 
-    Args:
-        tokens: of text alone.
-        text: decodes them.
-        language: code of the language they are in, if known.
-
     Source: openai-whisper `Tokenizer.split_to_word_tokens`. Differs where bytes are no UTF-8: there
     it loses tokens, or stops with an error.
     """
@@ -161,10 +152,7 @@ def split_words(
 
 
 def merge_punctuation(words: Sequence[str]) -> list[str]:
-    """Move marks to the words they are written beside.
-
-    Returns:
-        As many texts as there were, empty where the marks stood: times stay those of the words.
+    """Move marks to the words they are written beside; where they stood is an empty text.
 
     Source: openai-whisper `merge_punctuations`.
     """
@@ -291,17 +279,9 @@ def time_words(
 ) -> Generator[AlignJob, AlignResult, list[DraftSegment]]:
     """Split the segments of one window into words with times, and set their own times by them.
 
+    All times are of the recording. `drafts` are all of the window's, `last_speech_s` is where the
+    last word before it ended, 0.0 if there was none; `last_word_end` of the result is the next.
     Nothing is asked for when the window says nothing.
-
-    Args:
-        drafts: the window's segments in order, in recording time, before any is dropped.
-        window: as it was decoded, which spares encoding it again.
-        start_s: where the window starts, in recording time.
-        last_speech_s: where the last word before this window ended; 0.0 if there was none.
-        alignment: how the checkpoint reads text of this language and task.
-
-    Returns:
-        The segments with their words; `last_word_end` of them is the next `last_speech_s`.
 
     Source: openai-whisper `timing.py`, `add_word_timestamps`. Differs where a word would reach over
     the edge of a segment: here each segment keeps its text; and where one would be stretched beyond

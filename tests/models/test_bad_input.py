@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from corpus_asr.models.speech2text import (
     Speech2TextTokenizer,
 )
 from corpus_asr.models.whisper import (
+    AutoFeatureExtractor,
     GenerationConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
@@ -62,16 +64,30 @@ def here(root: Path) -> SimpleNamespace:
     )
 
 
-def test_audio_that_cannot_be_used(here: SimpleNamespace) -> None:
-    uneven = "lengths from 54 to 98, expected the same in every row; pass padding=True"
-    for audio, options, message in (
-        (None, {}, "found neither, expected audio=, text= or both"),
-        (SILENCE, {"sampling_rate": 8_000}, "expected 16000.*resample"),
-        ([SILENCE, SILENCE[:399]], {}, "recording 1: found 399 samp"),
-        ([SILENCE, SILENCE[:9_000]], {"return_tensors": "pt"}, uneven),
-    ):
-        with pytest.raises(ValueError, match=message):
-            here.speech2text(audio, **{"sampling_rate": 16_000, **options})
+AUDIO: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
+    "another rate": (SILENCE, {"sampling_rate": 8_000}, ValueError, "expected 16000.*resample"),
+    "stereo": (np.zeros((9, 2)), {}, ValueError, "2 channels.*mean over the last axis"),
+    "nothing": (None, {}, ValueError, "found neither, expected audio=, text= or both"),
+}
+SPEECH2TEXT_AUDIO: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
+    "less than a frame": ([SILENCE, SILENCE[:399]], {}, ValueError, "recording 1: found 399 samp"),
+    "uneven rows": (
+        [SILENCE, SILENCE[:9_000]],
+        {"return_tensors": "pt"},
+        ValueError,
+        "lengths from 54 to 98, expected the same in every row; pass padding=True",
+    ),
+    "no length to cut to": (SILENCE, {"truncation": True}, ValueError, "without max_length"),
+    "no length": (SILENCE, {"padding": "max_length", "max_length": 0}, ValueError, "max_length 0"),
+}
+
+
+@pytest.mark.parametrize("name", [*AUDIO, *SPEECH2TEXT_AUDIO])
+def test_audio_that_cannot_be_used(here: SimpleNamespace, name: str) -> None:
+    audio, options, error, message = (AUDIO | SPEECH2TEXT_AUDIO)[name]
+    for processor in [here.speech2text] + [here.processor] * (name in AUDIO):
+        with pytest.raises(error, match=message):
+            processor(audio, **{"sampling_rate": 16_000, **options})
 
 
 ENCODED = torch.zeros(1, 7, 16)
@@ -110,7 +126,6 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"no_speech_threshold": 0.5}, "logprob_threshold is None"),
     ({"eos_token_id": [1, 2]}, "expected one token"),
     ({"stop_strings": "a"}, "no tokenizer"),
-    ({"cache_implementation": "magic"}, "cache_implementation is 'magic'"),
     ({"numbeams": 3}, r"not used by the model: \['numb"),
 ]
 OF_ANOTHER_TYPE: list[tuple[dict[str, Any], str]] = [
@@ -153,73 +168,107 @@ def test_a_call_of_generate_that_cannot_be(
         here.model.generate(**given)
 
 
-def test_what_a_model_or_an_assistant_cannot_do_is_refused(here: SimpleNamespace) -> None:
-    for options in ({"language": "de"}, {"task": "translate"}):
-        with pytest.raises(ValueError, match="given to an English-only model; leave them out"):
-            here.english.generate(FEATURES, **options)
-    with pytest.raises(ValueError, match="expected one vocabulary"):
-        here.model.generate(FEATURES, assistant_model=here.english)
-    for features in (FEATURES[:0], FEATURES * torch.inf):
-        with pytest.raises(ValueError, match="input_features"):
-            here.model.detect_language(features)
-
-
 def test_tokens_the_model_lacks_need_no_suppression(here: SimpleNamespace) -> None:
     plain = here.model.generate(FEATURES, suppress_tokens=[3], begin_suppress_tokens=[4])
     more = {"suppress_tokens": [3, 10**6], "begin_suppress_tokens": [4, 10**6]}
     assert torch.equal(here.model.generate(FEATURES, **more), plain)
 
 
-def test_a_network_says_what_it_cannot_take(here: SimpleNamespace) -> None:
-    none, many = torch.zeros(1, 0).long(), torch.ones(1, 41).long()
-    for features, given, message in (
-        (FEATURES[:0], SOME, "empty batch.*leave the call out"),
-        (FEATURES, {"decoder_input_ids": none}, r"found no token ids, their shape is \(1, 0\)"),
-        (FEATURES, {"labels": none}, r"found no labels, their shape is \(1, 0\)"),
-        (FEATURES * torch.nan, SOME, r"NaN or infinity.*rows \[0\]"),
-        (FEATURES[:, :, :9], SOME, "found 80 mel bins x 9"),
-        (FEATURES, {"decoder_input_ids": many}, "decoding 41 tokens: the model has 40 positions"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            here.model(features, **given)
+def whisper_says(value: Any) -> Callable[[SimpleNamespace], Any]:
+    return lambda here: here.tokenizer.decode(value)
 
 
-def test_what_whispers_tokenizer_cannot_decode(here: SimpleNamespace) -> None:
-    for ids, found in (
-        ("hello", "'hello' of type str"),
-        (None, "'None' of"),
-        ([[1.5]], "'1.5' of"),
-    ):
-        with pytest.raises(TypeError, match=f"found {found}"):
-            here.tokenizer.decode(ids)
+def spells(*texts: Any, **options: Any) -> Callable[[SimpleNamespace], Any]:
+    return lambda here: here.speech2text.tokenizer(*texts, **options)
 
 
-def test_what_speech2texts_tokenizer_cannot_take(root: Path) -> None:
-    tokenizer = Speech2TextTokenizer.from_pretrained(root / "speech2text")
-    uneven = ["a", " ".join(made_words(5))]
-    for text, options, message in (
-        (5, {}, "found '5' of type int, expected a text or ids"),
-        (["a", 5], {}, "of type int, expected a text or"),
-        ("a", {"is_split_into_words": True}, "a list of words"),
-        ("a\ud800", {}, "no valid Unicode"),
-        ("a", {"return_offsets_mapping": True}, "leave it out"),
-        ("a", {"max_length": 1}, "room for the 2 special tokens"),
-        (uneven, {"return_tensors": "np"}, "expected the same in every row; pass padding=True"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            tokenizer(text, **options)
-    misspelt: dict[str, Any] = {"paddings": True}
-    with pytest.raises(TypeError, match="paddings"):
-        tokenizer("a", **misspelt)
-    with pytest.raises(ValueError, match="target language 'xx': expected one of pt, fr"):
-        tokenizer.tgt_lang = "xx"
-    with pytest.raises(NotADirectoryError, match="make it first"):
-        tokenizer.save_vocabulary("/nonexistent")
+def becomes(name: str, value: Any) -> Callable[[SimpleNamespace], Any]:
+    return lambda here: setattr(here.speech2text.tokenizer, name, value)
+
+
+def forward(**given: Any) -> Callable[[SimpleNamespace], Any]:
+    return lambda here: here.model(**({"input_features": FEATURES} | given))
+
+
+ENGLISH_ONLY = "given to an English-only model; leave them out"
+ROWS = ["a", " ".join(made_words(5))]
+CALLS: list[tuple[Callable[[SimpleNamespace], Any], type[Exception], str]] = [
+    (lambda here: here.english.generate(FEATURES, language="de"), ValueError, ENGLISH_ONLY),
+    (lambda here: here.english.generate(FEATURES, task="translate"), ValueError, ENGLISH_ONLY),
+    (
+        lambda here: here.model.generate(FEATURES, assistant_model=here.english),
+        ValueError,
+        "expected one vocabulary",
+    ),
+    (lambda here: here.model.detect_language(FEATURES[:0]), ValueError, "input_features"),
+    (lambda here: here.model.detect_language(FEATURES / 0), ValueError, "input_features"),
+    (forward(input_features=FEATURES[:0], **SOME), ValueError, "empty batch.*leave the call out"),
+    (
+        forward(decoder_input_ids=torch.zeros(1, 0).long()),
+        ValueError,
+        r"found no token ids, their shape is \(1, 0\)",
+    ),
+    (
+        forward(labels=torch.zeros(1, 0).long()),
+        ValueError,
+        r"found no labels, their shape is \(1, 0\)",
+    ),
+    (forward(input_features=FEATURES / 0, **SOME), ValueError, r"NaN or infinity.*rows \[0\]"),
+    (forward(input_features=FEATURES[:, :, :9], **SOME), ValueError, "found 80 mel bins x 9"),
+    (
+        forward(decoder_input_ids=torch.ones(1, 41).long()),
+        ValueError,
+        "decoding 41 tokens: the model has 40 positions",
+    ),
+    (whisper_says("hello"), TypeError, "found 'hello' of type str"),
+    (whisper_says(None), TypeError, "'None' of type NoneType"),
+    (whisper_says([1.5]), TypeError, "found '1.5' of type"),
+    (spells(5), ValueError, "found '5' of type int, expected a text or ids"),
+    (spells(["a", 5]), ValueError, "of type int, expected a text or"),
+    (spells("a", is_split_into_words=True), ValueError, "a list of words"),
+    (spells("a\ud800"), ValueError, "no valid Unicode"),
+    (spells("a", return_offsets_mapping=True), ValueError, "leave it out"),
+    (spells("a", max_length=1), ValueError, "room for the 2 special tokens"),
+    (spells(ROWS, return_tensors="np"), ValueError, "the same in every row; pass padding=True"),
+    (spells("a", paddings=True), TypeError, "paddings"),
+    (becomes("tgt_lang", "xx"), ValueError, "target language 'xx': expected one of pt, fr"),
+    (becomes("pad_token", "<?>"), ValueError, "found no token '<"),
+    (becomes("pad_token_id", 10**6), ValueError, "no token 1000"),
+    (lambda here: here.speech2text.decode("abc"), TypeError, "expected token ids"),
+    (lambda here: here.speech2text.decode(torch.tensor([0.5])), TypeError, "expected token"),
+    (
+        lambda here: here.speech2text.tokenizer.save_vocabulary("/nonexistent"),
+        NotADirectoryError,
+        "make it first",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), CALLS)
+def test_a_model_or_tokenizer_says_what_it_cannot_take(
+    here: SimpleNamespace,
+    call: Callable[[SimpleNamespace], Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        call(here)
+
+
+LOADERS: list[Any] = [
+    AutoProcessor,
+    WhisperModel,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+    WhisperFeatureExtractor,
+    AutoFeatureExtractor,
+    GenerationConfig,
+]
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    loaders: list[Any] = [WhisperModel, WhisperProcessor, WhisperTokenizer, GenerationConfig]
-    for loader in (*loaders, WhisperFeatureExtractor, AutoProcessor):
+    for loader in LOADERS:
         with pytest.raises(CheckpointError, match=r"nowhere: found no such folder, expected a fo"):
             loader.from_pretrained(tmp_path / "nowhere")
 
@@ -253,15 +302,22 @@ def test_a_file_that_is_cut_short_is_named(
         load_everything(folder)
 
 
-def test_weights_of_another_shape_are_named(root: Path, tmp_path: Path) -> None:
-    for key, value, message in (
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
         ("d_model", 32, r"embed_positions.weight is \(40, 16\) in model.safetensors, not \(40, 32"),
         ("num_mel_bins", 128, r"conv1.weight is \(16, 80, 3\) .*, not \(16, 128, 3\)"),
         ("decoder_layers", 2, "decoder.layers.1"),
-    ):
-        folder = broken(root / "multilingual", tmp_path / key, {"config.json": {key: value}})
-        with pytest.raises(CheckpointError, match=message):
-            WhisperForConditionalGeneration.from_pretrained(folder)
+    ],
+)
+def test_weights_of_another_shape_are_named(
+    root: Path, tmp_path: Path, key: str, value: int, message: str
+) -> None:
+    folder = shutil.copytree(root / "multilingual", tmp_path / "copy")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        WhisperForConditionalGeneration.from_pretrained(folder)
 
 
 def test_settings_of_a_file_that_cannot_be_meant_are_named(root: Path, tmp_path: Path) -> None:
@@ -328,15 +384,20 @@ def test_checkpoints_that_are_broken(root: Path, tmp_path: Path, name: str) -> N
         Speech2TextProcessor.from_pretrained(broken(root / "speech2text", tmp_path / "x", changes))
 
 
-def test_settings_that_cannot_be(root: Path) -> None:
-    cases: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
-        ({"lang_codes": "foo"}, ValueError, "lang_codes='foo', expected one of"),
-        ({"tgt_lang": "en"}, ValueError, "'en': expected one of pt, fr, ru"),
-        ({"sp_model_kwargs": {"foo": 1}}, TypeError, "correct sp_model_kwargs"),
-    )
-    for settings, error, message in cases:
-        with pytest.raises(error, match=message):
-            Speech2TextTokenizer.from_pretrained(root / "speech2text", **settings)
+SETTINGS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "languages of nobody": ({"lang_codes": "foo"}, ValueError, "lang_codes='foo', expected one of"),
+    "an unknown language": ({"tgt_lang": "en"}, ValueError, "'en': expected one of pt, fr, ru"),
+    "a side": ({"padding_side": "up"}, ValueError, "expected 'left' or 'right'"),
+    "pieces' options": ({"sp_model_kwargs": {"foo": 1}}, TypeError, "correct sp_model_kwargs"),
+    "a setting of nobody": ({"target": "fr"}, TypeError, "found the settings target, expected"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_cannot_be(root: Path, name: str) -> None:
+    settings, error, message = SETTINGS[name]
+    with pytest.raises(error, match=message):
+        Speech2TextTokenizer.from_pretrained(root / "speech2text", **settings)
 
 
 def test_a_language_that_the_model_lacks_is_refused_when_it_is_chosen(tmp_path: Path) -> None:

@@ -209,6 +209,7 @@ def ours(
             except StopIteration as stop:
                 return stop.value, visits
             assert isinstance(job, WindowJob)
+            assert (job.score_token, job.prompt[job.score_position]) == (50362, START)
             seek, temperature = job.window[0], job.search.temperature
             visits.append((seek, temperature, job.prompt[1:-3]))
             tokens = script.tokens(seek, min(WINDOW_FRAMES, job.window[1] - seek))

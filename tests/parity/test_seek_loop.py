@@ -21,15 +21,17 @@ import torch
 import transformers
 import whisper
 import whisper.timing
+from torch import Tensor
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.families.whisper.features import WhisperPartFeatures
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
-from tests.support.references import align_with, openai_whisper, read_audio
+from tests.support.references import Pair, align_with, openai_whisper, read_audio, same
 
 STORY = "longform/ls_777-126732.ogg"
 GREEDY: dict[str, Any] = {
@@ -282,19 +284,53 @@ def test_long_recordings_say_what_transformers_long_form_says(
         assert text.split() == wanted.split(), path.name
 
 
-@pytest.mark.slow
-def test_results_do_not_depend_on_slots_neighbours_or_order(speech: Path, loop: Loop) -> None:
-    paths = sorted((speech / "english_short").glob("*.wav"))[:2]
-    parts = [loop.request(read_audio(path), name=path.name) for path in paths]
-    # Thresholds no text of this checkpoint passes, so that every window is sampled.
-    settings = DecodingSettings(
-        temperature=(0.0, 0.7), logprob_threshold=-0.01, no_speech_threshold=None
+CLIPS = ("LJ002-0193.wav", "ls_1089-134686-0000.flac")
+
+
+@pytest.fixture(scope="module")
+def both(checkpoint: Path) -> Pair:
+    ours = WhisperForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32
     )
-    together = [loop.engine.submit(part, decoding=settings) for part in parts]
-    backwards = [loop.engine.submit(part, decoding=settings) for part in reversed(parts)]
-    alone = [loop.engine.submit(part, decoding=settings).result() for part in parts]
-    assert any(segment.temperature == 0.7 for one in alone for segment in one.segments)
-    for first, second, third in zip(together, reversed(backwards), alone, strict=True):
-        texts = [[segment.text for segment in one.segments] for one in
-                 (first.result(), second.result(), third)]  # fmt: skip
-        assert texts[0] == texts[1] == texts[2]
+    return Pair(ours.eval(), theirs.eval())
+
+
+def features(checkpoint: Path, clips: list[np.ndarray], **options: Any) -> dict[str, Tensor]:
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(checkpoint)
+    return dict(
+        extractor(clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **options),
+    )
+
+
+def test_short_clips_in_a_batch(both: Pair, checkpoint: Path, speech: Path) -> None:
+    clips = [read_audio(speech / "english_short" / name) for name in CLIPS]
+    inputs = features(checkpoint, clips, return_attention_mask=True)
+    batch, mask = inputs["input_features"], inputs["attention_mask"]
+    arguments = {"return_timestamps": True, "return_segments": True, "attention_mask": mask}
+    language = named_language(checkpoint)
+    same(*both.both(batch, max_new_tokens=40, **language, **arguments))
+
+
+@pytest.mark.slow
+def test_two_windows_with_times_of_tokens_and_text_before(
+    both: Pair, checkpoint: Path, speech: Path
+) -> None:
+    samples = read_audio(speech / "longform" / "ls_777-126732.ogg")[: 40 * SAMPLE_RATE_HZ]
+    inputs = features(
+        checkpoint, [samples], truncation=False, padding="longest", return_attention_mask=True
+    )
+    ours, theirs = both.both(
+        inputs["input_features"],
+        attention_mask=inputs["attention_mask"],
+        **named_language(checkpoint),
+        return_timestamps=True,
+        return_segments=True,
+        return_token_timestamps=True,
+        condition_on_prev_tokens=True,
+    )
+    same(ours["sequences"], theirs["sequences"])
+    same(ours["token_timestamps"], theirs["token_timestamps"])
+    for one, other in zip(ours["segments"][0], theirs["segments"][0], strict=True):
+        for name in ("start", "end", "tokens", "idxs", "token_timestamps"):
+            same(one[name], other[name])

@@ -1,13 +1,15 @@
 """The seek loop, fed by hand: what it asks for and what it makes of the answers."""
 
 import math
+from collections.abc import Generator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
@@ -15,11 +17,14 @@ from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.decoding.slots import Gather
 from corpus_asr.segments import Segment
 from corpus_asr.transcription import fallback
+from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.language import find_language, spoken_most
+from corpus_asr.transcription.long_form import Clock, TokenSpan, split_at_timestamps
 from corpus_asr.transcription.whisper import WhisperLongForm, WhisperTranscriber
 from corpus_asr.transcription.windows import (
     Language,
     PartRequest,
+    Window,
     clip_ranges,
     holds_the_beginning,
 )
@@ -79,37 +84,11 @@ def loop(
     raise AssertionError("it asked for more windows than were expected")
 
 
-def test_windows_follow_one_another_where_the_text_ended() -> None:
-    segments, jobs = loop(
-        [
-            said(BEGIN, 1, BEGIN + 50, BEGIN + 60, 2),  # 1.0 s closed, the rest left open
-            said(BEGIN, 3, BEGIN + 100),
-            said(BEGIN, 4, BEGIN + 20),
-        ],
-        seconds=40,
-    )
-    assert [job.window for job in jobs] == [(0, 4000), (100, 4000), (3100, 4000)]
-    assert [(one.text, one.start_s, one.end_s) for one in segments] == [
-        (" w1", 0.0, 1.0),
-        (" w3", 1.0, pytest.approx(3.0)),
-        (" w4", 31.0, pytest.approx(31.4)),
-    ]
-
-
 def test_long_silence_is_jumped_over() -> None:
     segments, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=200, speech=[(100.0, 102.0)])
     assert [job.window for job in jobs] == [(10_000, 20_000)]
     assert segments[0].start_s == 100.0
     assert segments[0].speech_fraction == 1.0
-
-
-def test_windows_of_silence_are_dropped() -> None:
-    segments, jobs = loop(
-        [said(1, logprob=-2.0, score=0.9), said(BEGIN, 2, BEGIN + 50)], seconds=40
-    )
-    assert [job.window[0] for job in jobs] == [0, 3000]
-    assert [one.text for one in segments] == [" w2"]
-    assert jobs[0].score_token == NO_SPEECH
 
 
 def test_text_in_the_padding_is_dropped_and_end_times_are_cut() -> None:
@@ -118,23 +97,6 @@ def test_text_in_the_padding_is_dropped_and_end_times_are_cut() -> None:
         seconds=5,
     )
     assert [(one.text, one.end_s) for one in segments] == [(" w1", 2.0), (" w2", 5.0)]
-
-
-@pytest.mark.parametrize(("conditioned", "temperature"), [(True, 0.0), (True, 0.8), (False, 0.0)])
-def test_the_text_before_becomes_the_prompt_unless_it_is_uncertain(
-    conditioned: bool, temperature: float
-) -> None:
-    _, jobs = loop(
-        [said(BEGIN, 1, BEGIN + 50), said(BEGIN, 2, BEGIN + 50)],
-        seconds=40,
-        condition_on_prev_tokens=conditioned,
-        temperature=temperature,
-    )
-    if conditioned and temperature == 0.0:
-        assert jobs[1].prompt == (PREVIOUS, BEGIN, 1, BEGIN + 50, START, ENGLISH)
-        assert jobs[1].score_position == 4
-    else:
-        assert jobs[1].prompt == (START, ENGLISH)
 
 
 def test_seeds_name_recording_window_and_temperature() -> None:
@@ -204,22 +166,6 @@ def test_each_window_may_have_a_language_of_its_own() -> None:
     assert most.code == "de"
     assert most.probability == pytest.approx(1.0, abs=1e-3)
     assert spoken_most([]) is None
-
-
-def test_clips_are_transcribed_one_after_the_other() -> None:
-    segments, jobs = loop(
-        [said(BEGIN, 1, BEGIN + 50), said(BEGIN, 2, BEGIN + 900), said(BEGIN, 3, BEGIN + 50)],
-        seconds=100,
-        clip_timestamps=(5, 10, 20, 25, 90),
-    )
-    assert [job.window for job in jobs] == [(500, 1000), (2000, 2500), (9000, 10_000)]
-    assert [(one.start_s, one.end_s) for one in segments] == [
-        (5.0, 6.0),
-        (20.0, 25.0),
-        (90.0, 91.0),
-    ]
-    # Frames outside a clip are not heard.
-    assert not jobs[0].features[:, 500:].any()
 
 
 def test_clips_are_the_recording_s_and_parts_take_their_share() -> None:
@@ -390,3 +336,130 @@ def test_a_window_of_blanks_is_not_asked_for_words() -> None:
     segments, jobs = loop([said(BEGIN, BEGIN + 50)], seconds=20, word_timestamps=True)
     assert segments == []
     assert len(jobs) == 1
+
+
+CLOCK = Clock(
+    timestamp_begin=100, input_stride=2, time_precision=0.02, time_precision_features=0.01
+)
+
+
+def split(
+    tokens: list[int], content_frames: int, *, cut_short: bool = False
+) -> tuple[list[TokenSpan], int]:
+    return split_at_timestamps(
+        tokens, CLOCK, content_frames=content_frames, content_s=content_frames / 100,
+        cut_short=cut_short,
+    )  # fmt: skip
+
+
+def test_a_text_that_was_cut_short_lasts_to_the_end_of_its_audio() -> None:
+    spans, advance = split([105, 1, 1, 1], 438, cut_short=True)
+    assert [(span.start_s, span.end_s) for span in spans] == [(0.0, 4.38)]
+    assert advance == 438
+
+
+@given(st.lists(st.integers(80, 119), max_size=14))
+@example(tokens=[100, 100, 1])
+def test_spans_share_out_a_windows_tokens_in_order(tokens: list[int]) -> None:
+    spans, advance = split(tokens, 60)
+    assert spans[0].first == 0
+    assert all(one.stop == other.first for one, other in pairwise(spans))
+    assert spans[-1].stop <= len(tokens)
+    assert 0 <= advance <= 60
+
+
+LADDER = (0.0, 0.4, 0.8)
+
+
+def result(logprob: float, *, score: float = 0.0) -> WindowResult:
+    return WindowResult(tokens=(1, 2, 3), logprobs=(logprob,) * 3, end_logprob=logprob, score=score)
+
+
+def rules(text: str = "plain words", **settings: Any) -> WhisperLongForm:
+    chosen = DecodingSettings(temperature=LADDER, **settings)
+    return WhisperLongForm(
+        part(1),
+        chosen,
+        prompt_format(text=lambda tokens: text),
+        language=Language(code="en", probability=None),
+    )
+
+
+def climb(
+    results: list[WindowResult], *, text: str = "plain words", **settings: Any
+) -> tuple[Attempt, list[float]]:
+    """Feed results to the ladder; returns what it took and the temperatures it asked for."""
+    window = Window(
+        seek=0,
+        end=1,
+        content_frames=1,
+        features=np.zeros((2, 4), np.float16),
+        num_frames=None,
+        language=Language(code=None, probability=None),
+        prompt=(1,),
+        max_new_tokens=9,
+    )
+    steps: Generator[Any, Any, Attempt] = rules(text, **settings).decode(window)
+    asked = [next(steps).search.temperature]
+    for one in results:
+        try:
+            asked.append(steps.send(one).search.temperature)
+        except StopIteration as stop:
+            return stop.value, asked
+    raise AssertionError("it asked for more results than there are")
+
+
+REPETITIVE: dict[str, Any] = {"text": "and so " * 60}
+OFF: dict[str, Any] = {"logprob_threshold": None, "compression_ratio_threshold": None}
+
+
+@pytest.mark.parametrize(
+    ("results", "settings", "asked"),
+    [
+        # A good first result, at the threshold too, is taken.
+        ([result(-0.5)], {}, 1),
+        ([result(-1.0)], {}, 1),
+        # Improbable text climbs to the first good result, or to the last.
+        ([result(-1.0001), result(-0.9), result(-0.1)], {}, 2),
+        ([result(-1.5), result(-1.2), result(-1.9)], {}, 3),
+        # So does repetitive text, unless the thresholds are off.
+        ([result(-0.1)] * 3, REPETITIVE, 3),
+        ([result(-9.0)], REPETITIVE | OFF, 1),
+        # Improbable text over silence does not.
+        ([result(-1.5, score=0.7)], {}, 1),
+    ],
+)
+def test_temperatures_are_climbed_until_a_result_is_good(
+    results: list[WindowResult], settings: dict[str, Any], asked: int
+) -> None:
+    taken, temperatures = climb(results, **settings)
+    assert temperatures == list(LADDER[:asked])
+    assert (taken.temperature, taken.result) == (LADDER[asked - 1], results[asked - 1])
+
+
+@pytest.mark.parametrize(
+    ("logprob", "score", "silent"),
+    [(-1.5, 0.7, True), (-1.5, 0.6, False), (-0.9, 0.99, False), (-1.0, 0.7, True)],
+)
+def test_silence_is_probable_no_speech_and_improbable_text(
+    logprob: float, score: float, silent: bool
+) -> None:
+    taken, _ = climb([result(logprob, score=score)] * 3)
+    assert rules().is_silence(taken) is silent
+
+
+def test_silence_by_no_speech_alone_and_never_without_its_threshold() -> None:
+    taken, _ = climb([result(-0.1, score=0.7)])
+    assert rules(logprob_threshold=None).is_silence(taken)
+    assert not rules(no_speech_threshold=None).is_silence(taken)
+
+
+def test_scores_follow_whisper_s_definitions() -> None:
+    for logprobs, end, mean in [((-1.0, -2.0), -3.0, -2.0), ((-1.0, -2.0), None, -1.0),
+                                ((), -0.5, -0.5)]:  # fmt: skip
+        found = WindowResult(tokens=(), logprobs=logprobs, end_logprob=end, score=None)
+        assert rules().mean_logprob(found) == pytest.approx(mean)
+    repeated, plain = (
+        rules(text).compression_ratio(found) for text in ("ab" * 100, "The quick brown fox jumps.")
+    )
+    assert repeated > 2.4 > plain

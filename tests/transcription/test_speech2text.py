@@ -1,29 +1,34 @@
 """Speech2Text's windows around a scripted network: what is asked for, and what becomes of it."""
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.slots import Gather, SlotScheduler
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment
-from corpus_asr.transcription import fallback
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.speech2text import (
     WINDOWS_AT_ONCE,
+    Speech2TextPromptFormat,
     Speech2TextTranscriber,
     window_ranges,
 )
 from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.words import split_words
 from tests.support.prompt_formats import part as noise
 from tests.support.prompt_formats import speech2text_prompt_format
 from tests.support.slots import ScriptedModel, outcomes
+from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 CERTAIN: dict[str, Any] = {
     "temperature": 0.0,
@@ -113,17 +118,6 @@ def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
         assert one.avg_logprob == pytest.approx(0.0, abs=0.01)
         assert one.confidence > 0.8
         assert one.temperature == 0.0
-
-
-def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fallback, "is_known_hallucination", lambda text: text.strip() == "w5")
-    script = [[3, 4], [5], [6, 30, 7]]
-    found = transcribe(Network(script), part(40.0, SPANS))
-    assert [one.known_hallucination for one in found] == [False, True, False]
-    found = transcribe(Network(script), part(40.0, SPANS), drop_known_hallucinations=True)
-    assert [one.text for one in found] == [" w3 w4", " w6x w7"]
 
 
 def test_of_many_windows_some_wait_without_their_features_and_none_is_lost() -> None:
@@ -239,15 +233,15 @@ REFUSED = [
      r"decoding\.hallucination_silence_threshold"),
     ({"target_language": "fr"}, r"decoding\.target_language: found fr, but .* writes one"),
 ]  # fmt: skip
-TARGETS: dict[str, Any] = {"targets": {"fr": 41, "de": 40}}
+TWO_TARGETS: dict[str, Any] = {"targets": {"fr": 41, "de": 40}}
 
 
 @pytest.mark.parametrize(
     ("fields", "settings", "words"),
     [({}, settings, words) for settings, words in REFUSED]
     + [
-        (TARGETS, {"target_language": "xx"}, r"target_language: .* know xx; it knows de, fr"),
-        (TARGETS, {}, r"target_language: missing, .* writes de, fr"),
+        (TWO_TARGETS, {"target_language": "xx"}, r"target_language: .* know xx; it knows de, fr"),
+        (TWO_TARGETS, {}, r"target_language: missing, .* writes de, fr"),
     ],
 )
 def test_what_the_family_cannot_do_is_refused_by_name(
@@ -259,11 +253,70 @@ def test_what_the_family_cannot_do_is_refused_by_name(
 
 def test_settings_of_all_families_and_null_thresholds_are_admitted() -> None:
     transcriber().check(DecodingSettings())
-    transcriber(**TARGETS).check(DecodingSettings(target_language="de"))
-    transcriber(**TARGETS, forced=41).check(DecodingSettings())
+    transcriber(**TWO_TARGETS).check(DecodingSettings(target_language="de"))
+    transcriber(**TWO_TARGETS, forced=41).check(DecodingSettings())
     transcriber().check(
         DecodingSettings(
             language="en", task="translate", strategy="chunked", no_speech_threshold=None,
             num_beams=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
         )
     )  # fmt: skip
+
+
+def checkpoint(folder: Path, *, languages: tuple[str, ...] = (), **config: Any) -> Path:
+    """Write all of a checkpoint but its weights and features."""
+    more: dict[str, Any] = {"lang_codes": "mustc"} if languages else {}
+    tiny_speech2text_tokenizer(folder, languages=languages, **more)
+    given = {"model_type": "speech_to_text", "vocab_size": 200} | config
+    (folder / "config.json").write_text(json.dumps(given))
+    return folder
+
+
+def test_text_is_that_of_transformers_after_a_blank_and_its_parts_add_up(tmp_path: Path) -> None:
+    own = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, languages=TARGETS))
+    theirs = transformers.Speech2TextTokenizer.from_pretrained(tmp_path)
+    ids = theirs(" ".join(made_words(8, seed=3)), add_special_tokens=False).input_ids
+    said = [own.targets["fr"], *ids[:5], 3, *ids[5:], own.end, 1]  # unknown, end, padding
+    text = own.text(said)
+    assert text == " " + theirs.decode(said, skip_special_tokens=True)
+    for cut in range(len(said)):
+        assert own.text(said[:cut]) + own.text(said[cut:]) == text
+    words = split_words(ids, own.text, None)
+    assert [word for word, _ in words] == [f" {word}" for word in made_words(8, seed=3)]
+    assert [token for _, tokens in words for token in tokens] == ids
+    assert own.text([]) == own.text([own.end]) == ""
+
+
+def test_the_target_language_is_the_last_of_the_prompt(tmp_path: Path) -> None:
+    own = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, languages=TARGETS))
+    theirs = transformers.Speech2TextTokenizer.from_pretrained(tmp_path)
+    assert own.targets == theirs.lang_code_to_id
+    assert own.prompt("fr") == (2, theirs.lang_code_to_id["fr"])
+    assert own.alignment("fr").prompt == own.prompt("fr")
+    assert own.task(DecodingSettings(target_language="fr")) == "translate"
+    one = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path / "one"))
+    assert (one.prompt(None), one.targets) == ((2,), {})
+    assert one.task(DecodingSettings()) == "transcribe"
+
+
+def test_limits_and_heads_are_the_checkpoint_s(tmp_path: Path) -> None:
+    own = Speech2TextPromptFormat.from_folder(
+        checkpoint(
+            tmp_path,
+            decoder_layers=3,
+            decoder_attention_heads=2,
+            max_target_positions=77,
+            max_source_positions=900,
+            forced_bos_token_id=9,
+            suppress_tokens=[5],
+        )
+    )
+    assert own.alignment_heads == ((1, 0), (1, 1), (2, 0), (2, 1))
+    assert (own.max_target_positions, own.window_frames) == (77, 900)
+    assert own.prompt(None) == (2, 9)
+    assert (own.rules.end, own.rules.suppress) == (2, (5,))
+
+
+def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the network has 20 tokens and the tokenizer"):
+        Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, vocab_size=20))

@@ -1,27 +1,43 @@
-"""Word times beside openai-whisper's, on the same network and features; and what they keep to."""
+"""Words and their times are openai-whisper's; paths and medians are those of transformers."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 import whisper
 import whisper.timing
-from transformers.models.whisper.generation_whisper import _dynamic_time_warping
-from whisper.tokenizer import get_tokenizer
+import whisper.tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
+from whisper.timing import WordTiming, merge_punctuations
+from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.segments import Word
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import Language, Window
-from corpus_asr.transcription.words import DraftSegment, last_word_end, time_words
+from corpus_asr.transcription.words import (
+    DraftSegment,
+    dynamic_time_warping,
+    last_word_end,
+    median_filter,
+    merge_punctuation,
+    split_words,
+    time_words,
+)
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import END, prompt_format
 from tests.support.references import align_with, openai_whisper, run
@@ -47,12 +63,12 @@ def network(checkpoint: Path) -> whisper.Whisper:
     return openai_whisper(checkpoint)
 
 
-@pytest.fixture(autouse=True)
-def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _without_compiling() -> Iterator[None]:
     """Let the oracle take transformers' path, which is the same, rather than compile its own."""
-    monkeypatch.setattr(
-        whisper.timing, "dtw_cpu", lambda cost: np.array(_dynamic_time_warping(cost))
-    )
+    path = lambda cost: np.array(_dynamic_time_warping(cost))  # noqa: E731
+    with mock.patch.object(whisper.timing, "dtw_cpu", path):
+        yield
 
 
 def window(features: np.ndarray, frames: int, *, seek: int = 0, end: int = 3000) -> Window:
@@ -316,3 +332,140 @@ def test_text_that_fills_the_decoder_is_read_without_the_end_token() -> None:
     long = replace(SAID, tokens=(1,) * 22)
     _, job = timed([long], attention(range(0, 88, 4)))
     assert job.tokens == (30, 32, *long.tokens)
+
+
+SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=9)
+# Few values, so that many ways cost the same.
+TIED = arrays(np.float64, SHAPES, elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0]))
+ANY = arrays(np.float64, SHAPES, elements=st.floats(-1e3, 1e3))
+
+
+def assert_same_path(cost: np.ndarray) -> None:
+    for found, wanted in zip(dynamic_time_warping(cost), _dynamic_time_warping(cost), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@given(TIED | ANY)
+def test_the_path_is_that_of_transformers(cost: np.ndarray) -> None:
+    assert_same_path(cost)
+
+
+def test_long_and_narrow_matrices_and_no_numbers_have_the_path_of_transformers() -> None:
+    for shape in [(1, 1), (1, 40), (40, 1), (2, 60), (60, 2), (30, 200)]:
+        assert_same_path(np.random.default_rng(0).normal(size=shape))
+    cost = np.random.default_rng(1).normal(size=(6, 9))
+    cost[2, 3] = np.nan
+    assert_same_path(cost)
+    assert_same_path(np.full((3, 4), np.nan))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_an_empty_matrix_has_no_path(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"found a matrix of shape \(\d, \d\), expected at least"):
+        dynamic_time_warping(np.zeros(shape))
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 13])
+@pytest.mark.parametrize("shape", [(20,), (3, 20), (2, 3, 17), (2, 1, 300, 301)])
+def test_the_median_is_that_of_scipy_and_transformers(shape: tuple[int, ...], width: int) -> None:
+    weights = np.random.default_rng(width).normal(size=shape).astype(np.float32)
+    before = weights.copy()
+    found = median_filter(weights, width)
+    window = (1,) * (len(shape) - 1) + (width,)
+    np.testing.assert_array_equal(
+        found, scipy.ndimage.median_filter(weights, window, mode="mirror")
+    )
+    np.testing.assert_array_equal(weights, before)
+    if len(shape) >= 3:
+        wanted = _median_filter(torch.from_numpy(weights), width)
+        np.testing.assert_array_equal(found, wanted.numpy())
+
+
+def test_rows_too_short_to_reflect_and_no_numbers_are_filtered_as_transformers_does() -> None:
+    # A short row comes back as it is; what is no number counts as the largest.
+    for length, width in ((1, 7), (2, 7), (3, 7), (12, 5)):
+        weights = np.random.default_rng(length).normal(size=(1, 3, length)).astype(np.float32)
+        weights[..., 3:5] = np.nan
+        wanted = _median_filter(torch.from_numpy(weights), width).numpy()
+        np.testing.assert_array_equal(median_filter(weights, width), wanted)
+
+
+@pytest.mark.parametrize("width", [-1, 0, 2, 8])
+def test_a_median_needs_an_odd_width(width: int) -> None:
+    with pytest.raises(ValueError, match=f"found width {width}, expected an odd one"):
+        median_filter(np.zeros((1, 9), dtype=np.float32), width)
+
+
+TEXTS = [
+    (" Hello, world. It's a two-word (or three?) test!", "en"),
+    (' "Quoted" words - and 1,234.5 numbers... end', "de"),
+    (" Er sagte: »Größe« - naïve Übergröße", "de"),
+    ("北風と太陽が、どちらが強いかを言い争っていました。", "ja"),
+    ("我们去北京吧！好吗？", "zh"),  # noqa: RUF001
+    ("สวัสดีครับ ทุกคน", "th"),
+    ("ສະບາຍດີ", "lo"),
+    ("မင်္ဂလာပါ", "my"),
+    ("你食咗飯未呀?", "yue"),
+    (" Однажды северный ветер и солнце", "ru"),
+    (" 안녕하세요 여러분", "ko"),
+    (" emoji 🎙️👩‍👩‍👧 test", "en"),
+    ("no blank before", "en"),
+    ("   ", "en"),
+    (" .", None),
+]
+MARKS = ["", " ", "  ", '"', ' "', " (", "(", ")", ".", ",", " -", "-", "。", "?!", "...", " ..."]
+WORDS = ["a", " a", " b ", " word", "'s"]
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> WhisperTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    real_tokenizer(folder)
+    return WhisperTokenizer.from_pretrained(folder)
+
+
+def theirs(language: str | None) -> Tokenizer:
+    encoding = whisper.tokenizer.get_encoding("multilingual", 100)
+    return Tokenizer(encoding, num_languages=100, language=language or "en", task="transcribe")
+
+
+@pytest.mark.parametrize(("text", "language"), TEXTS)
+def test_words_are_those_of_openai_whisper(
+    ours: WhisperTokenizer, text: str, language: str | None
+) -> None:
+    tokens = ours.encode(text, add_special_tokens=False)
+    end = theirs(language).eot
+    words, spelled = theirs(language).split_to_word_tokens([*tokens, end])
+    wanted = list(zip(words, map(tuple, spelled), strict=True))[:-1]
+    assert split_words(tokens, ours.decode_text, language) == wanted
+
+
+@given(
+    tokens=st.lists(st.integers(0, 255) | st.integers(0, 50256), max_size=12),
+    language=st.sampled_from(["en", "ja"]),
+)
+def test_no_token_and_no_character_is_lost_even_of_broken_text(
+    ours: WhisperTokenizer, tokens: list[int], language: str
+) -> None:
+    words = split_words(tokens, ours.decode_text, language)
+    assert [token for _, spelled in words for token in spelled] == tokens
+    assert "".join(text for text, _ in words) == ours.decode_text(tokens)
+
+
+def test_bytes_that_are_no_character_do_not_swallow_the_words_after_them(
+    ours: WhisperTokenizer,
+) -> None:
+    snowman = ours.encode("☃", add_special_tokens=False)
+    broken, after = snowman[:1], ours.encode(" one two", add_special_tokens=False)
+    words = [text for text, _ in split_words([*broken, *after], ours.decode_text, "en")]
+    assert words == ["\ufffd", " one", " two"]
+
+
+@given(st.lists(st.sampled_from(MARKS + WORDS), max_size=9))
+def test_marks_go_where_openai_whisper_puts_them(words: list[str]) -> None:
+    timings = [WordTiming(word, [0], 0.0, 1.0, 1.0) for word in words]
+    prepended, appended = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
+    merge_punctuations(timings, prepended, appended)
+    merged = merge_punctuation(words)
+    assert merged == [timing.word for timing in timings]
+    assert "".join(merged) == "".join(words)

@@ -616,3 +616,7 @@ def _row(encoding: Encoding) -> dict[str, Any]:
         "offset_mapping": encoding.offsets,
         "length": len(encoding),
     }
+
+
+WhisperTokenizerFast = WhisperTokenizer
+"""The other name that transformers has for it: there is one class here, and it is fast."""

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from corpus_asr.decoding.protocols import SlotModel, TokenRules
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Audio, Row
-from corpus_asr.models.generation.long_form import TransformersLongForm, hear_language, starts
+from corpus_asr.models.generation.long_form import TransformersLongForm, detect, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
 from corpus_asr.models.generation.processors import callers_processors
 from corpus_asr.models.generation.settings import (
@@ -76,7 +76,6 @@ def generate(
     """Transcribe or translate a batch of recordings.
 
     Args:
-        model: a `WhisperForConditionalGeneration`.
         input_features: log-mel features; more than 3,000 frames are decoded window by window.
         generation_config: settings that come before the model's own.
         logits_processor, stopping_criteria: called with the tokens so far and the scores of the
@@ -84,10 +83,10 @@ def generate(
         prefix_allowed_tokens_fn: called with a row's number and its tokens so far; returns the
             tokens that may come next.
         synced_gpus, num_segment_frames: without effect here.
-        return_timestamps: whether timestamps are predicted; always for long recordings.
+        return_timestamps: always for long recordings.
         language: of the speech, or one of each row; None to detect it where prompts name it.
-        prompt_ids: text that comes before that of the first window.
-        prompt_condition_type: `first-segment` or `all-segments`, before which it comes.
+        prompt_ids: text before the first window (`prompt_condition_type` of `first-segment`) or
+            before every window (`all-segments`).
         condition_on_prev_tokens: whether windows are prompted with the text before them.
         temperature: 0 or None to take the likeliest token; several are tried in turn until a
             window passes the thresholds.
@@ -130,27 +129,41 @@ def generate(
         no_speech_threshold=no_speech_threshold,
         condition_on_prev_tokens=condition_on_prev_tokens,
     )
-    settings = _settings(
-        model,
-        config,
-        audio,
-        rest,
+    no_times = config.no_timestamps_token_id
+    tried = temperatures_of(temperature)
+    once = config.force_unique_generate_call
+    if force_unique_generate_call is not None:
+        once = force_unique_generate_call
+    settings = Settings(
+        **common_settings(model, config),
         rules=token_rules(
             config,
             vocab_size=model.config.vocab_size,
             timestamps=timestamps is True,
             drafted="assistant_model" in rest,
         ),
-        temperatures=temperatures_of(temperature),
+        clock=Clock(
+            # Without timestamps in the vocabulary no token is one.
+            timestamp_begin=model.config.vocab_size + 1 if no_times is None else no_times + 1,
+            input_stride=audio.input_stride,
+            time_precision=time_precision,
+            time_precision_features=time_precision_features,
+        ),
+        temperatures=tried,
         prompt=prompt_of(prompt_ids),
         repeat_prompt=check_condition_type(config, prompt_condition_type),
         condition_first=bool(condition_on_prev_tokens),
-        once=bool(
-            config.force_unique_generate_call
-            if force_unique_generate_call is None
-            else force_unique_generate_call
+        begin=rest.get("decoder_input_ids"),
+        no_speech_token=(
+            None if config.no_speech_threshold is None or no_times is None else no_times - 1
         ),
-        precision=(time_precision, time_precision_features),
+        median_filter_width=model.config.median_filter_width,
+        window_frames=audio.window_frames,
+        once=bool(once),
+        seed=draw_seed(tried),
+        assistant=_assistant(audio, rest, config),
+        streamer=streamer_of(rest.get("streamer"), batch_size=audio.batch_size, config=config),
+        tokenizer=tokenizer_of(rest, config),
         processors=callers_processors(config, logits_processor),
         stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
@@ -166,9 +179,16 @@ def generate(
         time_tokens(slot_model(model), batch, settings, attention_mask)
     if mapping and (settings.once or not return_timestamps):
         return batch.unique()
-    return _assemble(
-        batch, settings, times=bool(return_token_timestamps), segments=return_segments or mapping
-    )
+    output: dict[str, Any] = {
+        "sequences": batch.first("sequences") if settings.once else batch.sequences()
+    }
+    if return_token_timestamps:
+        output["token_timestamps"] = (
+            batch.first("token_timestamps") if settings.once else batch.token_timestamps()
+        )
+    if return_segments or mapping:
+        output["segments"] = batch.segments()
+    return output if len(output) > 1 else output["sequences"]
 
 
 def detect_language(
@@ -201,59 +221,9 @@ def detect_language(
             "no decoder_start_token_id; use a multilingual checkpoint"
         )
     audio = Audio.of(model, input_features, encoder_outputs)
-    rules = token_rules(config, vocab_size=model.config.vocab_size, timestamps=False, drafted=False)
-    settings = _settings(model, config, audio, {}, rules=rules)
     rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
-    found = run(slot_model(model), [hear_language(row, settings) for row in rows])
-    return torch.tensor(found, device=model.device)
-
-
-def _settings(
-    model: Any,
-    config: GenerationConfig,
-    audio: Audio,
-    rest: dict[str, Any],
-    *,
-    rules: TokenRules,
-    temperatures: tuple[float | None, ...] = (None,),
-    precision: tuple[float, float] = (0.02, 0.01),
-    once: bool = False,
-    prompt: tuple[int, ...] | None = None,
-    repeat_prompt: bool = False,
-    condition_first: bool = False,
-    **hooks: Any,
-) -> Settings:
-    """Collect what the rows need to know."""
-    no_times = config.no_timestamps_token_id
-    clock = Clock(
-        # Without timestamps in the vocabulary no token is one.
-        timestamp_begin=model.config.vocab_size + 1 if no_times is None else no_times + 1,
-        input_stride=audio.input_stride,
-        time_precision=precision[0],
-        time_precision_features=precision[1],
-    )
-    no_speech = None
-    if config.no_speech_threshold is not None and no_times is not None:
-        no_speech = no_times - 1
-    return Settings(
-        rules=rules,
-        clock=clock,
-        temperatures=temperatures,
-        prompt=prompt,
-        repeat_prompt=repeat_prompt,
-        condition_first=condition_first,
-        begin=rest.get("decoder_input_ids"),
-        no_speech_token=no_speech,
-        median_filter_width=model.config.median_filter_width,
-        window_frames=audio.window_frames,
-        once=once,
-        seed=draw_seed(temperatures),
-        assistant=_assistant(audio, rest, config),
-        streamer=streamer_of(rest.get("streamer"), batch_size=audio.batch_size, config=config),
-        tokenizer=tokenizer_of(rest, config),
-        **common_settings(model, config),
-        **hooks,
-    )
+    tasks = [detect(row, config, window_frames=audio.window_frames) for row in rows]
+    return torch.tensor(run(slot_model(model), tasks), device=model.device)
 
 
 def _note_outputs(
@@ -319,18 +289,3 @@ def _reporter(
             monitor(at.clone())
 
     return report
-
-
-def _assemble(batch: Batch, settings: Settings, *, times: bool, segments: bool) -> Any:
-    """Return sequences alone, or with what else was asked for."""
-    sequences = batch.first("sequences") if settings.once else batch.sequences()
-    if not (times or segments):
-        return sequences
-    found: dict[str, Any] = {"sequences": sequences}
-    if times:
-        found["token_timestamps"] = (
-            batch.first("token_timestamps") if settings.once else batch.token_timestamps()
-        )
-    if segments:
-        found["segments"] = batch.segments()
-    return found

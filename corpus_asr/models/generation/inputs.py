@@ -75,7 +75,7 @@ class Audio:
     def of(cls, model: Any, input_features: Any, encoder_outputs: Any) -> "Audio":
         """Check what was given."""
         config = model.config
-        encoder = model.get_encoder() if hasattr(model, "get_encoder") else model.model.encoder
+        encoder = model.get_encoder()
         stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
         if input_features is None and encoder_outputs is None:
             raise ValueError(

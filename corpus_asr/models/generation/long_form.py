@@ -21,7 +21,7 @@ from corpus_asr.models.generation.processors import (
     late_processors,
     stopping_for,
 )
-from corpus_asr.models.generation.settings import Settings, search_of
+from corpus_asr.models.generation.settings import Settings, end_token, search_of
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
 from corpus_asr.transcription.windows import Language, Window
@@ -129,24 +129,25 @@ def _task_id(task: str, config: GenerationConfig) -> int:
     return (config.task_to_id or {})[task]
 
 
-def hear_language(row: Row, settings: Settings) -> Steps[int]:
+def detect(row: Row, config: GenerationConfig, *, window_frames: int) -> Steps[int]:
     """Find the likeliest language token after the start token."""
-    config = settings.config
     assert config.decoder_start_token_id is not None
     assert config.lang_to_id is not None
-    width = settings.window_frames
-    # What a mask leaves out of the row is heard all the same, as there.
-    frames = width if row.features is None else min(row.features.shape[1], width)
+    end = end_token(config)
+    # What a mask leaves out of the row is encoded all the same, as there.
+    frames = window_frames
+    if row.features is not None:
+        frames = min(row.features.shape[1], window_frames)
     result: WindowResult = yield WindowJob(
-        features=row.window(0, frames, width),
-        window=(0, row.frames if frames == min(row.frames, width) else -1),
+        features=row.window(0, frames, window_frames),
+        window=(0, row.frames if frames == min(row.frames, window_frames) else -1),
         prompt=(config.decoder_start_token_id,),
-        rules=TokenRules(end=settings.end, only=tuple(sorted(set(config.lang_to_id.values())))),
+        rules=TokenRules(end=end, only=tuple(sorted(set(config.lang_to_id.values())))),
         max_new_tokens=1,
         encoded=row.encoded,
     )
     # Among the languages the end token may be one by mistake of the settings.
-    return result.tokens[0] if result.tokens else settings.end
+    return result.tokens[0] if result.tokens else end
 
 
 def with_end(result: WindowResult, end: int) -> tuple[int, ...]:
@@ -168,7 +169,8 @@ class RowSegment:
         return self.attempt.result.tokens[self.span.first : self.span.stop]
 
 
-# The text of a window decoded at such a temperature or warmer is too doubtful to prompt the next.
+# The text of a window decoded at such a temperature or warmer is too doubtful to prompt the next;
+# the reference's own constant.
 _TOO_WARM_TO_CONDITION = 0.5
 
 
@@ -184,11 +186,8 @@ class TransformersLongForm(LongFormRules[RowSegment]):
     ) -> None:
         """Begin before the first window.
 
-        Args:
-            row: the sound.
-            start: tokens its text starts with; `DETECT` stands for its language.
-            settings: how.
-            report: told the frame that is about to be decoded.
+        The text starts with `start`, where `DETECT` stands for the language; `report` is called
+        with each frame that is about to be decoded.
         """
         config = settings.config
         self.row = row
@@ -237,7 +236,10 @@ class TransformersLongForm(LongFormRules[RowSegment]):
     ) -> Steps[Language]:
         """Hear the row's language in its first window, for all of them."""
         if DETECT in self._start:
-            token = yield from hear_language(self.row, self._settings)
+            settings = self._settings
+            token = yield from detect(
+                self.row, settings.config, window_frames=settings.window_frames
+            )
             self._start = tuple(token if one == DETECT else one for one in self._start)
         return Language(code=None, probability=None)
 

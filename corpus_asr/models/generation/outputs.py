@@ -6,7 +6,7 @@ there, and so here, though nothing here runs in rounds.
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +32,17 @@ from corpus_asr.transcription.words import dynamic_time_warping, median_filter
 
 @dataclass(eq=False)
 class GenerateEncoderDecoderOutput(ModelOutput):
-    """What greedy search or sampling found."""
+    """What search found."""
 
     sequences: Int[Tensor, "batch token"] | None = None
-    """Prompts, text and end tokens."""
+    """Prompts, text and end tokens; of the best beams, where there are several."""
+    sequences_scores: Float[Tensor, " batch"] | None = None
+    """Of beams: their log-probabilities with the length penalty."""
     scores: tuple[Float[Tensor, "batch vocab"], ...] | None = None
     """What each token was chosen from."""
     logits: tuple[Float[Tensor, "batch vocab"], ...] | None = None
     """What the network said before any rule."""
+    # Never set, since search does not keep them; programs for transformers look whether they are.
     encoder_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
@@ -47,21 +50,37 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
 
 
-@dataclass(eq=False)
-class GenerateBeamEncoderDecoderOutput(ModelOutput):
-    """What beam search found."""
+def text_output(
+    prompt: Sequence[int], said: Sequence[int], result: WindowResult, settings: CallSettings
+) -> dict[str, Any]:
+    """Everything that was found of one text, by name."""
+    output: dict[str, Any] = {"sequences": torch.tensor([*prompt, *said])}
+    if result.sequence_score is not None and settings.keep_scores:
+        output["sequences_scores"] = torch.tensor(result.sequence_score)
+    scores = result.scores
+    if scores is not None and settings.config.renormalize_logits:
+        # What is sampled is normalized once more there, after temperature and `top_k`.
+        scores = scores.log_softmax(-1)
+    for name, steps in (("scores", scores), ("logits", result.logits)):
+        if steps is not None:
+            output[name] = _filled(list(steps.cpu()), len(said), settings.pad)
+    return output
 
-    sequences: Int[Tensor, "batch token"] | None = None
-    """Prompts, text and end tokens of the best beams."""
-    sequences_scores: Float[Tensor, " batch"] | None = None
-    """Their log-probabilities with the length penalty."""
-    scores: tuple[Float[Tensor, "batch vocab"], ...] | None = None
-    logits: tuple[Float[Tensor, "batch vocab"], ...] | None = None
-    encoder_attentions: tuple[Tensor, ...] | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[tuple[Tensor, ...], ...] | None = None
-    cross_attentions: tuple[tuple[Tensor, ...], ...] | None = None
-    decoder_hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
+
+def stack_outputs(outputs: Sequence[dict[str, Any]], *, pad: int, device: Any) -> dict[str, Any]:
+    """Stack what all texts have; the shorter ones end in padding."""
+    shared = set.intersection(*(set(output) for output in outputs))
+    stack: dict[str, Any] = {"sequences": stacked([one["sequences"] for one in outputs], pad)}
+    if "sequences_scores" in shared:
+        stack["sequences_scores"] = torch.stack([one["sequences_scores"] for one in outputs])
+    if "token_timestamps" in shared:
+        stack["token_timestamps"] = stacked([one["token_timestamps"] for one in outputs], None)
+    stack = {name: value.to(device) for name, value in stack.items()}
+    for name in shared & {"scores", "logits"}:
+        longest = max(len(one[name]) for one in outputs)
+        rows = [_filled(one[name], longest, pad) for one in outputs]
+        stack[name] = tuple(torch.stack(step).to(device) for step in zip(*rows, strict=True))
+    return stack
 
 
 class Batch:
@@ -108,30 +127,9 @@ class Batch:
         samples found them.
         """
         last = max(len(result.kept) for result in self.results) - 1
-        windows = [result.kept[last] for result in self.results if len(result.kept) > last]
-        outputs = [self.output(attempt) for attempt in windows]
-        found: dict[str, Any] = {
-            "sequences": stacked([one["sequences"] for one in outputs], self._settings.pad)
-        }
-        shared = set.intersection(*(set(one) for one in outputs))
-        if "sequences_scores" in shared:
-            found["sequences_scores"] = torch.stack([one["sequences_scores"] for one in outputs])
-        for name in ("scores", "logits"):
-            if name in shared:
-                longest = max(len(one[name]) for one in outputs)
-                steps = zip(
-                    *(filled_steps(one[name], longest, self._settings.pad) for one in outputs),
-                    strict=True,
-                )
-                found[name] = tuple(torch.stack(step).to(self._device) for step in steps)
-        if "token_timestamps" in shared:
-            found["token_timestamps"] = stacked([one["token_timestamps"] for one in outputs], None)
-        found = {name: _to(value, self._device) for name, value in found.items()}
-        if "token_timestamps" in found:
-            return found
-        if all(attempt.result.sequence_score is not None for attempt in windows):
-            return GenerateBeamEncoderDecoderOutput(**found)
-        return GenerateEncoderDecoderOutput(**found)
+        outputs = [self.output(row.kept[last]) for row in self.results if len(row.kept) > last]
+        stack = stack_outputs(outputs, pad=self._settings.pad, device=self._device)
+        return stack if "token_timestamps" in stack else GenerateEncoderDecoderOutput(**stack)
 
     def first(self, name: str) -> Tensor:
         """A tensor of each row's first window, stacked."""
@@ -183,32 +181,15 @@ class Batch:
         return self.token_times[segment.attempt][segment.span.first : segment.span.stop]
 
     def _output(self, attempt: Attempt) -> Any:
-        settings = self._settings
         before = self.prompt_length(attempt)
         prompt = attempt.window.prompt
-        filler = [settings.pad] * (before - len(prompt))
-        sequence = torch.tensor([*filler, *prompt, *self.said(attempt)])
-        if not settings.config.return_dict_in_generate:
-            return sequence.to(self._device)
-        found: dict[str, Any] = {"sequences": sequence}
-        if attempt.result.sequence_score is not None and settings.config.output_scores:
-            found["sequences_scores"] = torch.tensor(attempt.result.sequence_score)
-        scores, logits = attempt.result.scores, attempt.result.logits
-        if scores is not None:
-            # What is sampled is normalised once more there, after temperature and `top_k`.
-            again = settings.config.renormalize_logits
-            found["scores"] = self._steps(attempt, scores.log_softmax(-1) if again else scores)
-        if logits is not None:
-            found["logits"] = self._steps(attempt, logits)
+        prompt = (*[self._settings.pad] * (before - len(prompt)), *prompt)
+        output = text_output(prompt, self.said(attempt), attempt.result, self._settings)
+        if not self._settings.config.return_dict_in_generate:
+            return output["sequences"].to(self._device)
         if attempt in self.token_times:
-            found["token_timestamps"] = torch.cat([torch.zeros(before), self.token_times[attempt]])
-        return found
-
-    def _steps(
-        self, attempt: Attempt, kept: Float[Tensor, "token vocab"]
-    ) -> list[Float[Tensor, " vocab"]]:
-        steps = [step.clone() for step in kept.cpu()]
-        return filled_steps(steps, len(self.said(attempt)), self._settings.pad)
+            output["token_timestamps"] = torch.cat([torch.zeros(before), self.token_times[attempt]])
+        return output
 
 
 def _group(attempt: Attempt) -> tuple[int, int]:
@@ -216,7 +197,7 @@ def _group(attempt: Attempt) -> tuple[int, int]:
     return attempt.window.number, attempt.number
 
 
-def filled_steps(
+def _filled(
     steps: list[Float[Tensor, " vocab"]], count: int, pad: int
 ) -> list[Float[Tensor, " vocab"]]:
     """The scores or logits of `count` steps; after its end a row is certain of padding."""
@@ -235,26 +216,18 @@ def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
     return torch.stack(filled)
 
 
-def _to(value: Any, device: Any) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
 _SECONDS_PER_POSITION = 0.02
 
 
 def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_mask: Any) -> None:
     """Find the times of the tokens of all windows that were kept, and note them in `batch`.
 
-    Args:
-        model: reads the tokens once more.
-        batch: the decoded rows.
-        settings: of the call.
-        attention_mask: tells how long each row is, (batch, frame); None for no bound.
+    `attention_mask`, (batch, frame), tells how long each row is; None for no bound.
     """
     ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
     windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]
     tasks = [
-        align(
+        _align(
             row,
             attempt,
             batch.said(attempt),
@@ -267,18 +240,10 @@ def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_ma
         batch.token_times[attempt] = times
 
 
-def align(
+def _align(
     row: Row, attempt: Attempt, said: Sequence[int], settings: Settings, frames: int | None
 ) -> Generator[Job, Result, Float[Tensor, " token"]]:
-    """Return the seconds of each of `said`, from the window's start.
-
-    Args:
-        row: the window's recording.
-        attempt: the window.
-        said: its tokens after the prompt, padding included.
-        settings: name the heads that follow the sound.
-        frames: feature frames of sound from the window's first on; None for no bound.
-    """
+    """Return the seconds of each token after the prompt; of the sound no more than `frames`."""
     read = said[:-1]  # the reference has no attention for the last token
     if not read:
         return torch.zeros(len(said))
@@ -295,71 +260,18 @@ def align(
     weights = torch.from_numpy(np.asarray(result.weights))[:, len(attempt.window.prompt) :]
     if frames is not None:
         weights = weights[..., : max(1, frames // settings.clock.input_stride)]
-    return token_seconds(weights, width=settings.median_filter_width)
+    return _token_seconds(weights, width=settings.median_filter_width)
 
 
-def token_seconds(
+def _token_seconds(
     weights: Float[Tensor, "head token pos"], *, width: int
 ) -> Float[Tensor, " token_1"]:
-    """Find the cheapest path through the attention; the last token's time counts twice.
-
-    Args:
-        weights: attention to the sound while each token but the last is read.
-        width: of the median filter, in positions.
-    """
+    """Find the cheapest path through the attention of all tokens but the last."""
     deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
     weights = (weights - weights.mean(dim=-2, keepdim=True)) / deviation
     smooth = torch.from_numpy(median_filter(weights.numpy(), width)).mean(dim=0)
     text, time = dynamic_time_warping(-smooth.double().numpy())
     jumps = np.pad(np.diff(text), (1, 0), constant_values=1).astype(bool)
     seconds = time[jumps] * _SECONDS_PER_POSITION
+    # The last token is never read: it has the time of the one before, as there.
     return torch.tensor([*seconds, seconds[-1]], dtype=torch.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """One text that search found."""
-
-    prompt: tuple[int, ...]
-    said: tuple[int, ...]
-    """New tokens, the end token included where it was said."""
-    result: WindowResult
-
-    @classmethod
-    def of(cls, prompt: tuple[int, ...], result: WindowResult, *, end: int) -> Self:
-        """Put the end token back where it was said."""
-        return cls(prompt=prompt, said=with_end(result, end), result=result)
-
-
-def as_sequences(texts: Sequence[Text], *, pad: int) -> Int[Tensor, "batch token"]:
-    """Stack texts, prompts included, padded at the end."""
-    return stacked([torch.tensor([*text.prompt, *text.said]) for text in texts], pad)
-
-
-def as_output(texts: Sequence[Text], settings: CallSettings, device: Any) -> ModelOutput:
-    """Return everything that was found, by name."""
-    found: dict[str, Any] = {"sequences": as_sequences(texts, pad=settings.pad).to(device)}
-    longest = max(len(text.said) for text in texts)
-    again = settings.config.renormalize_logits and settings.config.do_sample
-    if settings.keep_scores:
-        kept = [text.result.scores for text in texts]
-        # What is sampled is normalised once more there, after temperature and `top_k`.
-        scores = [one.log_softmax(-1) if again and one is not None else one for one in kept]
-        found["scores"] = _by_step(scores, longest, settings.pad, device)
-    if settings.keep_logits:
-        logits = [text.result.logits for text in texts]
-        found["logits"] = _by_step(logits, longest, settings.pad, device)
-    if texts[0].result.sequence_score is None:
-        return GenerateEncoderDecoderOutput(**found)
-    if settings.keep_scores:
-        of_beams = [text.result.sequence_score or 0.0 for text in texts]
-        found["sequences_scores"] = torch.tensor(of_beams, device=device)
-    return GenerateBeamEncoderDecoderOutput(**found)
-
-
-def _by_step(
-    kept: Sequence[Float[Tensor, "_ vocab"] | None], longest: int, pad: int, device: Any
-) -> tuple[Float[Tensor, "batch vocab"], ...]:
-    """Turn what was kept of each text into one tensor for each step."""
-    rows = [filled_steps(list(one.cpu()), longest, pad) for one in kept if one is not None]
-    return tuple(torch.stack(step).to(device) for step in zip(*rows, strict=True))

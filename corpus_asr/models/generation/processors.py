@@ -6,7 +6,6 @@ own rules, which search applies itself, then the caller's.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from corpus_asr.models.generation.settings import CallSettings, functions_of
 
 _FORBIDDEN = float("-inf")
 
-Tokens = Int[Tensor, "row token"]
-Scores = Float[Tensor, "row vocab"]
+# Search calls a processor for one row at a time, with copies that it may change.
+Tokens = Int[Tensor, "1 token"]
+Scores = Float[Tensor, "1 vocab"]
 
 
 def early_processors(
@@ -32,185 +32,137 @@ def early_processors(
     may follow.
     """
     config = settings.config
-    found: list[LogitsProcessor] = []
+    processors: list[LogitsProcessor] = []
     if config.bad_words_ids:
-        words = tuple(tuple(word) for word in config.bad_words_ids)
-        found.append(BadWords(tuple(word for word in words if word != (settings.end,))))
-    if config.min_new_tokens:
-        found.append(NotBefore(settings.end, begin + config.min_new_tokens))
-    elif config.min_length:
-        found.append(NotBefore(settings.end, config.min_length))
+        end = [settings.end]
+        processors.append(_bad_words([w for w in config.bad_words_ids if list(w) != end]))
+    least = begin + config.min_new_tokens if config.min_new_tokens else config.min_length
+    if least:
+        processors.append(_forbidden([settings.end], lambda length: length < least))
     if settings.allowed is not None:
-        found.append(Allowed(settings.allowed, row))
+        processors.append(_allowed(settings.allowed, row))
     if config.forced_bos_token_id is not None:
-        found.append(ForcedAt((config.forced_bos_token_id,), length=1))
+        processors.append(_forced([config.forced_bos_token_id], length=1))
     if config.forced_eos_token_id is not None:
-        forced = config.forced_eos_token_id
-        tokens = (forced,) if isinstance(forced, int) else tuple(forced)
-        found.append(ForcedAt(tokens, length=begin + limit - 1))
+        ends = config.forced_eos_token_id
+        tokens = [ends] if isinstance(ends, int) else ends
+        processors.append(_forced(tokens, length=begin + limit - 1))
     if config.remove_invalid_values:
-        found.append(finite)
-    return tuple(found)
+        processors.append(_finite)
+    return tuple(processors)
 
 
 def callers_processors(
     config: GenerationConfig, given: Sequence[Any] | None
 ) -> tuple[LogitsProcessor, ...]:
-    """The caller's processors, checked, and the normalisation that settings may ask for last."""
-    last = (normalised,) if config.renormalize_logits else ()
+    """The caller's processors, checked, and the normalization that settings may ask for last."""
+    last = (_normalized,) if config.renormalize_logits else ()
     return (*functions_of(given, what="logits_processor"), *last)
 
 
 def late_processors(settings: CallSettings, begin: int) -> tuple[LogitsProcessor, ...]:
-    """The caller's processors, told where a window's text begins."""
-    return tuple(_begun(processor, begin) for processor in settings.processors)
+    """The caller's processors; those that ask for it are told where a window's text begins."""
+
+    def with_begin(processor: LogitsProcessor) -> LogitsProcessor:
+        set_begin = getattr(processor, "set_begin_index", None)
+        if set_begin is None:
+            return processor
+
+        def process(tokens: Tensor, scores: Tensor) -> Tensor:
+            set_begin(begin)  # again at every step: windows of other rows are scored in between
+            return processor(tokens, scores)
+
+        return process
+
+    return tuple(with_begin(processor) for processor in settings.processors)
 
 
-def _begun(processor: LogitsProcessor, begin: int) -> LogitsProcessor:
-    """Tell a processor that asks for it where text begins, whatever window was scored before."""
-    tell = getattr(processor, "set_begin_index", None)
-    if tell is None:
-        return processor
+def _bad_words(words: Sequence[Sequence[int]]) -> LogitsProcessor:
+    """Forbid the last token of a sequence whose other tokens were just said."""
+    wanted = [list(word) for word in words]
 
-    def told(tokens: Tensor, scores: Tensor) -> Tensor:
-        tell(begin)
-        return processor(tokens, scores)
-
-    return told
-
-
-@dataclass(frozen=True, slots=True)
-class BadWords:
-    """Forbids the last token of a sequence whose other tokens were just said."""
-
-    words: tuple[tuple[int, ...], ...]
-
-    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Return scores with those tokens at minus infinity."""
-        scores = scores.clone()
-        for row, said in enumerate(tokens.tolist()):
-            for *before, last in self.words:
-                # A word as long as the whole text so far is never complete in it.
-                if not before or (len(before) < len(said) and said[-len(before) :] == before):
-                    scores[row, last] = _FORBIDDEN
+    def process(tokens: Tokens, scores: Scores) -> Scores:
+        (said,) = tokens.tolist()
+        for *before, last in wanted:
+            # A word as long as the whole text so far is never complete in it.
+            if not before or (len(before) < len(said) and said[-len(before) :] == before):
+                scores[0, last] = _FORBIDDEN
         return scores
 
+    return process
 
-@dataclass(frozen=True, slots=True)
-class NotBefore:
-    """Forbids the end token while the sequence, prompt included, is shorter than `length`."""
 
-    end: int
-    length: int
+def _forbidden(ids: Sequence[int], applies: Callable[[int], bool]) -> LogitsProcessor:
+    """Forbid tokens while the length of the sequence, prompt included, is one that `applies`."""
 
-    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Return scores with the end token at minus infinity."""
-        if tokens.shape[1] >= self.length:
-            return scores
-        scores = scores.clone()
-        scores[:, self.end] = _FORBIDDEN
+    def process(tokens: Tokens, scores: Scores) -> Scores:
+        if applies(tokens.shape[1]):
+            scores[:, list(ids)] = _FORBIDDEN
         return scores
 
-
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """Allows only what a function of the row and the tokens so far returns."""
-
-    choose: Callable[[int, Tensor], Sequence[int]]
-    row: int
-
-    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Return scores with all other tokens at minus infinity."""
-        masked = torch.full_like(scores, _FORBIDDEN)
-        for row, said in enumerate(tokens):
-            allowed = list(self.choose(self.row, said))
-            if not allowed:
-                raise ValueError(
-                    f"generating text: prefix_allowed_tokens_fn returned no token for batch row "
-                    f"{self.row} after {len(said)} tokens; it must return at least one"
-                )
-            masked[row, allowed] = scores[row, allowed]
-        return masked
+    return process
 
 
-@dataclass(frozen=True, slots=True)
-class ForcedAt:
-    """Allows only these tokens once the sequence, prompt included, has `length` of them."""
+def not_at(ids: Sequence[int], *, length: int) -> LogitsProcessor:
+    """Forbid tokens once the sequence, prompt included, has `length` of them."""
+    return _forbidden(ids, lambda found: found == length)
 
-    tokens: tuple[int, ...]
-    length: int
 
-    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Return the scores, or at that length 0 for these tokens and minus infinity else."""
-        if tokens.shape[1] != self.length:
+def _forced(ids: Sequence[int], *, length: int) -> LogitsProcessor:
+    """Allow only these tokens once the sequence, prompt included, has `length` of them."""
+
+    def process(tokens: Tokens, scores: Scores) -> Scores:
+        if tokens.shape[1] != length:
             return scores
         forced = torch.full_like(scores, _FORBIDDEN)
-        forced[:, list(self.tokens)] = 0.0
+        forced[:, list(ids)] = 0.0
         return forced
 
-
-@dataclass(frozen=True, slots=True)
-class SuppressedAt:
-    """Forbids these tokens once the sequence, prompt included, has `length` of them."""
-
-    tokens: tuple[int, ...]
-    length: int
-
-    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Return the scores, or at that length minus infinity for these tokens."""
-        if tokens.shape[1] != self.length:
-            return scores
-        scores = scores.clone()
-        scores[:, list(self.tokens)] = _FORBIDDEN
-        return scores
+    return process
 
 
-def finite(tokens: Tokens, scores: Scores) -> Scores:
-    """Make NaN 0 and infinities the largest finite numbers."""
+def _allowed(choose: Callable[[int, Tensor], Sequence[int]], row: int) -> LogitsProcessor:
+    """Allow only what a function of the row and the tokens so far returns."""
+
+    def process(tokens: Tokens, scores: Scores) -> Scores:
+        allowed = list(choose(row, tokens[0]))
+        if not allowed:
+            raise ValueError(
+                f"generating text: prefix_allowed_tokens_fn returned no token for batch row "
+                f"{row} after {tokens.shape[1]} tokens; it must return at least one"
+            )
+        masked = torch.full_like(scores, _FORBIDDEN)
+        masked[:, allowed] = scores[:, allowed]
+        return masked
+
+    return process
+
+
+def _finite(tokens: Tokens, scores: Scores) -> Scores:
     return torch.nan_to_num(scores)
 
 
-def normalised(tokens: Tokens, scores: Scores) -> Scores:
-    """Make scores log-probabilities."""
+def _normalized(tokens: Tokens, scores: Scores) -> Scores:
     return scores.log_softmax(dim=-1)
 
 
 def stopping_for(settings: CallSettings, begin: int) -> tuple[StoppingCriterion, ...]:
     """The criteria of one window whose prompt has `begin` tokens."""
-    found: list[StoppingCriterion] = []
+    criteria: list[StoppingCriterion] = []
     config = settings.config
     if config.max_time is not None:
-        found.append(TimeIsUp(time.monotonic() + config.max_time))
+        end_s = time.monotonic() + config.max_time
+        criteria.append(lambda tokens, scores, **_: time.monotonic() >= end_s)
     if config.stop_strings is not None:
         strings = config.stop_strings
         wanted = (strings,) if isinstance(strings, str) else tuple(strings)
-        found.append(Says(wanted, settings.tokenizer, begin))
-    return (*found, *settings.stopping)
 
+        def says(tokens: Int[Tensor, "1 token"], scores: Any, **_: Any) -> bool:
+            text = settings.tokenizer.decode(tokens[0, begin:].tolist())
+            return any(string in text for string in wanted)
 
-@dataclass(frozen=True, slots=True)
-class TimeIsUp:
-    """Stops at a moment of the monotonic clock."""
-
-    at_s: float
-
-    def __call__(self, tokens: Tensor, scores: Any, **_: Any) -> bool:
-        """Tell whether that moment has passed."""
-        return time.monotonic() >= self.at_s
-
-
-@dataclass(frozen=True, slots=True)
-class Says:
-    """Stops when the text contains one of some strings."""
-
-    strings: Sequence[str]
-    tokenizer: Any
-    begin: int
-
-    def __call__(self, tokens: Int[Tensor, "1 token"], scores: Any, **_: Any) -> bool:
-        """Tell whether the text since the prompt contains one of them."""
-        text = self.tokenizer.decode(tokens[0, self.begin :].tolist())
-        return any(string in text for string in self.strings)
+        criteria.append(says)
+    return (*criteria, *settings.stopping)
 
 
 class Stream:

@@ -98,19 +98,8 @@ _WITHOUT_EFFECT = (
     "cache_position",
 )
 
-_CACHES = (
-    "static",
-    "dynamic",
-    "dynamic_full",
-    "offloaded",
-    "offloaded_static",
-    "quantized",
-    "hybrid",
-    "offloaded_hybrid",
-    "sliding_window",
-)
-
-FOR_THE_CALL = (
+# Keywords that are no settings and are read.
+_FOR_THE_CALL = (
     "assistant_model",
     "decoder_input_ids",
     "encoder_outputs",
@@ -118,7 +107,6 @@ FOR_THE_CALL = (
     "streamer",
     "tokenizer",
 )
-"""Keywords that are no settings and are read."""
 
 
 def prepare(
@@ -126,7 +114,7 @@ def prepare(
 ) -> tuple[Config, dict[str, Any]]:
     """Merge settings: keywords come before `given`, that before `own`, that before the defaults.
 
-    Returns the settings, and those of `FOR_THE_CALL` among the keywords.
+    Returns the settings, and the keywords that are none but are read.
     """
     if given is not None and not hasattr(given, "to_dict"):
         raise TypeError(
@@ -146,7 +134,6 @@ def prepare(
         config.update(defaults_only=True, allow_custom_entries=True, **_said(own))
     config.update(defaults_only=True, **DEFAULTS)
     rest = config.update(**keywords)
-    _check_cache(config.cache_implementation)
     return config, _for_the_call(config, rest)
 
 
@@ -166,7 +153,7 @@ def _for_the_call(config: GenerationConfig, rest: dict[str, Any]) -> dict[str, A
                     f"out or set it to {_NOT_OFFERED[name][-1]}"
                 )
         elif name in rest and value is not None:
-            if name in FOR_THE_CALL:
+            if name in _FOR_THE_CALL:
                 kept[name] = value
             elif name not in _WITHOUT_EFFECT:
                 unknown.append(name)
@@ -176,14 +163,6 @@ def _for_the_call(config: GenerationConfig, rest: dict[str, Any]) -> dict[str, A
             "(note: typos in the generate arguments will also show up in this list)"
         )
     return kept
-
-
-def _check_cache(name: str | None) -> None:
-    if name is not None and name not in _CACHES:
-        raise ValueError(
-            f"generating text: cache_implementation is {name!r}, expected one of "
-            f"{', '.join(_CACHES)}; all mean the same here, so leave it out"
-        )
 
 
 def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -10,36 +11,24 @@ from torch import Tensor, nn
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, Task, check_every_on, encode_batch_on
 
-_CACHE = "_generation_slots"
-
 _MAX_SLOTS = {"cpu": 8, "cuda": 64}
 
 # Values looked at in each parameter to see that nobody changed it behind torch's back.
 _SAMPLES = 64
 
 
-class _SlotModelCache:
-    """A slot model and the state of the weights it was made of; copies and pickles are empty."""
-
-    def __init__(self) -> None:
-        self.state: tuple[Any, ...] = ()
-        self.model: SlotModel | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
+# Beside the networks, not in them: copies and pickles of a network leave its slots behind.
+_slot_models: WeakKeyDictionary[nn.Module, tuple[Any, SlotModel]] = WeakKeyDictionary()
 
 
 def slot_model(model: Any) -> SlotModel:
-    """Return the slot model of `model` as it is now, made anew where its weights have changed."""
-    cache = model.__dict__.setdefault(_CACHE, _SlotModelCache())
+    """Return the slot model of `model` as it is now, made again where its weights have changed."""
     state = _state(model)
-    if cache.model is None or cache.state != state:
-        cache.model = model.slot_model()
-        cache.state = state
-    found: SlotModel = cache.model
+    known, slots = _slot_models.get(model, (None, None))
+    if slots is None or known != state:
+        slots = model.slot_model()
+        _slot_models[model] = state, slots
+    found: SlotModel = slots
     return found
 
 

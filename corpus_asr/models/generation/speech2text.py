@@ -17,13 +17,18 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import PaddedBatch, seed_of
-from corpus_asr.models.generation.outputs import Text, as_output, as_sequences
+from corpus_asr.models.generation.long_form import with_end
+from corpus_asr.models.generation.outputs import (
+    GenerateEncoderDecoderOutput,
+    stack_outputs,
+    text_output,
+)
 from corpus_asr.models.generation.processors import (
     Stream,
-    SuppressedAt,
     callers_processors,
     early_processors,
     late_processors,
+    not_at,
     stopping_for,
 )
 from corpus_asr.models.generation.settings import (
@@ -74,12 +79,10 @@ def generate(
     """Transcribe or translate a batch of recordings.
 
     Args:
-        model: a `Speech2TextForConditionalGeneration`.
         inputs: filter bank features (batch, frame, mel); `input_features` says the same.
         generation_config: settings that come before the model's own.
-        logits_processor: called with the tokens so far and the scores of the next, which they
-            return changed.
-        stopping_criteria: called likewise; end a text.
+        logits_processor, stopping_criteria: called with the tokens so far and the scores of the
+            next; change the scores, or end a text.
         prefix_allowed_tokens_fn: called with a row's number and its tokens so far; returns the
             tokens that may come next.
         synced_gpus: without effect here.
@@ -111,18 +114,34 @@ def generate(
     _check_mode(config, assistant_model)
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
     begin = _prompts(config, prompts, batch.size)
-    settings = _settings(
-        model,
-        config,
-        begin,
-        says_length=says_length,
+    common = common_settings(model, config)
+    first = allowed_tokens(config.begin_suppress_tokens, common["vocab_size"])
+    # A forced first token is none to suppress: what is meant is then the one after it.
+    forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
+    beams, returned = config.num_beams or 1, config.num_return_sequences or 1
+    temperature = config.temperature if config.do_sample else None
+    if beams > 1:  # transformers then takes a padding token of 0 for none
+        common["pad"] = common["pad"] or common["end"]
+    settings = _Settings(
+        **common,
+        rules=TokenRules(
+            end=common["end"],
+            suppress=allowed_tokens(config.suppress_tokens, common["vocab_size"]),
+            suppress_first=() if forced else first,
+        ),
+        begin=begin,
+        temperature=temperature,
+        max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
+        num_return_sequences=returned if beams > 1 else 1,
+        suppressed_second=first if forced else (),
+        seed=draw_seed([temperature]),
         processors=callers_processors(config, logits_processor),
         stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
         streamer=streamer_of(streamer, batch_size=batch.size, config=config),
         tokenizer=tokenizer_of(rest, config),
     )
-    copies = 1 if settings.num_return_sequences > 1 else config.num_return_sequences or 1
+    copies = 1 if beams > 1 else returned
     encoded = batch.encoded()
     tasks = [
         _row(batch, encoded, row, copy, copies, settings)
@@ -133,11 +152,11 @@ def generate(
     slots = batch.model.for_windows(
         batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
     )
-    found: list[list[Text]] = run(slots, tasks, beams=config.num_beams or 1)
-    texts = [text for several in found for text in several]
+    outputs = [text for texts in run(slots, tasks, beams=beams) for text in texts]
+    stack = stack_outputs(outputs, pad=settings.pad, device=model.device)
     if config.return_dict_in_generate:
-        return as_output(texts, settings, model.device)
-    return as_sequences(texts, pad=settings.pad).to(model.device)
+        return GenerateEncoderDecoderOutput(**stack)
+    return stack["sequences"]
 
 
 def _one_of(**given: Any) -> Any:
@@ -203,40 +222,6 @@ def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tenso
     return prompts
 
 
-def _settings(
-    model: Any,
-    config: GenerationConfig,
-    begin: Int[Tensor, "batch token"],
-    *,
-    says_length: bool,
-    **hooks: Any,
-) -> _Settings:
-    """Collect what the rows need to know."""
-    common = common_settings(model, config)
-    first = allowed_tokens(config.begin_suppress_tokens, common["vocab_size"])
-    # A forced first token is none to suppress: what is meant is then the one after it.
-    forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
-    beams, wanted = config.num_beams or 1, config.num_return_sequences or 1
-    temperature = config.temperature if config.do_sample else None
-    if beams > 1:  # transformers then takes a padding token of 0 for none
-        common["pad"] = common["pad"] or common["end"]
-    return _Settings(
-        rules=TokenRules(
-            end=common["end"],
-            suppress=allowed_tokens(config.suppress_tokens, common["vocab_size"]),
-            suppress_first=() if forced else first,
-        ),
-        begin=begin,
-        temperature=temperature,
-        max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
-        num_return_sequences=wanted if beams > 1 else 1,
-        suppressed_second=first if forced else (),
-        seed=draw_seed([temperature]),
-        **common,
-        **hooks,
-    )
-
-
 def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_length: bool) -> int:
     """How many tokens may follow a prompt of `length`."""
     if config.max_new_tokens is not None:
@@ -268,8 +253,8 @@ def _row(
     copy: int,
     copies: int,
     settings: _Settings,
-) -> Generator[Job, Result, list[Text]]:
-    """Decode one row; returns its texts, the best first."""
+) -> Generator[Job, Result, list[dict[str, Any]]]:
+    """Decode one row; returns what was found of its texts, the best first."""
     prompt = tuple(settings.begin[row].tolist())
     stopping = stopping_for(settings, len(prompt))
     stream = None
@@ -278,7 +263,7 @@ def _row(
         stopping = (*stopping, stream)
     early = early_processors(settings, row * copies + copy, len(prompt), settings.max_new_tokens)
     if settings.suppressed_second:
-        early = (*early, SuppressedAt(settings.suppressed_second, length=len(prompt) + 1))
+        early = (*early, not_at(settings.suppressed_second, length=len(prompt) + 1))
     search = search_of(
         settings,
         temperature=settings.temperature,
@@ -304,7 +289,9 @@ def _row(
         encoded=encoded[row],
     )
     assert isinstance(result, WindowResult)
-    texts = [Text.of(prompt, one, end=settings.end) for one in (result, *result.others)]
     if stream is not None:
-        stream.close(torch.tensor(texts[0].said))
-    return texts
+        stream.close(torch.tensor(with_end(result, settings.end)))
+    return [
+        text_output(prompt, with_end(text, settings.end), text, settings)
+        for text in (result, *result.others)
+    ]

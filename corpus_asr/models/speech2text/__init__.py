@@ -40,23 +40,15 @@ __all__ = [
     "Speech2TextTokenizer",
 ]
 
-_MODULES = {
-    "corpus_asr.families.generation_config": ("GenerationConfig",),
-    "corpus_asr.families.speech2text.config": ("Speech2TextConfig",),
-    "corpus_asr.families.speech2text.model": ("Speech2TextModel",),
-    "corpus_asr.families.speech2text.tokenizer": ("Speech2TextTokenizer",),
-    "corpus_asr.models.auto": (
-        "AutoConfig",
-        "AutoFeatureExtractor",
-        "AutoModelForSpeechSeq2Seq",
-        "AutoProcessor",
-        "AutoTokenizer",
-    ),
-    "corpus_asr.models.speech2text.model": ("Speech2TextForConditionalGeneration",),
-    "corpus_asr.models.speech2text.processor": (
-        "Speech2TextFeatureExtractor",
-        "Speech2TextProcessor",
-    ),
-}
+# Those that import torch come last.
+_MODULES = (
+    "corpus_asr.families.generation_config",
+    "corpus_asr.families.speech2text.config",
+    "corpus_asr.families.speech2text.tokenizer",
+    "corpus_asr.models.auto",
+    "corpus_asr.models.speech2text.processor",
+    "corpus_asr.families.speech2text.model",
+    "corpus_asr.models.speech2text.model",
+)
 
-__getattr__, __dir__ = lazy_names(__name__, _MODULES)
+__getattr__, __dir__ = lazy_names(__name__, __all__, _MODULES)

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from corpus_asr.families.whisper.config import WhisperConfig
     from corpus_asr.families.whisper.generation_config import GenerationConfig
     from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
-    from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-    from corpus_asr.families.whisper.tokenizer import WhisperTokenizer as WhisperTokenizerFast
+    from corpus_asr.families.whisper.tokenizer import WhisperTokenizer, WhisperTokenizerFast
     from corpus_asr.models.auto import (
         AutoConfig,
         AutoFeatureExtractor,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
+    from corpus_asr.models.speech_pipeline import pipeline
     from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
     from corpus_asr.models.whisper.processor import WhisperFeatureExtractor, WhisperProcessor
 
@@ -43,24 +43,17 @@ __all__ = [
     "pipeline",
 ]
 
-_MODULES = {
-    "corpus_asr.families.whisper.classifier": ("WhisperForAudioClassification",),
-    "corpus_asr.families.whisper.config": ("WhisperConfig",),
-    "corpus_asr.families.whisper.generation_config": ("GenerationConfig",),
-    "corpus_asr.families.whisper.model": ("WhisperForCausalLM", "WhisperModel"),
-    "corpus_asr.families.whisper.tokenizer": ("WhisperTokenizer",),
-    "corpus_asr.models.auto": (
-        "AutoConfig",
-        "AutoFeatureExtractor",
-        "AutoModelForSpeechSeq2Seq",
-        "AutoProcessor",
-        "AutoTokenizer",
-    ),
-    "corpus_asr.models.speech_pipeline": ("pipeline",),
-    "corpus_asr.models.whisper.model": ("WhisperForConditionalGeneration",),
-    "corpus_asr.models.whisper.processor": ("WhisperFeatureExtractor", "WhisperProcessor"),
-}
-
-__getattr__, __dir__ = lazy_names(
-    __name__, _MODULES, aliases={"WhisperTokenizerFast": "WhisperTokenizer"}
+# Those that import torch come last.
+_MODULES = (
+    "corpus_asr.families.whisper.config",
+    "corpus_asr.families.whisper.generation_config",
+    "corpus_asr.families.whisper.tokenizer",
+    "corpus_asr.models.auto",
+    "corpus_asr.models.whisper.processor",
+    "corpus_asr.families.whisper.model",
+    "corpus_asr.families.whisper.classifier",
+    "corpus_asr.models.whisper.model",
+    "corpus_asr.models.speech_pipeline",
 )
+
+__getattr__, __dir__ = lazy_names(__name__, __all__, _MODULES)

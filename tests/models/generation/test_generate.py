@@ -1,0 +1,130 @@
+"""What the inputs of `generate` become, where comparing whole calls would hide it."""
+
+import copy
+import gc
+import pickle
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.models.generation import settings, slots
+from corpus_asr.models.generation.inputs import Row
+from corpus_asr.models.generation.long_form import starts
+from corpus_asr.models.generation.slots import run, slot_model
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.checkpoints import tiny_whisper
+
+
+def test_arrays_and_lists_are_tensors_too() -> None:
+    features = torch.zeros(2, 3, 4)
+    for given in (features, features.numpy(), features.tolist()):
+        assert torch.equal(settings.features_of(given, 3), features)
+    for prompt in (torch.tensor([4, 5]), np.array([4, 5]), [4, 5], (4, 5)):
+        assert settings.prompt_of(prompt) == (4, 5)
+    assert settings.lengths_of([[1, 1], [1, 0]], 2) == [2, 1]
+
+
+def test_another_type_is_named() -> None:
+    config: Any = GenerationConfig(decoder_start_token_id=1, lang_to_id={"<|en|>": 2})
+    config.language = ["en", None]
+    for call, message in (
+        (lambda: starts(config, None, batch_size=2, timestamps=False), "with None in it"),
+        (lambda: settings.temperatures_of((0.0, "1")), "temperature '1'"),
+        (lambda: settings.lengths_of("1100", 2), "found a str as attention_mask"),
+        (lambda: settings.temperatures_of("0.5"), "temperature '0.5', expected"),
+        (lambda: settings.functions_of(max, what="those"), "method as those, .*put it into a list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_a_seed_names_sound_window_temperature_and_copy() -> None:
+    def seed(
+        value: float = 1.0,
+        base: int = 5,
+        seek: int = 0,
+        temperature: float = 0.2,
+        copy: int = 0,
+        index: int = 0,
+        later: float = 0.0,
+    ) -> int:
+        window = np.full((2, 3), value, dtype=np.float32)
+        features = np.concatenate([window, np.full((2, 4), later, dtype=np.float32)], axis=1)
+        row = Row(index=index, copy=copy, number=index, features=features, encoded=None, frames=7)
+        return row.seed(base, seek, temperature, window)
+
+    assert seed(index=4) == seed()
+    # What is said of a window does not hang on what comes after it.
+    assert seed(later=3.0) == seed()
+    others = {seed(2.0), seed(copy=1), seed(base=6), seed(seek=1), seed(temperature=0.4)}
+    assert len(others | {seed()}) == 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper(
+        tmp_path_factory.mktemp("model"), d_model=16, layers=1, heads=2, max_source_positions=20
+    )
+
+
+@pytest.fixture
+def model(folder: Path) -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+def step(model: WhisperForConditionalGeneration) -> None:
+    model.model.decoder.layer_norm.weight.grad = torch.ones(16)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def first_weight(model: WhisperForConditionalGeneration) -> torch.Tensor:
+    return dict(model.named_parameters())["model.decoder.layers.0.fc1.weight"]
+
+
+CHANGES: dict[str, Callable[[WhisperForConditionalGeneration], object]] = {
+    "a step of an optimiser": step,
+    "values in place": lambda model: first_weight(model).data.mul_(2.0),
+    "other data": lambda model: setattr(first_weight(model), "data", torch.zeros(64, 16)),
+    "loaded weights": lambda model: model.load_state_dict(
+        {name: value + 1 for name, value in model.state_dict().items()}
+    ),
+    "another type": lambda model: model.to(torch.float64),
+}
+
+
+def test_it_is_made_once_until_the_weights_change(model: WhisperForConditionalGeneration) -> None:
+    before = slot_model(model)
+    for name, change in CHANGES.items():
+        assert slot_model(model) is before, name
+        change(model)
+        assert slot_model(model) is not before, name
+        before = slot_model(model)
+    assert before.dtype == torch.float64
+
+
+def test_copies_and_pickles_leave_it_behind(model: WhisperForConditionalGeneration) -> None:
+    mine = slot_model(model)
+    twin = copy.deepcopy(model)
+    assert slot_model(twin) is not mine
+    assert set(model.state_dict()) == set(twin.state_dict())
+    again = pickle.loads(pickle.dumps(model))
+    assert slot_model(again) is not mine
+    # Of a network that is gone nothing is kept.
+    known = len(slots._slot_models)
+    del twin
+    gc.collect()
+    assert len(slots._slot_models) == known - 1
+
+
+def test_a_task_that_fails_ends_the_run(model: WhisperForConditionalGeneration) -> None:
+    def failing() -> Generator[Any, Any, None]:
+        yield from (_ for _ in [1 // 0])
+
+    with pytest.raises(ZeroDivisionError):
+        run(slot_model(model), [failing(), failing()])
+    assert run(slot_model(model), []) == []
