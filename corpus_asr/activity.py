@@ -25,7 +25,7 @@ class Activity:
     """Of it, waiting for its child process to read, decode and make features."""
     extract_cpu_s: float = 0.0
     """CPU time of that child; the rest of `extract_s` it waited, mostly for the store."""
-    hand_over_s: float = 0.0
+    backpressure_s: float = 0.0
     """Time extracted parts waited for room in what comes next."""
     fetch_retries: int = 0
     """Requests of recordings that a store had to be asked again."""
@@ -60,7 +60,7 @@ class Activity:
     """Jobs that took the place of one that ended."""
     tokens: int = 0
     """Tokens decoded, end tokens left out."""
-    parts_begun: int = 0
+    parts_started: int = 0
     """Parts handed to an engine, those that were without speech included."""
     parts_transcribed: int = 0
     """Of these, parts with a result."""
@@ -119,9 +119,9 @@ class Activity:
         return _share(self.extract_s, self.extract_alive_s)
 
     @property
-    def hand_over_share(self) -> float | None:
+    def backpressure_share(self) -> float | None:
         """Share of the extract workers' time in which finished parts were not taken."""
-        return _share(self.hand_over_s, self.extract_alive_s)
+        return _share(self.backpressure_s, self.extract_alive_s)
 
     @property
     def extract_cpu_share(self) -> float | None:
@@ -141,12 +141,12 @@ class Activity:
     @property
     def parts_ready(self) -> int:
         """Extracted parts that wait for an engine."""
-        return max(0, self.parts_extracted - self.parts_begun)
+        return max(0, self.parts_extracted - self.parts_started)
 
     @property
     def parts_in_engines(self) -> int:
         """Parts handed to an engine that have no result yet."""
-        return max(0, self.parts_begun - self.parts_transcribed)
+        return max(0, self.parts_started - self.parts_transcribed)
 
 
 _NAMES = tuple(field.name for field in fields(Activity))

@@ -16,9 +16,9 @@ REFUSED_HOST = "refused_host"
 NO_SPACE = "no_space"
 
 _RETRY = "trying again may help: run again with --retry-failed"
-_NO_RETRY = "running again will not help: replace them or leave them out of the source"
+_NO_RETRY = "running again will not help: replace or exclude them of the source"
 _CONVERT = "convert them (ffmpeg -i IN OUT.flac) and list those instead"
-_REPLACE = "they are damaged or not what their name says: replace them or leave them out"
+_REPLACE = "they are damaged or not what their name says: replace or exclude them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class FailureKind:
 _KINDS = (
     FailureKind(
         ACCESS_DENIED, "The store did not let them be read",
-        "check the credentials and their rights on these addresses, then run again with "
+        "check the credentials and their permissions for these URIs, then run again with "
         "--retry-failed",
         read_advice="check the credentials and that they may read and list here",
         write_advice="check the credentials and that they may read, list, write and delete here, "
@@ -117,7 +117,7 @@ _KINDS = (
     FailureKind(
         NOT_FOUND, "Gone when they were to be read",
         "these were gone when they were read: the next run lists again",
-        read_advice="check the address, or take it out of the source",
+        read_advice="check the URI, or remove it from the source",
         write_advice="choose another output",
     ),
     FailureKind(
@@ -156,13 +156,13 @@ _KINDS = (
         "extract.max_duration_h and run again with --retry-all-failed",
     ),
     FailureKind(
-        "too_many_channels", "More channels than can be transcribed apart",
+        "too_many_channels", "More channels than can be transcribed separately",
         "set extract.channels to mix or to one channel's number",
     ),
     FailureKind("unsupported_codec", "A codec that cannot be decoded", _CONVERT),
     FailureKind(
-        UNSUPPORTED_SCHEME, "Addresses of an unknown kind",
-        "correct these addresses, or install what fsspec needs for them",
+        UNSUPPORTED_SCHEME, "URIs of an unknown scheme",
+        "correct these URIs, or install what fsspec needs for them",
     ),
 )  # fmt: skip
 FAILURE_KINDS: Mapping[str, FailureKind] = MappingProxyType({kind.name: kind for kind in _KINDS})

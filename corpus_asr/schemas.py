@@ -22,13 +22,15 @@ def _schema(table: str, *fields: pa.Field) -> pa.Schema:
 
 
 _RECORDING_ID = _field("recording_id", pa.string(), "stable 16-digit hash of the uri")
-_URI = _field("uri", pa.string(), "address of the recording, with its scheme")
+_URI = _field("uri", pa.string(), "URI of the recording")
 _SIZE = _field("size_bytes", pa.int64(), "object size when listed; null where unknown", unit="byte")
 _ETAG = _field("etag", pa.string(), "content version when listed: ETag, or size and mtime")
 _METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON object, or null")
 _PART = _field("part", pa.int32(), "index of the part within its recording, from 0")
 _LAST = _field("last_part", pa.bool_(), "whether this is the recording's last part")
-_CHANNEL = _field("channel", pa.int32(), "channel transcribed apart; null when mixed to mono")
+_CHANNEL = _field(
+    "channel", pa.int32(), "number of the channel transcribed separately; null when mixed to mono"
+)
 _PART_START = _field("part_start_s", pa.float64(), "start of the part", unit="second")
 _PART_END = _field("part_end_s", pa.float64(), "end of the part", unit="second")
 _STATUS = _field("status", pa.string(), "ok, no_speech or failed")
@@ -90,22 +92,28 @@ SEGMENT_FIELDS = (
     _field("segment", pa.int32(), "index of the segment within its part, from 0"),
     _START,
     _END,
-    _field("text", pa.string(), "what was said"),
+    _field("text", pa.string(), "transcribed text"),
     _field("tokens", pa.list_(pa.int32()), "token ids of the text"),
     _field("language", pa.string(), "language code the segment was decoded in"),
     _field("language_probability", pa.float32(), "its probability; null when it was given"),
     _field("task", pa.string(), "transcribe or translate"),
-    _field("confidence", pa.float32(), "estimated share of right words, 0-1; see calibration"),
+    _field(
+        "confidence", pa.float32(), "estimated fraction of correct words, 0 to 1; see calibration"
+    ),
     _field("text_logprob", pa.float32(), "mean log-probability of the segment's text tokens"),
     _field("avg_logprob", pa.float32(), "mean log-probability of the window, end token included"),
     _field(
         "no_speech_prob",
         pa.float32(),
-        "probability that the window holds no speech; null where the model cannot tell",
+        "probability that the window contains no speech; null where the model does not estimate it",
     ),
     _field("compression_ratio", pa.float32(), "text bytes over zlib bytes; high means repetition"),
     _field("temperature", pa.float32(), "sampling temperature that was accepted; 0 is greedy"),
-    _field("speech_fraction", pa.float32(), "share of the segment in detected speech; null: none"),
+    _field(
+        "speech_fraction",
+        pa.float32(),
+        "fraction of the segment inside detected speech; null without detection",
+    ),
     _field(
         "known_hallucination",
         pa.bool_(),
@@ -121,7 +129,7 @@ LABEL_FIELDS = (
     _START,
     _END,
     _field("weight_s", pa.float64(), "what the window counts in means: detected speech in it; "
-           "all of it where speech was not looked for", unit="second"),
+           "all of it where speech was not detected", unit="second"),
     _field("rank", pa.int32(), "place among the window's labels, the likeliest is 1"),
     _LABEL_NAME,
     _field("probability", pa.float32(), "its probability in the window, 0-1"),
@@ -206,9 +214,9 @@ RECORDINGS = _schema(
 
 _HEARD = {field.name: field for field in SEGMENT_FIELDS}
 _SCORE_NAMES = ("confidence", "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
-_EXAMPLE = _field("example_id", pa.string(), "recording, channel if apart, number of its first "
-                  "segment; null in no example")  # fmt: skip
-_DISAGREEMENT = "words heard otherwise by the other run, per word it heard; null without one"
+_EXAMPLE = _field("example_id", pa.string(), "recording, channel if separate, number of its "
+                  "first segment; null outside examples")  # fmt: skip
+_DISAGREEMENT = "words that differ from the other run, per word of the other run; null without one"
 _WER = "word errors per word of the existing transcript; null without one"
 
 SELECTION = _schema(
@@ -218,11 +226,11 @@ SELECTION = _schema(
     _CHANNEL,
     *(_HEARD[name] for name in ("start_s", "end_s", "text", "language", "language_probability",
                                 "task", *_SCORE_NAMES, "speech_fraction", "known_hallucination")),
-    _field("num_words", pa.int32(), "words; letters in languages that do not part words"),
-    _field("num_letters", pa.int32(), "letters and digits"),
+    _field("num_words", pa.int32(), "number of words; characters in scripts without spaces"),
+    _field("num_letters", pa.int32(), "number of letters and digits"),
     _field("unique_words", pa.float32(), "different words per word; null under 10 words"),
     _field("repeats", pa.int32(), "how often the same few words stand in a row, at most"),
-    _field("longest_word", pa.int32(), "letters of the longest word; null where none are parted"),
+    _field("longest_word", pa.int32(), "letters of the longest word; null without spaces"),
     _field("copies", pa.int64(), "segments of the run with this text"),
     _field("listed", pa.bool_(), "whether its text is one of selection.drop_texts"),
     _field("disagreement", pa.float32(), _DISAGREEMENT),

@@ -28,11 +28,11 @@ def main(path: str, *overrides: str) -> None:
     except LockedError as error:  # another run is at work: the next night does what it leaves
         say(str(error))
         sys.exit(EXIT_LOCKED)
-    if night.over_budget is not None:
-        say(f"{night.over_budget}; see corpus-asr report {night.output}")
+    if night.over_limit is not None:
+        say(f"{night.over_limit}; see corpus-asr report {night.output}")
         sys.exit(EXIT_SOME_FAILED)
 
 
 if __name__ == "__main__":
-    with script(on_interrupt="the next night goes on"):
+    with script(on_interrupt="the next run continues"):
         main(*sys.argv[1:])

@@ -54,8 +54,8 @@ def test_shares_are_unknown_before_there_is_anything_to_share() -> None:
 
 
 def test_depths_are_never_negative_where_parts_were_done_twice() -> None:
-    assert Activity(parts_extracted=1, parts_begun=3, parts_transcribed=4).parts_ready == 0
-    assert Activity(parts_begun=3, parts_transcribed=1).parts_in_engines == 2
+    assert Activity(parts_extracted=1, parts_started=3, parts_transcribed=4).parts_ready == 0
+    assert Activity(parts_started=3, parts_transcribed=1).parts_in_engines == 2
 
 
 @given(rows=st.lists(FAILURES))

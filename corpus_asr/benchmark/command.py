@@ -174,7 +174,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.shape and (options.audio or options.manifest or options.model):
         raise ConfigError(
             "choosing what to measure: found --shape together with a model or audio; a shape has "
-            "random weights and hears noise: give one or the other"
+            "random weights and takes noise: give one or the other"
         )
     if not options.extract and not options.shape and options.model is None:
         raise ConfigError(
@@ -198,7 +198,7 @@ def _check(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
-        description="Time this engine beside others: same audio, checkpoint, batch and beams; "
+        description="Compare speed with other engines: same audio, checkpoint, batch and beams; "
         "alternating runs, each engine in a process of its own.",
         formatter_class=_HelpFormatter,
     )
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         "--manifest",
         type=Path,
         help="a .jsonl of audio files, with `path` or `uri` and, for the word error rate, `text`; "
-        "a .txt beside a file will do as well",
+        "a .txt file next to an audio file works as well",
     )
     add(
         "--shape",

@@ -49,7 +49,7 @@ def run(paths: Sequence[Path], *, runs: int, say: Callable[[str], None]) -> None
     steps = (FFMPEG, *STEPS) if has_ffmpeg else STEPS
     say(f"times real time of one core, by CPU seconds; medians of {runs} alternating runs")
     if not has_ffmpeg:
-        say("ffmpeg is not installed: it is left out")
+        say("ffmpeg is not installed: it is skipped")
     for line in render(recordings, measure(recordings, steps, runs=runs)):
         say(line)
 

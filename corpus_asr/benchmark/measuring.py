@@ -235,5 +235,5 @@ def _check_checkpoint(folder: Path) -> None:
     if model_type != WhisperConfig.model_type:
         raise CheckpointError(
             f"opening the checkpoint {folder}: found one of {model_type}, expected one of "
-            f"{WhisperConfig.model_type}: the engines beside this one are measured with no other"
+            f"{WhisperConfig.model_type}: the other engines are measured with this value only"
         )

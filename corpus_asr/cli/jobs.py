@@ -75,7 +75,9 @@ def init(
     full: Annotated[bool, typer.Option("--full", help="Every key, not only the usual ones.")] = (
         False
     ),
-    ask: Annotated[bool, typer.Option("--ask", help="Ask for what no option says.")] = False,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Prompt for values that no option sets.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = (
         False
     ),
@@ -156,7 +158,7 @@ def _next(file: Path, pipeline: Job) -> list[tuple[str, str]]:
     steps = [
         (f"corpus-asr plan {file} --check", "what would be done, and whether it can be"),
         (f"corpus-asr run {file}", "do it; again, to continue"),
-        (f"corpus-asr run {file} --local", "likewise, in this process, without Ray"),
+        (f"corpus-asr run {file} --local", "the same, in this process, without Ray"),
     ]
     if pipeline is Job.pseudo_label:
         steps.append((f"corpus-asr label {file}", "select again, with other rules"))
@@ -235,7 +237,7 @@ def _summary_words(summary: "RunSummary") -> str:
         f"{summary.segments:,} {summary.made} from {duration(summary.audio_s)} of audio\n"
         f"this run: {summary.processed_files:,} recordings, "
         f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
-        f"({summary.speed:.1f} hours of audio per hour)"
+        f"(RTFx {summary.rtfx:.1f})"
     )
 
 
@@ -244,7 +246,9 @@ def plan(
     overrides: Overrides = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Also decode a recording, load the model, reckon memory."),
+        typer.Option(
+            "--check", help="Also decode a recording, load the model and check the memory."
+        ),
     ] = False,
 ) -> None:
     """Show what a run would do: every setting, the listing, what is done already."""
@@ -297,7 +301,7 @@ def _print_plan(drawn: "Plan", output_uri: str) -> None:
     unknown = f", {drawn.num_unknown_sizes:,} of unknown size" if drawn.num_unknown_sizes else ""
     left_out = f"{drawn.num_excluded:,} excluded, {drawn.num_duplicates:,} named twice"
     typer.echo(f"\n# listed     {drawn.num_files:,} files, {_size(drawn.num_bytes)}{unknown}")
-    typer.echo(f"# left out   {left_out}")
+    typer.echo(f"# excluded   {left_out}")
     typer.echo(f"# done       {drawn.num_done:,} files, in {output_uri}")
     typer.echo(
         f"# to do      {drawn.num_remaining:,} files, {_size(drawn.num_remaining_bytes)}, "
@@ -327,7 +331,7 @@ def nightly(
     def show(night: "Night") -> None:
         print_result(as_data(night), markdown(night).rstrip("\n"), as_json=as_json)
 
-    with readable_errors(on_interrupt="the next night goes on"), ended_by_sigterm():
+    with readable_errors(on_interrupt="the next run continues"), ended_by_sigterm():
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         try:
@@ -335,8 +339,8 @@ def nightly(
         except LockedError as error:
             say(str(error))
             raise typer.Exit(EXIT_LOCKED) from None
-        if night.over_budget is not None:
-            say(f"{night.over_budget}; see corpus-asr report {night.output}")
+        if night.over_limit is not None:
+            say(f"{night.over_limit}; see corpus-asr report {night.output}")
             raise typer.Exit(EXIT_SOME_FAILED)
 
 

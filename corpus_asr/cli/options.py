@@ -129,7 +129,7 @@ Languages = Annotated[
 ]
 Uris = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN", help="Only recordings whose address matches, as '*.mp3'."),
+    typer.Option(metavar="PATTERN", help="Only recordings whose URI matches, as '*.mp3'."),
 ]
 DropKnownHallucinations = Annotated[
     bool,

@@ -40,7 +40,7 @@ def status(
     endpoint_url: EndpointUrl = None,
     as_json: AsJson = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every 5 s until the run has ended.")
+        bool, typer.Option("--watch", help="Refresh every 5 s until the run ends.")
     ] = False,
 ) -> None:
     """Show whether a run lives, how far it is, where its time goes and what has failed."""
@@ -80,7 +80,7 @@ class WordsName(StrEnum):
 def export(
     output_uri: OutputUri,
     to: Annotated[
-        str, typer.Option("--to", metavar="FOLDER", help="Where the files go: any address.")
+        str, typer.Option("--to", metavar="FOLDER", help="Folder of the files: any URI.")
     ],
     formats: Annotated[
         list[FormatName], typer.Option("--format", help="What to write; may be given repeatedly.")
@@ -191,7 +191,7 @@ def evaluate(
         ),
     ] = False,
     language: Annotated[
-        str | None, typer.Option(help="Language of references that say none.")
+        str | None, typer.Option(help="Language of references without a `language` field.")
     ] = None,
     endpoint_url: EndpointUrl = None,
     as_json: AsJson = False,
@@ -239,13 +239,15 @@ def evaluate(
 def _above(what: str, rate: float | None, option: str, bar: float | None) -> str | None:
     if bar is None or (rate is not None and rate <= bar):
         return None
-    found = "unknown: nothing was said" if rate is None else f"{rate:.2%}"
+    found = "unknown: the references have no words" if rate is None else f"{rate:.2%}"
     return f"the {what} is {found}, more than {option} allows ({bar:.2%})"
 
 
 def _worse(beside: "Comparison | None") -> str | None:
     if beside is None:
-        return "nothing was said in any recording of both runs, so --not-worse cannot be told"
+        return (
+            "the recordings of both runs have no reference words, so --not-worse cannot be decided"
+        )
     if not beside.clearly_worse:
         return None
     return (
@@ -322,16 +324,19 @@ def view(
         typer.Option(help=f"Where to listen; default: {USUAL_PORT}, or any if that is taken."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; other machines reach others than this.")
+        str,
+        typer.Option(
+            help="Network interface to bind to; others than the default admit other machines."
+        ),
     ] = "127.0.0.1",
     no_browser: Annotated[
-        bool, typer.Option("--no-browser", help="Print the address, and open nothing.")
+        bool, typer.Option("--no-browser", help="Print the URL; do not open a browser.")
     ] = False,
     audio: Annotated[
         list[str] | None,
         typer.Option(
             metavar="BEFORE=NOW",
-            help="Recordings whose addresses begin with BEFORE lie at NOW; may be repeated.",
+            help="Replace the prefix BEFORE of recording URIs by NOW; may be repeated.",
         ),
     ] = None,
     endpoint_url: Annotated[

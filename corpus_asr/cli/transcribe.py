@@ -32,7 +32,7 @@ class DtypeName(StrEnum):
 
 
 def transcribe(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files or addresses.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files or URIs.")],
     model: Model = None,
     language: Annotated[
         str | None,

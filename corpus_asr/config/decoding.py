@@ -68,67 +68,71 @@ class DecodingSettings(Settings):
     """Everything that changes the text for given features and weights."""
 
     language: str | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
-    """`auto`, a code or name such as `en` or `English`, or a list of such to choose among."""
+    """Language: `auto` (detected), a code or name such as `en` or `English`, or a list of
+    candidates for detection."""
     language_mode: Literal["recording", "part", "window"] = "recording"
-    """What has one language: the recording, each part of it, or each window (for speakers who
-    change between languages)."""
+    """Scope of one language: `recording`, `part`, or `window` (for speakers who switch
+    languages)."""
     task: Literal["transcribe", "translate"] = "transcribe"
-    """`translate` writes English whatever is spoken."""
+    """Task: `transcribe` in the spoken language, or `translate` into English."""
     target_language: str | None = None
     """Code of the language that a multilingual Speech2Text checkpoint translates into, such as
     `fr`."""
     strategy: Literal["sequential", "chunked"] = "sequential"
-    """`sequential` moves window by window along the predicted timestamps; `chunked` cuts
-    speech-aligned windows and decodes them independently."""
+    """Long-form strategy: `sequential` moves window by window along predicted timestamps; `chunked`
+    cuts windows at silences and decodes them independently."""
     clip_timestamps: tuple[Seconds, ...] = ()
-    """Start, end, start, end ... in seconds of the recording: only these clips are transcribed;
-    without a last end, to the end. A list, or text such as `10,20`."""
+    """Clips to transcribe, as start, end, start, end ... in seconds of the recording; without the
+    last end, up to the end. A list, or text such as `10,20`. Default: everything."""
     window_s: float | None = Field(default=None, ge=1, le=30)
-    """Longest stretch that a `chunked` Whisper (best with padding_s, else each is computed as 30
-    s), or Speech2Text, hears at once; null for 30, and 15 for Speech2Text."""
+    """Maximum window length in seconds of Speech2Text or of a `chunked` Whisper (faster only with
+    padding_s); null: 30 for Whisper, 15 for Speech2Text."""
     temperature: tuple[Temperature, ...] = Field(
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1
     )
-    """Tried in order until a window passes the thresholds below; one number or a ladder. 0 is
-    greedy."""
+    """Temperature fallback schedule: temperatures tried in order until a window passes the
+    thresholds below. 0 is greedy or beam search."""
     compression_ratio_threshold: float | None = Field(default=2.4, gt=0)
-    """Above it a window counts as repetitive and is retried."""
+    """Compression ratio above which a window counts as repetitive and falls back to the next
+    temperature; null: no limit."""
     logprob_threshold: float | None = Field(default=-1.0, le=0)
-    """Mean log-probability below which a window is retried."""
+    """Mean log-probability below which a window falls back to the next temperature; null: no
+    limit."""
     no_speech_threshold: float | None = Field(default=0.6, ge=0, le=1)
-    """No-speech probability above which an improbable window is dropped as silence."""
+    """No-speech probability above which a window with a low log-probability is dropped as silence;
+    null: none is."""
     num_beams: int = Field(default=1, ge=1, le=64)
-    """Hypotheses followed side by side at temperature 0; 1 is greedy."""
+    """Number of beams at temperature 0; 1 is greedy search."""
     length_penalty: float = 1.0
-    """Beams are ranked by log-probability over length to this power."""
+    """Exponent of the length by which the log-probability of a beam is divided."""
     repetition_penalty: float = Field(default=1.0, gt=0)
-    """Above 1 makes tokens that were said already less likely."""
+    """Penalty on tokens that already occurred; above 1 makes them less likely."""
     no_repeat_ngram_size: int = Field(default=0, ge=0)
-    """No sequence of so many tokens occurs twice; 0 for no rule."""
+    """Length in tokens of sequences that may not occur twice; 0: no limit."""
     stop_loops: bool = True
-    """End a window early once it repeats itself for good; it is then retried."""
+    """Stop decoding a window that has entered a repetition loop; it then falls back to the next
+    temperature."""
     condition_on_prev_tokens: bool = False
-    """Prompt each window with the text before it (sequential only)."""
+    """Prompt each window with the text before it (`sequential` only)."""
     initial_prompt: str | None = None
-    """Text to be taken as said before each part (before each chunk, when chunked)."""
+    """Prompt text placed before each part (before each window when `strategy` is `chunked`)."""
     hotwords: str | None = None
-    """Names and terms to expect, shown to the model before each window."""
+    """Names and terms to expect, in the prompt of each window."""
     prefix: str | None = None
-    """How the first window begins; what follows is transcribed."""
+    """Text that the first window starts with; the model continues it."""
     padding_s: float | None = Field(default=None, ge=0)
-    """Seconds of silence heard after the audio of a window that it does not fill; null fills it up
-    to 30 s, as the models were trained. Less is quicker for short clips, and may change their
-    text."""
+    """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
+    training. Lower is faster for short clips but can change the text."""
     word_timestamps: bool = False
-    """Find start, end and probability of every word."""
+    """Compute start time, end time and probability of each word."""
     hallucination_silence_threshold: float | None = Field(default=None, gt=0)
-    """Silence of so many seconds is skipped around words that look invented; needs
-    word_timestamps."""
+    """Seconds of silence to skip around likely hallucinations; needs word_timestamps. null:
+    none."""
     drop_nonspeech: bool = False
-    """Drop segments that lie outside detected speech."""
+    """Drop segments outside detected speech."""
     drop_known_hallucinations: bool = False
-    """Drop segments whose whole text is a sentence that models are known to write where nobody
-    speaks; the column `known_hallucination` marks them otherwise."""
+    """Drop segments whose whole text is a known hallucination of Whisper models without speech;
+    otherwise the column `known_hallucination` marks them."""
 
     @field_validator("language")
     @classmethod

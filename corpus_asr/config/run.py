@@ -24,21 +24,21 @@ class SourceSettings(Settings):
     """Which recordings: addresses to list, or a manifest that names them."""
 
     uri: Texts = ()
-    """Files, folders or globs (`**` crosses folders); any fsspec scheme. A folder means every
-    object below it."""
+    """Recordings: files, folders (all objects below them) or globs (`**` crosses folders), of any
+    fsspec scheme."""
     manifest: str | None = None
-    """A .jsonl, .csv or .parquet with a `uri` column; relative addresses are resolved against the
-    manifest; other columns are kept as `metadata`."""
+    """Manifest: a .jsonl, .csv or .parquet file with a `uri` column. Relative URIs are resolved
+    against the manifest; other columns are kept as `metadata`."""
     endpoint_url: str | None = None
-    """S3 endpoint for the source, where it is not Amazon's."""
+    """S3 endpoint of the source; null: Amazon's."""
     exclude: Texts = SIDECAR_PATTERNS
-    """Name patterns (any case) left out of listings; addresses named in full and manifests are
-    never filtered."""
+    """File name patterns, in any case, to exclude from listings; URIs named in full and manifests
+    are never filtered."""
     allow_local_files: bool = False
-    """Let a manifest that is read from a remote store name files of this machine."""
+    """Allow a manifest on a remote store to name files of this machine."""
     allow_hosts: Annotated[tuple[str, ...] | None, ONE_OR_MANY] = None
-    """The only hosts that http(s) addresses may lead to, beside those in this section: names,
-    *.wildcards, networks. null: what the user names, and public hosts."""
+    """The only hosts that http(s) URIs may lead to, in addition to those in this section: names,
+    *.wildcards or networks; null: hosts named here and public hosts."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "SourceSettings":
@@ -51,52 +51,54 @@ class ExtractSettings(Settings):
     """From bytes to features, on CPUs."""
 
     part_s: float = Field(default=600.0, ge=30.0, le=3600.0)
-    """Longest stretch handed to the model at once; longer recordings are cut in silence. Bounds
-    memory and is the unit of retry."""
+    """Maximum length in seconds of a part, the unit of transcription and retry; longer recordings
+    are cut at silences. Bounds memory."""
     channels: Literal["mix", "each"] | Annotated[int, Field(ge=0)] = "mix"
-    """`mix` to mono, `each` channel apart, or the number of one channel from 0."""
+    """Channels: `mix` down to mono, `each` channel separately, or the number of one channel,
+    counted from 0."""
     speech_detection: Literal["silero", "none"] = "silero"
-    """Finds speech: parts are cut in silence, long silence is skipped. `none` transcribes
-    everything."""
+    """Voice activity detector: `silero` cuts parts at silences and skips long silence; `none`
+    transcribes all audio."""
     speech_pad_s: float = Field(default=0.4, ge=0.0, le=5.0)
-    """Audio kept on both sides of detected speech."""
+    """Seconds of audio kept before and after detected speech."""
     pack_mb: float = Field(default=64.0, gt=0)
-    """Short files are grouped up to this many MiB per task."""
+    """Size in MiB up to which short files share a task."""
     workers: PositiveInt | Auto = "auto"
-    """Extract processes; `auto` uses the CPUs transcription leaves."""
-    ahead_mb: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """Features extracted and not yet transcribed, in MiB over all machines; beyond, extraction
-    waits. `auto`: half of Ray's object stores; without Ray 64 MiB beside what the model works
-    on."""
+    """Number of extract processes; `auto`: the CPUs that transcription does not use."""
+    max_buffered_features_mb: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """Limit in MiB, over all machines, of extracted features that wait for transcription; at the
+    limit extraction blocks. `auto`: half of Ray's object stores, or 64 MiB without Ray, in addition
+    to the parts in flight."""
     item_timeout_s: float = Field(default=600.0, gt=0)
-    """A recording whose decoder gives no part for this long becomes a failure."""
+    """Seconds without a new part after which a recording fails."""
     max_file_gb: float = Field(default=100.0, gt=0)
-    """A larger file becomes a failure before it is opened."""
+    """Maximum file size in GB; a larger file fails before it is opened."""
     max_duration_h: float = Field(default=48.0, gt=0)
-    """Of a longer recording the rest becomes a failure: some kilobytes can be made to decode to
-    years."""
+    """Maximum duration in hours; the rest of a longer recording fails. Guards against decompression
+    bombs."""
 
 
 class ModelSettings(Settings):
     """Which weights."""
 
     checkpoint: str = PACKAGED_CHECKPOINT
-    """A folder, an fsspec address or a name. whisper-tiny.en (English, 39M parameters) comes with
-    the package. base (74M), small (244M), medium (769M), turbo (809M) and large-v3 (1550M) are
-    multilingual and more accurate, and come from the hub, as any OWNER/NAME there."""
+    """Checkpoint: a folder, an fsspec URI or a name. whisper-tiny.en (English, 39M parameters) is
+    packaged. base (74M), small (244M), medium (769M), turbo (809M), large-v3 (1550M) and any
+    OWNER/NAME are downloaded from the Hugging Face Hub."""
     revision: str | None = None
-    """Hub branch, tag or commit."""
+    """Branch, tag or commit on the Hub; null: the main branch."""
     by_language: dict[str, str] = Field(default_factory=dict)
-    """Checkpoints for recordings in some languages, by code; `checkpoint` detects the language and
-    transcribes all others. They are loaded together."""
+    """Checkpoints by language code; `checkpoint` detects the language and transcribes all other
+    languages. All are loaded at once."""
     calibration: str | None = None
-    """Output folder of a run, or a .json file, whose calibration gives `confidence`; null: that of
-    output.uri if there is one, else the default."""
+    """Calibration of `confidence`: the output folder of a run, or a .json file; null: that of
+    output.uri if it exists, else the default."""
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
-    """`auto`: float16 on CUDA; on CPUs bfloat16 where they compute in it, else float32. `int8`, on
-    CPUs only, is less exact; measure whether it is faster."""
+    """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
+    hardware computes in it, else float32. `int8` (CPUs only) is less accurate; measure its
+    speed."""
     device: str = "auto"
-    """`auto` takes a GPU if there is one; or cpu, cuda, cuda:1."""
+    """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
 
     @property
     def is_named(self) -> bool:
@@ -108,35 +110,35 @@ class TranscribeSettings(Settings):
     """How much hardware the model gets; never changes results."""
 
     slots: PositiveInt | Auto = "auto"
-    """Windows decoded side by side in one worker."""
+    """Number of windows decoded at once by each worker; `auto`: as many as fit its memory."""
     workers: PositiveInt | Auto = "auto"
-    """Model processes; `auto`: one per GPU, or one on CPU."""
+    """Number of model processes; `auto`: one per GPU, or one on CPUs."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Auto = "auto"
-    """GPUs per model process; `auto`: 1 where there are any, else 0."""
+    """GPUs per model process; `auto`: 1 if there are any, else 0."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """CPUs per model process; `auto`: half of them without a GPU."""
+    """CPUs per model process; `auto`: half of the CPUs without a GPU."""
 
 
 class OutputSettings(Settings):
     """Where the tables go."""
 
     uri: str
-    """Folder of the tables; any fsspec scheme. One folder, one run."""
+    """Folder of the output tables, of any fsspec scheme; one folder per job."""
     endpoint_url: str | None = None
-    """S3 endpoint for the output, where it is not Amazon's."""
+    """S3 endpoint of the output; null: Amazon's."""
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of failed recordings above which the command exits with 1."""
+    """Fraction of failed recordings above which the command exits with code 1."""
     target_file_mb: float | None = Field(default=128.0, gt=0)
-    """A finished run merges small objects of its tables into files of about this many MiB; null
-    leaves them as they were written."""
+    """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
+    merging."""
 
 
 class ClusterSettings(Settings):
     """Which Ray."""
 
     address: str = Field(default="local", pattern=r"^(local|auto|[^:/\s]+:\d+)$")
-    """`local` starts one here; `auto` joins the one that this machine is part of, and so does its
-    host:port."""
+    """Ray cluster: `local` starts Ray on this machine, `auto` joins the cluster this machine
+    belongs to, and host:port names that cluster explicitly."""
 
     @field_validator("address", mode="before")
     @classmethod
@@ -154,15 +156,15 @@ class ClassificationSettings(Settings):
     """Everything that changes the labels for given features and weights."""
 
     task: Literal["language", "classify"] = "language"
-    """`language`: which one is spoken, with any multilingual Whisper checkpoint; `classify`: the
-    classes of a WhisperForAudioClassification checkpoint."""
+    """Task: `language` identifies the spoken language with any multilingual Whisper checkpoint;
+    `classify` uses the classes of a WhisperForAudioClassification checkpoint."""
     languages: Texts = ()
-    """Codes to choose among, two or more; left out, all that the checkpoint knows."""
+    """Candidate language codes, two or more; default: all languages of the checkpoint."""
     windows: Literal["all", "first_speech"] = "all"
-    """`all`: every stretch of speech, in windows of at most 30 s; `first_speech`: only those that a
-    transcription detects the language in, one or a few where a recording begins to speak."""
+    """Windows to classify: `all` speech in windows of at most 30 s, or `first_speech`, the windows
+    at the start that language detection uses."""
     top_k: int = Field(default=5, ge=1, le=1000)
-    """Rows written for each window, likeliest label first."""
+    """Number of rows per window, most probable label first."""
 
     @field_validator("languages")
     @classmethod
@@ -179,25 +181,27 @@ class NightlySettings(Settings):
     """Read by `corpus-asr nightly` alone; nothing here changes what a transcript says."""
 
     stop_after_h: float | None = Field(default=None, gt=0)
-    """After so many hours nothing new is begun, and what is being decoded gets ten minutes more;
-    the next night goes on. null: until all is done."""
+    """Time limit in hours. After it no new work starts, work in progress gets up to ten more
+    minutes, and the next run continues. null: no limit."""
     retry_nights: int = Field(default=3, ge=0)
-    """Nights in which what failed for a passing reason is tried again; then it is left alone."""
+    """Number of later nightly runs that retry a transient failure; after that the recording is
+    skipped until its content changes."""
     max_failed_fraction: float | None = Field(default=0.1, ge=0, le=1)
-    """Share of the night's recordings that may fail, though always one of them unless it is 0;
-    beyond, the command exits with 1. null: any."""
+    """Fraction of the run's recordings that may fail before the command exits with code 1; a single
+    failure never exceeds it unless it is 0. null: no limit."""
     max_failed: int | None = Field(default=None, ge=0)
-    """How many of the night's recordings may fail before the command exits with 1."""
+    """Number of the run's recordings that may fail before the command exits with code 1; null: no
+    limit."""
     low_confidence: float = Field(default=LOW_CONFIDENCE, ge=0, le=1)
-    """Recordings whose mean confidence is below are named in the summary."""
+    """Mean confidence below which the summary names a recording."""
     past_nights: PositiveInt = 14
-    """How many earlier nights a night is compared with."""
+    """Number of earlier nightly runs to compare with."""
     summaries: str | None = None
-    """Folder of the summaries, a .json and a .md per night; any fsspec scheme. null: `nights/` in
-    the output."""
+    """Folder of the summaries, one .json and one .md file per nightly run, of any fsspec scheme;
+    null: `nights/` in the output folder."""
     webhook_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the https address to which the summary is posted,
-    such as a Slack webhook's; null: none. http goes to hosts in source.allow_hosts only."""
+    """Name of the environment variable with the webhook URL (https) that the summary is posted to,
+    such as Slack's; http is limited to hosts in source.allow_hosts. null: no webhook."""
 
 
 CLASSIFY_AUDIO: Final = "classify_audio"
@@ -208,8 +212,8 @@ class RunConfig(Settings):
     """A resolved job description; everything the user left out carries its default."""
 
     pipeline: Literal["transcribe_corpus", "classify_audio", "pseudo_label"] = "transcribe_corpus"
-    """What is done; `classification` is for `classify_audio`, `decoding` for the others;
-    `pseudo_label` has sections of its own (`config/run.py`)."""
+    """Pipeline to run: `transcribe_corpus` (section `decoding`), `classify_audio` (section
+    `classification`) or `pseudo_label` (sections `decoding`, `selection` and `dataset`)."""
     source: SourceSettings
     extract: ExtractSettings = Field(default_factory=ExtractSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
@@ -268,12 +272,12 @@ class RunOptions:
     """Take over the lock of a run that shows no sign of life."""
     retry: Retry = Retry.none
     leave_alone: frozenset[str] = frozenset()
-    """Of the failed recordings, the `recording_id` of those that are not retried, whatever `retry`
-    says; with new content they are new."""
+    """`recording_id` of failed recordings that are not retried, whatever `retry` says, until their
+    content changes."""
     stop_at: float | None = None
-    """When, by `time.monotonic()`, nothing new is begun; None never."""
+    """Time, by `time.monotonic()`, after which no new work starts; None: never."""
     new_run: bool = False
-    """Where the results were made with other settings: put them aside and begin anew."""
+    """Archive results made with other settings and start a new run."""
 
 
 DEFAULT_OPTIONS = RunOptions()
@@ -289,81 +293,86 @@ class SelectionSettings(Settings):
     """Which segments are kept: all that no rule drops. Nothing here needs a new transcription."""
 
     min_duration_s: Rate = 0.3
-    """Shorter segments are dropped."""
+    """Minimum duration in seconds."""
     max_duration_s: Annotated[float, Field(gt=0, le=30)] = 30.0
-    """Longer segments are dropped."""
+    """Maximum duration in seconds."""
     languages: Texts = ()
-    """Codes; segments in other languages are dropped, and without any those not in the language
-    that the existing transcript names."""
+    """Language codes to keep; default: all, or the language that the existing transcript names."""
     min_language_probability: Share | None = None
-    """Where the language was detected: how sure, at least."""
+    """Minimum probability of a detected language; null: any."""
     max_no_speech_prob: Share | None = 0.6
-    """Probability that the window holds no speech."""
+    """Maximum probability that the window contains no speech; null: any."""
     min_speech_fraction: Share | None = None
-    """Share of the segment that lies in detected speech."""
+    """Minimum fraction of the segment inside detected speech; null: any."""
     min_confidence: Share | None = None
-    """Estimated share of right words."""
+    """Minimum confidence, the estimated fraction of correct words; null: any."""
     min_avg_logprob: Annotated[float, Field(le=0)] | None = -1.0
-    """Mean log-probability of the window; -1 is Whisper's own bound."""
+    """Minimum mean log-probability of the window; -1 is Whisper's threshold. null: any."""
     max_compression_ratio: Annotated[float, Field(gt=0)] | None = 2.4
-    """Text bytes over zlib bytes; 2.4 is Whisper's own bound."""
+    """Maximum compression ratio, text bytes over zlib bytes; 2.4 is Whisper's threshold. null:
+    any."""
     max_temperature: Rate | None = None
-    """Sampling temperature that was needed; 0 keeps greedy text alone."""
+    """Maximum sampling temperature; 0 keeps only text of greedy or beam search. null: any."""
     min_words_per_s: Rate | None = None
-    """Slower speech is dropped, as where words were left out."""
+    """Minimum speaking rate in words per second; lower where words are missing. null: any."""
     max_words_per_s: Rate | None = 8.0
-    """Faster speech is dropped; letters count where none are parted."""
-    max_letters_per_s: Rate | None = 40.0
-    """Letters per second; 40 is NeMo Curator's bound."""
+    """Maximum speaking rate in words per second, or characters per second in scripts without spaces
+    between words. null: any."""
+    max_chars_per_s: Rate | None = 40.0
+    """Maximum speaking rate in characters per second; 40 is NeMo Curator's. null: any."""
     max_repeats: Count | None = 5
-    """How often up to five words may stand in a row."""
+    """Maximum number of consecutive repeats of one to five words; null: any."""
     min_unique_words: Share | None = 0.4
-    """Different words per word, from 10 words on; 0.4 is NeMo Curator's bound."""
-    max_word_letters: Count | None = 40
-    """Letters of the longest word, where words are parted."""
+    """Minimum number of unique words per word, in segments of 10 words or more; 0.4 is NeMo
+    Curator's. null: any."""
+    max_word_chars: Count | None = 40
+    """Maximum number of characters of a word, in scripts with spaces between words; null: any."""
     drop_texts: Texts = ()
-    """Whole texts to drop, compared after Whisper's normaliser, such as "thanks for watching"."""
+    """Texts of segments to drop, compared after Whisper's normalization, such as "thanks for
+    watching"."""
     drop_known_hallucinations: bool = True
     """Drop segments whose column `known_hallucination` is true."""
     max_copies: Count | None = None
-    """How many segments of the run may have the same text."""
+    """Maximum number of segments of the run with the same text; null: any."""
     against: str | None = None
-    """output.uri of another run over the same recordings, by another model or decoding."""
+    """Output folder of a second run over the same recordings, with another model or other decoding
+    settings; null: no comparison."""
     max_disagreement: Rate = 0.1
-    """Words heard otherwise there, per word; where `against` is set."""
+    """Maximum number of words that differ from the `against` run, per word."""
     references: str | None = None
-    """Existing transcripts: a .jsonl, .csv or .parquet of uri (or path) and text."""
+    """Reference transcripts: a .jsonl, .csv or .parquet file with uri (or path) and text; null:
+    none."""
     max_wer: Rate = 0.1
-    """Word errors per word of them; where `references` is set."""
+    """Maximum word error rate against `references`."""
 
 
 class DatasetSettings(Settings):
     """What is written, and where."""
 
     uri: str
-    """Folder of the data set; any fsspec scheme."""
+    """Folder of the dataset, of any fsspec scheme."""
     endpoint_url: str | None = None
-    """S3 endpoint for the data set, where it is not Amazon's."""
+    """S3 endpoint of the dataset; null: Amazon's."""
     format: Literal["huggingface", "webdataset", "nemo"] = "huggingface"
-    """`huggingface`: Parquet with audio; `webdataset`: tar files; `nemo`: audio files and a
-    manifest."""
+    """Format: `huggingface` (Parquet files with audio), `webdataset` (tar files) or `nemo` (audio
+    files and a manifest)."""
     examples: Literal["windows", "clips"] = "windows"
-    """`windows`: segments packed up to 30 s, with timestamps, as Whisper trains; `clips`: each
-    segment by itself."""
+    """Examples: `windows` of up to 30 s of packed segments with timestamps, as Whisper is trained,
+    or `clips` of one segment."""
     max_pause_s: Rate = 3.0
-    """A longer pause between segments begins a new window."""
+    """Maximum pause in seconds between segments of a window."""
     pad_s: Annotated[float, Field(ge=0, le=5)] = 0.2
-    """Audio kept around examples, never into a neighbouring segment."""
+    """Seconds of audio kept before and after an example, without audio of neighboring segments."""
     audio_format: Literal["flac", "opus", "wav"] = "flac"
-    """How audio is encoded: 16 kHz, mono, 16 bits."""
+    """Audio codec: 16 kHz, mono, 16 bits."""
     shard_mb: Annotated[float, Field(gt=0, le=4096)] = 256.0
-    """Audio of one file in MiB, before it is encoded."""
+    """Audio per file in MiB, before encoding."""
     validation_fraction: Share = 0.01
-    """Share of recordings for validation, chosen by their addresses."""
+    """Fraction of recordings in the validation split, selected by hash of their URI."""
     test_fraction: Share = 0.0
-    """Share of recordings for tests."""
+    """Fraction of recordings in the test split."""
     workers: PositiveInt | Auto = "auto"
-    """Processes that cut and encode; `auto`: one per CPU."""
+    """Number of processes that cut and encode audio; `auto`: one per CPU."""
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
@@ -379,6 +388,6 @@ class PseudoLabelConfig(RunConfig):
     """A job that transcribes, selects and writes training data."""
 
     pipeline: Literal["pseudo_label"] = PSEUDO_LABEL
-    """Transcribe, select, and write training data."""
+    """Pipeline to run: transcribe, select segments and write training data."""
     selection: SelectionSettings = Field(default_factory=SelectionSettings)
     dataset: DatasetSettings

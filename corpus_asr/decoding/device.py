@@ -99,7 +99,9 @@ class StepGraphs:
             raise  # fewer slots may fit
         except RuntimeError as error:
             self._works = False
-            logger.warning("recording a decoding step as a CUDA graph: %s; going on without", error)
+            logger.warning(
+                "recording a decoding step as a CUDA graph: %s; continuing without", error
+            )
             step()
         else:
             self._replays[key]()

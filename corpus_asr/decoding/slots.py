@@ -439,7 +439,7 @@ class SlotScheduler:
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning(
-            "memory of %s does not suffice: %s; going on with slots=%d encode_batch=%d",
+            "memory of %s does not suffice: %s; continuing with slots=%d encode_batch=%d",
             self._model.device,
             problem,
             self._slots,

@@ -295,7 +295,7 @@ class Selection:
         if not 0.0 <= self.min_confidence <= 1.0:
             raise ConfigError(
                 f"selecting segments: found a least confidence of {self.min_confidence:g}, "
-                "expected a share between 0 and 1; correct it"
+                "expected a fraction between 0 and 1; correct it"
             )
 
     def segments(self, rows: pa.Table) -> np.ndarray:

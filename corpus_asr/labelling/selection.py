@@ -108,15 +108,15 @@ _BOUNDS = (
     ("temperature", _over, "max_temperature", "temperature", "temperature above {}"),
     ("too_slow", _under, "min_words_per_s", "num_words per s", "fewer than {} words per second"),
     ("too_fast", _over, "max_words_per_s", "num_words per s", "more than {} words per second"),
-    ("too_many_letters", _over, "max_letters_per_s", "num_letters per s",
-     "more than {} letters per second"),
+    ("too_many_letters", _over, "max_chars_per_s", "num_letters per s",
+     "more than {} characters per second"),
     ("repeats", _over, "max_repeats", "repeats", "the same words more than {} times in a row"),
     ("few_unique_words", _under, "min_unique_words", "unique_words",
      "fewer than {} different words per word"),
-    ("long_word", _over, "max_word_letters", "longest_word", "a word of more than {} letters"),
+    ("long_word", _over, "max_word_chars", "longest_word", "a word of more than {} characters"),
     ("copies", _over, "max_copies", "copies", "more than {} segments with the same text"),
     ("disagreement", _over_or_unknown, "max_disagreement", "disagreement",
-     "more than {} of the words heard otherwise by the other run, or no result there"),
+     "more than {} of the words differ from the other run, or no result there"),
     ("wer", _over_or_unknown, "max_wer", "wer",
      "word error rate above {} against the existing transcript, or none there"),
 )  # fmt: skip
@@ -132,7 +132,7 @@ def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
     if settings.drop_texts:
         rules.append(Rule("listed", "a text of drop_texts", lambda row: bool(row["listed"])))
     if settings.drop_known_hallucinations:
-        says = "a sentence that models are known to write where nobody speaks"
+        says = "a known hallucination of Whisper models without speech"
         rules.append(
             Rule("known_hallucination", says, lambda row: bool(row["known_hallucination"]))
         )
@@ -479,7 +479,7 @@ def _check_shared(index: Index, ids: pa.ChunkedArray, uri: str) -> None:
         example = redact_uri(index.recordings["uri"][0].as_py())
         raise ConfigError(
             f"selecting by {redact_uri(uri)}: found none of this run's recordings there, expected "
-            f"them by the same addresses (such as {example}); correct it, or everything is dropped"
+            f"them under the same URIs (such as {example}); correct it, or everything is dropped"
         )
 
 

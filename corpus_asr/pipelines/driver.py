@@ -49,7 +49,7 @@ class RunSummary:
     """Of these, those with segments or without speech."""
     failed: int
     no_speech: int
-    left: int
+    remaining: int
     """Neither done nor failed: the run's time was over. 0 for a run without such a limit."""
     segments: int
     """Or labels, of a classification."""
@@ -68,7 +68,7 @@ class RunSummary:
         return self.failed / self.files if self.files else 0.0
 
     @property
-    def speed(self) -> float:
+    def rtfx(self) -> float:
         """Hours of audio this run committed per hour."""
         return self.processed_audio_s / self.wall_s if self.wall_s > 0 else 0.0
 
@@ -223,10 +223,10 @@ class CorpusRun:
             },
         )
         write_page_at_the_end(store, num_recordings=counts.recordings)
-        if counts.left and not out_of_time:
+        if counts.remaining and not out_of_time:
             raise EngineError(
-                f"finishing {store.uri}: {counts.left} of {counts.listed} recordings are neither "
-                "done nor failed, expected none; run again to do them"
+                f"finishing {store.uri}: {counts.remaining} of {counts.listed} recordings are "
+                "neither done nor failed, expected none; run again to do them"
             )
         return RunSummary(
             output_uri=store.uri,
@@ -235,7 +235,7 @@ class CorpusRun:
             done=counts.ok + counts.no_speech,
             failed=counts.failed,
             no_speech=counts.no_speech,
-            left=counts.left,
+            remaining=counts.remaining,
             segments=counts.segments,
             audio_s=counts.audio_s,
             processed_files=plan.num_remaining,

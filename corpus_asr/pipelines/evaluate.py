@@ -87,9 +87,9 @@ def _scores(store: OutputStore, said: Mapping[str, Reference], manifest: str) ->
     if not found:
         raise ConfigError(
             f"comparing {redact_uri(store.uri)} with {redact_uri(manifest)}: found none of its "
-            f"{len(said):,} recordings there, expected those of this run by the same addresses "
-            f"(such as {_example(index)}); correct the manifest's addresses, which start at its "
-            "folder where they are relative"
+            f"{len(said):,} recordings there, expected those of this run under the same URIs "
+            f"(such as {_example(index)}); correct the manifest's URIs; relative ones are resolved "
+            "against its folder"
         )
     return found
 

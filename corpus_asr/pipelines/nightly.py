@@ -20,7 +20,7 @@ from corpus_asr.report.nightly import (
     NightState,
     findings_of,
     findings_so_far,
-    over_budget,
+    over_limit,
     past_nights,
     tell,
     warnings_of,
@@ -58,7 +58,7 @@ def run(
     """
     if config.pipeline == PSEUDO_LABEL:
         raise ConfigError(
-            f"running a night of {config.pipeline}: expected a job of transcribe_corpus or "
+            f"running nightly {config.pipeline}: expected a job of transcribe_corpus or "
             "classify_audio; use `corpus-asr run` for this one"
         )
     store = OutputStore.of(config.output)
@@ -127,7 +127,7 @@ class _Attempt:
         try:
             night = self._with_findings(night)
             past = past_nights(summaries, nightly.past_nights)
-            night = replace(night, past=past, over_budget=over_budget(night, nightly))
+            night = replace(night, past=past, over_limit=over_limit(night, nightly))
             night = replace(night, warnings=warnings_of(night, past))
         except Exception as failure:
             if error is None:
@@ -145,7 +145,7 @@ class _Attempt:
         plan, summary = self.plan, self.summary
         wall_s = time.monotonic() - self.begun_s
         audio_s = summary.processed_audio_s if summary else 0.0
-        left = summary.left if summary else plan.num_remaining if plan else 0
+        left = summary.remaining if summary else plan.num_remaining if plan else 0
         return Night(
             date=self.begun.date().isoformat(),
             output=redact_uri(self.store.uri),
@@ -162,15 +162,15 @@ class _Attempt:
             continued=plan.num_remaining - plan.num_new - plan.num_changed - plan.num_retried
             if plan
             else 0,
-            left=left,
+            remaining=left,
             audio_s=audio_s,
-            speed=audio_s / wall_s,
+            rtfx=audio_s / wall_s,
             findings=Findings(),
             archive=Archive(done=summary.done, failed=summary.failed, audio_s=summary.audio_s)
             if summary
             else None,
-            left_alone=len(self.alone),
-            given_up=(),
+            skipped=len(self.alone),
+            no_longer_retried=(),
         )
 
     def _with_findings(self, night: Night) -> Night:
@@ -184,19 +184,21 @@ class _Attempt:
             night = replace(
                 night,
                 findings=findings,
-                left=max(0, night.left - findings.done - findings.failed),
+                remaining=max(0, night.remaining - findings.done - findings.failed),
                 audio_s=audio_s,
-                speed=audio_s / night.wall_s,
+                rtfx=audio_s / night.wall_s,
             )
         spent = self._spent(count_tries(self.store))
-        given_up = [one.uri for one in spent if one.recording_id not in self.alone]
-        return replace(night, left_alone=len(spent), given_up=tuple(given_up[:_MOST_GIVEN_UP]))
+        no_longer_retried = [one.uri for one in spent if one.recording_id not in self.alone]
+        return replace(
+            night, skipped=len(spent), no_longer_retried=tuple(no_longer_retried[:_MOST_GIVEN_UP])
+        )
 
 
 def _state(left: int, error: BaseException | None) -> NightState:
     if error is None:
-        return NightState.time_over if left else NightState.done
-    return NightState.stopped if isinstance(error, KeyboardInterrupt) else NightState.broken_off
+        return NightState.time_limit if left else NightState.done
+    return NightState.stopped if isinstance(error, KeyboardInterrupt) else NightState.aborted
 
 
 def _words(error: BaseException) -> str:

@@ -51,8 +51,8 @@ def run(
     assert isinstance(config, PseudoLabelConfig)
     _check(config)
     summary = driver.run(config, local=local, progress=progress, options=options)
-    if summary.left:  # what is selected now would be another data set when the rest is done
-        told = f"nothing selected yet: {summary.left:,} recordings are left to be transcribed"
+    if summary.remaining:  # what is selected now would be another data set when the rest is done
+        told = f"nothing selected yet: {summary.remaining:,} recordings are left to be transcribed"
     else:
         told = render(label(config, progress=progress, steal_lock=options.steal_lock))
     if progress is not None:

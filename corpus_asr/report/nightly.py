@@ -63,19 +63,19 @@ class NightState(StrEnum):
     """How a night ended."""
 
     done = "done"
-    time_over = "time_over"
-    """Its time was over before its work: the next night goes on."""
+    time_limit = "time_limit"
+    """Its time was over before its work: the next run continues."""
     stopped = "stopped"
     """By a signal; what was committed is kept."""
-    broken_off = "broken_off"
+    aborted = "aborted"
     """It could not go on; what was committed is kept."""
 
 
 _STATES = {
     NightState.done: "done",
-    NightState.time_over: "its time was over; the next night goes on",
-    NightState.stopped: "stopped; the next night goes on",
-    NightState.broken_off: "broken off; what was committed is kept",
+    NightState.time_limit: "time limit reached; the next run continues",
+    NightState.stopped: "stopped; the next run continues",
+    NightState.aborted: "aborted; what was committed is kept",
 }
 
 
@@ -89,14 +89,14 @@ class PastNight:
     new: int
     done: int
     failed: int
-    left: int
+    remaining: int
     audio_s: float
     wall_s: float
-    speed: float
-    unsure: int
+    rtfx: float
+    low_confidence: int
 
     @property
-    def ended(self) -> int:
+    def processed(self) -> int:
         """Recordings that were done or failed."""
         return self.done + self.failed
 
@@ -119,7 +119,7 @@ class Findings:
     failed: int = 0
     failures: tuple[FailureGroup, ...] = ()
     languages: tuple[ClassShare, ...] = ()
-    unsure: int = 0
+    low_confidence: int = 0
     least_sure: tuple[Unsure, ...] = ()
     """Of them the first few."""
 
@@ -156,25 +156,25 @@ class Night:
     """... those that had failed before, ..."""
     continued: int
     """... and those begun before."""
-    left: int
+    remaining: int
     """Neither done nor failed."""
     audio_s: float
     """Audio it committed."""
-    speed: float
+    rtfx: float
     """Hours of that per hour."""
     findings: Findings
     archive: Archive | None
     """None where the night did not come to its end."""
-    left_alone: int
+    skipped: int
     """Recordings that failed too often to be tried again."""
-    given_up: tuple[str, ...]
+    no_longer_retried: tuple[str, ...]
     """Those of them that this night gave up, the first few."""
-    over_budget: str | None = None
+    over_limit: str | None = None
     """Which budget is exceeded, and how far."""
     warnings: tuple[str, ...] = ()
     past: tuple[PastNight, ...] = ()
     """Earlier nights, the last one first."""
-    not_told: str | None = None
+    webhook_error: str | None = None
     """Why the webhook did not take the message."""
 
     @property
@@ -183,14 +183,18 @@ class Night:
         return self.new + self.changed + self.retried + self.continued
 
     @property
-    def ended(self) -> int:
+    def processed(self) -> int:
         """Recordings that were done or failed."""
         return self.findings.done + self.findings.failed
 
     def as_past(self) -> PastNight:
         """Return what later nights compare with."""
         own = self.findings
-        found: dict[str, Any] = {"done": own.done, "failed": own.failed, "unsure": own.unsure}
+        found: dict[str, Any] = {
+            "done": own.done,
+            "failed": own.failed,
+            "low_confidence": own.low_confidence,
+        }
         same = [field.name for field in fields(PastNight) if field.name not in found]
         return PastNight(**found, **{name: getattr(self, name) for name in same})
 
@@ -229,7 +233,7 @@ def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Fi
         failed=statuses["failed"],
         failures=failures.groups(),
         languages=_languages(rows),
-        unsure=len(unsure),
+        low_confidence=len(unsure),
         least_sure=tuple(unsure[:MOST_UNSURE]),
     )
 
@@ -300,9 +304,9 @@ def _unsure(
     return sorted(unsure, key=lambda recording: (recording.confidence, recording.uri))
 
 
-def over_budget(night: Night, budget: NightlySettings) -> str | None:
+def over_limit(night: Night, budget: NightlySettings) -> str | None:
     """Say which budget of failures the night exceeds, and how far; None if it keeps both."""
-    failed, ended = night.findings.failed, night.ended
+    failed, ended = night.findings.failed, night.processed
     words = f"{failed:,} of {ended:,} recordings failed"
     if budget.max_failed is not None and failed > budget.max_failed:
         return f"{words}, more than nightly.max_failed allows ({budget.max_failed:,})"
@@ -322,7 +326,7 @@ def warnings_of(night: Night, past: Sequence[PastNight]) -> tuple[str, ...]:
 
     No rule speaks before it has enough nights to compare with.
     """
-    at_their_end = (NightState.done, NightState.time_over)
+    at_their_end = (NightState.done, NightState.time_limit)
     comparable = [each for each in past if each.state in at_their_end]
     return tuple(_unusual(night, comparable)) if night.state in at_their_end else ()
 
@@ -332,34 +336,35 @@ def _unusual(night: Night, past: Sequence[PastNight]) -> Iterator[str]:
     if enough and not night.new and all(each.new for each in past):
         usual = median(each.new for each in past)
         yield (
-            f"no new recordings, for the first time in {len(past) + 1} nights (usually "
+            f"no new recordings, for the first time in {len(past) + 1} nightly runs (usually "
             f"{usual:,.0f}); does whatever delivers them still run?"
         )
     if past and night.listed < _SHRUNK * past[0].listed:
         yield (
-            f"{night.listed:,} recordings are listed, and {past[0].listed:,} were the night "
-            "before; were they moved, or can they no longer be seen?"
+            f"{night.listed:,} recordings are listed, and {past[0].listed:,} in the previous "
+            "run; were they moved, or can they no longer be seen?"
         )
     failed, done, ended, unsure = (
-        sum(getattr(each, name) for each in past) for name in ("failed", "done", "ended", "unsure")
+        sum(getattr(each, name) for each in past)
+        for name in ("failed", "done", "processed", "low_confidence")
     )
-    if enough and _is_higher(found.failed, night.ended, failed, ended, _FAILED_POINTS):
-        share, usual = found.failed / night.ended, failed / ended
+    if enough and _is_higher(found.failed, night.processed, failed, ended, _FAILED_POINTS):
+        share, usual = found.failed / night.processed, failed / ended
         yield f"{share:.1%} of the recordings failed, usually {usual:.1%}"
-    if enough and _is_higher(found.unsure, found.done, unsure, done, _UNSURE_POINTS):
-        share, usual = found.unsure / found.done, unsure / done
-        yield f"{share:.1%} of the transcripts are unsure, usually {usual:.1%}"
+    if enough and _is_higher(found.low_confidence, found.done, unsure, done, _UNSURE_POINTS):
+        share, usual = found.low_confidence / found.done, unsure / done
+        yield f"{share:.1%} of the transcripts have low confidence, usually {usual:.1%}"
     # Of a short night loading the model takes most of the time.
     busy = [each for each in past if each.audio_s > 0]
     if len(busy) >= MIN_PAST and night.audio_s >= _SLOWER * median(each.audio_s for each in busy):
-        usual = median(each.speed for each in busy)
-        if night.speed < _SLOWER * usual:
-            yield f"{night.speed:,.1f} hours of audio per hour, usually {usual:,.1f}"
-    left = [night.left, *(each.left for each in past[: MIN_PAST - 1])]
+        usual = median(each.rtfx for each in busy)
+        if night.rtfx < _SLOWER * usual:
+            yield f"RTFx {night.rtfx:,.1f}, usually {usual:,.1f}"
+    left = [night.remaining, *(each.remaining for each in past[: MIN_PAST - 1])]
     if len(left) == MIN_PAST and all(later > earlier > 0 for later, earlier in pairwise(left)):
         yield (
-            f"more is left every night, now {night.left:,} recordings: the archive grows faster "
-            "than it is transcribed; raise nightly.stop_after_h, or give it more machines"
+            f"the backlog grows with every run, now {night.remaining:,} recordings: the archive "
+            "grows faster than it is transcribed; raise nightly.stop_after_h, or add machines"
         )
 
 
@@ -374,15 +379,16 @@ def headline(night: Night) -> str:
     """Return the night in a sentence."""
     found = night.findings
     work = (
-        f"{counted(found.done, 'recording')} done, {found.failed:,} failed, {night.left:,} left; "
+        f"{counted(found.done, 'recording')} done, {found.failed:,} failed, "
+        f"{night.remaining:,} remaining; "
         f"{duration(night.audio_s)} of audio in {duration(night.wall_s)}"
     )
-    return f"Night of {night.date}, {_STATES[night.state]}: {work}"
+    return f"Nightly run of {night.date}, {_STATES[night.state]}: {work}"
 
 
 def alarms(night: Night) -> list[str]:
     """Return what somebody should look at, the worst first."""
-    words = [night.error, night.over_budget, *night.warnings, night.not_told]
+    words = [night.error, night.over_limit, *night.warnings, night.webhook_error]
     return [each for each in words if each is not None]
 
 
@@ -401,10 +407,10 @@ def markdown(night: Night) -> str:
     """Return the whole summary."""
     found = night.findings
     counts = [
-        ("to do", night.planned), ("- new", night.new), ("- changed", night.changed),
-        ("- failed before", night.retried), ("- begun before", night.continued),
+        ("planned", night.planned), ("- new", night.new), ("- changed", night.changed),
+        ("- failed before", night.retried), ("- resumed", night.continued),
         ("done", found.done), ("- without speech", found.no_speech), ("failed", found.failed),
-        ("left", night.left),
+        ("remaining", night.remaining),
     ]  # fmt: skip
     template = text_template(
         "corpus_asr.report",
@@ -435,10 +441,10 @@ def markdown(night: Night) -> str:
 
 
 def _night_cells(night: PastNight) -> tuple[str, ...]:
-    counts = (f"{count:,}" for count in (night.new, night.done, night.failed, night.left))
+    counts = (f"{count:,}" for count in (night.new, night.done, night.failed, night.remaining))
     return (
         night.date, night.state.replace("_", " "), *counts, duration(night.audio_s),
-        duration(night.wall_s), f"{night.speed:,.1f}", f"{night.unsure:,}",
+        duration(night.wall_s), f"{night.rtfx:,.1f}", f"{night.low_confidence:,}",
     )  # fmt: skip
 
 
@@ -479,8 +485,10 @@ def tell(
         post_json(os.environ.get(webhook_env, ""), message, allow_hosts=allow_hosts)
     except FetchError as error:
         # The night's work is worth more than the message about it.
-        event(logger, logging.WARNING, "webhook_not_told", variable=webhook_env, error=str(error))
-        night = replace(night, not_told=f"{error} ({webhook_env})")
+        event(
+            logger, logging.WARNING, "webhook_webhook_error", variable=webhook_env, error=str(error)
+        )
+        night = replace(night, webhook_error=f"{error} ({webhook_env})")
         if name is not None:
             _write(summaries, name, night)
     return night
@@ -509,11 +517,11 @@ def past_nights(summaries: OutputStore, count: int) -> tuple[PastNight, ...]:
         try:
             night = past_from(summaries.read_json(name))
         except CorpusAsrError as error:
-            logger.warning("earlier night left out: %s", error)
+            logger.warning("earlier summary ignored: %s", error)
             continue
         if night is None:
             address = redact_uri(summaries.address(name))
-            logger.warning("earlier night left out: %s is no summary", address)
+            logger.warning("earlier summary ignored: %s is not a summary", address)
         else:
             nights.append(night)
     return tuple(nights)

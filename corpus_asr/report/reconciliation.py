@@ -17,12 +17,12 @@ EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Balance:
+class Accounting:
     """Whether every listed file ended exactly once."""
 
     listed: int | None
     """Files the run is to cover; None where the listing is not known."""
-    ended: int
+    processed: int
     """Of these (of all, where the listing is not known), those with a final outcome."""
     unfinished: int
     """Those with some parts committed and others not."""
@@ -38,16 +38,16 @@ class Balance:
     @property
     def total(self) -> int:
         """Files that ended, begun and waiting ones."""
-        return self.ended + self.unfinished + self.waiting
+        return self.processed + self.unfinished + self.waiting
 
 
-def balance_problems(balance: Balance, *, finished: bool) -> list[str]:
-    """Say what is wrong with a balance, in words; nothing where all is well."""
-    problems = list(balance.problems)
-    if finished and balance.unfinished + balance.waiting:
+def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
+    """Say what is wrong with a accounting, in words; nothing where all is well."""
+    problems = list(accounting.problems)
+    if finished and accounting.unfinished + accounting.waiting:
         problems.append(
-            f"the run finished, yet {balance.unfinished:,} recordings are only begun and "
-            f"{balance.waiting:,} are waiting"
+            f"the run finished, yet {accounting.unfinished:,} recordings are only begun and "
+            f"{accounting.waiting:,} are waiting"
         )
     return problems
 
@@ -77,7 +77,7 @@ def by_recording(parts: pa.Table) -> pa.Table:
     return pa.table(
         {
             "recording_id": ids.dictionary,
-            "ended": pa.array((end < nowhere) & (until_end == end + 1)),
+            "processed": pa.array((end < nowhere) & (until_end == end + 1)),
             "status": pa.array(worst.astype(object), pa.string()),
             "decode_errors": pa.array(errors),
         }
@@ -92,7 +92,7 @@ def reconcile(
     *,
     listing: Iterable[pa.RecordBatch] | None,
     recordings: Iterable[pa.RecordBatch] | None,
-) -> Balance:
+) -> Accounting:
     """Weigh the tables against the listing and against each other.
 
     Of the outcomes rows `committed`, `parts` count, and `folded` is what `by_recording` made of
@@ -115,10 +115,10 @@ def reconcile(
     problems += _segment_problems(committed, written)
     if recordings is not None:
         problems += _recordings_problems(folded, recordings)
-    ended = count_true(begun["ended"])
-    return Balance(
+    ended = count_true(begun["processed"])
+    return Accounting(
         listed=num_listed,
-        ended=ended,
+        processed=ended,
         unfinished=begun.num_rows - ended,
         waiting=waiting,
         unlisted=unlisted,
@@ -131,7 +131,7 @@ def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch])
     schema = pa.schema([(name, pa.string()) for name in RECORDING_COLUMNS])
     batches = [batch.select(schema.names).cast(schema) for batch in recordings]
     table = pa.Table.from_batches(batches, schema)
-    ended = folded.filter(pc.field("ended")).select(["recording_id", "status"])
+    ended = folded.filter(pc.field("processed")).select(["recording_id", "status"])
     problems = []
     if repeated := table.num_rows - len(pc.unique(table["recording_id"])):
         problems.append(f"twice in the recordings table: {counted(repeated, 'recording')}")

@@ -20,7 +20,7 @@ from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.report.reconciliation import (
     EXAMPLES,
     RECORDING_COLUMNS,
-    Balance,
+    Accounting,
     balance_problems,
     by_recording,
     count_true,
@@ -126,7 +126,7 @@ class RunCounts:
     failures: tuple[FailureGroup, ...]
     audio_by_run_s: tuple[tuple[str, float], ...]
     """Audio committed by each run that worked on this output."""
-    balance: Balance
+    accounting: Accounting
     labels: tuple[ClassShare, ...] = ()
     """Of a classification: by each part's likeliest label."""
 
@@ -144,7 +144,7 @@ class Report:
     model_revision: str | None
     wall_s: float | None
     """Its time from its beginning to its end, or to its last commit so far; None before."""
-    speed: float | None
+    rtfx: float | None
     """Hours of audio it committed per hour."""
     statistics: RunCounts
     snapshot: Snapshot | None = None
@@ -192,7 +192,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         model=model,
         model_revision=revision,
         wall_s=wall_s,
-        speed=audio_s / wall_s if wall_s and audio_s else None,
+        rtfx=audio_s / wall_s if wall_s and audio_s else None,
         statistics=counts,
         snapshot=snapshot if snapshot is not None and snapshot.run_id == run_id else None,
     )
@@ -276,8 +276,10 @@ def count_run(
         gatherer.parts = parts
     folded = by_recording(parts)
     confidence, written = _collect_segments(segments)
-    balance = reconcile(committed, parts, folded, written, listing=listing, recordings=recordings)
-    with_status = Counter(folded.filter(pc.field("ended"))["status"].to_pylist())
+    accounting = reconcile(
+        committed, parts, folded, written, listing=listing, recordings=recordings
+    )
+    with_status = Counter(folded.filter(pc.field("processed"))["status"].to_pylist())
     packets = folded["decode_errors"]
     speech_s = parts["speech_s"]
     devices = pc.value_counts(parts["device"].drop_null()).to_pylist()
@@ -301,7 +303,7 @@ def count_run(
         audio_by_run_s=tuple(
             sorted((row["run_id"] or "", row["duration_s_sum"] or 0.0) for row in by_run)
         ),
-        balance=balance,
+        accounting=accounting,
         labels=_classes(parts, "label"),
     )
 
@@ -425,7 +427,7 @@ def as_data(report: Report) -> dict[str, Any]:
 
 def render(report: Report) -> str:
     """Return the report as text, without a final newline."""
-    counts, balance = report.statistics, report.statistics.balance
+    counts, accounting = report.statistics, report.statistics.accounting
     shares = counts.labels or counts.languages
     most = _MOST_LABELS if counts.labels else len(shares)
     total_s = sum(share.audio_s for share in shares) or 1.0
@@ -442,8 +444,8 @@ def render(report: Report) -> str:
             (counts.ok, "with labels" if counts.labels else "with text"),
             (counts.no_speech, "without speech"),
             (counts.failed, "failed"),
-            (balance.unfinished, "begun"),
-            (balance.waiting, "waiting"),
+            (accounting.unfinished, "begun"),
+            (accounting.waiting, "waiting"),
         ],
         classes=classes,
         other_labels=shares[most:],
@@ -451,7 +453,7 @@ def render(report: Report) -> str:
             (group, group.recordings, [_example(each) for each in group.examples])
             for group in counts.failures
         ],
-        problems=balance_problems(balance, finished=report.finished),
+        problems=balance_problems(accounting, finished=report.finished),
         **activity_values(report.snapshot),
     )
     return text.rstrip("\n")

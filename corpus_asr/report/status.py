@@ -157,7 +157,7 @@ def as_data(status: Status) -> dict[str, Any]:
         "driver": driver,
         "last_commit_at": last and last.isoformat(timespec="seconds"),
         "commits_since_snapshot": status.commits_since,
-        "left": seen and seen.left,
+        "remaining": seen and seen.remaining,
         "counts": status.counts,
         "snapshot": seen and asdict(seen),
         "bottleneck": verdict and asdict(verdict),
@@ -230,14 +230,14 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
         )
     return Verdict(
         "nothing",
-        "no stage was at work most of the time",
+        "no stage was busy most of the time",
         "longer runs; where recordings are few, a smaller extract.part_s or "
         "extract.pack_mb spreads them over more workers",
     )
 
 
 def _transcription(activity: Activity, share: float) -> Verdict:
-    why = f"the engines were at work {share:.0%} of the time"
+    why = f"the engines were busy {share:.0%} of the time"
     full = activity.occupancy
     if full is not None and full < FULL and activity.parts_ready == 0:
         return Verdict(
@@ -254,7 +254,7 @@ def _transcription(activity: Activity, share: float) -> Verdict:
 
 
 def _extraction(activity: Activity, share: float) -> Verdict:
-    why = f"extraction was at work {share:.0%} of the time while the engines waited"
+    why = f"extraction was busy {share:.0%} of the time while the engines waited"
     computing = activity.extract_cpu_share
     if computing is not None and computing < COMPUTING:
         return Verdict(
@@ -288,12 +288,12 @@ def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
 
 
 def _extract_words(activity: Activity, workers: int) -> str:
-    working, waiting = activity.extract_share or 0.0, activity.hand_over_share or 0.0
-    words = f"{working:.0%} of the time at work"
+    working, waiting = activity.extract_share or 0.0, activity.backpressure_share or 0.0
+    words = f"{working:.0%} busy"
     if (computing := activity.extract_cpu_share) is not None:
-        words += f" ({computing:.0%} of it computing)"
+        words += f" ({computing:.0%} of it CPU)"
     idle = max(0.0, 1 - working - waiting)
-    words += f", {waiting:.0%} handing over, {idle:.0%} without work"
+    words += f", {waiting:.0%} blocked by backpressure, {idle:.0%} idle"
     return f"{words}; {counted(workers, 'worker')}"
 
 
@@ -306,7 +306,7 @@ def _engine_words(activity: Activity, workers: int) -> str:
     }
     whole = activity.engine_s or 1.0
     shares = ", ".join(f"{name} {spent / whole:.0%}" for name, spent in stages.items())
-    words = f"{activity.engine_share or 0.0:.0%} of the time at work ({shares})"
+    words = f"{activity.engine_share or 0.0:.0%} busy ({shares})"
     if activity.occupancy is not None:
         words += f"; {activity.occupancy:.0%} of {counted(activity.slots, 'slot')} in use"
     if activity.load_s:

@@ -124,7 +124,7 @@ def _check_detects(main: Checkpoint, others: Mapping[str, str]) -> None:
         raise ConfigError(
             f"reading model.by_language: found {redact_uri(main.name)} as model.checkpoint, which "
             "does not detect languages, expected a multilingual Whisper checkpoint; use one, such "
-            "as base, or leave by_language out"
+            "as base, or remove by_language"
         )
     if unknown := sorted(set(others) - set(main.language_ids)):
         raise ConfigError(
@@ -153,7 +153,7 @@ def check_classifies(checkpoint: Checkpoint, classification: ClassificationSetti
     if not known:
         raise ConfigError(
             f"reading classification.task: language needs a multilingual Whisper checkpoint that "
-            f"transcribes, and {checkpoint.folder.name} does not tell languages apart; use one, "
+            f"transcribes, and {checkpoint.folder.name} does not distinguish languages; use one, "
             "or set task to classify for a checkpoint with classes of its own"
         )
     if unknown := [code for code in classification.languages if code not in known]:

@@ -64,7 +64,9 @@ COMMITTED = (
 WORKED = (
     Metric("extract_seconds_total", "extract_s", "seconds extract workers extracted"),
     Metric("extract_cpu_seconds_total", "extract_cpu_s", "CPU seconds of extraction"),
-    Metric("hand_over_seconds_total", "hand_over_s", "seconds extracted parts waited to be taken"),
+    Metric(
+        "backpressure_seconds_total", "backpressure_s", "seconds extracted parts waited to be taken"
+    ),
     Metric("fetch_retries_total", "fetch_retries", "requests for recordings that were repeated"),
     Metric("encode_seconds_total", "encode_s", "seconds engines encoded"),
     Metric("step_seconds_total", "step_s", "seconds engines decoded steps"),
@@ -78,9 +80,9 @@ WORKED = (
 NOW = (
     Metric("parts_ready", "parts_ready", "extracted parts that wait for an engine"),
     Metric("parts_in_engines", "parts_in_engines", "parts handed to engines, without a result"),
-    Metric("slot_occupancy", "occupancy", "share of decoder slots in use in the last steps"),
+    Metric("slot_occupancy", "occupancy", "fraction of decoder slots in use in the last steps"),
 )
-RECORDINGS = Metric("recordings_total", "files", "recordings ended; status: done or failed")
+RECORDINGS = Metric("recordings_total", "files", "recordings processed; status: done or failed")
 COMMIT_SECONDS = Metric("commit_seconds", "commit_s", "seconds a commit took")
 
 

@@ -112,7 +112,7 @@ def _memory(config: RunConfig, resources: Resources) -> str:
     needed = model * resources.transcribe_workers + extract + store_bytes
     if needed > there:
         raise ConfigError(
-            f"reckoning memory: found {there / _GIBIBYTE:.1f} GiB here, expected about "
+            f"checking memory: found {there / _GIBIBYTE:.1f} GiB here, expected about "
             f"{needed / _GIBIBYTE:.1f} (model {model / _GIBIBYTE:.1f} x "
             f"{resources.transcribe_workers}, extraction {extract / _GIBIBYTE:.1f}, object store "
             f"{store_bytes / _GIBIBYTE:.1f}); use a smaller model.checkpoint, lower "

@@ -134,7 +134,7 @@ class Progress:
         """Time since the work began."""
         return self._clock() - self._started
 
-    def time_left_s(self) -> float | None:
+    def eta_s(self) -> float | None:
         """Estimate from the sizes of what is done; None while nothing is."""
         tally = self.tally
         if self._total_bytes:
@@ -145,14 +145,14 @@ class Progress:
 
     def line(self) -> str:
         """Return the line as it is now."""
-        tally, elapsed_s, left_s = self.tally, self.elapsed_s, self.time_left_s()
+        tally, elapsed_s, left_s = self.tally, self.elapsed_s, self.eta_s()
         speed = tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0
         return (
             f"{tally.files}/{self._total_files} files, {tally.failed} failed, "
-            f"{self.files_left} left; "
-            f"{tally.audio_s / 3600:.2f} h of audio, {speed:.1f} h per hour; "
+            f"{self.files_left} remaining; "
+            f"{tally.audio_s / 3600:.2f} h of audio, RTFx {speed:.1f}; "
             f"elapsed {_clock_time(elapsed_s)}, "
-            f"left {'unknown' if left_s is None else _clock_time(left_s)}"
+            f"ETA {'unknown' if left_s is None else _clock_time(left_s)}"
         )
 
     @contextmanager
@@ -267,8 +267,8 @@ class ProgressWriter:
             parts=tally.parts,
             parts_retried=tally.retried,
             audio_s=tally.audio_s,
-            speed=tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0,
-            time_left_s=progress.time_left_s(),
+            rtfx=tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0,
+            eta_s=progress.eta_s(),
             last_commit_at=None
             if committed_at is None
             else _iso(datetime.datetime.fromtimestamp(committed_at, datetime.UTC)),
@@ -294,8 +294,8 @@ class ProgressWriter:
         seen = self.snapshot(state)
         event(
             _LOG, logging.INFO, "progress", run_id=seen.run_id, state=state, planned=seen.planned,
-            files=seen.files, failed=seen.failed, left=seen.left, audio_s=round(seen.audio_s, 1),
-            speed=round(seen.speed, 2), time_left_s=seen.time_left_s,
+            files=seen.files, failed=seen.failed, remaining=seen.remaining,
+            audio_s=round(seen.audio_s, 1), rtfx=round(seen.rtfx, 2), eta_s=seen.eta_s,
         )  # fmt: skip
         try:
             write_snapshot(self._store, seen)

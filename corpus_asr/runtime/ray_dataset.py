@@ -167,7 +167,7 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
     context.target_min_block_size = 1
     # The bound on features that wait: in bytes, or as a share that grows with the cluster.
     context.override_object_store_memory_limit_fraction = STORE_SHARE_AHEAD
-    if config.extract.ahead_mb != "auto":
+    if config.extract.max_buffered_features_mb != "auto":
         limits = ExecutionResources.for_limits(object_store_memory=resources.ahead_bytes)
         context.execution_options.resource_limits = limits
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s

@@ -102,11 +102,11 @@ class Resources:
         )
         return (
             f"extract: up to {self.extract_workers} workers of {self.extract_cpus:g} CPU{memory}; "
-            f"{self.ahead_bytes / MEBIBYTE:.0f} MiB of features ahead of transcription at most\n"
+            f"{self.ahead_bytes / MEBIBYTE:.0f} MiB of buffered features at most\n"
             f"transcribe: {self.transcribe_workers} workers of {self.transcribe_gpus:g} GPU, "
             f"{self.transcribe_cpus:g} CPU{threads}; {self.parts_in_flight} parts in flight each "
             f"({self.calls_in_flight} calls of {self.rows_per_call})\n"
-            f"limit: the run is given up after {self.no_progress_timeout_s / 60:.0f} min without "
+            f"limit: the run aborts after {self.no_progress_timeout_s / 60:.0f} min without "
             "any progress"
         )
 
@@ -336,8 +336,8 @@ def _in_flight(
 
 def _ahead_bytes(config: RunConfig, store_bytes: int | None) -> int | None:
     """Return the bound that is set or follows from the object stores; None where neither is."""
-    if config.extract.ahead_mb != "auto":
-        return int(config.extract.ahead_mb * MEBIBYTE)
+    if config.extract.max_buffered_features_mb != "auto":
+        return int(config.extract.max_buffered_features_mb * MEBIBYTE)
     return None if store_bytes is None else int(store_bytes * STORE_SHARE_AHEAD)
 
 

@@ -92,8 +92,9 @@ class Transcriber:
         extract = extract or ExtractSettings()
         if extract.channels == "each":
             raise ConfigError(
-                "transcribing channels apart: a Transcriber gives one transcript per file, and "
-                "found extract.channels: each; give one channel's number, or use `corpus-asr run`"
+                "transcribing each channel separately: found extract.channels: each, but a "
+                "Transcriber gives one transcript per file; set the number of one channel, or use "
+                "`corpus-asr run`"
             )
         if checkpoint is None:
             checkpoint = PACKAGED_CHECKPOINT

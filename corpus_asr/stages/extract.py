@@ -78,7 +78,7 @@ class ExtractStage:
                     for parts in tables:
                         self._count(parts_extracted=parts.num_rows)
                         _log_parts(parts)
-                        self._begin("hand_over_s")
+                        self._begin("backpressure_s")
                         yield parts
                         self._end()
 
@@ -171,7 +171,7 @@ def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
     return DecodeError(
         f"extracting {redact_uri(uri)}: it has {parts} parts now, expected more, since {len(done)} "
         "were done before and did not complete it; its content was replaced by something shorter: "
-        "transcribe it with another output.uri to do all of it anew",
+        "transcribe it with another output.uri to transcribe all of it again",
         uri=redact_uri(uri),
         kind="changed",
         retryable=True,

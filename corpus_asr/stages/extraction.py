@@ -114,7 +114,7 @@ class PartExtractor:
         if part < 0:
             raise DecodeError(
                 f"decoding {uri}: the stream ended without one sample of audio; the file "
-                "is empty or truncated: replace it or leave it out",
+                "is empty or truncated: replace or exclude it",
                 uri=uri,
                 kind="empty_audio",
             )
@@ -173,7 +173,7 @@ class PartExtractor:
         if count > MAX_CHANNELS_APART:
             raise DecodeError(
                 f"decoding {uri}: {count} channels, but at most {MAX_CHANNELS_APART} can be "
-                "transcribed apart; set extract.channels to mix or to one channel's number",
+                "transcribed separately; set extract.channels to mix or to one channel's number",
                 uri=uri,
                 kind="too_many_channels",
             )

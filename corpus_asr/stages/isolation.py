@@ -196,7 +196,7 @@ class IsolatedGenerator:
     def _crashed(self, item: Any, death: _DiedError) -> DecodeError:
         return DecodeError(
             f"running {self._target} on {_name(item)}: its child process died ({death}), expected "
-            "messages; the item is given up, others go on in a new child",
+            "messages; the recording fails, others continue in a new child",
             kind="decoder_killed" if death.killed else "decoder_crashed",
             retryable=death.killed,
         )
@@ -204,7 +204,7 @@ class IsolatedGenerator:
     def _timed_out(self, item: Any) -> DecodeError:
         return DecodeError(
             f"running {self._target} on {_name(item)}: no message for {self._timeout_s:g} s, so "
-            "its child process was killed; the item is given up, others go on in a new child",
+            "its child process was killed; the recording fails, others continue in a new child",
             kind="decoder_timeout",
         )
 

@@ -144,7 +144,7 @@ class TranscribeStage:
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
-        parts = Activity(parts_begun=self._begun, parts_transcribed=self._transcribed)
+        parts = Activity(parts_started=self._begun, parts_transcribed=self._transcribed)
         loaded = self._engine.done() and not self._engine.cancelled()
         if not loaded or self._engine.exception() is not None:
             return parts

@@ -136,7 +136,7 @@ class FileListing(Iterator[pa.RecordBatch]):
             looked_for = "a file, a folder with files below it, or files that match the glob"
         else:
             looked_for = "a file, or a folder with files below it"
-        excluded = f", beside {num_excluded} left out by source.exclude" if num_excluded else ""
+        excluded = f", and {num_excluded} excluded by source.exclude" if num_excluded else ""
         return ConfigError(
             f"listing {redact_uri(uri)}: found nothing{excluded}, expected {looked_for}; correct "
             "source.uri" + (" or source.exclude" if num_excluded else _meant(uri))

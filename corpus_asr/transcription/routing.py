@@ -162,8 +162,8 @@ def _checked_transcribers(
     if not isinstance(main, WhisperTranscriber):
         raise ConfigError(
             f"loading {folder.name} to detect languages for model.by_language: its family does not "
-            "tell them apart, expected a multilingual Whisper checkpoint; use one, or leave "
-            "by_language out"
+            "distinguish them, expected a multilingual Whisper checkpoint; use one, or remove "
+            "by_language"
         )
     transcribers: dict[Path, PartTranscriber] = {folder: main.leaving(elsewhere)}
     for code, path in elsewhere.items():

@@ -47,14 +47,14 @@ _BLANK = "▁"
 
 # Settings of which only the default can be had, or null; and why.
 _REFUSED = {
-    "language_mode": "these checkpoints cannot tell languages apart",
+    "language_mode": "these checkpoints cannot distinguish languages",
     "no_speech_threshold": "these checkpoints have no token for silence; only null, or the "
     "default, which does nothing here, is admitted",
     "condition_on_prev_tokens": "these checkpoints are shown no text before a window",
     "initial_prompt": "these checkpoints are shown no text before a window",
     "hotwords": "these checkpoints are shown no text before a window",
     "prefix": "these checkpoints are shown no text before a window",
-    "padding_s": "windows are heard exactly as long as they are",
+    "padding_s": "windows are processed at their exact length",
     "hallucination_silence_threshold": "windows hold detected speech alone",
 }
 
@@ -123,14 +123,14 @@ class Speech2TextPromptFormat:
         if not isinstance(settings.language, str):
             raise ConfigError(
                 f"decoding.language: found a choice of {len(settings.language)}, but the "
-                "checkpoint is of the family speech_to_text and cannot tell languages apart; name "
-                "the one that is spoken, or leave it out"
+                "checkpoint is of the family speech_to_text and cannot distinguish languages; name "
+                "the spoken language, or remove the setting"
             )
         longest_s = self.window_frames / FRAMES_PER_SECOND
         if settings.window_s is not None and settings.window_s > longest_s:
             raise ConfigError(
-                f"decoding.window_s: found {settings.window_s:g}, but this checkpoint hears at "
-                f"most {longest_s:g} s at once; set it to less"
+                f"decoding.window_s: found {settings.window_s:g}, but the input window of this "
+                f"checkpoint is at most {longest_s:g} s; set it to less"
             )
         self._check_target(settings)
 

@@ -39,7 +39,7 @@ from corpus_asr.view.sound import MAX_SAMPLES, Readable, Sounds
 
 # Formats that can be saved.
 _SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "txt", "tsv", "json"))
-_ELSEWHERE = "; if it lies elsewhere now, say where: corpus-asr view ... --audio BEFORE=NOW"
+_ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 MAX_CHARS = 2_000
 
 

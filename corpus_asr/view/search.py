@@ -331,7 +331,7 @@ class Filters:
         for bound in (self.min_confidence, self.max_confidence):
             if bound is not None and not 0.0 <= bound <= 1.0:
                 raise ConfigError(
-                    f"filtering by confidence: found {bound:g}, expected a share between 0 and 1"
+                    f"filtering by confidence: found {bound:g}, expected a fraction between 0 and 1"
                 )
 
     def recordings(self, table: pa.Table) -> np.ndarray:

@@ -113,14 +113,14 @@ class ViewServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Answer only those who may ask, and turn errors into responses."""
+        """Answer only those authorized requests, and turn errors into responses."""
         try:
             if not self._is_local(request.headers.get("Host", "")):
                 why = "this address is not one of this server"
                 raise web.HTTPForbidden(text=f"{why}; open the one that corpus-asr view printed")
             token, slash, _ = request.path.removeprefix("/").partition("/")
             if not slash or not hmac.compare_digest(token.encode(), self.token.encode()):
-                raise NotFoundError("open the whole address that corpus-asr view printed")
+                raise NotFoundError("open the complete URL that corpus-asr view printed")
             what = request.path_qs.replace(self.token, "…")
             event(_LOG, logging.DEBUG, "request", what=f"{request.method} {what}")
             return await handler(request)

@@ -37,7 +37,7 @@ def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpe
     command.run(["--extract", str(clip), "--runs", "1"], say=said.append)
     title, missing, header, row, total = said
     assert "CPU seconds" in title
-    assert missing == "ffmpeg is not installed: it is left out"
+    assert missing == "ffmpeg is not installed: it is skipped"
     assert header.split() == ["audio", "s", "decoding", "+", "speech", "+", "features"]
     assert row.split()[:2] == ["clip.wav", "4.0"]
     assert total.split()[0] == "all"

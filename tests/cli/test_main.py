@@ -38,8 +38,8 @@ REPOSITORY = Path(__file__).parents[2]
 NAMED = ("--set", "model.checkpoint=lab/model")
 
 SUMMARY = RunSummary(
-    output_uri="out", run_id="1", files=100, done=99, failed=1, no_speech=4, left=0, segments=1234,
-    audio_s=7200.0, processed_files=50, processed_audio_s=3600.0, wall_s=60.0,
+    output_uri="out", run_id="1", files=100, done=99, failed=1, no_speech=4, remaining=0,
+    segments=1234, audio_s=7200.0, processed_files=50, processed_audio_s=3600.0, wall_s=60.0,
 )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_run_hands_the_job_over_and_tells_what_came_of_it(pipeline: FakePipeline
     ((config, local),) = pipeline.calls
     assert (config.decoding.language, local) == ("de", True)
     assert "100 recordings, 99 done (4 without speech), 1 failed" in result.stdout
-    assert "60.0 hours of audio per hour" in result.stdout
+    assert "RTFx 60.0" in result.stdout
     above = call("run", DEMO, "--set", "output.max_failed_fraction=0.001")
     assert above.exit_code == 1
     assert "1 of 100 recordings failed (1.0%), more than output.max_failed_fraction" in above.stderr
@@ -300,7 +300,7 @@ def test_status_shows_a_run(tmp_path: Path) -> None:
     write_snapshot(store, snapshot(state="stopped"))
     result = call("status", store.uri, "--watch")  # which ends with the run
     assert result.exit_code == 0, result.stderr
-    assert "80 planned: 38 done, 2 failed, 40 left" in result.stdout
+    assert "80 planned: 38 done, 2 failed, 40 remaining" in result.stdout
     assert json.loads(call("status", store.uri, "--json").stdout)["state"] == "stopped"
 
 

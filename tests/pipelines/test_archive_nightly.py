@@ -40,9 +40,9 @@ def work(night: Night) -> dict[str, int]:
     counts = {
         "new": night.new, "changed": night.changed, "retried": night.retried,
         "continued": night.continued, "done": found.done, "failed": found.failed,
-        "left": night.left, "alone": night.left_alone,
+        "remaining": night.remaining, "alone": night.skipped,
     }  # fmt: skip
-    assert night.planned == found.done + found.failed + night.left
+    assert night.planned == found.done + found.failed + night.remaining
     return {name: count for name, count in counts.items() if count}
 
 
@@ -76,13 +76,13 @@ def test_what_fails_night_after_night_is_left_alone_until_it_changes(archive: Ar
     assert work(archive.night()) == {"retried": 1, "failed": 1}
     last = archive.night()
     assert work(last) == {"retried": 1, "failed": 1, "alone": 1}
-    assert [Path(uri).name for uri in last.given_up] == ["b.wav"]
+    assert [Path(uri).name for uri in last.no_longer_retried] == ["b.wav"]
     assert (
-        "given up tonight" in (archive.output / "nights").joinpath(f"{last.date}-3.md").read_text()
+        "no longer retried" in (archive.output / "nights").joinpath(f"{last.date}-3.md").read_text()
     )
     quiet = archive.night()
     assert work(quiet) == {"alone": 1}
-    assert quiet.given_up == ()
+    assert quiet.no_longer_retried == ()
     archive.down()
     archive.add("b", content=b"again")
     assert work(archive.night()) == {"changed": 1, "done": 1}
@@ -100,7 +100,7 @@ def test_a_night_whose_time_is_over_leaves_the_rest_to_the_next(archive: Archive
     archive.add("a", "b")
     archive.set(stop_after_h=1e-9)
     found = archive.night()
-    assert (found.state, work(found)) == (NightState.time_over, {"new": 2, "left": 2})
+    assert (found.state, work(found)) == (NightState.time_limit, {"new": 2, "remaining": 2})
     assert not (archive.output / "_SUCCESS").exists()
     archive.set(stop_after_h=1.0)
     found = archive.night()
@@ -112,11 +112,11 @@ def test_languages_and_unsure_recordings_are_named(archive: Archive) -> None:
     archive.set(low_confidence=0.6)
     archive.add("a", "b parts=2", "silent")
     found = archive.night().findings
-    assert (found.unsure, found.no_speech) == (2, 1)
+    assert (found.low_confidence, found.no_speech) == (2, 1)
     assert [Path(one.uri).name for one in found.least_sure] == ["a.wav", "b parts=2.wav"]
     assert found.least_sure[0].confidence == pytest.approx(0.5)
     assert [(one.name, one.recordings, one.segments) for one in found.languages] == [("en", 2, 6)]
-    assert archive.night().findings.unsure == 0, "those of earlier nights"
+    assert archive.night().findings.low_confidence == 0, "those of earlier nights"
 
 
 def test_a_second_night_is_refused_while_the_first_one_works(archive: Archive) -> None:
@@ -166,10 +166,12 @@ def test_the_webhook_gets_a_text_and_all_the_numbers(telling: Archive, hook: Web
     [message] = hook.posted
     assert message["night"] == telling.summaries()[0]
     first, *rest = message["text"].splitlines()
-    assert first.startswith(f"Night of {night.date}, done: 2 recordings done, 1 failed, 0 left;")
+    assert first.startswith(
+        f"Nightly run of {night.date}, done: 2 recordings done, 1 failed, 0 remaining;"
+    )
     assert "• 1 not_audio, such as " in rest[0]
     assert rest[-1].endswith(f"/nights/{night.date}.md")
-    assert night.not_told is None
+    assert night.webhook_error is None
 
 
 def test_names_ping_nobody(telling: Archive, hook: Webhook) -> None:
@@ -194,10 +196,10 @@ def test_a_webhook_that_takes_nothing_fails_no_night(
     telling.add("a")
     night = telling.night()
     assert night.state is NightState.done
-    assert night.not_told is not None
-    assert night.not_told.startswith("telling the webhook at 127.0.0.1: ")
-    assert telling.summaries()[0]["not_told"] == night.not_told
-    assert "webhook_not_told" in caplog.text
+    assert night.webhook_error is not None
+    assert night.webhook_error.startswith("telling the webhook at 127.0.0.1: ")
+    assert telling.summaries()[0]["webhook_error"] == night.webhook_error
+    assert "webhook_webhook_error" in caplog.text
     assert SECRET not in caplog.text + everything(telling.output)
 
 
@@ -207,8 +209,8 @@ def test_a_variable_that_is_not_set_fails_no_night(
     monkeypatch.delenv(VARIABLE)
     telling.add("a")
     night = telling.night()
-    assert f"found no https address with a host; check its address and its server ({VARIABLE})" in (
-        night.not_told or ""
+    assert f"found no https address with a host; check its URL and its server ({VARIABLE})" in (
+        night.webhook_error or ""
     )
 
 
@@ -219,8 +221,8 @@ def test_a_night_that_breaks_off_is_told_and_gone_on_with(telling: Archive, hook
     with pytest.raises(EngineError, match="device is lost"):
         telling.night(show=shown.append)
     [night] = shown
-    assert night.state is NightState.broken_off
-    assert work(night) == {"new": 3, "done": 1, "failed": 1, "left": 1}
+    assert night.state is NightState.aborted
+    assert work(night) == {"new": 3, "done": 1, "failed": 1, "remaining": 1}
     assert night.audio_s == 20.0
     assert "the device is lost (scripted)" in hook.posted[0]["text"]
     assert telling.summaries()[0]["archive"] is None
@@ -247,7 +249,7 @@ def test_a_checkpoint_that_is_gone_is_told(
     monkeypatch.setattr(nightly, "prepare", driver.prepare)
     with pytest.raises(CheckpointError):
         telling.night()
-    assert "broken off; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]
+    assert "aborted; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]
 
 
 def test_summaries_go_where_they_are_wanted_and_others_are_passed_over(
@@ -262,13 +264,13 @@ def test_summaries_go_where_they_are_wanted_and_others_are_passed_over(
     archive.add("a")
     assert archive.night().past == ()
     assert len(archive.night().past) == 1
-    assert caplog.text.count("earlier night left out") == 4
+    assert caplog.text.count("earlier summary ignored") == 4
     assert "notes" not in caplog.text
 
 
 def test_other_pipelines_have_no_nights(archive: Archive) -> None:
     config = archive.config.model_copy(update={"pipeline": "pseudo_label"})
-    with pytest.raises(ConfigError, match="running a night of pseudo_label"):
+    with pytest.raises(ConfigError, match="running nightly pseudo_label"):
         nightly.run(config, local=True, progress=None)
 
 
@@ -311,14 +313,14 @@ def test_too_many_failures_end_with_1(
     done = command(archive)
     assert done.exit_code == code, done.output
     assert words in done.stderr
-    assert archive.summaries()[0]["over_budget"] == (words or None)
+    assert archive.summaries()[0]["over_limit"] == (words or None)
 
 
 def test_what_broke_off_keeps_its_exit_code(archive: Archive) -> None:
     archive.add("engine-error")
     done = command(archive)
     assert done.exit_code == 3
-    assert "broken off" in done.stdout
+    assert "aborted" in done.stdout
     assert "the device is lost" in done.stderr
 
 

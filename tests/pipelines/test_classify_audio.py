@@ -175,12 +175,12 @@ def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Pa
 
 def test_the_report_tells_what_was_found(classes: RunConfig) -> None:
     report = load_report(OutputStore(classes.output.uri))
-    assert report.statistics.balance.problems == ()
+    assert report.statistics.accounting.problems == ()
     assert sum(share.recordings for share in report.statistics.labels) >= 4
     assert sum(report.statistics.confidence) == len(labels_in(classes))
     text = render(report)
     assert "4 with labels" in text
-    assert "all 5 listed files ended exactly once" in text
+    assert "all 5 listed files have exactly one outcome" in text
     status = CliRunner().invoke(app, ["status", classes.output.uri])
     assert "4 with labels" in status.output
 
@@ -189,7 +189,7 @@ def test_the_report_tells_what_was_found(classes: RunConfig) -> None:
     ("which", "classification", "told"),
     [
         ("whisper", {"task": "classify"}, "needs the classes of a WhisperForAudioClassification"),
-        ("classifier", {"task": "language"}, "does not tell languages apart"),
+        ("classifier", {"task": "language"}, "does not distinguish languages"),
         ("whisper", {"languages": ["en", "klingon"]}, "does not know klingon"),
     ],
 )

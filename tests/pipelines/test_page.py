@@ -33,7 +33,7 @@ def test_a_run_leaves_its_page_and_a_new_one_moves_it_aside(config: RunConfig) -
     driver.run(config, local=True, progress=io.StringIO())
     page = parsed((output / PAGE_NAME).read_text())
     assert page.all("span", class_="badge")[0].text == "Finished"
-    assert "All 4 listed files ended exactly once." in page.text
+    assert "All 4 listed files have exactly one outcome." in page.text
     assert page.all("dl", class_="facts")
     other = with_section(config, "decoding", language="de")
     driver.run(other, local=True, progress=None, options=RunOptions(new_run=True))
@@ -54,7 +54,7 @@ def test_a_page_that_cannot_be_written_costs_the_run_nothing(
         raise FetchError("the store is full", uri="x")
 
     monkeypatch.setattr(page, "load_page", refuse)
-    assert driver.run(config, local=True, progress=None).left == 0
+    assert driver.run(config, local=True, progress=None).remaining == 0
     output = Path(config.output.uri)
     assert (output / SUCCESS_NAME).exists()
     assert not (output / PAGE_NAME).exists()

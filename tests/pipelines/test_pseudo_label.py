@@ -434,12 +434,13 @@ def test_nothing_is_selected_while_recordings_are_left(
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: summary_of(tmp_path, left=3))
     said = io.StringIO()
     run(heard.config(), local=True, progress=said)
-    assert "3 recordings are left" in said.getvalue()
+    assert "3 recordings remain" in said.getvalue()
     assert not (tmp_path / "set").exists()
 
 
 def summary_of(folder: Path, *, left: int = 0) -> RunSummary:
     return RunSummary(
         output_uri=str(folder / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
-        left=left, segments=1, audio_s=4.0, processed_files=1, processed_audio_s=4.0, wall_s=1.0,
+        remaining=left, segments=1, audio_s=4.0, processed_files=1, processed_audio_s=4.0,
+        wall_s=1.0,
     )  # fmt: skip

@@ -50,7 +50,7 @@ def test_every_recording_is_accounted_for(finished: RunConfig):
     assert spoken["segments_written"] > 0
     assert (output / "_SUCCESS").exists()
     counts = json.loads((output / "run.json").read_text())["counts"]
-    assert (counts["listed"], counts["left"], counts["failed"]) == (5, 0, 1)
+    assert (counts["listed"], counts["remaining"], counts["failed"]) == (5, 0, 1)
 
 
 def test_parts_join_without_gaps_and_share_their_language(finished: RunConfig):
@@ -122,7 +122,7 @@ def test_progress_says_what_is_used_and_what_was_done(corpus: Path, model: Path,
     summary = run(config, local=True, progress=said)
     lines = said.getvalue().splitlines()
     assert lines[0].startswith("extract: up to 1 workers")
-    assert lines[-1].startswith("1/1 files, 0 failed, 0 left")
+    assert lines[-1].startswith("1/1 files, 0 failed, 0 remaining")
     assert (summary.files, summary.done, summary.no_speech) == (1, 1, 1)
 
 

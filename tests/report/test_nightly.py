@@ -18,7 +18,7 @@ from corpus_asr.report.nightly import (
     chat,
     headline,
     markdown,
-    over_budget,
+    over_limit,
     past_from,
     warnings_of,
 )
@@ -34,47 +34,47 @@ def failing(uri: str, message: str = "no answer", *, retryable: bool = True) -> 
 
 
 FULL = night(
-    state=NightState.time_over,
+    state=NightState.time_limit,
     retried=1234,
-    left=5,
+    remaining=5,
     failed=1234,
     failures=(failing("s3://pod/a.mp3"), failing("s3://pod/b.txt", retryable=False)),
     languages=(ClassShare(name="en", recordings=8, audio_s=7200.0, segments=99),),
-    unsure=12,
+    low_confidence=12,
     least_sure=(Unsure(uri="s3://pod/c|d.mp3", confidence=0.25, audio_s=60.0),),
-    left_alone=7,
-    given_up=("s3://pod/e.mp3",),
-    over_budget="too many",
+    skipped=7,
+    no_longer_retried=("s3://pod/e.mp3",),
+    over_limit="too many",
     warnings=("no new recordings",),
-    past=(past(), past(date="2026-11-19", state="broken_off")),
+    past=(past(), past(date="2026-11-19", state="aborted")),
 )
 
 
 def test_everything_stands_in_the_summary() -> None:
     assert headline(FULL) == (
-        "Night of 2026-11-21, its time was over; the next night goes on: 10 recordings done, "
-        "1,234 failed, 5 left; 10.0 h of audio in 1.0 h"
+        "Nightly run of 2026-11-21, time limit reached; the next run continues: 10 recordings "
+        "done, 1,234 failed, 5 remaining; 10.0 h of audio in 1.0 h"
     )
     text = markdown(FULL)
     for line in (
-        "> **Look at this:** too many",
-        "> **Look at this:** no new recordings",
+        "> **Attention:** too many",
+        "> **Attention:** no new recordings",
         "| - failed before |      1,234 |",
-        "10.0 h of audio in 1.0 h, 10.0 hours per hour; ",
+        "10.0 h of audio in 1.0 h, RTFx 10.0; ",
         "; from 01:00 (UTC+01:00) to 02:00 (UTC+01:00).",
         "The archive: 998 of 1,000 listed recordings done, 2 failed, 1,000.0 h of audio.",
-        "- **timeout** (extract): 1,234; tried again in the next nights",
+        "- **timeout** (extract): 1,234; retried in the next runs",
         "    - `s3://pod/a.mp3`: no answer",
         "- **not\\_audio** (extract): 1,234; these are no audio",
-        "Failed too often, and now left alone: 7 recordings.",
-        "- given up tonight: `s3://pod/e.mp3`",
+        "Skipped after too many failed attempts: 7 recordings.",
+        "- no longer retried: `s3://pod/e.mp3`",
         "| en       |          8 | 2.0 h |",
         "## Low confidence: 12 recordings",
         "| `s3://pod/c\\|d.mp3` |       0.25 | 1.0 min |",
     ):
         assert line in text
     assert [line.split(" | ")[1].strip() for line in text.splitlines()[-3:]] == [
-        "time over", "done", "broken off",
+        "time limit", "done", "aborted",
     ]  # fmt: skip
 
     text = markdown(night())
@@ -112,7 +112,7 @@ def test_names_and_messages_are_no_markup(name: str) -> None:
 
 def test_a_chat_gets_the_first_kinds_of_failures_only() -> None:
     many = replace(FULL.findings, failures=FULL.findings.failures * 10)
-    message = chat(replace(FULL, findings=many, not_told=None), "s3://out/nights/x.md")
+    message = chat(replace(FULL, findings=many, webhook_error=None), "s3://out/nights/x.md")
     assert message.count("such as s3://pod/") == 5
     assert message.endswith("s3://transcripts/podcasts, see s3://out/nights/x.md")
 
@@ -146,40 +146,40 @@ def test_a_budget_is_exceeded_by_its_share_or_its_count() -> None:
         (60, 100, {"max_failed": 100}, True),
     )
     for failed, ended, budget, exceeded in cases:
-        words = over_budget(night(done=ended - failed, failed=failed), NightlySettings(**budget))
+        words = over_limit(night(done=ended - failed, failed=failed), NightlySettings(**budget))
         assert (words is not None) is exceeded, (failed, ended, budget)
         if words is not None:
             assert words.startswith(f"{failed:,} of {ended:,} recordings failed")
 
 
-BROKEN = past(state="broken_off", listed=0, new=0, done=0)
+BROKEN = past(state="aborted", listed=0, new=0, done=0)
 
 
 def test_what_is_unusual_is_said_once() -> None:
     cases: tuple[tuple[Night, Sequence[PastNight], str | None], ...] = (
         (night(), USUAL, None),
         (night(new=0, done=0, audio_s=0.0), USUAL,
-         "no new recordings, for the first time in 4 nights (usually 10)"),
+         "no new recordings, for the first time in 4 nightly runs (usually 10)"),
         (night(new=0), (*USUAL, past(new=0)), None),  # not the first time
         (night(new=0), USUAL[:2], None),  # who knows what is usual
-        (night(listed=800), (past(listed=1000),), "800 recordings are listed, and 1,000 were"),
+        (night(listed=800), (past(listed=1000),), "800 recordings are listed, and 1,000 in the previous"),
         (night(listed=950), (past(listed=1000),), None),
         (night(done=7, failed=3), USUAL, "30.0% of the recordings failed, usually 0.0%"),
         (night(done=8, failed=2), USUAL, None),  # two files
         (night(done=7, failed=3), (past(done=8, failed=2),) * 3, None),
         (night(done=7, failed=3), USUAL[:2], None),
-        (night(unsure=4), USUAL, "40.0% of the transcripts are unsure, usually 0.0%"),
-        (night(unsure=4), (past(unsure=2),) * 3, None),
-        (night(speed=4.9), USUAL, "4.9 hours of audio per hour, usually 10.0"),
-        (night(speed=5.0), USUAL, None),
-        (night(speed=1.0, audio_s=3600.0), USUAL, None),  # a short night
-        (night(speed=1.0), (past(audio_s=0.0, speed=0.0),) * 3, None),
-        (night(left=30), (past(left=20), past(left=10)), "more is left every night, now 30"),
-        (night(left=30), (past(left=20), past(left=0)), None),
-        (night(left=20), (past(left=20), past(left=10)), None),
-        (night(left=30), (past(left=20),), None),
+        (night(low_confidence=4), USUAL, "40.0% of the transcripts have low confidence, usually"),
+        (night(low_confidence=4), (past(low_confidence=2),) * 3, None),
+        (night(rtfx=4.9), USUAL, "RTFx 4.9, usually 10.0"),
+        (night(rtfx=5.0), USUAL, None),
+        (night(rtfx=1.0, audio_s=3600.0), USUAL, None),  # a short night
+        (night(rtfx=1.0), (past(audio_s=0.0, rtfx=0.0),) * 3, None),
+        (night(remaining=30), (past(remaining=20), past(remaining=10)), "the backlog grows"),
+        (night(remaining=30), (past(remaining=20), past(remaining=0)), None),
+        (night(remaining=20), (past(remaining=20), past(remaining=10)), None),
+        (night(remaining=30), (past(remaining=20),), None),
         # Nights that broke off neither warn nor count.
-        (night(state=NightState.broken_off, listed=0, new=0), USUAL, None),
+        (night(state=NightState.aborted, listed=0, new=0), USUAL, None),
         (night(), (BROKEN, *USUAL), None),
         (night(new=0), (BROKEN, *USUAL), "no new recordings, for the first time in 4 nights"),
     )  # fmt: skip

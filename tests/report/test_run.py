@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.reconciliation import Balance
+from corpus_asr.report.reconciliation import Accounting
 from corpus_asr.report.run import (
     COUNTS,
     ClassShare,
@@ -90,18 +90,23 @@ def test_a_folder_without_outcomes_counts_nothing() -> None:
     found = count([], listed=["a", "b"])
     assert (found.ok, found.parts, found.audio_s, found.speech_s) == (0, 0, 0.0, None)
     assert count([outcome("a", speech_s=None)]).speech_s is None
-    balance = found.balance
-    assert (balance.listed, balance.waiting, balance.ended, balance.problems) == (2, 2, 0, ())
+    accounting = found.accounting
+    assert (accounting.listed, accounting.waiting, accounting.processed, accounting.problems) == (
+        2,
+        2,
+        0,
+        (),
+    )
     report = Report(
         uri="out", finished=False, run_id=None, model=None, model_revision=None, wall_s=None,
-        speed=None, statistics=count([]),
+        rtfx=None, statistics=count([]),
     )  # fmt: skip
     assert render(report).splitlines() == [
         "out (not finished: still running, or stopped)",
         "  recordings  none yet",
-        "  audio       0.0 s in 0 parts; speech was not looked for",
+        "  audio       0.0 s in 0 parts; speech was not detected",
         "  segments    0",
-        "  balance     0 ended exactly once; the listing is not known",
+        "  accounting  0 have exactly one outcome; the listing is not known",
     ]
 
 
@@ -112,17 +117,17 @@ def test_recordings_end_by_their_worst_and_best_part() -> None:
     assert (found.ok, found.no_speech, found.failed, found.parts) == (1, 1, 1, 5)
     assert (found.audio_s, found.speech_s, found.segments) == (400.0, 120.0, 4)
     assert (found.extract_s, found.transcribe_s, found.devices) == (2.5, 4.0, (("cpu", 2),))
-    assert (found.balance.ended, found.balance.listed) == (3, None)
+    assert (found.accounting.processed, found.accounting.listed) == (3, None)
 
 
 def test_a_recording_ends_with_its_last_part_and_all_before_it() -> None:
     rows = [outcome("a", 0, last_part=False), outcome("b", 1), outcome("c")]
     found = count(rows, listed=["a", "b", "c", "d"])
-    assert (found.ok, found.balance.unfinished, found.balance.waiting) == (1, 2, 1)
+    assert (found.ok, found.accounting.unfinished, found.accounting.waiting) == (1, 2, 1)
     # One attempt failed at part 1 for good; another had committed part 3 before it was killed.
     rows = [outcome("a", 0, last_part=False), outcome("a", 3, last_part=False)]
     found = count([*rows, outcome("a", 1, status="failed")])
-    assert (found.failed, found.balance.ended, found.balance.unfinished) == (1, 1, 0)
+    assert (found.failed, found.accounting.processed, found.accounting.unfinished) == (1, 1, 0)
 
 
 def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> None:
@@ -130,8 +135,8 @@ def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> N
     found = count(rows)
     assert (found.audio_s, found.parts, found.segments) == (200.0, 2, 4)
     assert found.audio_by_run_s == (("run-1", 200.0),)
-    assert found.balance.superseded_parts == 1
-    assert found.balance.problems == ()
+    assert found.accounting.superseded_parts == 1
+    assert found.accounting.problems == ()
     failed = count([outcome("a"), outcome("a", status="failed", counts=False)])
     assert failed.failures == ()
 
@@ -139,7 +144,7 @@ def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> N
 def test_contradictions_between_tables_are_told() -> None:
     rows = [outcome("a"), outcome("b", status="failed"), outcome("c", status="no_speech")]
     truth = {"a": "ok", "b": "failed", "c": "no_speech"}
-    assert count(rows, recordings=truth, listed=["a", "b", "c"]).balance.problems == ()
+    assert count(rows, recordings=truth, listed=["a", "b", "c"]).accounting.problems == ()
     differ = "recordings table and outcomes differ on 1 recording, such as b"
     spoken = [outcome("a"), outcome("b")]
     cases: tuple[tuple[list[dict[str, Any]], dict[str, Any], str], ...] = (
@@ -155,7 +160,7 @@ def test_contradictions_between_tables_are_told() -> None:
         ([outcome("a")], {"listed": ["a", "a"]}, "listed more than once: 1 file"),
     )  # fmt: skip
     for told, others, problem in cases:
-        assert count(told, **others).balance.problems == (problem,)
+        assert count(told, **others).accounting.problems == (problem,)
 
 
 def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
@@ -263,18 +268,18 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     job.begin()
     found = load_report(job.store)
     assert (found.finished, found.model, found.model_revision) == (False, "some/model", REVISION)
-    assert (found.run_id, found.wall_s, found.speed) == (None, None, None)
-    assert (found.statistics.balance.listed, found.statistics.balance.waiting) == (3, 3)
+    assert (found.run_id, found.wall_s, found.rtfx) == (None, None, None)
+    assert (found.statistics.accounting.listed, found.statistics.accounting.waiting) == (3, 3)
     job.commit("a.wav")
     job.commit("b.wav", last_part=False)
     found = load_report(job.store)
-    balance = found.statistics.balance
-    assert (balance.ended, balance.unfinished, balance.waiting) == (1, 1, 1)
-    assert balance.problems == ()
+    accounting = found.statistics.accounting
+    assert (accounting.processed, accounting.unfinished, accounting.waiting) == (1, 1, 1)
+    assert accounting.problems == ()
     assert found.run_id == job.run.run_id
     assert found.wall_s is not None
     assert 0 < found.wall_s < 60
-    assert found.speed == pytest.approx(120.0 / found.wall_s)
+    assert found.rtfx == pytest.approx(120.0 / found.wall_s)
 
 
 def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
@@ -283,8 +288,8 @@ def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
     job.begin()
     found = load_report(job.store)
     assert not found.finished
-    balance = found.statistics.balance
-    assert (balance.ended, balance.waiting, balance.superseded_parts) == (2, 1, 1)
+    accounting = found.statistics.accounting
+    assert (accounting.processed, accounting.waiting, accounting.superseded_parts) == (2, 1, 1)
     job.commit("a.wav", duration_s=90.0)
     assert load_report(job.store).statistics.audio_s == 210.0
 
@@ -293,12 +298,12 @@ def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     done(job, *NAMES)
     (job.source / "a.wav").unlink()
     found = done(job).statistics
-    assert (found.ok, found.balance.listed, found.balance.unlisted) == (3, 2, 1)
-    assert found.balance.problems == ()
+    assert (found.ok, found.accounting.listed, found.accounting.unlisted) == (3, 2, 1)
+    assert found.accounting.problems == ()
 
 
-SOUND = Balance(
-    listed=100, ended=100, unfinished=0, waiting=0, unlisted=0, superseded_parts=0, problems=()
+SOUND = Accounting(
+    listed=100, processed=100, unfinished=0, waiting=0, unlisted=0, superseded_parts=0, problems=()
 )
 MISSING = FailureGroup(
     stage="extract", kind="no_audio_stream", recordings=2, retryable=False,
@@ -309,7 +314,7 @@ MISSING = FailureGroup(
 )  # fmt: skip
 FULL = Report(
     uri="s3://transcripts/podcasts", finished=True, run_id="20260101",
-    model="openai/whisper-small", model_revision="abc123", wall_s=7200.0, speed=120.5,
+    model="openai/whisper-small", model_revision="abc123", wall_s=7200.0, rtfx=120.5,
     statistics=RunCounts(
         ok=95, no_speech=3, failed=2, parts=140, audio_s=360_000.0, speech_s=180_000.0,
         segments=12_345, extract_s=900.0, transcribe_s=1400.0, skipped_packets=7,
@@ -319,13 +324,13 @@ FULL = Report(
             ClassShare(name="de", recordings=5, audio_s=60_000.0, segments=345),
         ),
         confidence=(1, 0, 0, 0, 0, 10, 20, 200, 2_000, 10_114),
-        failures=(MISSING,), audio_by_run_s=(("20260101", 867_600.0),), balance=SOUND,
+        failures=(MISSING,), audio_by_run_s=(("20260101", 867_600.0),), accounting=SOUND,
     ),
 )  # fmt: skip
 
 
-def with_balance(balance: Balance, *, finished: bool = True) -> str:
-    statistics = replace(FULL.statistics, balance=balance)
+def with_balance(accounting: Accounting, *, finished: bool = True) -> str:
+    statistics = replace(FULL.statistics, accounting=accounting)
     return render(replace(FULL, statistics=statistics, finished=finished)).splitlines()[-1].strip()
 
 
@@ -336,15 +341,15 @@ def test_a_full_report_says_everything_within_the_width() -> None:
         "openai/whisper-small, revision abc123",
         "100: 95 with text, 3 without speech, 2 failed",
         "100.0 h in 140 parts; 50.0 h of it speech (50%)",
-        "120.5 hours of audio per hour in the last run, which took 2.0 h",
-        "10.0 s per part from hand-over to result, on NVIDIA H200",
+        "RTFx 120.5 in the last run, which took 2.0 h",
+        "10.0 s per part from queue to result, on NVIDIA H200",
         "7 broken packets skipped in 1 recording",
         "en  83.3 h  83%  90 recordings  12,000 segments",
         "de  16.7 h  17%   5 recordings     345 segments",
         "2 recordings: no_audio_stream, in extract",
         "s3://b/2.mp3: the store said no",
         "What to do: these hold no sound: leave them out",
-        "all 100 listed files ended exactly once",
+        "all 100 listed files have exactly one outcome",
     ):
         assert told in text
     assert max(map(len, text.splitlines())) <= 100
@@ -353,13 +358,13 @@ def test_a_full_report_says_everything_within_the_width() -> None:
     data = json.loads(json.dumps(as_data(FULL)))["statistics"]
     assert data["devices"] == {"NVIDIA H200": 140}
     assert data["failures"][0]["examples"][1]["uri"] == "s3://b/2.mp3"
-    assert data["balance"]["listed"] == 100
+    assert data["accounting"]["listed"] == 100
 
 
 def test_a_balance_that_is_not_even_says_why_or_how_to_go_on() -> None:
-    stopped = replace(SOUND, listed=10, ended=6, unfinished=1, waiting=3)
+    stopped = replace(SOUND, listed=10, processed=6, unfinished=1, waiting=3)
     words = with_balance(stopped, finished=False)
-    assert "6 of 10 listed files ended" in words
+    assert "6 of 10 listed files have an outcome" in words
     assert "run the same command again" in words
     assert with_balance(stopped).startswith("- the run finished, yet 1 recordings are only begun")
     broken = replace(SOUND, problems=("committed more than once: 1 part",))

@@ -62,9 +62,9 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
         f"{store.uri} (running)",
         "process 7 of me on elsewhere, heartbeat 5.0 s ago, at 2026-01-01 13:00:05 UTC",
         "counted     10.0 s ago",
-        "80 planned: 38 done, 2 failed, 40 left; 20 done before",
-        "10.0 h in 1.0 h: 10.0 hours of audio per hour",
-        "time left   about 1.0 h",
+        "80 planned: 38 done, 2 failed, 40 remaining; 20 done before",
+        "10.0 h in 1.0 h: RTFx 10.0",
+        "ETA         about 1.0 h",
         "last commit 4.0 s ago, at 2026-01-01 13:00:06 UTC; 1 since the counts",
         "2 recordings: not_audio, in extract",
         "- /b.mp3",
@@ -72,7 +72,7 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
     ):
         assert told in text, told
     data = json.loads(json.dumps(as_data(found)))
-    assert (data["state"], data["alive"], data["left"]) == ("running", True, 40)
+    assert (data["state"], data["alive"], data["remaining"]) == ("running", True, 40)
     assert data["driver"]["host"] == "elsewhere"
     assert data["failures"][0]["advice"].startswith("these are no audio")
     assert data["snapshot"]["activity"]["steps"] == 0
@@ -99,7 +99,7 @@ def test_a_driver_is_dead_silent_or_alive(store: OutputStore) -> None:
 def test_a_run_stops_plans_and_finishes(store: OutputStore) -> None:
     found = look(store, seen=snapshot(state=STOPPED))
     assert found.state == "stopped"
-    assert "40 left" in render(found)
+    assert "40 remaining" in render(found)
     assert "time left" not in render(found)
     # While it still plans, the counts of the run before it are not shown.
     found = look(store, seen=snapshot(run_id="run-0"), holder=HOLDER)
@@ -111,13 +111,13 @@ def test_a_run_stops_plans_and_finishes(store: OutputStore) -> None:
 def test_a_finished_run_shows_its_tables_even_if_it_still_holds_the_lock(
     store: OutputStore,
 ) -> None:
-    counts = {"listed": 100, "ok": 90, "no_speech": 5, "failed": 5, "left": 0}
+    counts = {"listed": 100, "ok": 90, "no_speech": 5, "failed": 5, "remaining": 0}
     store.write_json("run.json", {"run_id": "run-1", "counts": counts})
     store.write_bytes("_SUCCESS", b"")
     found = look(store, seen=snapshot(state=TRANSCRIBED, files=80))
     assert found.state == "finished"
     text = render(found)
-    assert "100 listed: 90 with text, 5 without speech, 5 failed, 0 left" in text
+    assert "100 listed: 90 with text, 5 without speech, 5 failed, 0 remaining" in text
     assert "at 2026-01-01 12:59:50 UTC" in text
     assert "counted" not in text
     found = look(store, holder=HOLDER)
@@ -165,8 +165,8 @@ def verdict(**counts: object) -> Verdict:
         ({"load_s": 80.0}, "loading", "longer run"),
         ({"encode_s": 85.0}, "transcription", "transcribe.workers"),
         ({"encode_s": 85.0, "slot_steps": 9, "slot_room": 10}, "transcription", "model.dtype"),
-        ({**EMPTY_SLOTS, "parts_begun": 5}, "slots", "extract.part_s"),
-        ({**EMPTY_SLOTS, "parts_begun": 1}, "transcription", "transcribe.workers"),
+        ({**EMPTY_SLOTS, "parts_started": 5}, "slots", "extract.part_s"),
+        ({**EMPTY_SLOTS, "parts_started": 1}, "transcription", "transcribe.workers"),
         ({"extract_s": 90.0, "extract_cpu_s": 80.0}, "extraction", "CPU machines"),
         ({"extract_s": 90.0, "extract_cpu_s": 20.0}, "store", "extract.workers"),
         ({"commits": 9, "commit_s": 100.0}, "commits", "output.uri"),
@@ -192,19 +192,19 @@ def shown(seen: Snapshot) -> list[str]:
 def test_lines_show_shares_queues_and_repetitions_within_the_width():
     found = Activity(
         **(IDLE_EXTRACT | IDLE_ENGINE),  # type: ignore[arg-type]
-        hand_over_s=40.0, slots=16, slot_steps=3, slot_room=4, parts_begun=3, parts_transcribed=2,
-        commits=2, commit_s=1.0, fetch_retries=1, commit_retries=2, workers_replaced=1,
-        extract_cpu_s=5.0, load_s=3.0, windows=7, tokens=1,
+        backpressure_s=40.0, slots=16, slot_steps=3, slot_room=4, parts_started=3,
+        parts_transcribed=2, commits=2, commit_s=1.0, fetch_retries=1, commit_retries=2,
+        workers_replaced=1, extract_cpu_s=5.0, load_s=3.0, windows=7, tokens=1,
     )  # fmt: skip
     lines = shown(snapshot(activity=found, parts=1, parts_retried=4))
     text = "\n".join(lines)
     for told in (
-        "10% of the time at work (50% of it computing), 40% handing over, 50% without work",
+        "10% busy (50% of it CPU), 40% blocked by backpressure, 50% idle",
         "75% of 16 slots in use; model loaded in 3.0 s; 7 windows, 1 token; 1 worker",
         "2 commits of 0.5 s each",
         "3 requests to stores, 4 parts after their worker died, 1 worker replaced",
         "2 parts before the engines, 1 in them, 1 behind them",
-        "nothing: no stage was at work most of the time. What would move it",
+        "nothing: no stage was busy most of the time. To raise throughput",
     ):
         assert told in " ".join(text.split()), told
     assert max(len(line) for line in lines) <= 100
@@ -212,4 +212,4 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
 
 def test_without_counts_only_queues_are_shown():
     labels = [line[2:14].strip() for line in shown(snapshot(activity=Activity(), failures=()))[1:]]
-    assert labels == ["counted", "this run", "audio", "time left", "queues"]
+    assert labels == ["counted", "this run", "audio", "ETA", "queues"]

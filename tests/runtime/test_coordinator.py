@@ -163,8 +163,8 @@ def test_counters_grow_by_what_is_new_and_never_shrink(exported: Exported) -> No
 
 def test_gauges_show_now(exported: Exported) -> None:
     metrics = Metrics()
-    metrics.update(Tally(), Activity(slot_steps=8, slot_room=8, parts_extracted=3, parts_begun=1))
-    metrics.update(Tally(), Activity(slot_steps=10, slot_room=16, parts_begun=1))
+    metrics.update(Tally(), Activity(slot_steps=8, slot_room=8, parts_extracted=3, parts_started=1))
+    metrics.update(Tally(), Activity(slot_steps=10, slot_room=16, parts_started=1))
     metrics.update(Tally(), Activity(slot_steps=10, slot_room=16))  # nothing was decoded since
     assert exported.shown == {
         "corpus_asr_slot_occupancy": 0.25,

@@ -42,8 +42,12 @@ def test_every_part_is_committed_and_counted(tmp_path: Path):
 def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_are_full(
     tmp_path: Path,
 ):
-    ahead_mb = 0.02
-    config = scripted_job(tmp_path, transcribe={"slots": 2}, extract={"ahead_mb": ahead_mb})
+    max_buffered_features_mb = 0.02
+    config = scripted_job(
+        tmp_path,
+        transcribe={"slots": 2},
+        extract={"max_buffered_features_mb": max_buffered_features_mb},
+    )
     engine = ScriptedEngine(held=True)
     given = []
 
@@ -61,7 +65,7 @@ def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_ar
     runner.join(timeout=1)
     part_bytes = engine.requests[0].features.nbytes
     # One more has been extracted and waits for room, its file being the last one asked for.
-    assert 10 < len(given) <= ahead_mb * MEBIBYTE / part_bytes + 1
+    assert 10 < len(given) <= max_buffered_features_mb * MEBIBYTE / part_bytes + 1
     engine.release()
     runner.join(timeout=60)
     assert len(outcomes_by_part(config)) == 100
@@ -69,7 +73,7 @@ def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_ar
 
 
 def test_a_part_larger_than_all_room_goes_through_alone(tmp_path: Path):
-    config = scripted_job(tmp_path, extract={"ahead_mb": 1e-6})
+    config = scripted_job(tmp_path, extract={"max_buffered_features_mb": 1e-6})
     assert run_scripted(config, [packs_of(f"{number}/parts=2") for number in range(5)]).parts == 10
 
 

@@ -51,8 +51,8 @@ def test_the_line_says_done_failed_left_speed_and_time_left():
     with progress.shown():
         progress.add(Tally(parts=2, files=1, failed=1, audio_s=7200.0, size_bytes=1000))
         assert progress.line() == (
-            "1/4 files, 1 failed, 3 left; 2.00 h of audio, 2.0 h per hour; "
-            "elapsed 1:00:00, left 3:00:00"
+            "1/4 files, 1 failed, 3 remaining; 2.00 h of audio, RTFx 2.0; "
+            "elapsed 1:00:00, ETA 3:00:00"
         )
 
 
@@ -85,7 +85,7 @@ def test_what_is_watched_is_read_when_asked():
         assert progress.committed_at == before  # nothing new
         assert progress.activity.steps == 3
         assert progress.elapsed_s == 10.0
-        assert progress.time_left_s() == 30.0
+        assert progress.eta_s() == 30.0
 
 
 PLAN = Plan(
@@ -131,13 +131,18 @@ def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path)
         with recorder(store, progress, tmp_path, every_s=0.05).writing():
             first = wait_for(store, 0)
             assert first.state == "running"
-            assert (first.listed, first.done_before, first.planned, first.left) == (10, 6, 4, 4)
+            assert (first.listed, first.done_before, first.planned, first.remaining) == (
+                10,
+                6,
+                4,
+                4,
+            )
             assert first.last_commit_at is None
             progress.add(Tally(parts=2, files=1, audio_s=3600.0, size_bytes=100))
             then = wait_for(store, 1)
             assert then.last_commit_at is not None
-            assert then.left == 3
-            assert then.speed > 0
+            assert then.remaining == 3
+            assert then.rtfx > 0
             assert then.activity.steps == 3
             progress.add(Tally(files=3))
     assert ending(store) == ("transcribed", 4)

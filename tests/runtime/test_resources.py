@@ -134,7 +134,7 @@ def test_what_waits_is_bounded_by_half_of_the_object_store_or_as_asked():
     found = resolve_resources(config(), (GPU_BOX,), num_packs=9, store_bytes=8 * GIBIBYTE)
     assert found.ahead_bytes == 4 * GIBIBYTE
     assert found.parts_in_flight * 600 * 25_600 <= 2 * GIBIBYTE
-    asked = config(extract={"ahead_mb": 300})
+    asked = config(extract={"max_buffered_features_mb": 300})
     for store_bytes in (None, 8 * GIBIBYTE):
         found = resolve_resources(asked, (GPU_BOX,), num_packs=9, store_bytes=store_bytes)
         assert found.ahead_bytes == 300 * MEBIBYTE

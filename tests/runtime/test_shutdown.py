@@ -56,9 +56,9 @@ def interrupted_while_draining() -> None:
 @pytest.mark.parametrize(
     ("work", "exit_code", "left"),
     [
-        (ordered_to_end, 143, "stopped by SIGTERM: 3 recordings are left"),
-        (bereft_of_helpers, 130, "stopped by SIGINT: 1 recordings are left"),
-        (interrupted_while_draining, 130, "stopped by SIGINT: 3 recordings are left"),
+        (ordered_to_end, 143, "stopped by SIGTERM: 3 recordings remain"),
+        (bereft_of_helpers, 130, "stopped by SIGINT: 1 recordings remain"),
+        (interrupted_while_draining, 130, "stopped by SIGINT: 3 recordings remain"),
     ],
 )
 def test_a_signal_is_a_wish_first_and_an_order_then(
@@ -127,7 +127,7 @@ def test_nobody_waits_for_an_engine_beyond_the_grace(
         for number in range(1000):
             yield packs_of(f"{number}/parts=1")
 
-    with pytest.raises(RunStoppedError, match="9 recordings are left"):
+    with pytest.raises(RunStoppedError, match="9 recordings remain"):
         run_scripted(config, packs(), engine=always(engine), files=10)
     assert set(outcomes_by_part(config)) == {("silent/parts=1/silent=0", 0)}
 
@@ -149,7 +149,7 @@ def test_a_signal_to_everything_of_a_run_keeps_what_is_being_decoded(
     assert not list((tmp_path / "output" / "_run").glob("lock*"))
     done = sum(row["last_part"] for row in tables_of(job.config)["outcomes"])
     assert 0 < done < 24
-    assert f"{24 - done} recordings are left" in said
+    assert f"{24 - done} recordings remain" in said
     job.environment[PAUSE] = "0"
     code, said = job.finish()
     assert code == 0, said

@@ -81,8 +81,8 @@ def _note(uri: str, what: str) -> None:
         notes.write(what)
 
 
-def job(folder: Path, ahead_mb: float | Auto) -> RunConfig:
-    extract = {"workers": WORKERS, "ahead_mb": ahead_mb}
+def job(folder: Path, max_buffered_features_mb: float | Auto) -> RunConfig:
+    extract = {"workers": WORKERS, "max_buffered_features_mb": max_buffered_features_mb}
     return scripted_job(folder, transcribe={"slots": 2}, extract=extract)
 
 
@@ -101,13 +101,19 @@ def spills() -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("ahead_mb", ["auto", 60.0])
-def test_what_waits_on_ray_is_bounded(ahead_mb: float | Auto, ray_session: Cluster, tmp_path: Path):
-    config = job(tmp_path, ahead_mb)
+@pytest.mark.parametrize("max_buffered_features_mb", ["auto", 60.0])
+def test_what_waits_on_ray_is_bounded(
+    max_buffered_features_mb: float | Auto, ray_session: Cluster, tmp_path: Path
+):
+    config = job(tmp_path, max_buffered_features_mb)
     packs = [packs_of(f"{tmp_path}/{number}") for number in range(FILES)]
     before = spills()
     test_ray_dataset.run(ray_session, config, *packs, engine=noting_engine, extractor=EXTRACTOR)
-    bound = ray_session.store_bytes / 2 if ahead_mb == "auto" else ahead_mb * MEBIBYTE
+    bound = (
+        ray_session.store_bytes / 2
+        if max_buffered_features_mb == "auto"
+        else max_buffered_features_mb * MEBIBYTE
+    )
     waiting = most_waiting_bytes(config, tmp_path)
     assert waiting <= bound + WORKERS * PARTS_PER_WORKER * PART_BYTES
     assert spills() == before

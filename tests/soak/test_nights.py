@@ -38,7 +38,7 @@ def settle(nights: Nights) -> None:
     before = sorted(nights.store.all_names("outcomes"))
     counts = nights.night(options=RETRY)
     assert counts is not None
-    assert counts.left == 0
+    assert counts.remaining == 0
     assert counts.listed == len(nights.listed()) == counts.ok + counts.no_speech + counts.failed
     assert sorted(nights.store.all_names("outcomes")) == before
     nights.night(options=RETRY_ALL)

@@ -59,7 +59,7 @@ class RealNights:
         assert done.returncode == code, done.stderr
         night = json.loads(done.stdout)
         assert self.hook.posted[-1]["night"] == night
-        counts = {name: night[name] for name in ("new", "changed", "retried", "left")}
+        counts = {name: night[name] for name in ("new", "changed", "retried", "remaining")}
         counts |= {name: night["findings"][name] for name in ("done", "failed")}
         kinds = {one["kind"]: one["recordings"] for one in night["findings"]["failures"]}
         return +Counter(counts | kinds)
@@ -122,9 +122,9 @@ def test_a_night_whose_time_is_over_commits_what_it_began(tmp_path: Path, ray: b
     assert code == 0, said
     first = night_in(job.config.output.uri, 1)
     found = first["findings"]
-    assert first["state"] == "time_over", said
+    assert first["state"] == "time_limit", said
     assert 0 < found["done"] + found["failed"] < files
-    assert found["done"] + found["failed"] + first["left"] == files
+    assert found["done"] + found["failed"] + first["remaining"] == files
     job.environment[PAUSE] = "0"
     job.config = with_section(job.config, "nightly", stop_after_h=None)
     code, said = job.finish("--json")
@@ -132,7 +132,7 @@ def test_a_night_whose_time_is_over_commits_what_it_began(tmp_path: Path, ray: b
     second = night_in(job.config.output.uri, 2)
     assert second["state"] == "done"
     # Half-done recordings are gone on with; failures of the first night are for good.
-    assert second["new"] + second["continued"] == first["left"] == second["planned"]
+    assert second["new"] + second["continued"] == first["remaining"] == second["planned"]
 
 
 def test_a_night_that_is_told_to_end_says_so(tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_a_night_that_is_told_to_end_says_so(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 143, err
-    assert "stopped; the next night goes on" in out
+    assert "stopped; the next run continues" in out
     night = night_in(job.config.output.uri, 1)
     assert night["state"] == "stopped"
     assert "stopped by SIGTERM" in night["error"]
-    assert night["left"] > 0
+    assert night["remaining"] > 0
 
 
 def night_in(output: str, number: int) -> dict[str, Any]:

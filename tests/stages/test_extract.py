@@ -123,7 +123,7 @@ def test_what_was_done_is_counted(stage: ExtractStage, caplog: pytest.LogCapture
     assert held.parts_extracted == 1
     assert done.parts_extracted == 4
     assert 0 < done.extract_s <= done.extract_alive_s
-    assert done.hand_over_s >= held.hand_over_s > 0  # counted while it lasts
+    assert done.backpressure_s >= held.backpressure_s > 0  # counted while it lasts
     told = [record.__dict__["fields"] for record in caplog.records]
     assert [(one["recording_id"], one["part"], one["status"]) for one in told] == [
         ("x/parts=3/silent=1", 0, "ok"),

@@ -118,7 +118,7 @@ def test_an_engine_that_cannot_load_says_so_in_the_first_call_that_needs_it():
         stage(extracted("a"))
     with pytest.raises(EngineError):
         stage.wait_until_loaded()
-    assert stage.activity == Activity(parts_begun=2, parts_transcribed=1)
+    assert stage.activity == Activity(parts_started=2, parts_transcribed=1)
     stage.close()
 
 
@@ -130,7 +130,7 @@ def test_what_was_done_is_counted():
     with engine.submitted:
         assert engine.submitted.wait_for(lambda: engine.requests, timeout=60)
     working = stage.activity
-    assert (working.parts_begun, working.parts_transcribed) == (2, 0)
+    assert (working.parts_started, working.parts_transcribed) == (2, 0)
     assert (working.slots, working.windows) == (1, 1)
     assert working.transcribe_alive_s > 0
     engine.release()

@@ -74,7 +74,7 @@ def test_plan_fetch_commit_and_finish_end_exact(
     counts = finish(store, run, config, model_revision="revision", num_listed=plan.num_files,
                     listing=read_listing(store, plan), plan_name=plan.name)  # fmt: skip
     faulty.rates = {}
-    assert (counts.listed, counts.ok, counts.left, counts.segments) == (8, 8, 0, 8)
+    assert (counts.listed, counts.ok, counts.remaining, counts.segments) == (8, 8, 0, 8)
     assert store.exists(SUCCESS_NAME)
     said = [row["text"] for batch in store.segments() for row in batch.to_pylist()]
     assert sorted(said) == sorted(f"{int(uri[-6:-4])} of {uri}" for uri in content)

@@ -50,7 +50,7 @@ def test_a_complete_finish_merges_what_was_written_in_small_pieces(tmp_path: Pat
         for name in names:
             commit(store, results(part(name, index, texts=["one", "two"], last=index == 1)))
     before, first = tables_of(store), store.names("outcomes")[0]
-    assert done(store, files(*names)).left == 0
+    assert done(store, files(*names)).remaining == 0
     after = tables_of(store)
     assert (after["segments"], after["outcomes"]) == (before["segments"], before["outcomes"])
     [outcomes], [segments] = store.names("outcomes"), store.names("segments")
@@ -70,9 +70,9 @@ def test_nothing_is_merged_where_that_is_off_or_while_something_is_left(memory: 
     for name in "ab":
         commit(store, results(part(name, 0, texts=["x"])))
     names = store.names("outcomes")
-    assert done(store, files(*"ab"), target_mb=None).left == 0
+    assert done(store, files(*"ab"), target_mb=None).remaining == 0
     assert store.names("outcomes") == names
-    assert done(store, files(*"abc")).left == 1
+    assert done(store, files(*"abc")).remaining == 1
     assert store.names("outcomes") == names
 
 
@@ -96,7 +96,7 @@ def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path
     done(store, files(*"abc"))
     commit(store, results(part("b", 0, texts=["b new"], etag="v2")))
     listing = pa.concat_batches([files("b", etag="v2"), files("a", "c")])
-    assert done(store, listing).left == 0
+    assert done(store, listing).remaining == 0
     rows = rows_of(store.segments(["text"]))
     assert [row["text"] for row in rows] == ["a old", "more", "b new", "c old", "more"]
     assert len(tables_of(store)["segments"]) == 5
@@ -234,7 +234,7 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
         counts = done(undisturbed, listing)
     expected = tables_of(undisturbed)
     assert len(undisturbed.names("outcomes")) == 1
-    assert counts.left == 0
+    assert counts.remaining == 0
     assert undying.changes > 20
     for operations in range(0, undying.changes, step):
         store = folder(f"after-{operations}")

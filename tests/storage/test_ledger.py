@@ -141,7 +141,7 @@ def test_finishing_says_what_there_is(tmp_path: Path) -> None:
     commit(store, results(part("earlier", 0, texts=["x"])))
     counts = done(store, files("a", "b"), files("c", "half", "never"))
     assert counts == OutcomeCounts(
-        listed=5, ok=1, no_speech=1, failed=1, left=2, recordings=4, segments=7,
+        listed=5, ok=1, no_speech=1, failed=1, remaining=2, recordings=4, segments=7,
         audio_s=80.0, speech_s=9.0,
     )  # fmt: skip
     rows = {row["uri"]: row for row in plain_read(tmp_path, "recordings")}
@@ -160,7 +160,7 @@ def test_finishing_says_what_there_is(tmp_path: Path) -> None:
     assert report["counts"]["failed"] == 1
     assert report["model_revision"] == "r"
     assert report["versions"]["pyarrow"]
-    assert not store.exists("_SUCCESS"), "two recordings are left"
+    assert not store.exists("_SUCCESS"), "two recordings remain"
 
 
 def test_channels_apart_cover_the_same_time(memory: str) -> None:
@@ -223,7 +223,7 @@ def test_orphans_and_killed_writes_are_removed(tmp_path: Path) -> None:
     orphaned = orphan(store, row)
     temporary = "outcomes/.tmp-" + unique_stem()
     store.write_bytes(temporary, b"half")
-    assert done(store, files("a")).left == 0
+    assert done(store, files("a")).remaining == 0
     assert not store.exists(orphaned)
     assert not store.exists(temporary)
 
@@ -238,11 +238,11 @@ def test_outcomes_whose_segments_are_gone_do_not_count(tmp_path: Path) -> None:
     store.remove(str(gone.segments_name))
     assert left(store, files("a", "b", "c")) == {"a": []}
     counts = done(store, files("a", "b", "c"))
-    assert (counts.ok, counts.failed, counts.left, counts.segments) == (2, 0, 1, 2)
+    assert (counts.ok, counts.failed, counts.remaining, counts.segments) == (2, 0, 1, 2)
     assert not store.exists("_SUCCESS")
     assert not store.exists(gone.outcomes_name)
     commit(store, results(part("a", 0, texts=["again"])))
-    assert done(store, files("a", "b", "c")).left == 0
+    assert done(store, files("a", "b", "c")).remaining == 0
     assert sorted(row["text"] for row in plain_read(tmp_path, "segments")) == ["again", "y", "z"]
 
 
@@ -251,7 +251,7 @@ def test_a_listing_that_lost_rows_is_no_success(memory: str) -> None:
     commit(store, results(part("a", 0, texts=["x"])))
     for listing in ([], [files("a")]):
         counts = finish(store, RUN, config(), model_revision="r", listing=listing, num_listed=3)
-        assert (counts.listed, counts.left) == (3, 3 - len(listing))
+        assert (counts.listed, counts.remaining) == (3, 3 - len(listing))
         assert not store.exists("_SUCCESS")
 
 
@@ -287,7 +287,7 @@ def check_exact(folder: Path, counts: OutcomeCounts) -> None:
     assert len(segments) == sum(row["segments_written"] for row in outcomes)
     table = plain_read(folder, "recordings")
     assert len(table) == len({row["uri"] for row in table}) == counts.recordings
-    assert counts.listed == counts.ok + counts.no_speech + counts.failed + counts.left
+    assert counts.listed == counts.ok + counts.no_speech + counts.failed + counts.remaining
     for path in (folder / "outcomes").glob("*"):
         assert same_schema(pq.read_schema(path), OUTCOMES)
     for path in (folder / "segments").glob("*"):
@@ -327,7 +327,7 @@ def test_any_history_ends_exact(
     expected_left = {name for name in NAMES if not {k for k in PARTS if k[0] == name} <= committed}
     counts = done(store, files(*NAMES))
     check_exact(folder, counts)
-    assert counts.left == len(expected_left)
+    assert counts.remaining == len(expected_left)
     assert {(row["uri"][1:], row["part"]) for row in plain_read(folder, "outcomes")} == committed
 
     remaining = left(store, files(*NAMES))
@@ -337,7 +337,7 @@ def test_any_history_ends_exact(
         commit(store, results(*(row_of(name, index, 99) for index in todo)))
     counts = done(store, files(*NAMES))
     check_exact(folder, counts)
-    assert (counts.left, counts.recordings) == (0, len(NAMES))
+    assert (counts.remaining, counts.recordings) == (0, len(NAMES))
     assert left(store, files(*NAMES)) == {}
     before = {path.name for path in (folder / "outcomes").glob("*")}
     done(store, files(*NAMES))
@@ -461,7 +461,7 @@ def test_a_retry_killed_anywhere_ends_exact() -> None:
         assert left(store, files(*names), Retry.none) == {"both": [0, 1]}
         commit(store, results(part("both", 2, texts=["new"])))
         counts = done(store, files(*names))
-        assert (counts.ok, counts.failed, counts.left) == (3, 3, 0)
+        assert (counts.ok, counts.failed, counts.remaining) == (3, 3, 0)
         rows = rows_of(store.outcomes(["uri", "part"]))
         assert len({(row["uri"], row["part"]) for row in rows}) == len(rows) == 10
     assert moment > 8

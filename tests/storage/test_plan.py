@@ -200,7 +200,7 @@ def test_only_a_success_removes_plans_and_raw_addresses(
             store, run, job, model_revision="weights", listing=read_listing(store, mine),
             num_listed=mine.num_files, plan_name=mine.name,
         )  # fmt: skip
-        assert (counts.listed, counts.left) == (20, 0 if done else 1)
+        assert (counts.listed, counts.remaining) == (20, 0 if done else 1)
     if not done:
         assert plans_of(store) == {old.name, mine.name, younger.name}
         assert len(list(read_packs(store, mine))) == mine.num_packs

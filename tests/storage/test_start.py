@@ -26,7 +26,13 @@ def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:
     first = begin_run(store, config(), fingerprint(config(), "weights"))
     assert not first.continues
     commit(store, results(part("a", 0, texts=["x"])))
-    resources = {"workers": 3, "pack_mb": 1, "ahead_mb": 9, "item_timeout_s": 9, "max_file_gb": 1}
+    resources = {
+        "workers": 3,
+        "pack_mb": 1,
+        "max_buffered_features_mb": 9,
+        "item_timeout_s": 9,
+        "max_file_gb": 1,
+    }
     again = config(
         extract=resources | {"max_duration_h": 9},
         transcribe={"slots": 2},
@@ -127,7 +133,7 @@ def test_earlier_results_are_kept_whole_and_apart(store: OutputStore) -> None:
     assert not store.exists("_SUCCESS")
     assert load_report(earlier).statistics is not None
     assert not begin(earlier, OLD).run_id.startswith("before")  # it may be continued there, too
-    assert complete(store, OTHER, run).left == 0
+    assert complete(store, OTHER, run).remaining == 0
     assert texts(store) == GERMAN
     assert texts(earlier) == ENGLISH
 
@@ -151,7 +157,7 @@ def test_a_new_run_that_has_begun_is_continued_by_the_same_command(memory: str) 
     assert again.continues
     assert texts(store) == ["a de"]
     complete(store, OTHER, again)
-    assert complete(store, OTHER, begin(store, OTHER)).left == 0
+    assert complete(store, OTHER, begin(store, OTHER)).remaining == 0
     assert texts(store) == GERMAN
     assert len(aside(store)) == 1
 

@@ -204,7 +204,7 @@ def test_many_small_commits_of_labels_become_one(tmp_path: Path) -> None:
     assert len(rows_of(store.labels())) == 17
     assert rows_of(store.segments()) == []
     counts = done(store, files(*names))
-    assert (counts.left, counts.ok, counts.segments) == (0, 4, 16)
+    assert (counts.remaining, counts.ok, counts.segments) == (0, 4, 16)
     (name,) = store.names("labels")
     assert store.names("segments") == []
     assert same_schema(store.read_table(name, LABELS).schema, LABELS)

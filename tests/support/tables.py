@@ -138,7 +138,7 @@ def snapshot(**values: Any) -> Snapshot:
         "written_at": "2026-01-01T13:00:00+00:00", "elapsed_s": 3600.0, "host": "machine",
         "pid": 1, "listed": 100, "done_before": 20, "planned": 80, "planned_bytes": 8000,
         "files": 40, "failed": 2, "parts": 50, "parts_retried": 0, "audio_s": 36_000.0,
-        "speed": 10.0, "time_left_s": 3600.0, "last_commit_at": "2026-01-01T12:59:50+00:00",
+        "rtfx": 10.0, "eta_s": 3600.0, "last_commit_at": "2026-01-01T12:59:50+00:00",
         "extract_workers": 2, "transcribe_workers": 1, "failures": (FAILURE,),
         "activity": Activity(),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The server: who may ask, what is answered, and what nobody gets."""
+"""The server: authorized requests, what is answered, and what nobody gets."""
 
 import http.client
 import json

@@ -22,7 +22,7 @@ _SEED = 20_040_517  # any: the same scores give the same verdict
 _CLOSE_S = 0.2
 _DURATIONS_S = (5, 10, 30, 60, 600)
 _MOST_CHARACTERS = 200
-_HEADER = ("", "recordings", "words", "WER", "CER", "wrong", "left out", "added")
+_HEADER = ("", "recordings", "words", "WER", "CER", "sub", "del", "ins")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class Evaluation:
     missing: int
     """References whose recordings are not in the run, or not done yet; they count nowhere."""
     failed: int
-    """Recordings that failed, wholly or in part; what is missing of them counts as left out."""
+    """Recordings that failed, wholly or in part; their missing words count as deletions."""
     everything: Group
     groups: Mapping[str, Sequence[Group]]
     """By what they are grouped: set, language, duration and confidence."""

@@ -170,7 +170,7 @@ def speed_chart(moments: Sequence[Moment]) -> Chart | None:
 def busy_chart(moments: Sequence[Moment]) -> Chart | None:
     """Return how busy extraction and the engines were; None where too little is known."""
     steps = busy_steps(moments)
-    label, say = "Busy shares over time", "{:.0%}".format
+    label, say = "Busy stages over time", "{:.0%}".format
     return timeline(steps, label=label, say=say, top=1.0) if len(steps) > 1 else None
 
 

@@ -226,16 +226,16 @@ def _values(page: PageData) -> dict[str, Any]:
         "page": page,
         "report": report,
         "counts": counts,
-        "balance": counts.balance,
+        "accounting": counts.accounting,
         "details": page.details,
         "links": page.links,
         "snapshot": snapshot,
         "badge": _BADGES.get(page.state, ""),
         "state": _sentence(state),
         "advice": f"{_sentence(advice)}." if advice else "",
-        "total": counts.balance.total,
+        "total": counts.accounting.total,
         "outcomes": _outcomes(page),
-        "problems": balance_problems(counts.balance, finished=page.finished),
+        "problems": balance_problems(counts.accounting, finished=page.finished),
         "speed_chart": snapshot and speed_chart(snapshot.history),
         "busy_chart": snapshot and busy_chart(snapshot.history),
         "time_facts": snapshot and activity_facts(snapshot),
@@ -254,13 +254,13 @@ def _sentence(words: str) -> str:
 
 def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
     """Return style, words and number of recordings by outcome, and the fraction before each."""
-    counts, balance = page.report.statistics, page.report.statistics.balance
+    counts, accounting = page.report.statistics, page.report.statistics.accounting
     kinds = [
         ("ok", "with labels" if page.classifies else "with text", counts.ok),
         ("none", "without speech", counts.no_speech),
         ("failed", "failed", counts.failed),
-        ("begun", "begun", balance.unfinished),
-        ("waiting", "waiting", balance.waiting),
+        ("begun", "begun", accounting.unfinished),
+        ("waiting", "waiting", accounting.waiting),
     ]
     total = sum(count for _, _, count in kinds) or 1
     before = itertools.accumulate((count for _, _, count in kinds), initial=0)

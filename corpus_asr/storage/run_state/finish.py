@@ -74,7 +74,7 @@ class OutcomeCounts:
     ok: int = 0
     no_speech: int = 0
     failed: int = 0
-    left: int = 0
+    remaining: int = 0
     """Listed recordings of which not all parts are committed: the run was cut short. Rows that
     the listing should have and has not are among them."""
     recordings: int = 0
@@ -94,7 +94,7 @@ class OutcomeCounts:
         self.ok += statuses["ok"]
         self.no_speech += statuses["no_speech"]
         self.failed += statuses["failed"]
-        self.left = self.listed - self.ok - self.no_speech - self.failed
+        self.remaining = self.listed - self.ok - self.no_speech - self.failed
 
 
 def finish(
@@ -148,11 +148,13 @@ def finish(
             **(extra or {}),
         },
     )
-    if counts.left == 0:
+    if counts.remaining == 0:
         if plan_name is not None:
             retire_plans(store, plan_name)
         store.write_bytes(SUCCESS_NAME, b"")
-    logger.info("finished run_id=%s listed=%d left=%d", run.run_id, counts.listed, counts.left)
+    logger.info(
+        "finished run_id=%s listed=%d remaining=%d", run.run_id, counts.listed, counts.remaining
+    )
     return counts
 
 
@@ -164,7 +166,7 @@ def write_recordings(
     The new objects are written before the old ones are removed.
     """
     old = store.names(RECORDINGS_FOLDER)
-    stem, counts = unique_stem(), OutcomeCounts(listed=num_listed, left=num_listed)
+    stem, counts = unique_stem(), OutcomeCounts(listed=num_listed, remaining=num_listed)
     ids = resolution.complete_ids.sort()
     # No recordings are one empty slice: an empty table says so.
     for index, start in enumerate(range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT)):
@@ -211,7 +213,7 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
     ids = grouped["recording_id"].combine_chunks()
     columns = {name: grouped[f"{name}_first"] for name in _FIRST_COLUMNS}
     columns |= _first_failures(parts, ids) | _likeliest_labels(parts, ids)
-    # Channels transcribed apart hold the same stretch of time; mixed ones, and a recording that
+    # Channels transcribed separately cover the same time span; mixed ones, and a recording that
     # failed before its channels were known, have no number.
     num_channels = pc.max_element_wise(grouped["channel_count_distinct"], 1).cast(pa.float64())
     columns |= {
@@ -424,7 +426,7 @@ def keep_only(store: OutputStore, keep: Mapping[str, np.ndarray]) -> None:
         segments = claimed_segments(store, outcomes, name)
         rows = part_rows_named(outcomes["segments_object"].unique().to_pylist())
         store.write_commit(outcomes.filter(mask), _filtered(segments, outcomes, mask), rows=rows)
-        logger.info("settled object=%s kept=%d of=%d", name, int(mask.sum()), len(mask))
+        logger.info("reconciled object=%s kept=%d of=%d", name, int(mask.sum()), len(mask))
     remove_commits(store, sorted(keep), store.named_segments(sorted(keep)))
 
 
@@ -496,4 +498,4 @@ def remove_leftovers(store: OutputStore) -> None:
     }
     for name in sorted(leftovers):
         store.remove(name)
-        logger.info("removed leftover=%s", name)
+        logger.info("removed orphan=%s", name)

@@ -79,9 +79,9 @@ class Snapshot:
     parts_retried: int
     """Parts that were tried more than once because a worker died."""
     audio_s: float
-    speed: float
+    rtfx: float
     """Hours of audio committed per hour."""
-    time_left_s: float | None
+    eta_s: float | None
     last_commit_at: str | None
     extract_workers: int
     transcribe_workers: int
@@ -91,7 +91,7 @@ class Snapshot:
     """How it came to this: moments about evenly spaced, the last of them this one."""
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Recordings that are neither done nor failed."""
         return max(0, self.planned - self.files)
 
@@ -263,7 +263,14 @@ _TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {
     f"extract.{key}"
-    for key in ("workers", "ahead_mb", "pack_mb", "item_timeout_s", "max_file_gb", "max_duration_h")
+    for key in (
+        "workers",
+        "max_buffered_features_mb",
+        "pack_mb",
+        "item_timeout_s",
+        "max_file_gb",
+        "max_duration_h",
+    )
 }
 
 
@@ -339,8 +346,8 @@ def check_fingerprint(
     raise ConfigError(
         f"beginning a run in {redact_uri(store.uri)}: found results made with other settings "
         f"(fingerprint {stored['fingerprint']}, expected {fingerprint}); {changes}; use the old "
-        "settings, choose another output.uri, or begin anew here with --new-run, which moves these "
-        f"results to {EARLIER_FOLDER}/"
+        "settings, choose another output.uri, or start again here with --new-run, which moves "
+        f"these results to {EARLIER_FOLDER}/"
     )
 
 

@@ -47,7 +47,7 @@ def web_failure(error: Exception) -> StoreError:
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
     if isinstance(error, aiohttp.InvalidURL):
-        return StoreError(FETCH, "no valid http address")
+        return StoreError(FETCH, "no valid http URL")
     if isinstance(error, aiohttp.ClientSSLError):
         return StoreError(FETCH, f"no trusted connection ({type(error).__name__})")
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -263,7 +263,7 @@ def post_json(
             sync(get_loop(), _post, url, body, policy.request_timeout_s)
         except Exception as error:
             failure = error if isinstance(error, StoreError) else web_failure(error)
-            failure.advice = "check its address and its server"
+            failure.advice = "check its URL and its server"
             raise failure from None  # the text of a library's error holds the address
 
     with_retries("telling the webhook at", host or "?", post, policy=policy)
@@ -279,7 +279,7 @@ def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
     if scheme == "http" and rules.verdict(host, redirected=False) is not Verdict.ADMITTED:
         raise StoreError(
             REFUSED_HOST,
-            "refused to send a secret address over http: expected https, or a host that "
+            "refused to send a secret URL over http: expected https, or a host that "
             "source.allow_hosts admits",
         )
 

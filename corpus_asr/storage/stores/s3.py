@@ -248,8 +248,7 @@ _WRONG_KEYS = {
     ),
 }
 _ENDPOINT_ADVICE = (
-    "check endpoint_url (where it is left out, Amazon is asked) or AWS_ENDPOINT_URL, and the "
-    "network"
+    "check endpoint_url (where it is skipped, Amazon is asked) or AWS_ENDPOINT_URL, and the network"
 )
 
 

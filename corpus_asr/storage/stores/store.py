@@ -136,7 +136,7 @@ class Store:
 
 
 def _read_only(doing: str) -> StoreError:
-    return StoreError(FETCH, f"cannot {doing}: http addresses are read only")
+    return StoreError(FETCH, f"cannot {doing}: http URLs are read-only")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,8 +125,8 @@ def test_languages_heard_are_counted_by_those_said() -> None:
     heard = [Hypothesis(text="ja", language=code, duration_s=1.0) for code in ("de", "nl", "de")]
     found = evaluated(*(score(reference, each) for each in heard))
     assert found.languages == {"de": {"de": 2, "nl": 1}}
-    assert "right in 2 of 3" in render(found)
-    assert "de heard as nl 1" in render(found)
+    assert "correct in 2 of 3" in render(found)
+    assert "de detected as nl 1" in render(found)
 
 
 def test_the_worst_come_first_and_are_shown_and_json_holds_them() -> None:

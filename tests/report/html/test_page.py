@@ -94,13 +94,13 @@ def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
     assert "decoding c.wav: not audio" in failure.text
     assert failure.all("a")[0].attributes["href"] == "./../source/c.wav"
     assert failure_kind("not_audio", retryable=False).advice in failure.text
-    assert "All 3 listed files ended exactly once." in page.text
+    assert "All 3 listed files have exactly one outcome." in page.text
     sample = page.all("li", class_="sample")[0]
     assert sample.all("blockquote")[0].text == "Hello wrld"
     assert sample.all("blockquote")[0].attributes == {"lang": "en", "dir": "ltr"}
     [mark] = sample.all("mark")
     assert (mark.text, mark.attributes["class"], mark.attributes["title"]) == (
-        "wrld", "doubtful", "20% sure",
+        "wrld", "doubtful", "20% probable",
     )  # fmt: skip
     assert "1:05\u20131:10 · English (en) · 55% sure" in sample.text
     assert sample.all("a")[0].attributes["href"] == "./../source/a.wav#t=65.50"
