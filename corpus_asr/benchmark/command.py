@@ -227,15 +227,17 @@ def _parser() -> argparse.ArgumentParser:
         help=f"with commas between: {', '.join(PEERS)}, each with :DTYPE if need be; or none. "
         f"Without this all that are installed ({INSTALL})",
     )
-    add("--dtype", type=_names, default=[], help="of this engine; several with commas between")
-    add("--batch", type=int, default=8, help="windows decoded side by side")
-    add("--beams", type=int, default=1, help="1 is greedy")
-    add("--runs", type=int, default=3, help="rounds that count, after one that does not")
+    add("--dtype", type=_names, default=[], help="data types of this engine, separated by commas")
+    add("--batch", type=int, default=8, help="windows per batch")
+    add("--beams", type=int, default=1, help="number of beams; 1 is greedy")
+    add("--runs", type=int, default=3, help="measured rounds, after one warm-up")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--threads", type=int, default=_cores(), help="CPU threads of every engine")
-    add("--mode", choices=("sequential", "chunked"), default="sequential", help="how we go on")
-    add("--language", default="en", help="spoken in the audio")
-    add("--json", type=Path, metavar="FILE", help="write everything there, every run included")
+    add(
+        "--mode", choices=("sequential", "chunked"), default="sequential", help="long-form strategy"
+    )
+    add("--language", default="en", help="language of the audio")
+    add("--json", type=Path, metavar="FILE", help="write all results as JSON, each round included")
     return parser
 
 

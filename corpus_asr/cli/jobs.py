@@ -61,26 +61,24 @@ _PIPELINES = {
 
 
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")] = Path(
         "corpus-asr.yaml"
     ),
-    pipeline: Annotated[Job, typer.Option(help="What is to be done.")] = Job.transcribe,
+    pipeline: Annotated[Job, typer.Option(help="Pipeline of the job.")] = Job.transcribe,
     source: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Recordings: a file, folder or glob.")
+        str | None, typer.Option(metavar="URI", help="Recordings: a file, folder or glob.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where the tables go.")
+        str | None, typer.Option(metavar="FOLDER", help="Folder of the tables.")
     ] = None,
     model: Model = None,
-    full: Annotated[bool, typer.Option("--full", help="Every key, not only the usual ones.")] = (
-        False
-    ),
+    full: Annotated[
+        bool, typer.Option("--full", help="Write all keys, not only the common ones.")
+    ] = (False),
     ask: Annotated[
         bool, typer.Option("--ask", help="Prompt for values that no option sets.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = (
-        False
-    ),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = (False),
 ) -> None:
     """Write the YAML file of a job, with a comment on every key."""
     with readable_errors():
@@ -170,14 +168,17 @@ def run(
     overrides: Overrides = None,
     local: Local = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do again what failed and may go well now.")
+        bool,
+        typer.Option("--retry-failed", help="Retry recordings whose failure is marked retryable."),
     ] = False,
     retry_all_failed: Annotated[
-        bool, typer.Option("--retry-all-failed", help="Do again all that failed, hopeless or not.")
+        bool, typer.Option("--retry-all-failed", help="Retry all failed recordings.")
     ] = False,
     new_run: Annotated[
         bool,
-        typer.Option("--new-run", help="First move results of other settings to OUTPUT/_earlier."),
+        typer.Option(
+            "--new-run", help="Archive results of other settings in OUTPUT/_earlier first."
+        ),
     ] = False,
     steal_lock: StealLock = False,
 ) -> None:
@@ -251,7 +252,7 @@ def plan(
         ),
     ] = False,
 ) -> None:
-    """Show what a run would do: every setting, the listing, what is done already."""
+    """Show what a run would do: all settings, the listing and what is already done."""
     from corpus_asr.config.load import load_config, settings_of
     from corpus_asr.runtime.checkpoints import fetch_checkpoints
     from corpus_asr.storage.run_state.plan import make_plan
@@ -323,7 +324,7 @@ def nightly(
     local: Local = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a job as every night: what is new, within its time and budget, with a summary."""
+    """Run a job for new recordings, within time and failure limits, and write a summary."""
     from corpus_asr.config.load import load_config
     from corpus_asr.pipelines.nightly import run as run_night
     from corpus_asr.report.nightly import as_data, markdown
@@ -352,7 +353,7 @@ def label(
     steal_lock: StealLock = False,
     as_json: AsJson = False,
 ) -> None:
-    """Select training data from what a run has transcribed, and write it; transcribes nothing."""
+    """Select training data from the transcripts of a run and write a dataset."""
     from corpus_asr.config.load import load_config
     from corpus_asr.config.run import PSEUDO_LABEL, PseudoLabelConfig
 

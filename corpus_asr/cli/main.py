@@ -37,10 +37,11 @@ def main() -> None:
 @app.callback()
 def logging_options(
     log_format: Annotated[
-        LogFormat | None, typer.Option(help="How stderr looks: text, or a JSON object per line.")
+        LogFormat | None,
+        typer.Option(help="Log format on stderr: text, or one JSON object per line."),
     ] = None,
     log_level: Annotated[
-        LogLevel | None, typer.Option(help="What is logged at least; default: warning.")
+        LogLevel | None, typer.Option(help="Minimum log level; default: warning.")
     ] = None,
 ) -> None:
     """Set up logging; CORPUS_ASR_LOG_FORMAT and CORPUS_ASR_LOG_LEVEL say the same."""
@@ -68,7 +69,7 @@ def convert(
         typer.Option(help="float32, float16, bfloat16 or int8; default: as stored."),
     ] = None,
     max_shard_size: Annotated[
-        str, typer.Option(help="Size of one file of weights in a folder.")
+        str, typer.Option(help="Maximum size of a weights file in a folder.")
     ] = "5GB",
     tokenizer: Annotated[
         Path | None,

@@ -117,13 +117,13 @@ Config = Annotated[str, config_file("such as configs/podcasts.yaml")]
 Overrides = Annotated[list[str] | None, overrides_of("Override a key, such as extract.part_s=300.")]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
 StealLock = Annotated[
-    bool, typer.Option("--steal-lock", help="Take over a lock without a sign of life for 90 s.")
+    bool, typer.Option("--steal-lock", help="Take over a lock whose heartbeat stopped 90 s ago.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 OutputUri = Annotated[
-    str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
+    str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, finished or not.")
 ]
-EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")]
+EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint; default: Amazon's.")]
 Languages = Annotated[
     list[str] | None, typer.Option(help="Only segments in this language, such as en.")
 ]
@@ -138,9 +138,7 @@ DropKnownHallucinations = Annotated[
         help='Without segments that say "Thanks for watching!" or its like and nothing else.',
     ),
 ]
-MinConfidence = Annotated[
-    float, typer.Option(help="Only segments of this confidence or more, 0-1.")
-]
+MinConfidence = Annotated[float, typer.Option(help="Minimum confidence of a segment, from 0 to 1.")]
 
 
 def progress_lines() -> TextIO | None:

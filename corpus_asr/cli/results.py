@@ -43,7 +43,7 @@ def status(
         bool, typer.Option("--watch", help="Refresh every 5 s until the run ends.")
     ] = False,
 ) -> None:
-    """Show whether a run lives, how far it is, where its time goes and what has failed."""
+    """Show the state, progress, bottleneck and failures of a run."""
     from corpus_asr.report.status import as_data, load_status, render
     from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -83,36 +83,43 @@ def export(
         str, typer.Option("--to", metavar="FOLDER", help="Folder of the files: any URI.")
     ],
     formats: Annotated[
-        list[FormatName], typer.Option("--format", help="What to write; may be given repeatedly.")
+        list[FormatName], typer.Option("--format", help="Format of the files; may be repeated.")
     ],
     single: Annotated[
-        bool, typer.Option("--single", help="One file for all recordings; not of srt and vtt.")
+        bool,
+        typer.Option("--single", help="Write one file for all recordings; not for srt and vtt."),
     ] = False,
     language: Languages = None,
     uri: Uris = None,
     min_confidence: MinConfidence = 0.0,
     drop_known_hallucinations: DropKnownHallucinations = False,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Also recordings that are not done yet.")
+        bool, typer.Option("--partial", help="Include unfinished recordings.")
     ] = False,
     max_line_chars: Annotated[
-        int | None, typer.Option(help="Characters of a line.", rich_help_panel=_PANEL)
+        int | None, typer.Option(help="Maximum characters per line.", rich_help_panel=_PANEL)
     ] = None,
     max_lines: Annotated[
-        int | None, typer.Option(help="Lines shown at a time.", rich_help_panel=_PANEL)
+        int | None, typer.Option(help="Maximum lines per cue.", rich_help_panel=_PANEL)
     ] = None,
     max_duration_s: Annotated[
-        float | None, typer.Option(help="How long lines are shown.", rich_help_panel=_PANEL)
+        float | None,
+        typer.Option(help="Maximum duration of a cue in seconds.", rich_help_panel=_PANEL),
     ] = None,
     min_duration_s: Annotated[
-        float, typer.Option(help="How long, at least, if there is time.", rich_help_panel=_PANEL)
+        float,
+        typer.Option(
+            help="Minimum duration of a cue in seconds, if there is time.", rich_help_panel=_PANEL
+        ),
     ] = 0.0,
     min_gap_s: Annotated[
-        float, typer.Option(help="Pause before the next lines.", rich_help_panel=_PANEL)
+        float, typer.Option(help="Pause in seconds before the next cue.", rich_help_panel=_PANEL)
     ] = 0.0,
     words: Annotated[
         WordsName,
-        typer.Option(help="How the spoken word is shown, with word times.", rich_help_panel=_PANEL),
+        typer.Option(
+            help="Style of the spoken word; needs word timestamps.", rich_help_panel=_PANEL
+        ),
     ] = WordsName.plain,
     endpoint_url: EndpointUrl = None,
 ) -> None:
@@ -172,22 +179,24 @@ def evaluate(
         typer.Option(metavar="MANIFEST", help="A .jsonl, .csv or .parquet of uri (or path), text."),
     ],
     against: Annotated[
-        str | None, typer.Option(metavar="OUTPUT_URI", help="Another run to compare with.")
+        str | None,
+        typer.Option(metavar="OUTPUT_URI", help="Output folder of a second run to compare with."),
     ] = None,
     max_wer: Annotated[
-        float | None, typer.Option(help="Exit with 1 above this word error rate, such as 0.12.")
+        float | None,
+        typer.Option(help="Exit with code 1 above this word error rate, such as 0.12."),
     ] = None,
     max_cer: Annotated[
-        float | None, typer.Option(help="Exit with 1 above this character error rate.")
+        float | None, typer.Option(help="Exit with code 1 above this character error rate.")
     ] = None,
     not_worse: Annotated[
         bool,
-        typer.Option("--not-worse", help="Exit with 1 if it is clearly worse than --against."),
+        typer.Option("--not-worse", help="Exit with code 1 if significantly worse than --against."),
     ] = False,
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="Fit confidence to this run, for later runs of its model."
+            "--calibrate", help="Fit confidence to this run, for later runs of the model."
         ),
     ] = False,
     language: Annotated[
@@ -196,7 +205,7 @@ def evaluate(
     endpoint_url: EndpointUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a run's transcripts with references: word and character error rates."""
+    """Compute word and character error rates of a run against references."""
     if not_worse and against is None:
         raise typer.BadParameter("--not-worse needs --against: the run that is good enough")
     with readable_errors():
@@ -262,10 +271,12 @@ def report(
     as_json: AsJson = False,
     page: Annotated[
         str | None,
-        typer.Option("--html", metavar="FILE", help="Write the run's page there: charts, samples."),
+        typer.Option(
+            "--html", metavar="FILE", help="Write an HTML report with charts and samples."
+        ),
     ] = None,
 ) -> None:
-    """Show what a run has done so far, what failed, and whether every file is accounted for."""
+    """Show the results, failures and file accounting of a run."""
     from corpus_asr.report.html.page import write_page
     from corpus_asr.report.run import as_data, load_report, render
     from corpus_asr.storage.run_state.run_files import REPORT_NAME
@@ -287,7 +298,7 @@ def show(
     drop_known_hallucinations: DropKnownHallucinations = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
-    """Print the transcripts of a run with their times, as far as it is."""
+    """Print the transcripts of a run with timestamps."""
     from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
     from corpus_asr.report.text import Format, printer
     from corpus_asr.segments import Transcript
@@ -321,7 +332,9 @@ def view(
     output_uri: OutputUri,
     port: Annotated[
         int | None,
-        typer.Option(help=f"Where to listen; default: {USUAL_PORT}, or any if that is taken."),
+        typer.Option(
+            help=f"Port to bind to; default: {USUAL_PORT}, or a free one if it is in use."
+        ),
     ] = None,
     host: Annotated[
         str,
@@ -340,13 +353,13 @@ def view(
         ),
     ] = None,
     endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint of the output, where it is not Amazon's.")
+        str | None, typer.Option(help="S3 endpoint of the output; default: Amazon's.")
     ] = None,
     audio_endpoint_url: Annotated[
         str | None, typer.Option(help="S3 endpoint of the recordings; default: the run's.")
     ] = None,
 ) -> None:
-    """Search a run's transcripts in a browser, click a word and hear it."""
+    """Search the transcripts of a run in a browser and play the audio."""
     with readable_errors():
         import asyncio
         from contextlib import ExitStack, closing

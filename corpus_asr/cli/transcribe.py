@@ -22,7 +22,7 @@ from corpus_asr.report.text import Format, printer
 
 
 class DtypeName(StrEnum):
-    """In which numbers a model computes; the same as `model.dtype`."""
+    """Data type of a model; the same as `model.dtype`."""
 
     auto = "auto"
     float32 = "float32"
@@ -53,7 +53,7 @@ def transcribe(
         str,
         typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=complete_device),
     ] = "auto",
-    dtype: Annotated[DtypeName, typer.Option(help="In which numbers it computes.")] = (
+    dtype: Annotated[DtypeName, typer.Option(help="Data type of weights and computation.")] = (
         DtypeName.auto
     ),
     overrides: Annotated[
@@ -64,7 +64,7 @@ def transcribe(
         Format, typer.Option("--format", help="txt: lines of text; jsonl: one object per file.")
     ] = Format.txt,
 ) -> None:
-    """Transcribe a few files and print the text with its times."""
+    """Transcribe a few files and print the text with timestamps."""
     from corpus_asr.config.load import decoding_from, decoding_options
 
     with readable_errors():

@@ -65,7 +65,7 @@ Seconds = Annotated[float, Field(ge=0.0)]
 
 
 class DecodingSettings(Settings):
-    """Everything that changes the text for given features and weights."""
+    """Settings that change the text."""
 
     language: str | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
     """Language: `auto` (detected), a code or name such as `en` or `English`, or a list of

@@ -21,7 +21,7 @@ SIDECAR_PATTERNS = tuple(
 
 
 class SourceSettings(Settings):
-    """Which recordings: addresses to list, or a manifest that names them."""
+    """Recordings to transcribe: URIs to list, or a manifest."""
 
     uri: Texts = ()
     """Recordings: files, folders (all objects below them) or globs (`**` crosses folders), of any
@@ -48,7 +48,7 @@ class SourceSettings(Settings):
 
 
 class ExtractSettings(Settings):
-    """From bytes to features, on CPUs."""
+    """Decoding, speech detection and feature extraction, on CPUs."""
 
     part_s: float = Field(default=600.0, ge=30.0, le=3600.0)
     """Maximum length in seconds of a part, the unit of transcription and retry; longer recordings
@@ -79,12 +79,13 @@ class ExtractSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """Which weights."""
+    """Model weights."""
 
     checkpoint: str = PACKAGED_CHECKPOINT
     """Checkpoint: a folder, an fsspec URI or a name. whisper-tiny.en (English, 39M parameters) is
-    packaged. base (74M), small (244M), medium (769M), turbo (809M), large-v3 (1550M) and any
-    OWNER/NAME are downloaded from the Hugging Face Hub."""
+    packaged. base (74M), small (244M), medium (769M), turbo (809M) and large-v3 (1550M) are
+    multilingual and more accurate; these and any OWNER/NAME are downloaded from the Hugging Face
+    Hub."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; null: the main branch."""
     by_language: dict[str, str] = Field(default_factory=dict)
@@ -107,7 +108,7 @@ class ModelSettings(Settings):
 
 
 class TranscribeSettings(Settings):
-    """How much hardware the model gets; never changes results."""
+    """Hardware of the model; does not change results."""
 
     slots: PositiveInt | Auto = "auto"
     """Number of windows decoded at once by each worker; `auto`: as many as fit its memory."""
@@ -120,7 +121,7 @@ class TranscribeSettings(Settings):
 
 
 class OutputSettings(Settings):
-    """Where the tables go."""
+    """Output tables."""
 
     uri: str
     """Folder of the output tables, of any fsspec scheme; one folder per job."""
@@ -134,7 +135,7 @@ class OutputSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    """Which Ray."""
+    """Ray cluster."""
 
     address: str = Field(default="local", pattern=r"^(local|auto|[^:/\s]+:\d+)$")
     """Ray cluster: `local` starts Ray on this machine, `auto` joins the cluster this machine
@@ -153,7 +154,7 @@ class ClusterSettings(Settings):
 
 
 class ClassificationSettings(Settings):
-    """Everything that changes the labels for given features and weights."""
+    """Settings that change labels."""
 
     task: Literal["language", "classify"] = "language"
     """Task: `language` identifies the spoken language with any multilingual Whisper checkpoint;
@@ -178,7 +179,7 @@ class ClassificationSettings(Settings):
 
 
 class NightlySettings(Settings):
-    """Read by `corpus-asr nightly` alone; nothing here changes what a transcript says."""
+    """Settings of `corpus-asr nightly` only; none changes a transcript."""
 
     stop_after_h: float | None = Field(default=None, gt=0)
     """Time limit in hours. After it no new work starts, work in progress gets up to ten more
@@ -290,7 +291,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class SelectionSettings(Settings):
-    """Which segments are kept: all that no rule drops. Nothing here needs a new transcription."""
+    """Rules that select segments; changing them needs no new transcription."""
 
     min_duration_s: Rate = 0.3
     """Minimum duration in seconds."""
@@ -347,7 +348,7 @@ class SelectionSettings(Settings):
 
 
 class DatasetSettings(Settings):
-    """What is written, and where."""
+    """Dataset to write."""
 
     uri: str
     """Folder of the dataset, of any fsspec scheme."""

@@ -12,7 +12,7 @@ from corpus_asr.config.load import load_config, written
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 
 CHOSEN = {"source.uri": "audio", "model.checkpoint": "openai/whisper-tiny", "output.uri": "out"}
-COMMENTED_KEY = re.compile(r"^  # (?=\w+: )", re.MULTILINE)
+COMMENTED_KEY = re.compile(r"^  # (?!null: )(?=[a-z_]+: )", re.MULTILINE)
 
 
 def call(*arguments: str, answers: str = "") -> Result:

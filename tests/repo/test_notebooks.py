@@ -216,7 +216,7 @@ def test_a_run_is_read(kernel: Kernel, runs: dict[str, Path]):
     tables = "\n".join(outputs_of(found, "text/html"))
     assert "not_audio" in tables  # the broken file
     assert "<audio" in tables
-    assert "estimated share of right words" in tables
+    assert "estimated fraction of correct words" in tables
     assert number(r"\n(\d+)\n00:00:\d\d,\d+ --> ", found) == 1
     assert len(outputs_of(found, "image/png")) == NUM_PLOTS["01"]
 

@@ -163,6 +163,14 @@ def test_words_ids_and_pairs_of_words_are_texts_too(pair: TokenizerPair) -> None
     pair.agree("encode", WORDS[0], WORDS[1], return_tensors="pt")
 
 
+def test_rows_are_padded_later_the_same(pair: TokenizerPair) -> None:
+    rows = [pair.theirs(text) for text in TEXTS[2:5]]
+    for options in ({}, {"padding": "max_length", "max_length": 40}, {"pad_to_multiple_of": 16}):
+        pair.agree("pad", [dict(row) for row in rows], **options)
+        pair.agree("pad", {"input_ids": [row["input_ids"] for row in rows]}, **options)
+    pair.agree("pad", [dict(row) for row in rows], return_tensors="pt")
+
+
 def test_special_tokens_stand_around_texts_as_in_the_reference(pair: TokenizerPair) -> None:
     for second in (None, [8, 9]):
         pair.agree("build_inputs_with_special_tokens", [5, 6], second)

@@ -1,0 +1,328 @@
+"""Build the site from the repository: pages of the reference, and files that guides link to.
+
+MkDocs calls `on_files` and `on_page_markdown`. The reference is generated from the package, so it
+cannot differ from it. Links that lead out of `docs/` lead to copies below `repository/`.
+"""
+
+import inspect
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from corpus_asr import failure_kinds, schemas
+from corpus_asr.cli.main import app
+from corpus_asr.config.decoding import section_of
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.run import PseudoLabelConfig, RunConfig
+from corpus_asr.runtime import coordinator
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COPIES = "repository"
+_FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s#]*)(#[^)\s]*)?\)")
+_HOME = {"README.md": "index.md", "docs/README.md": "guides.md"}
+
+EXAMPLES = {
+    "transcribe": "corpus-asr transcribe talk.mp3 --model small --language German",
+    "init": "corpus-asr init job.yaml --source 's3://podcasts/**/*.mp3' --output s3://transcripts",
+    "plan": "corpus-asr plan job.yaml --check",
+    "run": "corpus-asr run job.yaml --set decoding.language=en",
+    "nightly": "corpus-asr nightly job.yaml",
+    "status": "corpus-asr status s3://transcripts --watch",
+    "report": "corpus-asr report s3://transcripts --html report.html",
+    "show": "corpus-asr show s3://transcripts --uri '*/talk.mp3'",
+    "export": "corpus-asr export s3://transcripts --to subtitles --format srt",
+    "evaluate": "corpus-asr evaluate s3://transcripts --references references.jsonl",
+    "view": "corpus-asr view s3://transcripts",
+    "label": "corpus-asr label pseudo_label.yaml",
+    "finetune": "corpus-asr finetune finetune.yaml",
+    "bench": "corpus-asr bench talk.mp3 --model small",
+    "convert": "corpus-asr convert large-v3.pt whisper-large-v3",
+}
+TABLES = {
+    "segments": (schemas.SEGMENTS, "One row per segment of a transcription."),
+    "labels": (schemas.LABELS, "One row per window and label of a classification."),
+    "outcomes": (schemas.OUTCOMES, "One row per part of a recording."),
+    "recordings": (schemas.RECORDINGS, "One row per recording of a finished run."),
+    "selection": (schemas.SELECTION, "One row per segment that `corpus-asr label` examined."),
+    "examples": (schemas.EXAMPLES, "One row per example of a dataset."),
+}
+JOBS: dict[str, tuple[type[BaseModel], str]] = {
+    "run": (RunConfig, "`corpus-asr plan`, `run` and `nightly` read these sections."),
+    "pseudo_label": (PseudoLabelConfig, "`corpus-asr label` also reads these sections."),
+    "finetune": (FinetuneConfig, "`corpus-asr finetune` reads these sections."),
+}
+_SETTING = ("Key", "Value", "Description")
+PYTHON = {
+    "Transcriber": ("corpus_asr.runtime.transcriber.Transcriber",),
+    "Results": ("corpus_asr.segments",),
+    "Pipeline": ("corpus_asr.models.speech_pipeline",),
+    "Errors": ("corpus_asr.errors",),
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages, the home page, and files that pages link to."""
+    pages: dict[str, Callable[[], str]] = {
+        "settings": settings, "commands": commands, "tables": tables, "failures": failures,
+        "metrics": metrics, "python": python,
+    }  # fmt: skip
+    for name, write in pages.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=write()))
+    open_paths = [file.src_uri for file in files.documentation_pages()]
+    queue = ["README.md", *(f"docs/{path}" for path in open_paths if "reference/" not in path)]
+    seen = set(queue)
+    for path in queue:  # grows while it is read
+        source = REPOSITORY / path
+        place = _place(path)
+        if source.is_dir():
+            entries = [child.name + "/" * child.is_dir() for child in sorted(source.iterdir())]
+            listing = "\n".join(f"- `{entry}`" for entry in entries if entry[0] not in "._")
+            files.append(File.generated(config, place, content=f"# {path}\n\n{listing}\n"))
+            continue
+        if files.get_file_from_path(place) is None:
+            content = source.read_text() if source.suffix == ".md" else source.read_bytes()
+            files.append(File.generated(config, place, content=content))
+        if source.suffix == ".md":
+            targets = [target for target, _ in _links(path)]
+            queue += [each for each in dict.fromkeys(targets) if each not in seen]
+            seen.update(targets)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point relative links of the repository's files at the site's pages."""
+    place = page.file.src_uri
+    source = _source(place)
+    if source is None:
+        return markdown
+    parts = _FENCED.split(markdown)
+    parts[::2] = [
+        _LINK.sub(lambda link: _moved(link, source=source, place=place), part)
+        for part in parts[::2]
+    ]
+    return "".join(parts)
+
+
+def _links(path: str) -> Iterator[tuple[str, str]]:
+    text = _FENCED.sub("", (REPOSITORY / path).read_text())
+    for target, anchor in _LINK.findall(text):
+        if target and "://" not in target and not target.startswith("mailto:"):
+            found = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+            if not (REPOSITORY / found).exists():
+                raise FileNotFoundError(f"{path} links to {target}: found no such file")
+            yield found, anchor
+
+
+def _place(path: str) -> str:
+    """Return where a file of the repository lies in the site."""
+    if path in _HOME:
+        return _HOME[path]
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    is_folder = (REPOSITORY / path).is_dir()
+    return f"{COPIES}/{path}/index.md" if is_folder else f"{COPIES}/{path}"
+
+
+def _source(place: str) -> str | None:
+    """Return the file of the repository that a page shows; None for a generated one."""
+    back = {site: path for path, site in _HOME.items()}
+    if place.startswith("reference/"):
+        return None
+    if place.startswith(f"{COPIES}/"):
+        path = place.removeprefix(f"{COPIES}/")
+        return path if (REPOSITORY / path).exists() else None
+    return back.get(place, f"docs/{place}")
+
+
+def _moved(link: re.Match[str], *, source: str, place: str) -> str:
+    target, anchor = link[1], link[2] or ""
+    if not target or "://" in target or target.startswith("mailto:"):
+        return link[0]
+    found = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    return f"]({posixpath.relpath(_place(found), posixpath.dirname(place) or '.')}{anchor})"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    def line(cells: tuple[str, ...]) -> str:
+        return (
+            "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+        )
+
+    return "\n".join([line(header), line(("---",) * len(header)), *map(line, rows)]) + "\n"
+
+
+def settings() -> str:
+    """Return the page of all settings, from the models that check them."""
+    text = [
+        "# Settings",
+        "A job is one YAML file. `corpus-asr init` writes it with these texts above each key; "
+        "`--set section.key=value` overrides a key.\n",
+    ]
+    shown: set[type[BaseModel]] = set()
+    for name, (model, words) in JOBS.items():
+        text += [f"## {name.replace('_', ' ').capitalize()} jobs", "", words, ""]
+        rows = []
+        for key, field in model.model_fields.items():
+            section = section_of(field)
+            if section is None:
+                rows.append(_setting(key, field))
+            elif section not in shown:
+                shown.add(section)
+                doc = inspect.cleandoc(section.__doc__ or "")
+                keys = [_setting(*item) for item in section.model_fields.items()]
+                text += [f"### {key} {{ #{name}-{key} }}", "", doc, "", _table(_SETTING, keys)]
+        if rows:
+            text += [f"### Top level {{ #{name}-top-level }}", "", _table(_SETTING, rows)]
+    return "\n".join(text)
+
+
+def _setting(key: str, field: FieldInfo) -> tuple[str, ...]:
+    bounds = [
+        f"{sign} {getattr(each, name):g}"
+        for each in field.metadata
+        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+        if getattr(each, name, None) is not None
+    ]
+    kind = _type_words(field.annotation) + (f", {', '.join(bounds)}" if bounds else "")
+    default = field.get_default(call_default_factory=True)
+    if field.is_required() or default is PydanticUndefined:
+        words = "required"
+    elif isinstance(default, tuple) and len(default) > 8:
+        words = f"default `{default[0]}` and {len(default) - 1} more"
+    else:
+        words = f"default `{_yaml_words(default)}`"
+    return f"`{key}`", f"{kind}; {words}", field.description or ""
+
+
+def _type_words(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    text = re.sub(r"typing\.|Annotated\[(\w+)[^\]]*\]+|NoneType", r"\1", text)
+    if literal := re.findall(r"Literal\[([^\]]*)\]", text):
+        choices = ", ".join(f"`{each.strip(chr(39))}`" for each in ", ".join(literal).split(", "))
+        names = {"int": "integer", "float": "number"}
+        numbers = [words for each, words in names.items() if re.search(rf"\b{each}\b", text)]
+        return f"{choices}{''.join(f' or {each}' for each in numbers)}"
+    if "tuple" in text:
+        return "list of " + ("numbers" if "float" in text else "texts")
+    if "dict" in text:
+        return "map of text to text"
+    words = [each for each in ("bool", "int", "float", "str") if re.search(rf"\b{each}\b", text)]
+    names = {"str": "text", "bool": "true or false", "int": "integer", "float": "number"}
+    words = [names[each] for each in words]
+    return " or ".join(words + ["null"] * ("None" in text)) or text
+
+
+def _yaml_words(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_yaml_words, value))}]"
+    return str(value) if value != {} else "{}"
+
+
+def commands() -> str:
+    """Return the page of all commands, from the command line itself."""
+    group: Any = typer.main.get_command(app)
+    text = [
+        "# Commands",
+        "`corpus-asr COMMAND --help` prints the same. See [exit codes](failures.md#exit-codes).\n",
+    ]
+    for name, command in group.commands.items():
+        text += [f"## {name}", "", inspect.cleandoc(command.help or ""), "",
+                 "```console", f"$ {EXAMPLES[name]}", "```", ""]  # fmt: skip
+        rows = [_parameter(each) for each in command.params if not getattr(each, "hidden", False)]
+        text += [_table(("Option", "Value", "Default", "Description"), rows), ""]
+    return "\n".join(text)
+
+
+def _parameter(parameter: Any) -> tuple[str, ...]:
+    is_option = parameter.opts[0].startswith("-")
+    names = ", ".join(f"`{each}`" for each in (*parameter.opts, *parameter.secondary_opts))
+    label = names if is_option else f"`{parameter.metavar or parameter.name.upper()}`"
+    kind = parameter.type_descriptor.annotation
+    members = getattr(kind, "__members__", {})
+    value = ", ".join(f"`{each.value}`" for each in members.values())
+    value = value or ("flag" if kind is bool else _type_words(kind))
+    default = parameter.default
+    if parameter.required:
+        words = "required"
+    elif default is None or callable(default) or default in (False, (), []):
+        words = ""
+    else:
+        words = f"`{getattr(default, 'value', default)}`"
+    return label, value, words, getattr(parameter, "help", "") or ""
+
+
+def tables() -> str:
+    """Return the page of all table columns, from the schemas that are written."""
+    text = [
+        "# Tables",
+        "All tables are Parquet files. The meaning and unit of each column are also in the "
+        "of the field. [Reading the tables](../reading.md) has queries.\n",
+    ]
+    for name, (schema, words) in TABLES.items():
+        rows = []
+        for field in schema:
+            metadata = {
+                key.decode(): value.decode() for key, value in (field.metadata or {}).items()
+            }
+            rows.append((f"`{field.name}`", f"`{_arrow_words(field.type)}`",
+                         metadata.get("unit", ""), metadata.get("doc", "")))  # fmt: skip
+        text += [f"## {name}", "", words, "", _table(("Column", "Type", "Unit", "Meaning"), rows)]
+    return "\n".join(text)
+
+
+def _arrow_words(kind: pa.DataType) -> str:
+    return re.sub(r"<(element|item): ", "<", str(kind))
+
+
+def failures() -> str:
+    """Return the page of exit codes and failure kinds."""
+    reliability = (REPOSITORY / "docs" / "reliability.md").read_text()
+    codes = re.search(r"## Exit codes\n\n(\|.*?)\n\n", reliability, re.DOTALL)
+    if codes is None:
+        raise ValueError("docs/reliability.md: found no table below '## Exit codes', expected one")
+    rows = [
+        (f"`{kind.name}`", kind.title, kind.advice, "yes" if kind.retryable else "no")
+        for kind in sorted(failure_kinds._KINDS, key=lambda kind: kind.name)
+    ]
+    header = ("Kind", "Meaning", "What to do", "Retryable")
+    return "\n".join(["# Exit codes and failures", "", "## Exit codes", "", codes[1], "",
+                      "## Failure kinds", "", "Column `error_kind` of the tables `outcomes` and "
+                      "`recordings` holds a kind. `--retry-failed` retries the retryable kinds.",
+                      "", _table(header, rows)])  # fmt: skip
+
+
+def metrics() -> str:
+    """Return the page of metrics, from the coordinator that exports them."""
+    kinds = {"counter": (*coordinator.COMMITTED, *coordinator.WORKED, coordinator.RECORDINGS),
+             "gauge": coordinator.NOW, "histogram": (coordinator.COMMIT_SECONDS,)}  # fmt: skip
+    rows = [
+        (f"`ray_{coordinator.PREFIX}{metric.name}`", kind, metric.description)
+        for kind, found in kinds.items()
+        for metric in found
+    ]
+    return "\n".join(["# Metrics", "", "Ray exports these to Prometheus when `ray[default]` is "
+                      "installed. See [monitoring](../watching.md).", "",
+                      _table(("Metric", "Type", "Meaning"), rows)])  # fmt: skip
+
+
+def python() -> str:
+    """Return the page of the Python API, which mkdocstrings fills from docstrings."""
+    text = ["# Python", "", "The classes of transformers are listed in "
+            "[Transformers compatibility](../transformers.md).", ""]  # fmt: skip
+    for title, names in PYTHON.items():
+        text += [f"## {title}", "", *(f"::: {name}\n" for name in names)]
+    return "\n".join(text)
