@@ -265,7 +265,7 @@ EXAMPLES = _schema(
     _field("temperature", pa.float32(), "sampling temperature; greatest of its segments"),
     _field("disagreement", pa.float32(), f"{_DISAGREEMENT}; greatest of its segments"),
     _field("wer", pa.float32(), f"{_WER}; greatest of its segments"),
-    _field("reference", pa.string(), "existing transcript, where the example holds all that was "
-           "heard in its recording; else null"),
+    _field("reference", pa.string(), "existing transcript if the example covers the whole "
+           "recording; else null"),
     *_MODEL,
 )  # fmt: skip

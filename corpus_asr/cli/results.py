@@ -424,7 +424,7 @@ def _tell(url: str, *, host: str) -> None:
         here_only = host == "localhost"
     if not here_only:
         say(
-            f"warning: --host {host} lets other machines in: whoever has the address above can "
-            "read all transcripts and hear all recordings of this run, over a connection that is "
+            f"warning: --host {host} admits other machines: anyone with the URL above can "
+            "read all transcripts and play all recordings of this run, over a connection that is "
             "not encrypted"
         )

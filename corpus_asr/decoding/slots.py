@@ -476,7 +476,7 @@ class SlotScheduler:
             if not self._queues:
                 raise  # fewer slots may fit
             raise EngineError(
-                f"allocating {places} places for {search.num_beams} beams beside {self._slots} "
+                f"allocating {places} places for {search.num_beams} beams, besides {self._slots} "
                 f"slots on {self._model.device}: {error}; use fewer slots"
             ) from error
 

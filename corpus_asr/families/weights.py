@@ -277,7 +277,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if outside:
         raise CheckpointError(
             f"reading {index}: found the shards {listed(sorted(outside))}, expected names of "
-            f"files beside the index. Refused: an index must not point outside its folder"
+            f"files next to the index. Refused: an index must not point outside its folder"
         )
     return file_of
 

@@ -82,8 +82,8 @@ class AutomaticSpeechRecognitionPipeline:
         for name in ("feature_extractor", "tokenizer"):
             if getattr(self, name) is None:
                 raise ValueError(
-                    f"making a pipeline: found no {name}, expected one beside a model that is "
-                    f"loaded already; pass {name}= or processor="
+                    f"making a pipeline: found no {name}, expected one with a model that is "
+                    f"already loaded; pass {name}= or processor="
                 )
         self.processor = processor
         self.task = task
@@ -179,14 +179,17 @@ def pipeline(
     Args:
         model: a folder, a URI or a Hugging Face Hub model ID; or a model that is loaded already.
         config: instead of the checkpoint's own.
-        tokenizer, feature_extractor: loaded, or where they are; None takes the model's.
+        tokenizer: loaded, or its folder, URI or model ID; None takes the model's.
+        feature_extractor: loaded, or its folder, URI or model ID; None takes the model's.
         processor: both at once, loaded.
-        use_fast, trust_remote_code: without effect: no code of a checkpoint is run.
+        use_fast: without effect.
+        trust_remote_code: without effect; code of a checkpoint is never run.
         device: `cpu`, `cuda`, `cuda:N`, or a GPU's number; -1 is the CPU. None takes the first GPU
             there is for a model that is loaded by name, and leaves other models where they are.
         dtype: of the weights; `auto` takes the checkpoint's.
-        device_map, model_kwargs: of the model's `from_pretrained`; the former excludes `device`.
-        kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
+        device_map: argument of the model's `from_pretrained`; excludes `device`.
+        model_kwargs: arguments of the model's `from_pretrained`.
+        **kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
             `torch_dtype` (the older name of `dtype`), and defaults of every call.
 
     Raises:

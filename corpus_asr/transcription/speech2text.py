@@ -281,7 +281,7 @@ class _Rules(OpenAIRules):
                 segments += [] if segment is None else [segment]
         return segments
 
-    def _window(self, heard: Float32[np.ndarray, "heard mel"], start: int, end: int) -> Window:
+    def _window(self, heard: Float32[np.ndarray, "valid mel"], start: int, end: int) -> Window:
         prompt_format = self._prompt_format
         spoken = self.settings.language
         return Window(

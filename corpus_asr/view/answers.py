@@ -134,7 +134,7 @@ class Answers:
             "ready": view.texts is not None,
             "rows_read": view.rows_read,
             "recordings": table.num_rows,
-            "passages": pc.sum(table["segments"]).as_py() or 0,
+            "segments": pc.sum(table["segments"]).as_py() or 0,
             "duration_s": pc.sum(table["duration_s"]).as_py() or 0.0,
             "states": {state.value: counts.get(state.value, 0) for state in State},
             "languages": _counted(table["language"]),
@@ -172,7 +172,7 @@ class Answers:
             "address": visible(without_secrets(row["uri"])),
             "finished": catalogue.finished,
             "decode_errors": row["decode_errors"] or 0,
-            "passages": transcript.rows.num_rows,
+            "segments": transcript.rows.num_rows,
             "block_rows": BLOCK_ROWS,
             "block_starts_s": transcript.block_starts_s,
             "has_words": transcript.has_words,
@@ -190,10 +190,10 @@ class Answers:
             }
         return answer
 
-    def passages(self, request: Request) -> dict[str, Any]:
+    def segments(self, request: Request) -> dict[str, Any]:
         """Return a block of a recording's segments."""
         block = self.transcripts.read(*self._named(request)).block(request.block)
-        return {"passages": [_passage(row, request.query) for row in block]}
+        return {"segments": [_segment(row, request.query) for row in block]}
 
     def unsure(self, request: Request) -> dict[str, Any]:
         """Find the next or previous word of low confidence."""
@@ -270,7 +270,7 @@ def _rows(recordings: pa.Table, positions: list[int]) -> list[dict[str, Any]]:
             "id": row["recording_id"],
             "name": visible(without_secrets(row["uri"].removeprefix(folder))),
             "state": state,
-            "passages": row["segments"],
+            "segments": row["segments"],
             **{name: row[name] for name in same},
         }
         for row, state in zip(rows.to_pylist(), states(rows).to_pylist(), strict=True)
@@ -287,7 +287,7 @@ def _hit(hit: Hit, row: Mapping[str, Any], query: Query) -> dict[str, Any]:
     }
 
 
-def _passage(row: Mapping[str, Any], query: Query) -> dict[str, Any]:
+def _segment(row: Mapping[str, Any], query: Query) -> dict[str, Any]:
     """Return a segment with its words, or its pieces; each says whether it matches."""
     text = row["text"] or ""
     pieces = query.pieces(text) if query.wanted else [(text, False)]

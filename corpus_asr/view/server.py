@@ -38,7 +38,7 @@ _PAGES = {"": "index.html", "recording": "recording.html"} | {
                  "recording.js")
 }  # fmt: skip
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-_ANSWERS = frozenset({"run", "recordings", "search", "recording", "passages", "unsure", "sound"})
+_ANSWERS = frozenset({"run", "recordings", "search", "recording", "segments", "unsure", "sound"})
 _TOKEN_BYTES = 16
 # Requests of one decoder wait in a thread each; other requests are not to wait for these.
 _THREADS = 32

@@ -32,7 +32,7 @@ def page(browser: Chromium, shown: Shown) -> Iterator[Page]:
 
 def read(page: Page, shown: Shown, name: str, rest: str = "") -> None:
     page.go(f"{shown.url}recording?id={shown.id(name)}{rest}")
-    page.wait_for(f"document.querySelector('.passage') && {AUDIO}.readyState > 0")
+    page.wait_for(f"document.querySelector('.segment') && {AUDIO}.readyState > 0")
 
 
 def test_from_a_search_to_the_word_that_is_heard(page: Page, shown: Shown) -> None:
@@ -43,7 +43,7 @@ def test_from_a_search_to_the_word_that_is_heard(page: Page, shown: Shown) -> No
     assert page.value("document.querySelector('#results mark').textContent") == "passage7"
     assert page.value("location.search") == "?q=PASSAGE7"
     page.click("#results a")
-    page.wait_for(f"document.querySelector('.passage') && {AUDIO}.readyState > 0")
+    page.wait_for(f"document.querySelector('.segment') && {AUDIO}.readyState > 0")
     assert page.value("document.querySelector('.found').textContent") == "passage7"
     assert page.value(f"{AUDIO}.currentTime") == pytest.approx(14.0, abs=0.05)
     page.click(WORD.format(passage=20, word=2))
@@ -51,9 +51,9 @@ def test_from_a_search_to_the_word_that_is_heard(page: Page, shown: Shown) -> No
     assert page.value(f"{AUDIO}.currentTime") < 50
     assert page.value("location.hash") == "#t=41.00"
     # It goes along: what is marked is what is said now, and it is in view.
-    page.wait_for("document.querySelector('.passage.now').dataset.at >= 22", limit_s=60)
+    page.wait_for("document.querySelector('.segment.now').dataset.at >= 22", limit_s=60)
     spoken_s = page.value(
-        f"[Number(document.querySelector('.passage.now').dataset.at) * 2, {AUDIO}.currentTime]"
+        f"[Number(document.querySelector('.segment.now').dataset.at) * 2, {AUDIO}.currentTime]"
     )
     assert 0 <= spoken_s[1] - spoken_s[0] < 3
     assert page.value(
@@ -78,7 +78,7 @@ def test_keys_go_to_doubtful_words_and_through_time(page: Page, shown: Shown) ->
     page.wait_for(f"{AUDIO}.currentTime < 15.1")
     page.press("p")
     page.wait_for(
-        "document.querySelector('.note').textContent.startsWith('No doubtful word before')"
+        "document.querySelector('.note').textContent.startsWith('No low-confidence word before')"
     )
     page.press(">")
     assert page.value(f"{AUDIO}.playbackRate") == 1.25
@@ -97,7 +97,7 @@ def test_what_browsers_do_not_play_is_decoded(page: Page, shown: Shown) -> None:
 
 def test_hostile_names_and_texts_stay_text(page: Page, shown: Shown) -> None:
     page.click("#results li:nth-child(1) a")
-    page.wait_for("document.querySelector('.passage')")
+    page.wait_for("document.querySelector('.segment')")
     visible = HOSTILE_TEXT.replace("\u202e", "[U+202E]")
     assert page.value("document.querySelector('.said').textContent.trim()") == visible
     assert page.value("document.querySelectorAll('b, img').length") == 0
@@ -110,14 +110,14 @@ def test_a_failure_is_shown_with_advice(page: Page, shown: Shown) -> None:
     text = page.value("document.getElementById('failure').innerText")
     assert "not_audio" in text
     assert "What to do: these are no audio" in text
-    page.wait_for(f"{NOTE}.startsWith('Nothing to hear')")
+    page.wait_for(f"{NOTE}.startsWith('No audio')")
     # One that is missing by now is told where its sound would be.
     path = shown.folder / "plain.wav"
     kept = path.rename(path.with_suffix(".away"))
     try:
         page.go(f"{shown.url}recording?id={shown.id('plain.wav')}")
-        page.wait_for(f"{NOTE}.startsWith('Nothing to hear')")
-        page.wait_for(f"document.querySelectorAll('.passage').length === {PASSAGES}")
+        page.wait_for(f"{NOTE}.startsWith('No audio')")
+        page.wait_for(f"document.querySelectorAll('.segment').length === {PASSAGES}")
     finally:
         kept.rename(path)
 
@@ -127,5 +127,5 @@ def test_nothing_is_wider_than_the_window(page: Page, shown: Shown) -> None:
         page.look(width=width, height=900, dark=dark)
         for address in ("", "?q=peace", f"recording?id={shown.id('plain.wav')}"):
             page.go(shown.url + address)
-            page.wait_for("document.querySelector('#results li, .passage')")
+            page.wait_for("document.querySelector('#results li, .segment')")
             assert page.value("document.documentElement.scrollWidth") <= width

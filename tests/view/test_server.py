@@ -88,7 +88,7 @@ def test_no_path_leads_to_a_file_or_to_what_is_no_answer(shown: Shown) -> None:
 
 
 def test_only_what_the_tables_name_is_read(shown: Shown) -> None:
-    for what in ("audio", "api/sound", "api/recording", "api/passages", "saved"):
+    for what in ("audio", "api/sound", "api/recording", "api/segments", "saved"):
         for name in ("/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/", "0" * 16):
             found = fetch(asked(shown.url, what, id=name, format="srt"))
             assert found.status == 404
@@ -114,19 +114,19 @@ def test_what_cannot_be_answered_is_refused_in_words(shown: Shown) -> None:
         assert not words or words in json.loads(found.body)["error"]
 
 
-def test_a_recording_is_told_with_its_passages_and_words(shown: Shown) -> None:
+def test_a_recording_is_told_with_its_segments_and_words(shown: Shown) -> None:
     told = answer(shown, "recording", id=shown.id("plain.wav"))
-    assert (told["passages"], told["has_words"], told["state"]) == (PASSAGES, True, "done")
+    assert (told["segments"], told["has_words"], told["state"]) == (PASSAGES, True, "done")
     assert told["name"] == "plain.wav"
-    # The page marks words and passages by these.
+    # The page marks words and segments by these.
     assert (told["low_confidence"], told["high_confidence"]) == (LOW_CONFIDENCE, HIGH_CONFIDENCE)
-    passages = answer(shown, "passages", id=told["id"], block=0, q="passage7 peace")["passages"]
-    assert len(passages) == PASSAGES
-    words = passages[7]["words"]
+    segments = answer(shown, "segments", id=told["id"], block=0, q="passage7 peace")["segments"]
+    assert len(segments) == PASSAGES
+    words = segments[7]["words"]
     assert [word[0] for word in words] == [" This", " is", " passage7", " peace"]
     assert [word[4] for word in words] == [False, False, True, True]
     assert [word[1] for word in words] == [14.0, 14.5, 15.0, 15.5]
-    assert answer(shown, "passages", id=told["id"], block=9)["passages"] == []
+    assert answer(shown, "segments", id=told["id"], block=9)["segments"] == []
     assert answer(shown, "unsure", id=told["id"])["at_s"] == 15.0
     assert answer(shown, "unsure", id=told["id"], **{"from": 15.0})["at_s"] is None
     assert answer(shown, "unsure", id=told["id"], back=1, **{"from": 59})["at_s"] == 15.0

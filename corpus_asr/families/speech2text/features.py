@@ -107,7 +107,7 @@ class Speech2TextPartFeatures:
 
     def window(
         self, features: Float16[np.ndarray, "frame mel"], start: int, end: int
-    ) -> Float32[np.ndarray, "heard mel"]:
+    ) -> Float32[np.ndarray, "valid mel"]:
         """Cut the frames from one 10 ms hop to another, normalised over themselves.
 
         Source: equal to `transformers.Speech2TextFeatureExtractor` on the same samples, but for the

@@ -193,7 +193,7 @@ class WhisperClassifierSlots:
     ) -> Float[Tensor, "batch 1 label"]:
         if num_frames is not None:
             raise ValueError(
-                f"classifying {len(features)} windows: found parts of them to be heard, expected "
+                f"classifying {len(features)} windows: found num_frames, expected "
                 "whole windows; leave num_frames out"
             )
         features = features.to(self.device, self._model.dtype)

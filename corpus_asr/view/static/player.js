@@ -57,8 +57,8 @@ export class Player {
     }
     if (this.id !== id) return undefined;
     this.audio.hidden = this.choices.hidden = !["ok", "changed"].includes(told.state);
-    if (this.audio.hidden) return this.say(`Nothing to hear: ${told.message}`);
-    if (told.state === "changed") this.say("This recording is another one than was transcribed: what you hear may not be what you read.");
+    if (this.audio.hidden) return this.say(`No audio: ${told.message}`);
+    if (told.state === "changed") this.say("This recording has changed since it was transcribed: audio and text may differ.");
     if (told.as_it_is) this.sound.append(element("option", { value: "as_it_is" }, "the file itself"));
     this.sound.append(element("option", { value: "decoded" }, "decoded"));
     for (const channel of apart) this.sound.append(element("option", { value: channel }, `channel ${channel} alone`));
@@ -127,7 +127,7 @@ export class Player {
     const channel = ["as_it_is", "decoded"].includes(this.sound.value) ? "" : this.sound.value;
     try {
       const told = await ask("sound", { id: this.id, decode: true, channel });
-      this.say(told.message ? `Nothing to hear: ${told.message}` : `The sound ended at ${clock(at)}: the server could not read on; try again.`);
+      this.say(told.message ? `No audio: ${told.message}` : `Playback stopped at ${clock(at)}: the server could not read the rest; try again.`);
     } catch (error) {
       this.say(error.message);
     }

@@ -72,7 +72,7 @@ async function go(time, { play = player.playing, reveal = true } = {}) {
 async function doubtful(back) {
   try {
     const { at_s } = await ask("unsure", { id, from: at, back });
-    if (at_s === null) player.say(`No doubtful ${info.has_words ? "word" : "passage"} ${back ? "before" : "after"} this.`);
+    if (at_s === null) player.say(`No low-confidence ${info.has_words ? "word" : "segment"} ${back ? "before" : "after"} this.`);
     else await go(at_s);
   } catch (error) {
     complain(error.message);
@@ -133,7 +133,7 @@ async function step(by) {
 
 function tellHits() {
   const place = hits.index >= 0 ? `${(hits.index + 1).toLocaleString("en")} of ` : "";
-  byId("hits").textContent = hits.query ? `${place}${counted(hits.total, "passage")}` : "";
+  byId("hits").textContent = hits.query ? `${place}${counted(hits.total, "segment")}` : "";
   byId("hit-before").hidden = byId("hit-after").hidden = !hits.total;
 }
 
@@ -145,24 +145,24 @@ function describe() {
     info.duration_s ? long(info.duration_s) : "",
     info.languages.length ? info.languages.map(language).join(", ") : "",
     STATES[info.state],
-    info.passages ? counted(info.passages, info.label ? "window" : "passage") : "",
+    info.segments ? counted(info.segments, info.label ? "window" : "segment") : "",
     info.codec ? `${info.codec.replace(/float$/, "")}, ${info.sample_rate_hz.toLocaleString("en")} Hz, ${counted(info.channels, "channel")}` : "",
     info.decode_errors ? `${counted(info.decode_errors, "damaged packet")} skipped` : "",
   ];
   byId("facts").textContent = facts.filter(Boolean).join(" · ");
   if (info.error) {
     byId("failure").hidden = false;
-    byId("failure-title").textContent = `${info.passages ? "A part of it failed" : "It failed"}: ${info.error.kind}`;
+    byId("failure-title").textContent = `${info.segments ? "A part of it failed" : "It failed"}: ${info.error.kind}`;
     byId("failure-advice").textContent = `What to do: ${info.error.advice}.`;
     byId("failure-message").textContent = info.error.message;
   }
-  if (!info.has_words) byId("unit").textContent = "passage";
+  if (!info.has_words) byId("unit").textContent = "segment";
   for (const bound of ["low", "high"]) byId(bound).textContent = Math.round(info[`${bound}_confidence`] * 100);
-  byId("form").hidden = byId("legend").hidden = player.controls.hidden = !info.passages;
-  if (!info.passages && !info.error) {
+  byId("form").hidden = byId("legend").hidden = player.controls.hidden = !info.segments;
+  if (!info.segments && !info.error) {
     byId("transcript").append(element("p", { className: "quiet" }, info.state === "unfinished" ? "It is not done yet." : "No speech was found in it."));
   }
-  if (info.passages && info.saved_as.length) {
+  if (info.segments && info.saved_as.length) {
     saving.append("Save as ", ...info.saved_as.flatMap((format) => {
       const query = new URLSearchParams({ id, format });
       return [element("a", { href: `saved?${query}`, download: "" }, format), " "];
@@ -173,7 +173,7 @@ function describe() {
 async function keepUp() {
   try {
     const told = document.hidden ? info : await ask("recording", { id });
-    byId("news").hidden = told.passages === info.passages && told.state === info.state;
+    byId("news").hidden = told.segments === info.segments && told.state === info.state;
     if (told.finished) return;
   } catch (error) {
     complain(error.message);
@@ -229,7 +229,7 @@ try {
   transcript = new Transcript(byId("transcript"), info, { onPick: (time) => go(time, { play: true, reveal: false }).then(() => following(true)) });
   const query = new URLSearchParams(location.search).get("q") ?? "";
   byId("q").value = query;
-  if (query && info.passages) await search(query);
+  if (query && info.segments) await search(query);
   if (hits.total && moment() === null) await step(1);
   const opening = player.open(id, info.name, info.apart);
   if (moment() !== null) await go(moment(), { play: false });

@@ -44,8 +44,8 @@ function writeAddress() {
   if (text !== location.search.slice(1)) history.pushState(null, "", text ? `?${text}` : location.pathname);
 }
 
-function passagesAsked(values) {
-  if (values.show) return values.show === "passages";
+function segmentsAsked(values) {
+  if (values.show) return values.show === "segments";
   return Boolean(values.q || values.min_confidence || values.max_confidence || values.order);
 }
 
@@ -55,7 +55,7 @@ async function showRun() {
   const parts = [
     counted(run.recordings, "recording"),
     long(run.duration_s),
-    counted(run.passages, run.classified ? "label" : "passage"),
+    counted(run.segments, run.classified ? "label" : "segment"),
   ];
   for (const state of ["failed", "no_speech", "unfinished"]) {
     if (run.states[state]) parts.push(`${run.states[state].toLocaleString("en")} ${STATES[state]}`);
@@ -94,7 +94,7 @@ async function show() {
   const count = FIELDS.filter((name) => name !== "q" && values[name]).length + values.whole_words;
   byId("set").textContent = count ? `${count} set` : "";
   try {
-    if (passagesAsked(values)) await showPassages(values, signal);
+    if (segmentsAsked(values)) await showSegments(values, signal);
     else await showRecordings(values, signal);
     complain(run.problem);
   } catch (error) {
@@ -105,25 +105,25 @@ async function show() {
   }
 }
 
-async function showPassages(values, signal) {
+async function showSegments(values, signal) {
   const { show: _, recording_order: __, ...filters } = values;
   const found = await ask("search", { ...filters, page }, signal);
   if (!found.ready) {
-    const read = `${found.rows_read.toLocaleString("en")} of ${counted(run.passages, "passage")}`;
+    const read = `${found.rows_read.toLocaleString("en")} of ${counted(run.segments, "segment")}`;
     byId("told").textContent = `Reading the texts for the first time: ${read}`;
     complain(found.problem);
     if (!found.problem) setTimeout(() => signal.aborted || show(), SOON_MS);
     return;
   }
   const where = found.total ? ` in ${counted(found.in, "recording")}` : "";
-  byId("told").textContent = `${counted(found.total, "passage")}${where}`;
-  results(found.hits.map((hit) => passage(hit, values.q)), found.pages);
+  byId("told").textContent = `${counted(found.total, "segment")}${where}`;
+  results(found.hits.map((hit) => segment(hit, values.q)), found.pages);
 }
 
-function passage(hit, query) {
+function segment(hit, query) {
   const at = link(hit.id, { query, at: hit.start_s });
   const facts = [
-    hit.confidence === null ? "" : `${percent(hit.confidence)} sure`,
+    hit.confidence === null ? "" : `confidence ${percent(hit.confidence)}`,
     hit.language ? language(hit.language) : "",
     hit.channel === null ? "" : `channel ${hit.channel}`,
   ].filter(Boolean);
@@ -152,7 +152,7 @@ function recording(row) {
     row.duration_s ? long(row.duration_s) : "",
     row.language ? language(row.language) : "",
     row.label ? `${row.label} ${percent(row.label_probability)}` : "",
-    row.passages ? counted(row.passages, run.classified ? "label" : "passage") : "",
+    row.segments ? counted(row.segments, run.classified ? "label" : "segment") : "",
   ].filter(Boolean);
   const state = STATES[row.state] + (row.error_kind ? `: ${row.error_kind}` : "");
   const kind = { failed: "bad", unfinished: "warn", no_speech: "quiet" }[row.state];

@@ -1,4 +1,4 @@
-// The passages of a recording. Only blocks near what is seen are in the page, so that a day of
+// The segments of a recording. Only blocks near what is seen are in the page, so that a day of
 // speech scrolls like a minute; the others hold their place.
 
 import { ask, clock, element, pieces } from "./page.js";
@@ -15,11 +15,11 @@ export class Transcript {
     this.query = "";
     this.now = [];
     this.blocks = info.block_starts_s.map((start_s, number) => {
-      const rows = Math.min(info.block_rows, info.passages - number * info.block_rows);
+      const rows = Math.min(info.block_rows, info.segments - number * info.block_rows);
       const box = element("div", { className: "block" });
       box.style.height = `${rows * PASSAGE_PX}px`;
       box.dataset.number = number;
-      return { start_s, box, passages: null, loading: null, used: 0 };
+      return { start_s, box, segments: null, loading: null, used: 0 };
     });
     this.uses = 0;
     root.replaceChildren(...this.blocks.map((block) => block.box));
@@ -36,7 +36,7 @@ export class Transcript {
   search(query, wholeWords = false) {
     this.query = query;
     this.wholeWords = wholeWords;
-    const shown = this.blocks.flatMap((block, number) => (block.passages ? [number] : []));
+    const shown = this.blocks.flatMap((block, number) => (block.segments ? [number] : []));
     for (const number of shown) this.blocks[number].loading = null;
     return Promise.all(shown.map((number) => this.load(number)));
   }
@@ -57,11 +57,11 @@ export class Transcript {
   async fetch(number) {
     const block = this.blocks[number];
     const query = this.query;
-    const told = await ask("passages", { id: this.info.id, block: number, q: query, whole_words: this.wholeWords });
+    const told = await ask("segments", { id: this.info.id, block: number, q: query, whole_words: this.wholeWords });
     if (query !== this.query) return;
-    block.passages = told.passages.map((passage, at) => this.passage(passage, number, at));
+    block.segments = told.segments.map((segment, at) => this.segment(segment, number, at));
     const before = block.box.getBoundingClientRect();
-    block.box.replaceChildren(...block.passages.map((passage) => passage.element));
+    block.box.replaceChildren(...block.segments.map((segment) => segment.element));
     block.box.style.height = "";
     // What is read stays where it is, however high that which is above it turns out to be.
     if (before.top < 0) scrollBy({ top: block.box.offsetHeight - before.height, behavior: "instant" });
@@ -71,7 +71,7 @@ export class Transcript {
 
   // Blocks that were not looked at for long give their place back.
   forget() {
-    const full = this.blocks.filter((block) => block.passages);
+    const full = this.blocks.filter((block) => block.segments);
     if (full.length <= KEPT_BLOCKS) return;
     const seen = (block) => {
       const { top, bottom } = block.box.getBoundingClientRect();
@@ -81,7 +81,7 @@ export class Transcript {
     for (const block of full.filter((one) => !seen(one)).slice(0, full.length - KEPT_BLOCKS)) {
       block.box.style.height = `${block.box.offsetHeight}px`;
       block.box.replaceChildren();
-      block.passages = null;
+      block.segments = null;
       block.loading = null;
     }
   }
@@ -92,7 +92,7 @@ export class Transcript {
     else if (sure < this.info.high_confidence) made.classList.add("unsure");
   }
 
-  passage(told, block, at) {
+  segment(told, block, at) {
     const words = [];
     const text = element("p", { className: "said", dir: "auto" });
     if (told.language) text.lang = told.language;
@@ -114,22 +114,22 @@ export class Transcript {
     }
     const time = element("button", { type: "button", className: "time" }, clock(told.start_s));
     time.setAttribute("aria-label", `Play from ${clock(told.start_s)}`);
-    const sure = told.confidence === null ? "" : `${Math.round(told.confidence * 100)} % sure`;
+    const sure = told.confidence === null ? "" : `${Math.round(told.confidence * 100)} %`;
     const who = told.channel === null ? null : element("span", { className: "who small" }, `channel ${told.channel}`);
     if (who) who.classList.add(told.channel % 2 ? "second" : "first");
-    const made = element("div", { className: "passage" }, element("div", { className: "side small" }, time, who), text, element("span", { className: "quiet small sure" }, sure));
+    const made = element("div", { className: "segment" }, element("div", { className: "side small" }, time, who), text, element("span", { className: "quiet small sure" }, sure));
     made.dataset.block = block;
     made.dataset.at = at;
     return { start_s: told.start_s, end_s: told.end_s, words, element: made };
   }
 
   clicked(event) {
-    const box = event.target.closest(".passage");
+    const box = event.target.closest(".segment");
     if (!box || !getSelection().isCollapsed) return; // somebody selects text
-    const passage = this.blocks[box.dataset.block].passages[box.dataset.at];
+    const segment = this.blocks[box.dataset.block].segments[box.dataset.at];
     const word = event.target.closest(".word");
-    if (word) this.onPick(passage.words[word.dataset.word].start_s);
-    else if (event.target.closest(".time, .whole")) this.onPick(passage.start_s);
+    if (word) this.onPick(segment.words[word.dataset.word].start_s);
+    else if (event.target.closest(".time, .whole")) this.onPick(segment.start_s);
   }
 
   // The block that holds a moment: the last that begins before it.
@@ -153,11 +153,11 @@ export class Transcript {
     const number = this.blockAt(at);
     let last = null;
     for (const block of this.blocks.slice(Math.max(0, number - 1), number + 1)) {
-      for (const passage of block.passages ?? []) {
-        if (passage.start_s <= at + 0.01) last = passage;
-        if (passage.start_s > at + 0.01 || passage.end_s <= at) continue;
-        this.now.push(passage.element);
-        const word = passage.words.findLast((one) => one.start_s <= at + 0.01);
+      for (const segment of block.segments ?? []) {
+        if (segment.start_s <= at + 0.01) last = segment;
+        if (segment.start_s > at + 0.01 || segment.end_s <= at) continue;
+        this.now.push(segment.element);
+        const word = segment.words.findLast((one) => one.start_s <= at + 0.01);
         if (word) this.now.push(word.element);
       }
     }

@@ -102,7 +102,7 @@ def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
     assert (mark.text, mark.attributes["class"], mark.attributes["title"]) == (
         "wrld", "doubtful", "20% probable",
     )  # fmt: skip
-    assert "1:05\u20131:10 · English (en) · 55% sure" in sample.text
+    assert "1:05\u20131:10 · English (en) · confidence 55%" in sample.text
     assert sample.all("a")[0].attributes["href"] == "./../source/a.wav#t=65.50"
     slow = page.all("section", **{"aria-labelledby": "slowest"})[0].all("tbody")[0].all("tr")
     assert slow[0].all("th")[0].text.endswith("/a.wav")

@@ -1,0 +1,102 @@
+"""Text for users has the field's words: what must not appear in it, checked like spelling."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = REPOSITORY / "corpus_asr"
+# Everyday words that stood for terms, each with what to write instead.
+WORDS = {
+    r"heard": "recognized, transcribed, hypothesis",
+    r"told": "reported, logged, labeled",
+    r"(un)?sure": "confidence, probable",
+    r"stretch(es)?": "segment, span, window",
+    r"passages?": "utterance, segment",
+    r"anew": "again",
+    r"beside": "next to, in addition to, compared with",
+    r"apart": "separately, each",
+    r"reckon(s|ed|ing)?": "estimate, check",
+    r"likewise": "the instruction itself",
+    r"hiccups?": "transient error",
+    r"learnt": "trained, learned",
+    r"hours (of audio )?per hour": "RTFx",
+    r"(handing|hand|handed) over": "queued, blocked by backpressure",
+    r"without work": "idle",
+    r"given up": "aborted, failed",
+    r"goes? on|going on|gone on": "continue, resume",
+    r"passing reason": "transient failure",
+    r"far store": "high-latency storage",
+    r"who(m|ever)": "the actor's name",
+}
+UNWANTED = re.compile(rf"\b({'|'.join(f'(?:{word})' for word in WORDS)})\b", re.IGNORECASE)
+PAGES = (
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *sorted((REPOSITORY / "configs").rglob("*.yaml")),
+    *sorted(PACKAGE.rglob("*.j2")),
+)
+CODE = re.compile(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}|<[^>]*>")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def printed(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the texts of a module that are more than one word, and descriptions of settings."""
+    internal = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            internal |= {
+                id(each.value)
+                for each in node.body
+                if isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant)
+            }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or id(node) in internal:
+            continue
+        if isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value
+
+
+def unwanted() -> Iterator[str]:
+    for page in PAGES:
+        text = CODE.sub("", page.read_text()) if page.suffix == ".j2" else page.read_text()
+        prose = FENCED.sub(lambda block: "\n" * block[0].count("\n"), text)
+        for number, line in enumerate(prose.splitlines(), 1):
+            for word in UNWANTED.findall(line):
+                yield f"{page.relative_to(REPOSITORY)}:{number}: {word[0]}"
+    for module in sorted(PACKAGE.rglob("*.py")):
+        for number, text in printed(ast.parse(module.read_text())):
+            for word in UNWANTED.findall(text):
+                yield f"{module.relative_to(REPOSITORY)}:{number}: {word[0]}"
+
+
+def descriptions() -> Iterator[tuple[str, str]]:
+    from corpus_asr.config.decoding import section_of
+    from corpus_asr.config.finetune import FinetuneConfig
+    from corpus_asr.config.run import PseudoLabelConfig
+
+    for model in (PseudoLabelConfig, FinetuneConfig):
+        for name, field in model.model_fields.items():
+            section = section_of(field)
+            fields = section.model_fields if section else {name: field}
+            for key, setting in fields.items():
+                yield f"{name}.{key}", setting.description or ""
+
+
+def test_no_text_for_users_has_an_unwanted_word() -> None:
+    assert list(unwanted()) == []
+
+
+def test_every_setting_is_described_by_a_full_phrase() -> None:
+    for key, text in descriptions():
+        assert not UNWANTED.search(text), f"{key}: {text}"
+        assert re.match(r"[A-Z`]", text), f"{key}: {text}"
+        assert text.endswith("."), f"{key}: {text}"
+
+
+@pytest.mark.parametrize("planted", ["Nothing was heard.", "the other run, told apart", "Anew"])
+def test_a_planted_word_is_found(planted: str) -> None:
+    assert UNWANTED.search(planted)
