@@ -52,7 +52,7 @@ def run(
     _check(config)
     summary = driver.run(config, local=local, progress=progress, options=options)
     if summary.remaining:  # what is selected now would be another data set when the rest is done
-        told = f"nothing selected yet: {summary.remaining:,} recordings are left to be transcribed"
+        told = f"nothing selected yet: {summary.remaining:,} recordings remain to be transcribed"
     else:
         told = render(label(config, progress=progress, steal_lock=options.steal_lock))
     if progress is not None:

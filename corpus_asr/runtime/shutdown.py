@@ -85,7 +85,7 @@ class Stop:
         """Return what tells that `left` recordings were not done."""
         number = self.signal_number or signal.SIGINT
         return RunStoppedError(
-            f"stopped by {signal.Signals(number).name}: {left:,} recordings are left; what was "
+            f"stopped by {signal.Signals(number).name}: {left:,} recordings remain; what was "
             "committed is kept: run the same command again to continue",
             signal_number=number,
         )

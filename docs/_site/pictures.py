@@ -1,14 +1,17 @@
 """Renew the pictures of the guides: `python docs/_site/pictures.py output/demo` after `make demo`.
 
-Needs Chromium and Pillow. The report and the viewer of the run are opened in a browser without a
-window; the pictures are reduced to 128 colors, which keeps both below 300 kB.
+Needs Chromium and Pillow. The report and the last recording in the viewer are opened in a browser
+without a window; the pictures are reduced to 128 colors, which keeps both below 300 kB.
 """
 
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 from PIL import Image
 
@@ -48,7 +51,10 @@ def main(output: str) -> None:
         assert viewer.stdout is not None
         try:
             url = next(word for line in viewer.stdout for word in line.split() if "://" in word)
-            picture(browser, url, ASSETS / "view.png")
+            with urlopen(f"{url}api/recordings") as answer:
+                recording = json.load(answer)["recordings"][-1]
+            query = urlencode({"id": recording["id"]})
+            picture(browser, f"{url}recording?{query}", ASSETS / "view.png")
         finally:
             viewer.terminate()
 

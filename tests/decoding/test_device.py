@@ -176,7 +176,7 @@ def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
     assert failing.recorded == 1
     assert [record.message for record in caplog.records] == [
         "recording a decoding step as a CUDA graph: operation not permitted when stream is "
-        "capturing; going on without"
+        "capturing; continuing without"
     ]
     kinds = ("greedy", "sampled")
     assert_all_same(found, [[ALONE[kind, number] for kind in kinds] for number in range(5)])

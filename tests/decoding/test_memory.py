@@ -134,7 +134,7 @@ def test_slots_are_halved_until_they_fit_and_that_is_said_each_time(
     if stage in ("new_state", "prefill", "step"):
         assert scheduler.slots == 2
         assert caplog.records[-1].message == (
-            f"memory of cpu does not suffice: no memory for {stage} of 4 (scripted); going on "
+            f"memory of cpu does not suffice: no memory for {stage} of 4 (scripted); continuing "
             f"with slots=2 encode_batch={2 if stage == 'step' else 8}"
         )
 

@@ -192,5 +192,5 @@ def test_a_lane_that_does_not_fit_into_memory_says_so() -> None:
                 raise torch.OutOfMemoryError("tried to allocate 3 GiB")
             return super().new_state(slots)
 
-    with pytest.raises(EngineError, match=r"2 places for 3 beams .* 3 GiB; use fewer slots"):
+    with pytest.raises(EngineError, match=r"2 places for 3 beams.* 3 GiB; use fewer slots"):
         run(Small(), [[ask(0, search=BEAMS)]], slots=6)

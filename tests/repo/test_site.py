@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from corpus_asr.cli.main import app
+from corpus_asr.config.decoding import section_of
 from docs._site import hooks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ def test_the_reference_has_every_setting_command_column_and_failure(site: Path) 
 
     for model, _ in hooks.JOBS.values():
         for name, field in model.model_fields.items():
-            section = hooks.section_of(field)
+            section = section_of(field)
             for key in section.model_fields if section else [name]:
                 assert f"<code>{key}</code>" in page("settings"), key
     group = typer.main.get_command(app)

@@ -188,7 +188,7 @@ def test_the_web_is_read_only(web: WebServer) -> None:
         lambda: filesystem.swap(web.url("object"), b"x", b"a"),
         lambda: move(web.url("object"), web.url("other")),
     ):
-        with pytest.raises(FetchError, match="read only"):
+        with pytest.raises(FetchError, match="read-only"):
             change()
     assert store.read_range(web.url("object"), 0, 9)[0] == b"a"
 

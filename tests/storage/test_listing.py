@@ -111,7 +111,7 @@ def test_an_address_of_nothing_is_a_configuration_error(tree: Tree) -> None:
     for pattern, message in {
         "/nothing": "found nothing, expected a file, or a folder with files",
         "/*.flac": "files that match the glob",
-        "/*.TXT": "beside 1 excluded by source.exclude",
+        "/*.TXT": "and 1 excluded by source.exclude",
     }.items():
         source = tree("", pattern)
         with pytest.raises(ConfigError, match=message) as caught:

@@ -54,7 +54,7 @@ def test_doubtful_words_are_found_in_both_directions(tmp_path: Path) -> None:
 def test_channels_apart_are_named_and_in_the_order_of_time(tmp_path: Path) -> None:
     store = run_of(
         tmp_path,
-        spoken("/a.wav", passage(0, "remaining"), passage(2, "again"), channel=0, last_part=False),
+        spoken("/a.wav", passage(0, "left"), passage(2, "again"), channel=0, last_part=False),
         spoken("/a.wav", passage(0, "right"), passage(1, "too"), channel=1, part=1),
     )
     found = transcript_of(store)

@@ -60,7 +60,7 @@ def test_without_the_token_there_is_nothing(shown: Shown) -> None:
     for path in ("", "api/run", "wrong/", f"{shown.server.token[:-1]}/", shown.server.token):
         found = fetch(base + path)
         assert found.status == 404
-        assert b"open the whole address" in found.body
+        assert b"open the complete URL" in found.body
 
 
 def test_a_foreign_name_that_points_here_is_refused(shown: Shown) -> None:
