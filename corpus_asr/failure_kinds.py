@@ -18,7 +18,7 @@ NO_SPACE = "no_space"
 _RETRY = "trying again may help: run again with --retry-failed"
 _NO_RETRY = "running again will not help: replace or exclude them of the source"
 _CONVERT = "convert them (ffmpeg -i IN OUT.flac) and list those instead"
-_REPLACE = "they are damaged or not what their name says: replace or exclude them"
+_REPLACE = "they are damaged or of another format than their name: replace or exclude them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ _KINDS = (
         read_advice="try again once nothing writes to it any more",
     ),
     FailureKind(
-        "cut_short", "They end before what was to be cut from them",
-        "these end before what was to be cut from them: transcribe them again",
+        "cut_short", "They end before the segment to be cut",
+        "these end before the segment to be cut: transcribe them again",
     ),
     FailureKind(
         "damaged", "Damaged on the way", f"what was good of them is transcribed; {_REPLACE}"
@@ -83,15 +83,15 @@ _KINDS = (
         read_advice="check the store, then try again",
     ),
     FailureKind(
-        "internal", "A failure of this program or its machine",
-        "this program or its machine failed, not the recording: look into the log, report it, and "
+        "internal", "A failure of this program or its host",
+        "this program or its host failed, not the recording: read the log, report it, and "
         "run again with --retry-failed",
         retryable=True,
     ),
     FailureKind("item", "Could not be processed", _NO_RETRY),
     FailureKind(
         "no_audio_stream", "No sound track in them",
-        "these hold no sound: leave them out (source.exclude)",
+        "these contain no audio: exclude them (source.exclude)",
     ),
     FailureKind(
         NO_BUCKET, "The bucket does not exist",
@@ -107,7 +107,7 @@ _KINDS = (
         read_advice="free some, or raise the quota, then run the same command again to continue",
     ),
     FailureKind(
-        "no_such_channel", "Without the channel that was asked for",
+        "no_such_channel", "Without the requested channel",
         "set extract.channels to mix, or to a channel that they have",
     ),
     FailureKind(
@@ -131,9 +131,9 @@ _KINDS = (
         "these are texts, pictures or playlists: list the recordings themselves",
     ),
     FailureKind(
-        REFUSED_HOST, "On a host that may not be asked",
-        "name the host in source.allow_hosts if it is to be asked",
-        read_advice="list the host in source.allow_hosts if it is to be asked",
+        REFUSED_HOST, "On a host that is not allowed",
+        "name the host in source.allow_hosts to allow requests to it",
+        read_advice="list the host in source.allow_hosts to allow requests to it",
     ),
     FailureKind(
         "source_changed", "Replaced since they were transcribed",

@@ -84,7 +84,7 @@ PARTS = _schema(
 
 _START = _field("start_s", pa.float64(), "start, from the start of the recording", unit="second")
 _END = _field("end_s", pa.float64(), "end, from the start of the recording", unit="second")
-_WORD = _field("word", pa.string(), "the word with its blanks and punctuation")
+_WORD = _field("word", pa.string(), "the word with its spaces and punctuation")
 _WORD_SCORE = _field("probability", pa.float32(), "mean probability of the word's tokens, 0-1")
 _WORDS = pa.list_(pa.struct([_WORD, _START, _END, _WORD_SCORE]))
 
@@ -117,10 +117,10 @@ SEGMENT_FIELDS = (
     _field(
         "known_hallucination",
         pa.bool_(),
-        "whether the whole text is a sentence that models are "
-        "known to write where nobody speaks, such as `Thanks for watching!`",
+        "whether the whole text is a known hallucination of models in audio without speech, such "
+        "as `Thanks for watching!`",
     ),
-    _field("words", _WORDS, "the text word by word with times; null unless asked for"),
+    _field("words", _WORDS, "words with times; null without `decoding.word_timestamps`"),
 )
 
 _LABEL_NAME = _field("label", pa.string(), "a language code, or a class of the checkpoint")
@@ -227,10 +227,10 @@ SELECTION = _schema(
     *(_HEARD[name] for name in ("start_s", "end_s", "text", "language", "language_probability",
                                 "task", *_SCORE_NAMES, "speech_fraction", "known_hallucination")),
     _field("num_words", pa.int32(), "number of words; characters in scripts without spaces"),
-    _field("num_letters", pa.int32(), "number of letters and digits"),
+    _field("num_letters", pa.int32(), "number of characters that are letters or digits"),
     _field("unique_words", pa.float32(), "different words per word; null under 10 words"),
     _field("repeats", pa.int32(), "how often the same few words stand in a row, at most"),
-    _field("longest_word", pa.int32(), "letters of the longest word; null without spaces"),
+    _field("longest_word", pa.int32(), "characters of the longest word; null without spaces"),
     _field("copies", pa.int64(), "segments of the run with this text"),
     _field("listed", pa.bool_(), "whether its text is one of selection.drop_texts"),
     _field("disagreement", pa.float32(), _DISAGREEMENT),

@@ -230,7 +230,7 @@ class WindowsRunner(ABC):
         counts, taken_s = self._timed(lambda: self.decode(encoded, num_tokens))
         if counts != [num_tokens] * self.order.batch:
             raise EngineError(
-                f"timing {self.order.engine}: asked for {num_tokens} tokens about each of "
+                f"timing {self.order.engine}: requested {num_tokens} tokens for each of "
                 f"{self.order.batch} windows, it said {counts}; its figures would not be comparable"
             )
         return taken_s

@@ -164,7 +164,7 @@ class Bench:
             if has_text and find_spec("jiwer") is None:
                 self.left_out["word error rate"] = f"jiwer not installed; {INSTALL}"
         for name, reason in self.left_out.items():
-            tell(f"{name} is left out: {reason}")
+            tell(f"{name} is skipped: {reason}")
 
     def tables(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Measure, and yield each table as soon as it is known, drawn and as JSON values."""

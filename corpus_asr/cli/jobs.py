@@ -89,7 +89,7 @@ def init(
             )
         if ask and not _is_terminal():
             raise ConfigError(
-                "asking for settings: found no terminal to ask at; leave --ask out, and give "
+                "asking for settings: found no terminal; omit --ask, and give "
                 "--source, --output and --model"
             )
         chosen = {

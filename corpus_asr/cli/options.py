@@ -157,7 +157,7 @@ Model = Annotated[
     typer.Option(
         metavar="CHECKPOINT",
         help="A name such as base, small, medium, turbo or large-v3, OWNER/NAME of the hub, a "
-        f"folder or an address; default to transcribe: {PACKAGED_CHECKPOINT}, of the package.",
+        "folder or a URI; default to transcribe: {PACKAGED_CHECKPOINT}, of the package.",
         autocompletion=complete_checkpoint,
     ),
 ]

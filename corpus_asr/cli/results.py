@@ -169,7 +169,7 @@ def _words(summary: "ExportSummary") -> str:
         for count, what in ((summary.failed, "failed"), (summary.unfinished, "not done yet"))
         if count
     ]
-    return f"{done}\nleft out: {', '.join(left)}" if left else done
+    return f"{done}\nomitted: {', '.join(left)}" if left else done
 
 
 def evaluate(
@@ -339,7 +339,8 @@ def view(
     host: Annotated[
         str,
         typer.Option(
-            help="Network interface to bind to; others than the default admit other machines."
+            help="Network interface to bind to; any but the default accepts connections from "
+            "other hosts."
         ),
     ] = "127.0.0.1",
     no_browser: Annotated[
@@ -417,14 +418,15 @@ def _server(answers: "Answers", *, host: str, port: int | None) -> "ViewServer":
 
 
 def _tell(url: str, *, host: str) -> None:
-    typer.echo(f"{url}\nCtrl-C ends it")
+    typer.echo(f"{url}\nCtrl-C stops it")
     try:
         here_only = ipaddress.ip_address(host).is_loopback
     except ValueError:
         here_only = host == "localhost"
     if not here_only:
         say(
-            f"warning: --host {host} admits other machines: anyone with the URL above can "
+            f"warning: --host {host} accepts connections from other hosts: anyone with the URL "
+            f"above can "
             "read all transcripts and play all recordings of this run, over a connection that is "
             "not encrypted"
         )

@@ -257,7 +257,7 @@ def _yaml_words(error: yaml.YAMLError, text: str) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return f"not YAML: {error}"
     source = text.splitlines()[mark.line].strip() if mark.line < len(text.splitlines()) else ""
-    hint = "; indent with blanks, not tabs" if "\\t" in (error.problem or "") else ""
+    hint = "; indent with spaces, not tabs" if "\\t" in (error.problem or "") else ""
     shown = f"\n  {hide_secrets(source)}" if source else ""
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{hint}{shown}"
 

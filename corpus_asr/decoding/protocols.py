@@ -231,7 +231,7 @@ class Search:
             other = "sampled" if self.temperature > 0 else "drafted by an assistant"
             raise ValueError(
                 f"setting up a search: {self.num_beams} beams cannot be {other}; set num_beams to "
-                "1, or leave the other out"
+                f"1, or omit the other"
             )
 
 

@@ -200,7 +200,7 @@ def export(
     to = normalise(to).rstrip("/")
     if scheme_of(to) in ("http", "https"):
         raise ConfigError(
-            f"exporting to {redact_uri(to)}: found a web address, expected a folder or an "
+            f"exporting to {redact_uri(to)}: found an http URL, expected a folder or an "
             "object store that can be written to; choose another --to"
         )
     index = read_index(store)

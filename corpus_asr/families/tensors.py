@@ -50,7 +50,7 @@ def _array(rows: Any) -> np.ndarray:
         first = rows[0] if isinstance(rows, Sequence) and rows else rows
         raise ValueError(
             f"making one array: found a row of {type(first).__name__}, expected numbers only; "
-            f"remove what is no number or ask for no tensors"
+            f"remove what is not a number, or omit return_tensors"
         )
     # numpy takes an empty list for floats, but nothing was said here: ids are what is meant.
     empty_list = array.size == 0 and isinstance(rows, list) and not _has_type(rows)

@@ -115,7 +115,7 @@ def _mono(values: Any) -> Float32[np.ndarray, " sample"]:
         values = values.detach().cpu().float().numpy()
     if not isinstance(values, np.ndarray):
         raise TypeError(
-            f"reading audio: found a {type(values).__name__}, expected a path, an address, bytes, "
+            f"reading audio: found a {type(values).__name__}, expected a path, a URI, bytes, "
             "an array, a tensor, or a dictionary with raw (or array) and sampling_rate"
         )
     if values.ndim not in (1, 2):
@@ -187,7 +187,7 @@ class Chunking:
 
         Source: `transformers.pipelines.automatic_speech_recognition.chunk_iter`.
         """
-        assert self.length_s, "only asked for when there is a length"
+        assert self.length_s, "None only if there is no length"
         length = round(self.length_s * rate_hz)
         left, right = (round(stride * rate_hz) for stride in self.strides_s)
         step = max(1, length - left - right)

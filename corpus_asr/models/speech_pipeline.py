@@ -201,7 +201,7 @@ def pipeline(
         raise ValueError(f"making a pipeline: found task {task!r}, expected {TASK!r}")
     if model is None:
         raise ValueError(
-            "making a pipeline: found no model, expected a folder, an address, a hub name or a "
+            "making a pipeline: found no model, expected a folder, a URI, a hub name or a "
             "loaded model; pass model="
         )
     if device is not None and device_map is not None:

@@ -364,7 +364,7 @@ def _unusual(night: Night, past: Sequence[PastNight]) -> Iterator[str]:
     if len(left) == MIN_PAST and all(later > earlier > 0 for later, earlier in pairwise(left)):
         yield (
             f"the backlog grows with every run, now {night.remaining:,} recordings: the archive "
-            "grows faster than it is transcribed; raise nightly.stop_after_h, or add machines"
+            "grows faster than it is transcribed; raise nightly.stop_after_h, or add nodes"
         )
 
 
@@ -486,7 +486,7 @@ def tell(
     except FetchError as error:
         # The night's work is worth more than the message about it.
         event(
-            logger, logging.WARNING, "webhook_webhook_error", variable=webhook_env, error=str(error)
+            logger, logging.WARNING, "webhook_error", variable=webhook_env, error=str(error)
         )
         night = replace(night, webhook_error=f"{error} ({webhook_env})")
         if name is not None:

@@ -46,7 +46,7 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
     problems = list(accounting.problems)
     if finished and accounting.unfinished + accounting.waiting:
         problems.append(
-            f"the run finished, yet {accounting.unfinished:,} recordings are only begun and "
+            f"the run finished, yet {accounting.unfinished:,} recordings are only started and "
             f"{accounting.waiting:,} are waiting"
         )
     return problems

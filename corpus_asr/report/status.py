@@ -54,7 +54,7 @@ STATE_WORDS = {
     SILENT: "its driver gives no sign of life; if it is dead, run the same command again with "
     "--steal-lock to continue",
     DEAD: f"not running: its driver died; {_CONTINUE}",
-    STOPPED: f"not running: stopped before its end; {_CONTINUE}",
+    STOPPED: f"not running: stopped before the end; {_CONTINUE}",
 }
 
 
@@ -90,7 +90,7 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
     if holder is None and snapshot is None and store.read_json(CONFIG_NAME) is None:
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found no _run/, expected the output folder of a "
-            "run; check the address"
+            f"run; check the URI"
         )
     run = store.read_json(RUN_NAME) if store.exists(SUCCESS_NAME) else None
     if snapshot is not None and holder is not None and snapshot.run_id != holder.run_id:
@@ -226,7 +226,7 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
         return Verdict(
             "commits",
             f"a commit takes {duration(activity.commit_s / max(1, activity.commits))}",
-            "an output.uri nearer to the workers; check what the store does with small puts",
+            "an output.uri nearer to the workers; check the latency of small writes to the store",
         )
     return Verdict(
         "nothing",
@@ -263,7 +263,7 @@ def _extraction(activity: Activity, share: float) -> Verdict:
             "more extract.workers, since they wait more than they compute; workers nearer "
             "to the store",
         )
-    change = "more extract.workers where cores are free, more CPU machines where they are not"
+    change = "more extract.workers where cores are free, more CPU nodes where they are not"
     return Verdict("extraction", why, change)
 
 

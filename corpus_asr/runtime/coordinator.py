@@ -78,7 +78,7 @@ WORKED = (
     Metric("workers_replaced_total", "workers_replaced", "workers replaced as unusable"),
 )
 NOW = (
-    Metric("parts_ready", "parts_ready", "extracted parts that wait for an engine"),
+    Metric("parts_ready", "parts_ready", "extracted parts waiting for an engine"),
     Metric("parts_in_engines", "parts_in_engines", "parts handed to engines, without a result"),
     Metric("slot_occupancy", "occupancy", "fraction of decoder slots in use in the last steps"),
 )

@@ -135,7 +135,7 @@ def _check_greeting(connection: socket.socket) -> None:
 def _unreachable(address: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"connecting to Ray at {address!r} (cluster.address): {error}; start the cluster, correct "
-        "the address, or use `local`"
+        f"cluster.address, or use `local`"
     )
 
 
@@ -192,8 +192,8 @@ def train_together(
                 raise raised from error
             if not starts_left:
                 raise EngineError(
-                    f"training on Ray: {error}; correct what its workers say, and run again to go "
-                    "on from the last checkpoint"
+                    f"training on Ray: {error}; fix the error of its workers, and run again to "
+                    f"resume from the last checkpoint"
                 ) from error
             event(_LOG, logging.WARNING, "training_restarts", starts_left=starts_left)
 

@@ -242,7 +242,7 @@ def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
         f"planning workers: model.device is {config.model.device}, but no machine of {len(nodes)} "
         "shows a GPU (/dev/nvidia0, CUDA_VISIBLE_DEVICES); set it to auto to use CPUs, check the "
         "driver (nvidia-smi), in a container start it with --gpus all, or set "
-        "transcribe.gpus_per_worker and transcribe.workers if the cluster adds machines when asked"
+        "transcribe.gpus_per_worker and transcribe.workers if the cluster scales up on demand"
     )
 
 
@@ -258,7 +258,7 @@ def _transcribe_workers(
         raise ConfigError(
             f"planning workers: transcribe.gpus_per_worker is {gpus_each:g}, but no machine of "
             f"{len(nodes)} has as many GPUs; set it to 0 to use CPUs, or set transcribe.workers "
-            "if the cluster adds machines when asked"
+            "if the cluster scales up on demand"
         )
     if config.transcribe.cpus_per_worker == "auto":
         return workers

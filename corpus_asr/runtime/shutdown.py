@@ -77,8 +77,8 @@ class Stop:
 
     def _words(self, number: int) -> bytes:
         return (
-            f"\ncorpus-asr: {signal.Signals(number).name}: nothing new is begun; what is being "
-            f"decoded may take {self._grace_s:g} s more, a second signal ends at once\n"
+            f"\ncorpus-asr: {signal.Signals(number).name}: no new work is started; decoding in "
+            f"progress gets {self._grace_s:g} s to finish; a second signal stops immediately\n"
         ).encode()
 
     def error(self, left: int) -> RunStoppedError:

@@ -354,7 +354,7 @@ class _Manifest:
         return uri, metadata
 
     def _no_uri(self, row: Mapping[str, Any], column: str, place: str) -> ConfigError:
-        expected = "a column uri with the address of a recording"
+        expected = "a column uri with the URI of a recording"
         if column in row:
             return self.unusable(
                 place, f"found uri {row[column]!r}", expected, "correct the manifest"
@@ -387,7 +387,7 @@ class _Manifest:
         else:
             what = "a store of another kind"
             advice = "keep a local copy of the manifest if that is meant, or correct it"
-        expected = "addresses of its own store, of object stores or of the web"
+        expected = "URIs of its own store, of object stores or of http servers"
         raise self.unusable(place, f"found {redact_uri(uri)}, {what}", expected, advice)
 
     def _broken(self, line: int, found: str, expected: str) -> ConfigError:

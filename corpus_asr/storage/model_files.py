@@ -100,7 +100,7 @@ def fetch_checkpoint(
     else:
         raise CheckpointError(
             f"fetching the checkpoint {redact_uri(checkpoint)}: found no such folder, expected a "
-            f"folder, an address such as s3://..., or a name such as {', '.join(_EXAMPLES)} or "
+            f"folder, a URI such as s3://..., or a name such as {', '.join(_EXAMPLES)} or "
             "openai/whisper-small; correct --model or model.checkpoint"
         )
     if not folder.is_dir() or (expect is not None and not (folder / expect).is_file()):
@@ -147,7 +147,7 @@ def _check_spelling(name: str) -> None:
     if meant is not None:
         raise CheckpointError(
             f"fetching the checkpoint {name}: found no such folder and no model of that name; did "
-            f"you mean {meant}? Expected a folder, an address, OWNER/NAME of the hub, or a name "
+            f"you mean {meant}? Expected a folder, a URI, OWNER/NAME of the hub, or a name "
             f"such as {', '.join(_EXAMPLES)}; correct --model or model.checkpoint"
         )
 
@@ -296,7 +296,7 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
             "model.checkpoint, or set HF_TOKEN if it is private"
         )
     elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        forbidden = "must not be asked (HF_HUB_OFFLINE)"
+        forbidden = "must not be contacted (HF_HUB_OFFLINE)"
         reached = forbidden if constants.HF_HUB_OFFLINE else "cannot be reached"
         freed = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check network and proxy"
         found = (

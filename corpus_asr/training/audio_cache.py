@@ -393,7 +393,7 @@ class _Writer:
                 start -= begin
                 end = samples.size if end is None else min(samples.size, end - begin)
                 if end <= start:
-                    self._counts.excluded["utterances after the end of their recording"] += 1
+                    self._counts.excluded["utterances beyond the end of their recording"] += 1
                 elif tokens and end - start > WINDOW_SAMPLES:
                     self._counts.excluded["utterances of more than 30 s"] += 1
                 else:

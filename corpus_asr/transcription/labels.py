@@ -132,7 +132,7 @@ class PartLabeller:
             max_new_tokens=1,
             search=Search(keep_scores=True),
         )
-        assert result.scores is not None, "scores were asked for"
+        assert result.scores is not None, "scores were requested"
         scores: Probabilities = result.scores[0, list(self.rules.only)].double()
         return scores.softmax(dim=0) if self.exclusive else scores.sigmoid()
 

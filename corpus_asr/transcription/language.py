@@ -68,7 +68,7 @@ def ask_language(
             max_new_tokens=1,
             search=Search(keep_scores=True),
         )
-        assert result.scores is not None, "scores were asked for"
+        assert result.scores is not None, "scores were requested"
         total += torch.softmax(result.scores[0, list(rules.only)].double(), dim=0).numpy()
     best = int(total.argmax())
     return Language(code=among[best], probability=float(total[best]) / len(windows))

@@ -55,7 +55,7 @@ _REFUSED = {
     "hotwords": "these checkpoints are shown no text before a window",
     "prefix": "these checkpoints are shown no text before a window",
     "padding_s": "windows are processed at their exact length",
-    "hallucination_silence_threshold": "windows hold detected speech alone",
+    "hallucination_silence_threshold": "windows contain detected speech only",
 }
 
 

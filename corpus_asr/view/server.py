@@ -116,7 +116,7 @@ class ViewServer:
         """Answer only those authorized requests, and turn errors into responses."""
         try:
             if not self._is_local(request.headers.get("Host", "")):
-                why = "this address is not one of this server"
+                why = "no such path on this server"
                 raise web.HTTPForbidden(text=f"{why}; open the one that corpus-asr view printed")
             token, slash, _ = request.path.removeprefix("/").partition("/")
             if not slash or not hmac.compare_digest(token.encode(), self.token.encode()):

@@ -135,7 +135,7 @@ def test_a_missing_peer_is_left_out_with_how_to_get_it(model, monkeypatch):
     monkeypatch.setattr(orders, "find_spec", lambda name: None if name == "whisper" else name)
     monkeypatch.setattr(measuring, "measure", measure)
     _, told = bench("--model", model, CLIP, "--peers", "openai-whisper,transformers:float32")
-    assert "openai-whisper float32 is left out: whisper not installed" in told
+    assert "openai-whisper float32 is skipped: whisper not installed" in told
     assert "pip install 'corpus-asr[bench]'" in told
     assert [case.label for case in seen] == ["corpus-asr auto", "transformers float32"]
 

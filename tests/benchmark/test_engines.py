@@ -83,7 +83,7 @@ def test_an_engine_that_says_fewer_tokens_is_no_result(folder):
         def decode(self, encoded, num_tokens):
             return super().decode(encoded, max(1, num_tokens - 1))
 
-    with pytest.raises(EngineError, match=r"asked for 5 tokens.*said \[4, 4, 4\]"):
+    with pytest.raises(EngineError, match=r"requested 5 tokens.*said \[4, 4, 4\]"):
         Terse(order_for(folder, "corpus-asr")).run()
 
 

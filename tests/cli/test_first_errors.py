@@ -127,8 +127,8 @@ def test_a_bucket_that_is_not_there_is_named(job: str, s3: S3Server) -> None:
 @pytest.mark.usefixtures("s3")
 def test_a_wrong_endpoint_is_told_within_seconds(job: str) -> None:
     for endpoint, message in (
-        ("http://127.0.0.1:9", "nobody answers"),
-        ("127.0.0.1:9000", "expected an address such as http://"),
+        ("http://127.0.0.1:9", "no server answers"),
+        ("127.0.0.1:9000", "expected a URL such as http://"),
     ):
         result = plan(job, "source.uri=s3://corpus/a", f"source.endpoint_url={endpoint}")
         line = told(result, exit_code=3)  # a store may come up again

@@ -32,7 +32,7 @@ def refusal(tmp_path: Path, content: bytes) -> str:
         (b"- a\n", "line 1: found a list, expected keys"),
         (b"hello", "found the single value 'hello'"),
         (b"a: 1\nb: [1\nc: 2\n", "line 3, column 2"),
-        (b"a:\n\tb: 1\n", "indent with blanks, not tabs"),
+        (b"a:\n\tb: 1\n", "indent with spaces, not tabs"),
         (b"a: \xff\n", "byte 3 is not UTF-8"),
         (b"a: 1\n---\nb: 2\n", "line 2"),
         (b"a: !!python/object:os.system x\n", "could not determine a constructor"),

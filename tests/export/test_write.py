@@ -225,7 +225,7 @@ def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, 
                             (("srt", "vtt"), {"words": WordStyle.karaoke})):  # fmt: skip
         with pytest.raises(ConfigError, match="expected"):
             options(*formats, **values)
-    with pytest.raises(ConfigError, match="found a web address"):
+    with pytest.raises(ConfigError, match="found an http URL"):
         export(store, "https://example.org/x", options("txt"), Selection())
     with pytest.raises(ConfigError, match="found neither outcomes nor _run/"):
         exported(OutputStore(str(tmp_path)), to)
@@ -276,7 +276,7 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
          "--max-line-chars", "42", "--max-lines", "2"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert done.stdout == (f"{to}: 1 recording, 1 segment in 2 files\nleft out: 1 not done yet\n")
+    assert done.stdout == (f"{to}: 1 recording, 1 segment in 2 files\nomitted: 1 not done yet\n")
     assert (to / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\none\n\n"
     wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-lines", "2"]
     done = CliRunner().invoke(cli.app, wrong)

@@ -101,7 +101,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (WhisperConfig, {"problem_type": "classify"}, "problem_type is 'classify', expected one of"),
     (WhisperConfig, {"num_labels": 3, "id2label": {0: "a"}}, "is 3, but id2label names 1 classes"),
     (Speech2TextConfig, {"conv_kernel_sizes": [5]}, "is .5,., expected as many sizes as num_conv_"),
-    (Speech2TextConfig, {"num_conv_layers": 3}, "as many sizes as num_conv_layers says: 3"),
+    (Speech2TextConfig, {"num_conv_layers": 3}, "as many sizes as num_conv_layers: 3"),
     (Speech2TextConfig, {"conv_kernel_sizes": [5, 4]}, "expected odd numbers"),
     (Speech2TextConfig, {"conv_channels": 9}, "conv_channels is 9, expected an even number"),
     (Speech2TextConfig, {"d_model": 3} | dict.fromkeys(HEADS, 1), "at least 4"),

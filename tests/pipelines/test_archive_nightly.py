@@ -209,7 +209,7 @@ def test_a_variable_that_is_not_set_fails_no_night(
     monkeypatch.delenv(VARIABLE)
     telling.add("a")
     night = telling.night()
-    assert f"found no https address with a host; check its URL and its server ({VARIABLE})" in (
+    assert f"found no https URL with a host; check its URL and its server ({VARIABLE})" in (
         night.webhook_error or ""
     )
 

@@ -348,7 +348,7 @@ def test_a_full_report_says_everything_within_the_width() -> None:
         "de  16.7 h  17%   5 recordings     345 segments",
         "2 recordings: no_audio_stream, in extract",
         "s3://b/2.mp3: the store said no",
-        "What to do: these hold no sound: leave them out",
+        "What to do: these contain no audio: exclude them",
         "all 100 listed files have exactly one outcome",
     ):
         assert told in text
@@ -366,7 +366,7 @@ def test_a_balance_that_is_not_even_says_why_or_how_to_go_on() -> None:
     words = with_balance(stopped, finished=False)
     assert "6 of 10 listed files have an outcome" in words
     assert "run the same command again" in words
-    assert with_balance(stopped).startswith("- the run finished, yet 1 recordings are only begun")
+    assert with_balance(stopped).startswith("- the run finished, yet 1 recordings are only started")
     broken = replace(SOUND, problems=("committed more than once: 1 part",))
     assert with_balance(broken) == "- committed more than once: 1 part"
 

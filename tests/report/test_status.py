@@ -167,7 +167,7 @@ def verdict(**counts: object) -> Verdict:
         ({"encode_s": 85.0, "slot_steps": 9, "slot_room": 10}, "transcription", "model.dtype"),
         ({**EMPTY_SLOTS, "parts_started": 5}, "slots", "extract.part_s"),
         ({**EMPTY_SLOTS, "parts_started": 1}, "transcription", "transcribe.workers"),
-        ({"extract_s": 90.0, "extract_cpu_s": 80.0}, "extraction", "CPU machines"),
+        ({"extract_s": 90.0, "extract_cpu_s": 80.0}, "extraction", "CPU nodes"),
         ({"extract_s": 90.0, "extract_cpu_s": 20.0}, "store", "extract.workers"),
         ({"commits": 9, "commit_s": 100.0}, "commits", "output.uri"),
         ({"encode_s": 85.0, "halvings": 2}, "transcription", "halved"),

@@ -277,11 +277,11 @@ def test_the_host_of_an_address_is_honoured(hosts: None) -> None:
 
 @pytest.mark.parametrize("uri", ["quux://x/y", "hosts:///no-host", "ftp://h:port/x"])
 def test_an_unusable_address_is_one_failed_recording_and_no_listing(hosts: None, uri: str) -> None:
-    with pytest.raises(FetchError, match="correct the address") as caught:
+    with pytest.raises(FetchError, match="correct the URI") as caught:
         open_binary(uri, StoreOptions(policy=QUICK))
     assert (caught.value.kind, caught.value.retryable) == ("unsupported_scheme", False)
     assert caught.value.uri == uri
-    with pytest.raises(ConfigError, match=r"^opening .*correct the address"):
+    with pytest.raises(ConfigError, match=r"^opening .*correct the URI"):
         list(list_objects(uri))
     with pytest.raises(ConfigError):
         read_bytes(uri)

@@ -84,4 +84,4 @@ def test_a_secret_goes_over_http_only_where_that_is_allowed(hook: Webhook) -> No
 
 def test_what_is_no_address_is_told() -> None:
     for url in ("", SECRET, f"ftp://host/{SECRET}", f"https:///{SECRET}", f"https://[{SECRET}"):
-        assert "found no https address with a host" in str(refused(url)), url
+        assert "found no https URL with a host" in str(refused(url)), url

@@ -348,7 +348,7 @@ def test_without_network_a_copy_serves_and_none_is_explained(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert fetch_checkpoint("lab/tiny") == whole
     with pytest.raises(
-        CheckpointError, match=r"must not be asked \(HF_HUB_OFFLINE\) and there is no copy"
+        CheckpointError, match=r"must not be contacted \(HF_HUB_OFFLINE\) and there is no copy"
     ):
         fetch_checkpoint("lab/other")
 

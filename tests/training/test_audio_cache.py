@@ -93,7 +93,7 @@ def test_what_cannot_be_learnt_is_excluded_and_counted(tmp_path: Path) -> None:
         "texts of more than 5 tokens": 1,
         "texts with control tokens": 1,
         "utterances of more than 30 s": 2,
-        "utterances after the end of their recording": 1,
+        "utterances beyond the end of their recording": 1,
     }
     assert found.summary["utterances"] == len(rows)
     assert any("missing.wav" in words for words in found.summary["failures"])

@@ -49,7 +49,7 @@ class Speech2TextConfig(EncoderDecoderConfig):
         super().validate()
         self.require(self.d_model > 3, "d_model", "at least 4")  # sines of two or more rates
         right = len(self.conv_kernel_sizes) == self.num_conv_layers
-        expected = f"as many sizes as num_conv_layers says: {self.num_conv_layers}"
+        expected = f"as many sizes as num_conv_layers: {self.num_conv_layers}"
         self.require(right, "conv_kernel_sizes", expected)
         # An even kernel, centred on no frame, makes one position too many.
         odd = all(size > 0 and size % 2 == 1 for size in self.conv_kernel_sizes)

@@ -85,7 +85,8 @@ class Speech2TextPartFeatures:
         if wrong:
             raise CheckpointError(
                 f"reading {path}: found {', '.join(wrong)}; only Kaldi's filter bank of 16 kHz is "
-                "computed here, with as many bins as config.json says: use a checkpoint trained on "
+                "computed here, with as many bins as config.json names: use a checkpoint trained "
+                "on "
                 "it, or correct the file"
             )
         normalised = settings["do_ceptral_normalize"]

@@ -137,7 +137,7 @@ class Speech2TextSlotModel(DecoderSlots):
                 raise ValueError(
                     f"making slots for windows of {num_frames} frames and {max_tokens} tokens: "
                     f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
-                    "shorter windows, or ask for fewer tokens"
+                    f"shorter windows, or request fewer tokens"
                 )
         other = copy.copy(self)
         other.window_frames = num_frames

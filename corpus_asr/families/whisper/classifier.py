@@ -193,8 +193,8 @@ class WhisperClassifierSlots:
     ) -> Float[Tensor, "batch 1 label"]:
         if num_frames is not None:
             raise ValueError(
-                f"classifying {len(features)} windows: found num_frames, expected "
-                "whole windows; leave num_frames out"
+                f"classifying {len(features)} windows: found num_frames, expected whole windows; "
+                f"omit num_frames"
             )
         features = features.to(self.device, self._model.dtype)
         if self.device.type != "cpu":

@@ -456,7 +456,7 @@ def resolve_timestamps(
         wanted = True
     if wanted and config.no_timestamps_token_id is None:
         raise ValueError(
-            "generating text: timestamps were asked for, but the generation settings have no "
+            "generating text: timestamps were requested, but the generation settings have no "
             "no_timestamps_token_id; set it to the token <|notimestamps|>"
         )
     return wanted
@@ -493,7 +493,8 @@ def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
     if config.no_speech_threshold is not None and config.logprob_threshold is None:
         raise ValueError(
             f"generating text: no_speech_threshold is {config.no_speech_threshold} but "
-            "logprob_threshold is None: a window is left out when both say so; set both"
+            "logprob_threshold is None: a window is skipped only when both thresholds match; set "
+            "both"
         )
 
 

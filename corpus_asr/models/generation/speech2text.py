@@ -164,7 +164,7 @@ def _one_of(**given: Any) -> Any:
     said = {name: value for name, value in given.items() if value is not None}
     if len(said) > 1:
         raise ValueError(
-            f"generating text: found {' and '.join(said)}, which say the same; pass one of them"
+            f"generating text: found {' and '.join(said)}, which mean the same; pass one of them"
         )
     return next(iter(said.values()), None)
 
@@ -239,7 +239,7 @@ def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_l
     room = model.config.max_target_positions
     if wanted + length > room:
         raise ValueError(
-            f"generating text: {wanted} new tokens after a prompt of {length} were asked for, "
+            f"generating text: {wanted} new tokens after a prompt of {length} were requested, "
             f"expected at most max_target_positions together, which is {room}; lower "
             "max_new_tokens or max_length"
         )

@@ -92,7 +92,7 @@ def _reference(uri: str, row: Mapping[str, Any], manifest: str, language: str | 
         text = ""  # how CSV writes it
     if not isinstance(text, str):
         columns = ", ".join(row) or "no other columns"
-        raise _unusable(manifest, uri, columns, "a column text with what is said")
+        raise _unusable(manifest, uri, columns, "a column text with the reference text")
     return Reference(
         uri=public(uri),
         text=text,

@@ -135,7 +135,7 @@ def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
     """
     why = None
     if num_recordings > MOST_AT_THE_END:
-        why = f"{num_recordings:,} recordings: it is left to `corpus-asr report --html`"
+        why = f"{num_recordings:,} recordings: write it with `corpus-asr report --html`"
     else:
         try:
             write_page(store, store.address(PAGE_NAME), at_the_end=True)

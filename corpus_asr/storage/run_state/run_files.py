@@ -157,7 +157,7 @@ def outcomes_names(store: OutputStore) -> list[str]:
     if not names and not store.exists(CONFIG_NAME):
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            "output folder of a run; check the address"
+            f"output folder of a run; check the URI"
         )
     return names
 

@@ -84,7 +84,7 @@ class FsspecStore(Store):
         except ImportError as error:
             missing = getattr(error.__cause__ or error, "name", None)
             named = missing is not None and missing in str(error)  # so it is no module of another
-            cure = f"pip install {missing}" if named else "install what it asks for"
+            cure = f"pip install {missing}" if named else "install the package it names"
             raise ConfigError(
                 f"opening {redact_uri(self._uri)}: the library for {self._scheme}:// is not "
                 f"installed ({without_secrets(str(error))}), expected it here and on every machine "
@@ -93,8 +93,8 @@ class FsspecStore(Store):
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"opening {redact_uri(self._uri)}: {self._scheme}:// cannot be used like this "
-                f"({without_secrets(str(error))}), expected an address that fsspec knows, such as "
-                "s3://, gs:// or abfs://; correct the address"
+                f"({without_secrets(str(error))}), expected a URI that fsspec knows, such as "
+                f"s3://, gs:// or abfs://; correct the URI"
             ) from error
 
     def translate(self, error: Exception) -> StoreError:

@@ -105,7 +105,7 @@ def _refused(host: str, address: str | None = None) -> StoreError:
     leads = f", which is {address}" if address and address != host else ""
     return StoreError(
         REFUSED_HOST,
-        f"refused to ask the host {host}{leads}: expected a public one, one that the source "
+        f"refused to connect to the host {host}{leads}: expected a public one, one that the source "
         "settings name, or one that source.allow_hosts admits",
     )
 
@@ -274,7 +274,7 @@ def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
     # shows it to whoever listens, goes only to hosts that `source.allow_hosts` admits.
     scheme = urllib.parse.urlsplit(url).scheme if host else ""
     if scheme not in ("http", "https"):
-        raise StoreError(FETCH, "found no https address with a host")
+        raise StoreError(FETCH, "found no https URL with a host")
     rules = HostRules(listed=tuple(allow_hosts or ()))
     if scheme == "http" and rules.verdict(host, redirected=False) is not Verdict.ADMITTED:
         raise StoreError(

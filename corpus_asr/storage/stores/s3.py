@@ -248,7 +248,7 @@ _WRONG_KEYS = {
     ),
 }
 _ENDPOINT_ADVICE = (
-    "check endpoint_url (where it is skipped, Amazon is asked) or AWS_ENDPOINT_URL, and the network"
+    "check endpoint_url (without it, AWS is used) or AWS_ENDPOINT_URL, and the network"
 )
 
 
@@ -281,12 +281,12 @@ def from_exception(error: Exception) -> StoreError:
         return StoreError(
             FETCH,
             f"no secure connection ({error})",
-            advice="begin endpoint_url with http:// if the store has no TLS, or name its "
+            advice="start endpoint_url with http:// if the store has no TLS, or name its "
             "certificate in AWS_CA_BUNDLE",
         )
     if isinstance(error, exceptions.EndpointConnectionError):
         # A store that starts again is back soon; where there is none, nobody wants to wait.
-        return StoreError(FETCH, f"nobody answers ({error})", transient=True,
+        return StoreError(FETCH, f"no server answers ({error})", transient=True,
                           attempts=FEW_ATTEMPTS, advice=_ENDPOINT_ADVICE)  # fmt: skip
     if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
         return StoreError(FETCH, f"the connection failed ({error})", transient=True)
@@ -302,7 +302,7 @@ def from_exception(error: Exception) -> StoreError:
     if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
         return StoreError(
             FETCH,
-            f"{error}, expected an address such as http://127.0.0.1:9000",
+            f"{error}, expected a URL such as http://127.0.0.1:9000",
             advice="correct endpoint_url or AWS_ENDPOINT_URL",
         )
     # Body reads fail with the HTTP library's own errors (payload cut short, disconnects).

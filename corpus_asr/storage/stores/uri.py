@@ -40,8 +40,8 @@ def normalise(uri: str) -> str:
     """
     if not uri or "\0" in uri:
         raise ConfigError(
-            f"reading the address {uri!r}: it is empty or holds a null character, expected a path "
-            "or scheme://...; correct the address"
+            f"reading the URI {uri!r}: it is empty or holds a null character, expected a path or "
+            f"scheme://...; correct the URI"
         )
     scheme = scheme_of(uri)
     if scheme == LOCAL:
@@ -97,8 +97,8 @@ def resolve(uri: str, *, folder: str) -> str:
         if uri.startswith("../"):
             if len(base) <= top:
                 raise ConfigError(
-                    f"reading the address {uri!r} relative to {redact_uri(folder)}: it leads out "
-                    "of the store, expected a place within; correct the address"
+                    f"reading the URI {uri!r} relative to {redact_uri(folder)}: it leads out of "
+                    f"the store, expected a path within; correct the URI"
                 )
             base = parent(base)
         uri = uri.split("/", 1)[1]
