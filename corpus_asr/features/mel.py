@@ -61,11 +61,6 @@ def hann(fft_samples: int) -> np.ndarray:
     return window
 
 
-def num_frames(num_samples: int) -> int:
-    """Count the frames of an array as Whisper cuts it."""
-    return WHISPER.num_frames(num_samples)
-
-
 def power_spectra(
     samples: Float32[np.ndarray, " sample"], analysis: Analysis = WHISPER
 ) -> Iterator[Float[np.ndarray, "frame bin"]]:
@@ -191,11 +186,6 @@ def log10_mel(
     return result
 
 
-def scale_floor(peak: float) -> float:
-    """Return the value that silence has after `scale_log10_mel`."""
-    return (max(LOG10_FLOOR, peak - DYNAMIC_RANGE) + 4.0) / 4.0
-
-
 def scale_log10_mel(values: Float32[np.ndarray, "frame mel"]) -> float:
     """Scale log10 mel power in place to Whisper's range; return the value that silence has then.
 
@@ -205,7 +195,7 @@ def scale_log10_mel(values: Float32[np.ndarray, "frame mel"]) -> float:
     np.maximum(values, np.float32(peak - DYNAMIC_RANGE), out=values)
     values += np.float32(4.0)
     values /= np.float32(4.0)
-    return scale_floor(peak)
+    return (max(LOG10_FLOOR, peak - DYNAMIC_RANGE) + 4.0) / 4.0
 
 
 def log_mel(

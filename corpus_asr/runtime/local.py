@@ -177,7 +177,7 @@ def _extracted(
             else:
                 yield table
     finally:
-        shared.stop()
+        shared.stopped = True
         room.close()
         deadline = time.monotonic() + GRACE_S
         for thread in threads:
@@ -285,6 +285,3 @@ class _Shared:
             if item is None:
                 return
             yield item
-
-    def stop(self) -> None:
-        self.stopped = True

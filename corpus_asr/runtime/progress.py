@@ -200,12 +200,7 @@ MOST_MOMENTS = 120
 
 
 class History:
-    """Moments of a run, about evenly spaced and never many, however long it takes.
-
-    Args:
-        every_s: their distance, until there are too many of them.
-        most: how many that is; then every second one is forgotten, and the distance doubles.
-    """
+    """Moments of a run, `every_s` apart; beyond `most` every second one is forgotten."""
 
     def __init__(self, every_s: float, most: int = MOST_MOMENTS) -> None:
         self._tick_s = self._every_s = every_s

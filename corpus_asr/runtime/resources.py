@@ -139,14 +139,10 @@ def resolve_resources(
     store_bytes: int | None = None,
     fixed: bool = False,
 ) -> Resources:
-    """Resolve every `auto` for these machines.
+    """Resolve every `auto` for these machines; explicit numbers are taken as they are.
 
-    Args:
-        config: the job; explicit numbers are taken as they are.
-        nodes: the machines there are now.
-        num_packs: units of extract work; more workers than that would idle.
-        store_bytes: memory for tables between the stages; None: sized to what is in flight.
-        fixed: everything has to be placed on these machines, and no others will come.
+    More extract workers than `num_packs` would idle. Without `store_bytes` the memory for tables
+    between the stages is sized to what is in flight. `fixed`: no other machines will come.
 
     Raises:
         ConfigError: GPUs are asked for without a number of workers, and there are none; or with

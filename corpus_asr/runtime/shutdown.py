@@ -35,20 +35,12 @@ class RunStoppedError(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether a run is to end, by a signal or by the clock, and whether its grace is over.
+    """Whether a run is to end, by a signal or by the clock, and whether its grace is over."""
 
-    Args:
-        grace_s: how long what was begun may take after a signal.
-        at: when, by `time.monotonic()`, nothing new is to be begun; None never.
-        drain_s: how long what was begun may take after that.
-    """
-
-    def __init__(
-        self, grace_s: float, *, at: float | None = None, drain_s: float = DRAIN_S
-    ) -> None:
+    def __init__(self, grace_s: float, *, at: float | None = None) -> None:
         self._grace_s = grace_s
         self._at_s = float("inf") if at is None else at
-        self._deadline_s = self._at_s + drain_s
+        self._deadline_s = self._at_s + DRAIN_S
         self.signal_number: int | None = None
 
     @property
@@ -73,13 +65,11 @@ class Stop:
         self.signal_number = number
         self._deadline_s = min(self._deadline_s, time.monotonic() + self._grace_s)
         # Unbuffered: a signal may have come in the middle of another write to stderr.
-        os.write(2, self._words(number))
-
-    def _words(self, number: int) -> bytes:
-        return (
+        words = (
             f"\ncorpus-asr: {signal.Signals(number).name}: no new work is started; decoding in "
             f"progress gets {self._grace_s:g} s to finish; a second signal stops immediately\n"
-        ).encode()
+        )
+        os.write(2, words.encode())
 
     def error(self, left: int) -> RunStoppedError:
         """Return what tells that `left` recordings were not done."""
@@ -95,15 +85,10 @@ class Stop:
 def stoppable(
     left: Callable[[], int], *, at: float | None = None, grace_s: float = GRACE_S
 ) -> Iterator[Stop]:
-    """Let signals and the clock end the work in the context.
+    """Let signals, and the clock at `at` by `time.monotonic()`, end the work in the context.
 
-    Outside the main thread signals are not seen. That the time is over is no error, what it leaves
-    undone included.
-
-    Args:
-        left: how many recordings are not done.
-        at: when, by `time.monotonic()`, the time is over; None never.
-        grace_s: how long what was begun may take after a signal.
+    Outside the main thread signals are not seen. `left` returns how many recordings are not done,
+    which is no error where the time is over; what was begun gets `grace_s` after a signal.
     """
     stop = Stop(grace_s, at=at)
 

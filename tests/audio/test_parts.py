@@ -125,13 +125,6 @@ def test_cuts_fall_into_silence(
         assert not around.any()
 
 
-def test_the_cut_is_in_the_middle_of_the_longest_pause() -> None:
-    samples = alternating([16.0, 0.3, 0.5, 1.6, 0.5, 0.2, 5.0])
-    first, *_ = cut(samples, part_s=20.0)
-    middle_s = 16.0 + 0.3 + 0.5 + 0.8
-    assert abs(first.samples.size / SAMPLE_RATE_HZ - middle_s) <= 0.04
-
-
 def test_without_a_pause_the_cut_is_at_the_least_probable_step() -> None:
     samples = alternating([30.0])
     dip = int(8.7 * SAMPLE_RATE_HZ) // STEP_SAMPLES
@@ -167,12 +160,6 @@ def test_a_recording_of_exactly_one_part_is_not_cut(detector: SileroDetector | N
         assert [part.samples.size for part in parts] == expected or len(parts) == 2
         # Without a detector speech is unknown.
         assert all((part.speech is None) == (detector is None) for part in parts)
-
-
-def test_silence_has_parts_but_no_speech() -> None:
-    parts = cut(np.zeros(12 * SAMPLE_RATE_HZ, dtype=np.float32))
-    assert [part.speech for part in parts] == [()] * len(parts)
-    assert len(parts) == 3
 
 
 def test_broken_samples_count_as_zeros() -> None:

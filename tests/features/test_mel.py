@@ -1,6 +1,5 @@
 """Filters and log-mel features against transformers and openai-whisper."""
 
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,9 @@ from corpus_asr.features.mel import (
     Analysis,
     log_mel,
     mel_filters,
-    num_frames,
     power_spectra,
-    scale_floor,
 )
-from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, MEBIBYTE, SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from corpus_asr.units import HOP_SAMPLES, MEBIBYTE, SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from tests.support.audio import made_sounds, read_clip, read_manifest
 
 # transformers computes in float64 and openai-whisper in float32; near the 80 dB floor float32
@@ -92,7 +89,6 @@ def test_arrays_of_other_lengths_equal_whispers() -> None:
 
 def test_silence_holds_the_floor() -> None:
     features = log_mel(np.zeros(16_000, dtype=np.float32), num_mel_bins=80)
-    assert scale_floor(-10.0) == -1.5
     assert np.all(features == -1.5)
 
 
@@ -103,50 +99,6 @@ def test_ten_minutes_need_little_more_memory_than_their_features() -> None:
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes - features.nbytes < 8 * MEBIBYTE
-
-
-def test_it_is_far_faster_than_decoding() -> None:
-    samples = made_sounds(120 * SAMPLE_RATE_HZ)["noise"]
-    log_mel(samples[:16_000], num_mel_bins=80)
-    start_s = time.thread_time()
-    log_mel(samples, num_mel_bins=80)
-    # About 6,000 times real time on a free core; the bound only catches a lost factor of ten.
-    assert 120 / (time.thread_time() - start_s) > 500
-
-
-# float32 transforms against float64: relative to the loudest bin of the array.
-FLOAT32_TOLERANCE = 1e-5
-
-
-def reference_power(samples: np.ndarray) -> np.ndarray:
-    """One frame at a time in float64, from a mirrored copy of the whole array."""
-    mirrored = np.pad(samples.astype(np.float64), FFT_SAMPLES // 2, mode="reflect")
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT_SAMPLES) / FFT_SAMPLES)
-    frames = [
-        np.abs(np.fft.rfft(mirrored[k * HOP_SAMPLES : k * HOP_SAMPLES + FFT_SAMPLES] * window)) ** 2
-        for k in range(samples.size // HOP_SAMPLES)
-    ]
-    return np.stack(frames)
-
-
-@given(
-    num_samples=st.one_of(
-        st.integers(HOP_SAMPLES, 3 * BLOCK_FRAMES * HOP_SAMPLES),
-        # Around the edges of frames and blocks.
-        st.sampled_from([160, 199, 200, 201, 399, 400, 401, 560, 40_960, 41_119]),
-    ),
-    seed=st.integers(0, 9),
-)
-@settings(max_examples=35, deadline=None)
-def test_blocks_equal_the_whole_array_at_once(num_samples: int, seed: int) -> None:
-    samples = np.random.default_rng(seed).standard_normal(num_samples).astype(np.float32)
-    blocks = list(power_spectra(samples))
-    assert all(len(block) <= BLOCK_FRAMES for block in blocks)
-    power = np.concatenate(blocks)
-    assert power.dtype == np.float32
-    expected = reference_power(samples)
-    assert power.shape == expected.shape == (num_frames(num_samples), FFT_SAMPLES // 2 + 1)
-    assert np.abs(power - expected).max() <= FLOAT32_TOLERANCE * expected.max()
 
 
 @given(
@@ -171,7 +123,9 @@ def test_any_sizes_equal_the_whole_array_at_once(
         return
     cut = np.stack([mirrored[start : start + fft_samples] for start in starts])
     expected = np.abs(np.fft.rfft(cut * window, axis=-1)) ** 2
-    power = np.concatenate(list(power_spectra(samples, analysis)))
+    blocks = list(power_spectra(samples, analysis))
+    assert all(len(block) <= BLOCK_FRAMES for block in blocks)
+    power = np.concatenate(blocks)
     np.testing.assert_allclose(power, expected, atol=1e-12 * expected.max())
 
 

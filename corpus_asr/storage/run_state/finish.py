@@ -68,7 +68,7 @@ PART_COLUMNS = (
 
 @dataclass(slots=True, kw_only=True)
 class OutcomeCounts:
-    """What a finished run leaves: `listed == ok + no_speech + failed + left`."""
+    """What a finished run leaves: `listed == ok + no_speech + failed + remaining`."""
 
     listed: int
     ok: int = 0
