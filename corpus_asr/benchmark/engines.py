@@ -261,7 +261,6 @@ class FasterWhisper(RecordingsRunner):
         self._model.model = _Clocked(self._model.model, self.clock)
 
     def texts(self) -> list[str]:
-        """Transcribe every file."""
         return [self._text(path) for path in self.order.audio]
 
     def _text(self, path: str) -> str:
@@ -306,11 +305,9 @@ class CTranslate2Windows(WindowsRunner):
         )
 
     def encode(self) -> Any:
-        """Encode all windows."""
         return self._model.encode(self._library.StorageView.from_array(self.features))
 
     def decode(self, encoded: Any, num_tokens: int) -> list[int]:
-        """Decode so many tokens of each window."""
         results = self._model.generate(
             encoded,
             [self.prompt] * self.order.batch,
@@ -373,7 +370,6 @@ class Transformers(RecordingsRunner):
             self._options |= {"language": order.language, "task": "transcribe"}
 
     def texts(self) -> list[str]:
-        """Read, cut, extract, generate and turn into text."""
         with self.clock.stage("features"):
             recordings = [read_samples(path) for path in self.order.audio]
         cut = self._chunked if self.order.mode == "chunked" else self._sequential
@@ -432,14 +428,12 @@ class TransformersWindows(WindowsRunner):
         self._outputs = importlib.import_module("transformers.modeling_outputs").BaseModelOutput
 
     def encode(self) -> Any:
-        """Encode all windows."""
         features = self._torch.from_numpy(self.features)
         with self._torch.inference_mode():
             encoder = self._model.get_encoder()
             return encoder(features.to(self._model.device, self._model.dtype)).last_hidden_state
 
     def decode(self, encoded: Any, num_tokens: int) -> list[int]:
-        """Decode so many tokens of each window."""
         prompt = self._torch.tensor([self.prompt] * len(encoded), device=self._model.device)
         settings = self._library.GenerationConfig(
             max_new_tokens=num_tokens,
@@ -486,7 +480,6 @@ class OpenAI(RecordingsRunner):
         encoder.forward = self.clock.stage("encode")(encoder.forward)
 
     def texts(self) -> list[str]:
-        """Transcribe every file; features are computed within and counted as decoding."""
         with self.clock.stage("features"):
             recordings = [read_samples(path) for path in self.order.audio]
         return [
@@ -518,13 +511,11 @@ class OpenAIWindows(WindowsRunner):
             self._model.half()
 
     def encode(self) -> Any:
-        """Encode all windows."""
         features = self._torch.from_numpy(self.features).to(self.order.device)
         with self._torch.inference_mode():
             return self._model.encoder(features.half() if self._half else features)
 
     def decode(self, encoded: Any, num_tokens: int) -> list[int]:
-        """Decode so many tokens of each window."""
         options = self._library.DecodingOptions(
             language="en",
             sample_len=num_tokens,

@@ -32,12 +32,10 @@ class OurWindows(WindowsRunner):
         )
 
     def encode(self) -> Any:
-        """Encode all windows, in the groups that the engine encodes at once."""
         groups = batches(torch.from_numpy(self.features), self._encode_batch)
         return [window for group in groups for window in self._model.encode(group)]
 
     def decode(self, encoded: Sequence[torch.Tensor], num_tokens: int) -> list[int]:
-        """Decode so many tokens of each window."""
         counts: list[int] = []
 
         def done(result: WindowResult | None, error: Exception | None) -> None:

@@ -192,7 +192,6 @@ class HuggingFaceWriter(ShardWriter):
         self._waiting_bytes = 0
 
     def add(self, row: dict[str, Any], data: bytes) -> None:
-        """Take an example and its audio."""
         audio = {"bytes": data, "path": f"{row['example_id']}.{self._suffix}"}
         self._waiting.append(row | {"audio": audio})
         self._waiting_bytes += len(data)
@@ -200,7 +199,6 @@ class HuggingFaceWriter(ShardWriter):
             self._write()
 
     def close(self) -> None:
-        """Complete the file."""
         if self._waiting:
             self._write()
         self._file.close()
@@ -233,7 +231,6 @@ class WebDatasetWriter(ShardWriter):
         self._file = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
     def add(self, row: dict[str, Any], data: bytes) -> None:
-        """Take an example and its audio."""
         values = json.dumps(_rounded(row), ensure_ascii=False).encode("utf-8", "replace")
         text = row["text"].encode("utf-8", "replace")
         for suffix, content in ((self._suffix, data), ("txt", text), ("json", values)):
@@ -243,7 +240,6 @@ class WebDatasetWriter(ShardWriter):
             self._file.addfile(member, io.BytesIO(content))
 
     def close(self) -> None:
-        """Complete the file."""
         self._file.close()
 
 
@@ -256,7 +252,6 @@ class NemoWriter(ShardWriter):
         self._manifest = self._manifest_path.open("w", encoding="utf-8", errors="replace")
 
     def add(self, row: dict[str, Any], data: bytes) -> None:
-        """Take an example and its audio."""
         base = f"{row['example_id']}.{self._suffix}"
         address = f"{AUDIO_FOLDER}/{self._name}/{base}"
         path = self.files[address] = self._folder / base
@@ -270,7 +265,6 @@ class NemoWriter(ShardWriter):
         self._manifest.write(json.dumps(_rounded(line | row), ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Complete the file."""
         self._manifest.close()
         # Uploaded last: what it names is there.
         self.files[f"{MANIFESTS_FOLDER}/{self._name}.jsonl"] = self._manifest_path

@@ -6,7 +6,6 @@ fail, die or chatter. Imports no engine, so that a worker starts at once.
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ class Works:
         return {
             "total_s": float(self.turns),
             "stages": {"encode": 0.5},
-            "cpu_s": time.process_time(),
             "pid": os.getpid(),
             "threads": os.environ["OMP_NUM_THREADS"],
             "cores": len(os.sched_getaffinity(0)),

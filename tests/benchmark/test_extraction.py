@@ -8,8 +8,8 @@ import pytest
 
 from corpus_asr.benchmark import command, extraction
 from corpus_asr.benchmark.command import EXIT_UNUSABLE
-from corpus_asr.benchmark.extraction import FFMPEG, STEPS, main, measure, render, run
-from corpus_asr.benchmark.orders import Recording, find_recordings
+from corpus_asr.benchmark.extraction import FFMPEG, STEPS, main, render, run
+from corpus_asr.benchmark.orders import Recording
 from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
@@ -42,14 +42,6 @@ def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpe
     assert row.split()[:2] == ["clip.wav", "4.0"]
     assert total.split()[0] == "all"
     assert all(int(speed) > 0 for speed in row.split()[2:] + total.split()[2:])
-
-
-@pytest.mark.slow
-def test_speech_and_features_cost_more_than_decoding(clip, no_ffmpeg):
-    found = measure(find_recordings([clip], None), STEPS, runs=1)
-    decoding, speech, features = (found[step][0] for step in STEPS)
-    # Features of seconds cost less than the noise of a busy machine: not compared with speech.
-    assert 0 < decoding < min(speech, features)
 
 
 def test_speeds_are_of_seconds_by_seconds_and_the_sum_weighs_by_length(tmp_path):

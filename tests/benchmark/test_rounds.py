@@ -2,7 +2,6 @@
 
 import os
 import statistics
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from corpus_asr.benchmark import rounds
 from corpus_asr.benchmark.orders import Case, Recording
 from corpus_asr.benchmark.rounds import (
     Row,
-    Worker,
     environment,
     measure,
     ratios,
@@ -43,16 +41,6 @@ def test_processes_of_their_own_take_turns_and_the_first_round_does_not_count(tm
     runs = [run for row in rows for run in row.runs]
     assert {(run["threads"], run["cores"]) for run in runs} == {("1", 1)}
     assert all(run["peak_memory_mib"] > 1 for run in runs)
-
-
-def test_a_waiting_worker_burns_no_cpu(tmp_path):
-    with Worker(order("Works", tmp_path)) as worker:
-        before = worker.run()
-        time.sleep(0.5)
-        after = worker.run()
-    assert before is not None
-    assert after is not None
-    assert after["cpu_s"] - before["cpu_s"] < 0.1
 
 
 @pytest.mark.parametrize(
