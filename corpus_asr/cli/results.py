@@ -7,7 +7,7 @@ import ipaddress
 import json
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -69,14 +69,6 @@ class FormatName(StrEnum):
     nemo = "nemo"
 
 
-class WordsName(StrEnum):
-    """How spoken words are shown; the same as `export.formats.WordStyle`."""
-
-    plain = "plain"
-    highlight = "highlight"
-    karaoke = "karaoke"
-
-
 def export(
     output_uri: OutputUri,
     to: Annotated[
@@ -116,11 +108,11 @@ def export(
         float, typer.Option(help="Pause in seconds before the next cue.", rich_help_panel=_PANEL)
     ] = 0.0,
     words: Annotated[
-        WordsName,
+        Literal["plain", "highlight", "karaoke"],
         typer.Option(
             help="Style of the spoken word; needs word timestamps.", rich_help_panel=_PANEL
         ),
-    ] = WordsName.plain,
+    ] = "plain",
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""

@@ -1,8 +1,7 @@
 """`corpus-asr transcribe`: its options, and what is told before a model is loaded."""
 
 import os
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,15 +19,8 @@ from corpus_asr.cli.options import (
 from corpus_asr.errors import ItemError
 from corpus_asr.report.text import Format, printer
 
-
-class DtypeName(StrEnum):
-    """Data type of a model; the same as `model.dtype`."""
-
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    int8 = "int8"
+# The same as `model.dtype`, whose module is too slow to import for `--help`.
+DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 
 def transcribe(
@@ -53,9 +45,9 @@ def transcribe(
         str,
         typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=complete_device),
     ] = "auto",
-    dtype: Annotated[DtypeName, typer.Option(help="Data type of weights and computation.")] = (
-        DtypeName.auto
-    ),
+    dtype: Annotated[
+        DtypeName, typer.Option(help="Data type of weights and computation.")
+    ] = "auto",
     overrides: Annotated[
         list[str] | None,
         overrides_of("Any key of the decoding section.", complete_decoding_override),
@@ -85,7 +77,7 @@ def transcribe(
 
             show = printer(output_format, many=len(files) > 1)
             with Transcriber.from_pretrained(
-                checkpoint, device=device, dtype=dtype.value, **options
+                checkpoint, device=device, dtype=dtype, **options
             ) as loaded:
                 for transcript in loaded.transcribe_many(readable, on_error=tell):
                     show(transcript)

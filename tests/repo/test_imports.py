@@ -104,7 +104,7 @@ def test_what_must_be_quick_loads_nothing_heavy(statement):
 def test_help_answers_at_once():
     command = [str(BINARIES / "corpus-asr"), "--help"]
     spent_s = []
-    for _ in range(5):
+    for _ in range(3):
         before = os.times()
         subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
         after = os.times()
