@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.model_config import CONFIG_NAME
 from corpus_asr.families.saved_files import (
-    Uploads,
+    OpenSettings,
     finish_saving,
     made_folder,
     optional_object,
@@ -36,7 +36,7 @@ _SAMPLING_ONLY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 
 
 @dataclass(kw_only=True)
-class GenerationConfig(Uploads):
+class GenerationConfig(OpenSettings):
     """What decoding may be told; names this class does not know are kept as attributes too."""
 
     from_config: ClassVar[tuple[str, ...]] = (
@@ -165,17 +165,6 @@ class GenerationConfig(Uploads):
     def _derived(cls, folder: Path, content: dict[str, Any]) -> dict[str, Any]:
         """Return settings that a checkpoint's other files imply, where `content` lacks them."""
         return {}
-
-    def __getattr__(self, name: str) -> Any:
-        if not name.startswith("__") and name in (extra := self.__dict__.get("extra", {})):
-            return extra[name]
-        raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in type(self).__dataclass_fields__:
-            super().__setattr__(name, value)
-        else:
-            self.extra[name] = value
 
     def update(
         self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import (
-    Uploads,
+    OpenSettings,
     finish_saving,
     made_folder,
     plain_values,
@@ -79,7 +79,7 @@ def _other_name(name: str) -> Any:
 
 
 @dataclass(kw_only=True, init=False)
-class ModelConfig(Uploads):
+class ModelConfig(OpenSettings):
     """The fields that every family's config has; a family adds its own in a dataclass like this.
 
     `num_labels` makes that many unnamed classes of audio classification; keywords that are no
@@ -213,19 +213,6 @@ class ModelConfig(Uploads):
     num_hidden_layers = _other_name("encoder_layers")
     torch_dtype = _other_name("dtype")
     use_return_dict = _other_name("return_dict")
-
-    def __getattr__(self, name: str) -> Any:
-        """Return a key of the file that is no field."""
-        extra = vars(self).get("extra", {})
-        if name not in extra:
-            raise AttributeError(f"a {type(self).__name__} has no {name!r}, nor had its file")
-        return extra[name]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if hasattr(type(self), name) or name in type(self).__dataclass_fields__:
-            super().__setattr__(name, value)
-        else:
-            self.extra[name] = value
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """Set fields by name."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.foreign_weights import DTYPES
+from corpus_asr.families.generation_config import GENERATION_NAME
 from corpus_asr.families.layers.blocks import Attention
 from corpus_asr.families.layers.stack import Stack, check_tokens
 from corpus_asr.families.loading import resolve_device
@@ -20,8 +21,6 @@ from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
 from corpus_asr.families.weights import load_weights, save_weights, share_parameter
 from corpus_asr.storage.model_files import fetch_checkpoint
-
-GENERATION_NAME = "generation_config.json"
 
 
 class PreTrainedModel(nn.Module, Uploads):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage.model_files import fetch_checkpoint, upload_files
@@ -222,6 +222,25 @@ class Uploads:
                 revision=revision,
                 create_pr=create_pr,
             )
+
+
+class OpenSettings(Uploads):
+    """Settings in a dataclass; names that are no fields are kept in `extra`, as attributes too."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    extra: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        extra = vars(self).get("extra", {})
+        if name not in extra:
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}, nor had its file")
+        return extra[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(type(self), name) or name in type(self).__dataclass_fields__:
+            super().__setattr__(name, value)
+        else:
+            self.extra[name] = value
 
 
 def finish_saving(

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from corpus_asr.families.tensors import BatchEncoding, BatchFeature, as_tensors, is_tensor
+from corpus_asr.families.tensors import BatchEncoding, BatchFeature, as_tensors
 
 ROWS = [
     [1, 2, 3],
@@ -66,19 +64,6 @@ def test_uneven_rows_what_is_no_number_and_other_kinds_are_refused():
     for kind in ("tf", "jax", "PT", ""):
         with pytest.raises(ValueError, match="expected 'np', 'pt' or None"):
             as_tensors([1], kind)
-
-
-def test_torch_is_imported_only_when_tensors_are_asked_for():
-    code = (
-        "import sys; from corpus_asr.families.tensors import BatchFeature\n"
-        "from corpus_asr.families.tensors import as_tensors, is_tensor\n"
-        "batch = BatchFeature({'a': [[1, 2]]}, 'np').to('cpu')\n"
-        "assert not is_tensor(batch.a) and 'torch' not in sys.modules\n"
-        "as_tensors([1], 'pt'); assert 'torch' in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert is_tensor(torch.zeros(1))
-    assert not is_tensor(np.zeros(1))
 
 
 def values():

@@ -157,7 +157,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """Control tokens and added ones by id, each with its flags."""
-        return self._added.tokens
+        return dict(sorted(self._added.tokens.items()))
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -197,7 +197,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             content = token.content
             if special_tokens and content not in {*named, *self._others}:
                 self._others.append(content)
-            if not content or content in self._added:
+            if not content or content in self._added.ids:
                 continue
             if self.do_lower_case and token.normalized and not token.special:
                 content = content.lower()
@@ -212,8 +212,8 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         return self.encoder.get(token) if token_id is None else token_id
 
     def _id_token(self, token_id: int) -> str | None:
-        token = self._added.content(token_id)
-        return self.decoder.get(token_id) if token is None else token
+        token = self._added.tokens.get(token_id)
+        return self.decoder.get(token_id) if token is None else token.content
 
     def _unknown(self) -> str | None:
         return self.unk_token
@@ -280,7 +280,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             text = self._added.lower(text)
         tokens: list[str] = []
         for part in self._added.split(text):
-            tokens += [part] if part in self._added else self._pieces.pieces(part)
+            tokens += [part] if part in self._added.ids else self._pieces.pieces(part)
         return tokens
 
     def create_token_type_ids_from_sequences(

@@ -1,7 +1,8 @@
 """Speech2Text's vocabulary: SentencePiece, and added tokens, at which texts are split first."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,52 +37,30 @@ class AddedTokens:
     """Tokens by id and ids by token."""
 
     def __init__(self) -> None:
-        self._tokens: dict[int, AddedToken] = {}
-        self._ids: dict[str, int] = {}
-        self._pattern: re.Pattern[str] | None = None
-
-    def __contains__(self, content: str) -> bool:
-        return content in self._ids
-
-    @property
-    def tokens(self) -> dict[int, AddedToken]:
-        """The tokens by id, ascending."""
-        return dict(sorted(self._tokens.items()))
-
-    @property
-    def ids(self) -> Mapping[str, int]:
-        """The ids by token."""
-        return self._ids
+        self.tokens: dict[int, AddedToken] = {}
+        self.ids: dict[str, int] = {}
 
     def put(self, token_id: int, token: AddedToken) -> None:
         """Let a token have an id, in place of the one that had it."""
-        former = self._tokens.get(token_id)
+        former = self.tokens.get(token_id)
         if former is not None:
-            self._ids.pop(former.content, None)
-        self._tokens[token_id] = token
-        self._ids[token.content] = token_id
-        self._pattern = None
-
-    def content(self, token_id: int) -> str | None:
-        """Return the token with an id, None where there is none."""
-        token = self._tokens.get(token_id)
-        return None if token is None else token.content
+            self.ids.pop(former.content, None)
+        self.tokens[token_id] = token
+        self.ids[token.content] = token_id
 
     def split(self, text: str) -> list[str]:
         """Cut a text into these tokens and what lies between, leaving out what is empty.
 
         A token may swallow the blanks beside it, or count only as a word of its own.
         """
-        if self._pattern is None:
-            self._pattern = _pattern(self._ids)
-        parts = [part for part in self._pattern.split(text) if part]
+        parts = [part for part in _pattern(frozenset(self.ids)).split(text) if part]
         for i, part in enumerate(parts):
-            if part in self._ids:
+            if part in self.ids:
                 self._settle(parts, i)
         return [part for part in parts if part]
 
     def _settle(self, parts: list[str], i: int) -> None:
-        token = self._tokens[self._ids[parts[i]]]
+        token = self.tokens[self.ids[parts[i]]]
         left = parts[i - 1] if i > 0 else ""
         right = parts[i + 1] if i + 1 < len(parts) else ""
         if token.rstrip and right:
@@ -97,12 +76,13 @@ class AddedTokens:
 
     def lower(self, text: str) -> str:
         """Turn a text into lower case, but for tokens that are found in it as they are."""
-        kept = [t.content for t in self._tokens.values() if t.special or not t.normalized]
-        parts = _pattern(kept).split(text)
+        kept = {t.content for t in self.tokens.values() if t.special or not t.normalized}
+        parts = _pattern(frozenset(kept)).split(text)
         return "".join(part if i % 2 else part.lower() for i, part in enumerate(parts))
 
 
-def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+@lru_cache(maxsize=16)  # adding tokens one by one makes a pattern each
+def _pattern(tokens: frozenset[str]) -> re.Pattern[str]:
     longest_first = sorted(tokens, key=len, reverse=True)
     # Without tokens, what is never found.
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

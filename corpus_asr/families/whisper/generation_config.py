@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corpus_asr.families import generation_config
-from corpus_asr.families.generation_config import GENERATION_NAME
 from corpus_asr.families.whisper.tokenizer import TASKS, WhisperTokenizer
 from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
-
-__all__ = ["GENERATION_NAME", "GenerationConfig"]
 
 _POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION  # 50
 

@@ -38,9 +38,9 @@ def test_blanks_beside_a_token_are_swallowed_where_it_says_so() -> None:
 def test_an_id_has_one_token_and_keeps_its_flags() -> None:
     found = tokens(AddedToken("<a>", lstrip=True, special=True))
     found.put(10, AddedToken("<b>", rstrip=True))
-    assert "<a>" not in found
+    assert "<a>" not in found.ids
     assert token_flags(found.tokens[10]) == token_flags(AddedToken("<b>", rstrip=True))
-    assert (found.content(10), found.content(11)) == ("<b>", None)
+    assert found.ids == {"<b>": 10}
 
 
 def test_a_file_that_describes_no_token_is_refused() -> None:

@@ -117,7 +117,7 @@ def test_settings_can_be_changed_added_and_read_back(folder, tmp_path):
     assert not set(where) & set(again.to_dict())
     assert (again.max_new_tokens, again.own, again.num_beams) == (9, [1], 3)
     assert "top_k" not in again.to_dict()
-    with pytest.raises(AttributeError, match="no setting 'nothing'"):
+    with pytest.raises(AttributeError, match="a GenerationConfig has no 'nothing'"):
         _ = config.nothing
 
 

@@ -66,25 +66,6 @@ def test_steps_equal_the_whole_sequence_at_every_position(
         assert (found - expected[:, position]).abs().max() < tolerance, position
 
 
-def test_slots_stand_at_positions_of_their_own(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    features, tokens = windows(3), sequences(3, 30)
-    expected = whole(network, features, tokens)
-    lengths = [2, 9, 5]
-    padded = tokens[:, :9].clone()
-    for row, length in enumerate(lengths):
-        padded[row, length:] = 7
-    state = model.new_state(3)
-    found = begin(model, state, [0, 1, 2], features, padded, lengths)
-    for row, length in enumerate(lengths):
-        assert (found[row, :length] - expected[row, :length]).abs().max() < STEP_TOLERANCE
-    for i in range(20):
-        positions = torch.tensor(lengths) + i
-        found = model.step(state, tokens[range(3), positions], positions)
-        assert (found - expected[range(3), positions]).abs().max() < STEP_TOLERANCE
-
-
 def decode_alone(model: WhisperSlotModel, feature: Tensor, prompt: Tensor, steps: int) -> Tensor:
     """Decode greedily in a state of one slot; returns the logits of every step."""
     state = model.new_state(1)
@@ -128,11 +109,6 @@ def test_a_spoilt_slot_spoils_neither_its_neighbours_nor_whoever_comes_next(
     torch.testing.assert_close(
         torch.cat(logits), alone, atol=NEIGHBOUR_TOLERANCE, rtol=NEIGHBOUR_TOLERANCE
     )
-
-
-def test_features_of_another_type_are_converted(model: WhisperSlotModel) -> None:
-    features = windows(1).to(torch.float16)
-    assert torch.equal(model.encode(features), model.encode(features.float()))
 
 
 @pytest.mark.gpu
