@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from corpus_asr.config.decoding import Settings
 from corpus_asr.config.run import ClusterSettings
@@ -61,8 +61,9 @@ class DataSettings(Settings):
     max_gap_s: float = Field(default=1.0, ge=0, le=30)
     """Longest pause in seconds between neighboring utterances of a recording that stay together in
     a window."""
-    workers: PositiveInt = 2
-    """Number of processes that decode audio and prepare windows."""
+    workers: NonNegativeInt = 2
+    """Number of processes that decode audio and prepare windows; 0 does so in the training process,
+    which forks no process and trains more slowly."""
 
 
 class WindowSettings(Settings):

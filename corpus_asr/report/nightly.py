@@ -485,9 +485,7 @@ def tell(
         post_json(os.environ.get(webhook_env, ""), message, allow_hosts=allow_hosts)
     except FetchError as error:
         # The night's work is worth more than the message about it.
-        event(
-            logger, logging.WARNING, "webhook_error", variable=webhook_env, error=str(error)
-        )
+        event(logger, logging.WARNING, "webhook_error", variable=webhook_env, error=str(error))
         night = replace(night, webhook_error=f"{error} ({webhook_env})")
         if name is not None:
             _write(summaries, name, night)

@@ -293,7 +293,7 @@ def prepare(
         for recording, group in by_recording
     ]
     with _Writer(folder, counts) as writer:
-        decoded = read_samples(wanted, workers=data.workers, endpoint_url=data.endpoint_url)
+        decoded = read_samples(wanted, workers=max(1, data.workers), endpoint_url=data.endpoint_url)
         for (_, group), regions, samples in zip(by_recording, wanted, decoded, strict=True):
             if isinstance(samples, ItemError):
                 counts.failed(len(group), samples)

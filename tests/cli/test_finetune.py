@@ -80,7 +80,8 @@ def test_what_cannot_be_done_is_told(place: Path) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on(place: Path) -> None:
-    config = training(place, place / "model", "stopped", training={"max_steps": 10_000})
+    many = {"training": {"max_steps": 10_000}, "data": {"workers": 1}}
+    config = training(place, place / "model", "stopped", **many)
     with subprocess.Popen(
         [*COMMAND, job(config, place / "long.yaml")],
         cwd=REPOSITORY,

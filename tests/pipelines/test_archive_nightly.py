@@ -199,7 +199,7 @@ def test_a_webhook_that_takes_nothing_fails_no_night(
     assert night.webhook_error is not None
     assert night.webhook_error.startswith("telling the webhook at 127.0.0.1: ")
     assert telling.summaries()[0]["webhook_error"] == night.webhook_error
-    assert "webhook_webhook_error" in caplog.text
+    assert "event=webhook_error" in caplog.text
     assert SECRET not in caplog.text + everything(telling.output)
 
 
