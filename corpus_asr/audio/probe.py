@@ -143,7 +143,7 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
         if refused is not None:
             raise _refused(refused, file, uri=uri) from error
         raise DecodeError(
-            f"decoding {uri}: not recognised as audio or video "
+            f"decoding {uri}: not recognized as audio or video "
             f"({_reason(error)}; {_describe(file)}), expected a media file that FFmpeg reads; "
             "upload it again or exclude it from the source",
             uri=uri,

@@ -31,6 +31,7 @@ WORDS = {
     r"passing reason": "transient failure",
     r"far store": "high-latency storage",
     r"who(m|ever)": "the actor's name",
+    r"\w*(recognis|normalis|summaris|neighbour|colour|behaviour)\w*": "American spelling",
 }
 UNWANTED = re.compile(rf"\b({'|'.join(f'(?:{word})' for word in WORDS)})\b", re.IGNORECASE)
 PAGES = (
@@ -97,6 +98,6 @@ def test_every_setting_is_described_by_a_full_phrase() -> None:
         assert text.endswith("."), f"{key}: {text}"
 
 
-@pytest.mark.parametrize("planted", ["Nothing was heard.", "the other run, told apart", "Anew"])
+@pytest.mark.parametrize("planted", ["Nothing was heard.", "the other run, told apart", "Anew", "normalised"])
 def test_a_planted_word_is_found(planted: str) -> None:
     assert UNWANTED.search(planted)
