@@ -108,7 +108,7 @@ def run(
         tables.append(data)
         say(f"\n{drawn}")
         if options.json is not None:
-            content = about | {"left_out": bench.left_out, "tables": tables}
+            content = about | {"skipped": bench.left_out, "tables": tables}
             text = json.dumps(content, indent=1, ensure_ascii=False, default=str)  # paths
             options.json.write_text(f"{text}\n")
 

@@ -444,7 +444,7 @@ def render(report: Report) -> str:
             (counts.ok, "with labels" if counts.labels else "with text"),
             (counts.no_speech, "without speech"),
             (counts.failed, "failed"),
-            (accounting.unfinished, "begun"),
+            (accounting.unfinished, "started"),
             (accounting.waiting, "waiting"),
         ],
         classes=classes,

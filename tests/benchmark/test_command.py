@@ -80,7 +80,7 @@ def test_a_run_prints_a_row_for_each_engine(measured):
 
 def test_the_json_holds_machine_versions_settings_and_every_run(measured):
     _, found = measured
-    assert set(found) == {"date", "hardware", "versions", "settings", "left_out", "tables"}
+    assert set(found) == {"date", "hardware", "versions", "settings", "skipped", "tables"}
     assert found["hardware"]["cores"] >= 1
     assert {"cpu", "cpu_flags", "memory_gib", "gpu"} <= set(found["hardware"])
     assert {"torch", "transformers", "faster-whisper", "ctranslate2"} <= set(found["versions"])

@@ -262,8 +262,8 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
                 "uri": each.reference.uri,
                 "wer": each.words.rate,
                 "errors": each.words.errors,
-                "said": each.reference.text,
-                "heard": each.hypothesis.text,
+                "ref": each.reference.text,
+                "hyp": each.hypothesis.text,
             }
             for each in evaluation.worst
         ],

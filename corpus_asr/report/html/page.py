@@ -259,7 +259,7 @@ def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
         ("ok", "with labels" if page.classifies else "with text", counts.ok),
         ("none", "without speech", counts.no_speech),
         ("failed", "failed", counts.failed),
-        ("begun", "begun", accounting.unfinished),
+        ("started", "started", accounting.unfinished),
         ("waiting", "waiting", accounting.waiting),
     ]
     total = sum(count for _, _, count in kinds) or 1

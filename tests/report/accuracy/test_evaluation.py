@@ -142,7 +142,7 @@ def test_the_worst_come_first_and_are_shown_and_json_holds_them() -> None:
     data = as_data(evaluated(scored("a b", "a")))
     assert (data["wer"], data["cer"], data["words"], data["deletions"]) == (0.5, 0.666667, 2, 1)
     assert data["by"]["language"][0]["name"] == "en"
-    assert data["worst"][0]["heard"] == "a"
+    assert data["worst"][0]["hyp"] == "a"
     assert (data["word_times"], data["against"]) == (None, None)
 
 

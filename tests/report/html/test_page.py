@@ -131,7 +131,7 @@ def test_a_run_that_is_not_done(job: ManualRun, tmp_path: Path) -> None:
         page = page_of(job, tmp_path / "page.html")
         assert page.all("span", class_="badge")[0].text == "Not running"
         [progress] = page.all("svg", class_="progress")
-        assert progress.attributes["aria-label"] == "1 with text, 1 begun, 1 waiting"
+        assert progress.attributes["aria-label"] == "1 with text, 1 started, 1 waiting"
         assert rest in page.text
 
 
