@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal, Self
 
 EngineStage = Literal["encode_s", "fill_s", "prefill_s", "step_s", "wait_s"]
 
@@ -79,6 +79,11 @@ class Activity:
     def total(cls, activities: "Iterable[Activity]") -> "Activity":
         """Add up any number of them."""
         return sum(activities, cls())
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Self:
+        """Return what JSON holds; counts of another version are left out, or 0."""
+        return cls(**{name: data[name] for name in _NAMES if name in data})
 
     def count_steps(self, steps: int, *, active: int, places: int, pending: int) -> None:
         """Note that so many steps were run with `active` of `places` in use."""

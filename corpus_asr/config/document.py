@@ -7,7 +7,7 @@ dates are text. Version 1.1, PyYAML's own choice, reads the language code `no` a
 import difflib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,15 +241,6 @@ class _Survey:
                 f"{MAX_NODES} values or {MAX_CHARACTERS} characters, expected the YAML of one job; "
                 "write it without aliases, and name long lists in a source.manifest"
             )
-
-
-def map_texts(value: Any, change: Callable[[str], Any]) -> Any:
-    """Return plain data with every text in it changed; keys stay."""
-    if isinstance(value, dict):
-        return {key: map_texts(child, change) for key, child in value.items()}
-    if isinstance(value, list):
-        return [map_texts(child, change) for child in value]
-    return change(value) if isinstance(value, str) else value
 
 
 def _text_keys(value: Any) -> Any:

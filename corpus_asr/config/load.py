@@ -12,8 +12,6 @@ import textwrap
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -26,7 +24,6 @@ from corpus_asr.config.document import (
     KeyPath,
     Problem,
     hide_secrets,
-    map_texts,
     override_value,
     read_document,
 )
@@ -91,8 +88,11 @@ def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
 
     `language=None` is the way libraries ask for detection, so it is taken as `auto`.
     """
-    found = options.get("language", "")
-    values = {**options, "language": "auto"} if found is None else options
+    values = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
+    }
+    if values.get("language", "") is None:
+        values["language"] = "auto"
     settings, problems = _validated(values, DecodingSettings)
     if settings is None:
         messages = "; ".join(
@@ -116,7 +116,8 @@ def decoding_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 def resolved(config: Settings) -> dict[str, Any]:
     """Return every value, defaults included, as plain data with secrets hidden."""
-    plain: dict[str, Any] = map_texts(config.model_dump(mode="json"), hide_secrets)
+    plain = _hidden(config.model_dump(mode="json"))
+    assert isinstance(plain, dict)
     return plain
 
 
@@ -134,6 +135,14 @@ def settings_of(settings: Settings, above: KeyPath = ()) -> Iterator[Setting]:
             is_default=name not in settings.model_fields_set,
             description=field.description or "",
         )
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _hidden(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_hidden(child) for child in value]
+    return hide_secrets(value) if isinstance(value, str) else value
 
 
 WIDTH = 88
@@ -227,7 +236,7 @@ def problems_in(
         elif kind == "value_error":
             message = str(detail["ctx"]["error"])
         else:
-            message = _mismatch(reduce(getitem, key, values), field, detail["loc"])
+            message = _mismatch(_value_at(values, key), field, detail["loc"])
         problems[key] = Problem(key=key, message=message)
     return list(problems.values())
 
@@ -323,6 +332,13 @@ def _all_keys(model: type[Settings], above: KeyPath = ()) -> Iterator[KeyPath]:
             yield from _all_keys(section, (*above, name))
 
 
+def _value_at(values: Mapping[str, Any], key: KeyPath) -> Any:
+    value: Any = values
+    for name in key:
+        value = value[name]
+    return value
+
+
 def _description(field: FieldInfo | None) -> str:
     if field is None:
         return "expected here"
@@ -337,7 +353,7 @@ def _mismatch(value: Any, field: FieldInfo | None, location: tuple[int | str, ..
         return f"found {_found(value)}, expected keys such as source and model"
     index = location[-1] if location and isinstance(location[-1], int) else None
     which = ""
-    if index is not None and isinstance(value, list | tuple):
+    if index is not None and isinstance(value, list):
         which, value = f"item {index + 1}: ", value[index]
     section = section_of(field)
     if section is not None:

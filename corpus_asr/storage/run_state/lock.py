@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from pydantic import TypeAdapter, ValidationError
-
 from corpus_asr.errors import ConfigError, EngineError, FetchError, LockedError
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -138,8 +136,11 @@ class Holder:
     def decoded(cls, content: bytes | None) -> "Holder | None":
         """Return the holder; None where there is no lock, or none we know."""
         try:
-            return TypeAdapter(cls).validate_json(content or b"")
-        except ValidationError:
+            values = json.loads(content or b"")
+            if not isinstance(values["process"]["pid"], int):
+                return None
+            return cls(**{**values, "process": ProcessName(**values["process"])})
+        except (ValueError, TypeError, KeyError):
             return None
 
     def __str__(self) -> str:

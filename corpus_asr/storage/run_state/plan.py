@@ -22,8 +22,8 @@ from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, f
 from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     OutputStore,
+    ParquetFile,
     parquet_batches,
-    parquet_writer,
     unique_stem,
     without_credentials,
 )
@@ -156,17 +156,20 @@ def _list_source(
     """
     sizes, ids = [np.empty(0, np.int64)], [np.empty(0, "S16")]
     reasons: Counter[int] = Counter()
-    with parquet_writer(scratch, REMAINING) as remaining_file:
+    remaining_file = ParquetFile(scratch, REMAINING)
+    try:
         for shard, files in enumerate(_shards(plan, store, source)):
             store.write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
             plan.num_files += files.num_rows
             plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
             plan.num_unknown_sizes += files["size_bytes"].null_count
             remaining = ledger.remaining(files.combine_chunks().to_batches()[0], retry)
-            remaining_file.write_table(remaining)
+            remaining_file.append(remaining)
             reasons.update(remaining["reason"].to_pylist())
             sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
             ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))
+    finally:
+        remaining_file.close()
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]

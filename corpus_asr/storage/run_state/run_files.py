@@ -8,16 +8,13 @@ import platform
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from enum import StrEnum
 from importlib import metadata
 from typing import Any, Final
 
-from pydantic import TypeAdapter, ValidationError
-
 from corpus_asr.activity import Activity, FailureCount
 from corpus_asr.confidence import FEATURES, ConfidenceModel
-from corpus_asr.config.document import map_texts
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.logs import event
@@ -112,9 +109,25 @@ def write_snapshot(store: OutputStore, snapshot: Snapshot) -> None:
 def read_snapshot(store: OutputStore) -> Snapshot | None:
     """Return the last snapshot; None where there is none, or one of another version."""
     try:
-        return TypeAdapter(Snapshot).validate_python(store.read_json(PROGRESS_NAME))
-    except ValidationError:
+        values = _values(Snapshot, store.read_json(PROGRESS_NAME))
+        history = values.get("history", ())
+        values["history"] = tuple(Moment(**_values(Moment, then)) for then in history)
+        values["activity"] = Activity.from_data(values["activity"])
+        values["failures"] = tuple(
+            FailureCount(**{**count, "examples": tuple(count["examples"])})
+            for count in values["failures"]
+        )
+    except (KeyError, TypeError, AttributeError):
         return None
+    return Snapshot(**values)
+
+
+def _values(kind: type, data: Any) -> dict[str, Any]:
+    return {
+        field.name: data[field.name]
+        for field in fields(kind)
+        if field.name in data or field.default is MISSING
+    }
 
 
 CALIBRATION_NAME: Final = "calibration.json"
@@ -206,15 +219,21 @@ PACKAGES = (
 
 def safe_config(config: RunConfig) -> dict[str, Any]:
     """Return the resolved configuration: models by their full names, addresses without secrets."""
-    safe: dict[str, Any] = map_texts(config.model_dump(mode="json"), _safe)
+    safe: dict[str, Any] = _safe(config.model_dump(mode="json"))
     model = safe["model"]
     model["checkpoint"] = full_name(model["checkpoint"])
     model["by_language"] = {code: full_name(name) for code, name in model["by_language"].items()}
     return safe
 
 
-def _safe(text: str) -> str:
-    return without_secrets(public(text)) if "://" in text else text
+def _safe(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _safe(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_safe(item) for item in value]
+    if isinstance(value, str) and "://" in value:
+        return without_secrets(public(value))
+    return value
 
 
 def code_versions() -> dict[str, str]:
@@ -243,9 +262,16 @@ _TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {
-    "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
-    "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
-}  # fmt: skip
+    f"extract.{key}"
+    for key in (
+        "workers",
+        "max_buffered_features_mb",
+        "pack_mb",
+        "item_timeout_s",
+        "max_file_gb",
+        "max_duration_h",
+    )
+}
 
 
 class Earlier(StrEnum):

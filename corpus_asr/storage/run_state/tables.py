@@ -83,9 +83,20 @@ def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
     return sink.getvalue()
 
 
-def parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a local file that is written table by table, for what is too large for memory."""
-    return pq.ParquetWriter(path, schema, compression="zstd")
+class ParquetFile:
+    """A local Parquet file written table by table, for what is too large for memory."""
+
+    def __init__(self, path: str, schema: pa.Schema) -> None:
+        self._path = path
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def append(self, table: pa.Table) -> None:
+        """Add rows as a row group."""
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._writer.close()
 
 
 def parquet_columns(file: io.BufferedReader | str) -> list[str]:
