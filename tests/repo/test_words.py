@@ -98,6 +98,8 @@ def test_every_setting_is_described_by_a_full_phrase() -> None:
         assert text.endswith("."), f"{key}: {text}"
 
 
-@pytest.mark.parametrize("planted", ["Nothing was heard.", "the other run, told apart", "Anew", "normalised"])
+@pytest.mark.parametrize(
+    "planted", ["Nothing was heard.", "the other run, told apart", "Anew", "normalised"]
+)
 def test_a_planted_word_is_found(planted: str) -> None:
     assert UNWANTED.search(planted)
