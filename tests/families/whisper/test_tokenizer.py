@@ -371,7 +371,7 @@ def test_offsets_are_the_stretches_with_their_times(pair):
 SPOKEN = "Mr. Colour won't pay two hundred dollars [sic] in 1,000 cafés"
 
 
-def test_text_is_normalised_as_in_transformers(pair):
+def test_text_is_normalized_as_in_transformers(pair):
     ours = pair.ours
     ids = [*ours.prefix_tokens, *written(ours, 0.0, SPOKEN, 1.0), ours.eot]
     pair.agree("decode", ids, normalize=True, output_offsets=True)
