@@ -121,7 +121,7 @@ def test_every_type_of_ours_is_compared_with_every_peer_and_not_with_itself():
     assert theirs.median_stages_s == {"encode": 2.5}
 
 
-def test_word_errors_are_counted_after_whispers_normaliser():
+def test_word_errors_are_counted_after_whispers_normalizer():
     pytest.importorskip("jiwer")
     recordings = said("Mr. Smith isn't here.", None, "Twenty one colours!", "(laughs)")
     right = ["mister smith is not here", "anything", "21 colors", "ha ha"]

@@ -85,7 +85,7 @@ def test_what_cannot_be_computed_is_a_value_error() -> None:
 
 @pytest.mark.parametrize("means", [True, False])
 @pytest.mark.parametrize("variances", [True, False])
-def test_normalising_equals_transformers(means: bool, variances: bool) -> None:
+def test_normalizing_equals_transformers(means: bool, variances: bool) -> None:
     values = np.random.default_rng(1).standard_normal((3000, 80)).astype(np.float32) * 3 + 9
     ours = mean_variance_normalised(values, means=means, variances=variances)
     theirs = Speech2TextFeatureExtractor.utterance_cmvn(values, 3000, means, variances)
@@ -93,7 +93,7 @@ def test_normalising_equals_transformers(means: bool, variances: bool) -> None:
     assert ours.dtype == np.float32
 
 
-def test_silence_is_the_floor_and_normalised_to_zero_not_to_nan() -> None:
+def test_silence_is_the_floor_and_normalized_to_zero_not_to_nan() -> None:
     floor = np.float32(np.log(np.float32(ENERGY_FLOOR)))
     for frames in (1, 2, 2998):
         values = kaldi_fbank(np.zeros(240 + 160 * frames, dtype=np.float32))

@@ -89,7 +89,7 @@ def test_encoder_outputs_stand_for_features(both: Pair) -> None:
     same(both.say(None, encoder_outputs=(encoded[0],), max_new_tokens=6), theirs)
 
 
-def test_a_row_does_not_depend_on_its_neighbours(both: Pair) -> None:
+def test_a_row_does_not_depend_on_its_neighbors(both: Pair) -> None:
     arguments = {"return_timestamps": True, "max_new_tokens": 12}
     together = both.say(FEATURES, **arguments)
     for row, tokens in enumerate(together):

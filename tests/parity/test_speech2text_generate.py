@@ -192,7 +192,7 @@ def sampled(model: Any, features: Tensor, **more: Any) -> Tensor:
     return found
 
 
-def test_what_is_sampled_depends_on_no_neighbour(
+def test_what_is_sampled_depends_on_no_neighbor(
     model: Any,
 ) -> None:
     features = sound()

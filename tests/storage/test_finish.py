@@ -160,7 +160,7 @@ def test_any_rows_come_out_sorted_and_complete(
     st.dictionaries(st.text("0123456789", min_size=1), st.integers(0, 2000), max_size=60),
     st.integers(1, 1000),
 )
-def test_groups_are_of_small_neighbours_and_fit(weights: dict[str, int], target: int) -> None:
+def test_groups_are_of_small_neighbors_and_fit(weights: dict[str, int], target: int) -> None:
     groups = groups_to_merge(weights, target)
     chosen = [name for names in groups for name in names]
     assert chosen == sorted(set(chosen))

@@ -47,7 +47,7 @@ def split_manifest_texts(speech: Path) -> list[str]:
     return sorted({row["text"] for row in rows if row.get("text")})
 
 
-def test_every_text_of_the_data_is_normalised_as_in_both_references(speech):
+def test_every_text_of_the_data_is_normalized_as_in_both_references(speech):
     texts = split_manifest_texts(speech)
     assert len(texts) > 500
     for text in texts:
@@ -87,14 +87,14 @@ def test_any_numbers_are_written_as_in_transformers(words):
     ),
     blank=st.sampled_from(["", " ", ", "]),
 )
-def test_any_english_is_normalised_as_in_both_references(parts, blank):
+def test_any_english_is_normalized_as_in_both_references(parts, blank):
     text = blank.join(parts)
     assert [ENGLISH(text)] * 2 == [oracle(text) for oracle in ENGLISH_ORACLES]
 
 
 @settings(max_examples=100)
 @given(text=st.text(), remove=st.booleans())
-def test_any_text_is_normalised_as_in_both_references(text, remove):
+def test_any_text_is_normalized_as_in_both_references(text, remove):
     assert ENGLISH(text) == ENGLISH_ORACLES[0](text) == ENGLISH_ORACLES[1](text)
     expected = theirs.BasicTextNormalizer(remove)(text)
     assert BasicTextNormalizer(remove)(text) == expected == OpenaiBasic(remove)(text)

@@ -84,7 +84,7 @@ def test_faster_is_shorter_and_higher() -> None:
     assert share_of_tone(played, 625.0) > 0.98
 
 
-def test_noise_has_a_colour(draw: np.random.Generator) -> None:
+def test_noise_has_a_color(draw: np.random.Generator) -> None:
     drawn = [coloured_noise(draw, SAMPLE_RATE_HZ) for _ in range(8)]
 
     def low_share(samples: np.ndarray) -> float:

@@ -65,7 +65,7 @@ def test_every_passage_is_in_one_window_and_fits(
     assert sorted(seen) == list(range(len(found)))
 
 
-def test_neighbours_stay_together_and_strangers_of_one_language_share() -> None:
+def test_neighbors_stay_together_and_strangers_of_one_language_share() -> None:
     found = cache([[4.0, 4.0, 4.0], [5.0], [6.0]])
     plan = EpochPlan(found, PACKING, seed=0, epoch=0)
     assert len(plan) == 1  # 13 + 5 + 6 s fit into 27

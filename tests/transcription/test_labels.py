@@ -45,7 +45,7 @@ def labels_of(
     return told
 
 
-def test_labels_do_not_depend_on_slots_or_neighbours(folder: Path) -> None:
+def test_labels_do_not_depend_on_slots_or_neighbors(folder: Path) -> None:
     parts = [noise(75.0), noise(3.0, seed=1), noise(31.0, seed=2)]
     one, many = (labels_of(folder, parts, slots=slots) for slots in (1, 5))
     assert one == many

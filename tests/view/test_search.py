@@ -92,7 +92,7 @@ def test_orders_and_pages_show_everything_once(store: OutputStore, library: Libr
         assert known == sorted(known, reverse=order is Order.most_sure)
 
 
-def test_a_hit_has_its_neighbours_of_the_same_channel(store: OutputStore, library: Library) -> None:
+def test_a_hit_has_its_neighbors_of_the_same_channel(store: OutputStore, library: Library) -> None:
     row = spoken("/a.wav", passage(0, "one"), passage(1, "two"), passage(2, "three", channel=1))
     row["segments"] = row["segments"][:2]
     other = spoken("/a.wav", passage(2, "three"), part=1, channel=1)

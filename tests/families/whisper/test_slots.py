@@ -77,7 +77,7 @@ def decode_alone(model: WhisperSlotModel, feature: Tensor, prompt: Tensor, steps
     return torch.cat(logits)
 
 
-def test_neighbours_do_not_matter(model: WhisperSlotModel) -> None:
+def test_neighbors_do_not_matter(model: WhisperSlotModel) -> None:
     features, prompts = windows(5), sequences(5, 3)
     alone = decode_alone(model, features[3:4], prompts[3:4], steps=20)
     state = model.new_state(6)
@@ -92,7 +92,7 @@ def test_neighbours_do_not_matter(model: WhisperSlotModel) -> None:
     torch.testing.assert_close(found, alone, atol=NEIGHBOUR_TOLERANCE, rtol=NEIGHBOUR_TOLERANCE)
 
 
-def test_a_spoilt_slot_spoils_neither_its_neighbours_nor_whoever_comes_next(
+def test_a_spoilt_slot_spoils_neither_its_neighbors_nor_whoever_comes_next(
     model: WhisperSlotModel,
 ) -> None:
     features, prompts = windows(2), sequences(2, 3)

@@ -387,7 +387,7 @@ def test_text_is_normalized_as_in_transformers(pair):
         pair.agree("batch_decode", [ids, ids[3:]], **options)
 
 
-def test_normalising_uses_the_spellings_of_the_checkpoint(pair, tmp_path):
+def test_normalizing_uses_the_spellings_of_the_checkpoint(pair, tmp_path):
     assert pair.agree("normalize", "Colour") == "color"
     assert pair.agree("basic_normalize", "é, x") == "é x"
     assert pair.agree("basic_normalize", "é, x", remove_diacritics=True) == "e x"

@@ -104,7 +104,7 @@ def test_silence_becomes_zeros_where_transformers_divides_by_zero() -> None:
     assert np.abs(found.input_features).max() < TOLERANCE
 
 
-def test_a_call_without_a_mask_still_normalises_what_is_content() -> None:
+def test_a_call_without_a_mask_still_normalizes_what_is_content() -> None:
     options: dict[str, Any] = {"padding": True, "return_tensors": "np", **RATE}
     extractor = Speech2TextFeatureExtractor(return_attention_mask=False)
     assert extractor.return_attention_mask  # as in the reference
@@ -114,7 +114,7 @@ def test_a_call_without_a_mask_still_normalises_what_is_content() -> None:
     np.testing.assert_array_equal(without.input_features, plain.input_features)
 
 
-def test_features_that_are_there_are_padded_and_normalised_the_same() -> None:
+def test_features_that_are_there_are_padded_and_normalized_the_same() -> None:
     values = [DRAW.standard_normal((n, 80)).astype(np.float32) for n in (5, 9)]
     ours, theirs = Speech2TextFeatureExtractor(), transformers.Speech2TextFeatureExtractor()
     for options in ({}, {"padding": "max_length", "max_length": 12}, {"return_tensors": "pt"}):

@@ -340,7 +340,7 @@ def test_unusable_files_are_checkpoint_errors(
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_normalising_equals_transformers(masked: bool) -> None:
+def test_normalizing_equals_transformers(masked: bool) -> None:
     rows = [noise(50) + 3, noise(50, 1)]
     masks: Any = [np.arange(50) < 30, np.ones(50)] if masked else None
     ours = WhisperFeatureExtractor.zero_mean_unit_var_norm(rows, masks, 0.5)
