@@ -19,7 +19,7 @@ class Family:
     """Where the parts of one model family are; each reference reads `"module:Name"`."""
 
     model_type: str
-    """The `model_type` in a checkpoint's config.json."""
+    """As in a checkpoint's config.json."""
     class_prefix: str
     """How the names of its classes begin in files that `transformers` wrote."""
     config: str
@@ -31,8 +31,8 @@ class Family:
     part_features: str
     """Class with `from_folder(folder)`: samples of one part to `PartFeatures`; torch-free.
 
-    Its `num_mel_bins` is the width of what it gives; its `language_window_frames` the length of
-    the windows that a part's language is asked for in, None where nobody asks.
+    Its `num_mel_bins` is the width of its rows; its `language_window_frames` the length of the
+    windows in which languages are detected, None where they are not.
     """
     slot_model: str
     """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model()`; imports torch."""
@@ -75,6 +75,7 @@ _SPEECH2TEXT = Family(
     slot_model="corpus_asr.families.speech2text.model:Speech2TextSeq2SeqLM",
 )
 
+# Names, not classes: a worker that extracts features must not import torch with the networks.
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {family.model_type: family for family in (_SPEECH2TEXT, _WHISPER)}
 )
@@ -82,11 +83,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 def family_of(folder: Path) -> Family:
-    """Find the family of a checkpoint by the `model_type` in its config.json.
-
-    Raises:
-        CheckpointError: config.json is missing or unreadable, or names no known family.
-    """
+    """Find a checkpoint's family by the `model_type` in its config.json, or CheckpointError."""
     path = folder / "config.json"
     model_type = read_json_object(path).get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None

@@ -15,6 +15,7 @@ from corpus_asr.families.saved_files import (
     finish_saving,
     made_folder,
     optional_object,
+    take_source,
     typed_values,
     write_json_object,
 )
@@ -51,6 +52,10 @@ _TIGHT = {
     " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'",
     " n't": "n't", " 'm": "'m", " 's": "'s", " 've": "'ve", " 're": "'re",
 }  # fmt: skip
+
+
+_IDLE_LENGTH = "max_length has no effect with padding=True"
+_PAD_TO_IT = ": pass padding='max_length' to pad to it"
 
 
 def _role_id(role: str) -> Any:
@@ -158,7 +163,7 @@ class PretrainedTokenizer(Uploads):
     # Settings
 
     def __bool__(self) -> bool:
-        """Be true, though a tokenizer has a length."""
+        # Without this an empty vocabulary, which has a length of 0, would make a tokenizer false.
         return True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -174,12 +179,12 @@ class PretrainedTokenizer(Uploads):
                 f"the vocabulary, or add it by add_special_tokens"
             )
 
-    def _clean(self, asked: bool | None) -> bool:
-        return self.clean_up_tokenization_spaces if asked is None else asked
+    def _clean(self, wanted: bool | None) -> bool:
+        return self.clean_up_tokenization_spaces if wanted is None else wanted
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
-        """Return the settings, which are the arguments of the class except files, by name."""
+        """Return the arguments of the class except files, which are its settings, by name."""
         parameters = inspect.signature(cls).parameters
         return {n: p.default for n, p in parameters.items() if not n.endswith("_file")}
 
@@ -187,11 +192,15 @@ class PretrainedTokenizer(Uploads):
     def _saved_settings(cls, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         """Read the settings that a folder's files name; `given` ones win."""
         path = folder / SETTINGS_NAME
-        special = _plain_tokens(optional_object(folder / SPECIAL_NAME))
+        # Of special_tokens_map.json only the roles; tokenizer_config.json, the newer file, wins.
+        special = optional_object(folder / SPECIAL_NAME)
         content = {name: special[name] for name in ROLES if name in special}
-        content |= _plain_tokens(optional_object(path))
+        content |= optional_object(path)
+        for name in content.keys() & set(ROLES):
+            if isinstance(content[name], dict):  # a token described at length
+                content[name] = content[name].get("content")
+        # Written as 1e30 it is a float, and means no limit.
         if not isinstance(content.get("model_max_length", 0), int):
-            # Written as 1e30 it is a float, and means no limit.
             del content["model_max_length"]
         names = cls._defaults().keys() - set(_NOT_IN_FILE)
         content = {name: value for name, value in content.items() if name in names}
@@ -199,9 +208,9 @@ class PretrainedTokenizer(Uploads):
 
     def _take_settings(self, settings: Mapping[str, Any]) -> None:
         for name, value in settings.items():
+            # Tokens of roles are not checked: they may still have to be added to the vocabulary.
             if name not in ROLES:
                 self._check_setting(name, value)
-            # Without a check, tokens of roles may still have to be added to the vocabulary.
             self.__dict__[name] = value
 
     # Tokens and their roles
@@ -223,8 +232,7 @@ class PretrainedTokenizer(Uploads):
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """Tokens by their roles."""
-        tokens = {role: getattr(self, role) for role in ROLES}
-        return {role: token for role, token in tokens.items() if token is not None}
+        return {role: token for role in ROLES if (token := getattr(self, role)) is not None}
 
     def add_special_tokens(self, special_tokens_dict: Mapping[str, str | list[str]]) -> int:
         """Add control tokens such as `{"pad_token": "<|pad|>"}`; returns how many were new.
@@ -300,22 +308,16 @@ class PretrainedTokenizer(Uploads):
         truncated where `truncation` says so, or `max_length` is given and nothing is padded;
         `max_length` counts special tokens and is the tokenizer's own where it is None. A single
         text gives one row, unless tensors or overflowing rows are asked for.
-
-        Raises:
-            ValueError: no text was given, what was given is no text, or options contradict.
         """
         if text is None and text_target is None:
             raise ValueError(
                 "encoding texts: found neither text nor text_target, expected one of them; pass it"
             )
         if padding is True and max_length is not None and not truncation and verbose:
-            warnings.warn(
-                "max_length has no effect with padding=True and no truncation: pass "
-                "padding='max_length' to pad to it",
-                stacklevel=2,
-            )
+            warnings.warn(f"{_IDLE_LENGTH} and no truncation{_PAD_TO_IT}", stacklevel=2)
         outputs = {
             "token_type_ids": return_token_type_ids,
+            # None is the reference's default, and means the mask.
             "attention_mask": return_attention_mask is not False,
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
@@ -348,6 +350,7 @@ class PretrainedTokenizer(Uploads):
         **options: Any,
     ) -> Any:
         """Encode one text as a label; `options` and errors are those of a call."""
+        # What training calls once per label: without options there is nothing to truncate or pad.
         if text_pair is None and not options and isinstance(text, str):
             ids = self._text_ids(text)
             return self.build_inputs_with_special_tokens(ids) if add_special_tokens else ids
@@ -367,17 +370,10 @@ class PretrainedTokenizer(Uploads):
         """Pad rows that calls returned: one, a list of them, or rows by name.
 
         Options are those of a call; `return_tensors` of None keeps the kind that was passed in.
-
-        Raises:
-            ValueError: there are no `input_ids`, no padding token, or options contradict.
         """
         rows, kind = collate(encoded_inputs)
         if padding is True and max_length is not None and verbose:
-            warnings.warn(
-                "max_length has no effect with padding=True: pass padding='max_length' to pad to "
-                "it",
-                stacklevel=2,
-            )
+            warnings.warn(_IDLE_LENGTH + _PAD_TO_IT, stacklevel=2)
         lengths = Lengths.chosen(
             padding, False, max_length, pad_to_multiple_of, self.model_max_length
         )
@@ -475,34 +471,18 @@ class PretrainedTokenizer(Uploads):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
-        *,
-        revision: str = "main",
-        subfolder: str = "",
-        cache_dir: str | PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
         **settings: Any,
     ) -> Self:
         """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub name.
 
-        `settings`, the class's arguments except files, win over tokenizer_config.json.
+        `settings` are `SOURCE_OPTIONS`, and the class's arguments except files, which win over
+        tokenizer_config.json.
 
         Raises:
             CheckpointError: files are missing or broken, or lack a token.
-            TypeError, ValueError: a setting is not known, or has a value that cannot be used.
         """
-        folder = fetch_checkpoint(
-            str(pretrained_model_name_or_path),
-            revision=revision,
-            weights=False,
-            expect=None,
-            subfolder=subfolder,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
+        name = str(pretrained_model_name_or_path)
+        folder = fetch_checkpoint(name, weights=False, expect=None, **take_source(settings))
         names = cls._defaults()
         unknown = sorted(settings.keys() - names.keys())
         if unknown:
@@ -511,6 +491,7 @@ class PretrainedTokenizer(Uploads):
                 f"expected some of {', '.join(names)}; correct them"
             )
         tokenizer = cls.__new__(cls)
+        # None stands for the file's own, as in the reference.
         tokenizer._load(folder, {k: value for k, value in settings.items() if value is not None})
         return tokenizer
 
@@ -567,11 +548,3 @@ def added_token(token: str | AddedToken, *, special: bool) -> AddedToken:
     if isinstance(token, AddedToken):
         return token
     return AddedToken(token, special=special, normalized=not special)
-
-
-def _plain_tokens(content: dict[str, Any]) -> dict[str, Any]:
-    """Take the text of tokens that a file describes at length."""
-    return {
-        name: value.get("content") if name in ROLES and isinstance(value, dict) else value
-        for name, value in content.items()
-    }

@@ -136,8 +136,9 @@ MISSING: dict[str, tuple[tuple[str, ...], str]] = {
 for _name in ("Whisper", "Speech2Text"):
     MISSING[f"{_name}Tokenizer.__call__"] = (("tokenizer_kwargs", "**kwargs"), STRICT)
     MISSING[f"{_name}Config.from_pretrained"] = (_WHERE, BY_KEYWORD)
-    _code = ("*init_inputs", "trust_remote_code")
-    MISSING[f"{_name}Tokenizer.from_pretrained"] = (_code, "no code of a checkpoint is ever run")
+    _code = ("*init_inputs", "trust_remote_code", *_WHERE)
+    _reason = f"no code of a checkpoint is ever run; the others are {BY_KEYWORD}"
+    MISSING[f"{_name}Tokenizer.from_pretrained"] = (_code, _reason)
 _NETWORKS = tuple(name for name, methods in NAMED.items() if "forward" in methods)
 for _name in _NETWORKS:
     _inside = ("*model_args", *_WHERE, "weights_only", "fusion_config", "disable_mmap")

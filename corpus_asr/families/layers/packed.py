@@ -7,7 +7,7 @@ product of one window do so thousands of times: on busy machines the difference 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +39,8 @@ def run_per_sample(
 ) -> list[Result]:
     """Apply `function` to each of `items`, on torch's number of threads; return results in order.
 
-    The items are independent, so results are those of a plain loop. A thread that is done with one
-    takes the next. Where fewer items than threads remain, each gets several threads, if it is worth
-    them. The largest by `size` (frames or positions) start first, so that threads end together.
+    Where fewer items than threads remain, each gets several threads, if it is worth them. The
+    largest by `size` (frames or positions) start first, so that threads end together.
 
     Raises:
         Exception: the one of the first item that has any, once all threads are done.
@@ -52,68 +51,65 @@ def run_per_sample(
         numbers.sort(key=lambda number: -size(items[number]))
     alone = len(items) // threads * threads
     results: dict[int, Result] = {}
+
+    def compute(number: int) -> None:
+        results[number] = function(items[number])
+
     for some, workers in ((numbers[:alone], threads), (numbers[alone:], len(numbers) - alone)):
         if some:
             small = size is not None and size(items[some[-1]]) < WORTH_SEVERAL_THREADS
-            crew = _Crew(lambda number: function(items[number]), some, results, inference)
-            crew.run(workers, threads_each=1 if small else threads // workers)
+            threads_each = 1 if small else threads // workers
+            _run_in_threads(compute, some, workers, threads_each, inference=inference)
     return [results[number] for number in range(len(items))]
 
 
-class _Crew:
-    """Threads that take numbers off one list and put what they compute of each into `results`."""
+def _run_in_threads(
+    compute: Callable[[int], None],
+    numbers: Sequence[int],
+    workers: int,
+    threads_each: int,
+    *,
+    inference: bool,
+) -> None:
+    # One list that all take from, not a task each: a task costs 20 us, and a window has hundreds.
+    left, lock = iter(numbers), threading.Lock()
+    errors: dict[int, Exception] = {}
+    begun = threading.Semaphore(0)
 
-    def __init__(
-        self,
-        compute: Callable[[int], Any],
-        numbers: Sequence[int],
-        results: dict[int, Any],
-        inference: bool,
-    ) -> None:
-        self._compute = compute
-        self._left = iter(numbers)
-        self._results = results
-        self._inference = inference
-        self._errors: dict[int, Exception] = {}
-        self._lock = threading.Lock()
-        self._begun = threading.Semaphore(0)
+    def work() -> None:
+        # Inference mode is a thread's own affair, as is the number of threads.
+        with torch.inference_mode(inference):
+            while not errors:
+                with lock:
+                    number = next(left, None)
+                if number is None:
+                    return
+                try:
+                    compute(number)
+                except Exception as error:  # it is the caller's, who waits in another thread
+                    errors[number] = error
 
-    def run(self, workers: int, *, threads_each: int) -> None:
-        """Compute everything on the list."""
-        threads = torch.get_num_threads()
-        if workers == 1 and threads_each == threads:
-            self._work()
-        else:
-            with ThreadPoolExecutor(workers, thread_name_prefix="window") as pool:
-                for _ in range(workers):
-                    pool.submit(self._begin, threads_each)
-                for _ in range(workers):
-                    self._begun.acquire()
-                # Threads that others start begin with what was set last anywhere: not with a share.
-                torch.set_num_threads(threads)
-            torch.set_num_threads(threads)  # an item may have run others side by side
-        if self._errors:
-            raise self._errors[min(self._errors)]
-
-    def _begin(self, threads: int) -> None:
+    def begin() -> None:
         # Asked for once, as the first product would: after that, what is set here stays.
         torch.get_num_threads()
-        torch.set_num_threads(threads)
-        self._begun.release()
-        self._work()
+        torch.set_num_threads(threads_each)
+        begun.release()
+        work()
 
-    def _work(self) -> None:
-        # Inference mode is a thread's own affair too.
-        with torch.inference_mode(self._inference):
-            while (number := self._next()) is not None:
-                try:
-                    self._results[number] = self._compute(number)
-                except Exception as error:  # it is the caller's, who waits in another thread
-                    self._errors[number] = error
-
-    def _next(self) -> int | None:
-        with self._lock:
-            return None if self._errors else next(self._left, None)
+    threads = torch.get_num_threads()
+    if workers == 1 and threads_each == threads:
+        work()
+    else:
+        with ThreadPoolExecutor(workers, thread_name_prefix="window") as pool:
+            for _ in range(workers):
+                pool.submit(begin)
+            for _ in range(workers):
+                begun.acquire()
+            # Threads that others start begin with what was set last anywhere: not with a share.
+            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # an item may have run others side by side
+    if errors:
+        raise errors[min(errors)]
 
 
 # Rows whose inner states stay in a core's own cache. They share a scale where they are rounded to
