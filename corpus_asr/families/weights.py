@@ -11,7 +11,7 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,14 @@ def dequantized(values: Tensor, scales: Tensor) -> Tensor:
     return (grouped * scales.float().unsqueeze(-1)).to(scales.dtype).reshape(values.shape)
 
 
-def scales_problem(shape: tuple[int, ...], scales_shape: tuple[int, ...]) -> str | None:
-    """Say why scales of `scales_shape` do not fit integers of `shape`; None if they do."""
-    if len(shape) >= 2:
-        rows, width = shape[0], math.prod(shape[1:])
-        fits = len(scales_shape) == 2 and scales_shape[0] == rows and scales_shape[1] > 0
-        if fits and width % scales_shape[1] == 0:
-            return None
-        wanted = f"({rows}, a divisor of {width})"
-    else:
-        wanted = "no scales: only matrices are INT8"
-    return f"its scales are of shape {scales_shape}, not {wanted}"
+def _scales_problem(shape: tuple[int, ...], scales_shape: tuple[int, ...]) -> str | None:
+    if len(shape) < 2:
+        return f"its scales are of shape {scales_shape}, not no scales: only matrices are INT8"
+    rows, width = shape[0], math.prod(shape[1:])
+    fits = len(scales_shape) == 2 and scales_shape[0] == rows and scales_shape[1] > 0
+    if fits and width % scales_shape[1] == 0:
+        return None
+    return f"its scales are of shape {scales_shape}, not ({rows}, a divisor of {width})"
 
 
 def _quantize(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,14 +117,11 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path, *, safetensors: bool | None = None) -> dict[str, StoredTensor]:
-    """List the tensors of a checkpoint folder by name, reading none.
+    """List the tensors of a checkpoint folder by name, reading none; raises CheckpointError.
 
     Looks for model.safetensors, model.int8.safetensors and pytorch_model.bin, each also sharded,
     then for what the Flax and TensorFlow classes save, in this order; with `safetensors` given,
     only for the first two or only for the third.
-
-    Raises:
-        CheckpointError: there are no weights, or a file is broken or would run code.
     """
     return _with_scales(_all_tensors(folder, safetensors))
 
@@ -149,9 +143,8 @@ def _all_tensors(folder: Path, safetensors: bool | None) -> dict[str, StoredTens
         if safetensors is None and (folder / name).is_file():
             return _stored(folder / name, read_all(folder / name))
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    names = ([] if safetensors is False else [WEIGHTS_NAME, INT8_NAME]) + (
-        [] if safetensors else [PICKLED_NAME]
-    )
+    names = [] if safetensors is False else [WEIGHTS_NAME, INT8_NAME]
+    names += [] if safetensors else [PICKLED_NAME]
     raise CheckpointError(
         f"looking for weights in {folder}: found {listed(present) or 'nothing'}, expected "
         f"{', '.join(names)} or the index of a sharded one"
@@ -159,7 +152,7 @@ def _all_tensors(folder: Path, safetensors: bool | None) -> dict[str, StoredTens
 
 
 def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Join INT8 weights and their scales, which may lie in different shards."""
+    # After all shards are listed: weights and their scales may lie in different ones.
     joined = dict(tensors)
     for name, values in tensors.items():
         if values.dtype is not torch.int8:
@@ -169,19 +162,16 @@ def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
             raise _unusable(values.path, f"{name} in INT8 without {name}{SCALE_SUFFIX}")
         if scales.dtype is None or scales.dtype is torch.int8:
             raise _unusable(values.path, f"{name}{SCALE_SUFFIX} that is not of a float type")
-        if problem := scales_problem(values.shape, scales.shape):
+        if problem := _scales_problem(values.shape, scales.shape):
             raise _unusable(values.path, f"{name} of shape {values.shape} in INT8, but {problem}")
-        joined[name] = StoredTensor(
-            path=values.path,
-            shape=values.shape,
-            dtype=scales.dtype,
-            read=functools.partial(_dequantized, name, values, scales),
-        )
+        read = functools.partial(_dequantized, name, values, scales)
+        joined[name] = replace(values, dtype=scales.dtype, read=read)
     return joined
 
 
 def _dequantized(name: str, values: StoredTensor, scales: StoredTensor) -> Tensor:
     factors = scales.read()
+    # A wrong scale spoils a whole group, and what it makes may still be finite.
     if not bool((factors.isfinite() & (factors > 0)).all()):
         raise _unusable(scales.path, f"{name}{SCALE_SUFFIX} with values that are not above zero")
     return dequantized(values.read(), factors)
@@ -268,12 +258,12 @@ def _sharded(
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Read which file of the folder holds which tensor."""
     content = read_json_object(index)
     file_of = content.get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
         raise CheckpointError(f"reading {index}: expected a weight_map of tensor names to files")
-    outside = {file for file in file_of.values() if not _is_plain_name(file)}
+    names = set(file_of.values())
+    outside = {n for n in names if n in ("", ".", "..") or any(mark in n for mark in "/\\:\0")}
     if outside:
         raise CheckpointError(
             f"reading {index}: found the shards {listed(sorted(outside))}, expected names of "
@@ -282,12 +272,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     return file_of
 
 
-def _is_plain_name(file: str) -> bool:
-    return file not in ("", ".", "..") and not any(mark in file for mark in "/\\:\0")
-
-
 def broken(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a file of weights that cannot be read, with what to do about it."""
+    # Cloned without Git LFS, a repository holds small text files in the place of its weights.
     remedy, size = "copy or download it again", "no file"
     if path.is_file():
         size = f"{path.stat().st_size} bytes"
@@ -317,8 +304,8 @@ def save_weights(
 ) -> list[str]:
     """Write tensors in place of all weights that the folder held; return the names of the files.
 
-    No two tensors may share memory. A file has at most `max_shard_size` bytes, such as `5GB` or
-    `200MB`, unless a tensor is larger.
+    No two tensors may share memory. A file has at most `max_shard_size` bytes, such as `5GB`,
+    unless a tensor is larger.
     """
     base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
     if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
@@ -342,6 +329,7 @@ def save_weights(
 
 
 def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) -> None:
+    # Renamed when whole: a run that is killed leaves no file that looks complete.
     unfinished = path.with_name(f".{path.name}.unfinished")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
     if safe_serialization:
@@ -356,7 +344,7 @@ def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) ->
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
-    """Remove weights that a reader would find beside, or before, those just written."""
+    # A reader would find them beside, or before, those just written.
     pattern = re.compile(
         r"(model(\.int8)?\.safetensors|pytorch_model\.bin)(\.index\.json)?"
         r"|(model(\.int8)?|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)"
@@ -385,17 +373,13 @@ def load_weights(
 ) -> list[str]:
     """Replace every parameter of `module` by the stored one, strictly.
 
-    Files are memory-mapped and tensors converted one at a time, so the peak is one copy of the
-    weights in `dtype`; None means the stored one (the widest, if they differ). Names match with and
-    without the prefix `model.`. `tied` parameters share another's weights, unless the file holds
-    different ones. Those whose names begin as `fresh` may be absent, with `redraw` any may be
-    stored in another shape: these are drawn, and their names returned. Stored names that begin as
-    `ignored` may be left over.
-
-    Raises:
-        CheckpointError: a file is missing, broken or unsafe, the stored names, shapes or types
-            are not those of `module`, or a stored number is NaN or infinite.
+    `dtype` None means the stored one (the widest, if they differ). Names match with and without the
+    prefix `model.`. `tied` parameters share another's weights, unless the file holds different
+    ones. Those whose names begin as `fresh` may be absent, with `redraw` any may be stored in
+    another shape: these are drawn, and their names returned. Stored names that begin as `ignored`
+    may be left over. Raises CheckpointError.
     """
+    # Files are memory-mapped and tensors converted one at a time: the peak is one copy in `dtype`.
     full_names = {_bare(name): name for name in module.state_dict()}
     wanted = {_bare(name): tuple(t.shape) for name, t in module.state_dict().items()}
     tied = {_bare(target): _bare(source) for target, source in tied.items()}
@@ -411,14 +395,11 @@ def load_weights(
             stored[source] = stored.pop(target)
     _check_names(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored)
     _check_tensors(folder, stored, wanted)
+    present = [name for name in wanted if name in stored]
     if dtype is None:
-        dtypes = [stored[name].dtype or torch.float32 for name in wanted if name in stored]
+        dtypes = [stored[name].dtype or torch.float32 for name in present]
         dtype = functools.reduce(torch.promote_types, dtypes)
-    weights = {
-        name: _read(name, stored[name], dtype=dtype, device=device)
-        for name in wanted
-        if name in stored
-    }
+    weights = {name: _read(name, stored[name], dtype=dtype, device=device) for name in present}
     made = [name for name in wanted if name in absent and name not in weights]
     for name in made:
         weights[name] = draw(full_names[name], wanted[name]).to(device, dtype)
@@ -427,6 +408,7 @@ def load_weights(
         for target, source in tied.items()
         if target not in weights or torch.equal(weights[target], weights[source])
     }
+    # load_state_dict is strict, and gives each of two names an object of its own.
     weights |= {target: weights[source] for target, source in shared.items()}
     module.load_state_dict({full_names[name]: t for name, t in weights.items()}, assign=True)
     for target, source in shared.items():
@@ -448,7 +430,6 @@ def _check_names(
     absent: set[str],
     ignored: tuple[str, ...],
 ) -> None:
-    """Compare names; those in `absent` may be missing, those that begin as `ignored` left over."""
     missing = wanted.keys() - stored.keys() - absent
     left_over = stored.keys() - wanted.keys()
     unexpected = {name for name in left_over if not name.startswith(ignored)}
@@ -469,7 +450,6 @@ def _check_names(
 def _check_tensors(
     folder: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare shapes and types of the names both have."""
     problems = []
     for name in wanted.keys() & stored.keys():
         tensor = stored[name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -9,16 +10,22 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.kv_cache import KeyValues, LayerPast
+from corpus_asr.families.layers.kv_cache import (
+    Heads,
+    Keys,
+    KeysAndValues,
+    KeyValues,
+    LayerPast,
+)
 
 Activation = Callable[[Tensor], Tensor]
+Hidden = Float[Tensor, "batch token width"]
 
-
-def _gelu_tanh(hidden: Tensor) -> Tensor:
-    return F.gelu(hidden, approximate="tanh")
+_gelu_tanh = partial(F.gelu, approximate="tanh")
 
 
 def _quick_gelu(hidden: Tensor) -> Tensor:
+    # The constant brings the sigmoid nearest to the normal distribution (Hendrycks, Gimpel 2016).
     return hidden * torch.sigmoid(1.702 * hidden)
 
 
@@ -45,10 +52,7 @@ def activation(name: str) -> Activation:
 
 
 class Attention(nn.Module):
-    """Self-attention, or cross-attention to a `context`.
-
-    With `eager` plain products are used always, not only where weights are returned.
-    """
+    """Self-attention, or cross-attention to a `context`; `eager` uses plain products always."""
 
     def __init__(
         self, width: int, heads: int, *, key_bias: bool, dropout: float = 0.0, eager: bool = False
@@ -67,7 +71,7 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "batch token width"],
+        hidden: Hidden,
         context: Float[Tensor, "batch pos width"] | None = None,
         *,
         causal: bool = False,
@@ -75,7 +79,7 @@ class Attention(nn.Module):
         kept: KeyValues | None = None,
         head_mask: Float[Tensor, " head"] | None = None,
         weights: list[Tensor] | None = None,
-    ) -> Float[Tensor, "batch token width"]:
+    ) -> Hidden:
         """Let each token attend to `context`, or to the tokens themselves.
 
         `mask` is added to the scores; where given, it must include `causal` itself. Keys and values
@@ -85,6 +89,7 @@ class Attention(nn.Module):
         # Contiguous heads cost a copy and save more: 3 to 5 % of a window's attention on a CPU.
         query = split_heads(self.q_proj(hidden), self.heads).contiguous()
         key, value = self._keys_and_values(hidden, context, kept)
+        # Fused kernels keep no score matrix to return or to mask.
         plain = self.eager or weights is not None or head_mask is not None
         # The fused kernel takes the first query for the first key's, also where keys were kept.
         if causal and mask is None and (plain or key.shape[2] > query.shape[2]):
@@ -105,7 +110,8 @@ class Attention(nn.Module):
 
     def _keys_and_values(
         self, hidden: Tensor, context: Tensor | None, kept: KeyValues | None
-    ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
+    ) -> KeysAndValues:
+        # A window does not change while its text is written.
         if context is not None and kept is not None and kept.pair is not None:
             return kept.pair
         source = hidden if context is None else context
@@ -115,13 +121,14 @@ class Attention(nn.Module):
 
     def _attend(
         self,
-        query: Float[Tensor, "batch head token head_dim"],
-        key: Float[Tensor, "batch head pos head_dim"],
-        value: Float[Tensor, "batch head pos head_dim"],
+        query: Heads,
+        key: Keys,
+        value: Keys,
         mask: Float[Tensor, "#batch 1 #token pos"] | None,
         head_mask: Float[Tensor, " head"] | None,
         weights: list[Tensor] | None,
-    ) -> Float[Tensor, "batch head token head_dim"]:
+    ) -> Heads:
+        # The queries are scaled, not the scores: these are many times as many.
         scores = torch.matmul(query * self.head_dim**-0.5, key.transpose(-1, -2))
         if mask is not None:
             scores = scores + mask
@@ -134,25 +141,19 @@ class Attention(nn.Module):
 
 
 def causal_mask(tokens: int, keys: int, *, like: Tensor) -> Float[Tensor, "1 1 token pos"]:
-    """Return what is added to the scores so that the last `tokens` of `keys` see none after them.
-
-    The lowest finite number, not -inf: a row that sees nothing at all then stays finite.
-    """
+    """Return what is added to scores so that the last `tokens` of `keys` see none after them."""
+    # The lowest finite number, not -inf: a row that sees nothing at all then stays finite.
     lowest = torch.finfo(like.dtype).min
     mask = torch.full((tokens, keys), lowest, dtype=like.dtype, device=like.device)
     return mask.triu(diagonal=keys - tokens + 1)[None, None]
 
 
-def split_heads(
-    hidden: Float[Tensor, "batch token width"], heads: int
-) -> Float[Tensor, "batch head token head_dim"]:
+def split_heads(hidden: Hidden, heads: int) -> Heads:
     """View each hidden state as one vector per head."""
     return hidden.view(*hidden.shape[:2], heads, -1).transpose(1, 2)
 
 
-def merge_heads(
-    hidden: Float[Tensor, "batch head token head_dim"],
-) -> Float[Tensor, "batch token width"]:
+def merge_heads(hidden: Heads) -> Hidden:
     """Undo `split_heads`."""
     return hidden.transpose(1, 2).flatten(2)
 
@@ -163,12 +164,12 @@ _FEW_QUERIES = 16
 
 
 def attend_cached(
-    query: Float[Tensor, "batch head token head_dim"],
-    key: Float[Tensor, "batch head pos head_dim"],
-    value: Float[Tensor, "batch head pos head_dim"],
+    query: Heads,
+    key: Keys,
+    value: Keys,
     *,
     unseen: Bool[Tensor, "batch 1 #token pos"] | None = None,
-) -> Float[Tensor, "batch head token head_dim"]:
+) -> Heads:
     """Attend with queries, scaled by 1 / sqrt(head_dim), to many cached keys.
 
     Keys are contiguous along `pos` and `head_dim`; values are finite at unseen keys too, since 0 *
@@ -188,9 +189,7 @@ def attend_cached(
     return torch.matmul(scores.softmax(dim=-1), value)
 
 
-def _scores(
-    query: Float[Tensor, "batch head token head_dim"], key: Float[Tensor, "batch head pos head_dim"]
-) -> Float[Tensor, "batch head token pos"]:
+def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:
     # On a CPU in bfloat16, transposed keys are copied first: with one query and 1,500 keys, the
     # product the other way round takes 0.3 ms instead of 0.55 (8 slots of whisper-base, two cores
     # with AMX; nothing else was measured). In float32 it takes twice as long.
@@ -208,18 +207,15 @@ class Record:
     own: list[Tensor] | None = None
     """Weights of self-attention, each (batch, head, token, pos)."""
     cross: list[Tensor] | None = None
-    """Weights of cross-attention, each (batch, head, token, pos)."""
+    """The same of cross-attention."""
 
     @classmethod
     def asked(cls, config: Any, attentions: bool | None, states: bool | None) -> Self:
-        """Make an empty one; None asks the configuration."""
+        """Make an empty one; None takes what the configuration says."""
         attentions = config.output_attentions if attentions is None else attentions
         states = config.output_hidden_states if states is None else states
-        return cls(
-            states=[] if states else None,
-            own=[] if attentions else None,
-            cross=[] if attentions else None,
-        )
+        own, cross = ([], []) if attentions else (None, None)
+        return cls(states=[] if states else None, own=own, cross=cross)
 
 
 NOTHING = Record()
@@ -236,6 +232,7 @@ class _Block(nn.Module):
         width, ffn_dim = config.d_model, getattr(config, f"{self._tower}_ffn_dim")
         self.dropout: float = config.dropout
         self.activation_dropout: float = config.activation_dropout
+        # In transformers' order, in which parameters are listed, drawn and optimized.
         for name in self._attentions:
             attention = Attention(
                 width,
@@ -254,9 +251,7 @@ class _Block(nn.Module):
     def _add(self, hidden: Tensor, more: Tensor) -> Tensor:
         return hidden + F.dropout(more, self.dropout, self.training)
 
-    def _feed_forward(
-        self, hidden: Float[Tensor, "batch pos width"]
-    ) -> Float[Tensor, "batch pos width"]:
+    def _feed_forward(self, hidden: Hidden) -> Hidden:
         inner = self.activate(self.fc1(self.final_layer_norm(hidden)))
         inner = self.fc2(F.dropout(inner, self.activation_dropout, self.training))
         return self._add(hidden, inner)
@@ -285,7 +280,7 @@ class EncoderBlock(_Block):
         hidden = self._feed_forward(self._add(hidden, attended))
         if hidden.dtype != torch.float16:
             return hidden
-        # States stay finite: in float16 large checkpoints overflow in the last encoder layers.
+        # In float16 large checkpoints overflow in the last encoder layers; transformers' margin.
         limit = torch.finfo(torch.float16).max - 1000
         return hidden.clamp(-limit, limit)
 
@@ -302,7 +297,7 @@ class DecoderBlock(_Block):
 
     def forward(
         self,
-        hidden: Float[Tensor, "batch token width"],
+        hidden: Hidden,
         encoded: Float[Tensor, "batch pos width"] | None = None,
         *,
         mask: Float[Tensor, "#batch 1 token _"] | None = None,
@@ -311,7 +306,7 @@ class DecoderBlock(_Block):
         head_mask: Float[Tensor, " head"] | None = None,
         cross_head_mask: Float[Tensor, " head"] | None = None,
         record: Record = NOTHING,
-    ) -> Float[Tensor, "batch token width"]:
+    ) -> Hidden:
         """Let each token see itself, those before it, and the whole window, if there is one.
 
         The masks are those of `Attention.forward`; this call adds to `past` and to `record`.

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.families.layers.blocks import (
     DecoderBlock,
+    Hidden,
     attend_cached,
     merge_heads,
     split_heads,
@@ -22,13 +22,14 @@ from corpus_asr.families.layers.projection import NormedProjection, Projection
 from corpus_asr.families.layers.stack import TokenDecoder
 from corpus_asr.units import FRAMES_PER_SECOND
 
+Tokens = Int[Tensor, "batch token"]
+
 
 class CachedDecoderBlock:
     """A `DecoderBlock` that keeps the keys and values of many sequences in slots.
 
     Equal to the block it is made from within rounding; shares its norms, and holds its linear
-    maps fused (queries, keys and values are one product, with the query's scale folded in), with
-    `int8` rounded to 8 bits.
+    maps fused, with `int8` rounded to 8 bits.
     """
 
     def __init__(self, block: DecoderBlock, *, int8: bool = False) -> None:
@@ -68,22 +69,18 @@ class CachedDecoderBlock:
         for target, source in zip(held, computed, strict=True):
             target.copy_(split_heads(source, self._heads))
 
-    def prefill(
-        self, cache: LayerCache, hidden: Float[Tensor, "batch token width"], windows: WindowView
-    ) -> Float[Tensor, "batch token width"]:
-        query, key, value = self._queries_keys_values(hidden)
+    def prefill(self, cache: LayerCache, hidden: Hidden, windows: WindowView) -> Hidden:
+        hidden, key, value = self._attend_causally(hidden)
         cache.write_prompts(windows.slots, key, value)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
-        hidden = hidden + self._out(merge_heads(attended))
         return self._attend_window_and_feed_forward(cache, hidden, windows)
 
     def extend(
         self,
         cache: LayerCache,
         view: TokenView,
-        hidden: Float[Tensor, "batch token width"],
+        hidden: Hidden,
         windows: WindowView,
-    ) -> Float[Tensor, "batch token width"]:
+    ) -> Hidden:
         qkv = self._qkv(hidden).view(*hidden.shape[:2], 3, self._heads, -1)
         cache.write(view, qkv[:, :, 1:])
         query = qkv[:, :, 0].transpose(1, 2)  # (batch, head, token, head_dim)
@@ -100,9 +97,8 @@ class CachedDecoderBlock:
         heads: Sequence[int],
         windows: WindowView,
     ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
-        query, key, value = self._queries_keys_values(hidden)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
-        hidden = hidden + self._out(merge_heads(attended))
+        # The whole text at once: caches hold no queries, and weights need them.
+        hidden, _, _ = self._attend_causally(hidden)
         if windows.ends:
             keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
         else:
@@ -111,20 +107,25 @@ class CachedDecoderBlock:
         scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
         if windows.unseen is not None:
             scores = scores.masked_fill(windows.unseen[0], -torch.inf)
+        # In float32: the times of words are read off these weights.
         weights = scores.float().softmax(dim=-1)  # (head, token, pos)
         return self._attend_window_and_feed_forward(cache, hidden, windows), weights
 
-    def _queries_keys_values(self, hidden: Float[Tensor, "batch token width"]) -> list[Tensor]:
-        return [split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)]
+    def _attend_causally(self, hidden: Hidden) -> tuple[Hidden, Tensor, Tensor]:
+        parts = self._qkv(hidden).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self._heads) for part in parts)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        return hidden + self._out(merge_heads(attended)), key, value
 
     def _attend_window_and_feed_forward(
-        self, cache: LayerCache, hidden: Float[Tensor, "batch token width"], windows: WindowView
-    ) -> Float[Tensor, "batch token width"]:
+        self, cache: LayerCache, hidden: Hidden, windows: WindowView
+    ) -> Hidden:
         query = split_heads(self._cross_query(hidden), self._heads)
         if windows.ends:
-            each = zip(torch.split(query, 1), windows.slots, windows.ends, strict=True)
-            parts = [attend_cached(one, *cache.packed_window(slot, end)) for one, slot, end in each]
-            attended = torch.cat(parts)
+            each = zip(query.split(1), windows.slots, windows.ends, strict=True)
+            attended = torch.cat(
+                [attend_cached(part, *cache.packed_window(slot, end)) for part, slot, end in each]
+            )
         else:
             attended = attend_cached(query, *cache.window(windows.slots), unseen=windows.unseen)
         hidden = hidden + self._cross_out(merge_heads(attended))
@@ -204,9 +205,7 @@ class DecoderSlots(ABC):
         """Return how many encoder positions so many frames of each of some windows make."""
 
     @abstractmethod
-    def _embed(
-        self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
-    ) -> Float[Tensor, "batch token width"]:
+    def _embed(self, tokens: Tokens, positions: Tokens) -> Hidden:
         """Embed tokens, each at its own position."""
 
     def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
@@ -250,23 +249,23 @@ class DecoderSlots(ABC):
             return
         ends = num_positions or [encoded.shape[1]] * len(slots)
         heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
-        windows = list(zip(slots, heard, strict=True))
-        run_per_sample(partial(self._fill_one, state), windows, size=lambda one: len(one[1]))
 
-    def _fill_one(
-        self, state: SlotCache, slot_and_window: tuple[int, Float[Tensor, "pos width"]]
-    ) -> None:
-        for block, layer in zip(self._blocks, state.layers, strict=True):
-            block.fill_one(layer, *slot_and_window)
+        def fill_one(slot_and_window: tuple[int, Tensor]) -> None:
+            for block, layer in zip(self._blocks, state.layers, strict=True):
+                block.fill_one(layer, *slot_and_window)
+
+        # One by one, since short windows differ in length.
+        windows = list(zip(slots, heard, strict=True))
+        run_per_sample(fill_one, windows, size=lambda window: len(window[1]))
 
     @torch.inference_mode()
     def prefill(
         self,
         state: SlotCache,
         slots: Sequence[int],
-        tokens: Int[Tensor, "batch token"],
+        tokens: Tokens,
         lengths: Sequence[int],
-    ) -> Float[Tensor, "batch token width"]:
+    ) -> Hidden:
         if not all(1 <= length <= tokens.shape[1] for length in lengths):
             raise ValueError(
                 f"running prompts padded to {tokens.shape[1]} tokens: found lengths "
@@ -298,23 +297,19 @@ class DecoderSlots(ABC):
         self,
         state: SlotCache,
         slots: Sequence[int],
-        tokens: Int[Tensor, "batch token"],
+        tokens: Tokens,
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch token vocab"]:
         following = torch.arange(tokens.shape[1], device=positions.device)
         view = self._view(slots, positions.unsqueeze(1) + following)
         return self.logits(self._extend(state, view, tokens, state.view_windows(slots)))
 
-    def _view(self, slots: Sequence[int], positions: Int[Tensor, "batch token"]) -> TokenView:
+    def _view(self, slots: Sequence[int], positions: Tokens) -> TokenView:
         return TokenView.at(slots, positions, max_positions=self.max_target_positions)
 
     def _extend(
-        self,
-        state: SlotCache,
-        view: TokenView,
-        tokens: Int[Tensor, "batch token"],
-        windows: WindowView,
-    ) -> Float[Tensor, "batch token width"]:
+        self, state: SlotCache, view: TokenView, tokens: Tokens, windows: WindowView
+    ) -> Hidden:
         hidden = self._embed(tokens, view.positions)
         for block, layer in zip(self._blocks, state.layers, strict=True):
             hidden = block.extend(layer, view, hidden, windows)
@@ -362,9 +357,7 @@ class DecoderSlots(ABC):
     ) -> None:
         state.reorder(slots, sources)
 
-    def _embed_whole(
-        self, tokens: Int[Tensor, "batch token"]
-    ) -> Float[Tensor, "batch token width"]:
+    def _embed_whole(self, tokens: Tokens) -> Hidden:
         length = tokens.shape[1]
         if length > self.max_target_positions:
             raise ValueError(
@@ -373,5 +366,5 @@ class DecoderSlots(ABC):
             )
         return self._embed(tokens, self._whole_positions(tokens))
 
-    def _whole_positions(self, tokens: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    def _whole_positions(self, tokens: Tokens) -> Tokens:
         return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)

@@ -11,24 +11,23 @@ from torch import Tensor
 
 from corpus_asr.decoding.device import to_device
 
+Heads = Float[Tensor, "batch head token head_dim"]
+Keys = Float[Tensor, "batch head pos head_dim"]
+KeysAndValues = tuple[Keys, Keys]
+
 
 class KeyValues:
     """Keys and values of one attention, of every token so far; empty at first."""
 
     def __init__(self) -> None:
-        self.pair: tuple[Tensor, Tensor] | None = None
-        """Each (batch, head, token, head_dim)."""
+        self.pair: KeysAndValues | None = None
 
     @property
     def length(self) -> int:
         """Tokens so far."""
         return 0 if self.pair is None else self.pair[0].shape[2]
 
-    def append(
-        self,
-        keys: Float[Tensor, "batch head token head_dim"],
-        values: Float[Tensor, "batch head token head_dim"],
-    ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
+    def append(self, keys: Heads, values: Heads) -> KeysAndValues:
         """Add the keys and values of further tokens and return all."""
         if self.pair is not None:
             kept, new = self.pair[0].shape, keys.shape
@@ -113,10 +112,10 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
 
 
 class SlotHistory:
-    """A number for every token of every slot: equal ones stand for the same keys and values.
+    """A number for every token of every slot: equal ones stand for the same keys and values."""
 
-    Beams of one window mostly differ in their last few tokens alone.
-    """
+    # Beams of one window mostly differ in their last few tokens alone, and only what differs need
+    # be copied when they are reordered, which is after every token.
 
     def __init__(self, slots: int, tokens: int) -> None:
         self._written = torch.zeros(slots, tokens, dtype=torch.long)
@@ -158,7 +157,7 @@ class TokenView:
 
     slots: Sequence[int]
     rows: slice | Tensor
-    """The slots; a slice, whose reading copies nothing, where they are adjacent."""
+    """The slots; a slice where they are adjacent."""
     slot: Int[Tensor, "batch 1"]
     positions: Int[Tensor, "batch token"]
     """Where the new tokens go; each sees the tokens up to and including its own."""
@@ -172,15 +171,22 @@ class TokenView:
         cls, slots: Sequence[int], positions: Int[Tensor, "batch token"], *, max_positions: int
     ) -> "TokenView":
         """Look a little past the furthest position on a CPU, and at the whole cache elsewhere."""
-        # A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
-        # host never waits to learn a length. Positions are therefore checked on CPUs only.
         device = positions.device
         rows = _rows(slots, device=device)
+        slot = rows
         if isinstance(rows, slice):
             slot = torch.arange(rows.start, rows.stop, device=device)
-        else:
-            slot = rows
-        length = _looked_at(positions, max_positions=max_positions)
+        # A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
+        # host never waits to learn a length. Positions are therefore checked on CPUs only.
+        length = max_positions
+        if device.type == "cpu":
+            first, last = int(positions.min()), int(positions.max())
+            if first < 0 or last >= max_positions:
+                raise ValueError(
+                    f"decoding at positions {first} to {last}: the cache holds 0 to "
+                    f"{max_positions - 1}; end or cut the sequence before"
+                )
+            length = min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
         unseen = torch.arange(length, device=device) > positions.unsqueeze(2)  # (batch, token, pos)
         return cls(slots, rows, slot.unsqueeze(1), positions, length, unseen.unsqueeze(1))
 
@@ -211,19 +217,12 @@ class LayerCache:
     beams: int = 1
     """Adjacent slots that share a window."""
 
-    def window(
-        self, slots: Sequence[int]
-    ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
+    def window(self, slots: Sequence[int]) -> KeysAndValues:
         """Return the cross-attention keys and values of `slots`; a view if they are adjacent."""
         rows = self._windows(slots)
         return self.cross_keys[rows], self.cross_values[rows]
 
-    def write_window(
-        self,
-        slots: Sequence[int],
-        keys: Float[Tensor, "batch head pos head_dim"],
-        values: Float[Tensor, "batch head pos head_dim"],
-    ) -> None:
+    def write_window(self, slots: Sequence[int], keys: Keys, values: Keys) -> None:
         """Replace the cross-attention keys and values of `slots`."""
         rows = self._windows(slots)
         self.cross_keys[rows] = keys
@@ -232,9 +231,7 @@ class LayerCache:
     def _windows(self, slots: Sequence[int]) -> slice | Tensor:
         return _rows([slot // self.beams for slot in slots], device=self.cross_keys.device)
 
-    def packed_window(
-        self, slot: int, end: int
-    ) -> tuple[Float[Tensor, "1 head pos head_dim"], Float[Tensor, "1 head pos head_dim"]]:
+    def packed_window(self, slot: int, end: int) -> KeysAndValues:
         """Views of a slot's window of `end` positions, for writing and reading it."""
         # Heads follow one another without gaps: bfloat16 products would copy them otherwise, which
         # takes several times as long as they do.
@@ -246,12 +243,7 @@ class LayerCache:
         )
         return keys, values
 
-    def write_prompts(
-        self,
-        slots: Sequence[int],
-        keys: Float[Tensor, "batch head token head_dim"],
-        values: Float[Tensor, "batch head token head_dim"],
-    ) -> None:
+    def write_prompts(self, slots: Sequence[int], keys: Heads, values: Heads) -> None:
         """Start `slots` anew with what their prompts give."""
         rows, length = _rows(slots, device=keys.device), keys.shape[2]
         own_keys, own_values = self.text
@@ -267,9 +259,7 @@ class LayerCache:
         """Add the next tokens of the view's slots."""
         self.text[:, view.slot, :, view.positions] = keys_and_values
 
-    def read(
-        self, view: TokenView
-    ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
+    def read(self, view: TokenView) -> KeysAndValues:
         """Return the self-attention keys and values that the view's slots look at."""
         rows, seen = view.rows, slice(view.length)
         return self.text[0, rows, :, seen], self.text[1, rows, :, seen]
@@ -304,14 +294,12 @@ class SlotCache:
         text = (layers, 2, slots, heads, tokens, head_dim)
         self._text = torch.zeros(text, dtype=dtype, device=device)
         window = (layers, slots // beams, heads, positions, head_dim)
-        self._windows = tuple(
-            torch.zeros(window, dtype=dtype, device=device) for _ in ("keys", "values")
-        )
+        self._windows = tuple(torch.zeros(window, dtype=dtype, device=device) for _ in range(2))
         self.beams = beams
         self.slots = slots
         self.on_cpu = device.type == "cpu"
         # Of no use off the CPU: there a captured step advances without this being told.
-        self._texts = SlotHistory(slots, tokens) if self.on_cpu else None
+        self._history = SlotHistory(slots, tokens) if self.on_cpu else None
         self._positions = positions
         self._ends = torch.full((slots // beams,), positions, device=device)
         self._any_short = False
@@ -320,13 +308,13 @@ class SlotCache:
 
     def note_prompts(self, slots: Sequence[int], length: int) -> None:
         """Note that `slots` hold new prompts of so many tokens, and nothing else."""
-        if self._texts is not None:
-            self._texts.start(slots, length)
+        if self._history is not None:
+            self._history.start(slots, length)
 
     def note_tokens(self, view: TokenView) -> None:
         """Note that the view's slots hold its new tokens."""
-        if self._texts is not None:
-            self._texts.write(view.slot, view.positions)
+        if self._history is not None:
+            self._history.write(view.slot, view.positions)
 
     def note_windows(self, slots: Sequence[int], num_positions: Sequence[int] | None) -> None:
         """Note how many positions the windows of `slots` have; None means that they are whole.
@@ -360,8 +348,8 @@ class SlotCache:
         self._text[:, :, target].copy_(self._text[:, :, source])
         for tensor in (*self._windows, self._ends.unsqueeze(0)):
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
-        if self._texts is not None:
-            self._texts.copy([target], [source])
+        if self._history is not None:
+            self._history.copy([target], [source])
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention keys and values of `sources`, all at once."""
@@ -369,7 +357,7 @@ class SlotCache:
             raise ValueError(
                 f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"
             )
-        if self._texts is None:
+        if self._history is None:
             rows = _rows(slots, device=sources.device)
             self._text[:, :, rows] = self._text[:, :, sources]
             return
@@ -379,20 +367,8 @@ class SlotCache:
         apart = all(slot // self.beams == source // self.beams for slot, source in changed)
         for _, some in groupby(changed, key=lambda pair: apart and pair[0] // self.beams):
             targets, givers = (list(numbers) for numbers in zip(*some, strict=True))
-            span = self._texts.copy(targets, givers)
+            span = self._history.copy(targets, givers)
             self._text[:, :, targets, :, span] = self._text[:, :, givers, :, span]
-
-
-def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
-    if positions.device.type != "cpu":
-        return max_positions
-    first, last = int(positions.min()), int(positions.max())
-    if first < 0 or last >= max_positions:
-        raise ValueError(
-            f"decoding at positions {first} to {last}: the cache holds 0 to "
-            f"{max_positions - 1}; end or cut the sequence before"
-        )
-    return min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
 
 
 def _rows(slots: Sequence[int], *, device: torch.device) -> slice | Tensor:

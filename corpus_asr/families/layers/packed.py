@@ -119,20 +119,22 @@ _BLOCK_ROWS = 125
 # side by side: 290 ms for the 6 layers of whisper-base, 355 with 100 queries at a time.
 _ATTENTION_ROWS = 500
 
+Heads = Float[Tensor, "head pos head_dim"]
+
 
 class PackedEncoderBlock:
-    """An `EncoderBlock` for one window at a time.
+    """An `EncoderBlock` for one window at a time, equal to it within rounding.
 
-    Hidden states between the parts are float32; products are in `dtype`, with `int8` in 8-bit
-    integers but for attention. Equal to the block it is made from within rounding. Where there are
-    several threads, each takes blocks of rows: those that share a product may round otherwise than
-    one alone does.
+    Hidden states between the parts are float32; products are in the weights' type, with `int8` in
+    8-bit integers but for attention.
     """
 
     def __init__(self, block: EncoderBlock, *, int8: bool) -> None:
         attention = block.self_attn
         self._heads = attention.heads
-        self._by_head = _is_faster_by_head(attention.q_proj.weight.dtype)
+        # With AMX's tiles the 8 heads of whisper-base take 13 ms fused and 21 by head (one core).
+        low = attention.q_proj.weight.dtype == torch.bfloat16
+        self._by_head = low and not torch.cpu._is_amx_tile_supported()
         self._activate = block.activate
         self._after = fused_activation(block.activate)
         self._qkv = NormedProjection(
@@ -149,6 +151,7 @@ class PackedEncoderBlock:
     def __call__(self, hidden: Float[Tensor, "pos width"], *, heard: int | None = None) -> None:
         """Let every position see the first `heard`; changes `hidden`, which is float32."""
         attended = self._attend(hidden, len(hidden) if heard is None else heard)
+        # Each thread takes blocks of rows: those that share a product may round otherwise than one.
         blocks = list(zip(blocks_of(hidden), blocks_of(attended), strict=True))
         run_per_sample(self._finish, blocks, size=lambda block: len(block[0]))
 
@@ -172,18 +175,7 @@ class PackedEncoderBlock:
         return attended.transpose(0, 1).reshape(positions, width)
 
 
-def _is_faster_by_head(dtype: torch.dtype) -> bool:
-    # With AMX's tiles the 8 heads of whisper-base take 13 ms fused and 21 by head (one core).
-    tiles: bool = torch.cpu._is_amx_tile_supported()
-    return dtype == torch.bfloat16 and not tiles
-
-
-def _attend_by_head(
-    query: Float[Tensor, "head pos head_dim"],
-    key: Float[Tensor, "head pos head_dim"],
-    value: Float[Tensor, "head pos head_dim"],
-    heard: int,
-) -> Float[Tensor, "head pos head_dim"]:
+def _attend_by_head(query: Heads, key: Heads, value: Heads, heard: int) -> Heads:
     attended = torch.empty_like(query)
 
     def attend(head: int) -> None:
@@ -206,11 +198,10 @@ def blocks_of(rows: Float[Tensor, "pos width"]) -> tuple[Tensor, ...]:
 
 
 class PackedConvolution:
-    """An `nn.Conv1d` of odd size that is padded by half of it, with packed weights of its own.
+    """An `nn.Conv1d` of odd size, padded by half of it, and `after`: as products of rows."""
 
-    `after` is applied to each number. With AMX the two of whisper-base take 5 ms instead of 22 by
-    oneDNN's convolutions (one core); without, they were not measured. Never in 8 bits.
-    """
+    # With AMX the two of whisper-base take 5 ms instead of 22 by oneDNN's convolutions (one core);
+    # without, they were not measured. Never in 8 bits.
 
     def __init__(self, conv: nn.Conv1d, *, after: Fused = "none") -> None:
         channels, self._inputs, self._size = conv.weight.shape

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from corpus_asr.families.layers.blocks import DecoderBlock, Record, causal_mask
+from corpus_asr.families.layers.blocks import DecoderBlock, Hidden, Record, causal_mask
 from corpus_asr.families.layers.kv_cache import DecoderCache, taken
 from corpus_asr.families.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
@@ -19,12 +19,10 @@ _LONGEST = 10_000.0
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "pos width"]:
-    """Return sines in the first half of the width and cosines in the second.
-
-    Source: whisper/model.py:62; equal to transformers' `sinusoids` exactly.
-    """
+    """Return sines in the first half of the width and cosines in the second."""
     if width % 2 or width < 4:
         raise ValueError(f"sinusoidal positions of width {width}: expected an even number above 2")
+    # Source: whisper/model.py:62; in this order of operations equal to transformers' to the bit.
     waves = width // 2
     step = math.log(_LONGEST) / (waves - 1)
     rates = torch.exp(-step * torch.arange(waves))
@@ -41,13 +39,11 @@ class Stack(nn.Module):
     def __init__(self, config: Any, *, layerdrop: float) -> None:
         super().__init__()
         self.config = config
-        self.layerdrop = layerdrop
-        """Probability of leaving out a block in training (Fan et al. 2019)."""
+        self.layerdrop = layerdrop  # LayerDrop (Fan et al. 2019)
         self.gradient_checkpointing = False
-        """Whether training computes the states inside a block twice instead of keeping them."""
 
     def _add_blocks(self, block: type[nn.Module], number: int, *, key_bias: bool) -> None:
-        """Make the blocks: last, since parameters are listed in this order."""
+        # Called last by each family, since parameters are listed in this order.
         self.layers = nn.ModuleList(block(self.config, key_bias=key_bias) for _ in range(number))
         self.layer_norm = nn.LayerNorm(self.config.d_model)
 
@@ -58,7 +54,6 @@ class Stack(nn.Module):
         by_layer: list[dict[str, Any]],
         **options: Any,
     ) -> Float[Tensor, "batch pos width"]:
-        """Run embedded positions through the blocks, each with `options` and with its own."""
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         for layer, own in zip(self.layers, by_layer, strict=True):
             if record.states is not None:
@@ -69,20 +64,18 @@ class Stack(nn.Module):
             record.states.append(last)
         return last
 
-    def _through(
-        self, block: nn.Module, hidden: Float[Tensor, "batch pos width"], **options: Any
-    ) -> Float[Tensor, "batch pos width"]:
+    def _through(self, block: nn.Module, hidden: Hidden, **options: Any) -> Hidden:
         # Drawn on the CPU, so that no host waits for a device to know what to run.
         if self.training and self.layerdrop > 0 and float(torch.rand([])) < self.layerdrop:
             return hidden
         if self.training and self.gradient_checkpointing:
+            # The reentrant kind takes no keywords, and needs inputs that require gradients.
             computed: Tensor = checkpoint(block, hidden, use_reentrant=False, **options)
         else:
             computed = block(hidden, **options)
         return computed
 
     def _head_masks(self, mask: Tensor | None, *, heads: int, name: str) -> list[Tensor | None]:
-        """Split a mask of (layer, head) into one per layer; without one there is None for each."""
         layers = len(self.layers)
         if mask is None:
             return [None] * layers
@@ -120,10 +113,9 @@ class FeatureEncoder(Stack):
         mask: Float[Tensor, "batch 1 1 pos"] | None = None,
         head_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Run embedded positions; put what every layer gives into `record`."""
         heads = self.config.encoder_attention_heads
         masks = self._head_masks(head_mask, heads=heads, name="head_mask")
-        return self._run_blocks(hidden, record, [{"head_mask": one} for one in masks], mask=mask)
+        return self._run_blocks(hidden, record, [{"head_mask": m} for m in masks], mask=mask)
 
     def _output(
         self, last: Float[Tensor, "batch pos width"], record: Record, return_dict: bool | None
@@ -168,7 +160,7 @@ class TokenDecoder(Stack):
     `positions` is what the family keeps as `embed_positions`.
     """
 
-    _placed: Callable[..., Float[Tensor, "batch token width"]]
+    _placed: Callable[..., Hidden]
     """Adds positions to embedded tokens, of these ids or None, that follow so many others."""
 
     def __init__(self, config: Any, positions: nn.Module, *, key_bias: bool) -> None:
@@ -215,7 +207,7 @@ class TokenDecoder(Stack):
             past = DecoderCache(len(self.layers))
         start = past.get_seq_length() if past else 0
         embedded = self._embedded(input_ids, inputs_embeds)
-        check_encoded(encoder_hidden_states, embedded)
+        _check_encoded(encoder_hidden_states, embedded)
         hidden = self._placed(embedded, input_ids, start, **positions)
         own = self._head_masks(head_mask, heads=self.heads, name="decoder_head_mask")
         cross = self._head_masks(
@@ -223,8 +215,8 @@ class TokenDecoder(Stack):
         )
         pasts = past.layers if past else [None] * len(self.layers)
         by_layer = [
-            {"head_mask": one, "cross_head_mask": other, "past": kept}
-            for one, other, kept in zip(own, cross, pasts, strict=True)
+            {"head_mask": own_mask, "cross_head_mask": cross_mask, "past": kept}
+            for own_mask, cross_mask, kept in zip(own, cross, pasts, strict=True)
         ]
         record = Record.asked(self.config, output_attentions, output_hidden_states)
         last = self._run_blocks(
@@ -294,8 +286,7 @@ def check_tokens(
         )
 
 
-def check_encoded(encoded: Tensor | None, embedded: Tensor) -> None:
-    """Check that there is one window for each sequence."""
+def _check_encoded(encoded: Tensor | None, embedded: Tensor) -> None:
     batch, _, width = embedded.shape
     if encoded is not None and (
         encoded.ndim != 3 or encoded.shape[0] != batch or encoded.shape[2] != width
@@ -307,9 +298,9 @@ def check_encoded(encoded: Tensor | None, embedded: Tensor) -> None:
 
 
 def _mask(
-    attention_mask: Tensor | None, start: int, embedded: Float[Tensor, "batch token width"]
+    attention_mask: Tensor | None, start: int, embedded: Hidden
 ) -> Float[Tensor, "batch 1 token pos"] | None:
-    """Return what is added to the scores, if anything but the tokens' order hides a token."""
+    # Without a mask the tokens' order alone hides some, which needs no tensor of scores.
     if attention_mask is None:
         return None
     batch, tokens, _ = embedded.shape
