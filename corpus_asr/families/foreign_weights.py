@@ -67,7 +67,6 @@ def _array(code: int, data: bytes) -> Tensor:
 
 
 def _flax_tensors(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
-    """Walk nested dicts to their tensors, translating names and layouts."""
     if isinstance(tree, dict) and "__msgpack_chunked_array__" in tree:
         # Flax cuts an array above msgpack's size limit into flat chunks, numbered by text.
         parts, shape = tree["chunks"], tree["shape"]

@@ -32,12 +32,14 @@ _AT_LEAST = {
     "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0,
     "min_length": 0, "min_new_tokens": 0, "temperature": 0, "top_p": 0,
 }  # fmt: skip
+# Defaults of transformers, which files often repeat: they change nothing.
 _SAMPLING_ONLY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+_BEAMS_ONLY = {"early_stopping": False, "length_penalty": 1.0}
 
 
 @dataclass(kw_only=True)
 class GenerationConfig(OpenSettings):
-    """What decoding may be told; names this class does not know are kept as attributes too."""
+    """Settings of decoding; names this class does not know are kept as attributes too."""
 
     from_config: ClassVar[tuple[str, ...]] = (
         "max_length", "min_length", "max_new_tokens", "num_beams", "early_stopping",
@@ -116,11 +118,8 @@ class GenerationConfig(OpenSettings):
     ) -> Self:
         """Read generation_config.json; where it is missing, take what config.json says.
 
-        `kwargs` are `SOURCE_OPTIONS`, and settings that win over those of the file.
-
-        Raises:
-            CheckpointError: there is no such file, it is broken, or a value cannot be meant.
-            ValueError: that of a keyword cannot.
+        `kwargs` are `SOURCE_OPTIONS`, and settings that win over those of the file. Raises
+        CheckpointError, and ValueError where a keyword's value cannot be meant.
         """
         source = take_source(kwargs)
         folder = fetch_checkpoint(str(pretrained_model_name), weights=False, expect=None, **source)
@@ -138,6 +137,7 @@ class GenerationConfig(OpenSettings):
                 f"reading {folder}: found neither {sources}, expected one of them; point at a "
                 "checkpoint folder"
             )
+        # A null in the file leaves a setting to what the other files imply.
         given = {k: v for k, v in content.items() if not (v is None and k in derived)}
         known, unknown = typed_values(cls, derived | given, path=path)
         nulls = frozenset(key for key, value in given.items() if value is None)
@@ -185,16 +185,13 @@ class GenerationConfig(OpenSettings):
         return unused
 
     def validate(self, strict: bool = False) -> None:
-        """Refuse, as ValueError, settings that cannot be meant.
-
-        `strict` also refuses sampling settings where nothing is sampled, and beam settings where
-        there are no beams.
-        """
+        """Raise ValueError for settings that cannot be meant; `strict`: or have no effect."""
         if problems := _problems(self) + (_idle_settings(self) if strict else []):
             raise ValueError(f"checking generation settings: {'; '.join(problems)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return what generation_config.json holds: all that is set, unknown names included."""
+        # Nulls too: of Whisper's max_initial_timestamp_index null is no bound, absence a default.
         own = {f.name: plain_values(getattr(self, f.name)) for f in fields(self)}
         extra, nulls = own.pop("extra"), own.pop("nulls")
         values = {name: value for name, value in own.items() if value is not None or name in nulls}
@@ -226,10 +223,10 @@ def _problems(config: GenerationConfig) -> list[str]:
             found.append(f"{name} is {value!r}, expected a number of at least {least}")
     if config.top_p is not None and config.top_p > 1:
         found.append(f"top_p is {config.top_p!r}, expected a number at most 1")
-    if config.repetition_penalty is not None and not config.repetition_penalty > 0:
-        found.append(
-            f"repetition_penalty is {config.repetition_penalty!r}, expected a number above 0"
-        )
+    penalty = config.repetition_penalty
+    if penalty is not None and not penalty > 0:
+        found.append(f"repetition_penalty is {penalty!r}, expected a number above 0")
+    # What follows compares the values checked so far.
     if found:
         return found
     if config.early_stopping not in (None, True, False, "never"):
@@ -237,15 +234,12 @@ def _problems(config: GenerationConfig) -> list[str]:
     if config.max_new_tokens is not None and config.max_new_tokens <= 0:
         found.append(f"max_new_tokens is {config.max_new_tokens}, expected at least 1")
     returned, beams = config.num_return_sequences or 1, config.num_beams or 1
+    several = f"num_return_sequences is {returned}"
     if returned > 1 and beams == 1 and not config.do_sample:
-        found.append(
-            f"num_return_sequences is {returned}, but greedy search finds one sequence; set "
-            "do_sample=True or num_beams"
-        )
+        greedy = "but greedy search finds one sequence; set do_sample=True or num_beams"
+        found.append(f"{several}, {greedy}")
     if returned > beams > 1:
-        found.append(
-            f"num_return_sequences is {returned}, expected at most num_beams, which is {beams}"
-        )
+        found.append(f"{several}, expected at most num_beams, which is {beams}")
     suppressed = set(config.suppress_tokens or ())
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         value = getattr(config, name)
@@ -257,13 +251,10 @@ def _problems(config: GenerationConfig) -> list[str]:
 
 def _idle_settings(config: GenerationConfig) -> list[str]:
     found = []
-    if not config.do_sample:
-        for name, neutral in _SAMPLING_ONLY.items():
+    sampling = {} if config.do_sample else _SAMPLING_ONLY
+    beams = _BEAMS_ONLY if (config.num_beams or 1) == 1 else {}
+    for settings, reason in ((sampling, "do_sample is not True"), (beams, "num_beams is 1")):
+        for name, neutral in settings.items():
             if getattr(config, name) not in (None, neutral):
-                found.append(f"{name} is set, but do_sample is not True")
-    if (config.num_beams or 1) == 1:
-        if config.early_stopping not in (None, False):
-            found.append("early_stopping is set, but num_beams is 1")
-        if config.length_penalty not in (None, 1.0):
-            found.append("length_penalty is set, but num_beams is 1")
+                found.append(f"{name} is set, but {reason}")
     return found

@@ -39,7 +39,8 @@ _OTHER_NAMES = {
     "torch_dtype": "dtype",
     "_attn_implementation": "attn_implementation",
 }
-# A misspelt keyword would otherwise be kept for saving and change nothing.
+# How like a field's name a keyword must be to be refused as misspelt: it would otherwise be kept
+# for saving and change nothing.
 _ALIKE = 0.85
 
 
@@ -82,8 +83,7 @@ def _other_name(name: str) -> Any:
 class ModelConfig(OpenSettings):
     """The fields that every family's config has; a family adds its own in a dataclass like this.
 
-    `num_labels` makes that many unnamed classes of audio classification; keywords that are no
-    fields are kept in `extra`.
+    `num_labels` makes that many unnamed classes; keywords that are no fields are kept in `extra`.
     """
 
     model_type: ClassVar[str]
@@ -113,6 +113,7 @@ class ModelConfig(OpenSettings):
 
     def __init__(self, *, num_labels: int | None = None, **settings: Any) -> None:
         extra = settings.pop("extra", {})
+        # Not part of the file: how attention is computed is the caller's affair.
         attention = settings.pop("attn_implementation", None)
         attention = settings.pop("_attn_implementation", None) or attention or "sdpa"
         self._refuse_misspelt(settings)
@@ -135,11 +136,8 @@ class ModelConfig(OpenSettings):
     ) -> Self:
         """Read config.json of a folder, a URI or a name on the hub.
 
-        Keywords are `SOURCE_OPTIONS`; all others replace what the file says.
-
-        Raises:
-            CheckpointError: the file is missing or broken, is of another model type, or a value is
-                of the wrong type, or one that no network can have.
+        Keywords are `SOURCE_OPTIONS`; all others replace what the file says. Raises
+        CheckpointError, also for values that no network can have.
         """
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, **take_source(kwargs))
@@ -170,15 +168,14 @@ class ModelConfig(OpenSettings):
 
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> Self:
-        """Keep unknown keys whatever their spelling: a file may be newer than this class."""
+        # Unknown keys are kept whatever their spelling: a file may be newer than this class.
         known = {f.name for f in fields(cls)} | _OTHER_NAMES.keys() | {"num_labels"}
-        extra = {key: value for key, value in content.items() if key not in known}
-        extra.pop("model_type", None)
-        own = {key: value for key, value in content.items() if key in known}
-        return cls(**own, extra=extra)
+        extra = {k: v for k, v in content.items() if k not in known and k != "model_type"}
+        return cls(**{k: v for k, v in content.items() if k in known}, extra=extra)
 
     def validate(self) -> None:
         """Check that a network can have these sizes and settings."""
+        # Bounds are read off the annotations, so that a field's type says all about it.
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             for bound in getattr(hint, "__metadata__", ()):
                 value = getattr(self, name)
@@ -190,7 +187,7 @@ class ModelConfig(OpenSettings):
         self.require(known, "attn_implementation", f"one of {_ATTENTIONS}")
 
     def require(self, right: bool, name: str, expected: str) -> None:
-        """Refuse the value of a field unless it is right."""
+        """Refuse the value of a field with ValueError unless it is right."""
         if not right:
             raise ValueError(
                 f"making a {type(self).__name__}: {name} is {getattr(self, name)!r}, expected "
@@ -231,7 +228,7 @@ class ModelConfig(OpenSettings):
         return {k: v for k, v in self.to_dict().items() if k not in plain or v != plain[k]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Return JSON: of `to_diff_dict`, or of all."""
+        """Return `to_diff_dict`, or everything, as JSON."""
         content = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -253,7 +250,7 @@ class ModelConfig(OpenSettings):
 
     @classmethod
     def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
-        """Bring names, labels and the dtype into the form of the fields."""
+        # Names, labels and the dtype may come in several forms; the fields have one.
         content = _renamed(content)
         if content.get("dtype") is not None:
             content["dtype"] = str(content["dtype"]).removeprefix("torch.")
@@ -282,9 +279,7 @@ class ModelConfig(OpenSettings):
     @classmethod
     def _refuse_misspelt(cls, settings: dict[str, Any]) -> None:
         known = [f.name for f in fields(cls)]
-        for name in settings:
-            if name in known or name in _OTHER_NAMES:
-                continue
+        for name in [name for name in settings if name not in {*known, *_OTHER_NAMES}]:
             if alike := difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE):
                 raise TypeError(
                     f"making a {cls.__name__}: found the keyword {name!r}, expected {alike[0]!r}; "
@@ -324,14 +319,14 @@ def _default(of: Any) -> Any:
 
 
 def _renamed(content: dict[str, Any]) -> dict[str, Any]:
-    """Use fields' own names; of two names for one field its own wins."""
+    # Of two names for one field its own wins.
     renamed = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
     return renamed | {key: content[key] for key in content.keys() - _OTHER_NAMES.keys()}
 
 
 def _replaced(content: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
-    """Let settings win over others, and labels in any form over labels in any other."""
     content, by = _renamed(content), _renamed(by)
+    # Labels in any form replace those in any other: together they could contradict.
     labels = {"num_labels", "id2label", "label2id"}
     if labels & by.keys():
         content = {key: value for key, value in content.items() if key not in labels}
@@ -339,7 +334,7 @@ def _replaced(content: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
 
 
 def _integer_keys(labels: Any) -> Any:
-    """JSON has no integer keys."""
     if not isinstance(labels, dict):
         return labels
+    # JSON has no integer keys.
     return {int(key) if str(key).isdigit() else key: value for key, value in labels.items()}

@@ -46,11 +46,12 @@ class ModelOutput(Mapping[str, Any]):
         return tuple(getattr(self, name) for name in self)
 
     def as_asked(self: _Output, config: Any, return_dict: bool | None) -> _Output | tuple[Any, ...]:
-        """Return this output, or a plain tuple; None asks the configuration."""
+        """Return this output or a plain tuple; None takes what the configuration says."""
         return_dict = config.return_dict if return_dict is None else return_dict
         return self if return_dict else self.to_tuple()
 
 
+# eq=False: comparing tensors gives tensors, which are neither true nor false.
 @dataclass(eq=False)
 class BaseModelOutput(ModelOutput):
     """What the encoder computes."""

@@ -1,5 +1,6 @@
 """Base classes of the networks: load, save, resize the vocabulary, and compute the loss."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 from os import PathLike
@@ -24,10 +25,7 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 
 
 class PreTrainedModel(nn.Module, Uploads):
-    """Base of the networks; `state_dict()` keys equal those of the same class in transformers.
-
-    The network keeps `config` without copying it.
-    """
+    """Base of the networks; `state_dict()` keys equal those of the same class in transformers."""
 
     base_model_prefix = "model"
     main_input_name = "input_features"
@@ -49,9 +47,8 @@ class PreTrainedModel(nn.Module, Uploads):
     def __init__(self, config: Any) -> None:
         super().__init__()
         config.validate()
-        self.config = config
+        self.config = config  # not copied: changes of either are seen in both, as in transformers
         self.generation_config: Any = None
-        """What the checkpoint says of decoding; only of classes that decode."""
         if self._generation is not None:
             self.generation_config = self._generation.from_model_config(config)
 
@@ -79,12 +76,9 @@ class PreTrainedModel(nn.Module, Uploads):
     ) -> Self:
         """Load a checkpoint, a folder, URI or name on the hub, ready for inference.
 
-        Arguments are those of transformers, and `device`, where the weights go: the CPU by default;
-        a model is never spread over devices. `dtype` None keeps the stored type. Keywords are
-        `SOURCE_OPTIONS`, which say where to look; all others replace what config.json says.
-
-        Raises:
-            CheckpointError: a file is missing or broken, or does not fit the configuration.
+        Arguments are those of transformers, and `device`, where the weights go: the CPU by default.
+        `dtype` None keeps the stored type. Keywords are `SOURCE_OPTIONS`; all others replace what
+        config.json says. Raises CheckpointError.
         """
         del low_cpu_mem_usage  # memory never holds more than one copy of the weights
         where = take_source(kwargs)
@@ -110,7 +104,7 @@ class PreTrainedModel(nn.Module, Uploads):
             raise CheckpointError(
                 f"building the network of {folder / CONFIG_NAME}: {error}"
             ) from error
-        made = load_weights(
+        drawn = load_weights(
             model,
             folder,
             dtype=_dtype(torch_dtype if dtype is None else dtype, config),
@@ -122,11 +116,11 @@ class PreTrainedModel(nn.Module, Uploads):
             redraw=ignore_mismatched_sizes,
             safetensors=use_safetensors,
         )
-        made = [name for name in made if name not in cls._fixed]
-        if made:
+        # Fixed ones are computed, not drawn: they need no training.
+        if untrained := [name for name in drawn if name not in cls._fixed]:
             warnings.warn(
                 f"loading {pretrained_model_name_or_path} as {cls.__name__}: it has no weights "
-                f"for {', '.join(made)}, so these were drawn; train them before use",
+                f"for {', '.join(untrained)}, so these were drawn; train them before use",
                 stacklevel=2,
             )
         if cls._generation is not None:
@@ -147,21 +141,16 @@ class PreTrainedModel(nn.Module, Uploads):
         """Write weights, config.json and generation_config.json, so that transformers loads them.
 
         Arguments are those of transformers; keywords are those of `push_to_hub`.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
         """
         if not is_main_process:
             return
         folder = made_folder(save_directory)
         state = self.state_dict() if state_dict is None else state_dict
+        # Tied weights are stored once: safetensors takes no two names for one memory.
         tied = [name for name, source in self._tied.items() if self._shares(name, source)]
         weights = {name: tensor for name, tensor in state.items() if name not in tied}
         names = save_weights(
-            folder,
-            weights,
-            max_shard_size=max_shard_size,
-            safe_serialization=safe_serialization,
+            folder, weights, max_shard_size=max_shard_size, safe_serialization=safe_serialization
         )
         self.config.architectures = (type(self).__name__,)
         dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), self.dtype)
@@ -193,13 +182,11 @@ class PreTrainedModel(nn.Module, Uploads):
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
         """Choose `sdpa`, `eager` or `flash_attention_2` from now on."""
-        before = self.config.attn_implementation
+        # A copy is checked first, so that a wrong name changes nothing.
+        changed = copy.copy(self.config)
+        changed.attn_implementation = attn_implementation
+        changed.validate()
         self.config.attn_implementation = attn_implementation
-        try:
-            self.config.validate()
-        except ValueError:
-            self.config.attn_implementation = before
-            raise
         for module in self.modules():
             if isinstance(module, Attention):
                 module.eager = attn_implementation == "eager"
@@ -219,21 +206,21 @@ class PreTrainedModel(nn.Module, Uploads):
                 f"enabling gradient checkpointing: found {gradient_checkpointing_kwargs}, expected "
                 f"nothing or use_reentrant=False, the only way there is here"
             )
-        self._set_gradient_checkpointing(True)
+        for stack in self._stacks():
+            stack.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all states again."""
-        self._set_gradient_checkpointing(False)
+        for stack in self._stacks():
+            stack.gradient_checkpointing = False
 
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether training computes states twice."""
-        return any(m.gradient_checkpointing for m in self.modules() if isinstance(m, Stack))
+        return any(stack.gradient_checkpointing for stack in self._stacks())
 
-    def _set_gradient_checkpointing(self, value: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, Stack):
-                module.gradient_checkpointing = value
+    def _stacks(self) -> list[Stack]:
+        return [module for module in self.modules() if isinstance(module, Stack)]
 
     def _shares(self, target: str, source: str) -> bool:
         return self.get_parameter(target) is self.get_parameter(source)
@@ -244,7 +231,7 @@ class PreTrainedModel(nn.Module, Uploads):
         return parameter
 
     def _draw_weights(self) -> None:
-        """Draw fresh weights as transformers does: normal, norms one, biases zero."""
+        # As transformers does: normal, norms one, biases zero.
         for name, parameter in self.named_parameters():
             self._draw(name, parameter)
 
@@ -256,6 +243,7 @@ class PreTrainedModel(nn.Module, Uploads):
             nn.init.ones_(parameter)
         else:
             nn.init.normal_(parameter, std=self.config.init_std)
+        # As nn.Embedding draws its padding.
         if name.endswith("embed_tokens.weight") and self.config.pad_token_id is not None:
             parameter[self.config.pad_token_id] = 0.0
 
@@ -355,6 +343,7 @@ class TokenTables(PreTrainedModel):
         self, table: Float[Tensor, "vocab width"], size: int, *, mean: bool
     ) -> Float[Tensor, "_ width"]:
         more = max(0, size - len(table))
+        # The mean gives new tokens usual logits: drawn ones can take over what is decoded.
         if mean:
             rows = table.mean(dim=0, keepdim=True).expand(more, -1)
         else:
@@ -387,7 +376,6 @@ class Vocabulary(TokenTables):
     def _scored(
         self, outputs: Seq2SeqModelOutput, labels: Tensor | None, return_dict: bool | None
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Score the vocabulary after each token, and tell how far labels are."""
         logits = self.get_output_embeddings()(outputs.last_hidden_state)
         others = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
         output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **others)
@@ -400,7 +388,7 @@ class Vocabulary(TokenTables):
     def _decoder_inputs(
         self, labels: Tensor | None, ids: Tensor | None, embeds: Tensor | None
     ) -> Tensor | None:
-        """Return `ids`; without any, what the decoder is given for `labels`: one place later."""
+        # Without ids the decoder is given the labels, one place later.
         if labels is None:
             return ids
         self._check_labels(labels)

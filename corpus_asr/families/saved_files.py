@@ -19,11 +19,7 @@ from corpus_asr.storage.model_files import fetch_checkpoint, upload_files
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, not JSON, or not an object.
-    """
+    """Read a file that holds one JSON object, or raise CheckpointError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -60,20 +56,14 @@ def typed_values(
     """Split a JSON object into checked values for a dataclass or function, and all other keys.
 
     The keys are its fields, but for those with metadata `{"in_file": False}`, or its annotated
-    parameters; lists become tuples.
-
-    Raises:
-        CheckpointError: a known key holds a value of another type.
+    parameters; lists become tuples. Another type is a CheckpointError.
     """
-    names, hints = list[str](), typing.get_type_hints(of)
+    hints = typing.get_type_hints(of)
+    names = [name for name in hints if name not in ("return", "kwargs")]
     if dataclasses.is_dataclass(of):
         names = [f.name for f in dataclasses.fields(of) if f.metadata.get("in_file", True)]
-    else:
-        names = [name for name in hints if name not in ("return", "kwargs")]
     known = {}
-    for name in names:
-        if name not in content:
-            continue
+    for name in [name for name in names if name in content]:
         try:
             known[name] = _convert(content[name], hints[name])
         except TypeError as error:
@@ -95,7 +85,7 @@ def plain_values(value: object) -> Any:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """Check `value` against `hint`; TypeError when it does not fit."""
+    # TypeError stands for a value that does not fit, so that alternatives can be tried in turn.
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for alternative in arguments:
@@ -143,9 +133,9 @@ SOURCE_OPTIONS = (
 
 
 def take_source(options: dict[str, Any]) -> dict[str, Any]:
-    """Take out of `options` what says where to look; what was not given is left out."""
-    found = {name: options.pop(name) for name in SOURCE_OPTIONS if name in options}
-    return {name: value for name, value in found.items() if value is not None}
+    """Take out of `options` what says where to look; None is as good as not given."""
+    source = {name: options.pop(name, None) for name in SOURCE_OPTIONS}
+    return {name: value for name, value in source.items() if value is not None}
 
 
 def find_saved(
@@ -155,10 +145,7 @@ def find_saved(
 
     `names` are in order of preference; with a key, the object under that key is meant, and a file
     without it is passed over. `checkpoint` may be such a file itself; `source` is what
-    `take_source` returns.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, none of the files, or one that is unreadable.
+    `take_source` returns. Raises CheckpointError.
     """
     if Path(checkpoint).is_file():
         content = read_json_object(Path(checkpoint))
@@ -195,33 +182,15 @@ class Uploads:
 
     save_pretrained: Callable[..., Any]
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-    ) -> None:
+    def push_to_hub(self, repo_id: str, **options: Any) -> None:
         """Upload what `save_pretrained` writes, in one commit; makes the repository if needed.
 
-        Raises:
-            CheckpointError: the hub does not take it.
+        `options` are those of `upload_files`, named as in transformers. Raises CheckpointError.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            upload_files(
-                Path(folder),
-                sorted(path.name for path in Path(folder).iterdir()),
-                repo_id=repo_id,
-                commit_message=commit_message,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-            )
+            names = sorted(path.name for path in Path(folder).iterdir())
+            upload_files(Path(folder), names, repo_id=repo_id, **options)
 
 
 class OpenSettings(Uploads):
@@ -231,6 +200,7 @@ class OpenSettings(Uploads):
     extra: dict[str, Any]
 
     def __getattr__(self, name: str) -> Any:
+        # By vars: a copy is asked for attributes before it has any, and would ask for ever.
         extra = vars(self).get("extra", {})
         if name not in extra:
             raise AttributeError(f"a {type(self).__name__} has no {name!r}, nor had its file")
@@ -250,8 +220,8 @@ def finish_saving(
     if push_to_hub:
         upload_files(folder, names, repo_id=repo_id or folder.name, **options)
         return
-    unused = [*options, *(["repo_id"] if repo_id is not None else [])]
-    if unused:
+    # Not passed over in silence: who names a repository means to upload.
+    if unused := [*options, *(["repo_id"] if repo_id is not None else [])]:
         raise TypeError(
             f"saving to {folder}: found {', '.join(unused)}, expected options of an upload only "
             f"with push_to_hub=True; remove them or upload"

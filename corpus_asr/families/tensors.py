@@ -10,8 +10,8 @@ import numpy as np
 def as_tensors(rows: Any, kind: str | None) -> Any:
     """Make one numpy array (`np`) or torch tensor (`pt`) of nested rows; None keeps them.
 
-    Whole numbers become int64, what already has a type keeps it, lists of floats become float64 in
-    numpy and torch's default type in tensors.
+    Integers become int64; floats float64 in numpy and torch's default type in tensors; what already
+    has a type keeps it.
     """
     if kind is None:
         return rows
@@ -29,7 +29,8 @@ def as_tensors(rows: Any, kind: str | None) -> Any:
 
 
 def is_tensor(value: object) -> bool:
-    """Tell whether `value` is a torch tensor, without importing torch to find out."""
+    """Tell whether `value` is a torch tensor."""
+    # Where nobody imported torch there are none, and workers that extract features never do.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -52,7 +53,7 @@ def _array(rows: Any) -> np.ndarray:
             f"making one array: found a row of {type(first).__name__}, expected numbers only; "
             f"remove what is not a number, or omit return_tensors"
         )
-    # numpy takes an empty list for floats, but nothing was said here: ids are what is meant.
+    # numpy takes an empty list for floats; here it stands for a text without tokens.
     empty_list = array.size == 0 and isinstance(rows, list) and not _has_type(rows)
     return array.astype(np.int64) if empty_list else array
 
@@ -60,6 +61,7 @@ def _array(rows: Any) -> np.ndarray:
 def _tensor(array: np.ndarray, rows: Any) -> Any:
     import torch
 
+    # Plain floats take torch's default type, not numpy's, as torch.tensor gives them.
     if array.dtype == np.float64 and isinstance(rows, list) and not _has_type(rows):
         return torch.tensor(rows)
     return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
@@ -139,18 +141,17 @@ class BatchEncoding(BatchFeature):
 
 
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Tell the device and the dtype apart; None where not given."""
     unknown = sorted(kwargs.keys() - {"device", "dtype"})
     if unknown or len(args) > 2:
         raise TypeError(
             f"moving a batch: found {unknown or args}, expected a device, a dtype or both; "
             f"correct it"
         )
-    found = dict(kwargs)
+    named = dict(kwargs)
     for value in args:
-        # A torch.dtype is told by its class name, so that nothing is imported to ask.
+        # By the name of its class, so that torch need not be imported to ask.
         name = "dtype" if type(value).__name__ == "dtype" else "device"
-        if name in found:
+        if name in named:
             raise TypeError(f"moving a batch: found two values for the {name}, expected one")
-        found[name] = value
-    return found.get("device"), found.get("dtype")
+        named[name] = value
+    return named.get("device"), named.get("dtype")

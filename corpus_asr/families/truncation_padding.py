@@ -22,16 +22,14 @@ _SIDES = ("left", "right")
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long rows may and shall be."""
+    """Lengths that rows may have, and the width that they are padded to."""
 
     max_length: int | None
     """Tokens of a row that is truncated, or of every row that is padded to the maximum."""
     padding: str
-    """`longest`, `max_length` or `do_not_pad`."""
     truncation: str
-    """`longest_first`, `only_first`, `only_second` or `do_not_truncate`."""
     multiple: int | None
-    """What the width of padded rows shall be a multiple of."""
+    """What the width of padded rows is to be a multiple of."""
 
     @classmethod
     def chosen(
@@ -42,11 +40,9 @@ class Lengths:
         pad_to_multiple_of: int | None,
         model_max_length: int,
     ) -> Self:
-        """Resolve a caller's options.
-
-        `max_length` alone truncates. Without one, the tokenizer's own length is taken, and where it
-        has none nothing is truncated, nor padded to the maximum.
-        """
+        """Resolve a caller's options, as transformers does."""
+        # `max_length` alone truncates. Without one, the tokenizer's own length is taken, and where
+        # it has none nothing is truncated, nor padded to the maximum.
         if max_length is not None and padding is False and truncation is None:
             truncation = "longest_first"
         pad = _word("padding", padding, _PADDINGS)
@@ -100,7 +96,7 @@ def pad_batch(
 ) -> BatchEncoding:
     """Pad one row, or the rows of a list, to one width, each by the filler of its name.
 
-    Rows without a filler, and one that is longer than `max_length`, stay as they are.
+    Rows without a filler, and longer ones, stay as they are.
     """
     check_side("padding_side", side)
     ids = batch["input_ids"]
@@ -130,10 +126,7 @@ def pad_batch(
 
 
 def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
-    """Return rows by name as lists, and the kind of tensor they were.
-
-    `encoded` is one mapping of names to rows or lists of rows, or a list of mappings.
-    """
+    """Return rows by name as lists, and the kind of tensor they were, of what calls returned."""
     if isinstance(encoded, Sequence) and encoded and isinstance(encoded[0], Mapping):
         if len({frozenset(row) for row in encoded}) > 1:
             raise ValueError(
@@ -162,6 +155,7 @@ def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
 
 def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[Any, Any]]]:
     """Tell whether `text` holds several texts, and return each with its second one or None."""
+    # Words of one text come as a list, as several texts do: what the list holds tells them apart.
     several = isinstance(text, list | tuple)
     if several and words:
         several = bool(text) and isinstance(text[0], list | tuple)
@@ -181,6 +175,7 @@ def text_pairs(text: Any, pair: Any, *, words: bool) -> tuple[bool, list[tuple[A
 
 
 def _unpaired(text: Any, *, words: bool) -> tuple[Any, Any]:
+    # A text and its second one may also come as a pair within the list.
     together = isinstance(text, tuple) or (isinstance(text, list) and not words)
     if together and len(text) == 2 and not isinstance(text[0], int):
         return text[0], text[1]
@@ -213,6 +208,7 @@ def id_lists(token_ids: Any) -> list[Any]:
 
 
 def _as_id(value: Any) -> int:
+    # Integers of numpy and torch are ids, floats are not, even whole ones.
     try:
         return operator.index(value)
     except TypeError as error:
