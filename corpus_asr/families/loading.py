@@ -74,10 +74,7 @@ class Precision:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """Turn `auto`, `int8` or a type's name into what a model on `device` computes in.
-
-    Raises ConfigError where the device cannot, as `resolve_dtype` does.
-    """
+    """Turn `auto`, `int8` or a type's name into what `device` computes in, or raise ConfigError."""
     if name != "int8":
         return Precision(resolve_dtype(name, device))
     if device.type != "cpu":
@@ -134,15 +131,14 @@ def device_name(device: torch.device) -> str:
 
 
 def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
-    """Load a checkpoint folder, for windows of 30 s or of the model's own length, if that is less.
-
-    What the slot model does not share with the network is freed.
-    """
+    """Load a checkpoint folder, for windows of 30 s or of the model's length, if less."""
     where = resolve_device(device)
     precision = resolve_precision(dtype, where)
-    model_class: Any = resolve(family_of(folder).slot_model)
-    model = model_class.from_pretrained(folder, dtype=precision.dtype, device=where)
-    slot_model: Any = model.slot_model(int8=precision.int8)
+    network = resolve(family_of(folder).slot_model)
+    # The network is dropped at once: what the slot model does not share with it is freed.
+    slot_model: Any = network.from_pretrained(
+        folder, dtype=precision.dtype, device=where
+    ).slot_model(int8=precision.int8)
     logger.info(
         "model=%s device=%s dtype=%s weights=%s", folder.name, where, dtype, slot_model.dtype
     )

@@ -138,10 +138,7 @@ class PreTrainedModel(nn.Module, Uploads):
         safe_serialization: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write weights, config.json and generation_config.json, so that transformers loads them.
-
-        Arguments are those of transformers; keywords are those of `push_to_hub`.
-        """
+        """Write weights, config.json and generation_config.json as transformers loads them."""
         if not is_main_process:
             return
         folder = made_folder(save_directory)

@@ -476,10 +476,7 @@ class PretrainedTokenizer(Uploads):
         """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub name.
 
         `settings` are `SOURCE_OPTIONS`, and the class's arguments except files, which win over
-        tokenizer_config.json.
-
-        Raises:
-            CheckpointError: files are missing or broken, or lack a token.
+        tokenizer_config.json. Raises CheckpointError.
         """
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, expect=None, **take_source(settings))

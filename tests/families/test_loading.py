@@ -59,23 +59,17 @@ def test_an_unknown_device_is_an_error() -> None:
             resolve_device(name)
 
 
-@pytest.mark.parametrize(
-    ("bfloat16", "amx", "right", "expected"),
-    [
-        (True, False, True, torch.bfloat16),
-        (False, True, True, torch.bfloat16),
-        (False, False, True, torch.float32),
-        (True, True, False, torch.float32),
-    ],
-)
 def test_auto_is_bfloat16_on_cpus_that_have_it_and_compute_right_in_it(
-    monkeypatch: pytest.MonkeyPatch, bfloat16: bool, amx: bool, right: bool, expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    if not right:
-        monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.relu())
-    assert resolve_dtype("auto", CPU) == expected
+    for bfloat16, amx in ((True, False), (False, True), (False, False)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=bfloat16: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
+        expected = torch.bfloat16 if bfloat16 or amx else torch.float32
+        assert resolve_dtype("auto", CPU) == expected, (bfloat16, amx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.relu())
+    assert resolve_dtype("auto", CPU) == torch.float32
 
 
 def test_int8_on_cpus_rounds_the_rest_to_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,15 +135,14 @@ def logits(model: SlotModel) -> torch.Tensor:
     return begin(model, model.new_state(2), [0, 1], windows(2), tokens, [6, 6])
 
 
-@pytest.mark.parametrize("dtype", [name for name in TOLERANCES if name != "int8"])
-def test_it_says_what_the_network_says_in_any_numbers(checkpoint: Path, dtype: str) -> None:
-    model = load_slot_model(checkpoint, device="cpu", dtype=dtype)
-    assert model.device == CPU
-    assert model.dtype == resolve_dtype(dtype, CPU)
+def test_it_says_what_the_network_says_in_any_numbers(checkpoint: Path) -> None:
     expected = logits(load_slot_model(checkpoint, device="cpu", dtype="float32"))
-    found = logits(model)
-    assert found.dtype == torch.float32
-    assert (found - expected).norm() < TOLERANCES[dtype] * expected.norm()
+    for dtype in ("float32", "float16", "bfloat16", "auto"):
+        model = load_slot_model(checkpoint, device="cpu", dtype=dtype)
+        assert (model.device, model.dtype) == (CPU, resolve_dtype(dtype, CPU))
+        scores = logits(model)
+        assert scores.dtype == torch.float32
+        assert (scores - expected).norm() < TOLERANCES[dtype] * expected.norm(), dtype
 
 
 @needs_int8

@@ -35,23 +35,14 @@ def test_values_are_found_as_in_the_reference() -> None:
         assert float(output["loss"]) == 2.0
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "BaseModelOutput",
-        "BaseModelOutputWithPastAndCrossAttentions",
-        "Seq2SeqModelOutput",
-        "Seq2SeqLMOutput",
-        "CausalLMOutputWithCrossAttentions",
-        "SequenceClassifierOutput",
-    ],
-)
-def test_every_output_has_the_fields_of_the_reference_in_order(name: str) -> None:
-    ours, theirs = getattr(outputs, name), getattr(modeling_outputs, name)
-    assert list(ours.__dataclass_fields__) == list(theirs.__dataclass_fields__)
+def test_every_output_has_the_fields_of_the_reference_in_order() -> None:
+    own = [c for c in outputs.ModelOutput.__subclasses__() if c.__module__ == outputs.__name__]
+    for ours in own:
+        theirs = getattr(modeling_outputs, ours.__name__)
+        assert list(ours.__dataclass_fields__) == list(theirs.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("wrong", [None, (), (None,), ("x",), (ENCODED,) * 4, 3, {"x": ENCODED}])
-def test_what_is_no_encoding_is_an_error(wrong: object) -> None:
-    with pytest.raises(ValueError, match="reading encoder_outputs: found a "):
-        as_encoder_output(wrong)
+def test_what_is_no_encoding_is_an_error() -> None:
+    for wrong in (None, (), (None,), ("x",), (ENCODED,) * 4, 3, {"x": ENCODED}):
+        with pytest.raises(ValueError, match="reading encoder_outputs: found a "):
+            as_encoder_output(wrong)

@@ -39,15 +39,8 @@ def values(**content: object) -> dict[str, Any]:
 def test_values_of_the_right_types_are_taken_and_lists_become_tuples():
     content = {"count": 3, "share": 1, "switch": True, "name": None, "ids": [1, 2]}
     known = values(**content, pairs=[[1, None], [2, 3]], by_name={"a": 1})
-    assert known == {
-        "count": 3,
-        "share": 1.0,
-        "switch": True,
-        "name": None,
-        "ids": (1, 2),
-        "pairs": ((1, None), (2, 3)),
-        "by_name": {"a": 1},
-    }
+    tuples = {"ids": (1, 2), "pairs": ((1, None), (2, 3))}
+    assert known == content | tuples | {"share": 1.0, "by_name": {"a": 1}}
     assert type(known["share"]) is float
 
 

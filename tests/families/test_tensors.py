@@ -67,10 +67,8 @@ def test_uneven_rows_what_is_no_number_and_other_kinds_are_refused():
 
 
 def values():
-    return {
-        "input_features": np.ones((2, 3), np.float32),
-        "attention_mask": np.ones((2, 3), np.int64),
-    }
+    features = np.ones((2, 3), np.float32)
+    return {"input_features": features, "attention_mask": np.ones((2, 3), np.int64)}
 
 
 @pytest.mark.parametrize("kind", ["np", "pt", None])

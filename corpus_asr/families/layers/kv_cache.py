@@ -1,5 +1,6 @@
 """Caches of keys and values: growing ones for whole-sequence calls, fixed slots for decoding."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -109,41 +110,6 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
         f"continuing with past_key_values: found {found}, expected what a model of {num_layers} "
         f"decoder layers returned"
     )
-
-
-class SlotHistory:
-    """A number for every token of every slot: equal ones stand for the same keys and values."""
-
-    # Beams of one window mostly differ in their last few tokens alone, and only what differs need
-    # be copied when they are reordered, which is after every token.
-
-    def __init__(self, slots: int, tokens: int) -> None:
-        self._written = torch.zeros(slots, tokens, dtype=torch.long)
-        self._next = 1
-
-    def start(self, slots: Sequence[int], length: int) -> None:
-        """Note that `slots` hold so many new tokens, and nothing else."""
-        held = torch.zeros(len(slots), self._written.shape[1], dtype=torch.long)
-        held[:, :length] = self._new(len(slots) * length).view(len(slots), length)
-        self._written[list(slots)] = held
-
-    def write(self, slots: Int[Tensor, "*#shape"], positions: Int[Tensor, "*shape"]) -> None:
-        """Note that `slots` hold new tokens at these positions."""
-        self._written[slots, positions] = self._new(positions.numel()).view(positions.shape)
-
-    def copy(self, slots: Sequence[int], sources: Sequence[int]) -> slice:
-        """Note that `slots` hold what `sources` held; return the positions that this changes."""
-        held = self._written[list(sources)]
-        differs = (self._written[list(slots)] != held).any(dim=0).nonzero()
-        self._written[list(slots)] = held
-        if not len(differs):
-            return slice(0, 0)
-        return slice(int(differs[0]), int(differs[-1]) + 1)
-
-    def _new(self, count: int) -> Int[Tensor, " count"]:
-        first = self._next
-        self._next += count
-        return torch.arange(first, self._next)
 
 
 # oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a
@@ -298,8 +264,11 @@ class SlotCache:
         self.beams = beams
         self.slots = slots
         self.on_cpu = device.type == "cpu"
+        # A number for every token of every slot; equal ones stand for the same keys and values.
+        # Beams of a window mostly differ in their last few tokens: only these are then copied.
         # Of no use off the CPU: there a captured step advances without this being told.
-        self._history = SlotHistory(slots, tokens) if self.on_cpu else None
+        self._written = torch.zeros(slots, tokens, dtype=torch.long) if self.on_cpu else None
+        self._next = 1
         self._positions = positions
         self._ends = torch.full((slots // beams,), positions, device=device)
         self._any_short = False
@@ -308,13 +277,19 @@ class SlotCache:
 
     def note_prompts(self, slots: Sequence[int], length: int) -> None:
         """Note that `slots` hold new prompts of so many tokens, and nothing else."""
-        if self._history is not None:
-            self._history.start(slots, length)
+        if self._written is not None:
+            self._written[list(slots)] = 0
+            self._written[list(slots), :length] = self._new((len(slots), length))
 
     def note_tokens(self, view: TokenView) -> None:
         """Note that the view's slots hold its new tokens."""
-        if self._history is not None:
-            self._history.write(view.slot, view.positions)
+        if self._written is not None:
+            self._written[view.slot, view.positions] = self._new(view.positions.shape)
+
+    def _new(self, shape: Sequence[int]) -> Int[Tensor, "slot token"]:
+        first = self._next
+        self._next += math.prod(shape)
+        return torch.arange(first, self._next).view(*shape)
 
     def note_windows(self, slots: Sequence[int], num_positions: Sequence[int] | None) -> None:
         """Note how many positions the windows of `slots` have; None means that they are whole.
@@ -348,8 +323,8 @@ class SlotCache:
         self._text[:, :, target].copy_(self._text[:, :, source])
         for tensor in (*self._windows, self._ends.unsqueeze(0)):
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
-        if self._history is not None:
-            self._history.copy([target], [source])
+        if self._written is not None:
+            self._written[target] = self._written[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention keys and values of `sources`, all at once."""
@@ -357,7 +332,7 @@ class SlotCache:
             raise ValueError(
                 f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"
             )
-        if self._history is None:
+        if self._written is None:
             rows = _rows(slots, device=sources.device)
             self._text[:, :, rows] = self._text[:, :, sources]
             return
@@ -367,8 +342,12 @@ class SlotCache:
         apart = all(slot // self.beams == source // self.beams for slot, source in changed)
         for _, some in groupby(changed, key=lambda pair: apart and pair[0] // self.beams):
             targets, givers = (list(numbers) for numbers in zip(*some, strict=True))
-            span = self._history.copy(targets, givers)
-            self._text[:, :, targets, :, span] = self._text[:, :, givers, :, span]
+            held = self._written[givers]
+            differs = (self._written[targets] != held).any(dim=0).nonzero()
+            if len(differs):
+                span = slice(int(differs[0]), int(differs[-1]) + 1)
+                self._text[:, :, targets, :, span] = self._text[:, :, givers, :, span]
+                self._written[targets] = held
 
 
 def _rows(slots: Sequence[int], *, device: torch.device) -> slice | Tensor:

@@ -29,7 +29,7 @@ Fused = Literal["none", "gelu", "relu"]
 
 _FUSED: dict[Fused, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
-# The operators that TorchInductor emits on x86 CPUs: for quantised layers, and for linear ones.
+# The operators that TorchInductor emits on x86 CPUs: for quantized layers, and for linear ones.
 _ONEDNN: Any = torch.ops.onednn
 _MKLDNN: Any = torch.ops.mkldnn
 _SHIFT = torch.tensor(128.5)
@@ -89,7 +89,7 @@ class Int8Weights:
         self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
         """Apply the map, and what is fused to it, with one scale for all rows."""
-        values, scale, zero_point = _quantised(hidden)
+        values, scale, zero_point = _quantized(hidden)
         product: Tensor = _ONEDNN.qlinear_pointwise(
             values, scale, zero_point, self._packed, self._scales, self._zeros,
             self._bias, 1.0, 0, hidden.dtype, after, [], "none",
@@ -97,10 +97,9 @@ class Int8Weights:
         return product
 
 
-def _quantised(
+def _quantized(
     hidden: Float[Tensor, "row width"],
 ) -> tuple[UInt8[Tensor, "row width"], float, int]:
-    """Round to 8 bits with one scale and zero point, which are returned too."""
     low, high = (float(edge) for edge in torch.aminmax(hidden))
     # Zero must be among what the steps can say, or the zero point would not fit.
     low, high = min(low, 0.0), max(high, 0.0)
@@ -212,10 +211,7 @@ class Projection:
 
 
 class NormedProjection:
-    """A layer norm and the maps that read it; with `wide` the norm takes float32 always.
-
-    The norm is shared, unless it has to be changed; the other arguments are those of `Projection`.
-    """
+    """A layer norm and the `Projection` that reads it; with `wide` the norm is in float32."""
 
     def __init__(
         self,
@@ -230,6 +226,7 @@ class NormedProjection:
         factors: Tensor | None = None
         if int8:
             norm, factors = smoothed(norm, linears)
+        # Shared with the network, unless it has to be changed.
         self._norm = copy.deepcopy(norm).float() if wide else norm
         self._maps = Projection(linears, scales=scales, int8=int8, input_factors=factors)
 

@@ -1,5 +1,7 @@
 """Caches hold what was written, and nothing else."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,24 +54,17 @@ def test_what_the_model_did_not_return_is_an_error() -> None:
 
 
 def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
-    return SlotCache(
-        layers=2,
-        slots=slots,
-        beams=beams,
-        heads=3,
-        head_dim=5,
-        tokens=7,
-        positions=11,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    sizes = {"layers": 2, "heads": 3, "head_dim": 5, "tokens": 7, "positions": 11}
+    where: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
+    return SlotCache(slots=slots, beams=beams, **sizes, **where)
 
 
-@pytest.mark.parametrize(("furthest", "length"), [(0, 32), (31, 32), (32, 64), (440, 448)])
-def test_steps_look_at_few_different_lengths(furthest: int, length: int) -> None:
-    for slots, positions, longest in (([0, 1], [[0], [furthest]], 448), ([5], [[furthest]], 441)):
-        view = TokenView.at(slots, torch.tensor(positions), max_positions=longest)
-        assert view.length == min(length, longest)
+def test_steps_look_at_few_different_lengths() -> None:
+    for furthest, length in ((0, 32), (31, 32), (32, 64), (440, 448)):
+        for slots, others, longest in (([0, 1], [[0]], 448), ([5], [], 441)):
+            positions = torch.tensor([*others, [furthest]])
+            view = TokenView.at(slots, positions, max_positions=longest)
+            assert view.length == min(length, longest), furthest
 
 
 def filled_cache(*, beams: int = 1) -> SlotCache:
