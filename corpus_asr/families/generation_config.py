@@ -53,11 +53,8 @@ class GenerationConfig(OpenSettings):
     """Files beside the two that a family's settings may be taken from."""
 
     decoder_start_token_id: int | None = None
-    """The token that starts a transcript."""
     eos_token_id: int | tuple[int, ...] | None = None
-    """The token that ends it."""
     pad_token_id: int | None = None
-    """Fills the shorter rows of a batch."""
     bos_token_id: int | None = None
     suppress_tokens: tuple[int, ...] | None = None
     """Tokens never sampled."""

@@ -6,7 +6,6 @@ Nothing is timed: the choice must not differ between two runs on one machine.
 import logging
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +62,10 @@ def _cuda() -> tuple[bool, str]:
     return available, "".join(f" ({w.message})" for w in caught[:1]).replace("\n", " ")
 
 
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """In which numbers a model computes."""
-
-    dtype: torch.dtype
-    """Of weights and caches, and of whatever is not in 8 bits."""
-    int8: bool = False
-    """Whether linear maps multiply 8-bit integers."""
-
-
-def resolve_precision(name: str, device: torch.device) -> Precision:
-    """Turn `auto`, `int8` or a type's name into what `device` computes in, or raise ConfigError."""
+def resolve_precision(name: str, device: torch.device) -> tuple[torch.dtype, bool]:
+    """Return the type for `auto`, `int8` or a type's name, and whether products are in 8 bits."""
     if name != "int8":
-        return Precision(resolve_dtype(name, device))
+        return resolve_dtype(name, device), False
     if device.type != "cpu":
         raise ConfigError(
             f"choosing dtype int8: {device_name(device)} has no such path here, only CPUs do; set "
@@ -87,7 +76,7 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
             "choosing dtype int8: this processor or this torch has no fast 8-bit products "
             "(AVX-512 VNNI through oneDNN); set the dtype to auto"
         )
-    return Precision(_cpu_dtype(), int8=True)
+    return _cpu_dtype(), True
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -133,12 +122,12 @@ def device_name(device: torch.device) -> str:
 def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
     """Load a checkpoint folder, for windows of 30 s or of the model's length, if less."""
     where = resolve_device(device)
-    precision = resolve_precision(dtype, where)
+    weights_dtype, int8 = resolve_precision(dtype, where)
     network = resolve(family_of(folder).slot_model)
-    # The network is dropped at once: what the slot model does not share with it is freed.
-    slot_model: Any = network.from_pretrained(
-        folder, dtype=precision.dtype, device=where
-    ).slot_model(int8=precision.int8)
+    slot_model: Any = network.from_pretrained(folder, dtype=weights_dtype, device=where).slot_model(
+        int8=int8
+    )
+    # The network is gone by now: what the slot model does not share with it is free.
     logger.info(
         "model=%s device=%s dtype=%s weights=%s", folder.name, where, dtype, slot_model.dtype
     )
@@ -151,17 +140,17 @@ def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
 def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
     """Load a checkpoint folder with classes of audio, in the form that gives a class as a token."""
     where = resolve_device(device)
-    precision = resolve_precision(dtype, where)
+    weights_dtype, int8 = resolve_precision(dtype, where)
     family = family_of(folder)
-    if family.audio_classifier is None or precision.int8:
-        found = "int8" if precision.int8 else f"the family {family.model_type}"
+    if family.audio_classifier is None or int8:
+        found = "int8" if int8 else f"the family {family.model_type}"
         raise ConfigError(
             f"loading {folder.name} as a classifier: found {found}, expected a "
             "WhisperForAudioClassification in a floating-point type; set model.dtype to auto, or "
             "use another checkpoint"
         )
     model: SlotModel = resolve(family.audio_classifier).from_pretrained(
-        folder, dtype=precision.dtype, device=where
+        folder, dtype=weights_dtype, device=where
     )
-    logger.info("classifier=%s device=%s dtype=%s", folder.name, where, precision.dtype)
+    logger.info("classifier=%s device=%s dtype=%s", folder.name, where, weights_dtype)
     return model

@@ -116,7 +116,14 @@ class ModelConfig(OpenSettings):
         # Not part of the file: how attention is computed is the caller's affair.
         attention = settings.pop("attn_implementation", None)
         attention = settings.pop("_attn_implementation", None) or attention or "sdpa"
-        self._refuse_misspelt(settings)
+        names = [f.name for f in fields(self)]
+        for name in [name for name in settings if name not in {*names, *_OTHER_NAMES}]:
+            if alike := difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE):
+                raise TypeError(
+                    f"making a {type(self).__name__}: found the keyword {name!r}, expected "
+                    f"{alike[0]!r}; correct it, or pass it within `extra` to have it kept for "
+                    f"saving"
+                )
         try:
             known, unknown = typed_values(
                 type(self),
@@ -275,16 +282,6 @@ class ModelConfig(OpenSettings):
         if "label2id" not in content and isinstance(content["id2label"], dict):
             content["label2id"] = _inverse(content["id2label"])
         return content
-
-    @classmethod
-    def _refuse_misspelt(cls, settings: dict[str, Any]) -> None:
-        known = [f.name for f in fields(cls)]
-        for name in [name for name in settings if name not in {*known, *_OTHER_NAMES}]:
-            if alike := difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE):
-                raise TypeError(
-                    f"making a {cls.__name__}: found the keyword {name!r}, expected {alike[0]!r}; "
-                    f"correct it, or pass it within `extra` to have it kept for saving"
-                )
 
 
 @dataclass(kw_only=True, init=False)

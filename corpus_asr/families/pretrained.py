@@ -111,7 +111,7 @@ class PreTrainedModel(nn.Module, Uploads):
             device=_device(device, device_map),
             tied=cls._tied,
             fresh=(*cls._fixed, *cls._fresh),
-            draw=model._drawn,
+            draw=model._draw,
             ignored=cls._left_over,
             redraw=ignore_mismatched_sizes,
             safetensors=use_safetensors,
@@ -221,11 +221,6 @@ class PreTrainedModel(nn.Module, Uploads):
 
     def _shares(self, target: str, source: str) -> bool:
         return self.get_parameter(target) is self.get_parameter(source)
-
-    def _drawn(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        parameter = torch.empty(shape)
-        self._draw(name, parameter)
-        return parameter
 
     def _draw_weights(self) -> None:
         # As transformers does: normal, norms one, biases zero.

@@ -366,7 +366,7 @@ def load_weights(
     device: torch.device,
     tied: Mapping[str, str],
     fresh: tuple[str, ...],
-    draw: Callable[[str, tuple[int, ...]], Tensor],
+    draw: Callable[[str, Tensor], None],
     ignored: tuple[str, ...],
     redraw: bool = False,
     safetensors: bool | None = None,
@@ -393,8 +393,7 @@ def load_weights(
     for target, source in tied.items():
         if source not in stored and target in stored:  # of two equal tensors either may be kept
             stored[source] = stored.pop(target)
-    _check_names(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored)
-    _check_tensors(folder, stored, wanted)
+    _check_tensors(folder, stored, wanted, absent={*tied, *absent}, ignored=ignored)
     present = [name for name in wanted if name in stored]
     if dtype is None:
         dtypes = [stored[name].dtype or torch.float32 for name in present]
@@ -402,7 +401,9 @@ def load_weights(
     weights = {name: _read(name, stored[name], dtype=dtype, device=device) for name in present}
     made = [name for name in wanted if name in absent and name not in weights]
     for name in made:
-        weights[name] = draw(full_names[name], wanted[name]).to(device, dtype)
+        fresh_tensor = torch.empty(wanted[name])
+        draw(full_names[name], fresh_tensor)
+        weights[name] = fresh_tensor.to(device, dtype)
     shared = {
         target: source
         for target, source in tied.items()
@@ -422,7 +423,7 @@ def share_parameter(module: nn.Module, target: str, source: str) -> None:
     setattr(module.get_submodule(owner), name, module.get_parameter(source))
 
 
-def _check_names(
+def _check_tensors(
     folder: Path,
     stored: Mapping[str, StoredTensor],
     wanted: Mapping[str, tuple[int, ...]],
@@ -433,24 +434,15 @@ def _check_names(
     missing = wanted.keys() - stored.keys() - absent
     left_over = stored.keys() - wanted.keys()
     unexpected = {name for name in left_over if not name.startswith(ignored)}
-    if not missing and not unexpected:
-        return
-    files = listed(sorted({tensor.path.name for tensor in stored.values()})) or "no file"
-    problems = [
-        f"{len(names)} {kind}: {listed(sorted(names))}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    ]
-    raise CheckpointError(
-        f"loading {folder} ({files}): {len(wanted)} tensors expected, {'; '.join(problems)}; "
-        f"config.json and the weights must belong to the same model"
-    )
+    sides = (("missing", missing), ("unexpected", unexpected))
+    problems = [f"{len(names)} {side}: {listed(sorted(names))}" for side, names in sides if names]
+    if problems:
+        files = listed(sorted({tensor.path.name for tensor in stored.values()})) or "no file"
+        raise CheckpointError(
+            f"loading {folder} ({files}): {len(wanted)} tensors expected, {'; '.join(problems)}; "
+            f"config.json and the weights must belong to the same model"
+        )
 
-
-def _check_tensors(
-    folder: Path, stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-    problems = []
     for name in wanted.keys() & stored.keys():
         tensor = stored[name]
         if tensor.shape != wanted[name]:

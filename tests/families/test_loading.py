@@ -10,7 +10,6 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families import loading
 from corpus_asr.families.loading import (
-    Precision,
     device_name,
     load_slot_model,
     resolve_device,
@@ -74,8 +73,8 @@ def test_auto_is_bfloat16_on_cpus_that_have_it_and_compute_right_in_it(
 
 def test_int8_on_cpus_rounds_the_rest_to_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "can_use_int8", lambda: True)
-    assert resolve_precision("int8", CPU) == Precision(resolve_dtype("auto", CPU), int8=True)
-    assert resolve_precision("float32", CPU) == Precision(torch.float32)
+    assert resolve_precision("int8", CPU) == (resolve_dtype("auto", CPU), True)
+    assert resolve_precision("float32", CPU) == (torch.float32, False)
 
 
 @pytest.mark.usefixtures("two_gpus")

@@ -10,7 +10,7 @@ import torch
 
 from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.decoding.slots import encode_batch_on
-from corpus_asr.families.loading import resolve_precision
+from corpus_asr.families.loading import resolve_dtype
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.transcription.engine import predicted_cpu_bytes
 from corpus_asr.units import MEBIBYTE
@@ -23,7 +23,7 @@ SLOTS = 8
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("shape", ["tiny", "base", "small"])
 def test_a_process_takes_what_the_formula_says(shape: str, dtype: str, tmp_path: Path) -> None:
-    best = resolve_precision("auto", torch.device("cpu")).dtype
+    best = resolve_dtype("auto", torch.device("cpu"))
     if dtype == "bfloat16" and best != torch.bfloat16:
         pytest.skip("this processor does not compute in bfloat16")
     found = tmp_path / "found.json"

@@ -1,5 +1,7 @@
 """Positions, attention and blocks against torch, transformers and whole sequences."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,43 +36,28 @@ def test_sizes_and_names_that_cannot_be_are_an_error() -> None:
         activation("gelo")
 
 
-NEAR = 1e-6
-SMALL = WhisperConfig(
-    d_model=32,
-    encoder_attention_heads=2,
-    encoder_ffn_dim=16,
-    decoder_attention_heads=4,
-    decoder_ffn_dim=48,
-)
-DTYPES = pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, NEAR), (torch.bfloat16, 0.02)], ids=str
-)
+TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 0.02}
 
 
-@DTYPES
-@pytest.mark.parametrize("tokens", [1, 4, 40])
-def test_cached_keys_are_attended_as_torch_does(
-    tokens: int, dtype: torch.dtype, tolerance: float
-) -> None:
-    query = torch.randn(2, 3, tokens, 8).to(dtype)
-    key, value = torch.randn(2, 2, 3, 50, 8).to(dtype)
-    found = attend_cached(query * 8**-0.5, key, value)
-    expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
-    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
+def test_cached_keys_are_attended_as_torch_does() -> None:
+    for (dtype, near), tokens in itertools.product(TOLERANCES.items(), (1, 4, 40)):
+        query = torch.randn(2, 3, tokens, 8).to(dtype)
+        key, value = torch.randn(2, 2, 3, 50, 8).to(dtype)
+        attended = attend_cached(query * 8**-0.5, key, value)
+        expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        torch.testing.assert_close(attended.float(), expected, atol=near, rtol=near)
 
 
-@DTYPES
-def test_unseen_keys_do_not_matter_even_if_they_are_nan(
-    dtype: torch.dtype, tolerance: float
-) -> None:
-    query = torch.randn(2, 3, 1, 8).to(dtype)
-    key, value = torch.randn(2, 2, 3, 50, 8).to(dtype)
+def test_unseen_keys_do_not_matter_even_if_they_are_nan() -> None:
     unseen = (torch.arange(50) > torch.tensor([[9], [49]]))[:, None, None, :]
-    key[0, :, 10:] = torch.nan
-    found = attend_cached(query, key, value, unseen=unseen)
-    expected = attend_cached(query[:1], key[:1, :, :10], value[:1, :, :10])
-    torch.testing.assert_close(found[:1], expected, atol=tolerance, rtol=tolerance)
-    assert found.isfinite().all()
+    for dtype, near in TOLERANCES.items():
+        query = torch.randn(2, 3, 1, 8).to(dtype)
+        key, value = torch.randn(2, 2, 3, 50, 8).to(dtype)
+        key[0, :, 10:] = torch.nan
+        attended = attend_cached(query, key, value, unseen=unseen)
+        expected = attend_cached(query[:1], key[:1, :, :10], value[:1, :, :10])
+        torch.testing.assert_close(attended[:1], expected, atol=near, rtol=near)
+        assert attended.isfinite().all()
 
 
 def test_activations_are_those_of_transformers() -> None:
@@ -80,7 +67,8 @@ def test_activations_are_those_of_transformers() -> None:
 
 
 def test_float16_states_stay_finite() -> None:
-    block = EncoderBlock(SMALL, key_bias=False).half()
+    small = WhisperConfig(d_model=32, encoder_attention_heads=2, decoder_attention_heads=4)
+    block = EncoderBlock(small, key_bias=False).half()
     hidden = torch.full((1, 2, 32), torch.finfo(torch.float16).max, dtype=torch.float16)
     with torch.inference_mode():
         block.fc2.bias.fill_(60000.0)
