@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.layers.stack import sinusoids
-from corpus_asr.families.weights import INT8_NAME, dequantized, quantized, stored_tensors
+from corpus_asr.families.weights import INT8_NAME, dequantized, quantized
 from corpus_asr.families.whisper.model import WhisperModel
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.convert.folder import convert
@@ -209,15 +209,6 @@ def test_weights_do_not_change_with_their_file(tmp_path: Path) -> None:
         file.seek(path.stat().st_size // 2)
         file.write(b"\xff" * (path.stat().st_size // 4))
     assert torch.equal(model.model.decoder.embed_tokens.weight, before)
-
-
-def test_listing_reads_no_tensor(tmp_path: Path) -> None:
-    tiny_whisper(tmp_path)
-    tensor = stored_tensors(tmp_path)[EMBEDDING]
-    assert tensor.shape == (1000, 64)
-    assert tensor.dtype == torch.float32
-    assert tensor.path == tmp_path / "model.safetensors"
-    assert tensor.read().shape == tensor.shape
 
 
 MATRIX = "model.decoder.layers.1.fc1.weight"

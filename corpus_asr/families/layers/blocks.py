@@ -214,8 +214,11 @@ class Record:
         """Make an empty one; None takes what the configuration says."""
         attentions = config.output_attentions if attentions is None else attentions
         states = config.output_hidden_states if states is None else states
-        own, cross = ([], []) if attentions else (None, None)
-        return cls(states=[] if states else None, own=own, cross=cross)
+        return cls(
+            states=[] if states else None,
+            own=[] if attentions else None,
+            cross=[] if attentions else None,
+        )
 
 
 NOTHING = Record()

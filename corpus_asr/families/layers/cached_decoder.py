@@ -122,7 +122,7 @@ class CachedDecoderBlock:
     ) -> Hidden:
         query = split_heads(self._cross_query(hidden), self._heads)
         if windows.ends:
-            each = zip(query.split(1), windows.slots, windows.ends, strict=True)
+            each = zip(torch.split(query, 1), windows.slots, windows.ends, strict=True)
             attended = torch.cat(
                 [attend_cached(part, *cache.packed_window(slot, end)) for part, slot, end in each]
             )

@@ -139,9 +139,11 @@ class TokenView:
         """Look a little past the furthest position on a CPU, and at the whole cache elsewhere."""
         device = positions.device
         rows = _rows(slots, device=device)
-        slot = rows
         if isinstance(rows, slice):
+            # Made where it is needed: a captured step cannot copy from the host.
             slot = torch.arange(rows.start, rows.stop, device=device)
+        else:
+            slot = rows
         # A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
         # host never waits to learn a length. Positions are therefore checked on CPUs only.
         length = max_positions

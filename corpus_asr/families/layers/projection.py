@@ -247,12 +247,12 @@ def _stacked(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
 
 
 def _stacked_bias(linears: Sequence[nn.Linear], factors: Sequence[float]) -> Tensor | None:
-    if all(linear.bias is None for linear in linears):
+    biases: list[Tensor | None] = [linear.bias for linear in linears]
+    if all(bias is None for bias in biases):
         return None
     # Whisper's keys have no bias, the queries and values that they are fused with have one.
     zeros = [linear.weight.new_zeros(linear.out_features) for linear in linears]
-    biases = [z if m.bias is None else m.bias for z, m in zip(zeros, linears, strict=True)]
-    return _stacked(biases, factors)
+    return _stacked([z if b is None else b for z, b in zip(zeros, biases, strict=True)], factors)
 
 
 def _can_pack(weight: Tensor) -> bool:

@@ -158,7 +158,6 @@ POSITIONS = [1, 99, 100, 125, 126, 333]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 # Four products, of which each loses about one part in a hundred; see test_projection.py.
 INT8_TOLERANCE = 0.04
-IN_8_BITS = pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
 
 
 @pytest.fixture(params=[False, True], ids=["by head", "tiles"])
@@ -224,7 +223,7 @@ def packed(block: EncoderBlock, dtype: torch.dtype, *, int8: bool = False) -> Pa
     return PackedEncoderBlock(copy.to(dtype), int8=int8)
 
 
-@IN_8_BITS
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_it_adds_what_the_block_adds(tiles: None, dtype: torch.dtype, int8: bool) -> None:
     tolerance = INT8_TOLERANCE if int8 else TOLERANCES[dtype]
@@ -272,13 +271,6 @@ def test_the_number_of_threads_changes_no_bit(tiles: None, dtype: torch.dtype, i
             seen = frames(1000, inputs).to(dtype)
             found = on_threads(lambda: convolve(seen))  # noqa: B023
             assert all(torch.equal(one, found[0]) for one in found[1:]), inputs
-
-
-@IN_8_BITS
-def test_states_that_are_no_numbers_stay_so(tiles: None, int8: bool) -> None:
-    block, hidden = packed(random_block(), torch.bfloat16, int8=int8), states(130)
-    hidden[7, 3] = torch.nan
-    assert added(block, hidden).isnan().all()  # every position attends to the seventh
 
 
 CONVOLUTION_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
