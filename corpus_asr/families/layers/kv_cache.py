@@ -144,17 +144,7 @@ class TokenView:
             slot = torch.arange(rows.start, rows.stop, device=device)
         else:
             slot = rows
-        # A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
-        # host never waits to learn a length. Positions are therefore checked on CPUs only.
-        length = max_positions
-        if device.type == "cpu":
-            first, last = int(positions.min()), int(positions.max())
-            if first < 0 or last >= max_positions:
-                raise ValueError(
-                    f"decoding at positions {first} to {last}: the cache holds 0 to "
-                    f"{max_positions - 1}; end or cut the sequence before"
-                )
-            length = min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
+        length = _looked_at(positions, max_positions=max_positions)
         unseen = torch.arange(length, device=device) > positions.unsqueeze(2)  # (batch, token, pos)
         return cls(slots, rows, slot.unsqueeze(1), positions, length, unseen.unsqueeze(1))
 
@@ -350,6 +340,20 @@ class SlotCache:
                 span = slice(int(differs[0]), int(differs[-1]) + 1)
                 self._text[:, :, targets, :, span] = self._text[:, :, givers, :, span]
                 self._written[targets] = held
+
+
+def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
+    # A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
+    # host never waits to learn a length. Positions are therefore checked on CPUs only.
+    if positions.device.type != "cpu":
+        return max_positions
+    first, last = int(positions.min()), int(positions.max())
+    if first < 0 or last >= max_positions:
+        raise ValueError(
+            f"decoding at positions {first} to {last}: the cache holds 0 to "
+            f"{max_positions - 1}; end or cut the sequence before"
+        )
+    return min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
 
 
 def _rows(slots: Sequence[int], *, device: torch.device) -> slice | Tensor:
