@@ -20,12 +20,21 @@ def as_tensors(rows: Any, kind: str | None) -> Any:
             f"making tensors: found return_tensors={kind!r}, expected 'np', 'pt' or None; correct "
             f"it"
         )
-    if kind == "pt" and is_tensor(rows):
+    if kind == "np":
+        return _array(rows)
+    import torch
+
+    if is_tensor(rows):
         return rows
-    if kind == "pt" and isinstance(rows, Sequence) and rows and is_tensor(rows[0]):
-        return _stacked(rows)
+    if isinstance(rows, Sequence) and rows and is_tensor(rows[0]):
+        if len({tuple(row.shape) for row in rows}) > 1:
+            raise ValueError(_uneven(rows))
+        return torch.stack(list(rows))
     array = _array(rows)
-    return array if kind == "np" else _tensor(array, rows)
+    # Plain floats take torch's default type, not numpy's, as torch.tensor gives them.
+    if array.dtype == np.float64 and isinstance(rows, list) and not _has_type(rows):
+        return torch.tensor(rows)
+    return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
 
 
 def is_tensor(value: object) -> bool:
@@ -56,23 +65,6 @@ def _array(rows: Any) -> np.ndarray:
     # numpy takes an empty list for floats; here it stands for a text without tokens.
     empty_list = array.size == 0 and isinstance(rows, list) and not _has_type(rows)
     return array.astype(np.int64) if empty_list else array
-
-
-def _tensor(array: np.ndarray, rows: Any) -> Any:
-    import torch
-
-    # Plain floats take torch's default type, not numpy's, as torch.tensor gives them.
-    if array.dtype == np.float64 and isinstance(rows, list) and not _has_type(rows):
-        return torch.tensor(rows)
-    return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
-
-
-def _stacked(rows: Sequence[Any]) -> Any:
-    import torch
-
-    if len({tuple(row.shape) for row in rows}) > 1:
-        raise ValueError(_uneven(rows))
-    return torch.stack(list(rows))
 
 
 def _has_type(rows: Sequence[Any]) -> bool:

@@ -9,10 +9,8 @@ import pytest
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import (
-    plain_values,
     read_json_object,
     typed_values,
-    write_json_object,
 )
 
 PATH = Path("folder/config.json")
@@ -66,13 +64,6 @@ def test_another_type_is_a_checkpoint_error_with_file_key_found_and_expected():
             values(**{key: value})
         assert re.search(expected, str(caught.value)), (key, value)
         assert len(str(caught.value)) < 250, (key, value)
-
-
-def test_written_objects_read_back(tmp_path):
-    content = {"b": plain_values(((1, 2), {"x": (3,)})), "a": "ü"}
-    write_json_object(tmp_path / "new" / "file.json", content)
-    assert read_json_object(tmp_path / "new" / "file.json") == {"a": "ü", "b": [[1, 2], {"x": [3]}]}
-    assert (tmp_path / "new" / "file.json").read_text().startswith('{\n  "a"')
 
 
 def test_a_file_that_is_no_object_is_a_checkpoint_error(tmp_path):

@@ -186,9 +186,8 @@ def random_block(activation: str = "gelu", *, inner: int = INNER) -> EncoderBloc
     return block.eval()
 
 
-def states(positions: int, *, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(positions, WIDTH, generator=generator)
+def states(positions: int, width: int = WIDTH) -> Tensor:
+    return torch.randn(positions, width, generator=torch.Generator().manual_seed(0))
 
 
 def on_threads(compute: Callable[[], Tensor]) -> list[Tensor]:
@@ -268,7 +267,7 @@ def test_the_number_of_threads_changes_no_bit(tiles: None, dtype: torch.dtype, i
     if not int8:
         for inputs, stride in ((80, 1), (768, 2)):
             convolve = PackedConvolution(convolution(inputs, 384, stride=stride).to(dtype))
-            seen = frames(1000, inputs).to(dtype)
+            seen = states(1000, inputs).to(dtype)
             found = on_threads(lambda: convolve(seen))  # noqa: B023
             assert all(torch.equal(one, found[0]) for one in found[1:]), inputs
 
@@ -282,22 +281,18 @@ def convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) ->
         return nn.Conv1d(inputs, outputs, size, stride=stride, padding=size // 2)
 
 
-def frames(number: int, channels: int) -> Tensor:
-    return torch.randn(number, channels, generator=torch.Generator().manual_seed(1))
-
-
 @torch.inference_mode()
 def test_it_gives_what_the_convolution_gives() -> None:
     for (size, stride), number, (dtype, tolerance) in itertools.product(
         [(3, 1), (3, 2), (5, 2)], [1, 2, 7, 260, 501], CONVOLUTION_TOLERANCES.items()
     ):
-        conv, seen = convolution(20, 24, size=size, stride=stride), frames(number, 20)
+        conv, seen = convolution(20, 24, size=size, stride=stride), states(number, 20)
         expected = conv(seen.t()[None])[0].t()
         found = PackedConvolution(conv.to(dtype))(seen.to(dtype))
         assert (found.dtype, found.shape) == (dtype, expected.shape)
         error = (found.float() - expected).norm() / expected.norm()
         assert error < tolerance, (size, stride, number, dtype)
-    conv, seen = convolution(20, 24), frames(20, 130)
+    conv, seen = convolution(20, 24), states(20, 130)
     before = torch.get_rng_state()
     across = PackedConvolution(conv, after="gelu")(seen.t())
     torch.testing.assert_close(across, nn.functional.gelu(conv(seen[None])[0].t()))
