@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -139,26 +139,15 @@ class PretrainedTokenizer(Uploads):
     def _end(self) -> int:
         """The id that labels end with."""
 
-    @abstractmethod
-    def _token_id(self, token: str) -> int | None: ...
-
-    @abstractmethod
-    def _id_token(self, token_id: int) -> str | None: ...
-
-    @abstractmethod
-    def _text_ids(self, text: str) -> list[int]: ...
-
-    @abstractmethod
-    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
-        """Encode a text or several, and as many second ones unless `pair` is None."""
-
-    @abstractmethod
-    def _load(self, folder: Path, given: dict[str, Any]) -> None:
-        """Set up a tokenizer that was not made yet from a folder; `given` settings win."""
-
-    @abstractmethod
-    def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
-        """Write all files into a folder; returns their paths."""
+    _token_id: Callable[[str], int | None]
+    _id_token: Callable[[int], str | None]
+    _text_ids: Callable[[str], list[int]]
+    _batch: Callable[[Any, Any, EncodeOptions], BatchEncoding]
+    """Encodes a text or several, and as many second ones unless there are none."""
+    _load: Callable[[Path, dict[str, Any]], None]
+    """Sets up a tokenizer that was not made yet from a folder; given settings win."""
+    _save: Callable[[Path, str | None], tuple[str, ...]]
+    """Writes all files into a folder, with a prefix of their names, and returns their paths."""
 
     # Settings
 

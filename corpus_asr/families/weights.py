@@ -239,9 +239,19 @@ def _stored(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor
 def _sharded(
     index: Path, read_file: Callable[[Path], dict[str, StoredTensor]]
 ) -> dict[str, StoredTensor]:
-    file_of = _weight_map(index)
+    content = read_json_object(index)
+    file_of = content.get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
+        raise CheckpointError(f"reading {index}: expected a weight_map of tensor names to files")
+    names = set(file_of.values())
+    outside = {n for n in names if n in ("", ".", "..") or any(mark in n for mark in "/\\:\0")}
+    if outside:
+        raise CheckpointError(
+            f"reading {index}: found the shards {listed(sorted(outside))}, expected names of "
+            f"files next to the index. Refused: an index must not point outside its folder"
+        )
     shards = {}
-    for name in sorted(set(file_of.values())):
+    for name in sorted(names):
         path = index.parent / name
         if not path.is_file():
             raise CheckpointError(
@@ -255,21 +265,6 @@ def _sharded(
             f"different checkpoints: copy or download them again"
         )
     return {name: shards[file][name] for name, file in file_of.items()}
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    content = read_json_object(index)
-    file_of = content.get("weight_map")
-    if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
-        raise CheckpointError(f"reading {index}: expected a weight_map of tensor names to files")
-    names = set(file_of.values())
-    outside = {n for n in names if n in ("", ".", "..") or any(mark in n for mark in "/\\:\0")}
-    if outside:
-        raise CheckpointError(
-            f"reading {index}: found the shards {listed(sorted(outside))}, expected names of "
-            f"files next to the index. Refused: an index must not point outside its folder"
-        )
-    return file_of
 
 
 def broken(path: Path, error: Exception) -> CheckpointError:

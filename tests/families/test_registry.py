@@ -79,17 +79,9 @@ def parts_of(checkpoint: Path, *sounds: Path) -> Iterator[PartRequest]:
     extractor = PartExtractor(folder=str(checkpoint), settings=settings)
     for sound in sounds:
         for part in extractor(ExtractRequest(uri=str(sound))):
-            assert part.features is not None
-            assert part.pad_value is not None
-            yield PartRequest(
-                recording_id=sound.name,
-                part=part.part,
-                features=part.features,
-                num_samples=part.num_samples,
-                pad_value=part.pad_value,
-                start_s=part.start_sample / SAMPLE_RATE_HZ,
-                speech=None,
-            )
+            same = {name: getattr(part, name) for name in ("part", "features", "pad_value")}
+            same |= {"num_samples": part.num_samples, "recording_id": sound.name}
+            yield PartRequest(start_s=part.start_sample / SAMPLE_RATE_HZ, speech=None, **same)
 
 
 def test_its_checkpoints_are_extracted_and_decoded_by_what_there_is(
@@ -101,12 +93,10 @@ def test_its_checkpoints_are_extracted_and_decoded_by_what_there_is(
     parts = list(parts_of(checkpoint, *(tmp_path / name for name in sounds)))
     with Engine.from_folder(checkpoint, decoding=DECODING, device="cpu", slots=2) as engine:
         futures = [engine.submit(part) for part in parts]
-        found = [
-            (p.recording_id, p.part, f.result(60)) for p, f in zip(parts, futures, strict=True)
-        ]
-    said = {(name, part): t.segments[0].text for name, part, t in found}
-    assert said == {("loud.wav", 0): " loud", ("quiet.wav", 0): " quiet"}
-    assert [t.segments[-1].end_s for _, _, t in found] == [30.0, 5.0]
+        segments = [future.result(60).segments for future in futures]
+    assert [part.recording_id for part in parts] == ["loud.wav", "quiet.wav"]
+    assert [part[0].text for part in segments] == [" loud", " quiet"]
+    assert [part[-1].end_s for part in segments] == [30.0, 5.0]
 
 
 def test_it_refuses_what_it_cannot_do(checkpoint: Path) -> None:
