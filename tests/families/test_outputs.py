@@ -36,7 +36,9 @@ def test_values_are_found_as_in_the_reference() -> None:
 
 
 def test_every_output_has_the_fields_of_the_reference_in_order() -> None:
-    own = [c for c in outputs.ModelOutput.__subclasses__() if c.__module__ == outputs.__name__]
+    own: list[Any] = [
+        c for c in outputs.ModelOutput.__subclasses__() if c.__module__ == outputs.__name__
+    ]
     for ours in own:
         theirs = getattr(modeling_outputs, ours.__name__)
         assert list(ours.__dataclass_fields__) == list(theirs.__dataclass_fields__)

@@ -309,7 +309,10 @@ BIAS = "model.decoder.layer_norm.bias"
 def test_damage_is_named(folder: Path) -> None:
     whole = load_file(folder / INT8_NAME)
     scale = whole[SCALE]
-    vector = {BIAS: torch.zeros(64).char(), f"{BIAS}_scale": torch.ones(64).half()}
+    vector: dict[str, Tensor | None] = {
+        BIAS: torch.zeros(64).char(),
+        f"{BIAS}_scale": torch.ones(64).half(),
+    }
     divisor = r"not \(256, a divisor of 64\)"
     damages: list[tuple[dict[str, Tensor | None], str]] = [
         ({SCALE: None}, f"{MATRIX} in INT8 without {SCALE}"),

@@ -54,7 +54,7 @@ def test_what_the_model_did_not_return_is_an_error() -> None:
 
 
 def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
-    sizes = {"layers": 2, "heads": 3, "head_dim": 5, "tokens": 7, "positions": 11}
+    sizes: dict[str, Any] = {"layers": 2, "heads": 3, "head_dim": 5, "tokens": 7, "positions": 11}
     where: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
     return SlotCache(slots=slots, beams=beams, **sizes, **where)
 
