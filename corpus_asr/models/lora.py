@@ -28,7 +28,7 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-# Variants that compute something else: their keys and what each has if it is off.
+# Variants of PEFT that compute something else: their keys and what each has if it is off.
 _VARIANTS: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "fan_in_fan_out": (False, None),
@@ -112,6 +112,7 @@ class LoraAdapters:
             "peft_type": "LORA",
             "r": config.rank,
             "target_modules": sorted(config.target_modules),
+            # PEFT wraps `generate` by the type of a task, and has none for speech.
             "task_type": None,
             "use_dora": False,
             "use_rslora": False,

@@ -120,6 +120,7 @@ class AutomaticSpeechRecognitionPipeline:
         Raises:
             ItemError: a recording cannot be read.
         """
+        # Those of the call come first, as in the reference.
         size = self._batch_size if batch_size is None else batch_size
         ahead = self._num_workers if num_workers is None else num_workers
         if size < 1 or ahead < 0:
@@ -201,6 +202,7 @@ def pipeline(
     if name is not None:
         options = {"dtype": dtype, "device_map": device_map, "config": config, **more, **where}
         model = AutoModelForSpeechSeq2Seq.from_pretrained(name, **options)
+        # The first GPU, or the CPU: transformers' default for models that it loads itself.
         device = 0 if device is None and device_map is None else device
     if kwargs.get("assistant_model") is not None:
         kwargs["assistant_model"] = _assistant(kwargs["assistant_model"], model, where)
@@ -283,6 +285,7 @@ class _Call:
         defaults, own = pipe.defaults, {**pipe.defaults, **given}
         timestamps = own.get("return_timestamps") or None
         config = pipe.model.generation_config
+        # Some checkpoints request timestamps themselves.
         timestamps = timestamps or getattr(config, "return_timestamps", None) or None
         if timestamps not in (None, True, "word"):
             raise ValueError(
@@ -327,6 +330,7 @@ class _Call:
         source = iter(inputs)
         with ThreadPoolExecutor(ahead) as pool:
             while True:
+                # Results in the order of the inputs, so the oldest is waited for.
                 for recording in islice(source, ahead - len(waiting)):
                     waiting.append(pool.submit(lambda each: list(self._chunks_of(each)), recording))
                 if not waiting:
@@ -384,7 +388,7 @@ class _Call:
     def _rows(self, generated: Any, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
         named = generated if isinstance(generated, Mapping) else {"sequences": generated}
         sequences, segments = named["sequences"].cpu(), named.get("segments")
-        # Several sequences of one chunk stand together, the best first.
+        # Several sequences of one chunk are neighbors, the best first.
         each = len(sequences) // len(batch)
         rows = []
         for i, chunk in enumerate(batch):
@@ -422,6 +426,7 @@ class _Call:
             outputs,
             return_timestamps=self.timestamps,
             return_language=self.languages,
+            # Seconds of an encoder position, of which each timestamp token stands for one.
             time_precision=self.pipe.feature_extractor.chunk_length / positions,
         )
         # A list of the value for every chunk, odd as it looks: that is what the reference returns.

@@ -74,6 +74,7 @@ class Audio:
         """Check the arguments."""
         config = model.config
         encoder = model.get_encoder()
+        # 2 in every published checkpoint, but nothing in the config says so.
         stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
         if input_features is None and encoder_outputs is None:
             raise ValueError(

@@ -94,6 +94,7 @@ class Batch:
         """Seconds of the tokens of windows, prompts left out; filled by who knows them."""
         self._settings = settings
         self._device = device
+        # The longest prompt of each round, and the longest text of each batch within it.
         self._prompts: dict[int, int] = {}
         self._lengths: dict[tuple[int, int], int] = {}
         self._outputs: dict[Attempt, Any] = {}
@@ -169,6 +170,7 @@ class Batch:
         }
         if attempt in self.token_times:
             clock = self._settings.clock
+            # float64, as there: float32 has steps of 0.5 ms after two hours.
             offset = (
                 torch.tensor(attempt.window.seek).double()
                 * clock.time_precision
@@ -256,6 +258,7 @@ def _align(
     assert isinstance(result, AlignResult)
     weights = torch.from_numpy(np.asarray(result.weights))[:, len(attempt.window.prompt) :]
     if frames is not None:
+        # Padding gets attention too, and the path through it would move the last words.
         weights = weights[..., : max(1, frames // settings.clock.input_stride)]
     return _token_seconds(weights, width=settings.median_filter_width)
 
