@@ -93,21 +93,17 @@ def _from_mapping(given: dict[str, Any]) -> Speech:
                 "samples, expected less than there are; correct stride"
             )
         stride = round(stride[0] * ratio), round(stride[1] * ratio)
-    return Speech(samples=_at_16_khz(samples, rate_hz), stride=stride, extra=given)
+    if rate_hz != SAMPLE_RATE_HZ:
+        # Imported here, as the decoder is.
+        from corpus_asr.audio.resample import resample
 
-
-def _at_16_khz(
-    samples: Float32[np.ndarray, " sample"], rate_hz: Any
-) -> Float32[np.ndarray, " resampled"]:
-    if rate_hz == SAMPLE_RATE_HZ:
-        return samples
-    from corpus_asr.audio.resample import resample
-
-    if rate_hz != int(rate_hz):
-        raise ValueError(
-            f"resampling audio: found a sampling_rate of {rate_hz}, expected a whole number of Hz"
-        )
-    return resample(samples, rate_hz=int(rate_hz))
+        if rate_hz != int(rate_hz):
+            raise ValueError(
+                f"resampling audio: found a sampling_rate of {rate_hz}, expected a whole number "
+                "of Hz"
+            )
+        samples = resample(samples, rate_hz=int(rate_hz))
+    return Speech(samples=samples, stride=stride, extra=given)
 
 
 def _mono(values: Any) -> Float32[np.ndarray, " sample"]:

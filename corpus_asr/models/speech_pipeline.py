@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
 from typing import Any, Self
 
@@ -312,7 +312,9 @@ class _Call:
         self, inputs: Iterable[Any], *, batch_size: int, ahead: int
     ) -> Iterator[dict[str, Any]]:
         # Inputs are taken as needed, so there may be no end to them.
-        chunks = self._chunks_ahead(inputs, ahead) if ahead else self._chunks(inputs)
+        chunks: Iterator[Chunk] = chain.from_iterable(map(self._chunks_of, inputs))
+        if ahead:
+            chunks = self._chunks_ahead(inputs, ahead)
         outputs: list[dict[str, Any]] = []
         while batch := list(islice(chunks, batch_size)):
             for chunk, output in zip(batch, self._decode(batch), strict=True):
@@ -320,10 +322,6 @@ class _Call:
                 if chunk.is_last:
                     yield self._text(outputs, chunk.extra)
                     outputs = []
-
-    def _chunks(self, inputs: Iterable[Any]) -> Iterator[Chunk]:
-        for recording in inputs:
-            yield from self._chunks_of(recording)
 
     def _chunks_ahead(self, inputs: Iterable[Any], ahead: int) -> Iterator[Chunk]:
         waiting: deque[Future[list[Chunk]]] = deque()

@@ -119,9 +119,8 @@ class Audio:
                 )
             frames = lengths_of(attention_mask, self.batch_size)
         features, encoded = self.features, self.encoded
-        arrays = (
-            None if features is None else [row.detach().cpu().float().numpy() for row in features]
-        )
+        # Once for all copies of a row: from a GPU each is a transfer.
+        arrays = None if features is None else list(features.detach().cpu().float().numpy())
         return [
             Row(
                 index=i,
