@@ -1,8 +1,4 @@
-"""Classes that find a checkpoint's family and hand over to its own classes.
-
-Names and parameters are those of `transformers`, version 5.23. No code of a checkpoint is ever run:
-a family is known here or refused. Imports torch only with a model.
-"""
+"""Classes that find a checkpoint's family and hand over to its own, under transformers' names."""
 
 from os import PathLike
 from pathlib import Path
@@ -14,11 +10,12 @@ from corpus_asr.families.saved_files import take_source
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 # Of no meaning here, but passed by code written for transformers: there is one class for each
-# thing, and none comes with a checkpoint.
+# thing, and no code of a checkpoint is ever run.
 _WITHOUT_MEANING = ("use_fast", "trust_remote_code", "code_revision")
 
 
-# The classes of this layer by what they load and by family; all others are in `Family`.
+# The classes of this layer by what they load and by family; all others are in `Family`. Names
+# import nothing, so what needs no torch is loaded without it.
 _WHISPER, _SPEECH2TEXT = "corpus_asr.models.whisper", "corpus_asr.models.speech2text"
 _CLASSES = {
     "feature_extractor": {
@@ -143,9 +140,9 @@ class AutoModelForSpeechSeq2Seq(_Auto):
         family = _family_of_config(config)
         reference = _class_of(family, cls._role) if family is not None else None
         if reference is None:
-            found = getattr(config, "model_type", type(config).__name__)
+            kind = getattr(config, "model_type", type(config).__name__)
             raise ValueError(
-                f"making a model: found a config of {found!r}, expected one of: "
+                f"making a model: found a config of {kind!r}, expected one of: "
                 f"{', '.join(sorted(FAMILIES))}; load it with AutoConfig.from_pretrained"
             )
         return resolve(reference)(config, **kwargs)

@@ -1,8 +1,4 @@
-"""What feature extractors and processors of all families share.
-
-Method and parameter names are those of `transformers.SequenceFeatureExtractor` and
-`transformers.ProcessorMixin`, version 5.23.
-"""
+"""What feature extractors and processors of all families share, under transformers' names."""
 
 import copy
 import inspect
@@ -78,8 +74,8 @@ class Fit:
 
     def __post_init__(self) -> None:
         if self.max_length is None and (self.truncation or self.padding == "max_length"):
-            asked = "truncation=True" if self.truncation else "padding='max_length'"
-            raise ValueError(f"padding rows: found {asked} without max_length; give the length")
+            option = "truncation=True" if self.truncation else "padding='max_length'"
+            raise ValueError(f"padding rows: found {option} without max_length; give the length")
         for name in ("max_length", "multiple_of"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -137,12 +133,15 @@ class SpeechFeatureExtractor(Uploads):
     ) -> BatchFeature:
         """Bring features that are there already to one length, along their first axis.
 
-        `processed_features` are values of several examples by name, or a list of examples. Options
-        are those of a call; `return_tensors` of None keeps the kind that was passed.
+        `processed_features` are values of several examples by name, or a list of examples;
+        `return_tensors` of None keeps the kind that was passed.
         """
         fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
         name, wants_mask = self.model_input_names[0], self._wants_mask(return_attention_mask)
-        features = _collected(processed_features)
+        features = processed_features
+        if isinstance(features, list | tuple) and features and isinstance(features[0], Mapping):
+            features = {key: [example[key] for example in features] for key in features[0]}
+        features = dict(features)
         if name not in features:
             raise ValueError(
                 f"padding features: found {', '.join(features) or 'nothing'}, expected {name}; "
@@ -184,9 +183,6 @@ class SpeechFeatureExtractor(Uploads):
 
         `kwargs` override settings, or name a `subfolder`; with `return_unused_kwargs=True`, what is
         no setting is returned together with the extractor.
-
-        Raises:
-            CheckpointError: there is no such checkpoint, or its settings cannot be used.
         """
         source = take_source(kwargs) | {
             "cache_dir": cache_dir,
@@ -236,10 +232,7 @@ class SpeechFeatureExtractor(Uploads):
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Write the settings where `from_pretrained` finds them; returns the file's path.
-
-        `kwargs` and errors are those of `push_to_hub`.
-        """
+        """Write the settings where `from_pretrained` finds them; returns the file's path."""
         folder = made_folder(save_directory)
         self.to_json_file(folder / FILE_NAME)
         finish_saving(folder, [FILE_NAME], push_to_hub=push_to_hub, **kwargs)
@@ -261,8 +254,8 @@ class SpeechFeatureExtractor(Uploads):
                 f"{self.sampling_rate}, which the checkpoint was trained on; resample the audio"
             )
 
-    def _wants_mask(self, asked: bool | None) -> bool:
-        return self.return_attention_mask if asked is None else asked
+    def _wants_mask(self, option: bool | None) -> bool:
+        return self.return_attention_mask if option is None else option
 
     def _fit(
         self,
@@ -286,14 +279,9 @@ def joined(rows: Sequence[np.ndarray]) -> Any:
     return np.stack(rows) if len({row.shape for row in rows}) == 1 else list(rows)
 
 
-def _collected(features: Any) -> dict[str, Any]:
-    if isinstance(features, list | tuple) and features and isinstance(features[0], Mapping):
-        return {name: [example[name] for example in features] for name in features[0]}
-    return dict(features)
-
-
 def _float32(value: Any) -> np.ndarray:
     array = np.asarray(as_tensors(value, "np"))
+    # numpy's own default type; other types are the caller's choice.
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
@@ -310,12 +298,17 @@ def speech_rows(raw_speech: Any) -> list[Row]:
                 "extracting features: found an empty list, expected one recording or more; leave "
                 "out what has no audio"
             )
-        several = not _is_number(rows[0])
+        first = rows[0]  # a number in one recording, else a recording
+        several = not isinstance(first, int | float | np.number) and getattr(first, "ndim", 1) != 0
     else:
         rows = _array(rows, name="the recording")
         several = rows.ndim == 2
-        if several:
-            _check_channels(rows)
+        if several and rows.shape[1] <= _MAX_CHANNELS < len(rows):
+            raise ValueError(
+                f"extracting features: found an array of shape {rows.shape}, which looks like "
+                f"{rows.shape[1]} channels of one recording, expected only mono-channel audio; "
+                "pass one channel, or their mean over the last axis"
+            )
     if several:
         return [_row(row, name=f"recording {i}") for i, row in enumerate(rows)]
     return [_row(rows, name="the recording")]
@@ -333,6 +326,7 @@ def _row(speech: Any, *, name: str) -> Row:
             f"extracting features of {name}: found no samples, expected at least one; leave out "
             "what has no audio"
         )
+    # Whole numbers from -1 to 1 are silence or made up: any real 16-bit recording goes beyond.
     if values.dtype.kind in "iu" and not (values.min() >= -1 and values.max() <= 1):
         raise ValueError(
             f"extracting features of {name}: found {values.dtype} samples from {values.min()} to "
@@ -371,20 +365,6 @@ def _array(speech: Any, *, name: str) -> np.ndarray:
     return array
 
 
-def _check_channels(values: np.ndarray) -> None:
-    recordings, samples = values.shape
-    if samples <= _MAX_CHANNELS < recordings:
-        raise ValueError(
-            f"extracting features: found an array of shape {values.shape}, which looks like "
-            f"{samples} channels of one recording, expected only mono-channel audio; pass one "
-            "channel, or their mean over the last axis"
-        )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, bool | int | float | np.number) or getattr(value, "ndim", None) == 0
-
-
 # Processors
 
 
@@ -396,7 +376,7 @@ class SpeechProcessor(Uploads):
     feature_extractor_class: ClassVar[type]
     tokenizer_class: ClassVar[type]
     _for_audio_alone: ClassVar[tuple[str, ...]] = ()
-    """What a call may say that means nothing for text; all else is for both."""
+    """Keywords of a call that mean nothing for text; all others are for both."""
 
     def __init__(self, feature_extractor: Any, tokenizer: Any) -> None:
         for name, value, expected in (
@@ -469,9 +449,6 @@ class SpeechProcessor(Uploads):
 
         That is a folder, a URI of one, a hub name, or a feature extractor's JSON file with the
         tokenizer next to it; `kwargs` are `subfolder`, and settings of either.
-
-        Raises:
-            CheckpointError: there is no such checkpoint, or a file is missing or unusable.
         """
         given = Path(pretrained_model_name_or_path)
         settings_file = given if given.is_file() else None
@@ -503,10 +480,7 @@ class SpeechProcessor(Uploads):
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Write the files that `from_pretrained` reads, here and in transformers; returns paths.
-
-        `kwargs` and errors are those of `push_to_hub`.
-        """
+        """Write the files that `from_pretrained` reads, here and in transformers; returns paths."""
         folder = made_folder(save_directory)
         self.tokenizer.save_pretrained(folder)
         # The class's name leads transformers' AutoProcessor here where there is no config.json.

@@ -9,14 +9,12 @@ from typing import Any
 def lazy_names(
     package: str, names: Sequence[str], modules: Sequence[str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the `__getattr__` and the `__dir__` of a package, which import on first use (PEP 562).
-
-    A name is looked for in the `modules` one after the other.
-    """
+    """Return `__getattr__` and `__dir__` of a package that imports names on first use (PEP 562)."""
     held = vars(sys.modules[package])
 
     def find(name: str) -> Any:
         if name in names:
+            # In order: those that import torch come last, and names without it are found before.
             for module in map(importlib.import_module, modules):
                 if hasattr(module, name):
                     held[name] = getattr(module, name)

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from corpus_asr.config.finetune import LoraSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.saved_files import write_json_object
 
@@ -28,7 +28,7 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-# Variants that compute something else: their keys and what each has if it is off.
+# Variants of PEFT that compute something else: their keys and what each has if it is off.
 _VARIANTS: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "fan_in_fan_out": (False, None),
@@ -38,36 +38,17 @@ _VARIANTS: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraConfig:
-    """The size and place of adapters."""
-
-    rank: int
-    alpha: float
-    """The product of the matrices is scaled by alpha / rank."""
-    dropout: float
-    """Of the input of adapters, in training."""
-    target_modules: tuple[str, ...]
-    """Names of linear layers, or their last parts, such as q_proj."""
-
-    @property
-    def scale(self) -> float:
-        """Factor of the product of the two matrices."""
-        return self.alpha / self.rank
-
-
 class LoraAdapters:
     """Adapters on the linear layers of a network, whose own weights become frozen.
 
     The network's modules and parameters keep their names; `seed` draws the adapters' first weights.
-    Until the first step they add zero.
-
-    Raises:
-        ConfigError: a target is no linear layer of the network, or shares its weight.
     """
 
-    def __init__(self, network: nn.Module, config: LoraConfig, *, seed: int) -> None:
+    def __init__(self, network: nn.Module, config: LoraSettings, *, seed: int) -> None:
+        rank = config.rank
+        assert rank is not None, "without a rank there are no adapters"
         self._config = config
+        self._scale = config.alpha / rank
         self._merged = False
         network.requires_grad_(False)
         self._layers = _target_layers(network, config.target_modules)
@@ -75,9 +56,11 @@ class LoraAdapters:
         """The trained matrices, in float32, by name."""
         draw = torch.Generator().manual_seed(seed)
         for name, layer in self._layers.items():
-            down = torch.empty(config.rank, layer.in_features)
+            down = torch.empty(rank, layer.in_features)
+            # As torch draws the weights of linear layers; with zeros in the other matrix the
+            # network computes what it did until the first step.
             nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
-            up = torch.zeros(layer.out_features, config.rank)
+            up = torch.zeros(layer.out_features, rank)
             device = layer.weight.device
             self.parameters[name + _A] = nn.Parameter(down.to(device))
             self.parameters[name + _B] = nn.Parameter(up.to(device))
@@ -90,16 +73,17 @@ class LoraAdapters:
             return None
         hidden = F.dropout(inputs[0], self._config.dropout, layer.training)
         low = F.linear(hidden, self.parameters[name + _A])
-        return output + self._config.scale * F.linear(low, self.parameters[name + _B])
+        return output + self._scale * F.linear(low, self.parameters[name + _B])
 
     @contextmanager
     @torch.no_grad()
     def merged(self) -> Iterator[None]:
         """Let the network's weights have the adapters in them; after that, they are as before."""
+        # Copies, as subtracting what was added would leave rounding behind.
         before = {name: layer.weight.clone() for name, layer in self._layers.items()}
         for name, layer in self._layers.items():
             down, up = self.parameters[name + _A], self.parameters[name + _B]
-            layer.weight.add_(self._config.scale * (up @ down))
+            layer.weight.add_(self._scale * (up @ down))
         self._merged = True
         try:
             yield
@@ -128,6 +112,7 @@ class LoraAdapters:
             "peft_type": "LORA",
             "r": config.rank,
             "target_modules": sorted(config.target_modules),
+            # PEFT wraps `generate` by the type of a task, and has none for speech.
             "task_type": None,
             "use_dora": False,
             "use_rslora": False,
@@ -138,16 +123,13 @@ class LoraAdapters:
 def merge_adapter(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Return all weights of a checkpoint with an adapter in PEFT's layout merged into them.
 
-    Names may have the prefix `model.` or not. What changed is in float32.
-
-    Raises:
-        CheckpointError: a file is missing or broken, the adapter is no plain LoRA, or it belongs
-            to another checkpoint.
+    What changed is in float32.
     """
     scale = _scale(folder)
     matrices = _matrices(folder)
     merged = dict(weights)
     for layer in sorted({name.removesuffix(_A).removesuffix(_B) for name in matrices}):
+        # Checkpoints of a bare network name their tensors without `model.`.
         bare = f"{layer.removeprefix('model.')}.weight"
         name = bare if bare in weights else f"{layer}.weight"
         down, up = matrices.get(layer + _A), matrices.get(layer + _B)
@@ -170,6 +152,7 @@ def merge_adapter(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tens
 
 def _target_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
     modules = dict(network.named_modules())
+    # A tied weight belongs to two layers, of which an adapter would change only one.
     every = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     shared = every - {name for name, _ in network.named_parameters()}
     layers: dict[str, nn.Linear] = {}
@@ -211,6 +194,7 @@ def _scale(folder: Path) -> float:
             f"{''.join(f', {other}' for other in others)}, expected plain LORA of rank 1 or more; "
             "merge this adapter with PEFT itself"
         )
+    # Rank-stabilized LoRA. Source: Kalajdzievski 2023.
     return alpha / (math.sqrt(rank) if root else rank)
 
 

@@ -15,7 +15,9 @@ from corpus_asr.models.feature_extraction import speech_rows
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.units import SAMPLE_RATE_HZ
 
+# More rows than this are samples of (samples, channels), or channels only the caller can mix.
 _MAX_CHANNELS = 2
+# `raw` is transformers' own name, `array` that of data sets.
 _ARRAY_KEYS = ("raw", "array")
 # A sixth of a chunk is context on either side unless the caller says otherwise.
 _STRIDE_SHARE = 6
@@ -44,8 +46,6 @@ def load_speech(inputs: Any) -> Speech:
     Raises:
         FetchError: a file cannot be read.
         DecodeError: it holds no usable audio.
-        ValueError: a dictionary lacks something, or an array is no mono or stereo sound.
-        TypeError: it is something else.
     """
     if isinstance(inputs, str | PathLike):
         # Imported here, as the decoder is: a GPU image without them still takes arrays.
@@ -56,8 +56,8 @@ def load_speech(inputs: Any) -> Speech:
     if isinstance(inputs, bytes | bytearray):
         return Speech(samples=_decoded(io.BytesIO(inputs), uri=f"{len(inputs)} bytes"))
     if hasattr(inputs, "get_all_samples"):
-        heard = inputs.get_all_samples()
-        inputs = {"array": heard.data, "sampling_rate": heard.sample_rate}
+        audio = inputs.get_all_samples()
+        inputs = {"array": audio.data, "sampling_rate": audio.sample_rate}
     if isinstance(inputs, Mapping):
         return _from_mapping(dict(inputs))
     return Speech(samples=_mono(inputs))
@@ -81,10 +81,11 @@ def _from_mapping(given: dict[str, Any]) -> Speech:
     rate_hz, stride = given.pop("sampling_rate"), given.pop("stride", None)
     samples = _mono(given.pop(key))
     if key == "array":
-        given.pop("path", None)  # datasets give it beside the array; it says nothing more
+        given.pop("path", None)  # data sets add it to the array: no entry of the caller's
     for other in _ARRAY_KEYS:
         given.pop(other, None)
     if stride is not None:
+        # In samples of the recording, not of the model.
         ratio = SAMPLE_RATE_HZ / rate_hz
         if sum(stride) > samples.size:
             raise ValueError(
@@ -92,25 +93,20 @@ def _from_mapping(given: dict[str, Any]) -> Speech:
                 "samples, expected less than there are; correct stride"
             )
         stride = round(stride[0] * ratio), round(stride[1] * ratio)
-    return Speech(samples=_at_16_khz(samples, rate_hz), stride=stride, extra=given)
+    if rate_hz != SAMPLE_RATE_HZ:
+        # Imported here, as the decoder is.
+        from corpus_asr.audio.resample import resample
 
-
-def _at_16_khz(
-    samples: Float32[np.ndarray, " sample"], rate_hz: Any
-) -> Float32[np.ndarray, " resampled"]:
-    if rate_hz == SAMPLE_RATE_HZ:
-        return samples
-    from corpus_asr.audio.resample import resample
-
-    if rate_hz != int(rate_hz):
-        raise ValueError(
-            f"resampling audio: found a sampling_rate of {rate_hz}, expected a whole number of Hz"
-        )
-    return resample(samples, rate_hz=int(rate_hz))
+        if rate_hz != int(rate_hz):
+            raise ValueError(
+                f"resampling audio: found a sampling_rate of {rate_hz}, expected a whole number "
+                "of Hz"
+            )
+        samples = resample(samples, rate_hz=int(rate_hz))
+    return Speech(samples=samples, stride=stride, extra=given)
 
 
 def _mono(values: Any) -> Float32[np.ndarray, " sample"]:
-    """Average up to two channels; more, or channels in the last axis, are the caller's to mix."""
     if hasattr(values, "detach"):  # a tensor, wherever it lives
         values = values.detach().cpu().float().numpy()
     if not isinstance(values, np.ndarray):
@@ -136,11 +132,11 @@ def _mono(values: Any) -> Float32[np.ndarray, " sample"]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Features of a stretch of a recording."""
+    """Features of a span of a recording."""
 
     features: Float[Tensor, "one mel frame"]
     mask: Int[Tensor, "one frame"]
-    """1 where there is sound."""
+    """1 for valid frames."""
     is_last: bool
     stride: tuple[int, int, int] | None
     """Samples of the chunk, and those of context on its left and right; None for no chunking."""
@@ -153,9 +149,6 @@ class Chunking:
     """How recordings are cut: into chunks of `length_s`, or not at all where that is None or 0.
 
     `stride_s` is the context on both sides, or on left and right; None is a sixth of a chunk.
-
-    Raises:
-        ValueError: the context leaves nothing of a chunk, or a length is negative.
     """
 
     length_s: float | None = None
@@ -206,13 +199,7 @@ def chunks_of(
     chunking: Chunking,
     dtype: torch.dtype | None,
 ) -> Iterator[Chunk]:
-    """Compute the features of a recording, chunk by chunk; `dtype` of None keeps float32.
-
-    A recording that is not cut but longer than a window is one chunk of all its frames.
-
-    Raises:
-        ValueError: the recording holds no samples, or none that are numbers.
-    """
+    """Compute the features of a recording, chunk by chunk; `dtype` of None keeps float32."""
     samples, rate_hz = speech.samples, extractor.sampling_rate
     stride = None if speech.stride is None else (samples.size, *speech.stride)
     cuts: list[tuple[int, int, tuple[int, int, int] | None]] = [(0, samples.size, stride)]
@@ -221,6 +208,7 @@ def chunks_of(
         cuts = [(start, end, (end - start, left, right)) for start, end, left, right in ranges]
     options: dict[str, Any] = {}
     if not chunking.length_s and samples.size > extractor.n_samples:
+        # One chunk of all its frames, which `generate` decodes window by window.
         options = {"truncation": False, "padding": "longest"}
     for start, end, stride in cuts:
         batch = extractor(

@@ -1,9 +1,4 @@
-"""The `pipeline` of transformers for speech: recordings in, texts out, in one call.
-
-Parameter names, defaults and results are those of
-`transformers.AutomaticSpeechRecognitionPipeline`, version 5.23; texts of recordings do not depend
-on the batch they were in. For corpora there is `Transcriber` and the pipelines above it.
-"""
+"""The `pipeline` of transformers 5.23 for speech: recordings in, texts out, in one call."""
 
 import copy
 import logging
@@ -11,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
 from typing import Any, Self
 
@@ -58,9 +53,6 @@ class AutomaticSpeechRecognitionPipeline:
 
     Feature extractor and tokenizer come from the `processor` where they are None, and a `device` of
     None leaves the model where it is. `kwargs` are defaults of every call.
-
-    Raises:
-        ValueError: there is no tokenizer or feature extractor.
     """
 
     def __init__(
@@ -127,9 +119,8 @@ class AutomaticSpeechRecognitionPipeline:
 
         Raises:
             ItemError: a recording cannot be read.
-            ValueError: a wrong option, or audio that is none.
-            TypeError: `inputs` is no audio.
         """
+        # Those of the call come first, as in the reference.
         size = self._batch_size if batch_size is None else batch_size
         ahead = self._num_workers if num_workers is None else num_workers
         if size < 1 or ahead < 0:
@@ -179,21 +170,17 @@ def pipeline(
     Args:
         model: a folder, a URI or a Hugging Face Hub model ID; or a model that is loaded already.
         config: instead of the checkpoint's own.
-        tokenizer: loaded, or its folder, URI or model ID; None takes the model's.
-        feature_extractor: loaded, or its folder, URI or model ID; None takes the model's.
+        tokenizer, feature_extractor: loaded, or a folder, URI or model ID; None takes the model's.
         processor: both at once, loaded.
-        use_fast: without effect.
-        trust_remote_code: without effect; code of a checkpoint is never run.
+        use_fast, trust_remote_code: without effect; code of a checkpoint is never run.
         device: `cpu`, `cuda`, `cuda:N`, or a GPU's number; -1 is the CPU. None takes the first GPU
             there is for a model that is loaded by name, and leaves other models where they are.
         dtype: of the weights; `auto` takes the checkpoint's.
-        device_map: argument of the model's `from_pretrained`; excludes `device`.
-        model_kwargs: arguments of the model's `from_pretrained`.
+        device_map, model_kwargs: arguments of the model's `from_pretrained`.
         **kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
             `torch_dtype` (the older name of `dtype`), and defaults of every call.
 
     Raises:
-        ValueError: another task, no model, or options that exclude each other.
         CheckpointError: something cannot be loaded.
         ConfigError: there is no such device.
     """
@@ -215,6 +202,7 @@ def pipeline(
     if name is not None:
         options = {"dtype": dtype, "device_map": device_map, "config": config, **more, **where}
         model = AutoModelForSpeechSeq2Seq.from_pretrained(name, **options)
+        # The first GPU, or the CPU: transformers' default for models that it loads itself.
         device = 0 if device is None and device_map is None else device
     if kwargs.get("assistant_model") is not None:
         kwargs["assistant_model"] = _assistant(kwargs["assistant_model"], model, where)
@@ -237,14 +225,13 @@ _LOADERS = {"feature_extractor": AutoFeatureExtractor, "tokenizer": AutoTokenize
 
 
 def _part(given: Any, processor: Any, role: str) -> Any:
-    """Return what was given, or the processor's; None where there is neither."""
     return getattr(processor, role, None) if given is None else given
 
 
 def _loaded(part: Any, role: str, model_name: Any, where: Mapping[str, Any]) -> Any:
-    """Load a part from where it is, or from where the model is."""
     part = model_name if part is None else part
     if isinstance(part, str | PathLike):
+        # Revision, token and subfolder are the model's: they mean nothing for another checkpoint.
         return _LOADERS[role].from_pretrained(part, **(where if part == model_name else {}))
     return part
 
@@ -258,8 +245,8 @@ def _assistant(given: Any, model: Any, where: Mapping[str, Any]) -> Any:
 
 
 def _device(device: Any) -> torch.device:
-    """Turn what a caller said into a device; GPUs by number are the CPU where there is none."""
     if isinstance(device, int):
+        # Numbers fall back to the CPU, where names are errors: 0 is what pipelines default to.
         if device >= 0 and torch.cuda.is_available():
             return resolve_device(f"cuda:{device}")
         if device > 0:
@@ -269,11 +256,10 @@ def _device(device: Any) -> torch.device:
 
 
 def _is_stream(inputs: Any) -> bool:
-    """Tell many recordings from one."""
     if hasattr(inputs, "__next__") or isinstance(inputs, Dataset):
         return True
-    one = (str, bytes, bytearray, tuple, Mapping, PathLike)
-    if isinstance(inputs, one) or hasattr(inputs, "dtype") or hasattr(inputs, "get_all_samples"):
+    single = (str, bytes, bytearray, tuple, Mapping, PathLike)
+    if isinstance(inputs, single) or hasattr(inputs, "dtype") or hasattr(inputs, "get_all_samples"):
         return False
     return hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
 
@@ -296,10 +282,10 @@ class _Call:
 
     @classmethod
     def of(cls, pipe: AutomaticSpeechRecognitionPipeline, given: Mapping[str, Any]) -> Self:
-        """Sort the keywords of a pipeline and of one call, which come before them."""
         defaults, own = pipe.defaults, {**pipe.defaults, **given}
         timestamps = own.get("return_timestamps") or None
         config = pipe.model.generation_config
+        # Some checkpoints request timestamps themselves.
         timestamps = timestamps or getattr(config, "return_timestamps", None) or None
         if timestamps not in (None, True, "word"):
             raise ValueError(
@@ -325,28 +311,24 @@ class _Call:
     def results(
         self, inputs: Iterable[Any], *, batch_size: int, ahead: int
     ) -> Iterator[dict[str, Any]]:
-        """Yield one result per recording, as soon as its last chunk is decoded.
-
-        `inputs` are taken as needed, so there may be no end to them.
-        """
-        chunks = self._chunks_ahead(inputs, ahead) if ahead else self._chunks(inputs)
-        heard: list[dict[str, Any]] = []
+        # Inputs are taken as needed, so there may be no end to them.
+        chunks: Iterator[Chunk] = chain.from_iterable(map(self._chunks_of, inputs))
+        if ahead:
+            chunks = self._chunks_ahead(inputs, ahead)
+        outputs: list[dict[str, Any]] = []
         while batch := list(islice(chunks, batch_size)):
             for chunk, output in zip(batch, self._decode(batch), strict=True):
-                heard.append(output)
+                outputs.append(output)
                 if chunk.is_last:
-                    yield self._text(heard, chunk.extra)
-                    heard = []
-
-    def _chunks(self, inputs: Iterable[Any]) -> Iterator[Chunk]:
-        for recording in inputs:
-            yield from self._chunks_of(recording)
+                    yield self._text(outputs, chunk.extra)
+                    outputs = []
 
     def _chunks_ahead(self, inputs: Iterable[Any], ahead: int) -> Iterator[Chunk]:
         waiting: deque[Future[list[Chunk]]] = deque()
         source = iter(inputs)
         with ThreadPoolExecutor(ahead) as pool:
             while True:
+                # Results in the order of the inputs, so the oldest is waited for.
                 for recording in islice(source, ahead - len(waiting)):
                     waiting.append(pool.submit(lambda each: list(self._chunks_of(each)), recording))
                 if not waiting:
@@ -358,14 +340,14 @@ class _Call:
         return chunks_of(speech, self.pipe.feature_extractor, chunking=self.chunking, dtype=dtype)
 
     def _decode(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
-        """Decode chunks; those of one length together, so that none is padded for another."""
+        # Chunks of one length together: none is padded for another, which would change its text.
         outputs: dict[int, dict[str, Any]] = {}
         by_frames: dict[int, list[int]] = defaultdict(list)
         for i, chunk in enumerate(batch):
             by_frames[chunk.features.shape[-1]].append(i)
         for indices in by_frames.values():
-            found = self._generate([batch[i] for i in indices])
-            outputs.update(zip(indices, found, strict=True))
+            rows = self._generate([batch[i] for i in indices])
+            outputs.update(zip(indices, rows, strict=True))
         return [outputs[i] for i in range(len(batch))]
 
     def _generate(self, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
@@ -378,24 +360,18 @@ class _Call:
             keywords["return_segments"] = True
         device = self.pipe.model.device
         with torch.no_grad():
-            found = self.pipe.model.generate(
+            generated = self.pipe.model.generate(
                 input_features=torch.cat([chunk.features for chunk in batch]).to(device),
                 attention_mask=torch.cat([chunk.mask for chunk in batch]).to(device),
                 **self._with_defaults(keywords),
             )
-        return self._rows(found, batch)
+        return self._rows(generated, batch)
 
     def _with_defaults(self, keywords: dict[str, Any]) -> dict[str, Any]:
-        """Add what a pipeline adds where nobody said anything.
-
-        Source: `transformers.Pipeline._prepare_generate_kwargs`.
-        """
+        # Source: `transformers.Pipeline._prepare_generate_kwargs`.
         config = keywords.get("generation_config")
         chosen = {*_set_names(self.pipe.model.generation_config), *_set_names(config), *keywords}
-        added: dict[str, Any] = {
-            **_DEFAULTS,
-            "pad_token_id": self.pipe.tokenizer.pad_token_id,
-        }
+        added: dict[str, Any] = {**_DEFAULTS, "pad_token_id": self.pipe.tokenizer.pad_token_id}
         if "max_length" in chosen:  # a default would override it
             del added["max_new_tokens"]
         added = {
@@ -407,11 +383,10 @@ class _Call:
         config.update(**added)
         return keywords | {"generation_config": config}
 
-    def _rows(self, found: Any, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
-        """Take what `generate` returned apart, chunk by chunk."""
-        named = found if isinstance(found, Mapping) else {"sequences": found}
+    def _rows(self, generated: Any, batch: Sequence[Chunk]) -> list[dict[str, Any]]:
+        named = generated if isinstance(generated, Mapping) else {"sequences": generated}
         sequences, segments = named["sequences"].cpu(), named.get("segments")
-        # Several sequences of one chunk stand together, the best first.
+        # Several sequences of one chunk are neighbors, the best first.
         each = len(sequences) // len(batch)
         rows = []
         for i, chunk in enumerate(batch):
@@ -427,14 +402,14 @@ class _Call:
         return rows
 
     def _token_times(self, named: Any, segments: Any, index: int) -> Tensor:
-        if segments is None:
+        if segments is None:  # a forced unique call returns no segments
             times: Tensor = named["token_timestamps"][index]
             return times.cpu()
-        found = [segment["token_timestamps"] for segment in segments[index]]
-        return torch.cat(found).cpu() if found else torch.zeros(0)
+        spans = [segment["token_timestamps"] for segment in segments[index]]
+        return torch.cat(spans).cpu() if spans else torch.zeros(0)
 
     def _with_language(self, tokens: Tensor, segment: Mapping[str, Any]) -> Tensor:
-        """Put the language's token before the text, which `generate` returns without prompt."""
+        # `generate` returns texts without prompts, in which the language is named.
         result = segment["result"]
         prompt_and_text = result["sequences"] if isinstance(result, Mapping) else result
         config = self.generate.get("generation_config") or self.pipe.model.generation_config
@@ -443,15 +418,17 @@ class _Call:
         language = torch.tensor([named[:1]], dtype=tokens.dtype)  # (1, 0 or 1)
         return torch.cat([language, tokens], dim=-1)
 
-    def _text(self, heard: list[dict[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
+    def _text(self, outputs: list[dict[str, Any]], extra: Mapping[str, Any]) -> dict[str, Any]:
         positions = self.pipe.model.config.max_source_positions
         text, optional = self.pipe.tokenizer._decode_asr(
-            heard,
+            outputs,
             return_timestamps=self.timestamps,
             return_language=self.languages,
+            # Seconds of an encoder position, of which each timestamp token stands for one.
             time_precision=self.pipe.feature_extractor.chunk_length / positions,
         )
-        more = {name: [value] * len(heard) for name, value in extra.items()}
+        # A list of the value for every chunk, odd as it looks: that is what the reference returns.
+        more = {name: [value] * len(outputs) for name, value in extra.items()}
         return {"text": text, **optional, **more}
 
 

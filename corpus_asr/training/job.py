@@ -23,7 +23,7 @@ from corpus_asr.families.registry import family_of
 from corpus_asr.families.weights import stored_tensors
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.features.mel import log_mel
-from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters, LoraConfig
+from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.report.accuracy.scoring import Errors, Hypothesis, Reference, score, total
@@ -283,8 +283,7 @@ class Finetune:
         lora = self._config.lora
         if lora.rank is None:
             return None
-        config = LoraConfig(**lora.model_dump())
-        return LoraAdapters(self._student, config, seed=self._config.training.seed)
+        return LoraAdapters(self._student, lora, seed=self._config.training.seed)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -91,16 +91,10 @@ def test_each_loads_the_familys_class(
 
 
 def test_options_reach_the_class_and_what_has_no_meaning_does_not(checkpoint: Path) -> None:
-    name: dict[str, Any] = {
-        "pretrained_model_name_or_path": checkpoint.parent,
-        "subfolder": "model",
-    }
-    ignored: dict[str, Any] = {
-        "use_fast": False,
-        "trust_remote_code": True,
-        "revision": "main",
-        "token": None,
-    }
+    name: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.parent}
+    name["subfolder"] = "model"
+    ignored: dict[str, Any] = {"use_fast": False, "trust_remote_code": True}
+    ignored |= {"revision": "main", "token": None}
     extractor = AutoFeatureExtractor.from_pretrained(**name, **ignored, dither=0.5)
     assert extractor.dither == 0.5
     tokenizer = AutoTokenizer.from_pretrained(**name, **ignored, language="de", task="transcribe")
@@ -136,8 +130,6 @@ def test_other_families_are_refused_by_name_and_none_is_ever_made(
     (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
     with pytest.raises(CheckpointError, match="found model_type 'wav2vec2', expected one of"):
         auto_class.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="no such folder"):
-        auto_class.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(TypeError, match=rf"call {auto_class.__name__}\.from_pretrained"):
         auto_class()
 

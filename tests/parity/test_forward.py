@@ -494,21 +494,6 @@ def test_other_types_give_what_transformers_gives(
     close(found, expected, 0.5 if dtype == torch.bfloat16 else 1e-6)
 
 
-def test_bfloat16_training_learns(whisper_folder: Path) -> None:
-    model = WHISPER.ours.from_pretrained(whisper_folder, dtype="bfloat16").train()
-    given = WHISPER.inputs()
-    given["input_features"] = given["input_features"].to(model.dtype)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(8):
-        loss = model(**given).loss
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
-
-
 def test_fresh_weights_are_drawn_like_those_of_transformers(tmp_path: Path) -> None:
     tiny_whisper(tmp_path, d_model=128, vocab_size=4000)
     fresh = WHISPER.ours(whisper.WhisperConfig.from_pretrained(tmp_path))

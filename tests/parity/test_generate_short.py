@@ -101,19 +101,16 @@ def test_a_row_does_not_depend_on_its_neighbors(both: Pair) -> None:
 def test_forced_tokens_of_old_files(both: Pair) -> None:
     ids = both.settings
     forced = [[1, ids.lang_to_id["<|fr|>"]], [2, ids.task_to_id["translate"]]]
-    try:
-        for language in (ids.lang_to_id["<|fr|>"], None):
-            forced[0][1] = language
-            both.set(forced_decoder_ids=forced)
-            wanted = {"return_dict_in_generate": True, "max_new_tokens": 5}
+    wanted = {"return_dict_in_generate": True, "max_new_tokens": 5}
+    for language in (ids.lang_to_id["<|fr|>"], None):
+        forced[0][1] = language
+        with both.having(forced_decoder_ids=forced):
             same(*both.both(FEATURES, **wanted))
             same(*both.both(FEATURES, task="transcribe", **wanted))
-        both.set(forced_decoder_ids=[[1, 5], [3, 6]])
-        for speak in (both.say, both.said):
+    with both.having(forced_decoder_ids=[[1, 5], [3, 6]]):
+        for generate in (both.say, both.said):
             with pytest.raises(ValueError, match="forced_decoder_ids"):
-                speak(FEATURES)
-    finally:
-        both.set(forced_decoder_ids=None)
+                generate(FEATURES)
 
 
 def test_settings_of_the_call_come_before_the_models(both: Pair) -> None:

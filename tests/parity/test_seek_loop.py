@@ -21,7 +21,6 @@ import torch
 import transformers
 import whisper
 import whisper.timing
-from torch import Tensor
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from corpus_asr.config.decoding import DecodingSettings
@@ -296,20 +295,21 @@ def both(checkpoint: Path) -> Pair:
     return Pair(ours.eval(), theirs.eval())
 
 
-def features(checkpoint: Path, clips: list[np.ndarray], **options: Any) -> dict[str, Tensor]:
+def generated(
+    both: Pair, checkpoint: Path, clips: list[np.ndarray], padding: str, **arguments: Any
+) -> tuple[Any, Any]:
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(checkpoint)
-    return dict(
-        extractor(clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **options),
-    )
+    inputs = extractor(
+        clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", return_attention_mask=True,
+        padding=padding, truncation=False,
+    )  # fmt: skip
+    options = {"attention_mask": inputs.attention_mask, **named_language(checkpoint), **arguments}
+    return both.both(inputs.input_features, return_timestamps=True, return_segments=True, **options)
 
 
 def test_short_clips_in_a_batch(both: Pair, checkpoint: Path, speech: Path) -> None:
     clips = [read_audio(speech / "english_short" / name) for name in CLIPS]
-    inputs = features(checkpoint, clips, return_attention_mask=True)
-    batch, mask = inputs["input_features"], inputs["attention_mask"]
-    arguments = {"return_timestamps": True, "return_segments": True, "attention_mask": mask}
-    language = named_language(checkpoint)
-    same(*both.both(batch, max_new_tokens=40, **language, **arguments))
+    same(*generated(both, checkpoint, clips, "max_length", max_new_tokens=40))
 
 
 @pytest.mark.slow
@@ -317,18 +317,8 @@ def test_two_windows_with_times_of_tokens_and_text_before(
     both: Pair, checkpoint: Path, speech: Path
 ) -> None:
     samples = read_audio(speech / "longform" / "ls_777-126732.ogg")[: 40 * SAMPLE_RATE_HZ]
-    inputs = features(
-        checkpoint, [samples], truncation=False, padding="longest", return_attention_mask=True
-    )
-    ours, theirs = both.both(
-        inputs["input_features"],
-        attention_mask=inputs["attention_mask"],
-        **named_language(checkpoint),
-        return_timestamps=True,
-        return_segments=True,
-        return_token_timestamps=True,
-        condition_on_prev_tokens=True,
-    )
+    options = {"return_token_timestamps": True, "condition_on_prev_tokens": True}
+    ours, theirs = generated(both, checkpoint, [samples], "longest", **options)
     same(ours["sequences"], theirs["sequences"])
     same(ours["token_timestamps"], theirs["token_timestamps"])
     for one, other in zip(ours["segments"][0], theirs["segments"][0], strict=True):

@@ -4,6 +4,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,28 @@ class Pair:
         for name, value in settings.items():
             setattr(self.ours.generation_config, name, value)
             setattr(self.theirs.generation_config, name, value)
+
+    @contextmanager
+    def having(self, **settings: Any) -> Iterator[None]:
+        before = {name: getattr(self.settings, name) for name in settings}
+        self.set(**settings)
+        try:
+            yield
+        finally:
+            self.set(**before)
+
+
+class Streamer:
+    """A streamer that remembers."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Any] = []
+
+    def put(self, tokens: Tensor) -> None:
+        self.tokens.append(tokens.flatten().tolist())
+
+    def end(self) -> None:
+        self.tokens.append("end")
 
 
 def pair(

@@ -24,9 +24,10 @@ from corpus_asr.models.convert.openai_files import (
     TIMESTAMPS,
     Dimensions,
     alignment_heads,
-    huggingface_name,
-    openai_name,
+    config_values,
+    dimensions_of,
     read_openai,
+    tensor_names,
     write_openai,
     write_tokenizer_files,
 )
@@ -45,6 +46,7 @@ _TIED = "proj_out.weight"
 _EMBEDDING = "model.decoder.embed_tokens.weight"
 _FIXED = "encoder.embed_positions.weight"
 _OPENAI_FIXED = "encoder.positional_embedding"
+# The files that OpenAI publishes are in float16, positions included.
 _HALF_ROUNDING = 2.0**-10  # twice what rounding to float16 changes numbers up to 1
 
 # Signs that mark speakers, music and noises in subtitles, and are never spoken.
@@ -73,11 +75,6 @@ def convert(
     The suffixes select the direction: `.pt` is OpenAI's, all else a folder. A `dtype` of None keeps
     the stored one, and makes float16 of INT8 weights; a .pt source needs a `tokenizer`, a folder of
     Whisper's or OpenAI's .tiktoken file; an `adapter` in PEFT's layout is merged into a folder's.
-
-    Raises:
-        CheckpointError: the source is broken, or cannot be written in the other layout, or the
-            adapter is broken or does not belong to it.
-        ConfigError: the target exists, or an option does not fit.
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: it exists already; give another name")
@@ -120,14 +117,24 @@ def _openai_to_folder(
             "openai-whisper (multilingual.tiktoken, gpt2.tiktoken for English-only models)"
         )
     dimensions, tensors = read_openai(source)
-    renamed = _renamed(tensors, source)
+    names = tensor_names(dimensions)
+    if unknown := [name for name in tensors if name not in names]:
+        raise CheckpointError(
+            f"converting {source}: found tensors that are not Whisper's: "
+            f"{', '.join(unknown[:8])}; give an OpenAI Whisper checkpoint"
+        )
+    renamed = {names[name]: tensor for name, tensor in tensors.items()}
     with _appearing(target) as folder:
-        loaded = _tokenizer(tokenizer, folder, dimensions)
+        if tokenizer.is_dir():
+            WhisperTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+        else:
+            write_tokenizer_files(tokenizer, folder, vocab_size=dimensions["n_vocab"])
+        loaded = WhisperTokenizer.from_pretrained(folder)
         config = _config_for(dimensions, loaded)
         _check_shapes(renamed, config, source)
         config.save_pretrained(folder)
         _generation_for(dimensions, loaded, file_name=source.name).save_pretrained(folder)
-        WhisperFeatureExtractor(feature_size=dimensions.n_mels).save_pretrained(folder)
+        WhisperFeatureExtractor(feature_size=dimensions["n_mels"]).save_pretrained(folder)
         save_weights(folder, _typed(renamed, dtype), max_shard_size=max_shard_size)
     return _words(tensors, target)
 
@@ -141,14 +148,19 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None, adapter: Pa
             "name as the target"
         )
     config = WhisperConfig.from_pretrained(source)
-    dimensions = Dimensions.of(config, where=str(source))
+    dimensions = dimensions_of(config, where=str(source))
     if config.vocab_size not in _OPENAI_VOCABULARIES:
         raise CheckpointError(
             f"converting {source} for openai-whisper: found {config.vocab_size} tokens, expected "
             f"{', '.join(map(str, _OPENAI_VOCABULARIES))}: its tokenizers are built in; keep this "
             "model in Hugging Face layout"
         )
-    stored = _prefixed(_read_folder(source, dtype, adapter))
+    # A bare WhisperModel saves its tensors without the prefix `model.`.
+    bare = ("encoder.", "decoder.")
+    stored = {
+        f"model.{name}" if name.startswith(bare) else name: tensor
+        for name, tensor in _read_folder(source, dtype, adapter).items()
+    }
     if _TIED in stored:
         if not torch.equal(stored[_TIED], stored[_EMBEDDING]):
             raise CheckpointError(
@@ -157,16 +169,18 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None, adapter: Pa
                 "Face layout"
             )
         del stored[_TIED]
-    named = {openai_name(name): tensor for name, tensor in stored.items()}
-    if None in named:
-        unknown = next(name for name in stored if openai_name(name) is None)
+    names = {name: openai for openai, name in tensor_names(dimensions).items()}
+    unknown = next((name for name in stored if name not in names), None)
+    if unknown is not None:
         raise CheckpointError(
             f"converting {source} for openai-whisper: it has no place for {unknown}; only models "
             "for transcription can be converted"
         )
-    tensors = {str(name): tensor for name, tensor in named.items()}
-    if _OPENAI_FIXED not in tensors:  # INT8 checkpoints, and what is made of them
-        tensors[_OPENAI_FIXED] = sinusoids(dimensions.n_audio_ctx, dimensions.n_audio_state)
+    tensors = {names[name]: tensor for name, tensor in stored.items()}
+    if _OPENAI_FIXED not in tensors:
+        # INT8 checkpoints, and what is made of them, leave out what can be computed.
+        sizes = dimensions["n_audio_ctx"], dimensions["n_audio_state"]
+        tensors[_OPENAI_FIXED] = sinusoids(*sizes)
     write_openai(target, dimensions, _typed(tensors, dtype))
     return _words(tensors, target)
 
@@ -187,14 +201,14 @@ def _folder_to_folder(
     return _words(tensors, target)
 
 
+# The folder takes the target's name once it is whole, so that no run loads half a checkpoint.
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """A folder that takes the target's name once it is whole, and is removed if it never is."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield folder
-        folder.chmod(0o755)
+        folder.chmod(0o755)  # mkdtemp makes folders that others cannot read
         folder.rename(target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -202,34 +216,16 @@ def _appearing(target: Path) -> Iterator[Path]:
 
 
 def _read_folder(source: Path, dtype: str | None, adapter: Path | None) -> dict[str, Tensor]:
-    """Read the weights of a folder, with an adapter merged into them if there is one."""
     stored = {name: tensor.read() for name, tensor in stored_tensors(source).items()}
     if adapter is None:
         return stored
     merged = merge_adapter(stored, adapter)
+    # Merging computes in float32; without a dtype the folder keeps its own.
     return {name: t if dtype else t.to(stored[name].dtype) for name, t in merged.items()}
 
 
-def _prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name a bare network's tensors as the transcribing one's."""
-    bare = ("encoder.", "decoder.")
-    return {f"model.{n}" if n.startswith(bare) else n: t for n, t in tensors.items()}
-
-
-def _renamed(tensors: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
-    named = {huggingface_name(name): tensor for name, tensor in tensors.items()}
-    if None in named:
-        unknown = [name for name in tensors if huggingface_name(name) is None]
-        raise CheckpointError(
-            f"converting {source}: found tensors that are not Whisper's: "
-            f"{', '.join(unknown[:8])}; give an OpenAI Whisper checkpoint"
-        )
-    return {str(name): tensor for name, tensor in named.items()}
-
-
 def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: Path) -> None:
-    """Build the network without memory and compare every name and shape."""
-    with torch.device("meta"):
+    with torch.device("meta"):  # names and shapes without memory
         expected = WhisperForConditionalGeneration(config).state_dict()
     expected.pop(_TIED, None)
     wrong = [
@@ -245,18 +241,9 @@ def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: 
         )
 
 
-def _tokenizer(given: Path, folder: Path, dimensions: Dimensions) -> WhisperTokenizer:
-    """Put a tokenizer into `folder` and load it."""
-    if given.is_dir():
-        loaded = WhisperTokenizer.from_pretrained(given)
-        loaded.save_pretrained(folder)
-    else:
-        write_tokenizer_files(given, folder, vocab_size=dimensions.n_vocab)
-    return WhisperTokenizer.from_pretrained(folder)
-
-
 def _typed(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     if dtype == INT8:
+        # The encoder's fixed positions are computed when absent, and 8 bits would round them.
         return quantized({n: t for n, t in tensors.items() if not _is_sinusoids(n, t)})
     wanted = DTYPES[dtype] if dtype else None
     return {
@@ -266,7 +253,6 @@ def _typed(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor
 
 
 def _is_sinusoids(name: str, tensor: Tensor) -> bool:
-    """Whether these are the fixed positions of an encoder, which are computed when absent."""
     return name.endswith(_FIXED) and torch.allclose(
         tensor.float(), sinusoids(*tensor.shape), rtol=0, atol=_HALF_ROUNDING
     )
@@ -282,13 +268,13 @@ def _words(tensors: Mapping[str, Tensor], target: Path) -> str:
 
 def _config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperConfig:
     needed = tokenizer.timestamp_begin + TIMESTAMPS
-    if dimensions.n_vocab < needed:
+    if dimensions["n_vocab"] < needed:
         raise CheckpointError(
-            f"converting a model of {dimensions.n_vocab} tokens: its tokenizer has {needed}; give "
-            "the one that belongs to it with --tokenizer"
+            f"converting a model of {dimensions['n_vocab']} tokens: its tokenizer has {needed}; "
+            "give the one that belongs to it with --tokenizer"
         )
     return WhisperConfig(
-        **dimensions.config_values(),
+        **config_values(dimensions),
         decoder_start_token_id=tokenizer.sot,
         bos_token_id=tokenizer.eot,
         eos_token_id=tokenizer.eot,
@@ -301,7 +287,6 @@ def _config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperC
 def _generation_for(
     dimensions: Dimensions, tokenizer: WhisperTokenizer, *, file_name: str
 ) -> GenerationConfig:
-    """Make generation_config.json; word times use the published heads of a known model."""
     return GenerationConfig(
         **tokens_to_decode(tokenizer),
         bos_token_id=tokenizer.eot,
@@ -309,17 +294,16 @@ def _generation_for(
         suppress_tokens=_suppressed(tokenizer),
         begin_suppress_tokens=_begin_suppressed(tokenizer),
         alignment_heads=alignment_heads(file_name, dimensions),
-        max_length=dimensions.n_text_ctx,
+        max_length=dimensions["n_text_ctx"],
     )
 
 
 def _begin_suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
-    """Tokens no text begins with: the space and the end."""
+    # No text begins with a space or ends before it began.
     return (*tokenizer.encode(" ", add_special_tokens=False), tokenizer.eot)
 
 
 def _suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
-    """Tokens never said: marks that are not spoken, and control tokens out of place."""
     encode = partial(tokenizer.encode, add_special_tokens=False)
     tokens = {encode(f" {joiner}")[0] for joiner in _JOINERS}
     for mark in (*_MARKS, *_MUSIC):

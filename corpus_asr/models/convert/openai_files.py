@@ -10,9 +10,9 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,51 +44,38 @@ _CONFIG_NAMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dimensions:
-    """The sizes an OpenAI checkpoint records, by its own names."""
+Dimensions = dict[str, int]
+"""The sizes an OpenAI checkpoint records, by its own names: the keys of `_CONFIG_NAMES`."""
 
-    n_mels: int
-    n_audio_ctx: int
-    n_audio_state: int
-    n_audio_head: int
-    n_audio_layer: int
-    n_vocab: int
-    n_text_ctx: int
-    n_text_state: int
-    n_text_head: int
-    n_text_layer: int
 
-    @classmethod
-    def of(cls, config: WhisperConfig, *, where: str) -> Self:
-        """Read them off a configuration; raises CheckpointError for one of other networks."""
-        odd = {
-            "encoder_ffn_dim": (config.encoder_ffn_dim, _HIDDEN_PER_WIDTH * config.d_model),
-            "decoder_ffn_dim": (config.decoder_ffn_dim, _HIDDEN_PER_WIDTH * config.d_model),
-            "activation_function": (config.activation_function, _ACTIVATION),
-        }
-        for name, (found, expected) in odd.items():
-            if found != expected:
-                raise CheckpointError(
-                    f"converting {where} for openai-whisper: found {name} {found!r}, expected "
-                    f"{expected!r}, which that code has built in; keep this model in Hugging Face "
-                    "layout"
-                )
-        return cls(**{ours: getattr(config, theirs) for ours, theirs in _CONFIG_NAMES.items()})
+def dimensions_of(config: WhisperConfig, *, where: str) -> Dimensions:
+    """Read the sizes off a configuration; raises CheckpointError for one of other networks."""
+    values = {openai: getattr(config, name) for openai, name in _CONFIG_NAMES.items()}
+    for name, expected in config_values(values).items():
+        value = getattr(config, name)
+        if value != expected:
+            raise CheckpointError(
+                f"converting {where} for openai-whisper: found {name} {value!r}, expected "
+                f"{expected!r}, which that code has built in; keep this model in Hugging Face "
+                "layout"
+            )
+    return values
 
-    def config_values(self) -> dict[str, Any]:
-        """The fields of `WhisperConfig` that follow from them."""
-        return {
-            **{theirs: getattr(self, ours) for ours, theirs in _CONFIG_NAMES.items()},
-            "encoder_ffn_dim": _HIDDEN_PER_WIDTH * self.n_audio_state,
-            "decoder_ffn_dim": _HIDDEN_PER_WIDTH * self.n_text_state,
-            "activation_function": _ACTIVATION,
-        }
+
+def config_values(dimensions: Dimensions) -> dict[str, Any]:
+    """Return the fields of `WhisperConfig` that follow from the sizes."""
+    return {
+        **{name: dimensions[openai] for openai, name in _CONFIG_NAMES.items()},
+        "encoder_ffn_dim": _HIDDEN_PER_WIDTH * dimensions["n_audio_state"],
+        "decoder_ffn_dim": _HIDDEN_PER_WIDTH * dimensions["n_text_state"],
+        "activation_function": _ACTIVATION,
+    }
 
 
 def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
-    """Read a .pt file without running its code; its tensors stay mapped to the file."""
+    """Read a .pt file without running its code."""
     try:
+        # Mapped: a large model is 6 GB, and is copied tensor by tensor as it is written.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # an unpickler fed garbage raises nearly anything
         raise CheckpointError(
@@ -111,20 +98,20 @@ def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
 def write_openai(path: Path, dimensions: Dimensions, tensors: Mapping[str, Tensor]) -> None:
     """Write a .pt file that openai-whisper loads; complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when whole, so that a full disk leaves no file that looks like a checkpoint.
     unfinished = path.with_name(f".{path.name}.unfinished")
-    torch.save({"dims": asdict(dimensions), "model_state_dict": dict(tensors)}, unfinished)
+    torch.save({"dims": dimensions, "model_state_dict": dict(tensors)}, unfinished)
     unfinished.replace(path)
 
 
-def _dimensions(found: Any, path: Path) -> Dimensions:
-    names = [field.name for field in fields(Dimensions)]
-    good = isinstance(found, dict) and all(type(found.get(name)) is int for name in names)
-    if not good or found["n_audio_state"] != found["n_text_state"]:
+def _dimensions(dims: Any, path: Path) -> Dimensions:
+    good = isinstance(dims, dict) and all(type(dims.get(name)) is int for name in _CONFIG_NAMES)
+    if not good or dims["n_audio_state"] != dims["n_text_state"]:
         raise CheckpointError(
-            f"reading {path}: found dimensions {str(found)[:300]}, expected whole numbers "
-            f"{', '.join(names)} with one width for encoder and decoder"
+            f"reading {path}: found dimensions {str(dims)[:300]}, expected whole numbers "
+            f"{', '.join(_CONFIG_NAMES)} with one width for encoder and decoder"
         )
-    return Dimensions(**{name: found[name] for name in names})
+    return {name: dims[name] for name in _CONFIG_NAMES}
 
 
 # Names of tensors
@@ -157,26 +144,19 @@ _WHOLE = {
     "decoder.ln.weight": "model.decoder.layer_norm.weight",
     "decoder.ln.bias": "model.decoder.layer_norm.bias",
 }
-_OPENAI_BLOCK = re.compile(r"(encoder|decoder)\.blocks\.(\d+)\.(.+)\.(weight|bias)")
-_HUGGINGFACE_BLOCK = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.(.+)\.(weight|bias)")
-_BLOCK_BACK = {theirs: ours for ours, theirs in _BLOCK.items()}
-_WHOLE_BACK = {theirs: ours for ours, theirs in _WHOLE.items()}
 
 
-def huggingface_name(name: str) -> str | None:
-    """Return what Hugging Face calls OpenAI's tensor `name`; None if there is no such tensor."""
-    match = _OPENAI_BLOCK.fullmatch(name)
-    if match and match[3] in _BLOCK:
-        return f"model.{match[1]}.layers.{match[2]}.{_BLOCK[match[3]]}.{match[4]}"
-    return _WHOLE.get(name)
-
-
-def openai_name(name: str) -> str | None:
-    """Return what OpenAI calls Hugging Face's tensor `name`; None if there is no such tensor."""
-    match = _HUGGINGFACE_BLOCK.fullmatch(name)
-    if match and match[3] in _BLOCK_BACK:
-        return f"{match[1]}.blocks.{match[2]}.{_BLOCK_BACK[match[3]]}.{match[4]}"
-    return _WHOLE_BACK.get(name)
+def tensor_names(dimensions: Dimensions) -> dict[str, str]:
+    """Return what Hugging Face calls each tensor that OpenAI's network of these sizes may have."""
+    names = dict(_WHOLE)
+    # Of every block the same names: keys without biases and encoders without `cross_attn` are
+    # the network's affair, which checks shapes afterwards.
+    for stack, size in (("encoder", "n_audio_layer"), ("decoder", "n_text_layer")):
+        for layer, kind in product(range(dimensions[size]), ("weight", "bias")):
+            for openai, name in _BLOCK.items():
+                key = f"{stack}.blocks.{layer}.{openai}.{kind}"
+                names[key] = f"model.{stack}.layers.{layer}.{name}.{kind}"
+    return names
 
 
 # Heads whose cross-attention follows the words in time
@@ -218,28 +198,29 @@ _V3_VOCABULARY = 51_866
 
 
 def alignment_heads(file_name: str, dimensions: Dimensions) -> Heads | None:
-    """Return a published model's heads; None if it is none, or which one is unknown.
+    """Return the heads of the published model of these sizes; None if there is none.
 
-    The sizes decide; large-v1 and large-v2 are alike in them, so there the file's name does.
     A fine-tuned model keeps its parent's heads.
     """
-    layers, heads = dimensions.n_text_layer, dimensions.n_text_head
-    if dimensions.n_vocab == _V3_VOCABULARY:
+    layers, heads = dimensions["n_text_layer"], dimensions["n_text_head"]
+    vocabulary = dimensions["n_vocab"]
+    if vocabulary == _V3_VOCABULARY:
         name = {(32, 20): "large-v3", (4, 20): "large-v3-turbo"}.get((layers, heads))
     elif (layers, heads) == (32, 20):
+        # large-v1 and large-v2 are alike in every size, so the file's name decides.
         match = re.search(r"large-v[12]", file_name)
         name = match[0] if match else None
     else:
         # A distilled model has fewer decoder layers than encoder layers, and other heads.
-        name = _SIZES.get((layers, heads)) if dimensions.n_audio_layer == layers else None
-        name = f"{name}.en" if name and dimensions.n_vocab == _ENGLISH_VOCABULARY else name
+        name = _SIZES.get((layers, heads)) if dimensions["n_audio_layer"] == layers else None
+        name = f"{name}.en" if name and vocabulary == _ENGLISH_VOCABULARY else name
     return ALIGNMENT_HEADS[name] if name else None
 
 
 # Vocabularies: .tiktoken files have the base64 of a token's bytes and its rank per line
 
 _END = "<|endoftext|>"
-TIMESTAMPS = 1501
+TIMESTAMPS = 1501  # 0.00 to 30.00 s in steps of 0.02 s, both ends included
 _FIXED_CONTROLS = 8  # all but languages and timestamps, the end token included
 
 
@@ -296,14 +277,16 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def _controls(num_languages: int) -> list[str]:
-    """The control tokens after the end token, in the order of their ids."""
+    # In the order of their ids, which follow the end token's without a gap.
+    # LANGUAGES is in openai-whisper's order; older vocabularies lack only the last, Cantonese.
     languages = [f"<|{code}|>" for code in list(LANGUAGES)[:num_languages]]
     names = ("translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps")
     return ["<|startoftranscript|>", *languages, *(f"<|{name}|>" for name in names)]
 
 
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The pair each longer token was made of: what is left of it one merge before the last."""
+    # .tiktoken files rank tokens but name no merges: a token's last merge joins the two parts that
+    # merging by lower ranks alone leaves of it.
     merges = []
     for token, rank in ranks.items():
         if len(token) > 1:
@@ -316,9 +299,9 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 def _merge_up_to(token: bytes, ranks: dict[bytes, int], *, limit: int) -> list[bytes]:
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        found = [ranks.get(parts[at] + parts[at + 1], limit) for at in range(len(parts) - 1)]
-        best = min(range(len(found)), key=found.__getitem__)
-        if found[best] >= limit:
+        pairs = [ranks.get(parts[at] + parts[at + 1], limit) for at in range(len(parts) - 1)]
+        best = min(range(len(pairs)), key=pairs.__getitem__)
+        if pairs[best] >= limit:
             break
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return parts

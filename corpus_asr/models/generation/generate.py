@@ -1,7 +1,7 @@
-"""`generate` and `detect_language` of `WhisperForConditionalGeneration`, as transformers 5.23 has.
+"""`generate` and `detect_language` of Whisper with the arguments and results of transformers 5.23.
 
-Every row is a task on the package's own scheduler, so rows neither wait for one another nor change
-one another's text.
+Every row is a task on the package's own scheduler: rows neither wait for one another nor change one
+another's text.
 """
 
 import logging
@@ -17,25 +17,19 @@ from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Audio, Row
 from corpus_asr.models.generation.long_form import TransformersLongForm, detect, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
-from corpus_asr.models.generation.processors import callers_processors
 from corpus_asr.models.generation.settings import (
     Settings,
     check_condition_type,
     check_language_and_task,
     check_outputs,
     common_settings,
-    draft_of,
-    draw_seed,
     features_of,
-    functions_of,
     note_thresholds,
     prepare,
     prompt_of,
     resolve_timestamps,
-    streamer_of,
     temperatures_of,
     token_rules,
-    tokenizer_of,
 )
 from corpus_asr.models.generation.slots import run, slot_model
 from corpus_asr.transcription.long_form import Clock
@@ -77,25 +71,21 @@ def generate(
 
     Args:
         input_features: log-mel features; more than 3,000 frames are decoded window by window.
-        generation_config: settings that come before the model's own.
         logits_processor, stopping_criteria: called with the tokens so far and the scores of the
             next; change the scores, or end a window.
-        prefix_allowed_tokens_fn: called with a row's number and its tokens so far; returns the
-            tokens that may come next.
+        prefix_allowed_tokens_fn: row and tokens so far, to the tokens that may come next.
         synced_gpus, num_segment_frames: without effect here.
         return_timestamps: always for long recordings.
-        language: of the speech, or one of each row; None to detect it where prompts name it.
+        language: of all rows, or one of each; None to detect it where prompts name it.
         prompt_ids: text before the first window (`prompt_condition_type` of `first-segment`) or
             before every window (`all-segments`).
-        condition_on_prev_tokens: whether windows are prompted with the text before them.
         temperature: 0 or None to take the likeliest token; several are tried in turn until a
             window passes the thresholds.
         compression_ratio_threshold: a window whose token ids compress better is tried again.
         logprob_threshold: a window less likely on average is tried again.
-        no_speech_threshold: an unlikely window with more probability of no speech is left out.
-        attention_mask: tells how long each row is, (batch, frame).
+        no_speech_threshold: an unlikely window with more probability of no speech is skipped.
+        attention_mask: 1 for the frames of each row, (batch, frame).
         time_precision, time_precision_features: seconds of a timestamp step, of a feature frame.
-        return_dict_in_generate: whether to return what search found by name.
         force_unique_generate_call: whether to decode one window of each row, and return it with
             prompt and end token.
         monitor_progress: called with (batch, 2): the frame each row has come to, of how many.
@@ -106,10 +96,6 @@ def generate(
         Token ids without prompt and end token, padded; or a dictionary of `sequences`, `segments`,
         `token_timestamps`; or with `return_dict_in_generate` and no timestamps, or a forced unique
         call, everything the last window gave.
-
-    Raises:
-        ValueError: an argument is unknown, or arguments contradict one another or the checkpoint.
-        TypeError: an argument is of another type.
     """
     own = getattr(model, "generation_config", None)
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
@@ -128,14 +114,20 @@ def generate(
         compression_ratio_threshold=compression_ratio_threshold,
         no_speech_threshold=no_speech_threshold,
         condition_on_prev_tokens=condition_on_prev_tokens,
+        force_unique_generate_call=force_unique_generate_call,
     )
     no_times = config.no_timestamps_token_id
     tried = temperatures_of(temperature)
-    once = config.force_unique_generate_call
-    if force_unique_generate_call is not None:
-        once = force_unique_generate_call
     settings = Settings(
-        **common_settings(model, config),
+        **common_settings(
+            model,
+            config,
+            rest,
+            batch_size=audio.batch_size,
+            temperatures=tried,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+        ),
         rules=token_rules(
             config,
             vocab_size=model.config.vocab_size,
@@ -154,18 +146,14 @@ def generate(
         repeat_prompt=check_condition_type(config, prompt_condition_type),
         condition_first=bool(condition_on_prev_tokens),
         begin=rest.get("decoder_input_ids"),
+        # <|nospeech|> has the id before <|notimestamps|> in every published vocabulary.
         no_speech_token=(
             None if config.no_speech_threshold is None or no_times is None else no_times - 1
         ),
         median_filter_width=model.config.median_filter_width,
         window_frames=audio.window_frames,
-        once=bool(once),
-        seed=draw_seed(tried),
+        once=bool(config.force_unique_generate_call),
         assistant=_assistant(audio, rest, config),
-        streamer=streamer_of(rest.get("streamer"), batch_size=audio.batch_size, config=config),
-        tokenizer=tokenizer_of(rest, config),
-        processors=callers_processors(config, logits_processor),
-        stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
     )
     begins = starts(config, model.config, batch_size=audio.batch_size, timestamps=bool(timestamps))
@@ -198,13 +186,7 @@ def detect_language(
     generation_config: Any = None,
     num_segment_frames: int = 3000,
 ) -> Int[Tensor, " batch"]:
-    """Return the likeliest language token of each recording, from its first window.
-
-    Takes log-mel features, or what the encoder made of them.
-
-    Raises:
-        ValueError: neither or both of features and encoder outputs, or no languages to choose from.
-    """
+    """Return the likeliest language token of each recording, from its first window."""
     if (input_features is None) == (encoder_outputs is None):
         raise ValueError(
             "detecting the language: pass either `input_features` or `encoder_outputs`, one of the "
@@ -221,6 +203,7 @@ def detect_language(
             "no decoder_start_token_id; use a multilingual checkpoint"
         )
     audio = Audio.of(model, input_features, encoder_outputs)
+    # The language is detected in all of a first window, whatever a mask would leave of it.
     rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
     tasks = [detect(row, config, window_frames=audio.window_frames) for row in rows]
     return torch.tensor(run(slot_model(model), tasks), device=model.device)
@@ -232,7 +215,6 @@ def _note_outputs(
     token_times: bool,
     logprob_threshold: float | None,
 ) -> bool:
-    """Whether the caller wants everything by name; notes in `config` what windows must give."""
     check_outputs(config)
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)
@@ -264,9 +246,15 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
     if assistant is None:
         return None
     if (config.num_beams or 1) > 1:
+        # The reference drops the assistant, too: it drafts for one hypothesis alone.
         logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
         return None
-    draft = draft_of(assistant)
+    if not hasattr(assistant, "slot_model"):
+        raise TypeError(
+            f"generating text: found a {type(assistant).__name__} as assistant_model, expected a "
+            "model; load it with WhisperForCausalLM.from_pretrained"
+        )
+    draft = slot_model(assistant)
     if audio.features is None and draft.has_encoder:
         raise ValueError(
             "generating text: assistant_model has an encoder of its own, but found encoder_outputs "
@@ -279,12 +267,11 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
 def _reporter(
     rows: Sequence[Row], monitor: Callable[[Tensor], None] | None
 ) -> Callable[[Row, int], None]:
-    """Tell `monitor` how far every row has come, whenever one of them moves on."""
     at = torch.tensor([[0, row.frames] for row in rows])
 
     def report(row: Row, seek: int) -> None:
         at[row.number, 0] = seek
-        # All rows start at 0, which is told once.
+        # All rows start at 0, which is reported once.
         if monitor is not None and (seek > 0 or row.number == 0):
             monitor(at.clone())
 

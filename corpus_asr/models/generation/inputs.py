@@ -16,10 +16,8 @@ from corpus_asr.models.generation.slots import slot_model
 
 
 def seed_of(sound: Float[np.ndarray, "*_"], name: str) -> int:
-    """Make a seed for sampling of what is heard and a name: draw, place, temperature and copy.
-
-    What is sampled then depends on neither the row's place in the batch nor its neighbours.
-    """
+    """Make a seed for sampling from the audio and a name: draw, place, temperature and copy."""
+    # Not from the row's place in the batch: neighbors must not change what is sampled.
     digest = hashlib.blake2b(np.ascontiguousarray(sound).data, digest_size=8)
     digest.update(name.encode())
     return int.from_bytes(digest.digest(), "little", signed=True)
@@ -32,14 +30,14 @@ class Row:
     index: int
     """Its place in the batch, before copies were made of it."""
     copy: int
-    """Which copy this is, where several sequences are asked for."""
+    """Of several sequences of one recording, this one's number."""
     number: int
     """Its place among all rows, copies included."""
     features: Float[np.ndarray, "mel frame"] | None
     encoded: Float[Tensor, "pos width"] | None
     """The encoder's output, where the caller has it already; then every window is this one."""
     frames: int
-    """Frames of sound; what the features hold after them is not listened to."""
+    """Valid frames; the features after them are padding."""
 
     def window(self, seek: int, count: int, width: int) -> Float[np.ndarray, "mel frame"]:
         """Cut `count` frames from `seek` and fill up with 0.0 to `width` of them."""
@@ -73,9 +71,10 @@ class Audio:
 
     @classmethod
     def of(cls, model: Any, input_features: Any, encoder_outputs: Any) -> "Audio":
-        """Check what was given."""
+        """Check the arguments."""
         config = model.config
         encoder = model.get_encoder()
+        # 2 in every published checkpoint, but nothing in the config says so.
         stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
         if input_features is None and encoder_outputs is None:
             raise ValueError(
@@ -120,9 +119,8 @@ class Audio:
                 )
             frames = lengths_of(attention_mask, self.batch_size)
         features, encoded = self.features, self.encoded
-        arrays = (
-            None if features is None else [row.detach().cpu().float().numpy() for row in features]
-        )
+        # Once for all copies of a row: from a GPU each is a transfer.
+        arrays = None if features is None else list(features.detach().cpu().float().numpy())
         return [
             Row(
                 index=i,
@@ -147,13 +145,13 @@ class PaddedBatch:
     given: Float[Tensor, "batch pos width"] | None
     """The encoder's output, where the caller has it already."""
     num_frames: tuple[int, ...]
-    """Of each row, those that are heard."""
+    """Valid frames of each row."""
 
     @classmethod
     def of(
         cls, model: Any, features: Any, encoder_outputs: Any, attention_mask: Any
     ) -> "PaddedBatch":
-        """Check what was given."""
+        """Check the arguments."""
         slots = slot_model(model)
         assert isinstance(slots, Speech2TextSlotModel)
         if features is None and encoder_outputs is None:
@@ -175,10 +173,16 @@ class PaddedBatch:
                 f"generating text: found {frames} frames, expected at most max_source_positions, "
                 f"which is {config.max_source_positions}; cut the audio into shorter pieces"
             )
-        heard = [frames] * size
+        num_frames = [frames] * size
         if attention_mask is not None:
-            heard = lengths_of(attention_mask, size)
-            _check_lengths(heard, frames)
+            num_frames = lengths_of(attention_mask, size)
+            wrong = [row for row, number in enumerate(num_frames) if not 1 <= number <= frames]
+            if wrong:
+                raise ValueError(
+                    f"generating text: attention_mask has {num_frames[wrong[0]]} frames in row "
+                    f"{wrong[0]}, expected 1 to {frames}, which the features have; leave empty "
+                    "rows out"
+                )
         slots = slots.for_windows(frames)
         if given is not None and tuple(given.shape[1:]) != slots.window_shape:
             raise ValueError(
@@ -186,7 +190,7 @@ class PaddedBatch:
                 f"(batch, {slots.window_shape[0]}, {slots.window_shape[1]}) for {frames} frames; "
                 "pass the mask that the encoder was given"
             )
-        return cls(model=slots, features=features, given=given, num_frames=tuple(heard))
+        return cls(model=slots, features=features, given=given, num_frames=tuple(num_frames))
 
     @property
     def size(self) -> int:
@@ -199,14 +203,14 @@ class PaddedBatch:
         return np.broadcast_to(np.float32(0.0), (1, self.model.window_frames))
 
     def sound(self, row: int) -> np.ndarray:
-        """What is heard of a row: features, or what the encoder made of them."""
+        """Return the valid features of a row, or what the encoder made of them."""
         if self.features is not None:
-            heard = self.features[row, : self.num_frames[row]]
+            valid = self.features[row, : self.num_frames[row]]
         else:
             assert self.given is not None
             [end] = self.model.positions_heard([self.num_frames[row]], windows=1)
-            heard = self.given[row, :end]
-        return heard.detach().float().cpu().numpy()
+            valid = self.given[row, :end]
+        return valid.detach().float().cpu().numpy()
 
     @torch.inference_mode()
     def encoded(self) -> Float[Tensor, "batch pos width"]:
@@ -228,18 +232,10 @@ class PaddedBatch:
 
 
 def _frames_of(given: Tensor, attention_mask: Any, config: Any) -> int:
-    """How many frames became these positions: as the mask says, or as many as could."""
+    # Strided convolutions round up, so several numbers of frames give these positions: the mask
+    # decides, and without one the most frames that do and that the model takes.
     shape = tuple(getattr(attention_mask, "shape", ()))
     if len(shape) == 2:
         return int(shape[1])
     most = given.shape[1] * 2**config.num_conv_layers
     return int(min(most, max(config.max_source_positions, most - 2**config.num_conv_layers + 1)))
-
-
-def _check_lengths(heard: list[int], frames: int) -> None:
-    wrong = [row for row, number in enumerate(heard) if not 1 <= number <= frames]
-    if wrong:
-        raise ValueError(
-            f"generating text: attention_mask has {heard[wrong[0]]} frames in row {wrong[0]}, "
-            f"expected 1 to {frames}, which the features have; leave empty rows out"
-        )

@@ -15,13 +15,8 @@ from corpus_asr.decoding.slots import Steps
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.languages import resolve_language
 from corpus_asr.models.generation.inputs import Row
-from corpus_asr.models.generation.processors import (
-    Stream,
-    early_processors,
-    late_processors,
-    stopping_for,
-)
-from corpus_asr.models.generation.settings import Settings, end_token, search_of
+from corpus_asr.models.generation.processors import Stream, search_of
+from corpus_asr.models.generation.settings import Settings, end_token
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
 from corpus_asr.transcription.windows import Language, Window
@@ -29,7 +24,7 @@ from corpus_asr.transcription.windows import Language, Window
 TASKS = ("translate", "transcribe")
 
 DETECT = -1
-"""Stands in a start for the language, where it is to be heard from the sound."""
+"""Stands for the language in a start, where it is to be detected."""
 
 
 def starts(
@@ -48,7 +43,7 @@ def starts(
     unknown = len(begin) <= 1 or begin[1] is None
     languages = _languages(language, batch_size)
     if languages is not None:
-        spoken: list[int | None] = [_language_id(one, config) for one in languages]
+        spoken: list[int | None] = [_language_id(name, config) for name in languages]
     elif config.lang_to_id is not None and unknown:
         spoken = [DETECT] * batch_size
     else:
@@ -76,7 +71,7 @@ def _start(
 
 
 def _forced(config: GenerationConfig, model_config: Any) -> list[int | None]:
-    """The tokens an old file forces after the first, without gaps from position 1 on."""
+    # Early versions of transformers wrote language and task into files like this.
     forced = config.forced_decoder_ids
     if forced is None:
         forced = getattr(model_config, "forced_decoder_ids", None)
@@ -95,7 +90,7 @@ def _languages(language: Any, batch_size: int) -> Sequence[str] | None:
     if language is None or isinstance(language, str):
         return None if language is None else [language] * batch_size
     languages = list(language) if isinstance(language, Sequence) else [language]
-    wrong = next((one for one in languages if not isinstance(one, str)), "")
+    wrong = next((item for item in languages if not isinstance(item, str)), "")
     if wrong != "":
         raise TypeError(
             f"generating text: `language` is {language!r} with {wrong!r} in it, expected None, one "
@@ -151,7 +146,7 @@ def detect(row: Row, config: GenerationConfig, *, window_frames: int) -> Steps[i
 
 
 def with_end(result: WindowResult, end: int) -> tuple[int, ...]:
-    """New tokens, the end token included where it was said."""
+    """Return the new tokens, the end token included where it was chosen."""
     return result.tokens if result.end_logprob is None else (*result.tokens, end)
 
 
@@ -184,11 +179,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         settings: Settings,
         report: Callable[[Row, int], None],
     ) -> None:
-        """Begin before the first window.
-
-        The text starts with `start`, where `DETECT` stands for the language; `report` is called
-        with each frame that is about to be decoded.
-        """
+        """Begin before the first window; `report` is called with each frame to be decoded next."""
         config = settings.config
         self.row = row
         self.attempts: list[Attempt] = []
@@ -234,17 +225,17 @@ class TransformersLongForm(LongFormRules[RowSegment]):
     def language(
         self, name: tuple[int, int], features: Float[np.ndarray, "mel frame"], heard: int | None
     ) -> Steps[Language]:
-        """Hear the row's language in its first window, for all of them."""
+        """Detect the row's language in its first window, for all of them."""
         if DETECT in self._start:
             settings = self._settings
             token = yield from detect(
                 self.row, settings.config, window_frames=settings.window_frames
             )
-            self._start = tuple(token if one == DETECT else one for one in self._start)
+            self._start = tuple(token if item == DETECT else item for item in self._start)
         return Language(code=None, probability=None)
 
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
-        """Put the caller's prompt, the text so far or both before the request."""
+        """Put the caller's prompt, the text so far or both before the start tokens."""
         prompt = self._prompt()
         # A caller's own prompt may be shorter: the reference then counts from its end.
         return prompt, (len(prompt) - len(self._start)) % len(prompt)
@@ -261,6 +252,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
             # Two timestamps at the end of a window only say that it was cut there.
             paired = len(tokens) > 2 and self.clock.is_timestamp(tokens[-2])
             text += tokens[:-1] if paired else tokens
+        # Half of the positions are left to the new text, and one to the marker before this.
         kept = text[-(settings.max_target_positions // 2 - 1) :]
         if settings.prompt is not None and settings.repeat_prompt:
             return (*settings.prompt, *kept, *self._start)
@@ -305,22 +297,17 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         settings = self._settings
         if temperature:
             self._num_beams = 1
-        stopping = stopping_for(settings, len(window.prompt))
-        if settings.streamer is not None:
-            self._stream = Stream(settings.streamer, torch.tensor([window.prompt]))
-            stopping = (*stopping, self._stream)
-        return search_of(
+        search, self._stream = search_of(
             settings,
+            window.prompt,
+            row=self.row.number,
+            max_new_tokens=window.max_new_tokens,
             temperature=temperature or None,
             num_beams=self._num_beams,
             assistant=settings.assistant if self._num_beams == 1 else None,
             num_draft_tokens=settings.config.num_assistant_tokens or Search().num_draft_tokens,
-            early_processors=early_processors(
-                settings, self.row.number, len(window.prompt), window.max_new_tokens
-            ),
-            processors=late_processors(settings, len(window.prompt)),
-            stopping=stopping,
         )
+        return search
 
     def seed(self, window: Window, temperature: float | None) -> int:
         """Name a window's sound, its place and the temperature."""
@@ -329,21 +316,22 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         return self.row.seed(self._settings.seed, window.seek, temperature, window.features)
 
     def mean_logprob(self, result: WindowResult) -> float:
-        """Average over what was said, the end token included where it was."""
+        """Average over the new tokens, the end token included."""
         total = sum(result.logprobs) + (result.end_logprob or 0.0)
         return total / len(with_end(result, self._settings.end))
 
     def compression_ratio(self, result: WindowResult) -> float:
         """Bytes of the token ids over bytes of the same compressed."""
+        # As many bytes a token as the reference writes, which decides the ratio.
         width = int(math.log2(self._settings.vocab_size) / 8) + 1
-        said = with_end(result, self._settings.end)
-        raw = b"".join(token.to_bytes(width, "little") for token in said)
+        tokens = with_end(result, self._settings.end)
+        raw = b"".join(token.to_bytes(width, "little") for token in tokens)
         return len(raw) / len(zlib.compress(raw))
 
     def note(self, attempt: Attempt) -> None:
         """Keep all attempts, and end the stream of this one."""
         self.attempts.append(attempt)
-        if attempt.number:
+        if attempt.number:  # a later attempt at the same window
             self.kept.pop()
         self.kept.append(attempt)
         if self._stream is not None:
@@ -357,7 +345,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         return steps * clock.time_precision
 
     def is_silence(self, attempt: Attempt) -> bool:
-        """Whether there is probably no speech and the text is improbable: both thresholds say."""
+        """Whether there is probably no speech and the text is improbable."""
         limit = self.thresholds.logprob_threshold
         return limit is not None and attempt.mean_logprob < limit and self.lacks_speech(attempt)
 

@@ -32,7 +32,7 @@ from corpus_asr.transcription.words import dynamic_time_warping, median_filter
 
 @dataclass(eq=False)
 class GenerateEncoderDecoderOutput(ModelOutput):
-    """What search found."""
+    """The results of `generate` by name."""
 
     sequences: Int[Tensor, "batch token"] | None = None
     """Prompts, text and end tokens; of the best beams, where there are several."""
@@ -41,7 +41,7 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     scores: tuple[Float[Tensor, "batch vocab"], ...] | None = None
     """What each token was chosen from."""
     logits: tuple[Float[Tensor, "batch vocab"], ...] | None = None
-    """What the network said before any rule."""
+    """The network's own, before any rule."""
     # Never set, since search does not keep them; programs for transformers look whether they are.
     encoder_attentions: tuple[Tensor, ...] | None = None
     encoder_hidden_states: tuple[Tensor, ...] | None = None
@@ -51,10 +51,10 @@ class GenerateEncoderDecoderOutput(ModelOutput):
 
 
 def text_output(
-    prompt: Sequence[int], said: Sequence[int], result: WindowResult, settings: CallSettings
+    prompt: Sequence[int], tokens: Sequence[int], result: WindowResult, settings: CallSettings
 ) -> dict[str, Any]:
-    """Everything that was found of one text, by name."""
-    output: dict[str, Any] = {"sequences": torch.tensor([*prompt, *said])}
+    """Return the results for one text by name."""
+    output: dict[str, Any] = {"sequences": torch.tensor([*prompt, *tokens])}
     if result.sequence_score is not None and settings.keep_scores:
         output["sequences_scores"] = torch.tensor(result.sequence_score)
     scores = result.scores
@@ -63,22 +63,22 @@ def text_output(
         scores = scores.log_softmax(-1)
     for name, steps in (("scores", scores), ("logits", result.logits)):
         if steps is not None:
-            output[name] = _filled(list(steps.cpu()), len(said), settings.pad)
+            output[name] = _filled(list(steps.cpu()), len(tokens), settings.pad)
     return output
 
 
 def stack_outputs(outputs: Sequence[dict[str, Any]], *, pad: int, device: Any) -> dict[str, Any]:
     """Stack what all texts have; the shorter ones end in padding."""
     shared = set.intersection(*(set(output) for output in outputs))
-    stack: dict[str, Any] = {"sequences": stacked([one["sequences"] for one in outputs], pad)}
+    stack: dict[str, Any] = {"sequences": stacked([text["sequences"] for text in outputs], pad)}
     if "sequences_scores" in shared:
-        stack["sequences_scores"] = torch.stack([one["sequences_scores"] for one in outputs])
+        stack["sequences_scores"] = torch.stack([text["sequences_scores"] for text in outputs])
     if "token_timestamps" in shared:
-        stack["token_timestamps"] = stacked([one["token_timestamps"] for one in outputs], None)
+        stack["token_timestamps"] = stacked([text["token_timestamps"] for text in outputs], None)
     stack = {name: value.to(device) for name, value in stack.items()}
     for name in shared & {"scores", "logits"}:
-        longest = max(len(one[name]) for one in outputs)
-        rows = [_filled(one[name], longest, pad) for one in outputs]
+        longest = max(len(text[name]) for text in outputs)
+        rows = [_filled(text[name], longest, pad) for text in outputs]
         stack[name] = tuple(torch.stack(step).to(device) for step in zip(*rows, strict=True))
     return stack
 
@@ -94,6 +94,7 @@ class Batch:
         """Seconds of the tokens of windows, prompts left out; filled by who knows them."""
         self._settings = settings
         self._device = device
+        # The longest prompt of each round, and the longest text of each batch within it.
         self._prompts: dict[int, int] = {}
         self._lengths: dict[tuple[int, int], int] = {}
         self._outputs: dict[Attempt, Any] = {}
@@ -115,13 +116,13 @@ class Batch:
         return with_end(attempt.result, self._settings.end)
 
     def output(self, attempt: Attempt) -> Any:
-        """What one call of the reference's search gives for a window: tensor or dictionary."""
+        """Return what a call of the reference's search returns for a window."""
         if attempt not in self._outputs:
             self._outputs[attempt] = self._output(attempt)
         return self._outputs[attempt]
 
     def unique(self) -> ModelOutput | dict[str, Any]:
-        """Everything of the last round that all its windows have, stacked.
+        """Return what all windows of the last round have, stacked.
 
         Windows decoded at different temperatures may differ in length, and in whether beams or
         samples found them.
@@ -169,6 +170,7 @@ class Batch:
         }
         if attempt in self.token_times:
             clock = self._settings.clock
+            # float64, as there: float32 has steps of 0.5 ms after two hours.
             offset = (
                 torch.tensor(attempt.window.seek).double()
                 * clock.time_precision
@@ -193,14 +195,14 @@ class Batch:
 
 
 def _group(attempt: Attempt) -> tuple[int, int]:
-    """What the reference decodes in one batch: windows of one number at one temperature."""
+    # The reference decodes in one batch the windows of one number at one temperature.
     return attempt.window.number, attempt.number
 
 
 def _filled(
     steps: list[Float[Tensor, " vocab"]], count: int, pad: int
 ) -> list[Float[Tensor, " vocab"]]:
-    """The scores or logits of `count` steps; after its end a row is certain of padding."""
+    # After its end a row is certain of padding, where the reference goes on computing scores.
     over = torch.full_like(steps[0], float("-inf"))
     over[pad] = 0.0
     return [*steps, *[over] * (count - len(steps))]
@@ -216,14 +218,12 @@ def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
     return torch.stack(filled)
 
 
+# Of the encoder: the reference, too, has this number here, whatever `time_precision` is.
 _SECONDS_PER_POSITION = 0.02
 
 
 def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_mask: Any) -> None:
-    """Find the times of the tokens of all windows that were kept, and note them in `batch`.
-
-    `attention_mask`, (batch, frame), tells how long each row is; None for no bound.
-    """
+    """Set the times of the tokens of all windows that were kept, in `batch`."""
     ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
     windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]
     tasks = [
@@ -243,7 +243,6 @@ def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_ma
 def _align(
     row: Row, attempt: Attempt, said: Sequence[int], settings: Settings, frames: int | None
 ) -> Generator[Job, Result, Float[Tensor, " token"]]:
-    """Return the seconds of each token after the prompt; of the sound no more than `frames`."""
     read = said[:-1]  # the reference has no attention for the last token
     if not read:
         return torch.zeros(len(said))
@@ -259,6 +258,7 @@ def _align(
     assert isinstance(result, AlignResult)
     weights = torch.from_numpy(np.asarray(result.weights))[:, len(attempt.window.prompt) :]
     if frames is not None:
+        # Padding gets attention too, and the path through it would move the last words.
         weights = weights[..., : max(1, frames // settings.clock.input_stride)]
     return _token_seconds(weights, width=settings.median_filter_width)
 
@@ -266,7 +266,7 @@ def _align(
 def _token_seconds(
     weights: Float[Tensor, "head token pos"], *, width: int
 ) -> Float[Tensor, " token_1"]:
-    """Find the cheapest path through the attention of all tokens but the last."""
+    # Every head counts alike, however sharp its attention is.
     deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
     weights = (weights - weights.mean(dim=-2, keepdim=True)) / deviation
     smooth = torch.from_numpy(median_filter(weights.numpy(), width)).mean(dim=0)

@@ -1,11 +1,7 @@
-"""What one call of `generate` shall do: its arguments checked, merged with the checkpoint's.
-
-Keywords come before the call's GenerationConfig, that before the checkpoint's, that before the
-defaults: the order of precedence is transformers'.
-"""
+"""What one call of `generate` shall do: its arguments checked, merged with the checkpoint's."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +11,6 @@ from torch import Tensor
 
 from corpus_asr.decoding.protocols import (
     LogitsProcessor,
-    Search,
     SlotModel,
     StoppingCriterion,
     TokenRules,
@@ -24,13 +19,14 @@ from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.families.whisper.generation_config import (
     GenerationConfig as WhisperGenerationConfig,
 )
-from corpus_asr.models.generation.slots import slot_model
 from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=GenerationConfig)
 
+# transformers' own, from its GenerationConfig of version 5.23: they hold where neither call nor
+# checkpoint sets a value. Ours are None, so that a file's own values can be told from these.
 DEFAULTS: dict[str, Any] = {
     "max_length": 20,
     "min_length": 0,
@@ -48,7 +44,6 @@ DEFAULTS: dict[str, Any] = {
     "output_scores": False,
     "return_dict_in_generate": False,
 }
-"""What holds where neither call nor checkpoint says anything."""
 
 # Settings of transformers that cannot be had here, and the values at which they do nothing.
 _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
@@ -122,8 +117,9 @@ def prepare(
             "GenerationConfig; make one by GenerationConfig.from_dict(...)"
         )
     config = kind()
+    # Later updates fill in only what is still unset: that is transformers' order of precedence.
     if given is not None:
-        config.update(**_said(given), allow_custom_entries=True)
+        config.update(**_values_set(given), allow_custom_entries=True)
         if clash := sorted(name for name in keywords if hasattr(config, name)):
             logger.warning(
                 "settings were given both as generation_config and by name (%s): the names win; "
@@ -131,14 +127,13 @@ def prepare(
                 ", ".join(clash),
             )
     if own is not None:
-        config.update(defaults_only=True, allow_custom_entries=True, **_said(own))
+        config.update(defaults_only=True, allow_custom_entries=True, **_values_set(own))
     config.update(defaults_only=True, **DEFAULTS)
     rest = config.update(**keywords)
     return config, _for_the_call(config, rest)
 
 
-def _said(config: Any) -> dict[str, Any]:
-    """What `config` sets; None says nothing."""
+def _values_set(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if value is not None}
 
 
@@ -203,18 +198,16 @@ def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
 
 def encoded_of(given: Any) -> Tensor:
     """Take the hidden states out of what an encoder returned."""
-    found = given
-    if hasattr(found, "last_hidden_state"):
-        found = found.last_hidden_state
-    elif isinstance(found, list | tuple) and found:
-        found = found[0]
-    if not isinstance(found, Tensor) or found.ndim != 3 or not found.numel():
-        shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    states = getattr(given, "last_hidden_state", given)
+    if isinstance(states, list | tuple) and states:
+        states = states[0]
+    if not isinstance(states, Tensor) or states.ndim != 3 or not states.numel():
+        shown = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
         raise ValueError(
             f"generating text: encoder_outputs hold {shown}, expected a tensor (batch, position, "
             "width) or the encoder's output; pass what the encoder returned"
         )
-    return found
+    return states
 
 
 def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
@@ -251,47 +244,37 @@ def prompt_of(prompt_ids: Any) -> tuple[int, ...] | None:
 def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
     """Return the temperatures to try in turn; None where nothing was said."""
     several = isinstance(temperature, Sequence) and not isinstance(temperature, str)
-    found = tuple(temperature) if several else (temperature,)
-    if not found:
+    temperatures = tuple(temperature) if several else (temperature,)
+    if not temperatures:
         raise ValueError(
             "generating text: temperature is an empty list, expected a number or several"
         )
-    for one in found:
-        if one is not None and not isinstance(one, int | float):
+    for value in temperatures:
+        if value is not None and not isinstance(value, int | float):
             raise TypeError(
-                f"generating text: found the temperature {one!r}, expected a number or several; "
+                f"generating text: found the temperature {value!r}, expected a number or several; "
                 "correct it"
             )
-        if one is not None and not one >= 0:
+        if value is not None and not value >= 0:  # NaN is refused too
             raise ValueError(
-                f"generating text: found the temperature {one!r}, expected 0 or more; correct it"
+                f"generating text: found the temperature {value!r}, expected 0 or more; correct it"
             )
-    return found
+    return temperatures
 
 
 def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
     """Return functions that a caller passed as a list."""
     if given is None:
         return ()
-    wrong = given if not isinstance(given, Sequence) else None
-    for one in given if wrong is None else ():
-        wrong = one if not callable(one) else wrong
+    wrong = given
+    if isinstance(given, Sequence):
+        wrong = next((item for item in given if not callable(item)), None)
     if wrong is not None:
         raise TypeError(
             f"generating text: found {str(wrong)[:40]!r} of type {type(wrong).__name__} as {what}, "
             f"expected a list of functions; put it into a list, or correct it"
         )
     return tuple(given)
-
-
-def draft_of(assistant: Any) -> SlotModel:
-    """The form of an assistant that search drafts with."""
-    if not hasattr(assistant, "slot_model"):
-        raise TypeError(
-            f"generating text: found a {type(assistant).__name__} as assistant_model, expected a "
-            "model; load it with WhisperForCausalLM.from_pretrained"
-        )
-    return slot_model(assistant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,50 +292,64 @@ class CallSettings:
     keep_scores: bool
     keep_logits: bool
     seed: int
-    processors: tuple[LogitsProcessor, ...] = ()
-    stopping: tuple[StoppingCriterion, ...] = ()
-    allowed: Callable[[int, Tensor], Sequence[int]] | None = None
+    processors: tuple[LogitsProcessor, ...]
+    stopping: tuple[StoppingCriterion, ...]
+    streamer: Any
+    """Gets every token as it is found."""
+    tokenizer: Any
+    """Decodes the text where strings in it stop a window."""
+    allowed: Callable[[int, Tensor], Sequence[int]] | None
     """Row and tokens so far, to the tokens that may come next."""
-    streamer: Any = None
-    """Told every token as it is found."""
-    tokenizer: Any = None
-    """Reads the text where strings in it stop a window."""
+    suppressed_second: tuple[int, ...] = ()
+    """Not chosen right after a forced first token."""
 
 
-def search_of(
-    settings: CallSettings, *, temperature: float | None, num_beams: int, **more: Any
-) -> Search:
-    """Return how one text is searched; a temperature of None takes the likeliest tokens."""
-    config = settings.config
-    sampled = temperature is not None
-    top_p = config.top_p if sampled and config.top_p is not None and config.top_p < 1 else None
-    return Search(
-        temperature=temperature or 0.0,
-        top_k=config.top_k or None if sampled else None,
-        top_p=top_p,
-        repetition_penalty=config.repetition_penalty or 1.0,
-        no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
-        num_beams=num_beams,
-        length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
-        early_stopping=config.early_stopping or False,  # type: ignore[arg-type]
-        keep_scores=settings.keep_scores,
-        keep_logits=settings.keep_logits,
-        **more,
-    )
-
-
-def common_settings(model: Any, config: GenerationConfig) -> dict[str, Any]:
-    """The fields of `CallSettings` that model and configuration decide, in every family."""
+def common_settings(
+    model: Any,
+    config: GenerationConfig,
+    keywords: Mapping[str, Any],
+    *,
+    batch_size: int,
+    temperatures: Sequence[float | None],
+    logits_processor: Sequence[Any] | None,
+    stopping_criteria: Sequence[Any] | None,
+) -> dict[str, Any]:
+    """Return the fields of `CallSettings` that are decided alike in every family."""
+    streamer = keywords.get("streamer")
+    if streamer is not None and (batch_size > 1 or (config.num_beams or 1) > 1):
+        raise ValueError(
+            f"generating text: a streamer takes one recording and one beam, found "
+            f"{batch_size} and {config.num_beams}; leave it out"
+        )
+    if config.stop_strings is not None and "tokenizer" not in keywords:
+        raise ValueError(
+            "generating text: stop_strings are given but no tokenizer to read the text with; pass "
+            "tokenizer"
+        )
+    end = end_token(config)
     by_name = config.return_dict_in_generate
+    # The reference normalizes after the caller's processors.
+    normalize = (_normalized,) if config.renormalize_logits else ()
     return {
         "config": config,
-        "end": end_token(config),
-        "pad": pad_token(config),
+        "end": end,
+        "pad": end if config.pad_token_id is None else config.pad_token_id,
         "vocab_size": model.config.vocab_size,
         "max_target_positions": model.config.max_target_positions,
         "keep_scores": bool(config.output_scores and by_name),
         "keep_logits": bool(config.output_logits and by_name),
+        # Drawn from torch's generator, so that `torch.manual_seed` repeats a call that samples;
+        # calls that do not sample leave the generator alone.
+        "seed": int(torch.randint(2**62, (1,))) if any(temperatures) else 0,
+        "processors": (*functions_of(logits_processor, what="logits_processor"), *normalize),
+        "stopping": functions_of(stopping_criteria, what="stopping_criteria"),
+        "streamer": streamer,
+        "tokenizer": keywords.get("tokenizer"),
     }
+
+
+def _normalized(tokens: Tensor, scores: Tensor) -> Tensor:
+    return scores.log_softmax(dim=-1)
 
 
 def check_outputs(config: GenerationConfig) -> None:
@@ -370,36 +367,10 @@ def allowed_tokens(tokens: Sequence[int] | None, vocab_size: int) -> tuple[int, 
     return tuple(token for token in tokens or () if 0 <= token < vocab_size)
 
 
-def draw_seed(temperatures: Sequence[float | None]) -> int:
-    """Draw from torch's generator, so that `torch.manual_seed` repeats a call that samples."""
-    if all(not temperature for temperature in temperatures):
-        return 0
-    return int(torch.randint(2**62, (1,)))
-
-
-def streamer_of(streamer: Any, *, batch_size: int, config: GenerationConfig) -> Any:
-    """Return who is told every token."""
-    if streamer is not None and (batch_size > 1 or (config.num_beams or 1) > 1):
-        raise ValueError(
-            f"generating text: a streamer takes one recording and one beam, found "
-            f"{batch_size} and {config.num_beams}; leave it out"
-        )
-    return streamer
-
-
-def tokenizer_of(rest: dict[str, Any], config: GenerationConfig) -> Any:
-    """Return what reads the text so far."""
-    if config.stop_strings is not None and "tokenizer" not in rest:
-        raise ValueError(
-            "generating text: stop_strings are given but no tokenizer to read the text with; pass "
-            "tokenizer"
-        )
-    return rest.get("tokenizer")
-
-
 def end_token(config: GenerationConfig) -> int:
     """The token that ends a text."""
     ends = config.eos_token_id
+    # Whisper's files name one end token; search follows no second.
     if isinstance(ends, list | tuple) and len(ends) == 1:
         ends = ends[0]
     if not isinstance(ends, int):
@@ -408,11 +379,6 @@ def end_token(config: GenerationConfig) -> int:
             "tokenizer's end token"
         )
     return ends
-
-
-def pad_token(config: GenerationConfig) -> int:
-    """The token that fills shorter rows; the end token where there is no other."""
-    return end_token(config) if config.pad_token_id is None else config.pad_token_id
 
 
 _CONDITION_TYPES = ("first-segment", "all-segments")
@@ -443,10 +409,11 @@ class Settings(CallSettings):
 def resolve_timestamps(
     config: WhisperGenerationConfig, wanted: bool | None, *, is_short: bool
 ) -> bool | None:
-    """Whether timestamps are predicted: always for recordings longer than a window."""
+    """Whether timestamps are predicted."""
     if wanted is None:
         wanted = config.return_timestamps
     if not is_short:
+        # Where the next window begins is read off the timestamps of the last.
         if wanted is False:
             raise ValueError(
                 "generating text: the features are longer than a window of 30 s, which takes "
@@ -465,7 +432,7 @@ def resolve_timestamps(
 def check_language_and_task(
     config: WhisperGenerationConfig, language: Any, task: str | None, is_multilingual: bool | None
 ) -> None:
-    """Note what was asked for in `config`."""
+    """Put the call's language and task into `config`."""
     if is_multilingual is not None:
         if config.is_multilingual is None:
             raise _outdated("is_multilingual", "is_multilingual")
@@ -486,7 +453,7 @@ def check_language_and_task(
 
 
 def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
-    """Put the thresholds and conditions of the call into `config`, where it gave any."""
+    """Put the values of the call into `config`, where it gave any, and check the thresholds."""
     for name, value in given.items():
         if value is not None:
             setattr(config, name, value)
@@ -517,10 +484,11 @@ def check_condition_type(config: WhisperGenerationConfig, wanted: str | None) ->
 def token_rules(
     config: WhisperGenerationConfig, *, vocab_size: int, timestamps: bool, drafted: bool
 ) -> TokenRules:
-    """What windows may say; where a smaller model drafts, text may end at once."""
+    """Return which tokens windows may hold."""
     return TokenRules(
         end=end_token(config),
         suppress=allowed_tokens(config.suppress_tokens, vocab_size),
+        # The reference leaves the first token free where a smaller model drafts.
         suppress_first=(
             () if drafted else allowed_tokens(config.begin_suppress_tokens, vocab_size)
         ),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, Task, check_every_on, encode_batch_on
 
+# A slot holds keys and values of a whole text: this bounds what a large batch takes.
 _MAX_SLOTS = {"cpu": 8, "cuda": 64}
 
 # Values looked at in each parameter to see that nobody changed it behind torch's back.
@@ -34,11 +35,8 @@ def slot_model(model: Any) -> SlotModel:
 
 @torch.no_grad()
 def _state(model: nn.Module) -> tuple[Any, ...]:
-    """Tell apart states of the weights.
-
-    Torch counts changes made in place, and new storage has another address; changes through
-    `.data` are not counted, so some values of every parameter are compared too.
-    """
+    # Torch counts changes made in place, and new storage has another address; changes through
+    # `.data` are not counted, so some values of every parameter are compared too.
     parameters = list(model.parameters())
     marks = tuple((p.data_ptr(), p._version, p.dtype, p.device, p.shape) for p in parameters)
     samples = [_sample(p) for p in parameters]
@@ -51,11 +49,7 @@ def _sample(parameter: Tensor) -> Tensor:
 
 
 def run(model: SlotModel, tasks: Sequence[Task], *, beams: int = 1) -> list[Any]:
-    """Run tasks, one per text, side by side on `beams` slots each; returns what each returns.
-
-    Raises:
-        Exception: the first that a task ended with.
-    """
+    """Run tasks, one per text, on `beams` slots each; returns what each returns."""
     results: list[Any] = [None] * len(tasks)
     errors: list[Exception] = []
     kind = model.device.type

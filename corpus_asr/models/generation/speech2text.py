@@ -23,27 +23,15 @@ from corpus_asr.models.generation.outputs import (
     stack_outputs,
     text_output,
 )
-from corpus_asr.models.generation.processors import (
-    Stream,
-    callers_processors,
-    early_processors,
-    late_processors,
-    not_at,
-    stopping_for,
-)
+from corpus_asr.models.generation.processors import search_of
 from corpus_asr.models.generation.settings import (
     DEFAULTS,
     CallSettings,
     allowed_tokens,
     check_outputs,
     common_settings,
-    draw_seed,
-    functions_of,
     one_tensor,
     prepare,
-    search_of,
-    streamer_of,
-    tokenizer_of,
 )
 from corpus_asr.models.generation.slots import run
 
@@ -60,8 +48,6 @@ class _Settings(CallSettings):
     max_new_tokens: int
     num_return_sequences: int
     """Of each search: beams, where there are several."""
-    suppressed_second: tuple[int, ...]
-    """Not said right after a forced first token."""
 
 
 def generate(
@@ -80,14 +66,12 @@ def generate(
 
     Args:
         inputs: filter bank features (batch, frame, mel); `input_features` says the same.
-        generation_config: settings that come before the model's own.
         logits_processor, stopping_criteria: called with the tokens so far and the scores of the
             next; change the scores, or end a text.
-        prefix_allowed_tokens_fn: called with a row's number and its tokens so far; returns the
-            tokens that may come next.
+        prefix_allowed_tokens_fn: row and tokens so far, to the tokens that may come next.
         synced_gpus: without effect here.
         assistant_model: not offered.
-        streamer: told every token of one recording, with `put` and `end`.
+        streamer: gets every token of one recording by `put`, and then `end`.
         kwargs: settings of a `GenerationConfig` (`num_beams`, `max_new_tokens`,
             `forced_bos_token_id`, ...), and `input_features`, `attention_mask` (batch, frame),
             `encoder_outputs`, `decoder_input_ids`, `tokenizer`.
@@ -95,11 +79,6 @@ def generate(
     Returns:
         Token ids from the start token to the end token, padded; with `return_dict_in_generate`
         what search found by name. Scores of a row after its end are those of padding alone.
-
-    Raises:
-        ValueError: an argument is unknown or not offered, or arguments contradict one another or
-            the checkpoint.
-        TypeError: an argument is of another type.
     """
     own = getattr(model, "generation_config", None)
     mask = kwargs.pop("attention_mask", None)
@@ -114,12 +93,20 @@ def generate(
     _check_mode(config, assistant_model)
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
     begin = _prompts(config, prompts, batch.size)
-    common = common_settings(model, config)
+    temperature = config.temperature if config.do_sample else None
+    common = common_settings(
+        model,
+        config,
+        rest | {"streamer": streamer},
+        batch_size=batch.size,
+        temperatures=[temperature],
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+    )
     first = allowed_tokens(config.begin_suppress_tokens, common["vocab_size"])
     # A forced first token is none to suppress: what is meant is then the one after it.
     forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
     beams, returned = config.num_beams or 1, config.num_return_sequences or 1
-    temperature = config.temperature if config.do_sample else None
     if beams > 1:  # transformers then takes a padding token of 0 for none
         common["pad"] = common["pad"] or common["end"]
     settings = _Settings(
@@ -134,12 +121,7 @@ def generate(
         max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
         num_return_sequences=returned if beams > 1 else 1,
         suppressed_second=first if forced else (),
-        seed=draw_seed([temperature]),
-        processors=callers_processors(config, logits_processor),
-        stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
-        streamer=streamer_of(streamer, batch_size=batch.size, config=config),
-        tokenizer=tokenizer_of(rest, config),
     )
     copies = 1 if beams > 1 else returned
     encoded = batch.encoded()
@@ -160,19 +142,17 @@ def generate(
 
 
 def _one_of(**given: Any) -> Any:
-    """Return the argument that was given."""
-    said = {name: value for name, value in given.items() if value is not None}
-    if len(said) > 1:
+    values = {name: value for name, value in given.items() if value is not None}
+    if len(values) > 1:
         raise ValueError(
-            f"generating text: found {' and '.join(said)}, which mean the same; pass one of them"
+            f"generating text: found {' and '.join(values)}, which mean the same; pass one of them"
         )
-    return next(iter(said.values()), None)
+    return next(iter(values.values()), None)
 
 
 def _says_length(own: Any, given: Any, keywords: dict[str, Any]) -> bool:
-    """Whether call or checkpoint say how long a text may be, prompt included."""
-    said = (keywords.get("max_length"), *(getattr(one, "max_length", None) for one in (given, own)))
-    return any(length is not None for length in said)
+    lengths = [getattr(config, "max_length", None) for config in (given, own)]
+    return any(length is not None for length in (keywords.get("max_length"), *lengths))
 
 
 def _check_mode(config: GenerationConfig, assistant: Any) -> None:
@@ -193,7 +173,6 @@ def _check_mode(config: GenerationConfig, assistant: Any) -> None:
 
 
 def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tensor, "batch token"]:
-    """Return what each row's text begins with: the start token, and what the caller gave."""
     start = config.decoder_start_token_id
     start = config.bos_token_id if start is None else start
     if start is None:
@@ -217,16 +196,17 @@ def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tenso
             f"generating text: decoder_input_ids have shape {tuple(prompts.shape)} and type "
             f"{prompts.dtype}, expected whole numbers ({batch_size}, token); {hint}"
         )
+    # The reference puts the start token in front of prompts that lack it.
     if not prompts.shape[1] or bool((prompts[:, :1] != starts).all()):
         prompts = torch.cat([starts, prompts], dim=1)
     return prompts
 
 
 def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_length: bool) -> int:
-    """How many tokens may follow a prompt of `length`."""
     if config.max_new_tokens is not None:
         wanted = config.max_new_tokens
     elif not says_length:
+        # As a number of new tokens: the reference adds the prompt's length to its default.
         wanted = _DEFAULT_NEW_TOKENS
     else:
         assert config.max_length is not None
@@ -254,24 +234,15 @@ def _row(
     copies: int,
     settings: _Settings,
 ) -> Generator[Job, Result, list[dict[str, Any]]]:
-    """Decode one row; returns what was found of its texts, the best first."""
     prompt = tuple(settings.begin[row].tolist())
-    stopping = stopping_for(settings, len(prompt))
-    stream = None
-    if settings.streamer is not None:
-        stream = Stream(settings.streamer, torch.tensor([prompt]))
-        stopping = (*stopping, stream)
-    early = early_processors(settings, row * copies + copy, len(prompt), settings.max_new_tokens)
-    if settings.suppressed_second:
-        early = (*early, not_at(settings.suppressed_second, length=len(prompt) + 1))
-    search = search_of(
+    search, stream = search_of(
         settings,
+        prompt,
+        row=row * copies + copy,
+        max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         num_beams=settings.config.num_beams or 1,
         num_return_sequences=settings.num_return_sequences,
-        early_processors=early,
-        processors=late_processors(settings, len(prompt)),
-        stopping=stopping,
     )
     seed = 0
     if settings.temperature is not None:

@@ -1,8 +1,7 @@
 """Speech2Text's feature extractor, and its processor: that and the tokenizer as one.
 
-Parameter names, defaults and results are those of `transformers.Speech2TextFeatureExtractor` and
-`transformers.Speech2TextProcessor`, version 5.23; features are within 1e-4 of its
-route without torchaudio. Works without torch unless tensors are asked for.
+Parameters, defaults and results are those of transformers 5.23, features within 1e-4 of its route
+without torchaudio. Works without torch unless tensors are requested.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +27,12 @@ from corpus_asr.models.feature_extraction import (
     speech_rows,
 )
 
-# Told by the other settings, or by the class: read from files, never set.
+# They follow from the other settings or the class: files have them, but they are never set.
 _DERIVED = ("mel_filters", "window", "feature_extractor_type", "processor_class")
 
 
 class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
-    """Turns samples into filter banks, each mel bin normalised over its recording.
+    """Turns samples into filter banks, each mel bin normalized over its recording.
 
     Args:
         feature_size: kept and saved; `num_mel_bins` counts.
@@ -75,7 +74,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         self.normalize_means = normalize_means
         self.normalize_vars = normalize_vars
         self.padding_side = padding_side
-        self.return_attention_mask = True
+        self.return_attention_mask = True  # the reference overrides the argument as well
         kaldi_filters(num_mel_bins, sample_rate_hz=sampling_rate)  # refuses sizes that cannot be
         if not dither >= 0.0:
             raise ValueError(
@@ -100,14 +99,13 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         Args:
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
             padding: `longest` or True, `max_length`, `do_not_pad` or False.
-            max_length: in frames; truncation comes before normalization.
-            pad_to_multiple_of: round lengths in frames up to a multiple of this.
+            max_length, pad_to_multiple_of: in frames; truncation comes before normalization.
             sampling_rate: of `raw_speech`, to be checked against the extractor's.
             kwargs: ignored, so that a processor may pass what is meant for its tokenizer.
 
         Returns:
             `input_features` of shape (batch, frame, mel), in float32, and `attention_mask` with 1
-            for every frame with content. Errors are those of Whisper's feature extractor.
+            for every frame with content.
         """
         self._check_rate(sampling_rate)
         fit = self._fit(padding, max_length, truncation, pad_to_multiple_of)
@@ -127,7 +125,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         normalize_vars: bool | None = True,
         padding_value: float = 0.0,
     ) -> Float32[np.ndarray, "frame mel"]:
-        """Normalise the first `input_length` frames of an array, and fill up the others."""
+        """Normalize the first `input_length` frames of an array, and fill up the others."""
         normed = np.full(x.shape, padding_value, dtype=np.float32)
         normed[:input_length] = mean_variance_normalised(
             x[:input_length].astype(np.float32, copy=False),
@@ -141,22 +139,20 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
         input_features: Sequence[np.ndarray],
         attention_mask: Sequence[np.ndarray] | np.ndarray | None = None,
     ) -> list[np.ndarray]:
-        """Normalise the frames of every recording that its mask calls content, as it is set to.
-
-        Content may stand at either end: the reference takes it to stand at the start, and where
-        `padding_side` is `left` it normalises padding.
-        """
+        """Normalize the frames of every recording that its mask calls content."""
         if attention_mask is None:
             attention_mask = [np.ones(len(values), dtype=np.int32) for values in input_features]
-        found = []
+        recordings = []
         for values, mask in zip(input_features, attention_mask, strict=True):
+            # Content may stand at either end: the reference takes it to stand at the start, and
+            # normalizes padding where `padding_side` is `left`.
             content = np.asarray(mask) == 1
             normed = np.full(values.shape, self.padding_value, dtype=np.float32)
             normed[content] = self.utterance_cmvn(
                 values[content], int(content.sum()), self.normalize_means, self.normalize_vars
             )
-            found.append(normed)
-        return found
+            recordings.append(normed)
+        return recordings
 
     def _filter_banks(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         for i, row in enumerate(rows):

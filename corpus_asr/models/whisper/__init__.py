@@ -1,7 +1,4 @@
-"""Whisper under the class names of `transformers`, imported on demand.
-
-Importing this package imports no torch, so what needs none stays without it.
-"""
+"""Whisper under the class names of `transformers`; importing the package imports no torch."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,7 @@
 """Whisper's feature extractor, and its processor: that and the tokenizer as one.
 
-Parameter names, defaults and results are those of `transformers.WhisperFeatureExtractor` and
-`transformers.WhisperProcessor`, version 5.23; features are within 1e-5 of its numpy route.
-Works without torch unless tensors or a GPU are asked for.
+Parameters, defaults and results are those of transformers 5.23, features within 1e-5 of its numpy
+route. Works without torch unless tensors or a GPU are requested.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from corpus_asr.models.feature_extraction import (
     speech_rows,
 )
 
-# Told by the other settings, or by the class: read from files, never set.
+# They follow from the other settings or the class: files have them, but they are never set.
 _DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type")
 
 _ON_DEVICE = "corpus_asr.models.whisper.torch_features:log_mel_on_device"
@@ -34,11 +33,9 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
 
     Args:
         feature_size: mel bins: 80, or 128 for large-v3.
-        hop_length: samples between frames.
+        hop_length, n_fft: samples between frames, and of a frame.
         chunk_length: seconds of the window that shorter recordings are padded to.
-        n_fft: samples of a frame.
         dither: standard deviation of noise added to every frame, from numpy's global generator.
-        return_attention_mask: default of calls.
         kwargs: kept as attributes and saved with the others.
     """
 
@@ -106,9 +103,8 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
 
         Args:
             raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
-            pad_to_multiple_of: round lengths in samples up to a multiple of this.
+            pad_to_multiple_of, max_length: in samples; no length means the window.
             padding: `max_length`, `longest` or True, `do_not_pad` or False.
-            max_length: in samples; None means the window.
             sampling_rate: of `raw_speech`, to be checked against the extractor's.
             do_normalize: bring every recording to zero mean and unit variance first.
             device: `cpu`, or the GPU to compute on.
@@ -118,11 +114,6 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         Returns:
             `input_features` of shape (batch, mel, frame), in float32, a list of arrays where
             recordings keep different lengths; `attention_mask` has 1 for every frame with content.
-
-        Raises:
-            ValueError: another sampling rate, more than one channel, no samples, values that are
-                not finite, or lengths that do not fit the tensors asked for.
-            TypeError: `raw_speech` is no sequence of numbers.
         """
         self._check_rate(sampling_rate)
         rows = speech_rows(raw_speech)
@@ -145,15 +136,12 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         attention_mask: Sequence[np.ndarray] | None,
         padding_value: float = 0.0,
     ) -> list[np.ndarray]:
-        """Bring every row to zero mean and unit variance, measured where its mask is 1.
-
-        Source: `transformers.WhisperFeatureExtractor.zero_mean_unit_var_norm`; the content is
-        taken to stand at the start of the row.
-        """
+        """Bring every row to zero mean and unit variance, measured where its mask is 1."""
         if attention_mask is None:
             return [(row - row.mean()) / np.sqrt(row.var() + 1e-7) for row in input_values]
         normed = []
         for row, mask in zip(input_values, attention_mask, strict=True):
+            # As in the reference, the content is taken to stand at the start of the row.
             content = row[: int(np.sum(mask))]
             scaled = (row - content.mean()) / np.sqrt(content.var() + 1e-7)
             scaled[len(content) :] = padding_value
@@ -166,7 +154,7 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             hop_samples=self.hop_length,
             sample_rate_hz=self.sampling_rate,
             dither=self.dither,
-            dtype=np.float64,
+            dtype=np.float64,  # as the reference's numpy route; float32 differs by up to 1e-4
         )
 
     def _features(self, rows: Sequence[np.ndarray], device: Any) -> Any:
@@ -175,13 +163,14 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             mels = (log_mel(r, num_mel_bins=self.feature_size, analysis=analysis) for r in rows)
             return joined([np.ascontiguousarray(mel) for mel in mels])
         on_device = resolve(_ON_DEVICE)
+        # One transform for all rows, where padding made them alike.
         alike = len({len(row) for row in rows}) == 1
-        lots = [np.stack(rows)] if alike else [row[np.newaxis] for row in rows]
-        found = [
-            on_device(lot, num_mel_bins=self.feature_size, analysis=analysis, device=device)
-            for lot in lots
+        batches = [np.stack(rows)] if alike else [row[np.newaxis] for row in rows]
+        features = [
+            on_device(batch, num_mel_bins=self.feature_size, analysis=analysis, device=device)
+            for batch in batches
         ]
-        return found[0] if len(lots) == 1 else [features[0] for features in found]
+        return features[0] if alike else [row for (row,) in features]
 
     def _frame_mask(self, mask: Int32[np.ndarray, " sample"]) -> Int32[np.ndarray, " frame"]:
         # Content are the frames that start in it.

@@ -18,31 +18,25 @@ def log_mel_on_device(
 ) -> Float32[np.ndarray, "batch mel frame"]:
     """Compute the log-mel features of every row in float32.
 
-    Args:
-        rows: samples in [-1, 1], padded alike.
-        num_mel_bins: 80, or 128 for large-v3.
-        analysis: sizes of the transform; its dither is drawn once per sample, from torch.
-        device: what `torch.device` takes.
-
-    Raises:
-        RuntimeError: torch has no such device here.
-
     Source: `transformers.WhisperFeatureExtractor._torch_extract_fbank_features`; equal to it within
     1e-5 on the same device, and to the float64 features of the CPU within 1e-4.
     """
     samples = torch.from_numpy(rows).to(device, torch.float32)
     if analysis.dither:
+        # Once per sample, where the CPU draws for every frame: frames overlap here.
         samples = samples + analysis.dither * torch.randn(samples.shape, device=samples.device)
     window = torch.hann_window(analysis.fft_samples, device=samples.device)
     spectra = torch.stft(
         samples, analysis.fft_samples, analysis.hop_samples, window=window, return_complex=True
     )
+    # The last frame is centered on the end of the samples: the reference drops it.
     power = (spectra[..., :-1].abs() ** 2).contiguous()  # (batch, bin, frame)
     filters = mel_filters(
         num_mel_bins, fft_samples=analysis.fft_samples, sample_rate_hz=analysis.sample_rate_hz
     )
     weights = torch.tensor(filters, device=samples.device)  # (mel, bin)
     logs = (weights @ power).clamp(min=POWER_FLOOR).log10()
+    # Each row by its own peak, so that no recording depends on its neighbors.
     peaks = logs.amax(dim=(1, 2), keepdim=True)
     scaled = (torch.maximum(logs, peaks - DYNAMIC_RANGE) + 4.0) / 4.0
     features: Float32[np.ndarray, "batch mel frame"] = scaled.cpu().numpy()
