@@ -41,7 +41,8 @@ from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 DATA_FOLDER, AUDIO_FOLDER, MANIFESTS_FOLDER = "data", "audio", "_run/manifests"
 _GROUP_BYTES = 32 * MEBIBYTE
-_GROUP_ROWS = 100  # what the Hub's viewer asks of files with audio
+# What the Hub's viewer asks of files with audio: it reads whole groups of rows.
+_GROUP_ROWS = 100
 _DIGITS = 6
 NOTES_FOLDER = "_run/shards"
 CUTTER = "corpus_asr.labelling.cutting:ClipCutter"
@@ -66,12 +67,16 @@ def result_settings(
     selection: SelectionSettings, dataset: DatasetSettings, source: str
 ) -> dict[str, Any]:
     """Return everything that the content of a data set depends on."""
-    found = {f"selection.{key}": value for key, value in selection.model_dump(mode="json").items()}
-    for key, value in dataset.model_dump(mode="json", exclude=_NOT_IN_FILES).items():
-        found[f"dataset.{key}"] = value
-    for key, value in found.items():
-        found[key] = without_secrets(value) if isinstance(value, str) else value
-    return found | {"transcripts": source, "schema_version": SCHEMA_VERSION}
+    sections = {
+        "selection": selection.model_dump(mode="json"),
+        "dataset": dataset.model_dump(mode="json", exclude=_NOT_IN_FILES),
+    }
+    settings = {
+        f"{section}.{key}": without_secrets(value) if isinstance(value, str) else value
+        for section, values in sections.items()
+        for key, value in values.items()
+    }
+    return settings | {"transcripts": source, "schema_version": SCHEMA_VERSION}
 
 
 def begin(store: OutputStore, settings: dict[str, Any]) -> None:
@@ -271,7 +276,7 @@ class NemoWriter(ShardWriter):
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Show numbers as they were before they had 32 bits."""
+    # As they were before they had 32 bits: 0.1, not 0.10000000149011612.
     return {
         name: round(value, _DIGITS) if isinstance(value, float) else value
         for name, value in row.items()
