@@ -86,8 +86,7 @@ class Speech2TextPartFeatures:
             raise CheckpointError(
                 f"reading {path}: found {', '.join(wrong)}; only Kaldi's filter bank of 16 kHz is "
                 "computed here, with as many bins as config.json names: use a checkpoint trained "
-                "on "
-                "it, or correct the file"
+                "on it, or correct the file"
             )
         normalised = settings["do_ceptral_normalize"]
         return cls(

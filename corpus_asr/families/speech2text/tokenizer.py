@@ -485,7 +485,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]]:
-    """Read a folder's tokens by id, as far as files give ids, and control tokens without a role."""
+    # Tokens by id, as far as files give ids, and control tokens that have no role.
     settings = optional_object(folder / SETTINGS_NAME)
     special = optional_object(folder / SPECIAL_NAME)
     try:

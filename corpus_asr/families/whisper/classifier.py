@@ -92,7 +92,6 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         return output.as_asked(self.config, return_dict)
 
     def _heard(self, encoded: BaseModelOutput) -> Float[Tensor, "batch pos width"]:
-        """Return the last states, or the average over all layers where that was learned."""
         if not self.config.use_weighted_layer_sum:
             assert encoded.last_hidden_state is not None
             return encoded.last_hidden_state
@@ -146,8 +145,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
 
 
 class _Trained(WhisperForAudioClassification):
-    """One whose head must have been stored: a drawn one would give labels at random."""
-
+    # The head must have been stored: a drawn one would give labels at random.
     _fresh: ClassVar[tuple[str, ...]] = ()
 
 
@@ -159,7 +157,8 @@ class WhisperClassifierSlots:
     """
 
     dtype = torch.float32
-    max_target_positions = 2  # a prompt of one token, and the class
+    # A prompt of one token, and the class.
+    max_target_positions = 2
     has_encoder = True
     frame_step = FRAMES_PER_SECOND
 

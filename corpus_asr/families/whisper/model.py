@@ -246,8 +246,7 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
 
 
 class _DecoderOnly(nn.Module):
-    """Puts the decoder where checkpoints have it: under `model.decoder`."""
-
+    # Checkpoints have the decoder's weights under `model.decoder`.
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
         self.decoder = WhisperDecoder(config)
@@ -263,6 +262,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
     _left_over: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     def __init__(self, config: WhisperConfig) -> None:
+        # The caller's own is of the whole model, and stays so.
         config = copy.copy(config)
         config.is_encoder_decoder = False
         super().__init__(config)

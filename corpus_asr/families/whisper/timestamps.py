@@ -91,7 +91,7 @@ def timed_segments(
 
 
 class _Windows:
-    """Tells how many seconds of earlier windows stand before a timestamp of one long sequence."""
+    """Counts the seconds of earlier windows before each timestamp of one long sequence."""
 
     def __init__(self, ids: list[int], begin: int, precision_s: float) -> None:
         self._ids = ids
@@ -166,8 +166,7 @@ def merged_chunks(
 
 @dataclass(slots=True, kw_only=True)
 class _Merger:
-    """Reads tokens from the first chunk to the last, closing a segment at every end time."""
-
+    # Reads tokens from the first chunk to the last, and closes a segment at every end time.
     tokenizer: Any  # a WhisperTokenizer, whose module imports this one
     timestamps: bool
     words: bool
@@ -315,6 +314,7 @@ def _best_overlap(
     left: list[int], right: list[int], left_times: list[Times], right_times: list[Times]
 ) -> tuple[int, int]:
     lefts, rights = np.array(left, np.int64), np.array(right, np.int64)
+    # Without an overlap both are kept whole.
     best, found = 0.0, (len(left), 0)
     for shift in range(1, len(left) + len(right)):
         from_left = max(0, len(left) - shift)
@@ -324,6 +324,7 @@ def _best_overlap(
         a, b = slice(from_left, to_left), slice(from_right, to_right)
         matches = _matches(lefts[a], rights[b], left_times[a], right_times[b])
         score = matches / shift + shift * _EPSILON
+        # A single equal token is chance: many words occur in both.
         if matches > 1 and score > best:
             best, found = score, ((from_left + to_left) // 2, (from_right + to_right) // 2)
     return found
@@ -335,7 +336,6 @@ def _matches(
     left_times: list[Times],
     right_times: list[Times],
 ) -> int:
-    """Count equal tokens; with times, only those whose times are in order."""
     equal = left == right
     if left_times and equal.any():
         before: Float64[np.ndarray, "token 2"] = np.array(left_times, np.float64)
@@ -387,7 +387,6 @@ def _characters(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> li
 
 
 def _joined_at_blanks(parts: list[Word]) -> list[Word]:
-    """Start a word at every blank and every punctuation mark."""
     words: list[Word] = []
     for part in parts:
         # A run of marks is one where it stands in this order in the list of all.
@@ -400,7 +399,6 @@ def _joined_at_blanks(parts: list[Word]) -> list[Word]:
 
 
 def _with_opening(words: list[Word]) -> list[Word]:
-    """Put opening marks to the word after them."""
     merged: list[Word] = []
     for word in reversed(words):
         if merged and word.text.startswith(" ") and word.text.strip() in _OPENING:
@@ -411,7 +409,6 @@ def _with_opening(words: list[Word]) -> list[Word]:
 
 
 def _with_closing(words: list[Word]) -> list[Word]:
-    """Put closing marks to the word before them."""
     merged: list[Word] = []
     for word in words:
         if merged and word.text in _CLOSING and not merged[-1].text.endswith(" "):

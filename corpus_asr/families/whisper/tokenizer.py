@@ -138,6 +138,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         is_multilingual: bool | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        # Kept, since listing the added tokens copies some 1,600 of them.
         self._special_ids: tuple[int, ...] | None = None
         self.eot = self._control(_END)
         self.sot = self._control("<|startoftranscript|>")
@@ -290,10 +291,11 @@ class WhisperTokenizer(PretrainedTokenizer):
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
         """Encode plain text before the transcript: earlier words, or names to expect."""
         ids = self._text_ids(" " + text.strip())
-        found = next((i for i in ids if i >= self.eot), None)
-        if found is not None:
+        special = next((i for i in ids if i >= self.eot), None)
+        if special is not None:
+            # It would end the prompt, or be taken for the transcript's own start.
             raise ValueError(
-                f"encoding a prompt: found the special token {self._id_token(found)} in "
+                f"encoding a prompt: found the special token {self._id_token(special)} in "
                 f"{text[:60]!r}, expected plain text; remove it"
             )
         return as_tensors([self.start_of_prev, *ids], return_tensors)
@@ -374,9 +376,9 @@ class WhisperTokenizer(PretrainedTokenizer):
                     f"truncation={options.lengths.truncation!r}; cut the other text, or allow more "
                     f"by max_length"
                 ) from error
-            found = [whole, *whole.overflowing] if options.overflow else [whole]
-            rows += [_row(encoding) for encoding in found]
-            sources += [number] * len(found)
+            encodings = [whole, *whole.overflowing] if options.overflow else [whole]
+            rows += [_row(encoding) for encoding in encodings]
+            sources += [number] * len(encodings)
         batch = self._padded(rows, options)
         if "length" in batch:
             batch["length"] = [len(row) for row in batch["input_ids"]]
@@ -387,11 +389,9 @@ class WhisperTokenizer(PretrainedTokenizer):
         return batch.convert_to_tensors(options.tensors)
 
     def _fitting(self, options: EncodeOptions) -> Tokenizer:
-        """Make a tokenizer that only puts special tokens around encodings and truncates them.
-
-        Truncation set on the tokenizer itself would be seen by threads that encode with it at the
-        same time. Making this one takes 25 us.
-        """
+        # Only puts special tokens around encodings and truncates them. Truncation set on the
+        # tokenizer itself would be seen by threads that encode with it at the same time; making
+        # this one takes 25 us.
         self._text_limit(options)
         fitting = Tokenizer(BPE())
         if options.special:
@@ -512,6 +512,7 @@ class WhisperTokenizer(PretrainedTokenizer):
                 f"decoding {len(ids)} token ids: found {min(ids)}, expected ids from 0; replace "
                 f"the padding of labels by the end token first"
             )
+        # The library replaces broken bytes, and knows no other way.
         if self.errors == "replace":
             text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         else:
@@ -556,7 +557,6 @@ class WhisperTokenizer(PretrainedTokenizer):
         return_language: bool | None,
         time_precision: float,
     ) -> tuple[str, dict[str, Any]]:
-        """Merge the transcripts of overlapping chunks; see `merged_chunks`."""
         return merged_chunks(
             self,
             model_outputs,
@@ -568,7 +568,8 @@ class WhisperTokenizer(PretrainedTokenizer):
     # Files
 
     def _load(self, folder: Path, given: dict[str, Any]) -> None:
-        says = optional_object(folder / "generation_config.json").get("is_multilingual")
+        # The vocabulary alone does not tell: English-only models may have one with languages.
+        stated = optional_object(folder / "generation_config.json").get("is_multilingual")
         normalizer = folder / NORMALIZER_NAME
         # No prefix space means what the vocabulary's own file says.
         defaults = self._defaults() | {"add_prefix_space": None}
@@ -576,7 +577,7 @@ class WhisperTokenizer(PretrainedTokenizer):
             load_vocabulary(folder),
             defaults | self._saved_settings(folder, given),
             normalizer if normalizer.is_file() else None,
-            is_multilingual=says if isinstance(says, bool) else None,
+            is_multilingual=stated if isinstance(stated, bool) else None,
         )
 
     def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path:
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[AddedToken, int | None]]:
-    """Collect the tokens beside the vocabulary: those with ids by id, then the rest in order."""
+    # Those with ids by id, then the rest in order: the library numbers them as they come.
     special = dict.fromkeys(
         [*_special_tokens(optional_object(folder / SPECIAL_NAME)), *_special_tokens(settings)]
     )
@@ -160,7 +160,7 @@ def _described_tokens(settings: Mapping[str, Any], path: Path) -> Iterator[tuple
 
 
 def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tokens that a file names for a role: values of its `..._token(s)` keys."""
+    # Files name a token for a role under keys `..._token`, as its text or with flags.
     for key, value in content.items():
         if key in OTHER_SPECIAL or key.endswith("_token"):
             for entry in value if isinstance(value, list) else [value]:
