@@ -94,6 +94,7 @@ class ClipCutter:
                 if not waiting:
                     return
         for number, clip_range in waiting:
+            # Decoded to the end: clips that point a little behind it are taken as they are.
             missing = clip_range.end_sample - held.end
             if missing > _MAX_MISSING_SAMPLES or clip_range.start_sample >= held.end:
                 raise DecodeError(

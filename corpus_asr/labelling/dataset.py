@@ -157,6 +157,7 @@ def manifest_name(split: str) -> str:
 
 def _join_manifests(store: OutputStore, split: str) -> None:
     of_split = re.compile(rf"(.*/)?{split}-[^/]*\.jsonl")
+    # A file per shard until now: objects in a store cannot be appended to.
     names = sorted(filter(of_split.fullmatch, store.all_names(MANIFESTS_FOLDER)))
     if not names:
         return
@@ -367,6 +368,7 @@ class ShardMaker:
         name = f"{NOTES_FOLDER}/{shard.name}.json"
         digest = shard.digest()
         stored = self._store.read_json(name)
+        # What could not be reached then may be now.
         if stored is not None and stored["digest"] == digest and UNREACHABLE not in stored["lost"]:
             return Note(**stored)
         note = Note(name=shard.name, split=shard.split, digest=digest)
@@ -390,6 +392,7 @@ class ShardMaker:
                 try:
                     for clip in cutter.run(cuts.request):
                         self._add(writer, left.pop(clip.number), clip, note)
+                # What is wrong with settings or the machine is so for all recordings.
                 except (CheckpointError, ConfigError, EngineError):
                     raise
                 except Exception as error:  # whatever one recording did costs its examples alone

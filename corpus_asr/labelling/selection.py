@@ -312,7 +312,10 @@ def hash_of(words: str) -> int:
 def listed_hashes(texts: Iterable[str]) -> frozenset[int]:
     """Return the hashes of texts to be told apart, whatever language they are found in."""
     return frozenset(
-        hash_of(" ".join(_words(text, language))) for text in texts for language in ("en", "zh", "")
+        # Normalized as English, by characters, and as any other language.
+        hash_of(" ".join(_words(text, language)))
+        for text in texts
+        for language in ("en", "zh", "")
     )
 
 

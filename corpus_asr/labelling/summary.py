@@ -27,6 +27,7 @@ from corpus_asr.report.text import (
 from corpus_asr.schemas import EXAMPLES
 
 MAX_SHOWN = 10
+# The size categories of the Hub.
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGEST_SIZE = "n>1M"
 _MAX_TEXT = 300

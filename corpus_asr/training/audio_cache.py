@@ -98,9 +98,11 @@ class SampleReader:
                     start, end = wanted.regions[done]
                     last = None if end is None else end - begin
                     yield done, samples[max(0, start - begin) : last]
+                    # The region goes on in the next chunk.
                     if end is None or end > after:
                         break
                     done += 1
+                # Nothing after the last region is decoded.
                 if done == len(wanted.regions):
                     return
                 begin = after
@@ -160,6 +162,7 @@ def read_samples(
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
             for recording in wanted:
                 pending.append(pool.submit(read, recording))
+                # As many again are decoded ahead, so that workers never wait for the writer.
                 if len(pending) > 2 * workers:
                     yield pending.popleft().result()
             while pending:
@@ -275,11 +278,13 @@ def prepare(
     """
     counts = _Counts()
     kept = list(_usable(utterances, count_tokens, max_tokens, counts))
+    # By recording and time, whatever the order of a manifest: each recording is decoded once.
     kept.sort(key=lambda pair: _order(pair[0]))
     gap = round(data.max_gap_s * SAMPLE_RATE_HZ)
     fingerprint = _fingerprint(kept, gap)
     if (folder / SUMMARY_NAME).is_file():
         cache = AudioCache.open(folder)
+        # The same utterances, cut the same way: nothing is decoded again.
         if cache.summary["fingerprint"] == fingerprint:
             return cache
     shutil.rmtree(folder, ignore_errors=True)

@@ -166,10 +166,12 @@ class Examples(Dataset[Example]):
 
     def __getitem__(self, number: int) -> Example:
         window = self._epochs.window(number)
+        # The plan of the window has drawn from (*seed, 0).
         draw = np.random.default_rng((*window.seed, 1))
         timestamps = bool(draw.random() < self._windows.timestamp_probability)
         samples, texts = self._contents(window) if window.runs else (self._silence(draw), [])
         has_text = any(timed.text.strip() for timed in texts)
+        # Without timestamps no target can say that an utterance is cut off.
         truncated = window.truncated if timestamps and has_text else None
         if truncated is not None:
             self._play(truncated, window.speed, samples)

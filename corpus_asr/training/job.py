@@ -121,6 +121,7 @@ class Evaluator:
     def _hypotheses(
         self, network: WhisperForConditionalGeneration
     ) -> Iterator[tuple[str | None, str, str]]:
+        # A model that is taught no timestamps cannot be asked for them.
         options: dict[str, Any] = {"return_timestamps": self._windows.timestamp_probability > 0}
         for runs in self._batches():
             language = self._cache.language(runs[0][0])
@@ -136,6 +137,7 @@ class Evaluator:
                 yield language, reference, hypothesis.strip()
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        # A batch has one prompt, and so one language.
         for _, group in groupby(self._runs, key=lambda run: self._cache.language(run[0])):
             runs = list(group)
             for first in range(0, len(runs), self._batch_size):
@@ -204,6 +206,7 @@ class Finetune:
     def run(self) -> Iterator[Record | Evaluation]:
         """Train and write the model; yields what happens."""
         done = self._resumed()
+        # Steps after the last checkpoint are done again, and logged again.
         log = [row for row in self._store.log() if row["step"] <= done]
         if done == 0:
             yield from self._evaluated(0, log)

@@ -61,6 +61,7 @@ class Objective:
         self._teacher = teacher
         if teacher is not None:
             _check_teacher(student, teacher)
+            # No dropout: its distribution is the target.
             teacher.requires_grad_(False).eval()
 
     def __call__(
@@ -315,6 +316,7 @@ class Trainer:
             num_workers=workers,
             worker_init_fn=_share_by_name,
             prefetch_factor=max(2, -(-at_once // workers)) if workers else None,
+            # Page-locked memory is copied to a GPU while that computes.
             pin_memory=self._student.device.type == "cuda",
         )
         return loader
@@ -332,6 +334,7 @@ class Trainer:
         totals = totals.to(self._student.device)
         gradients = [_gradient(p) for p in parameters]
         self._group.add_up([totals, *gradients])
+        # Of all processes: a mean is over tokens, wherever they were.
         tokens = int(totals[0])
         for gradient in gradients:
             gradient /= max(1, tokens)

@@ -138,6 +138,7 @@ class Speech2TextSlotModel(DecoderSlots):
                     f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
                     f"shorter windows, or request fewer tokens"
                 )
+        # Shallow: weights and their packed copies are shared.
         other = copy.copy(self)
         other.window_frames = num_frames
         other._max_source_positions = shorter(num_frames, config.num_conv_layers)
@@ -211,6 +212,8 @@ class Speech2TextSlotModel(DecoderSlots):
         else:
             encoded = self._encode_alike(features, lengths, reach=reach)
         for row, states in encoded:
+            # Rows with what convolutions reach beyond them may give more positions than a window
+            # has.
             kept = min(len(states), whole.shape[1])
             whole[row, :kept] = states[:kept]
         return whole

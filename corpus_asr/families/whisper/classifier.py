@@ -79,6 +79,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
                 input_features,
                 head_mask=head_mask,
                 output_attentions=output_attentions,
+                # The average needs the states of all layers.
                 output_hidden_states=True if weighted else output_hidden_states,
                 return_dict=True,
             )
@@ -259,6 +260,7 @@ class WhisperClassifierSlots:
         state[list(slots)] = state[sources]
 
     def logits(self, hidden: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch vocab"]:
+        # The last column is the end token, which must never win.
         return torch.cat([hidden, hidden.new_full((*hidden.shape[:-1], 1), -torch.inf)], dim=-1)
 
     def move(self, state: Float[Tensor, "slot label"], source: int, target: int) -> None:

@@ -27,10 +27,12 @@ class WhisperEncoder(FeatureEncoder):
         super().__init__(config)
         width = config.d_model
         self.num_mel_bins = config.num_mel_bins
+        # The second convolution halves the frames: 3,000 become 1,500 positions.
         self.num_frames = config.max_source_positions * FRAMES_PER_POSITION
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
+        # A bias of keys adds the same to all scores of a query, which no softmax sees.
         self._add_blocks(EncoderBlock, config.encoder_layers, key_bias=False)
 
     def forward(

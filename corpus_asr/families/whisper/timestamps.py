@@ -18,6 +18,7 @@ from corpus_asr.units import WINDOW_POSITIONS
 _EPSILON = 1e-4
 
 _WRITTEN = re.compile(r"<\|(\d+\.\d+)\|>")
+# What decoding makes of the bytes of half a character.
 _CUT_CHARACTER = "\ufffd"
 # Languages that put no blanks between words.
 _WITHOUT_BLANKS = ("chinese", "japanese", "thai", "lao", "myanmar", "cantonese")
@@ -68,10 +69,12 @@ def timed_segments(
 
     Source: transformers 5.23, `WhisperTokenizer._compute_offsets`.
     """
+    # Two timestamps in a row close a segment and open the next.
     stamps = [k for k, token in enumerate(token_ids) if token >= timestamp_begin]
     ends = [k + 1 for k, following in pairwise(stamps) if following == k + 1]
     if len(stamps) < 2:
         return
+    # The last timestamp closes a segment even if nothing follows.
     if stamps[-1] + 1 not in ends:
         ends.append(stamps[-1] + 1)
     start, latest, windows = stamps[0], 0, 0
@@ -188,9 +191,11 @@ class _Merger:
         self.special = set(self.tokenizer.all_special_ids)
 
     def add(self, output: Mapping[str, Any]) -> None:
+        # The prompt of earlier text is no part of the chunk.
         ids = self.tokenizer.without_previous(as_lists(output["tokens"][0]))
         ends_s = as_lists(output["token_timestamps"][0]) if self.words else []
         length_s, left_s, right_s = output.get("stride", (0.0, 0.0, 0.0))
+        # Chunks overlap: this one starts before the end of what the last one had to itself.
         self.offset_s -= left_s
         begin = self.tokenizer.timestamp_begin
         first = left_s / self.precision_s + begin if left_s else begin
@@ -243,6 +248,7 @@ class _Merger:
         language = LANGUAGES.get(self.tokenizer.decode([token])[2:-2])
         if language is None:
             return
+        # Without timestamps nothing else separates texts of different languages.
         if self.language and language != self.language and not self.timestamps:
             self._keep_current()
             self._close_chunk()
@@ -316,6 +322,7 @@ def _best_overlap(
     lefts, rights = np.array(left, np.int64), np.array(right, np.int64)
     # Without an overlap both are kept whole.
     best, found = 0.0, (len(left), 0)
+    # The right sequence is moved over the left one, from an overlap of one token on.
     for shift in range(1, len(left) + len(right)):
         from_left = max(0, len(left) - shift)
         to_left = min(len(left), len(left) + len(right) - shift)

@@ -114,6 +114,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
+        # Before other names are bound: all settings by name.
         arguments = locals()
         if tokenizer_file is not None:
             tokenizer = read_tokenizer_file(Path(tokenizer_file))
@@ -290,6 +291,7 @@ class WhisperTokenizer(PretrainedTokenizer):
 
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
         """Encode plain text before the transcript: earlier words, or names to expect."""
+        # As within a text, where words begin with a space.
         ids = self._text_ids(" " + text.strip())
         special = next((i for i in ids if i >= self.eot), None)
         if special is not None:
@@ -491,6 +493,7 @@ class WhisperTokenizer(PretrainedTokenizer):
 
     def decode_text(self, token_ids: Iterable[int]) -> str:
         """Return what was said: control tokens and timestamps left out, wherever they stand."""
+        # From the end token on there are control tokens and timestamps only.
         return self._tokenizer.decode([i for i in token_ids if i < self.eot])
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -585,6 +588,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         self._tokenizer.save(str(folder / TOKENIZER_NAME))
         vocabulary = self.save_vocabulary(folder, filename_prefix)
         base = self._tokenizer.get_vocab(with_added_tokens=False)
+        # Added tokens that the vocabulary has already keep their ids there.
         beside = {token: i for token, i in self.get_added_vocab().items() if token not in base}
         write_json_object(folder / ADDED_NAME, beside)
         others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
@@ -598,6 +602,7 @@ class WhisperTokenizer(PretrainedTokenizer):
             save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
         )
         write_json_object(vocab, self._tokenizer.get_vocab(with_added_tokens=False))
+        # The library's model has no attribute for its merges.
         pairs = json.loads(self._tokenizer.to_str())["model"]["merges"]
         lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
         merges.write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
