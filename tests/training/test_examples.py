@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from corpus_asr.config.finetune import AugmentationSettings, DataSettings, WindowSettings
-from corpus_asr.errors import ConfigError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.training.audio_cache import prepare
 from corpus_asr.training.examples import Examples, LabelWriter, TimedText, TokenRow
@@ -105,11 +104,6 @@ def test_control_tokens_in_texts_are_found(tokenizer: WhisperTokenizer) -> None:
     expected = len(tokenizer(" ask what", add_special_tokens=False).input_ids)
     texts = ("ask what", "", "ask <|endoftext|> what", "<|1.00|>")
     assert [writer.count(text) for text in texts] == [expected, 0, None, None]
-
-
-def test_a_language_is_asked_for(tokenizer: WhisperTokenizer) -> None:
-    with pytest.raises(ConfigError, match=r"give data\.language"):
-        row_of(tokenizer, language=None)
 
 
 @pytest.mark.parametrize("timestamps", [0.0, 1.0])
