@@ -60,7 +60,8 @@ def test_steps_equal_the_whole_sequence_at_every_position(
     state = model.new_state(3)
     found = begin(model, state, [0, 1, 2], features, tokens[:, :4], [4, 4, 4])
     assert (found - expected[:, :4]).abs().max() < tolerance
-    for position in range(4, POSITIONS):
+    # Rounding does not add up from step to step: fewer of them do where each is slow.
+    for position in range(4, POSITIONS if dtype == torch.float32 else 16):
         found = model.step(state, tokens[:, position], torch.full((3,), position))
         assert found.dtype == torch.float32
         assert (found - expected[:, position]).abs().max() < tolerance, position
