@@ -58,6 +58,7 @@ _EXAMPLES_KEPT = 5
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"
 CARD_NAME, NUMBERS_NAME = "README.md", "labels.json"
+# Rows wait as dictionaries up to the first number, and in Arrow up to the second.
 _ROWS_OF_A_TABLE, _ROWS_OF_A_FILE = 5_000, 200_000
 # Where things are and how fast they go changes nothing in the files.
 _NOT_IN_FILES = {"uri", "endpoint_url", "workers"}
@@ -83,6 +84,7 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
     """Begin a data set in a folder, or go on with it."""
     stored = store.read_json(SETTINGS_NAME)
     if stored is None:
+        # The last two are of a run: a data set must not be written among its results.
         for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER, "segments", "outcomes"):
             for name in store.all_names(folder):
                 raise ConfigError(
@@ -171,7 +173,7 @@ def _join_manifests(store: OutputStore, split: str) -> None:
 
 
 class ShardWriter(ABC):
-    """Writes the examples of one shard to local files; nothing but a group of rows is in memory."""
+    """Writes the examples of one shard to local files."""
 
     def __init__(self, folder: Path, name: str, audio_format: str) -> None:
         self._folder, self._name, self._suffix = folder, name, audio_format
@@ -378,9 +380,11 @@ class ShardMaker:
             )
             self._fill(writer, shard, note)
             writer.close()
+            # A shard of which everything was lost is no file.
             if note.examples:
                 for file, path in writer.files.items():
                     filesystem.upload(str(path), self._store.address(file), self._store.options)
+        # After its files: the note says that they are whole.
         self._store.write_json(name, asdict(note))
         return note
 
@@ -388,6 +392,7 @@ class ShardMaker:
         cutter = self._cutters.get()
         try:
             for cuts in shard.cuts:
+                # Clips come in any order; what is left when a recording fails is lost.
                 left = dict(enumerate(cuts.rows))
                 try:
                     for clip in cutter.run(cuts.request):

@@ -46,6 +46,7 @@ def examples_of(rows: Rows, settings: DatasetSettings) -> list[Example]:
         of_channel = list(group)
         examples += _of_channel(of_channel, first, settings)
         first += len(of_channel)
+    # A transcript is of the whole recording, and fits no part of it.
     if len(examples) == 1 and all(row["example_id"] for row in rows):
         examples[0].row["reference"] = rows[0]["reference"]
     return examples
@@ -67,6 +68,7 @@ def _of_channel(rows: Rows, first: int, settings: DatasetSettings) -> Iterator[E
 
 
 def _goes_on(last: dict[str, Any], row: dict[str, Any]) -> bool:
+    # A text that was dropped is no prompt: decoding would continue its errors.
     same = (row["language"], row["task"]) == (last["language"], last["task"])
     return same and last["dropped_by"] is None
 
@@ -104,6 +106,7 @@ def _example(
     start_s, end_s = _bounds(window, spoken_s, after_s, settings)
     identity, channel = window[0]["recording_id"], window[0]["channel"]
     apart = "" if channel is None else f"-{channel}"
+    # By the number of its first segment, which no selection changes.
     name = f"{identity}{apart}-{number:05d}"
     for row in window:
         row["example_id"] = name

@@ -124,6 +124,7 @@ def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
         )
     for name, setting, measure, says in _BOUNDS:
         bound = getattr(settings, setting)
+        # Without another run or transcripts there is nothing to compare with.
         compared = name not in _NEEDS or getattr(settings, _NEEDS[name]) is not None
         if bound is not None and compared:
             drops = partial(
@@ -281,6 +282,7 @@ def measured(
     others = other.by_channel() if other else {}
     reference_text = reference.text if reference else None
     channels = recording.by_channel()
+    # Channels in a fixed order, so that the same run gives the same data set.
     for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
         segments = channels[channel]
         heard = [each.text for each in others.get(channel, [])] if other else None
@@ -421,6 +423,7 @@ def read_origin(store: OutputStore) -> Origin:
     )
 
 
+# Words and tokens are most of the bytes, and nothing here measures them.
 _COLUMNS = tuple(
     name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")
     if name not in ("words", "tokens")
@@ -491,6 +494,7 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     listed = listed_hashes(settings.drop_texts)
     references = sources.references or {}
     versions = sources.index.recordings.select(["size_bytes", "etag"])
+    # 8 bytes each, since those of all segments are in memory.
     hashes = array("Q")
     waiting: list[dict[str, Any]] = []
     file = ParquetFile(path, SELECTION)
@@ -510,6 +514,7 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
             file.append(pa.Table.from_pylist(waiting, schema=SELECTION))
     finally:
         file.close()
+    # numpy reads no empty buffer.
     return np.frombuffer(hashes, dtype=np.uint64) if hashes else np.zeros(0, dtype=np.uint64)
 
 
