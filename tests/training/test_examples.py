@@ -117,7 +117,11 @@ def test_a_truncated_utterance_fills_the_window_only_with_timestamps(
         utterances.append(Utterance(uri=str(path), text=name, language="en"))
     data = DataSettings(train=("manifest.jsonl",))
     cache = prepare(utterances, tmp_path / "cache", data, count_tokens=labels.count, max_tokens=400)
-    settings = {"max_pause_s": 0.0, "no_speech_fraction": 0.0, "truncation_probability": 1.0}
+    settings: dict[str, Any] = {
+        "max_pause_s": 0.0,
+        "no_speech_fraction": 0.0,
+        "truncation_probability": 1.0,
+    }
     options: dict[str, Any] = {"augmentation": AugmentationSettings(), "num_mel_bins": 80}
     found = []
     for probability in (0.0, 1.0):
