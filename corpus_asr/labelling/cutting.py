@@ -77,6 +77,7 @@ class ClipCutter:
                 ends before a range does; or the bytes hold no usable audio.
         """
         uri = redact_uri(request.uri)
+        # By start: what lies before the next one that is incomplete can be forgotten.
         waiting = sorted(
             enumerate(request.ranges), key=lambda item: (item[1].start_sample, item[0])
         )
@@ -94,6 +95,7 @@ class ClipCutter:
                 if not waiting:
                     return
         for number, clip_range in waiting:
+            # Decoded to the end: clips that point a little behind it are taken as they are.
             missing = clip_range.end_sample - held.end
             if missing > _MAX_MISSING_SAMPLES or clip_range.start_sample >= held.end:
                 raise DecodeError(
@@ -109,6 +111,7 @@ class ClipCutter:
         file = open_binary(request.uri, self._store)
         assert isinstance(file.raw, RangeFile)
         info = file.raw.info
+        # A store may know neither of them: what is unknown is not compared.
         for before, now in ((request.size_bytes, info.size_bytes), (request.etag, info.etag)):
             if before is not None and now is not None and before != now:
                 file.close()
@@ -121,6 +124,7 @@ class ClipCutter:
         return file
 
     def _clip(self, number: int, clip_range: ClipRange, held: "_Held") -> Clip:
+        # A recording that was mixed has one row.
         row = clip_range.channel if self._channels == "each" and clip_range.channel else 0
         samples = held.between(row, clip_range.start_sample, clip_range.end_sample)
         data = encode_audio(samples, self._audio_format)

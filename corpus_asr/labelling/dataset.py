@@ -41,7 +41,8 @@ from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 DATA_FOLDER, AUDIO_FOLDER, MANIFESTS_FOLDER = "data", "audio", "_run/manifests"
 _GROUP_BYTES = 32 * MEBIBYTE
-_GROUP_ROWS = 100  # what the Hub's viewer asks of files with audio
+# What the Hub's viewer asks of files with audio: it reads whole groups of rows.
+_GROUP_ROWS = 100
 _DIGITS = 6
 NOTES_FOLDER = "_run/shards"
 CUTTER = "corpus_asr.labelling.cutting:ClipCutter"
@@ -57,6 +58,7 @@ _EXAMPLES_KEPT = 5
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"
 CARD_NAME, NUMBERS_NAME = "README.md", "labels.json"
+# Rows wait as dictionaries up to the first number, and in Arrow up to the second.
 _ROWS_OF_A_TABLE, _ROWS_OF_A_FILE = 5_000, 200_000
 # Where things are and how fast they go changes nothing in the files.
 _NOT_IN_FILES = {"uri", "endpoint_url", "workers"}
@@ -66,18 +68,23 @@ def result_settings(
     selection: SelectionSettings, dataset: DatasetSettings, source: str
 ) -> dict[str, Any]:
     """Return everything that the content of a data set depends on."""
-    found = {f"selection.{key}": value for key, value in selection.model_dump(mode="json").items()}
-    for key, value in dataset.model_dump(mode="json", exclude=_NOT_IN_FILES).items():
-        found[f"dataset.{key}"] = value
-    for key, value in found.items():
-        found[key] = without_secrets(value) if isinstance(value, str) else value
-    return found | {"transcripts": source, "schema_version": SCHEMA_VERSION}
+    sections = {
+        "selection": selection.model_dump(mode="json"),
+        "dataset": dataset.model_dump(mode="json", exclude=_NOT_IN_FILES),
+    }
+    settings = {
+        f"{section}.{key}": without_secrets(value) if isinstance(value, str) else value
+        for section, values in sections.items()
+        for key, value in values.items()
+    }
+    return settings | {"transcripts": source, "schema_version": SCHEMA_VERSION}
 
 
 def begin(store: OutputStore, settings: dict[str, Any]) -> None:
     """Begin a data set in a folder, or go on with it."""
     stored = store.read_json(SETTINGS_NAME)
     if stored is None:
+        # The last two are of a run: a data set must not be written among its results.
         for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER, "segments", "outcomes"):
             for name in store.all_names(folder):
                 raise ConfigError(
@@ -152,6 +159,7 @@ def manifest_name(split: str) -> str:
 
 def _join_manifests(store: OutputStore, split: str) -> None:
     of_split = re.compile(rf"(.*/)?{split}-[^/]*\.jsonl")
+    # A file per shard until now: objects in a store cannot be appended to.
     names = sorted(filter(of_split.fullmatch, store.all_names(MANIFESTS_FOLDER)))
     if not names:
         return
@@ -165,7 +173,7 @@ def _join_manifests(store: OutputStore, split: str) -> None:
 
 
 class ShardWriter(ABC):
-    """Writes the examples of one shard to local files; nothing but a group of rows is in memory."""
+    """Writes the examples of one shard to local files."""
 
     def __init__(self, folder: Path, name: str, audio_format: str) -> None:
         self._folder, self._name, self._suffix = folder, name, audio_format
@@ -271,7 +279,7 @@ class NemoWriter(ShardWriter):
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Show numbers as they were before they had 32 bits."""
+    # As they were before they had 32 bits: 0.1, not 0.10000000149011612.
     return {
         name: round(value, _DIGITS) if isinstance(value, float) else value
         for name, value in row.items()
@@ -362,6 +370,7 @@ class ShardMaker:
         name = f"{NOTES_FOLDER}/{shard.name}.json"
         digest = shard.digest()
         stored = self._store.read_json(name)
+        # What could not be reached then may be now.
         if stored is not None and stored["digest"] == digest and UNREACHABLE not in stored["lost"]:
             return Note(**stored)
         note = Note(name=shard.name, split=shard.split, digest=digest)
@@ -371,9 +380,11 @@ class ShardMaker:
             )
             self._fill(writer, shard, note)
             writer.close()
+            # A shard of which everything was lost is no file.
             if note.examples:
                 for file, path in writer.files.items():
                     filesystem.upload(str(path), self._store.address(file), self._store.options)
+        # After its files: the note says that they are whole.
         self._store.write_json(name, asdict(note))
         return note
 
@@ -381,10 +392,12 @@ class ShardMaker:
         cutter = self._cutters.get()
         try:
             for cuts in shard.cuts:
+                # Clips come in any order; what is left when a recording fails is lost.
                 left = dict(enumerate(cuts.rows))
                 try:
                     for clip in cutter.run(cuts.request):
                         self._add(writer, left.pop(clip.number), clip, note)
+                # What is wrong with settings or the machine is so for all recordings.
                 except (CheckpointError, ConfigError, EngineError):
                     raise
                 except Exception as error:  # whatever one recording did costs its examples alone

@@ -33,9 +33,7 @@ _GREATEST = ("no_speech_prob", "compression_ratio", "temperature", "disagreement
 class Example:
     """A part of a recording, and what is said in it."""
 
-    start_sample: int
-    """At 16 kHz, from the start of the recording."""
-    end_sample: int
+    clip: ClipRange
     row: dict[str, Any]
     """Of the EXAMPLES table, without audio, duration and model."""
 
@@ -48,6 +46,7 @@ def examples_of(rows: Rows, settings: DatasetSettings) -> list[Example]:
         of_channel = list(group)
         examples += _of_channel(of_channel, first, settings)
         first += len(of_channel)
+    # A transcript is of the whole recording, and fits no part of it.
     if len(examples) == 1 and all(row["example_id"] for row in rows):
         examples[0].row["reference"] = rows[0]["reference"]
     return examples
@@ -57,6 +56,7 @@ def _of_channel(rows: Rows, first: int, settings: DatasetSettings) -> Iterator[E
     before: str | None = None
     ends_s = list(accumulate((row["end_s"] for row in rows), max))
     for start, stop in _windows(rows, settings):
+        # Segments may overlap: the one before need not be the last to end.
         spoken_s = ends_s[start - 1] if start else 0.0
         pause_s = rows[start]["start_s"] - spoken_s
         if start == 0 or pause_s > WINDOW_S or not _goes_on(rows[start - 1], rows[start]):
@@ -68,12 +68,12 @@ def _of_channel(rows: Rows, first: int, settings: DatasetSettings) -> Iterator[E
 
 
 def _goes_on(last: dict[str, Any], row: dict[str, Any]) -> bool:
+    # A text that was dropped is no prompt: decoding would continue its errors.
     same = (row["language"], row["task"]) == (last["language"], last["task"])
     return same and last["dropped_by"] is None
 
 
 def _windows(rows: Rows, settings: DatasetSettings) -> Iterator[tuple[int, int]]:
-    """Yield which rows are an example together: first, and behind the last."""
     start: int | None = None
     for at, row in enumerate(rows):
         fits = start is not None and _fits(rows[start:at], row, settings)
@@ -106,6 +106,7 @@ def _example(
     start_s, end_s = _bounds(window, spoken_s, after_s, settings)
     identity, channel = window[0]["recording_id"], window[0]["channel"]
     apart = "" if channel is None else f"-{channel}"
+    # By the number of its first segment, which no selection changes.
     name = f"{identity}{apart}-{number:05d}"
     for row in window:
         row["example_id"] = name
@@ -126,17 +127,17 @@ def _example(
     }
     values |= {name: _extreme(min, window, name) for name in _LEAST}
     values |= {name: _extreme(max, window, name) for name in _GREATEST}
-    return Example(
+    clip = ClipRange(
+        channel=channel,
         start_sample=round(start_s * SAMPLE_RATE_HZ),
         end_sample=round(end_s * SAMPLE_RATE_HZ),
-        row=values,
     )
+    return Example(clip=clip, row=values)
 
 
 def _bounds(
     window: Rows, spoken_s: float, after_s: float, settings: DatasetSettings
 ) -> tuple[float, float]:
-    """Return start and end of an example's audio, padded where nobody else speaks."""
     start_s, end_s = window[0]["start_s"], max(row["end_s"] for row in window)
     # Neighbours may overlap by rounding: no pad is shorter than nothing.
     room_s = max(0.0, WINDOW_S - (end_s - start_s))
@@ -151,6 +152,7 @@ def _timestamped(window: Rows, start_s: float) -> str:
     for row in window:
         for name in ("start_s", "end_s"):
             step = round((row[name] - start_s) / TIMESTAMP_STEP_S)
+            # Rounding and overlaps must not make times run backwards, which no training takes.
             latest = max(latest, min(step, round(WINDOW_S / TIMESTAMP_STEP_S)))
             times.append(f"<|{latest * TIMESTAMP_STEP_S:.2f}|>")
     return "".join(
@@ -204,6 +206,7 @@ class Shard:
 
 def split_of(recording_id: str, settings: DatasetSettings) -> str:
     """Draw the split of a recording: uniform, and the same whenever it is asked for."""
+    # Of the recording alone: what else is selected moves none from training to a test set.
     drawn = int(hashlib.blake2b(recording_id.encode(), digest_size=4).hexdigest(), 16) / (1 << 32)
     if drawn < settings.test_fraction:
         return TEST
@@ -232,7 +235,7 @@ def shards_of(
 
 
 def _that_fit(examples: list[Example], room: float, *, at_least: bool) -> int:
-    """Return how many of the examples there is room for; one, if the shard is empty."""
+    # An empty shard takes one even if that is too large: it has to be somewhere.
     for taken, example in enumerate(examples):
         room -= _num_bytes(example)
         if room < 0:
@@ -241,18 +244,11 @@ def _that_fit(examples: list[Example], room: float, *, at_least: bool) -> int:
 
 
 def _num_bytes(example: Example) -> int:
-    return _SAMPLE_BYTES * (example.end_sample - example.start_sample)
+    return _SAMPLE_BYTES * (example.clip.end_sample - example.clip.start_sample)
 
 
 def _cuts(row: dict[str, Any], examples: list[Example]) -> Cuts:
-    ranges = tuple(
-        ClipRange(
-            channel=example.row["channel"],
-            start_sample=example.start_sample,
-            end_sample=example.end_sample,
-        )
-        for example in examples
-    )
+    ranges = tuple(example.clip for example in examples)
     request = CutRequest(
         uri=row["uri"], size_bytes=row["size_bytes"], etag=row["etag"], ranges=ranges
     )

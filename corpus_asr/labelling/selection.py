@@ -76,48 +76,34 @@ def _measure(row: Row, name: str) -> float | None:
 # Tables hold 32 bits: 0.9 there is a little less than 0.9 in the settings.
 _ROUNDING = 1e-6
 
-
-def _under(value: float | None, bound: float) -> bool:
-    return value is not None and value < bound - _ROUNDING
-
-
-def _over(value: float | None, bound: float) -> bool:
-    return value is not None and value > bound + _ROUNDING
-
-
-def _over_or_unknown(value: float | None, bound: float) -> bool:
-    """Drop what could not be compared, too."""
-    return value is None or value > bound + _ROUNDING
-
-
-# In the order in which they are asked: name, what is dropped, by which setting, by which measure. A
-# rule is off where its setting is null.
+# In the order of evaluation: name, setting (null turns the rule off; `min_...` drops what is below,
+# the others what is above), measure, and what is dropped.
 _BOUNDS = (
-    ("too_short", _under, "min_duration_s", "duration_s", "shorter than {} s"),
-    ("too_long", _over, "max_duration_s", "duration_s", "longer than {} s"),
-    ("language_probability", _under, "min_language_probability", "language_probability",
+    ("too_short", "min_duration_s", "duration_s", "shorter than {} s"),
+    ("too_long", "max_duration_s", "duration_s", "longer than {} s"),
+    ("language_probability", "min_language_probability", "language_probability",
      "language less probable than {}"),
-    ("no_speech", _over, "max_no_speech_prob", "no_speech_prob",
+    ("no_speech", "max_no_speech_prob", "no_speech_prob",
      "no speech more probable than {}"),
-    ("outside_speech", _under, "min_speech_fraction", "speech_fraction",
+    ("outside_speech", "min_speech_fraction", "speech_fraction",
      "less than {} of it in detected speech"),
-    ("confidence", _under, "min_confidence", "confidence", "confidence below {}"),
-    ("avg_logprob", _under, "min_avg_logprob", "avg_logprob", "mean log-probability below {}"),
-    ("compression_ratio", _over, "max_compression_ratio", "compression_ratio",
+    ("confidence", "min_confidence", "confidence", "confidence below {}"),
+    ("avg_logprob", "min_avg_logprob", "avg_logprob", "mean log-probability below {}"),
+    ("compression_ratio", "max_compression_ratio", "compression_ratio",
      "compression ratio above {}"),
-    ("temperature", _over, "max_temperature", "temperature", "temperature above {}"),
-    ("too_slow", _under, "min_words_per_s", "num_words per s", "fewer than {} words per second"),
-    ("too_fast", _over, "max_words_per_s", "num_words per s", "more than {} words per second"),
-    ("too_many_letters", _over, "max_chars_per_s", "num_letters per s",
+    ("temperature", "max_temperature", "temperature", "temperature above {}"),
+    ("too_slow", "min_words_per_s", "num_words per s", "fewer than {} words per second"),
+    ("too_fast", "max_words_per_s", "num_words per s", "more than {} words per second"),
+    ("too_many_letters", "max_chars_per_s", "num_letters per s",
      "more than {} characters per second"),
-    ("repeats", _over, "max_repeats", "repeats", "the same words more than {} times in a row"),
-    ("few_unique_words", _under, "min_unique_words", "unique_words",
+    ("repeats", "max_repeats", "repeats", "the same words more than {} times in a row"),
+    ("few_unique_words", "min_unique_words", "unique_words",
      "fewer than {} different words per word"),
-    ("long_word", _over, "max_word_chars", "longest_word", "a word of more than {} characters"),
-    ("copies", _over, "max_copies", "copies", "more than {} segments with the same text"),
-    ("disagreement", _over_or_unknown, "max_disagreement", "disagreement",
+    ("long_word", "max_word_chars", "longest_word", "a word of more than {} characters"),
+    ("copies", "max_copies", "copies", "more than {} segments with the same text"),
+    ("disagreement", "max_disagreement", "disagreement",
      "more than {} of the words differ from the other run, or no result there"),
-    ("wer", _over_or_unknown, "max_wer", "wer",
+    ("wer", "max_wer", "wer",
      "word error rate above {} against the existing transcript, or none there"),
 )  # fmt: skip
 _NEEDS = {"disagreement": "against", "wer": "references"}
@@ -136,19 +122,28 @@ def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
         rules.append(
             Rule("known_hallucination", says, lambda row: bool(row["known_hallucination"]))
         )
-    for name, beyond, setting, measure, says in _BOUNDS:
+    for name, setting, measure, says in _BOUNDS:
         bound = getattr(settings, setting)
+        # Without another run or transcripts there is nothing to compare with.
         compared = name not in _NEEDS or getattr(settings, _NEEDS[name]) is not None
         if bound is not None and compared:
-            drops = partial(_drops, beyond=beyond, measure=measure, bound=bound)
+            drops = partial(
+                _drops,
+                measure=measure,
+                bound=bound,
+                is_least=setting.startswith("min_"),
+                # What could not be compared is not confirmed by anything.
+                if_unknown=name in _NEEDS,
+            )
             rules.append(Rule(name, says.format(f"{bound:g}"), drops))
     return tuple(rules)
 
 
-def _drops(
-    row: Row, *, beyond: Callable[[float | None, float], bool], measure: str, bound: float
-) -> bool:
-    return beyond(_measure(row, measure), bound)
+def _drops(row: Row, *, measure: str, bound: float, is_least: bool, if_unknown: bool) -> bool:
+    value = _measure(row, measure)
+    if value is None:
+        return if_unknown
+    return value < bound - _ROUNDING if is_least else value > bound + _ROUNDING
 
 
 def _language(settings: SelectionSettings) -> Rule:
@@ -161,8 +156,8 @@ def _language(settings: SelectionSettings) -> Rule:
         return Rule("language", says, lambda row: row["language"] not in codes)
 
     def is_another(row: Row) -> bool:
-        said, heard = row["reference_language"], row["language"]
-        return said is not None and heard is not None and said != heard
+        expected, detected = row["reference_language"], row["language"]
+        return expected is not None and detected is not None and expected != detected
 
     return Rule("language", "not the transcript's language", is_another)
 
@@ -235,6 +230,7 @@ class SelectionTally:
 
 MAX_REPEATED_WORDS = 5
 _MIN_WORDS = 10  # the share of different words among fewer says nothing
+# Two of a billion texts share a hash of 8 bytes with a probability of 3 %: one more copy counted.
 _HASH_BYTES = 8
 _KINDS = ("equal", "substitute", "delete", "insert")  # as `Errors` counts them
 _COPIED = (
@@ -286,6 +282,7 @@ def measured(
     others = other.by_channel() if other else {}
     reference_text = reference.text if reference else None
     channels = recording.by_channel()
+    # Channels in a fixed order, so that the same run gives the same data set.
     for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
         segments = channels[channel]
         heard = [each.text for each in others.get(channel, [])] if other else None
@@ -317,7 +314,10 @@ def hash_of(words: str) -> int:
 def listed_hashes(texts: Iterable[str]) -> frozenset[int]:
     """Return the hashes of texts to be told apart, whatever language they are found in."""
     return frozenset(
-        hash_of(" ".join(_words(text, language))) for text in texts for language in ("en", "zh", "")
+        # Normalized as English, by characters, and as any other language.
+        hash_of(" ".join(_words(text, language)))
+        for text in texts
+        for language in ("en", "zh", "")
     )
 
 
@@ -361,7 +361,7 @@ def most_repeats(words: Sequence[str]) -> int:
 def _rates(
     segments: Sequence[Segment], texts: Sequence[str] | None, language: str | None
 ) -> Sequence[float | None]:
-    """Compare segments with texts, all as if in one language, so that both are normalised alike."""
+    # All as if in one language, so that both sides are normalized alike.
     if texts is None:
         return [None] * len(segments)
     pieces = [_words(segment.text, language) for segment in segments]
@@ -423,11 +423,13 @@ def read_origin(store: OutputStore) -> Origin:
     )
 
 
+# Words and tokens are most of the bytes, and nothing here measures them.
 _COLUMNS = tuple(
     name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")
     if name not in ("words", "tokens")
 )  # fmt: skip
-_WHAT_WAS_HEARD = ["recording_id", "etag", "segments", "complete", "failed"]
+# What changes whenever a recording is transcribed again.
+_VERSION_COLUMNS = ["recording_id", "etag", "segments", "complete", "failed"]
 _ROWS_AT_A_TIME = 10_000
 
 
@@ -442,14 +444,14 @@ class Sources:
 
     def digest(self) -> str:
         """Name everything that is read: another digest, another data set."""
-        found = hashlib.blake2b(digest_size=8)
+        digest = hashlib.blake2b(digest_size=8)
         for _, index in filter(None, ((self.store, self.index), self.other)):
-            table = index.recordings.select(_WHAT_WAS_HEARD)
+            table = index.recordings.select(_VERSION_COLUMNS)
             for rows in table.to_batches(max_chunksize=_ROWS_AT_A_TIME):
-                found.update(repr(rows.to_pylist()).encode())
+                digest.update(repr(rows.to_pylist()).encode())
         for identity, reference in sorted((self.references or {}).items()):
-            found.update(repr((identity, reference.text, reference.language)).encode())
-        return found.hexdigest()
+            digest.update(repr((identity, reference.text, reference.language)).encode())
+        return digest.hexdigest()
 
 
 def read_sources(store: OutputStore, settings: SelectionSettings) -> Sources:
@@ -492,6 +494,7 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     listed = listed_hashes(settings.drop_texts)
     references = sources.references or {}
     versions = sources.index.recordings.select(["size_bytes", "etag"])
+    # 8 bytes each, since those of all segments are in memory.
     hashes = array("Q")
     waiting: list[dict[str, Any]] = []
     file = ParquetFile(path, SELECTION)
@@ -511,13 +514,14 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
             file.append(pa.Table.from_pylist(waiting, schema=SELECTION))
     finally:
         file.close()
+    # numpy reads no empty buffer.
     return np.frombuffer(hashes, dtype=np.uint64) if hashes else np.zeros(0, dtype=np.uint64)
 
 
 def _beside_the_other(
     sources: Sources,
 ) -> Iterator[tuple[int, Recording, Recording | None]]:
-    """Yield recordings with the same of the other run, if it has it; both sorted by address."""
+    # Both are sorted by URI, so that one pass over each finds the pairs.
     theirs = _done(*sources.other, among=sources.index) if sources.other else iter(())
     candidate = next(theirs, None)
     for position, recording in _done(sources.store, sources.index):

@@ -27,6 +27,7 @@ from corpus_asr.report.text import (
 from corpus_asr.schemas import EXAMPLES
 
 MAX_SHOWN = 10
+# The size categories of the Hub.
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGEST_SIZE = "n>1M"
 _MAX_TEXT = 300
@@ -98,9 +99,10 @@ class Labelled:
 
 
 def summarise(
-    index: Index, rules: Sequence[Rule], tally: SelectionTally, written: Written, **told: Any
+    index: Index, rules: Sequence[Rule], tally: SelectionTally, written: Written, **named: Any
 ) -> Labelled:
     """Put the numbers together."""
+    # A recording of which all parts failed is complete, too.
     heard, complete = (index.recordings[name].to_numpy() for name in ("heard", "complete"))
     done = heard & complete
     return Labelled(
@@ -111,7 +113,7 @@ def summarise(
         rules=rules,
         tally=tally,
         written=written,
-        **told,
+        **named,
     )
 
 
@@ -157,6 +159,7 @@ def render(labelled: Labelled) -> str:
     ]
     for rule in labelled.rules:
         counts = labelled.tally.rules[rule.name]
+        # Rules that match nothing would only hide those that do.
         if counts.matching.count:
             cells = map(_cells, (counts.dropped, counts.matching, counts.alone))
             dropped.append((rule.name, *chain.from_iterable(cells)))
@@ -173,6 +176,7 @@ def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[s
     """Return the card: Markdown with the front matter that the Hub and `datasets` read."""
     in_order = {name: labelled.written.splits.get(name) for name in SPLITS}
     splits = {name: split for name, split in in_order.items() if split is not None}
+    # Without examples the card still shows how to read them.
     name, first = next(iter(splits.items()), ("train", Split(shards=1)))
     tars = f"{labelled.uri}/{DATA_FOLDER}/{name}-{{00000..{first.shards - 1:05d}}}.tar"
     template = text_template("corpus_asr.labelling", "card.md.j2", text=_escaped, json=_json)
@@ -198,6 +202,7 @@ def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[s
 
 def _title(labelled: Labelled) -> str:
     checkpoint = str(labelled.model["checkpoint"])
+    # Of a path the folder alone; a name on the Hub has its owner in it.
     is_address = checkpoint.startswith(("/", ".", "~")) or "://" in checkpoint
     name = checkpoint.rstrip("/").rpartition("/")[2] if is_address else checkpoint
     return f"Pseudo-labels by {name}"

@@ -52,11 +52,13 @@ _SCHEMA = pa.schema(
     ]
 )
 _NUMBERS = ("region", "start", "end", "tokens")
+# Dictionaries take many times the memory of Arrow: some megabytes of them are held at most.
 _ROWS_PER_BATCH = 10_000
 _FAILURES_KEPT = 20  # messages in summary.json
 _DECODE_TIMEOUT_S = 600.0  # the longest silence of a decoder
 _FULL_SCALE = 32768.0  # of int16
-_PARQUET_ROWS_AHEAD = 16  # rows of a file with audio are read in order
+# Rows of a file with audio are read in order, so that one request fetches several recordings.
+_PARQUET_ROWS_AHEAD = 16
 
 Samples = Int16[np.ndarray, "_"]
 Region = tuple[int, int | None]
@@ -96,9 +98,11 @@ class SampleReader:
                     start, end = wanted.regions[done]
                     last = None if end is None else end - begin
                     yield done, samples[max(0, start - begin) : last]
+                    # The region goes on in the next chunk.
                     if end is None or end > after:
                         break
                     done += 1
+                # Nothing after the last region is decoded.
                 if done == len(wanted.regions):
                     return
                 begin = after
@@ -158,6 +162,7 @@ def read_samples(
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
             for recording in wanted:
                 pending.append(pool.submit(read, recording))
+                # As many again are decoded ahead, so that workers never wait for the writer.
                 if len(pending) > 2 * workers:
                     yield pending.popleft().result()
             while pending:
@@ -229,8 +234,7 @@ class AudioCache:
 
     def text(self, utterance: int) -> str:
         """Return the text of an utterance; empty without speech."""
-        text: str = self.table["text"][utterance].as_py()
-        return text
+        return str(self.table["text"][utterance])
 
     def ends(self, utterances: slice) -> int:
         """Return the sample at which the last of some utterances ends: they may overlap."""
@@ -245,8 +249,7 @@ class AudioCache:
             earlier.insert(0, self.text(at))
             if sum(map(len, earlier)) > characters:
                 return " ".join(filter(None, earlier))
-        first: str = self.table["previous"][at].as_py()
-        return " ".join(filter(None, [first, *earlier]))
+        return " ".join(filter(None, [str(self.table["previous"][at]), *earlier]))
 
     def languages(self) -> list[str | None]:
         """Return the languages of utterances with text."""
@@ -275,11 +278,13 @@ def prepare(
     """
     counts = _Counts()
     kept = list(_usable(utterances, count_tokens, max_tokens, counts))
+    # By recording and time, whatever the order of a manifest: each recording is decoded once.
     kept.sort(key=lambda pair: _order(pair[0]))
     gap = round(data.max_gap_s * SAMPLE_RATE_HZ)
     fingerprint = _fingerprint(kept, gap)
     if (folder / SUMMARY_NAME).is_file():
         cache = AudioCache.open(folder)
+        # The same utterances, cut the same way: nothing is decoded again.
         if cache.summary["fingerprint"] == fingerprint:
             return cache
     shutil.rmtree(folder, ignore_errors=True)
@@ -303,9 +308,9 @@ def prepare(
     return AudioCache.open(folder)
 
 
-@dataclass(slots=True)
+@dataclass
 class _Counts:
-    """Counts of excluded utterances by reason."""
+    """What is kept and excluded, as summary.json has it."""
 
     utterances: int = 0
     kept: int = 0
@@ -321,7 +326,6 @@ class _Counts:
 def _usable(
     utterances: Iterable[Utterance], count_tokens: CountTokens, max_tokens: int, counts: _Counts
 ) -> Iterator[tuple[Utterance, int]]:
-    """Yield utterances that fit a window, with the tokens of their texts."""
     known: set[Utterance] = set()
     for utterance in utterances:
         counts.utterances += 1
@@ -359,6 +363,7 @@ def _region(pair: tuple[Utterance, int]) -> Region:
     start = round(utterance.start_s * SAMPLE_RATE_HZ)
     if utterance.end_s is None:
         return start, None
+    # One sample at least: a region of none would end where the next one starts.
     return start, max(start + 1, round(utterance.end_s * SAMPLE_RATE_HZ))
 
 
@@ -384,7 +389,7 @@ class _Writer:
     def add(
         self, group: list[tuple[Utterance, int]], wanted: Wanted, decoded: list[Samples]
     ) -> None:
-        """Write the utterances of a recording: they lie in its regions in their order."""
+        # Utterances and regions of a recording are both in the order of time.
         remaining = deque(group)
         for (begin, until), samples in zip(wanted.regions, decoded, strict=True):
             while remaining and (until is None or _region(remaining[0])[0] < until):
@@ -398,7 +403,8 @@ class _Writer:
                     self._counts.excluded["utterances of more than 30 s"] += 1
                 else:
                     self._counts.kept += 1
-                    for first in range(start, end, WINDOW_SAMPLES):  # only silence is longer
+                    # Only silence is longer than a window.
+                    for first in range(start, end, WINDOW_SAMPLES):
                         self._row(utterance, tokens, first, min(first + WINDOW_SAMPLES, end))
             samples.tofile(self._audio)
             self._samples += samples.size
@@ -425,7 +431,6 @@ class _Writer:
 
 
 def _finish(folder: Path, fingerprint: str, counts: _Counts) -> None:
-    """Write the counts, which says that the folder is whole."""
     if not counts.kept:
         reasons = ", ".join(f"{n} {why}" for why, n in counts.excluded.most_common())
         first = f" ({counts.failures[0]})" if counts.failures else ""
@@ -433,14 +438,9 @@ def _finish(folder: Path, fingerprint: str, counts: _Counts) -> None:
             f"preparing {redact_uri(str(folder))}: found no usable utterance among "
             f"{counts.utterances}; excluded: {reasons or 'none'}{first}; name other data"
         )
-    summary = {
-        "fingerprint": fingerprint,
-        "utterances": counts.utterances,
-        "kept": counts.kept,
-        "excluded": dict(counts.excluded),
-        "failures": counts.failures,
-    }
+    summary = {"fingerprint": fingerprint, **vars(counts)}
     path = folder / SUMMARY_NAME
+    # Renamed when it is whole, since its being there says that the folder is.
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     partial.rename(path)

@@ -46,6 +46,7 @@ def change_samples(
     if draw.random() < settings.telephone_probability:
         samples = band_limited(samples, *(float(draw.uniform(*ends)) for ends in _TELEPHONE_HZ))
     gain = np.float32(10 ** (draw.uniform(*settings.gain_db) / 20))
+    # Clipped as by a recorder.
     return np.clip(samples * gain, -1.0, 1.0)
 
 
@@ -54,10 +55,13 @@ def reverberated(samples: Samples, draw: np.random.Generator, *, decay_s: float)
     count = round(decay_s * SAMPLE_RATE_HZ)
     decay = 10.0 ** (-3.0 * np.arange(count) / max(1, count))
     response = 0.05 * draw.standard_normal(count) * decay
+    # The direct sound, before all echoes.
     response[0] = 1.0
+    # Room for the tail, so that echoes of the end do not wrap around to the start.
     size = _fast_size(samples.size + count)
     spectrum = np.fft.rfft(samples, size) * np.fft.rfft(response, size)
     reverberant = np.fft.irfft(spectrum, size)[: samples.size]
+    # As loud as before: levels are what `gain_db` changes.
     gain = _level(samples) / max(_level(reverberant), _MIN_LEVEL)
     return (reverberant * gain).astype(np.float32)
 
@@ -66,6 +70,7 @@ def coloured_noise(draw: np.random.Generator, count: int) -> Samples:
     """Draw noise whose power falls with frequency by a drawn slope: white, pink, brown."""
     slope = draw.uniform(0.0, 1.0)
     spectrum = np.fft.rfft(draw.standard_normal(count))
+    # The constant part has no frequency to divide by.
     spectrum /= np.maximum(1.0, np.arange(spectrum.size)) ** slope
     return np.fft.irfft(spectrum, count).astype(np.float32)
 

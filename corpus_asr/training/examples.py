@@ -7,11 +7,10 @@ has no loss, then start, language, task, and the text between timestamps or, aft
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from torch.utils.data import Dataset
 
 from corpus_asr.config.finetune import AugmentationSettings, WindowSettings
@@ -97,7 +96,8 @@ class LabelWriter:
         if timestamps:
             target = self._timed(spoken)
             if begins_s is not None:
-                target.append(max(self._time(begins_s), target[-1]))
+                begin = min(round(begins_s / TIMESTAMP_STEP_S), _STEPS)
+                target.append(max(tokenizer.timestamp_begin + begin, target[-1]))
         else:
             target = self._text(" ".join(timed.text.strip() for timed in spoken))
         before = self._before(previous, room=self._max_tokens - len(prompt) - len(target))
@@ -123,11 +123,8 @@ class LabelWriter:
             ids += [begin + start, *self._text(timed.text), begin + earliest]
         return ids
 
-    def _time(self, second: float) -> int:
-        return self._tokenizer.timestamp_begin + min(round(second / TIMESTAMP_STEP_S), _STEPS)
-
     def _before(self, previous: str, *, room: int) -> Sequence[int]:
-        """Return the prompt of earlier text, at most half of the positions as in decoding."""
+        # At most half of the positions, as in decoding: the transcript needs the others.
         room = min(room, self._max_tokens // 2) - 1
         ids = self._text(previous)[-room:] if previous and room > 0 else []
         return [self._tokenizer.start_of_prev, *ids] if ids else []
@@ -169,10 +166,12 @@ class Examples(Dataset[Example]):
 
     def __getitem__(self, number: int) -> Example:
         window = self._epochs.window(number)
+        # The plan of the window has drawn from (*seed, 0).
         draw = np.random.default_rng((*window.seed, 1))
         timestamps = bool(draw.random() < self._windows.timestamp_probability)
         samples, texts = self._contents(window) if window.runs else (self._silence(draw), [])
         has_text = any(timed.text.strip() for timed in texts)
+        # Without timestamps no target can say that an utterance is cut off.
         truncated = window.truncated if timestamps and has_text else None
         if truncated is not None:
             self._play(truncated, window.speed, samples)
@@ -206,7 +205,6 @@ class Examples(Dataset[Example]):
         return samples, texts
 
     def _play(self, run: Placed, speed: float, samples: np.ndarray) -> None:
-        """Put a run into the samples of its window, as far as it fits."""
         begin = int(self._cache.start[run.first])
         end = self._cache.ends(slice(run.first, run.end))
         played = faster(self._cache.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
@@ -222,7 +220,7 @@ class Examples(Dataset[Example]):
             )
 
     def _silence(self, draw: np.random.Generator) -> np.ndarray:
-        """Return a window without speech: noise or tones at any level, or digital silence."""
+        # Noise and tones at any level: models hallucinate in silence and in music alike.
         if draw.random() < _SILENCE_PROBABILITY:
             return np.zeros(WINDOW_SAMPLES, np.float32)
         with_tones = draw.random() < _TONES_PROBABILITY
@@ -231,12 +229,13 @@ class Examples(Dataset[Example]):
         return noise * np.float32(peak / max(float(np.abs(noise).max()), _MIN_PEAK))
 
     def _noise(self, draw: np.random.Generator) -> np.ndarray:
-        """Return a window of noise: recorded half the time, where some was."""
+        # Recorded noise half the time: it sounds like the data, but there is little of it.
         if draw.random() < 0.5 or not len(self._silent):
             return coloured_noise(draw, WINDOW_SAMPLES)
         chosen = draw.choice(self._silent)
         begin, end = int(self._cache.start[chosen]), int(self._cache.end[chosen])
         audio = self._cache.samples(begin, end)
+        # Rolled, so that a short recording is not the same noise in each window.
         return np.resize(np.roll(audio, int(draw.integers(audio.size))), WINDOW_SAMPLES)
 
 
@@ -268,25 +267,15 @@ class Batch:
         return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
-class Collate:
-    """Stacks examples into a batch."""
-
-    def __init__(self, padding: int) -> None:
-        self._padding = padding
-
-    def __call__(self, examples: list[Example]) -> Batch:
-        """Stack examples; padding has no loss."""
-        features: Any = np.stack([example.features for example in examples])
-        rows = [example.tokens for example in examples]
-        width = max(len(row.ids) for row in rows) - 1
-        inputs = np.full((len(rows), width), self._padding, np.int64)
-        labels: Int64[np.ndarray, "row token"] = np.full_like(inputs, IGNORED_LABEL)
-        for number, row in enumerate(rows):
-            ids, first = row.ids, row.loss_from
-            inputs[number, : len(ids) - 1] = ids[:-1]
-            labels[number, first - 1 : len(ids) - 1] = ids[first:]
-        return Batch(
-            features=torch.from_numpy(features),
-            inputs=torch.from_numpy(inputs),
-            labels=torch.from_numpy(labels),
-        )
+def collate(examples: list[Example], *, padding: int) -> Batch:
+    """Stack examples into a batch; padding has no loss."""
+    rows = [example.tokens for example in examples]
+    # The last token is predicted only, never read.
+    inputs = torch.full((len(rows), max(len(row.ids) for row in rows) - 1), padding)
+    labels = torch.full_like(inputs, IGNORED_LABEL)
+    for number, row in enumerate(rows):
+        ids = torch.tensor(row.ids)
+        inputs[number, : len(ids) - 1] = ids[:-1]
+        labels[number, row.loss_from - 1 : len(ids) - 1] = ids[row.loss_from :]
+    features = torch.from_numpy(np.stack([example.features for example in examples]))
+    return Batch(features=features, inputs=inputs, labels=labels)

@@ -121,6 +121,7 @@ class Evaluator:
     def _hypotheses(
         self, network: WhisperForConditionalGeneration
     ) -> Iterator[tuple[str | None, str, str]]:
+        # A model that is taught no timestamps cannot be asked for them.
         options: dict[str, Any] = {"return_timestamps": self._windows.timestamp_probability > 0}
         for runs in self._batches():
             language = self._cache.language(runs[0][0])
@@ -136,6 +137,7 @@ class Evaluator:
                 yield language, reference, hypothesis.strip()
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        # A batch has one prompt, and so one language.
         for _, group in groupby(self._runs, key=lambda run: self._cache.language(run[0])):
             runs = list(group)
             for first in range(0, len(runs), self._batch_size):
@@ -191,18 +193,20 @@ class Finetune:
             distillation=config.distillation,
             teacher=self._teacher(),
         )
-        self._adapters = self._made_adapters()
-        trained = (
-            freeze(self._student, config.model.freeze)
-            if self._adapters is None
-            else self._adapters.parameters
-        )
+        self._adapters = None
+        if config.lora.rank is None:
+            trained = freeze(self._student, config.model.freeze)
+        else:
+            lora = LoraConfig(**config.lora.model_dump())
+            self._adapters = LoraAdapters(self._student, lora, seed=config.training.seed)
+            trained = self._adapters.parameters
         self._optimizer = NamedAdamW(trained, config.training)
         self._best: float | None = None
 
     def run(self) -> Iterator[Record | Evaluation]:
         """Train and write the model; yields what happens."""
         done = self._resumed()
+        # Steps after the last checkpoint are done again, and logged again.
         log = [row for row in self._store.log() if row["step"] <= done]
         if done == 0:
             yield from self._evaluated(0, log)
@@ -258,7 +262,7 @@ class Finetune:
         return cache
 
     def _check_same(self, cache: AudioCache, folder: Path) -> None:
-        """Raise if machines have different utterances, as after a failure of a store."""
+        # They differ after a failure of a store on one machine; the sums over all show it.
         own = [float(len(cache)), float(cache.audio.size)]
         total = torch.tensor(own, dtype=torch.float64, device=self._device)
         self._group.add_up([total])
@@ -279,18 +283,13 @@ class Finetune:
             device=self._device,
         )
 
-    def _made_adapters(self) -> LoraAdapters | None:
-        lora = self._config.lora
-        if lora.rank is None:
-            return None
-        return LoraAdapters(self._student, lora, seed=self._config.training.seed)
-
     @property
     def _dtype(self) -> torch.dtype:
-        asked = self._config.model.dtype
-        if asked == "auto" and self._device.type == "cuda":
-            asked = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-        return resolve_dtype(asked, self._device)
+        dtype = self._config.model.dtype
+        if dtype == "auto" and self._device.type == "cuda":
+            # Never float16: its gradients underflow without loss scaling, which is not done here.
+            dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return resolve_dtype(dtype, self._device)
 
     def _trainer(self) -> Trainer:
         config = self._config
@@ -314,7 +313,7 @@ class Finetune:
         )
 
     def _trained(self) -> dict[str, torch.Tensor]:
-        """Return the weights that training changes; the others are those of the start."""
+        # Frozen weights are those of the start, and need no place in a checkpoint.
         return {f"{_WEIGHTS}{name}": p for name, p in self._optimizer.parameters.items()}
 
     @property
@@ -326,7 +325,6 @@ class Finetune:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def _resumed(self) -> int:
-        """Take over the last checkpoint; returns the steps done."""
         state = self._store.latest()
         if state is None:
             return 0
@@ -339,12 +337,8 @@ class Finetune:
         with torch.no_grad():
             for name, parameter in self._trained().items():
                 parameter.copy_(state.tensors[name])
-        moments = {
-            name.removeprefix(_MOMENTS): tensor
-            for name, tensor in state.tensors.items()
-            if name.startswith(_MOMENTS)
-        }
-        self._optimizer.restore(moments)
+        moments = {n: t for n, t in state.tensors.items() if n.startswith(_MOMENTS)}
+        self._optimizer.restore({n.removeprefix(_MOMENTS): t for n, t in moments.items()})
         self._best = state.account["best"]
         return state.step
 
@@ -357,7 +351,6 @@ class Finetune:
         self._store.save(State({**self._trained(), **moments}, account))
 
     def _evaluated(self, step: int, log: list[dict[str, Any]]) -> Iterator[Evaluation]:
-        """Compute the WER on the validation data, and keep the model if it is the lowest."""
         if self._evaluator is None or not self._group.leads:
             return
         with self._merged():
@@ -371,7 +364,6 @@ class Finetune:
                 self._save_model(self._start_dtype if step == 0 else torch.float32)
 
     def _merged(self) -> AbstractContextManager[None]:
-        """Let the model compute with adapters, if any, in its own weights, as it is saved."""
         return nullcontext() if self._adapters is None else self._adapters.merged()
 
     def _save_model(self, dtype: torch.dtype = torch.float32) -> None:
@@ -391,6 +383,7 @@ class Finetune:
 
 def _stored_dtype(folder: Path) -> torch.dtype:
     dtypes = [stored.dtype for stored in stored_tensors(folder).values()]
+    # A file of several types is written in the one that holds all of them.
     return functools.reduce(torch.promote_types, [dtype for dtype in dtypes if dtype is not None])
 
 
@@ -409,12 +402,12 @@ def train(settings: dict[str, Any]) -> None:
 
 
 def _gpu(local_rank: int) -> str:
-    """Choose a worker's GPU: its own, where the workers of a machine see all of theirs."""
     if not torch.cuda.is_available():
         raise EngineError(
             "training on Ray: found no CUDA device in a worker that has a GPU, expected one; "
             "install a torch with CUDA on that machine, or set cluster.gpus_per_worker to 0"
         )
+    # A worker may see its own GPU only, or those of all workers of its machine.
     number = local_rank % torch.cuda.device_count()
     torch.cuda.set_device(number)
     return f"cuda:{number}"

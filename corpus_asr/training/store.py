@@ -86,6 +86,7 @@ class TrainingStore:
 
     def save_folder(self, name: str, folder: Path, *, last: str) -> None:
         """Write the files of a local folder to the folder `name`."""
+        # `last` marks the folder as whole for whoever loads it.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
             self._upload(path, f"{name}/{path.name}")
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -24,10 +25,12 @@ from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.training.examples import Batch, Collate, Examples
+from corpus_asr.training.examples import Batch, Examples, collate
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_MAX_OVERFLOWS = 20  # steps in a row with gradients that are not finite, before giving up
+# Steps in a row with gradients that are not finite, before giving up: one window may overflow now
+# and then, but after so many the weights themselves have diverged.
+_MAX_OVERFLOWS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class Objective:
         self._teacher = teacher
         if teacher is not None:
             _check_teacher(student, teacher)
+            # No dropout: its distribution is the target.
             teacher.requires_grad_(False).eval()
 
     def __call__(
@@ -86,7 +90,6 @@ class Objective:
     def _divergence(
         self, teacher: WhisperForConditionalGeneration, logits: Tensor, batch: Batch
     ) -> Tensor:
-        """Return the Kullback-Leibler divergence from the teacher, summed over tokens."""
         with torch.no_grad():
             expected = _logits(teacher, batch)
         counted = batch.labels != IGNORED_LABEL
@@ -149,6 +152,7 @@ def learning_rate(settings: TrainingSettings, step: int) -> float:
     """Return the rate of a step, counted from 0."""
     peak, warmup_steps = settings.learning_rate, settings.warmup_steps
     if step < warmup_steps:
+        # From step 0 on above zero, and at the peak in the step after the last one.
         return peak * (step + 1) / (warmup_steps + 1)
     done = (step - warmup_steps) / max(1, settings.max_steps - warmup_steps)
     if settings.lr_scheduler_type == "linear":
@@ -186,12 +190,14 @@ class NamedAdamW:
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> None:
         self.parameters = dict(parameters)
         matrices = [p for p in self.parameters.values() if p.ndim > 1]
-        vectors = [p for p in self.parameters.values() if p.ndim <= 1]  # norms and biases
+        # Norms and biases do not decay: a scale near 0 is no simpler than one near 1.
+        vectors = [p for p in self.parameters.values() if p.ndim <= 1]
         groups = [
             {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
         betas = (settings.adam_beta1, settings.adam_beta2)
+        # The learning rate is set before each step, from the step's number alone.
         self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
     def step(self, rate: float, *, skip: bool = False) -> None:
@@ -270,7 +276,7 @@ class Trainer:
         self._config = config
         self._settings = config.training
         self._dtype = dtype
-        self._collate = Collate(padding)
+        self._collate = partial(collate, padding=padding)
         self._group = group
         self._overflows = 0
         # Several threads draw from one generator in no certain order: with dropout, windows
@@ -310,6 +316,7 @@ class Trainer:
             num_workers=workers,
             worker_init_fn=_share_by_name,
             prefetch_factor=max(2, -(-at_once // workers)) if workers else None,
+            # Page-locked memory is copied to a GPU while that computes.
             pin_memory=self._student.device.type == "cuda",
         )
         return loader
@@ -327,6 +334,7 @@ class Trainer:
         totals = totals.to(self._student.device)
         gradients = [_gradient(p) for p in parameters]
         self._group.add_up([totals, *gradients])
+        # Of all processes: a mean is over tokens, wherever they were.
         tokens = int(totals[0])
         for gradient in gradients:
             gradient /= max(1, tokens)
@@ -350,7 +358,6 @@ class Trainer:
     def _differentiated(
         self, step: int, batches: Iterator[Batch], parameters: list[Tensor]
     ) -> Iterator[Losses]:
-        """Add up the gradients of a step, micro-batch by micro-batch; yields the losses."""
         distilled_steps = self._config.distillation.initial_steps
         distill = distilled_steps is None or step < distilled_steps
         device, mixed = self._student.device.type, self._dtype != torch.float32
@@ -399,7 +406,7 @@ class Trainer:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    """Return a gradient, of zeros where none was computed: all of a group add up the same list."""
+    # Zeros where none was computed: all processes of a group have to add up the same list.
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
@@ -412,7 +419,6 @@ def _share_by_name(_worker: int) -> None:
 
 
 def _window_numbers(settings: TrainingSettings, group: Group, done: int) -> Iterator[list[int]]:
-    """Yield the numbers of the windows of each micro-batch of this process."""
     size, per_step = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     for micro_batch in range(done * per_step, settings.max_steps * per_step):
         # Neighboring windows go to different processes: the windows of a step depend on the

@@ -84,6 +84,7 @@ class EpochPlan:
 
     def window(self, number: int) -> Window:
         """Return a window by its number in the epoch."""
+        # Of the window alone: any process draws the same for it, in any order.
         seed = (*self._seed, number)
         chosen = int(self._order[number])
         runs = self._windows[chosen]
@@ -91,7 +92,9 @@ class EpochPlan:
         speed = float(draw.uniform(*self._packing.speeds)) if runs else 1.0
         speed = max(speed, float(self._length[runs].sum()) / WINDOW_SAMPLES)  # so that all fits
         lengths = [int(self._length[run] / speed) for run in runs]
-        pauses = self._pauses(draw, WINDOW_SAMPLES - sum(lengths), len(runs))
+        room, pauses = WINDOW_SAMPLES - sum(lengths), self._drawn_pauses(draw, len(runs))
+        if pauses.sum() > room:  # they give way to speech
+            pauses *= max(0, room) / pauses.sum()
         placed, at = [], 0
         for run, length, pause in zip(runs, lengths, pauses, strict=True):
             at += int(pause)
@@ -105,7 +108,6 @@ class EpochPlan:
     def _truncated(
         self, draw: np.random.Generator, at: int, last: int, speed: float
     ) -> Placed | None:
-        """Draw an utterance that begins where the last run has ended; None unless it is cut off."""
         if draw.random() >= self._packing.settings.truncation_probability:
             return None
         at += int(self._drawn_pauses(draw, 1)[0])
@@ -117,22 +119,15 @@ class EpochPlan:
             return None
         return Placed(first=utterance, end=utterance + 1, at=at)
 
-    def _pauses(
-        self, draw: np.random.Generator, room: int, count: int
-    ) -> Int64[np.ndarray, " run"]:
-        pauses = self._drawn_pauses(draw, count)
-        if pauses.sum() > room:
-            pauses *= max(0, room) / pauses.sum()
-        return pauses.astype(np.int64)
-
     def _drawn_pauses(self, draw: np.random.Generator, count: int) -> Float64[np.ndarray, " run"]:
-        """Draw silences of any length, mostly short ones, in samples."""
+        # In samples. Squared, so that most are short and some are long.
         return self._packing.settings.max_pause_s * SAMPLE_RATE_HZ * draw.random(count) ** 2
 
     def _filled(self, order: np.ndarray, draw: np.random.Generator) -> list[list[int]]:
-        """Put runs into windows in the order drawn; one per language is open at a time."""
+        # One window per language is open at a time, since its prompt names one language.
         windows: list[list[int]] = []
         opened: dict[int, tuple[list[int], int, int]] = {}
+        # What is drawn to be played slower is longer, and has to fit as well.
         whole = int(WINDOW_SAMPLES * min(1.0, self._packing.speeds[0]))
         for run in order.tolist():
             language = int(self._languages[run])
@@ -194,7 +189,7 @@ def runs_of(
 
 
 def _codes(cache: AudioCache) -> np.ndarray:
-    """Number the languages; utterances of unknown ones share a number."""
+    # Utterances of unknown languages share a number, -1.
     encoded = cache.table["language"].combine_chunks().dictionary_encode()
     codes: np.ndarray = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return codes

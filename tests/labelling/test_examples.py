@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import DatasetSettings
+from corpus_asr.labelling.cutting import ClipRange
 from corpus_asr.labelling.examples import Example, examples_of, joined, shards_of, split_of
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
@@ -36,7 +37,7 @@ def texts(found: list[Example]) -> list[str]:
 
 
 def bounds(example: Example) -> tuple[float, float]:
-    return example.start_sample / SAMPLE_RATE_HZ, example.end_sample / SAMPLE_RATE_HZ
+    return example.clip.start_sample / SAMPLE_RATE_HZ, example.clip.end_sample / SAMPLE_RATE_HZ
 
 
 def test_segments_are_packed_with_times_from_the_start_of_the_window() -> None:
@@ -134,8 +135,8 @@ MIB_PER_SECOND = 2 * SAMPLE_RATE_HZ / MEBIBYTE
 def recording(name: str, *seconds: int) -> tuple[dict[str, Any], list[Example]]:
     row = {"recording_id": name, "uri": f"/{name}", "size_bytes": 1, "etag": "e"}
     examples = [
-        Example(start_sample=0, end_sample=lasts * SAMPLE_RATE_HZ,
-                row={"example_id": f"{name}-{at}", "channel": None})
+        Example(clip=ClipRange(channel=None, start_sample=0, end_sample=lasts * SAMPLE_RATE_HZ),
+                row={"example_id": f"{name}-{at}"})
         for at, lasts in enumerate(seconds)
     ]  # fmt: skip
     return row, examples

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from corpus_asr.config.finetune import AugmentationSettings, DataSettings, WindowSettings
-from corpus_asr.errors import ConfigError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.training.audio_cache import prepare
 from corpus_asr.training.examples import Examples, LabelWriter, TimedText, TokenRow
@@ -107,14 +106,8 @@ def test_control_tokens_in_texts_are_found(tokenizer: WhisperTokenizer) -> None:
     assert [writer.count(text) for text in texts] == [expected, 0, None, None]
 
 
-def test_a_language_is_asked_for(tokenizer: WhisperTokenizer) -> None:
-    with pytest.raises(ConfigError, match=r"give data\.language"):
-        row_of(tokenizer, language=None)
-
-
-@pytest.mark.parametrize("timestamps", [0.0, 1.0])
-def test_what_is_cut_off_is_heard_to_the_end_of_the_window(
-    tokenizer: WhisperTokenizer, tmp_path: Path, timestamps: float
+def test_a_truncated_utterance_fills_the_window_only_with_timestamps(
+    tokenizer: WhisperTokenizer, tmp_path: Path
 ) -> None:
     labels = LabelWriter(tokenizer, max_tokens=448)
     utterances = []
@@ -123,26 +116,23 @@ def test_what_is_cut_off_is_heard_to_the_end_of_the_window(
         path.write_bytes(wav_bytes(noise(20.0), rate_hz=16_000))
         utterances.append(Utterance(uri=str(path), text=name, language="en"))
     data = DataSettings(train=("manifest.jsonl",))
-    windows = WindowSettings(
-        max_pause_s=0.0,
-        no_speech_fraction=0.0,
-        truncation_probability=1.0,
-        timestamp_probability=timestamps,
-    )
-    example = Examples(
-        prepare(utterances, tmp_path / "cache", data, count_tokens=labels.count, max_tokens=400),
-        labels,
-        windows=windows,
-        augmentation=AugmentationSettings(),
-        num_mel_bins=80,
-        seed=0,
-    )[0]
-    times = [i for i in example.tokens.ids if i >= tokenizer.timestamp_begin]
-    level = example.features.mean(axis=0)
-    if timestamps:
-        assert len(times) == 3
-        assert times[-1] - times[0] == round(20 / TIMESTAMP_STEP_S)
-        assert level[2100:].mean() == pytest.approx(level[100:1900].mean(), abs=0.1)
-    else:
-        assert times == []
-        assert level[2100:].mean() < level[100:1900].mean() - 0.3
+    cache = prepare(utterances, tmp_path / "cache", data, count_tokens=labels.count, max_tokens=400)
+    settings: dict[str, Any] = {
+        "max_pause_s": 0.0,
+        "no_speech_fraction": 0.0,
+        "truncation_probability": 1.0,
+    }
+    options: dict[str, Any] = {"augmentation": AugmentationSettings(), "num_mel_bins": 80}
+    found = []
+    for probability in (0.0, 1.0):
+        windows = WindowSettings(timestamp_probability=probability, **settings)
+        example = Examples(cache, labels, windows=windows, seed=0, **options)[0]
+        times = [i for i in example.tokens.ids if i >= tokenizer.timestamp_begin]
+        level = example.features.mean(axis=0)
+        found.append((times, level[2100:].mean() - level[100:1900].mean()))
+    (no_times, silent), (times, loud) = found
+    assert no_times == []
+    assert silent < -0.3
+    assert len(times) == 3
+    assert times[-1] - times[0] == round(20 / TIMESTAMP_STEP_S)
+    assert loud == pytest.approx(0.0, abs=0.1)

@@ -67,7 +67,7 @@ def whole(place: Path) -> list[Record | Evaluation]:
     return run(training(place, place / "model", "whole"))
 
 
-def test_each_step_is_told(whole: list[Record | Evaluation], place: Path) -> None:
+def test_each_step_is_recorded_and_logged(whole: list[Record | Evaluation], place: Path) -> None:
     records = [event for event in whole if isinstance(event, Record)]
     assert [record.step for record in records] == [1, 2, 3, 4]
     assert all(record.loss > 0 and record.tokens > 0 for record in records)
@@ -102,10 +102,10 @@ def test_a_finished_training_is_not_done_again_and_another_is_refused_in_its_fol
 
 def test_transformers_loads_the_model(whole: list[Record | Evaluation], place: Path) -> None:
     folder = place / "whole" / "model"
-    network, told = transformers.WhisperForConditionalGeneration.from_pretrained(
+    network, info = transformers.WhisperForConditionalGeneration.from_pretrained(
         folder, output_loading_info=True
     )
-    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert transformers.WhisperProcessor.from_pretrained(folder).tokenizer("ask").input_ids
     trained = dict(network.named_parameters()).keys()
     fixed = {"model.encoder.embed_positions.weight"}
@@ -163,7 +163,7 @@ def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
     assert not any(name.startswith("model.encoder.") for name in changed)
 
 
-def told(monkeypatch: pytest.MonkeyPatch, wers: list[float | None]) -> None:
+def set_error_rates(monkeypatch: pytest.MonkeyPatch, wers: list[float | None]) -> None:
     """Let evaluations find these word error rates, one after the other."""
     left = iter(wers)
 
@@ -199,7 +199,7 @@ def test_a_start_that_stays_the_best_is_written_as_it_was_stored(
 ) -> None:
     start = tmp_path / "start"
     convert(place / "model", start, dtype=dtype)
-    told(monkeypatch, [0.2, 0.3, 0.2])
+    set_error_rates(monkeypatch, [0.2, 0.3, 0.2])
     config = evaluated(
         place, f"start-{dtype}", model={"checkpoint": str(start)}, lora={"rank": rank}
     )
@@ -218,7 +218,7 @@ def test_the_step_that_was_kept_is_known(place: Path, monkeypatch: pytest.Monkey
         ("unknown", [None] * 3, "best", 2),
     )
     for name, wers, keep, kept in cases:
-        told(monkeypatch, wers)
+        set_error_rates(monkeypatch, wers)
         evaluation = {"eval_steps": 1, "max_windows": 2, "keep": keep}
         config = evaluated(place, f"kept-{name}", evaluation=evaluation)
         assert finetune.run(config, progress=None).kept_step == kept, name
@@ -261,17 +261,17 @@ def test_other_families_are_refused(place: Path, tmp_path: Path) -> None:
         Finetune(training(place, other, "s2t"), group=Group())
 
 
-def test_data_that_cannot_be_learnt_is_told_before_training(place: Path, tmp_path: Path) -> None:
-    said = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8")
+def test_unusable_data_is_refused_before_training(place: Path, tmp_path: Path) -> None:
+    rows = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8")
     gone = '{"path": "gone.wav", "text": "ask", "language": "en"}'
-    for folder, lines, told in (
+    for folder, lines, message in (
         (tmp_path, gone, r"no usable utterance among 1.*gone\.wav"),
-        (place / "train", said.replace('"en"', "null"), r"give data\.language"),
+        (place / "train", rows.replace('"en"', "null"), r"give data\.language"),
     ):
         manifest = folder / "untaught.jsonl"
         manifest.write_text(lines, encoding="utf-8")
         data = {"train": [str(manifest)], "cache": str(tmp_path / folder.name)}
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             Finetune(training(place, place / "model", "untaught", data=data), group=Group())
 
 
@@ -314,7 +314,7 @@ def test_gradients_that_are_no_numbers_end_the_training(
         run(training(place, place / "model", "overflow"))
 
 
-def test_less_memory_than_needed_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_names_the_settings(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 

@@ -13,7 +13,7 @@ from torch import nn
 from corpus_asr.config.finetune import DistillationSettings, TrainingSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.training.examples import Batch, Collate, Example, TokenRow
+from corpus_asr.training.examples import Batch, Example, TokenRow, collate
 from corpus_asr.training.trainer import NamedAdamW, Objective, freeze, learning_rate
 from tests.support.checkpoints import tiny_whisper
 
@@ -40,16 +40,13 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
 
 
-def test_frozen_parts_stay_as_they_are() -> None:
+def test_parts_are_frozen_by_patterns_of_names() -> None:
     part = network()
     trained = freeze(part, ["0.*"])
     assert set(trained) == {"1.weight", "1.bias", "2.weight", "2.bias"}
     assert [p.requires_grad for p in part[0].parameters()] == [False, False]
-
-
-def test_freezing_what_is_not_there_or_everything_is_refused() -> None:
-    for pattern, told in (("encoder.*", "no parameter of that name"), ("*", "nothing left")):
-        with pytest.raises(ConfigError, match=told):
+    for pattern, message in (("encoder.*", "no parameter of that name"), ("*", "nothing left")):
+        with pytest.raises(ConfigError, match=message):
             freeze(network(), [pattern])
 
 
@@ -113,15 +110,14 @@ def student(folder: Path) -> WhisperForConditionalGeneration:
 def batch() -> Batch:
     draw = np.random.default_rng(0)
     rows = [(999, 950, 3, 4, 5, END), (960, 7, 999, 950, 8, 9, 10, END)]
-    return Collate(END)(
-        [
-            Example(
-                features=draw.standard_normal((80, 100)).astype(np.float32),
-                tokens=TokenRow(ids=ids, loss_from=first),
-            )
-            for ids, first in zip(rows, (1, 3), strict=True)
-        ]
-    )
+    examples = [
+        Example(
+            features=draw.standard_normal((80, 100)).astype(np.float32),
+            tokens=TokenRow(ids=ids, loss_from=first),
+        )
+        for ids, first in zip(rows, (1, 3), strict=True)
+    ]
+    return collate(examples, padding=END)
 
 
 def test_rows_are_joined_and_only_what_is_to_be_learnt_counts(batch: Batch) -> None:

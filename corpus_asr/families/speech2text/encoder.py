@@ -65,6 +65,7 @@ class Speech2TextPositions(nn.Module):
 
     @torch.no_grad()
     def _made(self, rows: int) -> Tensor:
+        # Half of the values are sines, half cosines.
         even = self.width - self.width % 2
         table = F.pad(sinusoids(rows, even), (0, self.width - even))
         table[self.padding_row] = 0.0
@@ -208,6 +209,7 @@ def heard_positions(
             f"{positions} positions: one value for each frame of input_features"
         )
     frames = (attention_mask != 0).sum(dim=1)
+    # Not on a GPU: the host would have to wait for it.
     if frames.device.type == "cpu" and not bool(frames.all()):
         rows = (frames == 0).nonzero().flatten().tolist()
         raise ValueError(
@@ -224,6 +226,7 @@ def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch 
 
 def shorter(length: _Length, num_layers: int) -> _Length:
     """Return what so many convolutions leave of lengths: each halves, rounding up."""
+    # Rounding up once is the same as rounding up after each layer.
     return -(-length // (1 << num_layers))
 
 

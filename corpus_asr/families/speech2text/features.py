@@ -86,8 +86,7 @@ class Speech2TextPartFeatures:
             raise CheckpointError(
                 f"reading {path}: found {', '.join(wrong)}; only Kaldi's filter bank of 16 kHz is "
                 "computed here, with as many bins as config.json names: use a checkpoint trained "
-                "on "
-                "it, or correct the file"
+                "on it, or correct the file"
             )
         normalised = settings["do_ceptral_normalize"]
         return cls(
@@ -103,6 +102,7 @@ class Speech2TextPartFeatures:
             nothing = np.empty((0, self.num_mel_bins), dtype=np.float16)
             return PartFeatures(values=nothing, pad_value=pad_value)
         values = kaldi_fbank(samples, num_mel_bins=self.num_mel_bins)
+        # Before float16, whose steps are finer near 0.
         values -= OFFSET
         return PartFeatures(values=values.astype(np.float16), pad_value=pad_value)
 
@@ -114,7 +114,9 @@ class Speech2TextPartFeatures:
         Source: equal to `transformers.Speech2TextFeatureExtractor` on the same samples, but for the
         rounding to float16, and for silence of one value throughout, where that divides by 0.
         """
+        # Frames whose samples reach beyond the window are not of its audio alone.
         cut = features[start : max(start, end - _REACH)].astype(np.float32)
+        # The mean takes the offset with it; without one it has to be put back.
         if not self._means:
             cut += OFFSET
         if not len(cut):

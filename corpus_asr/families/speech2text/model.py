@@ -59,6 +59,7 @@ class Speech2TextDecoder(TokenDecoder):
         start: int,
     ) -> Float[Tensor, "batch token width"]:
         if input_ids is None:
+            # Embeddings do not tell which of them are padding.
             counted = torch.ones(embedded.shape[:2], dtype=torch.bool, device=embedded.device)
         else:
             embedded = embedded * self.embed_scale

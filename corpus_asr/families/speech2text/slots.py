@@ -72,7 +72,7 @@ class PackedSpeech2TextEncoder:
     def _encode(
         self, row: tuple[Float[Tensor, "frame mel"], Float[Tensor, "pos width"]]
     ) -> Float[Tensor, "pos width"]:
-        """Encode features, behind which convolutions see zeros; only `positions` are heard."""
+        # Behind the features convolutions see zeros; only `positions` are attended to.
         features, positions = row
         length, heard = len(features), len(positions)
         step = 2 ** len(self._convolutions)
@@ -91,7 +91,8 @@ class PackedSpeech2TextEncoder:
         return normed
 
 
-# On a GPU rows are encoded together that are at least so long beside the longest of them.
+# On a GPU rows are encoded together that are at least this share of the longest: the others of a
+# batch are padded to it.
 _ALIKE = 0.8
 
 
@@ -121,9 +122,7 @@ class Speech2TextSlotModel(DecoderSlots):
         self._packed = (
             PackedSpeech2TextEncoder(encoder, int8=int8) if self.device.type == "cpu" else None
         )
-        self._weight_bytes = sum(
-            weight.nbytes for tower in (encoder, decoder) for weight in tower.parameters()
-        )
+        self._weight_bytes = sum(weight.nbytes for weight in model.model.parameters())
 
     def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
         """Return this model for shorter windows and sequences; it shares all weights."""
@@ -139,6 +138,7 @@ class Speech2TextSlotModel(DecoderSlots):
                     f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
                     f"shorter windows, or request fewer tokens"
                 )
+        # Shallow: weights and their packed copies are shared.
         other = copy.copy(self)
         other.window_frames = num_frames
         other._max_source_positions = shorter(num_frames, config.num_conv_layers)
@@ -205,7 +205,6 @@ class Speech2TextSlotModel(DecoderSlots):
     def _encode_windows(
         self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int], *, reach: int
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode `lengths` frames of windows, of which convolutions see `reach` more."""
         whole = torch.zeros(len(features), *self.window_shape, dtype=self.dtype, device=self.device)
         if self._packed is not None:
             cut = [row[:, : end + reach].t() for row, end in zip(features, lengths, strict=True)]
@@ -213,6 +212,8 @@ class Speech2TextSlotModel(DecoderSlots):
         else:
             encoded = self._encode_alike(features, lengths, reach=reach)
         for row, states in encoded:
+            # Rows with what convolutions reach beyond them may give more positions than a window
+            # has.
             kept = min(len(states), whole.shape[1])
             whole[row, :kept] = states[:kept]
         return whole
@@ -220,7 +221,6 @@ class Speech2TextSlotModel(DecoderSlots):
     def _encode_alike(
         self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int], *, reach: int
     ) -> list[tuple[int, Float[Tensor, "_ width"]]]:
-        """Encode windows in batches of similar lengths, each cut to its longest."""
         features = features.to(self.device, self.dtype)
         encoded: list[tuple[int, Tensor]] = []
         for rows in _alike(lengths):
@@ -228,25 +228,20 @@ class Speech2TextSlotModel(DecoderSlots):
             some = torch.stack([cut[row] for row in rows]).transpose(1, 2)
             own = [lengths[row] for row in rows]
             if reach:
-                states = self._encode_given(some, own)
+                # The mask hides padding from attention, while the convolutions still see it.
+                frames = to_device(torch.tensor(own), self.device)
+                mask = within(frames, some.shape[1]).long()
+                states = self._encoder(some, mask, return_dict=True).last_hidden_state
+                valid = within(shorter(frames, self._config.num_conv_layers), states.shape[1])
+                states = states.masked_fill(~valid[:, :, None], 0.0)
             else:
                 states = self._encoder.encode(some, num_frames=own)
             encoded += zip(rows, states, strict=True)
         return encoded
 
-    def _encode_given(
-        self, rows: Float[Tensor, "batch frame mel"], lengths: list[int]
-    ) -> Float[Tensor, "batch pos width"]:
-        frames = to_device(torch.tensor(lengths), self.device)
-        encoded: Tensor = self._encoder(
-            rows, within(frames, rows.shape[1]).long(), return_dict=True
-        ).last_hidden_state
-        positions = shorter(frames, self._config.num_conv_layers)
-        return encoded.masked_fill(~within(positions, encoded.shape[1])[:, :, None], 0.0)
-
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Group rows of similar lengths, the longest first."""
+    # The longest first: it is the one that the others of its batch are padded to.
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         if group and lengths[row] < _ALIKE * lengths[group[0]]:

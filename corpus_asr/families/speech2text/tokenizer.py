@@ -126,6 +126,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             self._added.put(token_id, token)
         self._take_settings(settings)
         self._set_languages(language)
+        # Control tokens are added ones: texts are split at them before SentencePiece sees them.
         roles = [token for role in ROLES if (token := settings[role]) is not None]
         self.add_tokens([*roles, *self.lang_tokens, *others], special_tokens=True)
 
@@ -197,6 +198,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
             content = token.content
             if special_tokens and content not in {*named, *self._others}:
                 self._others.append(content)
+            # A token that has an id keeps it: the model has a row for it.
             if not content or content in self._added.ids:
                 continue
             if self.do_lower_case and token.normalized and not token.special:
@@ -371,6 +373,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         if truncation_strategy == "only_first" or pair_ids is None:
             first, overflowing = self._cut(ids, num_tokens_to_remove, stride)
             return first, pair_ids, overflowing
+        # First the longer text is cut to the length of the other, then both alike.
         difference = min(abs(len(pair_ids) - len(ids)), num_tokens_to_remove)
         half = (num_tokens_to_remove - difference) // 2
         of_first = difference + half if len(ids) > len(pair_ids) else half
@@ -388,6 +391,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         if isinstance(text, str) and not words:
             return self._text_ids(text)
         if isinstance(text, list | tuple):
+            # Ids instead of texts, as the tokenizers in Python of the reference take them.
             if text and all(isinstance(token, int) for token in text):
                 return list(text)
             if words and all(isinstance(word, str) for word in text):
@@ -485,10 +489,11 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]]:
-    """Read a folder's tokens by id, as far as files give ids, and control tokens without a role."""
+    # Tokens by id, as far as files give ids, and control tokens that have no role.
     settings = optional_object(folder / SETTINGS_NAME)
     special = optional_object(folder / SPECIAL_NAME)
     try:
+        # Either file may name them, under the older or the newer key.
         others = [
             described_token(entry)
             for content in (settings, special)

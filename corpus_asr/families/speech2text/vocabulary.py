@@ -81,8 +81,10 @@ class AddedTokens:
         return "".join(part if i % 2 else part.lower() for i, part in enumerate(parts))
 
 
-@lru_cache(maxsize=16)  # adding tokens one by one makes a pattern each
+# Adding tokens one by one makes a pattern each, so that not all of them are kept.
+@lru_cache(maxsize=16)
 def _pattern(tokens: frozenset[str]) -> re.Pattern[str]:
+    # Alternatives are tried in order: `<a>` has to come before `<a`.
     longest_first = sorted(tokens, key=len, reverse=True)
     # Without tokens, what is never found.
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

@@ -79,6 +79,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
                 input_features,
                 head_mask=head_mask,
                 output_attentions=output_attentions,
+                # The average needs the states of all layers.
                 output_hidden_states=True if weighted else output_hidden_states,
                 return_dict=True,
             )
@@ -92,7 +93,6 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         return output.as_asked(self.config, return_dict)
 
     def _heard(self, encoded: BaseModelOutput) -> Float[Tensor, "batch pos width"]:
-        """Return the last states, or the average over all layers where that was learned."""
         if not self.config.use_weighted_layer_sum:
             assert encoded.last_hidden_state is not None
             return encoded.last_hidden_state
@@ -146,8 +146,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
 
 
 class _Trained(WhisperForAudioClassification):
-    """One whose head must have been stored: a drawn one would give labels at random."""
-
+    # The head must have been stored: a drawn one would give labels at random.
     _fresh: ClassVar[tuple[str, ...]] = ()
 
 
@@ -159,7 +158,8 @@ class WhisperClassifierSlots:
     """
 
     dtype = torch.float32
-    max_target_positions = 2  # a prompt of one token, and the class
+    # A prompt of one token, and the class.
+    max_target_positions = 2
     has_encoder = True
     frame_step = FRAMES_PER_SECOND
 
@@ -260,6 +260,7 @@ class WhisperClassifierSlots:
         state[list(slots)] = state[sources]
 
     def logits(self, hidden: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch vocab"]:
+        # The last column is the end token, which must never win.
         return torch.cat([hidden, hidden.new_full((*hidden.shape[:-1], 1), -torch.inf)], dim=-1)
 
     def move(self, state: Float[Tensor, "slot label"], source: int, target: int) -> None:

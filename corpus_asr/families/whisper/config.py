@@ -58,7 +58,9 @@ class WhisperConfig(EncoderDecoderConfig):
     def validate(self) -> None:
         """Check that a network can have these sizes and settings."""
         super().validate()
+        # Half of the position's values are sines, half cosines, of two or more rates.
         halves = self.d_model % 2 == 0 and self.d_model > 2
         self.require(halves, "d_model", "an even number above 2")
+        # An even window has no middle position, and would move words in time.
         odd = self.median_filter_width % 2 == 1
         self.require(odd, "median_filter_width", "an odd number")

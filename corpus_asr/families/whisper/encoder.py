@@ -27,10 +27,12 @@ class WhisperEncoder(FeatureEncoder):
         super().__init__(config)
         width = config.d_model
         self.num_mel_bins = config.num_mel_bins
+        # The second convolution halves the frames: 3,000 become 1,500 positions.
         self.num_frames = config.max_source_positions * FRAMES_PER_POSITION
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
+        # A bias of keys adds the same to all scores of a query, which no softmax sees.
         self._add_blocks(EncoderBlock, config.encoder_layers, key_bias=False)
 
     def forward(
@@ -74,7 +76,8 @@ class WhisperEncoder(FeatureEncoder):
             step=FRAMES_PER_POSITION,
         )
         whole = input_features.new_zeros(len(input_features), *self.embed_positions.weight.shape)
-        for length in sorted(set(num_frames)):  # those of one length together
+        # Windows of one length together: padding would be encoded, and attended to.
+        for length in sorted(set(num_frames)):
             rows = [row for row, heard in enumerate(num_frames) if heard == length]
             some = torch.stack([input_features[row, :, :length] for row in rows])
             encoded = self._encode(self._embedded(some, num_frames=length), NOTHING)
@@ -120,26 +123,20 @@ def mask_features(
     Spans of time lie within `attention_mask` (batch, frame), 1 where there is sound, at the start
     of each row.
     """
-    batch, bins, frames = features.shape
-    if config.mask_time_prob > 0:
-        masked = mask_spans(
-            (batch, frames),
-            probability=config.mask_time_prob,
-            length=config.mask_time_length,
-            min_spans=config.mask_time_min_masks,
-            lengths=_lengths(attention_mask, (batch, frames)),
-        )
-        hidden = torch.from_numpy(masked).to(features.device)
-        features = features.masked_fill(hidden[:, None, :], 0.0)
-    if config.mask_feature_prob > 0:
-        masked = mask_spans(
-            (batch, bins),
-            probability=config.mask_feature_prob,
-            length=config.mask_feature_length,
-            min_spans=config.mask_feature_min_masks,
-        )
-        hidden = torch.from_numpy(masked).to(features.device)
-        features = features.masked_fill(hidden[:, :, None], 0.0)
+    # Time first, then features: numpy's generator is drawn from in the order of transformers.
+    for axis, name in ((2, "time"), (1, "feature")):
+        probability = getattr(config, f"mask_{name}_prob")
+        if probability > 0:
+            shape = features.shape[0], features.shape[axis]
+            masked = mask_spans(
+                shape,
+                probability=probability,
+                length=getattr(config, f"mask_{name}_length"),
+                min_spans=getattr(config, f"mask_{name}_min_masks"),
+                lengths=_lengths(attention_mask, shape) if name == "time" else None,
+            )
+            hidden = torch.from_numpy(masked).to(features.device)
+            features = features.masked_fill(hidden.unsqueeze(3 - axis), 0.0)
     return features
 
 
@@ -182,7 +179,8 @@ def mask_spans(
         starts = choice(np.arange(available - length + 1), num_spans(available), replace=False)
         for start in starts:
             row[start : start + length] = True
-        if not len(starts):  # too short for a span: its last place is padding
+        if not len(starts):
+            # A row too short for a span: its last place is padding. The reference marks it too.
             row[-1] = True
     return masked
 

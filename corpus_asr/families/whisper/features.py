@@ -18,7 +18,8 @@ from corpus_asr.units import (
     WINDOW_FRAMES,
 )
 
-DEFAULT_NUM_MEL_BINS = 80  # what a config.json without the key means in transformers
+# What a config.json without the key means in transformers.
+DEFAULT_NUM_MEL_BINS = 80
 
 # What this front end computes; a checkpoint that was trained on anything else must be refused.
 COMPUTED = {"n_fft": FFT_SAMPLES, "hop_length": HOP_SAMPLES, "sampling_rate": SAMPLE_RATE_HZ}
@@ -82,4 +83,5 @@ class WhisperPartFeatures:
         padded[: samples.size] = samples
         values = log10_mel(padded, num_mel_bins=self.num_mel_bins)[:frames]  # (frame, mel)
         pad_value = scale_log10_mel(values)
+        # Half the memory between workers and GPU; values of -1.5 to 2 lose 1e-3 at most.
         return PartFeatures(values=values.astype(np.float16), pad_value=pad_value)

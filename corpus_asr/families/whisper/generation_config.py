@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corpus_asr.families import generation_config
+from corpus_asr.families.tokenizer import TOKENIZER_NAME, VOCAB_NAME
 from corpus_asr.families.whisper.tokenizer import TASKS, WhisperTokenizer
 from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 
@@ -23,8 +24,6 @@ _NEEDED = (
     "prev_sot_token_id",
 )
 _NEEDED_MULTILINGUAL = ("lang_to_id", "task_to_id")
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 @dataclass(kw_only=True)
@@ -81,7 +80,8 @@ class GenerationConfig(generation_config.GenerationConfig):
         needed = _NEEDED if english else _NEEDED + _NEEDED_MULTILINGUAL
         if all(content.get(key) is not None for key in needed):
             return {}
-        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        # Weights alone may be loaded too: what their folder lacks stays unknown.
+        if not any((folder / name).is_file() for name in (TOKENIZER_NAME, VOCAB_NAME)):
             return {}
         return tokens_to_decode(WhisperTokenizer.from_pretrained(folder))
 

@@ -33,6 +33,7 @@ class WhisperPreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[ModelConfig]] = WhisperConfig
     config: WhisperConfig
 
+    # Files of the whole model may store the projection, which is the token embedding.
     _left_over: ClassVar[tuple[str, ...]] = ("proj_out.weight",)
     _fixed: ClassVar[tuple[str, ...]] = (_POSITIONS, f"model.{_POSITIONS}")
 
@@ -58,6 +59,7 @@ class WhisperDecoder(TokenDecoder):
 
     def __init__(self, config: WhisperConfig) -> None:
         positions = nn.Embedding(config.max_target_positions, config.d_model)
+        # A bias of keys adds the same to all scores of a query, which no softmax sees.
         super().__init__(config, positions, key_bias=False)
 
     def _placed(
@@ -83,6 +85,7 @@ class WhisperDecoder(TokenDecoder):
                     f"cut the prompt or the sequence"
                 )
             return embedded + weight[start : start + tokens]
+        # Positions that are given need not follow each other, as in batches padded on the left.
         if position_ids.ndim != 2 or position_ids.shape[1] != tokens:
             raise ValueError(
                 f"decoding: found decoder_position_ids of shape {tuple(position_ids.shape)}, "
@@ -165,6 +168,7 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
         encoded = given_encoding(input_features, encoder_outputs, running=type(self).__name__)
         if encoded is None:
             assert input_features is not None
+            # As in transformers, of features only: an encoding that is given is never masked.
             masked = self._mask_input_features(input_features, attention_mask)
             encoded = self.encoder(masked, head_mask=head_mask, **wanted)
         decoded = self.decoder(
@@ -246,8 +250,7 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
 
 
 class _DecoderOnly(nn.Module):
-    """Puts the decoder where checkpoints have it: under `model.decoder`."""
-
+    # Checkpoints have the decoder's weights under `model.decoder`.
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
         self.decoder = WhisperDecoder(config)
@@ -263,6 +266,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
     _left_over: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     def __init__(self, config: WhisperConfig) -> None:
+        # The caller's own is of the whole model, and stays so.
         config = copy.copy(config)
         config.is_encoder_decoder = False
         super().__init__(config)

@@ -93,7 +93,7 @@ class WhisperDecoderSlots(DecoderSlots):
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
         step = FRAMES_PER_POSITION
         check_heard(num_frames, windows=windows, whole=self._whole_frames, step=step)
-        return [number // FRAMES_PER_POSITION for number in num_frames]
+        return [number // step for number in num_frames]
 
     def encode(
         self,

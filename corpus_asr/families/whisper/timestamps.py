@@ -18,6 +18,7 @@ from corpus_asr.units import WINDOW_POSITIONS
 _EPSILON = 1e-4
 
 _WRITTEN = re.compile(r"<\|(\d+\.\d+)\|>")
+# What decoding makes of the bytes of half a character.
 _CUT_CHARACTER = "\ufffd"
 # Languages that put no blanks between words.
 _WITHOUT_BLANKS = ("chinese", "japanese", "thai", "lao", "myanmar", "cantonese")
@@ -68,10 +69,12 @@ def timed_segments(
 
     Source: transformers 5.23, `WhisperTokenizer._compute_offsets`.
     """
+    # Two timestamps in a row close a segment and open the next.
     stamps = [k for k, token in enumerate(token_ids) if token >= timestamp_begin]
     ends = [k + 1 for k, following in pairwise(stamps) if following == k + 1]
     if len(stamps) < 2:
         return
+    # The last timestamp closes a segment even if nothing follows.
     if stamps[-1] + 1 not in ends:
         ends.append(stamps[-1] + 1)
     start, latest, windows = stamps[0], 0, 0
@@ -91,7 +94,7 @@ def timed_segments(
 
 
 class _Windows:
-    """Tells how many seconds of earlier windows stand before a timestamp of one long sequence."""
+    """Counts the seconds of earlier windows before each timestamp of one long sequence."""
 
     def __init__(self, ids: list[int], begin: int, precision_s: float) -> None:
         self._ids = ids
@@ -166,8 +169,7 @@ def merged_chunks(
 
 @dataclass(slots=True, kw_only=True)
 class _Merger:
-    """Reads tokens from the first chunk to the last, closing a segment at every end time."""
-
+    # Reads tokens from the first chunk to the last, and closes a segment at every end time.
     tokenizer: Any  # a WhisperTokenizer, whose module imports this one
     timestamps: bool
     words: bool
@@ -189,9 +191,11 @@ class _Merger:
         self.special = set(self.tokenizer.all_special_ids)
 
     def add(self, output: Mapping[str, Any]) -> None:
+        # The prompt of earlier text is no part of the chunk.
         ids = self.tokenizer.without_previous(as_lists(output["tokens"][0]))
         ends_s = as_lists(output["token_timestamps"][0]) if self.words else []
         length_s, left_s, right_s = output.get("stride", (0.0, 0.0, 0.0))
+        # Chunks overlap: this one starts before the end of what the last one had to itself.
         self.offset_s -= left_s
         begin = self.tokenizer.timestamp_begin
         first = left_s / self.precision_s + begin if left_s else begin
@@ -244,6 +248,7 @@ class _Merger:
         language = LANGUAGES.get(self.tokenizer.decode([token])[2:-2])
         if language is None:
             return
+        # Without timestamps nothing else separates texts of different languages.
         if self.language and language != self.language and not self.timestamps:
             self._keep_current()
             self._close_chunk()
@@ -315,7 +320,9 @@ def _best_overlap(
     left: list[int], right: list[int], left_times: list[Times], right_times: list[Times]
 ) -> tuple[int, int]:
     lefts, rights = np.array(left, np.int64), np.array(right, np.int64)
+    # Without an overlap both are kept whole.
     best, found = 0.0, (len(left), 0)
+    # The right sequence is moved over the left one, from an overlap of one token on.
     for shift in range(1, len(left) + len(right)):
         from_left = max(0, len(left) - shift)
         to_left = min(len(left), len(left) + len(right) - shift)
@@ -324,6 +331,7 @@ def _best_overlap(
         a, b = slice(from_left, to_left), slice(from_right, to_right)
         matches = _matches(lefts[a], rights[b], left_times[a], right_times[b])
         score = matches / shift + shift * _EPSILON
+        # A single equal token is chance: many words occur in both.
         if matches > 1 and score > best:
             best, found = score, ((from_left + to_left) // 2, (from_right + to_right) // 2)
     return found
@@ -335,7 +343,6 @@ def _matches(
     left_times: list[Times],
     right_times: list[Times],
 ) -> int:
-    """Count equal tokens; with times, only those whose times are in order."""
     equal = left == right
     if left_times and equal.any():
         before: Float64[np.ndarray, "token 2"] = np.array(left_times, np.float64)
@@ -387,7 +394,6 @@ def _characters(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> li
 
 
 def _joined_at_blanks(parts: list[Word]) -> list[Word]:
-    """Start a word at every blank and every punctuation mark."""
     words: list[Word] = []
     for part in parts:
         # A run of marks is one where it stands in this order in the list of all.
@@ -400,7 +406,6 @@ def _joined_at_blanks(parts: list[Word]) -> list[Word]:
 
 
 def _with_opening(words: list[Word]) -> list[Word]:
-    """Put opening marks to the word after them."""
     merged: list[Word] = []
     for word in reversed(words):
         if merged and word.text.startswith(" ") and word.text.strip() in _OPENING:
@@ -411,7 +416,6 @@ def _with_opening(words: list[Word]) -> list[Word]:
 
 
 def _with_closing(words: list[Word]) -> list[Word]:
-    """Put closing marks to the word before them."""
     merged: list[Word] = []
     for word in words:
         if merged and word.text in _CLOSING and not merged[-1].text.endswith(" "):

@@ -114,6 +114,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
+        # Before other names are bound: all settings by name.
         arguments = locals()
         if tokenizer_file is not None:
             tokenizer = read_tokenizer_file(Path(tokenizer_file))
@@ -138,6 +139,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         is_multilingual: bool | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        # Kept, since listing the added tokens copies some 1,600 of them.
         self._special_ids: tuple[int, ...] | None = None
         self.eot = self._control(_END)
         self.sot = self._control("<|startoftranscript|>")
@@ -289,11 +291,13 @@ class WhisperTokenizer(PretrainedTokenizer):
 
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
         """Encode plain text before the transcript: earlier words, or names to expect."""
+        # As within a text, where words begin with a space.
         ids = self._text_ids(" " + text.strip())
-        found = next((i for i in ids if i >= self.eot), None)
-        if found is not None:
+        special = next((i for i in ids if i >= self.eot), None)
+        if special is not None:
+            # It would end the prompt, or be taken for the transcript's own start.
             raise ValueError(
-                f"encoding a prompt: found the special token {self._id_token(found)} in "
+                f"encoding a prompt: found the special token {self._id_token(special)} in "
                 f"{text[:60]!r}, expected plain text; remove it"
             )
         return as_tensors([self.start_of_prev, *ids], return_tensors)
@@ -374,9 +378,9 @@ class WhisperTokenizer(PretrainedTokenizer):
                     f"truncation={options.lengths.truncation!r}; cut the other text, or allow more "
                     f"by max_length"
                 ) from error
-            found = [whole, *whole.overflowing] if options.overflow else [whole]
-            rows += [_row(encoding) for encoding in found]
-            sources += [number] * len(found)
+            encodings = [whole, *whole.overflowing] if options.overflow else [whole]
+            rows += [_row(encoding) for encoding in encodings]
+            sources += [number] * len(encodings)
         batch = self._padded(rows, options)
         if "length" in batch:
             batch["length"] = [len(row) for row in batch["input_ids"]]
@@ -387,11 +391,9 @@ class WhisperTokenizer(PretrainedTokenizer):
         return batch.convert_to_tensors(options.tensors)
 
     def _fitting(self, options: EncodeOptions) -> Tokenizer:
-        """Make a tokenizer that only puts special tokens around encodings and truncates them.
-
-        Truncation set on the tokenizer itself would be seen by threads that encode with it at the
-        same time. Making this one takes 25 us.
-        """
+        # Only puts special tokens around encodings and truncates them. Truncation set on the
+        # tokenizer itself would be seen by threads that encode with it at the same time; making
+        # this one takes 25 us.
         self._text_limit(options)
         fitting = Tokenizer(BPE())
         if options.special:
@@ -491,6 +493,7 @@ class WhisperTokenizer(PretrainedTokenizer):
 
     def decode_text(self, token_ids: Iterable[int]) -> str:
         """Return what was said: control tokens and timestamps left out, wherever they stand."""
+        # From the end token on there are control tokens and timestamps only.
         return self._tokenizer.decode([i for i in token_ids if i < self.eot])
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -512,6 +515,7 @@ class WhisperTokenizer(PretrainedTokenizer):
                 f"decoding {len(ids)} token ids: found {min(ids)}, expected ids from 0; replace "
                 f"the padding of labels by the end token first"
             )
+        # The library replaces broken bytes, and knows no other way.
         if self.errors == "replace":
             text = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         else:
@@ -556,7 +560,6 @@ class WhisperTokenizer(PretrainedTokenizer):
         return_language: bool | None,
         time_precision: float,
     ) -> tuple[str, dict[str, Any]]:
-        """Merge the transcripts of overlapping chunks; see `merged_chunks`."""
         return merged_chunks(
             self,
             model_outputs,
@@ -568,7 +571,8 @@ class WhisperTokenizer(PretrainedTokenizer):
     # Files
 
     def _load(self, folder: Path, given: dict[str, Any]) -> None:
-        says = optional_object(folder / "generation_config.json").get("is_multilingual")
+        # The vocabulary alone does not tell: English-only models may have one with languages.
+        stated = optional_object(folder / "generation_config.json").get("is_multilingual")
         normalizer = folder / NORMALIZER_NAME
         # No prefix space means what the vocabulary's own file says.
         defaults = self._defaults() | {"add_prefix_space": None}
@@ -576,7 +580,7 @@ class WhisperTokenizer(PretrainedTokenizer):
             load_vocabulary(folder),
             defaults | self._saved_settings(folder, given),
             normalizer if normalizer.is_file() else None,
-            is_multilingual=says if isinstance(says, bool) else None,
+            is_multilingual=stated if isinstance(stated, bool) else None,
         )
 
     def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
@@ -584,6 +588,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         self._tokenizer.save(str(folder / TOKENIZER_NAME))
         vocabulary = self.save_vocabulary(folder, filename_prefix)
         base = self._tokenizer.get_vocab(with_added_tokens=False)
+        # Added tokens that the vocabulary has already keep their ids there.
         beside = {token: i for token, i in self.get_added_vocab().items() if token not in base}
         write_json_object(folder / ADDED_NAME, beside)
         others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
@@ -597,6 +602,7 @@ class WhisperTokenizer(PretrainedTokenizer):
             save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
         )
         write_json_object(vocab, self._tokenizer.get_vocab(with_added_tokens=False))
+        # The library's model has no attribute for its merges.
         pairs = json.loads(self._tokenizer.to_str())["model"]["merges"]
         lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
         merges.write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")

@@ -81,6 +81,7 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
         raise CheckpointError(
             f"reading {merges_path}: found no readable text ({error}); fetch the checkpoint again"
         ) from error
+    # Only the version line is a comment: `#` itself is a token, and may be merged.
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version:")]
     _check_vocabulary(vocab, merges, path=vocab_path, merges_path=merges_path)
     settings = optional_object(folder / SETTINGS_NAME)
@@ -102,6 +103,7 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
 
 
 def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: Path) -> None:
+    # Not `isinstance` for ids: true is an int for Python, but no id.
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise CheckpointError(
             f"reading {path}: found no vocabulary, expected an object of tokens and their ids; "
@@ -122,11 +124,12 @@ def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path:
 
 
 def _added_tokens(folder: Path, settings: Mapping[str, Any]) -> list[tuple[AddedToken, int | None]]:
-    """Collect the tokens beside the vocabulary: those with ids by id, then the rest in order."""
+    # Those with ids by id, then the rest in order: the library numbers them as they come.
     special = dict.fromkeys(
         [*_special_tokens(optional_object(folder / SPECIAL_NAME)), *_special_tokens(settings)]
     )
     ids: dict[str, int | None] = dict.fromkeys(special)
+    # Roles name special tokens without ids; those are listed in a file of their own.
     ids.update(_listed_ids(folder / ADDED_NAME))
     for token, token_id, is_special in _described_tokens(settings, folder / SETTINGS_NAME):
         # tokenizer_config.json says more than the older files: it wins.
@@ -160,7 +163,7 @@ def _described_tokens(settings: Mapping[str, Any], path: Path) -> Iterator[tuple
 
 
 def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tokens that a file names for a role: values of its `..._token(s)` keys."""
+    # Files name a token for a role under keys `..._token`, as its text or with flags.
     for key, value in content.items():
         if key in OTHER_SPECIAL or key.endswith("_token"):
             for entry in value if isinstance(value, list) else [value]:
@@ -180,6 +183,7 @@ def token_bytes(token: str) -> bytes:
 def bytes_by_letter() -> Mapping[str, int]:
     """The byte of each letter that spells one; openai/gpt-2, encoder.py, bytes_to_unicode."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    # Bytes that cannot be printed are spelled by the letters from U+0100 on, in their order.
     others = [value for value in range(256) if value not in printable]
     letters = {chr(value): value for value in printable}
     return letters | {chr(256 + rank): value for rank, value in enumerate(others)}

@@ -60,7 +60,8 @@ def test_steps_equal_the_whole_sequence_at_every_position(
     state = model.new_state(3)
     found = begin(model, state, [0, 1, 2], features, tokens[:, :4], [4, 4, 4])
     assert (found - expected[:, :4]).abs().max() < tolerance
-    for position in range(4, POSITIONS):
+    # Rounding does not add up from step to step: fewer of them do where each is slow.
+    for position in range(4, POSITIONS if dtype == torch.float32 else 16):
         found = model.step(state, tokens[:, position], torch.full((3,), position))
         assert found.dtype == torch.float32
         assert (found - expected[:, position]).abs().max() < tolerance, position
@@ -92,7 +93,7 @@ def test_neighbors_do_not_matter(model: WhisperSlotModel) -> None:
     torch.testing.assert_close(found, alone, atol=NEIGHBOUR_TOLERANCE, rtol=NEIGHBOUR_TOLERANCE)
 
 
-def test_a_spoilt_slot_spoils_neither_its_neighbors_nor_whoever_comes_next(
+def test_nan_in_a_slot_reaches_neither_its_neighbors_nor_the_next_window(
     model: WhisperSlotModel,
 ) -> None:
     features, prompts = windows(2), sequences(2, 3)
@@ -226,28 +227,17 @@ def test_wrong_use_is_named(model: WhisperSlotModel) -> None:
     begin(model, two, [0, 1], windows(2), sequences(2, 3), [3, 3])
     narrow, long = torch.zeros(1, SOURCE_POSITIONS, 32), sequences(1, POSITIONS + 1)
     positions = torch.tensor([5, POSITIONS])
+    shared, last = model.new_state(4, beams=2), torch.tensor([58])
     for call, message in (
         (lambda: model.fill(two, [0], narrow), r"windows of \(100, 32\).*expected \(100, 64\)"),
         (lambda: model.prefill(two, [0], long, [61]), "61 tokens: the model has 60 positions"),
-        (
-            lambda: model.prefill(two, [0, 1], sequences(2, 3), [2, 4]),
-            r"lengths \[2, 4\], expected 1 to 3",
-        ),
+        (lambda: model.prefill(two, [0], long[:, :3], [4]), r"lengths \[4\], expected 1 to 3"),
         (lambda: model.new_state(0), "expected at least 1"),
         (lambda: model.new_state(4, beams=3), "4 slots of which 3 share a window"),
-        (
-            lambda: model.step(model.new_state(4, beams=2), ones, ones),
-            "advancing 3 slots: each 2 of them share a window",
-        ),
-        (
-            lambda: model.step(two, ones[:2], positions),
-            "positions 5 to 60: the cache holds 0 to 59",
-        ),
+        (lambda: model.step(shared, ones, ones), "3 slots: each 2 of them share a window"),
+        (lambda: model.step(two, ones[:2], positions), "positions 5 to 60: .* holds 0 to 59"),
         (lambda: model.step(two, ones[:2], torch.tensor([-1, 3])), "positions -1 to 3"),
-        (
-            lambda: model.extend(two, [0], sequences(1, 3), torch.tensor([58])),
-            "positions 58 to 60: the cache holds 0 to 59",
-        ),
+        (lambda: model.extend(two, [0], long[:, :3], last), "positions 58 to 60: the cache holds"),
         (lambda: model.align(two, 0, ones[:1], [(2, 0)]), "the model has 2 layers of 4 heads"),
         (lambda: model.align(two, 0, ones[:1], [(0, 4)]), "the model has 2 layers of 4 heads"),
         (lambda: model.align(two, 0, ones[:1], [(-1, 0)]), "the model has 2 layers of 4 heads"),
@@ -316,34 +306,32 @@ def test_in_few_bits_it_stays_near(encoder: WhisperEncoder, dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize(("dtype", "int8"), KINDS)
-@pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_window_is_the_same_alone_and_in_any_company(
-    encoder: WhisperEncoder, dtype: torch.dtype, int8: bool, threads: int
+    encoder: WhisperEncoder, dtype: torch.dtype, int8: bool
 ) -> None:
     """With several threads a window alone is computed by all of them, one among many by one."""
     encode = packed(encoder, dtype, int8=int8).encode
     features = windows(5).to(dtype)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads)
-        together = encode(features)
-        for first in range(5):
-            assert torch.equal(encode(features[first : first + 1])[0], together[first])
-        louder = torch.cat([features[4:] * 100, features.flip(0)])
-        assert torch.equal(encode(louder)[1:].flip(0), together)
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            together = encode(features)
+            for first in range(5):
+                assert torch.equal(encode(features[first : first + 1])[0], together[first])
+            louder = torch.cat([features[4:] * 100, features.flip(0)])
+            assert torch.equal(encode(louder)[1:].flip(0), together)
     finally:
         torch.set_num_threads(before)
 
 
 def test_what_is_no_window_is_refused(encoder: WhisperEncoder) -> None:
-    packed_encoder = PackedWhisperEncoder(encoder, int8=False)
     for shape, message in (
         ((1, 80, 199), "found 80 mel bins x 199 frames, expected 80 x 200"),
-        ((1, 128, 200), "found 128 mel bins x 200 frames"),
         ((0, 80, 200), "found an empty batch"),
     ):
         with pytest.raises(ValueError, match=message):
-            packed_encoder.encode(torch.zeros(shape))
+            PackedWhisperEncoder(encoder, int8=False).encode(torch.zeros(shape))
 
 
 def test_making_it_leaves_the_encoder_as_it_was_and_trainable(encoder: WhisperEncoder) -> None:
@@ -431,10 +419,8 @@ def test_windows_of_all_lengths_side_by_side(
     torch.testing.assert_close(seen, expected[:, : position + 5], atol=STEP_TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("lengths", [[FRAMES, FRAMES], [60, 100]])
-def test_slots_that_share_a_window_share_its_length(
-    model: WhisperSlotModel, cut: Cut, lengths: list[int]
-) -> None:
+def test_slots_that_share_a_window_share_its_length(model: WhisperSlotModel, cut: Cut) -> None:
+    lengths = [60, 100]
     features, tokens = windows(2), sequences(6, 12)
     tokens[:3, :5], tokens[3:, :5] = tokens[0, :5].clone(), tokens[3, :5].clone()
     each = [frames for frames in lengths for _ in range(3)]
