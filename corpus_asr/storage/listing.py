@@ -89,7 +89,7 @@ class FileListing(Iterator[pa.RecordBatch]):
                 yield _rows(page, [None] * len(page.uris))
 
     def _expand(self, uri: str) -> Iterator[Page]:
-        """Yield what one address names: an object, else a folder, else a glob's matches."""
+        # What one address names: an object, else what is in a folder, else a glob's matches.
         uri = normalise(uri)
         denied: FetchError | None = None
         if not uri.endswith("/"):
@@ -144,7 +144,6 @@ class FileListing(Iterator[pa.RecordBatch]):
 
 
 def _meant(uri: str) -> str:
-    """Guess which address a wrong one was to be; empty without a guess."""
     if scheme_of(uri) != LOCAL:
         return ""
     # A slash too few makes the address of a store a path below the current folder.
@@ -169,7 +168,7 @@ class Pattern(NamedTuple):
 
 
 def _patterns(uri: str) -> Iterator[Pattern]:
-    """Yield the readings of an address that names no object, the literal one first."""
+    # The literal reading first: a folder's name may hold what else makes a glob.
     if scheme_of(uri) in ("http", "https"):
         return
     yield Pattern(uri.rstrip("/") + "/", None, None)
@@ -227,7 +226,7 @@ def _excluder(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
 
 
 class _Seen:
-    """The identities listed so far: sorted arrays of doubling size, eight bytes each."""
+    # Sorted arrays of doubling size, eight bytes an identity; a Python set takes ten times as many.
 
     def __init__(self) -> None:
         self._sorted: list[np.ndarray] = []
@@ -291,12 +290,8 @@ def manifest_rows(
 ) -> Iterator[Chunk]:
     """Yield addresses in normal form, and metadata (JSON text or None), chunk by chunk.
 
-    Args:
-        manifest: its address.
-        options: how its store is reached.
-        allow_local_files: whether a manifest in a remote store may name files of this machine.
-        uri_names: names of the column of addresses; the first that is there is taken.
-        max_metadata_characters: what the other columns of a row may come to.
+    The column of addresses is the first of `uri_names` that is there. With `allow_local_files`, a
+    manifest in a remote store may name files of this machine.
     """
     reading = _Manifest(normalise(manifest), allow_local_files, uri_names, max_metadata_characters)
     return reading.chunks(options)
@@ -455,7 +450,6 @@ def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
 
 
 def _json_safe(value: Any) -> Any:
-    """Return a value JSON can hold; what it has no form for becomes text."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -115,8 +115,7 @@ class Ledger:
     def remaining(self, batch: pa.RecordBatch, retry: Retry = Retry.none) -> pa.Table:
         """Return the FILES rows that are not fully committed, with the parts that are, and why.
 
-        A recording counts as committed when all parts up to its last are, for the size and etag it
-        has now (where both are known). Failed parts are among them unless `retry` is for them.
+        Failed parts count as committed unless `retry` is for them.
         """
         rows, files = self._rows_of(batch)
         known = np.bincount(files, minlength=batch.num_rows) > 0
@@ -142,14 +141,13 @@ class Ledger:
         return kept.append_column(_REASON, pa.array(reasons[left].astype(np.int8))).cast(REMAINING)
 
     def _again(self, rows: np.ndarray, retry: Retry) -> np.ndarray:
-        """Tell which rows are failures that are to be done again."""
         if retry is Retry.none:
             return np.zeros(len(rows), dtype=bool)
         again: np.ndarray = self._failed[rows] & ~self._spared[self._code[rows]]
         return again if retry is Retry.all else again & self._retryable[rows]
 
     def _rows_of(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ledger's rows of a batch of files, and each one's position in the batch."""
+        # The ledger's rows of a batch of files, and each one's position in the batch.
         if not len(self):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         found = pc.index_in(self._ids, value_set=batch.column("recording_id"))
@@ -162,7 +160,7 @@ class Ledger:
         return np.repeat(self._starts[codes], counts) + within, np.repeat(positions, counts)
 
     def _fresh(self, rows: np.ndarray, files: np.ndarray, batch: pa.RecordBatch) -> np.ndarray:
-        """Tell which rows are of the version listed; an unknown version fits any."""
+        # Web servers and manifests often tell no version: an unknown one fits any.
         etag, size = self._version(rows)
         now = batch.take(pa.array(files))
         fresh: np.ndarray = _same(etag, now["etag"]) & _same(size, now["size_bytes"])
@@ -173,7 +171,7 @@ class Ledger:
         return self._etag.take(taken).cast(pa.string()), self._size.take(taken)
 
     def _covered(self, rows: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
-        """Tell which groups have every part up to one that was the last."""
+        # Every part up to one that was the last; parts may lie beyond it, where that one failed.
         parts, last = self._part[rows], self._last[rows]
         nowhere = np.iinfo(np.int32).max
         end = np.full(num_groups, nowhere, dtype=np.int64)
@@ -209,7 +207,7 @@ class Ledger:
         )
 
     def _superseded(self) -> np.ndarray:
-        """Tell which rows are of another version than their recording's newest commit."""
+        # For recordings that are no longer listed, the newest commit stands for the listing.
         if not len(self):
             return np.zeros(0, dtype=bool)
         newest = np.lexsort((self._row, self._object, self._code))[self._starts[1:] - 1]
@@ -220,7 +218,7 @@ class Ledger:
         return ~same
 
     def _masks(self, keep: np.ndarray) -> dict[str, np.ndarray]:
-        """Return, of objects with rows not to keep, the part of `keep`, in the order of rows."""
+        # Of objects with rows that lose only: no others are rewritten.
         in_order = np.lexsort((self._row, self._object))
         objects = self._object[in_order]
         losing = np.unique(self._object[~keep])
@@ -284,7 +282,6 @@ def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
 
 
 def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Mark the first of each stretch of equal (group, part); the input is sorted by both."""
     first = np.ones(len(groups), dtype=bool)
     first[1:] = (groups[1:] != groups[:-1]) | (parts[1:] != parts[:-1])
     return first

@@ -80,18 +80,15 @@ def make_plan(
 ) -> Plan:
     """List the source, drop what is done, pack the rest and write the packs.
 
-    With a `model_revision`, the folder is checked to hold nothing made otherwise; for a new run,
-    such results are planned for as if they were put aside already.
+    With a `model_revision`, the folder is checked to hold nothing made otherwise.
     """
     earlier = Earlier.same
     if model_revision is not None:
         name = fingerprint(config, model_revision)
         earlier = check_fingerprint(store, config, name, new_run=options.new_run)
-    ledger = (
-        Ledger.empty()
-        if earlier is Earlier.other
-        else Ledger.load(store, leave_alone=options.leave_alone)
-    )
+    ledger = Ledger.empty()
+    if earlier is not Earlier.other:  # a new run moves such results away before it begins
+        ledger = Ledger.load(store, leave_alone=options.leave_alone)
     name = f"{PLANS_FOLDER}/{unique_stem()}"
     plan = Plan(uri=store.address(f"{name}/packs"), name=name)
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
@@ -120,13 +117,9 @@ def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
 
 
 def retire_plans(store: OutputStore, finished: str) -> None:
-    """Remove the plans before one that is worked off, and the raw addresses that one holds.
-
-    Its listing stays, since reports count against it, with public addresses only. Younger plans
-    are left alone: they may be in use.
-    """
+    """Remove the plans before one that is worked off, and the raw addresses that one holds."""
     for name in list(store.all_names(PLANS_FOLDER)):
-        # Names begin with the time they were made.
+        # Names begin with the time they were made; younger plans may be in use.
         if "/".join(name.split("/")[:3]) < finished:
             store.remove(name)
     for index, name in enumerate(store.names(f"{finished}/packs")):
@@ -134,6 +127,7 @@ def retire_plans(store: OutputStore, finished: str) -> None:
             store.write_table(name, PACKS.empty_table())
         else:
             store.remove(name)
+    # The listing stays, since reports count against it, with public addresses only.
     for name in store.names(f"{finished}/listing"):
         files = store.read_table(name, FILES)
         safe = without_credentials(files)
@@ -149,11 +143,7 @@ def _list_source(
     retry: Retry,
     scratch: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stream the listing into the plan's folder, and what is left of it into the scratch file.
-
-    Returns:
-        Sizes of the remaining files, in listing order, -1 where unknown, and their identities.
-    """
+    # Sizes (-1 where unknown) and identities of the remaining files: all that is held of them.
     sizes, ids = [np.empty(0, np.int64)], [np.empty(0, "S16")]
     reasons: Counter[int] = Counter()
     remaining_file = ParquetFile(scratch, REMAINING)
@@ -201,12 +191,12 @@ def _write_packs(
     pack_bytes: float,
     scratch: str,
 ) -> None:
-    """Sort, pack and write the remaining files, shard by shard."""
     count = len(sizes)
     unknown = sizes < 0
     weights = np.where(unknown, int(pack_bytes * UNKNOWN_SHARE), sizes)
     fair_share = max(MIN_PACK_BYTES, float(weights.sum()) / MIN_PACKS)
     max_files = min(MAX_FILES_PER_PACK, max(MIN_FULL_PACK, count // MIN_PACKS))
+    # Unknown sizes first, since any of them may be the longest; identities for a stable order.
     order = np.lexsort((ids, -sizes, ~unknown))
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
@@ -223,7 +213,7 @@ def _write_packs(
 
 
 def _rows(scratch: str, rank: np.ndarray, start: int) -> pa.Table:
-    """Return the remaining rows of ranks from `start`, in order of rank."""
+    # Read anew for each shard: a pass over a file on disk is cheaper than all rows in memory.
     tables, ranks, seen = [REMAINING.empty_table()], [rank[:0]], 0
     for batch in parquet_batches(scratch):
         ours = rank[seen : seen + batch.num_rows]

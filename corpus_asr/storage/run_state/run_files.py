@@ -58,19 +58,16 @@ class Snapshot:
 
     run_id: str
     state: str
-    """`running`; `transcribed`: all is committed, the tables are being finished; `stopped`: it
-    ended before all was committed."""
+    """`transcribed`: the tables are being finished; `stopped`: it ended before all is committed."""
     started_at: str
     written_at: str
     elapsed_s: float
     host: str
     pid: int
     listed: int
-    """Recordings listed."""
     done_before: int
-    """Of these, those that earlier runs had committed."""
+    """Of the listed recordings, those that earlier runs had committed."""
     planned: int
-    """Those this run has to do."""
     planned_bytes: int
     files: int
     """Of the planned, those whose last part is committed; those of the other counts, too."""
@@ -195,14 +192,12 @@ def read_calibration(address: str, *, endpoint_url: str | None = None) -> Confid
 def calibration_for(
     config: RunConfig, store: OutputStore, *, model_revision: str
 ) -> ConfidenceModel | None:
-    """Return the calibration of a job: the one that it names, else that of its output folder.
-
-    One that was fitted for other weights is used, with a warning in the log.
-    """
+    """Return the calibration of a job: the one that it names, else that of its output folder."""
     address = config.model.calibration
     if address is None and not store.exists(CALIBRATION_NAME):
         return None
     found = read_calibration(address or store.uri, endpoint_url=store.options.endpoint_url)
+    # Used all the same, since it may be meant; the log says for which weights it was fitted.
     if found.model_revision not in (None, model_revision):
         event(
             logger, logging.WARNING, "calibration_of_another_model", calibration=found.name,

@@ -82,10 +82,7 @@ class Page(NamedTuple):
 
 
 class Store:
-    """What each kind of store offers; what it does not override, it cannot do.
-
-    Methods may raise whatever their library raises: `translate` tells what that means.
-    """
+    """What each kind of store offers; `translate` says what the errors of its library mean."""
 
     def translate(self, error: Exception) -> StoreError | None:
         """Say what an exception means; None for one that is no failure of the store."""
@@ -128,10 +125,8 @@ class Store:
         raise _read_only("remove")
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        """List objects below a folder (`prefix` ends with a slash) or with a common prefix.
-
-        `depth` bounds the levels below the folder that are of interest; more may come.
-        """
+        """List objects below a folder (`prefix` ends with a slash) or with a common prefix."""
+        # More levels than `depth` may come: not every store can leave them out.
         raise StoreError(FETCH, "cannot list: http files must be named in full")
 
 
@@ -177,11 +172,7 @@ def with_retries(
     policy: RetryPolicy = DEFAULT_POLICY,
     store: Store = Store(),  # noqa: B008 - it has no state
 ) -> T:
-    """Run an operation of a store, again while its failure is transient and attempts are left.
-
-    Raises:
-        FetchError: it failed for good, or more often than the policy allows.
-    """
+    """Run an operation of a store, again while its failure is transient; else a `FetchError`."""
     started, few = time.monotonic(), 0
     for failures in range(1, policy.attempts + 1):
         try:
