@@ -42,14 +42,11 @@ from corpus_asr.storage.stores.uri import (
 )
 from corpus_asr.units import MEBIBYTE
 
-BATCH_ROWS = 10_000
 
-
-class FileListing(Iterator[pa.RecordBatch]):
-    """FILES batches of at most `BATCH_ROWS` rows; the counts are final once it is exhausted."""
+class FileListing:
+    """FILES batches of a page or a chunk each; the counts are final once it is exhausted."""
 
     def __init__(self, source: SourceSettings) -> None:
-        self.num_files = 0
         self.num_excluded = 0
         """Left out because their name matches `source.exclude`."""
         self.num_duplicates = 0
@@ -57,25 +54,15 @@ class FileListing(Iterator[pa.RecordBatch]):
         self._source = source
         self._store = StoreOptions(endpoint_url=source.endpoint_url)
         self._excluded = _excluder(source.exclude)
-        self._batches = self._generate()
 
-    def __next__(self) -> pa.RecordBatch:
-        return next(self._batches)
-
-    def _generate(self) -> Iterator[pa.RecordBatch]:
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
         seen = _Seen()
-        waiting: list[pa.RecordBatch] = []
         for rows in self._named():
             ids = rows.column("recording_id").to_pylist()
             fresh = seen.add(np.array([int(name, 16) for name in ids], dtype=np.uint64))
             self.num_duplicates += len(fresh) - int(fresh.sum())
-            waiting.append(rows.filter(pa.array(fresh)))
-            self.num_files += waiting[-1].num_rows
-            if sum(batch.num_rows for batch in waiting) >= BATCH_ROWS:
-                *full, rest = _merged(waiting)
-                waiting = [rest]
-                yield from full
-        yield from _merged(waiting)
+            if fresh.any():
+                yield rows.filter(pa.array(fresh))
 
     def _named(self) -> Iterator[pa.RecordBatch]:
         source = self._source
@@ -261,12 +248,6 @@ def _rows(page: Page, metadata: list[str | None]) -> pa.RecordBatch:
             "file or leave it out with source.exclude"
         ) from error
     return pa.record_batch(arrays, schema=FILES)
-
-
-def _merged(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    table = pa.Table.from_batches(batches, FILES).combine_chunks()
-    merged: list[pa.RecordBatch] = table.to_batches(BATCH_ROWS)
-    return merged
 
 
 # Whether the files of a manifest exist is not asked here: a million requests would precede the

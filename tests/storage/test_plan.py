@@ -21,7 +21,7 @@ from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.ledger import REMAINING
 from corpus_asr.storage.run_state.plan import make_plan, pack, read_listing, read_packs
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
-from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
+from corpus_asr.storage.run_state.tables import OutputStore, parquet_writer
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.support.simulation import simulated
@@ -311,12 +311,11 @@ print(plan.num_remaining, peak() - before)
 @pytest.mark.slow
 def test_a_million_files_are_planned_in_bounded_memory(tmp_path: Path) -> None:
     schema = pa.schema([("uri", pa.string()), ("speaker", pa.int64())])
-    manifest = ParquetFile(str(tmp_path / "m.parquet"), schema)
-    for start in range(0, 1_000_000, 50_000):
-        numbers = range(start, start + 50_000)
-        uris = [f"s3://corpus/{number % 100:03d}/episode {number:08d}.mp3" for number in numbers]
-        manifest.append(pa.table({"uri": uris, "speaker": list(numbers)}, schema=schema))
-    manifest.close()
+    with parquet_writer(str(tmp_path / "m.parquet"), schema) as manifest:
+        for start in range(0, 1_000_000, 50_000):
+            numbers = range(start, start + 50_000)
+            uris = [f"s3://corpus/{n % 100:03d}/episode {n:08d}.mp3" for n in numbers]
+            manifest.write_table(pa.table({"uri": uris, "speaker": list(numbers)}, schema=schema))
     command = [sys.executable, "-c", PLANNER, str(tmp_path)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     num_files, grown_mib = (int(word) for word in output.split())

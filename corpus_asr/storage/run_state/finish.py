@@ -78,8 +78,7 @@ class OutcomeCounts:
     remaining: int = 0
     """Listed recordings of which not all parts are committed: the run was cut short. Rows that
     the listing should have and has not are among them."""
-    recordings: int = 0
-    """Rows of the recordings table; those of earlier listings are among them."""
+    recordings: int = 0  # rows of the recordings table; those of earlier listings are among them
     segments: int = 0
     audio_s: float = 0.0
     speech_s: float = 0.0

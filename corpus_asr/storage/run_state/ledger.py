@@ -11,8 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import Retry
-from corpus_asr.schemas import FILES
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, PART_ROWS_FOLDERS, OutputStore
+from corpus_asr.schemas import FILES, OUTCOMES
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    PART_ROWS_FOLDERS,
+    OutputStore,
+    projected,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +31,9 @@ class Reason(IntEnum):
     """Why a listed recording is left to be done."""
 
     new = 0
-    changed = 1
-    """Only other versions of it are committed."""
-    retried = 2
-    """It failed, and is to be done again."""
-    continued = 3
-    """Some of its parts are committed, not all."""
+    changed = 1  # only other versions of it are committed
+    retried = 2  # it failed, and is to be done again
+    continued = 3  # some of its parts are committed, not all
 
 
 class Ledger:
@@ -240,10 +242,8 @@ class CommitResolution:
     num_listed: int
     keep: dict[str, np.ndarray]
     """Per outcomes object with rows that do not count: a mask over its rows."""
-    complete_ids: pa.Array
-    """Recordings all of whose parts are committed."""
-    listed_ids: pa.Array
-    """Those of them in the present listing."""
+    complete_ids: pa.Array  # recordings all of whose parts are committed
+    listed_ids: pa.Array  # those of them in the present listing
 
 
 def counted(
@@ -261,19 +261,10 @@ def counted(
         yield batch.rows, mask[start : seen[batch.name]]
 
 
-_EMPTY_ROWS = pa.schema(
-    [
-        ("recording_id", pa.string()),
-        ("etag", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("part", pa.int32()),
-        ("last_part", pa.bool_()),
-        ("failed", pa.bool_()),
-        ("retryable", pa.bool_()),
-        ("object", pa.int32()),
-        ("row", pa.int32()),
-    ]
-).empty_table()
+_EMPTY_ROWS = pa.schema([
+    *projected(OUTCOMES, _LEDGER_COLUMNS), ("failed", pa.bool_()), ("retryable", pa.bool_()),
+    ("object", pa.int32()), ("row", pa.int32()),
+]).empty_table()  # fmt: skip
 
 
 def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
@@ -288,16 +279,10 @@ def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 FAILING_NAME = "_run/failing.parquet"
-_FAILING = pa.schema(
-    [
-        ("recording_id", pa.string()),
-        ("uri", pa.string()),
-        ("etag", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("run_id", pa.string()),
-        ("tries", pa.int32()),
-    ]
-)
+_FAILING = pa.schema([
+    ("recording_id", pa.string()), ("uri", pa.string()), ("etag", pa.string()),
+    ("size_bytes", pa.int64()), ("run_id", pa.string()), ("tries", pa.int32()),
+])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,10 +293,8 @@ class Failing:
     uri: str
     etag: str | None
     size_bytes: int | None
-    run_id: str
-    """The run that failed on it last."""
-    tries: int = 1
-    """Runs that failed on this content."""
+    run_id: str  # the run that failed on it last
+    tries: int = 1  # runs that failed on this content
 
     def after(self, before: "Failing | None") -> "Failing":
         """Return it with the tries that were noted before."""

@@ -47,10 +47,8 @@ class ProcessName:
     host: str
     user: str
     pid: int
-    machine: str | None = None
-    """Boot and process namespace; None where the system does not tell."""
-    begun: str | None = None
-    """When the process started, in the kernel's ticks since boot."""
+    machine: str | None = None  # boot and process namespace; None where the system does not tell
+    begun: str | None = None  # when the process started, in the kernel's ticks since boot
 
     @classmethod
     def mine(cls) -> "ProcessName":
@@ -125,8 +123,7 @@ class Holder:
     run_id: str
     process: ProcessName
     started_at: str
-    heartbeat_at: str
-    """By the holder's clock: for people."""
+    heartbeat_at: str  # by the holder's clock: for people
     beats: int = 0
 
     def encoded(self) -> bytes:

@@ -22,8 +22,8 @@ from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, f
 from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     OutputStore,
-    ParquetFile,
     parquet_batches,
+    parquet_writer,
     unique_stem,
     without_credentials,
 )
@@ -47,28 +47,19 @@ class Plan:
 
     uri: str
     """Address of the folder of PACKS Parquet files; one without rows if there is nothing to do."""
-    name: str
-    """The plan's folder, relative to the output folder."""
-    num_files: int = 0
-    """Listed recordings."""
-    num_bytes: int = 0
-    """Their size, as far as known."""
+    name: str  # the plan's folder, relative to the output folder
+    num_files: int = 0  # listed recordings
+    num_bytes: int = 0  # their size, as far as known
     num_unknown_sizes: int = 0
-    num_done: int = 0
-    """Listed recordings that are fully committed already."""
+    num_done: int = 0  # listed recordings that are fully committed already
     num_remaining: int = 0
     num_remaining_bytes: int = 0
-    num_new: int = 0
-    """Of the remaining, those of which nothing is known yet, ..."""
-    num_changed: int = 0
-    """... those known with other content, ..."""
-    num_retried: int = 0
-    """... and those that failed; the rest were begun."""
+    num_new: int = 0  # of the remaining, those of which nothing is known yet, ...
+    num_changed: int = 0  # ... those known with other content, ...
+    num_retried: int = 0  # ... and those that failed; the rest were begun
     num_packs: int = 0
-    num_excluded: int = 0
-    """Left out by `source.exclude`, or lying in the output folder."""
-    num_duplicates: int = 0
-    """Named more than once; listed once."""
+    num_excluded: int = 0  # left out by `source.exclude`, or lying in the output folder
+    num_duplicates: int = 0  # named more than once; listed once
 
 
 def make_plan(
@@ -146,20 +137,17 @@ def _list_source(
     # Sizes (-1 where unknown) and identities of the remaining files: all that is held of them.
     sizes, ids = [np.empty(0, np.int64)], [np.empty(0, "S16")]
     reasons: Counter[int] = Counter()
-    remaining_file = ParquetFile(scratch, REMAINING)
-    try:
+    with parquet_writer(scratch, REMAINING) as remaining_file:
         for shard, files in enumerate(_shards(plan, store, source)):
             store.write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
             plan.num_files += files.num_rows
             plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
             plan.num_unknown_sizes += files["size_bytes"].null_count
             remaining = ledger.remaining(files.combine_chunks().to_batches()[0], retry)
-            remaining_file.append(remaining)
+            remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
             ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))
-    finally:
-        remaining_file.close()
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]
@@ -169,15 +157,17 @@ def _list_source(
 def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
     listing = FileListing(source)
     waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
     for batch in listing:
         # This run's own tables are left out, where the output lies inside the source.
         inside = pc.starts_with(batch.column("uri"), store.uri + "/")
         plan.num_excluded += pc.sum(inside).as_py() or 0
         waiting.append(batch.filter(pc.invert(inside)))
-        if sum(part.num_rows for part in waiting) >= SHARD_ROWS:
+        num_waiting += waiting[-1].num_rows
+        if num_waiting >= SHARD_ROWS:
             yield pa.Table.from_batches(waiting)
-            waiting = []
-    if any(part.num_rows for part in waiting):
+            waiting, num_waiting = [], 0
+    if num_waiting:
         yield pa.Table.from_batches(waiting)
     plan.num_excluded += listing.num_excluded
     plan.num_duplicates = listing.num_duplicates

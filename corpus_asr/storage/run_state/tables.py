@@ -81,20 +81,9 @@ def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
     return sink.getvalue()
 
 
-class ParquetFile:
-    """A local Parquet file written table by table, for what is too large for memory."""
-
-    def __init__(self, path: str, schema: pa.Schema) -> None:
-        self._path = path
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-
-    def append(self, table: pa.Table) -> None:
-        """Add rows as a row group."""
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        """Complete the file."""
-        self._writer.close()
+def parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a local Parquet file to write table by table, for what is too large for memory."""
+    return pq.ParquetWriter(path, schema, compression="zstd")
 
 
 def parquet_columns(file: io.BufferedReader | str) -> list[str]:
@@ -184,8 +173,7 @@ NO_OTHERS: Final[Mapping[str, ModelName]] = MappingProxyType({})
 class PartRows:
     """A table whose rows belong to parts, written together with their outcomes."""
 
-    folder: str
-    """Below the output folder; also the column of RESULTS that holds a part's rows."""
+    folder: str  # below the output folder; also the column of RESULTS that holds a part's rows
     schema: pa.Schema
 
 
@@ -409,9 +397,8 @@ class OutputStore:
     def recordings(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the recordings table; none before the first finish."""
         schema = projected(RECORDINGS, columns)
-        for name in self.names(RECORDINGS_FOLDER):
-            for rows in self.batches(name, columns=schema.names):
-                yield from conform(rows, schema).to_batches()
+        for _, table in self.read_tables(self.names(RECORDINGS_FOLDER), schema):
+            yield from table.to_batches()
 
     def named_segments(self, outcomes_names: Iterable[str] | None = None) -> list[str]:
         """Return the names of the segments or labels objects of outcomes, in commit order."""

@@ -51,11 +51,9 @@ PEEK_BYTES = MEBIBYTE // 16
 class StoreOptions:
     """How stores are reached; picklable, and the same for all objects of a job's source."""
 
-    endpoint_url: str | None = None
-    """The S3 endpoint, where it is not Amazon's."""
+    endpoint_url: str | None = None  # the S3 endpoint, where it is not Amazon's
     policy: RetryPolicy = DEFAULT_POLICY
-    hosts: HostRules = ANY_NAMED_HOST
-    """Which hosts a web address may lead to."""
+    hosts: HostRules = ANY_NAMED_HOST  # which hosts a web address may lead to
 
     @classmethod
     def of(cls, source: SourceSettings) -> "StoreOptions":
@@ -251,12 +249,10 @@ class RangeFile(io.RawIOBase):
     Opening and reading raise a `FetchError`, of kind `changed` where the object was replaced.
     """
 
-    def __init__(
-        self, store: Store, uri: str, *, policy: RetryPolicy, block_bytes: int | None = None
-    ) -> None:
+    def __init__(self, store: Store, uri: str, *, policy: RetryPolicy) -> None:
         super().__init__()
         self._store, self._uri, self._policy = store, uri, policy
-        self._block_bytes = block_bytes or BLOCK_BYTES
+        self._block_bytes = BLOCK_BYTES
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead: tuple[int, Future[bytes]] | None = None

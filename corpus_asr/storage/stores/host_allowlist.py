@@ -30,8 +30,7 @@ class Verdict(Enum):
     """What to make of a host."""
 
     ADMITTED = "admitted"
-    IF_PUBLIC = "if public"
-    """Admitted where all its addresses are public ones."""
+    IF_PUBLIC = "if public"  # admitted where all its addresses are public ones
     REFUSED = "refused"
 
 
@@ -41,10 +40,8 @@ class HostRules:
 
     trusted_names: bool = True
     """Whether the addresses that are read are the user's own word; redirects never are."""
-    own_hosts: tuple[str, ...] = ()
-    """Hosts that the settings themselves name."""
-    listed: tuple[str, ...] | None = None
-    """`source.allow_hosts`."""
+    own_hosts: tuple[str, ...] = ()  # hosts that the settings themselves name
+    listed: tuple[str, ...] | None = None  # `source.allow_hosts`
 
     @classmethod
     def of(cls, source: SourceSettings) -> "HostRules":

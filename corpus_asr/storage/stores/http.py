@@ -138,9 +138,9 @@ class WebStore(Store):
         host = address.host or ""
         verdict = self._hosts.verdict(host, redirected=redirected)
         public_only = verdict is Verdict.IF_PUBLIC
-        if address.scheme not in WEB or verdict is Verdict.REFUSED:
-            raise _refused(host)
-        if public_only and host in _proxy_hosts():
+        # The resolver lets the proxy's host pass, so it is not to be asked for as a target.
+        proxied = public_only and host in _proxy_hosts()
+        if address.scheme not in WEB or verdict is Verdict.REFUSED or proxied:
             raise _refused(host)
         chosen = self._public if public_only else self.filesystem
         session: aiohttp.ClientSession = await chosen.set_session()

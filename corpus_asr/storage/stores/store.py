@@ -41,20 +41,15 @@ _TRANSIENT_ERRNO = {
 class StoreError(Exception):
     """What a store found instead of doing its work; becomes a `FetchError` at the room's door."""
 
-    kind: str
-    """A name in `FAILURE_KINDS`."""
-    found: str
-    """What was found against what was expected, without secrets."""
+    kind: str  # a name in `FAILURE_KINDS`
+    found: str  # what was found against what was expected, without secrets
     _: KW_ONLY
-    transient: bool = False
-    """Whether trying again at once may help."""
+    transient: bool = False  # whether trying again at once may help
     retry_after_s: float = 0.0
-    expired: bool = False
-    """Whether access is denied only because credentials are too old."""
+    expired: bool = False  # whether access is denied only because credentials are too old
     attempts: int | None = None
     """If given, no more than so many failures of such kinds are worth bearing."""
-    advice: str | None = None
-    """What to do; None for what the kind says."""
+    advice: str | None = None  # what to do; None for what the kind says
 
     def __str__(self) -> str:
         return self.found
@@ -69,8 +64,7 @@ class ObjectInfo:
     """What a store says of an object's present version."""
 
     size_bytes: int | None
-    etag: str | None
-    """Names the version; of local files made of size and modification time."""
+    etag: str | None  # names the version; of local files made of size and modification time
 
 
 class Page(NamedTuple):
@@ -140,8 +134,7 @@ class RetryPolicy:
 
     attempts: int = 10
     """Of requests that a store refuses one in five of, one in ten million fails so often."""
-    patience_s: float = 180.0
-    """Once so much time has passed, a few attempts are enough."""
+    patience_s: float = 180.0  # once so much time has passed, a few attempts are enough
     first_wait_s: float = 0.25
     """Doubled after each attempt, then shortened at random so that workers do not march in step."""
     longest_wait_s: float = 20.0

@@ -39,23 +39,14 @@ def normalise(uri: str) -> str:
             f"reading the URI {uri!r}: it is empty or holds a null character, expected a path or "
             f"scheme://...; correct the URI"
         )
-    scheme = scheme_of(uri)
-    if scheme == LOCAL:
-        return _absolute_path(uri)
-    match = _SCHEME.match(uri)
+    scheme, match = scheme_of(uri), _SCHEME.match(uri)
     rest = uri[match.end() :] if match else uri
+    if scheme == LOCAL:
+        if match and rest.startswith("localhost/"):
+            rest = rest.removeprefix("localhost")
+        return os.path.abspath(os.path.expanduser(rest) if rest.startswith("~/") else rest)
     # What follows stays as written: keys are case-sensitive and may hold "..", "//" and "%20".
     return f"{scheme}://{rest}"
-
-
-def _absolute_path(uri: str) -> str:
-    match = _SCHEME.match(uri)
-    path = uri[match.end() :] if match else uri
-    if match and path.startswith("localhost/"):
-        path = path.removeprefix("localhost")
-    if path.startswith("~/"):
-        path = os.path.expanduser(path)
-    return os.path.abspath(path)
 
 
 def join(folder: str, name: str) -> str:
