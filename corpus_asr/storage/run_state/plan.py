@@ -143,7 +143,7 @@ def _list_source(
             plan.num_files += files.num_rows
             plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
             plan.num_unknown_sizes += files["size_bytes"].null_count
-            remaining = ledger.remaining(files.combine_chunks().to_batches()[0], retry)
+            remaining = ledger.remaining(files.to_batches()[0], retry)
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
@@ -165,10 +165,10 @@ def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[
         waiting.append(batch.filter(pc.invert(inside)))
         num_waiting += waiting[-1].num_rows
         if num_waiting >= SHARD_ROWS:
-            yield pa.Table.from_batches(waiting)
+            yield pa.Table.from_batches(waiting).combine_chunks()
             waiting, num_waiting = [], 0
     if num_waiting:
-        yield pa.Table.from_batches(waiting)
+        yield pa.Table.from_batches(waiting).combine_chunks()
     plan.num_excluded += listing.num_excluded
     plan.num_duplicates = listing.num_duplicates
 
