@@ -115,6 +115,7 @@ def model_revision(folder: Path) -> str:
     if not weights:
         raise _missing(str(folder), _WEIGHTS_WANTED, names)
     digest = hashlib.sha256()
+    # Not what else lies there: a README or another framework's weights change no result.
     for name in sorted({*_matching(names, SMALL_FILES), *weights}):
         try:
             with open(folder / name, "rb") as file:

@@ -55,6 +55,7 @@ class Ledger:
         codes = ids.indices.to_numpy()
         keys = [rows[name].to_numpy() for name in ("row", "object", "part")]
         failed = rows["failed"].to_numpy()
+        # Of commits that succeeded the oldest comes first, of those that failed the newest.
         age = np.where(failed, -1, 1)
         order = np.lexsort((keys[0] * age, keys[1] * age, failed, keys[2], codes))
         self._ids = ids.dictionary

@@ -341,6 +341,7 @@ class OutputStore:
         position = OUTCOMES.get_field_index("segments_object")
         outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
         outcomes_name = f"{OUTCOMES_FOLDER}/{stem}{SUFFIX}"
+        # This put is the commit: killed before it, the rows above are an orphan that nobody reads.
         self.write_table(outcomes_name, outcomes.cast(OUTCOMES))
         return Commit(outcomes_name, segments_name, outcomes.num_rows)
 
