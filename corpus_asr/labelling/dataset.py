@@ -34,7 +34,7 @@ from corpus_asr.labelling.examples import Shard
 from corpus_asr.labelling.selection import Origin
 from corpus_asr.schemas import EXAMPLES, SCHEMA_VERSION, SELECTION
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
+from corpus_asr.storage.run_state.tables import OutputStore, parquet_writer
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
@@ -195,7 +195,7 @@ class HuggingFaceWriter(ShardWriter):
     def __init__(self, folder: Path, name: str, audio_format: str) -> None:
         super().__init__(folder, name, audio_format)
         path = self.files[f"{DATA_FOLDER}/{name}.parquet"] = folder / f"{name}.parquet"
-        self._file = ParquetFile(str(path), huggingface_schema())
+        self._file = parquet_writer(str(path), huggingface_schema())
         self._waiting: list[dict[str, Any]] = []
         self._waiting_bytes = 0
 
@@ -212,7 +212,7 @@ class HuggingFaceWriter(ShardWriter):
         self._file.close()
 
     def _write(self) -> None:
-        self._file.append(pa.Table.from_pylist(self._waiting, schema=huggingface_schema()))
+        self._file.write_table(pa.Table.from_pylist(self._waiting, schema=huggingface_schema()))
         self._waiting, self._waiting_bytes = [], 0
 
 

@@ -41,7 +41,7 @@ from corpus_asr.report.accuracy.scoring import (
 from corpus_asr.schemas import SELECTION
 from corpus_asr.segments import Segment
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME
-from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile, parquet_batches
+from corpus_asr.storage.run_state.tables import OutputStore, parquet_batches, parquet_writer
 from corpus_asr.storage.stores.uri import redact_uri
 
 Row = Mapping[str, Any]
@@ -497,7 +497,7 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     # 8 bytes each, since those of all segments are in memory.
     hashes = array("Q")
     waiting: list[dict[str, Any]] = []
-    file = ParquetFile(path, SELECTION)
+    file = parquet_writer(path, SELECTION)
     try:
         for position, recording, other in _beside_the_other(sources):
             reference = references.get(recording.recording_id)
@@ -508,10 +508,10 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
                 waiting.append(row)
                 hashes.append(text_hash)
             if len(waiting) >= _ROWS_AT_A_TIME:
-                file.append(pa.Table.from_pylist(waiting, schema=SELECTION))
+                file.write_table(pa.Table.from_pylist(waiting, schema=SELECTION))
                 waiting = []
         if waiting:
-            file.append(pa.Table.from_pylist(waiting, schema=SELECTION))
+            file.write_table(pa.Table.from_pylist(waiting, schema=SELECTION))
     finally:
         file.close()
     # numpy reads no empty buffer.

@@ -42,14 +42,11 @@ from corpus_asr.storage.stores.uri import (
 )
 from corpus_asr.units import MEBIBYTE
 
-BATCH_ROWS = 10_000
 
-
-class FileListing(Iterator[pa.RecordBatch]):
-    """FILES batches of at most `BATCH_ROWS` rows; the counts are final once it is exhausted."""
+class FileListing:
+    """FILES batches of a page or a chunk each; the counts are final once it is exhausted."""
 
     def __init__(self, source: SourceSettings) -> None:
-        self.num_files = 0
         self.num_excluded = 0
         """Left out because their name matches `source.exclude`."""
         self.num_duplicates = 0
@@ -57,25 +54,15 @@ class FileListing(Iterator[pa.RecordBatch]):
         self._source = source
         self._store = StoreOptions(endpoint_url=source.endpoint_url)
         self._excluded = _excluder(source.exclude)
-        self._batches = self._generate()
 
-    def __next__(self) -> pa.RecordBatch:
-        return next(self._batches)
-
-    def _generate(self) -> Iterator[pa.RecordBatch]:
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
         seen = _Seen()
-        waiting: list[pa.RecordBatch] = []
         for rows in self._named():
             ids = rows.column("recording_id").to_pylist()
             fresh = seen.add(np.array([int(name, 16) for name in ids], dtype=np.uint64))
             self.num_duplicates += len(fresh) - int(fresh.sum())
-            waiting.append(rows.filter(pa.array(fresh)))
-            self.num_files += waiting[-1].num_rows
-            if sum(batch.num_rows for batch in waiting) >= BATCH_ROWS:
-                *full, rest = _merged(waiting)
-                waiting = [rest]
-                yield from full
-        yield from _merged(waiting)
+            if fresh.any():
+                yield rows.filter(pa.array(fresh))
 
     def _named(self) -> Iterator[pa.RecordBatch]:
         source = self._source
@@ -89,7 +76,7 @@ class FileListing(Iterator[pa.RecordBatch]):
                 yield _rows(page, [None] * len(page.uris))
 
     def _expand(self, uri: str) -> Iterator[Page]:
-        """Yield what one address names: an object, else a folder, else a glob's matches."""
+        # What one address names: an object, else what is in a folder, else a glob's matches.
         uri = normalise(uri)
         denied: FetchError | None = None
         if not uri.endswith("/"):
@@ -144,7 +131,6 @@ class FileListing(Iterator[pa.RecordBatch]):
 
 
 def _meant(uri: str) -> str:
-    """Guess which address a wrong one was to be; empty without a guess."""
     if scheme_of(uri) != LOCAL:
         return ""
     # A slash too few makes the address of a store a path below the current folder.
@@ -169,7 +155,7 @@ class Pattern(NamedTuple):
 
 
 def _patterns(uri: str) -> Iterator[Pattern]:
-    """Yield the readings of an address that names no object, the literal one first."""
+    # The literal reading first: a folder's name may hold what else makes a glob.
     if scheme_of(uri) in ("http", "https"):
         return
     yield Pattern(uri.rstrip("/") + "/", None, None)
@@ -227,7 +213,7 @@ def _excluder(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
 
 
 class _Seen:
-    """The identities listed so far: sorted arrays of doubling size, eight bytes each."""
+    # Sorted arrays of doubling size, eight bytes an identity; a Python set takes ten times as many.
 
     def __init__(self) -> None:
         self._sorted: list[np.ndarray] = []
@@ -264,12 +250,6 @@ def _rows(page: Page, metadata: list[str | None]) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema=FILES)
 
 
-def _merged(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    table = pa.Table.from_batches(batches, FILES).combine_chunks()
-    merged: list[pa.RecordBatch] = table.to_batches(BATCH_ROWS)
-    return merged
-
-
 # Whether the files of a manifest exist is not asked here: a million requests would precede the
 # first transcript, and a missing file is that recording's failure.
 CHUNK_ROWS = 5_000
@@ -291,12 +271,8 @@ def manifest_rows(
 ) -> Iterator[Chunk]:
     """Yield addresses in normal form, and metadata (JSON text or None), chunk by chunk.
 
-    Args:
-        manifest: its address.
-        options: how its store is reached.
-        allow_local_files: whether a manifest in a remote store may name files of this machine.
-        uri_names: names of the column of addresses; the first that is there is taken.
-        max_metadata_characters: what the other columns of a row may come to.
+    The column of addresses is the first of `uri_names` that is there. With `allow_local_files`, a
+    manifest in a remote store may name files of this machine.
     """
     reading = _Manifest(normalise(manifest), allow_local_files, uri_names, max_metadata_characters)
     return reading.chunks(options)
@@ -455,7 +431,6 @@ def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
 
 
 def _json_safe(value: Any) -> Any:
-    """Return a value JSON can hold; what it has no form for becomes text."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

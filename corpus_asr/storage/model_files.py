@@ -67,15 +67,11 @@ def fetch_checkpoint(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """Return a local folder with a checkpoint's files.
+    """Return a local folder with a checkpoint's files; without `weights`, only the small ones.
 
-    Args:
-        checkpoint: a folder (used as it is), an fsspec address of one, a name in `PACKAGED`, a hub
-            name, or a short name such as `large-v3`.
-        revision: as `cache_dir` and what follows it, of hub names only, and as the hub means it.
-        weights: False fetches only the small files: configuration, tokenizer, features.
-        expect: a file that must be there; None for any.
-        subfolder: where below the checkpoint the files are; for folders and addresses too.
+    A checkpoint is a folder (used as it is), an fsspec address of one, a name in `PACKAGED`, a hub
+    name, or a short name such as `large-v3`. `expect` is a file that must be there; `revision`,
+    `cache_dir` and what follows it are the hub's.
     """
     checkpoint = full_name(checkpoint)
     local = Path(normalise(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
@@ -119,6 +115,7 @@ def model_revision(folder: Path) -> str:
     if not weights:
         raise _missing(str(folder), _WEIGHTS_WANTED, names)
     digest = hashlib.sha256()
+    # Not what else lies there: a README or another framework's weights change no result.
     for name in sorted({*_matching(names, SMALL_FILES), *weights}):
         try:
             with open(folder / name, "rb") as file:
@@ -157,7 +154,6 @@ def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def _weight_names(names: Sequence[str]) -> list[str]:
-    """Return the weight files to use, of the best format there is."""
     for patterns in WEIGHT_FILES:
         weights = _matching(names, patterns)
         if any(not name.endswith(".json") for name in weights):
@@ -225,7 +221,7 @@ def _list_checkpoint(uri: str) -> list[_RemoteFile]:
 
 
 def _version(files: Sequence[_RemoteFile]) -> str:
-    """Name a set of files by what the store says of them; another etag is another copy."""
+    # By what the store says of them: another etag is another copy, beside the one in use.
     described = repr(sorted(files, key=lambda file: file.name))
     return hashlib.blake2b(described.encode()).hexdigest()[:16]
 
@@ -234,9 +230,8 @@ def _copy_once(uri: str, files: Sequence[_RemoteFile], home: Path) -> Path:
     target = home / _version(files)
     home.mkdir(parents=True, exist_ok=True)
     with open(home / "lock", "a") as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # among the processes of this node; it ends with its holder
+        # Among the processes of this node; it ends with its holder.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():  # another process of this node was first
             return target
         temporary = Path(tempfile.mkdtemp(prefix="incoming-", dir=home))

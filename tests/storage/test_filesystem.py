@@ -80,10 +80,11 @@ def test_random_seeks_and_reads_equal_those_of_a_file(
         assert file.read() == data[-5:]
 
 
-def test_memory_is_bounded_by_a_few_blocks(web: WebServer) -> None:
+def test_memory_is_bounded_by_a_few_blocks(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 1000)
     web.files["long"] = bytes(100_000)
     store = filesystem.store_for(web.url("long"), StoreOptions(policy=QUICK))
-    raw = filesystem.RangeFile(store, web.url("long"), policy=QUICK, block_bytes=1000)
+    raw = filesystem.RangeFile(store, web.url("long"), policy=QUICK)
     with io.BufferedReader(raw) as file:
         while file.read(3000):
             assert len(raw._blocks) <= filesystem.KEPT_BLOCKS

@@ -445,7 +445,7 @@ def test_the_first_success_counts_else_the_last_failure(history: list[str], toge
 
 def test_a_retry_killed_anywhere_ends_exact() -> None:
     """Two failures are mended in two commits; the finish is killed at every step, then repeated."""
-    for moment in range(0, 100, 3):
+    for moment in range(0, 100, 5):
         store = OutputStore(f"memory://{uuid.uuid4().hex}")
         names = mixed(store)
         with life(moment) as process:

@@ -278,6 +278,7 @@ def test_a_short_name_fetches_the_hubs_checkpoint(
     monkeypatch.chdir(tmp_path)
     here = local(tmp_path / "turbo", FILES)
     assert fetch_checkpoint("turbo") == Path("turbo").resolve() == here
+    assert (full_name("turbo"), hub_name("turbo")) == ("turbo", "openai/whisper-large-v3-turbo")
     (here / "config.json").unlink()
     with pytest.raises(CheckpointError, match="write openai/whisper-large-v3-turbo for the hub's"):
         fetch_checkpoint("turbo")
@@ -432,16 +433,6 @@ def test_short_names_are_the_hubs_and_other_names_stay() -> None:
     for unchanged in ("whisper-tiny.en", "openai/whisper-tiny.en", "lab/small", "s3://models/base"):
         assert full_name(unchanged) == unchanged
     assert set(SHORT_NAMES.values()) <= set(KNOWN_NAMES)
-
-
-def test_a_folder_of_a_short_name_is_that_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "small").mkdir()
-    assert full_name("small") == "small"
-    assert hub_name("small") == "openai/whisper-small"
-    assert full_name("base") == "openai/whisper-base"
 
 
 def test_what_a_run_notes_has_the_full_names_of_models(

@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 RECORDINGS_PER_OBJECT = 250_000  # with their parts, some hundred MiB of memory
 OUTCOMES_WEIGHT = 16  # sorted in memory, where they take so many times their bytes and more
+# In a simulated year of nights, rows are written under five times and at most six files are small.
 GROWTH = 2
 SORTED_ROWS = 32_768  # of segments, sorted at once; a row group of what is written
 # Memory is bounded by one object as it is written, its outcomes, and this.
@@ -77,8 +78,7 @@ class OutcomeCounts:
     remaining: int = 0
     """Listed recordings of which not all parts are committed: the run was cut short. Rows that
     the listing should have and has not are among them."""
-    recordings: int = 0
-    """Rows of the recordings table; those of earlier listings are among them."""
+    recordings: int = 0  # rows of the recordings table; those of earlier listings are among them
     segments: int = 0
     audio_s: float = 0.0
     speech_s: float = 0.0
@@ -110,12 +110,6 @@ def finish(
 ) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
 
-    Removes what lost (second commits of a part, rows of replaced recordings, outcomes whose
-    segments object is gone, orphans), writes the recordings table and `run.json`. If nothing is
-    left, small objects are merged before that, and after it older plans and what this one held of
-    raw addresses are removed, and `_SUCCESS` is written last. No writer of this run may be at work
-    meanwhile.
-
     Args:
         listing: FILES batches of what the run was to cover (`plan.read_listing`).
         num_listed: how many rows the listing had when it was made; those missing count as left.
@@ -127,6 +121,7 @@ def finish(
     if resolution.num_listed != num_listed:
         logger.warning("listing rows=%d, expected %d", resolution.num_listed, num_listed)
     num_listed = max(num_listed, resolution.num_listed)
+    # Second commits of a part, rows of replaced recordings, outcomes whose segments are gone.
     keep_only(store, resolution.keep)
     # While something is left, more commits are to come, and their names tell when work was done.
     target_mb = config.output.target_file_mb
@@ -161,10 +156,7 @@ def finish(
 def write_recordings(
     store: OutputStore, resolution: CommitResolution, num_listed: int
 ) -> OutcomeCounts:
-    """Replace the recordings table by one row for each complete recording; count them.
-
-    The new objects are written before the old ones are removed.
-    """
+    """Replace the recordings table by one row for each complete recording; count them."""
     old = store.names(RECORDINGS_FOLDER)
     stem, counts = unique_stem(), OutcomeCounts(listed=num_listed, remaining=num_listed)
     ids = resolution.complete_ids.sort()
@@ -173,6 +165,7 @@ def write_recordings(
         table = aggregate(_outcomes_of(store, ids.slice(start, RECORDINGS_PER_OBJECT)))
         counts.add(table, resolution.listed_ids)
         store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{index:05d}{SUFFIX}", table)
+    # Last: a reader sees rows twice for a moment, and never misses one.
     store.remove_all(old)
     return counts
 
@@ -236,7 +229,6 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
 
 
 def _first_failures(parts: pa.Table, ids: pa.Array) -> dict[str, pa.ChunkedArray]:
-    """Return the status and errors of each recording's first failed part; "" without one."""
     failed = parts.filter(pc.equal(parts["status"], "failed"))
     # The first occurrence is the lowest part: parts are sorted.
     rows = pc.index_in(ids, value_set=failed["recording_id"].combine_chunks())
@@ -245,7 +237,6 @@ def _first_failures(parts: pa.Table, ids: pa.Array) -> dict[str, pa.ChunkedArray
 
 
 def _likeliest_labels(parts: pa.Table, ids: pa.Array) -> dict[str, pa.ChunkedArray]:
-    """Return each recording's likeliest label and its mean over the parts, by their weights."""
     means = parts["label_means"].combine_chunks()
     owners = pc.list_parent_indices(means)
     weights = pc.fill_null(parts["label_weight_s"], 0.0)
@@ -278,7 +269,6 @@ def _likeliest_labels(parts: pa.Table, ids: pa.Array) -> dict[str, pa.ChunkedArr
 
 
 def _languages(parts: pa.Table, ids: pa.Array) -> pa.Array:
-    """Return each recording's languages, by the number of parts, then by name."""
     spoken = parts.filter(pc.is_valid(parts["language"]))
     counts = spoken.group_by(["recording_id", "language"]).aggregate([("part", "count")])
     counts = counts.sort_by(
@@ -291,10 +281,7 @@ def _languages(parts: pa.Table, ids: pa.Array) -> pa.Array:
 
 
 def compact(store: OutputStore, target_bytes: float) -> None:
-    """Merge commits of objects below half of `target_bytes`.
-
-    Every row counts, and no writer is at work.
-    """
+    """Merge commits of objects below half of `target_bytes`; every row counts."""
     # Rows that were spread over many objects take fewer bytes together: what came out small is
     # looked at again, until nothing is left to do and another finish would do nothing.
     while groups := groups_to_merge(_weights(store), target_bytes):
@@ -306,15 +293,11 @@ def groups_to_merge(weights: Mapping[str, float], target_bytes: float) -> list[l
     """Return groups to merge, of two and more names, neighbours in time, of at most the target.
 
     Only commits below half the target are merged; of those, all up to the largest that is at most
-    `GROWTH` times as large as all smaller ones together. So a night's commits are merged among
-    themselves, and an older file joins in once what has gathered since is of its own order of size:
-    every row is rewritten about as often as the files double on their way to half the target, not
-    every night, and below that size only a handful of files is ever left.
-
-    Args:
-        weights: bytes by name of the outcomes object.
-        target_bytes: the most that a group may weigh.
+    `GROWTH` times as large as all smaller ones together. `weights` are bytes by name.
     """
+    # A night's commits are merged among themselves, and an older file joins in once what has
+    # gathered since is of its own order of size: every row is rewritten about as often as the
+    # files double on their way to half the target, not every night.
     small = sorted((weight, name) for name, weight in weights.items() if 2 * weight < target_bytes)
     chosen, total = 0, 0.0
     for index, (weight, _) in enumerate(small):
@@ -374,11 +357,9 @@ def _places(written: np.ndarray, order: np.ndarray) -> np.ndarray:
 def sorted_rows(
     segments: Iterable[pa.Table], places: np.ndarray, schema: pa.Schema
 ) -> Iterator[pa.Table]:
-    """Sort more rows than should be in memory to their `places`; yield `SORTED_ROWS` at a time.
-
-    What arrives is sorted chunk by chunk into a scratch file, cut where the tables to be yielded
-    begin and end; each of these then gathers its pieces.
-    """
+    """Sort more rows than should be in memory to their `places`; yield `SORTED_ROWS` at a time."""
+    # What arrives is sorted chunk by chunk into a scratch file, cut where the tables to be yielded
+    # begin and end; each of these then gathers its pieces.
     edges = np.arange(0, len(places), SORTED_ROWS)
     pieces: list[list[tuple[int, np.ndarray]]] = [[] for _ in edges]
     with tempfile.TemporaryFile(prefix="corpus-asr-sort-") as scratch:
@@ -483,11 +464,9 @@ def _filtered(
 
 
 def remove_leftovers(store: OutputStore) -> None:
-    """Remove segments objects that no outcomes object names, and files of killed local writes.
-
-    Another run's commit that is between its two puts just now loses its segments object: its
-    outcomes then name an object that is gone, do not count, and their recordings are done again.
-    """
+    """Remove segments objects that no outcomes object names, and files of killed local writes."""
+    # Another run's commit between its two puts loses its segments object: its outcomes then name
+    # an object that is gone, do not count, and their recordings are transcribed again.
     leftovers = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
     leftovers -= set(store.named_segments())
     leftovers |= {

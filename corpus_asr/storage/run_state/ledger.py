@@ -11,8 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import Retry
-from corpus_asr.schemas import FILES
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, PART_ROWS_FOLDERS, OutputStore
+from corpus_asr.schemas import FILES, OUTCOMES
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    PART_ROWS_FOLDERS,
+    OutputStore,
+    projected,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +31,9 @@ class Reason(IntEnum):
     """Why a listed recording is left to be done."""
 
     new = 0
-    changed = 1
-    """Only other versions of it are committed."""
-    retried = 2
-    """It failed, and is to be done again."""
-    continued = 3
-    """Some of its parts are committed, not all."""
+    changed = 1  # only other versions of it are committed
+    retried = 2  # it failed, and is to be done again
+    continued = 3  # some of its parts are committed, not all
 
 
 class Ledger:
@@ -53,6 +55,7 @@ class Ledger:
         codes = ids.indices.to_numpy()
         keys = [rows[name].to_numpy() for name in ("row", "object", "part")]
         failed = rows["failed"].to_numpy()
+        # Of commits that succeeded the oldest comes first, of those that failed the newest.
         age = np.where(failed, -1, 1)
         order = np.lexsort((keys[0] * age, keys[1] * age, failed, keys[2], codes))
         self._ids = ids.dictionary
@@ -115,8 +118,7 @@ class Ledger:
     def remaining(self, batch: pa.RecordBatch, retry: Retry = Retry.none) -> pa.Table:
         """Return the FILES rows that are not fully committed, with the parts that are, and why.
 
-        A recording counts as committed when all parts up to its last are, for the size and etag it
-        has now (where both are known). Failed parts are among them unless `retry` is for them.
+        Failed parts count as committed unless `retry` is for them.
         """
         rows, files = self._rows_of(batch)
         known = np.bincount(files, minlength=batch.num_rows) > 0
@@ -142,14 +144,13 @@ class Ledger:
         return kept.append_column(_REASON, pa.array(reasons[left].astype(np.int8))).cast(REMAINING)
 
     def _again(self, rows: np.ndarray, retry: Retry) -> np.ndarray:
-        """Tell which rows are failures that are to be done again."""
         if retry is Retry.none:
             return np.zeros(len(rows), dtype=bool)
         again: np.ndarray = self._failed[rows] & ~self._spared[self._code[rows]]
         return again if retry is Retry.all else again & self._retryable[rows]
 
     def _rows_of(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ledger's rows of a batch of files, and each one's position in the batch."""
+        # The ledger's rows of a batch of files, and each one's position in the batch.
         if not len(self):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         found = pc.index_in(self._ids, value_set=batch.column("recording_id"))
@@ -162,7 +163,7 @@ class Ledger:
         return np.repeat(self._starts[codes], counts) + within, np.repeat(positions, counts)
 
     def _fresh(self, rows: np.ndarray, files: np.ndarray, batch: pa.RecordBatch) -> np.ndarray:
-        """Tell which rows are of the version listed; an unknown version fits any."""
+        # Web servers and manifests often tell no version: an unknown one fits any.
         etag, size = self._version(rows)
         now = batch.take(pa.array(files))
         fresh: np.ndarray = _same(etag, now["etag"]) & _same(size, now["size_bytes"])
@@ -173,7 +174,7 @@ class Ledger:
         return self._etag.take(taken).cast(pa.string()), self._size.take(taken)
 
     def _covered(self, rows: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
-        """Tell which groups have every part up to one that was the last."""
+        # Every part up to one that was the last; parts may lie beyond it, where that one failed.
         parts, last = self._part[rows], self._last[rows]
         nowhere = np.iinfo(np.int32).max
         end = np.full(num_groups, nowhere, dtype=np.int64)
@@ -209,7 +210,7 @@ class Ledger:
         )
 
     def _superseded(self) -> np.ndarray:
-        """Tell which rows are of another version than their recording's newest commit."""
+        # For recordings that are no longer listed, the newest commit stands for the listing.
         if not len(self):
             return np.zeros(0, dtype=bool)
         newest = np.lexsort((self._row, self._object, self._code))[self._starts[1:] - 1]
@@ -220,7 +221,7 @@ class Ledger:
         return ~same
 
     def _masks(self, keep: np.ndarray) -> dict[str, np.ndarray]:
-        """Return, of objects with rows not to keep, the part of `keep`, in the order of rows."""
+        # Of objects with rows that lose only: no others are rewritten.
         in_order = np.lexsort((self._row, self._object))
         objects = self._object[in_order]
         losing = np.unique(self._object[~keep])
@@ -242,10 +243,8 @@ class CommitResolution:
     num_listed: int
     keep: dict[str, np.ndarray]
     """Per outcomes object with rows that do not count: a mask over its rows."""
-    complete_ids: pa.Array
-    """Recordings all of whose parts are committed."""
-    listed_ids: pa.Array
-    """Those of them in the present listing."""
+    complete_ids: pa.Array  # recordings all of whose parts are committed
+    listed_ids: pa.Array  # those of them in the present listing
 
 
 def counted(
@@ -263,19 +262,10 @@ def counted(
         yield batch.rows, mask[start : seen[batch.name]]
 
 
-_EMPTY_ROWS = pa.schema(
-    [
-        ("recording_id", pa.string()),
-        ("etag", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("part", pa.int32()),
-        ("last_part", pa.bool_()),
-        ("failed", pa.bool_()),
-        ("retryable", pa.bool_()),
-        ("object", pa.int32()),
-        ("row", pa.int32()),
-    ]
-).empty_table()
+_EMPTY_ROWS = pa.schema([
+    *projected(OUTCOMES, _LEDGER_COLUMNS), ("failed", pa.bool_()), ("retryable", pa.bool_()),
+    ("object", pa.int32()), ("row", pa.int32()),
+]).empty_table()  # fmt: skip
 
 
 def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
@@ -284,23 +274,16 @@ def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
 
 
 def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Mark the first of each stretch of equal (group, part); the input is sorted by both."""
     first = np.ones(len(groups), dtype=bool)
     first[1:] = (groups[1:] != groups[:-1]) | (parts[1:] != parts[:-1])
     return first
 
 
 FAILING_NAME = "_run/failing.parquet"
-_FAILING = pa.schema(
-    [
-        ("recording_id", pa.string()),
-        ("uri", pa.string()),
-        ("etag", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("run_id", pa.string()),
-        ("tries", pa.int32()),
-    ]
-)
+_FAILING = pa.schema([
+    ("recording_id", pa.string()), ("uri", pa.string()), ("etag", pa.string()),
+    ("size_bytes", pa.int64()), ("run_id", pa.string()), ("tries", pa.int32()),
+])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,10 +294,8 @@ class Failing:
     uri: str
     etag: str | None
     size_bytes: int | None
-    run_id: str
-    """The run that failed on it last."""
-    tries: int = 1
-    """Runs that failed on this content."""
+    run_id: str  # the run that failed on it last
+    tries: int = 1  # runs that failed on this content
 
     def after(self, before: "Failing | None") -> "Failing":
         """Return it with the tries that were noted before."""

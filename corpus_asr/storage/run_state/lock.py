@@ -34,6 +34,7 @@ LOCK_NAME = "_run/lock.json"
 BEAT_POLICY = RetryPolicy(attempts=6, patience_s=10.0, longest_wait_s=2.0, request_timeout_s=10.0)
 _ATTEMPTS = 5  # to get hold of a lock that changes hands while we look
 
+# A process number says nothing after a reboot or in another container; these two do.
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = "/proc/self/ns/pid"
 _DEAD_STATES = {"Z", "X"}
@@ -46,10 +47,8 @@ class ProcessName:
     host: str
     user: str
     pid: int
-    machine: str | None = None
-    """Boot and process namespace; None where the system does not tell."""
-    begun: str | None = None
-    """When the process started, in the kernel's ticks since boot."""
+    machine: str | None = None  # boot and process namespace; None where the system does not tell
+    begun: str | None = None  # when the process started, in the kernel's ticks since boot
 
     @classmethod
     def mine(cls) -> "ProcessName":
@@ -90,13 +89,13 @@ def _machine() -> str | None:
 
 
 def _begun(pid: int) -> str | None:
-    """Return a process's start time; None where it is dead, if not yet buried, or not told."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     # The name in parentheses may hold anything; what follows are numbers.
     fields = text.rpartition(")")[2].split()
+    # A process that has ended and was not waited for yet still has its number, but holds nothing.
     return None if fields[0] in _DEAD_STATES else fields[19]
 
 
@@ -124,8 +123,7 @@ class Holder:
     run_id: str
     process: ProcessName
     started_at: str
-    heartbeat_at: str
-    """By the holder's clock: for people."""
+    heartbeat_at: str  # by the holder's clock: for people
     beats: int = 0
 
     def encoded(self) -> bytes:
@@ -165,11 +163,7 @@ class LockKey:
         return holder is not None and holder.token == self.token
 
     def check(self) -> None:
-        """Return if the run holds its lock.
-
-        Raises:
-            EngineError: another run took it over, or it was removed.
-        """
+        """Return if the run holds its lock; raise an `EngineError` if it was taken over."""
         content = filesystem.peek(self.uri, self.options)
         if self.is_of(content):
             return
@@ -189,11 +183,8 @@ def read_holder(store: OutputStore) -> Holder | None:
 class Lock:
     """The lock of an output folder, held while the context is open.
 
-    With `steal`, a lock whose heartbeat does not change is taken over, after watching it; `say`
-    is called with what is being waited for.
-
-    Raises:
-        LockedError: (on entering) another run holds it.
+    Entering raises a `LockedError` if another run holds it; with `steal`, one whose heartbeat does
+    not change is taken over after watching it.
     """
 
     def __init__(
@@ -273,7 +264,6 @@ class Lock:
         return False
 
     def _watch(self, content: bytes) -> None:
-        """Return once the lock was long enough as it is."""
         heartbeat_s, looks = self._timing.heartbeat_s, self._timing.looks
         self._say(
             f"watching the lock of {_called(content)} for {heartbeat_s * looks:g} s: it is taken "
@@ -319,7 +309,6 @@ class Lock:
                 logger.warning("heartbeat failed: %s", error)
 
     def _beat(self) -> bool:
-        """Show that we live; tell whether the lock is still ours."""
         content = filesystem.peek(self._uri, self._beat_options)
         if content is None or not self.key.is_of(content):
             return False

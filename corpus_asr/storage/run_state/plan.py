@@ -22,8 +22,8 @@ from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, f
 from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     OutputStore,
-    ParquetFile,
     parquet_batches,
+    parquet_writer,
     unique_stem,
     without_credentials,
 )
@@ -47,28 +47,19 @@ class Plan:
 
     uri: str
     """Address of the folder of PACKS Parquet files; one without rows if there is nothing to do."""
-    name: str
-    """The plan's folder, relative to the output folder."""
-    num_files: int = 0
-    """Listed recordings."""
-    num_bytes: int = 0
-    """Their size, as far as known."""
+    name: str  # the plan's folder, relative to the output folder
+    num_files: int = 0  # listed recordings
+    num_bytes: int = 0  # their size, as far as known
     num_unknown_sizes: int = 0
-    num_done: int = 0
-    """Listed recordings that are fully committed already."""
+    num_done: int = 0  # listed recordings that are fully committed already
     num_remaining: int = 0
     num_remaining_bytes: int = 0
-    num_new: int = 0
-    """Of the remaining, those of which nothing is known yet, ..."""
-    num_changed: int = 0
-    """... those known with other content, ..."""
-    num_retried: int = 0
-    """... and those that failed; the rest were begun."""
+    num_new: int = 0  # of the remaining, those of which nothing is known yet, ...
+    num_changed: int = 0  # ... those known with other content, ...
+    num_retried: int = 0  # ... and those that failed; the rest were begun
     num_packs: int = 0
-    num_excluded: int = 0
-    """Left out by `source.exclude`, or lying in the output folder."""
-    num_duplicates: int = 0
-    """Named more than once; listed once."""
+    num_excluded: int = 0  # left out by `source.exclude`, or lying in the output folder
+    num_duplicates: int = 0  # named more than once; listed once
 
 
 def make_plan(
@@ -80,18 +71,15 @@ def make_plan(
 ) -> Plan:
     """List the source, drop what is done, pack the rest and write the packs.
 
-    With a `model_revision`, the folder is checked to hold nothing made otherwise; for a new run,
-    such results are planned for as if they were put aside already.
+    With a `model_revision`, the folder is checked to hold nothing made otherwise.
     """
     earlier = Earlier.same
     if model_revision is not None:
         name = fingerprint(config, model_revision)
         earlier = check_fingerprint(store, config, name, new_run=options.new_run)
-    ledger = (
-        Ledger.empty()
-        if earlier is Earlier.other
-        else Ledger.load(store, leave_alone=options.leave_alone)
-    )
+    ledger = Ledger.empty()
+    if earlier is not Earlier.other:  # a new run moves such results away before it begins
+        ledger = Ledger.load(store, leave_alone=options.leave_alone)
     name = f"{PLANS_FOLDER}/{unique_stem()}"
     plan = Plan(uri=store.address(f"{name}/packs"), name=name)
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
@@ -120,13 +108,9 @@ def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
 
 
 def retire_plans(store: OutputStore, finished: str) -> None:
-    """Remove the plans before one that is worked off, and the raw addresses that one holds.
-
-    Its listing stays, since reports count against it, with public addresses only. Younger plans
-    are left alone: they may be in use.
-    """
+    """Remove the plans before one that is worked off, and the raw addresses that one holds."""
     for name in list(store.all_names(PLANS_FOLDER)):
-        # Names begin with the time they were made.
+        # Names begin with the time they were made; younger plans may be in use.
         if "/".join(name.split("/")[:3]) < finished:
             store.remove(name)
     for index, name in enumerate(store.names(f"{finished}/packs")):
@@ -134,6 +118,7 @@ def retire_plans(store: OutputStore, finished: str) -> None:
             store.write_table(name, PACKS.empty_table())
         else:
             store.remove(name)
+    # The listing stays, since reports count against it, with public addresses only.
     for name in store.names(f"{finished}/listing"):
         files = store.read_table(name, FILES)
         safe = without_credentials(files)
@@ -149,27 +134,20 @@ def _list_source(
     retry: Retry,
     scratch: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stream the listing into the plan's folder, and what is left of it into the scratch file.
-
-    Returns:
-        Sizes of the remaining files, in listing order, -1 where unknown, and their identities.
-    """
+    # Sizes (-1 where unknown) and identities of the remaining files: all that is held of them.
     sizes, ids = [np.empty(0, np.int64)], [np.empty(0, "S16")]
     reasons: Counter[int] = Counter()
-    remaining_file = ParquetFile(scratch, REMAINING)
-    try:
+    with parquet_writer(scratch, REMAINING) as remaining_file:
         for shard, files in enumerate(_shards(plan, store, source)):
             store.write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
             plan.num_files += files.num_rows
             plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
             plan.num_unknown_sizes += files["size_bytes"].null_count
-            remaining = ledger.remaining(files.combine_chunks().to_batches()[0], retry)
-            remaining_file.append(remaining)
+            remaining = ledger.remaining(files.to_batches()[0], retry)
+            remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
             ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))
-    finally:
-        remaining_file.close()
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]
@@ -179,16 +157,18 @@ def _list_source(
 def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
     listing = FileListing(source)
     waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
     for batch in listing:
         # This run's own tables are left out, where the output lies inside the source.
         inside = pc.starts_with(batch.column("uri"), store.uri + "/")
         plan.num_excluded += pc.sum(inside).as_py() or 0
         waiting.append(batch.filter(pc.invert(inside)))
-        if sum(part.num_rows for part in waiting) >= SHARD_ROWS:
-            yield pa.Table.from_batches(waiting)
-            waiting = []
-    if any(part.num_rows for part in waiting):
-        yield pa.Table.from_batches(waiting)
+        num_waiting += waiting[-1].num_rows
+        if num_waiting >= SHARD_ROWS:
+            yield pa.Table.from_batches(waiting).combine_chunks()
+            waiting, num_waiting = [], 0
+    if num_waiting:
+        yield pa.Table.from_batches(waiting).combine_chunks()
     plan.num_excluded += listing.num_excluded
     plan.num_duplicates = listing.num_duplicates
 
@@ -201,12 +181,12 @@ def _write_packs(
     pack_bytes: float,
     scratch: str,
 ) -> None:
-    """Sort, pack and write the remaining files, shard by shard."""
     count = len(sizes)
     unknown = sizes < 0
     weights = np.where(unknown, int(pack_bytes * UNKNOWN_SHARE), sizes)
     fair_share = max(MIN_PACK_BYTES, float(weights.sum()) / MIN_PACKS)
     max_files = min(MAX_FILES_PER_PACK, max(MIN_FULL_PACK, count // MIN_PACKS))
+    # Unknown sizes first, since any of them may be the longest; identities for a stable order.
     order = np.lexsort((ids, -sizes, ~unknown))
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
@@ -223,7 +203,7 @@ def _write_packs(
 
 
 def _rows(scratch: str, rank: np.ndarray, start: int) -> pa.Table:
-    """Return the remaining rows of ranks from `start`, in order of rank."""
+    # Read anew for each shard: a pass over a file on disk is cheaper than all rows in memory.
     tables, ranks, seen = [REMAINING.empty_table()], [rank[:0]], 0
     for batch in parquet_batches(scratch):
         ours = rank[seen : seen + batch.num_rows]

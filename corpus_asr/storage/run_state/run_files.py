@@ -48,8 +48,7 @@ class Moment:
     extract_s: float
     extract_alive_s: float
     engine_s: float
-    transcribe_alive_s: float
-    """These four: as in `Activity`."""
+    transcribe_alive_s: float  # these four: as in `Activity`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,29 +57,22 @@ class Snapshot:
 
     run_id: str
     state: str
-    """`running`; `transcribed`: all is committed, the tables are being finished; `stopped`: it
-    ended before all was committed."""
+    """`transcribed`: the tables are being finished; `stopped`: it ended before all is committed."""
     started_at: str
     written_at: str
     elapsed_s: float
     host: str
     pid: int
     listed: int
-    """Recordings listed."""
-    done_before: int
-    """Of these, those that earlier runs had committed."""
+    done_before: int  # of the listed recordings, those that earlier runs had committed
     planned: int
-    """Those this run has to do."""
     planned_bytes: int
-    files: int
-    """Of the planned, those whose last part is committed; those of the other counts, too."""
+    files: int  # of the planned, those whose last part is committed; those of the other counts, too
     failed: int
     parts: int
-    parts_retried: int
-    """Parts that were tried more than once because a worker died."""
+    parts_retried: int  # parts that were tried more than once because a worker died
     audio_s: float
-    rtfx: float
-    """Hours of audio committed per hour."""
+    rtfx: float  # hours of audio committed per hour
     eta_s: float | None
     last_commit_at: str | None
     extract_workers: int
@@ -138,16 +130,8 @@ def write_calibration(
 ) -> str:
     """Write a calibration into a run's output folder, for later runs there; return its address."""
     weights = dict(zip(FEATURES, model.weights, strict=True))
-    store.write_json(
-        CALIBRATION_NAME,
-        {
-            "name": model.name,
-            "model_revision": model.model_revision,
-            "offset": model.offset,
-            "weights": weights,
-            "fitted": dict(fitted),
-        },
-    )
+    values = asdict(model) | {"weights": weights, "fitted": dict(fitted)}
+    store.write_json(CALIBRATION_NAME, values)
     return store.address(CALIBRATION_NAME)
 
 
@@ -195,14 +179,12 @@ def read_calibration(address: str, *, endpoint_url: str | None = None) -> Confid
 def calibration_for(
     config: RunConfig, store: OutputStore, *, model_revision: str
 ) -> ConfidenceModel | None:
-    """Return the calibration of a job: the one that it names, else that of its output folder.
-
-    One that was fitted for other weights is used, with a warning in the log.
-    """
+    """Return the calibration of a job: the one that it names, else that of its output folder."""
     address = config.model.calibration
     if address is None and not store.exists(CALIBRATION_NAME):
         return None
     found = read_calibration(address or store.uri, endpoint_url=store.options.endpoint_url)
+    # Used all the same, since it may be meant; the log says for which weights it was fitted.
     if found.model_revision not in (None, model_revision):
         event(
             logger, logging.WARNING, "calibration_of_another_model", calibration=found.name,
@@ -262,26 +244,17 @@ _TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {
-    f"extract.{key}"
-    for key in (
-        "workers",
-        "max_buffered_features_mb",
-        "pack_mb",
-        "item_timeout_s",
-        "max_file_gb",
-        "max_duration_h",
-    )
-}
+    "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
+    "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
+}  # fmt: skip
 
 
 class Earlier(StrEnum):
     """What an output folder holds when a run begins."""
 
     nothing = "nothing"
-    same = "same"
-    """Results of this run's fingerprint."""
-    other = "other"
-    """Results of another one, to be put aside."""
+    same = "same"  # results of this run's fingerprint
+    other = "other"  # results of another one, to be put aside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,8 +264,7 @@ class Run:
     run_id: str
     fingerprint: str
     started_at: str
-    continues: bool
-    """Whether earlier runs with the same fingerprint left results in this folder."""
+    continues: bool  # whether earlier runs with the same fingerprint left results in this folder
 
 
 def result_settings(config: RunConfig) -> dict[str, Any]:

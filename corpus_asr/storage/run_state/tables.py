@@ -31,12 +31,10 @@ from corpus_asr.confidence import (
 from corpus_asr.config.run import DatasetSettings, OutputSettings
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import (
-    LABEL_FIELDS,
     LABELS,
     OUTCOMES,
     RECORDINGS,
     RESULTS,
-    SEGMENT_FIELDS,
     SEGMENTS,
 )
 from corpus_asr.storage.stores import filesystem
@@ -49,6 +47,7 @@ SUFFIX = ".parquet"
 CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
 BATCH_ROWS = 65_536
+# Of each object that is read ahead: a small commit as a whole, a merged one only at its beginning.
 READ_AHEAD_ROWS = 16_384
 READERS = 8  # commits are many small objects: reading them is waiting for the store
 
@@ -61,8 +60,7 @@ class Commit(NamedTuple):
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class CommittedBatch:
+class CommittedBatch(NamedTuple):
     """Rows of one outcomes object."""
 
     name: str
@@ -83,20 +81,9 @@ def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
     return sink.getvalue()
 
 
-class ParquetFile:
-    """A local Parquet file written table by table, for what is too large for memory."""
-
-    def __init__(self, path: str, schema: pa.Schema) -> None:
-        self._path = path
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-
-    def append(self, table: pa.Table) -> None:
-        """Add rows as a row group."""
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        """Complete the file."""
-        self._writer.close()
+def parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a local Parquet file to write table by table, for what is too large for memory."""
+    return pq.ParquetWriter(path, schema, compression="zstd")
 
 
 def parquet_columns(file: io.BufferedReader | str) -> list[str]:
@@ -165,22 +152,13 @@ def _title(schema: pa.Schema) -> str:
 
 
 def without_credentials(rows: pa.Table) -> pa.Table:
-    """Return rows whose addresses, and texts that may hold some, have nothing that gives access.
-
-    The very same table if they have nothing of it already.
-    """
-    for name, remove in (
-        ("uri", public),
-        ("error_message", public_text),
-        ("metadata", public_text),
-    ):
-        position = rows.schema.get_field_index(name)
+    """Return rows without credentials in addresses and texts; the same table if it has none."""
+    texts = {"uri": public, "error_message": public_text, "metadata": public_text}
+    for name in texts.keys() & set(rows.schema.names):
         # Few texts hold an address with a password or a query.
-        if (
-            position < 0
-            or not pc.any(pc.match_substring_regex(rows[name], r"(?s)://.*[?@]")).as_py()
-        ):
+        if not pc.any(pc.match_substring_regex(rows[name], r"(?s)://.*[?@]")).as_py():
             continue
+        position, remove = rows.schema.get_field_index(name), texts[name]
         safe = pa.array([text and remove(text) for text in rows[name].to_pylist()], pa.string())
         rows = rows.set_column(position, rows.schema.field(position), safe)
     return rows
@@ -195,15 +173,12 @@ NO_OTHERS: Final[Mapping[str, ModelName]] = MappingProxyType({})
 class PartRows:
     """A table whose rows belong to parts, written together with their outcomes."""
 
-    folder: str
-    """Below the output folder; also the column of RESULTS that holds a part's rows."""
+    folder: str  # below the output folder; also the column of RESULTS that holds a part's rows
     schema: pa.Schema
-    fields: tuple[pa.Field, ...]
-    """Of one row, as it lies in RESULTS."""
 
 
-SEGMENT_ROWS = PartRows("segments", SEGMENTS, SEGMENT_FIELDS)
-LABEL_ROWS = PartRows("labels", LABELS, LABEL_FIELDS)
+SEGMENT_ROWS = PartRows("segments", SEGMENTS)
+LABEL_ROWS = PartRows("labels", LABELS)
 PART_ROWS = (SEGMENT_ROWS, LABEL_ROWS)
 PART_ROWS_FOLDERS = tuple(rows.folder for rows in PART_ROWS)
 
@@ -226,7 +201,7 @@ def _only(doing: str, kinds: list[PartRows]) -> PartRows:
 
 
 def _check_accountable(results: pa.Table) -> None:
-    """Refuse rows that would break the balance of recordings."""
+    # Each of these would break the balance of recordings.
     for name in ("recording_id", "uri", "part", "last_part", "status"):
         if results[name].null_count:
             raise ValueError(f"committing results: {results[name].null_count} rows without {name}")
@@ -255,11 +230,7 @@ def rows_of(
     by_language: Mapping[str, ModelName] = NO_OTHERS,
     calibration: ConfidenceModel | None = None,
 ) -> pa.Table:
-    """Return the segments or labels rows of results, in the order of the results.
-
-    `model` made them, but for parts in the languages of `by_language`; confidences of segments are
-    those of `calibration` in place of the default.
-    """
+    """Return the segments or labels rows of results, in the order of the results."""
     lists = results[rows.folder].combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # no chunk at all
         return rows.schema.empty_table()
@@ -270,9 +241,10 @@ def rows_of(
         if name in rows.schema.names
     }
     models = _models(results["language"], model, by_language)
+    # Parts in a language with a model of its own name that one.
     columns |= {name: column.take(parents) for name, column in models.items()}
     flat = pc.list_flatten(lists)
-    columns |= {field.name: pc.struct_field(flat, field.name) for field in rows.fields}
+    columns |= {field.name: pc.struct_field(flat, field.name) for field in flat.type}
     columns["run_id"] = pa.repeat(pa.scalar(run_id, pa.string()), len(parents))
     columns["calibration"] = pa.repeat(DEFAULT_MODEL.name, len(parents))
     found = pa.table([columns[name] for name in rows.schema.names], schema=rows.schema)
@@ -284,10 +256,8 @@ def rows_of(
 def calibrated(
     segments: pa.Table, calibration: ConfidenceModel, *, model_revision: str
 ) -> pa.Table:
-    """Return SEGMENTS rows with the confidences of a calibration, and its name.
-
-    Rows of other weights, and rows without a log-probability, stay as they are.
-    """
+    """Return SEGMENTS rows with the confidences of a calibration, and its name."""
+    # It was fitted for these weights alone: rows of other models keep what they have.
     confidences, names = (segments[name].to_pylist() for name in ("confidence", "calibration"))
     for at, row in enumerate(segments.select(["model_revision", *EVIDENCE_COLUMNS]).to_pylist()):
         evidence = evidence_of(row)
@@ -303,7 +273,6 @@ def calibrated(
 def _models(
     language: pa.ChunkedArray, model: ModelName, by_language: Mapping[str, ModelName]
 ) -> dict[str, pa.Array]:
-    """Return `model` and `model_revision` of each part."""
     which = pc.index_in(language, value_set=pa.array(list(by_language), pa.string()))
     which = pc.fill_null(which, len(by_language)).combine_chunks()
     names = [*by_language.values(), model]
@@ -372,6 +341,7 @@ class OutputStore:
         position = OUTCOMES.get_field_index("segments_object")
         outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
         outcomes_name = f"{OUTCOMES_FOLDER}/{stem}{SUFFIX}"
+        # This put is the commit: killed before it, the rows above are an orphan that nobody reads.
         self.write_table(outcomes_name, outcomes.cast(OUTCOMES))
         return Commit(outcomes_name, segments_name, outcomes.num_rows)
 
@@ -428,9 +398,8 @@ class OutputStore:
     def recordings(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the recordings table; none before the first finish."""
         schema = projected(RECORDINGS, columns)
-        for name in self.names(RECORDINGS_FOLDER):
-            for rows in self.batches(name, columns=schema.names):
-                yield from conform(rows, schema).to_batches()
+        for _, table in self.read_tables(self.names(RECORDINGS_FOLDER), schema):
+            yield from table.to_batches()
 
     def named_segments(self, outcomes_names: Iterable[str] | None = None) -> list[str]:
         """Return the names of the segments or labels objects of outcomes, in commit order."""

@@ -51,11 +51,9 @@ PEEK_BYTES = MEBIBYTE // 16
 class StoreOptions:
     """How stores are reached; picklable, and the same for all objects of a job's source."""
 
-    endpoint_url: str | None = None
-    """The S3 endpoint, where it is not Amazon's."""
+    endpoint_url: str | None = None  # the S3 endpoint, where it is not Amazon's
     policy: RetryPolicy = DEFAULT_POLICY
-    hosts: HostRules = ANY_NAMED_HOST
-    """Which hosts a web address may lead to."""
+    hosts: HostRules = ANY_NAMED_HOST  # which hosts a web address may lead to
 
     @classmethod
     def of(cls, source: SourceSettings) -> "StoreOptions":
@@ -113,12 +111,7 @@ def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple[Abstrac
 
 
 def open_binary(uri: str, options: StoreOptions = DEFAULT_STORE) -> io.BufferedReader:
-    """Open an object for reading by ranges; a few blocks of it are in memory at a time.
-
-    Raises:
-        FetchError: also from later reads. Kinds: not_found, access_denied, timeout, changed,
-            fetch, unsupported_scheme, refused_host.
-    """
+    """Open an object for reading by ranges; opening and later reads raise a `FetchError`."""
     try:
         return _open(uri, options)
     except ConfigError as error:
@@ -193,10 +186,8 @@ def list_pages(
 ) -> Iterator[Page]:
     """List objects page by page in stable order; a folder that is not there has none.
 
-    Args:
-        prefix: a folder with a trailing slash, or that and the first letters of names.
-        options: how the store is reached.
-        depth: levels below the folder that are of interest; None for all.
+    `prefix` is a folder with a trailing slash, or that and the first letters of names; `depth`
+    bounds the levels below the folder that are of interest.
     """
     store = store_for(prefix, options)
     try:
@@ -221,14 +212,12 @@ def list_objects(
 
 # Conditional writes, for one writer among many to win. On S3, Google Cloud Storage, Azure and
 # local disks exactly one wins. Some stores do not enforce conditions: there the last writer has
-# won, and a caller that must know reads back after a while.
+# won, and a caller that must know reads back after a while. `data` is what nobody else would put.
 
 
 def peek(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes | None:
-    """Return a small object, or the first `PEEK_BYTES` of a large one; None if there is none.
-
-    One request, so that an object that is replaced meanwhile is seen as it was or as it is.
-    """
+    """Return a small object, or the first `PEEK_BYTES` of a large one; None if there is none."""
+    # One request, so that an object that is replaced meanwhile is seen as it was or as it is.
     try:
         return _request(
             "reading", uri, options, lambda store, uri: store.read_range(uri, 0, PEEK_BYTES)[0]
@@ -240,20 +229,14 @@ def peek(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes | None:
 
 
 def create(uri: str, data: bytes, options: StoreOptions = DEFAULT_STORE) -> bool:
-    """Put a small object if there is none of this name; tell whether it holds `data` now.
-
-    `data` is something nobody else would put.
-    """
+    """Put a small object if there is none of this name; tell whether it holds `data` now."""
     written = _request("creating", uri, options, lambda store, uri: store.create(uri, data))
     # The first of two attempts may have done it, its answer lost.
     return written or peek(uri, options) == data
 
 
 def swap(uri: str, data: bytes, expected: bytes, options: StoreOptions = DEFAULT_STORE) -> bool:
-    """Replace a small object if it holds exactly `expected`; tell whether it holds `data` now.
-
-    `data` is something nobody else would put.
-    """
+    """Replace a small object if it holds exactly `expected`; tell whether it holds `data` now."""
     written = _request(
         "replacing", uri, options, lambda store, uri: store.swap(uri, data, expected)
     )
@@ -261,22 +244,15 @@ def swap(uri: str, data: bytes, expected: bytes, options: StoreOptions = DEFAULT
 
 
 class RangeFile(io.RawIOBase):
-    """A seekable file over range reads; wrap it in `io.BufferedReader`.
+    """A seekable file over range reads of at most `KEPT_BLOCKS + 1` blocks in memory.
 
-    The last few blocks are kept and the next one is read ahead, so memory is bounded by
-    `KEPT_BLOCKS + 1` blocks however large the object.
-
-    Raises:
-        FetchError: on opening or reading; of kind `changed` where the object is no longer the one
-            that was opened.
+    Opening and reading raise a `FetchError`, of kind `changed` where the object was replaced.
     """
 
-    def __init__(
-        self, store: Store, uri: str, *, policy: RetryPolicy, block_bytes: int | None = None
-    ) -> None:
+    def __init__(self, store: Store, uri: str, *, policy: RetryPolicy) -> None:
         super().__init__()
         self._store, self._uri, self._policy = store, uri, policy
-        self._block_bytes = block_bytes or BLOCK_BYTES
+        self._block_bytes = BLOCK_BYTES
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead: tuple[int, Future[bytes]] | None = None
@@ -347,6 +323,7 @@ class RangeFile(io.RawIOBase):
                 self._blocks[index] = self._fetch(index)
             while len(self._blocks) > KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
+            # Only behind another block: after a jump nobody knows what is read next.
             if index - 1 in self._blocks:
                 self._read_ahead(index + 1)
         self._blocks.move_to_end(index)

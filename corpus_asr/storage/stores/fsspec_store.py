@@ -133,7 +133,6 @@ class FsspecStore(Store):
         self.filesystem.put_file(path, self._path(uri))
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Put the object if there is none, as exclusively as the library does it."""
         path = self._path(uri)
         try:
             if self._scheme in _GOOGLE:
@@ -147,12 +146,8 @@ class FsspecStore(Store):
         return True
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
-        """Replace the object if it holds `expected`.
-
-        Google and Azure put it under the condition that its version is still the one that was
-        looked at; fsspec has no such condition for other stores, which are looked at and then
-        written to.
-        """
+        # Google and Azure put it under the condition that its version is still the one looked at;
+        # fsspec has no condition for other stores, which are looked at and then written to.
         path = self._path(uri)
         try:
             # The version is looked up before the content is read. If the object changes in
@@ -198,7 +193,6 @@ class FsspecStore(Store):
             raise FileExistsError(path) from error
 
     def move(self, uri: str, target: str) -> None:
-        """Copy the object within the store, then remove it."""
         self.filesystem.cp_file(self._path(uri), self._path(target))
         self.filesystem.rm_file(self._path(uri))
 
@@ -207,7 +201,7 @@ class FsspecStore(Store):
             self.filesystem.rm_file(self._path(uri))
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        """List what lies below the folder part of `prefix`, folder by folder, sorted by name."""
+        # Folder by folder, sorted by name, from the folder part of `prefix`.
         folder = prefix.rpartition("/")[0]
         if folder.endswith(":/"):  # scheme:// itself
             folder += "/"

@@ -30,8 +30,7 @@ class Verdict(Enum):
     """What to make of a host."""
 
     ADMITTED = "admitted"
-    IF_PUBLIC = "if public"
-    """Admitted where all its addresses are public ones."""
+    IF_PUBLIC = "if public"  # admitted where all its addresses are public ones
     REFUSED = "refused"
 
 
@@ -41,10 +40,8 @@ class HostRules:
 
     trusted_names: bool = True
     """Whether the addresses that are read are the user's own word; redirects never are."""
-    own_hosts: tuple[str, ...] = ()
-    """Hosts that the settings themselves name."""
-    listed: tuple[str, ...] | None = None
-    """`source.allow_hosts`."""
+    own_hosts: tuple[str, ...] = ()  # hosts that the settings themselves name
+    listed: tuple[str, ...] | None = None  # `source.allow_hosts`
 
     @classmethod
     def of(cls, source: SourceSettings) -> "HostRules":
@@ -85,12 +82,10 @@ def comes_from_elsewhere(manifest: str | None) -> bool:
 
 
 def may_name(manifest: str, uri: str, *, allow_local_files: bool) -> bool:
-    """Tell whether a manifest may name an address (in normal form), as far as its scheme tells.
-
-    From elsewhere it may name objects of object stores, web addresses, and what lies in the very
-    store that it lies in; everything else (this machine's files, archives and caches, any host
-    over FTP or SSH) could reach what its writer cannot.
-    """
+    """Tell whether a manifest may name an address (in normal form), as far as its scheme tells."""
+    # From elsewhere it may name objects of object stores, web addresses, and what lies in its own
+    # store; everything else (this machine's files, archives and caches, any host over FTP or SSH)
+    # could reach what its writer cannot.
     scheme = scheme_of(uri)
     if not comes_from_elsewhere(manifest) or scheme in WEB or scheme in _OBJECT_STORES:
         return True
@@ -122,7 +117,6 @@ def is_public(address: IPAddress) -> bool:
 
 
 def _fits(host: str, pattern: str) -> bool:
-    """Tell whether a host is a name, a wildcard's name (*.example.org), or in a network."""
     address = _ip_address(host)
     if address is None:
         return fnmatch.fnmatchcase(host, pattern.lower().rstrip("."))
@@ -140,7 +134,7 @@ def _ip_address(host: str) -> IPAddress | None:
 
 
 def _is_odd_number(host: str) -> bool:
-    """Tell whether a host is an IPv4 address as none is written today (2130706433, 127.1, 0x7f)."""
+    # As none is written today, but as resolvers still take it: 2130706433, 127.1, 0x7f.
     return _ip_address(host) is None and _NUMERIC.fullmatch(host) is not None
 
 

@@ -74,7 +74,7 @@ def _decimal(text: str | None) -> int | None:
 
 
 class _PublicResolver(AbstractResolver):
-    """Looks up hosts and refuses those with an address that is no public one."""
+    # At the lookup, not before it: a second lookup might lead elsewhere.
 
     def __init__(self) -> None:
         self._inner = ThreadedResolver()
@@ -138,9 +138,9 @@ class WebStore(Store):
         host = address.host or ""
         verdict = self._hosts.verdict(host, redirected=redirected)
         public_only = verdict is Verdict.IF_PUBLIC
-        if address.scheme not in WEB or verdict is Verdict.REFUSED:
-            raise _refused(host)
-        if public_only and host in _proxy_hosts():
+        # The resolver lets the proxy's host pass, so it is not to be asked for as a target.
+        proxied = public_only and host in _proxy_hosts()
+        if address.scheme not in WEB or verdict is Verdict.REFUSED or proxied:
             raise _refused(host)
         chosen = self._public if public_only else self.filesystem
         session: aiohttp.ClientSession = await chosen.set_session()
@@ -181,7 +181,6 @@ class WebStore(Store):
         return result
 
     def info(self, uri: str) -> ObjectInfo:
-        """Return size and version; asks for the first byte where HEAD is not answered."""
 
         async def use(response: aiohttp.ClientResponse) -> ObjectInfo:
             return _info(response.headers, _decimal(response.headers.get("Content-Length")))
@@ -201,11 +200,7 @@ class WebStore(Store):
             return ObjectInfo(size_bytes=None, etag=None)
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
-        """Return bytes of the object as it is now.
-
-        Raises:
-            RangesUnsupportedError: the server sends the whole, or does not tell its size.
-        """
+        """Return bytes of the object; raise a `RangesUnsupportedError` without its size."""
 
         async def use(response: aiohttp.ClientResponse) -> tuple[bytes, ObjectInfo]:
             content_range = response.headers.get("Content-Range", "")
@@ -249,11 +244,7 @@ def post_json(
     allow_hosts: Sequence[str] | None = None,
     policy: RetryPolicy = PATIENCE,
 ) -> None:
-    """Post a value, again where the server does not answer or says that it cannot now.
-
-    Raises:
-        FetchError: it was not taken.
-    """
+    """Post a value, again after transient failures; raise a `FetchError` if it is not taken."""
     host = host_of(url)
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 

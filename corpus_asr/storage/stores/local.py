@@ -27,7 +27,7 @@ from corpus_asr.storage.stores.store import (
 logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers
-PAGE_ROWS = 10_000
+PAGE_ROWS = 10_000  # as Python objects at a time, of folders that may hold millions
 # What mounts without hard links, or without file locks, answer.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
@@ -90,7 +90,6 @@ class LocalStore(Store):
         return True
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
-        """Replace the file if it holds `expected`; False also while another does the same."""
         with _sole_writer(uri) as descriptor:
             if descriptor is None:
                 return False
@@ -107,12 +106,9 @@ class LocalStore(Store):
         Path(uri).unlink(missing_ok=True)
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        """List what lies below the folder part of `prefix`, folder by folder, sorted by name.
-
-        Links are followed; a folder that contains itself through a link is entered once. What
-        cannot be looked at (a dangling link, a loop of links, a folder without permission) is
-        listed without size: reading it then fails as that recording's failure.
-        """
+        # Links are followed; a folder that contains itself through a link is entered once. What
+        # cannot be looked at (a dangling link, a loop of links, a folder without permission) is
+        # listed without size: reading it then fails as that recording's failure.
         folder = prefix.rpartition("/")[0] or "/"
         yield from _walk(folder, _scan(folder), depth, frozenset([_identity(folder)]))
 
@@ -128,7 +124,7 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def _whole(path: Path, source: io.BufferedIOBase, num_bytes: int) -> Iterator[Path]:
-    """Write a temporary file beside `path`, whole and on disk; it is removed if it is left."""
+    # On disk before it gets its name: after a power cut a renamed file could be empty.
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     _make_folder(path.parent)
     try:
@@ -162,7 +158,7 @@ def _no_space(folder: Path, num_bytes: int, error: OSError) -> StoreError:
 
 
 def _create_in_place(path: Path, data: bytes) -> bool:
-    """Make a file on a mount without hard links; for a moment readers see it empty."""
+    # On a mount without hard links; for a moment readers see it empty.
     try:
         with open(path, "xb") as file:
             file.write(data)
@@ -175,7 +171,6 @@ def _create_in_place(path: Path, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def _sole_writer(uri: str) -> Iterator[int | None]:
-    """Open a file that no other process replaces meanwhile; None where one just does."""
     try:
         descriptor = os.open(uri, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only what may be written
     except FileNotFoundError:
@@ -226,7 +221,6 @@ def _walk(
     depth: int | None,
     above: frozenset[tuple[int, int]],
 ) -> Iterator[Page]:
-    """Yield a folder's content, then its subfolders'; `above` holds it and those around it."""
     files, subfolders = content
     yield from _sorted_pages(folder, files)
     if depth is not None and depth <= 1:
@@ -255,7 +249,7 @@ _Row = tuple[bytes, int | None, str | None]
 
 
 def _scan(folder: str) -> tuple[pa.Table, list[str]]:
-    """Return a folder's files as Arrow columns, never a million names as Python objects."""
+    # As Arrow columns, never a million names as Python objects.
     tables: list[pa.Table] = []
     subfolders: list[str] = []
     rows: list[_Row] = []

@@ -41,20 +41,15 @@ _TRANSIENT_ERRNO = {
 class StoreError(Exception):
     """What a store found instead of doing its work; becomes a `FetchError` at the room's door."""
 
-    kind: str
-    """A name in `FAILURE_KINDS`."""
-    found: str
-    """What was found against what was expected, without secrets."""
+    kind: str  # a name in `FAILURE_KINDS`
+    found: str  # what was found against what was expected, without secrets
     _: KW_ONLY
-    transient: bool = False
-    """Whether trying again at once may help."""
+    transient: bool = False  # whether trying again at once may help
     retry_after_s: float = 0.0
-    expired: bool = False
-    """Whether access is denied only because credentials are too old."""
+    expired: bool = False  # whether access is denied only because credentials are too old
     attempts: int | None = None
     """If given, no more than so many failures of such kinds are worth bearing."""
-    advice: str | None = None
-    """What to do; None for what the kind says."""
+    advice: str | None = None  # what to do; None for what the kind says
 
     def __str__(self) -> str:
         return self.found
@@ -69,8 +64,7 @@ class ObjectInfo:
     """What a store says of an object's present version."""
 
     size_bytes: int | None
-    etag: str | None
-    """Names the version; of local files made of size and modification time."""
+    etag: str | None  # names the version; of local files made of size and modification time
 
 
 class Page(NamedTuple):
@@ -82,10 +76,7 @@ class Page(NamedTuple):
 
 
 class Store:
-    """What each kind of store offers; what it does not override, it cannot do.
-
-    Methods may raise whatever their library raises: `translate` tells what that means.
-    """
+    """What each kind of store offers; `translate` says what the errors of its library mean."""
 
     def translate(self, error: Exception) -> StoreError | None:
         """Say what an exception means; None for one that is no failure of the store."""
@@ -128,10 +119,8 @@ class Store:
         raise _read_only("remove")
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        """List objects below a folder (`prefix` ends with a slash) or with a common prefix.
-
-        `depth` bounds the levels below the folder that are of interest; more may come.
-        """
+        """List objects below a folder (`prefix` ends with a slash) or with a common prefix."""
+        # More levels than `depth` may come: not every store can leave them out.
         raise StoreError(FETCH, "cannot list: http files must be named in full")
 
 
@@ -145,8 +134,7 @@ class RetryPolicy:
 
     attempts: int = 10
     """Of requests that a store refuses one in five of, one in ten million fails so often."""
-    patience_s: float = 180.0
-    """Once so much time has passed, a few attempts are enough."""
+    patience_s: float = 180.0  # once so much time has passed, a few attempts are enough
     first_wait_s: float = 0.25
     """Doubled after each attempt, then shortened at random so that workers do not march in step."""
     longest_wait_s: float = 20.0
@@ -177,11 +165,7 @@ def with_retries(
     policy: RetryPolicy = DEFAULT_POLICY,
     store: Store = Store(),  # noqa: B008 - it has no state
 ) -> T:
-    """Run an operation of a store, again while its failure is transient and attempts are left.
-
-    Raises:
-        FetchError: it failed for good, or more often than the policy allows.
-    """
+    """Run an operation of a store, again while its failure is transient; else a `FetchError`."""
     started, few = time.monotonic(), 0
     for failures in range(1, policy.attempts + 1):
         try:

@@ -33,32 +33,20 @@ def scheme_of(uri: str) -> str:
 
 
 def normalise(uri: str) -> str:
-    """Return the one spelling of an address that identities are made from.
-
-    Local paths become absolute and lose `file://`; schemes become lower case; everything after
-    the scheme of a remote address stays as written.
-    """
+    """Return the one spelling of an address that identities are made from."""
     if not uri or "\0" in uri:
         raise ConfigError(
             f"reading the URI {uri!r}: it is empty or holds a null character, expected a path or "
             f"scheme://...; correct the URI"
         )
-    scheme = scheme_of(uri)
-    if scheme == LOCAL:
-        return _absolute_path(uri)
-    match = _SCHEME.match(uri)
+    scheme, match = scheme_of(uri), _SCHEME.match(uri)
     rest = uri[match.end() :] if match else uri
+    if scheme == LOCAL:
+        if match and rest.startswith("localhost/"):
+            rest = rest.removeprefix("localhost")
+        return os.path.abspath(os.path.expanduser(rest) if rest.startswith("~/") else rest)
+    # What follows stays as written: keys are case-sensitive and may hold "..", "//" and "%20".
     return f"{scheme}://{rest}"
-
-
-def _absolute_path(uri: str) -> str:
-    match = _SCHEME.match(uri)
-    path = uri[match.end() :] if match else uri
-    if match and path.startswith("localhost/"):
-        path = path.removeprefix("localhost")
-    if path.startswith("~/"):
-        path = os.path.expanduser(path)
-    return os.path.abspath(path)
 
 
 def join(folder: str, name: str) -> str:
@@ -106,16 +94,14 @@ def resolve(uri: str, *, folder: str) -> str:
 
 
 def public(uri: str) -> str:
-    """Return an address without credentials: what identities and tables use.
-
-    Presigned addresses change with every signature; without it they name the object.
-    """
+    """Return an address without credentials: what identities and tables use."""
     if not uri.startswith(_HTTP):
         # Elsewhere a question mark is part of the name, and a lone user can be one, too.
         return _PASSWORD.sub(r"\1", uri)
     scheme, rest = uri.split("://", 1)
     authority, slash, path = rest.partition("/")
     authority = authority.rpartition("@")[2]
+    # Presigned addresses change with every signature; without it they name the object.
     path, question, query = path.partition("?")
     if question:
         kept = "&".join(_public_parameters(query.split("&")))
