@@ -31,7 +31,14 @@ from corpus_asr.report.run import (
     FailureGroup,
     Failures,
 )
-from corpus_asr.report.text import counted, duration, printable, shortened, text_template
+from corpus_asr.report.text import (
+    aligned,
+    counted,
+    duration,
+    printable,
+    shortened,
+    text_template,
+)
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.http import post_json
@@ -189,14 +196,8 @@ class Night:
 
     def as_past(self) -> PastNight:
         """Return what later nights compare with."""
-        own = self.findings
-        found: dict[str, Any] = {
-            "done": own.done,
-            "failed": own.failed,
-            "low_confidence": own.low_confidence,
-        }
-        same = [field.name for field in fields(PastNight) if field.name not in found]
-        return PastNight(**found, **{name: getattr(self, name) for name in same})
+        values = asdict(self) | asdict(self.findings)
+        return PastNight(**{field.name: values[field.name] for field in fields(PastNight)})
 
 
 def as_data(night: Night) -> dict[str, Any]:
@@ -450,14 +451,10 @@ def _night_cells(night: PastNight) -> tuple[str, ...]:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     # Aligned, so that it can be read as it stands. Even within code a bar would end the cell.
-    cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    lines = []
-    for first, *others in cells:
-        aligned = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        lines.append(f"| {' | '.join([first.ljust(widths[0]), *aligned])} |")
-    return "\n".join(lines)
+    rows = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
+    head, *body = aligned(rows, least=3)  # Markdown's rule takes three dashes
+    rule = ["-" * len(head[0]), *("-" * (len(cell) - 1) + ":" for cell in head[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
 def _code(text: str) -> str:
