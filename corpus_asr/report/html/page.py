@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -19,7 +19,7 @@ from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
-from corpus_asr.report.html.formatting import Links, cut, shared, visible
+from corpus_asr.report.html.formatting import cut, link, shared, visible
 from corpus_asr.report.reconciliation import balance_problems
 from corpus_asr.report.run import Report, load_report
 from corpus_asr.report.samples import DURATION_EDGES_S, Details, Gatherer
@@ -64,26 +64,28 @@ class PageData:
     details: Details
     config: dict[str, Any]
     run: dict[str, Any]
-    """What the last run that finished noted; empty where none did."""
-    links: Links
+    """run.json of a finished run; else empty."""
+    folder: str | None
+    """Where the page lies on this machine; None if elsewhere."""
     written_at: datetime.datetime
     at_the_end: bool
-    """Whether the run itself writes it, as the last it does while it still holds the lock."""
+    """Whether the run itself writes it, while it still holds the lock."""
 
     @property
     def state(self) -> str:
-        """What the run is at: a key of `STATE_WORDS`."""
+        """The state of the run: a key of `STATE_WORDS`."""
+        # To the lock, a run that writes its page as it ends still runs.
         ended = self.at_the_end and self.status.state != FINISHED
         return STOPPED if ended else self.status.state
 
     @property
     def finished(self) -> bool:
-        """Whether all of the run is done."""
+        """Whether the whole run is done."""
         return self.state == FINISHED
 
     @property
     def alive(self) -> bool:
-        """Whether the run is at work, as far as can be seen from outside."""
+        """Whether a driver is at work."""
         return self.status.alive and not self.at_the_end
 
     @property
@@ -104,7 +106,7 @@ def load_page(
     at_the_end: bool = False,
     now: datetime.datetime | None = None,
 ) -> PageData:
-    """Read what a page shows that is to lie in `folder` of this machine; None if elsewhere."""
+    """Read all that the page of an output folder shows."""
     gatherer = Gatherer(store)
     report = load_report(store, gatherer)
     return PageData(
@@ -113,14 +115,14 @@ def load_page(
         details=gatherer.details(),
         config=store.read_json(CONFIG_NAME) or {},
         run=(store.read_json(RUN_NAME) or {}) if report.finished else {},
-        links=Links(folder),
+        folder=folder,
         written_at=now or datetime.datetime.now(datetime.UTC),
         at_the_end=at_the_end,
     )
 
 
 def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
-    """Write the page of an output folder to a path or address, and return what it counted."""
+    """Write the page of an output folder to a path or URI, and return its counts."""
     uri = normalise(uri)
     folder = parent(uri) if scheme_of(uri) == LOCAL else None
     page = load_page(store, folder=folder, at_the_end=at_the_end)
@@ -129,17 +131,14 @@ def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Rep
 
 
 def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
-    """Write the page of a run that has just ended into its output folder.
-
-    A page is no reason for a run to fail: what goes wrong is logged as a warning.
-    """
+    """Write the page of a run that has just ended into its output folder, or log why not."""
     why = None
     if num_recordings > MOST_AT_THE_END:
         why = f"{num_recordings:,} recordings: write it with `corpus-asr report --html`"
     else:
         try:
             write_page(store, store.address(PAGE_NAME), at_the_end=True)
-        except Exception as error:
+        except Exception as error:  # a page is no reason for a run to fail
             why = f"{type(error).__name__}: {error}"
     if why is not None:
         event(_LOG, logging.WARNING, "page_not_written", uri=redact_uri(store.uri), why=why)
@@ -151,11 +150,9 @@ def render_page(page: PageData) -> str:
 
 
 def render_document(template: Template, **values: Any) -> str:
-    """Return a template that extends `document.html.j2`, with its style, script and policy.
-
-    The policy lets nothing in or out but these very styles and scripts: no style attributes, no
-    handlers in attributes, no requests. Source: https://www.w3.org/TR/CSP3/.
-    """
+    """Return a template that extends `document.html.j2`, with its style, script and policy."""
+    # The policy lets nothing in or out but these very styles and scripts: no style attributes, no
+    # handlers in attributes, no requests. Source: https://www.w3.org/TR/CSP3/.
     style, script = shared("style.css") + "\n" + shared("page.css"), shared("sorting.js")
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -212,14 +209,12 @@ def environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Return HTML as it is, and of any other value a text without hidden letters."""
     if hasattr(value, "__html__"):
         return value
     return "" if value is None else visible(str(value))
 
 
 def _values(page: PageData) -> dict[str, Any]:
-    """Return what the templates name."""
     report, counts, snapshot = page.report, page.report.statistics, page.snapshot
     state, _, advice = STATE_WORDS[page.state].replace("; ", ": ", 1).partition(": ")
     return {
@@ -228,7 +223,7 @@ def _values(page: PageData) -> dict[str, Any]:
         "counts": counts,
         "accounting": counts.accounting,
         "details": page.details,
-        "links": page.links,
+        "link": partial(link, folder=page.folder),
         "snapshot": snapshot,
         "badge": _BADGES.get(page.state, ""),
         "state": _sentence(state),
@@ -253,7 +248,7 @@ def _sentence(words: str) -> str:
 
 
 def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
-    """Return style, words and number of recordings by outcome, and the fraction before each."""
+    # Style, words, number of recordings, and where the bar of an outcome starts.
     counts, accounting = page.report.statistics, page.report.statistics.accounting
     kinds = [
         ("ok", "with labels" if page.classifies else "with text", counts.ok),
@@ -268,12 +263,12 @@ def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
 
 
 def _lengths(counts: Sequence[int]) -> list[tuple[str, int]]:
-    """Return names and numbers of recordings by length, from the first bin in use to the last."""
     edges = list(DURATION_EDGES_S)
     names = [f"under {edges[0]}", *map(" to ".join, itertools.pairwise(edges))]
     names.append(f"{edges[-1]} and more")
     used = [number for number, count in enumerate(counts) if count]
     rows = list(zip(names, counts, strict=True))
+    # From the first bin in use to the last: a corpus of clips needs no row for hours.
     return rows[used[0] : used[-1] + 1] if used else []
 
 
@@ -293,7 +288,6 @@ def _confidence_chart(page: PageData) -> Chart | None:
 
 
 def _settings(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str | None]]:
-    """Yield keys and values in words, none of a secret; None for a setting that is not set."""
     for name, value in values.items():
         key = f"{above}.{name}" if above else str(name)
         if isinstance(value, dict) and value:
