@@ -44,7 +44,7 @@ from corpus_asr.storage.stores.uri import redact_uri
 
 logger = logging.getLogger(__name__)
 
-# A summary is read on a phone: of languages and transcripts of low confidence it has the first.
+# A summary, not a table: of languages and transcripts of low confidence it has the first.
 MOST_LANGUAGES = 10
 MOST_UNSURE = 10
 _RECORDING_COLUMNS = (
@@ -60,9 +60,9 @@ _FEW = 3
 _TIMES = 3.0
 # Three times a share of almost nothing is nothing: it has to be higher by so much, too.
 _FAILED_POINTS, _UNSURE_POINTS = 0.05, 0.1
-# Half of the usual speed is more than other load on the machine explains from night to night.
+# RTFx differs from night to night; half of the usual is more than that.
 _SLOWER = 0.5
-# A tenth of an archive does not disappear by tidying up.
+# Some recordings are always deleted; a tenth of an archive between two nights is not.
 _SHRUNK = 0.9
 _SUMMARY = re.compile(r"(\d{4}-\d\d-\d\d)(?:-(\d+))?\.json", re.ASCII)
 _MOST_CHARACTERS = 300  # of a message

@@ -18,31 +18,30 @@ EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Whether every listed file ended exactly once."""
+    """Listed files by how far they are, and what contradicts `exactly one outcome each`."""
 
     listed: int | None
-    """Files the run is to cover; None where the listing is not known."""
+    """None where the listing is not known; the others then count all files with outcomes."""
     processed: int
-    """Of these (of all, where the listing is not known), those with a final outcome."""
+    """Files with a final outcome."""
     unfinished: int
-    """Those with some parts committed and others not."""
+    """Files with some parts committed and others not."""
     waiting: int
-    """Those of which nothing is committed."""
+    """Files without outcomes."""
     unlisted: int
     """Recordings with outcomes that are not listed any more; their rows are kept."""
     superseded_parts: int
     """Rows that do not count: a part committed twice, or an object replaced since."""
     problems: tuple[str, ...]
-    """What contradicts `exactly once`; empty for a sound output, finished or not."""
 
     @property
     def total(self) -> int:
-        """Files that ended, begun and waiting ones."""
+        """Files in any state."""
         return self.processed + self.unfinished + self.waiting
 
 
 def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
-    """Say what is wrong with a accounting, in words; nothing where all is well."""
+    """Return what is wrong with an accounting, in words."""
     problems = list(accounting.problems)
     if finished and accounting.unfinished + accounting.waiting:
         problems.append(
@@ -53,12 +52,10 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
 
 
 def by_recording(parts: pa.Table) -> pa.Table:
-    """Fold parts into recordings: recording_id, ended, status, decode_errors.
-
-    A recording has ended when a part that was its last is there, and all parts before it. Parts
-    after it are possible: one attempt failed where another, cut short elsewhere, came further. One
-    in whose speech nothing was found to write counts as without speech, as in the recordings table.
-    """
+    """Fold parts into recordings: recording_id, processed, status, decode_errors."""
+    # A recording is processed when a part that was its last is there, and all parts before it.
+    # Parts after it are possible: one attempt failed where another, cut short elsewhere, came
+    # further. One whose speech gave no text counts as no_speech, as in the recordings table.
     ids = parts["recording_id"].combine_chunks().dictionary_encode()
     code, part = ids.indices.to_numpy(), parts["part"].to_numpy()
     last = parts["last_part"].to_numpy()
@@ -93,10 +90,10 @@ def reconcile(
     listing: Iterable[pa.RecordBatch] | None,
     recordings: Iterable[pa.RecordBatch] | None,
 ) -> Accounting:
-    """Weigh the tables against the listing and against each other.
+    """Compare the tables with the listing and with each other.
 
-    Of the outcomes rows `committed`, `parts` count, and `folded` is what `by_recording` made of
-    them; `written` has `recording_id` and `rows_sum`, the rows in the segments table.
+    Of the outcomes `committed`, `parts` count; `folded` are these by recording; `written` has
+    `recording_id` and `rows_sum`, the rows in the segments table.
     """
     begun, num_listed, waiting, unlisted = folded, None, 0, 0
     problems: list[str] = []
@@ -148,7 +145,7 @@ def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch])
 
 def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
     claimed = committed.group_by("recording_id").aggregate([("segments_written", "sum")])
-    # Outer: segments without outcomes and outcomes without their segments are off, too.
+    # Outer: segments without outcomes, and outcomes without their segments, are wrong, too.
     both = claimed.join(written, keys="recording_id", join_type="full outer")
     claim = pc.fill_null(both["segments_written_sum"], 0)
     rows = pc.fill_null(both["rows_sum"], 0)

@@ -19,7 +19,7 @@ _SIGNS |= {ord("\r"): "", 0x7F: "\u2421"}
 _SIGNS |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "\ufffd")
 _SIGNS |= {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
-# A page stays below about 100 kB, whatever a table holds.
+# Tables hold texts of any length; the page of a large run is to stay below 100 kB.
 MOST_CHARACTERS = 240  # of a name
 MOST_OF_A_MESSAGE = 400
 MOST_OF_A_TEXT = 1_200

@@ -30,8 +30,7 @@ from corpus_asr.report.status import (
     STATE_WORDS,
     STOPPED,
     Status,
-    activity_facts,
-    bottleneck_of,
+    activity_values,
     load_status,
 )
 from corpus_asr.report.text import counted, duration
@@ -224,7 +223,6 @@ def _values(page: PageData) -> dict[str, Any]:
         "accounting": counts.accounting,
         "details": page.details,
         "link": partial(link, folder=page.folder),
-        "snapshot": snapshot,
         "badge": _BADGES.get(page.state, ""),
         "state": _sentence(state),
         "advice": f"{_sentence(advice)}." if advice else "",
@@ -233,8 +231,7 @@ def _values(page: PageData) -> dict[str, Any]:
         "problems": balance_problems(counts.accounting, finished=page.finished),
         "speed_chart": snapshot and speed_chart(snapshot.history),
         "busy_chart": snapshot and busy_chart(snapshot.history),
-        "time_facts": snapshot and activity_facts(snapshot),
-        "verdict": snapshot and bottleneck_of(snapshot),
+        **activity_values(snapshot),
         "classes": counts.labels if page.classifies else counts.languages,
         "lengths": _lengths(page.details.durations),
         "confidence_chart": _confidence_chart(page),
