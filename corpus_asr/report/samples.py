@@ -209,8 +209,10 @@ class _Smallest:
         self.rows: list[_Chosen] = []
 
     def add(self, keys: np.ndarray, name: str, places: np.ndarray, ids: pa.Array) -> None:
-        # In NumPy first: few rows of a batch need become Python values.
-        best = np.argsort(keys, kind="stable")[: self._most]
+        # In NumPy first: after some batches, few rows need become Python values.
+        limit = self.rows[-1][0] if len(self.rows) == self._most else np.inf
+        best = np.flatnonzero(keys < limit)
+        best = best[np.argsort(keys[best], kind="stable")][: self._most]
         owners = ids.take(pa.array(best)).to_pylist()
         rows = zip(keys[best].tolist(), repeat(name), places[best].tolist(), owners, strict=False)
         self.rows = heapq.nsmallest(self._most, [*self.rows, *rows])

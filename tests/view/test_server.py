@@ -14,7 +14,7 @@ import pytest
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
 from corpus_asr.view.search import MAX_QUERY_CHARS
-from corpus_asr.view.sound import SourceBytes
+from corpus_asr.view.sound import Sounds
 from tests.support.pages import asked, fetch
 from tests.view.conftest import PASSAGES, SECONDS, Shown
 
@@ -209,10 +209,10 @@ def test_a_listener_who_leaves_harms_nobody(shown: Shown) -> None:
 def test_sound_that_ends_early_ends_its_connection(
     shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: SourceBytes, start: int, stop: int) -> Iterator[bytes]:
+    def broken(self: Sounds, uri: str, start: int, stop: int) -> Iterator[bytes]:
         yield b"x"
         raise FetchError("the store has gone away")
 
-    monkeypatch.setattr(SourceBytes, "read", broken)
+    monkeypatch.setattr(Sounds, "_source_bytes", broken)
     with pytest.raises(http.client.IncompleteRead):
         fetch(asked(shown.url, "audio", id=shown.id("plain.wav")))
