@@ -124,6 +124,17 @@ class RunCounts:
     labels: tuple[ClassShare, ...] = ()
     """By each part's likeliest label, of a classification."""
 
+    @property
+    def outcomes(self) -> list[tuple[str, int]]:
+        """Recordings by outcome, in words."""
+        return [
+            ("with labels" if self.labels else "with text", self.ok),
+            ("without speech", self.no_speech),
+            ("failed", self.failed),
+            ("started", self.accounting.unfinished),
+            ("waiting", self.accounting.waiting),
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -421,7 +432,7 @@ def as_data(report: Report) -> dict[str, Any]:
 
 def render(report: Report) -> str:
     """Return the report as text, without a final newline."""
-    counts, accounting = report.statistics, report.statistics.accounting
+    counts = report.statistics
     shares = counts.labels or counts.languages
     most = _MOST_LABELS if counts.labels else len(shares)
     total_s = sum(share.audio_s for share in shares) or 1.0
@@ -434,20 +445,13 @@ def render(report: Report) -> str:
         report=report,
         counts=counts,
         bins=CONFIDENCE_BINS,
-        outcomes=[
-            (counts.ok, "with labels" if counts.labels else "with text"),
-            (counts.no_speech, "without speech"),
-            (counts.failed, "failed"),
-            (accounting.unfinished, "started"),
-            (accounting.waiting, "waiting"),
-        ],
         classes=classes,
         other_labels=shares[most:],
         failures=[
             (group, group.recordings, [_example(each) for each in group.examples])
             for group in counts.failures
         ],
-        problems=balance_problems(accounting, finished=report.finished),
+        problems=balance_problems(counts.accounting, finished=report.finished),
         **activity_values(report.snapshot),
     )
     return text.rstrip("\n")

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -29,12 +28,11 @@ from corpus_asr.report.status import (
     SILENT,
     STATE_WORDS,
     STOPPED,
-    Status,
     activity_values,
     load_status,
 )
 from corpus_asr.report.text import counted, duration
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME, Snapshot
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (
@@ -54,79 +52,15 @@ _BADGES = {DEAD: "bad", STOPPED: "warn", SILENT: "warn", FINISHED: "good"}
 _STAGES = {"extract": "extracting", "transcribe": "transcribing"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageData:
-    """All that a page shows."""
-
-    report: Report
-    status: Status
-    details: Details
-    config: dict[str, Any]
-    run: dict[str, Any]
-    """run.json of a finished run; else empty."""
-    folder: str | None
-    """Where the page lies on this machine; None if elsewhere."""
-    written_at: datetime.datetime
-    at_the_end: bool
-    """Whether the run itself writes it, while it still holds the lock."""
-
-    @property
-    def state(self) -> str:
-        """The state of the run: a key of `STATE_WORDS`."""
-        # To the lock, a run that writes its page as it ends still runs.
-        ended = self.at_the_end and self.status.state != FINISHED
-        return STOPPED if ended else self.status.state
-
-    @property
-    def finished(self) -> bool:
-        """Whether the whole run is done."""
-        return self.state == FINISHED
-
-    @property
-    def alive(self) -> bool:
-        """Whether a driver is at work."""
-        return self.status.alive and not self.at_the_end
-
-    @property
-    def snapshot(self) -> Snapshot | None:
-        """What the workers of the last run counted."""
-        return self.status.snapshot or self.report.snapshot
-
-    @property
-    def classifies(self) -> bool:
-        """Whether there are labels in place of text."""
-        return self.config.get("pipeline") == CLASSIFY_AUDIO
-
-
-def load_page(
-    store: OutputStore,
-    *,
-    folder: str | None,
-    at_the_end: bool = False,
-    now: datetime.datetime | None = None,
-) -> PageData:
-    """Read all that the page of an output folder shows."""
-    gatherer = Gatherer(store)
-    report = load_report(store, gatherer)
-    return PageData(
-        report=report,
-        status=load_status(store, now=now),
-        details=gatherer.details(),
-        config=store.read_json(CONFIG_NAME) or {},
-        run=(store.read_json(RUN_NAME) or {}) if report.finished else {},
-        folder=folder,
-        written_at=now or datetime.datetime.now(datetime.UTC),
-        at_the_end=at_the_end,
-    )
-
-
 def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts."""
     uri = normalise(uri)
-    folder = parent(uri) if scheme_of(uri) == LOCAL else None
-    page = load_page(store, folder=folder, at_the_end=at_the_end)
-    filesystem.write_atomic(uri, render_page(page).encode(), store.options)
-    return page.report
+    gatherer = Gatherer(store)
+    report = load_report(store, gatherer)
+    values = _values(store, report, gatherer.details(), uri=uri, at_the_end=at_the_end)
+    html = render_document(environment().get_template("page.html.j2"), **values)
+    filesystem.write_atomic(uri, html.encode(), store.options)
+    return report
 
 
 def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
@@ -141,11 +75,6 @@ def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
             why = f"{type(error).__name__}: {error}"
     if why is not None:
         event(_LOG, logging.WARNING, "page_not_written", uri=redact_uri(store.uri), why=why)
-
-
-def render_page(page: PageData) -> str:
-    """Return a page as HTML."""
-    return render_document(environment().get_template("page.html.j2"), **_values(page))
 
 
 def render_document(template: Template, **values: Any) -> str:
@@ -213,30 +142,43 @@ def _shown(value: Any) -> Any:
     return "" if value is None else visible(str(value))
 
 
-def _values(page: PageData) -> dict[str, Any]:
-    report, counts, snapshot = page.report, page.report.statistics, page.snapshot
-    state, _, advice = STATE_WORDS[page.state].replace("; ", ": ", 1).partition(": ")
+def _values(
+    store: OutputStore, report: Report, details: Details, *, uri: str, at_the_end: bool
+) -> dict[str, Any]:
+    status, counts = load_status(store), report.statistics
+    config = store.read_json(CONFIG_NAME) or {}
+    run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
+    classifies = config.get("pipeline") == CLASSIFY_AUDIO
+    # To the lock, a run that writes its page as it ends still runs.
+    state = STOPPED if at_the_end and status.state != FINISHED else status.state
+    words, _, advice = STATE_WORDS[state].replace("; ", ": ", 1).partition(": ")
+    snapshot = status.snapshot or report.snapshot
     return {
-        "page": page,
         "report": report,
         "counts": counts,
         "accounting": counts.accounting,
-        "details": page.details,
-        "link": partial(link, folder=page.folder),
-        "badge": _BADGES.get(page.state, ""),
-        "state": _sentence(state),
+        "details": details,
+        "classifies": classifies,
+        "finished": state == FINISHED,
+        "alive": status.alive and not at_the_end,
+        "written_at": datetime.datetime.now(datetime.UTC),
+        # Files are linked to only from a page that lies on this machine.
+        "link": partial(link, folder=parent(uri) if scheme_of(uri) == LOCAL else None),
+        "badge": _BADGES.get(state, ""),
+        "state": _sentence(words),
         "advice": f"{_sentence(advice)}." if advice else "",
-        "total": counts.accounting.total,
-        "outcomes": _outcomes(page),
-        "problems": balance_problems(counts.accounting, finished=page.finished),
+        "outcomes": _outcome_bars(counts.outcomes),
+        "problems": balance_problems(counts.accounting, finished=state == FINISHED),
         "speed_chart": snapshot and speed_chart(snapshot.history),
         "busy_chart": snapshot and busy_chart(snapshot.history),
         **activity_values(snapshot),
-        "classes": counts.labels if page.classifies else counts.languages,
-        "lengths": _lengths(page.details.durations),
-        "confidence_chart": _confidence_chart(page),
-        "settings": list(_settings(page.config)),
-        "versions": page.run.get("versions") or {},
+        "classes": counts.labels if classifies else counts.languages,
+        "lengths": _lengths(details.durations),
+        "confidence_chart": _confidence_chart(
+            counts.confidence, "windows" if classifies else "segments"
+        ),
+        "settings": list(_settings(config)),
+        "versions": run.get("versions") or {},
     }
 
 
@@ -244,19 +186,15 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
+def _outcome_bars(outcomes: Sequence[tuple[str, int]]) -> list[tuple[str, str, int, float]]:
     # Style, words, number of recordings, and where the bar of an outcome starts.
-    counts, accounting = page.report.statistics, page.report.statistics.accounting
-    kinds = [
-        ("ok", "with labels" if page.classifies else "with text", counts.ok),
-        ("none", "without speech", counts.no_speech),
-        ("failed", "failed", counts.failed),
-        ("started", "started", accounting.unfinished),
-        ("waiting", "waiting", accounting.waiting),
+    numbers = [count for _, count in outcomes]
+    before = itertools.accumulate(numbers, initial=0)
+    styles = ("ok", "none", "failed", "started", "waiting")
+    return [
+        (style, *outcome, at / (sum(numbers) or 1))
+        for style, outcome, at in zip(styles, outcomes, before, strict=False)
     ]
-    total = sum(count for _, _, count in kinds) or 1
-    before = itertools.accumulate((count for _, _, count in kinds), initial=0)
-    return [(*kind, at / total) for kind, at in zip(kinds, before, strict=False)]
 
 
 def _lengths(counts: Sequence[int]) -> list[tuple[str, int]]:
@@ -269,12 +207,10 @@ def _lengths(counts: Sequence[int]) -> list[tuple[str, int]]:
     return rows[used[0] : used[-1] + 1] if used else []
 
 
-def _confidence_chart(page: PageData) -> Chart | None:
-    counts = page.report.statistics.confidence
+def _confidence_chart(counts: Sequence[int], what: str) -> Chart | None:
     total = sum(counts)
     if not total:
         return None
-    what = "windows" if page.classifies else "segments"
     width = 1 / len(counts)
     titles = [
         f"{n * width:.1f} to {(n + 1) * width:.1f}: {count:,} {what} ({count / total:.0%})"
