@@ -133,6 +133,7 @@ def _timed_by_length(texts: Sequence[str], start_s: float, end_s: float) -> list
 def _characters(text: str) -> Iterator[str]:
     held = ""
     for character in text:
+        # A zero-width joiner makes one sign, such as a family of emoji, of what stands around it.
         joins = unicodedata.category(character) in _NOT_FIRST or held.endswith("\u200d")
         if held.strip() and not joins:
             yield held

@@ -107,6 +107,7 @@ def _highlighted(
 
 
 def _karaoke(cue: Cue, texts: Sequence[str], clock: Callable[[float], str]) -> str:
+    # The cue's own start needs no mark.
     timed, last_s = [], cue.start_s
     for text, piece in zip(texts, (piece for line in cue.lines for piece in line), strict=True):
         # WebVTT allows only times within the cue, each after the one before.

@@ -338,6 +338,7 @@ def recordings(
             keep = claims.counts & wanted[claims.owners] & selection.segments(rows)
             sorting.add(rows.filter(pa.array(keep)), claims.owners[keep])
         by_owner = sorting.by_owner()
+        # Recordings without segments, such as silent ones, have no rows: they are put in between.
         following = next(by_owner, None)
         for position, row in _wanted_rows(index, wanted):
             if following is not None and following[0] == position:
@@ -388,6 +389,7 @@ def _broken(store: OutputStore, name: str, claims: Claims, found: int) -> Corpus
     )
 
 
+# Memory is one bucket of rows with their words; files are as many as buckets.
 BUCKET_ROWS = 50_000
 WAITING_BYTES = 64 * MEBIBYTE
 OWNER = "owner"

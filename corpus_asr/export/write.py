@@ -258,10 +258,12 @@ def _write_each(
                         pool.submit(filesystem.write_atomic, address, data, store_options)
                     )
                     files += 1
+                    # Recordings are read faster than stores write: few may wait in memory.
                     if len(waiting) > 2 * WRITERS:
                         waiting.popleft().result()
             for written in waiting:
                 written.result()
+        # After an error, what is still waiting is not to be written.
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return files

@@ -221,6 +221,7 @@ def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Fi
     rows: list[dict[str, Any]] = []
     failures = Failures()
     for batch in store.recordings(_RECORDING_COLUMNS):
+        # The table also holds the recordings of all earlier runs.
         ours = batch.filter(pc.equal(batch["run_id"], run_id))
         failures.add(ours.filter(pc.equal(ours["status"], "failed")))
         rows += ours.to_pylist()

@@ -60,6 +60,7 @@ def by_recording(parts: pa.Table) -> pa.Table:
     code, part = ids.indices.to_numpy(), parts["part"].to_numpy()
     last = parts["last_part"].to_numpy()
     number = len(ids.dictionary)
+    # Above all parts: the end of recordings whose last part is not committed.
     nowhere = np.iinfo(np.int32).max
     end = np.full(number, nowhere, dtype=np.int64)
     np.minimum.at(end, code[last], part[last])
@@ -106,6 +107,7 @@ def reconcile(
         unlisted = folded.num_rows - begun.num_rows
         if repeated := len(rows) - num_listed:
             problems.append(f"listed more than once: {counted(repeated, 'file')}")
+    # A part is named by its recording and number: twice among those that count is never right.
     distinct = parts.group_by(["recording_id", "part"]).aggregate([])
     if repeated := parts.num_rows - distinct.num_rows:
         problems.append(f"counted more than once: {counted(repeated, 'part')}")
@@ -132,6 +134,7 @@ def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch])
     problems = []
     if repeated := table.num_rows - len(pc.unique(table["recording_id"])):
         problems.append(f"twice in the recordings table: {counted(repeated, 'recording')}")
+    # Outer again: a recording may be missing on either side.
     both = ended.rename_columns(["recording_id", "expected"]).join(
         table, keys="recording_id", join_type="full outer"
     )

@@ -160,6 +160,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
 
     Raises `FetchError` also while a run is merging tables here: try again.
     """
+    # Names first: what is committed while the tables are read belongs to the next report.
     names = outcomes_names(store)
     config = store.read_json(CONFIG_NAME) or {}
     run = store.read_json(RUN_NAME)
@@ -224,6 +225,7 @@ def _part_rows(
 def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
     if run_id is None or not names:
         return None
+    # Names begin with the nanosecond of the commit.
     made_ns = max(names).rpartition("/")[2].partition("-")[0]
     try:
         begun = datetime.datetime.strptime(run_id.partition("-")[0], _RUN_ID_TIME)
@@ -383,6 +385,7 @@ def _collect_segments(segments: Iterable[pa.RecordBatch]) -> tuple[tuple[int, ..
     counts = [schema.empty_table()]
     for batch in segments:
         confidence = batch["confidence"].drop_null().to_numpy(zero_copy_only=False)
+        # A confidence of 1 belongs to the last bin.
         index = np.clip((confidence * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
         bins += np.bincount(index, minlength=CONFIDENCE_BINS)
         ids = pa.table({"recording_id": batch["recording_id"]})

@@ -95,6 +95,7 @@ class Gatherer:
         self._rows_seen: dict[str, int] = {}
         # Seeded: the same output gives the same page.
         self._random = np.random.default_rng(0)
+        # Many more than are shown: most may be of one recording, of which two are taken.
         self._unsure = _Smallest(50 * SAMPLES)
         self._drawn = _Smallest(SAMPLES)
 
@@ -129,6 +130,7 @@ class Gatherer:
         )
 
     def _recordings(self) -> pa.Table:
+        # Each with its first object of outcomes: URIs are read again, of the slowest alone.
         assert self.parts is not None, "the rows have passed by"
         seconds = ("duration_s", "decode_s", "transcribe_s")
         counts = np.array([count for _, count in self._outcomes_seen], dtype=np.int64)
@@ -171,6 +173,7 @@ class Gatherer:
             tables = self._store.read_tables(self._rows_seen, _TEXT)
             return sum(count_words(table) for _, table in tables), False
         counted = rows = 0
+        # The samples are drawn evenly over all rows, so the rows around them are a fair draw, too.
         for _, name, place, _ in self._drawn.rows:
             start = max(0, place - _AROUND)
             table = self._store.rows(name, _TEXT, [(start, place + _AROUND)])

@@ -215,6 +215,7 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
     if not activity.steps and not activity.parts_extracted:
         return None
     workers = max(1, seen.transcribe_workers)
+    # Summed over workers, which load side by side.
     load_s = activity.load_s / workers
     if load_s > SHORT * elapsed_s:
         why = f"loading the model took {duration(load_s)} of {duration(elapsed_s)}"
@@ -240,6 +241,7 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
 def _transcription(activity: Activity, share: float) -> Verdict:
     why = f"the engines were busy {share:.0%} of the time"
     full = activity.occupancy
+    # Where parts are waiting for the engine, more of them would fill no slot.
     if full is not None and full < FULL and activity.parts_ready == 0:
         return Verdict(
             "slots",
@@ -293,6 +295,7 @@ def _extract_words(activity: Activity, workers: int) -> str:
     words = f"{working:.0%} busy"
     if (computing := activity.extract_cpu_share) is not None:
         words += f" ({computing:.0%} of it CPU)"
+    # Each share is counted by itself: they may add up to a little more than one.
     idle = max(0.0, 1 - working - waiting)
     words += f", {waiting:.0%} blocked by backpressure, {idle:.0%} idle"
     return f"{words}; {counted(workers, 'worker')}"

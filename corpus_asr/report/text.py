@@ -133,6 +133,7 @@ def printer(output_format: Format, *, many: bool) -> Callable[[Transcript], None
     """Return a function that prints a transcript, in color on a terminal."""
     if output_format is Format.jsonl:
         return _print_json
+    # Rich would wrap and color what another program reads.
     if not sys.stdout.isatty():
         return lambda transcript: _print_plain(transcript, heading=many)
     return _print_rich

@@ -228,6 +228,7 @@ def cross_validated(
     outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
 ) -> list[float]:
     """Return each segment's confidence by a model that was fitted to other groups."""
+    # Every fifth group in sorted order: the same output gives the same folds.
     order = {group: at for at, group in enumerate(sorted({each.group for each in outcomes}))}
     folds = [order[each.group] % FOLDS for each in outcomes]
     models = {
@@ -245,6 +246,7 @@ def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]
     words = np.array([each.words for each in outcomes])
     right = np.array([each.right for each in outcomes])
     errors = np.array([each.has_error for each in outcomes])
+    # A confidence of 1 belongs to the last bin.
     bins = np.minimum(_BINS - 1, (claimed * _BINS).astype(int))
     gaps = [abs(float((claimed * words - right)[bins == at].sum())) for at in range(_BINS)]
     squares = right * (1 - claimed) ** 2 + (words - right) * claimed**2

@@ -17,6 +17,7 @@ from corpus_asr.report.text import printable, rounded, shortened, text_template
 from corpus_asr.storage.stores.uri import redact_uri
 
 NUM_WORST = 10
+# A p-value of 0.05 then has a standard error of 0.007.
 NUM_RESAMPLES = 2_000
 _SEED = 20_040_517  # any: the same scores give the same verdict
 _CLOSE_S = 0.2  # the collar of the WhisperX paper (2023)
@@ -235,6 +236,7 @@ def _word_times(scores: Sequence[Score]) -> WordTimes | None:
     )
 
 
+# Of two wholly wrong transcripts, the longer one is worse.
 def _badness(each: Score) -> tuple[float, int, str]:
     words = each.words
     return words.errors / max(1, words.reference_length), words.errors, each.reference.uri

@@ -241,7 +241,7 @@ def aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> Any:
 
 def _errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     if not reference or not hypothesis:
-        _jiwer()
+        _jiwer()  # its absence is to show at the first recording, silent or not
         return Errors(deletions=len(reference), insertions=len(hypothesis))
     result = aligned(reference, hypothesis)
     return Errors(result.hits, result.substitutions, result.deletions, result.insertions)
@@ -265,6 +265,7 @@ def _time_errors(
     return tuple(errors)
 
 
+# By the basic normaliser alone: the English one turns several words into one, which has no time.
 def _comparable(words: Iterable[TimedWord]) -> list[tuple[str, TimedWord]]:
     plain = ((_basic(word.word).replace(" ", ""), word) for word in words)
     return [(text, word) for text, word in plain if text]

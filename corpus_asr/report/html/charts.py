@@ -113,6 +113,7 @@ def number_ticks(highest: float, *, whole: bool = False) -> list[float]:
     """Return round numbers from 0 to the first that is not below the highest value."""
     if not highest > 0 or not math.isfinite(highest):
         return [0.0, 1.0]
+    # 1e-9: in binary, 0.3 / 3 is not quite 0.1.
     rough = highest / (_MOST_TICKS - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
@@ -124,6 +125,7 @@ def time_ticks(end_s: float) -> list[float]:
     """Return round times from 0 to at most the end."""
     step = next((each for each in _TIME_STEPS_S if end_s / each <= _MOST_TICKS), None)
     if step is None:
+        # Of a run of weeks: whole days, as many as it takes.
         day = _TIME_STEPS_S[-1]
         step = day * math.ceil(end_s / day / _MOST_TICKS)
     return [step * float(number) for number in range(int(end_s / step) + 1)]
@@ -189,6 +191,7 @@ def _step(last: Moment, now: Moment, values: tuple[float | None, ...], words: st
 
 def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
     kept = list(moments[:1])
+    # A commit brings minutes of audio at once: from one moment to the next, speed would jump.
     for now in moments[1:]:
         if now.audio_s > kept[-1].audio_s and now.elapsed_s > kept[-1].elapsed_s:
             kept.append(now)

@@ -26,6 +26,7 @@ MOST_OF_A_TEXT = 1_200
 _LONGEST_LINK = 2_000  # what every browser takes
 _LEAST_OF_A_WORD = 8  # letters that the markup of a word is worth
 _FROM_THE_RIGHT = {"ar", "fa", "he", "ps", "sd", "ur", "yi"}
+# A language is what a model said, or any text of a table: only a code may become an attribute.
 _CODE = re.compile(r"[a-z]{2,3}")
 _LETTERS_OF_PATHS = "/~!$&'()*+,;=:@"
 
@@ -45,6 +46,7 @@ def cut(text: str, most: int = MOST_CHARACTERS) -> str:
     """Return a text, without its middle if it is long."""
     if len(text) <= most:
         return text
+    # Names differ at their ends, as often as at their beginnings.
     return f"{text[: 2 * most // 3]} … {text[-most // 3 :]}"
 
 

@@ -55,6 +55,7 @@ _STAGES = {"extract": "extracting", "transcribe": "transcribing"}
 def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts."""
     uri = normalise(uri)
+    # All rows are read once, for counts and samples alike.
     gatherer = Gatherer(store)
     report = load_report(store, gatherer)
     values = _values(store, report, gatherer.details(), uri=uri, at_the_end=at_the_end)
@@ -100,6 +101,7 @@ def environment() -> Environment:
         loader=PackageLoader(__package__, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        # Of every value: no template can forget it.
         finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
