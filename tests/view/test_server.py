@@ -36,10 +36,11 @@ def test_pages_may_do_nothing_but_ask_this_server(shown: Shown) -> None:
         policy = found.headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
         assert "unsafe" not in policy
-        assert found.headers["X-Content-Type-Options"] == "nosniff"
-        assert found.headers["Referrer-Policy"] == "no-referrer"
-        assert found.headers["Cache-Control"] == "no-store"
-        assert found.headers["Server"] == "corpus-asr"
+        expected = {
+            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store", "Server": "corpus-asr",
+        }  # fmt: skip
+        assert expected.items() <= dict(found.headers).items()
 
 
 def test_pages_hold_no_script_and_style_but_in_files_and_lead_nowhere(shown: Shown) -> None:
@@ -63,14 +64,12 @@ def test_without_the_token_there_is_nothing(shown: Shown) -> None:
         assert b"open the complete URL" in found.body
 
 
-def test_a_foreign_name_that_points_here_is_refused(shown: Shown) -> None:
+def test_a_foreign_name_that_points_here_and_other_methods_are_refused(shown: Shown) -> None:
     for host in ("evil.example", "localhost.evil.example:80", "", "[", "127.0.0.1.evil.example"):
         assert fetch(shown.url, Host=host).status == 403, host
     for host in ("localhost:1", "127.0.0.1", "[::1]:9"):
         assert fetch(shown.url, Host=host).status == 200, host
-
-
-def test_nothing_can_be_changed(shown: Shown) -> None:
+    # Nothing can be changed.
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         assert fetch(asked(shown.url, "api/run"), method=method).status == 405
 
