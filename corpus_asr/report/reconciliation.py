@@ -114,11 +114,11 @@ def reconcile(
     problems += _segment_problems(committed, written)
     if recordings is not None:
         problems += _recordings_problems(folded, recordings)
-    ended = count_true(begun["processed"])
+    processed = int(sum_of(begun["processed"]))
     return Accounting(
         listed=num_listed,
-        processed=ended,
-        unfinished=begun.num_rows - ended,
+        processed=processed,
+        unfinished=begun.num_rows - processed,
         waiting=waiting,
         unlisted=unlisted,
         superseded_parts=committed.num_rows - parts.num_rows,
@@ -139,9 +139,8 @@ def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch])
         table, keys="recording_id", join_type="full outer"
     )
     differs = pc.invert(pc.fill_null(pc.equal(both["expected"], both["status"]), False))
-    if count_true(differs):
-        names = _names(both.filter(differs))
-        count = counted(count_true(differs), "recording")
+    if (differing := both.filter(differs)).num_rows:
+        count, names = counted(differing.num_rows, "recording"), _names(differing)
         problems.append(f"recordings table and outcomes differ on {count}, such as {names}")
     return problems
 
@@ -163,11 +162,6 @@ def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
 
 def _names(recordings: pa.Table) -> str:
     return ", ".join(sorted(recordings["recording_id"].to_pylist())[:EXAMPLES])
-
-
-def count_true(flags: pa.ChunkedArray | pa.Array) -> int:
-    """Return how many flags are set."""
-    return int(sum_of(flags))
 
 
 def sum_of(column: pa.ChunkedArray | pa.Array) -> float:

@@ -22,7 +22,6 @@ from corpus_asr.report.reconciliation import (
     Accounting,
     balance_problems,
     by_recording,
-    count_true,
     reconcile,
     sum_of,
 )
@@ -300,7 +299,7 @@ def count_run(
         extract_s=sum_of(parts["decode_s"]),
         transcribe_s=sum_of(parts["transcribe_s"]),
         skipped_packets=int(sum_of(packets)),
-        recordings_with_skipped_packets=count_true(pc.greater(packets, 0)),
+        recordings_with_skipped_packets=int(sum_of(pc.greater(packets, 0))),
         devices=tuple(sorted((each["values"], each["counts"]) for each in devices)),
         languages=_classes(parts, "language"),
         confidence=confidence,

@@ -129,21 +129,15 @@ class Format(StrEnum):
     jsonl = "jsonl"
 
 
-def printer(output_format: Format, *, many: bool) -> Callable[[Transcript], None]:
-    """Return a function that prints a transcript, in color on a terminal."""
+def print_transcript(transcript: Transcript, output_format: Format, *, heading: bool) -> None:
+    """Print a transcript, in color on a terminal; `heading` puts its name above plain text."""
     if output_format is Format.jsonl:
-        return _print_json
+        typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
+        return
     # Rich would wrap and color what another program reads.
-    if not sys.stdout.isatty():
-        return lambda transcript: _print_plain(transcript, heading=many)
-    return _print_rich
-
-
-def _print_json(transcript: Transcript) -> None:
-    typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
-
-
-def _print_plain(transcript: Transcript, *, heading: bool) -> None:
+    if sys.stdout.isatty():
+        _print_rich(transcript)
+        return
     if heading:
         typer.echo(f"{transcript.uri}:")
     for segment in transcript.segments:
