@@ -398,9 +398,9 @@ OWNER = "owner"
 class ExternalSort:
     """Rows of many recordings grouped by recording, through buckets on local disk.
 
-    Rows come in any order, each with its owner's number; they leave owner by owner, by number, each
-    owner's sorted by the columns `order`. Memory holds the rows that wait to be written together,
-    and then one bucket: as many owners as have `bucket_rows` rows, or one that has more.
+    Rows come in any order, each with its owner's number; they leave by owner, sorted by `order`.
+    Memory holds the rows that wait to be written, and then one bucket: as many owners as have
+    `bucket_rows` rows, or one that has more.
     """
 
     def __init__(

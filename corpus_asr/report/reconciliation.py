@@ -1,4 +1,4 @@
-"""Whether every listed file ended exactly once, counted again from what is in the tables.
+"""Whether every listed file has exactly one outcome, counted again from the tables.
 
 Shares no code with what writes the tables, on purpose: this is the check of it.
 """

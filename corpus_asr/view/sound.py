@@ -111,8 +111,8 @@ class _OpenFile:
 class Sounds:
     """Opens recordings for playback. Thread-safe.
 
-    `moved` are prefixes of URIs and what replaces them; `endpoint_url` is the store of the
-    recordings, where it is not the run's.
+    `moved` are prefixes of URIs with their replacements; `endpoint_url` is that of the recordings,
+    if it is not the run's.
     """
 
     def __init__(

@@ -196,11 +196,9 @@ def test_decoded_sound_is_a_wav_of_which_any_range_can_be_had(shown: Shown) -> N
             ours, theirs = (np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(int)
                             for data in (found.body, expected[start:stop]))  # fmt: skip
             assert abs(ours - theirs).max() <= 2
-
-
-def test_a_listener_who_leaves_harms_nobody(shown: Shown) -> None:
+    # A listener who leaves harms nobody.
     with closing(connection(shown)) as asking:
-        asking.request("GET", asked(shown.url, "audio", id=shown.id("odd.aiff"), decode=1))
+        asking.request("GET", url)
         asking.getresponse().read(100)
     assert answer(shown, "run")["recordings"] == 4
 

@@ -1,10 +1,8 @@
 """Transcripts compared with references: errors of words, characters, times and languages.
 
-A manifest of references (.jsonl, .csv or .parquet) names recordings by `uri`, or `path`, with their
-`text`; `language`, `set` and `words` (objects of `word`, `start_s` and `end_s`, or `start` and
-`end`) may be there, other columns are ignored. All of it is held in memory: a test set, not a
-corpus. Texts are compared after Whisper's normalisers, English ones after the English; in scripts
-without spaces each character counts as a word.
+Columns of a manifest of references (.jsonl, .csv or .parquet): `uri` or `path`, `text`; optional
+`language`, `set` and `words` (objects of `word`, `start_s` and `end_s`, or `start` and `end`). It
+is held in memory: a test set, not a corpus. In scripts without spaces each character is a word.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section
 4.4 and appendix C (characters for Chinese, Japanese, Thai, Lao and Burmese).
