@@ -20,9 +20,9 @@ from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.vad import SileroDetector
 from corpus_asr.benchmark import command
 from corpus_asr.benchmark.orders import Recording, find_recordings
-from corpus_asr.benchmark.rounds import aligned
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import EngineError
+from corpus_asr.report.text import aligned
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractRequest
@@ -84,7 +84,7 @@ def render(recordings: Sequence[Recording], cpu_s: dict[str, list[float]]) -> li
     for step, values in cpu_s.items():
         speeds = zip(totals, [*values, sum(values)], strict=True)
         columns.append([step, *(f"{audio_s / spent_s:.0f}" for audio_s, spent_s in speeds)])
-    return aligned(columns)
+    return ["  ".join(cells).rstrip() for cells in aligned(list(zip(*columns, strict=True)))]
 
 
 class StepTimer:

@@ -321,6 +321,9 @@ def word_error_rate(
 
 def render(summaries: Sequence[Summary]) -> str:
     """Draw one table; rows that failed are listed below it with their reasons."""
+    # Here: workers, whose memory is measured, run this module, too.
+    from corpus_asr.report.text import aligned
+
     done = [summary for summary in summaries if summary.times_real_time is not None]
     stages = dict.fromkeys(name for row in done for name in row.median_stages_s)
     dtypes = dict.fromkeys(name for row in done for name in row.ours_times_as_fast)
@@ -336,19 +339,10 @@ def render(summaries: Sequence[Summary]) -> str:
         ["peak GPU MiB", *(_number(row.peak_gpu_mib, ".0f") for row in done)],
         ["WER %", *(_number(row.word_error_rate, ".2f", scale=100) for row in done)],
     ]  # fmt: skip
-    lines = aligned([column for column in columns if any(column[1:])]) if done else []
+    rows = list(zip(*(column for column in columns if any(column[1:])), strict=True))
+    lines = ["  ".join(cells).rstrip() for cells in aligned(rows)] if done else []
     failed = [f"{row.label}  failed: {row.failed}" for row in summaries if row.failed is not None]
     return "\n".join([*lines, *failed])
-
-
-def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines of columns, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for first, *others in zip(*columns, strict=True):
-        padded = map(str.rjust, others, widths[1:])
-        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
-    return lines
 
 
 def _spread(spread: Spread | None, form: str) -> str:

@@ -292,7 +292,7 @@ def show(
 ) -> None:
     """Print the transcripts of a run with timestamps."""
     from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
-    from corpus_asr.report.text import Format, printer
+    from corpus_asr.report.text import Format, print_transcript
     from corpus_asr.segments import Transcript
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
@@ -307,17 +307,15 @@ def show(
         )
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         index = read_index(store)
-        print_one = printer(Format.txt, many=True)
         for _, found in recordings(store, index, chosen(index, selection), selection):
-            print_one(
-                Transcript(
-                    uri=redact_uri(found.uri),
-                    segments=found.segments,
-                    language=found.language,
-                    language_probability=None,
-                    duration_s=found.duration_s,
-                )
+            transcript = Transcript(
+                uri=redact_uri(found.uri),
+                segments=found.segments,
+                language=found.language,
+                language_probability=None,
+                duration_s=found.duration_s,
             )
+            print_transcript(transcript, Format.txt, heading=True)
 
 
 def view(

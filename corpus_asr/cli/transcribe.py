@@ -17,7 +17,7 @@ from corpus_asr.cli.options import (
     overrides_of,
 )
 from corpus_asr.errors import ItemError
-from corpus_asr.report.text import Format, printer
+from corpus_asr.report.text import Format, print_transcript
 
 # The same as `model.dtype`, whose module is too slow to import for `--help`.
 DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
@@ -75,12 +75,11 @@ def transcribe(
             checkpoint = model_or_default(model)
             from corpus_asr.runtime.transcriber import Transcriber
 
-            show = printer(output_format, many=len(files) > 1)
             with Transcriber.from_pretrained(
                 checkpoint, device=device, dtype=dtype, **options
             ) as loaded:
                 for transcript in loaded.transcribe_many(readable, on_error=tell):
-                    show(transcript)
+                    print_transcript(transcript, output_format, heading=len(files) > 1)
         if failed:
             say(f"{len(failed)} of {len(files)} files failed")
             raise typer.Exit(EXIT_SOME_FAILED)

@@ -1,8 +1,7 @@
 """Subtitle cues: a recording's segments as timed lines that fit a screen.
 
-Without rules each segment is one cue. With them, a segment that is too long for one is broken at
-the ends of sentences, then of clauses, then between words, into spans of similar length. Cues never
-join segments. A word is never broken, except where a script writes no spaces between words.
+A segment too long for one cue is broken at the ends of sentences, then of clauses, then between
+words, into spans of similar length; between characters only in scripts without spaces.
 """
 
 import re
@@ -30,15 +29,15 @@ _NOT_FIRST = frozenset({"Mn", "Mc", "Me", "Cf", "Pe", "Pf", "Po", "Sk"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueRules:
-    """What fits on a screen; None is no limit."""
+    """Limits of a cue; None is no limit."""
 
     max_line_chars: int | None = None
     max_lines: int | None = None
     max_duration_s: float | None = None
     min_duration_s: float = 0.0
-    """A shorter cue stays until then, or until the next one begins."""
+    """A shorter cue is prolonged, at most until the next one."""
     min_gap_s: float = 0.0
-    """A cue ends at least this long before the next."""
+    """From the end of a cue to the next one."""
 
     def __post_init__(self) -> None:
         wrong = [
@@ -74,13 +73,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """Lines of text, and when they are shown."""
+    """Lines of text with their times."""
 
     start_s: float
     end_s: float
     lines: tuple[tuple[Piece, ...], ...]
     words_timed: bool
-    """Whether the model timed its words; otherwise time is divided by characters."""
+    """Whether its words have times of the model; else time is divided by characters."""
 
     @property
     def texts(self) -> list[str]:
@@ -89,7 +88,7 @@ class Cue:
 
 
 def cues_of(recording: Recording, rules: CueRules) -> list[Cue]:
-    """Return a recording's cues sorted by start; segments without text have none."""
+    """Return a recording's cues, sorted by start."""
     cues = [
         cue
         for channel in recording.by_channel().values()
@@ -134,6 +133,7 @@ def _timed_by_length(texts: Sequence[str], start_s: float, end_s: float) -> list
 def _characters(text: str) -> Iterator[str]:
     held = ""
     for character in text:
+        # A zero-width joiner makes one sign, such as a family of emoji, of what stands around it.
         joins = unicodedata.category(character) in _NOT_FIRST or held.endswith("\u200d")
         if held.strip() and not joins:
             yield held
@@ -144,8 +144,7 @@ def _characters(text: str) -> Iterator[str]:
 
 
 class _Cost(NamedTuple):
-    """What breaks cost, the worst first: one of them outweighs any number of the next."""
-
+    # The worst first: as tuples are compared, one of it outweighs any number of the next.
     in_clauses: int = 0
     after_clauses: int = 0
     breaks: int = 0
@@ -158,7 +157,7 @@ class _Cost(NamedTuple):
 def _best_breaks(
     count: int, fits: Callable[[int, int], bool], cost: Callable[[int, int], _Cost]
 ) -> list[tuple[int, int]]:
-    """Divide items into spans from start to stop (excluded) that fit, at the least cost."""
+    # Dynamic programming over the places of breaks, as TeX breaks paragraphs into lines.
     # A single item always fits. Where a span does not, no longer one from the same start does.
     best: list[_Cost | None] = [_Cost(), *[None] * count]
     came_from = [0] * (count + 1)
@@ -226,7 +225,7 @@ def _fits(pieces: Sequence[Piece], rules: CueRules) -> bool:
 
 
 def _num_lines(pieces: Sequence[Piece], max_chars: int) -> int:
-    """Return the least number of lines: each is filled before the next begins."""
+    # Filling each line before the next begins gives the least number of lines.
     lines, used = 1, 0
     for piece in pieces:
         length = len(piece.text) if used else len(piece.text.lstrip())
@@ -237,7 +236,7 @@ def _num_lines(pieces: Sequence[Piece], max_chars: int) -> int:
 
 
 def _lines(pieces: Sequence[Piece], rules: CueRules) -> tuple[tuple[Piece, ...], ...]:
-    """Break a cue into as few lines as possible, of similar length."""
+    # As few lines as possible, of similar length.
     limit = rules.max_line_chars
     if limit is None or _width(pieces) <= limit:
         return (tuple(pieces),)
@@ -257,7 +256,6 @@ def _width(pieces: Sequence[Piece]) -> int:
 
 
 def _spaced(cues: Sequence[Cue], rules: CueRules) -> Iterator[Cue]:
-    """Let cues stay long enough, and end before the next one begins."""
     if not rules.min_duration_s and not rules.min_gap_s:
         yield from cues
         return

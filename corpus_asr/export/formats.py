@@ -1,8 +1,7 @@
 """Recordings as the text of files: SubRip, WebVTT, plain text, TSV, JSON and NeMo manifests.
 
 srt, vtt, txt, tsv and json equal openai-whisper's files; whisperx has the shape of WhisperX's,
-nemo that of NeMo's manifests. What would be markup in subtitles is written so that it shows as
-text: WebVTT has escapes; SubRip has none, so a sign that a player could take for a tag is replaced.
+nemo that of NeMo's manifests. What players would take for markup is escaped or replaced.
 
 Source: W3C, WebVTT: The Web Video Text Tracks Format, section 4; openai/whisper, utils.py;
 m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA NeMo, documentation of ASR datasets,
@@ -22,13 +21,14 @@ from corpus_asr.export.cues import Cue, CueRules, cues_of, one_line
 from corpus_asr.export.recordings import Recording
 from corpus_asr.segments import Segment, Word, timestamp
 
+# SubRip has no escapes: a sign that a player could take for a tag becomes one that looks like it.
 _TAG_IN_SRT = re.compile(r"<(?=\s*[A-Za-z/])")
 _OVERRIDE_IN_SRT = re.compile(r"\{(?=\\)")  # of SubStation Alpha, which players know in SubRip too
 _OUTER_SPACES = re.compile(r"^(\s*)(.*)$", re.DOTALL)
 
 
 class ExportFormat(StrEnum):
-    """What a recording is written as."""
+    """Formats of exported files."""
 
     srt = "srt"
     vtt = "vtt"
@@ -40,13 +40,11 @@ class ExportFormat(StrEnum):
 
 
 class WordStyle(StrEnum):
-    """How subtitles show the word that is being spoken, where words have times."""
+    """How subtitles show the word that is being spoken, if words have times."""
 
     plain = "plain"
-    highlight = "highlight"
-    """Underlined: one cue per word, as openai-whisper writes them."""
-    karaoke = "karaoke"
-    """WebVTT timestamps within the cue."""
+    highlight = "highlight"  # one cue per word, in which it is underlined, as openai-whisper's
+    karaoke = "karaoke"  # WebVTT timestamps within the cue
 
 
 def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
@@ -79,7 +77,7 @@ def _srt_clock(seconds: float) -> str:
 def _blocks(
     cue: Cue, style: WordStyle, clock: Callable[[float], str], escape: Callable[[str], str]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield start, end and text of what a cue becomes."""
+    # Start, end and text: one of each cue, or of each word.
     if style is WordStyle.plain or not cue.words_timed:
         text = "\n".join(escape(text) for text in cue.texts)
         yield clock(cue.start_s), clock(cue.end_s), text
@@ -109,6 +107,7 @@ def _highlighted(
 
 
 def _karaoke(cue: Cue, texts: Sequence[str], clock: Callable[[float], str]) -> str:
+    # The cue's own start needs no mark.
     timed, last_s = [], cue.start_s
     for text, piece in zip(texts, (piece for line in cue.lines for piece in line), strict=True):
         # WebVTT allows only times within the cue, each after the one before.
@@ -214,10 +213,7 @@ def _tsv_with_uri(recording: Recording) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TranscriptFormat:
-    """A format of which one file may hold one recording or all of them.
-
-    Headers and texts are given twice: without the recordings' URIs, and with them (`single`).
-    """
+    """A format of which a file holds one recording, or (`single`) all of them with their URIs."""
 
     suffix: str
     text: Callable[[Recording], str]

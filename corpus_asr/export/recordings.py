@@ -1,8 +1,8 @@
 """A run's recordings with their segments, read from its tables in bounded memory.
 
-An index made of outcomes alone says which rows of the segments count and whose they are, in less
-than a kilobyte per recording. Parts of a recording may lie in different objects: rows that count
-are grouped by recording through an external sort on local disk.
+An index made of outcomes says which rows of the segments count and whose they are, in less than a
+kilobyte per recording. Parts of a recording may lie in different objects: an external sort on local
+disk brings them together.
 """
 
 import fnmatch
@@ -58,15 +58,15 @@ class Recording:
     recording_id: str
     uri: str
     duration_s: float
-    """Length of what was decoded."""
+    """Of what was decoded."""
     language: str | None
-    """The language of most of its parts."""
+    """Of most of its parts."""
     failed: bool = False
-    """Whether a part of it failed."""
+    """Wholly or in part."""
     segments: tuple[Segment, ...] = ()
     """Sorted by time."""
     channels: tuple[int | None, ...] = ()
-    """The channel of each segment; None where channels were mixed."""
+    """Of each segment; None where channels were mixed."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> "Recording":
@@ -92,7 +92,7 @@ class Recording:
 
 
 def segment_from(row: Mapping[str, Any]) -> Segment:
-    """Return a row of the segments table; columns that were not read are empty."""
+    """Return a segment of a row of the table; columns that were not read are empty."""
     words = row.get("words")
     optional = (
         "language", "language_probability", "no_speech_prob", "speech_fraction", "text_logprob",
@@ -123,21 +123,19 @@ def _word(row: Mapping[str, Any]) -> Word:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The rows of one object of segments, in their order."""
+    """Whose the rows of one object of segments are, in their order."""
 
     owners: np.ndarray
-    """Position among the recordings of the index."""
+    """Positions in the index."""
     counts: np.ndarray
-    """False where another commit of the same part counts."""
+    """False if another commit of the same part counts."""
 
 
 class Index:
     """The recordings of an output folder, sorted by URI.
 
-    Attributes:
-        recordings: recording_id, uri, size_bytes and etag (of what was transcribed), duration_s,
-            language, failed (whether a part did), heard (whether a part did not), complete (whether
-            all parts are there), segments.
+    `recordings` has recording_id, uri, size_bytes and etag (of what was transcribed), duration_s,
+    language, failed (a part did), heard (a part did not), complete (all parts are there), segments.
     """
 
     def __init__(self, recordings: pa.Table, parts: pa.Table, names: Sequence[str]) -> None:
@@ -157,7 +155,7 @@ class Index:
         return int(self.recordings.num_rows)
 
     def objects(self) -> Iterator[tuple[str, Claims]]:
-        """Yield the objects that hold rows that count, each with the owners of its rows."""
+        """Yield the objects with rows that count, and the owners of their rows."""
         for number, name in enumerate(self._names):
             rows = self._order[self._starts[number] : self._starts[number + 1]]
             written = self._written[rows]
@@ -168,7 +166,7 @@ class Index:
                 yield name, claims
 
     def places(self, position: int) -> Iterator[tuple[str, int, int]]:
-        """Yield where a recording's rows lie: an object, its first row and the row after."""
+        """Yield where a recording's rows lie: an object, the first row, and the row after."""
         theirs = (self._owner == position) & self._counts & (self._written > 0)
         for number in np.unique(self._object[theirs]).tolist():
             rows = self._order[self._starts[number] : self._starts[number + 1]]
@@ -184,11 +182,11 @@ def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
 
 
 def index_of(
-    store: OutputStore, names: Sequence[str], settlement: CommitResolution, rows: PartRows
+    store: OutputStore, names: Sequence[str], resolution: CommitResolution, rows: PartRows
 ) -> Index:
     """Return the index of outcomes objects, given which of their rows count."""
-    parts, objects = _parts(store, names, settlement.keep, rows)
-    recordings = _recordings(parts, settlement.complete_ids)
+    parts, objects = _parts(store, names, resolution.keep, rows)
+    recordings = _recordings(parts, resolution.complete_ids)
     owner = pc.index_in(parts["recording_id"], value_set=recordings["recording_id"])
     # Recordings none of whose parts count have no position; nor do their rows.
     parts = parts.append_column("owner", pc.fill_null(owner, -1).cast(pa.int64()))
@@ -205,7 +203,7 @@ _PARTS = (
 def _parts(
     store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray], rows: PartRows
 ) -> tuple[pa.Table, list[str]]:
-    """Return the outcomes rows, with the numbers of the objects they name, and those objects."""
+    # Objects of segments as numbers: their names would be most of the memory of an index.
     objects: dict[str, int] = {}
     tables = [_PARTS.empty_table()]
     for batch, counts in counted(store, keep, _PART_COLUMNS, names):
@@ -236,7 +234,6 @@ def _refuse_others(store: OutputStore, named: Iterable[str | None], rows: PartRo
 
 
 def _recordings(parts: pa.Table, complete_ids: pa.Array) -> pa.Table:
-    """Return a row per recording with parts that count, sorted by URI."""
     parts = parts.filter(parts["counts"])
     failed = pc.equal(parts["status"], "failed")
     table = parts.append_column("failed", failed).append_column("heard", pc.invert(failed))
@@ -260,7 +257,7 @@ def _recordings(parts: pa.Table, complete_ids: pa.Array) -> pa.Table:
 
 
 def _languages(parts: pa.Table, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the language of most parts of each recording, the first by name among equals."""
+    # That of most parts; the first by name among equals, so that the same tables say the same.
     spoken = parts.filter(pc.is_valid(parts["language"]))
     counts = spoken.group_by(["recording_id", "language"], use_threads=False).aggregate(
         [("uri", "count")]
@@ -276,15 +273,13 @@ class Selection:
     """Which recordings and segments are read."""
 
     languages: tuple[str, ...] = ()
-    """Codes or names; only segments in them are read, and recordings that have some."""
+    """Codes or names of those of segments; recordings without such segments are skipped."""
     uris: tuple[str, ...] = ()
-    """Shell patterns; a recording's URI has to match one."""
+    """Shell patterns, one of which has to match."""
     min_confidence: float = 0.0
-    """Of a segment."""
     drop_known_hallucinations: bool = False
-    """Whether segments marked by `known_hallucination` are skipped."""
     partial: bool = False
-    """Whether unfinished recordings are read."""
+    """Also unfinished recordings."""
 
     def __post_init__(self) -> None:
         try:
@@ -299,7 +294,7 @@ class Selection:
             )
 
     def segments(self, rows: pa.Table) -> np.ndarray:
-        """Return a mask of the segments that are read."""
+        """Return a mask of the selected segments."""
         keep = np.ones(rows.num_rows, dtype=bool)
         if self.languages:
             codes = pa.array(self.languages, pa.string())
@@ -313,7 +308,7 @@ class Selection:
 
 
 def chosen(index: Index, selection: Selection) -> np.ndarray:
-    """Return a mask of an index's recordings that are read, as far as outcomes tell."""
+    """Return a mask of the selected recordings, as far as outcomes tell."""
     table = index.recordings
     wanted: np.ndarray = table["heard"].to_numpy().copy()
     if not selection.partial:
@@ -334,7 +329,7 @@ def recordings(
 ) -> Iterator[tuple[int, Recording]]:
     """Yield the recordings of a mask with their positions in the index, sorted by URI.
 
-    Of the segments table, `columns` are read, `TEXT_COLUMNS` at least.
+    `columns` of the segments table include `TEXT_COLUMNS`.
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
@@ -343,6 +338,7 @@ def recordings(
             keep = claims.counts & wanted[claims.owners] & selection.segments(rows)
             sorting.add(rows.filter(pa.array(keep)), claims.owners[keep])
         by_owner = sorting.by_owner()
+        # Recordings without segments, such as silent ones, have no rows: they are put in between.
         following = next(by_owner, None)
         for position, row in _wanted_rows(index, wanted):
             if following is not None and following[0] == position:
@@ -393,6 +389,7 @@ def _broken(store: OutputStore, name: str, claims: Claims, found: int) -> Corpus
     )
 
 
+# Memory is one bucket of rows with their words; files are as many as buckets.
 BUCKET_ROWS = 50_000
 WAITING_BYTES = 64 * MEBIBYTE
 OWNER = "owner"
@@ -401,9 +398,9 @@ OWNER = "owner"
 class ExternalSort:
     """Rows of many recordings grouped by recording, through buckets on local disk.
 
-    Rows come in any order, each with its owner's number; they leave owner by owner, by number, each
-    owner's sorted by the columns `order`. Memory holds the rows that wait to be written together,
-    and then one bucket: as many owners as have `bucket_rows` rows, or one that has more.
+    Rows come in any order, each with its owner's number; they leave by owner, sorted by `order`.
+    Memory holds the rows that wait to be written, and then one bucket: as many owners as have
+    `bucket_rows` rows, or one that has more.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""From the tables of a run to files: one of each format per recording, or one for all.
-
-Each file is written whole, and memory is bounded by one recording.
-"""
+"""From the tables of a run to files: one of each format per recording, or one for all."""
 
 import hashlib
 import os
@@ -56,10 +53,9 @@ _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 class Names:
     """Names for the files of recordings: like theirs, safe on any file system, and all distinct.
 
-    Folders below the common one are kept. A name is the recording's without its suffix; with it,
-    where another recording has the same; with the recording's ID, where that is not enough either.
-    Names that differ in case only, or in how accents are encoded, count as equal, as some file
-    systems have it; so do a file and a folder. Suffixes are those of the files made of each.
+    Folders below the common one are kept. A name is the recording's without its suffix; with it if
+    another recording has the same; with the recording's ID if that is not enough. Suffixes are
+    those of the files made of each.
     """
 
     def __init__(self, recordings: pa.Table, suffixes: Sequence[str]) -> None:
@@ -88,7 +84,7 @@ class Names:
         return "/".join([*(_safe(folder, MAX_NAME_BYTES) for folder in folders), name])
 
     def _make_distinct(self) -> None:
-        """Lengthen all names that are equal, until none are."""
+        # All that are equal are lengthened, so that names do not depend on the order of recordings.
         while True:
             files, folders = self._keys()
             values, counts = np.unique(files, return_counts=True)
@@ -99,7 +95,7 @@ class Names:
             self._stage[again] += 1
 
     def _keys(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return a number for each file (recording, suffix) and each folder: equal, if equal."""
+        # Hashes of all files and folders: eight bytes each, for millions of names.
         files = np.zeros((len(self._uris), len(self._suffixes)), dtype=np.uint64)
         folders: set[int] = set()
         for at in range(len(self._uris)):
@@ -114,7 +110,7 @@ class Names:
 
 
 def common_folder(uris: pa.ChunkedArray) -> str:
-    """Return the common prefix of all URIs up to a slash, which may be empty."""
+    """Return the common prefix of all URIs up to a slash."""
     bounds = pc.min_max(uris).as_py()
     if bounds["min"] is None:
         return ""
@@ -144,6 +140,7 @@ def _safe(step: str, max_bytes: int) -> str:
 
 
 def _key(name: str) -> int:
+    # Some file systems ignore case, and how accents are encoded.
     plain = unicodedata.normalize("NFKC", name.casefold()).encode("utf-8", "replace")
     return int.from_bytes(hashlib.blake2b(plain, digest_size=8).digest())
 
@@ -158,7 +155,7 @@ class ExportOptions:
 
     formats: tuple[ExportFormat, ...]
     single: bool = False
-    """One file for all recordings, where the format has a form for that."""
+    """One file for all recordings."""
     rules: CueRules = field(default_factory=CueRules)
     words: WordStyle = WordStyle.plain
 
@@ -188,15 +185,15 @@ class ExportSummary:
     partly_failed: int = 0
     """Exported recordings of which a part failed."""
     failed: int = 0
-    """Recordings of which every part failed; not exported."""
+    """Recordings that failed as a whole; not exported."""
     unfinished: int = 0
-    """Unfinished recordings that were not exported."""
+    """Not exported."""
 
 
 def export(
     store: OutputStore, to: str, options: ExportOptions, selection: Selection
 ) -> ExportSummary:
-    """Write recordings of a run, finished or not, to files in a folder, replacing those there."""
+    """Write recordings of a run, finished or not, to a folder, whose files are replaced."""
     to = normalise(to).rstrip("/")
     if scheme_of(to) in ("http", "https"):
         raise ConfigError(
@@ -261,10 +258,12 @@ def _write_each(
                         pool.submit(filesystem.write_atomic, address, data, store_options)
                     )
                     files += 1
+                    # Recordings are read faster than stores write: few may wait in memory.
                     if len(waiting) > 2 * WRITERS:
                         waiting.popleft().result()
             for written in waiting:
                 written.result()
+        # After an error, what is still waiting is not to be written.
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return files

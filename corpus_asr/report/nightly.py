@@ -1,8 +1,6 @@
-"""One night over an archive: what it came to, whether that is unusual, and its summary.
+"""A nightly run: what it came to, whether that is unusual, its summary, and the webhook's message.
 
-Summaries go into a folder, as JSON for later nights and as Markdown, and to a webhook. What comes
-from recordings (names, messages) is escaped so that it means nothing to Markdown, Slack or a
-terminal.
+What comes from recordings (names, messages) is escaped for Markdown, Slack and terminals.
 """
 
 import datetime
@@ -31,7 +29,14 @@ from corpus_asr.report.run import (
     FailureGroup,
     Failures,
 )
-from corpus_asr.report.text import counted, duration, printable, shortened, text_template
+from corpus_asr.report.text import (
+    aligned,
+    counted,
+    duration,
+    printable,
+    shortened,
+    text_template,
+)
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.http import post_json
@@ -39,6 +44,7 @@ from corpus_asr.storage.stores.uri import redact_uri
 
 logger = logging.getLogger(__name__)
 
+# A summary, not a table: of languages and transcripts of low confidence it has the first.
 MOST_LANGUAGES = 10
 MOST_UNSURE = 10
 _RECORDING_COLUMNS = (
@@ -48,11 +54,15 @@ _SEGMENT_COLUMNS = ("run_id", "recording_id", "start_s", "end_s", "confidence")
 _WEIGHTED = pa.schema(
     [("recording_id", pa.string()), ("weight", pa.float64()), ("sure", pa.float64())]
 )
-MIN_PAST = 3  # nights it takes to say what is usual
-_FEW = 3  # failures, or unsure recordings, that are nothing to speak of in any number of files
+MIN_PAST = 3  # runs it takes to say what is usual
+# Fewer failures, or transcripts of low confidence, warn of nothing in any number of files.
+_FEW = 3
 _TIMES = 3.0
-_FAILED_POINTS, _UNSURE_POINTS = 0.05, 0.1  # so much higher a share has to be, too
+# Three times a share of almost nothing is nothing: it has to be higher by so much, too.
+_FAILED_POINTS, _UNSURE_POINTS = 0.05, 0.1
+# RTFx differs from night to night; half of the usual is more than that.
 _SLOWER = 0.5
+# Some recordings are always deleted; a tenth of an archive between two nights is not.
 _SHRUNK = 0.9
 _SUMMARY = re.compile(r"(\d{4}-\d\d-\d\d)(?:-(\d+))?\.json", re.ASCII)
 _MOST_CHARACTERS = 300  # of a message
@@ -64,11 +74,8 @@ class NightState(StrEnum):
 
     done = "done"
     time_limit = "time_limit"
-    """Its time was over before its work: the next run continues."""
-    stopped = "stopped"
-    """By a signal; what was committed is kept."""
+    stopped = "stopped"  # by a signal
     aborted = "aborted"
-    """It could not go on; what was committed is kept."""
 
 
 _STATES = {
@@ -81,7 +88,7 @@ _STATES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastNight:
-    """What a night is compared by; times in seconds."""
+    """What later nights compare with; its fields are the `numbers` of a summary's JSON."""
 
     date: str
     state: str
@@ -112,7 +119,7 @@ class Unsure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What the night's recordings hold, done and failed ones."""
+    """What the recordings of a night hold."""
 
     done: int = 0
     no_speech: int = 0
@@ -121,12 +128,12 @@ class Findings:
     languages: tuple[ClassShare, ...] = ()
     low_confidence: int = 0
     least_sure: tuple[Unsure, ...] = ()
-    """Of them the first few."""
+    """The first few of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """All that is listed, whenever it was done."""
+    """Counts of all runs on the output folder."""
 
     done: int
     failed: int
@@ -138,48 +145,45 @@ class Night:
     """A night; times in seconds, moments as ISO 8601 with their offset."""
 
     date: str
-    """When it began, by the local clock."""
+    """Of its start, by the local clock."""
     output: str
     run_id: str
     state: NightState
     error: str | None
-    """Why it broke off or was stopped."""
+    """Why it was aborted or stopped."""
     started_at: str
     ended_at: str
     wall_s: float
     listed: int
     new: int
-    """Of the recordings it had to do, those never seen before, ..."""
+    """Planned recordings never seen before."""
     changed: int
-    """... those with new content, ..."""
+    """Planned ones with new content."""
     retried: int
-    """... those that had failed before, ..."""
+    """Planned ones that had failed before."""
     continued: int
-    """... and those begun before."""
+    """Planned ones of which some parts were done before."""
     remaining: int
     """Neither done nor failed."""
     audio_s: float
-    """Audio it committed."""
+    """Committed audio."""
     rtfx: float
-    """Hours of that per hour."""
     findings: Findings
     archive: Archive | None
-    """None where the night did not come to its end."""
+    """None if the night was stopped or aborted."""
     skipped: int
     """Recordings that failed too often to be tried again."""
     no_longer_retried: tuple[str, ...]
-    """Those of them that this night gave up, the first few."""
+    """The first few of them that failed for the last time in this night."""
     over_limit: str | None = None
-    """Which budget is exceeded, and how far."""
     warnings: tuple[str, ...] = ()
     past: tuple[PastNight, ...] = ()
     """Earlier nights, the last one first."""
     webhook_error: str | None = None
-    """Why the webhook did not take the message."""
 
     @property
     def planned(self) -> int:
-        """Recordings it had to do."""
+        """Recordings to be processed."""
         return self.new + self.changed + self.retried + self.continued
 
     @property
@@ -188,15 +192,9 @@ class Night:
         return self.findings.done + self.findings.failed
 
     def as_past(self) -> PastNight:
-        """Return what later nights compare with."""
-        own = self.findings
-        found: dict[str, Any] = {
-            "done": own.done,
-            "failed": own.failed,
-            "low_confidence": own.low_confidence,
-        }
-        same = [field.name for field in fields(PastNight) if field.name not in found]
-        return PastNight(**found, **{name: getattr(self, name) for name in same})
+        """Return the numbers of this night."""
+        values = asdict(self) | asdict(self.findings)
+        return PastNight(**{field.name: values[field.name] for field in fields(PastNight)})
 
 
 def as_data(night: Night) -> dict[str, Any]:
@@ -209,7 +207,8 @@ def as_data(night: Night) -> dict[str, Any]:
 
 
 def past_from(data: Any) -> PastNight | None:
-    """Return the numbers of what `as_data` made; None of anything else, or another version."""
+    """Return the numbers of what `as_data` made; None of anything else."""
+    # Summaries lie in the user's folder: another version, or another program, may have written one.
     try:
         numbers = data["numbers"]
         return PastNight(**{field.name: numbers[field.name] for field in fields(PastNight)})
@@ -218,10 +217,11 @@ def past_from(data: Any) -> PastNight | None:
 
 
 def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Findings:
-    """Return what a finished run found; recordings below `low_confidence` are named."""
+    """Return what the tables of a finished run hold of its recordings."""
     rows: list[dict[str, Any]] = []
     failures = Failures()
     for batch in store.recordings(_RECORDING_COLUMNS):
+        # The table also holds the recordings of all earlier runs.
         ours = batch.filter(pc.equal(batch["run_id"], run_id))
         failures.add(ours.filter(pc.equal(ours["status"], "failed")))
         rows += ours.to_pylist()
@@ -239,11 +239,11 @@ def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Fi
 
 
 def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
-    """Return what a run that did not come to its end had counted, and the audio it committed."""
-    seen = read_snapshot(store)
-    if seen is None or seen.run_id != run_id:
+    """Return what a run that was stopped or aborted had counted, and the audio it committed."""
+    snapshot = read_snapshot(store)
+    if snapshot is None or snapshot.run_id != run_id:
         return Findings(), 0.0
-    failed = min(seen.failed, seen.files)
+    failed = min(snapshot.failed, snapshot.files)
     groups = tuple(
         FailureGroup(
             stage=failure.stage,
@@ -252,9 +252,10 @@ def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
             retryable=failure.retryable,
             examples=tuple(FailureExample(uri=uri, message="") for uri in failure.examples),
         )
-        for failure in seen.failures
+        for failure in snapshot.failures
     )
-    return Findings(done=seen.files - failed, failed=failed, failures=groups), seen.audio_s
+    done = snapshot.files - failed
+    return Findings(done=done, failed=failed, failures=groups), snapshot.audio_s
 
 
 def _languages(rows: list[dict[str, Any]]) -> tuple[ClassShare, ...]:
@@ -305,7 +306,7 @@ def _unsure(
 
 
 def over_limit(night: Night, budget: NightlySettings) -> str | None:
-    """Say which budget of failures the night exceeds, and how far; None if it keeps both."""
+    """Say which limit of failures the night exceeds, and how far; None if it keeps both."""
     failed, ended = night.findings.failed, night.processed
     words = f"{failed:,} of {ended:,} recordings failed"
     if budget.max_failed is not None and failed > budget.max_failed:
@@ -322,17 +323,15 @@ def over_limit(night: Night, budget: NightlySettings) -> str | None:
 
 
 def warnings_of(night: Night, past: Sequence[PastNight]) -> tuple[str, ...]:
-    """Say what is unusual about a night that came to its end, beside the past ones, last first.
-
-    No rule speaks before it has enough nights to compare with.
-    """
+    """Say what is unusual about a night compared with the past ones, the last one first."""
+    # What was stopped or aborted neither warns nor counts: its numbers are of a part of its work.
     at_their_end = (NightState.done, NightState.time_limit)
     comparable = [each for each in past if each.state in at_their_end]
     return tuple(_unusual(night, comparable)) if night.state in at_their_end else ()
 
 
 def _unusual(night: Night, past: Sequence[PastNight]) -> Iterator[str]:
-    found, enough = night.findings, len(past) >= MIN_PAST
+    findings, enough = night.findings, len(past) >= MIN_PAST
     if enough and not night.new and all(each.new for each in past):
         usual = median(each.new for each in past)
         yield (
@@ -348,11 +347,11 @@ def _unusual(night: Night, past: Sequence[PastNight]) -> Iterator[str]:
         sum(getattr(each, name) for each in past)
         for name in ("failed", "done", "processed", "low_confidence")
     )
-    if enough and _is_higher(found.failed, night.processed, failed, ended, _FAILED_POINTS):
-        share, usual = found.failed / night.processed, failed / ended
+    if enough and _is_higher(findings.failed, night.processed, failed, ended, _FAILED_POINTS):
+        share, usual = findings.failed / night.processed, failed / ended
         yield f"{share:.1%} of the recordings failed, usually {usual:.1%}"
-    if enough and _is_higher(found.low_confidence, found.done, unsure, done, _UNSURE_POINTS):
-        share, usual = found.low_confidence / found.done, unsure / done
+    if enough and _is_higher(findings.low_confidence, findings.done, unsure, done, _UNSURE_POINTS):
+        share, usual = findings.low_confidence / findings.done, unsure / done
         yield f"{share:.1%} of the transcripts have low confidence, usually {usual:.1%}"
     # Of a short night loading the model takes most of the time.
     busy = [each for each in past if each.audio_s > 0]
@@ -377,9 +376,8 @@ def _is_higher(count: int, of: int, past_count: int, past_of: int, points: float
 
 def headline(night: Night) -> str:
     """Return the night in a sentence."""
-    found = night.findings
     work = (
-        f"{counted(found.done, 'recording')} done, {found.failed:,} failed, "
+        f"{counted(night.findings.done, 'recording')} done, {night.findings.failed:,} failed, "
         f"{night.remaining:,} remaining; "
         f"{duration(night.audio_s)} of audio in {duration(night.wall_s)}"
     )
@@ -388,12 +386,12 @@ def headline(night: Night) -> str:
 
 def alarms(night: Night) -> list[str]:
     """Return what somebody should look at, the worst first."""
-    words = [night.error, night.over_limit, *night.warnings, night.webhook_error]
-    return [each for each in words if each is not None]
+    messages = [night.error, night.over_limit, *night.warnings, night.webhook_error]
+    return [message for message in messages if message is not None]
 
 
 def chat(night: Night, summary: str) -> str:
-    """Return a message for Slack, or what speaks its language, with the address of the summary."""
+    """Return a message in Slack's markup that names the address of the summary."""
     lines = [headline(night), *(f"• {words}" for words in alarms(night))]
     for group in night.findings.failures[:_SHORT_FAILURES]:
         first = redact_uri(group.examples[0].uri) if group.examples else "none that is known"
@@ -405,12 +403,12 @@ def chat(night: Night, summary: str) -> str:
 
 def markdown(night: Night) -> str:
     """Return the whole summary."""
-    found = night.findings
+    findings = night.findings
     counts = [
         ("planned", night.planned), ("- new", night.new), ("- changed", night.changed),
         ("- failed before", night.retried), ("- resumed", night.continued),
-        ("done", found.done), ("- without speech", found.no_speech), ("failed", found.failed),
-        ("remaining", night.remaining),
+        ("done", findings.done), ("- without speech", findings.no_speech),
+        ("failed", findings.failed), ("remaining", night.remaining),
     ]  # fmt: skip
     template = text_template(
         "corpus_asr.report",
@@ -424,17 +422,17 @@ def markdown(night: Night) -> str:
     return template.render(
         aligned=_table,
         night=night,
-        findings=found,
+        findings=findings,
         state=_STATES[night.state],
         alarms=alarms(night),
         counts=[(name, f"{n:,}") for name, n in counts if n or not name.startswith("-")],
         languages=[
             (share.name, f"{share.recordings:,}", duration(share.audio_s))
-            for share in found.languages
+            for share in findings.languages
         ],
         least_sure=[
             (_code(redact_uri(each.uri)), f"{each.confidence:.2f}", duration(each.audio_s))
-            for each in found.least_sure
+            for each in findings.least_sure
         ],
         nights=[_night_cells(each) for each in (night.as_past(), *night.past)],
     )
@@ -450,14 +448,10 @@ def _night_cells(night: PastNight) -> tuple[str, ...]:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     # Aligned, so that it can be read as it stands. Even within code a bar would end the cell.
-    cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    lines = []
-    for first, *others in cells:
-        aligned = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        lines.append(f"| {' | '.join([first.ljust(widths[0]), *aligned])} |")
-    return "\n".join(lines)
+    rows = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
+    head, *body = aligned(rows, least=3)  # Markdown's rule takes three dashes
+    rule = ["-" * len(head[0]), *("-" * (len(cell) - 1) + ":" for cell in head[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
 def _code(text: str) -> str:
@@ -471,11 +465,7 @@ def tell(
     webhook_env: str | None,
     allow_hosts: Sequence[str] | None,
 ) -> Night:
-    """Write the summary, tell the webhook named by a variable, and note if that failed.
-
-    Of a night that broke off, a summary that cannot be written is logged, and the webhook is told
-    all the same: perhaps it broke off for that very reason.
-    """
+    """Write the summary, post it to the webhook a variable names, and note if that failed."""
     name = _write(summaries, None, night)
     if webhook_env is None:
         return night
@@ -498,6 +488,7 @@ def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None
         summaries.write_bytes(f"{name}.md", markdown(night).encode("utf-8", "replace"))
         summaries.write_json(f"{name}.json", as_data(night))
     except FetchError as error:
+        # A night is often aborted because its store is down: the webhook is to say so all the same.
         if night.error is None:
             raise
         event(logger, logging.WARNING, "summary_not_written", error=str(error))
@@ -506,10 +497,7 @@ def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None
 
 
 def past_nights(summaries: OutputStore, count: int) -> tuple[PastNight, ...]:
-    """Return the last nights a folder has summaries of, the latest first.
-
-    One that cannot be read is left out, and logged.
-    """
+    """Return the latest nights of a folder of summaries, the last one first."""
     nights = []
     for *_, name in reversed(_summaries(summaries)[-count:]):
         try:
@@ -532,6 +520,6 @@ def _free_name(summaries: OutputStore, date: str) -> str:
 
 
 def _summaries(summaries: OutputStore) -> list[tuple[str, int, str]]:
-    """Return day, number on that day and name of each summary, in their order."""
+    # Day, number on that day, and name: by name a day's tenth run would come before its second.
     matches = map(_SUMMARY.fullmatch, summaries.all_names(""))
     return sorted((match[1], int(match[2] or 1), match[0]) for match in matches if match)

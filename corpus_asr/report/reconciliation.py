@@ -1,4 +1,4 @@
-"""Whether every listed file ended exactly once, counted again from what is in the tables.
+"""Whether every listed file has exactly one outcome, counted again from the tables.
 
 Shares no code with what writes the tables, on purpose: this is the check of it.
 """
@@ -18,31 +18,30 @@ EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Whether every listed file ended exactly once."""
+    """Listed files by how far they are, and what contradicts `exactly one outcome each`."""
 
     listed: int | None
-    """Files the run is to cover; None where the listing is not known."""
+    """None where the listing is not known; the others then count all files with outcomes."""
     processed: int
-    """Of these (of all, where the listing is not known), those with a final outcome."""
+    """Files with a final outcome."""
     unfinished: int
-    """Those with some parts committed and others not."""
+    """Files with some parts committed and others not."""
     waiting: int
-    """Those of which nothing is committed."""
+    """Files without outcomes."""
     unlisted: int
     """Recordings with outcomes that are not listed any more; their rows are kept."""
     superseded_parts: int
     """Rows that do not count: a part committed twice, or an object replaced since."""
     problems: tuple[str, ...]
-    """What contradicts `exactly once`; empty for a sound output, finished or not."""
 
     @property
     def total(self) -> int:
-        """Files that ended, begun and waiting ones."""
+        """Files in any state."""
         return self.processed + self.unfinished + self.waiting
 
 
 def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
-    """Say what is wrong with a accounting, in words; nothing where all is well."""
+    """Return what is wrong with an accounting, in words."""
     problems = list(accounting.problems)
     if finished and accounting.unfinished + accounting.waiting:
         problems.append(
@@ -53,16 +52,15 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
 
 
 def by_recording(parts: pa.Table) -> pa.Table:
-    """Fold parts into recordings: recording_id, ended, status, decode_errors.
-
-    A recording has ended when a part that was its last is there, and all parts before it. Parts
-    after it are possible: one attempt failed where another, cut short elsewhere, came further. One
-    in whose speech nothing was found to write counts as without speech, as in the recordings table.
-    """
+    """Fold parts into recordings: recording_id, processed, status, decode_errors."""
+    # A recording is processed when a part that was its last is there, and all parts before it.
+    # Parts after it are possible: one attempt failed where another, cut short elsewhere, came
+    # further. One whose speech gave no text counts as no_speech, as in the recordings table.
     ids = parts["recording_id"].combine_chunks().dictionary_encode()
     code, part = ids.indices.to_numpy(), parts["part"].to_numpy()
     last = parts["last_part"].to_numpy()
     number = len(ids.dictionary)
+    # Above all parts: the end of recordings whose last part is not committed.
     nowhere = np.iinfo(np.int32).max
     end = np.full(number, nowhere, dtype=np.int64)
     np.minimum.at(end, code[last], part[last])
@@ -93,10 +91,10 @@ def reconcile(
     listing: Iterable[pa.RecordBatch] | None,
     recordings: Iterable[pa.RecordBatch] | None,
 ) -> Accounting:
-    """Weigh the tables against the listing and against each other.
+    """Compare the tables with the listing and with each other.
 
-    Of the outcomes rows `committed`, `parts` count, and `folded` is what `by_recording` made of
-    them; `written` has `recording_id` and `rows_sum`, the rows in the segments table.
+    Of the outcomes `committed`, `parts` count; `folded` are these by recording; `written` has
+    `recording_id` and `rows_sum`, the rows in the segments table.
     """
     begun, num_listed, waiting, unlisted = folded, None, 0, 0
     problems: list[str] = []
@@ -109,17 +107,18 @@ def reconcile(
         unlisted = folded.num_rows - begun.num_rows
         if repeated := len(rows) - num_listed:
             problems.append(f"listed more than once: {counted(repeated, 'file')}")
+    # A part is named by its recording and number: twice among those that count is never right.
     distinct = parts.group_by(["recording_id", "part"]).aggregate([])
     if repeated := parts.num_rows - distinct.num_rows:
         problems.append(f"counted more than once: {counted(repeated, 'part')}")
     problems += _segment_problems(committed, written)
     if recordings is not None:
         problems += _recordings_problems(folded, recordings)
-    ended = count_true(begun["processed"])
+    processed = int(sum_of(begun["processed"]))
     return Accounting(
         listed=num_listed,
-        processed=ended,
-        unfinished=begun.num_rows - ended,
+        processed=processed,
+        unfinished=begun.num_rows - processed,
         waiting=waiting,
         unlisted=unlisted,
         superseded_parts=committed.num_rows - parts.num_rows,
@@ -135,20 +134,20 @@ def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch])
     problems = []
     if repeated := table.num_rows - len(pc.unique(table["recording_id"])):
         problems.append(f"twice in the recordings table: {counted(repeated, 'recording')}")
+    # Outer again: a recording may be missing on either side.
     both = ended.rename_columns(["recording_id", "expected"]).join(
         table, keys="recording_id", join_type="full outer"
     )
     differs = pc.invert(pc.fill_null(pc.equal(both["expected"], both["status"]), False))
-    if count_true(differs):
-        names = _names(both.filter(differs))
-        count = counted(count_true(differs), "recording")
+    if (differing := both.filter(differs)).num_rows:
+        count, names = counted(differing.num_rows, "recording"), _names(differing)
         problems.append(f"recordings table and outcomes differ on {count}, such as {names}")
     return problems
 
 
 def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
     claimed = committed.group_by("recording_id").aggregate([("segments_written", "sum")])
-    # Outer: segments without outcomes and outcomes without their segments are off, too.
+    # Outer: segments without outcomes, and outcomes without their segments, are wrong, too.
     both = claimed.join(written, keys="recording_id", join_type="full outer")
     claim = pc.fill_null(both["segments_written_sum"], 0)
     rows = pc.fill_null(both["rows_sum"], 0)
@@ -163,11 +162,6 @@ def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
 
 def _names(recordings: pa.Table) -> str:
     return ", ".join(sorted(recordings["recording_id"].to_pylist())[:EXAMPLES])
-
-
-def count_true(flags: pa.ChunkedArray | pa.Array) -> int:
-    """Return how many flags are set."""
-    return int(sum_of(flags))
 
 
 def sum_of(column: pa.ChunkedArray | pa.Array) -> float:

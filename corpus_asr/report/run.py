@@ -1,8 +1,7 @@
 """A run's report: what its output folder holds, counted, and shown as text or plain data.
 
-Only the tables and what lies under `_run/` are read, in bounded batches; nothing of the run has to
-be alive. Of each part narrow columns are held (about 60 bytes), so a report of millions of
-recordings fits the memory of a laptop.
+Of each part narrow columns are held (about 60 bytes), so a report of millions of recordings fits
+the memory of a laptop.
 """
 
 import datetime
@@ -23,7 +22,6 @@ from corpus_asr.report.reconciliation import (
     Accounting,
     balance_problems,
     by_recording,
-    count_true,
     reconcile,
     sum_of,
 )
@@ -42,12 +40,7 @@ from corpus_asr.storage.run_state.run_files import (
     outcomes_names,
     read_snapshot,
 )
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    SEGMENT_ROWS,
-    OutputStore,
-    projected,
-)
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
 
 OUTCOME_COLUMNS = (
@@ -57,8 +50,8 @@ OUTCOME_COLUMNS = (
 )  # fmt: skip
 SEGMENT_COLUMNS = ("recording_id", "confidence")
 LABEL_COLUMNS = ("recording_id", "rank", "probability")
+# Added to outcomes as they are read: whether the row is the one that counts for its part.
 COUNTS = pa.field("counts", pa.bool_())
-"""Added to outcomes as they are read: whether the row is the one that counts for its part."""
 CONFIDENCE_BINS = 10  # of equal width over 0-1
 
 # What failures are grouped by and shown with; addresses and messages are held of a few only.
@@ -75,7 +68,7 @@ class ClassShare:
 
     name: str
     recordings: int
-    """Those of which some part was."""
+    """Those with some part in it."""
     audio_s: float
     segments: int
 
@@ -101,7 +94,7 @@ class FailureGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCounts:
-    """What a run achieved, times in seconds."""
+    """Counts of a run's tables."""
 
     ok: int
     no_speech: int
@@ -113,27 +106,38 @@ class RunCounts:
     segments: int
     """Or labels, of a classification."""
     extract_s: float
-    """Summed over processes: decoding, speech detection and features."""
+    """Decoding, speech detection and features, summed over processes."""
     transcribe_s: float
-    """Summed over parts from submission to result; parts overlap, so it exceeds the wall time."""
+    """From submission to result, summed over parts, which overlap."""
     skipped_packets: int
     recordings_with_skipped_packets: int
     devices: tuple[tuple[str, int], ...]
     """Parts transcribed by each device."""
     languages: tuple[ClassShare, ...]
     confidence: tuple[int, ...]
-    """Segments per bin of confidence, from 0 to 1; or windows, by their likeliest label's."""
+    """Segments, or windows of a classification, per bin of confidence from 0 to 1."""
     failures: tuple[FailureGroup, ...]
     audio_by_run_s: tuple[tuple[str, float], ...]
     """Audio committed by each run that worked on this output."""
     accounting: Accounting
     labels: tuple[ClassShare, ...] = ()
-    """Of a classification: by each part's likeliest label."""
+    """By each part's likeliest label, of a classification."""
+
+    @property
+    def outcomes(self) -> list[tuple[str, int]]:
+        """Recordings by outcome, in words."""
+        return [
+            ("with labels" if self.labels else "with text", self.ok),
+            ("without speech", self.no_speech),
+            ("failed", self.failed),
+            ("started", self.accounting.unfinished),
+            ("waiting", self.accounting.waiting),
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A run's counts together with what the run itself recorded."""
+    """A run's counts, together with what the run itself recorded."""
 
     uri: str
     finished: bool
@@ -143,19 +147,19 @@ class Report:
     model: str | None
     model_revision: str | None
     wall_s: float | None
-    """Its time from its beginning to its end, or to its last commit so far; None before."""
+    """From its start to its end, or to its last commit so far."""
     rtfx: float | None
-    """Hours of audio it committed per hour."""
     statistics: RunCounts
     snapshot: Snapshot | None = None
-    """What the workers of that run did; None where it left no word of it."""
+    """The last one of that run."""
 
 
 def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
-    """Read what a run has left in its output folder so far; a gatherer sees all rows as they pass.
+    """Count what an output folder holds so far; a gatherer is shown all rows as they are read.
 
-    Raises `FetchError` where a run is just finishing here, too: try again.
+    Raises `FetchError` also while a run is merging tables here: try again.
     """
+    # Names first: what is committed while the tables are read belongs to the next report.
     names = outcomes_names(store)
     config = store.read_json(CONFIG_NAME) or {}
     run = store.read_json(RUN_NAME)
@@ -178,7 +182,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         )
         wall_s: float | None = (ended - started).total_seconds()
     else:
-        run_id = max(audio_by_run, default=None)  # identities begin with their time
+        run_id = max(audio_by_run, default=None)  # IDs begin with their time
         model = config.get("model", {}).get("checkpoint")
         fingerprint = store.read_json(FINGERPRINT_NAME) or {}
         revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
@@ -201,7 +205,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
 def _part_rows(
     store: OutputStore, names: Sequence[str], gatherer: Gatherer | None, *, pipeline: str | None
 ) -> Iterator[pa.RecordBatch]:
-    # Of these outcomes alone: a running output may have younger ones by now.
+    # Of these outcomes alone: a run in progress may have committed others since.
     labels = pipeline == CLASSIFY_AUDIO
     rows = LABEL_ROWS if labels else SEGMENT_ROWS
     columns = LABEL_COLUMNS if labels else SEGMENT_COLUMNS
@@ -220,18 +224,19 @@ def _part_rows(
 def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
     if run_id is None or not names:
         return None
+    # Names begin with the nanosecond of the commit.
     made_ns = max(names).rpartition("/")[2].partition("-")[0]
     try:
         begun = datetime.datetime.strptime(run_id.partition("-")[0], _RUN_ID_TIME)
         wall_s = int(made_ns) / 1e9 - begun.replace(tzinfo=datetime.UTC).timestamp()
     except ValueError:
-        # Rows another program wrote, or an identity of another version: the time is not known.
+        # Rows another program wrote, or an ID of another version: the time is not known.
         return None
     return wall_s if wall_s > 0 else None
 
 
 def _latest_listing(store: OutputStore) -> list[str] | None:
-    # Packs are written after a listing is complete.
+    # Packs are written after a listing is complete: a plan without any may have half of one.
     newest: str | None = None
     listings: dict[str, list[str]] = {}
     for name in store.names(PLANS_FOLDER):
@@ -266,9 +271,8 @@ def count_run(
 ) -> RunCounts:
     """Count a run from batches of its tables, in any order of rows.
 
-    `outcomes` have `OUTCOME_COLUMNS` and `COUNTS`, `segments` of all of them `SEGMENT_COLUMNS`,
-    `listing` the `recording_id` of the files to cover (None where it is not known); `recordings`
-    are those of a finished run.
+    `outcomes` have `OUTCOME_COLUMNS` and `COUNTS`, `segments` have `SEGMENT_COLUMNS`, `listing`
+    has `recording_id` (None if it is not known); `recordings` are those of a finished run.
     """
     committed, failures = _collect_outcomes(outcomes)
     parts = _in_recording_time(committed.filter(committed["counts"]))
@@ -295,7 +299,7 @@ def count_run(
         extract_s=sum_of(parts["decode_s"]),
         transcribe_s=sum_of(parts["transcribe_s"]),
         skipped_packets=int(sum_of(packets)),
-        recordings_with_skipped_packets=count_true(pc.greater(packets, 0)),
+        recordings_with_skipped_packets=int(sum_of(pc.greater(packets, 0))),
         devices=tuple(sorted((each["values"], each["counts"]) for each in devices)),
         languages=_classes(parts, "language"),
         confidence=confidence,
@@ -311,6 +315,7 @@ def count_run(
 def _collect_outcomes(
     outcomes: Iterable[pa.RecordBatch],
 ) -> tuple[pa.Table, tuple[FailureGroup, ...]]:
+    # Addresses and messages are the bulk of a row: they are kept of failures alone.
     narrow = [name for name in OUTCOME_COLUMNS if name not in FAILURE_COLUMNS[1:]]
     schema = projected(OUTCOMES, narrow).append(COUNTS)
     kept: list[pa.RecordBatch] = []
@@ -322,7 +327,7 @@ def _collect_outcomes(
 
 
 class Failures:
-    """Failed parts or recordings, grouped by stage and kind as their rows pass by."""
+    """Failed parts or recordings, grouped by stage and kind."""
 
     def __init__(self) -> None:
         self._ids: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -360,7 +365,7 @@ class Failures:
 
 
 def _in_recording_time(parts: pa.Table) -> pa.Table:
-    # Channels transcribed separately hold the same stretch of time, so they share its length.
+    # Channels transcribed separately hold the same span of time, so they share its length.
     owners = parts.group_by("recording_id").aggregate(
         [("channel", "count_distinct", pc.CountOptions(mode="only_valid"))]
     )
@@ -379,6 +384,7 @@ def _collect_segments(segments: Iterable[pa.RecordBatch]) -> tuple[tuple[int, ..
     counts = [schema.empty_table()]
     for batch in segments:
         confidence = batch["confidence"].drop_null().to_numpy(zero_copy_only=False)
+        # A confidence of 1 belongs to the last bin.
         index = np.clip((confidence * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
         bins += np.bincount(index, minlength=CONFIDENCE_BINS)
         ids = pa.table({"recording_id": batch["recording_id"]})
@@ -389,7 +395,8 @@ def _collect_segments(segments: Iterable[pa.RecordBatch]) -> tuple[tuple[int, ..
 
 
 def as_segments(labels: pa.RecordBatch) -> pa.RecordBatch:
-    """Turn `LABEL_COLUMNS` into what is counted of segments."""
+    """Return `LABEL_COLUMNS` as `SEGMENT_COLUMNS`, with a confidence for likeliest labels only."""
+    # The outcomes count all labels as rows written, but a window is as sure as its first.
     first = pc.equal(labels["rank"], 1)
     probability = pc.if_else(first, labels["probability"], pa.scalar(None, pa.float32()))
     return pa.RecordBatch.from_arrays([labels["recording_id"], probability], list(SEGMENT_COLUMNS))
@@ -427,7 +434,7 @@ def as_data(report: Report) -> dict[str, Any]:
 
 def render(report: Report) -> str:
     """Return the report as text, without a final newline."""
-    counts, accounting = report.statistics, report.statistics.accounting
+    counts = report.statistics
     shares = counts.labels or counts.languages
     most = _MOST_LABELS if counts.labels else len(shares)
     total_s = sum(share.audio_s for share in shares) or 1.0
@@ -440,20 +447,13 @@ def render(report: Report) -> str:
         report=report,
         counts=counts,
         bins=CONFIDENCE_BINS,
-        outcomes=[
-            (counts.ok, "with labels" if counts.labels else "with text"),
-            (counts.no_speech, "without speech"),
-            (counts.failed, "failed"),
-            (accounting.unfinished, "started"),
-            (accounting.waiting, "waiting"),
-        ],
         classes=classes,
         other_labels=shares[most:],
         failures=[
             (group, group.recordings, [_example(each) for each in group.examples])
             for group in counts.failures
         ],
-        problems=balance_problems(accounting, finished=report.finished),
+        problems=balance_problems(counts.accounting, finished=report.finished),
         **activity_values(report.snapshot),
     )
     return text.rstrip("\n")

@@ -1,12 +1,13 @@
 """What a page shows of single recordings: the slowest ones, how long they are, samples to read.
 
-Rows are looked at as they pass by on their way into the counts. Of each part some numbers are held,
-of each segment nothing: what is chosen is read again from its table.
+Of each part some numbers are held, of each segment nothing: what is chosen is read again.
 """
 
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_ro
 
 SLOWEST = 10
 SAMPLES = 12  # of each sort
-# Edges of the bins of recordings by length.
+# Edges of bins by length: about even steps on a logarithmic scale, at lengths people say.
 DURATION_EDGES_S = {
     "10 s": 10, "30 s": 30, "1 min": 60, "3 min": 180, "10 min": 600, "30 min": 1800, "1 h": 3600,
     "3 h": 10_800,
@@ -27,6 +28,7 @@ DURATION_EDGES_S = {
 # Up to so many segments all their words are counted; of more, those around the samples.
 COUNT_ALL_WORDS = 100_000
 _AROUND = 500
+# One recording of noise would else fill the list.
 _MOST_OF_A_RECORDING = 2
 _ALTERNATIVES = 3
 
@@ -61,7 +63,7 @@ class Sample:
     language: str | None
     confidence: float
     words: tuple[tuple[str, float], ...] = ()
-    """With their probabilities; empty where they were not asked for."""
+    """With their probabilities; empty without word times."""
     labels: tuple[tuple[str, float], ...] = ()
     """The likeliest labels of a window, with their probabilities."""
 
@@ -82,26 +84,27 @@ class Details:
 
 
 class Gatherer:
-    """Looks at rows of a store as they pass by."""
+    """Chooses recordings and samples from the rows of a store while `load_report` reads them."""
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
         self.parts: pa.Table | None = None
-        """Those that count, in the order of their outcomes; set once they have passed by."""
+        """Those that count, in the order of their outcomes; set once all have been read."""
         self._labels = False
         self._outcomes_seen: list[tuple[str, int]] = []
         self._rows_seen: dict[str, int] = {}
-        # The same output gives the same page.
+        # Seeded: the same output gives the same page.
         self._random = np.random.default_rng(0)
+        # Many more than are shown: most may be of one recording, of which two are taken.
         self._unsure = _Smallest(50 * SAMPLES)
         self._drawn = _Smallest(SAMPLES)
 
     def outcomes(self, name: str, num_rows: int) -> None:
-        """Note how many of the next outcomes rows of an object count."""
+        """Take how many of an object's next outcomes count."""
         self._outcomes_seen.append((name, num_rows))
 
     def part_rows(self, name: str, confidence: pa.Array, ids: pa.Array) -> None:
-        """Take the next rows of an object: how sure each is (null: not to be chosen), and whose."""
+        """Take the confidence and recording of an object's next rows; null is never chosen."""
         self._labels = part_rows_named([name]) is LABEL_ROWS
         start = self._rows_seen.get(name, 0)
         self._rows_seen[name] = start + len(confidence)
@@ -112,7 +115,7 @@ class Gatherer:
         self._drawn.add(self._random.random(len(places)), name, start + places, ids)
 
     def details(self) -> Details:
-        """Read what was chosen, and return it."""
+        """Read what was chosen."""
         recordings = self._recordings()
         seconds = recordings["duration_s"].to_numpy()
         bins = np.searchsorted(list(DURATION_EDGES_S.values()), seconds[seconds > 0], side="right")
@@ -127,6 +130,7 @@ class Gatherer:
         )
 
     def _recordings(self) -> pa.Table:
+        # Each with its first object of outcomes: URIs are read again, of the slowest alone.
         assert self.parts is not None, "the rows have passed by"
         seconds = ("duration_s", "decode_s", "transcribe_s")
         counts = np.array([count for _, count in self._outcomes_seen], dtype=np.int64)
@@ -137,11 +141,7 @@ class Gatherer:
         )
         sums = {name: pc.fill_null(grouped[f"{name}_sum"], 0.0) for name in seconds}
         return pa.table(
-            {
-                "recording_id": grouped["recording_id"],
-                "object": grouped["object_min"],
-                **sums,
-            }
+            {"recording_id": grouped["recording_id"], "object": grouped["object_min"], **sums}
         )
 
     def _slowest(self, recordings: pa.Table) -> tuple[SlowRecording, ...]:
@@ -173,6 +173,7 @@ class Gatherer:
             tables = self._store.read_tables(self._rows_seen, _TEXT)
             return sum(count_words(table) for _, table in tables), False
         counted = rows = 0
+        # The samples are drawn evenly over all rows, so the rows around them are a fair draw, too.
         for _, name, place, _ in self._drawn.rows:
             start = max(0, place - _AROUND)
             table = self._store.rows(name, _TEXT, [(start, place + _AROUND)])
@@ -191,7 +192,7 @@ class Gatherer:
 
 
 def count_words(rows: pa.Table) -> int:
-    """Count words in `text`; letters in a `language` that puts no blanks between words."""
+    """Count words in `text`; characters where the `language` writes no spaces between words."""
     letters = pc.is_in(rows["language"], value_set=pa.array(sorted(WITHOUT_BLANKS)))
     counts = pc.if_else(
         letters,
@@ -205,23 +206,19 @@ _Chosen = tuple[float, str, int, str]  # key, object, row, recording
 
 
 class _Smallest:
-    """The rows with the smallest keys, of any number, the smallest first."""
-
+    # The rows with the smallest keys of any number, in order.
     def __init__(self, most: int) -> None:
         self._most = most
         self.rows: list[_Chosen] = []
 
     def add(self, keys: np.ndarray, name: str, places: np.ndarray, ids: pa.Array) -> None:
-        best = np.arange(len(keys))
-        if len(keys) > self._most:
-            best = np.argpartition(keys, self._most)[: self._most]
-        if len(self.rows) == self._most:
-            best = best[keys[best] < self.rows[-1][0]]
+        # In NumPy first: after some batches, few rows need become Python values.
+        limit = self.rows[-1][0] if len(self.rows) == self._most else np.inf
+        best = np.flatnonzero(keys < limit)
+        best = best[np.argsort(keys[best], kind="stable")][: self._most]
         owners = ids.take(pa.array(best)).to_pylist()
-        rows = zip(keys[best].tolist(), places[best].tolist(), owners, strict=True)
-        self.rows += [(key, name, place, owner) for key, place, owner in rows]
-        self.rows.sort()
-        del self.rows[self._most :]
+        rows = zip(keys[best].tolist(), repeat(name), places[best].tolist(), owners, strict=False)
+        self.rows = heapq.nsmallest(self._most, [*self.rows, *rows])
 
 
 def _of_different(rows: Sequence[_Chosen]) -> list[_Chosen]:

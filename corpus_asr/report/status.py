@@ -1,7 +1,7 @@
-"""How far a run is, whether it lives and what holds it up, in a handful of requests.
+"""How far a run is, whether its driver is alive, and its bottleneck, in a handful of requests.
 
 Reads the driver's snapshot, the lock and the names of commits, no table: as quick for a million
-recordings as for ten. It is as old as the snapshot; `run.py` counts the tables themselves.
+recordings as for ten, and as old as the snapshot.
 """
 
 import datetime
@@ -29,7 +29,8 @@ from corpus_asr.storage.stores.uri import redact_uri
 # Without a heartbeat for this long, by the driver's clock against ours, a driver is taken for dead.
 SILENT_S = USUAL.heartbeat_s * USUAL.looks
 
-# A stage that is at work for this share of its time is what the others wait for.
+# Rules of thumb: the shares they apply to are always shown beside the verdict. A stage that is at
+# work for this share of its time is what the others wait for.
 BUSY = 0.75
 # Less than this of extraction is computing: the rest of its time is the store's.
 COMPUTING = 0.5
@@ -64,18 +65,18 @@ class Status:
 
     uri: str
     state: str
-    """A key of the words that say it: `running`, `finished`, `dead` ..."""
+    """A key of `STATE_WORDS`."""
     now: datetime.datetime
     holder: Holder | None
     snapshot: Snapshot | None
-    """Of the run that is or was at work last; None before it began to transcribe."""
+    """Of the last run; None before it began to transcribe."""
     counts: dict[str, int] | None
-    """Those of a finished run, from its tables."""
+    """From run.json of a finished run."""
     last_commit_at: datetime.datetime | None
     commits_since: int
     """Commits made after the snapshot."""
     classifies: bool = False
-    """Whether there are labels in place of text, of a finished run."""
+    """Whether a finished run wrote labels in place of text."""
 
     @property
     def alive(self) -> bool:
@@ -84,13 +85,13 @@ class Status:
 
 
 def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> Status:
-    """Look at an output folder; `now` is for tests."""
+    """Read the status of the run in an output folder; `now` is for tests."""
     now = now or datetime.datetime.now(datetime.UTC)
     holder, snapshot = read_holder(store), read_snapshot(store)
     if holder is None and snapshot is None and store.read_json(CONFIG_NAME) is None:
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found no _run/, expected the output folder of a "
-            f"run; check the URI"
+            "run; check the URI"
         )
     run = store.read_json(RUN_NAME) if store.exists(SUCCESS_NAME) else None
     if snapshot is not None and holder is not None and snapshot.run_id != holder.run_id:
@@ -176,28 +177,31 @@ def render(status: Status) -> str:
         seconds = max(0.0, (status.now - when).total_seconds())
         return f"{duration(seconds)} ago, at {when:%Y-%m-%d %H:%M:%S} UTC"
 
-    seen = status.snapshot
+    snapshot = status.snapshot
     text = text_template("corpus_asr.report", "status.txt.j2", ago=ago).render(
         status=status,
         words=STATE_WORDS[status.state],
-        failures=[(each, each.count, each.examples) for each in (seen.failures if seen else ())],
-        **activity_values(seen),
+        failures=[
+            (group, group.count, group.examples)
+            for group in (snapshot.failures if snapshot else ())
+        ],
+        **activity_values(snapshot),
     )
     return text.rstrip("\n")
 
 
-def activity_values(seen: Snapshot | None) -> dict[str, Any]:
-    """Return what templates name of a snapshot: what held the run up, and how time was spent."""
+def activity_values(snapshot: Snapshot | None) -> dict[str, Any]:
+    """Return the values of activity.txt.j2."""
     return {
-        "snapshot": seen,
-        "facts": [] if seen is None else activity_facts(seen),
-        "verdict": None if seen is None else bottleneck_of(seen),
+        "snapshot": snapshot,
+        "facts": snapshot and activity_facts(snapshot),
+        "verdict": snapshot and bottleneck_of(snapshot),
     }
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What held a run up."""
+    """The bottleneck of a run."""
 
     stage: str
     """`loading`, `transcription`, `slots`, `extraction`, `store`, `commits` or `nothing`."""
@@ -206,14 +210,12 @@ class Verdict:
 
 
 def bottleneck_of(seen: Snapshot) -> Verdict | None:
-    """Say what held a run up; None where too little was counted.
-
-    The thresholds are rules of thumb: the fractions they apply to are always shown beside them.
-    """
+    """Return the bottleneck of a run; None where too little was counted."""
     activity, elapsed_s = seen.activity, seen.elapsed_s
     if not activity.steps and not activity.parts_extracted:
         return None
     workers = max(1, seen.transcribe_workers)
+    # Summed over workers, which load side by side.
     load_s = activity.load_s / workers
     if load_s > SHORT * elapsed_s:
         why = f"loading the model took {duration(load_s)} of {duration(elapsed_s)}"
@@ -239,6 +241,7 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
 def _transcription(activity: Activity, share: float) -> Verdict:
     why = f"the engines were busy {share:.0%} of the time"
     full = activity.occupancy
+    # Where parts are waiting for the engine, more of them would fill no slot.
     if full is not None and full < FULL and activity.parts_ready == 0:
         return Verdict(
             "slots",
@@ -268,7 +271,7 @@ def _extraction(activity: Activity, share: float) -> Verdict:
 
 
 def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
-    """Say what each stage did with its time, by its name; nothing of one that was not counted."""
+    """Return what each stage did with its time, by its name, if it was counted."""
     activity, facts = seen.activity, []
     if activity.extract_share is not None:
         facts.append(("Extraction", _extract_words(activity, seen.extract_workers)))
@@ -292,6 +295,7 @@ def _extract_words(activity: Activity, workers: int) -> str:
     words = f"{working:.0%} busy"
     if (computing := activity.extract_cpu_share) is not None:
         words += f" ({computing:.0%} of it CPU)"
+    # Each share is counted by itself: they may add up to a little more than one.
     idle = max(0.0, 1 - working - waiting)
     words += f", {waiting:.0%} blocked by backpressure, {idle:.0%} idle"
     return f"{words}; {counted(workers, 'worker')}"

@@ -1,7 +1,4 @@
-"""Text on a console: labelled rows, wrapped lines and columns of reports; transcripts of files.
-
-Lines of reports have at most about 100 characters and are the same on a terminal and in a log.
-"""
+"""Text on a console: labelled rows, wrapped lines and columns of reports; transcripts of files."""
 
 import json
 import math
@@ -21,12 +18,13 @@ from corpus_asr.segments import Segment, Transcript, timestamp
 if TYPE_CHECKING:
     from jinja2 import Template
 
+# Not the terminal's: the same report is written to a log, by a cron job, or into an issue.
 WIDTH = 100
 _LABEL_WIDTH = 12  # of the longest, "last commit", and a blank
 
 
 def duration(seconds: float) -> str:
-    """Write a length of time with the unit that suits it."""
+    """Write a length of time in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
@@ -44,17 +42,24 @@ def row(label: str, text: str) -> str:
     return f"  {label:<{_LABEL_WIDTH}}{text}"
 
 
-def table(label: str, rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Align columns: the first to the left, the others to the right."""
-    widths = [max(len(cells[column]) for cells in rows) for column in range(len(rows[0]))]
-    for number, (first, *rest) in enumerate(rows):
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        yield row(label if number == 0 else "", "  ".join(cells)).rstrip()
+def aligned(rows: Sequence[Sequence[str]], *, least: int = 0) -> list[list[str]]:
+    """Pad cells to columns at least so wide, the first to the left and the others to the right."""
+    widths = [max(least, *map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])] for first, *others in rows
+    ]
+
+
+def table(label: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield lines of aligned columns, the first of them labelled."""
+    for cells in aligned(rows):
+        yield row(label, "  ".join(cells)).rstrip()
+        label = ""
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, without what a terminal would obey."""
+    """Return a text in one line, without control characters."""
+    # A file name may hold escape sequences that rewrite what a terminal shows.
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
@@ -64,7 +69,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """Return data for JSON with numbers rounded to six digits; one that is not a number is null."""
+    """Return data for JSON with numbers rounded to six digits, and null in place of NaN."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -75,40 +80,41 @@ def rounded(value: Any) -> Any:
 
 
 def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
-    """Break a long text into lines below each other, the first behind its label."""
+    """Break a long text into lines, the first behind its label."""
     indent = " " * (_LABEL_WIDTH + 2)
     yield from textwrap.wrap(
         text,
         WIDTH,
         initial_indent=(row(label, "") if label else indent) + bullet,
         subsequent_indent=indent + " " * len(bullet),
-        break_long_words=False,
+        break_long_words=False,  # a URI has to stay one word, to be copied
         break_on_hyphens=False,
     )
 
 
 def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Template":
-    """Return a template of text or Markdown; filters of Markdown escape what comes from tables."""
+    """Return a template of text or Markdown with these filters in addition to the common ones."""
+    # Here: `transcribe` prints through this module, and starts 45 ms sooner without Jinja.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
         loader=PackageLoader(package),
-        autoescape=False,
+        autoescape=False,  # text for a console; Markdown has filters of its own
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    usual: dict[str, Callable[..., str]] = {
+    common: dict[str, Callable[..., str]] = {
         "commas": "{:,}".format,
         "counted": counted,
         "duration": duration,
         "percent": "{:.0%}".format,
         # Of whole lines: templates take the line's end after a block away.
         "row": lambda text, label: f"{row(label, text).rstrip()}\n",
-        "wrap": lambda text, **where: "\n".join([*wrapped(text, **where), ""]),
+        "wrap": lambda text, **options: "\n".join([*wrapped(text, **options), ""]),
     }
-    templates.filters |= usual | filters
+    templates.filters |= common | filters
     templates.globals |= {
         "failure_kind": failure_kind,
         "table": lambda label, rows: "\n".join(table(label, rows)),
@@ -123,20 +129,15 @@ class Format(StrEnum):
     jsonl = "jsonl"
 
 
-def printer(output_format: Format, *, many: bool) -> Callable[[Transcript], None]:
-    """Return what prints a transcript, in colour on a terminal; of many files, with its name."""
+def print_transcript(transcript: Transcript, output_format: Format, *, heading: bool) -> None:
+    """Print a transcript, in color on a terminal; `heading` puts its name above plain text."""
     if output_format is Format.jsonl:
-        return _print_json
-    if not sys.stdout.isatty():
-        return lambda transcript: _print_plain(transcript, heading=many)
-    return _print_rich
-
-
-def _print_json(transcript: Transcript) -> None:
-    typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
-
-
-def _print_plain(transcript: Transcript, *, heading: bool) -> None:
+        typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
+        return
+    # Rich would wrap and color what another program reads.
+    if sys.stdout.isatty():
+        _print_rich(transcript)
+        return
     if heading:
         typer.echo(f"{transcript.uri}:")
     for segment in transcript.segments:

@@ -1,7 +1,7 @@
 """Answers to the requests of the pages, as values that are written as JSON.
 
-A recording is named by its ID and looked up in the tables, never by a path. Texts show characters
-that would hide or reorder others.
+A recording is named by its ID and looked up in the tables, never by a path. Texts are `visible`:
+with signs for characters that would hide or reorder others.
 """
 
 import math
@@ -35,9 +35,9 @@ from corpus_asr.view.search import (
     recordings_page,
     states,
 )
-from corpus_asr.view.sound import MAX_SAMPLES, Readable, Sounds
+from corpus_asr.view.sound import MAX_SAMPLES, Playable, Sounds
 
-# Formats that can be saved.
+# What openai-whisper writes, too; the rest is for data sets, not for one recording.
 _SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "txt", "tsv", "json"))
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 MAX_CHARS = 2_000
@@ -52,17 +52,16 @@ class Request(Filters):
     """The parameters of a request."""
 
     q: str = ""
-    """What to search for, or to mark."""
+    """A query, to search for or to mark."""
     whole_words: bool = False
     order: Order = Order.recording
     recording_order: RecordingOrder = RecordingOrder.name
     page: int = 0
     block: int = 0
-    """Of a recording's segments."""
     from_s: float = 0.0
     back: bool = False
     decode: bool = False
-    """Whether to decode audio that browsers could play."""
+    """Also what browsers play."""
     channel: int | None = None
     format: str = ""
 
@@ -86,7 +85,7 @@ def _count(text: str) -> int:
     return value
 
 
-# How parameters that are no text are read, and what they have to be.
+# Parsers of parameters that are no text, and what these have to be.
 _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("whole_words", "back", "decode"), ("1".__eq__, "1")),
     **dict.fromkeys(("from_s", "min_confidence", "max_confidence"), (_number, "a number")),
@@ -98,7 +97,7 @@ _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
 
 
 def parse_request(parameters: Mapping[str, str]) -> Request:
-    """Read the parameters of a request with care; unknown ones are ignored."""
+    """Parse the parameters of a request; unknown ones are ignored."""
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(Request)):
         text = parameters.get(name.removesuffix("_s"), "")
@@ -115,14 +114,14 @@ def parse_request(parameters: Mapping[str, str]) -> Request:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers requests; each method is a kind of request that pages make, by its name."""
+    """Answers requests: one method for each kind, by its name."""
 
     library: Library
     transcripts: Transcripts
     sounds: Sounds
 
     def run(self, _: Request) -> dict[str, Any]:
-        """Describe the output folder."""
+        """Return the state and counts of the output folder."""
         view = self.library.current()
         table = view.catalogue.recordings
         counts = {each["name"]: each["count"] for each in _counted(states(table))}
@@ -162,7 +161,7 @@ class Answers:
         return _page(page.total) | {"ready": True, "in": page.recordings, "hits": hits}
 
     def recording(self, request: Request) -> dict[str, Any]:
-        """Describe a recording, without its segments."""
+        """Return a recording, without its segments."""
         catalogue, position = self._named(request)
         row = catalogue.row(position)
         transcript = self.transcripts.read(catalogue, position)
@@ -204,7 +203,7 @@ class Answers:
         return {"at_s": at_s}
 
     def sound(self, request: Request) -> dict[str, Any]:
-        """Tell whether and how a recording can be played."""
+        """Return whether and how a recording can be played."""
         catalogue, position = self._named(request)
         sound = self.sounds.of(catalogue.row(position))
         answer = {
@@ -217,7 +216,7 @@ class Answers:
         try:
             changed = self.sounds.changed(sound)
             if request.decode:
-                # One sample after the header of the WAV.
+                # One sample after the header of the WAV: whether it can be decoded shows here.
                 next(self.sounds.decoded(sound, channel=request.channel).read(44, 46))
         except FetchError as error:
             return answer | {"state": "missing", "message": visible(f"{error}{_ELSEWHERE}")}
@@ -225,7 +224,7 @@ class Answers:
             return answer | {"state": "unplayable", "message": visible(str(error))}
         return answer | {"state": "changed" if changed else "ok", "message": ""}
 
-    def audio(self, request: Request) -> Readable:
+    def audio(self, request: Request) -> Playable:
         """Return the audio of a recording, as it is or decoded."""
         catalogue, position = self._named(request)
         sound = self.sounds.of(catalogue.row(position))
@@ -288,7 +287,6 @@ def _hit(hit: Hit, row: Mapping[str, Any], query: Query) -> dict[str, Any]:
 
 
 def _segment(row: Mapping[str, Any], query: Query) -> dict[str, Any]:
-    """Return a segment with its words, or its pieces; each says whether it matches."""
     text = row["text"] or ""
     pieces = query.pieces(text) if query.wanted else [(text, False)]
     values = {name: row[name] for name in ("start_s", "end_s", "language", "confidence", "channel")}
@@ -299,7 +297,7 @@ def _segment(row: Mapping[str, Any], query: Query) -> dict[str, Any]:
 
 
 def _words(words: list[dict[str, Any]], pieces: list[tuple[str, bool]]) -> Iterator[list[Any]]:
-    """Yield word, start, end, probability and whether it is part of a match."""
+    # Word, start, end, probability, and whether it is part of a match.
     marked = "".join(("x" if matches else " ") * len(piece) for piece, matches in pieces)
     # Words joined are their segment; in tables where they are not, none of them is marked.
     fits = sum(len(word["word"]) for word in words) == len(marked)

@@ -1,8 +1,4 @@
-"""The recordings of an output folder, their transcripts, and how the view of both is kept current.
-
-The run may be finished, in progress or stopped. Requests are answered from the last view while a
-new one is read.
-"""
+"""The recordings of an output folder, their transcripts, and a current view of both."""
 
 import logging
 import math
@@ -34,7 +30,9 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.view.search import TextFiles, Texts
 
+# A look lists the names of commits.
 REFRESH_S = 10.0
+# About eight minutes of speech; a day of audio has 17,280 segments, too many for one page.
 BLOCK_ROWS = 100
 KEPT = 4  # transcripts in memory
 SHOWN_LABELS = 3
@@ -55,7 +53,7 @@ class Catalogue:
     """Segments, or labels in their place."""
     index: Index
     recordings: pa.Table
-    """The columns of the index and those of the table of recordings, sorted by URI."""
+    """Columns of the index and of the table of recordings, sorted by URI."""
     finished: bool
 
     @property
@@ -64,7 +62,7 @@ class Catalogue:
         return self.rows is LABEL_ROWS
 
     def position_of(self, recording_id: str) -> int | None:
-        """Return the position of a recording; None if there is no such recording."""
+        """Return the position of a recording; None if there is none of this ID."""
         position = pc.index(self.recordings["recording_id"], recording_id).as_py()
         return None if position < 0 else int(position)
 
@@ -79,31 +77,31 @@ def read_catalogue(store: OutputStore) -> Catalogue:
     names = outcomes_names(store)
     classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
     rows = LABEL_ROWS if classified else SEGMENT_ROWS
-    settlement = Ledger.load(store).resolve(())
-    index = index_of(store, names, settlement, rows)
+    resolution = Ledger.load(store).resolve(())
+    index = index_of(store, names, resolution, rows)
     recordings = index.recordings
-    details = _details(store, names, settlement, recordings["recording_id"].combine_chunks())
+    details = _details(store, names, resolution, recordings["recording_id"].combine_chunks())
     for name in _DETAILS[1:]:
         recordings = recordings.append_column(name, details[name])
     return Catalogue(rows, index, recordings, finished=store.exists(SUCCESS_NAME))
 
 
 def _details(
-    store: OutputStore, names: Sequence[str], settlement: CommitResolution, ids: pa.Array
+    store: OutputStore, names: Sequence[str], resolution: CommitResolution, ids: pa.Array
 ) -> pa.Table:
-    """Return what a recording's parts say together, in the order of `ids`."""
+    # What the parts of each recording come to together, in the order of `ids`.
     schema = projected(OUTCOMES, PART_COLUMNS)
-    found = []
+    aggregated = []
     # Parts of this many recordings fit in memory.
     for start in range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT):
         some = ids.slice(start, RECORDINGS_PER_OBJECT)
         tables = [schema.empty_table()]
-        for batch, counts in counted(store, settlement.keep, PART_COLUMNS, names):
+        for batch, counts in counted(store, resolution.keep, PART_COLUMNS, names):
             theirs = pc.is_in(batch.column("recording_id"), value_set=some)
             wanted = pc.and_(theirs, pa.array(counts))
             tables.append(pa.Table.from_batches([batch]).filter(wanted).cast(schema))
-        found.append(aggregate(pa.concat_tables(tables)).select(_DETAILS))
-    details = pa.concat_tables(found)
+        aggregated.append(aggregate(pa.concat_tables(tables)).select(_DETAILS))
+    details = pa.concat_tables(aggregated)
     return details.take(pc.index_in(ids, value_set=details["recording_id"].combine_chunks()))
 
 
@@ -117,13 +115,13 @@ class View:
     version: int
     """Higher with each change."""
     rows_read: int = 0
-    """Progress of reading the texts."""
+    """Of the texts, while they are read."""
     problem: str | None = None
-    """Why the folder could not be read again."""
+    """Why the folder could not be refreshed."""
 
 
 class Library:
-    """Keeps a view of an output folder, which is read only when asked for. Thread-safe."""
+    """Keeps a view of an output folder, refreshed in the background on use. Thread-safe."""
 
     def __init__(self, store: OutputStore, *, refresh_s: float = REFRESH_S) -> None:
         self.store = store
@@ -146,6 +144,7 @@ class Library:
 
     def current(self) -> View:
         """Return the last view, and start reading a new one if it is old."""
+        # Never waits: a large run takes minutes to read, and its last view is worth showing.
         with self._lock:
             due = time.monotonic() - self._checked_s >= self._refresh_s
             if due and (self._thread is None or not self._thread.is_alive()):
@@ -202,7 +201,7 @@ class Library:
 
 
 class _ClosingError(Exception):
-    """The library is closed while texts are read."""
+    pass
 
 
 _ORDER = [(name, "ascending") for name in ("start_s", "channel", "part", "segment")]
@@ -223,17 +222,14 @@ _WINDOWS = pa.schema(
 
 @dataclass(frozen=True)
 class Transcript:
-    """The segments of a recording, sorted by time.
-
-    Rows have start_s, end_s, text, language, confidence, channel and words, which are null without
-    word times.
-    """
+    """The segments of a recording."""
 
     rows: pa.Table
+    """start_s, end_s, text, language, confidence, channel, words (or null); sorted by time."""
 
     @property
     def block_starts_s(self) -> list[float]:
-        """The start of each block."""
+        """Start of each block."""
         starts: list[float] = self.rows["start_s"].to_numpy()[::BLOCK_ROWS].tolist()
         return starts
 
@@ -244,17 +240,17 @@ class Transcript:
 
     @cached_property
     def channels(self) -> list[int]:
-        """The channels, where each was transcribed separately."""
+        """Channels that were transcribed separately."""
         return sorted(self.rows["channel"].unique().drop_null().to_pylist())
 
     def block(self, number: int) -> list[dict[str, Any]]:
-        """Return the segments of a block; none beyond the last."""
+        """Return the segments of a block."""
         rows: list[dict[str, Any]] = self.rows.slice(number * BLOCK_ROWS, BLOCK_ROWS).to_pylist()
         return rows
 
     @cached_property
     def _scores(self) -> tuple[np.ndarray, np.ndarray]:
-        """Start and probability of each word, by time; of each segment, without words."""
+        # Start and probability of each word, by time; of each segment, without word times.
         if self.has_words:
             words = pc.list_flatten(self.rows["words"].combine_chunks())
             starts, scores = (
@@ -267,10 +263,7 @@ class Transcript:
         return starts[order], scores[order]
 
     def low_confidence(self, from_s: float, *, below: float, forward: bool = True) -> float | None:
-        """Return the start of the next or previous word with a probability below a threshold.
-
-        A word that starts at `from_s` itself is not returned.
-        """
+        """Return the start of the first word after or before `from_s` that is below a threshold."""
         starts, scores = self._scores
         doubtful = starts[scores < below]
         later = int(np.searchsorted(doubtful, from_s, side="right" if forward else "left"))
@@ -306,7 +299,7 @@ class Transcripts:
 
 
 def _windows(labels: pa.Table) -> pa.Table:
-    """Return a row per window, whose text is its likeliest labels."""
+    # A row per window, whose text is its likeliest labels.
     windows: list[dict[str, Any]] = []
     rows = labels.filter(pc.less_equal(labels["rank"], SHOWN_LABELS)).sort_by(_LABEL_ORDER)
     for row in rows.to_pylist():

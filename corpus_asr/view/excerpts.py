@@ -1,8 +1,6 @@
-"""Time spans of recordings as samples that any browser plays; runs in a child process.
+"""Time spans of recordings as 16-bit mono at 16 kHz; runs in a child process.
 
-Samples are 16-bit mono at 16 kHz, as they were transcribed, in pieces. A player asks for the next
-span soon, so decoders are kept open where they are. Native decoders may crash or hang here; the
-server never imports this.
+Native decoders may crash or hang here; the server never imports this.
 """
 
 import io
@@ -20,6 +18,7 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.sound import ExcerptRequest
 
+# A player soon asks for the next span: decoders are kept open where they are.
 OPEN_DECODERS = 4
 # A decoder needs some packets before what it gives is right, and a resampler some samples.
 _LEAD_S = 2.0
@@ -35,7 +34,7 @@ class Excerpts:
         self._open: OrderedDict[tuple[str, int | None, bool], _Tape] = OrderedDict()
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
-        """Yield `num_samples` in pieces, silence after the end, and empty pieces as heartbeats."""
+        """Yield `num_samples`, with silence after the end, and empty pieces as heartbeats."""
         key = (request.uri, request.channel, request.exact)
         tape = self._open.pop(key, None)
         if tape is None or not tape.reaches(request.start_sample, exact=request.exact):
@@ -69,8 +68,7 @@ class Excerpts:
 
 
 class _Tape:
-    """An open recording, decoded forward."""
-
+    # An open recording, which can only be decoded forward.
     def __init__(self, file: io.BufferedReader, decoder: AudioDecoder) -> None:
         self.decoder = decoder
         self.position = 0  # of the next sample

@@ -1,8 +1,7 @@
 """Search over all segments of a run: their texts in mapped files, filters, and pages of hits.
 
-Texts lie beside their folded forms in unnamed files on this machine: searched at the speed of
-memory, they keep four bytes per segment in it. A search takes memory for the pages up to the one it
-returns, however many hits there are.
+Texts and their folded forms lie in unnamed files: searched at the speed of memory, they keep four
+bytes per segment in it. A search takes memory for the pages up to the one it returns.
 """
 
 import re
@@ -24,10 +23,12 @@ from corpus_asr.export.recordings import Claims, Index, claimed_rows
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows, projected
 from corpus_asr.text.normalize import PLAIN_LETTERS
 
+# Each term is a pass over all texts.
 MAX_QUERY_CHARS = 500
 _TERM = re.compile(r'(?<!\S)(-?)(?:"([^"]*)"?|(\S+))')
 _DOTLESS_I = "\u0131"
-# Marks that only colour a letter: accents, and points of Hebrew and Arabic.
+# Marks that are left out: accents, and points of Hebrew and Arabic. Those of other scripts, such as
+# the vowels of Devanagari, make another word.
 _ACCENTS = (
     (0x0300, 0x036F), (0x0591, 0x05BD), (0x05BF, 0x05C7), (0x0610, 0x061A), (0x0640, 0x0640),
     (0x064B, 0x065F), (0x0670, 0x0670), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF),
@@ -39,8 +40,7 @@ _FOLLOWING_JAMO = range(0x1160, 0x1200)
 
 
 class _Table(dict[int, str | int | None]):
-    """The folded form of each character, computed when it first occurs."""
-
+    # Filled as characters occur: Unicode has a million.
     def __missing__(self, code: int) -> str | int | None:
         character = chr(code)
         self[code] = PLAIN_LETTERS.get(character, code)
@@ -55,12 +55,13 @@ _TABLE = _Table({ord("\n"): "\n", ord(_DOTLESS_I): "i"})
 
 
 def folded(text: str) -> str:
-    """Return the folded form of a text: words between single spaces, none at the ends."""
+    """Return a text without case, accents and punctuation, its words between single spaces."""
     return folded_lines([text])[0]
 
 
 def folded_lines(texts: Sequence[str]) -> list[str]:
     """Return the folded forms of many texts, at a cost of microseconds each."""
+    # Apart: one letter beyond ASCII would send all of a batch through Unicode's normal forms.
     plain = iter(_folded([text for text in texts if text.isascii()]))
     others = iter(_folded([text for text in texts if not text.isascii()]))
     return [next(plain) if text.isascii() else next(others) for text in texts]
@@ -81,10 +82,7 @@ def _translated(text: str) -> str:
 
 
 def places(text: str) -> tuple[str, list[int]]:
-    """Return the folded form, and for each of its characters the place in the text it comes from.
-
-    One more place stands at the end: the length of the text.
-    """
+    """Return the folded form, and where in the text its characters, and its end, come from."""
     characters: list[str] = []
     sources: list[int] = []
     starts = [at for at in range(len(text)) if at == 0 or not _follows(text[at])]
@@ -99,7 +97,7 @@ def places(text: str) -> tuple[str, list[int]]:
 
 
 def _follows(character: str) -> bool:
-    """Tell whether a character belongs to the letter before it."""
+    # Whether a character belongs to the letter before it.
     return ord(character) in _FOLLOWING_JAMO or unicodedata.category(character)[0] == "M"
 
 
@@ -113,7 +111,7 @@ class Query:
     """Whether a match begins and ends where words do."""
 
     def matches(self, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Return a mask of the folded texts that match; each has a space at both ends."""
+        """Return a mask of the matching ones of folded texts, which have a space at both ends."""
         matching = np.ones(len(texts), dtype=bool)
         for terms, expected in ((self.wanted, True), (self.excluded, False)):
             for term in terms:
@@ -123,7 +121,7 @@ class Query:
         return matching
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
-        """Cut a text into pieces; those that match are marked True."""
+        """Split a text into pieces, with True for those that match."""
         plain, sources = places(text)
         marked = np.zeros(len(text), dtype=bool)
         for start, stop in self._spans(plain):
@@ -144,7 +142,7 @@ class Query:
 
 
 def parse_query(text: str, *, whole_words: bool = False) -> Query:
-    """Parse what was typed."""
+    """Parse a query: words, "phrases", and what to exclude after a minus."""
     if len(text) > MAX_QUERY_CHARS:
         raise ConfigError(
             f"searching: found {len(text)} characters, expected {MAX_QUERY_CHARS} at most; search "
@@ -164,7 +162,9 @@ def parse_query(text: str, *, whole_words: bool = False) -> Query:
 
 
 PAGE_ROWS = 50
+# A search keeps the hits of all pages up to its own: at most 10,000.
 MAX_PAGE = 200
+# Arrow's kernels cost some microseconds a call, which is nothing over so many rows.
 CHUNK_ROWS = 131_072
 NOBODY = -1
 _SEGMENT_COLUMNS = (
@@ -177,14 +177,15 @@ _LABEL_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows of some objects: text, folded, start_s, end_s, confidence, language, channel, shown."""
+    """Rows of some objects, in one mapped file."""
 
     rows: pa.Table
+    """text, folded, start_s, end_s, confidence, language, channel, shown."""
     spans: tuple[tuple[str, int, int], ...]
-    """Where its rows come from: an object, the first row there, and how many."""
+    """Objects, their first rows here, and numbers of rows."""
 
     def owners(self, claims: Mapping[str, Claims]) -> np.ndarray:
-        """Return the position of each row's recording; `NOBODY` for rows that are no hits."""
+        """Return the position of each row's recording, or `NOBODY` if the row does not count."""
         owners = []
         for name, first, count in self.spans:
             theirs = np.full(count, NOBODY, dtype=np.int32)
@@ -199,15 +200,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What can be searched at one moment."""
+    """The searchable texts at one moment."""
 
     chunks: tuple[Chunk, ...] = ()
     owners: tuple[np.ndarray, ...] = ()
-    """Of each chunk's rows: the position among the recordings, or `NOBODY`."""
+    """`Chunk.owners` of each."""
 
 
 class TextFiles:
-    """Keeps the files, in a temporary folder of its own."""
+    """Keeps the files of texts, in a temporary folder."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="corpus-asr-view-")
@@ -226,9 +227,9 @@ class TextFiles:
         *,
         on_rows: Callable[[int], None] = lambda _: None,
     ) -> Texts:
-        """Read new objects of an output folder, drop deleted ones, and return what there is now.
+        """Read new objects of an output folder, drop deleted ones, and return all texts.
 
-        `on_rows` is called with the number of rows whenever some have been read.
+        `on_rows` is called with the number of rows just read.
         """
         claims = dict(index.objects())
         # Objects never change: of a run in progress only new ones are read.
@@ -319,11 +320,11 @@ class Filters:
     id: str = ""
     """Of the only recording."""
     name: str = ""
-    """Part of the URI, in any case; a star stands for anything."""
+    """Part of the URI, case ignored; a star matches anything."""
     state: State | None = None
     language: str | None = None
     label: str | None = None
-    """The likeliest label of the recording."""
+    """Likeliest label of the recording."""
     min_confidence: float | None = None
     max_confidence: float | None = None
 
@@ -335,7 +336,7 @@ class Filters:
                 )
 
     def recordings(self, table: pa.Table) -> np.ndarray:
-        """Return a mask of the recordings that match, by what holds for a whole recording."""
+        """Return a mask of the recordings that match all but language and confidence."""
         keep = np.ones(table.num_rows, dtype=bool)
         if self.id:
             keep &= pc.equal(table["recording_id"], self.id).to_numpy()
@@ -356,7 +357,7 @@ class Filters:
         return mask
 
     def segments(self, rows: pa.Table) -> np.ndarray:
-        """Return a mask of the segments that match, by what holds for each of them."""
+        """Return a mask of the segments that match language and confidence."""
         keep = self.in_language(rows)
         confidence = rows["confidence"].to_numpy()
         if self.min_confidence is not None:
@@ -384,7 +385,7 @@ class Hit:
     end_s: float
     text: str
     before: str
-    """The segment before it in the same channel; "" where there is none."""
+    """Text of the segment before it in the same channel, or empty."""
     after: str
     confidence: float | None
     language: str | None
@@ -397,7 +398,7 @@ class Hits:
 
     total: int
     recordings: int
-    """In how many recordings they are."""
+    """With at least one hit."""
     hits: list[Hit]
 
 
@@ -410,13 +411,14 @@ def find(
     order: Order = Order.recording,
     page: int = 0,
 ) -> Hits:
-    """Search all segments of a run; recordings and texts are those of one view."""
+    """Search all segments of a run; recordings and texts are of one view."""
     _check_page(page)
     wanted = filters.recordings(recordings)
     seen = np.zeros(len(wanted), dtype=bool)
     total = 0
     first = [np.empty(0)] * 5  # sort key, owner, start, chunk and row of the first hits
     for number, (chunk, owners) in enumerate(zip(texts.chunks, texts.owners, strict=True)):
+        # Cheap filters first: texts are matched only where some row is left.
         keep = owners != NOBODY
         keep &= wanted[owners] & filters.segments(chunk.rows)
         if keep.any() and (query.wanted or query.excluded):
@@ -479,7 +481,7 @@ def recordings_page(
     order: RecordingOrder = RecordingOrder.name,
     page: int = 0,
 ) -> tuple[int, list[int]]:
-    """Return how many recordings match, and the positions of one page of them."""
+    """Return the number of recordings that match, and the positions of one page of them."""
     _check_page(page)
     positions = np.flatnonzero(filters.recordings(recordings) & filters.in_language(recordings))
     if order is not RecordingOrder.name:

@@ -1,8 +1,6 @@
 """A web server for one person on one machine: pages, answers as JSON, audio by ranges.
 
-Nothing is found by a path: pages are a fixed few, answers and audio are of recordings that the
-run's own tables name. A request needs the token in the address, and a `Host` header that no other
-site can point here.
+No file is found by a path of a request; a request needs the token of the URL and a local `Host`.
 
 Source: RFC 9110, section 14 (ranges); https://www.w3.org/TR/CSP3/.
 """
@@ -39,7 +37,7 @@ _PAGES = {"": "index.html", "recording": "recording.html"} | {
 }  # fmt: skip
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset({"run", "recordings", "search", "recording", "segments", "unsure", "sound"})
-_TOKEN_BYTES = 16
+_TOKEN_BYTES = 16  # as many as a UUID: other users of the machine cannot guess it
 # Requests of one decoder wait in a thread each; other requests are not to wait for these.
 _THREADS = 32
 # A player that pauses keeps its request open: Ctrl-C does not wait for it.
@@ -63,10 +61,9 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ViewServer:
-    """Listens at an address from the start, and answers while `serve` runs.
+    """Listens from the start, and answers while `serve` runs.
 
-    Raises:
-        OSError: the port is taken, or the address is not one of this machine.
+    Raises `OSError` if the port is taken, or the address is not one of this machine.
     """
 
     def __init__(self, answers: Answers, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -113,7 +110,6 @@ class ViewServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Answer only those authorized requests, and turn errors into responses."""
         try:
             if not self._is_local(request.headers.get("Host", "")):
                 why = "no such path on this server"
@@ -138,7 +134,7 @@ class ViewServer:
         return web.json_response({"error": visible(why)}, status=status)
 
     def _is_local(self, host: str) -> bool:
-        """Tell whether a Host header is no foreign name that was made to point here."""
+        # Another site can make its name point here (DNS rebinding), but not an address.
         with suppress(ValueError):
             name = (urlsplit(f"//{host}").hostname or "").lower()
             return name in self._names or bool(ipaddress.ip_address(name))

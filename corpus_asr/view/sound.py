@@ -1,8 +1,7 @@
 """Audio of a run's recordings for playback: their own bytes, or decoded samples.
 
 What browsers play is passed on as it is; the rest is decoded in a child process into a WAV that
-never exists as a whole, since at a constant rate each of its bytes has a time. Only recordings that
-the run's own tables name are read.
+never exists as a whole: at a constant rate each of its bytes has a time.
 """
 
 import functools
@@ -11,7 +10,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ PATIENCE = RetryPolicy(attempts=4, patience_s=15.0, request_timeout_s=20.0)
 # The longest silence of a decoder; while it decodes up to a start it sends empty pieces.
 DECODER_TIMEOUT_S = 60.0
 PIECE_BYTES = 256 * 1024
+# Enough for the recordings that one person has open at a time.
 OPEN_FILES = 8
 
 _WAV_HEADER_BYTES = 44
@@ -41,6 +41,7 @@ MAX_SAMPLES = (2**32 - 1 - _WAV_HEADER_BYTES) // _SAMPLE_BYTES
 # Lengths that are decoded at a time: the first is short, for somebody waits for it.
 _EXCERPTS_S = (2, 4, 8, 16)
 
+# By suffix: media type, and the codecs in it that browsers play.
 _PCM = ("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le")
 _PLAYED: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ".mp3": ("audio/mpeg", ("mp3",)),
@@ -63,30 +64,30 @@ class ExcerptRequest:
 
     uri: str
     channel: int | None
-    """The only one; None for a mix of all."""
+    """None for a mix of all."""
+    # Times of damaged recordings are those of what could be decoded, which a seek does not know.
     exact: bool
-    """Whether to decode everything before it: the times of damaged recordings are those of what
-    could be decoded, which a seek does not know."""
+    """Whether to decode everything before it."""
     start_sample: int
     num_samples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sound:
-    """What is known of a recording's audio."""
+    """A recording's audio, as the tables describe it."""
 
     uri: str
-    """Where it lies now."""
+    """Its present one."""
     etag: str | None
+    """Of what was transcribed, as is the size."""
     size_bytes: int | None
-    """When it was transcribed."""
     duration_s: float
     codec: str | None
     decode_errors: int
 
     @property
     def browser_type(self) -> str | None:
-        """The media type by which browsers play the file as it is; None if they do not."""
+        """The media type if browsers play the file as it is; else None."""
         suffix = os.path.splitext(self.uri.partition("?")[0])[1].lower()
         kind, codecs = _PLAYED.get(suffix, ("", ()))
         codec = (self.codec or "").removeprefix("lib").removesuffix("float").removesuffix("_fixed")
@@ -95,8 +96,7 @@ class Sound:
 
 
 class _OpenFile:
-    """A recording's file that several requests read from."""
-
+    # Several requests read from it at a time.
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
         self._lock = threading.Lock()
@@ -111,8 +111,8 @@ class _OpenFile:
 class Sounds:
     """Opens recordings for playback. Thread-safe.
 
-    `moved` are prefixes of URIs and what replaces them; `endpoint_url` is the store of the
-    recordings, where it is not the run's.
+    `moved` are prefixes of URIs with their replacements; `endpoint_url` is that of the recordings,
+    if it is not the run's.
     """
 
     def __init__(
@@ -151,37 +151,65 @@ class Sounds:
         return Sound(uri=uri, decode_errors=row["decode_errors"] or 0, **same)
 
     def changed(self, sound: Sound) -> bool:
-        """Tell whether a recording has changed since it was transcribed, as far as is known.
+        """Return whether a recording has changed since it was transcribed.
 
-        Raises:
-            FetchError: it is gone, or its store does not answer.
+        Raises `FetchError` if it is gone, or its store does not answer.
         """
+        # Stores without ETags, and tables of older runs, tell less: what is unknown is no change.
         with self._open(sound.uri) as file:
             now = cast(RangeFile, file.raw).info
         pairs = ((sound.etag, now.etag), (sound.size_bytes, now.size_bytes))
         return any(a is not None and b is not None and a != b for a, b in pairs)
 
-    def as_it_is(self, sound: Sound) -> "SourceBytes":
+    def as_it_is(self, sound: Sound) -> "Playable":
         """Return a recording's own bytes."""
         kind = sound.browser_type or "application/octet-stream"  # browsers look into it themselves
-        return SourceBytes(self, sound.uri, kind, self._file(sound.uri).size_bytes)
+        read = functools.partial(self._source_bytes, sound.uri)
+        return Playable(kind, self._file(sound.uri).size_bytes, read)
 
-    def decoded(self, sound: Sound, *, channel: int | None = None) -> "DecodedWav":
-        """Return a recording as a WAV, of one channel or of all mixed."""
-        return DecodedWav(self, sound, channel)
+    def decoded(self, sound: Sound, *, channel: int | None = None) -> "Playable":
+        """Return a recording as a WAV of 16-bit mono at 16 kHz, of one channel or of all mixed."""
+        num_samples = min(MAX_SAMPLES, round(sound.duration_s * SAMPLE_RATE_HZ))
+        read = functools.partial(self._wav_bytes, sound, channel, num_samples)
+        return Playable("audio/wav", _WAV_HEADER_BYTES + _SAMPLE_BYTES * num_samples, read)
 
-    def bytes_of(self, uri: str, start: int, count: int) -> bytes:
-        """Read some bytes of a recording."""
-        try:
-            return self._file(uri).read(start, count)
-        except Exception:
-            self._file.cache_clear()  # it may have changed: the next request opens it again
-            raise
+    def _source_bytes(self, uri: str, start: int, stop: int) -> Iterator[bytes]:
+        while start < stop:
+            try:
+                piece = self._file(uri).read(start, min(PIECE_BYTES, stop - start))
+            except Exception:
+                self._file.cache_clear()  # it may have changed: the next request opens it again
+                raise
+            if not piece:
+                return
+            start += len(piece)
+            yield piece
 
-    def excerpt(self, request: ExcerptRequest) -> bytes:
-        """Decode a time span."""
-        with self._decoding:
-            return b"".join(self._decoder.run(request))
+    def _wav_bytes(
+        self, sound: Sound, channel: int | None, num_samples: int, start: int, stop: int
+    ) -> Iterator[bytes]:
+        if start < _WAV_HEADER_BYTES:
+            yield _wav_header(num_samples)[start:stop]
+            start = _WAV_HEADER_BYTES
+        lengths = iter(_EXCERPTS_S)
+        length_s = 0
+        while start < stop:
+            length_s = next(lengths, length_s)
+            first, odd = divmod(start - _WAV_HEADER_BYTES, _SAMPLE_BYTES)
+            left = -(-(stop - _WAV_HEADER_BYTES) // _SAMPLE_BYTES) - first
+            request = ExcerptRequest(
+                uri=sound.uri,
+                channel=channel,
+                exact=bool(sound.decode_errors),
+                start_sample=first,
+                num_samples=min(left, length_s * SAMPLE_RATE_HZ),
+            )
+            # One child process decodes for all listeners, a few seconds at a time.
+            with self._decoding:
+                samples = b"".join(self._decoder.run(request))
+            piece = samples[odd : odd + stop - start]
+            start += len(piece)
+            yield piece
 
     def _open(self, uri: str) -> io.BufferedReader:
         return filesystem.open_binary(uri, self._store)
@@ -202,58 +230,13 @@ def _source(store: OutputStore) -> SourceSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceBytes:
-    """A recording's own bytes."""
+class Playable:
+    """Audio that is read by ranges."""
 
-    sounds: Sounds
-    uri: str
     type: str
     size_bytes: int
-
-    def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield bytes `start` to `stop`, in pieces."""
-        while start < stop:
-            piece = self.sounds.bytes_of(self.uri, start, min(PIECE_BYTES, stop - start))
-            if not piece:
-                return
-            start += len(piece)
-            yield piece
-
-
-class DecodedWav:
-    """A recording as 16-bit mono at 16 kHz, decoded where it is read."""
-
-    type = "audio/wav"
-
-    def __init__(self, sounds: Sounds, sound: Sound, channel: int | None) -> None:
-        self._sounds, self._sound, self._channel = sounds, sound, channel
-        self._num_samples = min(MAX_SAMPLES, round(sound.duration_s * SAMPLE_RATE_HZ))
-        self.size_bytes = _WAV_HEADER_BYTES + _SAMPLE_BYTES * self._num_samples
-
-    def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield bytes `start` to `stop`, in pieces."""
-        if start < _WAV_HEADER_BYTES:
-            yield _wav_header(self._num_samples)[start:stop]
-            start = _WAV_HEADER_BYTES
-        lengths = iter(_EXCERPTS_S)
-        length_s = 0
-        while start < stop:
-            length_s = next(lengths, length_s)
-            first, odd = divmod(start - _WAV_HEADER_BYTES, _SAMPLE_BYTES)
-            left = -(-(stop - _WAV_HEADER_BYTES) // _SAMPLE_BYTES) - first
-            request = ExcerptRequest(
-                uri=self._sound.uri,
-                channel=self._channel,
-                exact=bool(self._sound.decode_errors),
-                start_sample=first,
-                num_samples=min(left, length_s * SAMPLE_RATE_HZ),
-            )
-            piece = self._sounds.excerpt(request)[odd : odd + stop - start]
-            start += len(piece)
-            yield piece
-
-
-Readable = SourceBytes | DecodedWav
+    read: Callable[[int, int], Iterator[bytes]]
+    """Yields the bytes from a start to a stop, in pieces."""
 
 
 def _wav_header(num_samples: int) -> bytes:

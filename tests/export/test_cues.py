@@ -41,19 +41,13 @@ def test_breaks_come_at_ends_of_sentences_then_of_clauses_then_between_words() -
     assert found == ["We met Mr. J. Smith there.", "He was out."]
 
 
-def test_scripts_without_spaces_are_broken_between_characters() -> None:
-    text = "今日は天気がいいですね。明日も晴れるでしょう。"
-    found = texts(text, CueRules(max_line_chars=8, max_lines=1))
-    assert "".join(found) == text
-    assert all(len(line) <= 8 for line in found)
-    assert not any(line.startswith("。") for line in found)
-
-
-def test_marks_stay_with_their_letters() -> None:
-    text = "e\u0301" * 12
-    found = texts(text, CueRules(max_line_chars=5, max_lines=1))
-    assert "".join(found) == text
-    assert not any(line.startswith("\u0301") for line in found)
+def test_scripts_without_spaces_are_broken_between_letters_with_their_marks() -> None:
+    for text, chars, mark in (
+        ("今日は天気がいいですね。明日も晴れるでしょう。", 8, "。"), ("e\u0301" * 12, 5, "\u0301"),
+    ):  # fmt: skip
+        found = texts(text, CueRules(max_line_chars=chars, max_lines=1))
+        assert "".join(found) == text
+        assert all(len(line) <= chars and not line.startswith(mark) for line in found)
 
 
 def test_long_segments_are_broken_by_time_and_long_words_cut_short() -> None:

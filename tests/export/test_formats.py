@@ -2,6 +2,7 @@
 
 import html
 import io
+import json
 import random
 import re
 from typing import Any
@@ -33,21 +34,10 @@ def spoken(*, words: bool, start_s: float = 0.0) -> Recording:
     return recording(*segments)
 
 
-def whisper_result(found: Recording) -> dict[str, Any]:
-    segments = []
-    for each in found.segments:
-        values: dict[str, Any] = {"start": each.start_s, "end": each.end_s, "text": each.text}
-        if each.words is not None:
-            values["words"] = [
-                {"word": w.word, "start": w.start_s, "end": w.end_s} for w in each.words
-            ]
-        segments.append(values)
-    return {"segments": segments}
-
-
 def whispers(kind: str, found: Recording, **options: Any) -> str:
     file = io.StringIO()
-    get_writer(kind, ".").write_result(whisper_result(found), file=file, **options)
+    result = json.loads(dict(file_texts(found, [ExportFormat.json]))[".json"])
+    get_writer(kind, ".").write_result(result, file=file, **options)
     return file.getvalue()
 
 
@@ -113,16 +103,14 @@ def guarded(text: str) -> str:
     return re.sub(r"\{.*?\}", "", text).replace(" ", "")
 
 
-def test_what_players_take_for_instructions_is_none_of_them() -> None:
-    found = srt_text(cues_of(recording(segment(" {\\an8}top <i>", 0.0, 2.0)), CueRules()))
-    assert found.splitlines()[2] == "{ \\an8}top \u2039i>"
-
-
 def test_only_words_with_times_are_marked() -> None:
     timed = recording(segment(" one two three", 1.0, 4.0, words=True))
     assert vtt_text(cues_of(timed, CueRules()), WordStyle.karaoke) == (
         "WEBVTT\n\n00:01.000 --> 00:04.000\none <00:02.000>two <00:03.000>three\n\n"
     )
+    # What players would take for instructions is none of them.
+    found = srt_text(cues_of(recording(segment(" {\\an8}top <i>", 0.0, 2.0)), CueRules()))
+    assert found.splitlines()[2] == "{ \\an8}top \u2039i>"
     cues = cues_of(recording(segment(" one two", 1.0, 4.0)), CueRules())
     for style in WordStyle:
         assert vtt_text(cues, style) == "WEBVTT\n\n00:01.000 --> 00:04.000\none two\n\n"

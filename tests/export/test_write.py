@@ -87,8 +87,11 @@ def test_what_was_committed_twice_is_there_once_and_new_content_replaces_old(
     assert exported(store, to) == {"a.txt": "one\ntwo\n", "b.txt": "b\n", "c.txt": "c\n"}
     add(store, part("d.wav", 0, texts=None, status="failed"))
     add(store, heard("a.wav", 0, "new", etag="v2"), heard("d.wav", 0, "d"))
-    found = exported(store, to)
-    assert (found["a.txt"], found["d.txt"]) == ("new\n", "d\n")
+    orphan = add(store, heard("e.wav", 0, "orphan"))
+    store.remove(orphan.outcomes_name)
+    assert exported(store, to) == {
+        "a.txt": "new\n", "b.txt": "b\n", "c.txt": "c\n", "d.txt": "d\n",
+    }  # fmt: skip
 
 
 def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Path) -> None:
@@ -121,43 +124,28 @@ def test_a_finished_output_says_the_same(store: OutputStore, to: Path) -> None:
     assert before == exported(store, to / "after") == expected
 
 
-def test_orphans_are_not_seen(store: OutputStore, to: Path) -> None:
-    add(store, heard("a.wav", 0, "one"))
-    found = add(store, heard("b.wav", 0, "orphan"))
-    store.remove(found.outcomes_name)
-    assert exported(store, to) == {"a.txt": "one\n"}
-
-
 def test_segments_and_recordings_are_chosen(store: OutputStore, to: Path) -> None:
     (ja,) = (row | {"language": "de"} for row in rows(0, "ja"))
     both = [*rows(0, "yes"), ja | {"segment": 1}]
+    # Null: written before there was such a column.
+    marks = zip(rows(0, "a", "b", "c"), (None, True, False), strict=True)
+    marked = [row | {"known_hallucination": mark} for row, mark in marks]
     add(
         store,
         part("x/de.mp3", 0, texts=None, segments=[ja]),
-        part("x/en.wav", 0, texts=None, segments=rows(0, "a", "b", "c")),
+        part("x/en.wav", 0, texts=None, segments=marked),
         part("y/both.mp3", 0, texts=None, segments=both),
     )
     german = exported(store, to / "1", languages=("German",))
     assert german == {"x/de.txt": "ja\n", "y/both.txt": "ja\n"}
     assert set(exported(store, to / "2", uris=("*.mp3", "*none*"))) == {"x/de.txt", "y/both.txt"}
     assert exported(store, to / "3", min_confidence=0.65)["x/en.txt"] == "c\n"
+    assert exported(store, to / "4")["x/en.txt"] == "a\nb\nc\n"
+    assert exported(store, to / "5", drop_known_hallucinations=True)["x/en.txt"] == "a\nc\n"
     for wrong in ({"languages": ("klingon",)}, {"min_confidence": 2.0},
                   {"min_confidence": float("nan")}):  # fmt: skip
         with pytest.raises(ConfigError):
             Selection(**wrong)
-
-
-def test_known_hallucinations_are_left_out_only_when_that_is_asked_for(
-    store: OutputStore, to: Path
-) -> None:
-    marks = (False, True, None)  # null: written before there was such a column
-    marked = [
-        row | {"known_hallucination": mark}
-        for row, mark in zip(rows(0, "a", "b", "c"), marks, strict=True)
-    ]
-    add(store, part("a.wav", 0, texts=None, segments=marked))
-    assert exported(store, to / "1") == {"a.txt": "a\nb\nc\n"}
-    assert exported(store, to / "2", drop_known_hallucinations=True) == {"a.txt": "a\nc\n"}
 
 
 def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(

@@ -55,8 +55,7 @@ def corpus(folder: Path, recordings: int, *, each: int = 2, objects: int = 3) ->
 
 
 def gathered(store: OutputStore) -> Details:
-    gatherer = Gatherer(store)
-    load_report(store, gatherer)
+    load_report(store, gatherer := Gatherer(store))
     return gatherer.details()
 
 
@@ -77,14 +76,16 @@ def test_the_least_sure_and_the_slowest_are_found_and_the_draw_stays(tmp_path: P
     assert gathered(store) == found
 
 
-def test_of_many_segments_words_are_estimated(
+def test_of_many_segments_words_are_estimated_and_the_page_is_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = corpus(tmp_path, 500)
-    monkeypatch.setattr(samples, "COUNT_ALL_WORDS", 999)
+    store = corpus(tmp_path / "output", 5_000)
+    monkeypatch.setattr(samples, "COUNT_ALL_WORDS", 9_999)
     monkeypatch.setattr(samples, "_AROUND", 5)
     found = gathered(store)
-    assert (found.words, found.words_estimated) == (3000, True)
+    assert (found.words, found.words_estimated) == (30_000, True)
+    write_page(store, str(tmp_path / "page.html"))
+    assert (tmp_path / "page.html").stat().st_size < 100_000
 
 
 def test_words_are_letters_where_no_blanks_part_them() -> None:
@@ -92,8 +93,3 @@ def test_words_are_letters_where_no_blanks_part_them() -> None:
         {"text": [" two  words", "こん にちは", "", None], "language": ["en", "ja", "en", None]}
     )
     assert count_words(rows) == 2 + 5
-
-
-def test_a_page_of_many_recordings_is_small(tmp_path: Path) -> None:
-    write_page(corpus(tmp_path / "output", 5_000), str(tmp_path / "page.html"))
-    assert (tmp_path / "page.html").stat().st_size < 100_000

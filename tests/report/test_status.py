@@ -10,8 +10,8 @@ import pytest
 
 from corpus_asr.activity import Activity
 from corpus_asr.errors import ConfigError
-from corpus_asr.report import status as looking
 from corpus_asr.report.status import (
+    SILENT_S,
     Status,
     Verdict,
     as_data,
@@ -78,16 +78,12 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
     assert data["snapshot"]["activity"]["steps"] == 0
 
 
-def dead_process() -> ProcessName:
-    child = subprocess.Popen(["true"])
-    child.wait()
-    return replace(ProcessName.mine(), pid=child.pid)
-
-
 def test_a_driver_is_dead_silent_or_alive(store: OutputStore) -> None:
     alive = replace(HOLDER, process=ProcessName.mine())
     assert look(store, seen=snapshot(), holder=alive).alive
-    dead = look(store, holder=replace(HOLDER, process=dead_process()))
+    child = subprocess.Popen(["true"])
+    child.wait()
+    dead = look(store, holder=replace(alive, process=replace(alive.process, pid=child.pid)))
     assert dead.state == "dead"
     assert "run the same command again" in render(dead)
     silent = look(store, holder=replace(HOLDER, heartbeat_at="2026-01-01T12:00:00+00:00"))
@@ -144,7 +140,7 @@ def test_no_table_is_read(store: OutputStore, monkeypatch: pytest.MonkeyPatch) -
     commit_at(store, NOW)
     monkeypatch.setattr(OutputStore, "batches", pytest.fail)
     assert look(store, seen=snapshot(), holder=HOLDER).commits_since == 1
-    assert looking.SILENT_S == 90.0
+    assert SILENT_S == 90.0
 
 
 IDLE_EXTRACT = {"extract_alive_s": 100.0, "extract_s": 10.0, "parts_extracted": 5}
@@ -208,8 +204,6 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
     ):
         assert told in " ".join(text.split()), told
     assert max(len(line) for line in lines) <= 100
-
-
-def test_without_counts_only_queues_are_shown():
+    # Without counts, only queues are shown.
     labels = [line[2:14].strip() for line in shown(snapshot(activity=Activity(), failures=()))[1:]]
     assert labels == ["counted", "this run", "audio", "ETA", "queues"]

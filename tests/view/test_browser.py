@@ -95,7 +95,7 @@ def test_what_browsers_do_not_play_is_decoded(page: Page, shown: Shown) -> None:
     page.wait_for(f"{AUDIO}.currentTime > 2.2 && !{AUDIO}.paused")
 
 
-def test_hostile_names_and_texts_stay_text(page: Page, shown: Shown) -> None:
+def test_hostile_names_and_texts_stay_text(page: Page) -> None:
     page.click("#results li:nth-child(1) a")
     page.wait_for("document.querySelector('.segment')")
     visible = HOSTILE_TEXT.replace("\u202e", "[U+202E]")

@@ -18,7 +18,10 @@ def transcript_of(store: OutputStore, position: int = 0) -> Transcript:
         return Transcripts(store).read(library.current().catalogue, position)
 
 
-def test_parts_in_many_objects_are_one_transcript(tmp_path: Path) -> None:
+def test_parts_in_many_objects_and_row_groups_are_one_transcript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 70)
     store = run_of(tmp_path)
     others = [spoken(f"/{name}.wav", passage(0, name)) for name in "bcd"]
     texts = [f"p{at}" for at in range(2 * BLOCK_ROWS + 30)]
@@ -78,23 +81,6 @@ def test_windows_of_a_classification_are_told_by_their_likeliest_labels(tmp_path
     assert found.low_confidence(0.0, below=0.8) == 30.0
 
 
-def test_only_the_rows_of_a_recording_are_read_across_row_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 7)
-    rows = [
-        spoken(f"/{name}.wav", *(passage(at, f"{name}{part}.{at}") for at in range(6)),
-               part=part, last_part=part == 2)
-        for part in range(3) for name in "abc"
-    ]  # fmt: skip
-    store = run_of(tmp_path, *rows)
-    for position, name in enumerate("abc"):
-        found = transcript_of(store, position).block(0)
-        assert sorted(row["text"].strip() for row in found) == [
-            f"{name}{part}.{at}" for part in range(3) for at in range(6)
-        ]
-
-
 def test_a_run_that_goes_on_is_followed(store: OutputStore, library: Library) -> None:
     assert search(library.wait()).total == 0
     add(store, spoken("/b.wav", passage(0, "one")))
@@ -110,6 +96,10 @@ def test_a_run_that_goes_on_is_followed(store: OutputStore, library: Library) ->
     # What was rewritten into larger files was read again; nothing is held twice.
     assert last.texts is not None
     assert sum(chunk.rows.num_rows for chunk in last.texts.chunks) == 2
+    # What does not count is not found: a part committed twice, and content replaced since.
+    add(store, spoken("/a.wav", passage(0, "again")))
+    add(store, spoken("/b.wav", passage(0, "newer"), etag="v2"))
+    assert said(search(library.wait())) == ["two", "newer"]
 
 
 def test_a_broken_object_is_told_and_the_last_view_stays(

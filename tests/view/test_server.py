@@ -14,7 +14,7 @@ import pytest
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
 from corpus_asr.view.search import MAX_QUERY_CHARS
-from corpus_asr.view.sound import SourceBytes
+from corpus_asr.view.sound import Sounds
 from tests.support.pages import asked, fetch
 from tests.view.conftest import PASSAGES, SECONDS, Shown
 
@@ -36,10 +36,11 @@ def test_pages_may_do_nothing_but_ask_this_server(shown: Shown) -> None:
         policy = found.headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
         assert "unsafe" not in policy
-        assert found.headers["X-Content-Type-Options"] == "nosniff"
-        assert found.headers["Referrer-Policy"] == "no-referrer"
-        assert found.headers["Cache-Control"] == "no-store"
-        assert found.headers["Server"] == "corpus-asr"
+        expected = {
+            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store", "Server": "corpus-asr",
+        }  # fmt: skip
+        assert expected.items() <= dict(found.headers).items()
 
 
 def test_pages_hold_no_script_and_style_but_in_files_and_lead_nowhere(shown: Shown) -> None:
@@ -63,14 +64,12 @@ def test_without_the_token_there_is_nothing(shown: Shown) -> None:
         assert b"open the complete URL" in found.body
 
 
-def test_a_foreign_name_that_points_here_is_refused(shown: Shown) -> None:
+def test_a_foreign_name_that_points_here_and_other_methods_are_refused(shown: Shown) -> None:
     for host in ("evil.example", "localhost.evil.example:80", "", "[", "127.0.0.1.evil.example"):
         assert fetch(shown.url, Host=host).status == 403, host
     for host in ("localhost:1", "127.0.0.1", "[::1]:9"):
         assert fetch(shown.url, Host=host).status == 200, host
-
-
-def test_nothing_can_be_changed(shown: Shown) -> None:
+    # Nothing can be changed.
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         assert fetch(asked(shown.url, "api/run"), method=method).status == 405
 
@@ -197,11 +196,9 @@ def test_decoded_sound_is_a_wav_of_which_any_range_can_be_had(shown: Shown) -> N
             ours, theirs = (np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(int)
                             for data in (found.body, expected[start:stop]))  # fmt: skip
             assert abs(ours - theirs).max() <= 2
-
-
-def test_a_listener_who_leaves_harms_nobody(shown: Shown) -> None:
+    # A listener who leaves harms nobody.
     with closing(connection(shown)) as asking:
-        asking.request("GET", asked(shown.url, "audio", id=shown.id("odd.aiff"), decode=1))
+        asking.request("GET", url)
         asking.getresponse().read(100)
     assert answer(shown, "run")["recordings"] == 4
 
@@ -209,10 +206,10 @@ def test_a_listener_who_leaves_harms_nobody(shown: Shown) -> None:
 def test_sound_that_ends_early_ends_its_connection(
     shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: SourceBytes, start: int, stop: int) -> Iterator[bytes]:
+    def broken(self: Sounds, uri: str, start: int, stop: int) -> Iterator[bytes]:
         yield b"x"
         raise FetchError("the store has gone away")
 
-    monkeypatch.setattr(SourceBytes, "read", broken)
+    monkeypatch.setattr(Sounds, "_source_bytes", broken)
     with pytest.raises(http.client.IncompleteRead):
         fetch(asked(shown.url, "audio", id=shown.id("plain.wav")))

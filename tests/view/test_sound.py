@@ -62,9 +62,7 @@ AIFF = {"container": "aiff", "codec": "pcm_s16be", "sample_format": "s16"}
 AAC = {"container": "adts", "codec": "aac"}
 
 
-@pytest.mark.parametrize(
-    ("options", "errors"), [(AIFF, 0), (AAC, 0), (AAC, 1)], ids=lambda each: str(each)
-)
+@pytest.mark.parametrize(("options", "errors"), [(AIFF, 0), (AAC, 0), (AAC, 1)], ids=str)
 def test_any_moment_sounds_as_it_did_when_decoded_from_the_start(
     tmp_path: Path, sounds: Sounds, options: dict[str, str], errors: int
 ) -> None:

@@ -28,6 +28,7 @@ from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri
 
 FOLDS = 5
+# Four weights and an offset are fitted; with fewer errors than this the folds differ widely.
 MIN_SEGMENTS = 200
 MIN_ERRORS = 20
 _EDGES = (0.0, *CONFIDENCE_EDGES, 1.0)
@@ -43,24 +44,24 @@ class SegmentOutcome:
     """A segment compared with its reference."""
 
     group: str
-    """What is never divided between a fit and its test: a recording, or a speaker."""
+    """A recording or speaker, which is never divided between a fit and its test."""
     evidence: SegmentEvidence
     words: int
     right: int
     missed: int
-    """Words of the reference that are missing after one of the segment's."""
+    """Deleted words of the reference that follow one of the segment's."""
     confidence: float
-    """What its row says."""
+    """Of its row."""
 
     @property
     def has_error(self) -> bool:
-        """Whether a word is wrong, inserted or missing."""
+        """Whether a word is substituted, inserted or deleted."""
         return self.right < self.words or self.missed > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A model fitted to a run, and what that changes."""
+    """A model fitted to a run, with the reliability before and after."""
 
     model: ConfidenceModel
     address: str
@@ -83,21 +84,21 @@ class Band:
     confidence: float
     """Mean over words."""
     right: float
-    """Share of words that are right."""
+    """Share of words."""
     with_errors: float
-    """Share of segments with an error."""
+    """Share of segments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
-    """How far confidences can be believed."""
+    """How well confidences agree with outcomes."""
 
     segments: int
     words: int
     right: float
-    """Share of words that are right."""
+    """Share of words."""
     with_errors: float
-    """Share of segments with an error."""
+    """Share of segments."""
     ece: float
     """Expected calibration error: |claimed - right| over ten bins of equal width, by words."""
     brier: float
@@ -110,9 +111,9 @@ class Reliability:
 def word_outcomes(
     texts: Sequence[str], reference: str, language: str | None
 ) -> tuple[list[list[bool]], list[int]]:
-    """Compare texts that follow one another with the reference of them all.
+    """Return which normalised words of consecutive texts are right, and how many miss after each.
 
-    Returns which normalised words of each text are right, and how many are missing after them.
+    The reference is that of all texts joined.
     """
     words_of = [units(normalised(text, language), language) for text in texts]
     owners = [index for index, words in enumerate(words_of) for _ in words]
@@ -134,30 +135,24 @@ def word_outcomes(
 def segment_outcomes(
     segments: Sequence[Segment], reference: str, language: str | None, *, group: str
 ) -> list[SegmentOutcome]:
-    """Compare a recording's segments, in the order of time, with its reference.
-
-    Segments without words, or without log-probabilities, are left out.
-    """
-    rights, missed = word_outcomes([one.text for one in segments], reference, language)
-    outcomes = []
-    for segment, right, after in zip(segments, rights, missed, strict=True):
-        evidence = segment_evidence(segment)
-        if right and evidence is not None:
-            outcomes.append(
-                SegmentOutcome(
-                    group=group,
-                    evidence=evidence,
-                    words=len(right),
-                    right=sum(right),
-                    missed=after,
-                    confidence=segment.confidence,
-                )
-            )
-    return outcomes
+    """Compare a recording's segments that have words and log-probabilities with its reference."""
+    rights, missed = word_outcomes([segment.text for segment in segments], reference, language)
+    return [
+        SegmentOutcome(
+            group=group,
+            evidence=evidence,
+            words=len(right),
+            right=sum(right),
+            missed=after,
+            confidence=segment.confidence,
+        )
+        for segment, right, after in zip(segments, rights, missed, strict=True)
+        if right and (evidence := segment_evidence(segment)) is not None
+    ]
 
 
 def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
-    """Refuse to fit to too little."""
+    """Refuse to fit to too few segments, errors or recordings."""
     errors = sum(each.has_error for each in outcomes)
     groups = len({each.group for each in outcomes})
     both_kinds = MIN_ERRORS <= errors <= len(outcomes) - MIN_ERRORS
@@ -174,18 +169,18 @@ def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
 def fit(
     outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
 ) -> ConfidenceModel:
-    """Return the likeliest model of the share of right words, near the one it starts from.
+    """Fit a logistic regression to the share of right words in segments, by Newton's method.
 
-    A logistic regression over the segments' words, by Newton's method, with a Gaussian prior on
-    the weights around those of `start`; a weight that would be negative is 0.
+    Its weights have a Gaussian prior around those of `start`; one that would be negative is 0.
     """
-    values = np.array([features_of(one.evidence) for one in outcomes])
+    values = np.array([features_of(each.evidence) for each in outcomes])
     design = np.hstack([np.ones((len(outcomes), 1)), values])
-    right = np.array([one.right for one in outcomes], dtype=np.float64)
-    words = np.array([one.words for one in outcomes], dtype=np.float64)
+    right = np.array([each.right for each in outcomes], dtype=np.float64)
+    words = np.array([each.words for each in outcomes], dtype=np.float64)
     prior = np.array([start.offset, *start.weights])
     stiffness = np.array([0.0, *[PRIOR_WORDS] * len(FEATURES)])
     free = np.ones(len(prior), dtype=bool)
+    # Each feature is higher where words are right: a negative weight is noise of few errors.
     while True:
         weights = np.zeros(len(prior))
         weights[free] = _newton(design[:, free], right, words, prior[free], stiffness[free])
@@ -233,6 +228,7 @@ def cross_validated(
     outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
 ) -> list[float]:
     """Return each segment's confidence by a model that was fitted to other groups."""
+    # Every fifth group in sorted order: the same output gives the same folds.
     order = {group: at for at, group in enumerate(sorted({each.group for each in outcomes}))}
     folds = [order[each.group] % FOLDS for each in outcomes]
     models = {
@@ -245,11 +241,12 @@ def cross_validated(
 
 
 def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]) -> Reliability:
-    """Compare the confidences of at least one segment with their outcomes."""
+    """Compare confidences with the outcomes of their segments, of which there are some."""
     claimed = np.array(confidences)
-    words = np.array([one.words for one in outcomes])
-    right = np.array([one.right for one in outcomes])
-    errors = np.array([one.has_error for one in outcomes])
+    words = np.array([each.words for each in outcomes])
+    right = np.array([each.right for each in outcomes])
+    errors = np.array([each.has_error for each in outcomes])
+    # A confidence of 1 belongs to the last bin.
     bins = np.minimum(_BINS - 1, (claimed * _BINS).astype(int))
     gaps = [abs(float((claimed * words - right)[bins == at].sum())) for at in range(_BINS)]
     squares = right * (1 - claimed) ** 2 + (words - right) * claimed**2
@@ -286,8 +283,9 @@ def _bands(
 def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
     """Return the probability that of two items the one with an error has the lower confidence.
 
-    Equal confidences count half; without both kinds of items it is not a number.
+    Equal confidences count half; NaN without both kinds of items.
     """
+    # Mann-Whitney's statistic, by searching instead of comparing all pairs.
     wrong, fine = confidences[errors], confidences[~errors]
     if not len(wrong) or not len(fine):
         return math.nan
@@ -298,7 +296,7 @@ def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
 
 
 def render_calibration(calibration: Calibration) -> str:
-    """Return a calibration as text: the figures before and after, and where it was written."""
+    """Return a calibration as text."""
     before, after = calibration.before, calibration.after
     text = text_template("corpus_asr.report", "calibration.txt.j2").render(
         calibration=calibration,
@@ -331,6 +329,6 @@ def calibration_data(calibration: Calibration) -> dict[str, Any]:
 
 
 def reliability_data(quality: Reliability) -> dict[str, Any]:
-    """Return figures of quality as JSON has them."""
+    """Return reliability as JSON has it."""
     data: dict[str, Any] = rounded(asdict(quality))
     return data

@@ -1,4 +1,4 @@
-"""An evaluation: scores of many recordings added up, by group, and beside another run's.
+"""An evaluation: scores of many recordings added up, by group, and compared with another run's.
 
 Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation"
 (ICASSP 2004): recordings are drawn with replacement, the same for both runs.
@@ -17,9 +17,10 @@ from corpus_asr.report.text import printable, rounded, shortened, text_template
 from corpus_asr.storage.stores.uri import redact_uri
 
 NUM_WORST = 10
+# A p-value of 0.05 then has a standard error of 0.007.
 NUM_RESAMPLES = 2_000
 _SEED = 20_040_517  # any: the same scores give the same verdict
-_CLOSE_S = 0.2
+_CLOSE_S = 0.2  # the collar of the WhisperX paper (2023)
 _DURATIONS_S = (5, 10, 30, 60, 600)
 _MOST_CHARACTERS = 200
 _HEADER = ("", "recordings", "words", "WER", "CER", "sub", "del", "ins")
@@ -37,13 +38,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordTimes:
-    """How near the times of words are, over correct words; all in seconds."""
+    """Absolute differences of word times, over correct words."""
 
     compared: int
     of: int
     """Words of the references with times."""
     start_median_s: float
-    """Of absolute differences, like all that follows."""
     start_p95_s: float
     end_median_s: float
     end_p95_s: float
@@ -53,28 +53,28 @@ class WordTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Another run beside this one, over the recordings that both have."""
+    """Another run compared with this one, over the recordings that both have."""
 
     other: str
     recordings: int
     wer: float
     other_wer: float
     difference: float
-    """This run's minus the other's: below zero is better."""
+    """This run's WER minus the other's."""
     low: float
+    """Lower end of the 95% bootstrap interval of the difference."""
     high: float
-    """Between them lie 95% of the differences of resampled test sets."""
     p_value: float
     """Share of resampled test sets where the difference has the other sign, doubled."""
 
     @property
     def clearly_better(self) -> bool:
-        """Whether chance hardly explains that this run has fewer errors."""
+        """Whether this run has significantly fewer errors."""
         return self.high < 0
 
     @property
     def clearly_worse(self) -> bool:
-        """Whether chance hardly explains that this run has more errors."""
+        """Whether this run has significantly more errors."""
         return self.low > 0
 
 
@@ -85,21 +85,21 @@ class Evaluation:
     output: str
     references: str
     missing: int
-    """References whose recordings are not in the run, or not done yet; they count nowhere."""
+    """References whose recordings are not in the run, or not finished; they count nowhere."""
     failed: int
     """Recordings that failed, wholly or in part; their missing words count as deletions."""
     everything: Group
     groups: Mapping[str, Sequence[Group]]
-    """By what they are grouped: set, language, duration and confidence."""
+    """By set, language, duration and confidence."""
     languages: Mapping[str, Mapping[str, int]]
-    """By the reference's language, in how many recordings which was detected."""
+    """Recordings by the reference's and the detected language."""
     word_times: WordTimes | None
     worst: Sequence[Score]
     comparison: Comparison | None = None
 
     @property
     def wer(self) -> float | None:
-        """Errors per word of the references; None without any."""
+        """Of all words; None if the references have none."""
         return self.everything.words.rate
 
 
@@ -129,10 +129,7 @@ def summarise(
 def compare(
     scores: Mapping[str, Score], others: Mapping[str, Score], *, other: str
 ) -> Comparison | None:
-    """Compare the scores of a run with those of another, by recording, over the ones both have.
-
-    None where their references have no words.
-    """
+    """Compare two runs over the recordings both have; None if their references have no words."""
     shared = sorted(scores.keys() & others.keys())
     words = np.array([scores[each].words.reference_length for each in shared], dtype=np.int64)
     errors, other_errors = (
@@ -239,6 +236,7 @@ def _word_times(scores: Sequence[Score]) -> WordTimes | None:
     )
 
 
+# Of two wholly wrong transcripts, the longer one is worse.
 def _badness(each: Score) -> tuple[float, int, str]:
     words = each.words
     return words.errors / max(1, words.reference_length), words.errors, each.reference.uri

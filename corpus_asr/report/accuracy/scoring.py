@@ -1,10 +1,8 @@
 """Transcripts compared with references: errors of words, characters, times and languages.
 
-A manifest of references (.jsonl, .csv or .parquet) names recordings by `uri`, or `path`, with their
-`text`; `language`, `set` and `words` (objects of `word`, `start_s` and `end_s`, or `start` and
-`end`) may be there, other columns are ignored. All of it is held in memory: a test set, not a
-corpus. Texts are compared after Whisper's normalisers, English ones after the English; where a
-language writes no blanks, each character counts as a word.
+Columns of a manifest of references (.jsonl, .csv or .parquet): `uri` or `path`, `text`; optional
+`language`, `set` and `words` (objects of `word`, `start_s` and `end_s`, or `start` and `end`). It
+is held in memory: a test set, not a corpus. In scripts without spaces each character is a word.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section
 4.4 and appendix C (characters for Chinese, Japanese, Thai, Lao and Burmese).
@@ -42,10 +40,10 @@ class TimedWord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What is known of a recording."""
+    """A row of the manifest."""
 
     uri: str
-    """Without what gives access."""
+    """Without credentials."""
     text: str
     language: str | None = None
     set: str | None = None
@@ -76,7 +74,7 @@ def read_references(
 
 
 def language_code(language: str | None) -> str | None:
-    """Return the code of a language by any of its names; an unknown one stays as it is."""
+    """Return the code of a language by any of its names; an unknown name in lower case."""
     if not language or not language.strip():
         return None
     try:
@@ -134,7 +132,7 @@ def _unusable(manifest: str, uri: str, found: str, expected: str) -> ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Counts of a comparison."""
+    """Counts of an alignment."""
 
     hits: int = 0
     substitutions: int = 0
@@ -146,7 +144,7 @@ class Errors:
 
     @property
     def errors(self) -> int:
-        """All that is wrong."""
+        """Substitutions, deletions and insertions."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
@@ -156,7 +154,7 @@ class Errors:
 
     @property
     def rate(self) -> float | None:
-        """Errors per word of the reference; None without any."""
+        """WER, or CER; None for an empty reference."""
         return self.errors / self.reference_length if self.reference_length else None
 
 
@@ -171,7 +169,7 @@ class Hypothesis:
     """Mean over its words; None without any."""
     words: tuple[TimedWord, ...] = ()
     failed: bool = False
-    """Nothing, or not all of it, could be transcribed."""
+    """Wholly or in part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +209,7 @@ def normalised(text: str, language: str | None) -> str:
 
 
 def units(text: str, language: str | None) -> list[str]:
-    """Return the words of a normalised text; its characters, where no blanks part words."""
+    """Return the words of a normalised text; its characters in scripts without spaces."""
     return list(text.replace(" ", "")) if language in WITHOUT_BLANKS else text.split()
 
 
@@ -241,7 +239,7 @@ def aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> Any:
 
 def _errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     if not reference or not hypothesis:
-        _jiwer()
+        _jiwer()  # its absence is to show at the first recording, silent or not
         return Errors(deletions=len(reference), insertions=len(hypothesis))
     result = aligned(reference, hypothesis)
     return Errors(result.hits, result.substitutions, result.deletions, result.insertions)
@@ -265,6 +263,7 @@ def _time_errors(
     return tuple(errors)
 
 
+# By the basic normaliser alone: the English one turns several words into one, which has no time.
 def _comparable(words: Iterable[TimedWord]) -> list[tuple[str, TimedWord]]:
     plain = ((_basic(word.word).replace(" ", ""), word) for word in words)
     return [(text, word) for text, word in plain if text]

@@ -1,7 +1,6 @@
 """Charts of a run: speed and busy stages over its time, histograms; positions for the templates.
 
-A plot is 100 wide and 100 high, so that all of it scales with its place but the letters; heights
-outside of it are pixels. Each value is told by a title, and by a table beside the chart.
+A plot is 100 wide and 100 high, so that all but its letters scale; heights outside are pixels.
 """
 
 import itertools
@@ -26,33 +25,33 @@ _MOST_BUSY_STEPS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A stretch of time and what held in it."""
+    """A time span and its values."""
 
     start_s: float
     stop_s: float
     values: tuple[float | None, ...]
-    """One for each line of the chart; None where nothing is known."""
+    """One per line of the chart; None if unknown."""
     title: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """What is drawn where: x from 0 to 100 across the plot."""
+    """Positions of what is drawn; x from 0 to 100 across the plot, y from 0, its top, to 100."""
 
     label: str
-    """What it shows, for those who do not see it."""
+    """For screen readers."""
     levels: Sequence[tuple[float, str]]
-    """Lines of the grid: y in pixels, and what is written there."""
+    """Grid lines: y in pixels, and text."""
     marks: Sequence[tuple[float, str]]
-    """What is written below: x and text."""
+    """Labels of the x axis: x and text."""
     targets: Sequence[tuple[float, float, str]]
-    """Parts that tell their value: x, width and words."""
+    """Areas with a tooltip: x, width and text."""
     paths: Sequence[tuple[str, str]] = ()
-    """Classes and moves of lines and areas; y from 0, the top, to 100."""
+    """CSS classes and SVG path data."""
     bars: Sequence[tuple[float, float, float, float]] = ()
     """x, y, width and height."""
     steps: Sequence[Step] = ()
-    """What the lines show."""
+    """The values of the lines, for the table below."""
 
 
 def timeline(
@@ -63,10 +62,10 @@ def timeline(
     top: float | None = None,
     area: bool = False,
 ) -> Chart:
-    """Draw lines that are level for a step, over time from 0.
+    """Draw a step line for each value, over time from 0.
 
-    `say` writes values beside the grid; `top` is the highest value of the scale (by default it
-    follows from the values); `area` fills the area of the first line.
+    `say` formats values of the grid; `top` ends the scale (by default a round number above all
+    values); `area` fills below the first line.
     """
     end_s = steps[-1].stop_s or 1.0
     values = [value for step in steps for value in step.values if value]
@@ -93,7 +92,7 @@ def timeline(
 def histogram(
     counts: Sequence[int], *, label: str, edges: Sequence[str], titles: Sequence[str]
 ) -> Chart:
-    """Draw a bar for each count, of bins of one width; `edges` says what stands between them."""
+    """Draw a bar for each count, of bins of one width; `edges` are the texts between them."""
     ticks = number_ticks(max([*counts, 1]), whole=True)
     width = 100 / len(counts)
     heights = [100 * count / ticks[-1] for count in counts]
@@ -114,6 +113,7 @@ def number_ticks(highest: float, *, whole: bool = False) -> list[float]:
     """Return round numbers from 0 to the first that is not below the highest value."""
     if not highest > 0 or not math.isfinite(highest):
         return [0.0, 1.0]
+    # 1e-9: in binary, 0.3 / 3 is not quite 0.1.
     rough = highest / (_MOST_TICKS - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
@@ -125,6 +125,7 @@ def time_ticks(end_s: float) -> list[float]:
     """Return round times from 0 to at most the end."""
     step = next((each for each in _TIME_STEPS_S if end_s / each <= _MOST_TICKS), None)
     if step is None:
+        # Of a run of weeks: whole days, as many as it takes.
         day = _TIME_STEPS_S[-1]
         step = day * math.ceil(end_s / day / _MOST_TICKS)
     return [step * float(number) for number in range(int(end_s / step) + 1)]
@@ -140,7 +141,7 @@ def time_words(at_s: float, end_s: float) -> str:
 
 
 def _path(steps: Sequence[Step], number: int, end_s: float, highest: float) -> str:
-    """Return the line as moves in the plot; it is lifted where nothing is known."""
+    # A line with gaps where nothing is known.
     moves, drawing = [], False
     for step in steps:
         value = step.values[number]
@@ -161,21 +162,21 @@ def _levels(
 
 
 def speed_chart(moments: Sequence[Moment]) -> Chart | None:
-    """Return the speed between commits; None where there are too few of them."""
+    """Return the chart of speed between commits; None if there are too few."""
     steps = speed_steps(moments)
     label, say = "Speed over time", f"{{:,g}}{_TIMES}".format
     return timeline(steps, label=label, say=say, area=True) if len(steps) > 1 else None
 
 
 def busy_chart(moments: Sequence[Moment]) -> Chart | None:
-    """Return how busy extraction and the engines were; None where too little is known."""
+    """Return the chart of busy shares of extraction and engines; None if too little is known."""
     steps = busy_steps(moments)
     label, say = "Busy stages over time", "{:.0%}".format
     return timeline(steps, label=label, say=say, top=1.0) if len(steps) > 1 else None
 
 
 def speed_steps(moments: Sequence[Moment]) -> list[Step]:
-    """Return the speed between commits: what several moments without one lead up to is one step."""
+    """Return the speed between commits, one step from each to the next."""
     steps = []
     for last, now in itertools.pairwise(_with_commits(moments)):
         speed = (now.audio_s - last.audio_s) / (now.elapsed_s - last.elapsed_s)
@@ -190,6 +191,7 @@ def _step(last: Moment, now: Moment, values: tuple[float | None, ...], words: st
 
 def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
     kept = list(moments[:1])
+    # A commit brings minutes of audio at once: from one moment to the next, speed would jump.
     for now in moments[1:]:
         if now.audio_s > kept[-1].audio_s and now.elapsed_s > kept[-1].elapsed_s:
             kept.append(now)
@@ -202,11 +204,9 @@ def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
 
 
 def busy_steps(moments: Sequence[Moment]) -> list[Step]:
-    """Return the fractions of their time in which extraction and the engines were at work.
-
-    Workers count what is done, not what they are in the middle of: short stretches say little.
-    """
+    """Return the fractions of their time in which extraction and the engines were at work."""
     steps = []
+    # Workers count what is done, not what they are in the middle of: short spans say little.
     every = -(-len(moments) // _MOST_BUSY_STEPS) or 1
     for last, now in itertools.pairwise([*moments[:-1:every], *moments[-1:]]):
         if now.elapsed_s <= last.elapsed_s:

@@ -2,8 +2,6 @@
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from urllib.parse import quote
@@ -21,12 +19,14 @@ _SIGNS |= {ord("\r"): "", 0x7F: "\u2421"}
 _SIGNS |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], "\ufffd")
 _SIGNS |= {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
+# Tables hold texts of any length; the page of a large run is to stay below 100 kB.
 MOST_CHARACTERS = 240  # of a name
 MOST_OF_A_MESSAGE = 400
 MOST_OF_A_TEXT = 1_200
 _LONGEST_LINK = 2_000  # what every browser takes
 _LEAST_OF_A_WORD = 8  # letters that the markup of a word is worth
 _FROM_THE_RIGHT = {"ar", "fa", "he", "ps", "sd", "ur", "yi"}
+# A language is what a model said, or any text of a table: only a code may become an attribute.
 _CODE = re.compile(r"[a-z]{2,3}")
 _LETTERS_OF_PATHS = "/~!$&'()*+,;=:@"
 
@@ -38,7 +38,7 @@ def shared(name: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Write controls as signs for them, and what reorders letters by its code."""
+    """Write control characters, and those that reorder text, as visible signs or codes."""
     return text if text.isprintable() else text.translate(_SIGNS)
 
 
@@ -46,81 +46,43 @@ def cut(text: str, most: int = MOST_CHARACTERS) -> str:
     """Return a text, without its middle if it is long."""
     if len(text) <= most:
         return text
+    # Names differ at their ends, as often as at their beginnings.
     return f"{text[: 2 * most // 3]} … {text[-most // 3 :]}"
 
 
 def message(text: str, *, of: str = "") -> str:
-    """Return a failure's message without the address `of` its recording, which it stands below."""
+    """Return a failure's message without the address `of` its recording, and without secrets."""
+    # The address stands above it on the page; most messages begin with what was done to it.
     _, address, rest = text.partition(f"{redact_uri(public(of))}: ")
     return cut(hide_secrets(without_secrets(rest if of and address else text)), MOST_OF_A_MESSAGE)
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A recording's address as text, and where a link to it leads; None where it may not."""
+def link(uri: str, *, folder: str | None) -> tuple[str, str | None]:
+    """Return a recording's address as text, and the target of a link to it; None for no link.
 
-    text: str
-    target: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """Makes links from a page in this folder; None for a page on another machine."""
-
-    folder: str | None
-
-    def to(self, uri: str) -> Link:
-        """Return a link only to http and, for a page on this machine, to files beside it."""
-        target = self._target(uri)
-        short = target is not None and len(target) <= _LONGEST_LINK
-        return Link(cut(redact_uri(public(uri))), target if short else None)
-
-    def _target(self, uri: str) -> str | None:
-        if scheme_of(uri) in ("http", "https"):
-            # What is quoted already stays so.
-            return quote(public(uri), safe=f"%?{_LETTERS_OF_PATHS}", errors="replace")
-        if scheme_of(uri) == LOCAL and self.folder is not None:
-            path = os.path.relpath(uri, self.folder)
-            # A colon in the first step would be taken for a scheme.
-            return "./" + quote(os.fsencode(path), safe=_LETTERS_OF_PATHS)
-        return None
+    `folder` is that of the page, if it lies on this machine: only then files can be linked to.
+    """
+    target = None
+    if scheme_of(uri) in ("http", "https"):
+        # What is quoted already stays so.
+        target = quote(public(uri), safe=f"%?{_LETTERS_OF_PATHS}", errors="replace")
+    elif scheme_of(uri) == LOCAL and folder is not None:
+        # A colon in the first step would be taken for a scheme.
+        path = os.path.relpath(uri, folder)
+        target = "./" + quote(os.fsencode(path), safe=_LETTERS_OF_PATHS)
+    short = target is not None and len(target) <= _LONGEST_LINK
+    return cut(redact_uri(public(uri))), target if short else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MarkedWord:
-    """A word of a sample, marked by how sure the model was of it."""
-
-    may_break: bool
-    """Where no blanks part words, a line may still end between them."""
-    blank: str
-    text: str
-    mark: str | None
-    """`unsure`, `doubtful`, or None."""
-    probability: float
-
-
-def sample_words(sample: Sample) -> tuple[Sequence[MarkedWord], int]:
-    """Return the first words of a sample, and how many are left out."""
-    words: list[MarkedWord] = []
+def sample_words(sample: Sample) -> tuple[list[tuple[str, float]], int]:
+    """Return the first words of a sample with their probabilities, and how many are left out."""
+    words: list[tuple[str, float]] = []
     length = 0
     for word, probability in sample.words:
         length += max(len(word), _LEAST_OF_A_WORD)
         if words and length > MOST_OF_A_TEXT:
             break
-        word = cut(word)
-        mark = None
-        if probability < HIGH_CONFIDENCE:
-            mark = "doubtful" if probability < LOW_CONFIDENCE else "unsure"
-        text = word.lstrip()
-        words.append(
-            MarkedWord(
-                may_break=not word[:1].isspace(),
-                blank=word[: len(word) - len(text)],
-                text=text,
-                mark=mark,
-                probability=probability,
-            )
-        )
+        words.append((cut(word), probability))
     return words, len(sample.words) - len(words)
 
 
@@ -132,14 +94,14 @@ def confidence_class(confidence: float) -> str:
 
 
 def language_attributes(code: str | None) -> dict[str, str]:
-    """Return what tells a browser the language of a text, and which way it is written."""
+    """Return the HTML attributes of a text's language and direction."""
     if not code or not _CODE.fullmatch(code):
         return {"dir": "auto"}
     return {"lang": code, "dir": "rtl" if code in _FROM_THE_RIGHT else "ltr"}
 
 
 def language_name(code: str) -> str:
-    """Return what people call a language; the code itself where that is not known."""
+    """Return the English name of a language with its code; an unknown code as it is."""
     name = LANGUAGES.get(code)
     return f"{name.title()} ({code})" if name else cut(code, 60)
 
@@ -157,7 +119,7 @@ def hours(seconds: float) -> str:
 
 
 def fraction(value: float) -> str:
-    """Write a fraction as a percentage; one that is there is never 0%."""
+    """Write a fraction as a percentage, a small one as <1%."""
     return f"{value:.0%}" if value >= 0.01 or not value else "<1%"
 
 

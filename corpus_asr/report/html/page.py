@@ -6,8 +6,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -19,7 +18,7 @@ from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
-from corpus_asr.report.html.formatting import Links, cut, shared, visible
+from corpus_asr.report.html.formatting import cut, link, shared, visible
 from corpus_asr.report.reconciliation import balance_problems
 from corpus_asr.report.run import Report, load_report
 from corpus_asr.report.samples import DURATION_EDGES_S, Details, Gatherer
@@ -29,13 +28,11 @@ from corpus_asr.report.status import (
     SILENT,
     STATE_WORDS,
     STOPPED,
-    Status,
-    activity_facts,
-    bottleneck_of,
+    activity_values,
     load_status,
 )
 from corpus_asr.report.text import counted, duration
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME, Snapshot
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (
@@ -55,107 +52,36 @@ _BADGES = {DEAD: "bad", STOPPED: "warn", SILENT: "warn", FINISHED: "good"}
 _STAGES = {"extract": "extracting", "transcribe": "transcribing"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageData:
-    """All that a page shows."""
-
-    report: Report
-    status: Status
-    details: Details
-    config: dict[str, Any]
-    run: dict[str, Any]
-    """What the last run that finished noted; empty where none did."""
-    links: Links
-    written_at: datetime.datetime
-    at_the_end: bool
-    """Whether the run itself writes it, as the last it does while it still holds the lock."""
-
-    @property
-    def state(self) -> str:
-        """What the run is at: a key of `STATE_WORDS`."""
-        ended = self.at_the_end and self.status.state != FINISHED
-        return STOPPED if ended else self.status.state
-
-    @property
-    def finished(self) -> bool:
-        """Whether all of the run is done."""
-        return self.state == FINISHED
-
-    @property
-    def alive(self) -> bool:
-        """Whether the run is at work, as far as can be seen from outside."""
-        return self.status.alive and not self.at_the_end
-
-    @property
-    def snapshot(self) -> Snapshot | None:
-        """What the workers of the last run counted."""
-        return self.status.snapshot or self.report.snapshot
-
-    @property
-    def classifies(self) -> bool:
-        """Whether there are labels in place of text."""
-        return self.config.get("pipeline") == CLASSIFY_AUDIO
-
-
-def load_page(
-    store: OutputStore,
-    *,
-    folder: str | None,
-    at_the_end: bool = False,
-    now: datetime.datetime | None = None,
-) -> PageData:
-    """Read what a page shows that is to lie in `folder` of this machine; None if elsewhere."""
+def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
+    """Write the page of an output folder to a path or URI, and return its counts."""
+    uri = normalise(uri)
+    # All rows are read once, for counts and samples alike.
     gatherer = Gatherer(store)
     report = load_report(store, gatherer)
-    return PageData(
-        report=report,
-        status=load_status(store, now=now),
-        details=gatherer.details(),
-        config=store.read_json(CONFIG_NAME) or {},
-        run=(store.read_json(RUN_NAME) or {}) if report.finished else {},
-        links=Links(folder),
-        written_at=now or datetime.datetime.now(datetime.UTC),
-        at_the_end=at_the_end,
-    )
-
-
-def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
-    """Write the page of an output folder to a path or address, and return what it counted."""
-    uri = normalise(uri)
-    folder = parent(uri) if scheme_of(uri) == LOCAL else None
-    page = load_page(store, folder=folder, at_the_end=at_the_end)
-    filesystem.write_atomic(uri, render_page(page).encode(), store.options)
-    return page.report
+    values = _values(store, report, gatherer.details(), uri=uri, at_the_end=at_the_end)
+    html = render_document(environment().get_template("page.html.j2"), **values)
+    filesystem.write_atomic(uri, html.encode(), store.options)
+    return report
 
 
 def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
-    """Write the page of a run that has just ended into its output folder.
-
-    A page is no reason for a run to fail: what goes wrong is logged as a warning.
-    """
+    """Write the page of a run that has just ended into its output folder, or log why not."""
     why = None
     if num_recordings > MOST_AT_THE_END:
         why = f"{num_recordings:,} recordings: write it with `corpus-asr report --html`"
     else:
         try:
             write_page(store, store.address(PAGE_NAME), at_the_end=True)
-        except Exception as error:
+        except Exception as error:  # a page is no reason for a run to fail
             why = f"{type(error).__name__}: {error}"
     if why is not None:
         event(_LOG, logging.WARNING, "page_not_written", uri=redact_uri(store.uri), why=why)
 
 
-def render_page(page: PageData) -> str:
-    """Return a page as HTML."""
-    return render_document(environment().get_template("page.html.j2"), **_values(page))
-
-
 def render_document(template: Template, **values: Any) -> str:
-    """Return a template that extends `document.html.j2`, with its style, script and policy.
-
-    The policy lets nothing in or out but these very styles and scripts: no style attributes, no
-    handlers in attributes, no requests. Source: https://www.w3.org/TR/CSP3/.
-    """
+    """Return a template that extends `document.html.j2`, with its style, script and policy."""
+    # The policy lets nothing in or out but these very styles and scripts: no style attributes, no
+    # handlers in attributes, no requests. Source: https://www.w3.org/TR/CSP3/.
     style, script = shared("style.css") + "\n" + shared("page.css"), shared("sorting.js")
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -175,6 +101,7 @@ def environment() -> Environment:
         loader=PackageLoader(__package__, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        # Of every value: no template can forget it.
         finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -212,39 +139,48 @@ def environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Return HTML as it is, and of any other value a text without hidden letters."""
     if hasattr(value, "__html__"):
         return value
     return "" if value is None else visible(str(value))
 
 
-def _values(page: PageData) -> dict[str, Any]:
-    """Return what the templates name."""
-    report, counts, snapshot = page.report, page.report.statistics, page.snapshot
-    state, _, advice = STATE_WORDS[page.state].replace("; ", ": ", 1).partition(": ")
+def _values(
+    store: OutputStore, report: Report, details: Details, *, uri: str, at_the_end: bool
+) -> dict[str, Any]:
+    status, counts = load_status(store), report.statistics
+    config = store.read_json(CONFIG_NAME) or {}
+    run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
+    classifies = config.get("pipeline") == CLASSIFY_AUDIO
+    # To the lock, a run that writes its page as it ends still runs.
+    state = STOPPED if at_the_end and status.state != FINISHED else status.state
+    words, _, advice = STATE_WORDS[state].replace("; ", ": ", 1).partition(": ")
+    snapshot = status.snapshot or report.snapshot
     return {
-        "page": page,
         "report": report,
         "counts": counts,
         "accounting": counts.accounting,
-        "details": page.details,
-        "links": page.links,
-        "snapshot": snapshot,
-        "badge": _BADGES.get(page.state, ""),
-        "state": _sentence(state),
+        "details": details,
+        "classifies": classifies,
+        "finished": state == FINISHED,
+        "alive": status.alive and not at_the_end,
+        "written_at": datetime.datetime.now(datetime.UTC),
+        # Files are linked to only from a page that lies on this machine.
+        "link": partial(link, folder=parent(uri) if scheme_of(uri) == LOCAL else None),
+        "badge": _BADGES.get(state, ""),
+        "state": _sentence(words),
         "advice": f"{_sentence(advice)}." if advice else "",
-        "total": counts.accounting.total,
-        "outcomes": _outcomes(page),
-        "problems": balance_problems(counts.accounting, finished=page.finished),
+        "outcomes": _outcome_bars(counts.outcomes),
+        "problems": balance_problems(counts.accounting, finished=state == FINISHED),
         "speed_chart": snapshot and speed_chart(snapshot.history),
         "busy_chart": snapshot and busy_chart(snapshot.history),
-        "time_facts": snapshot and activity_facts(snapshot),
-        "verdict": snapshot and bottleneck_of(snapshot),
-        "classes": counts.labels if page.classifies else counts.languages,
-        "lengths": _lengths(page.details.durations),
-        "confidence_chart": _confidence_chart(page),
-        "settings": list(_settings(page.config)),
-        "versions": page.run.get("versions") or {},
+        **activity_values(snapshot),
+        "classes": counts.labels if classifies else counts.languages,
+        "lengths": _lengths(details.durations),
+        "confidence_chart": _confidence_chart(
+            counts.confidence, "windows" if classifies else "segments"
+        ),
+        "settings": list(_settings(config)),
+        "versions": run.get("versions") or {},
     }
 
 
@@ -252,37 +188,31 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
-    """Return style, words and number of recordings by outcome, and the fraction before each."""
-    counts, accounting = page.report.statistics, page.report.statistics.accounting
-    kinds = [
-        ("ok", "with labels" if page.classifies else "with text", counts.ok),
-        ("none", "without speech", counts.no_speech),
-        ("failed", "failed", counts.failed),
-        ("started", "started", accounting.unfinished),
-        ("waiting", "waiting", accounting.waiting),
+def _outcome_bars(outcomes: Sequence[tuple[str, int]]) -> list[tuple[str, str, int, float]]:
+    # Style, words, number of recordings, and where the bar of an outcome starts.
+    numbers = [count for _, count in outcomes]
+    before = itertools.accumulate(numbers, initial=0)
+    styles = ("ok", "none", "failed", "started", "waiting")
+    return [
+        (style, *outcome, at / (sum(numbers) or 1))
+        for style, outcome, at in zip(styles, outcomes, before, strict=False)
     ]
-    total = sum(count for _, _, count in kinds) or 1
-    before = itertools.accumulate((count for _, _, count in kinds), initial=0)
-    return [(*kind, at / total) for kind, at in zip(kinds, before, strict=False)]
 
 
 def _lengths(counts: Sequence[int]) -> list[tuple[str, int]]:
-    """Return names and numbers of recordings by length, from the first bin in use to the last."""
     edges = list(DURATION_EDGES_S)
     names = [f"under {edges[0]}", *map(" to ".join, itertools.pairwise(edges))]
     names.append(f"{edges[-1]} and more")
     used = [number for number, count in enumerate(counts) if count]
     rows = list(zip(names, counts, strict=True))
+    # From the first bin in use to the last: a corpus of clips needs no row for hours.
     return rows[used[0] : used[-1] + 1] if used else []
 
 
-def _confidence_chart(page: PageData) -> Chart | None:
-    counts = page.report.statistics.confidence
+def _confidence_chart(counts: Sequence[int], what: str) -> Chart | None:
     total = sum(counts)
     if not total:
         return None
-    what = "windows" if page.classifies else "segments"
     width = 1 / len(counts)
     titles = [
         f"{n * width:.1f} to {(n + 1) * width:.1f}: {count:,} {what} ({count / total:.0%})"
@@ -293,7 +223,6 @@ def _confidence_chart(page: PageData) -> Chart | None:
 
 
 def _settings(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str | None]]:
-    """Yield keys and values in words, none of a secret; None for a setting that is not set."""
     for name, value in values.items():
         key = f"{above}.{name}" if above else str(name)
         if isinstance(value, dict) and value:

@@ -89,12 +89,9 @@ def test_weights_that_would_be_negative_are_zero_and_few_data_stay_near_the_star
     assert min(found.weights) >= 0.0
     few = fit(drawn(TRUE, 3), replace(TRUE, weights=(1.0, 1.0, 1.0, 1.0)))
     assert few.weights == pytest.approx((1.0, 1.0, 1.0, 1.0), abs=0.5)
-
-
-def test_a_set_without_any_error_can_be_fitted() -> None:
-    found = fit([outcome(words=5, right=5) for _ in range(30)], START)
-    assert math.isfinite(found.offset)
-    assert found.confidence(SegmentEvidence(text_logprob=-0.3)) > 0.99
+    perfect = fit([outcome(words=5, right=5) for _ in range(30)], START)
+    assert math.isfinite(perfect.offset)
+    assert perfect.confidence(SegmentEvidence(text_logprob=-0.3)) > 0.99
 
 
 def test_groups_are_never_divided() -> None:

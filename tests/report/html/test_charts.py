@@ -103,9 +103,7 @@ def test_busy_shares_are_those_of_the_time_between() -> None:
     found = busy_steps([moment(0, 0), first, moment(20, 0, transcribe_alive_s=10.0, **values)])
     assert [step.values for step in found] == [(0.5, None), (0.0, 1.0)]
     assert "engines unknown" in found[0].title
-
-
-def test_busy_shares_of_many_moments_are_averaged() -> None:
+    # Those of many moments are averaged.
     moments = [moment(t, 0, extract_s=t / 2, extract_alive_s=t) for t in range(121)]
     found = busy_steps(moments)
     assert len(found) <= 31

@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import jinja2
 import pytest
 
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.html import page as page_module
-from corpus_asr.report.html.page import (
-    environment,
-    write_page,
-    write_page_at_the_end,
-)
+from corpus_asr.report.html.page import write_page, write_page_at_the_end
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     PAGE_NAME,
@@ -79,21 +74,17 @@ def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
         each.all("dt")[0].text: each.all("strong")[0].text
         for each in page.all("div", class_="figure")
     }
-    assert figures["Audio"] == "2.0 min"
-    assert figures["Recordings"] == "3"
-    assert figures["Segments"] == "1"
-    assert figures["Words"] == "2"
-    assert figures["Failed"] == "1"
+    expected = {"Audio": "2.0 min", "Recordings": "3", "Segments": "1", "Words": "2", "Failed": "1"}
+    assert expected.items() <= figures.items()
     assert page.all("span", class_="badge")[0].text == "Finished"
     assert page.all("svg", class_="progress")[0].attributes["aria-label"] == (
         "1 with text, 1 without speech, 1 failed"
     )
     [failure] = page.all("article", class_="failure")
-    assert "Not audio" in failure.text
-    assert "1 recording" in failure.text
-    assert "decoding c.wav: not audio" in failure.text
+    advice = failure_kind("not_audio", retryable=False).advice
+    for words_of_failure in ("Not audio", "1 recording", "decoding c.wav: not audio", advice):
+        assert words_of_failure in failure.text
     assert failure.all("a")[0].attributes["href"] == "./../source/c.wav"
-    assert failure_kind("not_audio", retryable=False).advice in failure.text
     assert "All 3 listed files have exactly one outcome." in page.text
     sample = page.all("li", class_="sample")[0]
     assert sample.all("blockquote")[0].text == "Hello wrld"
@@ -182,19 +173,6 @@ def test_the_lines_shown_read_the_tables(
     assert row == (("de", 3, 0.03) if labels else ("en", 1, 0.0))
 
 
-def test_channels_and_lengths(job: ManualRun, tmp_path: Path) -> None:
-    job.commit("a.wav", part=0, channel=0, duration_s=40.0, last_part=False)
-    job.commit("a.wav", part=1, channel=1, duration_s=40.0)
-    job.commit("b.wav", duration_s=7000.0)
-    job.commit("c.wav", duration_s=40.0)
-    job.finish()
-    page = page_of(job, tmp_path / "page.html")
-    [lengths] = [each for each in page.all("figure") if "by length" in each.text]
-    rows = [row.text for row in lengths.all("tbody")[0].all("tr")]
-    assert rows[0] == "30 s to 1 min267%"
-    assert rows[-1] == "1 h to 3 h133%"
-
-
 def test_a_page_of_too_many_recordings_is_left_to_the_command(
     job: ManualRun,
     tmp_path: Path,
@@ -211,8 +189,8 @@ def test_a_page_of_too_many_recordings_is_left_to_the_command(
 def test_in_a_browser_tables_sort_and_nothing_is_refused_or_too_wide(
     job: ManualRun, tmp_path: Path
 ) -> None:
-    for name, took_s in (("a.wav", 1.0), ("b.wav", 30.0), ("c.wav", 2.0)):
-        job.commit(name, decode_s=took_s)
+    for name, took_s, duration_s in (("a", 1.0, 40.0), ("b", 30.0, 7000.0), ("c", 2.0, 40.0)):
+        job.commit(f"{name}.wav", decode_s=took_s, duration_s=duration_s)
     job.finish()
     history = tuple(moment(at, 60.0 * at) for at in range(0, 100, 10))
     write_snapshot(job.store, snapshot(run_id=job.run.run_id, history=history))
@@ -230,6 +208,9 @@ def test_in_a_browser_tables_sort_and_nothing_is_refused_or_too_wide(
         assert slowest.all("th")[column].attributes["aria-sort"] == sort
     assert seen.widths == {1280: 1280, 400: 400}
     assert len(seen.document.all("svg", class_="chart")) == 3
+    [lengths] = [each for each in seen.document.all("figure") if "by length" in each.text]
+    rows = lengths.all("tbody")[0].all("tr")
+    assert (rows[0].text, rows[-1].text) == ("30 s to 1 min267%", "1 h to 3 h133%")
 
 
 SECRET = "hunter2secret"
@@ -316,8 +297,3 @@ def test_attacks_stay_text_and_do_nothing_in_a_browser(tmp_path: Path) -> None:
     assert "owned" not in seen.document.all("title")[0].text
     assert (len(seen.document.all("script")), seen.document.all("img")) == (1, [])
     assert seen.widths == {1280: 1280, 400: 400}
-
-
-def test_a_name_without_a_value_is_an_error() -> None:
-    with pytest.raises(jinja2.UndefinedError, match="nobody"):
-        environment().from_string("{{ nobody }}").render()
