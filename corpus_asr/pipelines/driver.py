@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Literal
 
 from corpus_asr.activity import Activity
@@ -196,9 +197,48 @@ class CorpusRun:
             calibration=self._calibration,
             lock=self.lock.key,
         )
-        work = self._process_here if self.local else self._process_on_ray
-        done = work(self.plan, committer)
-        self._committed, self._activity = done.tally, done.activity
+        with self._workers(self.plan) as (resources, work):
+            line_writer(self.progress)(resources.describe())
+            progress = Progress(
+                total_files=self.plan.num_remaining,
+                total_bytes=self.plan.num_remaining_bytes,
+                stream=self.progress,
+            )
+            writer = ProgressWriter(
+                self.store, progress, run_id=committer.run_id, plan=self.plan, resources=resources
+            )
+            with progress.shown(), writer.writing():
+                work(
+                    committer,
+                    resources=resources,
+                    progress=progress,
+                    engine_factory=load_engine,
+                    stop_at=self.options.stop_at,
+                )
+        self._committed, self._activity = progress.tally, progress.read_activity()
+
+    @contextmanager
+    def _workers(self, plan: Plan) -> Iterator[tuple[Resources, Callable[..., None]]]:
+        """Give what there is to work with, and what does the plan's work with it."""
+        config, address = self.config, self.config.cluster.address
+        if self.local:
+            resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
+            yield resources, partial(run_local, config, read_packs(self.store, plan))
+            return
+        # Ray takes seconds to import, and local runs do without it.
+        from corpus_asr.runtime.ray_cluster import connected, local_machine
+        from corpus_asr.runtime.ray_dataset import run_on_ray
+
+        with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
+            resources = resolve_resources(
+                config,
+                cluster.nodes,
+                num_packs=plan.num_packs,
+                store_bytes=cluster.store_bytes,
+                # Another cluster may start machines for what is asked of it.
+                fixed=address == "local",
+            )
+            yield resources, partial(run_on_ray, config, plan.uri)
 
     def finish(self) -> RunSummary:
         """Compact the tables, count them, and write report.json and the page."""
@@ -247,58 +287,6 @@ class CorpusRun:
     def _out_of_time(self) -> bool:
         stop_at = self.options.stop_at
         return stop_at is not None and time.monotonic() >= stop_at
-
-    def _process_here(self, plan: Plan, committer: Committer) -> Progress:
-        resources = resolve_resources(self.config, (this_machine(),), num_packs=plan.num_packs)
-        with self._shown(plan, committer.run_id, resources) as progress:
-            run_local(
-                self.config,
-                read_packs(self.store, plan),
-                committer,
-                resources=resources,
-                progress=progress,
-                engine_factory=load_engine,
-                stop_at=self.options.stop_at,
-            )
-        return progress
-
-    def _process_on_ray(self, plan: Plan, committer: Committer) -> Progress:
-        # Ray takes seconds to import, and local runs do without it.
-        from corpus_asr.runtime.ray_cluster import connected, local_machine
-        from corpus_asr.runtime.ray_dataset import run_on_ray
-
-        config, address = self.config, self.config.cluster.address
-        with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
-            resources = resolve_resources(
-                config,
-                cluster.nodes,
-                num_packs=plan.num_packs,
-                store_bytes=cluster.store_bytes,
-                fixed=address == "local",
-            )
-            with self._shown(plan, committer.run_id, resources) as progress:
-                run_on_ray(
-                    config,
-                    plan.uri,
-                    committer,
-                    resources=resources,
-                    progress=progress,
-                    engine_factory=load_engine,
-                    stop_at=self.options.stop_at,
-                )
-        return progress
-
-    @contextmanager
-    def _shown(self, plan: Plan, run_id: str, resources: Resources) -> Iterator[Progress]:
-        line_writer(self.progress)(resources.describe())
-        progress = Progress(
-            total_files=plan.num_remaining,
-            total_bytes=plan.num_remaining_bytes,
-            stream=self.progress,
-        )
-        writer = ProgressWriter(self.store, progress, run_id=run_id, plan=plan, resources=resources)
-        with progress.shown(), writer.writing():
-            yield progress
 
 
 def line_writer(stream: Stream | None) -> Callable[[str], None]:

@@ -53,7 +53,7 @@ def run_local(
     def commit(results: pa.Table) -> None:
         nonlocal committed
         committed += committer.timed(results)
-        progress.add(tally_of(results))
+        progress.set(progress.tally + tally_of(results))
 
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
@@ -66,10 +66,8 @@ def run_local(
         extracting = [
             ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
         ]
-        progress.watch(
-            lambda: Activity.total(
-                (committed, stage.activity, *(one.activity for one in extracting))
-            )
+        progress.read_activity = lambda: Activity.total(
+            (committed, stage.activity, *(extractor.activity for extractor in extracting))
         )
         room = _Room(resources.ahead_bytes)
         parts = stack.enter_context(closing(_extracted(extracting, packs, room)))

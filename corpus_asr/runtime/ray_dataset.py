@@ -307,8 +307,8 @@ class _Poll(threading.Thread):
             if self._stop_asked.requested:
                 self._coordinator.stop.remote()
             self._progress.set(ray.get(self._coordinator.read.remote(), timeout=POLL_S))
-            found: Activity = ray.get(self._coordinator.activity.remote(), timeout=POLL_S)
-            self._progress.watch(lambda: found)
+            activity: Activity = ray.get(self._coordinator.activity.remote(), timeout=POLL_S)
+            self._progress.read_activity = lambda: activity
             for why in ray.get(self._coordinator.take_replaced.remote(), timeout=POLL_S):
                 event(_LOG, logging.WARNING, "worker_replaced", why=why)
         except ray.exceptions.RayError:
