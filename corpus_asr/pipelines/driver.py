@@ -21,7 +21,7 @@ from corpus_asr.runtime.checkpoints import (
 )
 from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import run_local
-from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream
+from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream, line_writer
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
@@ -287,13 +287,3 @@ class CorpusRun:
     def _out_of_time(self) -> bool:
         stop_at = self.options.stop_at
         return stop_at is not None and time.monotonic() >= stop_at
-
-
-def line_writer(stream: Stream | None) -> Callable[[str], None]:
-    """Return what writes a line to a stream, or nowhere if there is none."""
-
-    def write(line: str) -> None:
-        if stream is not None:
-            stream.write(line + "\n")
-
-    return write

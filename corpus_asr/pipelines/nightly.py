@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
-from corpus_asr.pipelines.driver import CorpusRun, RunSummary, line_writer, prepare
+from corpus_asr.pipelines.driver import CorpusRun, RunSummary, prepare
 from corpus_asr.report.nightly import (
     Archive,
     Findings,
@@ -25,7 +25,7 @@ from corpus_asr.report.nightly import (
     tell,
     warnings_of,
 )
-from corpus_asr.runtime.progress import Stream
+from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.ledger import Failing, count_tries, note_tries
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing

@@ -28,10 +28,10 @@ from corpus_asr.labelling.selection import (
 )
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarise
 from corpus_asr.pipelines import driver
-from corpus_asr.pipelines.driver import RunSummary, line_writer
+from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
-from corpus_asr.runtime.progress import Stream
+from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.run_files import new_run_id
@@ -52,11 +52,10 @@ def run(
     _check(config)
     summary = driver.run(config, local=local, progress=progress, options=options)
     if summary.remaining:  # what is selected now would be another data set when the rest is done
-        told = f"nothing selected yet: {summary.remaining:,} recordings remain to be transcribed"
+        outcome = f"nothing selected yet: {summary.remaining:,} recordings remain to be transcribed"
     else:
-        told = render(label(config, progress=progress, steal_lock=options.steal_lock))
-    if progress is not None:
-        progress.write(told + "\n")
+        outcome = render(label(config, progress=progress, steal_lock=options.steal_lock))
+    line_writer(progress)(outcome)
     return summary
 
 

@@ -54,6 +54,16 @@ REDRAW_EVERY_S = 0.5
 MOST_MOMENTS = 120
 
 
+def line_writer(stream: Stream | None) -> Callable[[str], None]:
+    """Return what writes a line to a stream, or nowhere if there is none."""
+
+    def write(line: str) -> None:
+        if stream is not None:
+            stream.write(line + "\n")
+
+    return write
+
+
 @contextmanager
 def _repeated(action: Callable[[], None], *, every_s: float, name: str) -> Iterator[None]:
     """Call `action` in a thread, at once and then every so often, while the context is open."""

@@ -197,7 +197,9 @@ def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> p
             "header_duration_s": part.header_duration_s,
             "decode_errors": part.decode_errors,
             "speech_s": None if spans is None else sum(end - start for start, end in spans),
-            "speech_spans": None if spans is None else _as_structs(spans),
+            "speech_spans": None
+            if spans is None
+            else [{"start_s": start, "end_s": end} for start, end in spans],
             "num_samples": part.num_samples,
             "num_mel_bins": part.num_mel_bins,
             "features": part.features,
@@ -207,7 +209,3 @@ def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> p
             "decode_s": part.decode_s,
         },
     )
-
-
-def _as_structs(spans: tuple[tuple[float, float], ...]) -> list[dict[str, float]]:
-    return [{"start_s": start, "end_s": end} for start, end in spans]

@@ -127,9 +127,20 @@ class IsolatedGenerator:
             if kind is _Reply.ERROR:
                 raise value
         except _DiedError as death:
-            raise self._crashed(item, death) from None
+            raise DecodeError(
+                f"running {self._target} on {_name(item)}: its child process died ({death}), "
+                "expected messages; the recording fails, others continue in a new child",
+                kind="decoder_killed" if death.killed else "decoder_crashed",
+                # Memory that ran out once may suffice the next time; a crash repeats itself.
+                retryable=death.killed,
+            ) from None
         except _SilentError:
-            raise self._timed_out(item) from None
+            raise DecodeError(
+                f"running {self._target} on {_name(item)}: no message for {self._timeout_s:g} s, "
+                "so its child process was killed; the recording fails, others continue in a new "
+                "child",
+                kind="decoder_timeout",
+            ) from None
         finally:
             self._busy = False
             if not finished:
@@ -191,21 +202,6 @@ class IsolatedGenerator:
             f"starting a child process for {self._target}: {found}, expected it to be ready; its "
             "standard error, in this process's, says more; repair the machine or the installation "
             "and run again"
-        )
-
-    def _crashed(self, item: Any, death: _DiedError) -> DecodeError:
-        return DecodeError(
-            f"running {self._target} on {_name(item)}: its child process died ({death}), expected "
-            "messages; the recording fails, others continue in a new child",
-            kind="decoder_killed" if death.killed else "decoder_crashed",
-            retryable=death.killed,
-        )
-
-    def _timed_out(self, item: Any) -> DecodeError:
-        return DecodeError(
-            f"running {self._target} on {_name(item)}: no message for {self._timeout_s:g} s, so "
-            "its child process was killed; the recording fails, others continue in a new child",
-            kind="decoder_timeout",
         )
 
 

@@ -177,7 +177,12 @@ class TranscribeStage:
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
         engine = self._engine.result()
-        submitted = self._submit_all(engine, parts, rows)
+        features, languages = (half_views(parts.column(name)) for name in _FEATURES)
+        # All of them before the first is waited for: the engine fills its slots from many parts.
+        submitted = [
+            engine.submit(_request(row, own, language)) if row["status"] == OK else None
+            for row, own, language in zip(rows, features, languages, strict=True)
+        ]
         results = [
             _carry(row) if future is None else _finish(row, future, engine.device_name)
             for row, future in zip(rows, submitted, strict=True)
@@ -189,16 +194,6 @@ class TranscribeStage:
         if self._engine.cancel() or self._engine.exception() is not None:
             return
         self._engine.result().close()
-
-    @staticmethod
-    def _submit_all(
-        engine: TranscribingEngine, parts: pa.Table, rows: list[dict[str, Any]]
-    ) -> list["Future[PartTranscript] | None"]:
-        features, languages = (half_views(parts.column(name)) for name in _FEATURES)
-        return [
-            engine.submit(_request(row, own, language)) if row["status"] == OK else None
-            for row, own, language in zip(rows, features, languages, strict=True)
-        ]
 
 
 def _request(
