@@ -1,5 +1,4 @@
 import threading
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +19,11 @@ def silent_row(recording: str) -> pa.Table:
 
 
 def failed_row(recording: str) -> pa.Table:
-    failure: dict[str, Any] = {
-        "status": "failed",
-        "error_stage": "extract",
-        "error_kind": "no_audio_stream",
-        "error_message": "decoding: no audio",
-        "retryable": False,
-    }
     nothing = dict.fromkeys(("features", "part_start_s", "part_end_s", "num_samples"))
-    return extracted(recording, 0, **(failure | nothing))
+    return extracted(
+        recording, 0, status="failed", error_stage="extract", error_kind="no_audio_stream",
+        error_message="decoding: no audio", retryable=False, **nothing,
+    )  # fmt: skip
 
 
 def stage_with(engine: ScriptedEngine) -> TranscribeStage:
