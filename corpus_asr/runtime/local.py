@@ -58,8 +58,8 @@ def run_local(
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
         stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
-        spec = EngineSpec.of(
-            config, device=resources.device, num_threads=resources.transcribe_threads
+        spec = EngineSpec(
+            config=config, device=resources.device, num_threads=resources.transcribe_threads
         )
         stage = TranscribeStage(spec, engine_factory=engine_factory)
         stack.enter_context(_closed(stage))

@@ -87,8 +87,8 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
 def _loaded(config: RunConfig, resources: Resources) -> str:
     began_s = time.monotonic()
     remote = config.cluster.address != "local"
-    spec = EngineSpec.of(
-        config,
+    spec = EngineSpec(
+        config=config,
         # The GPUs of a cluster are not those of the machine that drives it.
         device="auto" if remote else resources.device,
         dtype="auto" if remote else None,

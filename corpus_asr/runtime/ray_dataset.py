@@ -221,8 +221,8 @@ def build(
         fn_constructor_kwargs={
             "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
-            "spec": EngineSpec.of(
-                config, device=resources.device, num_threads=resources.transcribe_threads
+            "spec": EngineSpec(
+                config=config, device=resources.device, num_threads=resources.transcribe_threads
             ),
             "engine_factory": engine,
         },

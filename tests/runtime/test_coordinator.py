@@ -28,7 +28,9 @@ from corpus_asr.runtime.coordinator import (
 )
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always
-from tests.support.tables import extracted
+from tests.support.tables import extracted, run_config
+
+SPEC = EngineSpec(config=run_config("/in", "/out"), device="cpu")
 
 
 class Here(CoordinatorClient):
@@ -52,7 +54,7 @@ def parts_of(*names: str) -> pa.Table:
 
 
 def quarantine(engine: ScriptedEngine, memory: Here) -> Quarantine:
-    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=always(engine))
+    stage = TranscribeStage(SPEC, engine_factory=always(engine))
     return Quarantine(stage, memory)
 
 

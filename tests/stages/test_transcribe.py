@@ -9,7 +9,9 @@ from corpus_asr.errors import EngineError
 from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
-from tests.support.tables import extracted
+from tests.support.tables import extracted, run_config
+
+SPEC = EngineSpec(config=run_config("/in", "/out"), device="cpu")
 
 MEL = 4
 
@@ -27,12 +29,12 @@ def failed_row(recording: str) -> pa.Table:
 
 
 def stage_with(engine: ScriptedEngine) -> TranscribeStage:
-    return TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=always(engine))
+    return TranscribeStage(SPEC, engine_factory=always(engine))
 
 
 @pytest.fixture
 def stage() -> TranscribeStage:
-    return TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=scripted_engine)
+    return TranscribeStage(SPEC, engine_factory=scripted_engine)
 
 
 def test_results_come_in_input_order_whatever_is_ready_first():
@@ -107,7 +109,7 @@ def test_words_become_rows_of_their_segment_where_there_are_any(stage: Transcrib
 
 
 def test_an_engine_that_cannot_load_says_so_in_the_first_call_that_needs_it():
-    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
+    stage = TranscribeStage(SPEC, engine_factory=broken_engine)
     assert stage(silent_row("a")).column("status").to_pylist() == ["no_speech"]
     with pytest.raises(EngineError, match="no device"):
         stage(extracted("a"))
