@@ -91,6 +91,7 @@ class Committer:
 
     def __call__(self, results: pa.Table) -> None:
         """Commit RESULTS rows as one segments object and one outcomes object."""
+        # Who lost the lock must not write beside the run that has it now.
         if self.lock is not None:
             self.lock.check()
         self.store.commit(

@@ -183,6 +183,7 @@ class RunCoordinator:
         """Note that a worker has these parts' results."""
         for part in parts:
             self._begun.pop(part, None)
+        # Where a part is finished, engines work: what broke the others was theirs.
         self._replaced_in_a_row = 0
 
     def stop(self) -> None:
@@ -305,6 +306,7 @@ class Quarantine:
         keys = _keys(parts)
         if keys:
             self._stage.wait_until_loaded()
+        # A death does not tell which part of its call was to blame: all of them are suspects.
         if any(self._memory.unfinished(keys)):
             with self._turns.alone():
                 rows = [self._try_alone(parts.slice(row, 1)) for row in range(parts.num_rows)]
@@ -351,7 +353,7 @@ class _Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside = 0  # -1: one, alone
         self._waiting_alone = 0
 
     @contextlib.contextmanager
