@@ -177,6 +177,7 @@ class CorpusRun:
             new_run=self.options.new_run,
         )
         name_run(self._begun.run_id)
+        # That of the folder is archived with results of other settings, and is then not ours.
         if calibrates and config.model.calibration is None:
             self._calibration = calibration_for(config, store, model_revision=revision)
         return self.plan
@@ -185,6 +186,7 @@ class CorpusRun:
         """Extract features on CPUs, transcribe or classify them, and commit tables as they come."""
         assert self.plan is not None, "start() comes first"
         assert self._begun is not None
+        # Neither Ray nor a model starts for nothing: a nightly run often finds nothing new.
         if not self.plan.num_remaining or self._out_of_time():
             return
         config = self.config
@@ -262,6 +264,7 @@ class CorpusRun:
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
             },
         )
+        # After `finish`, whose counts it shows; `report.html` is never what a run fails for.
         write_page_at_the_end(store, num_recordings=counts.recordings)
         if counts.remaining and not out_of_time:
             raise EngineError(

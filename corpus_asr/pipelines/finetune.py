@@ -16,6 +16,7 @@ from corpus_asr.training.store import MODEL_FOLDER, TrainingStore
 from corpus_asr.training.trainer import Group, Record
 from corpus_asr.units import MEBIBYTE
 
+# Every step is in log.jsonl; the terminal shows that it goes on.
 _PRINTED_EVERY = 10
 _FAILURES_PRINTED = 3
 _STORE_BYTES = 128 * MEBIBYTE  # nothing of training goes through Ray's object store
@@ -74,16 +75,17 @@ def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
 
     cluster = config.cluster
     line_writer(progress)(f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
-    with connected(cluster.address, store_bytes=_STORE_BYTES) as found:
-        cpus = sum(node.cpus for node in found.nodes)
-        gpus = sum(node.gpus for node in found.nodes)
-        for needed, there, name in (
+    with connected(cluster.address, store_bytes=_STORE_BYTES) as machines:
+        cpus = sum(node.cpus for node in machines.nodes)
+        gpus = sum(node.gpus for node in machines.nodes)
+        # Ray Train would wait without end for what never comes.
+        for needed, available, name in (
             (cluster.workers * cluster.cpus_per_worker, cpus, "CPUs"),
             (cluster.workers * cluster.gpus_per_worker, gpus, "GPUs"),
         ):
-            if needed > there:
+            if needed > available:
                 raise ConfigError(
-                    f"training on Ray: found {there:g} {name}, expected {needed:g} for "
+                    f"training on Ray: found {available:g} {name}, expected {needed:g} for "
                     f"{cluster.workers} workers; lower cluster.workers or what each one gets"
                 )
         train_together(

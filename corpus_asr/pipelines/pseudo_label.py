@@ -86,11 +86,12 @@ def label(
     say = line_writer(progress)
     with Lock(store, new_run_id(), steal=steal_lock, say=say):
         origin = read_origin(sources.store)
+        # A run that went on since is another data set: its digest is among the settings.
         state = f"{origin.fingerprint} {sources.digest()}"
         settings = result_settings(config.selection, config.dataset, state)
         begin(store, settings)
         tally, written, languages = _write(config, store, sources, origin, rules, say=say)
-        found = summarise(
+        labelled = summarise(
             sources.index,
             rules,
             tally,
@@ -102,11 +103,11 @@ def label(
         )
         complete(
             store,
-            card=card_of(found, config.dataset, sorted(languages)),
-            numbers=as_data(found),
+            card=card_of(labelled, config.dataset, sorted(languages)),
+            numbers=as_data(labelled),
             splits=list(written.splits),
         )
-        return found
+        return labelled
 
 
 def _write(
@@ -134,6 +135,7 @@ def _write(
         timeout_s=config.extract.item_timeout_s,
         workers=this_machine().cores if workers == "auto" else workers,
     )
+    # On disk: rules such as `copies` need every segment measured before the first is decided.
     with tempfile.TemporaryDirectory(prefix="corpus-asr-label-") as folder:
         path = str(Path(folder) / "segments.parquet")
         hashes = measure(sources, config.selection, path)

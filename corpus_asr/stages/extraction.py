@@ -32,7 +32,7 @@ MAX_CHANNELS_APART = 64
 # Audio buffered over all channels; with more channels parts get shorter, never below 30 s.
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
-PREFETCH_THREADS = 16
+PREFETCH_THREADS = 16  # as many as may be expected at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +137,7 @@ class PartExtractor:
     def _open(self, uri: str) -> io.BufferedIOBase:
         file = open_binary(uri, self._store)
         try:
+            # Not only as listed: a manifest may name no sizes.
             num_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)
             check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._settings.max_file_gb)
@@ -153,6 +154,7 @@ class PartExtractor:
         if isinstance(channels, int):
             names = [channels]
         damage: DecodeError | None = None
+        # Counted in samples: a header may claim any duration, and some kilobytes decode to years.
         left = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
         try:
             for chunk in decoder:  # (channel, sample)

@@ -153,6 +153,7 @@ class TranscribeStage:
 
     def _transcribe(self, parts: pa.Table) -> pa.Table:
         rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+        # Without the engine: what has no speech need not wait until it is loaded.
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
         engine = self._engine.result()
@@ -170,6 +171,7 @@ class TranscribeStage:
 
     def close(self) -> None:
         """Close the engine, if it was ever loaded."""
+        # `exception` waits for a model that is loading: it cannot be stopped halfway.
         if self._engine.cancel() or self._engine.exception() is not None:
             return
         self._engine.result().close()
@@ -234,10 +236,10 @@ def _finish(
 def label_columns(labels: PartLabels) -> dict[str, Any]:
     """Return the columns of RESULTS that say what a part was classified as."""
     rows = [
-        {"window": window, "start_s": found.start_s, "end_s": found.end_s,
-         "weight_s": found.weight_s, "rank": rank, "label": label, "probability": probability}
-        for window, found in enumerate(labels.windows)
-        for rank, (label, probability) in enumerate(found.labels, start=1)
+        {"window": number, "start_s": window.start_s, "end_s": window.end_s,
+         "weight_s": window.weight_s, "rank": rank, "label": label, "probability": probability}
+        for number, window in enumerate(labels.windows)
+        for rank, (label, probability) in enumerate(window.labels, start=1)
     ]  # fmt: skip
     label, probability = labels.means[0] if labels.means else (None, None)
     return {
