@@ -80,9 +80,11 @@ GAUGES = (
     Metric("parts_ready", "parts_ready", "extracted parts waiting for an engine"),
     Metric("parts_in_engines", "parts_in_engines", "parts handed to engines, without a result"),
 )
-OCCUPANCY = "slot_occupancy"
-RECORDINGS = "recordings_total"
-COMMIT_SECONDS = "commit_seconds"
+OCCUPANCY = Metric(
+    "slot_occupancy", "occupancy", "fraction of decoder slots in use in the last steps"
+)
+RECORDINGS = Metric("recordings_total", "files", "recordings processed; status: done or failed")
+COMMIT_SECONDS = Metric("commit_seconds", "commit_s", "seconds a commit took")
 
 
 class Metrics:
@@ -92,16 +94,12 @@ class Metrics:
         self._counts = _counts(Tally(), Activity())
         self._counters = {m: Counter(PREFIX + m.name, m.description) for m in COUNTERS}
         self._gauges = {m: Gauge(PREFIX + m.name, m.description) for m in GAUGES}
-        self._occupancy = Gauge(
-            PREFIX + OCCUPANCY, "fraction of decoder slots in use in the last steps"
-        )
+        self._occupancy = Gauge(PREFIX + OCCUPANCY.name, OCCUPANCY.description)
         self._recordings = Counter(
-            PREFIX + RECORDINGS,
-            "recordings processed; status: done or failed",
-            tag_keys=("status",),
+            PREFIX + RECORDINGS.name, RECORDINGS.description, tag_keys=("status",)
         )
         self._commits = Histogram(
-            PREFIX + COMMIT_SECONDS, "seconds a commit took", COMMIT_BOUNDARIES_S
+            PREFIX + COMMIT_SECONDS.name, COMMIT_SECONDS.description, COMMIT_BOUNDARIES_S
         )
 
     def committed(self, seconds: float) -> None:
