@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Literal
 
 from corpus_asr.activity import Activity
@@ -20,7 +21,7 @@ from corpus_asr.runtime.checkpoints import (
 )
 from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import run_local
-from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream
+from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream, line_writer
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
@@ -176,6 +177,7 @@ class CorpusRun:
             new_run=self.options.new_run,
         )
         name_run(self._begun.run_id)
+        # That of the folder is archived with results of other settings, and is then not ours.
         if calibrates and config.model.calibration is None:
             self._calibration = calibration_for(config, store, model_revision=revision)
         return self.plan
@@ -184,6 +186,7 @@ class CorpusRun:
         """Extract features on CPUs, transcribe or classify them, and commit tables as they come."""
         assert self.plan is not None, "start() comes first"
         assert self._begun is not None
+        # Neither Ray nor a model starts for nothing: a nightly run often finds nothing new.
         if not self.plan.num_remaining or self._out_of_time():
             return
         config = self.config
@@ -196,9 +199,48 @@ class CorpusRun:
             calibration=self._calibration,
             lock=self.lock.key,
         )
-        work = self._process_here if self.local else self._process_on_ray
-        done = work(self.plan, committer)
-        self._committed, self._activity = done.tally, done.activity
+        with self._workers(self.plan) as (resources, work):
+            line_writer(self.progress)(resources.describe())
+            progress = Progress(
+                total_files=self.plan.num_remaining,
+                total_bytes=self.plan.num_remaining_bytes,
+                stream=self.progress,
+            )
+            writer = ProgressWriter(
+                self.store, progress, run_id=committer.run_id, plan=self.plan, resources=resources
+            )
+            with progress.shown(), writer.writing():
+                work(
+                    committer,
+                    resources=resources,
+                    progress=progress,
+                    engine_factory=load_engine,
+                    stop_at=self.options.stop_at,
+                )
+        self._committed, self._activity = progress.tally, progress.read_activity()
+
+    @contextmanager
+    def _workers(self, plan: Plan) -> Iterator[tuple[Resources, Callable[..., None]]]:
+        """Give what there is to work with, and what does the plan's work with it."""
+        config, address = self.config, self.config.cluster.address
+        if self.local:
+            resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
+            yield resources, partial(run_local, config, read_packs(self.store, plan))
+            return
+        # Ray takes seconds to import, and local runs do without it.
+        from corpus_asr.runtime.ray_cluster import connected, local_machine
+        from corpus_asr.runtime.ray_dataset import run_on_ray
+
+        with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
+            resources = resolve_resources(
+                config,
+                cluster.nodes,
+                num_packs=plan.num_packs,
+                store_bytes=cluster.store_bytes,
+                # Another cluster may start machines for what is asked of it.
+                fixed=address == "local",
+            )
+            yield resources, partial(run_on_ray, config, plan.uri)
 
     def finish(self) -> RunSummary:
         """Compact the tables, count them, and write report.json and the page."""
@@ -222,6 +264,7 @@ class CorpusRun:
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
             },
         )
+        # After `finish`, whose counts it shows; `report.html` is never what a run fails for.
         write_page_at_the_end(store, num_recordings=counts.recordings)
         if counts.remaining and not out_of_time:
             raise EngineError(
@@ -247,65 +290,3 @@ class CorpusRun:
     def _out_of_time(self) -> bool:
         stop_at = self.options.stop_at
         return stop_at is not None and time.monotonic() >= stop_at
-
-    def _process_here(self, plan: Plan, committer: Committer) -> Progress:
-        resources = resolve_resources(self.config, (this_machine(),), num_packs=plan.num_packs)
-        with self._shown(plan, committer.run_id, resources) as progress:
-            run_local(
-                self.config,
-                read_packs(self.store, plan),
-                committer,
-                resources=resources,
-                progress=progress,
-                engine_factory=load_engine,
-                stop_at=self.options.stop_at,
-            )
-        return progress
-
-    def _process_on_ray(self, plan: Plan, committer: Committer) -> Progress:
-        # Ray takes seconds to import, and local runs do without it.
-        from corpus_asr.runtime.ray_cluster import connected, local_machine
-        from corpus_asr.runtime.ray_dataset import run_on_ray
-
-        config, address = self.config, self.config.cluster.address
-        with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
-            resources = resolve_resources(
-                config,
-                cluster.nodes,
-                num_packs=plan.num_packs,
-                store_bytes=cluster.store_bytes,
-                fixed=address == "local",
-            )
-            with self._shown(plan, committer.run_id, resources) as progress:
-                run_on_ray(
-                    config,
-                    plan.uri,
-                    committer,
-                    resources=resources,
-                    progress=progress,
-                    engine_factory=load_engine,
-                    stop_at=self.options.stop_at,
-                )
-        return progress
-
-    @contextmanager
-    def _shown(self, plan: Plan, run_id: str, resources: Resources) -> Iterator[Progress]:
-        line_writer(self.progress)(resources.describe())
-        progress = Progress(
-            total_files=plan.num_remaining,
-            total_bytes=plan.num_remaining_bytes,
-            stream=self.progress,
-        )
-        writer = ProgressWriter(self.store, progress, run_id=run_id, plan=plan, resources=resources)
-        with progress.shown(), writer.writing():
-            yield progress
-
-
-def line_writer(stream: Stream | None) -> Callable[[str], None]:
-    """Return what writes a line to a stream, or nowhere if there is none."""
-
-    def write(line: str) -> None:
-        if stream is not None:
-            stream.write(line + "\n")
-
-    return write

@@ -55,7 +55,7 @@ def evaluate(
     language: str | None = None,
     endpoint_url: str | None = None,
 ) -> Evaluation:
-    """Compare what a run heard with what was said.
+    """Compare the transcripts of a run with references.
 
     Raises:
         ConfigError: no such output, unusable references, none of which is of a recording here, or
@@ -64,34 +64,39 @@ def evaluate(
         FetchError: a store failed beyond its retries.
     """
     store = OutputStore(output_uri, endpoint_url=endpoint_url)
-    said = read_references(references, store.options, language=language)
-    scores = _scores(store, said, references)
+    expected = read_references(references, store.options, language=language)
+    scores = _scores(store, expected, references)
     comparison = None
     if against is not None:
         other = OutputStore(against, endpoint_url=endpoint_url)
-        comparison = compare(scores, _scores(other, said, references), other=redact_uri(other.uri))
+        comparison = compare(
+            scores, _scores(other, expected, references), other=redact_uri(other.uri)
+        )
     return summarise(
         list(scores.values()),
         output=redact_uri(output_uri),
         references=redact_uri(references),
-        missing=len(said) - len(scores),
+        missing=len(expected) - len(scores),
         comparison=comparison,
     )
 
 
-def _scores(store: OutputStore, said: Mapping[str, Reference], manifest: str) -> dict[str, Score]:
+def _scores(
+    store: OutputStore, expected: Mapping[str, Reference], manifest: str
+) -> dict[str, Score]:
     index = read_index(store)
-    found = {
-        identity: score(said[identity], heard) for identity, heard in _heard(store, index, said)
+    scores = {
+        identity: score(expected[identity], hypothesis)
+        for identity, hypothesis in _hypotheses(store, index, expected)
     }
-    if not found:
+    if not scores:
         raise ConfigError(
             f"comparing {redact_uri(store.uri)} with {redact_uri(manifest)}: found none of its "
-            f"{len(said):,} recordings there, expected those of this run under the same URIs "
+            f"{len(expected):,} recordings there, expected those of this run under the same URIs "
             f"(such as {_example(index)}); correct the manifest's URIs; relative ones are resolved "
             "against its folder"
         )
-    return found
+    return scores
 
 
 def _example(index: Index) -> str:
@@ -100,19 +105,20 @@ def _example(index: Index) -> str:
     )
 
 
-def _of_references(index: Index, said: Mapping[str, Reference]) -> np.ndarray:
+def _of_references(index: Index, expected: Mapping[str, Reference]) -> np.ndarray:
     """Return which recordings there are references for."""
     identities = index.recordings["recording_id"]
-    return np.asarray(pc.is_in(identities, value_set=pa.array(list(said), pa.string())))
+    return np.asarray(pc.is_in(identities, value_set=pa.array(list(expected), pa.string())))
 
 
-def _heard(
-    store: OutputStore, index: Index, said: Mapping[str, Reference]
+def _hypotheses(
+    store: OutputStore, index: Index, expected: Mapping[str, Reference]
 ) -> Iterator[tuple[str, Hypothesis]]:
-    table, ours, selection = index.recordings, _of_references(index, said), Selection()
+    table, ours, selection = index.recordings, _of_references(index, expected), Selection()
     wanted = chosen(index, selection) & ours
     for _, recording in recordings(store, index, wanted, selection, columns=WORD_COLUMNS):
         yield recording.recording_id, _of(recording)
+    # A failed recording counts as silence: a run must not look better for what it left out.
     failed = ours & table["complete"].to_numpy() & ~table["heard"].to_numpy()
     for identity in table["recording_id"].filter(pa.array(failed)).to_pylist():
         yield identity, Hypothesis(text="", language=None, duration_s=0.0, failed=True)
@@ -120,6 +126,7 @@ def _heard(
 
 def _of(recording: Recording) -> Hypothesis:
     counts = [len(segment.text.split()) for segment in recording.segments]
+    # By words, as the error rate counts: a long segment says more than a short one.
     sure = sum(
         count * segment.confidence
         for count, segment in zip(counts, recording.segments, strict=True)
@@ -186,12 +193,12 @@ def _model_of(store: OutputStore) -> tuple[str, str]:
 
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
-    said = read_references(references, store.options, language=language)
+    expected = read_references(references, store.options, language=language)
     index, selection = read_index(store), Selection()
-    wanted = chosen(index, selection) & _of_references(index, said)
+    wanted = chosen(index, selection) & _of_references(index, expected)
     outcomes: list[SegmentOutcome] = []
     for _, recording in recordings(store, index, wanted, selection, columns=EVIDENCE_COLUMNS):
         identity = recording.recording_id
-        text, spoken = said[identity].text, said[identity].language
+        text, spoken = expected[identity].text, expected[identity].language
         outcomes += segment_outcomes(recording.segments, text, spoken, group=identity)
     return outcomes

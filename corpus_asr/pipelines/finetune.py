@@ -9,13 +9,14 @@ from operator import itemgetter
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.progress import Stream
+from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.job import Evaluation, Finetune, train
 from corpus_asr.training.store import MODEL_FOLDER, TrainingStore
 from corpus_asr.training.trainer import Group, Record
 from corpus_asr.units import MEBIBYTE
 
+# Every step is in log.jsonl; the terminal shows that it goes on.
 _PRINTED_EVERY = 10
 _FAILURES_PRINTED = 3
 _STORE_BYTES = 128 * MEBIBYTE  # nothing of training goes through Ray's object store
@@ -52,20 +53,20 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
 
 
 def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
-    job = Finetune(config, group=Group())
-    _print(progress, f"{job.cache.hours:.2f} h of training data")
+    say, job = line_writer(progress), Finetune(config, group=Group())
+    say(f"{job.cache.hours:.2f} h of training data")
     for reason, count in job.cache.summary["excluded"].items():
-        _print(progress, f"excluded: {count} {reason}")
+        say(f"excluded: {count} {reason}")
     for failure in job.cache.summary["failures"][:_FAILURES_PRINTED]:
-        _print(progress, failure)
+        say(failure)
     step = 0
     for found in job.run():
         if isinstance(found, Evaluation):
-            _print(progress, _evaluation_words(step, found))
+            say(_evaluation_words(step, found))
             continue
         step = found.step
         if step % _PRINTED_EVERY == 0 or step == config.training.max_steps:
-            _print(progress, _step_words(found, config.training.max_steps))
+            say(_step_words(found, config.training.max_steps))
 
 
 def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
@@ -73,17 +74,18 @@ def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
     from corpus_asr.runtime.ray_cluster import connected, train_together
 
     cluster = config.cluster
-    _print(progress, f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
-    with connected(cluster.address, store_bytes=_STORE_BYTES) as found:
-        cpus = sum(node.cpus for node in found.nodes)
-        gpus = sum(node.gpus for node in found.nodes)
-        for needed, there, name in (
+    line_writer(progress)(f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
+    with connected(cluster.address, store_bytes=_STORE_BYTES) as machines:
+        cpus = sum(node.cpus for node in machines.nodes)
+        gpus = sum(node.gpus for node in machines.nodes)
+        # Ray Train would wait without end for what never comes.
+        for needed, available, name in (
             (cluster.workers * cluster.cpus_per_worker, cpus, "CPUs"),
             (cluster.workers * cluster.gpus_per_worker, gpus, "GPUs"),
         ):
-            if needed > there:
+            if needed > available:
                 raise ConfigError(
-                    f"training on Ray: found {there:g} {name}, expected {needed:g} for "
+                    f"training on Ray: found {available:g} {name}, expected {needed:g} for "
                     f"{cluster.workers} workers; lower cluster.workers or what each one gets"
                 )
         train_together(
@@ -107,8 +109,3 @@ def _evaluation_words(step: int, found: Evaluation) -> str:
     words = found.hallucinated_words
     hallucinated = f", {words} words in windows without speech" if words else ""
     return f"step {step}: {wer} ({found.windows} validation windows{hallucinated})"
-
-
-def _print(progress: Stream | None, words: str) -> None:
-    if progress is not None:
-        progress.write(words + "\n")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
-from corpus_asr.pipelines.driver import CorpusRun, RunSummary, line_writer, prepare
+from corpus_asr.pipelines.driver import CorpusRun, RunSummary, prepare
 from corpus_asr.report.nightly import (
     Archive,
     Findings,
@@ -25,7 +25,7 @@ from corpus_asr.report.nightly import (
     tell,
     warnings_of,
 )
-from corpus_asr.runtime.progress import Stream
+from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.ledger import Failing, count_tries, note_tries
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
@@ -37,7 +37,7 @@ from corpus_asr.storage.stores.uri import join, redact_uri
 _LOG = logging.getLogger(__name__)
 
 SUMMARIES_FOLDER = "nights"
-_MOST_GIVEN_UP = 10
+_MOST_GIVEN_UP = 10  # named in a message that people read; the tables hold all of them
 
 
 def run(
@@ -107,7 +107,7 @@ class _Attempt:
             local=local,
             progress=progress,
             options=RunOptions(
-                retry=Retry.retryable,
+                retry=Retry.retryable,  # other failures are for good until the file changes
                 leave_alone=self.alone,
                 stop_at=None if hours is None else self.begun_s + 3600 * hours,
             ),
@@ -132,6 +132,7 @@ class _Attempt:
         except Exception as failure:
             if error is None:
                 raise
+            # The run broke off, perhaps with its store: what is known of it is still reported.
             event(_LOG, logging.WARNING, "night_not_counted", error=str(failure))
         return tell(
             night,
@@ -188,6 +189,7 @@ class _Attempt:
                 audio_s=audio_s,
                 rtfx=audio_s / night.wall_s,
             )
+        # Counted again: tonight's failures may have been a recording's last try.
         spent = self._spent(count_tries(self.store))
         no_longer_retried = [one.uri for one in spent if one.recording_id not in self.alone]
         return replace(

@@ -28,10 +28,10 @@ from corpus_asr.labelling.selection import (
 )
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarise
 from corpus_asr.pipelines import driver
-from corpus_asr.pipelines.driver import RunSummary, line_writer
+from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
-from corpus_asr.runtime.progress import Stream
+from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.run_files import new_run_id
@@ -52,11 +52,10 @@ def run(
     _check(config)
     summary = driver.run(config, local=local, progress=progress, options=options)
     if summary.remaining:  # what is selected now would be another data set when the rest is done
-        told = f"nothing selected yet: {summary.remaining:,} recordings remain to be transcribed"
+        outcome = f"nothing selected yet: {summary.remaining:,} recordings remain to be transcribed"
     else:
-        told = render(label(config, progress=progress, steal_lock=options.steal_lock))
-    if progress is not None:
-        progress.write(told + "\n")
+        outcome = render(label(config, progress=progress, steal_lock=options.steal_lock))
+    line_writer(progress)(outcome)
     return summary
 
 
@@ -87,11 +86,12 @@ def label(
     say = line_writer(progress)
     with Lock(store, new_run_id(), steal=steal_lock, say=say):
         origin = read_origin(sources.store)
+        # A run that went on since is another data set: its digest is among the settings.
         state = f"{origin.fingerprint} {sources.digest()}"
         settings = result_settings(config.selection, config.dataset, state)
         begin(store, settings)
         tally, written, languages = _write(config, store, sources, origin, rules, say=say)
-        found = summarise(
+        labelled = summarise(
             sources.index,
             rules,
             tally,
@@ -103,11 +103,11 @@ def label(
         )
         complete(
             store,
-            card=card_of(found, config.dataset, sorted(languages)),
-            numbers=as_data(found),
+            card=card_of(labelled, config.dataset, sorted(languages)),
+            numbers=as_data(labelled),
             splits=list(written.splits),
         )
-        return found
+        return labelled
 
 
 def _write(
@@ -135,6 +135,7 @@ def _write(
         timeout_s=config.extract.item_timeout_s,
         workers=this_machine().cores if workers == "auto" else workers,
     )
+    # On disk: rules such as `copies` need every segment measured before the first is decided.
     with tempfile.TemporaryDirectory(prefix="corpus-asr-label-") as folder:
         path = str(Path(folder) / "segments.parquet")
         hashes = measure(sources, config.selection, path)

@@ -90,6 +90,7 @@ def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
     main = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
     names = {} if config.pipeline == CLASSIFY_AUDIO else config.model.by_language
     others = fetch_others(main, names, weights=hashed)
+    # Gigabytes are fetched once all the small files fit together.
     if hashed:
         main = main.hashed()
         others = {code: other.hashed() for code, other in others.items()}
@@ -136,7 +137,7 @@ def _check_detects(main: Checkpoint, others: Mapping[str, str]) -> None:
 def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> None:
     """Refuse what a checkpoint cannot do, as far as its tokenizer shows."""
     if checkpoint.language_ids is None:
-        return
+        return  # a family without language tokens says what it knows when it is loaded
     if not checkpoint.language_ids:
         check_english_only(decoding, checkpoint=redact_uri(checkpoint.name))
         return

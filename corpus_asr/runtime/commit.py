@@ -6,7 +6,7 @@ Committing the same part twice is harmless: the finish keeps one.
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -41,15 +41,9 @@ class Tally:
     failures: tuple[FailureCount, ...] = ()
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            parts=self.parts + other.parts,
-            files=self.files + other.files,
-            failed=self.failed + other.failed,
-            audio_s=self.audio_s + other.audio_s,
-            size_bytes=self.size_bytes + other.size_bytes,
-            retried=self.retried + other.retried,
-            failures=merged((*self.failures, *other.failures)),
-        )
+        names = (field.name for field in fields(self))
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Tally(**sums | {"failures": merged(sums["failures"])})
 
 
 def tally_of(results: pa.Table) -> Tally:
@@ -97,6 +91,7 @@ class Committer:
 
     def __call__(self, results: pa.Table) -> None:
         """Commit RESULTS rows as one segments object and one outcomes object."""
+        # Who lost the lock must not write beside the run that has it now.
         if self.lock is not None:
             self.lock.check()
         self.store.commit(

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -43,25 +44,23 @@ REPORT_EVERY_S = 5.0
 NOTHING = Activity()
 _EXIT_CODE = 70  # EX_SOFTWARE; any but 0, which Ray takes for a wish to end
 
-
 PREFIX = "corpus_asr_"
+# From a folder's hundredths of a second to a store that is asked again and again.
 COMMIT_BOUNDARIES_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 
 class Metric(NamedTuple):
-    """One metric: the field of the counts it shows, and what it means."""
+    """One metric: the count it shows, and what it means."""
 
     name: str
-    field: str
+    shows: str
     description: str
 
 
-COMMITTED = (
+COUNTERS = (
     Metric("audio_seconds_total", "audio_s", "seconds of audio committed"),
     Metric("parts_total", "parts", "parts committed"),
     Metric("parts_retried_total", "retried", "parts tried again after their worker died"),
-)
-WORKED = (
     Metric("extract_seconds_total", "extract_s", "seconds extract workers extracted"),
     Metric("extract_cpu_seconds_total", "extract_cpu_s", "CPU seconds of extraction"),
     Metric(
@@ -77,10 +76,12 @@ WORKED = (
     Metric("commit_retries_total", "commit_retries", "requests of commits that were repeated"),
     Metric("workers_replaced_total", "workers_replaced", "workers replaced as unusable"),
 )
-NOW = (
+GAUGES = (
     Metric("parts_ready", "parts_ready", "extracted parts waiting for an engine"),
     Metric("parts_in_engines", "parts_in_engines", "parts handed to engines, without a result"),
-    Metric("slot_occupancy", "occupancy", "fraction of decoder slots in use in the last steps"),
+)
+OCCUPANCY = Metric(
+    "slot_occupancy", "occupancy", "fraction of decoder slots in use in the last steps"
 )
 RECORDINGS = Metric("recordings_total", "files", "recordings processed; status: done or failed")
 COMMIT_SECONDS = Metric("commit_seconds", "commit_s", "seconds a commit took")
@@ -90,12 +91,10 @@ class Metrics:
     """The metrics of one run; kept by its coordinator."""
 
     def __init__(self) -> None:
-        self._tally, self._activity = Tally(), Activity()
-        self._counters = {
-            metric: Counter(PREFIX + metric.name, metric.description)
-            for metric in (*COMMITTED, *WORKED)
-        }
-        self._gauges = {metric: Gauge(PREFIX + metric.name, metric.description) for metric in NOW}
+        self._counts = _counts(Tally(), Activity())
+        self._counters = {m: Counter(PREFIX + m.name, m.description) for m in COUNTERS}
+        self._gauges = {m: Gauge(PREFIX + m.name, m.description) for m in GAUGES}
+        self._occupancy = Gauge(PREFIX + OCCUPANCY.name, OCCUPANCY.description)
         self._recordings = Counter(
             PREFIX + RECORDINGS.name, RECORDINGS.description, tag_keys=("status",)
         )
@@ -109,34 +108,32 @@ class Metrics:
 
     def update(self, tally: Tally, activity: Activity) -> None:
         """Show these counts, which only grow unless a worker's are lost."""
-        grown = {metric: _growth(metric, self._tally, tally) for metric in COMMITTED}
-        grown |= {metric: _growth(metric, self._activity, activity) for metric in WORKED}
-        for metric, more in grown.items():
-            if more > 0:
-                self._counters[metric].inc(more)
-        failed = max(0, tally.failed - self._tally.failed)
-        done = max(0, tally.files - self._tally.files - failed)
-        for status, number in (("done", done), ("failed", failed)):
-            if number:
-                self._recordings.inc(number, {"status": status})
-        self._show(activity)
-        self._tally, self._activity = tally, activity
-
-    def _show(self, activity: Activity) -> None:
-        room = activity.slot_room - self._activity.slot_room
-        values: dict[str, float] = {
-            "parts_ready": activity.parts_ready,
-            "parts_in_engines": activity.parts_in_engines,
-        }
-        if room > 0:
-            values["occupancy"] = (activity.slot_steps - self._activity.slot_steps) / room
+        counts = _counts(tally, activity)
+        growth = {name: count - self._counts[name] for name, count in counts.items()}
+        self._counts = counts
+        # Ray's counters refuse to shrink; where counts were lost they wait for new ones.
+        for metric, counter in self._counters.items():
+            if growth[metric.shows] > 0:
+                counter.inc(growth[metric.shows])
+        for status in ("done", "failed"):
+            if growth[status] > 0:
+                self._recordings.inc(growth[status], {"status": status})
         for metric, gauge in self._gauges.items():
-            if metric.field in values:
-                gauge.set(values[metric.field])
+            gauge.set(counts[metric.shows])
+        # Of the steps since the last report alone: a mean over the run would hide that it fell.
+        if growth["slot_room"] > 0:
+            self._occupancy.set(growth["slot_steps"] / growth["slot_room"])
 
 
-def _growth(metric: Metric, before: Tally | Activity, now: Tally | Activity) -> float:
-    return float(getattr(now, metric.field) - getattr(before, metric.field))
+def _counts(tally: Tally, activity: Activity) -> dict[str, float]:
+    names = {metric.shows for metric in COUNTERS} | {"slot_steps", "slot_room", "failed"}
+    own = {
+        "done": tally.files - tally.failed,
+        "parts_ready": activity.parts_ready,
+        "parts_in_engines": activity.parts_in_engines,
+    }
+    both = asdict(activity) | asdict(tally)
+    return own | {name: both[name] for name in names}
 
 
 class RunCoordinator:
@@ -184,6 +181,7 @@ class RunCoordinator:
         """Note that a worker has these parts' results."""
         for part in parts:
             self._begun.pop(part, None)
+        # Where a part is finished, engines work: what broke the others was theirs.
         self._replaced_in_a_row = 0
 
     def stop(self) -> None:
@@ -306,6 +304,7 @@ class Quarantine:
         keys = _keys(parts)
         if keys:
             self._stage.wait_until_loaded()
+        # A death does not tell which part of its call was to blame: all of them are suspects.
         if any(self._memory.unfinished(keys)):
             with self._turns.alone():
                 rows = [self._try_alone(parts.slice(row, 1)) for row in range(parts.num_rows)]
@@ -352,7 +351,7 @@ class _Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside = 0  # -1: one, alone
         self._waiting_alone = 0
 
     @contextlib.contextmanager

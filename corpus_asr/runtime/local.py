@@ -27,13 +27,14 @@ from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeSt
 MIN_BYTES_PER_COMMIT = 64 * 1024
 # ... but nobody should lose more than this to a crash.
 MAX_COMMIT_AGE_S = 10.0
+# How soon a signal, and the age of what waits to be committed, are noticed while nothing is ready.
 POLL_S = 1.0
 # How long extraction and the engine are waited for after a run broke off: extraction's processes
 # are then ended, the engine's thread ends after the windows that it is encoding.
 GRACE_S = 2.0
 
 # A part, what ended a thread, or None when a thread has nothing left.
-_Found: TypeAlias = pa.Table | BaseException | None
+_Extracted: TypeAlias = pa.Table | BaseException | None
 
 
 def run_local(
@@ -53,23 +54,21 @@ def run_local(
     def commit(results: pa.Table) -> None:
         nonlocal committed
         committed += committer.timed(results)
-        progress.add(tally_of(results))
+        progress.set(progress.tally + tally_of(results))
 
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
         stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
-        spec = EngineSpec.of(
-            config, device=resources.device, num_threads=resources.transcribe_threads
+        spec = EngineSpec(
+            config=config, device=resources.device, num_threads=resources.transcribe_threads
         )
         stage = TranscribeStage(spec, engine_factory=engine_factory)
         stack.enter_context(_closed(stage))
         extracting = [
             ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
         ]
-        progress.watch(
-            lambda: Activity.total(
-                (committed, stage.activity, *(one.activity for one in extracting))
-            )
+        progress.read_activity = lambda: Activity.total(
+            (committed, stage.activity, *(extractor.activity for extractor in extracting))
         )
         room = _Room(resources.ahead_bytes)
         parts = stack.enter_context(closing(_extracted(extracting, packs, room)))
@@ -152,11 +151,12 @@ def _extracted(
     stages: Sequence[ExtractStage], packs: Iterable[pa.Table], room: "_Room"
 ) -> Generator[pa.Table | None, None, None]:
     """Yield parts from a thread per stage, and None when a while passed without one."""
-    found: queue.SimpleQueue[_Found] = queue.SimpleQueue()
+    # Unbounded in number: what bounds it in bytes is `room`.
+    extracted: queue.SimpleQueue[_Extracted] = queue.SimpleQueue()
     shared = _Shared(packs)
     threads = [
         threading.Thread(
-            target=_extract, args=(stage, shared, found, room), name="extract", daemon=True
+            target=_extract, args=(stage, shared, extracted, room), name="extract", daemon=True
         )
         for stage in stages
     ]
@@ -166,7 +166,7 @@ def _extracted(
     try:
         while left:
             try:
-                table = found.get(timeout=POLL_S)
+                table = extracted.get(timeout=POLL_S)
             except queue.Empty:
                 yield None
                 continue
@@ -179,6 +179,7 @@ def _extracted(
     finally:
         shared.stopped = True
         room.close()
+        # One deadline for all: who presses Ctrl-C waits this long and not this long for each.
         deadline = time.monotonic() + GRACE_S
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -187,19 +188,22 @@ def _extracted(
 
 
 def _extract(
-    stage: ExtractStage, packs: "_Shared", found: "queue.SimpleQueue[_Found]", room: "_Room"
+    stage: ExtractStage,
+    packs: "_Shared",
+    extracted: "queue.SimpleQueue[_Extracted]",
+    room: "_Room",
 ) -> None:
     try:
         for pack in packs:
             for table in stage(pack):
                 room.take(table.nbytes)
-                if packs.stopped:
+                if packs.stopped:  # a room that is closed lets everything through
                     return
-                found.put(table)
+                extracted.put(table)
     except BaseException as error:  # raised again in the main thread
-        found.put(error)
+        extracted.put(error)
     else:
-        found.put(None)
+        extracted.put(None)
 
 
 class CommitBuffer:

@@ -23,6 +23,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
 
+# Any archive has a broken file; three that all fail are a wrong source or a missing codec.
 RECORDINGS_TRIED = 3
 _GIBIBYTE = 1024 * MEBIBYTE
 
@@ -87,8 +88,8 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
 def _loaded(config: RunConfig, resources: Resources) -> str:
     began_s = time.monotonic()
     remote = config.cluster.address != "local"
-    spec = EngineSpec.of(
-        config,
+    spec = EngineSpec(
+        config=config,
         # The GPUs of a cluster are not those of the machine that drives it.
         device="auto" if remote else resources.device,
         dtype="auto" if remote else None,
@@ -103,32 +104,32 @@ def _loaded(config: RunConfig, resources: Resources) -> str:
 def _memory(config: RunConfig, resources: Resources) -> str:
     """Reckon a machine's memory; the model's share is what this process came to need."""
     machine = this_machine()
-    there = machine.memory_bytes
-    model = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory_bytes = machine.memory_bytes
+    model = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
     if config.cluster.address != "local":
         return f"this process needed {model / _GIBIBYTE:.1f} GiB with the model loaded"
     store_bytes = store_bytes_for(config, machine)
-    extract = resources.extract_workers * (resources.extract_memory_bytes or there)
+    extract = resources.extract_workers * (resources.extract_memory_bytes or memory_bytes)
     needed = model * resources.transcribe_workers + extract + store_bytes
-    if needed > there:
+    if needed > memory_bytes:
         raise ConfigError(
-            f"checking memory: found {there / _GIBIBYTE:.1f} GiB here, expected about "
+            f"checking memory: found {memory_bytes / _GIBIBYTE:.1f} GiB here, expected about "
             f"{needed / _GIBIBYTE:.1f} (model {model / _GIBIBYTE:.1f} x "
             f"{resources.transcribe_workers}, extraction {extract / _GIBIBYTE:.1f}, object store "
             f"{store_bytes / _GIBIBYTE:.1f}); use a smaller model.checkpoint, lower "
             "extract.part_s, extract.workers or transcribe.workers, or give the container more"
         )
-    told = f"about {needed / _GIBIBYTE:.1f} of {there / _GIBIBYTE:.1f} GiB are needed"
-    return told + _shared_memory(store_bytes)
+    line = f"about {needed / _GIBIBYTE:.1f} of {memory_bytes / _GIBIBYTE:.1f} GiB are needed"
+    return line + _shared_memory(store_bytes)
 
 
 def _shared_memory(store_bytes: int) -> str:
     """Tell where Ray's object store will not find its room; it then works in files, and slowly."""
     try:
-        found = os.statvfs("/dev/shm")
+        shared = os.statvfs("/dev/shm")
     except OSError:
         return ""
-    size = found.f_blocks * found.f_frsize
+    size = shared.f_blocks * shared.f_frsize
     if size >= store_bytes:
         return ""
     return (

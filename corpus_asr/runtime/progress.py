@@ -7,8 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, Self, TextIO, cast
 
 from rich.console import Console
@@ -46,8 +45,23 @@ class Stream(Protocol):
         """Whether a person is looking."""
 
 
+_LOG = logging.getLogger(__name__)
+
+# A log file keeps every line: two a minute of them. A terminal shows one, as fast as it is read.
 PLAIN_EVERY_S = 30.0
 REDRAW_EVERY_S = 0.5
+# More points than a chart has room for say nothing, and the file is written every few seconds.
+MOST_MOMENTS = 120
+
+
+def line_writer(stream: Stream | None) -> Callable[[str], None]:
+    """Return what writes a line to a stream, or nowhere if there is none."""
+
+    def write(line: str) -> None:
+        if stream is not None:
+            stream.write(line + "\n")
+
+    return write
 
 
 @contextmanager
@@ -80,63 +94,38 @@ class Progress:
         stream: Stream | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total_files = total_files
-        self._total_bytes = total_bytes
+        self._total_files, self._total_bytes = total_files, total_bytes
         self._stream = stream
         self._clock = clock
-        self._lock = threading.Lock()
-        self._tally = Tally()
-        self._committed_at: float | None = None
-        self._read_activity: Callable[[], Activity] = Activity
-        self._started = clock()
-
-    @property
-    def tally(self) -> Tally:
-        """What was committed so far."""
-        with self._lock:
-            return self._tally
+        self._started_s = clock()
+        self.tally = Tally()
+        """What was committed so far; one thread writes it."""
+        self.committed_at: datetime.datetime | None = None
+        """When results were committed last."""
+        self.read_activity: Callable[[], Activity] = Activity
+        """Returns what the workers did so far, quickly and in any thread."""
 
     @property
     def files_left(self) -> int:
         """Recordings without a last part."""
         return max(0, self._total_files - self.tally.files)
 
-    def add(self, tally: Tally) -> None:
-        """Count results just committed."""
-        with self._lock:
-            self._tally += tally
-            self._committed_at = time.time()
-
     def set(self, tally: Tally) -> None:
-        """Replace the count, where it is kept elsewhere."""
-        with self._lock:
-            if tally.parts != self._tally.parts:
-                self._committed_at = time.time()
-            self._tally = tally
-
-    def watch(self, read: Callable[[], Activity]) -> None:
-        """Say where the workers' counts are read from, quickly and from any thread."""
-        self._read_activity = read
-
-    @property
-    def activity(self) -> Activity:
-        """What the workers did so far."""
-        return self._read_activity()
-
-    @property
-    def committed_at(self) -> float | None:
-        """When results were committed last, in seconds since 1970; None before."""
-        with self._lock:
-            return self._committed_at
+        """Replace the count of committed results."""
+        if tally.parts != self.tally.parts:
+            self.committed_at = datetime.datetime.now(datetime.UTC)
+        self.tally = tally
 
     @property
     def elapsed_s(self) -> float:
         """Time since the work began."""
-        return self._clock() - self._started
+        return self._clock() - self._started_s
 
     def eta_s(self) -> float | None:
         """Estimate from the sizes of what is done; None while nothing is."""
         tally = self.tally
+        # Bytes say more than counts where clips and hours lie together; a listing without sizes
+        # has only counts.
         if self._total_bytes:
             share = tally.size_bytes / self._total_bytes
         else:
@@ -145,58 +134,50 @@ class Progress:
 
     def line(self) -> str:
         """Return the line as it is now."""
-        tally, elapsed_s, left_s = self.tally, self.elapsed_s, self.eta_s()
-        speed = tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0
+        tally, elapsed_s, eta_s = self.tally, self.elapsed_s, self.eta_s()
+        rtfx = tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0
         return (
             f"{tally.files}/{self._total_files} files, {tally.failed} failed, "
             f"{self.files_left} remaining; "
-            f"{tally.audio_s / 3600:.2f} h of audio, RTFx {speed:.1f}; "
+            f"{tally.audio_s / 3600:.2f} h of audio, RTFx {rtfx:.1f}; "
             f"elapsed {_clock_time(elapsed_s)}, "
-            f"ETA {'unknown' if left_s is None else _clock_time(left_s)}"
+            f"ETA {'unknown' if eta_s is None else _clock_time(eta_s)}"
         )
 
     @contextmanager
     def shown(self) -> Iterator[Self]:
         """Keep the line up to date, from now on, while the context is open."""
-        self._started = self._clock()
+        # Listing and starting Ray took their time; neither counts for the speed.
+        self._started_s = self._clock()
         stream = self._stream
         if stream is None:
             yield self
-        elif stream.isatty():
-            console = Console(file=cast("TextIO", stream))  # uses no more than Stream has
-            with Live(console=console, auto_refresh=False) as live:
-                show = partial(self._redraw, live)
-                with self._shown_by(show, every_s=REDRAW_EVERY_S):
-                    yield self
-        else:
-            with self._shown_by(partial(self._print, stream), every_s=PLAIN_EVERY_S):
-                yield self
+            return
+        with ExitStack() as stack:
+            if stream.isatty():
+                console = Console(file=cast("TextIO", stream))  # uses no more than Stream has
+                # Rich's own thread would redraw what it was given last, not what is true now.
+                live = stack.enter_context(Live(console=console, auto_refresh=False))
+                every_s = REDRAW_EVERY_S
+            else:
+                live, every_s = None, PLAIN_EVERY_S
 
-    @contextmanager
-    def _shown_by(self, show: Callable[[], None], *, every_s: float) -> Iterator[None]:
-        try:
-            with _repeated(show, every_s=every_s, name="progress"):
-                yield
-        finally:
-            show()
+            def show() -> None:
+                if live is not None:
+                    live.update(Text(self.line()), refresh=True)
+                else:
+                    stream.write(self.line() + "\n")
+                    stream.flush()
 
-    def _redraw(self, live: Live) -> None:
-        live.update(Text(self.line()), refresh=True)
-
-    def _print(self, stream: Stream) -> None:
-        stream.write(self.line() + "\n")
-        stream.flush()
+            stack.callback(show)  # the last line is that of the end, however it ended
+            stack.enter_context(_repeated(show, every_s=every_s, name="progress"))
+            yield self
 
 
 def _clock_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-_LOG = logging.getLogger(__name__)
-
-MOST_MOMENTS = 120
 
 
 class History:
@@ -209,13 +190,14 @@ class History:
 
     def with_now(self, now: Moment) -> tuple[Moment, ...]:
         """Return all of them, this one the last; it is kept if it is far enough from the others."""
-        # Moments come a little early or late.
+        # Half a tick of slack: moments come a little early or late.
         apart_s = self._every_s - self._tick_s / 2
         if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < apart_s:
             return (*self._kept, now)
         self._kept.append(now)
         moments = tuple(self._kept)
         if len(moments) > self._most:
+            # Thinned out evenly: a chart of hours needs no quarter minutes.
             self._kept = self._kept[::2]
             self._every_s *= 2
         return moments
@@ -244,7 +226,7 @@ class ProgressWriter:
         """Return what is to be written now."""
         progress, plan = self._progress, self._plan
         tally, elapsed_s, committed_at = progress.tally, progress.elapsed_s, progress.committed_at
-        activity = progress.activity
+        activity = progress.read_activity()
         return Snapshot(
             run_id=self._run_id,
             state=state,
@@ -264,9 +246,7 @@ class ProgressWriter:
             audio_s=tally.audio_s,
             rtfx=tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0,
             eta_s=progress.eta_s(),
-            last_commit_at=None
-            if committed_at is None
-            else _iso(datetime.datetime.fromtimestamp(committed_at, datetime.UTC)),
+            last_commit_at=None if committed_at is None else _iso(committed_at),
             extract_workers=self._resources.extract_workers,
             transcribe_workers=self._resources.transcribe_workers,
             failures=tally.failures,
@@ -295,6 +275,7 @@ class ProgressWriter:
         try:
             write_snapshot(self._store, seen)
         except FetchError as failure:
+            # Only `status` and the page are late; the next one may succeed.
             event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))
 
 

@@ -85,22 +85,14 @@ def _connect(address: str, *, store_bytes: int) -> None:
             "object_store_memory": store_bytes,
             "include_dashboard": False,
         }
-    # Ray would make SIGTERM an exit with code 1 that stops its processes before results are
-    # committed.
-    with _sigterm_kept():
-        try:
-            ray.init(address=address, **options)
-        except ConnectionError as error:
-            raise _unreachable(address, error) from error
-
-
-@contextlib.contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Keep what SIGTERM does: Ray makes it an exit with code 1 that stops its processes first."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise _unreachable(address, error) from error
     finally:
+        # Ray makes SIGTERM an exit with code 1 that stops its processes before results are
+        # committed.
         if signal.getsignal(signal.SIGTERM) is not handler:
             signal.signal(signal.SIGTERM, handler)
 

@@ -50,6 +50,7 @@ BLOCK_BYTES = MEBIBYTE
 WRITE_CPUS = 0.25
 # Actors that may die in a row while starting before the run is given up; Ray's default is none.
 MAX_ACTOR_INIT_DEATHS = 3
+# How late the line is, and how soon a signal reaches the workers.
 POLL_S = 1.0
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
@@ -176,8 +177,9 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
     context.retried_map_errors = False  # loses and doubles rows of generators
     context.max_consecutive_actor_init_deaths = MAX_ACTOR_INIT_DEATHS
     context.raise_original_map_exception = True  # else the type of our errors is lost
+    # Rows name their recording and part: none has to wait for an earlier one.
     context.execution_options.preserve_order = False
-    context.enable_progress_bars = False
+    context.enable_progress_bars = False  # they count blocks; ours counts recordings
     context.print_on_execution_start = False
     for name, level in _LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
@@ -196,6 +198,7 @@ def build(
     """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
     filesystem, path = open_store(plan_uri, StoreOptions(endpoint_url=config.output.endpoint_url))
     packs = ray.data.read_parquet(path, filesystem=filesystem)
+    # A pack is a task of its own, so that idle workers find one as long as there are any.
     parts = packs.repartition(target_num_rows_per_block=1).map_batches(
         ExtractWorker,
         fn_constructor_args=(config,),
@@ -221,8 +224,8 @@ def build(
         fn_constructor_kwargs={
             "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
-            "spec": EngineSpec.of(
-                config, device=resources.device, num_threads=resources.transcribe_threads
+            "spec": EngineSpec(
+                config=config, device=resources.device, num_threads=resources.transcribe_threads
             ),
             "engine_factory": engine,
         },
@@ -244,18 +247,20 @@ def own_error(error: BaseException) -> CorpusAsrError:
     """Find this package's error in what Ray raised, or wrap the rest as an `EngineError`."""
     seen: list[BaseException] = []
     queue: list[BaseException | None] = [error]
+    # Breadth first: the outermost of our errors is the one with words for the user.
     while queue:
-        found = queue.pop(0)
-        if found is None or found in seen:
+        cause = queue.pop(0)
+        if cause is None or cause in seen:
             continue
-        seen.append(found)
-        if type(found).__module__ == CorpusAsrError.__module__:
-            assert isinstance(found, CorpusAsrError)
+        seen.append(cause)
+        # By its module: Ray makes classes that are subclasses of ours and of its own.
+        if type(cause).__module__ == CorpusAsrError.__module__:
+            assert isinstance(cause, CorpusAsrError)
             # Ray 2.60 appends advice about its own retries to the message.
-            return type(found)(str(found).split(_RAY_ADVICE)[0])
-        if isinstance(found, _FULL):
-            return _no_room(found)
-        queue += [getattr(found, "cause", None), found.__cause__, found.__context__]
+            return type(cause)(str(cause).split(_RAY_ADVICE)[0])
+        if isinstance(cause, _FULL):
+            return _no_room(cause)
+        queue += [getattr(cause, "cause", None), cause.__cause__, cause.__context__]
     last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ""
     return EngineError(
         f"running the pipeline on Ray: {type(error).__name__}: {last_line}; everything committed "
@@ -307,8 +312,8 @@ class _Poll(threading.Thread):
             if self._stop_asked.requested:
                 self._coordinator.stop.remote()
             self._progress.set(ray.get(self._coordinator.read.remote(), timeout=POLL_S))
-            found: Activity = ray.get(self._coordinator.activity.remote(), timeout=POLL_S)
-            self._progress.watch(lambda: found)
+            activity: Activity = ray.get(self._coordinator.activity.remote(), timeout=POLL_S)
+            self._progress.read_activity = lambda: activity
             for why in ray.get(self._coordinator.take_replaced.remote(), timeout=POLL_S):
                 event(_LOG, logging.WARNING, "worker_replaced", why=why)
         except ray.exceptions.RayError:

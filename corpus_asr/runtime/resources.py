@@ -124,11 +124,11 @@ def this_machine() -> NodeShape:
 def _visible_gpus() -> int:
     """Count NVIDIA GPUs without loading anything of CUDA, which costs seconds and memory."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())  # WSL
+    present = len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())  # WSL
     if visible is None:
-        return there
+        return present
     named = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return min(there, len(named))
+    return min(present, len(named))
 
 
 def resolve_resources(
@@ -161,7 +161,7 @@ def resolve_resources(
     ahead_bytes = _ahead_bytes(config, store_bytes)
     rows, calls = _in_flight(config, on_gpu=gpus_each > 0, workers=workers, ahead_bytes=ahead_bytes)
     speed = SLOWEST_SPEED["gpu" if gpus_each > 0 else "cpu"]
-    found = Resources(
+    resources = Resources(
         extract_workers=extract_workers,
         extract_cpus=extract_cpus,
         # A reservation nobody can meet would wait for ever.
@@ -179,8 +179,8 @@ def resolve_resources(
         no_progress_timeout_s=max(MIN_NO_PROGRESS_S, rows * calls * config.extract.part_s / speed),
     )
     if fixed:
-        _check_fits(found, nodes)
-    return found
+        _check_fits(resources, nodes)
+    return resources
 
 
 def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
@@ -195,20 +195,20 @@ def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
     return max(MIN_STORE_BYTES, min(needed, int(node.memory_bytes * MAX_STORE_SHARE_OF_MEMORY)))
 
 
-def _check_fits(found: Resources, nodes: tuple[NodeShape, ...]) -> None:
+def _check_fits(resources: Resources, nodes: tuple[NodeShape, ...]) -> None:
     """Refuse what Ray would wait for without end."""
-    gpus_each, workers = found.transcribe_gpus, found.transcribe_workers
+    gpus_each, workers = resources.transcribe_gpus, resources.transcribe_workers
     if gpus_each > 0 and workers > (room := _room_on_gpus(nodes, gpus_each)):
         raise ConfigError(
             f"planning workers: transcribe.workers is {workers}, but there are GPUs for {room} "
             f"with transcribe.gpus_per_worker {gpus_each:g}; lower either, or leave workers out"
         )
-    transcribe = workers * found.transcribe_cpus
-    extract = found.extract_workers * found.extract_cpus
-    there = sum(node.cpus for node in nodes)
-    if transcribe + extract + SPARE_CPUS > there:
+    transcribe = workers * resources.transcribe_cpus
+    extract = resources.extract_workers * resources.extract_cpus
+    cpus = sum(node.cpus for node in nodes)
+    if transcribe + extract + SPARE_CPUS > cpus:
         raise ConfigError(
-            f"planning workers: found {there:g} CPUs, but transcription reserves {transcribe:g}, "
+            f"planning workers: found {cpus:g} CPUs, but transcription reserves {transcribe:g}, "
             f"extraction {extract:g} and reading and writing {SPARE_CPUS:g}, which could never "
             "start; lower transcribe.workers, transcribe.cpus_per_worker or extract.workers, or "
             "leave them out"
@@ -220,14 +220,14 @@ def _room_on_gpus(nodes: tuple[NodeShape, ...], gpus_each: float) -> int:
 
 
 def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
-    asked = config.transcribe.gpus_per_worker
-    if asked != "auto":
-        if asked > 1 and asked != int(asked):
+    gpus = config.transcribe.gpus_per_worker
+    if gpus != "auto":
+        if gpus > 1 and gpus != int(gpus):
             raise ConfigError(
-                f"planning workers: transcribe.gpus_per_worker is {asked:g}, expected a whole "
+                f"planning workers: transcribe.gpus_per_worker is {gpus:g}, expected a whole "
                 "number or a fraction of one GPU; round it"
             )
-        return asked
+        return gpus
     if config.model.device == "cpu":
         return 0.0
     if any(node.gpus >= 1 for node in nodes):
@@ -248,6 +248,7 @@ def _transcribe_workers(
     if config.transcribe.workers != "auto":
         return config.transcribe.workers
     if gpus_each == 0:
+        # One model per machine, on all its cores: two would hold the weights twice.
         return max(1, sum(node.cpus > 0 for node in nodes))
     workers = _room_on_gpus(nodes, gpus_each)
     if workers == 0:
@@ -258,8 +259,8 @@ def _transcribe_workers(
         )
     if config.transcribe.cpus_per_worker == "auto":
         return workers
-    left = sum(node.cpus for node in nodes) - SPARE_CPUS - MIN_EXTRACT_CPUS
-    return max(1, min(workers, int(left / config.transcribe.cpus_per_worker)))
+    free = sum(node.cpus for node in nodes) - SPARE_CPUS - MIN_EXTRACT_CPUS
+    return max(1, min(workers, int(free / config.transcribe.cpus_per_worker)))
 
 
 def _cpus_per_worker(
@@ -309,6 +310,7 @@ def _extract_workers(
 
 
 def _whole_steps(cpus: float) -> float:
+    # A hair more, since 0.043 / 0.001 is 42.999...
     return max(CPU_STEP, math.floor(cpus / CPU_STEP + 1e-9) * CPU_STEP)
 
 
@@ -325,6 +327,7 @@ def _in_flight(
     if ahead_bytes is not None:
         room = ahead_bytes // AHEAD_SHARE_IN_FLIGHT // workers // _part_bytes(config)
         parts = max(2, min(parts, room))
+    # At least four calls, so that results come while others are decoded.
     call_bytes = CALL_BYTES["gpu" if on_gpu else "cpu"]
     rows = max(1, min(parts // 4, call_bytes // _part_bytes(config)))
     return rows, math.ceil(parts / rows)
@@ -383,7 +386,7 @@ def _folders(controller: str) -> list[Path]:
             base = _ROOT / controller
             group = base / path.lstrip("/")
             # Within a container only the top is there, whatever the path says.
-            return [base, group, *(one for one in group.parents if base in one.parents)]
+            return [base, group, *(each for each in group.parents if base in each.parents)]
     return []
 
 

@@ -63,6 +63,7 @@ class Stop:
         if self.signal_number is not None or self.expired:
             raise KeyboardInterrupt
         self.signal_number = number
+        # A signal while the time is over shortens the drain; it never prolongs it.
         self._deadline_s = min(self._deadline_s, time.monotonic() + self._grace_s)
         # Unbuffered: a signal may have come in the middle of another write to stderr.
         words = (
@@ -114,8 +115,8 @@ def _replace_handlers(handle: Callable[[int, FrameType | None], None]) -> dict[i
     if threading.current_thread() is not threading.main_thread():
         return {}
     # What is ignored stays so: `nohup` and shells' background jobs ask for that.
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handle) for number in heard}
+    wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in wanted}
 
 
 @contextmanager

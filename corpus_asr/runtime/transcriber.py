@@ -156,11 +156,7 @@ class Transcriber:
         )
 
     def transcribe(self, path: str, **decoding: Any) -> Transcript:
-        """Transcribe one file or address.
-
-        Args:
-            path: a local path or any fsspec address.
-            **decoding: keys of the `decoding` settings, for this call alone.
+        """Transcribe one file or address; `decoding` are settings for this call alone.
 
         Raises:
             FetchError: it cannot be read.
@@ -178,15 +174,14 @@ class Transcriber:
     ) -> Iterator[Transcript]:
         """Transcribe files, sharing the model's slots; yields transcripts as they finish.
 
-        Args:
-            paths: local paths or fsspec addresses; taken as needed, so it may be endless.
-            on_error: told of a file that failed, while the others go on; None raises instead.
-            **decoding: keys of the `decoding` settings, for this call alone.
+        `paths` are taken as needed, so they may be endless. `on_error` is given each file that
+        failed, while the others go on. `decoding` are settings for this call alone.
 
         Raises:
             ItemError: a file failed and `on_error` is None.
             ConfigError: a wrong option.
         """
+        # Checked before the first file is opened: a wrong option costs no decoding.
         settings = decoding_from(self._decoding | decoding)
         self._engine.check(settings)
         if settings.drop_nonspeech and not self._detects_speech:
@@ -228,11 +223,11 @@ class Transcriber:
     ) -> None:
         recording.duration_s += part.num_samples / SAMPLE_RATE_HZ
         if part.speech is None:
-            recording.speech_s = None
+            recording.speech_s = None  # not detected in a part is not known of the whole
         elif recording.speech_s is not None:
             recording.speech_s += sum(end - start for start, end in part.speech)
         if part.features is None:
-            recording.parts.append(None)
+            recording.parts.append(None)  # without speech: nothing to wait for
             return
         request = _request(recording.uri, part)
         recording.parts.append(self._engine.submit(request, decoding=settings))
@@ -246,7 +241,8 @@ class Transcriber:
     ) -> Iterator[Transcript]:
         """Yield what is finished, and wait until at most so many parts are in flight."""
         while True:
-            for recording in [one for one in flying if one.done]:
+            # In the order in which they end: one of hours must not hold back a hundred clips.
+            for recording in [recording for recording in flying if recording.done]:
                 flying.remove(recording)
                 try:
                     yield _transcript(recording, self._segments(recording))
@@ -271,7 +267,8 @@ class Transcriber:
             if self._calibration is DEFAULT_MODEL or part.language in self._own_models:
                 segments.extend(part.segments)
             else:
-                segments.extend(with_confidence(one, self._calibration) for one in part.segments)
+                model = self._calibration
+                segments.extend(with_confidence(segment, model) for segment in part.segments)
         return tuple(segments)
 
 
@@ -294,9 +291,9 @@ def _request(uri: str, part: ExtractedPart) -> PartRequest:
 
 
 def _transcript(recording: _Recording, segments: tuple[Segment, ...]) -> Transcript:
-    found = [part.result() for part in recording.parts if part is not None]
+    parts = [part.result() for part in recording.parts if part is not None]
     # Where parts have languages of their own, the first one's may be that of a jingle.
-    spoken = [part for part in found if part.language is not None]
+    spoken = [part for part in parts if part.language is not None]
     language = spoken[0] if spoken else None
     if language is not None and any(part.language != language.language for part in spoken):
         most = spoken_most(segments)

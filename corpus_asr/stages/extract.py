@@ -41,6 +41,7 @@ PREFETCH_FILES = 16
 PREFETCH_BYTES = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
+# What a log of millions of parts is searched by; the rest is in the tables.
 _LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
 
@@ -59,7 +60,8 @@ class ExtractStage:
         self._max_file_gb = settings.max_file_gb
         self._began_s = time.monotonic()
         self._activity = Activity()
-        self._doing = ("", 0.0)  # which seconds are growing, since when
+        # Which seconds are growing, since when: read in another thread while they grow.
+        self._doing = ("", 0.0)
 
     @property
     def activity(self) -> Activity:
@@ -73,6 +75,7 @@ class ExtractStage:
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
+            # One after another: the workers are what runs in parallel, and memory stays bounded.
             for index, file in enumerate(files, start=1):
                 with closing(self._extract(file, files[index:])) as tables:
                     for parts in tables:
@@ -95,6 +98,7 @@ class ExtractStage:
         request = ExtractRequest(
             uri=file["uri"], done_parts=done, upcoming=self._upcoming(following)
         )
+        # `last_part` is known with the next part or the end: a row waits for that.
         next_part, emitted = 0, False
         held: ExtractedPart | None = None
         failure: dict[str, Any] | None = None
@@ -104,7 +108,7 @@ class ExtractStage:
             try:
                 extracted = next(messages, None)
             except (CheckpointError, ConfigError, EngineError):
-                raise
+                raise  # every recording would fail in this way
             except Exception as error:  # whatever one recording did, it is that recording's row
                 failure = failure_fields(error, stage="extract")
                 extracted = None
@@ -143,7 +147,7 @@ class ExtractStage:
             left -= min(num_bytes, BLOCK_BYTES)
             if left < 0:
                 break
-            if num_bytes <= self._max_file_gb * GIGABYTE:
+            if num_bytes <= self._max_file_gb * GIGABYTE:  # others are refused unopened
                 uris.append(file["uri"])
         return tuple(uris)
 
@@ -197,7 +201,9 @@ def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> p
             "header_duration_s": part.header_duration_s,
             "decode_errors": part.decode_errors,
             "speech_s": None if spans is None else sum(end - start for start, end in spans),
-            "speech_spans": None if spans is None else _as_structs(spans),
+            "speech_spans": None
+            if spans is None
+            else [{"start_s": start, "end_s": end} for start, end in spans],
             "num_samples": part.num_samples,
             "num_mel_bins": part.num_mel_bins,
             "features": part.features,
@@ -207,7 +213,3 @@ def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> p
             "decode_s": part.decode_s,
         },
     )
-
-
-def _as_structs(spans: tuple[tuple[float, float], ...]) -> list[dict[str, float]]:
-    return [{"start_s": start, "end_s": end} for start, end in spans]

@@ -32,7 +32,7 @@ MAX_CHANNELS_APART = 64
 # Audio buffered over all channels; with more channels parts get shorter, never below 30 s.
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
-PREFETCH_THREADS = 16
+PREFETCH_THREADS = 16  # as many as may be expected at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,17 +100,32 @@ class PartExtractor:
                     features = self._features(audio.samples)
                 if asked and features is not None:
                     window = _language_window(part, audio, features, window_frames)
-                yield self._describe(
-                    decoder,
+                given, known = (features, window if spoken else None) if wanted else (None, None)
+                # A part that holds the window has its features already.
+                carried = None if known is None or known.part == part else known.features
+                now = _Begun.now()
+                yield ExtractedPart(
                     part=part,
-                    channel=channel,
-                    audio=audio,
-                    features=features if wanted else None,
-                    window=window if wanted and spoken else None,
                     wanted=wanted,
-                    begun=begun,
+                    channel=channel,
+                    start_sample=audio.start_sample,
+                    num_samples=len(audio.samples),
+                    speech=_in_seconds(audio.speech),
+                    features=None if given is None else given.values,
+                    num_mel_bins=self._features.num_mel_bins,
+                    pad_value=None if given is None else float(given.pad_value),
+                    language_features=carried,
+                    language_window_start_s=None if known is None else known.start_s,
+                    codec=decoder.info.codec,
+                    sample_rate_hz=decoder.info.sample_rate_hz,
+                    channels=decoder.info.channels,
+                    header_duration_s=decoder.info.header_duration_s,
+                    decode_errors=decoder.decode_errors,
+                    decode_s=now.wall_s - begun.wall_s,
+                    cpu_s=now.cpu_s - begun.cpu_s,
+                    fetch_retries=now.fetch_retries - begun.fetch_retries,
                 )
-                begun = _Begun.now()
+                begun = _Begun.now()  # not what the reader took for the part
         if part < 0:
             raise DecodeError(
                 f"decoding {uri}: the stream ended without one sample of audio; the file "
@@ -122,6 +137,7 @@ class PartExtractor:
     def _open(self, uri: str) -> io.BufferedIOBase:
         file = open_binary(uri, self._store)
         try:
+            # Not only as listed: a manifest may name no sizes.
             num_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)
             check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._settings.max_file_gb)
@@ -138,6 +154,7 @@ class PartExtractor:
         if isinstance(channels, int):
             names = [channels]
         damage: DecodeError | None = None
+        # Counted in samples: a header may claim any duration, and some kilobytes decode to years.
         left = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
         try:
             for chunk in decoder:  # (channel, sample)
@@ -186,42 +203,6 @@ class PartExtractor:
             PartCutter(part_s=part_s, speech_pad_s=self._settings.speech_pad_s, detector=detector)
             for detector in detectors
         ]
-
-    def _describe(
-        self,
-        decoder: AudioDecoder,
-        *,
-        part: int,
-        channel: int | None,
-        audio: AudioPart,
-        features: PartFeatures | None,
-        window: _LanguageWindow | None,
-        wanted: bool,
-        begun: "_Begun",
-    ) -> ExtractedPart:
-        info = decoder.info
-        now = _Begun.now()
-        return ExtractedPart(
-            part=part,
-            wanted=wanted,
-            channel=channel,
-            start_sample=audio.start_sample,
-            num_samples=len(audio.samples),
-            speech=_in_seconds(audio.speech),
-            features=None if features is None else features.values,
-            num_mel_bins=self._features.num_mel_bins,
-            pad_value=None if features is None else float(features.pad_value),
-            language_features=None if window is None or window.part == part else window.features,
-            language_window_start_s=None if window is None else window.start_s,
-            codec=info.codec,
-            sample_rate_hz=info.sample_rate_hz,
-            channels=info.channels,
-            header_duration_s=info.header_duration_s,
-            decode_errors=decoder.decode_errors,
-            decode_s=now.wall_s - begun.wall_s,
-            cpu_s=now.cpu_s - begun.cpu_s,
-            fetch_retries=now.fetch_retries - begun.fetch_retries,
-        )
 
 
 def _language_window(

@@ -36,8 +36,8 @@ _PICKLE_PROTOCOL = 5
 _READ_BYTES = 1 << 20
 # Importing the libraries of a stage from a cold network disk takes its time; no item is at fault.
 _START_TIMEOUT_S = 300.0
-_STARTS = 3
-_EXIT_TIMEOUT_S = 5.0
+_STARTS = 3  # of a child that is killed meanwhile
+_EXIT_TIMEOUT_S = 5.0  # a child closes its pipe a moment before it ends
 _POLL_S = 1.0  # how soon a death is noticed when a grandchild keeps the pipe open
 
 # A child has one core, whatever the machine has: threads of numpy's linear algebra that wait for
@@ -127,9 +127,20 @@ class IsolatedGenerator:
             if kind is _Reply.ERROR:
                 raise value
         except _DiedError as death:
-            raise self._crashed(item, death) from None
+            raise DecodeError(
+                f"running {self._target} on {_name(item)}: its child process died ({death}), "
+                "expected messages; the recording fails, others continue in a new child",
+                kind="decoder_killed" if death.killed else "decoder_crashed",
+                # Memory that ran out once may suffice the next time; a crash repeats itself.
+                retryable=death.killed,
+            ) from None
         except _SilentError:
-            raise self._timed_out(item) from None
+            raise DecodeError(
+                f"running {self._target} on {_name(item)}: no message for {self._timeout_s:g} s, "
+                "so its child process was killed; the recording fails, others continue in a new "
+                "child",
+                kind="decoder_timeout",
+            ) from None
         finally:
             self._busy = False
             if not finished:
@@ -163,8 +174,8 @@ class IsolatedGenerator:
             except (_DiedError, _SilentError) as failure:
                 # Memory that is short for a moment gets the youngest process killed.
                 if not left or not getattr(failure, "killed", False):
-                    found = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
-                    raise self._no_start(found) from None
+                    what = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
+                    raise self._no_start(what) from None
                 event(_LOG, logging.WARNING, "child_killed_at_start", why=str(failure))
         raise AssertionError("unreachable: the last start returns or raises")
 
@@ -186,26 +197,11 @@ class IsolatedGenerator:
             raise self._no_start(f"{type(value).__name__}: {value}") from value
         return child
 
-    def _no_start(self, found: str) -> EngineError:
+    def _no_start(self, what: str) -> EngineError:
         return EngineError(
-            f"starting a child process for {self._target}: {found}, expected it to be ready; its "
+            f"starting a child process for {self._target}: {what}, expected it to be ready; its "
             "standard error, in this process's, says more; repair the machine or the installation "
             "and run again"
-        )
-
-    def _crashed(self, item: Any, death: _DiedError) -> DecodeError:
-        return DecodeError(
-            f"running {self._target} on {_name(item)}: its child process died ({death}), expected "
-            "messages; the recording fails, others continue in a new child",
-            kind="decoder_killed" if death.killed else "decoder_crashed",
-            retryable=death.killed,
-        )
-
-    def _timed_out(self, item: Any) -> DecodeError:
-        return DecodeError(
-            f"running {self._target} on {_name(item)}: no message for {self._timeout_s:g} s, so "
-            "its child process was killed; the recording fails, others continue in a new child",
-            kind="decoder_timeout",
         )
 
 

@@ -43,14 +43,12 @@ def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
     """
     if unknown := set(row) - set(schema.names):
         raise ValueError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
-    columns = [_one_value(row.get(field.name), field.type) for field in schema]
+    values = ((row.get(field.name), field.type) for field in schema)
+    columns = [
+        half_list([value]) if isinstance(value, np.ndarray) else pa.array([value], type=kind)
+        for value, kind in values
+    ]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _one_value(value: Any, kind: pa.DataType) -> pa.Array:
-    if isinstance(value, np.ndarray):
-        return half_list([value])
-    return pa.array([value], type=kind)
 
 
 def half_list(arrays: Sequence[Float16[np.ndarray, "..."]]) -> pa.ListArray:

@@ -8,9 +8,9 @@ engine's slots full. The engine loads in the background, so that extraction begi
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,8 +19,7 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.decoding import Auto, DecodingSettings
-from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
@@ -60,40 +59,14 @@ class TranscribingEngine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """What the engine of one worker is: its checkpoints, its device, and what it decides."""
+    """The engine of one worker: what a job asks for, on one device."""
 
-    checkpoint: str
-    """Folder, URI or hub name."""
-    revision: str | None = None
-    """Hub branch, tag or commit."""
-    decoding: DecodingSettings = field(default_factory=DecodingSettings)
-    device: str = "auto"
-    dtype: str = "auto"
-    slots: int | Auto = "auto"
+    config: RunConfig
+    device: str
     num_threads: int | None = None
     """CPU threads of the model; None leaves torch's own choice."""
-    by_language: Mapping[str, str] = field(default_factory=dict)
-    """Checkpoints that transcribe these languages instead."""
-    classification: ClassificationSettings | None = None
-    """Set where parts are labelled, not transcribed; `decoding` is then ignored."""
-
-    @classmethod
-    def of(
-        cls, config: RunConfig, *, device: str, num_threads: int | None, dtype: str | None = None
-    ) -> "EngineSpec":
-        """Return a job's engine; `dtype` overrides the job's."""
-        classifies = config.pipeline == CLASSIFY_AUDIO
-        return cls(
-            checkpoint=config.model.checkpoint,
-            revision=config.model.revision,
-            decoding=config.decoding,
-            device=device,
-            dtype=dtype or config.model.dtype,
-            slots=config.transcribe.slots,
-            num_threads=num_threads,
-            by_language={} if classifies else config.model.by_language,
-            classification=config.classification if classifies else None,
-        )
+    dtype: str | None = None
+    """In place of the job's."""
 
 
 EngineFactory = Callable[[EngineSpec], TranscribingEngine]
@@ -108,22 +81,28 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
     from corpus_asr.transcription.labels import label_engine
     from corpus_asr.transcription.routing import RoutedEngine, only_language
 
-    only = only_language(spec.decoding) if spec.by_language else None
-    if only is not None and only in spec.by_language:
+    config, model = spec.config, spec.config.model
+    classifies = config.pipeline == CLASSIFY_AUDIO
+    by_language = {} if classifies else model.by_language
+    only = only_language(config.decoding) if by_language else None
+    if only is not None and only in by_language:
         # In a given language its own checkpoint is the only one needed.
-        folder = fetch_checkpoint(spec.by_language[only])
+        folder = fetch_checkpoint(by_language[only])
     else:
-        folder = fetch_checkpoint(spec.checkpoint, revision=spec.revision)
+        folder = fetch_checkpoint(model.checkpoint, revision=model.revision)
     load: Callable[..., TranscribingEngine]
-    if spec.classification is not None:
-        load = partial(label_engine, folder, classification=spec.classification)
-    elif spec.by_language and only is None:
-        others = {code: fetch_checkpoint(other) for code, other in spec.by_language.items()}
-        load = partial(RoutedEngine.from_folders, folder, others, decoding=spec.decoding)
+    if classifies:
+        load = partial(label_engine, folder, classification=config.classification)
+    elif by_language and only is None:
+        others = {code: fetch_checkpoint(other) for code, other in by_language.items()}
+        load = partial(RoutedEngine.from_folders, folder, others, decoding=config.decoding)
     else:
-        load = partial(Engine.from_folder, folder, decoding=spec.decoding)
+        load = partial(Engine.from_folder, folder, decoding=config.decoding)
     return load(
-        device=spec.device, dtype=spec.dtype, slots=spec.slots, num_threads=spec.num_threads
+        device=spec.device,
+        dtype=spec.dtype or model.dtype,
+        slots=config.transcribe.slots,
+        num_threads=spec.num_threads,
     )
 
 
@@ -174,10 +153,16 @@ class TranscribeStage:
 
     def _transcribe(self, parts: pa.Table) -> pa.Table:
         rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+        # Without the engine: what has no speech need not wait until it is loaded.
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
         engine = self._engine.result()
-        submitted = self._submit_all(engine, parts, rows)
+        features, languages = (half_views(parts.column(name)) for name in _FEATURES)
+        # All of them before the first is waited for: the engine fills its slots from many parts.
+        submitted = [
+            engine.submit(_request(row, own, language)) if row["status"] == OK else None
+            for row, own, language in zip(rows, features, languages, strict=True)
+        ]
         results = [
             _carry(row) if future is None else _finish(row, future, engine.device_name)
             for row, future in zip(rows, submitted, strict=True)
@@ -186,19 +171,10 @@ class TranscribeStage:
 
     def close(self) -> None:
         """Close the engine, if it was ever loaded."""
+        # `exception` waits for a model that is loading: it cannot be stopped halfway.
         if self._engine.cancel() or self._engine.exception() is not None:
             return
         self._engine.result().close()
-
-    @staticmethod
-    def _submit_all(
-        engine: TranscribingEngine, parts: pa.Table, rows: list[dict[str, Any]]
-    ) -> list["Future[PartTranscript] | None"]:
-        features, languages = (half_views(parts.column(name)) for name in _FEATURES)
-        return [
-            engine.submit(_request(row, own, language)) if row["status"] == OK else None
-            for row, own, language in zip(rows, features, languages, strict=True)
-        ]
 
 
 def _request(
@@ -260,10 +236,10 @@ def _finish(
 def label_columns(labels: PartLabels) -> dict[str, Any]:
     """Return the columns of RESULTS that say what a part was classified as."""
     rows = [
-        {"window": window, "start_s": found.start_s, "end_s": found.end_s,
-         "weight_s": found.weight_s, "rank": rank, "label": label, "probability": probability}
-        for window, found in enumerate(labels.windows)
-        for rank, (label, probability) in enumerate(found.labels, start=1)
+        {"window": number, "start_s": window.start_s, "end_s": window.end_s,
+         "weight_s": window.weight_s, "rank": rank, "label": label, "probability": probability}
+        for number, window in enumerate(labels.windows)
+        for rank, (label, probability) in enumerate(window.labels, start=1)
     ]  # fmt: skip
     label, probability = labels.means[0] if labels.means else (None, None)
     return {

@@ -307,8 +307,9 @@ def failures() -> str:
 
 def metrics() -> str:
     """Return the page of metrics, from the coordinator that exports them."""
-    kinds = {"counter": (*coordinator.COMMITTED, *coordinator.WORKED, coordinator.RECORDINGS),
-             "gauge": coordinator.NOW, "histogram": (coordinator.COMMIT_SECONDS,)}  # fmt: skip
+    kinds = {"counter": (*coordinator.COUNTERS, coordinator.RECORDINGS),
+             "gauge": (*coordinator.GAUGES, coordinator.OCCUPANCY),
+             "histogram": (coordinator.COMMIT_SECONDS,)}  # fmt: skip
     rows = [
         (f"`ray_{coordinator.PREFIX}{metric.name}`", kind, metric.description)
         for kind, found in kinds.items()

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines.driver import run as classify
-from corpus_asr.pipelines.driver import run as transcribe
+from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
@@ -48,7 +47,7 @@ def codes(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple
         update={"pipeline": "classify_audio"}
     )
     config = with_section(config, "classification", windows="first_speech", top_k=1000)
-    classify(config, local=True, progress=None)
+    run(config, local=True, progress=None)
     found: dict[str, dict[str, float]] = {ENGLISH: {}, GERMAN: {}}
     for row in rows_of(OutputStore(config.output.uri).labels()):
         found[Path(row["uri"]).name][row["label"]] = row["probability"]
@@ -76,7 +75,7 @@ def routed(
     """A finished job that sends the second language to the other model."""
     config = one_job(models, tmp_path_factory.mktemp("routed") / "out", language=codes)
     config = with_section(config, "model", by_language={codes[1]: str(models[1])})
-    transcribe(config, local=True, progress=None)
+    run(config, local=True, progress=None)
     return config
 
 
@@ -84,10 +83,10 @@ def test_each_recording_is_transcribed_as_by_its_model_alone(
     routed: RunConfig, models: list[Path], codes: tuple[str, str], tmp_path: Path
 ) -> None:
     main = one_job(models, tmp_path / "main", language=codes)
-    transcribe(main, local=True, progress=None)
+    run(main, local=True, progress=None)
     other = one_job(models, tmp_path / "other", language=codes[1])
     other = with_section(other, "model", checkpoint=str(models[1]))
-    transcribe(other, local=True, progress=None)
+    run(other, local=True, progress=None)
     found = said_in(routed)
     assert found[ENGLISH] == said_in(main)[ENGLISH]
     assert found[GERMAN] == said_in(other)[GERMAN]
@@ -103,7 +102,7 @@ def test_each_recording_is_transcribed_as_by_its_model_alone(
 @pytest.mark.usefixtures("ray_session")
 def test_workers_of_ray_have_the_models_of_all_languages(routed: RunConfig, tmp_path: Path) -> None:
     config = with_section(routed, "output", uri=str(tmp_path / "ray"))
-    summary = transcribe(config, local=False, progress=None)
+    summary = run(config, local=False, progress=None)
     assert (summary.files, summary.failed) == (2, 0)
     columns = ("model", "model_revision", "language", "language_probability")
     assert said_in(config, *columns) == said_in(routed, *columns)
@@ -120,6 +119,6 @@ def test_what_is_done_again_comes_out_the_same(
 ) -> None:
     before = said_in(routed, "model", "language_probability")
     redo(routed, GERMAN)
-    summary = transcribe(routed, local=True, progress=None)
+    summary = run(routed, local=True, progress=None)
     assert summary.processed_files == 1
     assert said_in(routed, "model", "language_probability") == before

@@ -172,11 +172,7 @@ def test_one_of_another_model_is_used_with_a_warning(
     assert same == other is not None
     assert "calibration_of_another_model" in caplog.text
     assert calibration_for(job(elsewhere), target, model_revision=REVISION) is None
-
-
-def test_it_changes_no_fingerprint(tmp_path: Path) -> None:
-    with_one, without = job(tmp_path, calibration="somewhere"), job(tmp_path)
-    assert fingerprint(with_one, REVISION) == fingerprint(without, REVISION)
+    assert fingerprint(config, REVISION) == fingerprint(job(elsewhere), REVISION)
 
 
 def test_what_is_no_calibration_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import load_classifier
 from corpus_asr.pipelines.driver import run
-from corpus_asr.pipelines.driver import run as transcribe
 from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import read_clip
@@ -143,7 +142,7 @@ def test_first_speech_agrees_with_what_a_transcription_detects(
     config = labelling(some, whisper, tmp_path / "labels", windows="first_speech", top_k=1)
     run(undetected(config), local=True, progress=None)
     text = with_section(job(some, whisper, tmp_path / "text"), "model", dtype="float32")
-    transcribe(undetected(text), local=True, progress=None)
+    run(undetected(text), local=True, progress=None)
     found = outcomes_in(tmp_path / "labels")["english.wav", 0]
     spoken = outcomes_in(tmp_path / "text")["english.wav", 0]
     assert found["label"] == found["language"] == spoken["language"]
@@ -170,7 +169,7 @@ def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Pa
     settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}
     other = RunConfig.model_validate(settings)
     with pytest.raises(ConfigError, match=r'pipeline: was "classify_audio", now null'):
-        transcribe(other, local=True, progress=None)
+        run(other, local=True, progress=None)
 
 
 def test_the_report_tells_what_was_found(classes: RunConfig) -> None:
@@ -185,23 +184,21 @@ def test_the_report_tells_what_was_found(classes: RunConfig) -> None:
     assert "4 with labels" in status.output
 
 
-@pytest.mark.parametrize(
-    ("which", "classification", "told"),
-    [
-        ("whisper", {"task": "classify"}, "needs the classes of a WhisperForAudioClassification"),
-        ("classifier", {"task": "language"}, "does not distinguish languages"),
-        ("whisper", {"languages": ["en", "klingon"]}, "does not know klingon"),
-    ],
-)
 def test_a_checkpoint_that_cannot_tell_is_refused_before_anything_is_read(
-    which: str, classification: dict[str, Any], told: str, request: pytest.FixtureRequest,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    model = request.getfixturevalue(which)
-    config = labelling(tmp_path / "nowhere.wav", model, tmp_path / "output", **classification)
-    with pytest.raises(ConfigError, match=told):
-        run(config, local=True, progress=None)
-    assert not (tmp_path / "output").exists()
+    whisper: Path, classifier: Path, tmp_path: Path
+) -> None:
+    numbers = tiny_classifier(tmp_path / "model", labels=("loudness",))
+    refused: list[tuple[Path, dict[str, Any], str]] = [
+        (whisper, {"task": "classify"}, "needs the classes of a WhisperForAudioClassification"),
+        (classifier, {"task": "language"}, "does not distinguish languages"),
+        (whisper, {"languages": ["en", "klingon"]}, "does not know klingon"),
+        (numbers, {"task": "classify"}, "gives numbers, not classes"),
+    ]
+    for model, classification, words in refused:
+        config = labelling(tmp_path / "nowhere.wav", model, tmp_path / "output", **classification)
+        with pytest.raises(ConfigError, match=words):
+            run(config, local=True, progress=None)
+        assert not (tmp_path / "output").exists()
 
 
 def test_a_head_that_was_not_saved_is_not_drawn(classifier: Path, tmp_path: Path) -> None:
@@ -215,13 +212,6 @@ def test_a_head_that_was_not_saved_is_not_drawn(classifier: Path, tmp_path: Path
     )
     with pytest.raises(CheckpointError, match=r"2 missing: classifier\.bias"):
         load_classifier(folder, device="cpu", dtype="float32")
-
-
-def test_numbers_are_no_classes(tmp_path: Path) -> None:
-    model = tiny_classifier(tmp_path / "model", labels=("loudness",))
-    config = labelling(tmp_path, model, tmp_path / "output", task="classify")
-    with pytest.raises(ConfigError, match="gives numbers, not classes"):
-        run(config, local=True, progress=None)
 
 
 def test_the_command_dispatches_on_the_pipeline(

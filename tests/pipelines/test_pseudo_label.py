@@ -279,12 +279,9 @@ def test_two_runs_have_to_agree(heard: Transcribed, tmp_path: Path) -> None:
 
 
 def test_existing_transcripts_decide(heard: Transcribed, tmp_path: Path) -> None:
+    talk = "The old ship came in. Nobody saw lights until quite late"
     lines = [
-        {
-            "path": "audio/a talk.wav",
-            "text": "The old ship came in. Nobody saw lights until quite late",
-            "language": "en",
-        },
+        {"path": "audio/a talk.wav", "text": talk, "language": "en"},
         {"path": "audio/b.wav", "text": "Go!", "language": "de"},
         {"path": "audio/nowhere.wav", "text": "x"},
     ]
@@ -371,13 +368,9 @@ def test_the_command_selects_and_says_so(heard: Transcribed, tmp_path: Path) -> 
     assert done.exit_code == 0, done.output
     assert "confidence        1  2.0 s" in done.stdout
     assert "train       3 examples, 12.4 s, in 1 shard" in done.stdout
-    again = CliRunner().invoke(
-        cli.app, ["label", config, "--set", "selection.min_confidence=0.5", "--json"]
-    )
-    assert json.loads(again.stdout)["rules"]["confidence"]["dropped"] == {
-        "count": 1,
-        "seconds": 2.0,
-    }
+    command = ["label", config, "--set", "selection.min_confidence=0.5", "--json"]
+    rules = json.loads(CliRunner().invoke(cli.app, command).stdout)["rules"]
+    assert rules["confidence"]["dropped"] == {"count": 1, "seconds": 2.0}
     wrong = CliRunner().invoke(cli.app, ["label", config, "--set", "pipeline=transcribe_corpus"])
     assert wrong.exit_code == 2
     plain = {"source": {"uri": "x"}, "model": {"checkpoint": "m"}, "output": {"uri": "o"}}
@@ -404,20 +397,18 @@ def test_one_command_transcribes_and_then_selects(
     assert "1 recording, 4.0 s" in said.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
+def test_what_is_wrong_is_told_before_anything_is_transcribed(
+    heard: Transcribed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("transcribed"))
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"selection": {"languages": ["klingon"]}}, r"selection\.languages"),
         ({"to": "output"}, "found the output folder of the run"),
         ({"selection": {"references": "nowhere.jsonl"}}, "nowhere.jsonl"),
-    ],
-)
-def test_what_is_wrong_is_told_before_anything_is_transcribed(
-    heard: Transcribed, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], told: str
-) -> None:
-    monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("transcribed"))
-    with pytest.raises(CorpusAsrError, match=told):
-        run(heard.config(**change), local=True, progress=None)
+    ]
+    for change, words in wrong:
+        with pytest.raises(CorpusAsrError, match=words):
+            run(heard.config(**change), local=True, progress=None)
 
 
 def test_nothing_is_selected_while_recordings_are_left(

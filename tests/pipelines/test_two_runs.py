@@ -64,13 +64,11 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
     store = OutputStore(config.output.uri)
 
     def robbed(*args: Any, **kwargs: Any) -> None:
-        thief = ProcessName(host="other", user="someone", pid=7)
-        store.write_bytes(
-            LOCK_NAME,
-            Holder(
-                token="t", run_id="thief", process=thief, started_at="", heartbeat_at=""
-            ).encoded(),
-        )
+        thief = Holder(
+            token="t", run_id="thief", started_at="", heartbeat_at="",
+            process=ProcessName(host="other", user="someone", pid=7),
+        )  # fmt: skip
+        store.write_bytes(LOCK_NAME, thief.encoded())
         run_local(*args, extractor=EXTRACTOR, **kwargs)
 
     monkeypatch.setattr(driver, "run_local", robbed)

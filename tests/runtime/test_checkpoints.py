@@ -51,9 +51,8 @@ def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) ->
     jobs = [job_with(folder), job_with(folder, de="b"), job_with(folder, de="c")]
     names = {fingerprint(job, fetch_checkpoints(job).fingerprint) for job in jobs}
     assert len(names) == 3
-    assert fingerprint(jobs[0], alone.fingerprint) == fingerprint(
-        jobs[2], alone.fingerprint
-    )  # weights decide
+    first, last = (fingerprint(job, alone.fingerprint) for job in (jobs[0], jobs[2]))
+    assert first == last  # weights decide
 
 
 @pytest.mark.parametrize("hashed", [True, False])
@@ -62,11 +61,7 @@ def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) ->
     [
         ("a", {"de": "v3"}, r"by_language\.de: .* 128 mel bins, expected whisper with 80 mel bins"),
         ("a", {"xx": "b"}, r"by_language: found xx, expected codes .*\bde\b"),
-        (
-            "a",
-            {"de": "english"},
-            r"by_language\.de: .*english is English-only; name a",
-        ),
+        ("a", {"de": "english"}, r"by_language\.de: .*english is English-only; name a"),
         ("english", {"de": "b"}, r"english as model\.checkpoint, which does not detect languages"),
         ("a", {"de": "other"}, "is speech_to_text with 80 mel bins, expected whisper"),
     ],

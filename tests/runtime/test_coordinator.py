@@ -13,15 +13,14 @@ from corpus_asr.runtime import coordinator as exporting
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import (
     COMMIT_SECONDS,
-    COMMITTED,
+    COUNTERS,
+    GAUGES,
     MAX_REPLACEMENTS,
-    NOW,
+    OCCUPANCY,
     PREFIX,
     RECORDINGS,
-    WORKED,
     CoordinatorClient,
     Metrics,
-    PartKey,
     Quarantine,
     Reporter,
     RunCoordinator,
@@ -29,28 +28,23 @@ from corpus_asr.runtime.coordinator import (
 )
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always
-from tests.support.tables import extracted
+from tests.support.tables import extracted, run_config
+
+SPEC = EngineSpec(config=run_config("/in", "/out"), device="cpu")
 
 
-class Notebook(CoordinatorClient):
-    """A client that also writes down what was asked of it."""
+class Here(CoordinatorClient):
+    """A client of a coordinator in this process, which writes down what was begun and ended."""
 
-    def __init__(self, begun: dict[PartKey, int] | None = None) -> None:
-        self.begun = dict(begun or {})
-        self.said: list[tuple[str, list[PartKey]]] = []
+    def __init__(self, *died_with: str) -> None:
+        super().__init__(RunCoordinator())
+        self._coordinator.begin((name, 0) for name in died_with)
+        self.calls: list[tuple[str, int]] = []
 
-    def unfinished(self, parts: Any) -> list[int]:
-        return [self.begun.get(part, 0) for part in parts]
-
-    def begin(self, parts: Any) -> None:
-        self.said.append(("begin", list(parts)))
-        for part in parts:
-            self.begun[part] = self.begun.get(part, 0) + 1
-
-    def end(self, parts: Any) -> None:
-        self.said.append(("end", list(parts)))
-        for part in parts:
-            self.begun.pop(part, None)
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        if method in ("begin", "end"):
+            self.calls.append((method, len(*arguments)))
+        return getattr(self._coordinator, method)(*arguments)
 
 
 def parts_of(*names: str) -> pa.Table:
@@ -59,29 +53,29 @@ def parts_of(*names: str) -> pa.Table:
     )
 
 
-def quarantine(engine: ScriptedEngine, memory: Notebook) -> Quarantine:
-    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=always(engine))
+def quarantine(engine: ScriptedEngine, memory: Here) -> Quarantine:
+    stage = TranscribeStage(SPEC, engine_factory=always(engine))
     return Quarantine(stage, memory)
 
 
 def test_untroubled_parts_go_together_and_leave_no_trace():
-    engine, memory = ScriptedEngine(), Notebook()
-    results = quarantine(engine, memory)(parts_of("a", "b"))
+    memory = Here()
+    results = quarantine(ScriptedEngine(), memory)(parts_of("a", "b"))
     assert results.column("attempts").to_pylist() == [1, 1]
-    assert [(verb, len(keys)) for verb, keys in memory.said] == [("begin", 2), ("end", 2)]
-    assert memory.begun == {}
+    assert memory.calls == [("begin", 2), ("end", 2)]
+    assert memory.unfinished([("a", 0), ("b", 0)]) == [0, 0]
 
 
 def test_suspects_are_tried_one_by_one():
-    engine, memory = ScriptedEngine(), Notebook({("a", 0): 1, ("b", 0): 1})
-    results = quarantine(engine, memory)(parts_of("a", "b", "c"))
+    memory = Here("a", "b")
+    results = quarantine(ScriptedEngine(), memory)(parts_of("a", "b", "c"))
     assert results.column("status").to_pylist() == ["ok"] * 3
     assert results.column("attempts").to_pylist() == [2, 2, 1]
-    assert [len(keys) for _, keys in memory.said] == [1] * 6
+    assert memory.calls == [("begin", 1), ("end", 1)] * 3
 
 
 def test_a_part_that_saw_two_deaths_is_poison_and_the_others_are_not():
-    engine, memory = ScriptedEngine(), Notebook({("a", 0): 2, ("b", 0): 1})
+    engine, memory = ScriptedEngine(), Here("a", "a", "b")
     rows = quarantine(engine, memory)(parts_of("a", "b")).to_pylist()
     assert [row["status"] for row in rows] == ["failed", "ok"]
     assert rows[0]["error_kind"] == "poison"
@@ -91,7 +85,7 @@ def test_a_part_that_saw_two_deaths_is_poison_and_the_others_are_not():
 
 
 def test_a_suspect_runs_with_nothing_else_in_flight():
-    engine, memory = ScriptedEngine(held=True), Notebook({("suspect", 0): 1})
+    engine, memory = ScriptedEngine(held=True), Here("suspect")
     stage = quarantine(engine, memory)
     usual = threading.Thread(target=stage, args=(parts_of("a"),))
     usual.start()
@@ -197,7 +191,8 @@ def test_metrics_cost_nothing_where_nobody_exports_them() -> None:
 
 
 def test_every_metric_is_documented_and_no_other() -> None:
-    names = {one.name for one in (*COMMITTED, *WORKED, *NOW, RECORDINGS, COMMIT_SECONDS)}
+    metrics = (*COUNTERS, *GAUGES, OCCUPANCY, RECORDINGS, COMMIT_SECONDS)
+    names = {metric.name for metric in metrics}
     documented = re.findall(rf"`ray_{PREFIX}(\w+)`", DOCUMENT.read_text())
     assert set(documented) == names
     assert len(documented) == len(names)

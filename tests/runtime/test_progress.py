@@ -49,7 +49,7 @@ def test_the_line_says_done_failed_left_speed_and_time_left():
     now_s = iter([0.0, 0.0, 3600.0, 3600.0])
     progress = Progress(total_files=4, total_bytes=4000, stream=None, clock=lambda: next(now_s))
     with progress.shown():
-        progress.add(Tally(parts=2, files=1, failed=1, audio_s=7200.0, size_bytes=1000))
+        progress.set(Tally(parts=2, files=1, failed=1, audio_s=7200.0, size_bytes=1000))
         assert progress.line() == (
             "1/4 files, 1 failed, 3 remaining; 2.00 h of audio, RTFx 2.0; "
             "elapsed 1:00:00, ETA 3:00:00"
@@ -72,18 +72,16 @@ def test_the_first_and_the_last_line_are_printed_and_redrawn_on_a_terminal():
     assert "2/2 files" in terminal.getvalue()
 
 
-def test_what_is_watched_is_read_when_asked():
+def test_a_commit_has_its_time_and_what_is_left_an_estimate():
     now_s = iter([0.0, 0.0, 10.0, 10.0])
     progress = Progress(total_files=4, total_bytes=0, stream=None, clock=lambda: next(now_s))
-    assert (progress.activity, progress.committed_at) == (Activity(), None)
-    progress.watch(lambda: Activity(steps=3))
+    assert (progress.read_activity(), progress.committed_at) == (Activity(), None)
     with progress.shown():
         progress.set(Tally(parts=1, files=1))
         before = progress.committed_at
         progress.set(Tally(parts=1, files=1))
         assert before is not None
         assert progress.committed_at == before  # nothing new
-        assert progress.activity.steps == 3
         assert progress.elapsed_s == 10.0
         assert progress.eta_s() == 30.0
 
@@ -127,24 +125,20 @@ def ending(store: OutputStore) -> tuple[str, int]:
 def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "output"))
     with Progress(total_files=4, total_bytes=400, stream=None).shown() as progress:
-        progress.watch(lambda: Activity(steps=3))
+        progress.read_activity = lambda: Activity(steps=3)
         with recorder(store, progress, tmp_path, every_s=0.05).writing():
             first = wait_for(store, 0)
             assert first.state == "running"
-            assert (first.listed, first.done_before, first.planned, first.remaining) == (
-                10,
-                6,
-                4,
-                4,
-            )
+            counts = first.listed, first.done_before, first.planned, first.remaining
+            assert counts == (10, 6, 4, 4)
             assert first.last_commit_at is None
-            progress.add(Tally(parts=2, files=1, audio_s=3600.0, size_bytes=100))
+            progress.set(Tally(parts=2, files=1, audio_s=3600.0, size_bytes=100))
             then = wait_for(store, 1)
             assert then.last_commit_at is not None
             assert then.remaining == 3
             assert then.rtfx > 0
             assert then.activity.steps == 3
-            progress.add(Tally(files=3))
+            progress.set(Tally(files=4))
     assert ending(store) == ("transcribed", 4)
     with (
         pytest.raises(KeyboardInterrupt),
@@ -167,7 +161,7 @@ def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
         Progress(total_files=4, total_bytes=0, stream=None).shown() as progress,
         recorder(store, progress, tmp_path, every_s=60.0).writing(),
     ):
-        progress.add(Tally(files=4))
+        progress.set(Tally(files=4))
     assert "event=snapshot_not_written error='writing: no space'" in caplog.text
 
 

@@ -21,22 +21,19 @@ def config(**sections: Any) -> RunConfig:
 
 def test_a_laptop_shares_its_cores_and_leaves_a_cpu_for_reading_and_writing():
     found = resolve_resources(config(), (LAPTOP,), num_packs=100)
-    assert (found.extract_workers, found.transcribe_workers) == (1, 1)
-    assert found.transcribe_threads == 2
-    assert found.device == "cpu"
-    assert found.transcribe_gpus == 0
-    reserved = found.extract_workers * found.extract_cpus + found.transcribe_cpus
-    assert reserved <= LAPTOP.cpus - 1
+    assert (found.extract_workers, found.transcribe_workers, found.transcribe_threads) == (1, 1, 2)
+    assert (found.device, found.transcribe_gpus) == ("cpu", 0)
+    assert found.extract_workers * found.extract_cpus + found.transcribe_cpus <= LAPTOP.cpus - 1
     assert found.parts_in_flight == 16  # of ten minutes: 256 MiB, two for each slot
 
 
-def test_a_gpu_box_gives_its_cpus_to_extraction():
+def test_a_gpu_box_gives_its_cpus_to_extraction_and_says_so():
     found = resolve_resources(config(), (GPU_BOX,), num_packs=100)
     assert (found.transcribe_workers, found.transcribe_gpus, found.transcribe_cpus) == (1, 1, 0)
-    assert found.extract_workers == 15
-    assert found.transcribe_threads is None
-    assert found.device == "auto"
+    assert (found.extract_workers, found.transcribe_threads, found.device) == (15, None, "auto")
     assert found.parts_in_flight >= 64
+    assert "extract: up to 15 workers of 1 CPU" in found.describe()
+    assert "transcribe: 1 workers of 1 GPU" in found.describe()
 
 
 def test_a_cluster_has_a_worker_per_gpu_and_none_on_the_head():
@@ -76,20 +73,17 @@ def test_gpus_that_are_not_there_are_refused_unless_workers_are_counted():
     assert resolve_resources(scaling, (LAPTOP,), num_packs=1).transcribe_gpus == 1
 
 
-@pytest.mark.parametrize(
-    "transcribe",
-    [
+def test_what_could_never_start_is_refused_unless_machines_may_come():
+    for transcribe in (
         {"cpus_per_worker": 4},
         {"cpus_per_worker": 3},
         {"workers": 2, "cpus_per_worker": 1.5},
         {"workers": 4, "gpus_per_worker": 1},
-    ],
-)
-def test_what_could_never_start_is_refused_unless_machines_may_come(transcribe: dict[str, Any]):
-    asked = config(transcribe=transcribe)
-    with pytest.raises(ConfigError, match=r"planning workers: .*; lower"):
-        resolve_resources(asked, (LAPTOP,), num_packs=100, fixed=True)
-    assert resolve_resources(asked, (LAPTOP,), num_packs=100).transcribe_workers
+    ):
+        asked = config(transcribe=transcribe)
+        with pytest.raises(ConfigError, match=r"planning workers: .*; lower"):
+            resolve_resources(asked, (LAPTOP,), num_packs=100, fixed=True)
+        assert resolve_resources(asked, (LAPTOP,), num_packs=100).transcribe_workers, transcribe
 
 
 @pytest.mark.parametrize("node", [TWO_CORES, LAPTOP, GPU_BOX])
@@ -118,13 +112,10 @@ def test_long_parts_travel_in_smaller_calls_and_a_small_store_holds_fewer():
     assert small.parts_in_flight * 600 * 25_600 <= 100 * MEBIBYTE
 
 
-def test_a_reservation_that_no_machine_can_meet_is_not_made():
+def test_memory_bounds_reservations_and_the_object_store():
     tiny = NodeShape(cpus=4, cores=4, gpus=0, memory_bytes=256 * MEBIBYTE)
     assert resolve_resources(config(), (tiny,), num_packs=1).extract_memory_bytes is None
     assert resolve_resources(config(), (LAPTOP,), num_packs=1).extract_memory_bytes
-
-
-def test_the_object_store_is_bounded_by_what_is_in_flight_and_by_memory():
     assert 512 * MEBIBYTE <= store_bytes_for(config(), LAPTOP) <= 2 * GIBIBYTE
     small = NodeShape(cpus=4, cores=4, gpus=1, memory_bytes=8 * GIBIBYTE)
     assert store_bytes_for(config(), small) <= 8 * GIBIBYTE * 0.3
@@ -148,9 +139,3 @@ def test_a_store_started_here_holds_what_is_in_flight_twice_and_two_parts_per_ex
     found = resolve_resources(config(), (GPU_BOX,), num_packs=9999)
     parts = 2 * found.parts_in_flight + 2 * found.extract_workers
     assert store_bytes_for(config(), GPU_BOX) == 2 * parts * 600 * 25_600
-
-
-def test_the_answer_can_be_read():
-    text = resolve_resources(config(), (GPU_BOX,), num_packs=100).describe()
-    assert "extract: up to 15 workers of 1 CPU" in text
-    assert "transcribe: 1 workers of 1 GPU" in text

@@ -12,12 +12,7 @@ import pytest
 
 from corpus_asr.runtime import local
 from corpus_asr.runtime import shutdown as stopping
-from corpus_asr.runtime.shutdown import (
-    DRAIN_S,
-    RunStoppedError,
-    ended_by_sigterm,
-    stoppable,
-)
+from corpus_asr.runtime.shutdown import DRAIN_S, RunStoppedError, ended_by_sigterm, stoppable
 from tests.support.engines import (
     ScriptedEngine,
     always,
@@ -70,27 +65,24 @@ def test_a_signal_is_a_wish_first_and_an_order_then(
     assert isinstance(caught.value.__cause__, OSError) == (work is bereft_of_helpers)
 
 
-def test_work_that_was_done_when_the_signal_came_is_done():
+def test_signals_after_the_work_or_ignored_before_it_end_nothing():
     before = signal.getsignal(signal.SIGINT)
     with stoppable(lambda: 0):
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_an_error_without_a_signal_passes():
-    for at in (None, time.monotonic() - DRAIN_S):  # also when the time is over
-        with pytest.raises(OSError, match="disk"), stoppable(lambda: 1, at=at):
-            raise OSError("disk")
-
-
-def test_signals_that_were_ignored_stay_so():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stoppable(lambda: 1) as stop:
             signal.raise_signal(signal.SIGINT)
         assert not stop.requested
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_without_a_signal_passes():
+    for at in (None, time.monotonic() - DRAIN_S):  # also when the time is over
+        with pytest.raises(OSError, match="disk"), stoppable(lambda: 1, at=at):
+            raise OSError("disk")
 
 
 def test_other_threads_hear_no_signals():
@@ -112,23 +104,25 @@ def test_sigterm_outside_the_work_ends_at_once():
     assert caught.value.exit_code == 143
 
 
+def packs_around(engine: ScriptedEngine, then: Callable[[], None]) -> Iterator[pa.Table]:
+    """Yield a thousand packs; once the engine has a part, something happens."""
+    yield packs_of("silent/parts=1/silent=0", "held/parts=1")
+    with engine.submitted:
+        engine.submitted.wait_for(lambda: engine.requests, timeout=60)
+    then()
+    for number in range(1000):
+        yield packs_of(f"{number}/parts=1")
+
+
 def test_nobody_waits_for_an_engine_beyond_the_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(local, "stoppable", functools.partial(stoppable, grace_s=0.5))
     config = scripted_job(tmp_path)
     engine = ScriptedEngine(held=True)
-
-    def packs() -> Iterator[pa.Table]:
-        yield packs_of("silent/parts=1/silent=0", "held/parts=1")
-        with engine.submitted:
-            engine.submitted.wait_for(lambda: engine.requests, timeout=60)
-        os.kill(os.getpid(), signal.SIGINT)
-        for number in range(1000):
-            yield packs_of(f"{number}/parts=1")
-
+    packs = packs_around(engine, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(RunStoppedError, match="9 recordings remain"):
-        run_scripted(config, packs(), engine=always(engine), files=10)
+        run_scripted(config, packs, engine=always(engine), files=10)
     assert set(outcomes_by_part(config)) == {("silent/parts=1/silent=0", 0)}
 
 
@@ -169,17 +163,15 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
 
 
 def test_when_the_time_is_over_nothing_new_is_begun_and_that_is_no_error():
-    with stoppable(lambda: 3, at=time.monotonic() + 60) as stop:
-        assert not stop.requested
-    with stoppable(lambda: 3, at=time.monotonic()) as stop:
-        assert stop.requested
-        assert not stop.expired
-
-
-def test_what_outlasts_the_drain_is_left_without_an_error():
-    with stoppable(lambda: 3, at=time.monotonic() - DRAIN_S) as stop:
-        assert stop.out_of_time
-        raise KeyboardInterrupt
+    for left_s, requested, expired in (
+        (60, False, False),
+        (0, True, False),
+        (-DRAIN_S, True, True),
+    ):
+        with stoppable(lambda: 3, at=time.monotonic() + left_s) as stop:
+            assert (stop.requested, stop.expired, stop.out_of_time) == (requested, expired, expired)
+            if expired:  # what outlasts the drain is left without an error
+                raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -189,22 +181,19 @@ def test_a_run_whose_time_is_over_commits_what_it_began(
     """Or leaves it, if it takes longer than the drain."""
     now_s = [0.0]
     monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr(local, "POLL_S", 0.05)
     config = scripted_job(tmp_path)
     engine = ScriptedEngine(held=True)
 
-    def packs() -> Iterator[pa.Table]:
-        yield packs_of("silent/parts=1/silent=0", "held/parts=1")
-        with engine.submitted:
-            engine.submitted.wait_for(lambda: engine.requests, timeout=60)
+    def time_passes() -> None:
         if held:
-            time.sleep(4.0)  # what is silent is on its way to be committed: there will be no drain
+            time.sleep(0.5)  # what is silent is on its way to be committed: there is no drain
         now_s[0] = 1.0 + (DRAIN_S if held else 0.0)
         if not held:
             engine.release()
-        for number in range(1000):
-            yield packs_of(f"{number}/parts=1")
 
-    run_scripted(config, packs(), engine=always(engine), files=1002, stop_at=1.0)
+    packs = packs_around(engine, time_passes)
+    run_scripted(config, packs, engine=always(engine), files=1002, stop_at=1.0)
     names = {name for name, _ in outcomes_by_part(config)}
     assert "silent/parts=1/silent=0" in names
     assert ("held/parts=1" in names) is not held

@@ -29,6 +29,7 @@ BABBLE: dict[str, Any] = {
     "logprob_threshold": None,
     "compression_ratio_threshold": None,
 }
+FITTED = ConfidenceModel(name="fitted", offset=0.3, weights=(0.5, 1.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,7 @@ def test_a_file_says_the_same_alone_and_among_others(
 @pytest.mark.slow
 def test_confidences_are_those_of_the_calibration(files: list[str], tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")
-    fitted = ConfidenceModel(name="fitted", offset=0.3, weights=(0.5, 1.0, 0.0, 0.0))
-    write_calibration(OutputStore(str(tmp_path)), fitted, fitted={})
+    write_calibration(OutputStore(str(tmp_path)), FITTED, fitted={})
     extract = ExtractSettings(speech_detection="none")
     options: dict[str, Any] = {"slots": 2, "extract": extract, **BABBLE}
     with Transcriber.from_pretrained(str(model), calibration=str(tmp_path), **options) as loaded:
@@ -76,7 +76,7 @@ def test_confidences_are_those_of_the_calibration(files: list[str], tmp_path: Pa
     for each in found.segments:
         evidence = segment_evidence(each)
         assert evidence is not None
-        assert each.confidence == fitted.confidence(evidence)
+        assert each.confidence == FITTED.confidence(evidence)
         assert each.confidence != DEFAULT_MODEL.confidence(evidence)
 
 
@@ -113,27 +113,18 @@ def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcribe
 def test_the_language_of_a_recording_is_what_is_spoken_most(
     transcriber: Transcriber, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = iter(
-        PartTranscript(
-            segments=(segment(" w1", 0.0, seconds, language=code),),
-            language=code,
-            language_probability=probability,
-            transcribe_s=0.0,
-        )
-        for code, seconds, probability in (("en", 2.0, 0.9), ("de", 10.0, 0.6))
-    )
-    monkeypatch.setattr(
-        type(transcriber._engine), "submit", lambda *_, **__: _done(next(parts)), raising=True
-    )
+    parts: list[Future[PartTranscript]] = []
+    for code, seconds, probability in (("en", 2.0, 0.9), ("de", 10.0, 0.6)):
+        spoken = (segment(" w1", 0.0, seconds, language=code),)
+        parts.append(Future())
+        parts[-1].set_result(
+            PartTranscript(segments=spoken, language=code, language_probability=probability,
+                           transcribe_s=0.0)
+        )  # fmt: skip
+    monkeypatch.setattr(type(transcriber._engine), "submit", lambda *_, **__: parts.pop(0))
     found = transcriber.transcribe(files[0])  # two parts
     assert (found.language, found.language_probability) == ("de", 0.6)
     assert [one.language for one in found.segments] == ["en", "de"]
-
-
-def _done(result: PartTranscript) -> Future[PartTranscript]:
-    future: Future[PartTranscript] = Future()
-    future.set_result(result)
-    return future
 
 
 def test_a_language_has_a_model_of_its_own(tmp_path: Path, files: list[str]) -> None:
@@ -153,8 +144,7 @@ def test_a_language_has_a_model_of_its_own(tmp_path: Path, files: list[str]) -> 
         assert german.segments != alone.transcribe(files[1], language="de").segments
         assert detected.language == alone.transcribe(files[1], language=["de", "en"]).language
     assert detected.text == {"en": english, "de": german}[str(detected.language)].text
-    fitted = ConfidenceModel(name="fitted", offset=0.3, weights=(0.5, 1.0, 0.0, 0.0))
-    write_calibration(OutputStore(str(tmp_path)), fitted, fitted={})
+    write_calibration(OutputStore(str(tmp_path)), FITTED, fitted={})
     usual["calibration"] = str(tmp_path)  # of the main model alone
     with Transcriber.from_pretrained(main, by_language={"de": other}, **usual) as both:
         assert both.transcribe(files[1], language="de") == german

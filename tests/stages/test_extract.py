@@ -75,17 +75,10 @@ def test_done_parts_are_not_emitted_again_and_keep_their_places(stage: ExtractSt
 
 def test_a_failure_is_one_row_after_the_good_parts(stage: ExtractStage):
     rows = rows_of(stage, packs_of("x/parts=3/fail=2", "y/parts=1"))
-    assert brief(rows) == [
-        (0, "ok", False),
-        (1, "ok", False),
-        (2, "failed", True),
-        (0, "ok", True),
-    ]
-    failed = rows[2]
-    assert failed["error_stage"] == "extract"
-    assert failed["error_kind"] == "scripted"
-    assert failed["retryable"] is False
-    assert failed["features"] is None
+    ended = [(0, "ok", False), (1, "ok", False), (2, "failed", True), (0, "ok", True)]
+    assert brief(rows) == ended
+    names = ("error_stage", "error_kind", "retryable", "features")
+    assert [rows[2][name] for name in names] == ["extract", "scripted", False, None]
 
 
 def test_a_recording_that_became_shorter_than_what_is_done_ends_all_the_same(stage: ExtractStage):
@@ -106,9 +99,8 @@ def test_whatever_one_recording_does_the_next_is_extracted(stage: ExtractStage):
 
 def test_an_unusable_checkpoint_propagates(tmp_path: Path):
     stage = make_stage(tmp_path, extractor="tests.support.extractors:make_unusable")
-    with pytest.raises(CheckpointError, match="scripted"):
+    with closing(stage), pytest.raises(CheckpointError, match="scripted"):
         list(stage(packs_of("x/parts=1")))
-    stage.close()
 
 
 def test_what_was_done_is_counted(stage: ExtractStage, caplog: pytest.LogCaptureFixture):

@@ -1,5 +1,4 @@
 import threading
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +9,9 @@ from corpus_asr.errors import EngineError
 from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
-from tests.support.tables import extracted
+from tests.support.tables import extracted, run_config
+
+SPEC = EngineSpec(config=run_config("/in", "/out"), device="cpu")
 
 MEL = 4
 
@@ -20,24 +21,20 @@ def silent_row(recording: str) -> pa.Table:
 
 
 def failed_row(recording: str) -> pa.Table:
-    failure: dict[str, Any] = {
-        "status": "failed",
-        "error_stage": "extract",
-        "error_kind": "no_audio_stream",
-        "error_message": "decoding: no audio",
-        "retryable": False,
-    }
     nothing = dict.fromkeys(("features", "part_start_s", "part_end_s", "num_samples"))
-    return extracted(recording, 0, **(failure | nothing))
+    return extracted(
+        recording, 0, status="failed", error_stage="extract", error_kind="no_audio_stream",
+        error_message="decoding: no audio", retryable=False, **nothing,
+    )  # fmt: skip
 
 
 def stage_with(engine: ScriptedEngine) -> TranscribeStage:
-    return TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=always(engine))
+    return TranscribeStage(SPEC, engine_factory=always(engine))
 
 
 @pytest.fixture
 def stage() -> TranscribeStage:
-    return TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=scripted_engine)
+    return TranscribeStage(SPEC, engine_factory=scripted_engine)
 
 
 def test_results_come_in_input_order_whatever_is_ready_first():
@@ -112,7 +109,7 @@ def test_words_become_rows_of_their_segment_where_there_are_any(stage: Transcrib
 
 
 def test_an_engine_that_cannot_load_says_so_in_the_first_call_that_needs_it():
-    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
+    stage = TranscribeStage(SPEC, engine_factory=broken_engine)
     assert stage(silent_row("a")).column("status").to_pylist() == ["no_speech"]
     with pytest.raises(EngineError, match="no device"):
         stage(extracted("a"))

@@ -113,7 +113,7 @@ def scripted_engine(spec: EngineSpec) -> ScriptedEngine:
 
 def broken_engine(spec: EngineSpec) -> ScriptedEngine:
     """Fail as an engine does whose device is gone."""
-    raise EngineError(f"loading {spec.checkpoint}: no device (scripted)")
+    raise EngineError(f"loading {spec.config.model.checkpoint}: no device (scripted)")
 
 
 def always(engine: ScriptedEngine) -> EngineFactory:

@@ -230,7 +230,7 @@ class Archive:
             for file in pack["files"].to_pylist()[0]:
                 rows = results(*self._rows(file))
                 committer(rows)
-                progress.add(tally_of(rows))
+                progress.set(progress.tally + tally_of(rows))
 
     def _rows(self, file: dict[str, Any]) -> Iterable[dict[str, Any]]:
         name = Path(file["uri"]).stem

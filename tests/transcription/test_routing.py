@@ -16,6 +16,7 @@ from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import part
+from tests.support.tables import run_config
 from tests.support.tokenizers import tiny_tokenizer
 
 PART = part(1.0, mels=80)
@@ -149,15 +150,11 @@ def load(main: Path, others: dict[str, Path], **decoding: Any) -> Any:
 
 
 def test_of_a_given_language_only_its_model_is_loaded(folders: dict[str, Path]) -> None:
-    spec = EngineSpec(
-        checkpoint="nowhere/at/all",
-        decoding=DecodingSettings(language="de"),
-        device="cpu",
-        dtype="float32",
-        slots=1,
-        by_language={"de": str(folders["other"])},
-    )
-    engine = load_engine(spec)
+    model = {"checkpoint": "nowhere/at/all", "by_language": {"de": str(folders["other"])},
+             "dtype": "float32"}  # fmt: skip
+    config = run_config("/in", "/out", model=model, decoding={"language": "de"},
+                        transcribe={"slots": 1})  # fmt: skip
+    engine = load_engine(EngineSpec(config=config, device="cpu"))
     assert isinstance(engine, Engine)
     engine.close()
 
