@@ -75,16 +75,14 @@ def unwanted() -> Iterator[str]:
 
 
 def descriptions() -> Iterator[tuple[str, str]]:
-    from corpus_asr.config.decoding import section_of
+    from corpus_asr.config.decoding import keys_of, section_of
     from corpus_asr.config.finetune import FinetuneConfig
     from corpus_asr.config.run import PseudoLabelConfig
 
     for model in (PseudoLabelConfig, FinetuneConfig):
-        for name, field in model.model_fields.items():
-            section = section_of(field)
-            fields = section.model_fields if section else {name: field}
-            for key, setting in fields.items():
-                yield f"{name}.{key}", setting.description or ""
+        for key, field in keys_of(model):
+            if section_of(field) is None:
+                yield ".".join(key), field.description or ""
 
 
 def test_no_text_for_users_has_an_unwanted_word() -> None:
