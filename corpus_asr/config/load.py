@@ -1,7 +1,5 @@
 """From a YAML file, overrides and the environment to settings, or to one message with all problems.
 
-Addresses without a scheme are local paths. Relative ones (`source.uri`, `source.manifest`,
-`model.checkpoint`, `output.uri`) are relative to the current directory, not to the YAML file.
 The way back, from a pipeline and chosen values to commented YAML, is `written`.
 """
 
@@ -82,13 +80,11 @@ def _validated(
 
 
 def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
-    """Turn keyword options of a transcriber into settings.
-
-    `language=None` is the way libraries ask for detection, so it is taken as `auto`.
-    """
+    """Turn keyword options of a transcriber into settings."""
     values = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
     }
+    # transformers and openai-whisper take None for detection.
     if values.get("language", "") is None:
         values["language"] = "auto"
     settings, problems = _validated(values, DecodingSettings)
@@ -141,6 +137,7 @@ def _hidden(value: Any) -> Any:
 
 
 WIDTH = 88
+# What most people set; a file has these, or all keys.
 USUAL_KEYS = frozenset(
     {
         "source.uri", "source.endpoint_url", "model.checkpoint", "decoding.language",
@@ -149,9 +146,9 @@ USUAL_KEYS = frozenset(
         "dataset.uri", "dataset.format",
     }
 )  # fmt: skip
-"""What most people set; a file has these, or all keys."""
 
 _UNREAD = {CLASSIFY_AUDIO: {"decoding"}}
+# ASCII and no leading digit, sign or mark: what YAML 1.1 and 1.2 both read as this text.
 _PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
 _NOT_TEXT = {"true", "false", "null"}
 
@@ -207,16 +204,18 @@ def _comment(text: str, indent: str) -> Iterator[str]:
     return iter(textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start))
 
 
+# A line of a terminal; a signed URL or a list pasted into the wrong key is far longer.
 _LONGEST_VALUE = 80
 
 
 def problems_in(
     error: ValidationError, *, model: type[Settings], values: Mapping[str, Any]
 ) -> list[Problem]:
-    """Say what pydantic found, once per key (a union is one key with several complaints)."""
+    """Return what pydantic found, one problem per key."""
     problems: dict[KeyPath, Problem] = {}
     for detail in error.errors(include_url=False):
         key, field = _locate(model, detail["loc"])
+        # A union complains once for each of its types.
         if key in problems:
             continue
         kind = detail["type"]
@@ -288,7 +287,7 @@ def _bounds(annotation: Any, metadata: tuple[Any, ...]) -> str:
 def _locate(
     model: type[Settings], location: tuple[int | str, ...]
 ) -> tuple[KeyPath, FieldInfo | None]:
-    """Turn pydantic's location, which also holds union branches and indices, into a key."""
+    # Pydantic's location also holds branches of unions and indices: it ends where no key follows.
     key: KeyPath = ()
     level: type[Settings] | None = model
     field: FieldInfo | None = None
@@ -329,6 +328,7 @@ def _mismatch(value: Any, field: FieldInfo | None, location: tuple[int | str, ..
 
 def _advice(value: Any, field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal and isinstance(value, str):
+        # Below difflib's 0.6: there are few values, and `classify` is meant for `classify_audio`.
         known = [str(argument) for argument in get_args(field.annotation)]
         near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
         return f"; did you mean {near[0]}?" if near else ""
