@@ -8,16 +8,13 @@ from typing import Any, Literal, Self
 
 EngineStage = Literal["encode_s", "fill_s", "prefill_s", "step_s", "wait_s"]
 
+# Of each kind of failure; all failed recordings are in the recordings table.
 EXAMPLES = 3
 
 
 @dataclass(slots=True, kw_only=True)
 class Activity:
-    """Counts of one engine or worker since it began, or their sums over workers; adds up.
-
-    Seconds of an engine are the host's: on a CPU those of the work, on a GPU those of handing the
-    work over, where what the device takes beyond that shows as `wait_s`.
-    """
+    """Counts of one engine or worker since it began, or their sums over workers; adds up."""
 
     extract_alive_s: float = 0.0
     """Time since an extract worker began."""
@@ -34,6 +31,8 @@ class Activity:
     """Loading the model."""
     transcribe_alive_s: float = 0.0
     """Time since a transcribe worker's model was loaded."""
+    # Seconds of an engine are the host's: on a CPU those of the work, on a GPU those of queueing
+    # it, where what the device takes beyond that shows as `wait_s`.
     encode_s: float = 0.0
     fill_s: float = 0.0
     prefill_s: float = 0.0
@@ -50,9 +49,6 @@ class Activity:
     """Occupied slots, summed over the steps."""
     slot_room: int = 0
     """Slots there were, summed over the steps."""
-    body_slot_steps: int = 0
-    """As `slot_steps`, over those steps only that had as many tasks as slots, or more."""
-    body_slot_room: int = 0
     windows: int = 0
     """Windows encoded."""
     encoder_batches: int = 0
@@ -85,14 +81,11 @@ class Activity:
         """Return what JSON holds; counts of another version are left out, or 0."""
         return cls(**{name: data[name] for name in _NAMES if name in data})
 
-    def count_steps(self, steps: int, *, active: int, places: int, pending: int) -> None:
+    def count_steps(self, steps: int, *, active: int, places: int) -> None:
         """Note that so many steps were run with `active` of `places` in use."""
         self.steps += steps
         self.slot_steps += steps * active
         self.slot_room += steps * places
-        if pending >= places:
-            self.body_slot_steps += steps * active
-            self.body_slot_room += steps * places
 
     @contextmanager
     def timing(self, stage: EngineStage) -> Iterator[None]:
@@ -134,13 +127,9 @@ class Activity:
         return _share(self.slot_steps, self.slot_room)
 
     @property
-    def body_occupancy(self) -> float | None:
-        """The same while there was work for all slots."""
-        return _share(self.body_slot_steps, self.body_slot_room)
-
-    @property
     def parts_ready(self) -> int:
         """Extracted parts that wait for an engine."""
+        # A part whose worker died is handed over twice.
         return max(0, self.parts_extracted - self.parts_started)
 
     @property
@@ -177,6 +166,7 @@ def merged(counts: Iterable[FailureCount]) -> tuple[FailureCount, ...]:
         sums[key] = replace(
             before,
             count=before.count + failures.count,
+            # A retry pays as soon as one of them may succeed.
             retryable=before.retryable or failures.retryable,
             examples=tuple(dict.fromkeys((*before.examples, *failures.examples)))[:EXAMPLES],
         )

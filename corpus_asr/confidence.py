@@ -19,9 +19,11 @@ CONFIDENCE_EDGES = (0.3, 0.5, LOW_CONFIDENCE, 0.8, HIGH_CONFIDENCE, 0.95)
 
 # Certain tokens have a log-probability of 0, whose logarithm is not finite.
 _LOGPROB_FLOOR = 0.02
+# So that features are finite for any evidence.
 _LOWEST_LOGPROB = -20.0
 # Ordinary speech compresses by less than this; Whisper calls a window repetitive above 2.4.
 _USUAL_COMPRESSION_RATIO = 2.0
+# Loops compress by ten and more, which says no more than this does.
 _MOST_REPETITION = 2.0
 
 
@@ -73,7 +75,8 @@ class ConfidenceModel:
         logit = self.offset + math.fsum(weight * value for weight, value in terms)
         if logit >= 0:
             return 1.0 / (1.0 + math.exp(-logit))
-        odds = math.exp(logit)  # the same, for logits whose negative would overflow
+        # The same, for logits whose negative would overflow.
+        odds = math.exp(logit)
         return odds / (1.0 + odds)
 
 

@@ -53,6 +53,7 @@ class ItemError(CorpusAsrError):
         self.kind = kind or self.default_kind
         self.retryable = self.default_retryable if retryable is None else retryable
 
+    # Exceptions are pickled by `args` alone, which has the message and no keyword.
     def __reduce__(self) -> tuple[object, ...]:
         state = {"uri": self.uri, "kind": self.kind, "retryable": self.retryable}
         return (type(self), self.args, state)

@@ -15,7 +15,8 @@ FORMAT_VARIABLE = "CORPUS_ASR_LOG_FORMAT"
 LEVEL_VARIABLE = "CORPUS_ASR_LOG_LEVEL"
 RUN_VARIABLE = "CORPUS_ASR_RUN_ID"
 
-_FIELDS = "fields"  # the attribute of a record that holds what `event` was given
+# The attribute of a record that holds what `event` was given.
+_FIELDS = "fields"
 
 Redact = Callable[[str], str]
 
@@ -76,6 +77,7 @@ def event(
         return
     named = {"event": name, **fields}
     message = " ".join(f"{key}={_plain(value)}" for key, value in named.items())
+    # As an argument, not as the format: values may hold a percent sign.
     logger.log(level, "%s", message, exc_info=exc_info, extra={_FIELDS: named}, stacklevel=2)
 
 
@@ -107,9 +109,8 @@ def _plain(value: object) -> str:
     return text if text and text.isprintable() and not set(text) & set(" \"'=") else repr(text)
 
 
+# Writes to what stderr is at the time: a progress display or a test may replace it.
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the time: it may be replaced meanwhile."""
-
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
@@ -151,7 +152,8 @@ class _JsonFormatter(_TextFormatter):
         if value is None or isinstance(value, bool | int):
             return value
         if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)  # JSON knows no infinity
+            # JSON has no infinity.
+            return value if math.isfinite(value) else str(value)
         if isinstance(value, dict):
             return {str(key): self._safe(item) for key, item in value.items()}
         if isinstance(value, list | tuple):

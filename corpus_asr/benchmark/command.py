@@ -146,7 +146,6 @@ def _cores() -> int:
 
 
 def _first_processor() -> dict[str, str]:
-    """Read the first processor's entries, on Linux."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().partition("\n\n")[0].splitlines() if path.is_file() else []
     pairs = (line.partition(":") for line in lines)
@@ -161,7 +160,6 @@ def _version(package: str) -> str | None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what does not go together, before anything is loaded."""
     try:
         options.language = resolve_language(options.language)
     except ValueError as error:

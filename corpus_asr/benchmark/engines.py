@@ -1,9 +1,4 @@
-"""Runners of the engines beside this one, and what all runners share.
-
-A runner is made with an `Order` and has one method, `run`: it works once and returns seconds, by
-stage and in total. Torch is loaded by those that compute with it alone: the memory of the others
-must not hold it.
-"""
+"""Runners of the other engines: made with an `Order`, `run` works once and returns seconds."""
 
 import importlib
 import json
@@ -29,6 +24,7 @@ _T = TypeVar("_T")
 _Samples = Float32[np.ndarray, " sample"]
 _SEED = 0
 _STAGES = ("features", "encode", "decode")
+# Its only choice is fp16 or not.
 _OPENAI_DTYPES = ("float32", "float16")
 
 
@@ -42,10 +38,8 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count what is done inside, or by a function: it is a decorator, too.
-
-        On a GPU that is the time between two marks in the queue, without waiting.
-        """
+        """Count what is done inside, or by a function: it is a decorator, too."""
+        # On a GPU the time between two marks in its queue: to wait for it would slow the engine.
         if self._cuda is None:
             started_s = time.perf_counter()
             yield
@@ -71,10 +65,8 @@ class StageClock:
 
 
 def peak_memory() -> dict[str, float | None]:
-    """Return the peak memory of this process and its children, and torch's on the GPU, in MiB.
-
-    Each child's peak is its own, so the sum may be a little above what was in use at once.
-    """
+    """Return the peak memory of this process and its children, and torch's on the GPU, in MiB."""
+    # Each child's peak is its own, so the sum may be a little above what was in use at once.
     # Each thread has children of its own.
     listed = Path("/proc/self/task").glob("*/children")
     processes = ["self", *(pid for children in listed for pid in children.read_text().split())]
@@ -97,6 +89,7 @@ def _peak_kib(pid: str) -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
+# Only engines that compute with torch load it: it must not count as memory of the others.
 def _torch_cuda() -> Any:
     return importlib.import_module("torch.cuda")
 
@@ -117,6 +110,7 @@ def batches(items: Any, size: int) -> Iterator[Any]:
 
 
 _NAMES = {"ctranslate2": "ctranslate2", "openai": "openai.pt"}
+# What CTranslate2's converter does not write itself, and faster-whisper reads.
 _COPIED = ("tokenizer.json", "preprocessor_config.json")
 
 
@@ -125,6 +119,7 @@ def converted(layout: str, order: Order) -> Path:
     target = Path(order.scratch) / _NAMES[layout]
     if target.exists():
         return target
+    # In a process of its own, as the converters load torch.
     command = [sys.executable, "-P", "-m", "corpus_asr.benchmark.engines"]
     done = subprocess.run(
         [*command, layout, order.model, str(target)], capture_output=True, text=True, check=False
@@ -183,11 +178,7 @@ class RecordingsRunner(ABC):
 
 
 class WindowsRunner(ABC):
-    """Times one engine on a batch of windows of noise: encoder, first token, all further tokens.
-
-    The first token holds the keys and values of cross-attention, which every engine computes
-    there. The split needs no look inside an engine: it decodes twice, once for a single token.
-    """
+    """Times one engine on a batch of windows of noise: encoder, first token, all further tokens."""
 
     def __init__(self, order: Order) -> None:
         config = json.loads((Path(order.model) / "config.json").read_text())
@@ -212,12 +203,10 @@ class WindowsRunner(ABC):
         """Decode `num_tokens` tokens of each window; return how many each one got."""
 
     def run(self) -> dict[str, Any]:
-        """Time all three.
-
-        Raises:
-            EngineError: the engine did not say as many tokens as it was asked for.
-        """
+        """Time all three."""
         encoded, encode_s = self._timed(self.encode)
+        # The first token holds the keys and values of cross-attention, which every engine computes
+        # there. Decoding twice, once for a single token, needs no look inside an engine.
         first_s = self._decode_s(encoded, 1)
         all_s = self._decode_s(encoded, self.order.tokens_per_window)
         return {
@@ -236,7 +225,6 @@ class WindowsRunner(ABC):
         return taken_s
 
     def _timed(self, work: Callable[[], _T]) -> tuple[_T, float]:
-        """Return what `work` returns, and its seconds until the device has done it."""
         started_s = time.perf_counter()
         result = work()
         if self.order.on_gpu:
@@ -320,9 +308,8 @@ class CTranslate2Windows(WindowsRunner):
         return [len(result.sequences_ids[0]) for result in results]
 
 
+# Methods of CTranslate2's model cannot be replaced: it is wrapped.
 class _Clocked:
-    """CTranslate2's model, whose methods cannot be replaced, with two of them timed."""
-
     def __init__(self, inner: Any, clock: StageClock) -> None:
         self._inner = inner
         self.encode = clock.stage("encode")(inner.encode)
@@ -345,12 +332,7 @@ def _ctranslate2(order: Order) -> dict[str, Any]:
 
 
 class Transformers(RecordingsRunner):
-    """Times `WhisperForConditionalGeneration.generate` from files to text.
-
-    `sequential` is its long-form algorithm over a batch of recordings of about the same length;
-    `chunked` cuts every 30 s and decodes the windows in batches. Files are decoded by this
-    package, as `transformers` leaves that to others; that time is counted with its features.
-    """
+    """Times `WhisperForConditionalGeneration.generate` from files to text."""
 
     def __init__(self, order: Order) -> None:
         super().__init__(order)
@@ -370,6 +352,7 @@ class Transformers(RecordingsRunner):
             self._options |= {"language": order.language, "task": "transcribe"}
 
     def texts(self) -> list[str]:
+        # It leaves the decoding of files to others; the time is counted with its features.
         with self.clock.stage("features"):
             recordings = [read_samples(path) for path in self.order.audio]
         cut = self._chunked if self.order.mode == "chunked" else self._sequential
@@ -550,4 +533,5 @@ if __name__ == "__main__":
     final = Path(sys.argv[3])
     unfinished = final.with_name(f"unfinished-{final.name}")
     write(Path(sys.argv[2]), unfinished)
+    # A converter that is killed leaves no folder that the next worker takes for a checkpoint.
     unfinished.rename(final)

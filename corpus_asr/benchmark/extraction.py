@@ -1,8 +1,4 @@
-"""How fast one core extracts: decoding, speech detection and features, beside ffmpeg's decoding.
-
-Counted is the processor's time, which a busy machine does not distort, in a child that works on one
-thread as those of extraction do.
-"""
+"""How fast one core extracts: decoding, speech detection and features, and ffmpeg's decoding."""
 
 import json
 import resource
@@ -29,11 +25,11 @@ from corpus_asr.stages.parts import ExtractRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 FFMPEG = "ffmpeg"
+# What is timed of ours; each step includes those before it.
 STEPS = ("decoding", "+ speech", "+ features")
-"""What is timed of ours; each holds what stands before it."""
-
 _LARGEST_NUM_MEL_BINS = 128  # of large-v3; the others take less time
 _TIMER = "corpus_asr.benchmark.extraction:StepTimer"
+# For one file: even days of audio take minutes at a hundred times real time.
 _TIMEOUT_S = 3600.0
 
 
@@ -58,6 +54,7 @@ def measure(
     recordings: Sequence[Recording], steps: Sequence[str], *, runs: int
 ) -> dict[str, list[float]]:
     """Return median CPU seconds of every step, by recording."""
+    # In a child that works on one thread, as those of extraction do.
     child = IsolatedGenerator(_TIMER, init_kwargs={}, timeout_s=_TIMEOUT_S)
     medians_s: dict[str, list[float]] = {step: [] for step in steps}
     try:
@@ -66,6 +63,7 @@ def measure(
                 [next(iter(child.run((step, str(recording.path))))) for step in steps]
                 for _ in range(runs + 1)
             ]
+            # The first round fills caches.
             for step, values in zip(steps, zip(*rounds[1:], strict=True), strict=True):
                 medians_s[step].append(statistics.median(values))
     finally:
@@ -133,7 +131,7 @@ class StepTimer:
 
 
 def _cpu_s_of(work: Callable[[], None]) -> float:
-    """Return the CPU seconds of this process, and of those that `work` starts and waits for."""
+    # The processor's time, which a busy machine does not distort; ffmpeg's is that of a child.
     started_s = _cpu_s()
     work()
     return _cpu_s() - started_s
@@ -155,10 +153,10 @@ def _decode_with_ffmpeg(path: str) -> None:
         [*command, "-f", "null", "-"], capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode:
-        said = " ".join(done.stderr.split())[-300:]
+        reason = " ".join(done.stderr.split())[-300:]
         raise EngineError(
-            f"decoding {path} with ffmpeg: exit code {done.returncode} ({said}), expected 0; leave "
-            "the file out, or install an ffmpeg that reads it"
+            f"decoding {path} with ffmpeg: exit code {done.returncode} ({reason}), expected 0; "
+            "leave the file out, or install an ffmpeg that reads it"
         )
 
 

@@ -1,9 +1,4 @@
-"""From options to tables: which cases, on which checkpoints or random weights; a table for each.
-
-Whisper's published sizes with random weights can be measured without a download: how long a network
-takes depends on its sizes and types, not on what its weights say. No engine is loaded into this
-process, so that none shares memory or threads with another.
-"""
+"""From options to tables: which cases, on which checkpoints or random weights; a table for each."""
 
 import argparse
 import tempfile
@@ -48,6 +43,8 @@ _AFTER_LANGUAGES = (
 _NUM_TIMES = 1_501
 
 
+# Sizes with random weights need no download: how long a network takes depends on its sizes and
+# types, not on the values of its weights.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Sizes of a network; those not named follow as in all of Whisper."""
@@ -57,6 +54,7 @@ class Shape:
     encoder_layers: int
     decoder_layers: int
     num_mel_bins: int = 80
+    # Without Cantonese, which large-v3 added as the last one.
     num_languages: int = len(LANGUAGES) - 1
 
     @property
@@ -73,6 +71,7 @@ class Shape:
 
     def config(self) -> WhisperConfig:
         """Describe the network as config.json does."""
+        # Every published size has heads of 64 values.
         heads = self.width // 64
         end = _NUM_TEXT_TOKENS
         return WhisperConfig(
@@ -225,7 +224,7 @@ class Bench:
 
 
 def _check_checkpoint(folder: Path) -> None:
-    """Check that this is a checkpoint of Whisper; nothing is downloaded here."""
+    # Nothing is downloaded here: the other engines read a folder.
     if not folder.is_dir():
         raise CheckpointError(
             f"opening the checkpoint {folder}: there is no such folder; give one in Hugging Face "

@@ -198,7 +198,6 @@ def find_recordings(files: Sequence[Path], manifest: Path | None) -> list[Record
 
 
 def _manifest_rows(manifest: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield path and text of every row; relative paths start at the manifest."""
     # Sizes alone are timed where Arrow is not installed.
     from corpus_asr.storage.listing import manifest_rows
 
@@ -236,6 +235,7 @@ def _duration_s(path: Path) -> float:
             f"decoding {path}: {error}; install the package av, or use --shape, which needs no "
             "audio"
         ) from error
+    # Counted, as headers may claim anything; a broken file is refused before engines are loaded.
     with path.open("rb") as file, open_audio(file, uri=str(path)) as decoder:
         num_samples: int = sum(chunk.shape[1] for chunk in decoder)
     return num_samples / SAMPLE_RATE_HZ

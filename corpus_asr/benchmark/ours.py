@@ -65,11 +65,7 @@ class OurWindows(WindowsRunner):
 
 
 class OurRecordings:
-    """Times this engine from files to text.
-
-    The total is of the ordinary run, in which extraction (in its own process) overlaps with
-    decoding; the seconds of extraction are taken apart from it, before.
-    """
+    """Times this engine from files to text."""
 
     def __init__(self, order: Order) -> None:
         # Sizes alone are timed where the packages of extraction are not installed.
@@ -113,6 +109,8 @@ class OurRecordings:
 
     def run(self) -> dict[str, Any]:
         """Extract everything once for its time, then transcribe everything."""
+        # The total is of an ordinary run, in which extraction, in its own process, overlaps with
+        # decoding: its seconds are measured separately, before.
         started_s = time.perf_counter()
         self._extract()
         extract_s = time.perf_counter() - started_s

@@ -34,6 +34,7 @@ from corpus_asr.threads import BRIEFLY, SPIN_COUNT
 
 # OpenMP threads spin for up to 0.2 s after their last work, and would do so in the next one's run.
 SETTLE_S = 0.5
+# An engine that does not end after its input has is killed; its figures are known by then.
 _EXIT_TIMEOUT_S = 10.0
 _PACKAGES = Path(__file__).resolve().parents[2]
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -159,15 +160,13 @@ def measure(
 
 
 def environment(order: Order, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a worker: its threads, its GPU if any, no network.
-
-    Our threads wait as those of the command do; the other engines wait as they do by themselves.
-    """
+    """Return the environment of a worker: its threads, its GPU if any, no network."""
     paths = [str(_PACKAGES), *filter(None, [inherited.get("PYTHONPATH")])]
     gpu = {}
     if order.on_gpu:
         visible = list(filter(None, inherited.get(_GPUS, "").split(",")))
         gpu = {_GPUS: visible[order.gpu_index] if visible else str(order.gpu_index)}
+    # Our threads wait as those of the command do, those of the others as their users have them.
     kept = {name: value for name, value in inherited.items() if name != SPIN_COUNT}
     if order.engine == OURS:
         kept[SPIN_COUNT] = inherited.get(SPIN_COUNT, BRIEFLY)
@@ -184,10 +183,7 @@ def environment(order: Order, inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def serve(lines: Iterator[str], reply: Callable[[dict[str, Any]], None]) -> None:
-    """Answer until `lines` ends or something fails.
-
-    What the runner has started ends with this process.
-    """
+    """Answer until `lines` ends or something fails."""
     try:
         order = Order.from_json(next(lines))
         module, _, name = order.runner.partition(":")
@@ -302,13 +298,10 @@ def ratios(ours: Row, other: Row) -> Spread | None:
 def word_error_rate(
     texts: Sequence[str], recordings: Sequence[Recording], *, language: str = "en"
 ) -> float | None:
-    """Compare with the references, both normalised; None where there are none, or no jiwer.
-
-    Recordings without a reference are left out, and so are those whose reference has no words.
-    """
-    normalise = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+    """Compare with the references, both normalized; None where there are none, or no jiwer."""
+    normalize = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
     pairs = [
-        (normalise(recording.text).strip(), normalise(text).strip())
+        (normalize(recording.text).strip(), normalize(text).strip())
         for text, recording in zip(texts, recordings, strict=True)
         if recording.text is not None
     ]

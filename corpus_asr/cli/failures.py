@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 @contextmanager
 def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
     """Turn what went wrong into one message on stderr and an exit code."""
+    # BrokenPipeError passes: Click ends a command whose reader has gone quietly, with code 1.
     try:
         yield
     except RunStoppedError as stop:
@@ -49,7 +50,7 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:
-        # Not raised on purpose: nobody wrote words for it, so the type is told as well.
+        # Not raised on purpose: its message was not written for users, so the type is named too.
         _debug_traceback()
         hint = "" if _debugging() else "; CORPUS_ASR_DEBUG=1 shows where"
         say(f"unexpected {type(error).__name__}: {error}{hint}")
@@ -105,7 +106,7 @@ def _debug_traceback() -> None:
 
 
 def note(message: str) -> None:
-    """Say on stderr what a user may want to know; where lines are JSON, as one of them."""
+    """Print on stderr what a user may want to know; where lines are JSON, as one of them."""
     if speaks_json():
         event(_LOG, logging.INFO, "note", message=message)
         return
@@ -113,7 +114,7 @@ def note(message: str) -> None:
 
 
 def say(message: str) -> None:
-    """Tell people, or whatever reads log lines, what went wrong."""
+    """Print on stderr what went wrong; where lines are JSON, as one of them."""
     from corpus_asr.config.document import hide_secrets
 
     if speaks_json():

@@ -50,8 +50,10 @@ class Job(StrEnum):
 
 _DEFAULT_MODELS = {
     Job.transcribe: PACKAGED_CHECKPOINT,
-    Job.classify: "small",  # it has to know several languages
-    Job.pseudo_label: "large-v3",  # labels are no better than their model
+    # It has to know several languages.
+    Job.classify: "small",
+    # Labels are no better than their model.
+    Job.pseudo_label: "large-v3",
 }
 _PIPELINES = {
     Job.transcribe: "transcribe_corpus",
@@ -106,14 +108,10 @@ def init(
         if source is None and not ask:
             typer.echo("first set source.uri there to where your recordings are")
         for command, words in _next(file, pipeline):
-            typer.echo(f"  {command:<{_WIDTH}}  {words}")
-
-
-_WIDTH = 46
+            typer.echo(f"  {command:<46}  {words}")
 
 
 def _model_line(pipeline: Job) -> str:
-    """Say which model the file names where the user named none."""
     if pipeline is Job.transcribe:
         return default_model_notice(LARGER_OPTION)
     return f"model: {_DEFAULT_MODELS[pipeline]}, fetched from the hub; --model names another one"
@@ -138,6 +136,7 @@ def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> 
         "\n# the environment, a profile or the machine's role has them.\n\n"
     ) + written(pipeline, chosen, full=full)
     try:
+        # Loaded before it is written: a file that is there is replaced by a valid one only.
         with tempfile.TemporaryDirectory() as folder:
             draft = Path(folder) / file.name
             draft.write_text(text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_args, get_origin
 
 import typer
@@ -12,6 +12,7 @@ from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_n
 from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:
+    from corpus_asr.config.decoding import Settings
     from corpus_asr.config.run import RunConfig
 
 
@@ -24,7 +25,7 @@ def complete_training_override(incomplete: str) -> list[str]:
     """Complete `key=value` of a training."""
     from corpus_asr.config.finetune import FinetuneConfig
 
-    return _assignments(incomplete, dict(_keys(FinetuneConfig, "")))
+    return _assignments(incomplete, _types_by_key(FinetuneConfig))
 
 
 def complete_decoding_override(incomplete: str) -> list[str]:
@@ -64,31 +65,27 @@ def complete_language(incomplete: str) -> list[str]:
 
 
 def _assignments(incomplete: str, keys: dict[str, Any]) -> list[str]:
-    found = [f"{key}=" for key in keys if f"{key}=".startswith(incomplete)]
-    if len(found) == 1 or "=" in incomplete:
-        key = (found[0] if found else incomplete).partition("=")[0]
+    offered = [f"{key}=" for key in keys if f"{key}=".startswith(incomplete)]
+    if len(offered) == 1 or "=" in incomplete:
+        key = (offered[0] if offered else incomplete).partition("=")[0]
         # More than one word, so that no shell closes with a blank what is to go on; and bash, which
         # takes `=` for the beginning of another word, shows the values now or never.
-        found = [f"{key}=", *(f"{key}={value}" for value in _values(keys.get(key)))]
-    return _beginning(found, incomplete)
+        offered = [f"{key}=", *(f"{key}={value}" for value in _values(keys.get(key)))]
+    return _beginning(offered, incomplete)
 
 
 def _job() -> dict[str, Any]:
     from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 
     # Of a key that both have, the general type says more: `pipeline`.
-    return dict(_keys(PseudoLabelConfig, "")) | dict(_keys(RunConfig, ""))
+    return _types_by_key(PseudoLabelConfig) | _types_by_key(RunConfig)
 
 
-def _keys(settings: Any, above: str) -> Iterator[tuple[str, Any]]:
-    from corpus_asr.config.decoding import section_of
+def _types_by_key(settings: "type[Settings]") -> dict[str, Any]:
+    from corpus_asr.config.decoding import keys_of, section_of
 
-    for name, field in settings.model_fields.items():
-        section = section_of(field)
-        if section is None:
-            yield f"{above}{name}", field.annotation
-        else:
-            yield from _keys(section, f"{above}{name}.")
+    keys = keys_of(settings)
+    return {".".join(key): field.annotation for key, field in keys if section_of(field) is None}
 
 
 def _values(kind: Any) -> list[str]:

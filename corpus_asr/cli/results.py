@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from corpus_asr.view.answers import Answers
     from corpus_asr.view.server import ViewServer
 
+# A run writes its state every 15 s; each look is one small read of the store.
 WATCH_EVERY_S = 5.0
 USUAL_PORT = 8765
 _PANEL = "Subtitles"
@@ -57,8 +58,9 @@ def status(
             time.sleep(WATCH_EVERY_S)
 
 
+# The same as `export.formats.ExportFormat`, whose module loads Arrow.
 class FormatName(StrEnum):
-    """The formats by name; the same as `export.formats.ExportFormat`."""
+    """The formats by name."""
 
     srt = "srt"
     vtt = "vtt"
@@ -368,7 +370,8 @@ def view(
             opened.enter_context(closing(sounds))
             answers = Answers(library, Transcripts(store), sounds)
             server = opened.enter_context(closing(_server(answers, host=host, port=port)))
-            library.current()  # reading begins before anybody asks
+            # Reading begins while the browser starts.
+            library.current()
             _tell(server.url, host=host)
             if not no_browser:
                 typer.launch(server.url)
@@ -396,6 +399,7 @@ def _moved(pairs: "tuple[str, ...] | list[str]") -> list[tuple[str, str]]:
 def _server(answers: "Answers", *, host: str, port: int | None) -> "ViewServer":
     from corpus_asr.view.server import ViewServer
 
+    # Port 0 lets the system choose a free one.
     for number in (USUAL_PORT, 0) if port is None else (port,):
         try:
             return ViewServer(answers, host=host, port=number)
@@ -416,7 +420,6 @@ def _tell(url: str, *, host: str) -> None:
     if not here_only:
         say(
             f"warning: --host {host} accepts connections from other hosts: anyone with the URL "
-            f"above can "
-            "read all transcripts and play all recordings of this run, over a connection that is "
-            "not encrypted"
+            "above can read all transcripts and play all recordings of this run, over a connection "
+            "that is not encrypted"
         )

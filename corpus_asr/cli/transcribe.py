@@ -1,4 +1,4 @@
-"""`corpus-asr transcribe`: its options, and what is told before a model is loaded."""
+"""`corpus-asr transcribe`: its options, and what is checked before a model is loaded."""
 
 import os
 from typing import Annotated, Literal
@@ -63,11 +63,12 @@ def transcribe(
         options = decoding_options(overrides or ())
         flags = {"language": language, "task": task, "strategy": strategy}
         options |= {name: value for name, value in flags.items() if value is not None}
-        decoding_from(options)  # a wrong option is told before the model is loaded
+        # A wrong option is reported before a model is fetched and loaded.
+        decoding_from(options)
         failed = [file for file in files if not _is_there(file)]
         readable = [file for file in files if file not in failed]
 
-        def tell(uri: str, error: ItemError) -> None:
+        def note_failure(uri: str, error: ItemError) -> None:
             failed.append(uri)
             say(str(error))
 
@@ -78,7 +79,7 @@ def transcribe(
             with Transcriber.from_pretrained(
                 checkpoint, device=device, dtype=dtype, **options
             ) as loaded:
-                for transcript in loaded.transcribe_many(readable, on_error=tell):
+                for transcript in loaded.transcribe_many(readable, on_error=note_failure):
                     print_transcript(transcript, output_format, heading=len(files) > 1)
         if failed:
             say(f"{len(failed)} of {len(files)} files failed")
@@ -86,7 +87,7 @@ def transcribe(
 
 
 def _is_there(file: str) -> bool:
-    """Tell whether a file is there to be read, and say what else is; stores are not asked."""
+    # Names of this machine are checked before a model is loaded; a store would take its time.
     from corpus_asr.storage.stores.uri import LOCAL, normalise, scheme_of
 
     if scheme_of(file) != LOCAL:

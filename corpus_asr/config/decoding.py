@@ -60,6 +60,17 @@ def section_of(field: FieldInfo) -> type[Settings] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
+def keys_of(
+    model: type[Settings], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    """Yield every key of a model in the order of the file, sections before what is below them."""
+    for name, field in model.model_fields.items():
+        yield (*above, name), field
+        section = section_of(field)
+        if section is not None:
+            yield from keys_of(section, (*above, name))
+
+
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
 Seconds = Annotated[float, Field(ge=0.0)]
 

@@ -2,8 +2,8 @@
 
 from typing import Final
 
+# Comes with the package, in int8.
 PACKAGED_CHECKPOINT: Final = "whisper-tiny.en"
-"""Comes with the package, in int8."""
 
 
 def default_model_notice(larger: str) -> str:

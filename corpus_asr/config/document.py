@@ -1,8 +1,4 @@
-"""A YAML file as plain values, before anything is known about which keys exist.
-
-YAML is read with the plain scalars of its version 1.2: only `true` and `false` are booleans and
-dates are text. Version 1.1, PyYAML's own choice, reads the language code `no` as false.
-"""
+"""A YAML file as plain values, before anything is known about which keys exist."""
 
 import difflib
 import os
@@ -66,13 +62,14 @@ class Document:
         return ConfigError(f"reading {self.name}: {count}\n" + "\n".join(lines))
 
     def _line_number(self, key: KeyPath) -> tuple[int, KeyPath]:
+        # Keys that no line sets, those of --set and those that are missing, come last.
         digits = re.fullmatch(r"line (\d+)", self.origins.get(key, ""))
         return (int(digits[1]) if digits else 1_000_000, key)
 
 
+# The plain scalars of YAML 1.2's core schema: only `true` and `false` are booleans and dates are
+# text. Version 1.1, PyYAML's own choice, reads the language code `no` as false.
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the plain scalars of YAML 1.2's core schema."""
-
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own declaration
 
 
@@ -99,9 +96,7 @@ for _tag, _pattern, _first in _SCALARS:
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """Read a YAML file, apply overrides, fill in environment variables.
 
-    Raises:
-        ConfigError: the file is missing, unreadable, empty, not YAML, or not a mapping; an
-            override has no `=`. Everything else is left in `Document.problems`.
+    Wrong keys and variables are left in `Document.problems`, so that all are reported at once.
     """
     name = os.fspath(path)
     document = _parse(_read_text(Path(path), name), name)
@@ -167,7 +162,7 @@ def _parse(text: str, name: str) -> Document:
 
 
 def _composed(text: str, document: Document) -> tuple[yaml.Node | None, Any]:
-    """Return the tree and the value of a YAML text; lines and doubled keys go to `document`."""
+    # Depth first, sizes next, values last: each is bounded before the next step builds anything.
     _check_depth(text, document.name)
     loader = _Loader(text)
     node = loader.get_single_node()
@@ -183,7 +178,7 @@ def _composed(text: str, document: Document) -> tuple[yaml.Node | None, Any]:
 
 
 def _check_depth(text: str, name: str) -> None:
-    """Refuse nesting that would exhaust the stack; events are read without one."""
+    # Building the tree recurses and would exhaust the stack; events come one by one.
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -244,7 +239,7 @@ class _Survey:
 
 
 def _text_keys(value: Any) -> Any:
-    """Spell every key as text, as a settings name is: `1:` and `true:` are unknown keys too."""
+    # As a setting's name is text, `1:` and `true:` are unknown keys like any other.
     if isinstance(value, dict):
         return {str(key): _text_keys(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -286,11 +281,9 @@ def _apply_override(document: Document, override: str) -> None:
 
 
 def override_value(text: str, where: str) -> Any:
-    """Read the right side of `key=value`.
-
-    Lists, mappings, numbers, booleans and quoted text are YAML. Other text is taken as it stands,
-    so that an address may hold `#`, or begin with `*`, which mean something else in YAML.
-    """
+    """Read the right side of `key=value`: YAML, or text that needs no quotes."""
+    # Text without quotes is taken as it stands, so that a URI may hold `#`, or begin with `*`,
+    # which mean something else in YAML.
     stripped = text.strip()
     quoted = stripped.startswith(('"', "'", "[", "{"))
     if len(text) > MAX_FILE_BYTES:
@@ -306,7 +299,6 @@ def override_value(text: str, where: str) -> Any:
 
 
 def _interpolate(value: Any, key: KeyPath, problems: list[Problem]) -> Any:
-    """Replace `${env:NAME}` in every text; a value that is nothing else and empty becomes null."""
     if isinstance(value, dict):
         return {name: _interpolate(child, (*key, name), problems) for name, child in value.items()}
     if isinstance(value, list):

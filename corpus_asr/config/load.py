@@ -1,12 +1,13 @@
 """From a YAML file, overrides and the environment to settings, or to one message with all problems.
 
-Addresses without a scheme are local paths. Relative ones (`source.uri`, `source.manifest`,
-`model.checkpoint`, `output.uri`) are relative to the current directory, not to the YAML file.
 The way back, from a pipeline and chosen values to commented YAML, is `written`.
 """
 
 import difflib
+import functools
+import itertools
 import json
+import operator
 import re
 import textwrap
 import types
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from corpus_asr.config.decoding import DecodingSettings, Settings, section_of
+from corpus_asr.config.decoding import DecodingSettings, Settings, keys_of, section_of
 from corpus_asr.config.document import (
     Document,
     KeyPath,
@@ -42,7 +43,6 @@ class Setting:
     value: Any
     """Plain data with secrets hidden."""
     is_default: bool
-    description: str
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -59,19 +59,15 @@ def load_finetune(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneCo
 
 def _checked(document: Document, model: type[_Config]) -> _Config:
     # A section whose keys are all commented out is null in YAML.
+    sections = {name for name, field in model.model_fields.items() if section_of(field)}
     values = {
-        name: {} if value is None and _is_section(model, name) else value
+        name: {} if value is None and name in sections else value
         for name, value in document.values.items()
     }
     config, problems = _validated(values, model)
     if document.problems or config is None:
         raise document.error([*document.problems, *problems])
     return config
-
-
-def _is_section(model: type[Settings], name: str) -> bool:
-    field = model.model_fields.get(name)
-    return field is not None and section_of(field) is not None
 
 
 def _validated(
@@ -84,13 +80,11 @@ def _validated(
 
 
 def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
-    """Turn keyword options of a transcriber into settings.
-
-    `language=None` is the way libraries ask for detection, so it is taken as `auto`.
-    """
+    """Turn keyword options of a transcriber into settings."""
     values = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
     }
+    # transformers and openai-whisper take None for detection.
     if values.get("language", "") is None:
         values["language"] = "auto"
     settings, problems = _validated(values, DecodingSettings)
@@ -116,15 +110,13 @@ def decoding_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 def resolved(config: Settings) -> dict[str, Any]:
     """Return every value, defaults included, as plain data with secrets hidden."""
-    plain = _hidden(config.model_dump(mode="json"))
-    assert isinstance(plain, dict)
-    return plain
+    return {name: _hidden(value) for name, value in config.model_dump(mode="json").items()}
 
 
 def settings_of(settings: Settings, above: KeyPath = ()) -> Iterator[Setting]:
     """Yield every value in the order of the file, saying which the user left out."""
     plain = resolved(settings)
-    for name, field in type(settings).model_fields.items():
+    for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, Settings):
             yield from settings_of(value, (*above, name))
@@ -133,7 +125,6 @@ def settings_of(settings: Settings, above: KeyPath = ()) -> Iterator[Setting]:
             key=".".join((*above, name)),
             value=plain[name],
             is_default=name not in settings.model_fields_set,
-            description=field.description or "",
         )
 
 
@@ -146,6 +137,7 @@ def _hidden(value: Any) -> Any:
 
 
 WIDTH = 88
+# What most people set; a file has these, or all keys.
 USUAL_KEYS = frozenset(
     {
         "source.uri", "source.endpoint_url", "model.checkpoint", "decoding.language",
@@ -154,9 +146,9 @@ USUAL_KEYS = frozenset(
         "dataset.uri", "dataset.format",
     }
 )  # fmt: skip
-"""What most people set; a file has these, or all keys."""
 
 _UNREAD = {CLASSIFY_AUDIO: {"decoding"}}
+# ASCII and no leading digit, sign or mark: what YAML 1.1 and 1.2 both read as this text.
 _PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
 _NOT_TEXT = {"true", "false", "null"}
 
@@ -176,7 +168,7 @@ def written(pipeline: str, chosen: Mapping[str, Any], *, full: bool) -> str:
             continue
         keys = list(_keys(name, section, chosen, None if full else USUAL_KEYS))
         if keys:
-            lines += ["", *_comment(_first_sentence(section), ""), f"{name}:", *keys]
+            lines += ["", *_comment(section.__doc__ or "", ""), f"{name}:", *keys]
     return "\n".join(lines) + "\n"
 
 
@@ -212,20 +204,18 @@ def _comment(text: str, indent: str) -> Iterator[str]:
     return iter(textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start))
 
 
-def _first_sentence(model: type[Settings]) -> str:
-    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
-
-
+# A line of a terminal; a signed URL or a list pasted into the wrong key is far longer.
 _LONGEST_VALUE = 80
 
 
 def problems_in(
     error: ValidationError, *, model: type[Settings], values: Mapping[str, Any]
 ) -> list[Problem]:
-    """Say what pydantic found, once per key (a union is one key with several complaints)."""
+    """Return what pydantic found, one problem per key."""
     problems: dict[KeyPath, Problem] = {}
     for detail in error.errors(include_url=False):
         key, field = _locate(model, detail["loc"])
+        # A union complains once for each of its types.
         if key in problems:
             continue
         kind = detail["type"]
@@ -236,16 +226,19 @@ def problems_in(
         elif kind == "value_error":
             message = str(detail["ctx"]["error"])
         else:
-            message = _mismatch(_value_at(values, key), field, detail["loc"])
+            value: Any = functools.reduce(operator.getitem, key, values)
+            message = _mismatch(value, field, detail["loc"])
         problems[key] = Problem(key=key, message=message)
     return list(problems.values())
 
 
 def unknown_key(model: type[Settings], key: KeyPath) -> str:
     """Name the known key nearest to an unknown one, or all that are known there."""
-    level = _model_at(model, key[:-1])
+    known = dict(keys_of(model))
+    level = (section_of(known[key[:-1]]) if key[:-1] else None) or model
     wanted = key[-1].lower().replace("-", "_")
-    elsewhere = [path for path in _all_keys(model) if path[-1] == wanted and path[:-1] != key[:-1]]
+    elsewhere = [path for path in known if path[-1] == wanted and path[:-1] != key[:-1]]
+    # 0.6 is difflib's own cutoff: a slip or two in a name of usual length.
     near = difflib.get_close_matches(wanted, level.model_fields, n=1, cutoff=0.6)
     if elsewhere:
         return f"unknown key; did you mean {'.'.join(elsewhere[0])}?"
@@ -259,7 +252,9 @@ def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         base, *extra = arguments
-        return expected(base, (*metadata, *_constraints(extra)))
+        # A Field within Annotated keeps its bounds one level further down.
+        lists = [item.metadata if isinstance(item, FieldInfo) else [item] for item in extra]
+        return expected(base, (*metadata, *itertools.chain.from_iterable(lists)))
     if origin is Literal:
         return " or ".join(str(argument) for argument in arguments)
     if origin in (Union, types.UnionType):
@@ -267,24 +262,13 @@ def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if origin is tuple:
         # Every list in the settings also takes a single value.
         item = expected(arguments[0])
-        return (
-            f"{item}, or a list of such"
-            if not item.startswith("text")
-            else "text or a list of text"
-        )
+        return "text or a list of text" if item.startswith("text") else f"{item}, or a list of such"
     if origin is dict:
         return f"keys below it, each with {expected(arguments[1])}"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     if annotation is type(None):
         return "null"
     return words.get(annotation, "a value") + _bounds(annotation, metadata)
-
-
-def _constraints(metadata: list[Any]) -> tuple[Any, ...]:
-    found: list[Any] = []
-    for item in metadata:
-        found.extend(item.metadata if isinstance(item, FieldInfo) else [item])
-    return tuple(found)
 
 
 def _bounds(annotation: Any, metadata: tuple[Any, ...]) -> str:
@@ -303,7 +287,7 @@ def _bounds(annotation: Any, metadata: tuple[Any, ...]) -> str:
 def _locate(
     model: type[Settings], location: tuple[int | str, ...]
 ) -> tuple[KeyPath, FieldInfo | None]:
-    """Turn pydantic's location, which also holds union branches and indices, into a key."""
+    # Pydantic's location also holds branches of unions and indices: it ends where no key follows.
     key: KeyPath = ()
     level: type[Settings] | None = model
     field: FieldInfo | None = None
@@ -314,29 +298,6 @@ def _locate(
         field = level.model_fields.get(str(item))
         level = section_of(field) if field is not None else None
     return key, field
-
-
-def _model_at(model: type[Settings], key: KeyPath) -> type[Settings]:
-    for name in key:
-        section = section_of(model.model_fields[name])
-        assert section is not None, f"{name} has no keys below it"
-        model = section
-    return model
-
-
-def _all_keys(model: type[Settings], above: KeyPath = ()) -> Iterator[KeyPath]:
-    for name, field in model.model_fields.items():
-        yield (*above, name)
-        section = section_of(field)
-        if section is not None:
-            yield from _all_keys(section, (*above, name))
-
-
-def _value_at(values: Mapping[str, Any], key: KeyPath) -> Any:
-    value: Any = values
-    for name in key:
-        value = value[name]
-    return value
 
 
 def _description(field: FieldInfo | None) -> str:
@@ -367,6 +328,7 @@ def _mismatch(value: Any, field: FieldInfo | None, location: tuple[int | str, ..
 
 def _advice(value: Any, field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal and isinstance(value, str):
+        # Below difflib's 0.6: there are few values, and `classify` is meant for `classify_audio`.
         known = [str(argument) for argument in get_args(field.annotation)]
         near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
         return f"; did you mean {near[0]}?" if near else ""

@@ -186,9 +186,7 @@ class SearchQueue:
                 if left == 1:
                     self._batch.look()
                 self._batch.step(active, sampled=sampled)
-        self._statistics.count_steps(
-            steps, active=active, places=self._batch.places, pending=self.pending
-        )
+        self._statistics.count_steps(steps, active=active, places=self._batch.places)
         self._finish()
 
     def empty(self) -> list[Running]:

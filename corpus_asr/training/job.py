@@ -197,8 +197,7 @@ class Finetune:
         if config.lora.rank is None:
             trained = freeze(self._student, config.model.freeze)
         else:
-            lora = LoraConfig(**config.lora.model_dump())
-            self._adapters = LoraAdapters(self._student, lora, seed=config.training.seed)
+            self._adapters = LoraAdapters(self._student, config.lora, seed=config.training.seed)
             trained = self._adapters.parameters
         self._optimizer = NamedAdamW(trained, config.training)
         self._best: float | None = None

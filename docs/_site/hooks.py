@@ -7,7 +7,7 @@ cannot differ from it. Links that lead out of `docs/` lead to copies below `repo
 import inspect
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def _moved(link: re.Match[str], *, source: str, place: str) -> str:
     return f"]({posixpath.relpath(_place(found), posixpath.dirname(place) or '.')}{anchor})"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     def line(cells: tuple[str, ...]) -> str:
         return (
             "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"

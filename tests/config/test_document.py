@@ -56,13 +56,10 @@ def test_a_missing_file_is_told_with_the_nearest_name(tmp_path: Path) -> None:
         read_document(tmp_path)
 
 
-def test_a_key_written_twice_is_a_problem_with_both_lines(tmp_path: Path) -> None:
-    document = read(tmp_path, "a:\n  b: 1\n  b: 2\n")
-    assert [problem.dotted for problem in document.problems] == ["a.b"]
-    assert "lines 2 and 3" in document.problems[0].message
-
-
-def test_aliases_and_merged_keys_are_not_duplicates(tmp_path: Path) -> None:
+def test_a_key_written_twice_is_a_problem_and_an_alias_is_not(tmp_path: Path) -> None:
+    (problem,) = read(tmp_path, "a:\n  b: 1\n  b: 2\n").problems
+    assert problem.dotted == "a.b"
+    assert "lines 2 and 3" in problem.message
     document = read(tmp_path, "a: &a {x: 1, y: 2}\nb: *a\nc:\n  <<: *a\n  x: 3\n")
     both = {"x": 1, "y": 2}
     assert document.values == {"a": both, "b": both, "c": {"x": 3, "y": 2}}

@@ -160,14 +160,13 @@ def test_nothing_waits_for_a_batch_to_be_full() -> None:
 def test_statistics_tell_how_full_the_slots_were() -> None:
     model = ScriptedModel([[5] * 10, [6]])
     scheduler = SlotScheduler(model, 2, encode_batch=4)
-    assert (scheduler.statistics.occupancy, scheduler.statistics.body_occupancy) == (None, None)
+    assert scheduler.statistics.occupancy is None
     run_jobs(scheduler, [[job(script)] for script in (0, 1, 1, 1)])
     found = scheduler.statistics
     # The first token comes with the prompt: ten steps for the long text, one for each short one.
     assert found.steps == len(model.steps) == 10
     assert found.slot_steps == sum(model.steps) == 13
     assert (found.slot_room, found.occupancy) == (20, 13 / 20)
-    assert (found.body_slot_steps, found.body_slot_room, found.body_occupancy) == (6, 6, 1.0)
     assert (found.windows, found.encoder_batches, found.refills) == (4, 1, 2)
     assert found.tokens == 10 + 3
     seconds = (found.encode_s, found.fill_s, found.prefill_s, found.step_s, found.wait_s)

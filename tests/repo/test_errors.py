@@ -3,14 +3,12 @@
 import ast
 import pickle
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
-import corpus_asr
 from corpus_asr import errors
 from corpus_asr.failure_kinds import FAILURE_KINDS, failure_kind
+from tests.support.sources import REPOSITORY, parsed, python_files
 
-GUIDE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
+GUIDE = REPOSITORY / "docs" / "troubleshooting.md"
 # What the guide repeats of the table, by kind.
 QUOTED = {
     "access_denied": (
@@ -51,14 +49,12 @@ def test_the_guide_quotes_the_table() -> None:
         assert name in FAILURE_KINDS
 
 
-PACKAGE = Path(corpus_asr.__file__).parent
 # What makes an item's error; `StoreError` becomes a `FetchError` of the same kind.
 MAKERS = {"ItemError", "DecodeError", "FetchError", "StoreError"}
 
 
-@cache
 def trees() -> list[ast.Module]:
-    return [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
+    return [parsed(path) for path in python_files("corpus_asr")]
 
 
 def text_constants() -> dict[str, str]:
@@ -83,11 +79,7 @@ def assigned(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, str]]:
 def kinds_in_code() -> set[str]:
     """Return what is passed as kind wherever an item's error is made, and the classes' own."""
     constants = text_constants()
-    found = {
-        value.default_kind
-        for value in vars(errors).values()
-        if isinstance(value, type) and issubclass(value, errors.ItemError)
-    }
+    found = {error.default_kind for error in exception_classes(errors.ItemError)}  # type: ignore[attr-defined]
     for tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and called(node) in MAKERS:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.sources import PACKAGE, REPOSITORY, module_name, parsed, python_files, relative
+
 STANDARD = sys.stdlib_module_names
 BINARIES = Path(sys.executable).parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -36,13 +37,11 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def modules_below(name: str) -> list[str]:
+    path = name.replace(".", "/")
     if "*" in name:
-        paths = sorted(REPOSITORY.glob(name.replace(".", "/") + ".py"))
-        return [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
-    folder = REPOSITORY.joinpath(*name.split("."))
-    below = (path for path in sorted(folder.rglob("*.py")) if path.name != "__init__.py")
-    dotted = (path.relative_to(REPOSITORY).with_suffix("").parts for path in below)
-    return [name, *(".".join(parts) for parts in dotted)]
+        return [module_name(each) for each in sorted(REPOSITORY.glob(f"{path}.py"))]
+    below = (each for each in python_files(path) if each.name != "__init__.py")
+    return [name, *map(module_name, below)]
 
 
 def test_the_import_contracts_hold():
@@ -116,17 +115,14 @@ def test_help_answers_at_once():
 
 def test_parquet_is_read_and_written_in_one_module_only():
     # import-linter does not look inside external packages.
-    users = {
-        path.relative_to(REPOSITORY).as_posix()
-        for path in (REPOSITORY / "corpus_asr").rglob("*.py")
-        if "pyarrow.parquet" in imported_names(path)
-    }
+    paths = python_files("corpus_asr")
+    users = {relative(path) for path in paths if "pyarrow.parquet" in imported_names(path)}
     assert users == {"corpus_asr/storage/run_state/tables.py"}
 
 
 def imported_names(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -138,20 +134,13 @@ def test_package_inits_are_empty_so_that_classes_pickle_by_reference():
     # Those that are not offer names lazily, and load nothing when imported (tested above).
     families = {f"corpus_asr/models/{name}/__init__.py" for name in ("speech2text", "whisper")}
     lazy = {"corpus_asr/__init__.py", *families}
-    filled = {
-        path.relative_to(REPOSITORY).as_posix()
-        for path in (REPOSITORY / "corpus_asr").rglob("__init__.py")
-        if path.stat().st_size
-    }
-    assert filled <= lazy
+    assert {relative(path) for path in PACKAGE.rglob("__init__.py") if path.stat().st_size} <= lazy
 
 
 def test_every_library_imported_is_a_declared_dependency_and_the_other_way_round():
-    declared = {
-        name.partition("[")[0] for name in map(requirement, PROJECT["project"]["dependencies"])
-    }
+    declared = {re.match(r"[\w-]+", line)[0] for line in PROJECT["project"]["dependencies"]}  # type: ignore[index]
     imported = set()
-    for path in (REPOSITORY / "corpus_asr").rglob("*.py"):
+    for path in python_files("corpus_asr"):
         imported |= {name.partition(".")[0] for name in imported_names(path)}
     used = {DISTRIBUTIONS.get(name, name) for name in imported - STANDARD}
     assert used - {"corpus_asr"} <= declared
@@ -162,12 +151,6 @@ DISTRIBUTIONS = {"yaml": "pyyaml"}
 NEVER_IMPORTED = {
     "silero-vad": "its ONNX file is used, its torch code is not",
 }
-
-
-def requirement(line: str) -> str:
-    for mark in "<>=!~;":
-        line = line.partition(mark)[0]
-    return line.strip()
 
 
 LAYERS = [
@@ -192,9 +175,8 @@ def is_module(name: str) -> bool:
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
-def upward_references(module: str, source: str) -> list[str]:
+def upward_references(module: str, tree: ast.Module) -> list[str]:
     """Return the higher modules that a source names in a string or imports anywhere in it."""
-    tree = ast.parse(source)
     typing_only = {
         inner
         for node in ast.walk(tree)
@@ -224,22 +206,19 @@ def upward_references(module: str, source: str) -> list[str]:
 
 def test_no_module_names_a_higher_one_in_an_import_or_a_string():
     found = []
-    for path in sorted((REPOSITORY / "corpus_asr").rglob("*.py")):
-        parts = path.relative_to(REPOSITORY).with_suffix("").parts
-        module = ".".join(parts).removesuffix(".__init__")
+    for path in python_files("corpus_asr"):
+        module = module_name(path)
         if module != "corpus_asr":  # the package itself offers Transcriber, lazily
-            found += upward_references(module, path.read_text())
+            found += upward_references(module, parsed(path))
     assert found == []
 
 
-@pytest.mark.parametrize(
-    "planted",
-    [
+def test_the_layer_check_sees_strings_and_late_imports():
+    for planted in (
         'NAME = "corpus_asr.runtime.transcriber:Transcriber"',
         'import importlib\nimportlib.import_module("corpus_asr.pipelines.driver")',
         "def late():\n    from corpus_asr.stages.transcribe import load_engine",
-    ],
-)
-def test_the_layer_check_sees_strings_and_late_imports(planted):
-    assert len(upward_references("corpus_asr.transcription.engine", planted)) == 1
-    assert upward_references("corpus_asr.cli.main", planted) == []
+    ):
+        tree = ast.parse(planted)
+        assert len(upward_references("corpus_asr.transcription.engine", tree)) == 1, planted
+        assert upward_references("corpus_asr.cli.main", tree) == [], planted

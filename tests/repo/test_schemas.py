@@ -9,15 +9,8 @@ UNITS = {"_s": b"second", "_hz": b"hertz", "_bytes": b"byte"}
 
 
 def test_every_table_names_itself_and_its_version():
-    assert set(TABLES) >= {
-        "FILES",
-        "PACKS",
-        "PARTS",
-        "RESULTS",
-        "SEGMENTS",
-        "OUTCOMES",
-        "RECORDINGS",
-    }
+    tables = {"FILES", "PACKS", "PARTS", "RESULTS", "SEGMENTS", "OUTCOMES", "RECORDINGS"}
+    assert set(TABLES) >= tables
     for name, table in TABLES.items():
         assert table.metadata == {
             b"corpus_asr.table": name.lower().encode(),

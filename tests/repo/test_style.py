@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.sources import REPOSITORY, module_name, parsed, python_files, relative
+
 BINARIES = Path(sys.executable).parent
 CODE_FOLDERS = ("corpus_asr", "pipelines", "tests")
 TEXT_FOLDERS = (*CODE_FOLDERS, "configs", "notebooks", ".ci")
@@ -29,18 +30,10 @@ MACHINE_PATHS = re.compile(r"/wor[k]/|/hom[e]/|\.\./share[d]")
 TEMPORARY_PATHS = re.compile("/tm[p]/[a-z]")
 
 
-def python_files(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
-
-
 def text_files() -> Iterator[Path]:
     for folder in TEXT_FOLDERS:
         yield from (REPOSITORY / folder).rglob("*")
     yield from REPOSITORY.iterdir()
-
-
-def relative(path: Path) -> str:
-    return path.relative_to(REPOSITORY).as_posix()
 
 
 @pytest.mark.parametrize(
@@ -61,10 +54,8 @@ def test_the_linters_find_nothing(command):
 
 
 def test_no_file_is_too_long_to_know():
-    lengths = {
-        relative(path): len(path.read_text().splitlines()) for path in python_files(*CODE_FOLDERS)
-    }
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+    for path in python_files(*CODE_FOLDERS):
+        assert len(path.read_text().splitlines()) <= MAX_LINES, path
 
 
 def importers_of(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
@@ -88,9 +79,9 @@ def test_a_short_module_has_two_users():
     lengths, modules = {}, {}
     for path in python_files("corpus_asr"):
         if path.stem not in ("__init__", "__main__"):
-            name = relative(path).removesuffix(".py").replace("/", ".")
+            name = module_name(path)
             lengths[name] = len(path.read_text().splitlines())
-            modules[name] = ast.parse(path.read_text())
+            modules[name] = parsed(path)
     short = {
         f"{name} ({lengths[name]} lines, used by {', '.join(sorted(users)) or 'none'})"
         for name, users in importers_of(modules).items()
@@ -108,7 +99,7 @@ def test_every_module_opens_with_a_docstring():
     bare = [
         relative(path)
         for path in python_files("corpus_asr", "pipelines")
-        if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text()))
+        if path.stat().st_size and not ast.get_docstring(parsed(path))
     ]
     assert bare == []
 
@@ -117,7 +108,7 @@ def test_no_exception_is_swallowed():
     silent = [
         f"{relative(path)}:{getattr(node, 'lineno', 0)}"
         for path in python_files("corpus_asr", "pipelines")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if swallows(node)
     ]
     assert silent == []
