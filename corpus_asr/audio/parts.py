@@ -176,7 +176,6 @@ def quietest_border(scores: Probabilities, *, quiet_below: float) -> int:
 
 
 def _step_power(samples: Samples) -> Probabilities:
-    """Return the mean square around each step; the edges are continued."""
     power = np.square(samples.reshape(-1, STEP_SAMPLES)).mean(axis=1)
     padded = np.pad(power, POWER_STEPS // 2, mode="edge")
     return np.convolve(padded, np.full(POWER_STEPS, 1 / POWER_STEPS, np.float32), mode="valid")
@@ -210,7 +209,7 @@ def language_window_starts(
 
 
 def _next_speech(speech: Sequence[tuple[float, float]] | None, time_s: float) -> float | None:
-    """Where speech comes next: at once if it does so within a short silence; None if none does."""
+    # A short silence is not jumped over, as the seek loop does not either.
     if speech is None:
         return time_s
     for span_start_s, span_end_s in speech:

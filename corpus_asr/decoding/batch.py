@@ -42,7 +42,6 @@ class SlotBatch:
     def __init__(
         self, model: SlotModel, slots: int, *, recorder: CudaRecorder | None = None
     ) -> None:
-        """Allocate `slots`."""
         self.model = model
         self.places = slots
         self._state: Any = model.new_state(slots)

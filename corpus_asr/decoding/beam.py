@@ -156,7 +156,6 @@ class BeamBatch:
     """
 
     def __init__(self, model: SlotModel, places: int, num_beams: int) -> None:
-        """Allocate `places` times `num_beams` slots."""
         self.model = model
         self.places = places
         self.num_beams = num_beams
@@ -319,7 +318,6 @@ class BeamBatch:
     def _take(
         self, scores: Float[Tensor, "slot vocab"], places: Sequence[int], index: Tensor
     ) -> None:
-        """Choose the next beams of `places`, from what the rules have left of the scores."""
         slots = self._slots(places)
         self._options.after_rules(scores, slots)
         self._options.keep(scores, slots)
@@ -354,7 +352,6 @@ class BeamBatch:
         count: Int[Tensor, " place"],
         going: Bool[Tensor, " place"],
     ) -> None:
-        """Keep the best finished sequences: those there were, and those that just ended."""
         beams = self.num_beams
         ended = stop.clone()
         ended[:, beams:] = False
@@ -388,7 +385,7 @@ class BeamBatch:
     def _is_over(
         self, index: Tensor, count: Int[Tensor, " place"], best: Float[Tensor, " place"]
     ) -> Bool[Tensor, " place"]:
-        """Tell where no running beam can get among the finished, as far as is known."""
+        # As in transformers: whether a running beam can still beat the worst finished one.
         stopping, finished = self._early_stopping[index], self._is_finished[index]
         longest = (stopping == _NEVER) & (self._length_penalty[index] > 0)
         hoped = torch.where(longest, self._limit[index], count)
@@ -405,7 +402,7 @@ class BeamBatch:
     def _stop_early(
         self, places: Sequence[int], candidates: Beams, stop: Bool[Tensor, "place choice"]
     ) -> tuple[Beams, Bool[Tensor, "place choice"]]:
-        """End candidates that go round in circles, or that a criterion of their job ends."""
+        # A repetition loop, or a stopping criterion of the job, ends a candidate.
         looped = torch.zeros_like(stop)
         for row, place in enumerate(places):
             job = self._jobs[place]
@@ -428,7 +425,6 @@ class BeamBatch:
         return replace(candidates, looped=looped), stop | looped
 
     def _kept(self, place: int) -> tuple[Tensor | None, Tensor | None]:
-        """The scores and logits kept of the place's beams: (beam, token, vocab)."""
         kept = [self._options.kept(slot) for slot in self._slots([place])]
         scores = [steps for steps, _ in kept if steps is not None]
         logits = [steps for _, steps in kept if steps is not None]

@@ -136,7 +136,6 @@ class FinishedFlags:
     """
 
     def __init__(self, flags: Bool[Tensor, " slot"], *, behind: bool) -> None:
-        """Watch some flags."""
         self._flags = flags
         self._behind = behind
         self._asked = False

@@ -206,7 +206,6 @@ class Search:
     """Keep the raw logits of every step likewise."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of their range, and options that exclude each other."""
         for name, holds, expected in (
             ("temperature", 0 <= self.temperature < math.inf, "a number of 0 or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
@@ -237,8 +236,6 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _HeardWindow:
-    """The window that a job is about."""
-
     features: Float[np.ndarray, "mel frame"]
     """A whole window, padded; any float type."""
     window: tuple[int, ...]

@@ -211,7 +211,6 @@ class SearchQueue:
         return (self._encoded or self._waiting).popleft()
 
     def _admit(self, places: Sequence[int]) -> None:
-        """Start the jobs in `places`, with their windows where they do not hold them yet."""
         starting = [self._active[place] for place in places]
         self._encode([one for one in starting if not one.filled and not one.is_encoded])
         empty = [place for place in places if not self._active[place].filled]
@@ -227,7 +226,6 @@ class SearchQueue:
             running.filled = True
 
     def _encode(self, needed: Sequence[Running]) -> None:
-        """Encode the windows of these jobs, and to fill the last batch those of some that wait."""
         for first in range(0, len(needed), self._encode_batch):
             some = list(needed[first : first + self._encode_batch])
             while len(some) < self._encode_batch and self._waiting:
@@ -242,7 +240,7 @@ class SearchQueue:
             self._statistics.encoder_batches += 1
 
     def _finish(self) -> None:
-        """Send results to their tasks; a task that asks for the same window again stays put."""
+        # A task that asks for the same window again keeps its place: nothing is filled anew.
         while ended := self._ended():
             with self._statistics.timing("wait_s"):
                 results = self._batch.collect(ended)
@@ -262,7 +260,6 @@ class SearchQueue:
             return self._batch.ended(len(self._active))
 
     def _stays(self, place: int, result: Result) -> bool:
-        """Send a task its result; tells whether its next job is for the window in its place."""
         following = self._active[place].resume(result, self._batch.model)
         if following:
             # Wherever memory runs out from here on, all of these are in a place or a queue.
@@ -277,7 +274,6 @@ class SearchQueue:
         return False
 
     def _refill_freed(self, free: Iterable[int]) -> list[int]:
-        """Give freed places, the first ones first, to waiting jobs; returns those."""
         refilled = sorted(free)[: self._num_waiting]
         for place in refilled:
             self._active[place] = self._next()
@@ -285,7 +281,7 @@ class SearchQueue:
         return refilled
 
     def _close_gaps(self, starting: list[int]) -> None:
-        """Move the last jobs into places left free; places that are to be started move along."""
+        # Occupied places must be the first ones: a step computes no others.
         count = len(self._active)
         gaps = [place for place in range(count) if place not in self._active]
         beyond = [place for place in self._active if place >= count]
@@ -402,7 +398,7 @@ class SlotScheduler:
         self._settle()
 
     def _settle(self) -> None:
-        """Make the queues anew that were given up, and give them their tasks back."""
+        # The queues that were given up are allocated again, and get their tasks back.
         self._search_queue(self._search)
         while self._stranded:
             running = self._stranded[0]
@@ -425,7 +421,7 @@ class SlotScheduler:
         return None
 
     def _halve(self, problem: str) -> None:
-        """Give up all queues, for smaller ones that start their jobs anew."""
+        # All queues go: the caches of the smaller ones need their memory.
         self._strand()
         for running in self._stranded:
             running.forget()
@@ -482,7 +478,6 @@ class SlotScheduler:
 
 
 def _kind(search: Search) -> _Kind:
-    """The queue a search belongs to."""
     if search.assistant is not None:
         return ("draft", id(search.assistant), search.num_draft_tokens)
     return ("beams", search.num_beams, 0) if search.num_beams > 1 else _PLAIN

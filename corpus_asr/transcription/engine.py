@@ -206,7 +206,6 @@ class Engine:
             self._break_down(error)
 
     def _take_in(self) -> bool:
-        """Start what has been submitted; waits if there is nothing else to do; False to stop."""
         while True:
             try:
                 order = self._inbox.get(block=self._scheduler.pending == 0)
@@ -234,7 +233,7 @@ class Engine:
         self._scheduler.add(self._transcriber.transcribe(part, decoding), done)
 
     def _break_down(self, error: Exception) -> None:
-        """Fail everything in flight: after an error of the model nothing can be trusted."""
+        # After an error of the model no result in flight can be trusted.
         broken = EngineError(
             f"decoding on {self.device_name}: {type(error).__name__}: {error}; the worker must be "
             "replaced"

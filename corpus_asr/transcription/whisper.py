@@ -95,7 +95,6 @@ class WhisperTranscriber:
 
 
 def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple[int, int]]]:
-    """Ranges that are decoded one after the other, in lists that are decoded side by side."""
     clips = clip_ranges(part, settings.clip_timestamps)
     if settings.strategy != "chunked":
         return [clips] if clips else []
@@ -266,7 +265,6 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         )
 
     def _text(self, tokens: Sequence[int], span: TokenSpan) -> list[int]:
-        """Positions of a span's text tokens in the window's."""
         return [at for at in range(span.first, span.stop) if tokens[at] < self._prompt_format.end]
 
     def _segment(self, attempt: Attempt, span: TokenSpan, draft: DraftSegment) -> Segment | None:
@@ -299,8 +297,6 @@ _EDGE_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where a window lies, in recording time."""
-
     start_s: float
     content_end_s: float
     """Where its audio ends; the window itself may reach further."""
@@ -354,7 +350,7 @@ def _without_hallucinations(
 def _is_surrounded(
     draft: DraftSegment, after: DraftSegment | None, place: _Place, last_speech_s: float
 ) -> bool:
-    """Whether silence, more of the kind, or the window's edge lies on both sides."""
+    # Silence, another anomalous segment or the window's edge must lie on both sides.
     before = (
         draft.start_s - last_speech_s > place.silence_s
         or draft.start_s < place.silence_s
@@ -375,7 +371,6 @@ def _is_anomalous(draft: DraftSegment) -> bool:
 
 
 def _anomaly(word: Word) -> float:
-    """Score a word that is improbable, very short or very long."""
     duration_s = word.end_s - word.start_s
     score = 1.0 if word.probability < _IMPROBABLE else 0.0
     if duration_s < _SHORT_S:

@@ -168,7 +168,6 @@ class PromptFormat:
 def _alignment_heads(
     folder: Path, config: Any, given: Sequence[Sequence[int]] | None
 ) -> tuple[tuple[int, int], ...]:
-    """Return the heads the checkpoint names, or all those of the upper half of the layers."""
     layers, heads = config.decoder_layers, config.decoder_attention_heads
     if not given:
         return upper_half(layers, heads)
