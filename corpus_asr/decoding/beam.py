@@ -171,6 +171,7 @@ class BeamBatch:
         self._prompt = torch.zeros(places, dtype=torch.long, device=device)
         self._limit = torch.zeros(places, dtype=torch.long, device=device)
         self._end = torch.zeros(places, dtype=torch.long, device=device)
+        # In float64, as transformers computes the divisor in Python.
         self._length_penalty = torch.zeros(places, dtype=torch.float64, device=device)
         self._early_stopping = torch.zeros(places, dtype=torch.long, device=device)
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
@@ -229,7 +230,7 @@ class BeamBatch:
         They are never sampled: `Search` refuses that.
         """
         tokens = self._token[:active].flatten()
-        # Finished places stay inside the cache.
+        # The length of a finished place stands still, so that it stays inside the cache.
         positions = (self._running.length[:active] - 1).flatten()
         logits = self.model.step(self._state, tokens, positions)  # (place * beam, vocab)
         scores = logits.log_softmax(dim=1)
@@ -324,7 +325,7 @@ class BeamBatch:
         beams, vocab = self.num_beams, scores.shape[1]
         running = self._running.of(index)
         total = scores.view(len(index), beams, vocab) + running.score.unsqueeze(2)
-        # So many that enough are left to go on with if half of them end.
+        # As in transformers: so many that enough are left to go on with if half of them end.
         best, flat = total.flatten(1).topk(2 * beams)  # (place, choice)
         source, token = flat // vocab, flat % vocab
         likely = scores.view(len(index), -1).gather(1, flat)
@@ -354,6 +355,7 @@ class BeamBatch:
     ) -> None:
         beams = self.num_beams
         ended = stop.clone()
+        # As in transformers: a candidate beyond the first half that ends is dropped.
         ended[:, beams:] = False
         was_finished = self._is_finished[index]
         full = was_finished.all(dim=1) & (self._early_stopping[index] == _UNTIL_FULL)

@@ -76,10 +76,6 @@ class Running:
             following[0].filled, following[0].encoded = self.filled, self.encoded
         return following
 
-    def forget(self) -> None:
-        """Have the job's window encoded and filled anew."""
-        self.filled, self.encoded = False, None
-
     def fail(self, error: Exception) -> None:
         """End the task with `error`."""
         self.task.close()
@@ -302,6 +298,8 @@ def _is_sampled(job: Job) -> bool:
     return isinstance(job, WindowJob) and job.search.temperature > 0
 
 
+# Plain searches, or a number of beams, or an assistant by its id with its number of drafts: what
+# the tensors of a queue's batch are shaped by.
 _Kind = tuple[str, int, int]
 _PLAIN: _Kind = ("plain", 1, 0)
 
@@ -356,6 +354,7 @@ class SlotScheduler:
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
         self._stranded: deque[Running] = deque()  # tasks whose queue is to be made anew
+        # The first queue is allocated now, so that too little memory shows before any work.
         self._halve_while_needed(self._settle)
 
     @property
@@ -424,7 +423,7 @@ class SlotScheduler:
         # All queues go: the caches of the smaller ones need their memory.
         self._strand()
         for running in self._stranded:
-            running.forget()
+            running.filled, running.encoded = False, None
         self._queues.clear()
         if self._slots > 1:
             self._slots //= 2

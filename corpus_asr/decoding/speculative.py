@@ -57,6 +57,7 @@ class SpeculativeBatch(SlotBatch):
         going = [slot for slot in range(active) if not ended[slot]]
         if not going:
             return
+        # What the longest text leaves: all slots draft as many tokens, in one call.
         room = self.model.max_target_positions - 1 - max(starts)
         drafts = self._draft(active, start, min(self.num_draft_tokens, room), sampled=sampled)
         tokens = torch.cat([self._token[:active].unsqueeze(1), drafts], dim=1)

@@ -39,6 +39,7 @@ class RoutedEngine:
         self._main = main
         self._others = dict(others)
         self._decoding = decoding
+        # One engine may serve several languages.
         self._engines = tuple(dict.fromkeys((main, *others.values())))
         self.device_name = main.device_name
 

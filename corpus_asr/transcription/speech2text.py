@@ -235,6 +235,7 @@ class Speech2TextTranscriber:
         language = None if settings.language == "auto" else str(settings.language)
         ranges.sort(key=lambda window: window[0] - window[1])
         rules = _Rules(part, settings, self._prompt_format, self._features)
+        # Dealt out in turn: each list holds long windows and short ones.
         results = yield Gather(
             rules.run(ranges[index::WINDOWS_AT_ONCE])
             for index in range(min(WINDOWS_AT_ONCE, len(ranges)))

@@ -214,6 +214,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             if segment is not None:
                 self.segments.append(segment)
                 self._previous.extend(tokens[span.first : span.stop])
+        # As in openai-whisper: after an uncertain window the prompt starts anew.
         uncertain = (attempt.temperature or 0.0) > _MAX_TEMPERATURE
         if uncertain or not self.settings.condition_on_prev_tokens:
             self._previous.clear()
@@ -339,6 +340,7 @@ def _without_hallucinations(
             continue
         after = next((later for later in drafts[number + 1 :] if later.words), None)
         if _is_anomalous(draft) and _is_surrounded(draft, after, place, last_speech_s):
+            # At least a second further, as in openai-whisper, so that the loop moves on.
             seek_s = max(place.start_s + 1.0, draft.start_s)
             if place.audio_end_s - draft.end_s < place.silence_s:
                 seek_s = place.audio_end_s
@@ -367,6 +369,7 @@ def _is_surrounded(
 def _is_anomalous(draft: DraftSegment) -> bool:
     words = [word for word in draft.words if word.word not in _PUNCTUATION][:_WORDS_LOOKED_AT]
     score = sum(_anomaly(word) for word in words)
+    # Of few words all must be anomalous; 0.01 allows for rounding.
     return score >= _ANOMALOUS_SCORE or score + 0.01 >= len(words)
 
 

@@ -111,6 +111,7 @@ class PromptFormat:
     @property
     def prompt_room(self) -> int:
         """Tokens of earlier text, of names or of a beginning that a window is shown at most."""
+        # As in openai-whisper: half of the decoder, less the token that announces the text.
         return self.max_target_positions // 2 - 1
 
     def prompt(

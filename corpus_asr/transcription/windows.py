@@ -154,7 +154,7 @@ def frames_to_hear(content_frames: int, padding_s: float | None) -> int | None:
     They are whole seconds, so that windows come in few lengths.
     """
     if padding_s is None:
-        return None
+        return None  # as in training: every window of the references is 30 s
     seconds = ceil(content_frames / FRAMES_PER_SECOND + padding_s)
     frames = max(1, seconds) * FRAMES_PER_SECOND
     return frames if frames < WINDOW_FRAMES else None

@@ -397,8 +397,10 @@ def _settle(
     # The times of the segment and of its first and last word are made to agree.
     for word, text in zip(words, merge_punctuation([word.text for word in words]), strict=True):
         word.text = text
+        # To 10 ms, as openai-whisper rounds: edges are compared with the rounded times.
         word.start_s = round(audio.start_s + word.start_s, 2)
         word.end_s = round(audio.start_s + word.end_s, 2)
+    # Marks that were merged into a word have left an empty text.
     words = [word for word in words if word.text]
     if not words:
         return draft
