@@ -196,7 +196,7 @@ class AudioDecoder:
         self._file.check()
 
     def _packets(self) -> Iterator[_Packet | None]:
-        """Demux the stream, resuming behind damage; at the end None, which flushes the decoder."""
+        # After damage the demuxer is asked again; None at the end flushes the decoder.
         failures = 0
         while failures < _MAX_DEMUX_ERRORS:
             try:

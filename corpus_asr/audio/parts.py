@@ -129,36 +129,25 @@ class PartCutter:
     def _take(
         self, num_samples: int, probabilities: Probabilities | None, *, last: bool
     ) -> AudioPart:
-        buffer = self._buffer()
-        part = AudioPart(
-            start_sample=self._start_sample,
-            samples=buffer[:num_samples].copy(),
-            speech=self._spans(probabilities, num_samples, goes_on=not last),
-        )
+        buffer, first = self._buffer(), self._start_sample
+        speech = None
+        if probabilities is not None:
+            spans = speech_spans(
+                probabilities,
+                num_samples=num_samples,
+                pad_s=self._speech_pad_s,
+                running=self._running,
+                goes_on=not last,
+            )
+            speech = tuple((first + start, first + end) for start, end in spans)
+            _, self._running = speech_runs(probabilities, running=self._running)
+        # Copies, so that neither the part nor the rest keeps the whole buffer in memory.
+        part = AudioPart(start_sample=first, samples=buffer[:num_samples].copy(), speech=speech)
         self._chunks = [buffer[num_samples:].copy()]
         self._num_buffered -= num_samples
         self._start_sample += num_samples
         self._probabilities = self._probabilities[-(-num_samples // STEP_SAMPLES) :]
         return part
-
-    def _spans(
-        self,
-        probabilities: Probabilities | None,
-        num_samples: int,
-        *,
-        goes_on: bool,
-    ) -> tuple[tuple[int, int], ...] | None:
-        if probabilities is None:
-            return None
-        spans = speech_spans(
-            probabilities,
-            num_samples=num_samples,
-            pad_s=self._speech_pad_s,
-            running=self._running,
-            goes_on=goes_on,
-        )
-        _, self._running = speech_runs(probabilities, running=self._running)
-        return tuple((self._start_sample + a, self._start_sample + b) for a, b in spans)
 
 
 def quietest_border(scores: Probabilities, *, quiet_below: float) -> int:
@@ -176,7 +165,6 @@ def quietest_border(scores: Probabilities, *, quiet_below: float) -> int:
 
 
 def _step_power(samples: Samples) -> Probabilities:
-    """Return the mean square around each step; the edges are continued."""
     power = np.square(samples.reshape(-1, STEP_SAMPLES)).mean(axis=1)
     padded = np.pad(power, POWER_STEPS // 2, mode="edge")
     return np.convolve(padded, np.full(POWER_STEPS, 1 / POWER_STEPS, np.float32), mode="valid")
@@ -210,7 +198,7 @@ def language_window_starts(
 
 
 def _next_speech(speech: Sequence[tuple[float, float]] | None, time_s: float) -> float | None:
-    """Where speech comes next: at once if it does so within a short silence; None if none does."""
+    # A short silence is not jumped over, as the seek loop does not either.
     if speech is None:
         return time_s
     for span_start_s, span_end_s in speech:

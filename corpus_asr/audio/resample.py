@@ -221,8 +221,7 @@ def resample(samples: Samples, *, rate_hz: int) -> Resampled:
 
 
 class _Resampler:
-    """One row to 16 kHz with libswresample; what the filter holds back comes with `finish`."""
-
+    # What the filter of libswresample holds back comes with `finish`.
     def __init__(self, rate_hz: int) -> None:
         self._rate_hz = rate_hz
         self._num_fed = 0
@@ -283,7 +282,6 @@ def _resampling_graph(rate_hz: int) -> Graph:
 
 
 def _to_array(frame: AudioFrame, *, num_channels: int) -> Block:
-    """Copy a frame's samples out, as finite float32."""
     # `AudioFrame.to_ndarray` reads past the planes of 8-channel planar frames and kills the process
     # (PyAV 18.1): it looks for their end by a null pointer that is not there.
     packed = frame.format.name.removesuffix("p")
@@ -311,7 +309,7 @@ def _plane(frame: AudioFrame, index: int, sample_type: type[np.generic], count: 
 
 
 def _finite(samples: Block) -> Block:
-    """Replace NaN and infinities by silence; one of them would spread over the whole recording."""
+    # One NaN would spread over the whole recording through the filter.
     if np.isfinite(samples.sum()):  # false also when finite samples overflow: then it costs a copy
         return samples
     return np.where(np.isfinite(samples), samples, np.float32(0.0))

@@ -62,8 +62,6 @@ def _silence() -> _State:
 
 @dataclass(slots=True)
 class _Memory:
-    """What the network carries from one step to the next."""
-
     hidden: _State = field(default_factory=_silence)
     cell: _State = field(default_factory=_silence)
     context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, dtype=np.float32))
@@ -130,7 +128,7 @@ class SileroDetector:
 
 
 def _network_path() -> Path:
-    """Find the network without importing its package, which would load torch."""
+    # Without importing silero_vad, which would load torch.
     spec = find_spec("silero_vad")
     folders = (spec.submodule_search_locations or []) if spec else []
     paths = [Path(folder) / "data" / "silero_vad_16k_sequence.onnx" for folder in folders]

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.device import (
@@ -42,7 +42,6 @@ class SlotBatch:
     def __init__(
         self, model: SlotModel, slots: int, *, recorder: CudaRecorder | None = None
     ) -> None:
-        """Allocate `slots`."""
         self.model = model
         self.places = slots
         self._state: Any = model.new_state(slots)
@@ -248,28 +247,22 @@ class SlotBatch:
             return []
         (index,) = upload(self.model.device, slots)
         held = (self._text, self._logprob, self._length, self._looped, self._score)
+        # One copy per kind, not per slot: each makes the host wait for the device.
         rows = zip(*(tensor[index].cpu() for tensor in held), strict=True)
-        return [self._result(slot, *row) for slot, row in zip(slots, rows, strict=True)]
+        return [self._result(slot, row) for slot, row in zip(slots, rows, strict=True)]
 
-    def _result(
-        self,
-        slot: int,
-        text: Int[Tensor, " token"],
-        logprob: Float[Tensor, " token"],
-        length: Int[Tensor, ""],
-        looped: Bool[Tensor, ""],
-        score: Float[Tensor, ""],
-    ) -> WindowResult:
+    def _result(self, slot: int, row: Sequence[Tensor]) -> WindowResult:
+        text, logprob, length, looped, score = row
         job = self._jobs[slot]
         assert job is not None, "collected from an empty slot"
         new = slice(len(job.prompt), int(length))
-        said: list[int] = text[new].tolist()
+        tokens: list[int] = text[new].tolist()
         logprobs: list[float] = logprob[new].tolist()
         check_numbers(logprobs, self.model)
-        end_logprob = logprobs.pop() if said[-1] == job.rules.end else None
+        end_logprob = logprobs.pop() if tokens[-1] == job.rules.end else None
         scores, logits = self._options.kept(slot)
         return WindowResult(
-            tokens=tuple(said[: len(logprobs)]),
+            tokens=tuple(tokens[: len(logprobs)]),
             logprobs=tuple(logprobs),
             end_logprob=end_logprob,
             score=None if job.score_token is None else float(score),
@@ -284,11 +277,11 @@ def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> Alig
     """Read the job's tokens over the window in `slot`."""
     tokens = torch.tensor(job.tokens, device=model.device)
     weights, logits = model.align(state, slot, tokens, job.heads)
-    among = logits[:-1, : job.choices].log_softmax(dim=1)
-    said = tokens[1:]
-    chosen = said.clamp(max=among.shape[1] - 1)
-    told = among.gather(1, chosen.unsqueeze(1)).squeeze(1)
-    logprobs: list[float] = told.masked_fill(chosen != said, -torch.inf).tolist()
+    scores = logits[:-1, : job.choices].log_softmax(dim=1)
+    # A token outside of the choices has no column: any other is read, and its value replaced.
+    column = tokens[1:].clamp(max=scores.shape[1] - 1)
+    found = scores.gather(1, column.unsqueeze(1)).squeeze(1)
+    logprobs: list[float] = found.masked_fill(column != tokens[1:], -torch.inf).tolist()
     check_numbers(logprobs, model)
     return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))
 

@@ -156,7 +156,6 @@ class BeamBatch:
     """
 
     def __init__(self, model: SlotModel, places: int, num_beams: int) -> None:
-        """Allocate `places` times `num_beams` slots."""
         self.model = model
         self.places = places
         self.num_beams = num_beams
@@ -172,6 +171,7 @@ class BeamBatch:
         self._prompt = torch.zeros(places, dtype=torch.long, device=device)
         self._limit = torch.zeros(places, dtype=torch.long, device=device)
         self._end = torch.zeros(places, dtype=torch.long, device=device)
+        # In float64, as transformers computes the divisor in Python.
         self._length_penalty = torch.zeros(places, dtype=torch.float64, device=device)
         self._early_stopping = torch.zeros(places, dtype=torch.long, device=device)
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
@@ -230,7 +230,7 @@ class BeamBatch:
         They are never sampled: `Search` refuses that.
         """
         tokens = self._token[:active].flatten()
-        # Finished places stay inside the cache.
+        # The length of a finished place stands still, so that it stays inside the cache.
         positions = (self._running.length[:active] - 1).flatten()
         logits = self.model.step(self._state, tokens, positions)  # (place * beam, vocab)
         scores = logits.log_softmax(dim=1)
@@ -319,14 +319,13 @@ class BeamBatch:
     def _take(
         self, scores: Float[Tensor, "slot vocab"], places: Sequence[int], index: Tensor
     ) -> None:
-        """Choose the next beams of `places`, from what the rules have left of the scores."""
         slots = self._slots(places)
         self._options.after_rules(scores, slots)
         self._options.keep(scores, slots)
         beams, vocab = self.num_beams, scores.shape[1]
         running = self._running.of(index)
         total = scores.view(len(index), beams, vocab) + running.score.unsqueeze(2)
-        # So many that enough are left to go on with if half of them end.
+        # As in transformers: so many that enough are left to go on with if half of them end.
         best, flat = total.flatten(1).topk(2 * beams)  # (place, choice)
         source, token = flat // vocab, flat % vocab
         likely = scores.view(len(index), -1).gather(1, flat)
@@ -354,9 +353,9 @@ class BeamBatch:
         count: Int[Tensor, " place"],
         going: Bool[Tensor, " place"],
     ) -> None:
-        """Keep the best finished sequences: those there were, and those that just ended."""
         beams = self.num_beams
         ended = stop.clone()
+        # As in transformers: a candidate beyond the first half that ends is dropped.
         ended[:, beams:] = False
         was_finished = self._is_finished[index]
         full = was_finished.all(dim=1) & (self._early_stopping[index] == _UNTIL_FULL)
@@ -388,7 +387,7 @@ class BeamBatch:
     def _is_over(
         self, index: Tensor, count: Int[Tensor, " place"], best: Float[Tensor, " place"]
     ) -> Bool[Tensor, " place"]:
-        """Tell where no running beam can get among the finished, as far as is known."""
+        # As in transformers: whether a running beam can still beat the worst finished one.
         stopping, finished = self._early_stopping[index], self._is_finished[index]
         longest = (stopping == _NEVER) & (self._length_penalty[index] > 0)
         hoped = torch.where(longest, self._limit[index], count)
@@ -405,7 +404,7 @@ class BeamBatch:
     def _stop_early(
         self, places: Sequence[int], candidates: Beams, stop: Bool[Tensor, "place choice"]
     ) -> tuple[Beams, Bool[Tensor, "place choice"]]:
-        """End candidates that go round in circles, or that a criterion of their job ends."""
+        # A repetition loop, or a stopping criterion of the job, ends a candidate.
         looped = torch.zeros_like(stop)
         for row, place in enumerate(places):
             job = self._jobs[place]
@@ -428,7 +427,6 @@ class BeamBatch:
         return replace(candidates, looped=looped), stop | looped
 
     def _kept(self, place: int) -> tuple[Tensor | None, Tensor | None]:
-        """The scores and logits kept of the place's beams: (beam, token, vocab)."""
         kept = [self._options.kept(slot) for slot in self._slots([place])]
         scores = [steps for steps, _ in kept if steps is not None]
         logits = [steps for _, steps in kept if steps is not None]

@@ -78,6 +78,7 @@ class StepGraphs:
 
     def rung(self, active: int) -> int:
         """The count of slots to step with for `active`: a power of two, or all places."""
+        # Few counts, as each has to warm up and takes memory for its recording.
         return min(self._places, 1 << (active - 1).bit_length())
 
     def run(self, key: Hashable, step: Step) -> None:
@@ -136,7 +137,6 @@ class FinishedFlags:
     """
 
     def __init__(self, flags: Bool[Tensor, " slot"], *, behind: bool) -> None:
-        """Watch some flags."""
         self._flags = flags
         self._behind = behind
         self._asked = False
@@ -170,4 +170,5 @@ class FinishedFlags:
 def _dtype(values: Sequence[int] | Sequence[float] | Tensor) -> torch.dtype:
     if isinstance(values, Tensor):
         return values.dtype
+    # As Python has them; what is wanted in float32 is converted on the device.
     return torch.float64 if any(isinstance(value, float) for value in values) else torch.long

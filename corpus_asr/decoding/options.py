@@ -23,8 +23,6 @@ _NOISE_BITS = 23  # plus one half stays exact in float32, so that 1.0 is never r
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """One slot's search, and what has been kept for its result."""
-
     search: Search
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
@@ -176,7 +174,7 @@ def _narrows(search: Search) -> bool:
 
 
 def _is_exact(search: Search) -> bool:
-    """Whether each step counts: the caller's functions are called, or scores are kept."""
+    # Whether each step counts: the caller's functions are called, or scores are kept.
     calls = search.early_processors or search.processors or search.stopping
     return bool(calls) or search.keep_scores or search.keep_logits
 
@@ -361,7 +359,7 @@ def gumbel_noise(
 
 
 def _mix(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Scramble 64-bit integers. Source: Steele et al. 2014, SplitMix64's finaliser."""
+    # The finalizer of SplitMix64 (Steele et al. 2014): scrambles 64-bit integers.
     values = values * -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
     values = (values ^ _shift(values, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     values = (values ^ _shift(values, 27)) * -7723592293110705685  # 0x94D049BB133111EB
@@ -369,5 +367,5 @@ def _mix(values: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 def _shift(values: Int[Tensor, "*shape"], bits: int) -> Int[Tensor, "*shape"]:
-    """Shift right filling with zeros, which torch's signed shift does not."""
+    # Fills with zeros, which torch's signed shift does not.
     return (values >> bits) & ((1 << (64 - bits)) - 1)

@@ -206,7 +206,6 @@ class Search:
     """Keep the raw logits of every step likewise."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of their range, and options that exclude each other."""
         for name, holds, expected in (
             ("temperature", 0 <= self.temperature < math.inf, "a number of 0 or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
@@ -237,8 +236,6 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _HeardWindow:
-    """The window that a job is about."""
-
     features: Float[np.ndarray, "mel frame"]
     """A whole window, padded; any float type."""
     window: tuple[int, ...]
@@ -365,6 +362,7 @@ def check_job(job: Job, model: SlotModel) -> None:
 
 def check_numbers(logprobs: Sequence[float], model: SlotModel) -> None:
     """Make sure that a model's output are numbers."""
+    # Minus infinity is no error: it is the log-probability of what may not be said.
     if any(math.isnan(logprob) for logprob in logprobs):
         raise EngineError(
             f"decoding in {model.dtype}: the model's output is not a number, expected "
@@ -387,6 +385,7 @@ def _check_window(job: WindowJob, model: SlotModel) -> None:
     _check_ids(job.prompt, model, what="prompt")
     if job.search.assistant is not None:
         check_assistant(model, job.search.assistant)
+    # The first step takes twice `num_beams` candidates, all of one beam.
     if job.search.num_beams > model.vocab_size // 2:
         raise ValueError(
             f"searching with {job.search.num_beams} beams: a vocabulary of {model.vocab_size} "

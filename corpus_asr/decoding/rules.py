@@ -144,6 +144,7 @@ class SlotRules:
     ) -> tuple[Float[Tensor, " vocab"], Float[Tensor, " vocab"], Bool[Tensor, ""]]:
         # What is added to the logits of any position and of the first, and whether there is a
         # grammar.
+        # Made once: masks are as wide as the vocabulary, and most jobs have the same rules.
         if rules not in self._masks:
             always = torch.zeros(self._vocab_size)
             if rules.only:

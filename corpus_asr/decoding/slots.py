@@ -76,10 +76,6 @@ class Running:
             following[0].filled, following[0].encoded = self.filled, self.encoded
         return following
 
-    def forget(self) -> None:
-        """Have the job's window encoded and filled anew."""
-        self.filled, self.encoded = False, None
-
     def fail(self, error: Exception) -> None:
         """End the task with `error`."""
         self.task.close()
@@ -209,7 +205,6 @@ class SearchQueue:
         return (self._encoded or self._waiting).popleft()
 
     def _admit(self, places: Sequence[int]) -> None:
-        """Start the jobs in `places`, with their windows where they do not hold them yet."""
         starting = [self._active[place] for place in places]
         self._encode([one for one in starting if not one.filled and not one.is_encoded])
         empty = [place for place in places if not self._active[place].filled]
@@ -225,7 +220,6 @@ class SearchQueue:
             running.filled = True
 
     def _encode(self, needed: Sequence[Running]) -> None:
-        """Encode the windows of these jobs, and to fill the last batch those of some that wait."""
         for first in range(0, len(needed), self._encode_batch):
             some = list(needed[first : first + self._encode_batch])
             while len(some) < self._encode_batch and self._waiting:
@@ -240,7 +234,7 @@ class SearchQueue:
             self._statistics.encoder_batches += 1
 
     def _finish(self) -> None:
-        """Send results to their tasks; a task that asks for the same window again stays put."""
+        # A task that asks for the same window again keeps its place: nothing is filled anew.
         while ended := self._ended():
             with self._statistics.timing("wait_s"):
                 results = self._batch.collect(ended)
@@ -260,7 +254,6 @@ class SearchQueue:
             return self._batch.ended(len(self._active))
 
     def _stays(self, place: int, result: Result) -> bool:
-        """Send a task its result; tells whether its next job is for the window in its place."""
         following = self._active[place].resume(result, self._batch.model)
         if following:
             # Wherever memory runs out from here on, all of these are in a place or a queue.
@@ -275,7 +268,6 @@ class SearchQueue:
         return False
 
     def _refill_freed(self, free: Iterable[int]) -> list[int]:
-        """Give freed places, the first ones first, to waiting jobs; returns those."""
         refilled = sorted(free)[: self._num_waiting]
         for place in refilled:
             self._active[place] = self._next()
@@ -283,7 +275,7 @@ class SearchQueue:
         return refilled
 
     def _close_gaps(self, starting: list[int]) -> None:
-        """Move the last jobs into places left free; places that are to be started move along."""
+        # Occupied places must be the first ones: a step computes no others.
         count = len(self._active)
         gaps = [place for place in range(count) if place not in self._active]
         beyond = [place for place in self._active if place >= count]
@@ -304,6 +296,8 @@ def _is_sampled(job: Job) -> bool:
     return isinstance(job, WindowJob) and job.search.temperature > 0
 
 
+# Plain searches, or a number of beams, or an assistant by its id with its number of drafts: what
+# the tensors of a queue's batch are shaped by.
 _Kind = tuple[str, int, int]
 _PLAIN: _Kind = ("plain", 1, 0)
 
@@ -358,6 +352,7 @@ class SlotScheduler:
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
         self._stranded: deque[Running] = deque()  # tasks whose queue is to be made anew
+        # The first queue is allocated now, so that too little memory shows before any work.
         self._halve_while_needed(self._settle)
 
     @property
@@ -400,7 +395,7 @@ class SlotScheduler:
         self._settle()
 
     def _settle(self) -> None:
-        """Make the queues anew that were given up, and give them their tasks back."""
+        # The queues that were given up are allocated again, and get their tasks back.
         self._search_queue(self._search)
         while self._stranded:
             running = self._stranded[0]
@@ -423,10 +418,10 @@ class SlotScheduler:
         return None
 
     def _halve(self, problem: str) -> None:
-        """Give up all queues, for smaller ones that start their jobs anew."""
+        # All queues go: the caches of the smaller ones need their memory.
         self._strand()
         for running in self._stranded:
-            running.forget()
+            running.filled, running.encoded = False, None
         self._queues.clear()
         if self._slots > 1:
             self._slots //= 2
@@ -480,7 +475,6 @@ class SlotScheduler:
 
 
 def _kind(search: Search) -> _Kind:
-    """The queue a search belongs to."""
     if search.assistant is not None:
         return ("draft", id(search.assistant), search.num_draft_tokens)
     return ("beams", search.num_beams, 0) if search.num_beams > 1 else _PLAIN

@@ -29,7 +29,6 @@ class SpeculativeBatch(SlotBatch):
     def __init__(
         self, model: SlotModel, assistant: SlotModel, places: int, num_draft_tokens: int
     ) -> None:
-        """Allocate `places` slots of both models."""
         super().__init__(model, places)
         self.assistant = assistant
         self.num_draft_tokens = num_draft_tokens
@@ -58,6 +57,7 @@ class SpeculativeBatch(SlotBatch):
         going = [slot for slot in range(active) if not ended[slot]]
         if not going:
             return
+        # What the longest text leaves: all slots draft as many tokens, in one call.
         room = self.model.max_target_positions - 1 - max(starts)
         drafts = self._draft(active, start, min(self.num_draft_tokens, room), sampled=sampled)
         tokens = torch.cat([self._token[:active].unsqueeze(1), drafts], dim=1)
@@ -85,7 +85,7 @@ class SpeculativeBatch(SlotBatch):
         *,
         sampled: bool,
     ) -> Int[Tensor, "slot draft"]:
-        """Let the assistant go on from each slot's newest token, by the slot's `TokenRules`."""
+        # Drafts follow the slot's `TokenRules`: others could never be accepted.
         # Options beyond the rules do not guide drafts: these may be wrong, and are cheaper so.
         index = torch.arange(active, device=start.device)
         said = self._rules.snapshot()
@@ -115,7 +115,7 @@ class SpeculativeBatch(SlotBatch):
         *,
         sampled: bool,
     ) -> None:
-        """Take the model's own choices, as long as what it read was what it had chosen."""
+        # The model's own choices count as long as what it read was what it had chosen.
         last = drafts.shape[1]
         for number in range(last + 1):
             (index,) = upload(logits.device, going)

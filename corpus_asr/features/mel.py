@@ -36,11 +36,6 @@ class Analysis:
                 f"setting up a spectrum: found dither {self.dither}, expected 0 (none) or more"
             )
 
-    @property
-    def reach_samples(self) -> int:
-        """How far a frame sees before its centre."""
-        return self.fft_samples // 2
-
     def num_frames(self, num_samples: int) -> int:
         """Count the frames of an array: one per whole hop, the last centred frame left out."""
         # An odd transform is not mirrored far enough for the sample in its middle.
@@ -79,10 +74,11 @@ def power_spectra(
             f"{analysis.hop_samples}; pad the array with zeros"
         )
     window = hann(analysis.fft_samples).astype(analysis.dtype)
+    reach_samples = analysis.fft_samples // 2  # of a frame before its center
     for first in range(0, frames, BLOCK_FRAMES):
         last = min(first + BLOCK_FRAMES, frames) - 1
-        start = first * analysis.hop_samples - analysis.reach_samples
-        stop = last * analysis.hop_samples - analysis.reach_samples + analysis.fft_samples
+        start = first * analysis.hop_samples - reach_samples
+        stop = last * analysis.hop_samples - reach_samples + analysis.fft_samples
         block = _mirrored(samples, start, stop).astype(analysis.dtype, copy=False)
         cut = np.lib.stride_tricks.sliding_window_view(block, analysis.fft_samples)
         windows = cut[:: analysis.hop_samples]  # (frame, sample)

@@ -120,8 +120,7 @@ def _without_remarks(text: str) -> str:
 
 
 class _Letters(dict[int, str]):
-    """What each character becomes, found out when it is first met: a table for `str.translate`."""
-
+    # A table for `str.translate` that is filled as characters are met.
     def __init__(self, rule: Callable[[str], str]) -> None:
         super().__init__()
         self._rule = rule
@@ -228,8 +227,7 @@ def numbers_in_figures(text: str) -> str:
 
 
 class _Reader:
-    """Reads words from left to right, holding a number back until it has ended."""
-
+    # A number is held back until it has ended: later words may scale or extend it.
     def __init__(self, words: list[str]) -> None:
         self._words = words
         self._written: list[str] = []
@@ -316,7 +314,7 @@ class _Reader:
             self._end_number(word)
 
     def _scaled(self, multiplier: int) -> int:
-        """Return the number so far times `multiplier`; writes it first if that is no integer."""
+        # A number that is no integer after scaling is written first.
         if self._value is None:
             return multiplier
         if isinstance(self._value, int):
@@ -339,7 +337,7 @@ class _Reader:
 
 
 def _joined(value: Figures | None, number: int, before: str) -> Figures:
-    """Put a number below 100 after what was said so far: add it where its places are free."""
+    # Added where its places are free (`twenty one`), else put behind (`twenty ten`).
     if value is None:
         return number
     if isinstance(value, str) and before in _TENS and number < 10:

@@ -121,6 +121,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped: EngineError | None = None
+        # Daemon, so that an engine that was not closed does not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -170,6 +171,7 @@ class Engine:
             self.check(decoding)
         future: Future[PartTranscript] = Future()
         with self._lock:
+            # Under the lock: nothing may be queued once a broken engine has emptied its inbox.
             if self._stopped is not None:
                 raise EngineError(str(self._stopped)) from self._stopped
             self._inbox.put((part, decoding or self._decoding, future))
@@ -182,6 +184,7 @@ class Engine:
 
     def statistics(self) -> Activity:
         """What has been done since the engine began, as of now; at any time, from any thread."""
+        # A copy, as the thread goes on counting.
         return replace(self._scheduler.statistics)
 
     def close(self) -> None:
@@ -206,7 +209,6 @@ class Engine:
             self._break_down(error)
 
     def _take_in(self) -> bool:
-        """Start what has been submitted; waits if there is nothing else to do; False to stop."""
         while True:
             try:
                 order = self._inbox.get(block=self._scheduler.pending == 0)
@@ -220,6 +222,7 @@ class Engine:
     def _start(
         self, part: PartRequest, decoding: DecodingSettings, future: Future[PartTranscript]
     ) -> None:
+        # From here on the part can no longer be cancelled.
         if not future.set_running_or_notify_cancel():
             return
         started_s = time.monotonic()
@@ -234,7 +237,7 @@ class Engine:
         self._scheduler.add(self._transcriber.transcribe(part, decoding), done)
 
     def _break_down(self, error: Exception) -> None:
-        """Fail everything in flight: after an error of the model nothing can be trusted."""
+        # After an error of the model no result in flight can be trusted.
         broken = EngineError(
             f"decoding on {self.device_name}: {type(error).__name__}: {error}; the worker must be "
             "replaced"

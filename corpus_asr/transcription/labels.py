@@ -143,7 +143,7 @@ class PartLabeller:
 
 
 def _weight_s(part: PartRequest, window: _Window) -> float:
-    """Speech in a window, and never nothing: what was asked for counts a little."""
+    # Never 0: a window without detected speech still counts a little, or the mean would be 0/0.
     start_s, end_s = part.seconds(window.start), part.seconds(window.end)
     length_s = max(end_s - start_s, 1 / FRAMES_PER_SECOND)
     fraction = part.speech_fraction(start_s, start_s + length_s)

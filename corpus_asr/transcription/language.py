@@ -90,7 +90,7 @@ def spoken_most(segments: Sequence[Segment]) -> Language | None:
 
 
 def _choices(prompt_format: PromptFormat, settings: DecodingSettings) -> Sequence[str]:
-    """The languages to detect among; empty when there is nothing to detect."""
+    # Empty where there is nothing to detect.
     if not prompt_format.languages:
         return ()
     if settings.language == "auto":
@@ -99,7 +99,7 @@ def _choices(prompt_format: PromptFormat, settings: DecodingSettings) -> Sequenc
 
 
 def _carried_windows(part: PartRequest) -> list[LanguageWindow]:
-    """The windows of an earlier part that came with this one, padded there."""
+    # Padded where they were cut, so they are encoded whole.
     assert part.language_features is not None, "the caller has looked"
     windows = part.language_features.reshape(-1, WINDOW_FRAMES, part.language_features.shape[1])
     return [((-1, number), window.T, None) for number, window in enumerate(windows)]

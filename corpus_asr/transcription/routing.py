@@ -36,10 +36,10 @@ class RoutedEngine:
     def __init__(
         self, main: Engine, others: Mapping[str, Engine], *, decoding: DecodingSettings
     ) -> None:
-        """Take over engines: `main` detects languages, and leaves those of `others` to them."""
         self._main = main
         self._others = dict(others)
         self._decoding = decoding
+        # One engine may serve several languages.
         self._engines = tuple(dict.fromkeys((main, *others.values())))
         self.device_name = main.device_name
 
@@ -134,7 +134,6 @@ class RoutedEngine:
 def _pass_on(
     first: PartTranscript, done: "Future[PartTranscript]", future: "Future[PartTranscript]"
 ) -> None:
-    """Give what another model said, and how sure the main one is of the language."""
     try:
         said = done.result()
     except Exception as error:  # handed to whoever waits for the part
@@ -154,7 +153,7 @@ def _pass_on(
 def _checked_transcribers(
     folder: Path, others: Mapping[str, Path], decoding: DecodingSettings
 ) -> dict[Path, PartTranscriber]:
-    """Read how each checkpoint transcribes, the main one first."""
+    # The main checkpoint comes first: it is loaded, and given its slots, before the others.
     _check_mode(decoding)
     elsewhere = {code: path for code, path in others.items() if path != folder}
     main = part_transcriber(folder)

@@ -235,6 +235,7 @@ class Speech2TextTranscriber:
         language = None if settings.language == "auto" else str(settings.language)
         ranges.sort(key=lambda window: window[0] - window[1])
         rules = _Rules(part, settings, self._prompt_format, self._features)
+        # Dealt out in turn: each list holds long windows and short ones.
         results = yield Gather(
             rules.run(ranges[index::WINDOWS_AT_ONCE])
             for index in range(min(WINDOWS_AT_ONCE, len(ranges)))
@@ -257,8 +258,6 @@ def window_ranges(
 
 
 class _Rules(OpenAIRules):
-    """Decodes windows of a part that do not depend on each other, each to one segment."""
-
     def __init__(
         self,
         part: PartRequest,
@@ -299,7 +298,7 @@ class _Rules(OpenAIRules):
         )
 
     def _segment(self, window: Window) -> Steps[Segment | None]:
-        """None if the window says nothing, or nothing that is wanted."""
+        # None if the window holds no text, or none that is wanted.
         attempt = yield from self.decode(window)
         result, special = attempt.result, self._prompt_format.special
         said = [at for at, token in enumerate(result.tokens) if token not in special]
@@ -334,5 +333,5 @@ class _Rules(OpenAIRules):
 
 
 def _after_a_blank(text: str) -> str:
-    """Segments are joined as they are: a window's text must not stick to the one before."""
+    # Segments are joined as they are: a window's text must not stick to the one before.
     return text if text.startswith(" ") else f" {text}"

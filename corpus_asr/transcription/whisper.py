@@ -95,7 +95,6 @@ class WhisperTranscriber:
 
 
 def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple[int, int]]]:
-    """Ranges that are decoded one after the other, in lists that are decoded side by side."""
     clips = clip_ranges(part, settings.clip_timestamps)
     if settings.strategy != "chunked":
         return [clips] if clips else []
@@ -215,6 +214,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             if segment is not None:
                 self.segments.append(segment)
                 self._previous.extend(tokens[span.first : span.stop])
+        # As in openai-whisper: after an uncertain window the prompt starts anew.
         uncertain = (attempt.temperature or 0.0) > _MAX_TEMPERATURE
         if uncertain or not self.settings.condition_on_prev_tokens:
             self._previous.clear()
@@ -266,7 +266,6 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         )
 
     def _text(self, tokens: Sequence[int], span: TokenSpan) -> list[int]:
-        """Positions of a span's text tokens in the window's."""
         return [at for at in range(span.first, span.stop) if tokens[at] < self._prompt_format.end]
 
     def _segment(self, attempt: Attempt, span: TokenSpan, draft: DraftSegment) -> Segment | None:
@@ -299,8 +298,6 @@ _EDGE_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where a window lies, in recording time."""
-
     start_s: float
     content_end_s: float
     """Where its audio ends; the window itself may reach further."""
@@ -343,6 +340,7 @@ def _without_hallucinations(
             continue
         after = next((later for later in drafts[number + 1 :] if later.words), None)
         if _is_anomalous(draft) and _is_surrounded(draft, after, place, last_speech_s):
+            # At least a second further, as in openai-whisper, so that the loop moves on.
             seek_s = max(place.start_s + 1.0, draft.start_s)
             if place.audio_end_s - draft.end_s < place.silence_s:
                 seek_s = place.audio_end_s
@@ -354,7 +352,7 @@ def _without_hallucinations(
 def _is_surrounded(
     draft: DraftSegment, after: DraftSegment | None, place: _Place, last_speech_s: float
 ) -> bool:
-    """Whether silence, more of the kind, or the window's edge lies on both sides."""
+    # Silence, another anomalous segment or the window's edge must lie on both sides.
     before = (
         draft.start_s - last_speech_s > place.silence_s
         or draft.start_s < place.silence_s
@@ -371,11 +369,11 @@ def _is_surrounded(
 def _is_anomalous(draft: DraftSegment) -> bool:
     words = [word for word in draft.words if word.word not in _PUNCTUATION][:_WORDS_LOOKED_AT]
     score = sum(_anomaly(word) for word in words)
+    # Of few words all must be anomalous; 0.01 allows for rounding.
     return score >= _ANOMALOUS_SCORE or score + 0.01 >= len(words)
 
 
 def _anomaly(word: Word) -> float:
-    """Score a word that is improbable, very short or very long."""
     duration_s = word.end_s - word.start_s
     score = 1.0 if word.probability < _IMPROBABLE else 0.0
     if duration_s < _SHORT_S:

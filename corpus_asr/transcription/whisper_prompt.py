@@ -111,6 +111,7 @@ class PromptFormat:
     @property
     def prompt_room(self) -> int:
         """Tokens of earlier text, of names or of a beginning that a window is shown at most."""
+        # As in openai-whisper: half of the decoder, less the token that announces the text.
         return self.max_target_positions // 2 - 1
 
     def prompt(
@@ -168,7 +169,6 @@ class PromptFormat:
 def _alignment_heads(
     folder: Path, config: Any, given: Sequence[Sequence[int]] | None
 ) -> tuple[tuple[int, int], ...]:
-    """Return the heads the checkpoint names, or all those of the upper half of the layers."""
     layers, heads = config.decoder_layers, config.decoder_attention_heads
     if not given:
         return upper_half(layers, heads)

@@ -154,7 +154,7 @@ def frames_to_hear(content_frames: int, padding_s: float | None) -> int | None:
     They are whole seconds, so that windows come in few lengths.
     """
     if padding_s is None:
-        return None
+        return None  # as in training: every window of the references is 30 s
     seconds = ceil(content_frames / FRAMES_PER_SECOND + padding_s)
     frames = max(1, seconds) * FRAMES_PER_SECOND
     return frames if frames < WINDOW_FRAMES else None
@@ -219,7 +219,7 @@ def chunk_ranges(
 def _merge_speech(
     part: PartRequest, first: int, last: int, window_frames: int, pause_frames: int
 ) -> list[tuple[int, int]]:
-    """Join stretches of speech while they fit a window; one alone may be longer."""
+    # A single span may be longer than a window; `_split_long` cuts it.
     if part.speech is None:
         return [(first, last)]
     chunks: list[tuple[int, int]] = []
@@ -239,7 +239,6 @@ def _merge_speech(
 def _split_long(
     part: PartRequest, start: int, end: int, window_frames: int
 ) -> list[tuple[int, int]]:
-    """Cut a range until every piece fits a window."""
     edges = [start]
     search_frames = min(_SEARCH_FRAMES, window_frames // 3)
     while end - edges[-1] > window_frames:

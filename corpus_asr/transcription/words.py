@@ -109,7 +109,6 @@ def _trace(cost: Float[np.ndarray, "token pos"]) -> Int[np.ndarray, "_ _"]:
 
 
 def _backtrace(trace: Int[np.ndarray, "_ _"]) -> tuple[np.ndarray, np.ndarray]:
-    """Walk back from the last cell to the first."""
     steps = trace.tolist()
     token, position = len(steps) - 1, len(steps[0]) - 1
     tokens, positions = [], []
@@ -175,7 +174,7 @@ def merge_punctuation(words: Sequence[str]) -> list[str]:
 
 
 def _split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[Spelled]:
-    """Cut wherever the tokens before and after decode by themselves as they do together."""
+    # Cut wherever the tokens before and after decode by themselves as they do together.
     rest = text(tokens)
     pieces: list[Spelled] = []
     first = 0
@@ -253,8 +252,6 @@ class DraftSegment:
 
 @dataclass(slots=True)
 class _Timed:
-    """A word while its times are still being set."""
-
     text: str
     start_s: float
     end_s: float
@@ -263,8 +260,7 @@ class _Timed:
 
 @dataclass(frozen=True, slots=True)
 class _Audio:
-    """What is heard in a window, in recording time; no word lies outside."""
-
+    # In recording time; no word lies outside.
     start_s: float
     end_s: float
 
@@ -361,7 +357,7 @@ def _token_times(
 
 
 def _not_zero(divisors: Float[np.ndarray, "*_"]) -> Float[np.ndarray, "*_"]:
-    """Zero only where everything to be divided is zero too, and stays so."""
+    # A sum is 0 only where everything it divides is 0 too, and stays 0.
     return np.where(divisors == 0, np.float32(1), divisors)
 
 
@@ -370,7 +366,6 @@ def _timed(
     times_s: Sequence[float],
     probabilities: Float[np.ndarray, " token"],
 ) -> Iterator[_Timed]:
-    """Give each word the time from its first token to the one after its last."""
     edges = np.cumsum([0] + [len(tokens) for _, tokens in spelled]).tolist()
     for (text, _), (first, stop) in zip(spelled, pairwise(edges), strict=True):
         mean = float(np.mean(probabilities[first:stop]))
@@ -378,13 +373,12 @@ def _timed(
 
 
 def _usual_length(words: Sequence[_Timed]) -> float | None:
-    """The median length of words that take any time, within reason; None if none does."""
     lengths = [word.end_s - word.start_s for word in words if word.end_s != word.start_s]
     return min(_LONGEST_USUAL_WORD_S, float(np.median(lengths))) if lengths else None
 
 
 def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None:
-    """Take a pause between sentences from the marks and words that it was given to."""
+    # Alignment gives a pause between sentences to the mark before it or the word after it.
     for before, word in pairwise(words):
         if word.end_s - word.start_s > longest_s:
             if word.text in SENTENCE_ENDS:
@@ -400,11 +394,13 @@ def _settle(
     last_speech_s: float,
     usual_s: float,
 ) -> DraftSegment:
-    """Merge marks into words, and agree on the segment's times between it and its words."""
+    # The times of the segment and of its first and last word are made to agree.
     for word, text in zip(words, merge_punctuation([word.text for word in words]), strict=True):
         word.text = text
+        # To 10 ms, as openai-whisper rounds: edges are compared with the rounded times.
         word.start_s = round(audio.start_s + word.start_s, 2)
         word.end_s = round(audio.start_s + word.end_s, 2)
+    # Marks that were merged into a word have left an empty text.
     words = [word for word in words if word.text]
     if not words:
         return draft
@@ -431,7 +427,6 @@ def _settle(
 def _shorten_after_a_pause(
     words: Sequence[_Timed], audio: _Audio, last_speech_s: float, usual_s: float
 ) -> None:
-    """Take a pause before the segment from its first and second word."""
     longest_s = 2 * usual_s
     first = words[0]
     second = words[1] if len(words) > 1 else None

@@ -4,8 +4,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import (
@@ -50,24 +48,6 @@ def run(
     scheduler = SlotScheduler(model, slots, check_every=check_every, encode_batch=encode_batch)
     found = run_jobs(scheduler, tasks)
     return [[cast("WindowResult", result).tokens for result in results] for results in found]
-
-
-scripts = st.lists(st.lists(st.integers(1, 49), max_size=LENGTH - 4), min_size=1, max_size=9)
-
-
-@settings(deadline=None, max_examples=60)
-@given(scripts=scripts, slots=st.integers(1, 5), check_every=st.integers(1, 4), data=st.data())
-def test_every_job_gets_its_own_words_whatever_the_slots(
-    scripts: list[list[int]], slots: int, check_every: int, data: st.DataObject
-) -> None:
-    numbers = st.integers(0, len(scripts) - 1)
-    prompts = st.integers(1, 3)
-    tasks = data.draw(
-        st.lists(st.lists(st.tuples(numbers, prompts), max_size=4), min_size=1, max_size=8)
-    )
-    jobs = [[job(number, prompt=prompt) for number, prompt in task] for task in tasks]
-    said = run(ScriptedModel(scripts), jobs, slots=slots, check_every=check_every)
-    assert said == [[tuple(scripts[number]) for number, _ in task] for task in tasks]
 
 
 def test_a_job_stops_at_its_limit_without_an_end_token() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -126,31 +126,8 @@ def test_a_cancelled_part_harms_nobody(engine: Engine) -> None:
 
 
 class Small(Network):
-    """Has memory for so many windows at a time."""
-
-    def __init__(self, scripts: Sequence[Sequence[int]], *, most: int) -> None:
-        super().__init__(scripts)
-        self.most = most
-
-    def step(
-        self, state: dict[str, torch.Tensor], tokens: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        if len(tokens) > self.most:
-            raise torch.OutOfMemoryError("out of memory (scripted)")
-        return super().step(state, tokens, positions)
-
-
-def test_too_little_memory_costs_slots_and_no_words() -> None:
-    scripts = [[BEGIN, *[1 + n % 9 for n in range(number)], BEGIN + 10, END] for number in range(9)]
-    settings = DecodingSettings(**GREEDY)
-    texts: list[list[str]] = []
-    for most in (8, 2):
-        with Engine(Small(scripts, most=most), transcriber(), decoding=settings, slots=8) as engine:
-            futures = [engine.submit(part(number % 9)) for number in range(30)]
-            found = [future.result(timeout=60) for future in futures]
-            texts.append([segment.text for one in found for segment in one.segments])
-            assert engine.slots == engine.statistics().slots == most
-    assert texts[0] == texts[1]
+    def step(self, state: Any, tokens: Any, positions: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory (scripted)")
 
 
 class Lost(Network):
@@ -171,7 +148,7 @@ SCRIPT = [[BEGIN, 1, BEGIN + 5, END]]
     [
         (Lost(SCRIPT), "device lost"),
         (Overflowing(SCRIPT), r"set model\.dtype to bfloat16 or float32"),
-        (Small(SCRIPT, most=0), "out of memory"),
+        (Small(SCRIPT), "out of memory"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -203,6 +180,7 @@ def test_statistics_can_be_read_while_the_engine_works(engine: Engine) -> None:
     assert seen[-1].tokens >= 12 + 6 * 4 + 6 * 6  # a language each, and the text
     assert 0.0 < (seen[-1].occupancy or 0.0) <= 1.0
     assert seen[-1] is not engine.statistics()
+    assert engine.slots == seen[-1].slots == 2
 
 
 # So that some windows of the random text are decoded again, sampled.
@@ -254,7 +232,7 @@ def of_three(checkpoint: Path, dtype: str) -> dict[int, tuple[Segment, ...]]:
     return found
 
 
-@pytest.mark.parametrize("slots", [1, 8, 16])
+@pytest.mark.parametrize("slots", [1, 8])
 def test_any_number_of_slots_and_any_order_give_the_same(
     checkpoint: Path, of_three: dict[int, tuple[Segment, ...]], slots: int, dtype: str
 ) -> None:
