@@ -182,7 +182,7 @@ class OffTheCpu(WhisperSlotModel):
     def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
         state = super().new_state(slots, beams=beams)
         state.on_cpu = False
-        state._texts = None
+        state._written = None
         return state
 
 
