@@ -170,13 +170,16 @@ def pipeline(
     Args:
         model: a folder, a URI or a Hugging Face Hub model ID; or a model that is loaded already.
         config: instead of the checkpoint's own.
-        tokenizer, feature_extractor: loaded, or a folder, URI or model ID; None takes the model's.
+        tokenizer: loaded, or a folder, URI or model ID; None takes the model's.
+        feature_extractor: the same.
         processor: both at once, loaded.
-        use_fast, trust_remote_code: without effect; code of a checkpoint is never run.
+        use_fast: without effect.
+        trust_remote_code: without effect; code of a checkpoint is never run.
         device: `cpu`, `cuda`, `cuda:N`, or a GPU's number; -1 is the CPU. None takes the first GPU
             there is for a model that is loaded by name, and leaves other models where they are.
         dtype: of the weights; `auto` takes the checkpoint's.
-        device_map, model_kwargs: arguments of the model's `from_pretrained`.
+        device_map: an argument of the model's `from_pretrained`.
+        model_kwargs: more of its arguments.
         **kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
             `torch_dtype` (the older name of `dtype`), and defaults of every call.
 
