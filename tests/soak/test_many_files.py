@@ -12,8 +12,6 @@ logger = logging.getLogger(__name__)  # shown by --log-cli-level=INFO
 
 LIMIT_S = 60.0
 LIMIT_MIB = 1024.0
-# Of a small folder, beyond the libraries that the test's own helpers load: what is read at a time.
-SMALL_GROWTH_MIB = 120.0
 
 
 def check_counts(cost: Cost, folder: Path, *, files: int, objects: int) -> None:
@@ -23,15 +21,6 @@ def check_counts(cost: Cost, folder: Path, *, files: int, objects: int) -> None:
     assert len(store.names("outcomes")) == len(store.names("segments")) <= 3
     assert sum(batch.num_rows for batch in store.segments(["part"])) == files
     assert sum(batch.num_rows for batch in store.recordings(["uri"])) == files
-
-
-def test_a_run_over_few_thousand_finished_files_needs_little(tmp_path: Path) -> None:
-    files = 2_000
-    build(tmp_path, files, "manifest")
-    cost = cost_of_resuming(tmp_path, "manifest")
-    check_counts(cost, tmp_path, files=files, objects=files // ROWS_PER_COMMIT)
-    assert cost.cpu_s < LIMIT_S / 6
-    assert cost.peak_mib - cost.started_mib < SMALL_GROWTH_MIB
 
 
 @pytest.mark.slow
