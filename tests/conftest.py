@@ -40,7 +40,7 @@ from hypothesis import settings  # noqa: E402
 from tests.support.logs import logging_put_back  # noqa: E402
 
 # How long one example takes says more about the machine than about the code.
-# A third of the usual hundred: what breaks does so within a few examples, and another run has others.
+# Not the usual hundred: what breaks does so within a few examples, and another run has others.
 settings.register_profile("patient", deadline=None, max_examples=30)
 settings.load_profile("patient")
 
