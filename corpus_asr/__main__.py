@@ -10,7 +10,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def main() -> None:
-    """Run the command; whoever interrupts before it is there is told so, without a traceback."""
+    """Run the command; an interrupt before it is loaded prints a line, no traceback."""
     try:
         from corpus_asr.cli.main import main as run
     except KeyboardInterrupt:

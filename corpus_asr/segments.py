@@ -16,7 +16,7 @@ def timestamp(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechSpan:
-    """A stretch in which speech was detected, padding included."""
+    """A span in which speech was detected, padding included."""
 
     start_s: float
     end_s: float
@@ -35,7 +35,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A stretch of text with its times and scores."""
+    """A span of text with its times and scores."""
 
     start_s: float
     end_s: float

@@ -64,7 +64,7 @@ class AudioDecoder:
 
     def __init__(self, file: BinarySource, *, uri: str, channels: Channels) -> None:
         self.decode_errors = 0
-        """Damaged packets and unreadable stretches skipped so far."""
+        """Damaged packets and unreadable spans skipped so far."""
         self._uri = uri
         self._channels = channels
         self._last_error: Exception | None = None
@@ -104,7 +104,7 @@ class AudioDecoder:
         self._container.close()
 
     def seek(self, start_s: float) -> float | None:
-        """Move on to a moment before iterating; what is heard first after a jump may be damaged.
+        """Move on to a moment before iterating; what is decoded first after a jump may be damaged.
 
         Returns when the first sample will be, at `start_s` or before; None where the format has no
         way to tell: this decoder is of no use then, open another one.
@@ -208,7 +208,7 @@ class AudioDecoder:
                 break
             except IndexError:
                 # A stream began in mid-file (broadcasts, Flash); PyAV looks it up among those of
-                # the start. It is another one than ours, and asked anew PyAV passes it over.
+                # the start. It is another one than ours, and asked again PyAV passes it over.
                 self._file.check()
                 failures += 1
             except av.error.FFmpegError as error:

@@ -12,7 +12,7 @@ from corpus_asr.audio.vad import (
     Probabilities,
     Samples,
     SileroDetector,
-    listen_again,
+    score_again,
     speech_runs,
     speech_spans,
     true_runs,
@@ -33,7 +33,7 @@ MAX_MAGNITUDE = np.float32(2**31)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AudioPart:
-    """A stretch of one recording."""
+    """A span of one recording."""
 
     start_sample: int
     """Where the part starts in the recording."""
@@ -74,15 +74,15 @@ class PartCutter:
         self._chunks.append(np.where(broken, np.float32(0.0), samples))
         self._num_buffered += samples.size
         if self._detector is not None:
-            heard = self._detector.feed(self._chunks[-1])
-            self._probabilities = np.concatenate([self._probabilities, heard])
+            added = self._detector.feed(self._chunks[-1])
+            self._probabilities = np.concatenate([self._probabilities, added])
         return self._complete_parts()
 
     def finish(self) -> Iterator[AudioPart]:
         """Declare the recording over; the iterator yields the rest, nothing if it was empty."""
         if self._detector is not None:
-            heard = self._detector.finish()
-            self._probabilities = np.concatenate([self._probabilities, heard])
+            added = self._detector.finish()
+            self._probabilities = np.concatenate([self._probabilities, added])
         return self._last_parts()
 
     def _last_parts(self) -> Iterator[AudioPart]:
@@ -97,8 +97,8 @@ class PartCutter:
         ):
             probabilities = self._heard_well(num_steps * STEP_SAMPLES)
             cut = self._find_cut(num_steps, probabilities)
-            heard = None if probabilities is None else probabilities[:cut]
-            yield self._take(cut * STEP_SAMPLES, heard, last=False)
+            before_cut = None if probabilities is None else probabilities[:cut]
+            yield self._take(cut * STEP_SAMPLES, before_cut, last=False)
 
     def _buffer(self) -> Samples:
         if len(self._chunks) != 1:
@@ -108,7 +108,7 @@ class PartCutter:
     def _heard_well(self, num_samples: int) -> Probabilities | None:
         if self._detector is None:
             return None
-        return listen_again(
+        return score_again(
             self._detector,
             self._buffer()[:num_samples],
             self._probabilities[: -(-num_samples // STEP_SAMPLES)],
@@ -173,16 +173,16 @@ def _step_power(samples: Samples) -> Probabilities:
 # One window may hold a jingle, an advertisement or a quotation; with three the language wins that
 # is spoken most of the time.
 _MOST_WINDOWS = 3
-# In a short stretch the first window is most of it.
+# In a short span the first window is most of it.
 _S_PER_WINDOW = 90.0
 
 
 def language_window_starts(
     speech: Sequence[tuple[float, float]] | None, *, start_s: float, end_s: float
 ) -> list[float]:
-    """Spread up to three windows over a stretch, the first one where its decoding starts.
+    """Spread up to three windows over a span, the first one where its decoding starts.
 
-    All but the first lie inside the stretch; none overlap. Features are cut and decoded there.
+    All but the first lie inside the span; none overlap. Features are cut and decoded there.
     """
     first_s = _next_speech(speech, start_s)
     starts = [start_s if first_s is None else first_s]

@@ -333,7 +333,7 @@ def refused_container(file: Any) -> str | None:
     file.seek(0)
     try:
         av.logging.set_level(av.logging.ERROR)
-        av.logging.set_skip_repeated(False)  # else refusals of earlier files are told here
+        av.logging.set_skip_repeated(False)  # else refusals of earlier files are logged here
         with av.logging.Capture(local=True) as messages:
             open_limited(file).close()
     except (av.error.FFmpegError, ValueError):

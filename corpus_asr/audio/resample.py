@@ -53,7 +53,7 @@ def mono_shares(names: Sequence[str]) -> Shares:
     """
     known = all(name in _MONO_SHARES for name in names)
     shares = np.array([_MONO_SHARES[name] if known else 1.0 for name in names], dtype=np.float32)
-    if not shares.any():  # a lone subwoofer is still all there is to hear
+    if not shares.any():  # a lone subwoofer is still all there is
         shares[:] = 1.0
     total: np.float32 = shares.sum()
     normalised: Shares = shares / total
@@ -87,7 +87,7 @@ class MonoMixer:
 class EachChannel:
     """Keep every channel in its row, with as many rows as the recording began with.
 
-    A later stretch may have other channels: missing ones are silent, and those beyond the last row
+    A later span may have other channels: missing ones are silent, and those beyond the last row
     are mixed into it.
     """
 
@@ -110,14 +110,14 @@ def row_maker(channels: Channels, names: Sequence[str], *, num_rows: int) -> Row
     """Choose how blocks with these channels become the rows asked for."""
     if channels == "each":
         return EachChannel(num_rows, names)
-    # A stretch of audio that lacks the one channel asked for is mixed, so that nothing is lost.
+    # A span of audio that lacks the one channel asked for is mixed, so that nothing is lost.
     if channels == "mix" or channels >= len(names):
         return MonoMixer(names)
     return lambda block: block[channels : channels + 1]
 
 
 def _power(row: Samples) -> float:
-    # About the mean: a constant offset is nothing to hear.
+    # About the mean: a constant offset is inaudible.
     if not row.size:
         return 0.0
     mean = float(row.mean(dtype=np.float64))
@@ -157,7 +157,7 @@ _SAMPLE_TYPES: dict[str, tuple[type[np.generic], float]] = {
 
 
 class Run:
-    """A stretch of frames with the same rate, sample format and channels, on its way to rows.
+    """A span of frames with the same rate, sample format and channels, on its way to rows.
 
     The first frame, with which later ones must agree, is not fed yet. `num_rows` is how many rows
     the whole recording has.

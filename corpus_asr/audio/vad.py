@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float32
 from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 
-# Silero at 16 kHz (`silero_vad/sequence_vad.py`): a step is heard with the end of the one before.
+# Silero at 16 kHz (`silero_vad/sequence_vad.py`): a step is scored with the end of the one before.
 STEP_SAMPLES = 512  # 32 ms
 CONTEXT_SAMPLES = 64
 STATE_SHAPE = (1, 1, 128)
 
-# Steps per call of the network. Always the same stretches of the recording, so that probabilities
+# Steps per call of the network. Always the same spans of the recording, so that probabilities
 # do not depend on how it was chunked; from 32 steps on the speed does not change.
 BLOCK_STEPS = 64  # 2 s
 BLOCK_SAMPLES = BLOCK_STEPS * STEP_SAMPLES
@@ -32,18 +32,18 @@ MIN_SPEECH_S = 0.25  # Silero's own; a tone's onset may look like speech for 160
 # digit in ten that fills its file. What is below 100 ms holds no word.
 MIN_SPEECH_AT_END_S = 0.1
 
-# The second hearing: of pauses at least this long, and of all that is quieter than this peak.
+# Scored a second time: pauses at least this long, and of all that is quieter than this peak.
 PAUSE_S = 1.0
 QUIET_PEAK = 0.06
 LEVEL_REACH_S = 3.0  # a click brings the level down no further than this
 LEVEL_TARGET = 0.5  # peak
-# Nothing is heard below this peak: a third of the smallest step of 16 bits.
+# Nothing is speech below this peak: a third of the smallest step of 16 bits.
 QUIETEST_PEAK = 1e-5
 PIECE_STEPS = 15 * BLOCK_STEPS  # 30.72 s at a time; bounds memory
 # Silence before and after a piece: a word that fills its file is missed without it.
 LEAD_STEPS = 16  # 0.5 s
 # Before longer audio, silence would be wrong: noise or hum that sets in sounds like speech for a
-# third of a second. What precedes is heard instead, or the piece's own beginning backwards.
+# third of a second. What precedes is scored instead, or the piece's own beginning backwards.
 LONG_STEPS = 5 * SAMPLE_RATE_HZ // STEP_SAMPLES
 WARM_UP_STEPS = 32  # 1 s
 # A run that is found only at an even level must get here: a crowd's murmur reaches 0.74.
@@ -70,7 +70,7 @@ class _Memory:
 class SileroDetector:
     """Speech probabilities of one recording at a time, as it streams by.
 
-    Samples must be finite. Feeding chunks of any size gives the same probabilities as `hear` gives
+    Samples must be finite. Feeding chunks of any size gives the same probabilities as `score` gives
     for the whole recording. About 550 times real time on one core.
     Source: `silero_vad/sequence_vad.py` (silero-vad 6.2); equal to it bit for bit.
     """
@@ -105,7 +105,7 @@ class SileroDetector:
         self.reset()
         return probabilities
 
-    def hear(self, samples: Samples) -> Probabilities:
+    def score(self, samples: Samples) -> Probabilities:
         """Return all probabilities of one array; does not touch the recording being fed."""
         return self._hear(samples, _Memory())
 
@@ -218,7 +218,7 @@ def speech_spans(
     return spans
 
 
-def listen_again(
+def score_again(
     detector: SileroDetector,
     samples: Samples,
     probabilities: Probabilities,
@@ -230,7 +230,7 @@ def listen_again(
     """Raise the probabilities of quiet speech.
 
     The network needs speech within about 20 dB of full scale. What is quieter, and pauses without
-    a span (everything, if there is no span), are heard again at an even level; the larger
+    a span (everything, if there is no span), are scored again at an even level; the larger
     probability counts. In recordings of ordinary level this is a few percent of the audio.
     """
     spans = speech_spans(
@@ -248,8 +248,8 @@ def listen_again(
             before = min(WARM_UP_STEPS, start - first)
             piece = samples[(start - before) * STEP_SAMPLES : steps.stop * STEP_SAMPLES]
             mirrored = WARM_UP_STEPS if before == 0 and last - first >= LONG_STEPS else 0
-            heard = _hear_loud(detector, piece, mirrored_steps=mirrored)
-            raised[steps] = np.maximum(raised[steps], _sure(heard)[before:])
+            scores = _score_raised(detector, piece, mirrored_steps=mirrored)
+            raised[steps] = np.maximum(raised[steps], _sure(scores)[before:])
     return raised
 
 
@@ -274,7 +274,9 @@ def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
     return [(start, end) for start, end in zip(starts, ends, strict=True) if end > start]
 
 
-def _hear_loud(detector: SileroDetector, samples: Samples, *, mirrored_steps: int) -> Probabilities:
+def _score_raised(
+    detector: SileroDetector, samples: Samples, *, mirrored_steps: int
+) -> Probabilities:
     num_steps = -(-samples.size // STEP_SAMPLES)
     centred = samples - samples.mean()
     if np.abs(centred).max() < QUIETEST_PEAK:
@@ -282,9 +284,9 @@ def _hear_loud(detector: SileroDetector, samples: Samples, *, mirrored_steps: in
     even = even_level(centred)
     silence = np.zeros(LEAD_STEPS * STEP_SAMPLES, dtype=np.float32)
     lead = even[: mirrored_steps * STEP_SAMPLES][::-1] if mirrored_steps else silence
-    heard = detector.hear(np.concatenate([lead, even, silence]))
+    scores = detector.score(np.concatenate([lead, even, silence]))
     lead_steps = lead.size // STEP_SAMPLES
-    return heard[lead_steps : lead_steps + num_steps]
+    return scores[lead_steps : lead_steps + num_steps]
 
 
 def _loudest_near(samples: Samples) -> Probabilities:

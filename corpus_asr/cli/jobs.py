@@ -263,9 +263,10 @@ def plan(
         _print_settings(list(settings_of(settings)))
         store = OutputStore.of(settings.output)
         # Weights are large; they matter here only where results of the same ones may lie.
-        begun = bool(store.names(OUTCOMES_FOLDER))
-        checkpoint = fetch_checkpoints(settings, hashed=begun)
-        drawn = make_plan(settings, store, model_revision=checkpoint.fingerprint if begun else None)
+        started = bool(store.names(OUTCOMES_FOLDER))
+        checkpoint = fetch_checkpoints(settings, hashed=started)
+        revision = checkpoint.fingerprint if started else None
+        drawn = make_plan(settings, store, model_revision=revision)
         try:
             _print_plan(drawn, store.uri)
             if check:

@@ -45,7 +45,7 @@ class Settings(BaseModel):
         field = cls.model_fields[info.field_name or ""]
         items = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, bool) for item in items) and not admits_bool(field.annotation):
-            raise AssertionError("found a boolean")  # told as a value of the wrong type
+            raise AssertionError("found a boolean")  # reported as a value of the wrong type
         return value
 
 

@@ -77,7 +77,7 @@ class SlotBatch:
         self, slots: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]
     ) -> None:
         """Put the jobs' encoded windows into `slots`; they stay until the next fill."""
-        num_frames = frames_heard(jobs)
+        num_frames = frames_encoded(jobs)
         self._heard_short |= num_frames is not None
         self.model.fill(self._state, slots, encoded, num_frames=num_frames)
 
@@ -299,7 +299,9 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
             features = [torch.from_numpy(jobs[row].features) for row in missing]
             # In their own type, mostly half as wide, until they are there.
             stacked = upload_stack(features, model.device).to(model.dtype)
-            encoded = model.encode(stacked, num_frames=frames_heard([jobs[row] for row in missing]))
+            encoded = model.encode(
+                stacked, num_frames=frames_encoded([jobs[row] for row in missing])
+            )
             if not rows:
                 return encoded
             rows.update(zip(missing, encoded, strict=True))
@@ -312,11 +314,11 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
         return torch.stack([rows[row] for row in range(len(jobs))])
 
 
-def frames_heard(jobs: Sequence[Job]) -> list[int] | None:
-    """The frames of each job's window that are heard; None where all are."""
+def frames_encoded(jobs: Sequence[Job]) -> list[int] | None:
+    """The frames of each job's window that are encoded; None where all are."""
     whole = [job.features.shape[1] for job in jobs]
-    heard = [job.num_frames or frames for job, frames in zip(jobs, whole, strict=True)]
-    return None if heard == whole else heard
+    frames = [job.num_frames or all_frames for job, all_frames in zip(jobs, whole, strict=True)]
+    return None if frames == whole else frames
 
 
 def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:

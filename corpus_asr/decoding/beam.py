@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.batch import frames_heard, pad_prompts, token_scores
+from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
 from corpus_asr.decoding.device import FinishedFlags, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
@@ -191,7 +191,7 @@ class BeamBatch:
     ) -> None:
         """Put the jobs' encoded windows into `places`; they stay until the next fill."""
         firsts = [place * self.num_beams for place in places]
-        self.model.fill(self._state, firsts, encoded, num_frames=frames_heard(jobs))
+        self.model.fill(self._state, firsts, encoded, num_frames=frames_encoded(jobs))
 
     @torch.inference_mode()
     def admit(self, places: Sequence[int], jobs: Sequence[WindowJob]) -> None:

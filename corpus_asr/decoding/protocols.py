@@ -43,7 +43,7 @@ class SlotModel(Protocol):
 
     @property
     def frame_step(self) -> int:
-        """Windows are heard up to any multiple of so many frames: 1 for all lengths."""
+        """Windows are encoded up to any multiple of so many frames: 1 for all lengths."""
 
     @property
     def has_encoder(self) -> bool:
@@ -61,9 +61,9 @@ class SlotModel(Protocol):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows; of each the first `num_frames` are heard, as if there were no more.
+        """Encode whole windows; of each the first `num_frames` are used, as if there were no more.
 
-        None hears them all. What is returned has the shape of whole windows either way.
+        None uses them all. What is returned has the shape of whole windows either way.
         """
 
     def fill(
@@ -241,7 +241,7 @@ class _HeardWindow:
     window: tuple[int, ...]
     """Names the window among its task's jobs; a job like the one before reuses its encoding."""
     num_frames: int | None = None
-    """Frames of the window that are heard, a multiple of `SlotModel.frame_step`; None for all."""
+    """Frames of the window that are encoded, a multiple of `SlotModel.frame_step`; None for all."""
     encoded: Float[Tensor, "pos width"] | None = None
     """The encoder's output, where the caller has it already; `features` are then read only by an
     assistant that listens for itself."""
@@ -348,10 +348,10 @@ def check_job(job: Job, model: SlotModel) -> None:
             f"decoding an encoded window: found shape {tuple(job.encoded.shape)}, expected "
             f"{model.window_shape} (positions, width); encode it with this very model"
         )
-    heard, whole, step = job.num_frames, job.features.shape[1], model.frame_step
-    if heard is not None and (not 0 < heard <= whole or heard % step):
+    frames, whole, step = job.num_frames, job.features.shape[1], model.frame_step
+    if frames is not None and (not 0 < frames <= whole or frames % step):
         raise ValueError(
-            f"hearing {heard} frames of a window: expected a multiple of "
+            f"encoding {frames} frames of a window: expected a multiple of "
             f"{step}, at most {whole}; correct num_frames"
         )
     if isinstance(job, WindowJob):

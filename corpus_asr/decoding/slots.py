@@ -141,7 +141,7 @@ class SearchQueue:
 
     Whatever leaves a method for want of memory, every task is in exactly one place or queue, and
     has not been sent the result of its present job: `empty` then gives all that are to be started
-    anew.
+    again.
     """
 
     def __init__(self, batch: SlotBatch | BeamBatch, scheduler: "SlotScheduler") -> None:
@@ -234,7 +234,7 @@ class SearchQueue:
             self._statistics.encoder_batches += 1
 
     def _finish(self) -> None:
-        # A task that asks for the same window again keeps its place: nothing is filled anew.
+        # A task that asks for the same window again keeps its place: nothing is filled again.
         while ended := self._ended():
             with self._statistics.timing("wait_s"):
                 results = self._batch.collect(ended)
@@ -351,7 +351,7 @@ class SlotScheduler:
         self._search = Search(num_beams=num_beams)
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
-        self._stranded: deque[Running] = deque()  # tasks whose queue is to be made anew
+        self._stranded: deque[Running] = deque()  # tasks whose queue is to be made again
         # The first queue is allocated now, so that too little memory shows before any work.
         self._halve_while_needed(self._settle)
 
@@ -444,7 +444,7 @@ class SlotScheduler:
             self._stranded.extend(queue.empty())
 
     def queue_of(self, job: Job) -> SearchQueue:
-        """Return the queue of a job's search, made anew if need be."""
+        """Return the queue of a job's search, made again if need be."""
         return self._search_queue(job.search if isinstance(job, WindowJob) else Search())
 
     def _search_queue(self, search: Search) -> SearchQueue:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.batch import SlotBatch, encode_windows, frames_heard
+from corpus_asr.decoding.batch import SlotBatch, encode_windows, frames_encoded
 from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
 
@@ -38,11 +38,11 @@ class SpeculativeBatch(SlotBatch):
     def fill(
         self, places: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]
     ) -> None:
-        """Put the jobs' windows into `places`, as each model hears them; they stay until then."""
+        """Put the jobs' windows into `places`, as each model encodes them; they stay until then."""
         super().fill(places, jobs, encoded)
         if self.assistant.has_encoder:
             encoded = encode_windows(self.assistant, [replace(job, encoded=None) for job in jobs])
-        num_frames = frames_heard(jobs)
+        num_frames = frames_encoded(jobs)
         self.assistant.fill(self._assistant_state, places, encoded, num_frames=num_frames)
 
     @torch.inference_mode()

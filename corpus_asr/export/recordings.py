@@ -135,7 +135,8 @@ class Index:
     """The recordings of an output folder, sorted by URI.
 
     `recordings` has recording_id, uri, size_bytes and etag (of what was transcribed), duration_s,
-    language, failed (a part did), heard (a part did not), complete (all parts are there), segments.
+    language, failed (a part did), succeeded (a part did not), complete (no part is missing), and
+    segments.
     """
 
     def __init__(self, recordings: pa.Table, parts: pa.Table, names: Sequence[str]) -> None:
@@ -236,10 +237,10 @@ def _refuse_others(store: OutputStore, named: Iterable[str | None], rows: PartRo
 def _recordings(parts: pa.Table, complete_ids: pa.Array) -> pa.Table:
     parts = parts.filter(parts["counts"])
     failed = pc.equal(parts["status"], "failed")
-    table = parts.append_column("failed", failed).append_column("heard", pc.invert(failed))
+    table = parts.append_column("failed", failed).append_column("succeeded", pc.invert(failed))
     kinds = {
         "uri": "first", "size_bytes": "first", "etag": "first", "part_end_s": "max",
-        "failed": "any", "heard": "any", "segments_written": "sum",
+        "failed": "any", "succeeded": "any", "segments_written": "sum",
     }  # fmt: skip
     groups = table.group_by("recording_id", use_threads=False).aggregate(list(kinds.items()))
     ids = groups["recording_id"]
@@ -310,7 +311,7 @@ class Selection:
 def chosen(index: Index, selection: Selection) -> np.ndarray:
     """Return a mask of the selected recordings, as far as outcomes tell."""
     table = index.recordings
-    wanted: np.ndarray = table["heard"].to_numpy().copy()
+    wanted: np.ndarray = table["succeeded"].to_numpy().copy()
     if not selection.partial:
         wanted &= table["complete"].to_numpy()
     if selection.uris:

@@ -202,10 +202,10 @@ def export(
         )
     index = read_index(store)
     table = index.recordings
-    heard, complete = (table[name].to_numpy() for name in ("heard", "complete"))
+    succeeded, complete = (table[name].to_numpy() for name in ("succeeded", "complete"))
     summary = ExportSummary(
         to=redact_uri(to),
-        failed=int((~heard & complete).sum()),
+        failed=int((~succeeded & complete).sum()),
         unfinished=0 if selection.partial else int((~complete).sum()),
     )
     columns = _columns(options.formats)

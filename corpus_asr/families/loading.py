@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
             f"choosing a device: found {name!r}, expected auto, cpu, cuda or cuda:N; correct it"
         )
     available, why = _cuda()
-    # A CUDA build that falls back is told: hours on a CPU are seldom what was meant.
+    # A CUDA build that falls back is logged: hours on a CPU are seldom what was meant.
     if name == "auto" and not available:
         if why and torch.version.cuda is not None:
             logger.warning("the model works on the CPU, since CUDA cannot be used%s", why)

@@ -96,11 +96,11 @@ class ModelConfig(OpenSettings):
     problem_type: str | None = None
     """Loss of audio classification; None means regression for one class, else single label."""
     return_dict: bool = True
-    """Whether networks return values by name, not plain tuples, unless told otherwise."""
+    """Whether networks return values by name, not plain tuples, by default."""
     output_attentions: bool = False
-    """Whether they return attention weights unless told otherwise."""
+    """Whether they return attention weights by default."""
     output_hidden_states: bool = False
-    """Whether they return the states after every layer unless told otherwise."""
+    """Whether they return the states after every layer by default."""
     architectures: tuple[str, ...] | None = None
     """Class that saved the checkpoint."""
     dtype: str | None = None
@@ -292,7 +292,7 @@ class EncoderDecoderConfig(ModelConfig):
     """Probability of leaving out an encoder layer in training."""
     decoder_layerdrop: Probability = 0.0
     use_cache: bool = True
-    """Whether the decoder returns its keys and values unless told otherwise."""
+    """Whether the decoder returns its keys and values by default."""
     is_encoder_decoder: bool = True
     attention_dropout: Probability = 0.0
     activation_dropout: Probability = 0.0

@@ -43,7 +43,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFeatures:
-    """What the model hears of one part of a recording."""
+    """What the model gets of one part of a recording."""
 
     values: Float16[np.ndarray, "frame mel"]
     """One row per 10 ms; the rows that hold `pad_value` throughout are left out at the end."""

@@ -285,8 +285,8 @@ def measured(
     # Channels in a fixed order, so that the same run gives the same data set.
     for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
         segments = channels[channel]
-        heard = [each.text for each in others.get(channel, [])] if other else None
-        disagreements = _rates(segments, heard, recording.language)
+        texts = [each.text for each in others.get(channel, [])] if other else None
+        disagreements = _rates(segments, texts, recording.language)
         wers = _rates(segments, [reference.text] if reference else None, language)
         for segment, disagreement, wer in zip(segments, disagreements, wers, strict=True):
             words = _words(segment.text, segment.language or recording.language)
@@ -312,7 +312,7 @@ def hash_of(words: str) -> int:
 
 
 def listed_hashes(texts: Iterable[str]) -> frozenset[int]:
-    """Return the hashes of texts to be told apart, whatever language they are found in."""
+    """Return the hashes of texts to be distinguished, whatever language they are found in."""
     return frozenset(
         # Normalized as English, by characters, and as any other language.
         hash_of(" ".join(_words(text, language)))

@@ -103,11 +103,11 @@ def summarise(
 ) -> Labelled:
     """Put the numbers together."""
     # A recording of which all parts failed is complete, too.
-    heard, complete = (index.recordings[name].to_numpy() for name in ("heard", "complete"))
-    done = heard & complete
+    succeeded, complete = (index.recordings[name].to_numpy() for name in ("succeeded", "complete"))
+    done = succeeded & complete
     return Labelled(
         recordings=int(done.sum()),
-        failed=int((~heard & complete).sum()),
+        failed=int((~succeeded & complete).sum()),
         unfinished=int((~complete).sum()),
         audio_s=float(index.recordings["duration_s"].to_numpy()[done].sum()),
         rules=rules,

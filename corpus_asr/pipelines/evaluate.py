@@ -119,7 +119,7 @@ def _hypotheses(
     for _, recording in recordings(store, index, wanted, selection, columns=WORD_COLUMNS):
         yield recording.recording_id, _of(recording)
     # A failed recording counts as silence: a run must not look better for what it left out.
-    failed = ours & table["complete"].to_numpy() & ~table["heard"].to_numpy()
+    failed = ours & table["complete"].to_numpy() & ~table["succeeded"].to_numpy()
     for identity in table["recording_id"].filter(pa.array(failed)).to_pylist():
         yield identity, Hypothesis(text="", language=None, duration_s=0.0, failed=True)
 

@@ -53,8 +53,8 @@ def run(
     `show` is given the night once it was reported, also one that broke off.
 
     Raises:
-        LockedError: another run is at work on the output folder; nothing was done or told.
-        CorpusAsrError: what `driver.run` raises, after it was told.
+        LockedError: another run is at work on the output folder; nothing was done or reported.
+        CorpusAsrError: what `driver.run` raises, after it was reported.
     """
     if config.pipeline == PSEUDO_LABEL:
         raise ConfigError(
@@ -68,11 +68,11 @@ def run(
         # A night that died with the lock must not keep later ones from working.
         with Lock(store, attempt.run_id, steal=True, say=say, timing=timing) as lock:
             attempt.work(lock, local=local, progress=progress)
-            night = attempt.told(None)
+            night = attempt.night(None)
     except LockedError:
         raise
     except (Exception, KeyboardInterrupt) as error:
-        show(attempt.told(error))
+        show(attempt.night(error))
         raise
     show(night)
     return night
@@ -85,7 +85,7 @@ class _Attempt:
     config: RunConfig
     store: OutputStore
     run_id: str = field(default_factory=new_run_id)
-    begun: datetime.datetime = field(default_factory=lambda: datetime.datetime.now().astimezone())
+    started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now().astimezone())
     begun_s: float = field(default_factory=time.monotonic)
     alone: frozenset[str] = frozenset()
     """Recordings that failed too often before this night."""
@@ -119,7 +119,7 @@ class _Attempt:
     def _spent(self, failing: list[Failing]) -> list[Failing]:
         return [one for one in failing if one.tries > self.config.nightly.retry_nights]
 
-    def told(self, error: BaseException | None) -> Night:
+    def night(self, error: BaseException | None) -> Night:
         nightly = self.config.nightly
         folder = nightly.summaries or join(self.config.output.uri, SUMMARIES_FOLDER)
         summaries = OutputStore(folder, endpoint_url=self.config.output.endpoint_url)
@@ -148,12 +148,12 @@ class _Attempt:
         audio_s = summary.processed_audio_s if summary else 0.0
         left = summary.remaining if summary else plan.num_remaining if plan else 0
         return Night(
-            date=self.begun.date().isoformat(),
+            date=self.started.date().isoformat(),
             output=redact_uri(self.store.uri),
             run_id=self.run_id,
             state=_state(left, error),
             error=None if error is None else _words(error),
-            started_at=self.begun.isoformat(timespec="seconds"),
+            started_at=self.started.isoformat(timespec="seconds"),
             ended_at=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             wall_s=wall_s,
             listed=plan.num_files if plan else 0,

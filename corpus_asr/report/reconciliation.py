@@ -96,15 +96,15 @@ def reconcile(
     Of the outcomes `committed`, `parts` count; `folded` are these by recording; `written` has
     `recording_id` and `rows_sum`, the rows in the segments table.
     """
-    begun, num_listed, waiting, unlisted = folded, None, 0, 0
+    started, num_listed, waiting, unlisted = folded, None, 0, 0
     problems: list[str] = []
     if listing is not None:
         rows = pa.chunked_array([batch["recording_id"] for batch in listing], pa.string())
         ids = pc.unique(rows)
         num_listed = len(ids)
-        begun = folded.filter(pc.is_in(folded["recording_id"], value_set=ids))
-        waiting = num_listed - begun.num_rows
-        unlisted = folded.num_rows - begun.num_rows
+        started = folded.filter(pc.is_in(folded["recording_id"], value_set=ids))
+        waiting = num_listed - started.num_rows
+        unlisted = folded.num_rows - started.num_rows
         if repeated := len(rows) - num_listed:
             problems.append(f"listed more than once: {counted(repeated, 'file')}")
     # A part is named by its recording and number: twice among those that count is never right.
@@ -114,11 +114,11 @@ def reconcile(
     problems += _segment_problems(committed, written)
     if recordings is not None:
         problems += _recordings_problems(folded, recordings)
-    processed = int(sum_of(begun["processed"]))
+    processed = int(sum_of(started["processed"]))
     return Accounting(
         listed=num_listed,
         processed=processed,
-        unfinished=begun.num_rows - processed,
+        unfinished=started.num_rows - processed,
         waiting=waiting,
         unlisted=unlisted,
         superseded_parts=committed.num_rows - parts.num_rows,

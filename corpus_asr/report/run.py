@@ -227,8 +227,8 @@ def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
     # Names begin with the nanosecond of the commit.
     made_ns = max(names).rpartition("/")[2].partition("-")[0]
     try:
-        begun = datetime.datetime.strptime(run_id.partition("-")[0], _RUN_ID_TIME)
-        wall_s = int(made_ns) / 1e9 - begun.replace(tzinfo=datetime.UTC).timestamp()
+        started = datetime.datetime.strptime(run_id.partition("-")[0], _RUN_ID_TIME)
+        wall_s = int(made_ns) / 1e9 - started.replace(tzinfo=datetime.UTC).timestamp()
     except ValueError:
         # Rows another program wrote, or an ID of another version: the time is not known.
         return None

@@ -68,7 +68,7 @@ class Checkpoint:
 
     @cached_property
     def language_ids(self) -> Mapping[str, int] | None:
-        """Token of each language; empty if English-only, None if languages are not told apart."""
+        """Token of each language; empty if English-only, None if the family has none."""
         tokenizer = resolve(self.family.tokenizer).from_pretrained(self.folder)
         return getattr(tokenizer, "language_ids", None)
 

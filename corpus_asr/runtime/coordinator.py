@@ -1,7 +1,7 @@
 """What the workers of a run on Ray share: counts, metrics, requests to stop, and deaths.
 
-One actor per run counts results and remembers which parts were begun; without its answer work
-goes on. Parts that were begun in a worker that died are tried again alone, so that the next death
+One actor per run counts results and remembers which parts were started; without its answer work
+goes on. Parts that were started in a worker that died are tried again alone, so that the next death
 names the culprit, and one that has seen too many deaths becomes a failure row of kind `poison`.
 """
 
@@ -137,7 +137,7 @@ def _counts(tally: Tally, activity: Activity) -> dict[str, float]:
 
 
 class RunCoordinator:
-    """The actor. A part that was begun and never ended was in an actor that died."""
+    """The actor. A part that was started and never ended was in an actor that died."""
 
     def __init__(self) -> None:
         self._tally = Tally()
@@ -170,7 +170,7 @@ class RunCoordinator:
         return self._tally
 
     def unfinished(self, parts: Iterable[PartKey]) -> list[int]:
-        """Return how often each part was begun without an end."""
+        """Return how often each part was started without an end."""
         return [self._begun[part] for part in parts]
 
     def begin(self, parts: Iterable[PartKey]) -> None:
@@ -189,7 +189,7 @@ class RunCoordinator:
         self._stopping = True
 
     def stopping(self) -> bool:
-        """Return whether nothing new is to be begun."""
+        """Return whether nothing new is to be started."""
         return self._stopping
 
     def replace(self, why: str) -> bool:
@@ -219,7 +219,7 @@ def start_coordinator() -> Any:
 
 
 class Reporter(threading.Thread):
-    """Sends a worker's counts to the coordinator every few seconds, and when told to."""
+    """Sends a worker's counts to the coordinator every few seconds, and on request."""
 
     def __init__(self, coordinator: Any, read: Callable[[], Activity]) -> None:
         super().__init__(name="report-activity", daemon=True)
@@ -247,7 +247,7 @@ class CoordinatorClient:
         self._asked_s = float("-inf")
 
     def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
-        """Return how often each part was begun without an end; 0 where that is not known."""
+        """Return how often each part was started without an end; 0 where that is not known."""
         counts: list[int] | None = self._ask("unfinished", parts)
         return [0] * len(parts) if counts is None else counts
 
@@ -260,7 +260,7 @@ class CoordinatorClient:
         self._ask("end", parts)
 
     def stopping(self) -> bool:
-        """Return whether nothing new is to be begun; asks at most once a second."""
+        """Return whether nothing new is to be started; asks at most once a second."""
         if not self._stopping and time.monotonic() - self._asked_s >= ASK_EVERY_S:
             self._asked_s = time.monotonic()
             self._stopping = bool(self._ask("stopping"))

@@ -168,8 +168,8 @@ def train_together(
     It runs in this process's folder where the machine has it, so that relative paths mean the same.
 
     Raises:
-        CorpusAsrError: a process raised it; they are not started anew then.
-        EngineError: they died, and so they did when they were started anew.
+        CorpusAsrError: a process raised it; they are not started again then.
+        EngineError: they died, and so they did when they were started again.
     """
     from ray.train.v2.api.exceptions import TrainingFailedError  # its package imports torch
 

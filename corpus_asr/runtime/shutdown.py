@@ -45,7 +45,7 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether nothing new is to be begun."""
+        """Whether nothing new is to be started."""
         return self.signal_number is not None or time.monotonic() >= self._at_s
 
     @property
@@ -89,7 +89,7 @@ def stoppable(
     """Let signals, and the clock at `at` by `time.monotonic()`, end the work in the context.
 
     Outside the main thread signals are not seen. `left` returns how many recordings are not done,
-    which is no error where the time is over; what was begun gets `grace_s` after a signal.
+    which is no error where the time is over; what was started gets `grace_s` after a signal.
     """
     stop = Stop(grace_s, at=at)
 

@@ -78,7 +78,7 @@ class PartExtractor:
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
         """Yield the recording's parts in order; done parts come without their features."""
-        begun = _Begun.now()
+        started = _Begun.now()
         uri = redact_uri(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
@@ -121,11 +121,11 @@ class PartExtractor:
                     channels=decoder.info.channels,
                     header_duration_s=decoder.info.header_duration_s,
                     decode_errors=decoder.decode_errors,
-                    decode_s=now.wall_s - begun.wall_s,
-                    cpu_s=now.cpu_s - begun.cpu_s,
-                    fetch_retries=now.fetch_retries - begun.fetch_retries,
+                    decode_s=now.wall_s - started.wall_s,
+                    cpu_s=now.cpu_s - started.cpu_s,
+                    fetch_retries=now.fetch_retries - started.fetch_retries,
                 )
-                begun = _Begun.now()  # not what the reader took for the part
+                started = _Begun.now()  # not what the reader took for the part
         if part < 0:
             raise DecodeError(
                 f"decoding {uri}: the stream ended without one sample of audio; the file "

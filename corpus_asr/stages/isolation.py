@@ -47,7 +47,7 @@ _ONE_THREAD = dict.fromkeys(
 )
 
 # Not `-m`: that would import this module twice. Not multiprocessing: its children import the
-# parent's `__main__` again, which in a Ray worker or an unguarded script starts everything anew.
+# parent's `__main__` again, which in a Ray worker or an unguarded script starts everything again.
 _CHILD_CODE = (
     "import sys; sys.path[:] = sys.argv[4:]; "
     "from corpus_asr.stages.isolation import serve; serve(*map(int, sys.argv[1:4]))"

@@ -361,8 +361,8 @@ def probably_meant(name: str) -> str | None:
     usable = (*KNOWN_NAMES, *SHORT_NAMES, *_PREFIXED, PACKAGED_CHECKPOINT)
     spellings = {known.partition("/")[2]: known for known in KNOWN_NAMES}  # without the owner
     spellings |= {known: known for known in usable}
-    begun = [known for known in KNOWN_NAMES if known.startswith(typed)]
-    near = difflib.get_close_matches(typed, spellings, n=1, cutoff=_ALIKE) or begun
+    started = [known for known in KNOWN_NAMES if known.startswith(typed)]
+    near = difflib.get_close_matches(typed, spellings, n=1, cutoff=_ALIKE) or started
     meant = spellings[near[0]] if near else None
     return None if meant == name else meant
 

@@ -42,7 +42,7 @@ class _Window:
     start: int
     end: int
     content_end: int
-    """Audio goes on after `end` to here, and is heard too where it fits."""
+    """Audio goes on after `end` to here, and is encoded too where it fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

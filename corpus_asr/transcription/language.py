@@ -12,7 +12,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.whisper_prompt import PromptFormat
-from corpus_asr.transcription.windows import Language, PartRequest, frames_to_hear
+from corpus_asr.transcription.windows import Language, PartRequest, frames_to_encode
 from corpus_asr.units import WINDOW_FRAMES
 
 LanguageWindow = tuple[tuple[int, ...], Float16[np.ndarray, "mel frame"], int | None]
@@ -113,8 +113,8 @@ def _own_windows(part: PartRequest, padding_s: float | None) -> list[LanguageWin
         start = part.frame(start_s)
         # The seek loop's first window is the same one unless it is filled up otherwise.
         same = part.fits_one_window or start + WINDOW_FRAMES <= end
-        # What other parts are to agree on is heard whole: they do not know where its audio ends.
-        frames = frames_to_hear(end - start, padding_s) if part.fits_one_window else None
+        # What other parts are to agree on is encoded whole: they do not know where its audio ends.
+        frames = frames_to_encode(end - start, padding_s) if part.fits_one_window else None
         name = start, end if same else -1
         windows.append((name, part.window_in_silence(start, end), frames))
     return windows

@@ -42,7 +42,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSpan:
-    """A stretch of a window's tokens, by position, with times from the window's start."""
+    """A span of a window's tokens, by position, with times from the window's start."""
 
     first: int
     stop: int
@@ -116,13 +116,16 @@ class LongFormRules(DecodingRules, Generic[S]):
     def features(self, seek: int, end: int) -> Float[np.ndarray, "mel frame"]:
         """Cut a whole window, filled up after its content."""
 
-    def frames_heard(self, content_frames: int) -> int | None:
-        """Frames of a window that the encoder hears; None for all."""
+    def frames_encoded(self, content_frames: int) -> int | None:
+        """Frames of a window that are encoded; None for all."""
         return None
 
     @abstractmethod
     def language(
-        self, name: tuple[int, int], features: Float[np.ndarray, "mel frame"], heard: int | None
+        self,
+        name: tuple[int, int],
+        features: Float[np.ndarray, "mel frame"],
+        num_frames: int | None,
     ) -> Steps[Language]:
         """The language of the next window, asked for in it or before."""
 
@@ -173,8 +176,8 @@ class LongFormRules(DecodingRules, Generic[S]):
     def _window(self, number: int, seek: int, end: int) -> Steps[Window]:
         content_frames = min(self.window_frames, end - seek)
         features = self.features(seek, end)
-        heard = self.frames_heard(content_frames)
-        language = yield from self.language((seek, end), features, heard)
+        num_frames = self.frames_encoded(content_frames)
+        language = yield from self.language((seek, end), features, num_frames)
         prompt, start_position = self.prompt(language)
         return Window(
             number=number,
@@ -182,7 +185,7 @@ class LongFormRules(DecodingRules, Generic[S]):
             end=end,
             content_frames=content_frames,
             features=features,
-            num_frames=heard,
+            num_frames=num_frames,
             language=language,
             prompt=prompt,
             start_position=start_position,

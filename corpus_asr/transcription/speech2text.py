@@ -1,6 +1,6 @@
-"""How Speech2Text transcribes one part: a window per stretch of speech, all side by side.
+"""How Speech2Text transcribes one part: a window per span of speech, all side by side.
 
-It has no timestamps, no no-speech token, and neither hears text before a window nor tells languages
+It has no timestamps, no no-speech token, and neither takes text before a window nor tells languages
 apart: settings that ask for such things are refused. A segment has the times of the speech detected
 in its window, since the model knows none; words' times come from its cross-attention.
 """
@@ -227,7 +227,7 @@ class Speech2TextTranscriber:
         """Decode all windows side by side.
 
         The longest come first: windows of one length are then encoded together, and nothing long
-        is begun last.
+        is started last.
         """
         ranges = window_ranges(part, settings, longest_frames=self._prompt_format.window_frames)
         if not ranges:
@@ -274,13 +274,13 @@ class _Rules(OpenAIRules):
         """Give the segments of ranges, one after the other."""
         segments = []
         for start, end in ranges:
-            heard = self._features.window(self.part.features, start, end)
-            if len(heard):  # else it holds no whole frame
-                segment = yield from self._segment(self._window(heard, start, end))
+            content = self._features.window(self.part.features, start, end)
+            if len(content):  # else it holds no whole frame
+                segment = yield from self._segment(self._window(content, start, end))
                 segments += [] if segment is None else [segment]
         return segments
 
-    def _window(self, heard: Float32[np.ndarray, "valid mel"], start: int, end: int) -> Window:
+    def _window(self, content: Float32[np.ndarray, "valid mel"], start: int, end: int) -> Window:
         prompt_format = self._prompt_format
         spoken = self.settings.language
         return Window(
@@ -289,9 +289,10 @@ class _Rules(OpenAIRules):
             content_frames=end - start,
             # Normalized values need no more than float16, which a part's windows wait in.
             features=np.pad(
-                heard.astype(np.float16), ((0, prompt_format.window_frames - len(heard)), (0, 0))
+                content.astype(np.float16),
+                ((0, prompt_format.window_frames - len(content)), (0, 0)),
             ).T,
-            num_frames=len(heard),
+            num_frames=len(content),
             language=Language(code=None if spoken == "auto" else str(spoken), probability=None),
             prompt=prompt_format.prompt(self.settings.target_language),
             max_new_tokens=prompt_format.max_target_positions,

@@ -25,7 +25,7 @@ from corpus_asr.transcription.windows import (
     PartRequest,
     chunk_ranges,
     clip_ranges,
-    frames_to_hear,
+    frames_to_encode,
     holds_the_beginning,
 )
 from corpus_asr.transcription.words import (
@@ -107,7 +107,7 @@ _MAX_TEMPERATURE = 0.5
 
 
 class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
-    """openai-whisper's rules for the windows of stretches of a part.
+    """openai-whisper's rules for the windows of spans of a part.
 
     Source: openai-whisper `transcribe`, with these differences: long silence is jumped over; a
     window may say as many tokens as the decoder holds (as in `transformers`), not half of them; a
@@ -162,17 +162,20 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         cut = self.part.window_in_silence if chunked else self.part.window
         return cut(seek, end)
 
-    def frames_heard(self, content_frames: int) -> int | None:
-        """Hear the content and `padding_s` more."""
-        return frames_to_hear(content_frames, self.settings.padding_s)
+    def frames_encoded(self, content_frames: int) -> int | None:
+        """Encode the content and `padding_s` more."""
+        return frames_to_encode(content_frames, self.settings.padding_s)
 
     def language(
-        self, name: tuple[int, int], features: Float16[np.ndarray, "mel frame"], heard: int | None
+        self,
+        name: tuple[int, int],
+        features: Float16[np.ndarray, "mel frame"],
+        num_frames: int | None,
     ) -> Steps[Language]:
         """Ask in the window where none was found for the part."""
         if self._language is not None:
             return self._language
-        here = [(name, features, heard)]
+        here = [(name, features, num_frames)]
         return (yield from ask_language(here, self._prompt_format, self.settings))
 
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
@@ -214,7 +217,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             if segment is not None:
                 self.segments.append(segment)
                 self._previous.extend(tokens[span.first : span.stop])
-        # As in openai-whisper: after an uncertain window the prompt starts anew.
+        # As in openai-whisper: after an uncertain window the prompt starts again.
         uncertain = (attempt.temperature or 0.0) > _MAX_TEMPERATURE
         if uncertain or not self.settings.condition_on_prev_tokens:
             self._previous.clear()
@@ -271,7 +274,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     def _segment(self, attempt: Attempt, span: TokenSpan, draft: DraftSegment) -> Segment | None:
         result = attempt.result
         text = self.text(draft.tokens)
-        # What lies in the padding after the end of the stretch was never said.
+        # What lies in the padding after the end of the span was never said.
         draft = replace(draft, end_s=min(draft.end_s, self.part.seconds(attempt.window.end)))
         if not text.strip() or draft.start_s >= draft.end_s:
             return None
@@ -319,7 +322,7 @@ def _without_hallucinations(
 ) -> tuple[list[DraftSegment] | None, float | None]:
     """Leave out what looks invented and is surrounded by silence.
 
-    Returns the drafts to keep, or None where the whole window is to be heard again from after its
+    Returns the drafts to keep, or None where the whole window is to be decoded again from after its
     silent beginning; and the recording time to go on at, None where the text decides that.
 
     Source: openai-whisper `transcribe`, `hallucination_silence_threshold`.

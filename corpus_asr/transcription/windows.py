@@ -1,9 +1,9 @@
-"""What is decoded of a part: its windows, the stretches asked for, and where cuts lie.
+"""What is decoded of a part: its windows, the spans asked for, and where cuts lie.
 
 Positions are frames of 10 ms from the start of the part; times in results are recording times.
 
 What fills a window after its content follows the references, since texts hang on it. A recording
-that fits one window is heard as a clip with digital silence after it. The last window of a longer
+that fits one window is encoded as a clip with digital silence after it. The last window of a longer
 one is cut at its last whole frame and filled with 0.0, which no silence looks like.
 """
 
@@ -44,12 +44,12 @@ class Window:
     seek: int
     """Its first frame."""
     end: int
-    """Where the stretch it belongs to ends."""
+    """Where the span it belongs to ends."""
     content_frames: int
     """Frames of audio in it, padding left out."""
     features: Float[np.ndarray, "mel frame"]
     num_frames: int | None
-    """Those that are heard; None for all."""
+    """Those that are encoded; None for all."""
     language: Language
     prompt: tuple[int, ...]
     start_position: int = 0
@@ -141,15 +141,15 @@ class PartRequest:
         return None
 
     def speech_fraction(self, start_s: float, end_s: float) -> float | None:
-        """Share of a stretch that lies in detected speech; None without detection."""
+        """Share of a span that lies in detected speech; None without detection."""
         if self.speech is None:
             return None
         overlaps = (min(end_s, span.end_s) - max(start_s, span.start_s) for span in self.speech)
         return min(1.0, sum(max(0.0, overlap) for overlap in overlaps) / (end_s - start_s))
 
 
-def frames_to_hear(content_frames: int, padding_s: float | None) -> int | None:
-    """Frames of a window that the encoder is to hear: content and padding; None for all.
+def frames_to_encode(content_frames: int, padding_s: float | None) -> int | None:
+    """Frames of a window that are encoded: content and padding; None for all.
 
     They are whole seconds, so that windows come in few lengths.
     """

@@ -21,7 +21,7 @@ from corpus_asr.audio.vad import (
     STEP_SAMPLES,
     SileroDetector,
     even_level,
-    listen_again,
+    score_again,
     speech_runs,
     speech_spans,
     true_runs,
@@ -53,7 +53,7 @@ def oracle_probabilities(samples: np.ndarray) -> np.ndarray:
 
 
 def listened(detector: SileroDetector, samples: np.ndarray, pad_s: float = 0.4) -> np.ndarray:
-    return listen_again(detector, samples, detector.hear(samples), pad_s=pad_s)
+    return score_again(detector, samples, detector.score(samples), pad_s=pad_s)
 
 
 def found(detector: SileroDetector, samples: np.ndarray) -> list[tuple[int, int]]:
@@ -63,7 +63,7 @@ def found(detector: SileroDetector, samples: np.ndarray) -> list[tuple[int, int]
 @pytest.mark.parametrize("num_samples", [0, 1, 511, 512, 513, BLOCK_SAMPLES, 500_001])
 def test_probabilities_equal_the_packages_own(detector: SileroDetector, num_samples: int) -> None:
     samples = sound(32)[:num_samples]
-    assert np.array_equal(detector.hear(samples), oracle_probabilities(samples))
+    assert np.array_equal(detector.score(samples), oracle_probabilities(samples))
 
 
 def test_probabilities_of_real_speech_equal_the_packages_own(
@@ -72,7 +72,7 @@ def test_probabilities_of_real_speech_equal_the_packages_own(
     folder = speech / "english_short"
     for item in read_manifest(folder)[::12]:
         samples = read_clip(folder / item["path"])
-        assert np.array_equal(detector.hear(samples), oracle_probabilities(samples))
+        assert np.array_equal(detector.score(samples), oracle_probabilities(samples))
 
 
 @given(sizes=st.lists(st.integers(0, 3 * BLOCK_SAMPLES), max_size=6))
@@ -86,7 +86,7 @@ def test_chunks_of_any_size_give_the_same_probabilities(
     detector.reset()  # forgets a recording, as `finish` does in each example
     streamed = [detector.feed(chunk) for chunk in chunks]
     streamed.append(detector.finish())
-    assert np.array_equal(np.concatenate(streamed), detector.hear(samples))
+    assert np.array_equal(np.concatenate(streamed), detector.score(samples))
 
 
 def test_the_detector_keeps_torch_out() -> None:
@@ -114,7 +114,7 @@ def test_a_missing_package_or_file_is_named(
 def test_detection_is_far_faster_than_real_time(detector: SileroDetector) -> None:
     samples = sound(40)
     start_s = time.thread_time()
-    detector.hear(samples)
+    detector.score(samples)
     # About 550 times real time on a free core; the bound only catches a lost factor of ten.
     assert 40 / (time.thread_time() - start_s) > 50
 

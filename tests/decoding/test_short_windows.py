@@ -219,7 +219,7 @@ def test_the_same_window_heard_further_is_encoded_again(
 def test_parts_that_cannot_be_heard_are_refused(model: WhisperSlotModel, heard: int) -> None:
     for kind in ("greedy", "align"):
         job = replace(ask(kind, 1), num_frames=heard)
-        with pytest.raises(ValueError, match=f"hearing {heard} frames .* of 100, at most 400"):
+        with pytest.raises(ValueError, match=f"encoding {heard} frames .* of 100, at most 400"):
             check_job(job, model)
 
 

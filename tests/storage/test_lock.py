@@ -45,8 +45,8 @@ def dead_here() -> ProcessName:
     """Name a process of this machine that has ended; before it is buried it is dead, too."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     stat = Path(f"/proc/{child.pid}/stat")
-    begun = stat.read_text().rpartition(")")[2].split()[19]
-    name = replace(ProcessName.mine(), pid=child.pid, begun=begun)
+    started_ticks = stat.read_text().rpartition(")")[2].split()[19]
+    name = replace(ProcessName.mine(), pid=child.pid, started_ticks=started_ticks)
     child.kill()
     while stat.read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)
@@ -138,8 +138,8 @@ def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(
 def test_a_pid_that_is_used_again_is_not_taken_for_its_first_owner(local: OutputStore) -> None:
     mine = ProcessName.mine()
     assert not mine.is_surely_dead()
-    assert replace(mine, begun="1").is_surely_dead()
-    left_by(local, replace(mine, begun="1"))
+    assert replace(mine, started_ticks="1").is_surely_dead()
+    left_by(local, replace(mine, started_ticks="1"))
     with Lock(local, "new", timing=QUICK) as held:
         held.key.check()
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_known_is_not_called_dead() -> None:
     dead = dead_here()
     for unsure in (
         replace(dead, machine=None),
-        replace(dead, begun=None),
+        replace(dead, started_ticks=None),
         replace(dead, machine="another boot/pid:[1]"),
     ):
         assert not unsure.is_surely_dead()

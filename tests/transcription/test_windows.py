@@ -21,7 +21,7 @@ from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.whisper_prompt import PromptFormat
-from corpus_asr.transcription.windows import PartRequest, chunk_ranges, frames_to_hear
+from corpus_asr.transcription.windows import PartRequest, chunk_ranges, frames_to_encode
 from corpus_asr.units import FRAMES_PER_SECOND, TAIL_FRAMES, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import part, prompt_format
@@ -145,13 +145,13 @@ GREEDY: dict[str, Any] = {
 
 @given(st.integers(1, WINDOW_FRAMES), st.sampled_from([0.0, 1.0, 1e9]) | st.floats(0, 40))
 def test_whole_seconds_that_hold_the_audio_and_the_padding(content: int, padding_s: float) -> None:
-    frames = frames_to_hear(content, padding_s)
+    frames = frames_to_encode(content, padding_s)
     wanted_s = content / FRAMES_PER_SECOND + padding_s
     if frames is None:
         assert wanted_s > 29
         return
     assert frames % FRAMES_PER_SECOND == 0
-    assert frames_to_hear(content, None) is None
+    assert frames_to_encode(content, None) is None
     assert wanted_s <= frames / FRAMES_PER_SECOND < wanted_s + 1
     assert frames < WINDOW_FRAMES
 

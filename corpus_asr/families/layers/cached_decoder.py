@@ -248,14 +248,14 @@ class DecoderSlots(ABC):
                 block.fill(layer, slots, encoded)
             return
         ends = num_positions or [encoded.shape[1]] * len(slots)
-        heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
+        valid = [window[:end] for window, end in zip(encoded, ends, strict=True)]
 
         def fill_one(slot_and_window: tuple[int, Tensor]) -> None:
             for block, layer in zip(self._blocks, state.layers, strict=True):
                 block.fill_one(layer, *slot_and_window)
 
         # One by one, since short windows differ in length.
-        windows = list(zip(slots, heard, strict=True))
+        windows = list(zip(slots, valid, strict=True))
         run_per_sample(fill_one, windows, size=lambda window: len(window[1]))
 
     @torch.inference_mode()

@@ -202,7 +202,7 @@ class LayerCache:
         return keys, values
 
     def write_prompts(self, slots: Sequence[int], keys: Heads, values: Heads) -> None:
-        """Start `slots` anew with what their prompts give."""
+        """Start `slots` again with what their prompts give."""
         rows, length = _rows(slots, device=keys.device), keys.shape[2]
         own_keys, own_values = self.text
         own_keys[rows, :, :length] = keys
@@ -258,7 +258,7 @@ class SlotCache:
         self.on_cpu = device.type == "cpu"
         # A number for every token of every slot; equal ones stand for the same keys and values.
         # Beams of a window mostly differ in their last few tokens: only these are then copied.
-        # Of no use off the CPU: there a captured step advances without this being told.
+        # Of no use off the CPU: there a captured step advances without changing this.
         self._written = torch.zeros(slots, tokens, dtype=torch.long) if self.on_cpu else None
         self._next = 1
         self._positions = positions

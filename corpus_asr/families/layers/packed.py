@@ -74,7 +74,7 @@ def _run_in_threads(
     # One list that all take from, not a task each: a task costs 20 us, and a window has hundreds.
     left, lock = iter(numbers), threading.Lock()
     errors: dict[int, Exception] = {}
-    begun = threading.Semaphore(0)
+    started = threading.Semaphore(0)
 
     def work() -> None:
         # Inference mode is a thread's own affair, as is the number of threads.
@@ -93,7 +93,7 @@ def _run_in_threads(
         # Asked for once, as the first product would: after that, what is set here stays.
         torch.get_num_threads()
         torch.set_num_threads(threads_each)
-        begun.release()
+        started.release()
         work()
 
     threads = torch.get_num_threads()
@@ -104,7 +104,7 @@ def _run_in_threads(
             for _ in range(workers):
                 pool.submit(begin)
             for _ in range(workers):
-                begun.acquire()
+                started.acquire()
             # Threads that others start begin with what was set last anywhere: not with a share.
             torch.set_num_threads(threads)
         torch.set_num_threads(threads)  # an item may have run others side by side
@@ -148,9 +148,9 @@ class PackedEncoderBlock:
         self._fc1 = NormedProjection(block.final_layer_norm, [block.fc1], int8=int8, wide=True)
         self._fc2 = Projection([block.fc2], int8=int8)
 
-    def __call__(self, hidden: Float[Tensor, "pos width"], *, heard: int | None = None) -> None:
-        """Let every position see the first `heard`; changes `hidden`, which is float32."""
-        attended = self._attend(hidden, len(hidden) if heard is None else heard)
+    def __call__(self, hidden: Float[Tensor, "pos width"], *, valid: int | None = None) -> None:
+        """Let every position see the first `valid`; changes `hidden`, which is float32."""
+        attended = self._attend(hidden, len(hidden) if valid is None else valid)
         # Each thread takes blocks of rows: those that share a product may round otherwise than one.
         blocks = list(zip(blocks_of(hidden), blocks_of(attended), strict=True))
         run_per_sample(self._finish, blocks, size=lambda block: len(block[0]))
@@ -161,21 +161,21 @@ class PackedEncoderBlock:
         inner = self._fc1.by_block(rows, after=self._after)
         self._fc2.add_to(rows, inner if self._after != "none" else self._activate(inner))
 
-    def _attend(self, hidden: Float[Tensor, "pos width"], heard: int) -> Float[Tensor, "pos width"]:
+    def _attend(self, hidden: Float[Tensor, "pos width"], valid: int) -> Float[Tensor, "pos width"]:
         positions, width = hidden.shape
         qkv = torch.cat(run_per_sample(self._qkv.by_block, blocks_of(hidden), size=len))
         # (3, head, pos, head_dim)
         query, key, value = qkv.view(positions, 3, self._heads, -1).permute(1, 2, 0, 3).contiguous()
         if self._by_head:
-            attended = _attend_by_head(query, key, value, heard)
+            attended = _attend_by_head(query, key, value, valid)
         else:
             # As a batch of one: without a batch the fused kernel is not chosen, 3 times as slow.
-            batch = query[None], key[None, :, :heard], value[None, :, :heard]
+            batch = query[None], key[None, :, :valid], value[None, :, :valid]
             attended = F.scaled_dot_product_attention(*batch, scale=1.0)[0]
         return attended.transpose(0, 1).reshape(positions, width)
 
 
-def _attend_by_head(query: Heads, key: Heads, value: Heads, heard: int) -> Heads:
+def _attend_by_head(query: Heads, key: Heads, value: Heads, valid: int) -> Heads:
     attended = torch.empty_like(query)
 
     def attend(head: int) -> None:
@@ -183,9 +183,9 @@ def _attend_by_head(query: Heads, key: Heads, value: Heads, heard: int) -> Heads
         for first in range(0, len(keys[0]), _ATTENTION_ROWS):
             rows = slice(first, first + _ATTENTION_ROWS)
             scores = torch.mm(query[head, rows], keys)
-            if heard < scores.shape[1]:
+            if valid < scores.shape[1]:
                 # Hidden, not cut off: oneDNN compiles a product for every shape it meets.
-                scores[:, heard:] = -torch.inf
+                scores[:, valid:] = -torch.inf
             torch.mm(scores.softmax(dim=1), values, out=attended[head, rows])
 
     run_per_sample(attend, range(len(query)), size=lambda head: 1)

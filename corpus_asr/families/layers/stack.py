@@ -92,11 +92,11 @@ def _tuple(tensors: list[Tensor] | None) -> tuple[Tensor, ...] | None:
 
 
 def hiding_mask(
-    heard: Bool[Tensor, "batch pos"], *, like: Tensor
+    valid: Bool[Tensor, "batch pos"], *, like: Tensor
 ) -> Float[Tensor, "batch 1 1 pos"]:
-    """Return what is added to the scores so that nothing but `heard` is seen."""
-    mask = torch.zeros(heard.shape, dtype=like.dtype, device=like.device)
-    return mask.masked_fill(~heard, torch.finfo(like.dtype).min)[:, None, None, :]
+    """Return what is added to the scores so that nothing but `valid` is seen."""
+    mask = torch.zeros(valid.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill(~valid, torch.finfo(like.dtype).min)[:, None, None, :]
 
 
 class FeatureEncoder(Stack):
@@ -145,11 +145,11 @@ def check_values(features: Tensor, wanted: torch.dtype) -> None:
 
 
 def check_heard(num_frames: Sequence[int], *, windows: int, whole: int, step: int = 1) -> None:
-    """Check that so many frames of each of some windows can be heard: multiples of `step`."""
+    """Check that so many frames of each of some windows can be encoded: multiples of `step`."""
     fitting = all(step <= number <= whole and not number % step for number in num_frames)
     if len(num_frames) != windows or not fitting:
         raise ValueError(
-            f"hearing parts of {windows} windows: found {list(num_frames)} frames, expected for "
+            f"encoding parts of {windows} windows: found {list(num_frames)} frames, expected for "
             f"each window a multiple of {step}, {step} to {whole}; correct num_frames"
         )
 

@@ -143,11 +143,11 @@ class Speech2TextEncoder(FeatureEncoder):
         check_features(input_features, num_mel_bins=self.num_mel_bins)
         check_values(input_features, self.dtype)
         hidden = self.conv(input_features)
-        heard = None
+        valid = None
         if attention_mask is not None:
-            heard = heard_positions(attention_mask, hidden.shape[1], config=self.config)
+            valid = valid_positions(attention_mask, hidden.shape[1], config=self.config)
         record = Record.asked(self.config, output_attentions, output_hidden_states)
-        last = self._run(hidden, heard, record, head_mask)
+        last = self._run(hidden, valid, record, head_mask)
         return self._output(last, record, return_dict)
 
     def encode(
@@ -168,22 +168,22 @@ class Speech2TextEncoder(FeatureEncoder):
         check_heard(num_frames, windows=rows, whole=longest)
         frames = torch.tensor(list(num_frames), device=input_features.device)
         hidden = self.conv(input_features, frames)
-        heard = within(shorter(frames, len(self.conv.conv_layers)), hidden.shape[1])
-        encoded = self._run(hidden, heard, NOTHING)
-        return encoded.masked_fill(~heard[:, :, None], 0.0)
+        valid = within(shorter(frames, len(self.conv.conv_layers)), hidden.shape[1])
+        encoded = self._run(hidden, valid, NOTHING)
+        return encoded.masked_fill(~valid[:, :, None], 0.0)
 
     def _run(
         self,
         hidden: Float[Tensor, "batch pos width"],
-        heard: Bool[Tensor, "batch pos"] | None,
+        valid: Bool[Tensor, "batch pos"] | None,
         record: Record,
         head_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        mask = None if heard is None else hiding_mask(heard, like=hidden)
-        if heard is None:
-            heard = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        mask = None if valid is None else hiding_mask(valid, like=hidden)
+        if valid is None:
+            valid = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         # transformers takes a mask of 0 and 1 for tokens, and the padding token for padding.
-        counted = (~heard).long() != self.embed_positions.padding_row
+        counted = (~valid).long() != self.embed_positions.padding_row
         hidden = self.embed_scale * hidden + self.embed_positions(counted, like=hidden)
         return self._encode(hidden, record, mask=mask, head_mask=head_mask)
 
@@ -194,7 +194,7 @@ class Speech2TextEncoder(FeatureEncoder):
         return weight.dtype
 
 
-def heard_positions(
+def valid_positions(
     attention_mask: Tensor, positions: int, *, config: Speech2TextConfig
 ) -> Bool[Tensor, "batch pos"]:
     """Return which positions the frames of an attention mask become.

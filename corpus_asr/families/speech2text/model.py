@@ -21,8 +21,8 @@ from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
     Speech2TextPositions,
-    heard_positions,
     padding_row,
+    valid_positions,
 )
 from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
 
@@ -114,15 +114,15 @@ class Speech2TextModel(TokenTables):
         if encoded is None:
             assert input_features is not None
             encoded = self.encoder(input_features, attention_mask, head_mask, **wanted)
-        heard = None
+        valid = None
         if attention_mask is not None and encoded.last_hidden_state is not None:
             positions = encoded.last_hidden_state.shape[1]
-            heard = heard_positions(attention_mask, positions, config=self.config)
+            valid = valid_positions(attention_mask, positions, config=self.config)
         decoded = self.decoder(
             decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=heard,
+            encoder_attention_mask=valid,
             head_mask=decoder_head_mask,
             cross_attn_head_mask=cross_attn_head_mask,
             past_key_values=past_key_values,

@@ -61,12 +61,12 @@ class PackedSpeech2TextEncoder:
     ) -> list[Float[Tensor, "_ width"]]:
         """Encode rows, of which `num_frames` are attended to; convolutions see all frames."""
         layers = len(self._convolutions)
-        heard = [shorter(number, layers) for number in num_frames]
-        counted = torch.ones(1, max(heard), dtype=torch.bool)
+        valid = [shorter(number, layers) for number in num_frames]
+        counted = torch.ones(1, max(valid), dtype=torch.bool)
         # As the encoder does: 0 stands for what is no padding, and may be the padding token.
         counted &= self._embed_positions.padding_row != 0
         positions = self._embed_positions(counted, like=torch.empty(0))[0]
-        items = [(row, positions[:end]) for row, end in zip(rows, heard, strict=True)]
+        items = [(row, positions[:end]) for row, end in zip(rows, valid, strict=True)]
         return run_per_sample(self._encode, items, size=lambda item: len(item[0]))
 
     def _encode(
@@ -74,9 +74,9 @@ class PackedSpeech2TextEncoder:
     ) -> Float[Tensor, "pos width"]:
         # Behind the features convolutions see zeros; only `positions` are attended to.
         features, positions = row
-        length, heard = len(features), len(positions)
+        length, valid = len(features), len(positions)
         step = 2 ** len(self._convolutions)
-        frames = -(-max(length, heard * step) // (_STEP * step)) * _STEP * step
+        frames = -(-max(length, valid * step) // (_STEP * step)) * _STEP * step
         hidden = F.pad(features.to(self._dtype), (0, 0, 0, frames - length))
         for convolution in self._convolutions:
             hidden = F.glu(convolution(hidden), dim=1)
@@ -84,10 +84,10 @@ class PackedSpeech2TextEncoder:
             # What a convolution makes of the zeros behind a row is no zero to the next one.
             hidden[length:] = 0.0
         states = hidden.float().mul_(self._scale)
-        states[:heard] += positions
+        states[:valid] += positions
         for block in self._blocks:
-            block(states, heard=heard)
-        normed: Tensor = self._layer_norm(states[:heard].to(self._dtype))
+            block(states, valid=valid)
+        normed: Tensor = self._layer_norm(states[:valid].to(self._dtype))
         return normed
 
 

@@ -78,7 +78,7 @@ class WhisperEncoder(FeatureEncoder):
         whole = input_features.new_zeros(len(input_features), *self.embed_positions.weight.shape)
         # Windows of one length together: padding would be encoded, and attended to.
         for length in sorted(set(num_frames)):
-            rows = [row for row, heard in enumerate(num_frames) if heard == length]
+            rows = [row for row, frames in enumerate(num_frames) if frames == length]
             some = torch.stack([input_features[row, :, :length] for row in rows])
             encoded = self._encode(self._embedded(some, num_frames=length), NOTHING)
             for row, states in zip(rows, encoded, strict=True):

@@ -28,7 +28,7 @@ _NEEDED_MULTILINGUAL = ("lang_to_id", "task_to_id")
 
 @dataclass(kw_only=True)
 class GenerationConfig(generation_config.GenerationConfig):
-    """What decoding may be told; names this class does not know are kept as attributes too."""
+    """Settings of decoding; names this class does not know are kept as attributes too."""
 
     from_config: ClassVar[tuple[str, ...]] = (
         "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "max_length",
@@ -51,7 +51,7 @@ class GenerationConfig(generation_config.GenerationConfig):
     task: str | None = None
     """`transcribe` or `translate`."""
     return_timestamps: bool | None = None
-    """Whether `generate` predicts timestamps unless told otherwise."""
+    """Whether `generate` predicts timestamps by default."""
     max_initial_timestamp_index: int | None = None
     """Largest first timestamp in steps of 0.02 s; None for no bound."""
     alignment_heads: tuple[tuple[int, int], ...] | None = None

@@ -336,7 +336,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         return WhisperDecoderSlots(self.model.decoder, self.proj_out)
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: a decoder alone hears nothing."""
+        """Refuse: a decoder alone has no encoder."""
         raise ValueError(
             "generating with WhisperForCausalLM: found a decoder without an encoder, expected a "
             "whole model; call WhisperForConditionalGeneration.generate(..., assistant_model=this)"

@@ -223,7 +223,10 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         return self.row.window(seek, min(width, end - seek), width)
 
     def language(
-        self, name: tuple[int, int], features: Float[np.ndarray, "mel frame"], heard: int | None
+        self,
+        name: tuple[int, int],
+        features: Float[np.ndarray, "mel frame"],
+        num_frames: int | None,
     ) -> Steps[Language]:
         """Detect the row's language in its first window, for all of them."""
         if DETECT in self._start:

@@ -1,9 +1,9 @@
 """One run at a time on an output folder: a lock object with a heartbeat.
 
 Whether a holder still lives is never read from its clock: a process of this machine is looked up,
-any other is watched for whether its lock changes. Losing the lock loses no results (commits of two
-runs are told apart by the ledger): it keeps two runs from doing the same work, and from tidying up
-under each other's hands.
+any other is watched for whether its lock changes. Losing the lock loses no results (the ledger
+distinguishes commits of two runs): it keeps two runs from doing the same work, and from deleting
+each other's files.
 """
 
 import datetime
@@ -48,7 +48,7 @@ class ProcessName:
     user: str
     pid: int
     machine: str | None = None  # boot and process namespace; None where the system does not tell
-    begun: str | None = None  # when the process started, in the kernel's ticks since boot
+    started_ticks: str | None = None  # when the process started, in the kernel's ticks since boot
 
     @classmethod
     def mine(cls) -> "ProcessName":
@@ -58,12 +58,12 @@ class ProcessName:
             user=_user(),
             pid=os.getpid(),
             machine=_machine(),
-            begun=_begun(os.getpid()),
+            started_ticks=_begun(os.getpid()),
         )
 
     def is_surely_dead(self) -> bool:
         """Tell whether it ran where we can see it, and is no more."""
-        if self.machine is None or self.begun is None or self.machine != _machine():
+        if self.machine is None or self.started_ticks is None or self.machine != _machine():
             return False
         try:
             os.kill(self.pid, 0)
@@ -71,7 +71,7 @@ class ProcessName:
             return True
         except PermissionError:
             return False  # alive, of another user; or its number is used again by one
-        return _begun(self.pid) != self.begun
+        return _begun(self.pid) != self.started_ticks
 
 
 def _user() -> str:
@@ -233,7 +233,7 @@ class Lock:
             if self.key.is_of(filesystem.peek(self._uri, self._beat_options)):
                 filesystem.remove(self._uri, self._beat_options)
         except FetchError as failure:
-            # Not worth hiding how the run ended; the next one is told what to do. One that never
+            # Not worth hiding how the run ended; the next one says what to do. One that never
             # began has said as much itself.
             level = logging.WARNING if self._thread.ident is not None else logging.DEBUG
             logger.log(level, "lock not released: %s", failure)

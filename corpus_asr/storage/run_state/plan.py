@@ -56,7 +56,7 @@ class Plan:
     num_remaining_bytes: int = 0
     num_new: int = 0  # of the remaining, those of which nothing is known yet, ...
     num_changed: int = 0  # ... those known with other content, ...
-    num_retried: int = 0  # ... and those that failed; the rest were begun
+    num_retried: int = 0  # ... and those that failed; the rest were started
     num_packs: int = 0
     num_excluded: int = 0  # left out by `source.exclude`, or lying in the output folder
     num_duplicates: int = 0  # named more than once; listed once
@@ -203,7 +203,7 @@ def _write_packs(
 
 
 def _rows(scratch: str, rank: np.ndarray, start: int) -> pa.Table:
-    # Read anew for each shard: a pass over a file on disk is cheaper than all rows in memory.
+    # Read again for each shard: a pass over a file on disk is cheaper than all rows in memory.
     tables, ranks, seen = [REMAINING.empty_table()], [rank[:0]], 0
     for batch in parquet_batches(scratch):
         ours = rank[seen : seen + batch.num_rows]

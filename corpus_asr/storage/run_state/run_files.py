@@ -136,7 +136,7 @@ def write_calibration(
 
 
 def outcomes_names(store: OutputStore) -> list[str]:
-    """Return the names of a run's outcomes objects; empty if it has just begun."""
+    """Return the names of a run's outcomes objects; empty if it has just started."""
     names = store.names(OUTCOMES_FOLDER)
     if not names and not store.exists(CONFIG_NAME):
         raise ConfigError(
@@ -259,7 +259,7 @@ class Earlier(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run that has begun."""
+    """A run that has started."""
 
     run_id: str
     fingerprint: str
@@ -369,7 +369,7 @@ def begin_run(
 
 
 def archive_previous_results(store: OutputStore, run: Run) -> None:
-    """Move an output folder's results below `_earlier/`, or go on with a move that was begun."""
+    """Move an output folder's results below `_earlier/`, or go on with a move that was started."""
     # What is to be moved is noted before anything is, and the note goes last: killed in between,
     # the next call goes on. Nothing is ever removed.
     note = store.read_json(ARCHIVE_NOTE_NAME) or {

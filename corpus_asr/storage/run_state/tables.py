@@ -415,14 +415,14 @@ class OutputStore:
         # Of the next few objects the beginning is read ahead: all of a small one.
         waiting = iter(names)
         with ThreadPoolExecutor(READERS, thread_name_prefix="read-tables") as pool:
-            begun = deque((name, pool.submit(self._begin, name, schema))
+            started = deque((name, pool.submit(self._begin, name, schema))
                           for name in islice(waiting, READERS))  # fmt: skip
             try:
-                while begun:
-                    name, beginning = begun.popleft()
+                while started:
+                    name, beginning = started.popleft()
                     following = next(waiting, None)
                     if following is not None:
-                        begun.append((following, pool.submit(self._begin, following, schema)))
+                        started.append((following, pool.submit(self._begin, following, schema)))
                     first, others = beginning.result()
                     for rows in chain(first, others):
                         yield name, conform(rows, schema)

@@ -370,7 +370,7 @@ class RangeFile(io.RawIOBase):
 
     def close(self) -> None:
         """Drop blocks and temporary files; a block being read ahead is not waited for."""
-        if not self.closed and hasattr(self, "_whole"):  # else it was not even begun
+        if not self.closed and hasattr(self, "_whole"):  # else it was not even started
             if self._executor is not None:
                 self._executor.shutdown(wait=False, cancel_futures=True)
             if self._whole is not None:

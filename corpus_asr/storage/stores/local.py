@@ -191,7 +191,7 @@ def _locked(descriptor: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        # Two writers at the same moment are then told apart by reading back who was last.
+        # Two writers at the same moment are then distinguished by reading back who was last.
     return True
 
 

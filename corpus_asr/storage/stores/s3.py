@@ -337,7 +337,7 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
     return from_status(status, code, retry_after=asked_for)
 
 
-def _expired(told: str) -> StoreError:
+def _expired(reason: str) -> StoreError:
     # Asked again with what profile, role or environment hold by then.
-    return StoreError(ACCESS_DENIED, f"access denied ({told})", expired=True, transient=True,
+    return StoreError(ACCESS_DENIED, f"access denied ({reason})", expired=True, transient=True,
                       attempts=FEW_ATTEMPTS)  # fmt: skip

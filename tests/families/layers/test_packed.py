@@ -244,7 +244,7 @@ def test_positions_that_are_not_heard_change_nothing(tiles: None) -> None:
         hidden, alone = states(150), states(150)[:110].clone()
         hidden[110:] *= 100.0
         with torch.inference_mode():
-            block(hidden, heard=110)
+            block(hidden, valid=110)
             block(alone)
         assert relative_error(hidden[:110], alone) < tolerance, dtype
 
