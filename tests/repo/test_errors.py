@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from corpus_asr import errors
 from corpus_asr.failure_kinds import FAILURE_KINDS, failure_kind
-from tests.support.sources import REPOSITORY, parsed, python_files
+from tests.repo.sources import REPOSITORY, parsed, python_files
 
 GUIDE = REPOSITORY / "docs" / "troubleshooting.md"
 # What the guide repeats of the table, by kind.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sources import PACKAGE, REPOSITORY, module_name, parsed, python_files, relative
+from tests.repo.sources import PACKAGE, REPOSITORY, module_name, parsed, python_files, relative
 
 STANDARD = sys.stdlib_module_names
 BINARIES = Path(sys.executable).parent

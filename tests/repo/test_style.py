@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sources import REPOSITORY, module_name, parsed, python_files, relative
+from tests.repo.sources import REPOSITORY, module_name, parsed, python_files, relative
 
 BINARIES = Path(sys.executable).parent
 CODE_FOLDERS = ("corpus_asr", "pipelines", "tests")

@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from tests.support.sources import PACKAGE, REPOSITORY, parsed, python_files, relative
+from tests.repo.sources import PACKAGE, REPOSITORY, parsed, python_files, relative
 
 # Everyday words that stood for terms, each with what to write instead.
 WORDS = {
