@@ -54,11 +54,11 @@ def test_secrets_are_hidden_wherever_they_hide(capfd: pytest.CaptureFixture[str]
                 LOG, logging.ERROR, "failed", uri=SIGNED, all=[SIGNED], more={"a": SIGNED},
                 exc_info=error,
             )  # fmt: skip
-    told = capfd.readouterr().err
-    assert "ValueError" in told
-    assert told.count("host/a.mp3") >= 8
-    assert "pass" not in told
-    assert "abc" not in told
+    messages = capfd.readouterr().err
+    assert "ValueError" in messages
+    assert messages.count("host/a.mp3") >= 8
+    assert "pass" not in messages
+    assert "abc" not in messages
 
 
 def test_text_is_one_line_with_fields_as_words(capfd: pytest.CaptureFixture[str]) -> None:
@@ -78,9 +78,9 @@ def test_usually_only_warnings_are_shown_and_of_libraries_never_more(
     configure(LogSettings(level=LogLevel.debug), redact=without_secrets)
     logging.getLogger("some.library").info("quiet")
     LOG.debug("loud")
-    told = capfd.readouterr().err
-    assert "quiet" not in told
-    assert told.count("loud") == 1  # configured twice, told once
+    messages = capfd.readouterr().err
+    assert "quiet" not in messages
+    assert messages.count("loud") == 1  # configured twice, told once
 
 
 def test_workers_are_told_by_the_environment_or_by_value() -> None:

@@ -230,10 +230,10 @@ def test_an_mp4_that_refers_to_another_file_does_not_open_it(secret: Path):
     data = encode(silent, rate_hz=16000, container="mov", codec="pcm_s16le", sample_format="s16")
     assert not decode(data, uri="a.mov").any()
     try:
-        heard = decode(_with_reference(data, secret.as_uri()), uri="a.mov")
+        transcribed = decode(_with_reference(data, secret.as_uri()), uri="a.mov")
     except DecodeError:
         return
-    assert not heard.any()  # its own samples, not the tone of the other file
+    assert not transcribed.any()  # its own samples, not the tone of the other file
 
 
 def _with_reference(data: bytes, target: str) -> bytes:

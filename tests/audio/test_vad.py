@@ -221,11 +221,11 @@ def test_every_spoken_word_is_in_a_span_at_any_level(
     for item in [item for item in read_manifest(folder) if item["words"]][::3]:
         samples = read_clip(folder / item["path"])
         samples *= np.float32(0.5 / np.abs(samples).max() * 10 ** (level_db / 20))
-        heard = np.zeros(samples.size, dtype=bool)
+        transcribed = np.zeros(samples.size, dtype=bool)
         for start, end in found(detector, samples):
-            heard[start:end] = True
+            transcribed[start:end] = True
         for word in item["words"]:
-            stretch = heard[int(word["start"] * 16_000) : int(word["end"] * 16_000)]
+            stretch = transcribed[int(word["start"] * 16_000) : int(word["end"] * 16_000)]
             if not stretch.all():
                 lost.append((item["id"], word["word"], stretch.mean()))
     assert lost == []

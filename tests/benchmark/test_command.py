@@ -37,9 +37,9 @@ def model(tmp_path_factory) -> Path:
 def bench(*arguments: object) -> tuple[str, str]:
     """Run the command; returns what it prints and what it tells while it works."""
     said: list[str] = []
-    told: list[str] = []
-    run([str(argument) for argument in arguments], say=said.append, tell=told.append)
-    return "\n".join(said), "\n".join(told)
+    messages: list[str] = []
+    run([str(argument) for argument in arguments], say=said.append, tell=messages.append)
+    return "\n".join(said), "\n".join(messages)
 
 
 def measure_here(orders, *, runs, tell):
@@ -107,7 +107,7 @@ def test_a_size_is_measured_without_weights_or_audio(monkeypatch, tmp_path):
     nano = Shape(name="tiny", width=64, encoder_layers=1, decoder_layers=1)
     monkeypatch.setattr("corpus_asr.benchmark.measuring.SHAPES", {**SHAPES, "tiny": nano})
     monkeypatch.setattr(measuring, "measure", measure_here)
-    printed, told = bench(
+    printed, messages = bench(
         "--shape", "tiny", "--peers", "none", "--dtype", "auto,none-such", "--runs", 1,
         "--batch", 2, "--threads", torch.get_num_threads(),
         "--tokens-per-window", 3, "--json", tmp_path / "found.json",
@@ -115,7 +115,7 @@ def test_a_size_is_measured_without_weights_or_audio(monkeypatch, tmp_path):
     assert "2 windows of 30 s, 3 tokens each" in printed
     for word in ("encode s", "first token s", "tokens s"):
         assert word in printed
-    assert "writing random weights of tiny" in told
+    assert "writing random weights of tiny" in messages
     (table,) = json.loads((tmp_path / "found.json").read_text())["tables"]
     assert table["audio_s"] == 60.0
     done, failed = table["rows"]
@@ -134,9 +134,9 @@ def test_a_missing_peer_is_left_out_with_how_to_get_it(model, monkeypatch):
 
     monkeypatch.setattr(orders, "find_spec", lambda name: None if name == "whisper" else name)
     monkeypatch.setattr(measuring, "measure", measure)
-    _, told = bench("--model", model, CLIP, "--peers", "openai-whisper,transformers:float32")
-    assert "openai-whisper float32 is skipped: whisper not installed" in told
-    assert "pip install 'corpus-asr[bench]'" in told
+    _, messages = bench("--model", model, CLIP, "--peers", "openai-whisper,transformers:float32")
+    assert "openai-whisper float32 is skipped: whisper not installed" in messages
+    assert "pip install 'corpus-asr[bench]'" in messages
     assert [case.label for case in seen] == ["corpus-asr auto", "transformers float32"]
 
 
@@ -226,11 +226,11 @@ def test_sizes_need_no_more_than_a_gpu_image_has():
 @pytest.mark.parametrize("mode", ["sequential", "chunked"])
 def test_every_engine_takes_part_in_a_process_of_its_own(float_model, tmp_path, mode):
     # On a checkpoint that ends its sentences; one of noise babbles for minutes.
-    _, told = bench(
+    _, messages = bench(
         "--model", float_model, CLIP, "--runs", 1, "--batch", 2,
         "--mode", mode, "--dtype", "float32", "--json", tmp_path / "found.json",
     )  # fmt: skip
     rows = json.loads((tmp_path / "found.json").read_text())["tables"][0]["rows"]
-    assert [row["failed"] for row in rows] == [None] * 6, told
+    assert [row["failed"] for row in rows] == [None] * 6, messages
     assert all(len(row["runs"]) == 1 for row in rows)
     assert all(row["ours_times_as_fast"].keys() == {"float32"} for row in rows[1:])

@@ -53,16 +53,16 @@ def test_processes_of_their_own_take_turns_and_the_first_round_does_not_count(tm
     ],
 )
 def test_one_that_fails_says_why_and_the_others_go_on(tmp_path, runner, counted, reason):
-    told: list[str] = []
+    messages: list[str] = []
     orders = [order(runner, tmp_path, dtype="A"), order("Works", tmp_path, dtype="B")]
-    failed, other = measure(orders, runs=2, tell=told.append, settle_s=0)
+    failed, other = measure(orders, runs=2, tell=messages.append, settle_s=0)
     assert failed.failed is not None
     assert failed.failed.startswith(reason)
     assert "\n" not in failed.failed
     assert len(failed.runs) == counted
     assert other.failed is None
     assert len(other.runs) == 2
-    assert any(failed.failed in line for line in told)
+    assert any(failed.failed in line for line in messages)
 
 
 def test_a_worker_sees_its_own_gpu_alone(tmp_path):

@@ -97,10 +97,10 @@ def test_more_than_english_is_refused_before_loading_with_a_model_that_can(
     ):
         result = call("transcribe", CLIP, *model, option, value)
         assert result.exit_code == 2
-        *notice, told = result.stderr.splitlines()
+        *notice, printed = result.stderr.splitlines()
         assert len(notice) == (not model)
-        assert message in told
-        assert "name a multilingual model, such as --model base (model.checkpoint: base)" in told
+        assert message in printed
+        assert "name a multilingual model, such as --model base (model.checkpoint: base)" in printed
     for language in ("en", "English", "auto"):
         suits = call("transcribe", CLIP, *model, "--language", language)
         assert "it is loaded" in suits.stderr

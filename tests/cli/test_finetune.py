@@ -66,7 +66,7 @@ def test_a_training_is_told_line_by_line(place: Path) -> None:
 
 def test_what_cannot_be_done_is_told(place: Path) -> None:
     path = job(training(place, place / "model", "refused"), place / "refused.yaml")
-    for override, told in (
+    for override, messages in (
         ("training.max_step=3", "training.max_steps"),
         ("data.train=[missing.jsonl]", "missing.jsonl"),
         ("data.train=[.]", "output folder of a run"),
@@ -74,7 +74,7 @@ def test_what_cannot_be_done_is_told(place: Path) -> None:
     ):
         refused = invoke(path, "--set", override)
         assert refused.exit_code == 2, refused.output
-        assert told in refused.stderr
+        assert messages in refused.stderr
         assert "Traceback" not in refused.output
         assert refused.stdout == ""
 

@@ -52,7 +52,7 @@ def plan(job: str, *overrides: str) -> Result:
     return CliRunner().invoke(cli.app, ["plan", job, *options])
 
 
-def told(result: Result, *, exit_code: int = 2) -> str:
+def messages(result: Result, *, exit_code: int = 2) -> str:
     """Return the one line that a failed command says."""
     assert result.exit_code == exit_code, result.output
     (line,) = result.stderr.splitlines()
@@ -82,7 +82,7 @@ def told(result: Result, *, exit_code: int = 2) -> str:
 def test_a_wrong_address_is_told_with_what_was_meant(
     job: str, tmp_path: Path, override: str, message: str
 ) -> None:
-    assert message.format(here=tmp_path) in told(plan(job, override))
+    assert message.format(here=tmp_path) in messages(plan(job, override))
 
 
 @pytest.mark.usefixtures("job")
@@ -113,15 +113,15 @@ def test_missing_credentials_say_where_they_are_looked_for(
     # Another spelling of the address: another client, without the credentials of the others.
     endpoint = s3.endpoint_url + "/" * (1 + len(variables))
     source = ("source.uri=s3://corpus/talks", f"source.endpoint_url={endpoint}")
-    assert message in told(plan(job, *source))
+    assert message in messages(plan(job, *source))
 
 
 def test_a_bucket_that_is_not_there_is_named(job: str, s3: S3Server) -> None:
     endpoint = f"endpoint_url={s3.endpoint_url}"
     source = plan(job, "source.uri=s3://corpsu/talks", f"source.{endpoint}")
-    assert "s3://corpsu/talks/: there is no such bucket" in told(source)
+    assert "s3://corpsu/talks/: there is no such bucket" in messages(source)
     output = plan(job, "output.uri=s3://uot/x", f"output.{endpoint}")
-    assert "correct the bucket's name, or endpoint_url" in told(output)
+    assert "correct the bucket's name, or endpoint_url" in messages(output)
 
 
 @pytest.mark.usefixtures("s3")
@@ -131,7 +131,7 @@ def test_a_wrong_endpoint_is_told_within_seconds(job: str) -> None:
         ("127.0.0.1:9000", "expected a URL such as http://"),
     ):
         result = plan(job, "source.uri=s3://corpus/a", f"source.endpoint_url={endpoint}")
-        line = told(result, exit_code=3)  # a store may come up again
+        line = messages(result, exit_code=3)  # a store may come up again
         assert message in line
         assert "endpoint_url" in line
 
@@ -161,8 +161,8 @@ def test_rights_that_are_missing_are_named_for_reading_and_for_writing(job: str)
         with urllib.request.urlopen(switch, timeout=10):
             pass
         endpoint = f"endpoint_url={own.endpoint_url}"
-        read = told(plan(job, "source.uri=s3://closed/x", f"source.{endpoint}"))
-        write = told(plan(job, "output.uri=s3://closed/x", f"output.{endpoint}"))
+        read = messages(plan(job, "source.uri=s3://closed/x", f"source.{endpoint}"))
+        write = messages(plan(job, "output.uri=s3://closed/x", f"output.{endpoint}"))
     assert "the store does not know this access key; check AWS_ACCESS_KEY_ID" in read
     assert "s3://closed/x" in write
 
@@ -171,7 +171,7 @@ def test_a_hub_that_must_not_be_asked_says_how_to_bring_the_files(
     job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    line = told(plan(job, "model.checkpoint=openai/whisper-smal"))
+    line = messages(plan(job, "model.checkpoint=openai/whisper-smal"))
     assert "did you mean openai/whisper-small?" in line
     assert "unset HF_HUB_OFFLINE" in line
     assert "hf download openai/whisper-smal --local-dir" in line
@@ -185,7 +185,7 @@ def test_a_misspelt_short_name_is_refused_without_the_hub(
         raise AssertionError("the hub is asked")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
-    line = told(plan(job, "model.checkpoint=smal"))
+    line = messages(plan(job, "model.checkpoint=smal"))
     assert "found no such folder and no model of that name; did you mean small?" in line
 
 
@@ -252,7 +252,7 @@ def test_a_device_that_is_not_there_is_told_before_work_begins(
     command = ["run", job, "--local", "--set", "model.device=cuda"]
     command += ["--set", f"model.checkpoint={checkpoint}"]
     result = CliRunner().invoke(cli.app, command)
-    assert "model.device is cuda, but no machine of 1 shows a GPU" in told(result)
+    assert "model.device is cuda, but no machine of 1 shows a GPU" in messages(result)
     assert not Path("out/outcomes").exists()
 
 

@@ -149,7 +149,7 @@ def test_an_error_is_one_message_and_its_exit_code(
     pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     debug = "CORPUS_ASR_DEBUG"
-    for error, code, told in (
+    for error, code, messages in (
         (ConfigError("reading the job: wrong"), 2, "reading the job: wrong"),
         (CheckpointError("opening the model: wrong"), 2, "opening the model"),
         (EngineError("transcribing: the device is lost"), 3, "the device is lost"),
@@ -162,7 +162,7 @@ def test_an_error_is_one_message_and_its_exit_code(
         assert result.exit_code == code
         (line,) = result.stderr.splitlines()
         assert line.startswith("corpus-asr: ")
-        assert told in line
+        assert messages in line
         assert "secret" not in line
         assert result.stdout == ""
     monkeypatch.setenv(debug, "1")
@@ -311,9 +311,9 @@ def test_stderr_holds_nothing_but_objects_when_asked(
     result = call("--log-format", "json", "run", DEMO)
     assert result.exit_code == 3
     (line,) = result.stderr.splitlines()
-    told = json.loads(line)
-    assert (told["event"], told["level"]) == ("failed", "error")
-    assert told["message"] == "reading https://host/a: gone"
+    messages = json.loads(line)
+    assert (messages["event"], messages["level"]) == ("failed", "error")
+    assert messages["message"] == "reading https://host/a: gone"
     assert pipeline.progress == [None]
     monkeypatch.setenv("CORPUS_ASR_LOG_FORMAT", "text")
     assert call("run", DEMO, *NAMED).stderr.startswith("corpus-asr: reading")

@@ -25,7 +25,7 @@ def refusal(tmp_path: Path, content: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "messages"),
     [
         (b"", "the file is empty"),
         (b"# nothing\n", "the file is empty"),
@@ -41,9 +41,9 @@ def refusal(tmp_path: Path, content: bytes) -> str:
     ],
 )
 def test_what_is_not_a_mapping_is_refused_with_its_line(
-    content: bytes, told: str, tmp_path: Path
+    content: bytes, messages: str, tmp_path: Path
 ) -> None:
-    assert told in refusal(tmp_path, content)
+    assert messages in refusal(tmp_path, content)
 
 
 def test_a_missing_file_is_told_with_the_nearest_name(tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_an_unset_variable_is_told_with_its_key(
 ) -> None:
     monkeypatch.delenv("UNSET", raising=False)
     document = read(tmp_path, "a: {b: '${env:UNSET}'}\nc: ${HOME}\n")
-    told = str(document.error(document.problems))
-    assert "line 1: a.b: the environment variable UNSET is not set" in told
-    assert "line 2: c: ${HOME} is not understood, expected ${env:NAME}" in told
+    messages = str(document.error(document.problems))
+    assert "line 1: a.b: the environment variable UNSET is not set" in messages
+    assert "line 2: c: ${HOME} is not understood, expected ${env:NAME}" in messages
 
 
 def test_overrides_make_the_sections_they_need(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def bomb(level: str, levels: int = 9, *, merge: str = "") -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "messages"),
     [
         (bomb("lol"), "unfold to more than"),
         (bomb("{x: 1}"), "unfold to more than"),
@@ -163,8 +163,10 @@ def bomb(level: str, levels: int = 9, *, merge: str = "") -> str:
     ids=["lists", "mappings", "merges", "texts", "many", "unclosed", "flow", "blocks", "digits",
          "bytes", "key of lists", "keys"],
 )  # fmt: skip
-def test_what_would_fill_memory_or_stack_is_refused(tmp_path: Path, text: str, told: str) -> None:
-    assert told in refusal(tmp_path, text.encode())
+def test_what_would_fill_memory_or_stack_is_refused(
+    tmp_path: Path, text: str, messages: str
+) -> None:
+    assert messages in refusal(tmp_path, text.encode())
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, '["a", ' + "[" * 40 + "]" * 40 + "]"])

@@ -47,7 +47,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(MINIMAL), encoding="utf-8")
     load_finetune(path, ["lora.rank=8"])
-    for override, told in (
+    for override, messages in (
         ("training.gradient_accumulation_steps=0", "expected a whole number above 0"),
         ("training.adam_beta2=1", "at least 0 and below 1"),
         ("lora.rank=0", "expected a whole number above 0"),
@@ -57,5 +57,5 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         ("data.train=[]", r"data\.train"),
         ("model.freeze=[model.encoder.*]", r"remove\s+model\.freeze"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=messages):
             load_finetune(path, ["lora.rank=8", override])

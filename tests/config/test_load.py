@@ -104,12 +104,14 @@ def test_a_transcription_needs_no_model_and_other_jobs_do(write: Write) -> None:
     config = load_config(unnamed)
     assert (config.model.checkpoint, config.model.is_named) == ("whisper-tiny.en", False)
     assert load_config(unnamed, ["model.checkpoint=whisper-tiny.en"]).model.is_named
-    told = refusal(unnamed, "pipeline=classify_audio")
-    assert "model.checkpoint: missing; classify_audio needs a multilingual model" in told
-    assert "such as small" in told
-    told = refusal(unnamed, "pipeline=pseudo_label", "dataset.uri=set")
-    assert "model.checkpoint: missing; pseudo_label makes training data as accurate as its" in told
-    assert "such as large-v3" in told
+    messages = refusal(unnamed, "pipeline=classify_audio")
+    assert "model.checkpoint: missing; classify_audio needs a multilingual model" in messages
+    assert "such as small" in messages
+    messages = refusal(unnamed, "pipeline=pseudo_label", "dataset.uri=set")
+    assert (
+        "model.checkpoint: missing; pseudo_label makes training data as accurate as its" in messages
+    )
+    assert "such as large-v3" in messages
 
 
 def test_languages_may_be_names(write: Write) -> None:
@@ -183,13 +185,13 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(
-    ("job", "override", "told"), [(job, *row) for job, rows in REFUSALS.items() for row in rows]
+    ("job", "override", "messages"), [(job, *row) for job, rows in REFUSALS.items() for row in rows]
 )
 def test_a_wrong_override_is_refused_in_plain_words(
-    job: str, override: str, told: str, write: Write
+    job: str, override: str, messages: str, write: Write
 ) -> None:
     message = refusal(write(job), override)
-    assert told in message
+    assert messages in message
     assert "secret" not in message
 
 

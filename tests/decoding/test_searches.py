@@ -65,20 +65,20 @@ def plain(result: Result) -> Any:
 
 def test_aligning_what_was_decoded_uses_the_window_in_its_slot() -> None:
     model = MarkovModel()
-    [[said, told, again]] = run(model, [[ask(1), align(1, 5, 6), ask(1)]])
+    [[said, messages, again]] = run(model, [[ask(1), align(1, 5, 6), ask(1)]])
     assert model.encoded == model.filled == [1]
-    assert isinstance(told, AlignResult)
-    assert told.weights.shape == (2, 3, LENGTH)
-    assert told.weights.dtype == "float32"
+    assert isinstance(messages, AlignResult)
+    assert messages.weights.shape == (2, 3, LENGTH)
+    assert messages.weights.dtype == "float32"
     expected = [
         float(model.after(1, before).log_softmax(0)[token]) for before, token in ((21, 5), (5, 6))
     ]
-    assert told.logprobs == pytest.approx(expected, abs=1e-5)
+    assert messages.logprobs == pytest.approx(expected, abs=1e-5)
     assert plain(said) == plain(again)
     # Of a single token it is told where it lies, and no probability.
-    [[told]] = run(MarkovModel(), [[align(2)]])
-    assert isinstance(told, AlignResult)
-    assert (told.logprobs, told.weights.shape) == ((), (2, 1, LENGTH))
+    [[messages]] = run(MarkovModel(), [[align(2)]])
+    assert isinstance(messages, AlignResult)
+    assert (messages.logprobs, messages.weights.shape) == ((), (2, 1, LENGTH))
 
 
 kinds = st.sampled_from(["greedy", "sampled", "beams", "drafted", "align"])
@@ -134,13 +134,13 @@ def test_a_window_that_changes_lanes_is_not_encoded_again() -> None:
 def test_an_encoding_that_is_brought_is_used_in_place_of_the_features() -> None:
     model = MarkovModel()
     brought = replace(ask(0), encoded=torch.tensor([[3.0]]))
-    [[said], [other], [told]] = run(
+    [[said], [other], [messages]] = run(
         model, [[brought], [ask(1)], [replace(align(0, 5), encoded=torch.tensor([[3.0]]))]]
     )
     assert model.encoded == [1]
     assert plain(said) == plain(run(model, [[ask(3, limit=12)]])[0][0])
     assert plain(other) == plain(run(model, [[ask(1, limit=12)]])[0][0])
-    assert plain(told) == plain(run(model, [[align(3, 5)]])[0][0])
+    assert plain(messages) == plain(run(model, [[align(3, 5)]])[0][0])
 
 
 def test_encodings_of_different_shapes_are_refused() -> None:

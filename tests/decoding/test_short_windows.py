@@ -170,8 +170,8 @@ def test_drafts_are_of_what_is_heard_too(
 def test_whole_windows_by_their_length_give_the_same_bits(model: WhisperSlotModel) -> None:
     kinds = [*enumerate(["greedy", "sampled", "beams"] * 3)]
     by_default, by_length = (
-        run(model, [[ask(kind, number, num_frames=heard)] for number, kind in kinds], slots=3)
-        for heard in (None, FRAMES)
+        run(model, [[ask(kind, number, num_frames=transcribed)] for number, kind in kinds], slots=3)
+        for transcribed in (None, FRAMES)
     )
     assert repr(by_default) == repr(by_length)
 
@@ -215,11 +215,13 @@ def test_the_same_window_heard_further_is_encoded_again(
     assert second.logprobs != pytest.approx(first.logprobs, abs=1e-3)
 
 
-@pytest.mark.parametrize("heard", [0, -100, 150, 500])
-def test_parts_that_cannot_be_heard_are_refused(model: WhisperSlotModel, heard: int) -> None:
+@pytest.mark.parametrize("transcribed", [0, -100, 150, 500])
+def test_parts_that_cannot_be_heard_are_refused(model: WhisperSlotModel, transcribed: int) -> None:
     for kind in ("greedy", "align"):
-        job = replace(ask(kind, 1), num_frames=heard)
-        with pytest.raises(ValueError, match=f"encoding {heard} frames .* of 100, at most 400"):
+        job = replace(ask(kind, 1), num_frames=transcribed)
+        with pytest.raises(
+            ValueError, match=f"encoding {transcribed} frames .* of 100, at most 400"
+        ):
             check_job(job, model)
 
 

@@ -44,12 +44,12 @@ def run_demo(output: Path, *options: str) -> Heard:
         command = ["run", "configs/demo.yaml", "--set", f"output.uri={output}", *options]
         done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, done.output
-    heard: Heard = {}
+    transcribed: Heard = {}
     rows = rows_of(OutputStore(str(output)).segments())
     for row in sorted(rows, key=lambda row: row["start_s"]):
         said = Sentence(row["start_s"], row["end_s"], row["text"])
-        heard.setdefault(Path(row["uri"]).name, []).append(said)
-    return heard
+        transcribed.setdefault(Path(row["uri"]).name, []).append(said)
+    return transcribed
 
 
 @pytest.fixture(scope="module")
@@ -59,44 +59,48 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def heard(output: Path) -> Heard:
+def transcribed(output: Path) -> Heard:
     return run_demo(output, "--local")
 
 
-def text(heard: Heard, name: str) -> str:
-    return "".join(segment.text for segment in heard.get(name, ()))
+def text(transcribed: Heard, name: str) -> str:
+    return "".join(segment.text for segment in transcribed.get(name, ()))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recording_is_understood(name: str, heard: Heard) -> None:
-    assert error_rate([SPOKEN[name].text], [text(heard, name)]) <= MAX_WER
+def test_a_recording_is_understood(name: str, transcribed: Heard) -> None:
+    assert error_rate([SPOKEN[name].text], [text(transcribed, name)]) <= MAX_WER
 
 
-def test_all_are_understood_and_evaluate_says_the_same(heard: Heard, output: Path) -> None:
-    rate = error_rate([SPOKEN[name].text for name in NAMES], [text(heard, name) for name in NAMES])
+def test_all_are_understood_and_evaluate_says_the_same(transcribed: Heard, output: Path) -> None:
+    rate = error_rate(
+        [SPOKEN[name].text for name in NAMES], [text(transcribed, name) for name in NAMES]
+    )
     assert rate <= MAX_WER
     found = evaluate(str(output), str(REFERENCES))
     assert found.everything.recordings == len(NAMES)
     assert found.everything.words.rate == pytest.approx(rate)
 
 
-def test_capitals_and_full_stops_are_written(heard: Heard) -> None:
+def test_capitals_and_full_stops_are_written(transcribed: Heard) -> None:
     for name in NAMES:
-        written = text(heard, name).strip()
+        written = text(transcribed, name).strip()
         assert written.endswith(".")
         assert written.count(".") >= 0.4 * len(SPOKEN[name].sentences)
         assert sum(map(str.isupper, written)) >= 0.7 * len(SPOKEN[name].sentences)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_segments_follow_one_another_within_the_speech(name: str, heard: Heard) -> None:
-    first, last = heard[name][0], heard[name][-1]
+def test_segments_follow_one_another_within_the_speech(name: str, transcribed: Heard) -> None:
+    first, last = transcribed[name][0], transcribed[name][-1]
     assert first.start_s <= SPOKEN[name].sentences[0].start_s + 0.5
     assert abs(last.end_s - SPOKEN[name].sentences[-1].end_s) <= 1.0
-    assert all(first.end_s <= second.start_s + 0.02 for first, second in pairwise(heard[name]))
+    assert all(
+        first.end_s <= second.start_s + 0.02 for first, second in pairwise(transcribed[name])
+    )
 
 
-def test_words_are_timed(heard: Heard, output: Path) -> None:
+def test_words_are_timed(transcribed: Heard, output: Path) -> None:
     times = evaluate(str(output), str(REFERENCES)).word_times
     assert times is not None
     assert times.compared > 0.7 * times.of
@@ -105,11 +109,13 @@ def test_words_are_timed(heard: Heard, output: Path) -> None:
     assert times.end_median_s <= 0.2
 
 
-def test_the_transcriber_hears_the_same(heard: Heard) -> None:
+def test_the_transcriber_hears_the_same(transcribed: Heard) -> None:
     path = str(SPOKEN["inaugural.flac"].path)
     with Transcriber.from_pretrained("whisper-tiny.en", dtype="float32") as transcriber:
         found = transcriber.transcribe(path, word_timestamps=True)
-    assert error_rate([text(heard, "inaugural.flac")], [found.text]) <= 0.05  # dtypes may differ
+    assert (
+        error_rate([text(transcribed, "inaugural.flac")], [found.text]) <= 0.05
+    )  # dtypes may differ
 
 
 def call(*arguments: str) -> str:
@@ -119,11 +125,11 @@ def call(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_screen_shows_the_texts(name: str, output: Path, heard: Heard) -> None:
+def test_the_screen_shows_the_texts(name: str, output: Path, transcribed: Heard) -> None:
     heading, *lines = call("show", str(output), "--uri", f"*{name}").splitlines()
     assert heading == f"{SPOKEN[name].path}:"
     texts = [re.sub(r"^\[[\d:.]+ --> [\d:.]+\] ", "", line) for line in lines]
-    assert texts == [segment.text.strip() for segment in heard[name]]
+    assert texts == [segment.text.strip() for segment in transcribed[name]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -193,5 +199,5 @@ def test_what_is_kept_as_training_data_is_right(output: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_ray_hears_the_same(heard: Heard, tmp_path: Path) -> None:
-    assert run_demo(tmp_path / "output") == heard
+def test_ray_hears_the_same(transcribed: Heard, tmp_path: Path) -> None:
+    assert run_demo(tmp_path / "output") == transcribed

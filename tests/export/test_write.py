@@ -55,7 +55,9 @@ def rows(index: int, *words: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def heard(name: str, index: int, *words: str, last: bool = True, **values: Any) -> dict[str, Any]:
+def transcribed(
+    name: str, index: int, *words: str, last: bool = True, **values: Any
+) -> dict[str, Any]:
     return part(name, index, texts=None, last=last, segments=rows(index, *words), language="en",
                 **values)  # fmt: skip
 
@@ -72,8 +74,8 @@ def exported(store: OutputStore, to: Path, *formats: str, **selection: Any) -> d
 def test_parts_from_many_objects_come_together_in_the_order_of_time(
     store: OutputStore, to: Path
 ) -> None:
-    add(store, heard("b.wav", 1, "three", "four"), heard("a.wav", 0, "x"))
-    add(store, heard("b.wav", 0, "one", "two", last=False))
+    add(store, transcribed("b.wav", 1, "three", "four"), transcribed("a.wav", 0, "x"))
+    add(store, transcribed("b.wav", 0, "one", "two", last=False))
     summary = export(store, str(to), options("txt"), Selection())
     assert texts(to) == {"a.txt": "x\n", "b.txt": "one\ntwo\nthree\nfour\n"}
     assert (summary.recordings, summary.segments, summary.files) == (2, 5, 2)
@@ -82,12 +84,12 @@ def test_parts_from_many_objects_come_together_in_the_order_of_time(
 def test_what_was_committed_twice_is_there_once_and_new_content_replaces_old(
     store: OutputStore, to: Path
 ) -> None:
-    add(store, heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b"))
-    add(store, heard("c.wav", 0, "c"), heard("a.wav", 0, "again", "and", "more"))
+    add(store, transcribed("a.wav", 0, "one", "two"), transcribed("b.wav", 0, "b"))
+    add(store, transcribed("c.wav", 0, "c"), transcribed("a.wav", 0, "again", "and", "more"))
     assert exported(store, to) == {"a.txt": "one\ntwo\n", "b.txt": "b\n", "c.txt": "c\n"}
     add(store, part("d.wav", 0, texts=None, status="failed"))
-    add(store, heard("a.wav", 0, "new", etag="v2"), heard("d.wav", 0, "d"))
-    orphan = add(store, heard("e.wav", 0, "orphan"))
+    add(store, transcribed("a.wav", 0, "new", etag="v2"), transcribed("d.wav", 0, "d"))
+    orphan = add(store, transcribed("e.wav", 0, "orphan"))
     store.remove(orphan.outcomes_name)
     assert exported(store, to) == {
         "a.txt": "new\n", "b.txt": "b\n", "c.txt": "c\n", "d.txt": "d\n",
@@ -97,10 +99,10 @@ def test_what_was_committed_twice_is_there_once_and_new_content_replaces_old(
 def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Path) -> None:
     add(
         store,
-        heard("half.wav", 0, "half", last=False),
+        transcribed("half.wav", 0, "half", last=False),
         part("bad.wav", 0, texts=None, status="failed"),
         part("quiet.wav", 0, texts=None, status="no_speech"),
-        heard("partly.wav", 0, "partly", last=False),
+        transcribed("partly.wav", 0, "partly", last=False),
         part("partly.wav", 1, texts=None, status="failed"),
     )
     summary = export(store, str(to), options("txt"), Selection())
@@ -114,9 +116,9 @@ def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Pat
 def test_a_finished_output_says_the_same(store: OutputStore, to: Path) -> None:
     words = {name: [f"{name}{at}" for at in range(3)] for name in "abcdef"}
     for name in words:
-        add(store, heard(f"{name}.wav", 1, *words[name][1:]))
-    add(store, *(heard(f"{n}.wav", 0, words[n][0], last=False) for n in words))
-    add(store, heard("a.wav", 1, "again"), heard("b.wav", 1, "again"))
+        add(store, transcribed(f"{name}.wav", 1, *words[name][1:]))
+    add(store, *(transcribed(f"{n}.wav", 0, words[n][0], last=False) for n in words))
+    add(store, transcribed("a.wav", 1, "again"), transcribed("b.wav", 1, "again"))
     before = exported(store, to / "before")
     finished(store, *(f"{name}.wav" for name in words))
     assert len(store.names("outcomes")) < 8
@@ -189,7 +191,7 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
 @pytest.mark.parametrize("folder", ["local", "memory://export-single"])
 def test_all_recordings_in_one_file(folder: str, store: OutputStore, tmp_path: Path) -> None:
     to = str(tmp_path / folder) if folder == "local" else folder
-    add(store, heard("b.wav", 0, "b\t1\n", "2"), heard("a,\n.wav", 0, "a"))
+    add(store, transcribed("b.wav", 0, "b\t1\n", "2"), transcribed("a,\n.wav", 0, "a"))
     asked = options("txt", "tsv", "json", "whisperx", "nemo", single=True)
     summary = export(store, to, asked, Selection())
     assert (summary.files, summary.recordings) == (5, 2)
@@ -227,9 +229,9 @@ def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, 
 def test_segments_that_are_not_what_the_outcomes_say_are_noticed(
     store: OutputStore, to: Path, change: str
 ) -> None:
-    found = add(store, heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b"))
+    found = add(store, transcribed("a.wav", 0, "one", "two"), transcribed("b.wav", 0, "b"))
     assert found.segments_name
-    other = add(store, heard("a.wav", 0, "x"), heard("b.wav", 0, "y", "z"))
+    other = add(store, transcribed("a.wav", 0, "x"), transcribed("b.wav", 0, "y", "z"))
     assert other.segments_name
     table = store.read_table(other.segments_name, next(store.segments()).schema)
     store.write_table(found.segments_name, table if change == "others" else table.slice(0, 2))
@@ -257,7 +259,7 @@ def test_many_recordings_pass_through_small_buckets(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> None:
-    add(store, heard("a.wav", 0, "one"), heard("half.wav", 0, "half", last=False))
+    add(store, transcribed("a.wav", 0, "one"), transcribed("half.wav", 0, "half", last=False))
     done = CliRunner().invoke(
         cli.app,
         ["export", store.uri, "--to", os.fspath(to), "--format", "srt", "--format", "vtt",

@@ -174,7 +174,7 @@ def first(stored: dict[str, Tensor]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "messages"),
     [
         (lambda folder: (folder / ADAPTER_CONFIG_NAME).unlink(), "adapter_config.json: found no"),
         (lambda folder: (folder / ADAPTER_CONFIG_NAME).write_text("{"), "found no usable file"),
@@ -200,12 +200,12 @@ def first(stored: dict[str, Tensor]) -> str:
     ],
 )
 def test_a_broken_adapter_is_refused(
-    saved: Path, base: Path, tmp_path: Path, broken: Callable[[Path], object], told: str
+    saved: Path, base: Path, tmp_path: Path, broken: Callable[[Path], object], messages: str
 ) -> None:
     broken(saved)
     with pytest.raises(CheckpointError) as error:
         convert(base, tmp_path / "merged", adapter=saved)
-    assert told in str(error.value)
+    assert messages in str(error.value)
     assert not (tmp_path / "merged").exists()
 
 

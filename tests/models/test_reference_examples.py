@@ -154,16 +154,16 @@ def transcribe_long_recordings(lib: Any, folders: Folders) -> Any:
     )
     inputs = inputs.to("cpu", torch.float32)
     generated_ids = model.generate(**inputs, return_timestamps=True)
-    heard: list[list[float]] = []
+    transcribed: list[list[float]] = []
 
     def monitor_progress(progress: torch.Tensor) -> None:
         row = progress[torch.argmax(progress[:, 1])]
-        heard.append(row.detach().cpu().tolist())
+        transcribed.append(row.detach().cpu().tolist())
 
     again = model.generate(**inputs, return_timestamps=True, monitor_progress=monitor_progress)
     assert torch.equal(again, generated_ids)
     # Rows of a batch do not wait for one another here, so only the ends of a report are the same.
-    ends = heard[0][1], heard[-1][1]
+    ends = transcribed[0][1], transcribed[-1][1]
     return ends, processor.batch_decode(generated_ids, skip_special_tokens=True)
 
 

@@ -131,10 +131,14 @@ def test_a_draft_changes_no_token(both: Pair, tmp_path_factory: pytest.TempPathF
     )
     with torch.no_grad():
         encoded = both.ours.get_encoder()(SHORT)
-    heard = {"encoder_outputs": encoded, "assistant_model": draft.ours, "return_timestamps": True}
-    same(both.say(SHORT, **heard), plain)
+    transcribed = {
+        "encoder_outputs": encoded,
+        "assistant_model": draft.ours,
+        "return_timestamps": True,
+    }
+    same(both.say(SHORT, **transcribed), plain)
     with pytest.raises(ValueError, match="has an encoder of its own, but found encoder_outputs"):
-        both.say(None, **heard)
+        both.say(None, **transcribed)
     same(
         both.say(SHORT, assistant_model=draft.ours, num_beams=2),
         both.say(SHORT, num_beams=2, begin_suppress_tokens=None),

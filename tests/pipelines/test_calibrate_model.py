@@ -35,7 +35,7 @@ def job(folder: Path, **model: Any) -> RunConfig:
     return run_config(folder, folder / "output", model={"checkpoint": "some/model", **model})
 
 
-def heard(name: str, rng: random.Random) -> dict[str, Any]:
+def transcribed(name: str, rng: random.Random) -> dict[str, Any]:
     """Return a part of five segments, whose likely ones are right more often than is claimed."""
     segments = []
     for number in range(5):
@@ -58,7 +58,7 @@ def run(folder: Path, *, recordings: int = 60, **model: Any) -> OutputStore:
     store = OutputStore(config.output.uri)
     begin_run(store, config, fingerprint(config, REVISION))
     rng = random.Random(5)
-    rows = [heard(f"{number}.wav", rng) for number in range(recordings)]
+    rows = [transcribed(f"{number}.wav", rng) for number in range(recordings)]
     store.commit(results(*rows), run_id="run", model="some/model", model_revision=REVISION)
     lines = [{"uri": f"/{number}.wav", "text": " ".join([SAID] * 5), "language": "en"}
              for number in range(recordings)]  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_run_is_calibrated_and_a_later_one_uses_it(tmp_path: Path) -> None:
     calibration = calibration_for(job(tmp_path), store, model_revision=REVISION)
     assert calibration is not None
     store.commit(
-        results(heard("later.wav", random.Random(1))), run_id="later", model="some/model",
+        results(transcribed("later.wav", random.Random(1))), run_id="later", model="some/model",
         model_revision=REVISION, calibration=calibration,
     )  # fmt: skip
     rows = rows_of(store.segments())
@@ -106,7 +106,7 @@ def test_files_name_their_calibrations_even_when_they_are_merged(tmp_path: Path)
     assert evaluate(tmp_path).exit_code == 0
     calibration = read_calibration(store.uri)
     done = store.commit(
-        results(heard("later.wav", random.Random(1))), run_id="later", model="some/model",
+        results(transcribed("later.wav", random.Random(1))), run_id="later", model="some/model",
         model_revision=REVISION, calibration=calibration,
     )  # fmt: skip
     assert done.segments_name is not None
@@ -124,7 +124,7 @@ def named(store: OutputStore, name: str) -> str:
 def test_rows_of_other_weights_and_without_evidence_keep_their_confidence(tmp_path: Path) -> None:
     store = run(tmp_path)
     assert evaluate(tmp_path).exit_code == 0
-    other = heard("other.wav", random.Random(1)) | {"language": "de"}
+    other = transcribed("other.wav", random.Random(1)) | {"language": "de"}
     bare = part("bare.wav", 0, texts=[" hi"], language="en")
     store.commit(
         results(other, bare), run_id="later", model="some/model", model_revision=REVISION,

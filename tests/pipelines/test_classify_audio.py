@@ -95,8 +95,8 @@ def test_every_window_of_speech_has_its_labels(languages: RunConfig) -> None:
         assert 0 < rows[0]["weight_s"] <= rows[0]["end_s"] - rows[0]["start_s"]
         assert rows[0]["model"] == languages.model.checkpoint
     for (name, part), row in outcomes.items():
-        told = [rows for key, rows in windows.items() if key[:2] == (name, part)]
-        assert row["segments_written"] == sum(map(len, told))
+        messages = [rows for key, rows in windows.items() if key[:2] == (name, part)]
+        assert row["segments_written"] == sum(map(len, messages))
 
 
 def test_a_recording_is_the_mean_of_its_windows_weighted_by_speech(languages: RunConfig) -> None:
@@ -126,9 +126,9 @@ def test_classes_are_those_of_transformers(
     oracle = transformers.WhisperForAudioClassification.from_pretrained(classifier).eval()
     (rows,) = (rows for key, rows in labels_in(classes).items() if key[0] == "english.wav")
     assert rows[0]["weight_s"] == pytest.approx(len(samples) / 16_000, abs=0.01)
-    heard = extractor(samples, sampling_rate=16_000, return_tensors="pt")
+    decoded = extractor(samples, sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
-        expected = oracle(heard.input_features).logits.softmax(dim=1)[0]
+        expected = oracle(decoded.input_features).logits.softmax(dim=1)[0]
     best = expected.argsort(descending=True)[:2].tolist()
     assert [row["label"] for row in rows] == [CLASSES[at] for at in best]
     assert [row["probability"] for row in rows] == pytest.approx(expected[best].tolist(), abs=CLOSE)

@@ -23,12 +23,12 @@ def references(tmp_path: Path) -> str:
     return str(path)
 
 
-def output(folder: Path, *, heard: str) -> str:
+def output(folder: Path, *, transcribed: str) -> str:
     store = OutputStore(str(folder))
     commit(
         store,
         results(
-            part("a.wav", 0, texts=["Red green", heard], last=False, language="en"),
+            part("a.wav", 0, texts=["Red green", transcribed], last=False, language="en"),
             part("b.wav", 0, texts=[" tall, small."], language="de"),
             part("failed.wav", 0, texts=None, status="failed"),
             part("half.wav", 0, texts=[" yes"], last=False),
@@ -45,7 +45,7 @@ def evaluate(*arguments: str) -> Any:
 
 
 def test_parts_failures_and_gaps_are_counted(tmp_path: Path, references: str) -> None:
-    uri = output(tmp_path / "output", heard="blew")
+    uri = output(tmp_path / "output", transcribed="blew")
     done = evaluate(uri, "--references", references, "--json")
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
@@ -58,7 +58,7 @@ def test_parts_failures_and_gaps_are_counted(tmp_path: Path, references: str) ->
 
 
 def test_the_bar_is_held(tmp_path: Path, references: str) -> None:
-    uri = output(tmp_path / "output", heard="blew")
+    uri = output(tmp_path / "output", transcribed="blew")
     assert evaluate(uri, "--references", references, "--max-wer", "0.375").exit_code == 0
     done = evaluate(uri, "--references", references, "--max-wer", "0.37")
     assert done.exit_code == 1
@@ -76,12 +76,12 @@ def test_a_run_may_be_held_to_another_one(tmp_path: Path) -> None:
     rows = [{"uri": f"/{name}", "text": "red green blue"} for name in names]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def heard(folder: str, text: str) -> str:
+    def transcribed(folder: str, text: str) -> str:
         store = OutputStore(str(tmp_path / folder))
         commit(store, results(*(part(name, 0, texts=[text]) for name in names)))
         return store.uri
 
-    good, bad = heard("good", "red green blue"), heard("bad", "red blue")
+    good, bad = transcribed("good", "red green blue"), transcribed("bad", "red blue")
     arguments = ("--references", str(path), "--not-worse", "--against")
     assert evaluate(bad, *arguments, bad).exit_code == 0
     assert evaluate(good, *arguments, bad).exit_code == 0
@@ -94,8 +94,8 @@ def test_a_run_may_be_held_to_another_one(tmp_path: Path) -> None:
 
 
 def test_two_runs_are_compared(tmp_path: Path, references: str) -> None:
-    one = output(tmp_path / "one", heard="blue")
-    other = output(tmp_path / "other", heard="blew")
+    one = output(tmp_path / "one", transcribed="blue")
+    other = output(tmp_path / "other", transcribed="blew")
     done = evaluate(one, "--references", references, "--against", other)
     assert done.exit_code == 0, done.output
     words = " ".join(done.stdout.split())
@@ -106,7 +106,7 @@ def test_two_runs_are_compared(tmp_path: Path, references: str) -> None:
 
 
 def test_references_of_other_recordings_are_refused(tmp_path: Path) -> None:
-    uri = output(tmp_path / "output", heard="blue")
+    uri = output(tmp_path / "output", transcribed="blue")
     path = tmp_path / "r.csv"
     path.write_text("uri,text\nother.wav,hello\n")
     done = evaluate(uri, "--references", str(path))

@@ -48,7 +48,7 @@ def isolated() -> None:
 
 
 @pytest.fixture
-def heard(tmp_path: Path) -> Transcribed:
+def decoded(tmp_path: Path) -> Transcribed:
     """Two recordings; one segment of them is not sure."""
     found = Transcribed(tmp_path)
     write_tones(found.audio / "a talk.wav", seconds=12)
@@ -80,11 +80,11 @@ SURE = {"min_confidence": 0.5}
 
 @pytest.mark.usefixtures("isolated")
 def test_datasets_reads_it_and_hears_the_seconds_that_were_kept(
-    heard: Transcribed, tmp_path: Path
+    decoded: Transcribed, tmp_path: Path
 ) -> None:
     from datasets import Audio, load_dataset
 
-    label(heard.config(selection=SURE, dataset=WHOLE_SECONDS))
+    label(decoded.config(selection=SURE, dataset=WHOLE_SECONDS))
     data = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
     assert {name: part.num_rows for name, part in data.items()} == {"train": 3}
     assert data["train"].features["audio"] == Audio(sampling_rate=16_000)
@@ -104,27 +104,27 @@ def test_datasets_reads_it_and_hears_the_seconds_that_were_kept(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_reads_it(heard: Transcribed, tmp_path: Path) -> None:
+def test_webdataset_reads_it(decoded: Transcribed, tmp_path: Path) -> None:
     import webdataset
 
     options = {"format": "webdataset", "examples": "clips", "audio_format": "wav"}
-    label(heard.config(dataset=WHOLE_SECONDS | options))
+    label(decoded.config(dataset=WHOLE_SECONDS | options))
     (tar,) = (tmp_path / "set" / "data").iterdir()
     samples = list(webdataset.WebDataset(str(tar), shardshuffle=False))
     gc.collect()  # it leaves its file open, which is no fault of the next test
     assert [sample["txt"].decode() for sample in samples] == [
         "The old ship.", "Came in.", "Nobody saw her lights.", "Until quite late.", "Go.",
     ]  # fmt: skip
-    told = [json.loads(sample["json"]) for sample in samples]
-    assert [each["confidence"] for each in told] == [0.9, 0.4, 0.9, 0.9, 0.9]
-    assert [each["example_id"] for each in told] == [sample["__key__"] for sample in samples]
+    printed = [json.loads(sample["json"]) for sample in samples]
+    assert [each["confidence"] for each in printed] == [0.9, 0.4, 0.9, 0.9, 0.9]
+    assert [each["example_id"] for each in printed] == [sample["__key__"] for sample in samples]
     with wave.open(io.BytesIO(samples[1]["wav"])) as file:
         assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (16_000, 1, 32_000)
 
 
-def test_nemo_finds_audio_duration_and_text(heard: Transcribed, tmp_path: Path) -> None:
+def test_nemo_finds_audio_duration_and_text(decoded: Transcribed, tmp_path: Path) -> None:
     sections = {"format": "nemo", "shard_mb": 0.1, "validation_fraction": 0.5}
-    config = heard.config(dataset=WHOLE_SECONDS | sections)
+    config = decoded.config(dataset=WHOLE_SECONDS | sections)
     found = label(config)
     manifests = sorted((tmp_path / "set").glob("*_manifest.json"))
     assert [path.name.partition("_")[0] for path in manifests] == sorted(found.written.splits)
@@ -141,12 +141,12 @@ def test_nemo_finds_audio_duration_and_text(heard: Transcribed, tmp_path: Path) 
 
 
 def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
-    heard: Transcribed, tmp_path: Path
+    decoded: Transcribed, tmp_path: Path
 ) -> None:
     drops = {"drop_texts": ["go"], "min_confidence": 0.5}
     hostile = " <script>alert(1)</script> | a *b*\n# c"
-    heard.run({"b.wav": [(1.0, 3.0, hostile, {"confidence": 0.1})]}, output="other")
-    label(heard.config(selection=drops))
+    decoded.run({"b.wav": [(1.0, 3.0, hostile, {"confidence": 0.1})]}, output="other")
+    label(decoded.config(selection=drops))
     card = DatasetCard.load(tmp_path / "set" / "README.md")
     assert card.data.to_dict()["configs"][0]["data_files"] == [
         {"split": "train", "path": "data/train-*.parquet"}
@@ -156,18 +156,18 @@ def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
     assert "| `listed` | a text of drop\\_texts | 1 | 2.0 s | 2.0 s | 2.0 s |" in card.text
     assert "| **kept** |  | 3 | 10.0 s |  |  |" in card.text
     assert "| `checkpoint` | some/model |" in card.text
-    label(heard.config(output="other", to="hostile", selection=drops))
+    label(decoded.config(output="other", to="hostile", selection=drops))
     page = (tmp_path / "hostile" / "README.md").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a \\*b\\* \\# c |" in page
 
 
 def test_selecting_again_needs_another_folder_and_no_transcription(
-    heard: Transcribed, tmp_path: Path
+    decoded: Transcribed, tmp_path: Path
 ) -> None:
-    label(heard.config())
+    label(decoded.config())
     with pytest.raises(ConfigError, match=r"min_confidence: was null, now 0\.5.*choose another"):
-        label(heard.config(selection=SURE))
-    label(heard.config(selection=SURE, to="sure"))
+        label(decoded.config(selection=SURE))
+    label(decoded.config(selection=SURE, to="sure"))
     assert len(rows_of(tmp_path / "set")) == 2
     assert len(rows_of(tmp_path / "sure")) == 3
     rows = selection_of(tmp_path / "sure")
@@ -178,20 +178,20 @@ def test_selecting_again_needs_another_folder_and_no_transcription(
     assert {row["example_id"] for row in rows} == {*examples, None}
 
 
-def test_a_run_that_went_on_is_another_data_set(heard: Transcribed) -> None:
-    label(heard.config())
-    label(heard.config())
-    write_tones(heard.audio / "c.wav", seconds=3)
-    heard.run({"c.wav": [(0.0, 2.0, "More.")]})
+def test_a_run_that_went_on_is_another_data_set(decoded: Transcribed) -> None:
+    label(decoded.config())
+    label(decoded.config())
+    write_tones(decoded.audio / "c.wav", seconds=3)
+    decoded.run({"c.wav": [(0.0, 2.0, "More.")]})
     with pytest.raises(ConfigError, match="transcripts: was"):
-        label(heard.config())
+        label(decoded.config())
 
 
 def test_an_interrupted_data_set_is_completed_to_the_byte(
-    heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = {"shard_mb": 0.1, "examples": "clips"}
-    label(heard.config(to="whole", dataset=small))
+    label(decoded.config(to="whole", dataset=small))
     expected = content(tmp_path / "whole")
     assert sum(name.startswith("data/") for name in expected) == 5
     uploads: list[str] = []
@@ -210,14 +210,14 @@ def test_an_interrupted_data_set_is_completed_to_the_byte(
 
     monkeypatch.setattr(dataset, "filesystem", Counted)
     with pytest.raises(KeyboardInterrupt):
-        label(heard.config(to="half", dataset=small))
+        label(decoded.config(to="half", dataset=small))
     half = content(tmp_path / "half")
     assert "README.md" not in half
     done = sum(name.startswith("data/") for name in half)
     assert 0 < done < 5
     uploads.clear()
     last[0] = 0
-    label(heard.config(to="half", dataset=small))
+    label(decoded.config(to="half", dataset=small))
     assert len(uploads) == 5 - done  # what was there is not written again
     found = content(tmp_path / "half")
     differing = {name for name in {*expected, *found} if found.get(name) != expected.get(name)}
@@ -225,14 +225,14 @@ def test_an_interrupted_data_set_is_completed_to_the_byte(
 
 
 def test_recordings_that_are_no_longer_the_same_are_counted_and_not_heard(
-    heard: Transcribed, tmp_path: Path
+    decoded: Transcribed, tmp_path: Path
 ) -> None:
-    write_tones(heard.audio / "c.wav", seconds=3)
-    write_tones(heard.audio / "d.wav", seconds=3)
-    heard.run({name: [(0.0, 2.0, "Word.")] for name in ("c.wav", "d.wav")})
-    (heard.audio / "a talk.wav").unlink()
-    write_tones(heard.audio / "c.wav", seconds=3)
-    found = label(heard.config())
+    write_tones(decoded.audio / "c.wav", seconds=3)
+    write_tones(decoded.audio / "d.wav", seconds=3)
+    decoded.run({name: [(0.0, 2.0, "Word.")] for name in ("c.wav", "d.wav")})
+    (decoded.audio / "a talk.wav").unlink()
+    write_tones(decoded.audio / "c.wav", seconds=3)
+    found = label(decoded.config())
     assert {reason: lost.count for reason, lost in found.written.lost.items()} == {
         "unreadable": 1, "source_changed": 1,
     }  # fmt: skip
@@ -243,7 +243,7 @@ def test_recordings_that_are_no_longer_the_same_are_counted_and_not_heard(
 
 
 def test_what_a_store_did_not_give_is_tried_again_by_the_same_command(
-    heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(self: InThisProcess, item: CutRequest) -> Iterator[Any]:
         if item.uri.endswith("b.wav"):
@@ -253,20 +253,20 @@ def test_what_a_store_did_not_give_is_tried_again_by_the_same_command(
     original = InThisProcess.run
     with monkeypatch.context() as patched:
         patched.setattr(InThisProcess, "run", failing)
-        found = label(heard.config())
+        found = label(decoded.config())
     assert as_data(found)["lost"] == {"unreachable": {"count": 1, "seconds": 2.4}}
     assert len(rows_of(tmp_path / "set")) == 1
-    assert label(heard.config()).written.lost == {}
+    assert label(decoded.config()).written.lost == {}
     assert len(rows_of(tmp_path / "set")) == 2
 
 
-def test_two_runs_have_to_agree(heard: Transcribed, tmp_path: Path) -> None:
+def test_two_runs_have_to_agree(decoded: Transcribed, tmp_path: Path) -> None:
     other = [
         (0.0, 4.9, "the OLD ship, cameo in"),
         (5.0, 12.0, "nobody saw her lamps until quite late"),
     ]
-    heard.run({"a talk.wav": other, "quiet.wav": []}, output="other")
-    label(heard.config(selection={"against": str(tmp_path / "other")}))
+    decoded.run({"a talk.wav": other, "quiet.wav": []}, output="other")
+    label(decoded.config(selection={"against": str(tmp_path / "other")}))
     rows = {row["text"].strip(): row for row in selection_of(tmp_path / "set")}
     assert {text: row["dropped_by"] for text, row in rows.items()} == {
         "The old ship.": None,
@@ -278,7 +278,7 @@ def test_two_runs_have_to_agree(heard: Transcribed, tmp_path: Path) -> None:
     assert rows["Nobody saw her lights."]["disagreement"] == 0.25
 
 
-def test_existing_transcripts_decide(heard: Transcribed, tmp_path: Path) -> None:
+def test_existing_transcripts_decide(decoded: Transcribed, tmp_path: Path) -> None:
     talk = "The old ship came in. Nobody saw lights until quite late"
     lines = [
         {"path": "audio/a talk.wav", "text": talk, "language": "en"},
@@ -287,7 +287,7 @@ def test_existing_transcripts_decide(heard: Transcribed, tmp_path: Path) -> None
     ]
     manifest = tmp_path / "said.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    label(heard.config(selection={"references": str(manifest)}))
+    label(decoded.config(selection={"references": str(manifest)}))
     rows = selection_of(tmp_path / "set")
     assert [row["dropped_by"] for row in rows] == [None, None, "wer", None, "language"]
     (first, second) = rows_of(tmp_path / "set")
@@ -295,11 +295,11 @@ def test_existing_transcripts_decide(heard: Transcribed, tmp_path: Path) -> None
     assert (first["wer"], second["reference"]) == (0.0, None)
 
 
-def test_what_is_said_too_often_is_dropped(heard: Transcribed, tmp_path: Path) -> None:
-    heard.run({"a talk.wav": [(at, at + 2.0, text, {}) for at, text in
+def test_what_is_said_too_often_is_dropped(decoded: Transcribed, tmp_path: Path) -> None:
+    decoded.run({"a talk.wav": [(at, at + 2.0, text, {}) for at, text in
                               enumerate(["Thank you.", "thank you", "Thanks", "THANK YOU!"])]},
               output="other")  # fmt: skip
-    label(heard.config(output="other", selection={"max_copies": 2}))
+    label(decoded.config(output="other", selection={"max_copies": 2}))
     rows = selection_of(tmp_path / "set")
     assert [(row["copies"], row["dropped_by"]) for row in rows] == [
         (3, "copies"), (3, "copies"), (1, None), (3, "copies"),
@@ -307,13 +307,13 @@ def test_what_is_said_too_often_is_dropped(heard: Transcribed, tmp_path: Path) -
 
 
 def test_channels_that_were_transcribed_apart_are_cut_apart(tmp_path: Path) -> None:
-    heard = Transcribed(tmp_path)
+    decoded = Transcribed(tmp_path)
     samples = np.concatenate([np.full((1, 32_000), value, np.float32) for value in (0.1, 0.5)])
-    heard.audio.mkdir()
-    (heard.audio / "two.wav").write_bytes(wav_bytes(samples, rate_hz=16_000))
+    decoded.audio.mkdir()
+    (decoded.audio / "two.wav").write_bytes(wav_bytes(samples, rate_hz=16_000))
     said = [(0.0, 1.0, "left", {"channel": 0}), (0.0, 1.0, "right", {"channel": 1})]
-    heard.run({"two.wav": said}, extract={"channels": "each"})
-    label(heard.config())
+    decoded.run({"two.wav": said}, extract={"channels": "each"})
+    label(decoded.config())
     levels = {
         row["text"]: decode(row["audio"]["bytes"])[0].mean() for row in rows_of(tmp_path / "set")
     }
@@ -321,7 +321,7 @@ def test_channels_that_were_transcribed_apart_are_cut_apart(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "printed"),
     [
         ({"to": "output"}, "found the output folder of the run"),
         ({"output": "nowhere"}, "expected the output folder of a run"),
@@ -332,24 +332,24 @@ def test_channels_that_were_transcribed_apart_are_cut_apart(tmp_path: Path) -> N
     ],
 )
 def test_what_cannot_be_selected_from_is_refused(
-    heard: Transcribed, tmp_path: Path, change: dict[str, Any], told: str
+    decoded: Transcribed, tmp_path: Path, change: dict[str, Any], printed: str
 ) -> None:
     strangers = Transcribed(tmp_path / "elsewhere")
     write_tones(strangers.audio / "x.wav", seconds=2)
     strangers.run({"x.wav": [(0, 1, "x")]}, output="../strangers")
-    (heard.audio / "data").mkdir()
-    (heard.audio / "data" / "mine.parquet").touch()
+    (decoded.audio / "data").mkdir()
+    (decoded.audio / "data" / "mine.parquet").touch()
     if "against" in change.get("selection", {}):
         name = change["selection"]["against"].lower()
         change = change | {"selection": {"against": str(tmp_path / name)}}
-    with pytest.raises(ConfigError, match=told):
-        label(heard.config(**change))
+    with pytest.raises(ConfigError, match=printed):
+        label(decoded.config(**change))
 
 
 def test_a_selection_that_keeps_nothing_is_a_data_set_without_examples(
-    heard: Transcribed, tmp_path: Path
+    decoded: Transcribed, tmp_path: Path
 ) -> None:
-    found = label(heard.config(selection={"min_confidence": 1.0}))
+    found = label(decoded.config(selection={"min_confidence": 1.0}))
     assert (found.examples, found.tally.kept.count) == (0, 0)
     assert not (tmp_path / "set" / "data").exists()
     assert DatasetCard.load(tmp_path / "set" / "README.md").data.to_dict().get("configs") is None
@@ -362,8 +362,8 @@ def write_yaml(path: Path, config: PseudoLabelConfig) -> str:
     return str(path)
 
 
-def test_the_command_selects_and_says_so(heard: Transcribed, tmp_path: Path) -> None:
-    config = write_yaml(tmp_path / "job.yaml", heard.config())
+def test_the_command_selects_and_says_so(decoded: Transcribed, tmp_path: Path) -> None:
+    config = write_yaml(tmp_path / "job.yaml", decoded.config())
     done = CliRunner().invoke(cli.app, ["label", config, "--set", "selection.min_confidence=0.5"])
     assert done.exit_code == 0, done.output
     assert "confidence        1  2.0 s" in done.stdout
@@ -381,24 +381,24 @@ def test_the_command_selects_and_says_so(heard: Transcribed, tmp_path: Path) -> 
 
 
 def test_one_command_transcribes_and_then_selects(
-    heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = summary_of(tmp_path)
 
     def transcribe(config: Any, **options: Any) -> RunSummary:
         assert config.pipeline == "pseudo_label"
-        heard.run({"b.wav": [(1.0, 3.0, "Go.")]}, output="late")
+        decoded.run({"b.wav": [(1.0, 3.0, "Go.")]}, output="late")
         return expected
 
     monkeypatch.setattr(pipeline, "run", transcribe)
     said = io.StringIO()
-    assert run(heard.config(output="late"), local=True, progress=said) == expected
+    assert run(decoded.config(output="late"), local=True, progress=said) == expected
     assert [row["text"] for row in rows_of(tmp_path / "set")] == ["Go."]
     assert "1 recording, 4.0 s" in said.getvalue()
 
 
 def test_what_is_wrong_is_told_before_anything_is_transcribed(
-    heard: Transcribed, monkeypatch: pytest.MonkeyPatch
+    decoded: Transcribed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("transcribed"))
     wrong: list[tuple[dict[str, Any], str]] = [
@@ -408,15 +408,15 @@ def test_what_is_wrong_is_told_before_anything_is_transcribed(
     ]
     for change, words in wrong:
         with pytest.raises(CorpusAsrError, match=words):
-            run(heard.config(**change), local=True, progress=None)
+            run(decoded.config(**change), local=True, progress=None)
 
 
 def test_nothing_is_selected_while_recordings_are_left(
-    heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: summary_of(tmp_path, left=3))
     said = io.StringIO()
-    run(heard.config(), local=True, progress=said)
+    run(decoded.config(), local=True, progress=said)
     assert "3 recordings remain" in said.getvalue()
     assert not (tmp_path / "set").exists()
 

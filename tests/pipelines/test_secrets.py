@@ -86,9 +86,9 @@ def test_no_output_of_a_run_holds_a_credential(
     model = tiny_model(tmp_path / "checkpoint")
     config = job(tmp_path, model, tmp_path / "output", source=source)
     web.faults.append("503")
-    told = io.StringIO()
+    messages = io.StringIO()
     with caplog.at_level(logging.DEBUG, logger="corpus_asr"):
-        summary = run(config, local=True, progress=told)
+        summary = run(config, local=True, progress=messages)
     assert summary.files == 14
     rows = rows_of(OutputStore(config.output.uri).outcomes())
     kinds = Counter(row["error_kind"] for row in rows if row["status"] == "failed")
@@ -99,7 +99,7 @@ def test_no_output_of_a_run_holds_a_credential(
     found = everything_in(Path(config.output.uri))
     assert "good.wav" in found
     assert "missing.wav" in found
-    for place in (found, told.getvalue(), caplog.text, report.output, str(summary)):
+    for place in (found, messages.getvalue(), caplog.text, report.output, str(summary)):
         assert SECRET not in place
 
 

@@ -154,8 +154,8 @@ def test_contradictions_between_tables_are_told() -> None:
         ([outcome("a"), outcome("b"), outcome("a")], {}, "counted more than once: 1 part"),
         ([outcome("a")], {"listed": ["a", "a"]}, "listed more than once: 1 file"),
     )  # fmt: skip
-    for told, others, problem in cases:
-        assert count(told, **others).accounting.problems == (problem,)
+    for messages, others, problem in cases:
+        assert count(messages, **others).accounting.problems == (problem,)
 
 
 def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
@@ -328,7 +328,7 @@ def with_balance(accounting: Accounting, *, finished: bool = True) -> str:
 
 def test_a_full_report_says_everything_within_the_width() -> None:
     text = render(FULL)
-    for told in (
+    for messages in (
         "s3://transcripts/podcasts (finished)",
         "openai/whisper-small, revision abc123",
         "100: 95 with text, 3 without speech, 2 failed",
@@ -343,7 +343,7 @@ def test_a_full_report_says_everything_within_the_width() -> None:
         "What to do: these contain no audio: exclude them",
         "all 100 listed files have exactly one outcome",
     ):
-        assert told in text
+        assert messages in text
     assert max(map(len, text.splitlines())) <= 100
     words = [duration(seconds) for seconds in (1.25, 90, 5_400, 36_000_000)]
     assert words == ["1.2 s", "1.5 min", "1.5 h", "10,000.0 h"]

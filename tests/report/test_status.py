@@ -58,7 +58,7 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
     commit_at(store, NOW - datetime.timedelta(hours=1))
     found = look(store, seen=snapshot(), holder=HOLDER)
     text = render(found)
-    for told in (
+    for messages in (
         f"{store.uri} (running)",
         "process 7 of me on elsewhere, heartbeat 5.0 s ago, at 2026-01-01 13:00:05 UTC",
         "counted     10.0 s ago",
@@ -70,7 +70,7 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
         "- /b.mp3",
         "What to do: these are no audio",
     ):
-        assert told in text, told
+        assert messages in text, messages
     data = json.loads(json.dumps(as_data(found)))
     assert (data["state"], data["alive"], data["remaining"]) == ("running", True, 40)
     assert data["driver"]["host"] == "elsewhere"
@@ -171,9 +171,9 @@ def verdict(**counts: object) -> Verdict:
     ],
 )
 def test_what_is_busy_is_what_held_it_up(counts, stage, setting):
-    told = verdict(**counts)
-    assert told.stage == stage
-    assert setting in told.advice
+    messages = verdict(**counts)
+    assert messages.stage == stage
+    assert setting in messages.advice
     assert bottleneck_of(snapshot(activity=Activity())) is None
 
 
@@ -194,7 +194,7 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
     )  # fmt: skip
     lines = shown(snapshot(activity=found, parts=1, parts_retried=4))
     text = "\n".join(lines)
-    for told in (
+    for messages in (
         "10% busy (50% of it CPU), 40% blocked by backpressure, 50% idle",
         "75% of 16 slots in use; model loaded in 3.0 s; 7 windows, 1 token; 1 worker",
         "2 commits of 0.5 s each",
@@ -202,7 +202,7 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
         "2 parts before the engines, 1 in them, 1 behind them",
         "nothing: no stage was busy most of the time. To raise throughput",
     ):
-        assert told in " ".join(text.split()), told
+        assert messages in " ".join(text.split()), messages
     assert max(len(line) for line in lines) <= 100
     # Without counts, only queues are shown.
     labels = [line[2:14].strip() for line in shown(snapshot(activity=Activity(), failures=()))[1:]]

@@ -57,7 +57,7 @@ def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) ->
 
 @pytest.mark.parametrize("hashed", [True, False])
 @pytest.mark.parametrize(
-    ("main", "others", "told"),
+    ("main", "others", "messages"),
     [
         ("a", {"de": "v3"}, r"by_language\.de: .* 128 mel bins, expected whisper with 80 mel bins"),
         ("a", {"xx": "b"}, r"by_language: found xx, expected codes .*\bde\b"),
@@ -67,9 +67,9 @@ def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) ->
     ],
 )
 def test_checkpoints_that_do_not_fit_together_are_refused(
-    folder: Path, main: str, others: dict[str, str], told: str, hashed: bool
+    folder: Path, main: str, others: dict[str, str], messages: str, hashed: bool
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=messages):
         fetch_checkpoints(job_with(folder, main, **others), hashed=hashed)
 
 

@@ -25,12 +25,12 @@ def test_this_machine_gets_enough_logical_cpus_not_to_wait_for_itself():
 def test_an_address_without_a_ray_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with web_server() as web:
-        for address, told in (
+        for address, messages in (
             ("127.0.0.1:1", r"cluster\.address"),
             ("nonsense:1", r"cluster\.address"),
             (web.endpoint_url.removeprefix("http://"), r"no Ray.*usually 6379"),
         ):
-            with pytest.raises(ConfigError, match=told), connected(address, store_bytes=1):
+            with pytest.raises(ConfigError, match=messages), connected(address, store_bytes=1):
                 pass
 
 

@@ -65,9 +65,9 @@ def test_what_is_set_is_taken():
 
 
 def test_gpus_that_are_not_there_are_refused_unless_workers_are_counted():
-    for gpus, told in ((1, "gpus_per_worker is 1"), (1.5, "whole number")):
+    for gpus, messages in ((1, "gpus_per_worker is 1"), (1.5, "whole number")):
         asked = config(transcribe={"gpus_per_worker": gpus})
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=messages):
             resolve_resources(asked, (LAPTOP,), num_packs=1)
     scaling = config(transcribe={"gpus_per_worker": 1, "workers": 4})
     assert resolve_resources(scaling, (LAPTOP,), num_packs=1).transcribe_gpus == 1

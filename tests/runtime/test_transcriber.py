@@ -85,14 +85,15 @@ def test_a_broken_file_is_told_of_and_the_others_go_on(
 ) -> None:
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"no sound")
-    told: list[tuple[str, ItemError]] = []
+    messages: list[tuple[str, ItemError]] = []
     found = list(
         transcriber.transcribe_many(
-            [files[1], str(broken), files[2]], on_error=lambda uri, error: told.append((uri, error))
+            [files[1], str(broken), files[2]],
+            on_error=lambda uri, error: messages.append((uri, error)),
         )
     )
     assert sorted(str(one.uri) for one in found) == sorted(files[1:])
-    assert [uri for uri, _ in told] == [str(broken)]
+    assert [uri for uri, _ in messages] == [str(broken)]
     with pytest.raises(DecodeError):
         transcriber.transcribe(str(broken))
 

@@ -35,19 +35,19 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def many(folder: Path, count: int) -> Transcribed:
-    heard = Transcribed(folder)
+    transcribed = Transcribed(folder)
     for at in range(count):
-        write_tones(heard.audio / f"{at:03d}.wav", seconds=6)
-    heard.run({f"{at:03d}.wav": [(0.0, 2.0, f"Word {at}."), (2.0, 5.0, "More.")]
+        write_tones(transcribed.audio / f"{at:03d}.wav", seconds=6)
+    transcribed.run({f"{at:03d}.wav": [(0.0, 2.0, f"Word {at}."), (2.0, 5.0, "More.")]
                for at in range(count)})  # fmt: skip
-    return heard
+    return transcribed
 
 
 def test_a_killed_driver_leaves_what_the_next_completes_to_the_byte(tmp_path: Path) -> None:
-    heard = many(tmp_path, 40)
+    transcribed = many(tmp_path, 40)
     small = {"shard_mb": 0.2, "examples": "clips", "workers": 2}
-    label(heard.config(to="whole", dataset=small))
-    config = heard.config(to="half", dataset=small)
+    label(transcribed.config(to="whole", dataset=small))
+    config = transcribed.config(to="half", dataset=small)
     (tmp_path / "job.yaml").write_text(
         json.dumps(config.model_dump(mode="json", exclude_unset=True))
     )
@@ -70,12 +70,12 @@ def test_a_killed_driver_leaves_what_the_next_completes_to_the_byte(tmp_path: Pa
 
 
 def test_a_store_elsewhere_holds_the_same(tmp_path: Path) -> None:
-    heard = many(tmp_path, 5)
-    label(heard.config(dataset={"shard_mb": 0.2}))
+    transcribed = many(tmp_path, 5)
+    label(transcribed.config(dataset={"shard_mb": 0.2}))
     with s3_server() as s3, environment(s3.environment):
         there = f"{s3.make_bucket('training')}/set"
         options = {"uri": there, "endpoint_url": s3.endpoint_url, "shard_mb": 0.2}
-        label(heard.config(dataset=options))
+        label(transcribed.config(dataset=options))
         found = {
             uri.removeprefix(f"{there}/"): filesystem.read_bytes(uri, s3.options)
             for uri, _, _ in filesystem.list_objects(there, s3.options)

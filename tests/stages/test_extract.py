@@ -116,14 +116,14 @@ def test_what_was_done_is_counted(stage: ExtractStage, caplog: pytest.LogCapture
     assert done.parts_extracted == 4
     assert 0 < done.extract_s <= done.extract_alive_s
     assert done.backpressure_s >= held.backpressure_s > 0  # counted while it lasts
-    told = [record.__dict__["fields"] for record in caplog.records]
-    assert [(one["recording_id"], one["part"], one["status"]) for one in told] == [
+    messages = [record.__dict__["fields"] for record in caplog.records]
+    assert [(one["recording_id"], one["part"], one["status"]) for one in messages] == [
         ("x/parts=3/silent=1", 0, "ok"),
         ("x/parts=3/silent=1", 1, "no_speech"),
         ("x/parts=3/silent=1", 2, "ok"),
         ("y/parts=1/fail=0", 0, "failed"),
     ]
-    assert {one["event"] for one in told} == {"part_extracted"}
+    assert {one["event"] for one in messages} == {"part_extracted"}
 
 
 def test_a_file_listed_as_too_large_never_reaches_the_child(tmp_path: Path):

@@ -209,8 +209,8 @@ def test_what_cannot_be_read_or_decoded_raises_its_kind_and_tells_no_secrets(
         with pytest.raises(DecodeError, match=r"https://host/a\.mp3\?\[hidden\]") as caught:
             extract(model, "https://user:pass@host/a.mp3?sig=secret", channels=channels)
         assert caught.value.kind == kind
-        told = f"{caught.value} {caught.value.uri}"
-        assert not any(word in told for word in ("user", "pass", "secret"))
+        messages = f"{caught.value} {caught.value.uri}"
+        assert not any(word in messages for word in ("user", "pass", "secret"))
 
 
 def test_what_comes_before_damage_is_kept(

@@ -63,9 +63,9 @@ def test_what_a_pipeline_does_not_read_is_not_in_its_fingerprint() -> None:
         return fingerprint(config(**changes).model_copy(update={"pipeline": pipeline}), "w")
 
     text, labels = "transcribe_corpus", "classify_audio"
-    searched, told = {"decoding": {"language": "de"}}, {"classification": {"top_k": 1}}
-    assert name_of(text) == name_of(text, **told) != name_of(text, **searched)
-    assert name_of(labels) == name_of(labels, **searched) != name_of(labels, **told)
+    searched, messages = {"decoding": {"language": "de"}}, {"classification": {"top_k": 1}}
+    assert name_of(text) == name_of(text, **messages) != name_of(text, **searched)
+    assert name_of(labels) == name_of(labels, **searched) != name_of(labels, **messages)
     assert name_of(labels) != name_of(text)
 
 

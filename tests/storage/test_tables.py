@@ -203,8 +203,10 @@ def test_many_small_commits_of_labels_become_one(tmp_path: Path) -> None:
     (name,) = store.names("labels")
     assert store.names("segments") == []
     assert same_schema(store.read_table(name, LABELS).schema, LABELS)
-    told = [(row["uri"], row["part"], row["rank"], row["label"]) for row in rows_of(store.labels())]
-    assert told == [
+    messages = [
+        (row["uri"], row["part"], row["rank"], row["label"]) for row in rows_of(store.labels())
+    ]
+    assert messages == [
         (f"/{name}", index, rank, label)
         for name in sorted(names)
         for index in (0, 1)
@@ -222,12 +224,12 @@ def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights() -> None:
         part("d", 0, texts=None, status="no_speech"),
     ]
     outcomes: pa.Table = outcomes_of(results(*found), run_id="run").cast(OUTCOMES)
-    told = {row["uri"]: row for row in aggregate(outcomes).to_pylist()}
-    assert told["/a"]["label"] == "de"
-    assert told["/a"]["label_probability"] == pytest.approx((0.4 * 10 + 0.9 * 30) / 40)
-    assert told["/b"]["label"] == "da"  # of two as likely, the first by name
+    messages = {row["uri"]: row for row in aggregate(outcomes).to_pylist()}
+    assert messages["/a"]["label"] == "de"
+    assert messages["/a"]["label_probability"] == pytest.approx((0.4 * 10 + 0.9 * 30) / 40)
+    assert messages["/b"]["label"] == "da"  # of two as likely, the first by name
     for name in ("/c", "/d"):
-        assert (told[name]["label"], told[name]["label_probability"]) == (None, None)
+        assert (messages[name]["label"], messages[name]["label_probability"]) == (None, None)
 
 
 def test_a_part_has_segments_or_labels(tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ class LevelsSlots(ScriptedModel):
 
     def encode(self, features: Tensor, *, num_frames: Sequence[int] | None = None) -> Tensor:
         lengths = num_frames or [features.shape[2]] * len(features)
-        heard = [row[:, :n].mean() for row, n in zip(features.float(), lengths, strict=True)]
-        return (torch.stack(heard) > self._threshold).float().reshape(-1, 1, 1)
+        transcribed = [row[:, :n].mean() for row, n in zip(features.float(), lengths, strict=True)]
+        return (torch.stack(transcribed) > self._threshold).float().reshape(-1, 1, 1)
 
 
 class LevelsModel:

@@ -164,10 +164,10 @@ class Page:
             self.call("Input.dispatchMouseEvent", {"type": kind, **where})
 
     def press(self, key: str) -> None:
-        told: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": _CONTROL.get(key, 0)}
+        messages: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": _CONTROL.get(key, 0)}
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-        self.call("Input.dispatchKeyEvent", {"type": "keyDown", "text": text, **told})
-        self.call("Input.dispatchKeyEvent", {"type": "keyUp", **told})
+        self.call("Input.dispatchKeyEvent", {"type": "keyDown", "text": text, **messages})
+        self.call("Input.dispatchKeyEvent", {"type": "keyUp", **messages})
 
     def type(self, text: str) -> None:
         self.call("Input.insertText", {"text": text})

@@ -289,9 +289,9 @@ def assert_same(found: Result, expected: Result) -> None:
     assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
     if isinstance(expected, AlignResult):
         assert isinstance(found, AlignResult)
-        heard = expected.weights.shape[2]
-        np.testing.assert_allclose(found.weights[:, :, :heard], expected.weights, atol=1e-5)
-        assert not found.weights[:, :, heard:].any()
+        transcribed = expected.weights.shape[2]
+        np.testing.assert_allclose(found.weights[:, :, :transcribed], expected.weights, atol=1e-5)
+        assert not found.weights[:, :, transcribed:].any()
         return
     assert isinstance(found, WindowResult)
     assert (found.tokens, found.looped) == (expected.tokens, expected.looped)

@@ -55,10 +55,10 @@ def _normaliser() -> EnglishTextNormalizer:
         return EnglishTextNormalizer()
 
 
-def error_rate(said: list[str], heard: list[str]) -> float:
+def error_rate(said: list[str], transcribed: list[str]) -> float:
     """Return the word error rate after openai-whisper's own normaliser."""
     plain = _normaliser()
-    rate: float = wer([plain(text) for text in said], [plain(text) for text in heard])
+    rate: float = wer([plain(text) for text in said], [plain(text) for text in transcribed])
     return rate
 
 

@@ -64,18 +64,18 @@ def test_noise_is_as_loud_as_asked() -> None:
 
 def test_a_telephone_loses_what_is_low_and_high() -> None:
     low, mid, high = (tone(1.0, hz=hz)[0] for hz in (60.0, 1000.0, 6000.0))
-    heard = band_limited(low + mid + high, 300.0, 3400.0)
-    assert share_of_tone(heard, 1000.0) > 0.99
+    transcribed = band_limited(low + mid + high, 300.0, 3400.0)
+    assert share_of_tone(transcribed, 1000.0) > 0.99
     assert share_of_tone(band_limited(low + high, 0.0, 3400.0), 60.0) > 0.99
 
 
 def test_echoes_follow_and_keep_the_level(draw: np.random.Generator) -> None:
     click = np.zeros(SAMPLE_RATE_HZ, np.float32)
     click[100] = 1.0
-    heard = reverberated(click, draw, decay_s=0.3)
-    assert np.abs(heard[:99]).max() < 1e-6
-    assert level(heard[200:2000]) > 10 * level(heard[5000:7000])
-    assert level(heard) == pytest.approx(level(click), rel=1e-3)
+    transcribed = reverberated(click, draw, decay_s=0.3)
+    assert np.abs(transcribed[:99]).max() < 1e-6
+    assert level(transcribed[200:2000]) > 10 * level(transcribed[5000:7000])
+    assert level(transcribed) == pytest.approx(level(click), rel=1e-3)
 
 
 def test_faster_is_shorter_and_higher() -> None:
@@ -96,14 +96,14 @@ def test_noise_has_a_color(draw: np.random.Generator) -> None:
 
 
 def test_notes_are_sounds_at_half_tones_that_start_and_end(draw: np.random.Generator) -> None:
-    heard = tones(draw, 10 * SAMPLE_RATE_HZ)
-    assert heard.dtype == np.float32
-    assert np.isfinite(heard).all()
-    assert np.abs(heard).max() > 0.5
-    power = np.abs(np.fft.rfft(heard)) ** 2
+    transcribed = tones(draw, 10 * SAMPLE_RATE_HZ)
+    assert transcribed.dtype == np.float32
+    assert np.isfinite(transcribed).all()
+    assert np.abs(transcribed).max() > 0.5
+    power = np.abs(np.fft.rfft(transcribed)) ** 2
     strongest = np.sort(power)[-power.size // 100 :].sum()
     assert strongest > 0.5 * power.sum()  # lines, unlike noise
-    assert not np.array_equal(heard, tones(draw, heard.size))
+    assert not np.array_equal(transcribed, tones(draw, transcribed.size))
 
 
 def test_masks_hide_spans_of_the_length_asked(draw: np.random.Generator) -> None:

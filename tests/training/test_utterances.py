@@ -60,7 +60,7 @@ def test_a_wrong_row_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def heard(tmp_path: Path) -> Transcribed:
+def transcribed(tmp_path: Path) -> Transcribed:
     found = Transcribed(tmp_path)
     write_tones(found.audio / "a.wav", seconds=8)
     write_tones(found.audio / "b.wav", seconds=4)
@@ -100,35 +100,39 @@ def cache(utterances: list[Utterance], folder: Path) -> AudioCache:
     )
 
 
-def test_segments_of_a_run_are_utterances_but_for_known_hallucinations(heard: Transcribed) -> None:
-    found = given(heard.folder / "output")
+def test_segments_of_a_run_are_utterances_but_for_known_hallucinations(
+    transcribed: Transcribed,
+) -> None:
+    found = given(transcribed.folder / "output")
     assert [(p.text.strip(), p.start_s, p.end_s, p.language) for p in found] == [
         ("The ship.", 1.0, 3.0, "en"),
         ("Came in.", 3.0, 5.0, "en"),
         ("Go.", 1.0, 3.0, "en"),
     ]
-    sure = given(heard.folder / "output", min_confidence=0.5)
+    sure = given(transcribed.folder / "output", min_confidence=0.5)
     assert [p.text.strip() for p in sure] == ["The ship.", "Go."]
 
 
 def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
-    heard = Transcribed(tmp_path)
-    write_tones(heard.audio / "call.wav", seconds=4, num_channels=2)
+    transcribed = Transcribed(tmp_path)
+    write_tones(transcribed.audio / "call.wav", seconds=4, num_channels=2)
     said = [(1.0, 3.0, "Hello.", {"channel": 0}), (1.0, 3.0, "Yes?", {"channel": 1})]
-    heard.run({"call.wav": said}, extract={"channels": "each"})
+    transcribed.run({"call.wav": said}, extract={"channels": "each"})
     found = cache(given(tmp_path / "output"), tmp_path / "cache")
     for at, hz in enumerate((tone_hz(1), tone_hz(1) + 50)):
         samples = found.audio[found.start[at] : found.start[at] + 16_000] / np.float32(32768)
         assert share_of_tone(samples.astype(np.float32), hz) > 0.9
 
 
-def test_a_data_set_of_label_is_learnt_from_without_its_recordings(heard: Transcribed) -> None:
-    label(heard.config(dataset={"pad_s": 0, "examples": "windows"}), progress=None)
-    for path in heard.audio.iterdir():
+def test_a_data_set_of_label_is_learnt_from_without_its_recordings(
+    transcribed: Transcribed,
+) -> None:
+    label(transcribed.config(dataset={"pad_s": 0, "examples": "windows"}), progress=None)
+    for path in transcribed.audio.iterdir():
         path.unlink()
-    utterances = given(heard.folder / "set")
+    utterances = given(transcribed.folder / "set")
     assert {p.text.strip() for p in utterances} == {"The ship.", "Came in.", "Go."}
-    found = cache(utterances, heard.folder / "cache")
+    found = cache(utterances, transcribed.folder / "cache")
     said = {found.text(at): at for at in range(len(found))}
     for text, second in (("The ship.", 1), ("Came in.", 3), ("Go.", 1)):
         at = said[text]
@@ -137,11 +141,13 @@ def test_a_data_set_of_label_is_learnt_from_without_its_recordings(heard: Transc
         assert found.language(at) == "en"
     # The split of a data set is that of the data.
     with pytest.raises(ConfigError, match=r"no data/validation-.*huggingface"):
-        given(heard.folder / "set", split="validation")
+        given(transcribed.folder / "set", split="validation")
 
 
-def test_parquet_with_audio_from_elsewhere_will_do(heard: Transcribed, tmp_path: Path) -> None:
-    data = (heard.audio / "b.wav").read_bytes()
+def test_parquet_with_audio_from_elsewhere_will_do(
+    transcribed: Transcribed, tmp_path: Path
+) -> None:
+    data = (transcribed.audio / "b.wav").read_bytes()
     rows = [{"bytes": data, "path": None}] * 20 + [{"bytes": None, "path": "gone.wav"}]
     texts = [f"clip {n}" for n in range(21)]
     pq.write_table(

@@ -40,9 +40,9 @@ def labels_of(
         found = [engine.submit(one).result().labels for one in parts]
         together = [future.result().labels for future in [engine.submit(one) for one in parts]]
         assert found == together
-    told = [one for one in found if one is not None]
-    assert len(told) == len(parts)
-    return told
+    messages = [one for one in found if one is not None]
+    assert len(messages) == len(parts)
+    return messages
 
 
 def test_labels_do_not_depend_on_slots_or_neighbors(folder: Path) -> None:

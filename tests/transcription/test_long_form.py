@@ -192,15 +192,15 @@ def test_parts_share_clips_without_loss_or_overlap(edges: list[int], part_s: int
     wanted = np.zeros(40_000, dtype=bool)
     for first, last in zip(clips[::2] or [0.0], [*clips[1::2], 400.0], strict=False):
         wanted[round(first * 100) : round(last * 100)] = True
-    heard = np.zeros(40_000, dtype=bool)
+    transcribed = np.zeros(40_000, dtype=bool)
     beginnings = 0
     for start in range(0, 400, part_s):
         own = part(min(part_s, 400 - start), start_s=float(start))
         beginnings += holds_the_beginning(own, clips)
         for first, last in clip_ranges(own, clips):
-            assert not heard[start * 100 + first : start * 100 + last].any()
-            heard[start * 100 + first : start * 100 + last] = True
-    assert (heard == wanted).all()
+            assert not transcribed[start * 100 + first : start * 100 + last].any()
+            transcribed[start * 100 + first : start * 100 + last] = True
+    assert (transcribed == wanted).all()
     assert beginnings == (not clips or clips[0] < 400)
 
 

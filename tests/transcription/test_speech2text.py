@@ -44,14 +44,14 @@ class Network(ScriptedModel):
 
     def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
         super().__init__(scripts)
-        self.heard: list[int] = []
+        self.transcribed: list[int] = []
 
     def encode(self, features: Any, *, num_frames: Sequence[int] | None = None) -> Any:
         assert features.shape[1:] == (2, 3000)
         assert num_frames is not None
         for window, frames in zip(features, num_frames, strict=True):
             assert not window[:, frames:].any()
-        self.heard.extend(num_frames)
+        self.transcribed.extend(num_frames)
         return super().encode(features, num_frames=num_frames)
 
     def align(self, state: Any, slot: int, tokens: Any, heads: Any) -> Any:
@@ -108,8 +108,8 @@ def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
         (" w5", 112.0, 120.0),
         (" w6x w7", 130.0, 134.5),
     ]
-    assert sorted(model.heard, reverse=True) == model.heard  # the longest first
-    assert model.heard == [798, 698, 448]
+    assert sorted(model.transcribed, reverse=True) == model.transcribed  # the longest first
+    assert model.transcribed == [798, 698, 448]
     for one in found:
         assert (one.language, one.language_probability, one.task) == ("en", None, "transcribe")
         assert one.no_speech_prob is None

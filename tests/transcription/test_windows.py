@@ -183,7 +183,7 @@ class ByLength:
         self._network = network
         self._prompt_format = PromptFormat.from_folder(checkpoint)
         self._schedulers: dict[int, SlotScheduler] = {}
-        self.heard: list[tuple[tuple[int, ...], int | None]] = []
+        self.transcribed: list[tuple[tuple[int, ...], int | None]] = []
 
     def __call__(self, own: PartRequest, settings: DecodingSettings) -> list[Segment]:
         task = WhisperTranscriber(self._prompt_format).transcribe(own, settings)
@@ -202,7 +202,7 @@ class ByLength:
                 answer = self._run(request)
 
     def _run(self, job: Job) -> Result:
-        self.heard.append((job.window, job.num_frames))
+        self.transcribed.append((job.window, job.num_frames))
         frames = job.num_frames or WINDOW_FRAMES
         if frames not in self._schedulers:
             model = cut_network(self._network, frames=frames).slot_model()
@@ -259,15 +259,15 @@ def test_parts_say_what_networks_say_that_were_made_for_their_lengths(
     settings = DecodingSettings(padding_s=PADDING_S, **(GREEDY | OPTIONS[name]))
     oracle = ByLength(network, checkpoint)
     expected = [oracle(own, settings) for own in PARTS]
-    heard = {frames for _, frames in oracle.heard}
-    assert None in heard
-    assert 600 in heard
-    assert len(dict(oracle.heard)) == len(set(oracle.heard))  # a window has one length
+    transcribed = {frames for _, frames in oracle.transcribed}
+    assert None in transcribed
+    assert 600 in transcribed
+    assert len(dict(oracle.transcribed)) == len(set(oracle.transcribed))  # a window has one length
     for slots in (1, 3, 8) if name == "sequential" else (3,):
         found, windows = transcribe(network, checkpoint, PARTS, settings, slots=slots)
         # Asking for the language, decoding and timing words share an encoding.
-        repeats = sum(one == before for before, one in pairwise(oracle.heard))
-        assert windows == len(oracle.heard) - repeats
+        repeats = sum(one == before for before, one in pairwise(oracle.transcribed))
+        assert windows == len(oracle.transcribed) - repeats
         for own, ours, theirs in zip(PARTS, found, expected, strict=True):
             near(ours, theirs)
             for segment in ours:

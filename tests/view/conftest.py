@@ -55,7 +55,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     options = {"container": "aiff", "codec": "pcm_s16be", "sample_format": "s16"}
     odd.write_bytes(encode(samples, rate_hz=16_000, **options))
     hostile.write_bytes(wav_bytes(tone(4.0), rate_hz=16_000))
-    told = [
+    messages = [
         passage(at, f"This is passage{at} peace", probabilities=(0.9, 0.95, sure, 1.0))
         for at, sure in enumerate([0.9] * 7 + [0.3] + [0.9] * (PASSAGES - 8))
     ]
@@ -65,7 +65,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     }  # fmt: skip
     store = run_of(
         tmp_path_factory.mktemp("run") / "output",
-        spoken(str(plain), *told, **of_file(plain)),
+        spoken(str(plain), *messages, **of_file(plain)),
         spoken(str(odd), passage(0, "odd one"), passage(1, "odd two"), codec="pcm_s16be",
                part_end_s=SECONDS, **of_file(odd)),
         spoken(str(hostile), passage(0, HOSTILE_TEXT), **of_file(hostile)),

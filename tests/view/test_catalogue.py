@@ -25,8 +25,8 @@ def test_parts_in_many_objects_and_row_groups_are_one_transcript(
     store = run_of(tmp_path)
     others = [spoken(f"/{name}.wav", passage(0, name)) for name in "bcd"]
     texts = [f"p{at}" for at in range(2 * BLOCK_ROWS + 30)]
-    told = [passage(at, text) for at, text in enumerate(texts)]
-    late, early = told[BLOCK_ROWS - 5 :], told[: BLOCK_ROWS - 5]
+    messages = [passage(at, text) for at, text in enumerate(texts)]
+    late, early = messages[BLOCK_ROWS - 5 :], messages[: BLOCK_ROWS - 5]
     add(store, others[0], spoken("/a.wav", *late, part=1), others[1])
     add(store, others[2], spoken("/a.wav", *early, last_part=False))
     found = transcript_of(store)

@@ -76,8 +76,8 @@ def plain(text: str) -> str:
 def test_orders_and_pages_show_everything_once(store: OutputStore, library: Library) -> None:
     count = 2 * PAGE_ROWS + 20
     sure = [((at * 37) % count) / count for at in range(count)]
-    told = [passage(at, f"word{at}", confidence=sure[at]) for at in range(count - 1)]
-    add(store, spoken("/a.wav", *told, passage(count - 1, "last", confidence=None)))
+    messages = [passage(at, f"word{at}", confidence=sure[at]) for at in range(count - 1)]
+    add(store, spoken("/a.wav", *messages, passage(count - 1, "last", confidence=None)))
     view = library.wait()
     for order in Order:
         pages = [search(view, order=order, page=page) for page in range(4)]

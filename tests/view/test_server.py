@@ -114,29 +114,36 @@ def test_what_cannot_be_answered_is_refused_in_words(shown: Shown) -> None:
 
 
 def test_a_recording_is_told_with_its_segments_and_words(shown: Shown) -> None:
-    told = answer(shown, "recording", id=shown.id("plain.wav"))
-    assert (told["segments"], told["has_words"], told["state"]) == (PASSAGES, True, "done")
-    assert told["name"] == "plain.wav"
+    messages = answer(shown, "recording", id=shown.id("plain.wav"))
+    assert (messages["segments"], messages["has_words"], messages["state"]) == (
+        PASSAGES,
+        True,
+        "done",
+    )
+    assert messages["name"] == "plain.wav"
     # The page marks words and segments by these.
-    assert (told["low_confidence"], told["high_confidence"]) == (LOW_CONFIDENCE, HIGH_CONFIDENCE)
-    segments = answer(shown, "segments", id=told["id"], block=0, q="passage7 peace")["segments"]
+    assert (messages["low_confidence"], messages["high_confidence"]) == (
+        LOW_CONFIDENCE,
+        HIGH_CONFIDENCE,
+    )
+    segments = answer(shown, "segments", id=messages["id"], block=0, q="passage7 peace")["segments"]
     assert len(segments) == PASSAGES
     words = segments[7]["words"]
     assert [word[0] for word in words] == [" This", " is", " passage7", " peace"]
     assert [word[4] for word in words] == [False, False, True, True]
     assert [word[1] for word in words] == [14.0, 14.5, 15.0, 15.5]
-    assert answer(shown, "segments", id=told["id"], block=9)["segments"] == []
-    assert answer(shown, "unsure", id=told["id"])["at_s"] == 15.0
-    assert answer(shown, "unsure", id=told["id"], **{"from": 15.0})["at_s"] is None
-    assert answer(shown, "unsure", id=told["id"], back=1, **{"from": 59})["at_s"] == 15.0
+    assert answer(shown, "segments", id=messages["id"], block=9)["segments"] == []
+    assert answer(shown, "unsure", id=messages["id"])["at_s"] == 15.0
+    assert answer(shown, "unsure", id=messages["id"], **{"from": 15.0})["at_s"] is None
+    assert answer(shown, "unsure", id=messages["id"], back=1, **{"from": 59})["at_s"] == 15.0
 
 
 def test_a_failure_comes_with_what_to_do(shown: Shown) -> None:
-    told = answer(shown, "recording", id=shown.id("bad.wav"))
-    assert told["error"]["kind"] == "not_audio"
-    assert "leave them out" in told["error"]["advice"]
-    assert told["error"]["message"] == "not recognised <b>as audio</b>"
-    assert answer(shown, "sound", id=told["id"])["state"] == "nothing"
+    messages = answer(shown, "recording", id=shown.id("bad.wav"))
+    assert messages["error"]["kind"] == "not_audio"
+    assert "leave them out" in messages["error"]["advice"]
+    assert messages["error"]["message"] == "not recognised <b>as audio</b>"
+    assert answer(shown, "sound", id=messages["id"])["state"] == "nothing"
 
 
 def test_a_transcript_is_saved_under_a_name_that_is_one_anywhere(shown: Shown) -> None:

@@ -81,8 +81,8 @@ def test_one_channel_is_heard_alone(tmp_path: Path, sounds: Sounds) -> None:
     path.write_bytes(wav_bytes(both, rate_hz=16_000))
     row = ROW | {"uri": str(path), "duration_s": 3.0}
     for channel in (0, 1):
-        heard = stretch(sounds, row, 1, 2, channel=channel)
-        assert np.corrcoef(heard, both[channel][16_000:32_000])[0, 1] > 0.999
+        transcribed = stretch(sounds, row, 1, 2, channel=channel)
+        assert np.corrcoef(transcribed, both[channel][16_000:32_000])[0, 1] > 0.999
     with pytest.raises(DecodeError, match="no channel 7"):
         stretch(sounds, row, 0, 1, channel=7)
 

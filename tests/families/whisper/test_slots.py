@@ -446,11 +446,11 @@ def test_parts_that_cannot_be_heard_are_an_error(tmp_path: Path, dtype: torch.dt
     model = load(tmp_path, dtype).slot_model()
     encoded = model.encode(windows(2))
     message = r"parts of 2 windows: found \[.*\] frames, expected .* a multiple of 2, 2 to 200"
-    for heard in ([100], [100, 0], [100, 202], [100, 99], [-2, 100]):
+    for transcribed in ([100], [100, 0], [100, 202], [100, 99], [-2, 100]):
         with pytest.raises(ValueError, match=message):
-            model.encode(windows(2), num_frames=heard)
+            model.encode(windows(2), num_frames=transcribed)
         with pytest.raises(ValueError, match=message):
-            model.fill(model.new_state(2), [0, 1], encoded, num_frames=heard)
+            model.fill(model.new_state(2), [0, 1], encoded, num_frames=transcribed)
 
 
 def test_off_the_cpu_a_step_keeps_its_shape_and_never_reads_a_value(
@@ -461,8 +461,10 @@ def test_off_the_cpu_a_step_keeps_its_shape_and_never_reads_a_value(
         model = WhisperForConditionalGeneration(network.config).slot_model()
         state = model.new_state(4)
         features = torch.zeros(3, 80, FRAMES)
-        heard = [100, 60, 100]
-        model.fill(state, [0, 1, 2], model.encode(features, num_frames=heard), num_frames=heard)
+        transcribed = [100, 60, 100]
+        model.fill(
+            state, [0, 1, 2], model.encode(features, num_frames=transcribed), num_frames=transcribed
+        )
         view = state.view_windows(range(3))
         tokens = torch.zeros(3, dtype=torch.long)
         assert model.step(state, tokens, tokens).shape == (3, 500)

@@ -96,8 +96,8 @@ BAD_MODELS = [
 
 BAD_FILES = [
     *(
-        ("tokenizer.json", json.dumps({"model": model}).encode(), told)
-        for model, told in BAD_MODELS
+        ("tokenizer.json", json.dumps({"model": model}).encode(), messages)
+        for model, messages in BAD_MODELS
     ),
     ("tokenizer.json", b"{", "found no readable JSON"),
     ("tokenizer.json", b"[]", r"found \[.*\(list\), expected an object"),

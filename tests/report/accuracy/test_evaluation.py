@@ -122,8 +122,10 @@ def test_groups_add_up_and_are_sorted() -> None:
 
 def test_languages_heard_are_counted_by_those_said() -> None:
     reference = Reference(uri="/a", text="ja", language="de")
-    heard = [Hypothesis(text="ja", language=code, duration_s=1.0) for code in ("de", "nl", "de")]
-    found = evaluated(*(score(reference, each) for each in heard))
+    transcribed = [
+        Hypothesis(text="ja", language=code, duration_s=1.0) for code in ("de", "nl", "de")
+    ]
+    found = evaluated(*(score(reference, each) for each in transcribed))
     assert found.languages == {"de": {"de": 2, "nl": 1}}
     assert "correct in 2 of 3" in render(found)
     assert "de detected as nl 1" in render(found)
@@ -232,7 +234,7 @@ def test_neither_credentials_nor_commands_to_terminals_are_shown(tmp_path: Path)
     rows = [{"uri": uri, "text": "red\x1b[2J"}]
     ((identity, reference),) = read_references(written(tmp_path / "r.jsonl", rows)).items()
     assert identity == recording_id(uri)
-    heard = Hypothesis(text="\x1b]0;x\x07blue", language=None, duration_s=1.0)
-    found = evaluated(score(reference, heard))
+    transcribed = Hypothesis(text="\x1b]0;x\x07blue", language=None, duration_s=1.0)
+    found = evaluated(score(reference, transcribed))
     assert "secret" not in render(found) + str(as_data(found))
     assert "\x1b" not in render(found)

@@ -167,8 +167,8 @@ def test_the_lines_shown_read_the_tables(
         job.finish()
     python, sql = page_of(job, tmp_path / "page.html").all("pre")
     exec("".join(python.own_text))
-    told = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split()[1] for line in told] == (["de"] * 3 if labels else ["Hi."])
+    messages = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[1] for line in messages] == (["de"] * 3 if labels else ["Hi."])
     [row] = duckdb.execute("".join(sql.own_text)).fetchall()
     assert row == (("de", 3, 0.03) if labels else ("en", 1, 0.0))
 
