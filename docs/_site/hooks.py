@@ -270,7 +270,7 @@ def tables() -> str:
     text = [
         "# Tables",
         "All tables are Parquet files. The meaning and unit of each column are also in the "
-        "of the field. [Reading the tables](../reading.md) has queries.\n",
+        "metadata of its Arrow field. [Reading the tables](../reading.md) has queries.\n",
     ]
     for name, (schema, words) in TABLES.items():
         rows = []
