@@ -346,6 +346,6 @@ _QUERY_SECRET = re.compile(
 
 
 def hide_secrets(text: str) -> str:
-    """Mask user names, passwords and signatures in the addresses that `text` holds."""
+    """Mask user names, passwords and signatures in the URIs that `text` holds."""
     without_user = _USER_INFO.sub(f"{MASK}@", text)
     return _QUERY_SECRET.sub(rf"\g<name>{MASK}", without_user)

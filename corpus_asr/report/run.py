@@ -54,7 +54,7 @@ LABEL_COLUMNS = ("recording_id", "rank", "probability")
 COUNTS = pa.field("counts", pa.bool_())
 CONFIDENCE_BINS = 10  # of equal width over 0-1
 
-# What failures are grouped by and shown with; addresses and messages are held of a few only.
+# What failures are grouped by and shown with; URIs and messages are held of a few only.
 FAILURE_COLUMNS = (
     "recording_id", "error_stage", "error_kind", "retryable", "uri", "error_message",
 )  # fmt: skip

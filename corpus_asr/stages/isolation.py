@@ -326,7 +326,7 @@ def _rebuild(sent: tuple[bytes | None, str, str]) -> BaseException:
 
 
 def _name(item: Any) -> str:
-    text = without_secrets(repr(item))  # an item may hold an address
+    text = without_secrets(repr(item))  # an item may hold a URI
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 

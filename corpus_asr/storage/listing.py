@@ -1,4 +1,4 @@
-"""Which recordings a source names: addresses, folders, globs or a manifest, as FILES batches."""
+"""Which recordings a source names: URIs, folders, globs or a manifest, as FILES batches."""
 
 import csv
 import datetime
@@ -269,9 +269,9 @@ def manifest_rows(
     uri_names: Sequence[str] = (URI_COLUMN,),
     max_metadata_characters: int = MAX_METADATA_CHARACTERS,
 ) -> Iterator[Chunk]:
-    """Yield addresses in normal form, and metadata (JSON text or None), chunk by chunk.
+    """Yield URIs in normal form, and metadata (JSON text or None), chunk by chunk.
 
-    The column of addresses is the first of `uri_names` that is there. With `allow_local_files`, a
+    The column of URIs is the first of `uri_names` that is there. With `allow_local_files`, a
     manifest in a remote store may name files of this machine.
     """
     reading = _Manifest(normalise(manifest), allow_local_files, uri_names, max_metadata_characters)

@@ -1,4 +1,4 @@
-"""A checkpoint's files on this machine, from a folder, an address or the Hugging Face Hub."""
+"""A checkpoint's files on this machine, from a folder, a URI or the Hugging Face Hub."""
 
 import difflib
 import fcntl
@@ -252,7 +252,7 @@ def _copy(uri: str, path: Path) -> None:
 
 
 def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: str) -> Path:
-    # Imported here: folders and addresses need none of it. `access` are arguments of the hub's.
+    # Imported here: folders and URIs need none of it. `access` are arguments of the hub's.
     import huggingface_hub
 
     def snapshot(patterns: Sequence[str]) -> Path:
@@ -315,7 +315,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _filesystem() -> Any:
-    # Only for an address: a folder loads where pyarrow is not installed.
+    # Only for a URI: a folder loads where pyarrow is not installed.
     return importlib.import_module("corpus_asr.storage.stores.filesystem")
 
 

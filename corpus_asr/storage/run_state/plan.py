@@ -1,7 +1,7 @@
 """What a run has to do: the listing without what the ledger covers, packed, largest first.
 
 Only sizes and identities are held for all files; rows pass through in bounded batches. Packs and
-listing hold addresses as they were given, signatures included, until the run is finished.
+listing hold URIs as they were given, signatures included, until the run is finished.
 """
 
 import tempfile
@@ -108,7 +108,7 @@ def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
 
 
 def retire_plans(store: OutputStore, finished: str) -> None:
-    """Remove the plans before one that is worked off, and the raw addresses that one holds."""
+    """Remove the plans before one that is worked off, and the raw URIs that one holds."""
     for name in list(store.all_names(PLANS_FOLDER)):
         # Names begin with the time they were made; younger plans may be in use.
         if "/".join(name.split("/")[:3]) < finished:
@@ -118,7 +118,7 @@ def retire_plans(store: OutputStore, finished: str) -> None:
             store.write_table(name, PACKS.empty_table())
         else:
             store.remove(name)
-    # The listing stays, since reports count against it, with public addresses only.
+    # The listing stays, since reports count against it, with public URIs only.
     for name in store.names(f"{finished}/listing"):
         files = store.read_table(name, FILES)
         safe = without_credentials(files)

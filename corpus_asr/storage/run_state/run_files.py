@@ -147,7 +147,7 @@ def outcomes_names(store: OutputStore) -> list[str]:
 
 
 def read_calibration(address: str, *, endpoint_url: str | None = None) -> ConfidenceModel:
-    """Return the calibration at an address."""
+    """Return the calibration at a URI."""
     folder, _, name = address.rpartition("/")
     if not name.endswith(".json"):
         folder, name = address, CALIBRATION_NAME

@@ -152,10 +152,10 @@ def _title(schema: pa.Schema) -> str:
 
 
 def without_credentials(rows: pa.Table) -> pa.Table:
-    """Return rows without credentials in addresses and texts; the same table if it has none."""
+    """Return rows without credentials in URIs and texts; the same table if it has none."""
     texts = {"uri": public, "error_message": public_text, "metadata": public_text}
     for name in texts.keys() & set(rows.schema.names):
-        # Few texts hold an address with a password or a query.
+        # Few texts hold a URI with a password or a query.
         if not pc.any(pc.match_substring_regex(rows[name], r"(?s)://.*[?@]")).as_py():
             continue
         position, remove = rows.schema.get_field_index(name), texts[name]

@@ -65,7 +65,7 @@ DEFAULT_STORE = StoreOptions()
 
 
 def store_for(uri: str, options: StoreOptions = DEFAULT_STORE) -> Store:
-    """Return the store an address belongs to."""
+    """Return the store a URI belongs to."""
     scheme = scheme_of(uri)
     if scheme == LOCAL:
         return LocalStore()

@@ -58,7 +58,7 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
 
 
 class FsspecStore(Store):
-    """Objects of the place an address names: a scheme, and where it has one, a host."""
+    """Objects of the place a URI names: a scheme, and where it has one, a host."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri

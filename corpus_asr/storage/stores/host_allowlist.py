@@ -1,6 +1,6 @@
 """What may be read on untrusted input: a manifest from elsewhere, a redirect on the way.
 
-The addresses in `source.uri`, and those in a manifest on this machine, are the user's own. A
+The URIs in `source.uri`, and those in a manifest on this machine, are the user's own. A
 manifest read from a remote store is not: it must not make this machine read its own files, nor ask
 hosts that only this machine can reach.
 """
@@ -16,7 +16,7 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.storage.stores.uri import LOCAL, scheme_of
 
 WEB = frozenset({"http", "https"})
-# Their addresses name buckets of one service each, never a file here or a host of choice.
+# Their URIs name buckets of one service each, never a file here or a host of choice.
 _OBJECT_STORES = frozenset(
     {"s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hf"}
 )  # fmt: skip
@@ -36,10 +36,10 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRules:
-    """Which hosts http(s) addresses may lead to."""
+    """Which hosts http(s) URLs may lead to."""
 
     trusted_names: bool = True
-    """Whether the addresses that are read are the user's own word; redirects never are."""
+    """Whether the URIs that are read are the user's own word; redirects never are."""
     own_hosts: tuple[str, ...] = ()  # hosts that the settings themselves name
     listed: tuple[str, ...] | None = None  # `source.allow_hosts`
 
@@ -82,8 +82,8 @@ def comes_from_elsewhere(manifest: str | None) -> bool:
 
 
 def may_name(manifest: str, uri: str, *, allow_local_files: bool) -> bool:
-    """Tell whether a manifest may name an address (in normal form), as far as its scheme tells."""
-    # From elsewhere it may name objects of object stores, web addresses, and what lies in its own
+    """Tell whether a manifest may name a URI (in normal form), as far as its scheme tells."""
+    # From elsewhere it may name objects of object stores, URLs, and what lies in its own
     # store; everything else (this machine's files, archives and caches, any host over FTP or SSH)
     # could reach what its writer cannot.
     scheme = scheme_of(uri)
@@ -95,7 +95,7 @@ def may_name(manifest: str, uri: str, *, allow_local_files: bool) -> bool:
 
 
 def host_of(uri: str) -> str:
-    """Return the host of an address in lower case, without user and port; "" without one."""
+    """Return the host of a URI in lower case, without user and port; "" without one."""
     try:
         return (urllib.parse.urlsplit(uri).hostname or "").rstrip(".")
     except ValueError:  # a bracket that does not close

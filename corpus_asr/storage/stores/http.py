@@ -1,4 +1,4 @@
-"""Objects behind http(s) addresses as a read-only store, and JSON posted to a webhook."""
+"""Objects behind http(s) URLs as a read-only store, and JSON posted to a webhook."""
 
 import asyncio
 import ipaddress
@@ -51,7 +51,7 @@ def web_failure(error: Exception) -> StoreError:
     if isinstance(error, aiohttp.ClientSSLError):
         return StoreError(FETCH, f"no trusted connection ({type(error).__name__})")
     if isinstance(error, aiohttp.ClientConnectorError):
-        # Web addresses go out of date: a host that is gone must not hold a run up for minutes.
+        # URLs expire: a host that is gone must not hold a run up for minutes.
         return StoreError(FETCH, f"the host cannot be reached ({type(error).__name__})",
                           transient=True, attempts=CONNECT_ATTEMPTS)  # fmt: skip
     if isinstance(error, aiohttp.ClientError):

@@ -12,7 +12,7 @@ _S3_ALIASES = {"s3a": "s3", "s3n": "s3"}
 _HTTP = ("http://", "https://")
 
 # Query parameters that carry a signature, not the identity of the object (AWS, Google, Azure and
-# CloudFront presigned addresses, plain tokens).
+# CloudFront presigned URLs, plain tokens).
 _SECRET_PARAMETER = re.compile(
     r"(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|sig|expires|policy|key-pair-id"
     r"|(access_|auth_|id_)?token|api_?key|password|secret)",
@@ -33,7 +33,7 @@ def scheme_of(uri: str) -> str:
 
 
 def normalise(uri: str) -> str:
-    """Return the one spelling of an address that identities are made from."""
+    """Return the one spelling of a URI that identities are made from."""
     if not uri or "\0" in uri:
         raise ConfigError(
             f"reading the URI {uri!r}: it is empty or holds a null character, expected a path or "
@@ -94,14 +94,14 @@ def resolve(uri: str, *, folder: str) -> str:
 
 
 def public(uri: str) -> str:
-    """Return an address without credentials: what identities and tables use."""
+    """Return a URI without credentials: what identities and tables use."""
     if not uri.startswith(_HTTP):
         # Elsewhere a question mark is part of the name, and a lone user can be one, too.
         return _PASSWORD.sub(r"\1", uri)
     scheme, rest = uri.split("://", 1)
     authority, slash, path = rest.partition("/")
     authority = authority.rpartition("@")[2]
-    # Presigned addresses change with every signature; without it they name the object.
+    # Presigned URIs change with every signature; without it they name the object.
     path, question, query = path.partition("?")
     if question:
         kept = "&".join(_public_parameters(query.split("&")))
@@ -130,13 +130,13 @@ def _public_parameters(parameters: list[str]) -> list[str]:
 
 
 def redact_uri(uri: str) -> str:
-    """Return an address fit for a message on one line: no credentials, no control characters."""
+    """Return a URI fit for a message on one line: no credentials, no control characters."""
     visible = uri if scheme_of(uri) == LOCAL else without_secrets(uri)
     return visible if visible.isprintable() else repr(visible)
 
 
 def without_secrets(text: str) -> str:
-    """Hide user names, passwords and query strings of all addresses within a text."""
+    """Hide user names, passwords and query strings of all URIs within a text."""
 
     def hide(match: re.Match[str]) -> str:
         scheme, _, rest, query = match.groups()
