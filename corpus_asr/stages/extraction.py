@@ -43,7 +43,7 @@ class _LanguageWindow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun:
+class _Clock:
     """What this process has spent so far; a part's share is a difference."""
 
     wall_s: float
@@ -78,7 +78,7 @@ class PartExtractor:
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
         """Yield the recording's parts in order; done parts come without their features."""
-        started = _Begun.now()
+        started = _Clock.now()
         uri = redact_uri(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
@@ -103,7 +103,7 @@ class PartExtractor:
                 given, known = (features, window if spoken else None) if wanted else (None, None)
                 # A part that holds the window has its features already.
                 carried = None if known is None or known.part == part else known.features
-                now = _Begun.now()
+                now = _Clock.now()
                 yield ExtractedPart(
                     part=part,
                     wanted=wanted,
@@ -125,7 +125,7 @@ class PartExtractor:
                     cpu_s=now.cpu_s - started.cpu_s,
                     fetch_retries=now.fetch_retries - started.fetch_retries,
                 )
-                started = _Begun.now()  # not what the reader took for the part
+                started = _Clock.now()  # not what the reader took for the part
         if part < 0:
             raise DecodeError(
                 f"decoding {uri}: the stream ended without one sample of audio; the file "

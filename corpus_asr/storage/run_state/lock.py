@@ -58,7 +58,7 @@ class ProcessName:
             user=_user(),
             pid=os.getpid(),
             machine=_machine(),
-            started_ticks=_begun(os.getpid()),
+            started_ticks=_started_ticks(os.getpid()),
         )
 
     def is_surely_dead(self) -> bool:
@@ -71,7 +71,7 @@ class ProcessName:
             return True
         except PermissionError:
             return False  # alive, of another user; or its number is used again by one
-        return _begun(self.pid) != self.started_ticks
+        return _started_ticks(self.pid) != self.started_ticks
 
 
 def _user() -> str:
@@ -88,7 +88,7 @@ def _machine() -> str | None:
         return None
 
 
-def _begun(pid: int) -> str | None:
+def _started_ticks(pid: int) -> str | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
