@@ -1,4 +1,4 @@
-"""Sound for the notebooks: a stretch of a recording as samples."""
+"""Audio for the notebooks: a span of a recording as samples."""
 
 import numpy as np
 from jaxtyping import Float32
@@ -9,16 +9,16 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 
 
 def cut(uri: str, start_s: float, end_s: float) -> Float32[np.ndarray, " sample"]:
-    """Decode a stretch of a recording, at 16 kHz and mixed to mono.
+    """Decode a span of a recording, at 16 kHz and mixed to mono.
 
     Args:
         uri: as in the tables; anything that a run can read.
         start_s: from the start of the recording.
-        end_s: likewise; decoding ends there.
+        end_s: from the start of the recording; decoding ends there.
 
     Raises:
-        DecodeError: it cannot be decoded.
-        FetchError: it cannot be read.
+        DecodeError: the recording cannot be decoded.
+        FetchError: the recording cannot be read.
     """
     first, last = (round(each * SAMPLE_RATE_HZ) for each in (start_s, end_s))
     kept, passed = [], 0

@@ -1,8 +1,8 @@
-"""Transcripts beside references, for the notebooks: whole recordings, segments, words, and a diff.
+"""Transcripts compared with references: recordings, segments, words, and a diff.
 
 In: the output of a finished run and a manifest of references. Out: values of
 `corpus_asr.report.accuracy` and pandas tables. Texts are compared as `corpus-asr evaluate` compares
-them: after Whisper's normalisers.
+them: after Whisper's normalizers.
 """
 
 import html
@@ -22,7 +22,7 @@ from corpus_asr.report.accuracy.scoring import (
     Score,
     TimedWord,
     aligned,
-    normalised,
+    normalized,
     read_references,
     score,
     units,
@@ -43,7 +43,7 @@ class StopHereError(Exception):
 
 
 def name_of(uri: str) -> str:
-    """Return the file name of an address."""
+    """Return the file name of a URI."""
     return uri.rsplit("/", 1)[-1]
 
 
@@ -51,7 +51,7 @@ def read_run(output: str, table: str, **options: Any) -> pd.DataFrame:
     """Read a table of a finished run, such as `segments`.
 
     Args:
-        output: the run's `output.uri`: a folder, or an address like s3://bucket/folder.
+        output: the run's `output.uri`: a folder, or a URI like s3://bucket/folder.
         table: segments, outcomes or recordings.
         options: for `pandas.read_parquet`, such as `columns` or `filters`.
 
@@ -75,7 +75,7 @@ def references_for(manifest: str, recordings: pd.DataFrame) -> dict[str, Referen
     """
     what_to_do = (
         "Set CORPUS_ASR_REFERENCES to a manifest (.jsonl, .csv or .parquet) of `uri` or `path` and "
-        "`text`, and for word times `words`; what stands above needs none."
+        "`text`, and for word times `words`; the sections above need none."
     )
     if "://" not in manifest and not Path(manifest).exists():
         raise StopHereError(f"there are no references at {manifest}. {what_to_do}")
@@ -93,17 +93,17 @@ def references_for(manifest: str, recordings: pd.DataFrame) -> dict[str, Referen
     return known
 
 
-def heard_in(recordings: pd.DataFrame, segments: pd.DataFrame) -> dict[str, Hypothesis]:
-    """Put together what a run says of each recording, by recording_id."""
+def hypotheses_in(recordings: pd.DataFrame, segments: pd.DataFrame) -> dict[str, Hypothesis]:
+    """Return the transcript of each recording of a run, by recording_id."""
     ordered = segments.sort_values(["recording_id", "start_s", "part", "segment"])
     by_recording = dict(iter(ordered.groupby("recording_id")))
     return {
-        row.recording_id: _heard(row, by_recording.get(row.recording_id))
+        row.recording_id: _hypothesis(row, by_recording.get(row.recording_id))
         for row in recordings.itertuples()
     }
 
 
-def _heard(recording: Any, segments: pd.DataFrame | None) -> Hypothesis:
+def _hypothesis(recording: Any, segments: pd.DataFrame | None) -> Hypothesis:
     failed = recording.status == "failed"
     duration_s = float(recording.duration_s or 0.0)
     if segments is None:
@@ -123,10 +123,10 @@ def _heard(recording: Any, segments: pd.DataFrame | None) -> Hypothesis:
 
 
 def score_all(
-    references: Mapping[str, Reference], heard: Mapping[str, Hypothesis]
+    references: Mapping[str, Reference], hypotheses: Mapping[str, Hypothesis]
 ) -> dict[str, Score]:
     """Compare each recording that has a reference, by recording_id."""
-    return {each: score(references[each], heard[each]) for each in references}
+    return {each: score(references[each], hypotheses[each]) for each in references}
 
 
 def as_table(scores: Mapping[str, Score]) -> pd.DataFrame:
@@ -137,7 +137,7 @@ def as_table(scores: Mapping[str, Score]) -> pd.DataFrame:
             "recording": name_of(each.reference.uri),
             "set": each.reference.set or each.reference.language or "all",
             "duration_s": each.hypothesis.duration_s,
-            "said": each.words.reference_length,
+            "num_words": each.words.reference_length,
             "errors": each.words.errors,
             "wer": each.words.rate,
             "cer": each.characters.rate,
@@ -149,22 +149,23 @@ def as_table(scores: Mapping[str, Score]) -> pd.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A stretch of an alignment: the same in both, or not."""
+    """A span of an alignment: equal in both texts, or not."""
 
-    said: list[str]
-    heard: list[str]
+    reference: list[str]
+    hypothesis: list[str]
     equal: bool
 
 
-def align(said: Sequence[str], heard: Sequence[str]) -> list[Step]:
-    """Align words so that as few as possible are wrong."""
-    if not said or not heard:
-        return [Step(list(said), list(heard), False)] if said or heard else []
-    chunks = aligned(said, heard).alignments[0]
+def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Step]:
+    """Align words with the fewest errors."""
+    if not reference or not hypothesis:
+        either = reference or hypothesis
+        return [Step(list(reference), list(hypothesis), False)] if either else []
+    chunks = aligned(reference, hypothesis).alignments[0]
     return [
         Step(
-            list(said[chunk.ref_start_idx : chunk.ref_end_idx]),
-            list(heard[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+            list(reference[chunk.ref_start_idx : chunk.ref_end_idx]),
+            list(hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]),
             chunk.type == "equal",
         )
         for chunk in chunks
@@ -172,9 +173,9 @@ def align(said: Sequence[str], heard: Sequence[str]) -> list[Step]:
 
 
 def by_word(scores: Mapping[str, Score], segments: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per word heard: its segment, and whether it is right.
+    """Return a row per recognized word: its segment, and whether it is correct.
 
-    Words left out are counted with the word heard before them, or the first: `left_out`.
+    Deleted words are counted with the recognized word before them, or the first: `deleted`.
     """
     rows: list[tuple[str, int, bool, int]] = []
     for identity, group in segments.groupby("recording_id"):
@@ -182,28 +183,28 @@ def by_word(scores: Mapping[str, Score], segments: pd.DataFrame) -> pd.DataFrame
             continue
         reference = scores[identity].reference
         owners: list[int] = []
-        heard: list[str] = []
+        hypothesis: list[str] = []
         for at, text in group.sort_values(["start_s", "part", "segment"]).text.items():
-            found = units(normalised(text, reference.language), reference.language)
-            heard += found
+            found = units(normalized(text, reference.language), reference.language)
+            hypothesis += found
             owners += [at] * len(found)
-        said = units(normalised(reference.text, reference.language), reference.language)
-        rows += _judged(identity, owners, align(said, heard))
-    return pd.DataFrame(rows, columns=["recording_id", "at", "right", "left_out"])
+        expected = units(normalized(reference.text, reference.language), reference.language)
+        rows += _judged(identity, owners, align(expected, hypothesis))
+    return pd.DataFrame(rows, columns=["recording_id", "at", "correct", "deleted"])
 
 
 def _judged(
     identity: str, owners: Sequence[int], steps: Iterable[Step]
 ) -> list[tuple[str, int, bool, int]]:
-    right: list[bool] = []
-    left_out = [0] * len(owners)
+    correct: list[bool] = []
+    deleted = [0] * len(owners)
     for step in steps:
-        right += [step.equal] * len(step.heard)
-        if owners and not step.heard:
-            left_out[max(0, len(right) - 1)] += len(step.said)
+        correct += [step.equal] * len(step.hypothesis)
+        if owners and not step.hypothesis:
+            deleted[max(0, len(correct) - 1)] += len(step.reference)
     return [
         (identity, owner, good, missing)
-        for owner, good, missing in zip(owners, right, left_out, strict=True)
+        for owner, good, missing in zip(owners, correct, deleted, strict=True)
     ]
 
 
@@ -211,38 +212,41 @@ def by_segment(scores: Mapping[str, Score], segments: pd.DataFrame) -> pd.DataFr
     """Return the segments that have words and references, with counts of words and errors."""
     words = by_word(scores, segments)
     counts = words.groupby("at").agg(
-        heard=("right", "size"), right=("right", "sum"), left_out=("left_out", "sum")
+        hypothesis_words=("correct", "size"),
+        correct=("correct", "sum"),
+        deleted=("deleted", "sum"),
     )
     found = segments.join(counts, how="inner")
     found["recording"] = found.uri.map(name_of)
     found["length_s"] = found.end_s - found.start_s
-    found["wrong"] = found.heard - found.right
-    found["errors"] = found.wrong + found.left_out
+    found["wrong"] = found.hypothesis_words - found.correct
+    found["errors"] = found.wrong + found.deleted
     return found
 
 
-def difference(said: str, heard: str, language: str | None) -> str:
-    """Return HTML of what was said and heard: struck out what is missing, underlined what is new.
+def difference(reference: str, hypothesis: str, language: str | None) -> str:
+    """Return HTML of a diff: deleted words struck out, inserted words underlined.
 
     Both texts are escaped.
     """
-    sides = (units(normalised(text, language), language) for text in (said, heard))
+    sides = (units(normalized(text, language), language) for text in (reference, hypothesis))
     return " ".join(_shown(step) for step in align(*sides))
 
 
 def _shown(step: Step) -> str:
-    said, heard = (html.escape(" ".join(side)) for side in (step.said, step.heard))
+    sides = (html.escape(" ".join(side)) for side in (step.reference, step.hypothesis))
+    reference, hypothesis = sides
     if step.equal:
-        return said
-    struck = f'<del style="{_STRUCK}">{said}</del>' if said else ""
-    added = f'<ins style="{_ADDED}">{heard}</ins>' if heard else ""
+        return reference
+    struck = f'<del style="{_STRUCK}">{reference}</del>' if reference else ""
+    added = f'<ins style="{_ADDED}">{hypothesis}</ins>' if hypothesis else ""
     return f"{struck} {added}".strip()
 
 
 def resampled_rates(counts: Sequence[Errors], *, seed: int = 0) -> np.ndarray:
     """Return the error rates of test sets drawn from this one with replacement."""
     errors = np.array([each.errors for each in counts])
-    said = np.array([each.reference_length for each in counts])
+    lengths = np.array([each.reference_length for each in counts])
     draws = np.random.default_rng(seed).integers(len(counts), size=(NUM_RESAMPLES, len(counts)))
-    words = said[draws].sum(axis=1)
+    words = lengths[draws].sum(axis=1)
     return np.asarray(errors[draws].sum(axis=1)[words > 0] / words[words > 0])

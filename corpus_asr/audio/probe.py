@@ -126,7 +126,7 @@ class GuardedFile:
 
 
 def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContainer:
-    """Recognise the container and read its headers."""
+    """Recognize the container and read its headers."""
     if file.num_bytes == 0:
         raise DecodeError(
             f"decoding {uri}: the file is empty (0 bytes), expected a media file; upload it again "

@@ -49,15 +49,15 @@ def mono_shares(names: Sequence[str]) -> Shares:
 
     Names are the loudspeakers' of libav's channel layouts; unknown names share equally.
 
-    Source: `build_matrix` of FFmpeg's libswresample/rematrix.c, mono output, normalised.
+    Source: `build_matrix` of FFmpeg's libswresample/rematrix.c, mono output, normalized.
     """
     known = all(name in _MONO_SHARES for name in names)
     shares = np.array([_MONO_SHARES[name] if known else 1.0 for name in names], dtype=np.float32)
     if not shares.any():  # a lone subwoofer is still all there is
         shares[:] = 1.0
     total: np.float32 = shares.sum()
-    normalised: Shares = shares / total
-    return normalised
+    normalized: Shares = shares / total
+    return normalized
 
 
 # What is chosen depends on the blocks' limits: callers cut blocks by count, never by how the bytes

@@ -304,7 +304,7 @@ def even_level(samples: Samples) -> Samples:
     The gain is bounded by `QUIETEST_PEAK`, and never lifts a sample above `LEVEL_TARGET`.
     """
     gains = np.float32(LEVEL_TARGET) / np.maximum(_loudest_near(samples), np.float32(QUIETEST_PEAK))
-    # Gains change along straight lines between step borders, where the smaller neighbour holds.
+    # Gains change along straight lines between step borders, where the smaller neighbor holds.
     borders = np.minimum(np.append(gains, gains[-1:]), np.append(gains[:1], gains))
     ramp = np.linspace(0.0, 1.0, STEP_SAMPLES, endpoint=False, dtype=np.float32)
     steps = _in_steps(samples)

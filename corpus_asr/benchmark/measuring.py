@@ -21,7 +21,7 @@ from corpus_asr.benchmark.orders import (
     our_cases,
     peer_cases,
 )
-from corpus_asr.benchmark.rounds import Row, measure, render, summarise
+from corpus_asr.benchmark.rounds import Row, measure, render, summarize
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.whisper.config import WhisperConfig
@@ -195,7 +195,7 @@ class Bench:
         return self._table(title, rows, float(self._options.batch * WINDOW_S))
 
     def _table(self, title: str, rows: Sequence[Row], audio_s: float) -> tuple[str, dict[str, Any]]:
-        summaries = summarise(rows, audio_s, self._recordings, language=self._options.language)
+        summaries = summarize(rows, audio_s, self._recordings, language=self._options.language)
         data = {"title": title, "audio_s": audio_s, "rows": [asdict(each) for each in summaries]}
         return f"{title}\n{render(summaries)}", data
 

@@ -221,7 +221,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread | None":
-        """Summarise values; None where there are none."""
+        """Summarize values; None where there are none."""
         if not values:
             return None
         return cls(median=statistics.median(values), min=min(values), max=max(values))
@@ -247,14 +247,14 @@ class Summary:
     """Every single run, the texts left out."""
 
 
-def summarise(
+def summarize(
     rows: Sequence[Row],
     audio_s: float,
     recordings: Sequence[Recording] = (),
     *,
     language: str = "en",
 ) -> list[Summary]:
-    """Summarise every row."""
+    """Summarize every row."""
     ours = [row for row in rows if row.case.engine == OURS]
     summaries = []
     for row in rows:

@@ -382,7 +382,7 @@ def view(
 
 
 def _moved(pairs: "tuple[str, ...] | list[str]") -> list[tuple[str, str]]:
-    from corpus_asr.storage.stores.uri import normalise
+    from corpus_asr.storage.stores.uri import normalize
 
     found = []
     for pair in pairs:
@@ -392,7 +392,7 @@ def _moved(pairs: "tuple[str, ...] | list[str]") -> list[tuple[str, str]]:
                 f"reading --audio {pair}: expected BEFORE=NOW, such as /mnt/corpus=/data/corpus"
             )
         slash = "/" if before.endswith("/") else ""
-        found.append((normalise(before).rstrip("/") + slash, normalise(now).rstrip("/") + slash))
+        found.append((normalize(before).rstrip("/") + slash, normalize(now).rstrip("/") + slash))
     return found
 
 

@@ -88,11 +88,11 @@ def transcribe(
 
 def _is_there(file: str) -> bool:
     # Names of this machine are checked before a model is loaded; a store would take its time.
-    from corpus_asr.storage.stores.uri import LOCAL, normalise, scheme_of
+    from corpus_asr.storage.stores.uri import LOCAL, normalize, scheme_of
 
     if scheme_of(file) != LOCAL:
         return True
-    path = normalise(file)
+    path = normalize(file)
     if os.path.isdir(path):
         say(
             f"reading {file}: found a folder, expected a file; name its files ({file.rstrip('/')}"

@@ -1,6 +1,6 @@
 """Beam search over many windows side by side.
 
-A place is one window with `num_beams` neighbouring slots of the model; the occupied places are
+A place is one window with `num_beams` neighboring slots of the model; the occupied places are
 always the first ones.
 """
 

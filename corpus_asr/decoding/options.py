@@ -1,7 +1,7 @@
 """What a search asks for beyond the likeliest token: processors, sampling, kept scores.
 
 Keeps no state but the texts, and noise is a pure function of (seed, position, token): so no choice
-depends on a slot's neighbours, the batch size or the device.
+depends on a slot's neighbors, the batch size or the device.
 
 Source of order and meaning: `transformers`' logits processors; equal to them
 (tests/decoding/test_options.py).
@@ -105,7 +105,7 @@ class SlotOptions:
             return scores
         narrowed = scores.clone()
         searches = {row: self._slots[slots[row]].search for row in rows}
-        # Rows of one `top_k` at a time: how many are sorted must not depend on a neighbour's.
+        # Rows of one `top_k` at a time: how many are sorted must not depend on a neighbor's.
         for top_k in dict.fromkeys(search.top_k for search in searches.values()):
             same = [row for row in rows if searches[row].top_k == top_k]
             index = torch.tensor(same, device=scores.device)
@@ -314,7 +314,7 @@ def choose(
 ) -> Int[Tensor, " slot"]:
     """Take the likeliest token, or sample from softmax(logits / temperature) where it is above 0.
 
-    Sampling is the maximum of logits plus Gumbel noise, which needs no normalised distribution.
+    Sampling is the maximum of logits plus Gumbel noise, which needs no normalized distribution.
 
     Source: Maddison et al. 2014, "A* Sampling", section 2.
     """

@@ -319,7 +319,7 @@ def check_every_on(device_type: str) -> int:
 class SlotScheduler:
     """Keeps up to `slots` jobs of each kind of search decoding side by side.
 
-    A job's result does not depend on its neighbours. A task that raises, or asks for what no model
+    A job's result does not depend on its neighbors. A task that raises, or asks for what no model
     could do, ends with that exception; an exception of the model itself, or of a caller's own
     processor, leaves `advance` (or `add`) and makes the scheduler unusable.
 

@@ -41,7 +41,7 @@ from corpus_asr.export.recordings import (
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.uri import normalise, redact_uri, scheme_of, within
+from corpus_asr.storage.stores.uri import normalize, redact_uri, scheme_of, within
 
 MAX_NAME_BYTES = 240  # file systems allow 255; the local store's temporary names add to it
 _HASH_DIGITS = 16
@@ -194,7 +194,7 @@ def export(
     store: OutputStore, to: str, options: ExportOptions, selection: Selection
 ) -> ExportSummary:
     """Write recordings of a run, finished or not, to a folder, whose files are replaced."""
-    to = normalise(to).rstrip("/")
+    to = normalize(to).rstrip("/")
     if scheme_of(to) in ("http", "https"):
         raise ConfigError(
             f"exporting to {redact_uri(to)}: found an http URL, expected a folder or an "

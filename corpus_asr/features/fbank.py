@@ -132,7 +132,7 @@ def _framed(samples: Float64[np.ndarray, " seen"]) -> Float64[np.ndarray, "frame
     return np.lib.stride_tricks.sliding_window_view(samples, FRAME_SAMPLES)[::HOP_SAMPLES]
 
 
-def mean_variance_normalised(
+def mean_variance_normalized(
     values: Float32[np.ndarray, "frame mel"], *, means: bool = True, variances: bool = True
 ) -> Float32[np.ndarray, "frame mel"]:
     """Shift each mel bin to mean 0 and scale it to variance 1, over all frames.

@@ -139,7 +139,7 @@ def _bounds(
     window: Rows, spoken_s: float, after_s: float, settings: DatasetSettings
 ) -> tuple[float, float]:
     start_s, end_s = window[0]["start_s"], max(row["end_s"] for row in window)
-    # Neighbours may overlap by rounding: no pad is shorter than nothing.
+    # Neighbors may overlap by rounding: no pad is shorter than nothing.
     room_s = max(0.0, WINDOW_S - (end_s - start_s))
     lead_s = max(0.0, min(settings.pad_s, start_s - spoken_s, room_s))
     tail_s = max(0.0, min(settings.pad_s, after_s - end_s, room_s - lead_s))

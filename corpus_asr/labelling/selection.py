@@ -34,7 +34,7 @@ from corpus_asr.report.accuracy.scoring import (
     Errors,
     Reference,
     aligned,
-    normalised,
+    normalized,
     read_references,
     units,
 )
@@ -306,7 +306,7 @@ def measured(
 
 
 def hash_of(words: str) -> int:
-    """Return a number for a normalised text."""
+    """Return a number for a normalized text."""
     data = words.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=_HASH_BYTES).digest())
 
@@ -322,7 +322,7 @@ def listed_hashes(texts: Iterable[str]) -> frozenset[int]:
 
 
 def _words(text: str, language: str | None) -> list[str]:
-    return units(normalised(text, language), language)
+    return units(normalized(text, language), language)
 
 
 def _row(recording: Recording, segment: Segment, words: Sequence[str]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Labelled:
         return sum(split.seconds for split in self.written.splits.values())
 
 
-def summarise(
+def summarize(
     index: Index, rules: Sequence[Rule], tally: SelectionTally, written: Written, **named: Any
 ) -> Labelled:
     """Put the numbers together."""

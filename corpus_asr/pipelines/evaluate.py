@@ -33,7 +33,7 @@ from corpus_asr.report.accuracy.calibration import (
     reliability_data,
     segment_outcomes,
 )
-from corpus_asr.report.accuracy.evaluation import Evaluation, compare, summarise
+from corpus_asr.report.accuracy.evaluation import Evaluation, compare, summarize
 from corpus_asr.report.accuracy.scoring import (
     Hypothesis,
     Reference,
@@ -72,7 +72,7 @@ def evaluate(
         comparison = compare(
             scores, _scores(other, expected, references), other=redact_uri(other.uri)
         )
-    return summarise(
+    return summarize(
         list(scores.values()),
         output=redact_uri(output_uri),
         references=redact_uri(references),

@@ -26,7 +26,7 @@ from corpus_asr.labelling.selection import (
     read_sources,
     rules_of,
 )
-from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarise
+from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarize
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.report.accuracy.scoring import read_references
@@ -37,7 +37,7 @@ from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.uri import normalise, redact_uri
+from corpus_asr.storage.stores.uri import normalize, redact_uri
 
 
 def run(
@@ -67,7 +67,7 @@ def _check(config: PseudoLabelConfig) -> None:
 
 
 def _check_apart(config: PseudoLabelConfig) -> None:
-    dataset, output = (normalise(each.uri).rstrip("/") for each in (config.dataset, config.output))
+    dataset, output = (normalize(each.uri).rstrip("/") for each in (config.dataset, config.output))
     if dataset == output:
         raise ConfigError(
             f"beginning a data set in {redact_uri(dataset)}: found the output folder of the run, "
@@ -91,7 +91,7 @@ def label(
         settings = result_settings(config.selection, config.dataset, state)
         begin(store, settings)
         tally, written, languages = _write(config, store, sources, origin, rules, say=say)
-        labelled = summarise(
+        labelled = summarize(
             sources.index,
             rules,
             tally,

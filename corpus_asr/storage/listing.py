@@ -33,7 +33,7 @@ from corpus_asr.storage.stores.host_allowlist import may_name
 from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
-    normalise,
+    normalize,
     parent,
     recording_id,
     redact_uri,
@@ -77,7 +77,7 @@ class FileListing:
 
     def _expand(self, uri: str) -> Iterator[Page]:
         # What one address names: an object, else what is in a folder, else a glob's matches.
-        uri = normalise(uri)
+        uri = normalize(uri)
         denied: FetchError | None = None
         if not uri.endswith("/"):
             try:
@@ -274,7 +274,7 @@ def manifest_rows(
     The column of URIs is the first of `uri_names` that is there. With `allow_local_files`, a
     manifest in a remote store may name files of this machine.
     """
-    reading = _Manifest(normalise(manifest), allow_local_files, uri_names, max_metadata_characters)
+    reading = _Manifest(normalize(manifest), allow_local_files, uri_names, max_metadata_characters)
     return reading.chunks(options)
 
 

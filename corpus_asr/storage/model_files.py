@@ -19,7 +19,7 @@ from corpus_asr.errors import CheckpointError, FetchError
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     join,
-    normalise,
+    normalize,
     redact_uri,
     scheme_of,
     without_secrets,
@@ -74,13 +74,13 @@ def fetch_checkpoint(
     `cache_dir` and what follows it are the hub's.
     """
     checkpoint = full_name(checkpoint)
-    local = Path(normalise(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
+    local = Path(normalize(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
     if local is not None and local.is_dir():
         folder = local / subfolder
     elif checkpoint in PACKAGED:
         folder = PACKAGED_FOLDER / checkpoint / subfolder
     elif scheme_of(checkpoint) != LOCAL:
-        address = normalise(checkpoint)
+        address = normalize(checkpoint)
         address = join(address, subfolder) if subfolder else address
         folder = _fetch_address(address, weights=weights, expect=expect)
     elif _HUB_NAME.fullmatch(checkpoint) and not (local is not None and local.is_file()):

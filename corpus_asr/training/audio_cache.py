@@ -330,7 +330,7 @@ def _usable(
     for utterance in utterances:
         counts.utterances += 1
         if utterance in known:
-            # It would be its own neighbour in windows: a text that says all twice.
+            # It would be its own neighbor in windows: a text that says all twice.
             counts.excluded["duplicate utterances"] += 1
             continue
         known.add(utterance)

@@ -66,7 +66,7 @@ def reverberated(samples: Samples, draw: np.random.Generator, *, decay_s: float)
     return (reverberant * gain).astype(np.float32)
 
 
-def coloured_noise(draw: np.random.Generator, count: int) -> Samples:
+def colored_noise(draw: np.random.Generator, count: int) -> Samples:
     """Draw noise whose power falls with frequency by a drawn slope: white, pink, brown."""
     slope = draw.uniform(0.0, 1.0)
     spectrum = np.fft.rfft(draw.standard_normal(count))

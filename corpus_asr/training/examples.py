@@ -19,7 +19,7 @@ from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.features.mel import log_mel
 from corpus_asr.training.audio_cache import AudioCache
-from corpus_asr.training.augmentation import change_samples, coloured_noise, faster, mask, tones
+from corpus_asr.training.augmentation import change_samples, colored_noise, faster, mask, tones
 from corpus_asr.training.windows import Epochs, Packing, Placed, Window
 from corpus_asr.units import SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S, WINDOW_SAMPLES
 
@@ -231,7 +231,7 @@ class Examples(Dataset[Example]):
     def _noise(self, draw: np.random.Generator) -> np.ndarray:
         # Recorded noise half the time: it sounds like the data, but there is little of it.
         if draw.random() < 0.5 or not len(self._silent):
-            return coloured_noise(draw, WINDOW_SAMPLES)
+            return colored_noise(draw, WINDOW_SAMPLES)
         chosen = draw.choice(self._silent)
         begin, end = int(self._cache.start[chosen]), int(self._cache.end[chosen])
         audio = self._cache.samples(begin, end)

@@ -46,18 +46,18 @@ def median_filter(
 
 
 def _medians(padded: Float[np.ndarray, "row _"], width: int, length: int) -> np.ndarray:
-    """Take the median of `width` neighbours by selection: few passes, each over whole rows.
+    """Take the median of `width` neighbors by selection: few passes, each over whole rows.
 
     Sorting every window of 7 takes five times as long.
     """
-    neighbours = [padded[:, at : at + length].copy() for at in range(width)]
+    neighbors = [padded[:, at : at + length].copy() for at in range(width)]
     for rank in range(width // 2 + 1):
-        smallest = neighbours[rank]
-        for other in neighbours[rank + 1 :]:
+        smallest = neighbors[rank]
+        for other in neighbors[rank + 1 :]:
             larger = np.maximum(smallest, other)
             np.fmin(smallest, other, out=smallest)
             other[...] = larger
-    return neighbours[width // 2]
+    return neighbors[width // 2]
 
 
 def dynamic_time_warping(
@@ -341,7 +341,7 @@ def _token_times(
     """Seconds into the window at which each of some tokens begins.
 
     Attention to the padding is left out. What counts is where a token is attended to more than
-    other tokens are, so each position is normalised over the tokens, prompt included.
+    other tokens are, so each position is normalized over the tokens, prompt included.
     """
     positions = max(1, frames // alignment.frames_per_position)
     weights = weights[:, :, :positions].astype(np.float32)

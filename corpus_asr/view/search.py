@@ -463,15 +463,13 @@ def _hit(texts: Texts, number: int, row: int) -> Hit:
     values = rows.select(["start_s", "end_s", "text", "confidence", "language", "channel"])
     hit = values.slice(row, 1).to_pylist()[0]
 
-    def neighbour(other: int) -> str:
+    def neighbor(other: int) -> str:
         same = 0 <= other < len(owners) and owners[other] == owners[row]
         if not same or rows["channel"][other].as_py() != hit["channel"]:
             return ""
         return str(rows["text"][other].as_py())
 
-    return Hit(
-        position=int(owners[row]), before=neighbour(row - 1), after=neighbour(row + 1), **hit
-    )
+    return Hit(position=int(owners[row]), before=neighbor(row - 1), after=neighbor(row + 1), **hit)
 
 
 def recordings_page(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus_asr.report.accuracy.scoring import normalised
+from corpus_asr.report.accuracy.scoring import normalized
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.bench.recognizers import FasterWhisper, OpenAI, Ours, Recognizer
 from tests.support.audio import murmur, read_clip, read_manifest, speech_in_noise, wordless_sounds
@@ -60,7 +60,7 @@ def _measure(arguments: argparse.Namespace) -> None:
                     found = {
                         "engine": engine, "model": model.name, "sound": name,
                         "audio_s": round(_seconds(path)),
-                        "words": len(normalised(text, "en").split()),
+                        "words": len(normalized(text, "en").split()),
                         "wanted": items[arguments.clip]["text"] if name == SPEECH else "",
                         "text": text, "wall_s": round(time.monotonic() - started, 1),
                     }  # fmt: skip
@@ -100,7 +100,7 @@ def _print(rows: list[dict]) -> None:
         text = row["text"][:SHOWN_LETTERS] + ("..." if len(row["text"]) > SHOWN_LETTERS else "")
         words = str(row["words"])
         if row["wanted"]:
-            right = normalised(row["text"], "en") == normalised(row["wanted"], "en")
+            right = normalized(row["text"], "en") == normalized(row["wanted"], "en")
             words += " (all, and no other)" if right else " (not the right ones)"
         print(f"| {row['sound']} | {row['model']} | {row['engine']} | {row['audio_s']} | {words} | "
               f"{text} |")  # fmt: skip

@@ -17,7 +17,7 @@ from corpus_asr.benchmark.rounds import (
     measure,
     ratios,
     render,
-    summarise,
+    summarize,
     word_error_rate,
 )
 from tests.benchmark.runners import TURNS, order
@@ -110,7 +110,7 @@ def test_every_type_of_ours_is_compared_with_every_peer_and_not_with_itself():
         row("corpus-asr int8", [1.0, 1.0]),
         row("transformers float32", [4.0, 6.0]),
     ]
-    ours, _, theirs = summarise(rows, audio_s=60.0)
+    ours, _, theirs = summarize(rows, audio_s=60.0)
     assert ours.ours_times_as_fast == {}
     assert {name: ratio.median for name, ratio in theirs.ours_times_as_fast.items()} == {
         "float32": 2.5,
@@ -144,7 +144,7 @@ def test_the_table_shows_medians_with_their_spread_and_leaves_out_what_nobody_kn
         row("transformers float32", [3.0, 6.0, 8.0], peak_memory_mib=None),
         row("faster-whisper int8", [], failed="its process ended with -9"),
     ]
-    lines = render(summarise(rows, audio_s=12.0)).splitlines()
+    lines = render(summarize(rows, audio_s=12.0)).splitlines()
     assert "peak MiB" in lines[0]
     assert "GPU" not in lines[0]
     assert "WER" not in lines[0]
@@ -153,4 +153,4 @@ def test_the_table_shows_medians_with_their_spread_and_leaves_out_what_nobody_kn
     assert lines[3] == "faster-whisper int8  failed: its process ended with -9"
     assert len(lines) == 4
     alone = [row("corpus-asr auto", [], failed="no memory")]
-    assert render(summarise(alone, audio_s=1.0)) == "corpus-asr auto  failed: no memory"
+    assert render(summarize(alone, audio_s=1.0)) == "corpus-asr auto  failed: no memory"

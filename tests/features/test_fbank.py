@@ -12,7 +12,7 @@ from corpus_asr.features.fbank import (
     ENERGY_FLOOR,
     kaldi_fbank,
     kaldi_filters,
-    mean_variance_normalised,
+    mean_variance_normalized,
     num_frames,
     povey_window,
 )
@@ -22,7 +22,7 @@ from tests.support.audio import made_sounds, read_clip, read_manifest
 TOLERANCE = 1e-5
 FILTER_TOLERANCE = 1e-12
 # The mean of thousands of float32 values.
-NORMALISED_TOLERANCE = 1e-4
+NORMALIZED_TOLERANCE = 1e-4
 
 
 def reference(samples: np.ndarray, num_mel_bins: int = 80, dither: float = 0.0) -> np.ndarray:
@@ -87,9 +87,9 @@ def test_what_cannot_be_computed_is_a_value_error() -> None:
 @pytest.mark.parametrize("variances", [True, False])
 def test_normalizing_equals_transformers(means: bool, variances: bool) -> None:
     values = np.random.default_rng(1).standard_normal((3000, 80)).astype(np.float32) * 3 + 9
-    ours = mean_variance_normalised(values, means=means, variances=variances)
+    ours = mean_variance_normalized(values, means=means, variances=variances)
     theirs = Speech2TextFeatureExtractor.utterance_cmvn(values, 3000, means, variances)
-    assert np.abs(ours - theirs).max() < NORMALISED_TOLERANCE
+    assert np.abs(ours - theirs).max() < NORMALIZED_TOLERANCE
     assert ours.dtype == np.float32
 
 
@@ -98,4 +98,4 @@ def test_silence_is_the_floor_and_normalized_to_zero_not_to_nan() -> None:
     for frames in (1, 2, 2998):
         values = kaldi_fbank(np.zeros(240 + 160 * frames, dtype=np.float32))
         assert (values == floor).all()
-        assert np.abs(mean_variance_normalised(values)).max() < NORMALISED_TOLERANCE
+        assert np.abs(mean_variance_normalized(values)).max() < NORMALIZED_TOLERANCE

@@ -145,7 +145,7 @@ def moved_references(path: Path, corpus: Path) -> list[dict[str, Any]]:
 def listened(
     folder: Path, corpus: Path, references: list[dict[str, Any]], *, mishears: int
 ) -> None:
-    """Leave what a run does that mishears one word in so many, and leaves out another."""
+    """Leave what a run does that mishears one word in so many, and deletes another."""
     store = OutputStore(str(folder))
     committed = [part_of(row["path"], mistaken(row["words"], mishears)) for row in references]
     silent = part("", 0, uri=str(corpus / "silence.flac"), texts=None, status="no_speech")
@@ -170,7 +170,7 @@ def listened(
 
 
 def mistaken(words: list[dict[str, Any]], every: int) -> list[dict[str, Any]]:
-    """Return words heard 30 ms late: one in so many wrong, the one before that left out."""
+    """Return words recognized 30 ms late: one in so many wrong, the one before that deleted."""
     return [
         {
             "word": " wrong" if at % every == 0 else f" {word['word']}",
@@ -243,10 +243,14 @@ def test_words_are_drawn_and_their_times_compared(kernel: Kernel, runs: dict[str
     rows = OutputStore(str(runs["output"])).segments(["words"])
     words = [word for batch in rows for each in batch["words"].to_pylist() for word in each or ()]
     assert number(r"([\d,]+) words in", found) == len(words) > 0
-    said = sum(len(each.words or ()) for each in read_references(str(runs["references"])).values())
-    assert number(r"of ([\d,]+) words with true times", found) == said
-    heard_right = number(r"([\d,]+) of [\d,]+ words with true times", found)
-    assert 0.45 * said < heard_right < 0.55 * said  # of four words one is wrong, one left out
+    expected = sum(
+        len(each.words or ()) for each in read_references(str(runs["references"])).values()
+    )
+    assert number(r"of ([\d,]+) words with reference times", found) == expected
+    num_correct = number(r"([\d,]+) of [\d,]+ words with reference times", found)
+    assert (
+        0.45 * expected < num_correct < 0.55 * expected
+    )  # of four words one is wrong, one deleted
     assert len(outputs_of(found, "image/png")) == NUM_PLOTS["03"]
 
 
@@ -346,4 +350,4 @@ def test_all_is_shown_of_real_speech(name: str, kernel: Kernel, real: dict[str, 
     if name.startswith("02"):
         assert number(r"word error rate ([\d.]+)%", found) < 60
     if name.startswith("03"):
-        assert number(r"([\d,]+) of [\d,]+ words with true times", found) > 40
+        assert number(r"([\d,]+) of [\d,]+ words with reference times", found) > 40

@@ -18,7 +18,7 @@ TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".ipynb", "
 
 MAX_LINES = 700
 MIN_LINES = 60
-# Each is to be merged when its neighbours are next touched; none may be added.
+# Each is to be merged when its neighbors are next touched; none may be added.
 SHORT_WITH_ONE_USER = {
     "models.lazy", "models.speech2text.model", "models.whisper.torch_features",
     "text.known_hallucinations",
@@ -90,7 +90,7 @@ def test_a_short_module_has_two_users():
         and name.removeprefix("corpus_asr.") not in SHORT_WITH_ONE_USER
     }
     assert sorted(short) == [], (
-        "merge each into its user or a neighbour; the only exceptions are "
+        "merge each into its user or a neighbor; the only exceptions are "
         + ", ".join(sorted(SHORT_WITH_ONE_USER))
     )
 

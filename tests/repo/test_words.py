@@ -1,8 +1,10 @@
 """Text for users has the field's words: what must not appear in it, checked like spelling."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.repo.sources import PACKAGE, REPOSITORY, parsed, python_files, relative
 
@@ -36,6 +38,9 @@ PAGES = (
     *sorted((REPOSITORY / "docs").rglob("*.md")),
     *sorted((REPOSITORY / "configs").rglob("*.yaml")),
     *sorted(PACKAGE.rglob("*.j2")),
+    *sorted((REPOSITORY / "notebooks").glob("*.md")),
+    *sorted((REPOSITORY / "notebooks").glob("*.ipynb")),
+    *sorted((REPOSITORY / "notebooks").glob("*.py")),
 )
 CODE = re.compile(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}|<[^>]*>")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -58,9 +63,18 @@ def printed(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def text_of(page: Path) -> str:
+    """Return what a reader sees: of templates no tags, of notebooks the cells."""
+    if page.suffix == ".j2":
+        return CODE.sub("", page.read_text())
+    if page.suffix == ".ipynb":
+        return "\n".join("".join(cell["source"]) for cell in json.loads(page.read_text())["cells"])
+    return page.read_text()
+
+
 def unwanted() -> Iterator[str]:
     for page in PAGES:
-        text = CODE.sub("", page.read_text()) if page.suffix == ".j2" else page.read_text()
+        text = text_of(page)
         prose = FENCED.sub(lambda block: "\n" * block[0].count("\n"), text)
         for number, line in enumerate(prose.splitlines(), 1):
             for word in UNWANTED.findall(line):

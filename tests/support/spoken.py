@@ -49,15 +49,15 @@ def spoken() -> dict[str, Spoken]:
 
 
 @cache
-def _normaliser() -> EnglishTextNormalizer:
+def _normalizer() -> EnglishTextNormalizer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves its spellings open
         return EnglishTextNormalizer()
 
 
 def error_rate(said: list[str], transcribed: list[str]) -> float:
-    """Return the word error rate after openai-whisper's own normaliser."""
-    plain = _normaliser()
+    """Return the word error rate after openai-whisper's own normalizer."""
+    plain = _normalizer()
     rate: float = wer([plain(text) for text in said], [plain(text) for text in transcribed])
     return rate
 

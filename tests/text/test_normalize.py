@@ -1,4 +1,4 @@
-"""Whisper's normalisers against those of transformers and openai-whisper."""
+"""Whisper's normalizers against those of transformers and openai-whisper."""
 
 import json
 import warnings

@@ -7,7 +7,7 @@ from corpus_asr.audio.resample import band_limited
 from corpus_asr.config.finetune import AugmentationSettings
 from corpus_asr.training.augmentation import (
     change_samples,
-    coloured_noise,
+    colored_noise,
     faster,
     mask,
     reverberated,
@@ -85,7 +85,7 @@ def test_faster_is_shorter_and_higher() -> None:
 
 
 def test_noise_has_a_color(draw: np.random.Generator) -> None:
-    drawn = [coloured_noise(draw, SAMPLE_RATE_HZ) for _ in range(8)]
+    drawn = [colored_noise(draw, SAMPLE_RATE_HZ) for _ in range(8)]
 
     def low_share(samples: np.ndarray) -> float:
         power = np.abs(np.fft.rfft(samples)) ** 2

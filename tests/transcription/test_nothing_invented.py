@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corpus_asr.report.accuracy.scoring import normalised
+from corpus_asr.report.accuracy.scoring import normalized
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -80,4 +80,4 @@ def test_a_sentence_alone_in_five_minutes_of_noise_is_written_whole(
     texts: dict[str, str], clips: Path
 ) -> None:
     said = next(item["text"] for item in read_manifest(clips) if item["id"] == CLIP)
-    assert normalised(texts["speech"], "en") == normalised(said, "en")
+    assert normalized(texts["speech"], "en") == normalized(said, "en")

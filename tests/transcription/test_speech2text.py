@@ -83,7 +83,7 @@ def part(
 
 
 def transcriber(**changes: Any) -> Speech2TextTranscriber:
-    # Not normalised, so that a window's first value still names its script.
+    # Not normalized, so that a window's first value still names its script.
     features = Speech2TextPartFeatures(num_mel_bins=2, means=False, variances=False)
     return Speech2TextTranscriber(speech2text_prompt_format(**changes), features)
 

@@ -61,7 +61,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     ]
     failure: dict[str, Any] = {
         "error_stage": "extract", "error_kind": "not_audio", "retryable": False, "part_end_s": 0.0,
-        "error_message": "not recognised <b>as audio</b>",
+        "error_message": "not recognized <b>as audio</b>",
     }  # fmt: skip
     store = run_of(
         tmp_path_factory.mktemp("run") / "output",

@@ -142,7 +142,7 @@ def test_a_failure_comes_with_what_to_do(shown: Shown) -> None:
     messages = answer(shown, "recording", id=shown.id("bad.wav"))
     assert messages["error"]["kind"] == "not_audio"
     assert "leave them out" in messages["error"]["advice"]
-    assert messages["error"]["message"] == "not recognised <b>as audio</b>"
+    assert messages["error"]["message"] == "not recognized <b>as audio</b>"
     assert answer(shown, "sound", id=messages["id"])["state"] == "nothing"
 
 

@@ -183,7 +183,7 @@ class Projection:
     def by_block(
         self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
-        """Apply the maps, and what is fused to them, to neighbouring rows of one window."""
+        """Apply the maps, and what is fused to them, to neighboring rows of one window."""
         if self._int8 is not None:
             return self._int8.by_block(hidden, after=after)
         return self._multiply(hidden, after)
@@ -237,7 +237,7 @@ class NormedProjection:
     def by_block(
         self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
-        """Norm and apply the maps to neighbouring rows of one window, as `Projection.by_block`."""
+        """Norm and apply the maps to neighboring rows of one window, as `Projection.by_block`."""
         return self._maps.by_block(self._norm(hidden).to(self._dtype), after=after)
 
 

@@ -1,7 +1,7 @@
 """Filter bank features of one part of a recording, without torch, in two steps.
 
 A CPU worker computes the filter bank of a whole part, which is passed on as float16. Where a window
-is cut from it, each mel bin is normalised over that window, as the checkpoint's own extractor does.
+is cut from it, each mel bin is normalized over that window, as the checkpoint's own extractor does.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ from corpus_asr.features.fbank import (
     ENERGY_FLOOR,
     FRAME_SAMPLES,
     kaldi_fbank,
-    mean_variance_normalised,
+    mean_variance_normalized,
     num_frames,
 )
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 # Logarithms of speech lie at about 5 to 24: subtracted before they are stored, which halves what
-# float16 rounds off. After normalisation a value is off by 2e-3 at most, 3e-4 on average (read
+# float16 rounds off. After normalization a value is off by 2e-3 at most, 3e-4 on average (read
 # English and German; without it 3e-3 and 1e-3).
 OFFSET = np.float32(12.0)
 
@@ -88,11 +88,11 @@ class Speech2TextPartFeatures:
                 "computed here, with as many bins as config.json names: use a checkpoint trained "
                 "on it, or correct the file"
             )
-        normalised = settings["do_ceptral_normalize"]
+        normalized = settings["do_ceptral_normalize"]
         return cls(
             num_mel_bins=settings["num_mel_bins"],
-            means=normalised and settings["normalize_means"],
-            variances=normalised and settings["normalize_vars"],
+            means=normalized and settings["normalize_means"],
+            variances=normalized and settings["normalize_vars"],
         )
 
     def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
@@ -109,7 +109,7 @@ class Speech2TextPartFeatures:
     def window(
         self, features: Float16[np.ndarray, "frame mel"], start: int, end: int
     ) -> Float32[np.ndarray, "valid mel"]:
-        """Cut the frames from one 10 ms hop to another, normalised over themselves.
+        """Cut the frames from one 10 ms hop to another, normalized over themselves.
 
         Source: equal to `transformers.Speech2TextFeatureExtractor` on the same samples, but for the
         rounding to float16, and for silence of one value throughout, where that divides by 0.
@@ -121,4 +121,4 @@ class Speech2TextPartFeatures:
             cut += OFFSET
         if not len(cut):
             return cut
-        return mean_variance_normalised(cut, means=self._means, variances=self._variances)
+        return mean_variance_normalized(cut, means=self._means, variances=self._variances)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class PackedWhisperEncoder:
     """A `WhisperEncoder` that holds packed copies of its linear maps, with `int8` in 8 bits.
 
-    Convolutions are products over neighbouring frames, never in 8 bits. Shares the last norm with
+    Convolutions are products over neighboring frames, never in 8 bits. Shares the last norm with
     `encoder`. Equal to it within the rounding of its type.
     """
 

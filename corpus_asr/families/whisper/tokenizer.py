@@ -501,12 +501,12 @@ class WhisperTokenizer(PretrainedTokenizer):
         return b"".join(map(token_bytes, tokens)).decode("utf-8", "replace")
 
     def normalize(self, text: str) -> str:
-        """Normalise English text, with the checkpoint's list of spellings if it has one."""
+        """Normalize English text, with the checkpoint's list of spellings if it has one."""
         return EnglishTextNormalizer(self.english_spelling_normalizer)(text)
 
     @staticmethod
     def basic_normalize(text: str, remove_diacritics: bool = False) -> str:
-        """Normalise text of any language."""
+        """Normalize text of any language."""
         return BasicTextNormalizer(remove_diacritics)(text)
 
     def _plain_text(self, ids: list[int], skip_special_tokens: bool, clean: bool) -> str:

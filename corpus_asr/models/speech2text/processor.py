@@ -17,7 +17,7 @@ from corpus_asr.features.fbank import (
     FRAME_SAMPLES,
     kaldi_fbank,
     kaldi_filters,
-    mean_variance_normalised,
+    mean_variance_normalized,
     num_frames,
 )
 from corpus_asr.models.feature_extraction import (
@@ -127,7 +127,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
     ) -> Float32[np.ndarray, "frame mel"]:
         """Normalize the first `input_length` frames of an array, and fill up the others."""
         normed = np.full(x.shape, padding_value, dtype=np.float32)
-        normed[:input_length] = mean_variance_normalised(
+        normed[:input_length] = mean_variance_normalized(
             x[:input_length].astype(np.float32, copy=False),
             means=bool(normalize_means),
             variances=bool(normalize_vars),

@@ -22,7 +22,7 @@ from corpus_asr.confidence import (
     segment_evidence,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.accuracy.scoring import aligned, normalised, units
+from corpus_asr.report.accuracy.scoring import aligned, normalized, units
 from corpus_asr.report.text import rounded, text_template
 from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri
@@ -111,14 +111,14 @@ class Reliability:
 def word_outcomes(
     texts: Sequence[str], reference: str, language: str | None
 ) -> tuple[list[list[bool]], list[int]]:
-    """Return which normalised words of consecutive texts are right, and how many miss after each.
+    """Return which normalized words of consecutive texts are right, and how many miss after each.
 
     The reference is that of all texts joined.
     """
-    words_of = [units(normalised(text, language), language) for text in texts]
+    words_of = [units(normalized(text, language), language) for text in texts]
     owners = [index for index, words in enumerate(words_of) for _ in words]
     hypothesis = [word for words in words_of for word in words]
-    expected = units(normalised(reference, language), language)
+    expected = units(normalized(reference, language), language)
     right, missed = [False] * len(hypothesis), [0] * len(texts)
     if hypothesis and expected:
         for chunk in aligned(expected, hypothesis).alignments[0]:

@@ -103,7 +103,7 @@ class Evaluation:
         return self.everything.words.rate
 
 
-def summarise(
+def summarize(
     scores: Sequence[Score],
     *,
     output: str,

@@ -187,7 +187,7 @@ class Score:
 def score(reference: Reference, hypothesis: Hypothesis) -> Score:
     """Compare a transcript with its reference."""
     expected, actual = (
-        normalised(text, reference.language) for text in (reference.text, hypothesis.text)
+        normalized(text, reference.language) for text in (reference.text, hypothesis.text)
     )
     return Score(
         reference=reference,
@@ -203,13 +203,13 @@ def total(scores: Iterable[Errors]) -> Errors:
     return sum(scores, Errors())
 
 
-def normalised(text: str, language: str | None) -> str:
+def normalized(text: str, language: str | None) -> str:
     """Return what is compared of a text."""
     return (_english() if language == "en" else _basic)(text).strip()
 
 
 def units(text: str, language: str | None) -> list[str]:
-    """Return the words of a normalised text; its characters in scripts without spaces."""
+    """Return the words of a normalized text; its characters in scripts without spaces."""
     return list(text.replace(" ", "")) if language in WITHOUT_BLANKS else text.split()
 
 
@@ -263,7 +263,7 @@ def _time_errors(
     return tuple(errors)
 
 
-# By the basic normaliser alone: the English one turns several words into one, which has no time.
+# By the basic normalizer alone: the English one turns several words into one, which has no time.
 def _comparable(words: Iterable[TimedWord]) -> list[tuple[str, TimedWord]]:
     plain = ((_basic(word.word).replace(" ", ""), word) for word in words)
     return [(text, word) for text, word in plain if text]

@@ -37,7 +37,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (
     LOCAL,
-    normalise,
+    normalize,
     parent,
     redact_uri,
     scheme_of,
@@ -54,7 +54,7 @@ _STAGES = {"extract": "extracting", "transcribe": "transcribing"}
 
 def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts."""
-    uri = normalise(uri)
+    uri = normalize(uri)
     # All rows are read once, for counts and samples alike.
     gatherer = Gatherer(store)
     report = load_report(store, gatherer)

@@ -290,7 +290,7 @@ def compact(store: OutputStore, target_bytes: float) -> None:
 
 
 def groups_to_merge(weights: Mapping[str, float], target_bytes: float) -> list[list[str]]:
-    """Return groups to merge, of two and more names, neighbours in time, of at most the target.
+    """Return groups to merge, of two and more names, neighbors in time, of at most the target.
 
     Only commits below half the target are merged; of those, all up to the largest that is at most
     `GROWTH` times as large as all smaller ones together. `weights` are bytes by name.

@@ -40,7 +40,7 @@ from corpus_asr.schemas import (
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.uri import normalise, public, public_text, redact_uri, within
+from corpus_asr.storage.stores.uri import normalize, public, public_text, redact_uri, within
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
 SUFFIX = ".parquet"
@@ -290,7 +290,7 @@ class OutputStore:
     """The output folder of a run. Cheap to make; safe to use from any process."""
 
     def __init__(self, uri: str, *, endpoint_url: str | None = None) -> None:
-        self.uri = normalise(uri).rstrip("/")
+        self.uri = normalize(uri).rstrip("/")
         self.options = StoreOptions(endpoint_url=endpoint_url)
 
     @classmethod

@@ -36,7 +36,7 @@ from corpus_asr.storage.stores.store import (
     fetch_error,
     with_retries,
 )
-from corpus_asr.storage.stores.uri import LOCAL, normalise, scheme_of
+from corpus_asr.storage.stores.uri import LOCAL, normalize, scheme_of
 from corpus_asr.units import MEBIBYTE
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def _connected(process: int, scheme: str, uri: str, options: StoreOptions) -> St
 def _request(
     doing: str, uri: str, options: StoreOptions, operation: Callable[[Store, str], T]
 ) -> T:
-    uri = normalise(uri)
+    uri = normalize(uri)
     store = store_for(uri, options)
     return with_retries(
         doing, uri, lambda: operation(store, uri), policy=options.policy, store=store
@@ -102,7 +102,7 @@ def _request(
 
 def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple[AbstractFileSystem, str]:
     """Return an fsspec filesystem and the path in it, for libraries that ask for one."""
-    uri = normalise(uri)
+    uri = normalize(uri)
     if scheme_of(uri) == LOCAL:
         return fsspec.filesystem("file"), uri
     store = store_for(uri, options)
@@ -120,7 +120,7 @@ def open_binary(uri: str, options: StoreOptions = DEFAULT_STORE) -> io.BufferedR
 
 
 def _open(uri: str, options: StoreOptions) -> io.BufferedReader:
-    uri = normalise(uri)
+    uri = normalize(uri)
     raw = RangeFile(store_for(uri, options), uri, policy=options.policy)
     return io.BufferedReader(raw, READ_BUFFER_BYTES)
 
@@ -148,7 +148,7 @@ def remove(uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
 
 def remove_folder(uri: str) -> None:
     """Remove a local folder if nothing is in it; stores of objects have no folders."""
-    uri = normalise(uri)
+    uri = normalize(uri)
     if scheme_of(uri) == LOCAL:
         with contextlib.suppress(OSError):  # not there, or something is in it
             os.rmdir(uri)
@@ -156,7 +156,7 @@ def remove_folder(uri: str) -> None:
 
 def move(uri: str, target: str, options: StoreOptions = DEFAULT_STORE) -> None:
     """Give an object another name in the same store; one that was moved already is as good."""
-    target = normalise(target)
+    target = normalize(target)
     try:
         _request("moving", uri, options, lambda store, uri: store.move(uri, target))
     except FetchError as error:
@@ -205,7 +205,7 @@ def list_objects(
     prefix: str, options: StoreOptions = DEFAULT_STORE
 ) -> Iterator[tuple[str, int | None, str | None]]:
     """List address, size and version of every object below a folder, in stable order."""
-    folder = normalise(prefix).rstrip("/") + "/"
+    folder = normalize(prefix).rstrip("/") + "/"
     for page in list_pages(folder, options):
         yield from zip(page.uris, page.sizes, page.etags, strict=True)
 

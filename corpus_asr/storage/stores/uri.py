@@ -32,7 +32,7 @@ def scheme_of(uri: str) -> str:
     return _S3_ALIASES.get(scheme, scheme)
 
 
-def normalise(uri: str) -> str:
+def normalize(uri: str) -> str:
     """Return the one spelling of a URI that identities are made from."""
     if not uri or "\0" in uri:
         raise ConfigError(
@@ -74,7 +74,7 @@ def parent(uri: str) -> str:
 def resolve(uri: str, *, folder: str) -> str:
     """Return `uri` in normal form; a relative one is taken to start at `folder`."""
     if not uri or _SCHEME.match(uri) or uri.startswith("/"):
-        return normalise(uri)
+        return normalize(uri)
     if scheme_of(folder) == LOCAL:
         return os.path.abspath(os.path.join(folder, uri))
     # A key may hold "..", so only leading steps are walked.
@@ -90,7 +90,7 @@ def resolve(uri: str, *, folder: str) -> str:
                 )
             base = parent(base)
         uri = uri.split("/", 1)[1]
-    return normalise(join(base, uri))
+    return normalize(join(base, uri))
 
 
 def public(uri: str) -> str:

@@ -39,16 +39,16 @@ def test_a_window_is_what_the_extractor_gives_for_the_same_samples(
     settings: dict[str, bool],
 ) -> None:
     samples = swelling(3.0)
-    normalised = settings.get("do_ceptral_normalize", True)
+    normalized = settings.get("do_ceptral_normalize", True)
     own = Speech2TextPartFeatures(
-        means=normalised and settings.get("normalize_means", True),
-        variances=normalised and settings.get("normalize_vars", True),
+        means=normalized and settings.get("normalize_means", True),
+        variances=normalized and settings.get("normalize_vars", True),
     )
     for start, end in ((0, 100), (37, 250), (120, 140), (199, 300)):
         window = own.window(own(samples).values, start, end)
         wanted = theirs(samples[start * HOP_SAMPLES : end * HOP_SAMPLES], **settings)
         assert window.shape == wanted.shape
-        scale = 1.0 if settings.get("normalize_vars", normalised) else float(wanted.std() + 1)
+        scale = 1.0 if settings.get("normalize_vars", normalized) else float(wanted.std() + 1)
         np.testing.assert_allclose(window, wanted, atol=TOLERANCE * scale)
 
 

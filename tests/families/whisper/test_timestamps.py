@@ -36,7 +36,7 @@ def merged(pair, outputs, timestamps, language=True):
 
 
 def token_ids(tokenizer):
-    """Text mostly of few words, so that neighbours overlap; control tokens; times."""
+    """Text mostly of few words, so that neighbors overlap; control tokens; times."""
     words = tokenizer.encode("ask not what your country", add_special_tokens=False)
     languages = [tokenizer.language_ids[code] for code in ("en", "de", "ja")]
     control = [tokenizer.sot, tokenizer.eot, tokenizer.start_of_prev, tokenizer.transcribe]

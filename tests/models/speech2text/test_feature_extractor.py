@@ -13,7 +13,7 @@ from corpus_asr.errors import CheckpointError
 from corpus_asr.models.speech2text.processor import Speech2TextFeatureExtractor
 from tests.support.audio import read_clip, read_manifest
 
-# The oracle rounds spectra to complex64, and normalising divides by deviations of about one.
+# The oracle rounds spectra to complex64, and normalizing divides by deviations of about one.
 TOLERANCE = 1e-4
 RATE: dict[str, Any] = {"sampling_rate": 16_000}
 
@@ -86,7 +86,7 @@ def test_real_speech_equals_transformers(speech: Path) -> None:
 
 
 def test_padding_on_the_left_leaves_values_as_they_are() -> None:
-    # Transformers normalises the padding then, and fills up the speech.
+    # Transformers normalizes the padding then, and fills up the speech.
     plain, _ = both({}, [SHORT, LONG])
     left = Speech2TextFeatureExtractor(padding_side="left")([SHORT, LONG], padding=True, **RATE)
     frames = len(plain.input_features[0])

@@ -89,7 +89,7 @@ def test_any_call_equals_transformers(
         patch.setattr(module, lambda: False)
         ours, theirs = both(speech, init, padding=padding, truncation=truncation, **options)
     if not options["return_attention_mask"]:
-        # It leaves the mask of samples behind that it normalised by: no mask of these features.
+        # It leaves the mask of samples behind that it normalized by: no mask of these features.
         theirs.pop("attention_mask", None)
     assert_equal(ours, theirs)
 

@@ -1,4 +1,4 @@
-"""Error rates are jiwer's on Whisper's normalised texts, and add up."""
+"""Error rates are jiwer's on Whisper's normalized texts, and add up."""
 
 import random
 import warnings
@@ -13,7 +13,7 @@ from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.accuracy import scoring
-from corpus_asr.report.accuracy.evaluation import Evaluation, as_data, compare, render, summarise
+from corpus_asr.report.accuracy.evaluation import Evaluation, as_data, compare, render, summarize
 from corpus_asr.report.accuracy.scoring import (
     Errors,
     Hypothesis,
@@ -49,11 +49,11 @@ WORDS = ["the", "colour", "of", "Mr.", "Smith's", "20", "dogs", "isn't", "(cough
 @pytest.mark.parametrize("language", ["en", "fr", None])
 def test_rates_are_jiwers_on_whispers_texts(language: str | None) -> None:
     rng = random.Random(7)
-    normalise = whispers_english() if language == "en" else BasicTextNormalizer()
+    normalize = whispers_english() if language == "en" else BasicTextNormalizer()
     for _ in range(50):
         said, found = (" ".join(rng.choices(WORDS, k=rng.randint(1, 12))) for _ in range(2))
         result = scored(said, found, language=language)
-        plain = [normalise(text).strip() for text in (said, found)]
+        plain = [normalize(text).strip() for text in (said, found)]
         if not all(plain):
             continue
         assert result.words.rate == pytest.approx(jiwer.wer(*plain))
@@ -99,7 +99,7 @@ def test_times_of_words_heard_right_are_compared() -> None:
 
 
 def evaluated(*scores: Score) -> Evaluation:
-    return summarise(scores, output="out", references="refs.jsonl", missing=1)
+    return summarize(scores, output="out", references="refs.jsonl", missing=1)
 
 
 def test_groups_add_up_and_are_sorted() -> None:
