@@ -150,7 +150,7 @@ def export(
 
 
 def _words(summary: "ExportSummary") -> str:
-    from corpus_asr.report.text import counted
+    from corpus_asr.units import counted
 
     done = (
         f"{summary.to}: {counted(summary.recordings, 'recording')}, "

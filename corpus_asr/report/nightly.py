@@ -31,7 +31,6 @@ from corpus_asr.report.run import (
 )
 from corpus_asr.report.text import (
     aligned,
-    counted,
     duration,
     printable,
     shortened,
@@ -41,6 +40,7 @@ from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.report.text import counted
+from corpus_asr.units import counted
 
 RECORDING_COLUMNS = ("recording_id", "status")
 EXAMPLES = 3

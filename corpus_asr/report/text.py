@@ -14,6 +14,7 @@ import typer
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.segments import Segment, Transcript, timestamp
+from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -30,11 +31,6 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:,.1f} h"
-
-
-def counted(count: int, noun: str) -> str:
-    """Write a count with its noun."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def row(label: str, text: str) -> str:

@@ -31,7 +31,7 @@ from corpus_asr.report.status import (
     activity_values,
     load_status,
 )
-from corpus_asr.report.text import counted, duration
+from corpus_asr.report.text import duration
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -43,6 +43,7 @@ from corpus_asr.storage.stores.uri import (
     scheme_of,
     without_secrets,
 )
+from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
