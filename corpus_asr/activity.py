@@ -42,14 +42,17 @@ class Estimate:
 
     def hours_words(self) -> str:
         """Write seconds as `1.35 h (1.20-1.52)`, or in minutes where they are less than an hour."""
-        unit, unit_s, digits = ("h", 3600.0, 2) if self.high >= 3600 else ("min", 60.0, 1)
-        low, value, high = (
-            f"{each / unit_s:,.{digits}f}" for each in (self.low, self.value, self.high)
-        )
+        unit, (low, value, high) = in_hours(self.low, self.value, self.high)
         return f"{value} {unit}" if low == high else f"{value} {unit} ({low}-{high})"
 
 
 _MINUTES_FROM_S = 600.0
+
+
+def in_hours(*seconds: float) -> tuple[str, list[str]]:
+    """Write lengths of time in one unit: hours, or minutes where all are less than an hour."""
+    unit, unit_s, digits = ("h", 3600.0, 2) if max(seconds) >= 3600 else ("min", 60.0, 1)
+    return unit, [f"{each / unit_s:,.{digits}f}" for each in seconds]
 
 
 def clock_time(seconds: float) -> str:

@@ -45,8 +45,8 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
     problems = list(accounting.problems)
     if finished and accounting.unfinished + accounting.waiting:
         problems.append(
-            f"the run finished, yet {accounting.unfinished:,} recordings are only started and "
-            f"{accounting.waiting:,} are waiting"
+            f"the run finished, yet left {counted(accounting.unfinished, 'recording')} only "
+            f"started and {accounting.waiting:,} waiting"
         )
     return problems
 

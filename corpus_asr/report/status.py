@@ -164,6 +164,7 @@ def as_data(status: Status) -> dict[str, Any]:
         "commits_since_snapshot": status.commits_since,
         "remaining": seen and seen.remaining,
         "counts": status.counts,
+        "progress": seen and seen.share_done,
         "snapshot": seen and asdict(seen),
         "bottleneck": verdict and asdict(verdict),
         "failures": [

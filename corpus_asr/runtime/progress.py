@@ -14,6 +14,7 @@ from typing import Protocol, Self, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
@@ -218,7 +219,8 @@ def _panel(standing: Standing) -> Group:
     words = standing.words()
     done = standing.share_done
     return Group(
-        ProgressBar(total=1.0, completed=done or 0.0, width=_BAR_WIDTH),
+        # Padded by nothing: that ends its line, which a bar by itself does not.
+        Padding(ProgressBar(total=1.0, completed=done or 0.0, width=_BAR_WIDTH), 0),
         Text(f"{words['audio']}, {words['speed']}; {words['time']}"),
         Text(words["files"], style="red" if standing.failed else ""),
         Text(words["stages"], style="dim"),

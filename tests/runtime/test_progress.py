@@ -128,7 +128,7 @@ def test_the_first_and_the_last_line_are_printed_and_redrawn_on_a_terminal():
         with Progress(total_files=2, stream=stream).shown() as progress:
             progress.set(Tally(parts=1, files=2))
     first, last = plain.getvalue().splitlines()
-    assert first.startswith("0 of 2 files, 0 failed; 0.00 h of audio; RTFx unknown; ")
+    assert first.startswith("0 of 2 files, 0 failed; 0.0 min of audio; RTFx unknown; ")
     assert last.startswith("2 of 2 files, 0 failed; 100%")
     assert "2 of 2 files" in terminal.getvalue()
 

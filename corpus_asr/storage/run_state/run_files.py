@@ -13,7 +13,7 @@ from enum import StrEnum
 from importlib import metadata
 from typing import Any, Final
 
-from corpus_asr.activity import Activity, Estimate, FailureCount, clock_time, rtfx
+from corpus_asr.activity import Activity, Estimate, FailureCount, clock_time, in_hours, rtfx
 from corpus_asr.confidence import FEATURES, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
@@ -107,10 +107,11 @@ class Standing:
 
     def words(self) -> dict[str, str]:
         """Return what there is to say of it, by what it is about."""
-        done, eta, expected = self.share_done, self.eta, self.audio_expected
-        audio = f"{self.audio_done_s / 3600:.2f} h of audio"
-        if done is not None and expected is not None:
-            audio = f"{done:.0%}, {self.audio_done_s / 3600:.2f} of {expected.value / 3600:.2f} h"
+        share, eta, expected_s = self.share_done, self.eta, self.audio_expected_s
+        unit, (done, expected) = in_hours(self.audio_done_s, expected_s or 0.0)
+        audio = f"{done} {unit} of audio"
+        if share is not None and expected_s is not None:
+            audio = f"{share:.0%}, {done} of {expected} {unit}"
         return {
             "files": f"{self.files:,} of {counted(self.planned, 'file')}, {self.failed:,} failed",
             "audio": audio,
