@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float16
@@ -78,11 +78,14 @@ class PartExtractor:
         self._detectors = [SileroDetector()] if self._detects_speech else []
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
-    def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
-        """Yield the recording's parts in order; done parts come without their features.
+    def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
+        """Yield the recording's parts in order; done parts come without their features."""
+        for message in self.messages(request):
+            if isinstance(message, ExtractedPart):
+                yield message
 
-        Where that is wanted, how far it is decoded comes first, and again every second.
-        """
+    def messages(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
+        """Yield the same, and first and then every second how far the recording is decoded."""
         started = _Clock.now()
         uri = redact_uri(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
@@ -95,8 +98,7 @@ class PartExtractor:
         ):
             for piece in self._cut(decoder, uri=uri):
                 if isinstance(piece, DecodeProgress):
-                    if request.with_progress:
-                        yield piece
+                    yield piece
                     continue
                 channel, audio = piece
                 part += 1
@@ -221,6 +223,13 @@ class PartExtractor:
             PartCutter(part_s=part_s, speech_pad_s=self._settings.speech_pad_s, detector=detector)
             for detector in detectors
         ]
+
+
+def reporting_extractor(
+    **options: Any,
+) -> Callable[[ExtractRequest], Iterator[ExtractedPart | DecodeProgress]]:
+    """Return an extractor that also yields how far it is, made of `PartExtractor`'s options."""
+    return PartExtractor(**options).messages
 
 
 def _progress(decoder: AudioDecoder, num_samples: int) -> DecodeProgress:

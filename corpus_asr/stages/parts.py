@@ -124,8 +124,6 @@ class ExtractRequest:
     done_parts: frozenset[int] = frozenset()
     upcoming: tuple[str, ...] = ()
     """Addresses of the next requests, as many as may be opened ahead."""
-    with_progress: bool = False
-    """Whether `DecodeProgress` is wanted between the parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -63,7 +65,7 @@ def test_a_failure_is_recorded_with_its_kind_and_without_secrets():
 def test_a_part_is_cut_into_whole_pieces_in_which_somebody_speaks():
     frames = np.arange(100 * FRAMES_PER_SECOND + 2, dtype=np.float16).reshape(-1, 1)
     spans = [{"start_s": 45.0, "end_s": 65.0}, {"start_s": 115.0, "end_s": 119.0}]
-    row = {
+    row: dict[str, Any] = {
         "part_start_s": 20.0, "part_end_s": 120.0, "num_samples": 100 * SAMPLE_RATE_HZ,
         "speech_spans": spans, "features": np.repeat(frames, 4, axis=1),
     }  # fmt: skip
