@@ -120,15 +120,18 @@ class TranscribeStage:
         self._lock = threading.Lock()
         self._begun = self._transcribed = 0
         self._transcribed_s = 0.0
+        self._parts: set[_Through] = set()
 
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
-        parts = Activity(
-            parts_started=self._begun,
-            parts_transcribed=self._transcribed,
-            transcribed_s=self._transcribed_s,
-        )
+        with self._lock:
+            parts = Activity(
+                parts_started=self._begun,
+                parts_transcribed=self._transcribed,
+                transcribed_s=self._transcribed_s,
+                longest_left_s=max((part.left_s for part in self._parts), default=0.0),
+            )
         loaded = self._engine.done() and not self._engine.cancelled()
         if not loaded or self._engine.exception() is not None:
             return parts
@@ -156,14 +159,22 @@ class TranscribeStage:
         """
         with self._lock:
             self._begun += parts.num_rows
-        results = self._transcribe(parts)
+        rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+        through = [_Through(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
+        with self._lock:
+            self._parts.update(through)
+        try:
+            results = self._transcribe(parts, rows, through)
+        finally:
+            with self._lock:
+                self._parts.difference_update(through)
         with self._lock:
             self._transcribed += parts.num_rows
         return results
 
-    def _transcribe(self, parts: pa.Table) -> pa.Table:
-        rows = parts.drop_columns(list(_FEATURES)).to_pylist()
-        through = [_Through(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
+    def _transcribe(
+        self, parts: pa.Table, rows: list[dict[str, Any]], through: "list[_Through]"
+    ) -> pa.Table:
         for row, part in zip(rows, through, strict=True):
             if row["status"] != OK:
                 part.end()
@@ -202,17 +213,18 @@ class _Through:
     """Counts the seconds of a part that the engine is through with: in the end, all of them."""
 
     def __init__(self, count: Callable[[float], None], *, audio_s: float) -> None:
-        self._count, self._left_s = count, audio_s
+        self._count = count
+        self.left_s = audio_s
 
     def advance(self, audio_s: float) -> None:
         """Count some; a part that is decoded again, or by two models, counts once."""
-        audio_s = min(audio_s, self._left_s)
-        self._left_s -= audio_s
+        audio_s = min(audio_s, self.left_s)
+        self.left_s -= audio_s
         self._count(audio_s)
 
     def end(self, _: object = None) -> None:
         """Count what is left."""
-        self.advance(self._left_s)
+        self.advance(self.left_s)
 
 
 def _request(
