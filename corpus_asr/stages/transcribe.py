@@ -247,7 +247,7 @@ def _request(
         start_s=row["part_start_s"],
         speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
         language_features=None if language_features is None else language_features.reshape(-1, mel),
-        advanced=through.advance,
+        passed=through.advance,
     )
 
 

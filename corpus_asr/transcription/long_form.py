@@ -149,7 +149,7 @@ class LongFormRules(DecodingRules, Generic[S]):
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
         """Add what a window said to `segments`; returns the frame to go on at, `seek` or other."""
 
-    def advanced(self, frames: int) -> None:
+    def passed(self, frames: int) -> None:
         """Note that decoding went on by so many frames, silence that was jumped over included."""
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[S]]:
@@ -174,7 +174,7 @@ class LongFormRules(DecodingRules, Generic[S]):
                     after = found if found > seek else after
                 seek = self.next_speech(after, end)
                 now = end if seek is None else seek
-                self.advanced(now - reached)
+                self.passed(now - reached)
                 reached = now
                 number += 1
         return self.segments

@@ -77,7 +77,7 @@ class PartRequest:
     """Detected speech in recording time, in order; None without speech detection."""
     language_features: Float16[np.ndarray, "_ mel"] | None = None
     """Whole windows to detect the language in, one after the other, if they lie in another part."""
-    advanced: Callable[[float], None] | None = None
+    passed: Callable[[float], None] | None = None
     """Called from the engine's thread with the seconds that a window or a jump went on by."""
 
     @property

@@ -147,7 +147,7 @@ def test_audio_is_counted_window_by_window_and_each_second_once():
         assert engine.submitted.wait_for(lambda: len(engine.requests) == 2, timeout=10)
     assert stage.activity.transcribed_s == 1.0  # the silent one
     assert stage.activity.longest_left_s == 1.0
-    advanced = engine.requests[0].advanced
+    advanced = engine.requests[0].passed
     for seconds, counted in ((0.25, 1.25), (-0.125, 1.125), (0.5, 1.625), (9.0, 2.0)):
         advanced(seconds)
         assert stage.activity.transcribed_s == counted

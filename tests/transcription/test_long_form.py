@@ -94,7 +94,7 @@ def test_long_silence_is_jumped_over() -> None:
 
 def test_every_second_is_passed_once_windows_and_silence() -> None:
     passed: list[float] = []
-    own = replace(part(200, [(50.0, 60.0), (100.0, 155.0)]), advanced=passed.append)
+    own = replace(part(200, [(50.0, 60.0), (100.0, 155.0)]), passed=passed.append)
     steps = WhisperLongForm(
         own, DecodingSettings(), prompt_format(no_speech=NO_SPEECH, **TINY), language=ENGLISH_GIVEN
     ).run(clip_ranges(own, ()))
