@@ -269,9 +269,10 @@ class StageWatch:
 
 
 def _extract_words(before: Activity, now: Activity, *, all_open: bool) -> str:
-    alive_s = now.extract_alive_s - before.extract_alive_s
-    if alive_s <= 0:
+    if now.extract_alive_s <= 0:
         return "starting"
+    # Workers of Ray that have nothing left end, and report no more.
+    alive_s = now.extract_alive_s - before.extract_alive_s or float("inf")
     working = (now.extract_s - before.extract_s) / alive_s
     blocked = (now.backpressure_s - before.backpressure_s) / alive_s
     if max(working, blocked) < 1 - working - blocked:

@@ -120,6 +120,9 @@ def test_a_stage_is_judged_by_its_last_seconds():
         if at_s == 50:
             assert (extract, transcribe) == ("busy", "busy")
     assert (extract, transcribe) == ("idle", "waiting for extraction")
+    for at_s in range(100, 130, 5):  # nobody reports any more
+        extract, _ = watch.words(now, float(at_s), all_open=True)
+    assert extract == "done"
 
 
 def test_the_first_and_the_last_line_are_printed_and_redrawn_on_a_terminal():
