@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
 from corpus_asr.audio.vad import SileroDetector

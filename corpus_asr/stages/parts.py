@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.storage.stores.uri import without_secrets
 

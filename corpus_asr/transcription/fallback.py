@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float
 from torch import Tensor
 
+from corpus_asr.array_types import Float
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import Steps

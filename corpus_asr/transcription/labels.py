@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from corpus_asr.array_types import Float
 from corpus_asr.audio.parts import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
