@@ -4,17 +4,18 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import SkipTest
 
 import torch
 
+from corpus_asr.decoding.protocols import SlotModel
+from corpus_asr.families.loading import load_slot_model
 from corpus_asr.segments import Segment
 from corpus_asr.text.normalize import EnglishTextNormalizer
-from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.engine import Engine, part_transcriber
 from tests.gpu.figures import (
     SHAPES,
     Figures,
@@ -66,9 +67,6 @@ def validation(options: Options, say: Figures) -> None:
         parts, committed, searches = parts[:1], committed[:1], {"greedy": GREEDY}
     wrong: list[str] = []
 
-    def engine(device: str, dtype: str, slots: int) -> Engine:
-        return Engine.from_folder(MODEL, decoding=GREEDY, device=device, dtype=dtype, slots=slots)
-
     def compare(key: str, found: int, unit: str) -> None:
         say(key, found, unit)
         if found:
@@ -76,18 +74,21 @@ def validation(options: Options, say: Figures) -> None:
 
     device = str(options.device)
     with exact_float32():
-        with engine("cpu", "float32", 4) as cpu:
-            expected = {name: transcribed(cpu, parts, one) for name, one in searches.items()}
+        cpu = other = load_slot_model(MODEL, device="cpu", dtype="float32")
+        with engine_of(cpu, 4) as engine:
+            expected = {name: transcribed(engine, parts, one) for name, one in searches.items()}
         texts = [text_of(segments) for segments in expected["greedy"]]
         compare("cpu.float32.greedy.not_as_committed", differing(texts, committed), "parts")
+        if device != "cpu":
+            other = load_slot_model(MODEL, device=device, dtype="float32")
         for slots in slot_counts:
-            with engine(device, "float32", slots) as other:
-                found = transcribed(other, parts * copies)
+            with engine_of(other, slots) as engine:
+                found = transcribed(engine, parts * copies)
             key = f"float32.slots_{slots}.greedy.not_as_on_cpu"
             compare(key, differing(found, expected["greedy"] * copies), "parts")
         for name in list(searches)[1:]:
-            with engine(device, "float32", 8) as other:
-                found = transcribed(other, parts, searches[name])
+            with engine_of(other, 8) as engine:
+                found = transcribed(engine, parts, searches[name])
             key = f"float32.{name}.not_as_on_cpu"
             compare(key, differing(map(said, found), map(said, expected[name])), "parts")
             if name == "words":
@@ -95,11 +96,15 @@ def validation(options: Options, say: Figures) -> None:
                 say("float32.words.largest_shift", shift_s, "s")
                 if shift_s > MAX_WORD_SHIFT_S:
                     wrong.append(f"a word's time differs by {shift_s:.2f} s")
-        differ = side_by_side(options, parts * copies, expected["greedy"] * copies)
-        compare("float32.two_engines.not_as_on_cpu", differ, "parts")
+        # Two engines at work in one process, as with a model per language.
+        with engine_of(other, 2) as one, engine_of(other, 3) as two:
+            futures = [engine.submit(part) for part in parts * copies for engine in (one, two)]
+            found = [future.result().segments for future in futures]
+        both = [segments for segments in expected["greedy"] * copies for _ in range(2)]
+        compare("float32.two_engines.not_as_on_cpu", differing(found, both), "parts")
     for dtype in () if options.quick else ("float16", "bfloat16"):
-        with engine(device, dtype, 8) as other:
-            half = [text_of(segments) for segments in transcribed(other, parts)]
+        with engine_of(load_slot_model(MODEL, device=device, dtype=dtype), 8) as engine:
+            half = [text_of(segments) for segments in transcribed(engine, parts)]
         rate = word_error_rate(texts, half)
         say(f"{dtype}.greedy.wer_to_float32", 100 * rate, "%")
         if rate > MAX_WER:
@@ -108,20 +113,9 @@ def validation(options: Options, say: Figures) -> None:
         raise DifferenceError(f"{options.device_name} differs from the CPU: {'; '.join(wrong)}")
 
 
-def side_by_side(options: Options, parts: Sequence[PartRequest], expected: Texts) -> int:
-    """Count what differs with two engines at work in one process, as with a model per language."""
-    with ExitStack() as stack:
-        engines = [
-            stack.enter_context(
-                Engine.from_folder(
-                    MODEL, decoding=GREEDY, device=str(options.device), dtype="float32", slots=slots
-                )
-            )
-            for slots in (2, 3)
-        ]
-        futures = [[engine.submit(part) for part in parts] for engine in engines]
-        found = [[future.result().segments for future in some] for some in futures]
-    return sum(differing(some, expected) for some in found)
+def engine_of(model: SlotModel, slots: int) -> Engine:
+    """Make an engine of the packaged model."""
+    return Engine(model, part_transcriber(MODEL), decoding=GREEDY, slots=slots)
 
 
 def differing(found: Iterable[Any], expected: Iterable[Any]) -> int:

@@ -18,7 +18,7 @@ from corpus_asr.transcription.windows import PartRequest
 from tests.gpu import correctness, validate
 from tests.gpu.correctness import DifferenceError, word_error_rate
 from tests.gpu.figures import Figures, Options
-from tests.gpu.recordings import FEATURES, extract_parts, read_parts, read_texts
+from tests.gpu.recordings import EXPECTED, FEATURES, extract_parts, read_parts, read_texts
 
 SPOKEN = Path(__file__).resolve().parents[1] / "data" / "spoken"
 ARGUMENTS = ["--shape", "nano", "--device", "cpu", "--quick"]
@@ -87,16 +87,10 @@ def test_what_cannot_be_measured_is_refused(
 
 
 class ScriptedEngine:
-    """Says the committed texts, but on what it takes for the GPU those of `on_gpu`."""
+    """Says the texts that stand for a model."""
 
-    on_gpu: list[str]
-
-    def __init__(self, texts: list[str]) -> None:
+    def __init__(self, texts: list[str], *_: object, **__: object) -> None:
         self.texts = texts
-
-    @classmethod
-    def from_folder(cls, folder: Path, *, device: str, **_: object) -> "ScriptedEngine":
-        return cls(read_texts() if device == "cpu" else cls.on_gpu)
 
     def __enter__(self) -> "ScriptedEngine":
         return self
@@ -105,8 +99,8 @@ class ScriptedEngine:
         pass
 
     def submit(self, part: PartRequest, **_: object) -> "Future[PartTranscript]":
-        names = [(one.recording_id, one.part) for one in read_parts()]
-        text = self.texts[names.index((part.recording_id, part.part))]
+        names = list(json.loads(EXPECTED.read_text()))
+        text = self.texts[names.index(f"{part.recording_id}:{part.part}")]
         segment = Segment(
             start_s=0.0, end_s=1.0, text=text, tokens=(), language="en", language_probability=None,
             task="transcribe", confidence=1.0, avg_logprob=0.0, no_speech_prob=0.0,
@@ -120,9 +114,9 @@ class ScriptedEngine:
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_another_text_fails_the_validation(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = read_texts()
-    ScriptedEngine.on_gpu = (
-        [*texts[:2], "And so, my fellow Martians", *texts[3:]] if wrong else texts
-    )
+    on_gpu = [*texts[:2], "And so, my fellow Martians"] if wrong else texts
+    models = {"cpu": texts, "meta": on_gpu}
+    monkeypatch.setattr(correctness, "load_slot_model", lambda _, device, dtype: models[device])
     monkeypatch.setattr(correctness, "Engine", ScriptedEngine)
     asked = validate._parser().parse_args([])
     found: dict[str, object] = {}

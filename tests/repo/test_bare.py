@@ -72,24 +72,17 @@ ABSENT = (
     "pydantic", "ray", "av", "beartype", "jaxtyping", "pyarrow", "onnxruntime", "hypothesis",
     "pytest_timeout", "xdist", "s3fs", "aiohttp", "sentencepiece", "scipy", "jiwer",
 )  # fmt: skip
-LOAD = f"""
+LOAD_ALL_AND_VALIDATE = f"""
+import runpy
 from importlib.util import find_spec
-print(*(name for name in {ABSENT} if find_spec(name) is not None))
-import corpus_asr.transcription.engine, corpus_asr.transcription.routing
-import corpus_asr.transcription.whisper, corpus_asr.transcription.speech2text
+assert [name for name in {ABSENT} if find_spec(name) is not None] == []
+import corpus_asr.transcription.routing, corpus_asr.transcription.speech2text
 import corpus_asr.models.generation.generate, corpus_asr.models.auto
-import corpus_asr.benchmark.command, corpus_asr.benchmark.measuring, corpus_asr.benchmark.ours
+import corpus_asr.benchmark.command, corpus_asr.benchmark.ours
 import corpus_asr.models.whisper as whisper
-print(len([getattr(whisper, name) for name in whisper.__all__]))
+assert len([getattr(whisper, name) for name in whisper.__all__]) > 10
+runpy.run_module("tests.gpu.validate", run_name="__main__")
 """
-
-
-def test_the_engine_and_every_class_load(site: Path) -> None:
-    done = run_bare(site, "-c", LOAD)
-    assert done.returncode == 0, done.stderr
-    there, classes = done.stdout.split("\n")[:2]
-    assert there == ""
-    assert int(classes) > 10
 
 
 def test_the_gpu_tests_are_collected_and_skipped_without_a_gpu(site: Path) -> None:
@@ -103,10 +96,10 @@ def test_the_gpu_tests_are_collected_and_skipped_without_a_gpu(site: Path) -> No
 LINE = re.compile(r"(\w+) +([\w.%-]+) +(\S+)( .+)?")
 
 
-def test_the_validation_says_every_figure_in_a_line_and_in_json(site: Path, tmp_path: Path) -> None:
+def test_all_loads_and_the_validation_says_each_figure_twice(site: Path, tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     done = run_bare(
-        site, "-m", "tests.gpu.validate", "--shape", "nano", "--device", "cpu", "--quick",
+        site, "-c", LOAD_ALL_AND_VALIDATE, "--shape", "nano", "--device", "cpu", "--quick",
         "--json", str(path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
