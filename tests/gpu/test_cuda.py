@@ -111,6 +111,7 @@ def test_no_step_admission_or_move_makes_the_host_wait(
         set_mode("default")
 
 
+@torch.inference_mode()
 def decode(model: WhisperSlotModel, step: Callable[..., torch.Tensor]) -> torch.Tensor:
     """Read a prompt and further tokens over a window of noise; returns the logits on the CPU."""
     state, tokens = model.new_state(1), sequences(1, 9).to(model.device)
