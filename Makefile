@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-soak bench site lint format clean
+.PHONY: help setup demo test test-soak bench gpu-check site lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 
 bench: $(INSTALLED) ## Time the engine beside others: MODEL=folder AUDIO=files, or SHAPE=base; OPTIONS=...
 	@$(BIN)/corpus-asr bench $(AUDIO) $(MODEL:%=--model %) $(SHAPE:%=--shape %) $(OPTIONS)
+
+gpu-check: ## Validate and measure a GPU; PYTHON=, with torch and transformers; OPTIONS=...
+	@$(PYTHON) -m tests.gpu.validate $(OPTIONS)
 
 site: $(INSTALLED) ## Build the documentation site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -17,7 +17,6 @@ from corpus_asr.segments import Segment
 from corpus_asr.text.normalize import EnglishTextNormalizer
 from corpus_asr.transcription.engine import Engine, part_transcriber
 from tests.gpu.figures import (
-    SHAPES,
     Figures,
     Options,
     decode_all,
@@ -167,8 +166,7 @@ def waits(options: Options, say: Figures) -> None:
     """Count, by place in the code, what makes the host wait while windows are decoded."""
     if not options.on_gpu:
         raise SkipTest("counting the waits of a host needs CUDA")
-    shape = SHAPES["tiny"]
-    model = random_network(options, shape).slot_model()
+    model = random_network(options).slot_model()
     scheduler = scheduler_for(options, model, 16)
     kinds: list[dict[str, Any]] = [
         {},
@@ -177,7 +175,9 @@ def waits(options: Options, say: Figures) -> None:
         {"stop_loops": True},
     ]
     jobs = [
-        random_job(shape, number, tokens=30 + 3 * (number % 7), **kinds[number % len(kinds)])
+        random_job(
+            options.shape, number, tokens=30 + 3 * (number % 7), **kinds[number % len(kinds)]
+        )
         for number in range(96)
     ]
     places: Counter[str] = Counter()

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -112,9 +113,9 @@ class Options:
         return statistics.median(found_ms)
 
 
-def random_network(options: Options, shape: Shape | None = None) -> WhisperForConditionalGeneration:
+def random_network(options: Options) -> WhisperForConditionalGeneration:
     """Make a network whose weights are drawn on the device: no file of gigabytes is written."""
-    network = (shape or options.shape).network().to(options.dtype).to_empty(device=options.device)
+    network = options.shape.network().to(options.dtype).to_empty(device=options.device)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, weights in network.named_parameters():
@@ -130,9 +131,8 @@ def random_job(shape: Shape, number: int, *, tokens: int, **search: Any) -> Wind
     """Ask for exactly so many tokens of a window of noise."""
     end = shape.vocabulary.index("<|endoftext|>")
     prompt = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
-    noise = np.random.default_rng(number % 16)
     return WindowJob(
-        features=noise.uniform(-1, 1, (shape.num_mel_bins, WINDOW_FRAMES)).astype(np.float16),
+        features=_noise(shape.num_mel_bins, number % 16),
         window=(number,),
         prompt=tuple(map(shape.vocabulary.index, prompt)),
         rules=TokenRules(end=end, suppress=(end,)),
@@ -140,6 +140,12 @@ def random_job(shape: Shape, number: int, *, tokens: int, **search: Any) -> Wind
         search=Search(**search),
         seed=number,
     )
+
+
+@cache
+def _noise(num_mel_bins: int, seed: int) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    return draw.uniform(-1, 1, (num_mel_bins, WINDOW_FRAMES)).astype(np.float16)
 
 
 def scheduler_for(options: Options, model: Any, slots: int) -> SlotScheduler:

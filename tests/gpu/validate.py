@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", default="auto", help="auto (float16 on CUDA, else float32) or another type")
     add("--slots", type=int, nargs="+", help="windows decoded at once")
     add("--windows", type=int, help="windows of the stage offline")
-    add("--tokens", type=int, help="tokens per window; on a GPU 63, MLPerf's average")
+    add("--tokens", type=int, help="tokens per window; on a GPU 63")
     add("--minutes", type=float, default=25.0, help="start no stage after so long")
     add("--quick", action="store_true", help="the least of everything: shows only that it works")
     add("--json", type=Path, metavar="FILE", help="write everything there after each stage")
