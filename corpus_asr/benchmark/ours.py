@@ -87,7 +87,7 @@ class OurRecordings:
         decoding: dict[str, Any] = {
             "language": order.language,
             "strategy": order.mode,
-            "num_beams": order.beams,
+            "beam_size": order.beams,
             # One try per window for everybody: what is measured must not depend on luck.
             "temperature": 0.0,
             "compression_ratio_threshold": None,

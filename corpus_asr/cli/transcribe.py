@@ -19,8 +19,8 @@ from corpus_asr.cli.options import (
 from corpus_asr.errors import ItemError
 from corpus_asr.report.text import Format, print_transcript
 
-# The same as `model.dtype`, whose module is too slow to import for `--help`.
-DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+# The same as `model.compute_type`, whose module is too slow to import for `--help`.
+ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 
 def transcribe(
@@ -45,8 +45,8 @@ def transcribe(
         str,
         typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=complete_device),
     ] = "auto",
-    dtype: Annotated[
-        DtypeName, typer.Option(help="Data type of weights and computation.")
+    compute_type: Annotated[
+        ComputeType, typer.Option(help="Data type of weights and computation.")
     ] = "auto",
     overrides: Annotated[
         list[str] | None,
@@ -77,7 +77,7 @@ def transcribe(
             from corpus_asr.runtime.transcriber import Transcriber
 
             with Transcriber.from_pretrained(
-                checkpoint, device=device, dtype=dtype, **options
+                checkpoint, device=device, compute_type=compute_type, **options
             ) as loaded:
                 for transcript in loaded.transcribe_many(readable, on_error=note_failure):
                     print_transcript(transcript, output_format, heading=len(files) > 1)

@@ -29,6 +29,7 @@ from corpus_asr.config.document import (
     read_document,
 )
 from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.foreign_names import name_hint
 from corpus_asr.config.run import CLASSIFY_AUDIO, PSEUDO_LABEL, PseudoLabelConfig, RunConfig
 from corpus_asr.errors import ConfigError
 
@@ -71,23 +72,26 @@ def _checked(document: Document, model: type[_Config]) -> _Config:
 
 
 def _validated(
-    values: Mapping[str, Any], model: type[_Config]
+    values: Mapping[str, Any], model: type[_Config], beside: Collection[str] = ()
 ) -> tuple[_Config | None, list[Problem]]:
     try:
         return model.model_validate(values), []
     except ValidationError as error:
-        return None, problems_in(error, model=model, values=values)
+        return None, problems_in(error, model=model, values=values, beside=beside)
 
 
-def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
-    """Turn keyword options of a transcriber into settings."""
+def decoding_from(options: Mapping[str, Any], *, beside: Collection[str] = ()) -> DecodingSettings:
+    """Turn keyword options of a transcriber into settings.
+
+    `beside` names the other options that the caller takes, for the hint to a name unknown here.
+    """
     values = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
     }
     # transformers and openai-whisper take None for detection.
     if values.get("language", "") is None:
         values["language"] = "auto"
-    settings, problems = _validated(values, DecodingSettings)
+    settings, problems = _validated(values, DecodingSettings, beside)
     if settings is None:
         messages = "; ".join(
             f"{problem.dotted}: {problem.message}" if problem.key else problem.message
@@ -209,9 +213,16 @@ _LONGEST_VALUE = 80
 
 
 def problems_in(
-    error: ValidationError, *, model: type[Settings], values: Mapping[str, Any]
+    error: ValidationError,
+    *,
+    model: type[Settings],
+    values: Mapping[str, Any],
+    beside: Collection[str] = (),
 ) -> list[Problem]:
-    """Return what pydantic found, one problem per key."""
+    """Return what pydantic found, one problem per key.
+
+    `beside` are names that are known elsewhere, for the hint to one that is unknown here.
+    """
     problems: dict[KeyPath, Problem] = {}
     for detail in error.errors(include_url=False):
         key, field = _locate(model, detail["loc"])
@@ -220,7 +231,7 @@ def problems_in(
             continue
         kind = detail["type"]
         if kind == "extra_forbidden":
-            message = unknown_key(model, key)
+            message = unknown_key(model, key, beside)
         elif kind == "missing":
             message = f"missing; {_description(field)}"
         elif kind == "value_error":
@@ -232,19 +243,13 @@ def problems_in(
     return list(problems.values())
 
 
-def unknown_key(model: type[Settings], key: KeyPath) -> str:
+def unknown_key(model: type[Settings], key: KeyPath, beside: Collection[str] = ()) -> str:
     """Name the known key nearest to an unknown one, or all that are known there."""
     known = dict(keys_of(model))
     level = (section_of(known[key[:-1]]) if key[:-1] else None) or model
-    wanted = key[-1].lower().replace("-", "_")
-    elsewhere = [path for path in known if path[-1] == wanted and path[:-1] != key[:-1]]
-    # 0.6 is difflib's own cutoff: a slip or two in a name of usual length.
-    near = difflib.get_close_matches(wanted, level.model_fields, n=1, cutoff=0.6)
-    if elsewhere:
-        return f"unknown key; did you mean {'.'.join(elsewhere[0])}?"
-    if near:
-        return f"unknown key; did you mean {'.'.join((*key[:-1], near[0]))}?"
-    return f"unknown key; known here: {', '.join(level.model_fields)}"
+    here = [".".join((*key[:-1], name)) for name in level.model_fields]
+    hint = name_hint(key[-1], here, [*map(".".join, known), *beside])
+    return f"unknown key; {hint or 'known here: ' + ', '.join(level.model_fields)}"
 
 
 def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:

@@ -29,6 +29,11 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 _LOG = logging.getLogger(__name__)
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
 _PARTS_PER_SLOT = 2
+# What `Transcriber` takes beside the decoding options.
+_ARGUMENTS = (
+    "checkpoint", "revision", "device", "compute_type", "slots", "num_threads", "extract",
+    "by_language", "calibration",
+)  # fmt: skip
 _NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
 
 
@@ -56,7 +61,7 @@ class Transcriber:
             package, and logs so.
         revision: hub branch, tag or commit.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
+        compute_type: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
         slots: windows decoded side by side.
         num_threads: CPU threads for the model; None leaves torch's own choice.
         extract: how audio is cut; None means the defaults.
@@ -81,7 +86,7 @@ class Transcriber:
         *,
         revision: str | None = None,
         device: str = "auto",
-        dtype: str = "auto",
+        compute_type: str = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
         extract: ExtractSettings | None = None,
@@ -99,7 +104,7 @@ class Transcriber:
         if checkpoint is None:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
-        settings = decoding_from(decoding)
+        settings = decoding_from(decoding, beside=_ARGUMENTS)
         fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
         main = Checkpoint.fetch(checkpoint, revision=revision)
         check_transcribes(main, settings)
@@ -110,7 +115,7 @@ class Transcriber:
         engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(
             decoding=settings,
             device=device,
-            dtype=dtype,
+            dtype=compute_type,
             slots=slots,
             num_threads=num_threads,
         )

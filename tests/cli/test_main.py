@@ -189,7 +189,7 @@ def test_transcribe_prints_plain_lines_without_a_terminal() -> None:
     assert FakeTranscriber.loaded is not None
     assert FakeTranscriber.loaded.checkpoint == "tiny"
     assert FakeTranscriber.loaded.options == {
-        "device": "auto", "dtype": "auto", "language": "de", "temperature": 0,
+        "device": "auto", "compute_type": "auto", "language": "de", "temperature": 0,
         "strategy": "chunked",
     }  # fmt: skip
 

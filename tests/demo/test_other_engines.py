@@ -43,7 +43,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 def ours(float_model: Path) -> Iterator[Transcriber]:
     """Hears whole windows of 30 s, speech or none."""
     with Transcriber.from_pretrained(
-        str(float_model), dtype="float32", extract=ExtractSettings(speech_detection="none"), **PLAIN
+        str(float_model),
+        compute_type="float32",
+        extract=ExtractSettings(speech_detection="none"),
+        **PLAIN,
     ) as loaded:
         yield loaded
 

@@ -111,7 +111,7 @@ def test_words_are_timed(transcribed: Heard, output: Path) -> None:
 
 def test_the_transcriber_hears_the_same(transcribed: Heard) -> None:
     path = str(SPOKEN["inaugural.flac"].path)
-    with Transcriber.from_pretrained("whisper-tiny.en", dtype="float32") as transcriber:
+    with Transcriber.from_pretrained("whisper-tiny.en", compute_type="float32") as transcriber:
         found = transcriber.transcribe(path, word_timestamps=True)
     assert (
         error_rate([text(transcribed, "inaugural.flac")], [found.text]) <= 0.05

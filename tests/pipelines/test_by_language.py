@@ -37,7 +37,7 @@ def one_job(models: list[Path], output: Path, **decoding: Any) -> RunConfig:
         decoding={"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None,
                   "compression_ratio_threshold": None, **decoding},
     )  # fmt: skip
-    return with_section(config, "model", dtype="float32")
+    return with_section(config, "model", compute_type="float32")
 
 
 @pytest.fixture(scope="module")

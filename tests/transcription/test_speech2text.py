@@ -258,7 +258,7 @@ def test_settings_of_all_families_and_null_thresholds_are_admitted() -> None:
     transcriber().check(
         DecodingSettings(
             language="en", task="translate", strategy="chunked", no_speech_threshold=None,
-            num_beams=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
+            beam_size=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
         )
     )  # fmt: skip
 

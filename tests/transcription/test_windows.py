@@ -248,7 +248,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sequential": {},
     "words": {"word_timestamps": True},
     "a language per window": {"language_mode": "window"},
-    "chunked beams": {"strategy": "chunked", "num_beams": 2},
+    "chunked beams": {"strategy": "chunked", "beam_size": 2},
 }
 
 
