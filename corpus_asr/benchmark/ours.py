@@ -70,7 +70,6 @@ class OurRecordings:
     def __init__(self, order: Order) -> None:
         # Sizes alone are timed where the packages of extraction are not installed.
         from corpus_asr.config.load import decoding_from
-        from corpus_asr.config.run import ExtractSettings
         from corpus_asr.decoding.protocols import SlotModel
         from corpus_asr.runtime.transcriber import Transcriber
         from corpus_asr.transcription.engine import Engine
@@ -103,9 +102,7 @@ class OurRecordings:
             slots=order.batch * order.beams,
             num_threads=order.threads,
         )
-        self._transcriber = Transcriber.around(
-            self._engine, order.model, decoding=decoding, extract=ExtractSettings()
-        )
+        self._transcriber = Transcriber.around(self._engine, order.model, options=decoding)
 
     def run(self) -> dict[str, Any]:
         """Extract everything once for its time, then transcribe everything."""

@@ -57,14 +57,14 @@ def transcribe(
     ] = Format.txt,
 ) -> None:
     """Transcribe a few files and print the text with timestamps."""
-    from corpus_asr.config.load import decoding_from, decoding_options
+    from corpus_asr.config.options import option_overrides, options_from
 
     with readable_errors():
-        options = decoding_options(overrides or ())
+        options = option_overrides(overrides or ())
         flags = {"language": language, "task": task, "strategy": strategy}
         options |= {name: value for name, value in flags.items() if value is not None}
         # A wrong option is reported before a model is fetched and loaded.
-        decoding_from(options)
+        options_from(options)
         failed = [file for file in files if not _is_there(file)]
         readable = [file for file in files if file not in failed]
 

@@ -29,6 +29,11 @@ _FOREIGN_NAMES = {
     "target_language": "target_lang",
     "task": "translate",
     "temperature": "temperatures temperature_increment_on_fallback temperature_inc no_fallback",
+    "vad_filter": "vad vad_method speech_detection",
+    "vad_min_silence_s": "min_silence_duration_ms vad_min_silence_duration_ms min_silence_ms",
+    "vad_min_speech_s": "min_speech_duration_ms vad_min_speech_duration_ms min_speech_ms",
+    "vad_pad_s": "speech_pad_ms vad_speech_pad_ms speech_pad_s",
+    "vad_threshold": "vad_parameters vad_onset vad_thold threshold",
     "window_s": "chunk_length chunk_length_s chunk_size",
     "word_timestamps": "word_level word_timestamp return_timestamps return_token_timestamps "
     "token_timestamps split_on_word",

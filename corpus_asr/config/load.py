@@ -25,7 +25,6 @@ from corpus_asr.config.document import (
     KeyPath,
     Problem,
     hide_secrets,
-    override_value,
     read_document,
 )
 from corpus_asr.config.finetune import FinetuneConfig
@@ -72,18 +71,25 @@ def _checked(document: Document, model: type[_Config]) -> _Config:
 
 
 def _validated(
-    values: Mapping[str, Any], model: type[_Config], beside: Collection[str] = ()
+    values: Mapping[str, Any], model: type[_Config]
 ) -> tuple[_Config | None, list[Problem]]:
     try:
         return model.model_validate(values), []
     except ValidationError as error:
-        return None, problems_in(error, model=model, values=values, beside=beside)
+        return None, problems_in(error, model=model, values=values)
 
 
-def decoding_from(options: Mapping[str, Any], *, beside: Collection[str] = ()) -> DecodingSettings:
-    """Turn keyword options of a transcriber into settings.
+def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
+    """Turn keywords into decoding settings."""
+    (settings,) = checked_options(options, DecodingSettings)
+    return settings
 
-    `beside` names the other options that the caller takes, for the hint to a name unknown here.
+
+def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tuple[Any, ...]:
+    """Turn keywords into one value of each model, whose keys they are.
+
+    Raises:
+        ConfigError: names each wrong key or value.
     """
     values = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
@@ -91,25 +97,20 @@ def decoding_from(options: Mapping[str, Any], *, beside: Collection[str] = ()) -
     # transformers and openai-whisper take None for detection.
     if values.get("language", "") is None:
         values["language"] = "auto"
-    settings, problems = _validated(values, DecodingSettings, beside)
-    if settings is None:
+    # What no model knows goes to the first, which refuses it.
+    home = {key: model for model in models for key in model.model_fields}
+    shares: dict[Any, dict[str, Any]] = {model: {} for model in models}
+    for key, value in values.items():
+        shares[home.get(key, models[0])][key] = value
+    found = [_validated(share, model) for model, share in shares.items()]
+    problems = [problem for _, some in found for problem in some]
+    if problems:
         messages = "; ".join(
             f"{problem.dotted}: {problem.message}" if problem.key else problem.message
             for problem in problems
         )
-        raise ConfigError(f"reading the decoding options: {messages}")
-    return settings
-
-
-def decoding_options(overrides: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` decoding options of a command line, `decoding.` before the key or not."""
-    options: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"reading --set {override}: expected key=value, such as language=en")
-        options[key.strip().removeprefix("decoding.")] = override_value(text, f"--set {key}")
-    return options
+        raise ConfigError(f"reading the options: {messages}")
+    return tuple(settings for settings, _ in found)
 
 
 def resolved(config: Settings) -> dict[str, Any]:
@@ -213,16 +214,9 @@ _LONGEST_VALUE = 80
 
 
 def problems_in(
-    error: ValidationError,
-    *,
-    model: type[Settings],
-    values: Mapping[str, Any],
-    beside: Collection[str] = (),
+    error: ValidationError, *, model: type[Settings], values: Mapping[str, Any]
 ) -> list[Problem]:
-    """Return what pydantic found, one problem per key.
-
-    `beside` are names that are known elsewhere, for the hint to one that is unknown here.
-    """
+    """Return what pydantic found, one problem per key."""
     problems: dict[KeyPath, Problem] = {}
     for detail in error.errors(include_url=False):
         key, field = _locate(model, detail["loc"])
@@ -231,7 +225,7 @@ def problems_in(
             continue
         kind = detail["type"]
         if kind == "extra_forbidden":
-            message = unknown_key(model, key, beside)
+            message = unknown_key(model, key)
         elif kind == "missing":
             message = f"missing; {_description(field)}"
         elif kind == "value_error":
@@ -243,12 +237,12 @@ def problems_in(
     return list(problems.values())
 
 
-def unknown_key(model: type[Settings], key: KeyPath, beside: Collection[str] = ()) -> str:
+def unknown_key(model: type[Settings], key: KeyPath) -> str:
     """Name the known key nearest to an unknown one, or all that are known there."""
     known = dict(keys_of(model))
     level = (section_of(known[key[:-1]]) if key[:-1] else None) or model
     here = [".".join((*key[:-1], name)) for name in level.model_fields]
-    hint = name_hint(key[-1], here, [*map(".".join, known), *beside])
+    hint = name_hint(key[-1], here, [".".join(path) for path in known])
     return f"unknown key; {hint or 'known here: ' + ', '.join(level.model_fields)}"
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
-from corpus_asr.config.load import decoding_from
+from corpus_asr.config.options import TranscriptionOptions, options_from
 from corpus_asr.config.run import ExtractSettings
-from corpus_asr.errors import ConfigError, ItemError
+from corpus_asr.errors import ItemError
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
 from corpus_asr.segments import Segment, SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
@@ -31,9 +31,10 @@ _LOG = logging.getLogger(__name__)
 _PARTS_PER_SLOT = 2
 # What `Transcriber` takes beside the decoding options.
 _ARGUMENTS = (
-    "checkpoint", "revision", "device", "compute_type", "slots", "num_threads", "extract",
-    "by_language", "calibration",
+    "checkpoint", "revision", "device", "compute_type", "slots", "num_threads",
+    "by_language", "calibration", "item_timeout_s",
 )  # fmt: skip
+ITEM_TIMEOUT_S: float = ExtractSettings.model_fields["item_timeout_s"].default
 _NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
 
 
@@ -64,12 +65,12 @@ class Transcriber:
         compute_type: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
         slots: windows decoded side by side.
         num_threads: CPU threads for the model; None leaves torch's own choice.
-        extract: how audio is cut; None means the defaults.
         by_language: checkpoints for files in some languages, by code; `checkpoint` detects the
             language and transcribes all others.
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which gives
             `confidence`; None means the default.
-        **decoding: any key of the `decoding` settings, as the default of every call.
+        item_timeout_s: seconds without a new part after which a recording fails.
+        **options: keys of the settings, as the defaults of every call; see `TranscriptionOptions`.
 
     Raises:
         CheckpointError: the checkpoint cannot be had or loaded.
@@ -89,37 +90,30 @@ class Transcriber:
         compute_type: str = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
-        extract: ExtractSettings | None = None,
         by_language: Mapping[str, str] | None = None,
         calibration: str | None = None,
-        **decoding: Any,
+        item_timeout_s: float = ITEM_TIMEOUT_S,
+        **options: Unpack[TranscriptionOptions],
     ) -> None:
-        extract = extract or ExtractSettings()
-        if extract.channels == "each":
-            raise ConfigError(
-                "transcribing each channel separately: found extract.channels: each, but a "
-                "Transcriber gives one transcript per file; set the number of one channel, or use "
-                "`corpus-asr run`"
-            )
+        settings = options_from(options, fixed=_ARGUMENTS)
         if checkpoint is None:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
-        settings = decoding_from(decoding, beside=_ARGUMENTS)
         fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
         main = Checkpoint.fetch(checkpoint, revision=revision)
-        check_transcribes(main, settings)
+        check_transcribes(main, settings.decoding)
         others = fetch_others(main, by_language or {}, weights=True)
         folder = main.with_weights().folder
         folders = {code: other.folder for code, other in others.items()}
         load = partial(RoutedEngine.from_folders, folder, folders)
         engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(
-            decoding=settings,
+            decoding=settings.decoding,
             device=device,
             dtype=compute_type,
             slots=slots,
             num_threads=num_threads,
         )
-        self._set_up(engine, str(folder), decoding=decoding, extract=extract)
+        self._set_up(engine, str(folder), options=options, item_timeout_s=item_timeout_s)
         self._calibration = fitted
         self._own_models = frozenset(others)
 
@@ -133,13 +127,11 @@ class Transcriber:
         cls,
         engine: Engine | RoutedEngine,
         folder: str,
-        *,
-        decoding: Mapping[str, Any],
-        extract: ExtractSettings,
+        options: TranscriptionOptions,
     ) -> Self:
         """Transcribe with a loaded engine, closed with this object, and its checkpoint's folder."""
         made = cls.__new__(cls)
-        made._set_up(engine, folder, decoding=decoding, extract=extract)
+        made._set_up(engine, folder, options=options, item_timeout_s=ITEM_TIMEOUT_S)
         return made
 
     def _set_up(
@@ -147,60 +139,56 @@ class Transcriber:
         engine: Engine | RoutedEngine,
         folder: str,
         *,
-        decoding: Mapping[str, Any],
-        extract: ExtractSettings,
+        options: TranscriptionOptions,
+        item_timeout_s: float,
     ) -> None:
         self._engine = engine
-        self._decoding = dict(decoding)
-        self._detects_speech = extract.speech_detection != "none"
+        self._options = options
+        extract = options_from(options).extract
         self._child = IsolatedGenerator(
             EXTRACTOR,
             # The caller chose the files: nothing is too large or too long.
             init_kwargs={"folder": folder, "settings": extract.model_copy(update=_NO_LIMITS)},
-            timeout_s=extract.item_timeout_s,
+            timeout_s=item_timeout_s,
         )
 
-    def transcribe(self, path: str, **decoding: Any) -> Transcript:
-        """Transcribe one file or address; `decoding` are settings for this call alone.
+    def transcribe(self, path: str, **options: Unpack[TranscriptionOptions]) -> Transcript:
+        """Transcribe one file or address; `options` are for this call alone.
 
         Raises:
             FetchError: it cannot be read.
             DecodeError: it holds no usable audio.
             ConfigError: a wrong option.
         """
-        return next(self.transcribe_many([path], **decoding))
+        return next(self.transcribe_many([path], **options))
 
     def transcribe_many(
         self,
         paths: Iterable[str],
         *,
         on_error: Callable[[str, ItemError], None] | None = None,
-        **decoding: Any,
+        **options: Unpack[TranscriptionOptions],
     ) -> Iterator[Transcript]:
         """Transcribe files, sharing the model's slots; yields transcripts as they finish.
 
         `paths` are taken as needed, so they may be endless. `on_error` is given each file that
-        failed, while the others go on. `decoding` are settings for this call alone.
+        failed, while the others go on. `options` are for this call alone.
 
         Raises:
             ItemError: a file failed and `on_error` is None.
             ConfigError: a wrong option.
         """
         # Checked before the first file is opened: a wrong option costs no decoding.
-        settings = decoding_from(self._decoding | decoding)
-        self._engine.check(settings)
-        if settings.drop_nonspeech and not self._detects_speech:
-            raise ConfigError(
-                "decoding.drop_nonspeech: needs detected speech, but extract.speech_detection is "
-                "none; set it to silero, or leave drop_nonspeech out"
-            )
+        settings = options_from({**self._options, **options}, fixed=_ARGUMENTS)
+        self._engine.check(settings.decoding)
+        extract = settings.extract.model_copy(update=_NO_LIMITS)
         flying: list[_Recording] = []
         for path in paths:
             recording = _Recording(uri=str(path))
             flying.append(recording)
             try:
-                for part in self._child.run(ExtractRequest(uri=recording.uri)):
-                    self._submit(recording, part, settings)
+                for part in self._child.run(ExtractRequest(uri=recording.uri, settings=extract)):
+                    self._submit(recording, part, settings.decoding)
                     yield from self._landed(
                         flying, at_most=_PARTS_PER_SLOT * self._engine.slots, on_error=on_error
                     )

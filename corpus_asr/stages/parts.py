@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float16
 
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.storage.stores.uri import without_secrets
 
@@ -91,6 +92,8 @@ class ExtractRequest:
     done_parts: frozenset[int] = frozenset()
     upcoming: tuple[str, ...] = ()
     """Addresses of the next requests, as many as may be opened ahead."""
+    settings: ExtractSettings | None = None
+    """For this recording alone; None: those of the extractor. Limits on files are its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

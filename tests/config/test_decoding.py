@@ -79,4 +79,4 @@ def test_dropping_non_speech_needs_its_detection() -> None:
     }
     assert RunConfig.model_validate(job).decoding.drop_nonspeech
     with pytest.raises(ValueError, match="drop_nonspeech needs detected speech"):
-        RunConfig.model_validate(job | {"extract": {"speech_detection": "none"}})
+        RunConfig.model_validate(job | {"extract": {"vad_filter": False}})

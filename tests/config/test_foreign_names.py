@@ -8,7 +8,8 @@ from corpus_asr.config import foreign_names
 from corpus_asr.config.decoding import keys_of
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.foreign_names import name_hint
-from corpus_asr.config.load import decoding_from, load_config, load_finetune
+from corpus_asr.config.load import load_config, load_finetune
+from corpus_asr.config.options import options_from
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError
 
@@ -58,7 +59,5 @@ def test_every_way_in_gives_the_hint(tmp_path: Path) -> None:
         load_config(job, ["decoding.num_beams=5"])
     with pytest.raises(ConfigError, match=r"model\.dtype: .* did you mean model\.compute_type\?"):
         load_finetune(tuning)
-    with pytest.raises(ConfigError, match=r"options: num_beams: .*; did you mean beam_size\?"):
-        decoding_from({"num_beams": 5})
-    with pytest.raises(ConfigError, match=r"options: fp16: .*; did you mean compute_type\?"):
-        decoding_from({"fp16": True}, beside=["compute_type"])
+    with pytest.raises(ConfigError, match=r"num_beams: .* beam_size\?; fp16: .* compute_type\?"):
+        options_from({"num_beams": 5, "fp16": True}, fixed=["compute_type"])

@@ -15,7 +15,6 @@ import pytest
 import torch
 import transformers
 
-from corpus_asr.config.run import ExtractSettings
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.audio import read_clip
@@ -45,7 +44,7 @@ def ours(float_model: Path) -> Iterator[Transcriber]:
     with Transcriber.from_pretrained(
         str(float_model),
         compute_type="float32",
-        extract=ExtractSettings(speech_detection="none"),
+        vad_filter=False,
         **PLAIN,
     ) as loaded:
         yield loaded

@@ -64,7 +64,7 @@ def classes(corpus: Path, classifier: Path, tmp_path_factory: pytest.TempPathFac
 
 def undetected(config: RunConfig) -> RunConfig:
     """Return the job without speech detection: windows are whole, and so are their weights."""
-    return with_section(config, "extract", speech_detection="none")
+    return with_section(config, "extract", vad_filter=False)
 
 
 def labels_in(config: RunConfig) -> dict[tuple[str, int, int], list[dict[str, Any]]]:

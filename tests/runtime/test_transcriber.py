@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, segment_evidence
-from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.run_state.run_files import write_calibration
@@ -35,8 +34,9 @@ FITTED = ConfidenceModel(name="fitted", offset=0.3, weights=(0.5, 1.0, 0.0, 0.0)
 @pytest.fixture(scope="module")
 def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcriber]:
     model = tiny_model(tmp_path_factory.mktemp("model"))
-    extract = ExtractSettings(part_s=30.0, speech_detection="none")
-    with Transcriber.from_pretrained(str(model), slots=2, extract=extract, **BABBLE) as loaded:
+    with Transcriber.from_pretrained(
+        str(model), slots=2, part_s=30.0, vad_filter=False, **BABBLE
+    ) as loaded:
         yield loaded
 
 
@@ -68,8 +68,7 @@ def test_a_file_says_the_same_alone_and_among_others(
 def test_confidences_are_those_of_the_calibration(files: list[str], tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")
     write_calibration(OutputStore(str(tmp_path)), FITTED, fitted={})
-    extract = ExtractSettings(speech_detection="none")
-    options: dict[str, Any] = {"slots": 2, "extract": extract, **BABBLE}
+    options: dict[str, Any] = {"slots": 2, "vad_filter": False, **BABBLE}
     with Transcriber.from_pretrained(str(model), calibration=str(tmp_path), **options) as loaded:
         found = loaded.transcribe(files[0])
     assert found.segments
@@ -100,15 +99,18 @@ def test_a_broken_file_is_told_of_and_the_others_go_on(
 
 def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcriber) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"drop_nonspeech": True}, "speech_detection"),
+        ({"drop_nonspeech": True}, "vad_filter is false"),
+        ({"channels": "each"}, "one transcript per recording"),
+        ({"vad_treshold": 0.5}, "did you mean vad_threshold"),
+        ({"device": "cpu"}, "device: the loaded model has it; give it to Transcriber"),
         ({"language": "xx"}, "does not know xx"),
         ({"tempratur": 0}, "temperature"),
     ]
     for options, words in wrong:
         with pytest.raises(ConfigError, match=words):
             transcriber.transcribe("nowhere.wav", **options)
-    with pytest.raises(ConfigError, match="one transcript per file"):
-        Transcriber.from_pretrained("nowhere", extract=ExtractSettings(channels="each"))
+    with pytest.raises(ConfigError, match="one transcript per recording"):
+        Transcriber.from_pretrained("nowhere", channels="each")
 
 
 def test_the_language_of_a_recording_is_what_is_spoken_most(
@@ -135,8 +137,7 @@ def test_a_language_has_a_model_of_its_own(tmp_path: Path, files: list[str]) -> 
                          max_target_positions=24))
         for seed, name in enumerate(("main", "other"))
     )  # fmt: skip
-    extract = ExtractSettings(part_s=30.0, speech_detection="none")
-    usual: dict[str, Any] = {**BABBLE, "temperature": 0.0, "extract": extract, "slots": 2}
+    usual: dict[str, Any] = {**BABBLE, "temperature": 0.0, "vad_filter": False, "slots": 2}
     with Transcriber.from_pretrained(main, by_language={"de": other}, **usual) as both:
         english, german = (both.transcribe(files[1], language=code) for code in ("en", "de"))
         detected = both.transcribe(files[1], language=["de", "en"])
