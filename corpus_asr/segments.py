@@ -75,6 +75,11 @@ class Transcript:
     speech_s: float | None = None
     uri: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    channel: int | None = None
+    """Number of the channel, from 0, whose transcript it is; None of the whole recording's."""
+    channels: tuple["Transcript", ...] = ()
+    """One of each channel, where channels were transcribed separately; `segments` are all theirs,
+    by time."""
 
     @property
     def text(self) -> str:

@@ -4,15 +4,24 @@ The bar is on stderr, below whatever is printed meanwhile; stdout has the text a
 """
 
 import contextlib
-import io
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 from corpus_asr.logs import speaks_json
-from corpus_asr.report.text import clock, counted, duration, printable
+from corpus_asr.report.text import (
+    clock,
+    counted,
+    duration,
+    print_heading,
+    print_segment,
+    printable,
+)
+from corpus_asr.segments import Segment, Transcript
+from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -107,7 +116,7 @@ class Meter:
         """What is transcribed: the name of one recording, or how many are done."""
         if len(self._names) != 1:
             return f"{self.num_finished} of {len(self._names)} files"
-        name = printable(self._names[0])
+        name = printable(redact_uri(self._names[0]))
         # The end of a long name says more than the folders before it.
         return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"
 
@@ -209,13 +218,96 @@ class Display:
             thread.join()
 
 
-class _Above(io.TextIOBase):
+@contextlib.contextmanager
+def waiting(words: str, *, shown: bool) -> Iterator[None]:
+    """Show on a terminal what is waited for."""
+    terminal = sys.stderr
+    if not shown or speaks_json() or not is_terminal(terminal):
+        yield
+        return
+    # No live display: what is fetched from a hub shows bars of its own, which overwrite this.
+    terminal.write(words)
+    terminal.flush()
+    try:
+        yield
+    finally:
+        terminal.write("\r\x1b[2K")
+        terminal.flush()
+
+
+class TextPrinter:
+    """Prints transcripts on stdout in the order of the arguments, the first of them as it comes."""
+
+    def __init__(self, names: Sequence[str], display: Display, *, times: bool = True) -> None:
+        self._display = display
+        self._times = times
+        self._headed = len(names) > 1 or sys.stdout.isatty()
+        self._left = deque(names)
+        self._said: dict[str, list[Segment]] = {name: [] for name in names}
+        self._ended: dict[str, tuple[Transcript, ...]] = {}
+        self._num_printed = 0  # segments of the first that is left
+
+    def add(self, name: str, segment: Segment) -> None:
+        """Take the next segment of a recording."""
+        self._said[name].append(segment)
+        if name == self._left[0]:
+            with self._display.aside():
+                self._print_said(name)
+
+    def end(self, name: str, transcripts: Sequence[Transcript] = ()) -> None:
+        """Take the end of a recording: a transcript, one per channel, or none if it failed."""
+        self._ended[name] = tuple(transcripts)
+        if name == self._left[0]:
+            with self._display.aside():
+                while self._left and self._left[0] in self._ended:
+                    self._print_first()
+                if self._left:
+                    self._print_said(self._left[0])
+
+    def end_early(self) -> None:
+        """Print the recordings that are over, although others before them are not."""
+        with self._display.aside():
+            while self._left:
+                if self._left[0] in self._ended:
+                    self._print_first()
+                else:
+                    self._left.popleft()
+                    self._num_printed = 0
+
+    def _print_first(self) -> None:
+        name = self._left[0]
+        transcripts = self._ended.pop(name)
+        for each in transcripts:
+            if each.channel is not None:
+                print_heading(f"{redact_uri(name)}, channel {each.channel}", each)
+            elif not each.segments and self._headed:
+                print_heading(redact_uri(name), each)
+            self._said[name] = list(each.segments)
+            self._print_said(name, headed=each.channel is None)
+            self._num_printed = 0
+        self._left.popleft()
+        del self._said[name]
+        self._num_printed = 0
+
+    def _print_said(self, name: str, *, headed: bool = True) -> None:
+        said = self._said[name]
+        for segment in said[self._num_printed :]:
+            if self._num_printed == 0 and headed and self._headed:
+                print_heading(redact_uri(name), segment)
+            print_segment(segment, times=self._times)
+            self._num_printed += 1
+        sys.stdout.flush()
+
+
+class _Above:
     """Stands in for stderr while there is a bar."""
 
     def __init__(self, stream: TextIO, display: Display) -> None:
         self._stream = stream
         self._display = display
 
+    # Not a subclass of a text stream: Click takes one without an encoding for broken, and writes to
+    # what is below it.
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -223,21 +315,12 @@ class _Above(io.TextIOBase):
         with self._display.aside():
             return self._stream.write(text)
 
-    def flush(self) -> None:
-        self._stream.flush()
 
-    def isatty(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Return whether a person sees a stream on a terminal that can redraw a line."""
+def is_terminal(stream: Any) -> bool:
+    """Return whether a person sees a text stream, on a terminal that can redraw a line."""
     from rich.console import Console
 
-    return stream.isatty() and not Console(file=stream).is_dumb_terminal
+    return bool(stream.isatty()) and not Console(file=stream).is_dumb_terminal
 
 
 def _bar_line(meter: Meter, console: "Console") -> "RenderableType":

@@ -35,11 +35,29 @@ class Input:
     piped: bool = False
     """Whether its bytes come from a pipe: once, from their start to their end."""
 
-    def open_pipe(self) -> io.BufferedIOBase:
-        """Open standard input or a named pipe, which waits for the program that writes to it."""
-        if self.name == STDIN:
-            return cast("io.BufferedIOBase", sys.stdin.buffer)
-        return open(self.uri, "rb")
+    @property
+    def audio(self) -> "str | Pipe":
+        """What a transcriber is given."""
+        return Pipe(self.name, self.uri) if self.piped else self.name
+
+
+class Pipe:
+    """Standard input or a named pipe, opened when it is read: that waits for who writes to it."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self._path = path
+        self._file: io.BufferedIOBase | None = None
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read up to `size` bytes; nothing at the end."""
+        if self._file is None:
+            stdin = cast("io.BufferedIOBase", sys.stdin.buffer)
+            self._file = stdin if self.name == STDIN else open(self._path, "rb")  # noqa: SIM115
+        data = self._file.read(size)
+        if not data and self.name != STDIN:
+            self._file.close()
+        return data
 
 
 @dataclass(slots=True, kw_only=True)

@@ -38,12 +38,13 @@ def main() -> None:
         app()
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         typer.echo(f"corpus-asr {version('corpus-asr')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

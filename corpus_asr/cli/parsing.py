@@ -121,11 +121,14 @@ def _meant(unknown: str, command: str | None, params: Sequence[Any]) -> str:
     from corpus_asr.config.foreign_names import name_hint
 
     known = [name for param in params for name in _names(param)]
-    hint = name_hint(unknown, known)
-    if not hint and command == "transcribe":
-        from corpus_asr.config.decoding import DecodingSettings
+    # Keys without an option of their own.
+    keys: list[str] = []
+    if command == "transcribe":
+        from corpus_asr.config.options import OPTION_NAMES
 
-        key = unknown.lstrip("-").replace("-", "_").lower()
-        if key in DecodingSettings.model_fields:
-            hint = f"did you mean --set {key}=...?"
+        own = {param.name for param in params}
+        keys = [key for key in OPTION_NAMES if key.removesuffix("_s") not in own]
+    hint = name_hint(unknown, known, keys)
+    for key in keys:
+        hint = hint.replace(f" {key}?", f" --set {key}=...?")
     return hint[:1].upper() + hint[1:] or "See --help for all of them."

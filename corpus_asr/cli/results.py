@@ -294,7 +294,7 @@ def show(
 ) -> None:
     """Print the transcripts of a run with timestamps."""
     from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
-    from corpus_asr.report.text import Format, print_transcript
+    from corpus_asr.report.text import print_transcript
     from corpus_asr.segments import Transcript
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
@@ -317,7 +317,7 @@ def show(
                 language_probability=None,
                 duration_s=found.duration_s,
             )
-            print_transcript(transcript, Format.txt, heading=True)
+            print_transcript(transcript, heading=True)
 
 
 def view(

@@ -38,6 +38,13 @@ _FOREIGN_NAMES = {
     "word_timestamps": "word_level word_timestamp return_timestamps return_token_timestamps "
     "token_timestamps split_on_word",
 }
+# The same for options of `corpus-asr` that are no settings, or have another name there.
+_OPTIONS = {
+    "format": "output_format",
+    "max_line_width": "max_len",
+    "model": f"checkpoint {_FOREIGN_NAMES['checkpoint']}",
+    "threads": f"num_threads {_FOREIGN_NAMES['num_threads']}",
+}
 # What others have and we have not: why, or what to do.
 _ABSENT = {
     "align_model": "the model itself times words; set word_timestamps",
@@ -65,7 +72,8 @@ def name_hint(name: str, here: Collection[str], elsewhere: Collection[str] = ())
     """
     wanted = _plain(name)
     places = [{_plain(key): key for key in reversed(list(keys))} for keys in (here, elsewhere)]
-    ours = [own for own, names in _FOREIGN_NAMES.items() if wanted in names.split()]
+    tables = (*_FOREIGN_NAMES.items(), *_OPTIONS.items())
+    ours = [own for own, names in tables if wanted in names.split()]
     for own in (wanted, *ours):
         for place in places:
             if own in place:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from corpus_asr.cli.inputs import Inputs, inputs_of
+from corpus_asr.cli.inputs import Inputs, Pipe, inputs_of
 from tests.support.stores import environment, s3_server
 from tests.support.terminal import terminal
 
@@ -105,9 +105,11 @@ def test_standard_input_and_pipes_are_read_as_streams(
     assert named(inputs) == ["-", piped, "a.mp3"]
     assert inputs.found[0].uri == f"{tree}/stdin"
     assert [each.piped for each in inputs.found] == [True, True, False]
-    assert inputs.found[0].open_pipe().read() == b"sound"
-    with inputs.found[1].open_pipe() as opened:
-        assert opened.read() == b"more sound"
+    for each, sound in zip(inputs.found, (b"sound", b"more sound"), strict=False):
+        assert isinstance(each.audio, Pipe)
+        assert each.audio.name == each.name
+        assert each.audio.read() == sound
+    assert inputs.found[2].audio == "a.mp3"
     os.close(reader)
 
 
