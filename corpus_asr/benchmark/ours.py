@@ -70,6 +70,7 @@ class OurRecordings:
     def __init__(self, order: Order) -> None:
         # Sizes alone are timed where the packages of extraction are not installed.
         from corpus_asr.config.load import decoding_from
+        from corpus_asr.config.options import TranscriptionOptions
         from corpus_asr.decoding.protocols import SlotModel
         from corpus_asr.runtime.transcriber import Transcriber
         from corpus_asr.transcription.engine import Engine
@@ -83,9 +84,9 @@ class OurRecordings:
                 setattr(model, "encode", clock.stage("encode")(model.encode))  # noqa: B010
                 super().__init__(model, *args, **kwargs)
 
-        decoding: dict[str, Any] = {
+        decoding: TranscriptionOptions = {
             "language": order.language,
-            "strategy": order.mode,
+            "strategy": "chunked" if order.mode == "chunked" else "sequential",
             "beam_size": order.beams,
             # One try per window for everybody: what is measured must not depend on luck.
             "temperature": 0.0,

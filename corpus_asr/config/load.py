@@ -81,7 +81,7 @@ def _validated(
 
 def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
     """Turn keywords into decoding settings."""
-    (settings,) = checked_options(options, DecodingSettings)
+    settings: DecodingSettings = checked_options(options, DecodingSettings)[0]
     return settings
 
 

@@ -88,6 +88,9 @@ class ExtractSettings(Settings):
     bombs."""
 
 
+ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+
+
 class ModelSettings(Settings):
     """Model weights."""
 
@@ -104,7 +107,7 @@ class ModelSettings(Settings):
     calibration: str | None = None
     """Calibration of `confidence`: the output folder of a run, or a .json file; null: that of
     output.uri if it exists, else the default."""
-    compute_type: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    compute_type: ComputeType = "auto"
     """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
     hardware computes in it, else float32. `int8` (CPUs only) is less accurate; measure its
     speed."""

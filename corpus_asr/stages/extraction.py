@@ -79,7 +79,7 @@ class PartExtractor:
         """Yield the recording's parts in order; done parts come without their features."""
         started = _Clock.now()
         settings = request.settings or self._settings
-        uri = redact_uri(request.uri)  # from here on it is only said
+        uri = redact_uri(request.name or request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
         if request.upcoming:

@@ -1,7 +1,7 @@
 """Parts of recordings on their way: messages of the extracting child, rows of tables, failures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -89,10 +89,12 @@ class ExtractRequest:
     """A recording, and the parts of it that are not wanted again."""
 
     uri: str
+    name: str | None = None
+    """What messages call it; None: its URI."""
     done_parts: frozenset[int] = frozenset()
     upcoming: tuple[str, ...] = ()
     """Addresses of the next requests, as many as may be opened ahead."""
-    settings: ExtractSettings | None = None
+    settings: ExtractSettings | None = field(default=None, repr=False)
     """For this recording alone; None: those of the extractor. Limits on files are its own."""
 
 

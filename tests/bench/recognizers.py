@@ -19,6 +19,7 @@ import torch
 from corpus_asr.benchmark.engines import converted, read_samples
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.config.load import decoding_from
+from corpus_asr.config.run import ComputeType
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.report.accuracy.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber
@@ -68,13 +69,13 @@ class Ours:
         scratch: Path,
         mode: Mode,
         *,
-        dtype: str = "float32",
+        compute_type: ComputeType = "float32",
         vad_filter: bool = True,
     ) -> None:
         self._transcriber = Transcriber.from_pretrained(
             str(model),
             device="cpu",
-            compute_type=dtype,
+            compute_type=compute_type,
             num_threads=torch.get_num_threads(),
             vad_filter=vad_filter and mode != "greedy",
             **(_GREEDY_OURS if mode == "greedy" else {}),
