@@ -4,6 +4,7 @@ Samples are written as WAV, so that they are decoded, cut and transcribed as the
 samples they are. Free of torch: a tensor is turned into an array here.
 """
 
+import atexit
 import errno
 import io
 import os
@@ -64,12 +65,16 @@ class GivenAudio:
             yield self.name
             return
         file = tempfile.NamedTemporaryFile(prefix="corpus-asr-", delete=False)  # noqa: SIM115
+        path = Path(file.name)
+        # Also where the process ends while this thread waits for a pipe.
+        atexit.register(path.unlink, missing_ok=True)
         try:
             with file:
                 self._write(file)
             yield file.name
         finally:
-            Path(file.name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            atexit.unregister(path.unlink)
 
     def _write(self, file: Any) -> None:
         assert self.write is not None, "an address needs no file"

@@ -8,7 +8,7 @@ Only the calling thread takes results, reports and raises; the others fill in `R
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -49,7 +49,11 @@ class PartInFlight:
     """A part that was extracted."""
 
     duration_s: float
-    transcript: "Future[PartTranscript] | None"
+    channel: int | None = None
+    """Its number, where channels are transcribed separately."""
+    speech_s: float | None = None
+    """Detected speech; None: it was not looked for."""
+    transcript: "Future[PartTranscript] | None" = None
     """None for a part without speech."""
     said: list[Segment] = field(default_factory=list)
     """What is final of it so far."""
@@ -68,11 +72,17 @@ class RecordingInFlight:
     audio: GivenAudio
     parts: list[PartInFlight] = field(default_factory=list)
     header_duration_s: float | None = None
-    speech_s: float | None = 0.0
+    num_channels: int = 1
+    """Channels that are transcribed separately."""
+    is_file: bool = False
+    """Whether all that was given is in a file: nothing is read from the caller any more."""
     extracted: bool = False
     """Whether no part follows."""
     error: Exception | None = None
     """What ended its extraction."""
+    parts_taken: int = 0
+    segments_taken: int = 0
+    """Of the part behind those."""
 
     @property
     def done(self) -> bool:
@@ -82,15 +92,16 @@ class RecordingInFlight:
     @property
     def decoded_s(self) -> float:
         """Seconds of audio extracted so far."""
-        return sum(part.duration_s for part in list(self.parts))
+        return sum(part.duration_s for part in list(self.parts)) / self.num_channels
 
     @property
     def transcribed_s(self) -> float:
         """Seconds of audio transcribed so far, silence included."""
-        return sum(
+        done_s = (
             part.duration_s if part.done else min(part.transcribed_s, part.duration_s)
             for part in list(self.parts)
         )
+        return sum(done_s) / self.num_channels
 
     @property
     def duration_s(self) -> float | None:
@@ -99,6 +110,25 @@ class RecordingInFlight:
             return self.decoded_s
         known = self.header_duration_s
         return None if known is None else max(known, self.decoded_s)
+
+    def take_segments(self) -> Iterator[Segment]:
+        """Yield the segments that became final since the last call, in order of time.
+
+        Raises:
+            ItemError: a part could not be transcribed.
+        """
+        while self.parts_taken < len(self.parts):
+            part = self.parts[self.parts_taken]
+            done = part.done  # before what it said is looked at
+            final: Sequence[Segment] = part.said
+            if done:
+                final = part.transcript.result().segments if part.transcript else ()
+            for segment in final[self.segments_taken :]:
+                self.segments_taken += 1
+                yield segment
+            if not done:
+                return
+            self.parts_taken, self.segments_taken = self.parts_taken + 1, 0
 
 
 class CallInFlight:
@@ -147,17 +177,27 @@ class CallInFlight:
         self._room.release()
         if self._thread is None or self._last is None:
             return
-        # Again and again: the child may be starting.
-        while not self._last.extracted:
+        # Again and again: the child may be starting. What the caller gave may be a pipe that nobody
+        # writes to: a thread that reads it is left, and does nothing more.
+        interrupted = False
+        while self._last.is_file and not self._last.extracted:
             self._child.interrupt()
+            interrupted = True
             self._thread.join(_JOIN_S)
-        self._thread.join()
+        if self._last.is_file:
+            self._thread.join()
+        if interrupted:
+            # It may have ended its work and be dying idle: the next call is not to find it so.
+            self._child.close()
         for future in self._waiting:
             future.cancel()  # of parts that no slot has taken up
 
     def _extract_all(self, recording: RecordingInFlight) -> None:
         try:
             with recording.audio.address() as uri:
+                recording.is_file = True
+                if self._stopped:
+                    return
                 name = recording.audio.name
                 request = ExtractRequest(uri=uri, name=name, settings=self._extract)
                 for part in self._child.run(request):
@@ -172,11 +212,15 @@ class CallInFlight:
     def _take(self, recording: RecordingInFlight, part: ExtractedPart) -> None:
         """Submit a part once there is room."""
         recording.header_duration_s = part.header_duration_s
-        if part.speech is None:
-            recording.speech_s = None  # not detected in a part is not known of the whole
-        elif recording.speech_s is not None:
-            recording.speech_s += sum(end - start for start, end in part.speech)
-        added = PartInFlight(duration_s=part.num_samples / SAMPLE_RATE_HZ, transcript=None)
+        if self._extract.channels == "each":
+            recording.num_channels = part.channels
+        added = PartInFlight(
+            duration_s=part.num_samples / SAMPLE_RATE_HZ,
+            channel=part.channel if self._extract.channels == "each" else None,
+            speech_s=None
+            if part.speech is None
+            else sum(end - start for start, end in part.speech),
+        )
         if part.features is not None:
             self._room.acquire()
             if self._stopped:

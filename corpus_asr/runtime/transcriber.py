@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self, Unpack
 
@@ -16,9 +17,14 @@ from corpus_asr.config.options import (
     options_from,
 )
 from corpus_asr.config.run import ComputeType, ExtractSettings
-from corpus_asr.errors import ItemError
+from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
-from corpus_asr.runtime.in_flight import NO_LIMITS, CallInFlight, RecordingInFlight
+from corpus_asr.runtime.in_flight import (
+    NO_LIMITS,
+    CallInFlight,
+    PartInFlight,
+    RecordingInFlight,
+)
 from corpus_asr.segments import Segment, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -74,6 +80,7 @@ class TranscriptionProgress:
 
 OnProgress = Callable[[TranscriptionProgress], None]
 OnError = Callable[[str, ItemError], None]
+OnSegment = Callable[[str, Segment], None]
 
 
 class Transcriber:
@@ -215,6 +222,7 @@ class Transcriber:
         sampling_rate: float | None = None,
         on_error: OnError | None = None,
         on_progress: OnProgress | None = None,
+        on_segment: OnSegment | None = None,
         **options: Unpack[TranscriptionOptions],
     ) -> Iterator[Transcript]:
         """Transcribe recordings, sharing the model's slots; yields transcripts as they finish.
@@ -222,6 +230,8 @@ class Transcriber:
         Each of `audios` is as `transcribe` takes it. They are taken as needed, so they may be
         endless. A transcript's `uri` is the address; what has none, is called `input-0` and so on
         by its place. `on_error` is given each recording that failed, while the others go on.
+        `on_segment` is given the `uri` and each segment as it is final, in order of time of each
+        recording; not where each channel is transcribed.
 
         Raises:
             ItemError: a recording failed and `on_error` is None.
@@ -229,7 +239,10 @@ class Transcriber:
             ConfigError: a wrong option.
         """
         settings = self._checked(options)
-        return self._many(audios, settings, sampling_rate, on_error, _Reporter(on_progress))
+        if settings.extract.channels == "each":
+            on_segment = None
+        reporter = _Reporter(on_progress)
+        return self._many(audios, settings, sampling_rate, on_error, reporter, on_segment)
 
     def stream(
         self,
@@ -252,29 +265,22 @@ class Transcriber:
             ConfigError: a wrong option.
         """
         settings = self._checked(options)
+        if settings.extract.channels == "each":
+            raise ConfigError(
+                "streaming each channel separately: found channels: each, but segments come in "
+                "order of time; set mix or the number of one channel, or use transcribe"
+            )
         given = given_audio(audio, sampling_rate=sampling_rate)
         reporter = _Reporter(on_progress)
 
         def segments() -> Iterator[Segment]:
             with CallInFlight(self._child, self._engine, settings) as call:
                 recording = call.begin(given)
-                parts_done = said = 0
                 while True:
                     reporter.report([recording])
                     extracted = recording.extracted  # before the parts are looked at
-                    while parts_done < len(recording.parts):
-                        part = recording.parts[parts_done]
-                        done = part.done  # before what it said is looked at
-                        final: Sequence[Segment] = part.said
-                        if done:
-                            final = part.transcript.result().segments if part.transcript else ()
-                        for segment in final[said:]:
-                            said += 1
-                            yield self._calibrated(segment)
-                        if not done:
-                            break
-                        parts_done, said = parts_done + 1, 0
-                    if extracted and parts_done == len(recording.parts):
+                    yield from map(self._calibrated, recording.take_segments())
+                    if extracted and recording.parts_taken == len(recording.parts):
                         break
                     call.wait()
                 reporter.report([recording])
@@ -307,6 +313,7 @@ class Transcriber:
         sampling_rate: float | None,
         on_error: OnError | None,
         reporter: "_Reporter",
+        on_segment: OnSegment | None,
     ) -> Iterator[Transcript]:
         numbered = enumerate(audios)
         flying: list[RecordingInFlight] = []
@@ -326,6 +333,8 @@ class Transcriber:
                         continue
                     flying.append(call.begin(given))
                 reporter.report(flying)
+                if on_segment is not None:
+                    self._pass_on(flying, on_segment)
                 # In the order in which they end: one of hours must not hold back a hundred clips.
                 ended = [one for one in flying if one.error is not None or one.done]
                 for recording in ended:
@@ -338,6 +347,8 @@ class Transcriber:
                         _note(error, recording.audio.name, on_error)
                         continue
                     reporter.report([recording])
+                    if on_segment is not None:
+                        self._pass_on([recording], on_segment)
                     yield transcript
                 if flying and not ended:
                     call.wait()
@@ -348,25 +359,53 @@ class Transcriber:
             return segment
         return with_confidence(segment, self._calibration)
 
+    def _pass_on(self, recordings: Iterable[RecordingInFlight], on_segment: OnSegment) -> None:
+        for recording in recordings:
+            # A part that failed ends what is passed on, and later the recording.
+            with suppress(ItemError):
+                for segment in recording.take_segments():
+                    on_segment(recording.audio.name, self._calibrated(segment))
+
     def _transcript(self, recording: RecordingInFlight) -> Transcript:
-        futures = [part.transcript for part in recording.parts if part.transcript is not None]
-        parts = [future.result() for future in futures]
-        segments = tuple(self._calibrated(segment) for part in parts for segment in part.segments)
+        by_channel: dict[int | None, list[PartInFlight]] = {}
+        for part in recording.parts:
+            by_channel.setdefault(part.channel, []).append(part)
+        name = recording.audio.name
+        whole = self._transcript_of(recording.parts, name, recording.decoded_s)
+        if None in by_channel or not by_channel:
+            return whole
+        channels = [
+            replace(
+                self._transcript_of(parts, name, sum(part.duration_s for part in parts)),
+                channel=channel,
+            )
+            for channel, parts in sorted(by_channel.items(), key=lambda item: item[0] or 0)
+        ]
+        in_order = sorted(whole.segments, key=lambda segment: segment.start_s)
+        return replace(whole, segments=tuple(in_order), channels=tuple(channels))
+
+    def _transcript_of(
+        self, parts: Sequence[PartInFlight], name: str, duration_s: float
+    ) -> Transcript:
+        found = [part.transcript.result() for part in parts if part.transcript is not None]
+        segments = tuple(self._calibrated(segment) for part in found for segment in part.segments)
         # Where parts have languages of their own, the first one's may be that of a jingle.
-        spoken = [part for part in parts if part.language is not None]
+        spoken = [part for part in found if part.language is not None]
         language = spoken[0] if spoken else None
         if language is not None and any(part.language != language.language for part in spoken):
             most = spoken_most(segments)
             language = next(
                 (part for part in spoken if most and part.language == most.code), language
             )
+        speech = [part.speech_s for part in parts]
         return Transcript(
             segments=segments,
             language=language.language if language else None,
             language_probability=language.language_probability if language else None,
-            duration_s=recording.decoded_s,
-            speech_s=recording.speech_s,
-            uri=recording.audio.name,
+            duration_s=duration_s,
+            # Not looked for in a part is not known of the whole.
+            speech_s=None if None in speech else sum(each or 0.0 for each in speech),
+            uri=name,
         )
 
 

@@ -1,6 +1,7 @@
 """A transcriber around a tiny checkpoint: files in, transcripts out, whatever shares the slots."""
 
 import inspect
+import os
 import threading
 import wave
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from corpus_asr.audio.inputs import given_audio
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, segment_evidence
-from corpus_asr.config.options import OPTION_NAMES
+from corpus_asr.config.options import OPTION_NAMES, options_from
 from corpus_asr.errors import ConfigError, DecodeError, FetchError, ItemError
 from corpus_asr.runtime import in_flight
 from corpus_asr.runtime.transcriber import Transcriber, TranscriberOptions, TranscriptionProgress
@@ -109,7 +111,6 @@ def test_a_broken_file_is_told_of_and_the_others_go_on(
 def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcriber) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"drop_nonspeech": True}, "vad_filter is false"),
-        ({"channels": "each"}, "one transcript per recording"),
         ({"vad_treshold": 0.5}, "did you mean vad_threshold"),
         ({"device": "cpu"}, "device: the loaded model has it; give it to Transcriber"),
         ({"language": "xx"}, "does not know xx"),
@@ -118,8 +119,8 @@ def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcribe
     for options, words in wrong:
         with pytest.raises(ConfigError, match=words):
             transcriber.transcribe("nowhere.wav", **options)
-    with pytest.raises(ConfigError, match="one transcript per recording"):
-        Transcriber.from_pretrained("nowhere", channels="each")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="streaming each channel separately"):
+        transcriber.stream("nowhere.wav", channels="each")
 
 
 def test_from_pretrained_takes_what_the_class_takes() -> None:
@@ -265,6 +266,64 @@ def test_a_stream_gives_what_transcribe_gives_in_order_and_reports(
     assert reports[0].duration_s == pytest.approx(expected.duration_s, abs=0.1)
     if options:  # what the first window says is there before the second is transcribed
         assert 0.0 < seen[0] < expected.duration_s
+
+
+def test_segments_of_many_recordings_are_passed_on_as_they_are_final(
+    transcriber: Transcriber, files: list[str], tmp_path: Path
+) -> None:
+    passed: dict[str, list[Segment]] = {name: [] for name in files}
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    transcripts = transcriber.transcribe_many(
+        [*files, str(broken)],
+        on_segment=lambda name, segment: passed[name].append(segment),
+        on_error=lambda *_: None,
+    )
+    before_end = {}
+    for found in transcripts:
+        before_end[str(found.uri)] = tuple(passed[str(found.uri)])
+        assert before_end[str(found.uri)] == found.segments
+    assert sorted(before_end) == sorted(files)
+
+
+def test_each_channel_has_a_transcript_of_its_own(transcriber: Transcriber, tmp_path: Path) -> None:
+    (left,), (right,) = noise(40.0), noise(33.0, seed=2)
+    stereo = np.zeros((2, len(left)), np.float32)
+    stereo[0], stereo[1, : len(right)] = left, right
+    path = tmp_path / "call.wav"
+    path.write_bytes(wav_bytes(stereo, rate_hz=SAMPLE_RATE_HZ))
+    reports: list[TranscriptionProgress] = []
+    found = transcriber.transcribe(str(path), channels="each", on_progress=reports.append)
+    assert [each.channel for each in found.channels] == [0, 1]
+    assert found.channel is None
+    for number, each in enumerate(found.channels):
+        alone = transcriber.transcribe(str(path), channels=number)
+        assert each.segments, "babble"
+        assert len(each.segments) == len(alone.segments)
+        assert each.duration_s == alone.duration_s == found.duration_s == 40.0
+    starts = [segment.start_s for segment in found.segments]
+    assert starts == sorted(starts)
+    assert len(starts) == sum(len(each.segments) for each in found.channels)
+    assert (reports[-1].transcribed_s, reports[-1].duration_s) == (40.0, 40.0)
+    mono = transcriber.transcribe({"array": right, "sampling_rate": 16_000}, channels="each")
+    assert [each.channel for each in mono.channels] == [0]
+
+
+def test_a_pipe_that_nobody_writes_to_holds_nobody_up(
+    transcriber: Transcriber, files: list[str]
+) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb") as pipe, open(writer, "wb"):
+        call = in_flight.CallInFlight(
+            transcriber._child, transcriber._engine, options_from({"part_s": 30.0})
+        )
+        with call:
+            call.begin(given_audio(pipe, sampling_rate=None))
+        assert call._thread is not None
+        assert call._thread.is_alive()
+        assert transcriber.transcribe(files[1]).uri == files[1]
+    call._thread.join(10)
+    assert not call._thread.is_alive()
 
 
 def test_a_stream_that_is_left_stops_and_the_next_call_works(
