@@ -62,7 +62,9 @@ class GivenAudio:
             FetchError: it cannot be read, or its file cannot be written.
         """
         if self.write is None:
-            yield self.name
+            # The process that opens it may have been started in another folder.
+            is_relative = "://" not in self.name and not self.name.startswith("~")
+            yield os.path.abspath(self.name) if is_relative else self.name
             return
         file = tempfile.NamedTemporaryFile(prefix="corpus-asr-", delete=False)  # noqa: SIM115
         path = Path(file.name)

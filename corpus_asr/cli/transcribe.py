@@ -250,6 +250,8 @@ class _Results:
 
     def work(self, loaded: "Transcriber") -> None:
         """Transcribe all recordings; those that fail are counted."""
+        from corpus_asr.cli.display import is_terminal
+
         found = loaded.transcribe_many(
             (each.audio for each in self._inputs.values()),
             on_error=self._failed,
@@ -264,7 +266,8 @@ class _Results:
                 if self._printer is not None:
                     self._printer.end_early()
                 raise self._interrupted(interrupt) from None
-        if self._output is not None:
+        done = self._meter.num_finished - self.num_failed
+        if done and (self._output is not None or is_terminal(sys.stderr)):
             self._tell(self._meter.summary())
 
     def _progressed(self, progress: "TranscriptionProgress") -> None:
