@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from corpus_asr.cli.transcribe import ComputeType
+from corpus_asr.cli.transcribe_options import ComputeTypeName
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import ModelSettings
 
@@ -68,7 +68,9 @@ def test_bash_is_offered_commands_keys_and_values(tmp_path: Path) -> None:
         "transcr": ["transcribe"],
         "run x.yaml --set extract.p": ["extract.part_s=", "extract.pack_mb="],
         "plan x.yaml --set source.allow_l": [allow, f"{allow}true", f"{allow}false"],
-        "transcribe a.wav --format ": ["txt", "jsonl"],
+        "transcribe a.wav --format t": ["txt", "tsv"],
+        "transcribe a.wav -f txt,j": ["txt,json", "txt,jsonl"],
+        "transcribe a.wav --vad-m": ["--vad-min-speech", "--vad-min-silence"],
         "transcribe a.wav --model openai/whisper-ti": [
             "openai/whisper-tiny",
             "openai/whisper-tiny.en",
@@ -130,4 +132,4 @@ def test_completing_a_key_loads_nothing_heavy_and_is_quick() -> None:
 
 def test_number_types_are_those_of_the_settings() -> None:
     known = ModelSettings.model_fields["compute_type"].annotation
-    assert get_args(known) == get_args(ComputeType)
+    assert get_args(known) == get_args(ComputeTypeName)

@@ -8,13 +8,17 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from corpus_asr.audio.decode import open_audio
 from corpus_asr.cli import main as cli
 from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import wav_bytes
+from tests.support.loaded import lend
 from tests.support.terminal import on_terminal
 
 DATA = Path(__file__).parents[1] / "data"
@@ -29,30 +33,10 @@ def loaded() -> Iterator[Transcriber]:
         yield transcriber
 
 
-class Shared:
-    """The loaded transcriber with the options of one command; ends nothing."""
-
-    def __init__(self, loaded: Transcriber, arguments: dict[str, Any]) -> None:
-        fixed = ("device", "compute_type", "num_threads")
-        options = {name: arguments[name] for name in arguments if name not in fixed}
-        self.transcribe_many = partial(loaded.transcribe_many, **options)
-
-    def __enter__(self) -> "Shared":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-
 @pytest.fixture(autouse=True)
 def here(loaded: Transcriber, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty folder to work in; every command is given the same loaded model."""
-
-    def shared(checkpoint: str, **arguments: Any) -> "Shared":
-        assert checkpoint == "whisper-tiny.en"
-        return Shared(loaded, arguments)
-
-    monkeypatch.setattr(Transcriber, "from_pretrained", shared)
+    lend(loaded, monkeypatch)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -155,22 +139,8 @@ def test_words_can_be_timed_and_highlighted() -> None:
 
 
 def test_each_channel_is_a_transcript_of_its_own() -> None:
-    import av
-    import numpy as np
-
-    left, right = (
-        next(iter(_samples(path)))
-        for path in (AWKWARD / "fmt_pcm16_16k.wav", SHORT / "so762_091070175.wav")
-    )
-    stereo = np.zeros((2, max(len(left), len(right))), np.int16)
-    stereo[0, : len(left)], stereo[1, : len(right)] = left, right
-    with av.open("call.wav", "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=16_000, layout="stereo")
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(stereo.T).reshape(1, -1), format="s16", layout="stereo"
-        )
-        frame.sample_rate = 16_000
-        container.mux([*stream.encode(frame), *stream.encode(None)])
+    paths = (AWKWARD / "fmt_pcm16_16k.wav", SHORT / "so762_091070175.wav")
+    Path("call.wav").write_bytes(joined(*map(samples_of, paths)))
     result = call("call.wav", "-o", "out", "-f", "txt", "--channels", "each", "-v")
     assert result.exit_code == 0, result.stderr
     texts = {path.name: path.read_text() for path in Path("out").iterdir()}
@@ -186,14 +156,16 @@ def test_each_channel_is_a_transcript_of_its_own() -> None:
     assert alone.stdout == texts["call.channel1.txt"]
 
 
-def _samples(path: Path) -> Iterator[Any]:
-    from corpus_asr.audio.decode import open_audio
-
+def samples_of(path: Path) -> np.ndarray:
     with path.open("rb") as file, open_audio(file, uri=str(path), channels="mix") as decoder:
-        import numpy as np
+        return np.concatenate(list(decoder), axis=1)[0]
 
-        chunks = np.concatenate(list(decoder), axis=1)
-        yield np.rint(chunks[0] * 32767).astype(np.int16)
+
+def joined(left: np.ndarray, right: np.ndarray) -> bytes:
+    """Return a stereo recording of two."""
+    stereo = np.zeros((2, max(len(left), len(right))), np.float32)
+    stereo[0, : len(left)], stereo[1, : len(right)] = left, right
+    return wav_bytes(stereo, rate_hz=SAMPLE_RATE_HZ)
 
 
 def test_without_speech_detection_and_for_one_clip() -> None:
