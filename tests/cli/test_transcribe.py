@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemError
 from corpus_asr.segments import Segment, Transcript
+from corpus_asr.storage.stores.filesystem import read_bytes
+from tests.support.stores import environment, s3_server
 from tests.support.tables import segment
 from tests.support.terminal import on_terminal
 
@@ -317,6 +319,18 @@ def test_a_folder_gives_all_formats_and_tells_what_was_skipped() -> None:
     assert [name for name in written() if "d." in name] == [
         f"deep/d.{suffix}" for suffix in ("json", "jsonl", "lrc", "srt", "tsv", "txt", "vtt")
     ] or [name for name in written() if name.startswith("d.")]
+
+
+def test_files_go_to_object_stores_and_are_kept_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as server, environment(server.environment):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint_url)
+        server.make_bucket("texts")
+        first = call("two", "-o", "s3://texts/talks/", "-f", "txt")
+        assert first.exit_code == 0
+        assert "two/deep/d.mp4: s3://texts/talks/deep/d.txt\n" in first.stderr
+        assert read_bytes("s3://texts/talks/deep/d.txt") == b"H\xc3\xa4llo.\nUnsure.\n"
+        again = call("two", "-o", "s3://texts/talks", "-f", "txt")
+    assert again.stderr.startswith("note: all files have their outputs in s3://texts/talks;")
 
 
 def test_subtitles_follow_their_options() -> None:

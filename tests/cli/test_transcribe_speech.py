@@ -2,8 +2,12 @@
 
 import http.server
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +25,8 @@ from tests.support.audio import wav_bytes
 from tests.support.loaded import lend
 from tests.support.terminal import on_terminal
 
-DATA = Path(__file__).parents[1] / "data"
+REPOSITORY = Path(__file__).parents[2]
+DATA = REPOSITORY / "tests" / "data"
 AWKWARD = DATA / "speech" / "awkward"
 SHORT = DATA / "speech" / "english_short"
 QUILTER = re.compile(r"Mr\.? Quilter is the apostle of the middle classes", re.IGNORECASE)
@@ -190,3 +195,23 @@ def test_on_a_terminal_text_comes_above_a_bar() -> None:
     bar = opened.output
     assert "0:44, RTFx" in bar, "the length of the header"
     assert re.search(r"\d\d%, 0:\d\d of 0:44, RTFx \d", bar), "seconds transcribed"
+
+
+def test_an_interrupt_ends_at_once_and_leaves_what_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-m", "corpus_asr", "transcribe"]
+    with subprocess.Popen(
+        [*command, AWKWARD / "fmt_opus.opus", "-", "-o", "out", "-f", "txt"],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path / "temporary")},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "out/fmt_opus.txt" in line:
+                break
+        # Nobody writes to the pipe that is read now.
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert "interrupted; the files of 1 of 2 recordings are written" in process.stderr.read()
+    assert QUILTER.search(Path("out/fmt_opus.txt").read_text())
+    assert not list((tmp_path / "temporary").glob("corpus-asr-*"))
