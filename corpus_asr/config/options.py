@@ -82,7 +82,7 @@ class TranscriptionOptions(TypedDict, total=False):
     drop_known_hallucinations: bool
     """Drop segments whose whole text is a known hallucination of Whisper models without speech;
     otherwise the column `known_hallucination` marks them."""
-    channels: Literal["mix"] | int
+    channels: Literal["mix", "each"] | int
     """Channels: `mix` down to mono, `each` channel separately, or the number of one channel,
     counted from 0."""
     part_s: float
@@ -128,11 +128,6 @@ def options_from(options: Mapping[str, Any], *, fixed: Collection[str] = ()) -> 
     if problems:
         raise ConfigError(f"reading the options: {'; '.join(problems)}")
     decoding, extract = checked_options(options, DecodingSettings, ExtractSettings)
-    if extract.channels == "each":
-        raise ConfigError(
-            "transcribing each channel separately: found channels: each, but a Transcriber gives "
-            "one transcript per recording; set the number of one channel, or use `corpus-asr run`"
-        )
     if problem := missing_speech(decoding, extract):
         raise ConfigError(f"reading the options: {problem}")
     return CallSettings(decoding=decoding, extract=extract)

@@ -5,7 +5,6 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,12 @@ import typer
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.segments import Segment, Transcript, timestamp
+from corpus_asr.segments import Segment, timestamp
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+    from corpus_asr.formats.transcript import Transcript
 
 # Not the terminal's: the same report is written to a log, by a cron job, or into an issue.
 WIDTH = 100
@@ -129,10 +130,10 @@ class Format(StrEnum):
     jsonl = "jsonl"
 
 
-def print_transcript(transcript: Transcript, output_format: Format, *, heading: bool) -> None:
+def print_transcript(transcript: "Transcript", output_format: Format, *, heading: bool) -> None:
     """Print a transcript, in color on a terminal; `heading` puts its name above plain text."""
     if output_format is Format.jsonl:
-        typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
+        typer.echo(json.dumps(transcript.to_dict(), ensure_ascii=False))
         return
     # Rich would wrap and color what another program reads.
     if sys.stdout.isatty():
@@ -144,7 +145,7 @@ def print_transcript(transcript: Transcript, output_format: Format, *, heading: 
         typer.echo(f"{_times(segment)} {printable(segment.text)}")
 
 
-def _print_rich(transcript: Transcript) -> None:
+def _print_rich(transcript: "Transcript") -> None:
     from rich.console import Console
     from rich.text import Text
 

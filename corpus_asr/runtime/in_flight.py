@@ -49,6 +49,10 @@ class PartInFlight:
     """A part that was extracted."""
 
     duration_s: float
+    channel: int | None
+    """Number of the channel, from 0; None where channels are mixed."""
+    speech_s: float | None
+    """Detected speech; None where it was not looked for."""
     transcript: "Future[PartTranscript] | None"
     """None for a part without speech."""
     said: list[Segment] = field(default_factory=list)
@@ -68,7 +72,8 @@ class RecordingInFlight:
     audio: GivenAudio
     parts: list[PartInFlight] = field(default_factory=list)
     header_duration_s: float | None = None
-    speech_s: float | None = 0.0
+    num_rows: int = 1
+    """Channels that are transcribed separately."""
     extracted: bool = False
     """Whether no part follows."""
     error: Exception | None = None
@@ -81,16 +86,17 @@ class RecordingInFlight:
 
     @property
     def decoded_s(self) -> float:
-        """Seconds of audio extracted so far."""
-        return sum(part.duration_s for part in list(self.parts))
+        """Seconds of audio extracted so far, on average over channels."""
+        return sum(part.duration_s for part in list(self.parts)) / self.num_rows
 
     @property
     def transcribed_s(self) -> float:
         """Seconds of audio transcribed so far, silence included."""
-        return sum(
+        seconds = (
             part.duration_s if part.done else min(part.transcribed_s, part.duration_s)
             for part in list(self.parts)
         )
+        return sum(seconds) / self.num_rows
 
     @property
     def duration_s(self) -> float | None:
@@ -172,11 +178,14 @@ class CallInFlight:
     def _take(self, recording: RecordingInFlight, part: ExtractedPart) -> None:
         """Submit a part once there is room."""
         recording.header_duration_s = part.header_duration_s
-        if part.speech is None:
-            recording.speech_s = None  # not detected in a part is not known of the whole
-        elif recording.speech_s is not None:
-            recording.speech_s += sum(end - start for start, end in part.speech)
-        added = PartInFlight(duration_s=part.num_samples / SAMPLE_RATE_HZ, transcript=None)
+        recording.num_rows = part.channels if self._extract.channels == "each" else 1
+        spans = part.speech
+        added = PartInFlight(
+            duration_s=part.num_samples / SAMPLE_RATE_HZ,
+            channel=part.channel,
+            speech_s=None if spans is None else sum(end - start for start, end in spans),
+            transcript=None,
+        )
         if part.features is not None:
             self._room.acquire()
             if self._stopped:

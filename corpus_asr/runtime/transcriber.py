@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self, Unpack
 
@@ -16,12 +16,19 @@ from corpus_asr.config.options import (
     options_from,
 )
 from corpus_asr.config.run import ComputeType, ExtractSettings
-from corpus_asr.errors import ItemError
+from corpus_asr.errors import ConfigError, ItemError
+from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
-from corpus_asr.runtime.in_flight import NO_LIMITS, CallInFlight, RecordingInFlight
-from corpus_asr.segments import Segment, Transcript
+from corpus_asr.runtime.in_flight import (
+    NO_LIMITS,
+    CallInFlight,
+    PartInFlight,
+    RecordingInFlight,
+)
+from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.language import spoken_most
@@ -79,6 +86,13 @@ OnError = Callable[[str, ItemError], None]
 class Transcriber:
     """A loaded model that transcribes audio. Use as a context manager, or call `close`.
 
+    Examples:
+        >>> from corpus_asr import Transcriber
+        >>> with Transcriber("whisper-tiny.en", temperature=0) as transcriber:
+        ...     transcript = transcriber.transcribe("talk.wav")
+        >>> transcript.text
+        'Today, only platforms 1 and 3 are used.'
+
     Args:
         checkpoint: a folder, an fsspec address, a hub name, or a short name such as `small`,
             `large-v3` or `turbo`. None takes whisper-tiny.en, the English model that comes with the
@@ -101,6 +115,7 @@ class Transcriber:
     """
 
     _calibration: ConfidenceModel = DEFAULT_MODEL
+    _model: str
     # Languages with checkpoints of their own, which the calibration was not fitted for.
     _own_models: frozenset[str] = frozenset()
 
@@ -137,6 +152,7 @@ class Transcriber:
             num_threads=num_threads,
         )
         self._set_up(engine, str(folder), options=options, item_timeout_s=item_timeout_s)
+        self._model = full_name(checkpoint)
         self._calibration = fitted
         self._own_models = frozenset(others)
 
@@ -157,6 +173,7 @@ class Transcriber:
         """Transcribe with a loaded engine, closed with this object, and its checkpoint's folder."""
         made = cls.__new__(cls)
         made._set_up(engine, folder, options=options, item_timeout_s=ITEM_TIMEOUT_S)
+        made._model = folder
         return made
 
     def _set_up(
@@ -186,6 +203,18 @@ class Transcriber:
         **options: Unpack[TranscriptionOptions],
     ) -> Transcript:
         """Transcribe one recording.
+
+        With `channels="each"`, `Transcript.channels` has one of each channel.
+
+        Examples:
+            >>> import numpy as np
+            >>> silence = np.zeros(16_000, dtype=np.float32)
+            >>> transcript = transcriber.transcribe(silence, sampling_rate=16_000)
+            >>> (transcript.text, transcript.duration_s, transcript.speech_s)
+            ('', 1.0, 0)
+            >>> timed = transcriber.transcribe("talk.wav", word_timestamps=True)
+            >>> [word.word for word in timed.segments[0].words][:3]
+            [' Today,', ' only', ' platforms']
 
         Args:
             audio: a path, URL or URI; the bytes of a file of any format, or an open binary file; a
@@ -246,12 +275,22 @@ class Transcriber:
         is damaged raises after the segments before the damage. Closing the iterator, or leaving a
         loop over it, stops the work.
 
+        Examples:
+            >>> for segment in transcriber.stream("talk.wav"):
+            ...     print(f"{segment.start_s:.1f} s: {segment.text}")
+            0.0 s:  Today, only platforms 1 and 3 are used.
+
         Raises:
             ItemError: it cannot be read, or holds no usable audio.
             ValueError: it is no audio; see `transcribe`.
             ConfigError: a wrong option.
         """
         settings = self._checked(options)
+        if settings.extract.channels == "each":
+            raise ConfigError(
+                "streaming segments: found channels: each, expected mix or one channel's number, "
+                "since channels are transcribed one after the other; set one, or use transcribe"
+            )
         given = given_audio(audio, sampling_rate=sampling_rate)
         reporter = _Reporter(on_progress)
 
@@ -349,24 +388,46 @@ class Transcriber:
         return with_confidence(segment, self._calibration)
 
     def _transcript(self, recording: RecordingInFlight) -> Transcript:
-        futures = [part.transcript for part in recording.parts if part.transcript is not None]
-        parts = [future.result() for future in futures]
-        segments = tuple(self._calibrated(segment) for part in parts for segment in part.segments)
+        parts = recording.parts
+        numbers = sorted({part.channel for part in parts if part.channel is not None})
+        whole = self._joined(parts, recording.audio.name)
+        if recording.num_rows > 1:
+            channels = tuple(
+                self._joined(
+                    [part for part in parts if part.channel == number], recording.audio.name, number
+                )
+                for number in numbers
+            )
+            by_time = sorted(whole.segments, key=lambda segment: segment.start_s)
+            seconds = recording.decoded_s
+            return replace(whole, segments=tuple(by_time), duration_s=seconds, channels=channels)
+        return replace(whole, channel=numbers[0] if numbers else None)
+
+    def _joined(
+        self, parts: Sequence[PartInFlight], uri: str, channel: int | None = None
+    ) -> Transcript:
+        futures = [part.transcript for part in parts if part.transcript is not None]
+        found = [future.result() for future in futures]
+        segments = tuple(self._calibrated(segment) for part in found for segment in part.segments)
         # Where parts have languages of their own, the first one's may be that of a jingle.
-        spoken = [part for part in parts if part.language is not None]
+        spoken = [part for part in found if part.language is not None]
         language = spoken[0] if spoken else None
         if language is not None and any(part.language != language.language for part in spoken):
             most = spoken_most(segments)
             language = next(
                 (part for part in spoken if most and part.language == most.code), language
             )
+        speech = [part.speech_s for part in parts]
         return Transcript(
             segments=segments,
             language=language.language if language else None,
             language_probability=language.language_probability if language else None,
-            duration_s=recording.decoded_s,
-            speech_s=recording.speech_s,
-            uri=recording.audio.name,
+            duration_s=sum(part.duration_s for part in parts),
+            # Not detected in a part is not known of the whole.
+            speech_s=None if None in speech else sum(filter(None, speech)),
+            uri=uri,
+            channel=channel,
+            model=self._model,
         )
 
 

@@ -25,8 +25,8 @@ from corpus_asr.errors import (
     FetchError,
     ItemError,
 )
+from corpus_asr.formats.transcript import Transcript
 from corpus_asr.pipelines.driver import RunSummary
-from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
