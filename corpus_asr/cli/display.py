@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
+from corpus_asr.formats.transcript import Transcript
 from corpus_asr.logs import speaks_json
 from corpus_asr.report.text import (
     clock,
@@ -20,7 +21,7 @@ from corpus_asr.report.text import (
     print_segment,
     printable,
 )
-from corpus_asr.segments import Segment, Transcript
+from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ class Meter:
         words += [] if eta_s is None else [f"ETA {clock(eta_s)}"]
         return ", ".join(words)
 
-    def summary(self) -> str:
+    def summary(self, num_done: int) -> str:
         """Return one line about all that was done."""
         took = f"{duration(self.done_s)} of audio in {duration(self.elapsed_s)}"
-        return f"{counted(self.num_finished, 'file')}: {took} (RTFx {self.rtfx:.1f})"
+        return f"{counted(num_done, 'file')}: {took} (RTFx {self.rtfx:.1f})"
 
 
 class Display:

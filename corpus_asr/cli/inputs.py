@@ -36,6 +36,11 @@ class Input:
     """Whether its bytes come from a pipe: once, from their start to their end."""
 
     @property
+    def shown_uri(self) -> str:
+        """What results say where it comes from."""
+        return self.name if self.piped else self.uri
+
+    @property
     def audio(self) -> "str | Pipe":
         """What a transcriber is given."""
         return Pipe(self.name, self.uri) if self.piped else self.name

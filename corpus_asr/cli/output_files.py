@@ -1,19 +1,19 @@
 """Files of transcripts below a folder: their names, which are there already, and the writing."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from corpus_asr.cli.inputs import Input
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.cues import CueRules
-from corpus_asr.export.formats import TRANSCRIPTS, ExportFormat, WordStyle, file_suffix, file_texts
-from corpus_asr.export.recordings import Recording
 from corpus_asr.export.write import WRITERS, Names
-from corpus_asr.segments import Transcript
+from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.transcript import Transcript
+from corpus_asr.formats.writers import ExportFormat, WordStyle, file_suffix, file_texts
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (
     LOCAL,
@@ -45,20 +45,15 @@ class Layout:
         self, transcript: Transcript, uri: str, formats: Sequence[str] | None = None
     ) -> Iterator[tuple[str, str]]:
         """Yield the suffix and the text of a transcript's file in each format, or in `formats`."""
-        recording = Recording(
-            recording_id=recording_id(uri),
-            uri=public(uri),
-            duration_s=transcript.duration_s,
-            language=transcript.language,
-            segments=transcript.segments,
-            channels=(transcript.channel,) * len(transcript.segments),
-        )
+        named = replace(transcript, uri=public(uri))
         for name in self.formats if formats is None else formats:
             if name == JSON_LINES:
-                yield ".jsonl", TRANSCRIPTS[ExportFormat.json].single_text(recording)
+                channel = {} if named.channel is None else {"channel": named.channel}
+                line = json.dumps(named.to_dict() | channel, ensure_ascii=False)
+                yield ".jsonl", f"{line}\n"
             else:
                 yield from file_texts(
-                    recording, [ExportFormat(name)], rules=self.rules, words=self.words
+                    named, [ExportFormat(name)], rules=self.rules, words=self.words
                 )
 
 
@@ -79,7 +74,7 @@ class OutputFiles:
         self._root = _checked_folder(folder)
         self._layout = layout
         self._channels_apart = channels_apart
-        self._uris = {each.name: each.uri for each in inputs}
+        self._uris = {each.name: each.shown_uri for each in inputs}
         self._names = self._named(inputs)
         self._missing: Mapping[str, tuple[str, ...]] = (
             dict.fromkeys(self._names, layout.formats) if overwrite else self._look_up()

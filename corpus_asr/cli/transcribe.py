@@ -22,8 +22,9 @@ from corpus_asr.runtime.shutdown import RunStoppedError, ended_by_sigterm
 if TYPE_CHECKING:
     from corpus_asr.cli.inputs import Input, Inputs
     from corpus_asr.cli.output_files import Layout, OutputFiles
+    from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.transcriber import Transcriber, TranscriptionProgress
-    from corpus_asr.segments import Segment, Transcript
+    from corpus_asr.segments import Segment
 
 _EACH = "each"
 # What stdout may hold of several recordings.
@@ -171,8 +172,8 @@ def _layout(
     highlight_words: bool,
 ) -> "Layout":
     from corpus_asr.cli.output_files import Layout
-    from corpus_asr.export.cues import CueRules
-    from corpus_asr.export.formats import WordStyle
+    from corpus_asr.formats.cues import CueRules
+    from corpus_asr.formats.writers import WordStyle
 
     return Layout(
         formats=formats,
@@ -268,7 +269,7 @@ class _Results:
                 raise self._interrupted(interrupt) from None
         done = self._meter.num_finished - self.num_failed
         if done and (self._output is not None or is_terminal(sys.stderr)):
-            self._tell(self._meter.summary())
+            self._tell(self._meter.summary(done))
 
     def _progressed(self, progress: "TranscriptionProgress") -> None:
         self._meter.update(
@@ -300,7 +301,7 @@ class _Results:
         elif self._output is None:
             with self._display.aside():
                 for each in transcripts:
-                    for _, text in self._layout.texts(each, self._inputs[name].uri):
+                    for _, text in self._layout.texts(each, self._inputs[name].shown_uri):
                         sys.stdout.write(text)
                 sys.stdout.flush()
         if not any(each.segments for each in transcripts):

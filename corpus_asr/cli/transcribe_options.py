@@ -21,7 +21,7 @@ from corpus_asr.cli.options import (
     overrides_of,
 )
 
-# Those of `export.formats.ExportFormat`, whose module loads Arrow, and one for standard output.
+# Those of `formats.writers.ExportFormat`, whose module loads Arrow, and one for standard output.
 ALL_FORMATS = ("txt", "srt", "vtt", "tsv", "json", "jsonl", "lrc")
 FORMATS = (*ALL_FORMATS, "whisperx", "nemo")
 ALL = "all"

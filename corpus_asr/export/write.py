@@ -19,15 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.cues import CueRules
-from corpus_asr.export.formats import (
-    SUBTITLES,
-    TRANSCRIPTS,
-    ExportFormat,
-    WordStyle,
-    file_suffix,
-    file_texts,
-)
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
     TEXT_COLUMNS,
@@ -35,8 +26,19 @@ from corpus_asr.export.recordings import (
     Recording,
     Selection,
     chosen,
+    model_of,
     read_index,
     recordings,
+)
+from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.writers import (
+    SUBTITLES,
+    TRANSCRIPTS,
+    ExportFormat,
+    WordStyle,
+    check_words,
+    file_suffix,
+    file_texts,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -177,11 +179,7 @@ class ExportOptions:
                 f"one of {', '.join(TRANSCRIPTS)}: subtitles belong to one recording; leave out "
                 "--single, or the format"
             )
-        if self.words is WordStyle.karaoke and ExportFormat.srt in self.formats:
-            raise ConfigError(
-                "exporting srt: found --words karaoke, expected plain or highlight: times within "
-                "a line are vtt's; choose one of them, or the format"
-            )
+        check_words(self.formats, self.words)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -219,7 +217,9 @@ def export(
         unfinished=0 if selection.partial else int((~complete).sum()),
     )
     columns = _columns(options.formats)
-    rows = recordings(store, index, chosen(index, selection), selection, columns=columns)
+    rows = recordings(
+        store, index, chosen(index, selection), selection, columns=columns, model=model_of(store)
+    )
     counted = _counted(rows, summary)
     if options.single:
         summary.files = _write_single(counted, to, options, store.options)

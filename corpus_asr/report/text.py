@@ -10,11 +10,13 @@ import typer
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.segments import Segment, Transcript, timestamp
+from corpus_asr.segments import Segment, timestamp
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from rich.console import Console
+
+    from corpus_asr.formats.transcript import Transcript
 
 # Not the terminal's: the same report is written to a log, by a cron job, or into an issue.
 WIDTH = 100
@@ -127,7 +129,7 @@ def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Te
     return templates.get_template(name)
 
 
-def print_transcript(transcript: Transcript, *, heading: bool) -> None:
+def print_transcript(transcript: "Transcript", *, heading: bool) -> None:
     """Print a transcript, in color on a terminal; `heading` puts its name above it."""
     if heading or sys.stdout.isatty():
         print_heading(transcript.uri or "", transcript)
@@ -135,7 +137,7 @@ def print_transcript(transcript: Transcript, *, heading: bool) -> None:
         print_segment(segment)
 
 
-def print_heading(name: str, found: Transcript | Segment | None) -> None:
+def print_heading(name: str, found: "Transcript | Segment | None") -> None:
     """Print the name above a transcript; on a terminal with the language of what was found."""
     if not sys.stdout.isatty():
         typer.echo(f"{printable(name)}:")

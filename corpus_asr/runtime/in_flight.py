@@ -49,11 +49,11 @@ class PartInFlight:
     """A part that was extracted."""
 
     duration_s: float
-    channel: int | None = None
-    """Its number, where channels are transcribed separately."""
-    speech_s: float | None = None
-    """Detected speech; None: it was not looked for."""
-    transcript: "Future[PartTranscript] | None" = None
+    channel: int | None
+    """Number of the channel, from 0; None where channels are mixed."""
+    speech_s: float | None
+    """Detected speech; None where it was not looked for."""
+    transcript: "Future[PartTranscript] | None"
     """None for a part without speech."""
     said: list[Segment] = field(default_factory=list)
     """What is final of it so far."""
@@ -72,7 +72,7 @@ class RecordingInFlight:
     audio: GivenAudio
     parts: list[PartInFlight] = field(default_factory=list)
     header_duration_s: float | None = None
-    num_channels: int = 1
+    num_rows: int = 1
     """Channels that are transcribed separately."""
     is_file: bool = False
     """Whether all that was given is in a file: nothing is read from the caller any more."""
@@ -91,17 +91,17 @@ class RecordingInFlight:
 
     @property
     def decoded_s(self) -> float:
-        """Seconds of audio extracted so far."""
-        return sum(part.duration_s for part in list(self.parts)) / self.num_channels
+        """Seconds of audio extracted so far, on average over channels."""
+        return sum(part.duration_s for part in list(self.parts)) / self.num_rows
 
     @property
     def transcribed_s(self) -> float:
         """Seconds of audio transcribed so far, silence included."""
-        done_s = (
+        seconds = (
             part.duration_s if part.done else min(part.transcribed_s, part.duration_s)
             for part in list(self.parts)
         )
-        return sum(done_s) / self.num_channels
+        return sum(seconds) / self.num_rows
 
     @property
     def duration_s(self) -> float | None:
@@ -177,11 +177,11 @@ class CallInFlight:
         self._room.release()
         if self._thread is None or self._last is None:
             return
-        # Again and again: the child may be starting. What the caller gave may be a pipe that nobody
-        # writes to: a thread that reads it is left, and does nothing more.
+        # What the caller gave may be a pipe that nobody writes to: a thread that reads it is left,
+        # and does nothing more.
         interrupted = False
         while self._last.is_file and not self._last.extracted:
-            self._child.interrupt()
+            self._child.interrupt()  # again and again: it may be starting
             interrupted = True
             self._thread.join(_JOIN_S)
         if self._last.is_file:
@@ -212,14 +212,13 @@ class CallInFlight:
     def _take(self, recording: RecordingInFlight, part: ExtractedPart) -> None:
         """Submit a part once there is room."""
         recording.header_duration_s = part.header_duration_s
-        if self._extract.channels == "each":
-            recording.num_channels = part.channels
+        recording.num_rows = part.channels if self._extract.channels == "each" else 1
+        spans = part.speech
         added = PartInFlight(
             duration_s=part.num_samples / SAMPLE_RATE_HZ,
-            channel=part.channel if self._extract.channels == "each" else None,
-            speech_s=None
-            if part.speech is None
-            else sum(end - start for start, end in part.speech),
+            channel=part.channel,
+            speech_s=None if spans is None else sum(end - start for start, end in spans),
+            transcript=None,
         )
         if part.features is not None:
             self._room.acquire()

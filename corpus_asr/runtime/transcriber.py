@@ -18,6 +18,7 @@ from corpus_asr.config.options import (
 )
 from corpus_asr.config.run import ComputeType, ExtractSettings
 from corpus_asr.errors import ConfigError, ItemError
+from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
 from corpus_asr.runtime.in_flight import (
     NO_LIMITS,
@@ -25,9 +26,10 @@ from corpus_asr.runtime.in_flight import (
     PartInFlight,
     RecordingInFlight,
 )
-from corpus_asr.segments import Segment, Transcript
+from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.language import spoken_most
@@ -86,6 +88,13 @@ OnSegment = Callable[[str, Segment], None]
 class Transcriber:
     """A loaded model that transcribes audio. Use as a context manager, or call `close`.
 
+    Examples:
+        >>> from corpus_asr import Transcriber
+        >>> with Transcriber("whisper-tiny.en", temperature=0) as transcriber:
+        ...     transcript = transcriber.transcribe("talk.wav")
+        >>> transcript.text
+        'Today, only platforms 1 and 3 are used.'
+
     Args:
         checkpoint: a folder, an fsspec address, a hub name, or a short name such as `small`,
             `large-v3` or `turbo`. None takes whisper-tiny.en, the English model that comes with the
@@ -108,6 +117,7 @@ class Transcriber:
     """
 
     _calibration: ConfidenceModel = DEFAULT_MODEL
+    _model: str
     # Languages with checkpoints of their own, which the calibration was not fitted for.
     _own_models: frozenset[str] = frozenset()
 
@@ -144,6 +154,7 @@ class Transcriber:
             num_threads=num_threads,
         )
         self._set_up(engine, str(folder), options=options, item_timeout_s=item_timeout_s)
+        self._model = full_name(checkpoint)
         self._calibration = fitted
         self._own_models = frozenset(others)
 
@@ -164,6 +175,7 @@ class Transcriber:
         """Transcribe with a loaded engine, closed with this object, and its checkpoint's folder."""
         made = cls.__new__(cls)
         made._set_up(engine, folder, options=options, item_timeout_s=ITEM_TIMEOUT_S)
+        made._model = folder
         return made
 
     def _set_up(
@@ -193,6 +205,18 @@ class Transcriber:
         **options: Unpack[TranscriptionOptions],
     ) -> Transcript:
         """Transcribe one recording.
+
+        With `channels="each"`, `Transcript.channels` has one of each channel.
+
+        Examples:
+            >>> import numpy as np
+            >>> silence = np.zeros(16_000, dtype=np.float32)
+            >>> transcript = transcriber.transcribe(silence, sampling_rate=16_000)
+            >>> (transcript.text, transcript.duration_s, transcript.speech_s)
+            ('', 1.0, 0)
+            >>> timed = transcriber.transcribe("talk.wav", word_timestamps=True)
+            >>> [word.word for word in timed.segments[0].words][:3]
+            [' Today,', ' only', ' platforms']
 
         Args:
             audio: a path, URL or URI; the bytes of a file of any format, or an open binary file; a
@@ -259,6 +283,11 @@ class Transcriber:
         is damaged raises after the segments before the damage. Closing the iterator, or leaving a
         loop over it, stops the work.
 
+        Examples:
+            >>> for segment in transcriber.stream("talk.wav"):
+            ...     print(f"{segment.start_s:.1f} s: {segment.text}")
+            0.0 s:  Today, only platforms 1 and 3 are used.
+
         Raises:
             ItemError: it cannot be read, or holds no usable audio.
             ValueError: it is no audio; see `transcribe`.
@@ -267,8 +296,8 @@ class Transcriber:
         settings = self._checked(options)
         if settings.extract.channels == "each":
             raise ConfigError(
-                "streaming each channel separately: found channels: each, but segments come in "
-                "order of time; set mix or the number of one channel, or use transcribe"
+                "streaming segments: found channels: each, expected mix or one channel's number, "
+                "since channels are transcribed one after the other; set one, or use transcribe"
             )
         given = given_audio(audio, sampling_rate=sampling_rate)
         reporter = _Reporter(on_progress)
@@ -353,12 +382,6 @@ class Transcriber:
                 if flying and not ended:
                     call.wait()
 
-    def _calibrated(self, segment: Segment) -> Segment:
-        """Return a segment with the confidence of this object's calibration."""
-        if self._calibration is DEFAULT_MODEL or segment.language in self._own_models:
-            return segment
-        return with_confidence(segment, self._calibration)
-
     def _pass_on(self, recordings: Iterable[RecordingInFlight], on_segment: OnSegment) -> None:
         for recording in recordings:
             # A part that failed ends what is passed on, and later the recording.
@@ -366,28 +389,33 @@ class Transcriber:
                 for segment in recording.take_segments():
                     on_segment(recording.audio.name, self._calibrated(segment))
 
-    def _transcript(self, recording: RecordingInFlight) -> Transcript:
-        by_channel: dict[int | None, list[PartInFlight]] = {}
-        for part in recording.parts:
-            by_channel.setdefault(part.channel, []).append(part)
-        name = recording.audio.name
-        whole = self._transcript_of(recording.parts, name, recording.decoded_s)
-        if None in by_channel or not by_channel:
-            return whole
-        channels = [
-            replace(
-                self._transcript_of(parts, name, sum(part.duration_s for part in parts)),
-                channel=channel,
-            )
-            for channel, parts in sorted(by_channel.items(), key=lambda item: item[0] or 0)
-        ]
-        in_order = sorted(whole.segments, key=lambda segment: segment.start_s)
-        return replace(whole, segments=tuple(in_order), channels=tuple(channels))
+    def _calibrated(self, segment: Segment) -> Segment:
+        """Return a segment with the confidence of this object's calibration."""
+        if self._calibration is DEFAULT_MODEL or segment.language in self._own_models:
+            return segment
+        return with_confidence(segment, self._calibration)
 
-    def _transcript_of(
-        self, parts: Sequence[PartInFlight], name: str, duration_s: float
+    def _transcript(self, recording: RecordingInFlight) -> Transcript:
+        parts = recording.parts
+        numbers = sorted({part.channel for part in parts if part.channel is not None})
+        whole = self._joined(parts, recording.audio.name)
+        if recording.num_rows > 1:
+            channels = tuple(
+                self._joined(
+                    [part for part in parts if part.channel == number], recording.audio.name, number
+                )
+                for number in numbers
+            )
+            by_time = sorted(whole.segments, key=lambda segment: segment.start_s)
+            seconds = recording.decoded_s
+            return replace(whole, segments=tuple(by_time), duration_s=seconds, channels=channels)
+        return replace(whole, channel=numbers[0] if numbers else None)
+
+    def _joined(
+        self, parts: Sequence[PartInFlight], uri: str, channel: int | None = None
     ) -> Transcript:
-        found = [part.transcript.result() for part in parts if part.transcript is not None]
+        futures = [part.transcript for part in parts if part.transcript is not None]
+        found = [future.result() for future in futures]
         segments = tuple(self._calibrated(segment) for part in found for segment in part.segments)
         # Where parts have languages of their own, the first one's may be that of a jingle.
         spoken = [part for part in found if part.language is not None]
@@ -402,10 +430,12 @@ class Transcriber:
             segments=segments,
             language=language.language if language else None,
             language_probability=language.language_probability if language else None,
-            duration_s=duration_s,
-            # Not looked for in a part is not known of the whole.
-            speech_s=None if None in speech else sum(each or 0.0 for each in speech),
-            uri=name,
+            duration_s=sum(part.duration_s for part in parts),
+            # Not detected in a part is not known of the whole.
+            speech_s=None if None in speech else sum(filter(None, speech)),
+            uri=uri,
+            channel=channel,
+            model=self._model,
         )
 
 

@@ -48,8 +48,16 @@ JOBS: dict[str, tuple[type[BaseModel], str]] = {
 }
 _SETTING = ("Key", "Value", "Description")
 PYTHON = {
-    "Transcriber": ("corpus_asr.runtime.transcriber.Transcriber",),
-    "Results": ("corpus_asr.segments",),
+    "Transcriber": (
+        "corpus_asr.runtime.transcriber.Transcriber",
+        "corpus_asr.config.options.TranscriptionOptions",
+        "corpus_asr.runtime.transcriber.TranscriptionProgress",
+    ),
+    "Results": (
+        "corpus_asr.formats.transcript.Transcript",
+        "corpus_asr.formats.transcript.SubtitleOptions",
+        "corpus_asr.segments",
+    ),
     "Pipeline": ("corpus_asr.models.speech_pipeline",),
     "Errors": ("corpus_asr.errors",),
 }

@@ -59,7 +59,7 @@ def test_an_unknown_length_gives_seconds_and_no_guess() -> None:
     meter.update("stream", done_s=20.0)
     assert meter.figures == "0:20, RTFx 5.0"
     meter.finish("stream", 40.0)
-    assert meter.summary() == "1 file: 40.0 s of audio in 4.0 s (RTFx 10.0)"
+    assert meter.summary(1) == "1 file: 40.0 s of audio in 4.0 s (RTFx 10.0)"
     assert started("a" * 50 + "end.mp3")[0].subject == "..." + "a" * 22 + "end.mp3"
 
 

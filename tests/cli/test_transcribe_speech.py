@@ -1,6 +1,5 @@
 """`corpus-asr transcribe` with the packaged model on real speech, in one process."""
 
-import http.server
 import json
 import os
 import re
@@ -8,9 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import wav_bytes
 from tests.support.loaded import lend
+from tests.support.stores import web_server
 from tests.support.terminal import on_terminal
 
 REPOSITORY = Path(__file__).parents[2]
@@ -106,30 +104,15 @@ def test_bytes_on_standard_input_and_a_file_give_the_same_text() -> None:
     assert "corpus-asr: decoding -: the file is empty (0 bytes)" in empty.stderr
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@pytest.fixture
-def site() -> Iterator[str]:
-    """A web server of the short clips."""
-    handler = partial(Quiet, directory=str(AWKWARD))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_a_url_is_read_and_a_missing_one_does_not_stop_the_others(site: str) -> None:
-    result = call(
-        f"{site}/nothing.mp3", f"{site}/fmt_opus.opus?token=secret", "-o", "out", "-f", "txt"
-    )
+def test_a_url_is_read_and_a_missing_one_does_not_stop_the_others() -> None:
+    with web_server() as site:
+        site.files["talks/film.opus"] = (AWKWARD / "fmt_opus.opus").read_bytes()
+        missing, found = site.url("nothing.mp3"), f"{site.url('talks/film.opus')}?token=secret"
+        result = call(missing, found, "-o", "out", "-f", "txt,json")
     assert result.exit_code == 1
-    assert QUILTER.search(Path("out/fmt_opus.txt").read_text())
-    assert f"reading {site}/nothing.mp3" in result.stderr
+    assert QUILTER.search(Path("out/film.txt").read_text())
+    assert json.loads(Path("out/film.json").read_text())["uri"] == found.partition("?")[0]
+    assert f"reading {missing}: " in result.stderr
     assert "secret" not in result.output
 
 

@@ -58,6 +58,7 @@ def test_options_are_checked_together_and_per_section() -> None:
         ({"vad_min_silence_s": 60}, "expected a number at least 0 and at most 10"),
         ({"vad_filter": 7}, "vad_filter: found 7, expected true or false"),
         ({"vad_filter": False, "drop_nonspeech": True}, "vad_filter is false"),
+        ({"channels": -1}, "channels: found -1, expected mix or each or a whole number"),
         ({"speech_pad_ms": 400}, r"did you mean vad_pad_s\?"),
         ({"vad_treshold": 0.4}, r"did you mean vad_threshold\?"),
         ({"slots": 4}, "slots: the loaded model has it; give it to Transcriber"),

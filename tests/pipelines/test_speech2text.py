@@ -10,9 +10,9 @@ import transformers
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.formats.transcript import Transcript
 from corpus_asr.pipelines.driver import run
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.speech2text import DEFAULT_WINDOW_S, Speech2TextTranscriber
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
