@@ -45,6 +45,7 @@ _KINDS = (
         write_advice="check the credentials and that they may read, list, write and delete here, "
         "or choose another output",
     ),
+    FailureKind("bad_samples", "Samples that are not finite", _NO_RETRY),
     FailureKind("bad_stream", "Their sound cannot be decoded", _REPLACE),
     FailureKind(
         CHANGED, "Replaced while they were read",

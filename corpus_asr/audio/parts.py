@@ -7,11 +7,12 @@ import numpy as np
 
 from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
-    NEGATIVE_THRESHOLD,
+    DEFAULT_CRITERIA,
     STEP_SAMPLES,
     Probabilities,
     Samples,
     SileroDetector,
+    SpeechCriteria,
     score_again,
     speech_runs,
     speech_spans,
@@ -52,13 +53,17 @@ class PartCutter:
     """
 
     def __init__(
-        self, *, part_s: float, speech_pad_s: float, detector: SileroDetector | None
+        self,
+        *,
+        part_s: float,
+        detector: SileroDetector | None,
+        criteria: SpeechCriteria = DEFAULT_CRITERIA,
     ) -> None:
         self._part_samples = int(part_s * SAMPLE_RATE_HZ)
         if self._part_samples < BLOCK_SAMPLES:
             least_s = BLOCK_SAMPLES / SAMPLE_RATE_HZ
             raise ValueError(f"cutting parts: found part_s {part_s}, expected at least {least_s}")
-        self._speech_pad_s = speech_pad_s
+        self._criteria = criteria
         self._detector = detector
         if detector is not None:
             detector.reset()
@@ -112,7 +117,7 @@ class PartCutter:
             self._detector,
             self._buffer()[:num_samples],
             self._probabilities[: -(-num_samples // STEP_SAMPLES)],
-            pad_s=self._speech_pad_s,
+            self._criteria,
             running=self._running,
             goes_on=num_samples < self._num_buffered,
         )
@@ -121,7 +126,8 @@ class PartCutter:
         search_s = min(MAX_SEARCH_S, SEARCH_FRACTION * self._part_samples / SAMPLE_RATE_HZ)
         first = num_steps - int(search_s * SAMPLE_RATE_HZ) // STEP_SAMPLES
         if probabilities is not None:
-            return first + quietest_border(probabilities[first:], quiet_below=NEGATIVE_THRESHOLD)
+            quiet_below = self._criteria.negative_threshold
+            return first + quietest_border(probabilities[first:], quiet_below=quiet_below)
         power = _step_power(self._buffer()[first * STEP_SAMPLES : num_steps * STEP_SAMPLES])
         quiet_below = QUIET_POWER_RATIO * float(power.min()) + float(np.finfo(np.float32).tiny)
         return first + quietest_border(power, quiet_below=quiet_below)
@@ -134,13 +140,13 @@ class PartCutter:
         if probabilities is not None:
             spans = speech_spans(
                 probabilities,
+                self._criteria,
                 num_samples=num_samples,
-                pad_s=self._speech_pad_s,
                 running=self._running,
                 goes_on=not last,
             )
             speech = tuple((first + start, first + end) for start, end in spans)
-            _, self._running = speech_runs(probabilities, running=self._running)
+            _, self._running = speech_runs(probabilities, self._criteria, running=self._running)
         # Copies, so that neither the part nor the rest keeps the whole buffer in memory.
         part = AudioPart(start_sample=first, samples=buffer[:num_samples].copy(), speech=speech)
         self._chunks = [buffer[num_samples:].copy()]

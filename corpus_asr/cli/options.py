@@ -28,11 +28,20 @@ def complete_training_override(incomplete: str) -> list[str]:
     return _assignments(incomplete, _types_by_key(FinetuneConfig))
 
 
-def complete_decoding_override(incomplete: str) -> list[str]:
-    """Complete `key=value` of the decoding section."""
-    section = "decoding."
-    keys = {key[len(section) :]: kind for key, kind in _job().items() if key.startswith(section)}
-    return _assignments(incomplete, keys)
+def complete_option_override(incomplete: str) -> list[str]:
+    """Complete `key=value` of one transcription."""
+    from corpus_asr.config.options import OPTION_NAMES
+
+    keys = {key.partition(".")[2]: kind for key, kind in _job().items()}
+    return _assignments(incomplete, {name: keys[name] for name in OPTION_NAMES})
+
+
+def complete_format(incomplete: str) -> list[str]:
+    """Complete the formats of transcripts, the last one behind commas."""
+    from corpus_asr.cli.transcribe_options import ALL, FORMATS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in _beginning((*FORMATS, ALL), last)]
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
@@ -149,20 +158,19 @@ def print_result(data: object, words: str, *, as_json: bool) -> None:
 
 
 LARGER_OPTION = "--model small or large-v3"
+CHECKPOINT_HELP = (
+    "A name such as base, small, medium, turbo or large-v3, OWNER/NAME of the hub, a folder or a "
+    f"URI; default to transcribe: {PACKAGED_CHECKPOINT}, of the package."
+)
 Model = Annotated[
     str | None,
-    typer.Option(
-        metavar="CHECKPOINT",
-        help="A name such as base, small, medium, turbo or large-v3, OWNER/NAME of the hub, a "
-        "folder or a URI; default to transcribe: {PACKAGED_CHECKPOINT}, of the package.",
-        autocompletion=complete_checkpoint,
-    ),
+    typer.Option(metavar="CHECKPOINT", help=CHECKPOINT_HELP, autocompletion=complete_checkpoint),
 ]
 
 
-def model_or_default(model: str | None) -> str:
+def model_or_default(model: str | None, *, quiet: bool = False) -> str:
     """Return the model that a command was given, or the packaged one, saying so."""
-    if model is None:
+    if model is None and not quiet:
         note(default_model_notice(LARGER_OPTION))
     return model or PACKAGED_CHECKPOINT
 

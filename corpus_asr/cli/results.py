@@ -58,12 +58,13 @@ def status(
             time.sleep(WATCH_EVERY_S)
 
 
-# The same as `export.formats.ExportFormat`, whose module loads Arrow.
+# The same as `formats.writers.ExportFormat`, whose module loads Arrow.
 class FormatName(StrEnum):
     """The formats by name."""
 
     srt = "srt"
     vtt = "vtt"
+    lrc = "lrc"
     txt = "txt"
     tsv = "tsv"
     json = "json"
@@ -81,7 +82,7 @@ def export(
     ],
     single: Annotated[
         bool,
-        typer.Option("--single", help="Write one file for all recordings; not for srt and vtt."),
+        typer.Option("--single", help="Write one file for all recordings; not for subtitles."),
     ] = False,
     language: Languages = None,
     uri: Uris = None,
@@ -118,11 +119,11 @@ def export(
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
-    from corpus_asr.export.cues import CueRules
-    from corpus_asr.export.formats import ExportFormat, WordStyle
     from corpus_asr.export.recordings import Selection
     from corpus_asr.export.write import ExportOptions
     from corpus_asr.export.write import export as write_files
+    from corpus_asr.formats.cues import CueRules
+    from corpus_asr.formats.writers import ExportFormat, WordStyle
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors(on_interrupt="run the same command again to replace it"):
@@ -294,8 +295,8 @@ def show(
 ) -> None:
     """Print the transcripts of a run with timestamps."""
     from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
-    from corpus_asr.report.text import Format, print_transcript
-    from corpus_asr.segments import Transcript
+    from corpus_asr.formats.transcript import Transcript
+    from corpus_asr.report.text import print_transcript
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
 
@@ -317,7 +318,7 @@ def show(
                 language_probability=None,
                 duration_s=found.duration_s,
             )
-            print_transcript(transcript, Format.txt, heading=True)
+            print_transcript(transcript, heading=True)
 
 
 def view(

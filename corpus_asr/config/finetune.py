@@ -17,7 +17,7 @@ class StudentSettings(Settings):
     """Branch, tag or commit on the Hub; default: the main branch."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compute_type: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the computation; trained weights stay in float32. `auto`: bfloat16 if the
     hardware supports it."""
     dropout: float | None = Field(default=None, ge=0, lt=1)

@@ -56,10 +56,20 @@ class ExtractSettings(Settings):
     channels: Literal["mix", "each"] | Annotated[int, Field(ge=0)] = "mix"
     """Channels: `mix` down to mono, `each` channel separately, or the number of one channel,
     counted from 0."""
-    speech_detection: Literal["silero", "none"] = "silero"
-    """Voice activity detector: `silero` cuts parts at silences and skips long silence; `none`
+    vad_filter: bool = True
+    """Detect speech (Silero VAD): parts are cut at silences and long silence is skipped; false
     transcribes all audio."""
-    speech_pad_s: float = Field(default=0.4, ge=0.0, le=5.0)
+    # A probability: at 0 all would be speech, which is `vad_filter: false`, and at 1 nothing.
+    vad_threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Probability at which speech begins; it ends below this less 0.15. Higher: less noise counts
+    as speech; lower: fewer quiet words are lost."""
+    # What lasts 5 s and more is a sentence, and a pause of more than 10 s a third of a window.
+    vad_min_speech_s: float = Field(default=0.25, ge=0.0, le=5.0)
+    """Seconds up to which a sound is too short to be speech; at the end of a recording, at most
+    0.1."""
+    vad_min_silence_s: float = Field(default=0.5, ge=0.0, le=10.0)
+    """Seconds of silence that end a span of speech; shorter pauses belong to it."""
+    vad_pad_s: float = Field(default=0.4, ge=0.0, le=5.0)
     """Seconds of audio kept before and after detected speech."""
     pack_mb: float = Field(default=64.0, gt=0)
     """Size in MiB up to which short files share a task."""
@@ -78,6 +88,9 @@ class ExtractSettings(Settings):
     bombs."""
 
 
+ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+
+
 class ModelSettings(Settings):
     """Model weights."""
 
@@ -94,7 +107,7 @@ class ModelSettings(Settings):
     calibration: str | None = None
     """Calibration of `confidence`: the output folder of a run, or a .json file; null: that of
     output.uri if it exists, else the default."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    compute_type: ComputeType = "auto"
     """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
     hardware computes in it, else float32. `int8` (CPUs only) is less accurate; measure its
     speed."""
@@ -205,6 +218,16 @@ class NightlySettings(Settings):
     such as Slack's; http is limited to hosts in source.allow_hosts. null: no webhook."""
 
 
+def missing_speech(decoding: DecodingSection, extract: ExtractSettings) -> str:
+    """Say what needs detected speech where none is looked for; else an empty text."""
+    if not decoding.drop_nonspeech or extract.vad_filter:
+        return ""
+    return (
+        "decoding.drop_nonspeech needs detected speech, but extract.vad_filter is false; set it to "
+        "true, or leave drop_nonspeech out"
+    )
+
+
 CLASSIFY_AUDIO: Final = "classify_audio"
 PSEUDO_LABEL: Final = "pseudo_label"
 
@@ -239,11 +262,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _speech_is_looked_for(self) -> "RunConfig":
-        if self.decoding.drop_nonspeech and self.extract.speech_detection == "none":
-            raise ValueError(
-                "decoding.drop_nonspeech needs detected speech, but extract.speech_detection is "
-                "none; set it to silero, or leave drop_nonspeech out"
-            )
+        if problem := missing_speech(self.decoding, self.extract):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -116,7 +116,7 @@ class DecodingSection(Settings):
     no_speech_threshold: float | None = Field(default=0.6, ge=0, le=1)
     """No-speech probability above which a window with a low log-probability is dropped as silence;
     null: none is."""
-    num_beams: int = Field(default=1, ge=1, le=64)
+    beam_size: int = Field(default=1, ge=1, le=64)
     """Number of beams at temperature 0; 1 is greedy search."""
     length_penalty: float = 1.0
     """Exponent of the length by which the log-probability of a beam is divided."""
@@ -215,15 +215,15 @@ class DecodingSection(Settings):
                 f"language_mode: {self.language_mode} detects languages, but language names a "
                 "single one; set language to auto or to a list"
             )
-        if self.num_beams > 1 and 0.0 not in self.temperature:
+        if self.beam_size > 1 and 0.0 not in self.temperature:
             yield (
-                f"num_beams: {self.num_beams} is for temperature 0 alone, which is not among "
-                "temperature; add it, or leave num_beams out"
+                f"beam_size: {self.beam_size} is for temperature 0 alone, which is not among "
+                "temperature; add it, or leave beam_size out"
             )
-        if self.num_beams == 1 and self.length_penalty != 1.0:
+        if self.beam_size == 1 and self.length_penalty != 1.0:
             yield (
-                f"length_penalty: {self.length_penalty:g} ranks beams, and num_beams is 1; set "
-                "num_beams, or leave length_penalty out"
+                f"length_penalty: {self.length_penalty:g} ranks beams, and beam_size is 1; set "
+                "beam_size, or leave length_penalty out"
             )
         if self.condition_on_prev_tokens and self.strategy == "chunked":
             yield (

@@ -366,7 +366,7 @@ def check_numbers(logprobs: Sequence[float], model: SlotModel) -> None:
     if any(math.isnan(logprob) for logprob in logprobs):
         raise EngineError(
             f"decoding in {model.dtype}: the model's output is not a number, expected "
-            "log-probabilities; set model.dtype to bfloat16 or float32"
+            "log-probabilities; set model.compute_type to bfloat16 or float32"
         )
 
 

@@ -22,7 +22,7 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.run_files import outcomes_names
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,
@@ -67,11 +67,19 @@ class Recording:
     """Sorted by time."""
     channels: tuple[int | None, ...] = ()
     """Of each segment; None where channels were mixed."""
+    model: str | None = None
+    """Checkpoint of the run, as configured."""
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> "Recording":
+    def of(
+        cls,
+        row: Mapping[str, Any],
+        segments: Sequence[Mapping[str, Any]],
+        model: str | None = None,
+    ) -> "Recording":
         """Return a recording of a row of `Index.recordings` and rows of the segments table."""
         return cls(
+            model=model,
             **{name: row[name] for name in ("recording_id", "uri", "duration_s", "language")},
             failed=row["failed"],
             segments=tuple(segment_from(each) for each in segments),
@@ -175,6 +183,13 @@ class Index:
             starts = stops - self._written[rows]
             for at in np.flatnonzero(theirs[rows]).tolist():
                 yield self._names[number], int(starts[at]), int(stops[at])
+
+
+def model_of(store: OutputStore) -> str | None:
+    """Return the checkpoint of a run, as configured; None where its configuration is gone."""
+    config = store.read_json(CONFIG_NAME) or {}
+    checkpoint: str | None = config.get("model", {}).get("checkpoint")
+    return checkpoint
 
 
 def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
@@ -327,10 +342,11 @@ def recordings(
     selection: Selection,
     *,
     columns: Sequence[str] = TEXT_COLUMNS,
+    model: str | None = None,
 ) -> Iterator[tuple[int, Recording]]:
     """Yield the recordings of a mask with their positions in the index, sorted by URI.
 
-    `columns` of the segments table include `TEXT_COLUMNS`.
+    `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs.
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
@@ -343,10 +359,10 @@ def recordings(
         following = next(by_owner, None)
         for position, row in _wanted_rows(index, wanted):
             if following is not None and following[0] == position:
-                yield position, Recording.of(row, following[1].to_pylist())
+                yield position, Recording.of(row, following[1].to_pylist(), model)
                 following = next(by_owner, None)
             elif not selection.languages:
-                yield position, Recording.of(row, ())
+                yield position, Recording.of(row, (), model)
 
 
 def _wanted_rows(index: Index, wanted: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:

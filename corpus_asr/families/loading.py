@@ -90,13 +90,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         known = ", ".join(_DTYPES)
         meant = _OTHER_NAMES.get(name.lower())
         hint = f"; did you mean {meant}?" if meant else "; correct it"
-        raise ConfigError(f"choosing a dtype: found {name!r}, expected auto, int8, {known}{hint}")
+        raise ConfigError(
+            f"choosing a compute type: found {name!r}, expected auto, int8, {known}{hint}"
+        )
     # GPUs before Ampere emulate bfloat16, where float16 is native.
     emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and emulated:
         raise ConfigError(
-            f"choosing dtype bfloat16: {device_name(device)} has no bfloat16 arithmetic; "
-            f"set the dtype to auto or float16"
+            f"choosing compute type bfloat16: {device_name(device)} has no bfloat16 arithmetic; "
+            "set compute_type to auto or float16"
         )
     return _DTYPES[name]
 
@@ -146,8 +148,8 @@ def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
         found = "int8" if int8 else f"the family {family.model_type}"
         raise ConfigError(
             f"loading {folder.name} as a classifier: found {found}, expected a "
-            "WhisperForAudioClassification in a floating-point type; set model.dtype to auto, or "
-            "use another checkpoint"
+            "WhisperForAudioClassification in a floating-point type; set model.compute_type to "
+            "auto, or use another checkpoint"
         )
     model: SlotModel = resolve(family.audio_classifier).from_pretrained(
         folder, dtype=weights_dtype, device=where

@@ -249,7 +249,9 @@ def _transcription(activity: Activity, share: float) -> Verdict:
             "more parts at once: more extract.workers or a smaller extract.part_s; for few "
             "recordings fewer transcribe.slots cost nothing",
         )
-    change = "more GPUs (transcribe.workers), a smaller model.checkpoint, or another model.dtype"
+    change = (
+        "more GPUs (transcribe.workers), a smaller model.checkpoint, or another model.compute_type"
+    )
     if activity.halvings:
         times = counted(activity.halvings, "time")
         change += f"; memory did not suffice {times}, so that slots were halved"

@@ -1,13 +1,14 @@
 """Parts of recordings on their way: messages of the extracting child, rows of tables, failures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from corpus_asr.array_types import Float16
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.storage.stores.uri import without_secrets
 
@@ -88,9 +89,13 @@ class ExtractRequest:
     """A recording, and the parts of it that are not wanted again."""
 
     uri: str
+    name: str | None = None
+    """What messages call it; None: its URI."""
     done_parts: frozenset[int] = frozenset()
     upcoming: tuple[str, ...] = ()
     """Addresses of the next requests, as many as may be opened ahead."""
+    settings: ExtractSettings | None = field(default=None, repr=False)
+    """For this recording alone; None: those of the extractor. Limits on files are its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

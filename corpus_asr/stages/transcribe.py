@@ -101,7 +101,7 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
         load = partial(Engine.from_folder, folder, decoding=decoding)
     return load(
         device=spec.device,
-        dtype=spec.dtype or model.dtype,
+        dtype=spec.dtype or model.compute_type,
         slots=config.transcribe.slots,
         num_threads=spec.num_threads,
     )

@@ -284,7 +284,7 @@ class Finetune:
 
     @property
     def _dtype(self) -> torch.dtype:
-        dtype = self._config.model.dtype
+        dtype = self._config.model.compute_type
         if dtype == "auto" and self._device.type == "cuda":
             # Never float16: its gradients underflow without loss scaling, which is not done here.
             dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"

@@ -142,7 +142,7 @@ class OpenAIRules(DecodingRules):
     def search(self, window: Window, temperature: float | None) -> Search:
         """Follow beams at temperature 0 alone: above it, sampling takes their place."""
         settings = self.settings
-        beams = settings.num_beams if not temperature else 1
+        beams = settings.beam_size if not temperature else 1
         return Search(
             temperature=temperature or 0.0,
             repetition_penalty=settings.repetition_penalty,

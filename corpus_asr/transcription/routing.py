@@ -102,6 +102,7 @@ class RoutedEngine:
         if only is not None:
             return self._others.get(only, self._main).submit(part, decoding=settings)
         future: Future[PartTranscript] = Future()
+        future.set_running_or_notify_cancel()  # what detects cannot be called back
 
         def detected(done: "Future[PartTranscript]") -> None:
             try:

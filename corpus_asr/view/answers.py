@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.export.formats import ExportFormat, file_texts
 from corpus_asr.export.write import Names, common_folder
 from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.formats.writers import ExportFormat, file_texts
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -38,7 +38,7 @@ from corpus_asr.view.search import (
 from corpus_asr.view.sound import MAX_SAMPLES, Playable, Sounds
 
 # What openai-whisper writes, too; the rest is for data sets, not for one recording.
-_SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "txt", "tsv", "json"))
+_SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "lrc", "txt", "tsv", "json"))
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 MAX_CHARS = 2_000
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of
+from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, model_of
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
@@ -295,7 +295,7 @@ class Transcripts:
     def recording(self, catalogue: Catalogue, position: int) -> Recording:
         """Return a recording as it is exported."""
         rows = self.read(catalogue, position).rows
-        return Recording.of(catalogue.row(position), rows.to_pylist())
+        return Recording.of(catalogue.row(position), rows.to_pylist(), model_of(self._store))
 
 
 def _windows(labels: pa.Table) -> pa.Table:

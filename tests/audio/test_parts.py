@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from corpus_asr.audio.parts import AudioPart, PartCutter, quietest_border
 from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
-    MIN_SPEECH_S,
+    DEFAULT_CRITERIA,
     STEP_SAMPLES,
     SileroDetector,
+    SpeechCriteria,
     true_runs,
 )
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
@@ -22,6 +23,7 @@ from tests.support.audio import read_clip
 
 SPEECH_LEVEL = 0.1
 PART_S = 5.0
+PADDED = SpeechCriteria(pad_s=0.2)
 
 
 class LoudIsSpeech(SileroDetector):
@@ -55,7 +57,7 @@ def cut(
     part_s: float = PART_S,
     detector: SileroDetector | None = DETECTOR,
 ) -> list[AudioPart]:
-    cutter = PartCutter(part_s=part_s, speech_pad_s=0.2, detector=detector)
+    cutter = PartCutter(part_s=part_s, detector=detector, criteria=PADDED)
     parts: list[AudioPart] = []
     for chunk in np.split(samples, np.cumsum(chunks or [])):
         parts += cutter.feed(chunk)
@@ -104,7 +106,7 @@ def test_spans_lie_apart_inside_their_part_and_hold_all_speech(samples: np.ndarr
             covered[first:last] = True
     # Zeros inside of noise are as unlikely as can be, so this is exactly the noise.
     for start, end in true_runs(samples != 0):
-        if end - start > MIN_SPEECH_S * SAMPLE_RATE_HZ + 2 * STEP_SAMPLES:
+        if end - start > DEFAULT_CRITERIA.min_speech_s * SAMPLE_RATE_HZ + 2 * STEP_SAMPLES:
             # A step with little noise in it is silence, and padding ends where a part does.
             assert covered[start + STEP_SAMPLES : end - STEP_SAMPLES].all()
 
@@ -140,7 +142,7 @@ def test_a_word_cut_short_by_the_cut_is_kept() -> None:
     samples = alternating([0.0, 7.552, 8.0])
     dip = int(7.616 * SAMPLE_RATE_HZ)
     samples[dip : dip + STEP_SAMPLES] *= np.float32(0.4)
-    cutter = PartCutter(part_s=10.0, speech_pad_s=0.0, detector=DETECTOR)
+    cutter = PartCutter(part_s=10.0, detector=DETECTOR, criteria=SpeechCriteria(pad_s=0.0))
     parts = [*cutter.feed(samples), *cutter.finish()]
     assert (
         sum(end - start for part in parts for start, end in part.speech or ())
@@ -176,7 +178,7 @@ def test_samples_are_taken_unasked_and_a_detector_left_in_the_middle_starts_afre
     samples = alternating([8.0, 1.0, 8.0])
     expected = cut(samples)
     DETECTOR.feed(samples[:12_345])
-    cutter = PartCutter(part_s=PART_S, speech_pad_s=0.2, detector=DETECTOR)
+    cutter = PartCutter(part_s=PART_S, detector=DETECTOR, criteria=PADDED)
     cutter.feed(samples[:100_000])
     cutter.feed(samples[100_000:])
     parts = list(cutter.finish())
@@ -186,12 +188,12 @@ def test_samples_are_taken_unasked_and_a_detector_left_in_the_middle_starts_afre
 
 def test_parts_shorter_than_a_block_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found part_s 1\.0, expected at least 2\.048"):
-        PartCutter(part_s=1.0, speech_pad_s=0.4, detector=None)
+        PartCutter(part_s=1.0, detector=None)
 
 
 @pytest.mark.parametrize("detector", [DETECTOR, None])
 def test_memory_is_bounded_by_the_part(detector: SileroDetector | None) -> None:
-    cutter = PartCutter(part_s=30.0, speech_pad_s=0.4, detector=detector)
+    cutter = PartCutter(part_s=30.0, detector=detector)
     tracemalloc.start()
     for seed in range(120):  # 10 minutes
         for _ in cutter.feed(alternating([2.0, 1.0, 2.0], seed)):

@@ -85,17 +85,6 @@ def test_a_wrong_address_is_told_with_what_was_meant(
     assert message.format(here=tmp_path) in messages(plan(job, override))
 
 
-@pytest.mark.usefixtures("job")
-def test_a_model_is_not_loaded_for_files_that_are_not_there() -> None:
-    command = ["transcribe", "none.wav", "audio", "--model", "not/asked"]
-    result = CliRunner().invoke(cli.app, command)
-    assert result.exit_code == 1
-    missing, folder, count = result.stderr.splitlines()
-    assert missing == "corpus-asr: reading none.wav: found no such file; correct its name"
-    assert "corpus-asr init --source audio" in folder
-    assert count == "corpus-asr: 2 of 2 files failed"
-
-
 @pytest.mark.parametrize(
     ("variables", "message"),
     [

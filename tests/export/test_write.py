@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.formats import ExportFormat, WordStyle
 from corpus_asr.export.recordings import ExternalSort, Selection
 from corpus_asr.export.write import ExportOptions, export
+from corpus_asr.formats.writers import ExportFormat, WordStyle
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from tests.support.runs import finished
@@ -162,7 +163,11 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
     add(store, part("a.wav", 0, texts=None, segments=[segment], language="en", channel=1))
     export(store, str(to), options("json", "whisperx", "nemo"), Selection())
     found = json.loads((to / "a.json").read_text())
-    assert list(found) == ["text", "segments", "language"]
+    assert list(found) == [
+        "text", "segments", "language", "duration", "uri", "model", "version",
+    ]  # fmt: skip
+    assert (found["uri"], found["duration"]) == ("/a.wav", 10.0)
+    assert found["version"] == f"corpus-asr {version('corpus-asr')}"
     # As openai/whisper's transcribe() returns them, but for `seek`.
     assert list(found["segments"][0]) == [
         "id", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio",

@@ -32,7 +32,7 @@ Texts = Sequence[tuple[Segment, ...]]
 SEARCHES = {
     "greedy": GREEDY,
     "words": replace(GREEDY, word_timestamps=True),
-    "beams": replace(GREEDY, num_beams=3),
+    "beams": replace(GREEDY, beam_size=3),
     "penalty": replace(GREEDY, repetition_penalty=1.1),
 }
 # Of 250 words: half precision may choose another word where two are nearly as likely.

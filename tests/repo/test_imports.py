@@ -62,18 +62,21 @@ def test_importing_the_package_costs_nothing():
     assert loaded_by("import corpus_asr") - loaded_by("pass") - STANDARD == {"corpus_asr"}
 
 
-HELP = """
+COMMAND = """
 from corpus_asr.cli.main import main
-sys.argv = ['corpus-asr', '--help']
+sys.argv = ['corpus-asr', *{}]
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
 """
+HEAVY = {"torch", "ray", "numpy", "pyarrow", "av", "transformers"}
 LIGHT = {
     "import corpus_asr.runtime.local": {"ray"},
     "from corpus_asr.models.whisper import WhisperTokenizer": {"torch"},
-    HELP: {"torch", "ray", "numpy", "pyarrow", "pydantic", "av", "transformers"},
+    COMMAND.format(["--help"]): {*HEAVY, "pydantic"},
+    COMMAND.format(["--version"]): {*HEAVY, "pydantic"},
+    COMMAND.format(["transcribe", "--help"]): HEAVY,  # Typer itself loads pydantic for options
 }
 
 

@@ -160,7 +160,11 @@ def verdict(**counts: object) -> Verdict:
     [
         ({"load_s": 80.0}, "loading", "longer run"),
         ({"encode_s": 85.0}, "transcription", "transcribe.workers"),
-        ({"encode_s": 85.0, "slot_steps": 9, "slot_room": 10}, "transcription", "model.dtype"),
+        (
+            {"encode_s": 85.0, "slot_steps": 9, "slot_room": 10},
+            "transcription",
+            "model.compute_type",
+        ),
         ({**EMPTY_SLOTS, "parts_started": 5}, "slots", "extract.part_s"),
         ({**EMPTY_SLOTS, "parts_started": 1}, "transcription", "transcribe.workers"),
         ({"extract_s": 90.0, "extract_cpu_s": 80.0}, "extraction", "CPU nodes"),

@@ -18,6 +18,8 @@ from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import FRAMES_PER_POSITION
 from tests.support.checkpoints import tiny_whisper
 
@@ -308,3 +310,21 @@ def assert_all_same(
     for ours, theirs in zip(found, expected, strict=True):
         for result, wanted in zip(ours, theirs, strict=True):
             assert_same(result, wanted)
+
+
+class Listening:
+    """A part's listener, and what it was told."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.said: list[Segment] = []
+
+    def __call__(self, transcribed_s: float, said: Sequence[Segment]) -> None:
+        self.seconds.append(transcribed_s)
+        self.said.extend(said)
+
+    def check(self, part: PartRequest, segments: Sequence[Segment]) -> None:
+        """Check that it was told of all segments in their order, and of no more than the part."""
+        assert self.said == list(segments)
+        assert self.seconds == sorted(self.seconds)
+        assert all(0 <= seconds <= part.end_s - part.start_s for seconds in self.seconds)

@@ -177,4 +177,5 @@ def recording(*segments: Segment, uri: str = "/clips/talk.mp3") -> Recording:
         language="en",
         segments=segments,
         channels=(None,) * len(segments),
+        model="openai/whisper-tiny",
     )

@@ -147,7 +147,7 @@ SCRIPT = [[BEGIN, 1, BEGIN + 5, END]]
     ("model", "message"),
     [
         (Lost(SCRIPT), "device lost"),
-        (Overflowing(SCRIPT), r"set model\.dtype to bfloat16 or float32"),
+        (Overflowing(SCRIPT), r"set model\.compute_type to bfloat16 or float32"),
         (Small(SCRIPT), "out of memory"),
     ],
     ids=lambda value: type(value).__name__,

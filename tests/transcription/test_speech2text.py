@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.transcription.words import split_words
 from tests.support.prompt_formats import part as noise
 from tests.support.prompt_formats import speech2text_prompt_format
-from tests.support.slots import ScriptedModel, outcomes
+from tests.support.slots import Listening, ScriptedModel, outcomes
 from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 CERTAIN: dict[str, Any] = {
@@ -93,8 +94,12 @@ def transcribe(
     **settings: Any,
 ) -> list[Segment]:  # fmt: skip
     decoding = DecodingSettings(**CERTAIN | settings)
+    listener = Listening()
     with Engine(model, transcriber(**fields or {}), decoding=decoding, slots=slots) as engine:
-        return list(engine.submit(own).result(timeout=30).segments)
+        future = engine.submit(replace(own, listener=listener))
+        segments = future.result(timeout=30).segments
+    listener.check(own, segments)
+    return list(segments)
 
 
 SPANS = [(1.0, 8.0), (12.0, 20.0), (30.0, 34.5)]
@@ -258,7 +263,7 @@ def test_settings_of_all_families_and_null_thresholds_are_admitted() -> None:
     transcriber().check(
         DecodingSettings(
             language="en", task="translate", strategy="chunked", no_speech_threshold=None,
-            num_beams=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
+            beam_size=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
         )
     )  # fmt: skip
 

@@ -106,13 +106,6 @@ def language_name(code: str) -> str:
     return f"{name.title()} ({code})" if name else cut(code, 60)
 
 
-def clock(seconds: float) -> str:
-    """Write a time within a recording."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def hours(seconds: float) -> str:
     """Write a length of audio, in hours where there are some."""
     return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"

@@ -31,7 +31,7 @@ from corpus_asr.report.status import (
     activity_values,
     load_status,
 )
-from corpus_asr.report.text import counted, duration
+from corpus_asr.report.text import clock, counted, duration
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -107,7 +107,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {
-        "clock": formatting.clock,
+        "clock": clock,
         "commas": "{:,}".format,
         "coordinate": formatting.coordinate,
         "counted": counted,

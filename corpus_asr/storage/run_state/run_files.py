@@ -270,7 +270,7 @@ class Run:
 def result_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that change results, flat and by their names in the YAML."""
     classifies = config.pipeline == CLASSIFY_AUDIO
-    flat: dict[str, Any] = {"model.dtype": config.model.dtype}
+    flat: dict[str, Any] = {"model.compute_type": config.model.compute_type}
     for section in ("extract", "classification" if classifies else "decoding"):
         settings = getattr(config, section).model_dump(mode="json")
         flat |= {f"{section}.{key}": value for key, value in settings.items()}

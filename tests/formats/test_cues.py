@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.cues import CueRules, cues_of
+from corpus_asr.formats.cues import CueRules, cues_of
 from tests.support.tables import recording, segment
 
 SCREEN = CueRules(max_line_chars=20, max_lines=2, max_duration_s=5.0)

@@ -6,14 +6,13 @@ words, into spans of similar length; between characters only in scripts without 
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import add
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.recordings import Recording
 from corpus_asr.segments import Segment
 
 _SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
@@ -25,6 +24,37 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f]")
 _WORD = re.compile(r"\s*\S+")
 # Marks, joiners and closing punctuation: a line must not begin with one.
 _NOT_FIRST = frozenset({"Mn", "Mc", "Me", "Cf", "Pe", "Pf", "Po", "Sk"})
+
+
+class Transcribed(Protocol):
+    """A recording's segments, and what files say of it."""
+
+    @property
+    def uri(self) -> str | None:
+        """Its address, or what it is called."""
+
+    @property
+    def language(self) -> str | None:
+        """Of most of it."""
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of audio."""
+
+    @property
+    def model(self) -> str | None:
+        """Checkpoint that transcribed it."""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Sorted by time."""
+
+    def by_channel(self) -> Mapping[int | None, Sequence[Segment]]:
+        """Return the segments of each channel, sorted by time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +117,7 @@ class Cue:
         return ["".join(piece.text for piece in line).strip() for line in self.lines]
 
 
-def cues_of(recording: Recording, rules: CueRules) -> list[Cue]:
+def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     """Return a recording's cues, sorted by start."""
     cues = [
         cue
