@@ -21,17 +21,16 @@ from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcripts
+from corpus_asr.view.query import Query, parse_query
 from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
     Filters,
     Hit,
     Order,
-    Query,
     RecordingOrder,
     State,
     find,
-    parse_query,
     recordings_page,
     states,
 )

@@ -28,7 +28,7 @@ from corpus_asr.storage.run_state.tables import (
     PartRows,
     projected,
 )
-from corpus_asr.view.search import TextFiles, Texts
+from corpus_asr.view.texts import TextFiles, Texts
 
 # A look lists the names of commits.
 REFRESH_S = 10.0

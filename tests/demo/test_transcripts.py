@@ -22,7 +22,8 @@ from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.text.normalize import numbers_in_figures
 from corpus_asr.view.catalogue import Library
-from corpus_asr.view.search import Filters, find, parse_query
+from corpus_asr.view.query import parse_query
+from corpus_asr.view.search import Filters, find
 from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back
 from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken

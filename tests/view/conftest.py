@@ -14,7 +14,8 @@ from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library, Transcripts, View
-from corpus_asr.view.search import Filters, Hits, Order, find, parse_query
+from corpus_asr.view.query import parse_query
+from corpus_asr.view.search import Filters, Hits, Order, find
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds
 from tests.support.audio import encode, tone, wav_bytes

@@ -12,17 +12,13 @@ from hypothesis import strategies as st
 
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import Library
+from corpus_asr.view.query import Query, folded, folded_lines, parse_query, places
 from corpus_asr.view.search import (
     PAGE_ROWS,
     Filters,
     Order,
-    Query,
     RecordingOrder,
     State,
-    folded,
-    folded_lines,
-    parse_query,
-    places,
     recordings_page,
     states,
 )

@@ -13,7 +13,7 @@ import pytest
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
-from corpus_asr.view.search import MAX_QUERY_CHARS
+from corpus_asr.view.query import MAX_QUERY_CHARS
 from corpus_asr.view.sound import Sounds
 from tests.support.pages import asked, fetch
 from tests.view.conftest import PASSAGES, SECONDS, Shown
