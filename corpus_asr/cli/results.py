@@ -18,6 +18,7 @@ from corpus_asr.cli.options import (
     EndpointUrl,
     Languages,
     MinConfidence,
+    NoCorrections,
     OutputUri,
     Uris,
     print_result,
@@ -115,6 +116,7 @@ def export(
             help="Style of the spoken word; needs word timestamps.", rich_help_panel=_PANEL
         ),
     ] = "plain",
+    no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
@@ -137,6 +139,7 @@ def export(
                 min_gap_s=min_gap_s,
             ),
             words=WordStyle(words),
+            corrections=not no_corrections,
         )
         selection = Selection(
             languages=tuple(language or ()),
@@ -156,6 +159,8 @@ def _words(summary: "ExportSummary") -> str:
         f"{summary.to}: {counted(summary.recordings, 'recording')}, "
         f"{counted(summary.segments, 'segment')} in {counted(summary.files, 'file')}"
     )
+    if summary.corrected:
+        done += f"; {counted(summary.corrected, 'segment')} corrected or checked by people"
     if summary.partly_failed:
         done += f"; {summary.partly_failed:,} with parts that failed"
     left = [
@@ -163,14 +168,25 @@ def _words(summary: "ExportSummary") -> str:
         for count, what in ((summary.failed, "failed"), (summary.unfinished, "not done yet"))
         if count
     ]
-    return f"{done}\nomitted: {', '.join(left)}" if left else done
+    if left:
+        done += f"\nomitted: {', '.join(left)}"
+    if summary.stale_corrections:
+        stale = counted(summary.stale_corrections, "correction")
+        done += (
+            f"\nnot applied: {stale} of segments that have changed; `corpus-asr view` lists them"
+        )
+    return done
 
 
 def evaluate(
     output_uri: OutputUri,
     references: Annotated[
         str,
-        typer.Option(metavar="MANIFEST", help="A .jsonl, .csv or .parquet of uri (or path), text."),
+        typer.Option(
+            metavar="MANIFEST",
+            help="A .jsonl, .csv or .parquet of uri (or path), text; or `corrections`: the "
+            "segments that people have checked in `view`.",
+        ),
     ],
     against: Annotated[
         str | None,
@@ -290,12 +306,14 @@ def show(
     language: Languages = None,
     min_confidence: MinConfidence = 0.0,
     drop_known_hallucinations: DropKnownHallucinations = False,
+    no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Print the transcripts of a run with timestamps."""
     from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
     from corpus_asr.report.text import Format, print_transcript
     from corpus_asr.segments import Transcript
+    from corpus_asr.storage.run_state.corrections import Corrections, Corrector, read_saved
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
 
@@ -309,7 +327,10 @@ def show(
         )
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         index = read_index(store)
-        for _, found in recordings(store, index, chosen(index, selection), selection):
+        corrections = Corrections({} if no_corrections else read_saved(store))
+        corrector = Corrector(corrections, index.recordings)
+        wanted = chosen(index, selection)
+        for _, found in recordings(store, index, wanted, selection, corrector=corrector):
             transcript = Transcript(
                 uri=redact_uri(found.uri),
                 segments=found.segments,

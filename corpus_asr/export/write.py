@@ -38,6 +38,7 @@ from corpus_asr.export.recordings import (
     read_index,
     recordings,
 )
+from corpus_asr.storage.run_state.corrections import Corrections, Corrector
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -158,6 +159,8 @@ class ExportOptions:
     """One file for all recordings."""
     rules: CueRules = field(default_factory=CueRules)
     words: WordStyle = WordStyle.plain
+    corrections: bool = True
+    """Whether to write what people corrected in place of the model's text."""
 
     def __post_init__(self) -> None:
         subtitles = [name for name in self.formats if name in SUBTITLES]
@@ -188,6 +191,10 @@ class ExportSummary:
     """Recordings that failed as a whole; not exported."""
     unfinished: int = 0
     """Not exported."""
+    corrected: int = 0
+    """Exported segments that a person corrected or checked."""
+    stale_corrections: int = 0
+    """Of exported recordings, not applied: their segments have changed."""
 
 
 def export(
@@ -209,13 +216,17 @@ def export(
         unfinished=0 if selection.partial else int((~complete).sum()),
     )
     columns = _columns(options.formats)
-    rows = recordings(store, index, chosen(index, selection), selection, columns=columns)
+    wanted = chosen(index, selection)
+    corrector = Corrector(Corrections.load(store), table) if options.corrections else None
+    rows = recordings(store, index, wanted, selection, columns=columns, corrector=corrector)
     counted = _counted(rows, summary)
     if options.single:
         summary.files = _write_single(counted, to, options, store.options)
     else:
         names = Names(table, [file_suffix(each) for each in options.formats])
         summary.files = _write_each(counted, names, to, options, store.options)
+    if corrector is not None:
+        summary.stale_corrections = len(corrector.stale(wanted))
     return summary
 
 
@@ -225,6 +236,7 @@ def _counted(
     for position, recording in rows:
         summary.recordings += 1
         summary.segments += len(recording.segments)
+        summary.corrected += sum(segment.corrected for segment in recording.segments)
         summary.partly_failed += recording.failed
         yield position, recording
 

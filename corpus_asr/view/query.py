@@ -1,4 +1,4 @@
-"""What is searched for: words and phrases in folded texts, without case, accents and punctuation."""
+"""What is searched for: words and phrases, folded: without case, accents and punctuation."""
 
 import re
 import unicodedata
