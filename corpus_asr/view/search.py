@@ -1,10 +1,11 @@
-"""Search over all segments of a run: filters, and pages of hits.
+"""Search over all segments of a run: filters, pages of hits, and all hits one by one.
 
 A search takes memory for the pages up to the one it returns.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -12,12 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.storage.run_state.corrections import CORRECTED_CONFIDENCE, Correction
+from corpus_asr.view.catalogue import Catalogue
+from corpus_asr.view.facets import Counts, Facet
 from corpus_asr.view.query import Query
-from corpus_asr.view.texts import NOBODY, Texts
+from corpus_asr.view.texts import NOBODY, Chunk, Texts
 
 PAGE_ROWS = 50
 # A search keeps the hits of all pages up to its own: at most 10,000.
 MAX_PAGE = 200
+_HITS_AT_A_TIME = 1_000
 
 
 class State(StrEnum):
@@ -62,6 +67,10 @@ class Filters:
     """Likeliest label of the recording."""
     min_confidence: float | None = None
     max_confidence: float | None = None
+    folder: str = ""
+    """Below the common folder of all recordings; with those below it."""
+    date: str = ""
+    """A year or month, as 2026-03."""
 
     def __post_init__(self) -> None:
         for bound in (self.min_confidence, self.max_confidence):
@@ -71,7 +80,7 @@ class Filters:
                 )
 
     def recordings(self, table: pa.Table) -> np.ndarray:
-        """Return a mask of the recordings that match all but language and confidence."""
+        """Return a mask of the recordings that match ID, name, state and label."""
         keep = np.ones(table.num_rows, dtype=bool)
         if self.id:
             keep &= pc.equal(table["recording_id"], self.id).to_numpy()
@@ -91,10 +100,9 @@ class Filters:
         mask: np.ndarray = pc.fill_null(pc.equal(rows["language"], self.language), False).to_numpy()
         return mask
 
-    def segments(self, rows: pa.Table) -> np.ndarray:
-        """Return a mask of the segments that match language and confidence."""
-        keep = self.in_language(rows)
-        confidence = rows["confidence"].to_numpy()
+    def segments(self, confidence: np.ndarray) -> np.ndarray:
+        """Return a mask of the segments with such a confidence."""
+        keep = np.ones(len(confidence), dtype=bool)
         if self.min_confidence is not None:
             keep &= confidence >= np.float32(self.min_confidence)
         if self.max_confidence is not None:
@@ -119,12 +127,14 @@ class Hit:
     start_s: float
     end_s: float
     text: str
-    before: str
-    """Text of the segment before it in the same channel, or empty."""
-    after: str
     confidence: float | None
     language: str | None
     channel: int | None
+    correction: Correction | None
+    """What a person said of it; `text` has it."""
+    before: str = ""
+    """Text of the segment before it in the same channel, or empty."""
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,10 +145,11 @@ class Hits:
     recordings: int
     """With at least one hit."""
     hits: list[Hit]
+    facets: dict[str, Facet]
 
 
 def find(
-    recordings: pa.Table,
+    catalogue: Catalogue,
     texts: Texts,
     query: Query,
     filters: Filters,
@@ -146,35 +157,99 @@ def find(
     order: Order = Order.recording,
     page: int = 0,
 ) -> Hits:
-    """Search all segments of a run; recordings and texts are of one view."""
+    """Search all segments of a run; catalogue and texts are of one view."""
     _check_page(page)
-    wanted = filters.recordings(recordings)
-    seen = np.zeros(len(wanted), dtype=bool)
-    total = 0
+    counts = Counts(catalogue.trees, folder=filters.folder, date=filters.date)
     first = [np.empty(0)] * 5  # sort key, owner, start, chunk and row of the first hits
-    for number, (chunk, owners) in enumerate(zip(texts.chunks, texts.owners, strict=True)):
-        # Cheap filters first: texts are matched only where some row is left.
-        keep = owners != NOBODY
-        keep &= wanted[owners] & filters.segments(chunk.rows)
-        if keep.any() and (query.wanted or query.excluded):
-            keep &= query.matches(chunk.rows["folded"])
-        rows = np.flatnonzero(keep)
-        total += len(rows)
-        seen[owners[rows]] = True
-        taken = chunk.rows.select(["confidence", "start_s"]).take(pa.array(rows))
-        columns = (
-            _sort_key(taken["confidence"].to_numpy(), order),
-            owners[rows],
-            taken["start_s"].to_numpy(),
-            np.full(len(rows), number),
-            rows,
-        )
-        merged = [np.concatenate(pair) for pair in zip(first, columns, strict=True)]
+    for found in _matches(catalogue, texts, query, filters):
+        counts.add(found.owners[found.matching & found.spoken])
+        inside = found.matching & counts.inside[found.owners]
+        counts.add_languages(found.languages[inside], found.chunk.languages)
+        merged = [
+            np.concatenate(pair)
+            for pair in zip(first, found.columns(inside & found.spoken, order), strict=True)
+        ]
         best = np.lexsort(merged[::-1])[: (page + 1) * PAGE_ROWS]
         first = [column[best] for column in merged]
-    chunks, rows = (column[page * PAGE_ROWS :].astype(int).tolist() for column in first[3:])
-    hits = [_hit(texts, number, row) for number, row in zip(chunks, rows, strict=True)]
-    return Hits(total=total, recordings=int(seen.sum()), hits=hits)
+    numbers, rows = (column[page * PAGE_ROWS :].astype(np.int64) for column in first[3:])
+    hits = [
+        replace(hit, before=_neighbor(texts, place, -1), after=_neighbor(texts, place, 1))
+        for hit, *place in zip(
+            _hits(texts, numbers, rows), numbers.tolist(), rows.tolist(), strict=True
+        )
+    ]
+    return Hits(total=counts.total, recordings=counts.recordings, hits=hits, facets=counts.facets())
+
+
+def find_all(
+    catalogue: Catalogue,
+    texts: Texts,
+    query: Query,
+    filters: Filters,
+    *,
+    order: Order = Order.recording,
+) -> Iterator[list[Hit]]:
+    """Yield all hits in order, some at a time, without the texts around them.
+
+    Each takes 40 bytes of memory.
+    """
+    inside = Counts(catalogue.trees, folder=filters.folder, date=filters.date).inside
+    columns = [
+        found.columns(found.matching & found.spoken & inside[found.owners], order)
+        for found in _matches(catalogue, texts, query, filters)
+    ]
+    merged = [np.concatenate(of_all) for of_all in zip(*columns, strict=True)]
+    order_of = np.lexsort(merged[::-1]) if merged else np.empty(0, np.int64)
+    for start in range(0, len(order_of), _HITS_AT_A_TIME):
+        some = order_of[start : start + _HITS_AT_A_TIME]
+        yield _hits(texts, *(column[some].astype(np.int64) for column in merged[3:]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Matches:
+    # Of one chunk: which rows match all but language, folder and date, and which are in the
+    # language.
+    number: int
+    chunk: Chunk
+    owners: np.ndarray
+    confidence: np.ndarray
+    languages: np.ndarray
+    matching: np.ndarray
+    spoken: np.ndarray
+
+    def columns(self, keep: np.ndarray, order: Order) -> tuple[np.ndarray, ...]:
+        rows = np.flatnonzero(keep)
+        return (
+            _sort_key(self.confidence[rows], order),
+            self.owners[rows],
+            self.chunk.rows["start_s"].to_numpy()[rows],
+            np.full(len(rows), self.number),
+            rows,
+        )
+
+
+def _matches(
+    catalogue: Catalogue, texts: Texts, query: Query, filters: Filters
+) -> Iterator[_Matches]:
+    wanted = filters.recordings(catalogue.recordings)
+    chunks = zip(texts.chunks, texts.owners, texts.edits, strict=True)
+    for number, (chunk, owners, edits) in enumerate(chunks):
+        # Cheap filters first: texts are matched only where some row is left.
+        confidence = chunk.rows["confidence"].to_numpy()
+        if len(edits.rows):
+            confidence = confidence.copy()
+            confidence[edits.rows] = CORRECTED_CONFIDENCE
+        matching = owners != NOBODY
+        matching &= wanted[owners] & filters.segments(confidence)
+        if matching.any() and (query.wanted or query.excluded):
+            said = query.matches(chunk.rows["folded"])
+            said[edits.rows] = query.matches(edits.folded)
+            matching &= said
+        languages = chunk.rows["language"].to_numpy()
+        spoken = np.ones(len(languages), dtype=bool)
+        if filters.language is not None:
+            spoken = languages == chunk.language_number(filters.language)
+        yield _Matches(number, chunk, owners, confidence, languages, matching, spoken)
 
 
 def _sort_key(confidence: np.ndarray, order: Order) -> np.ndarray:
@@ -193,32 +268,74 @@ def _check_page(page: int) -> None:
         )
 
 
-def _hit(texts: Texts, number: int, row: int) -> Hit:
+_HIT_COLUMNS = ["start_s", "end_s", "text", "confidence", "language", "channel"]
+
+
+def _hits(texts: Texts, numbers: np.ndarray, rows: np.ndarray) -> list[Hit]:
+    # Rows of one chunk are taken together: one by one each costs Arrow some 20 µs a column.
+    hits: list[Hit] = [None] * len(rows)  # type: ignore[list-item]
+    for number in np.unique(numbers).tolist():
+        chunk, owners, edits = texts.chunks[number], texts.owners[number], texts.edits[number]
+        places = np.flatnonzero(numbers == number)
+        table = chunk.rows.select(_HIT_COLUMNS).take(pa.array(rows[places]))
+        for at, row, values in zip(
+            places.tolist(), rows[places].tolist(), table.to_pylist(), strict=True
+        ):
+            correction = edits.of(row)
+            if correction is not None:
+                values["text"] = correction.segment_text
+                values["confidence"] = CORRECTED_CONFIDENCE
+            language = values.pop("language")
+            hits[at] = Hit(
+                position=int(owners[row]),
+                language=None if language < 0 else chunk.languages[language],
+                correction=correction,
+                **values,
+            )
+    return hits
+
+
+def _neighbor(texts: Texts, place: Sequence[int], by: int) -> str:
+    number, row = place
     rows, owners = texts.chunks[number].rows, texts.owners[number]
-    values = rows.select(["start_s", "end_s", "text", "confidence", "language", "channel"])
-    hit = values.slice(row, 1).to_pylist()[0]
+    at = row + by
+    if not 0 <= at < len(owners) or owners[at] != owners[row]:
+        return ""
+    if rows["channel"][at].as_py() != rows["channel"][row].as_py():
+        return ""
+    correction = texts.edits[number].of(at)
+    return str(rows["text"][at].as_py()) if correction is None else correction.segment_text
 
-    def neighbor(other: int) -> str:
-        same = 0 <= other < len(owners) and owners[other] == owners[row]
-        if not same or rows["channel"][other].as_py() != hit["channel"]:
-            return ""
-        return str(rows["text"][other].as_py())
 
-    return Hit(position=int(owners[row]), before=neighbor(row - 1), after=neighbor(row + 1), **hit)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingsPage:
+    """One page of recordings."""
+
+    total: int
+    positions: list[int]
+    facets: dict[str, Facet]
 
 
 def recordings_page(
-    recordings: pa.Table,
+    catalogue: Catalogue,
     filters: Filters,
     *,
     order: RecordingOrder = RecordingOrder.name,
     page: int = 0,
-) -> tuple[int, list[int]]:
-    """Return the number of recordings that match, and the positions of one page of them."""
+) -> RecordingsPage:
+    """Return a page of the recordings that match; facets count recordings."""
     _check_page(page)
-    positions = np.flatnonzero(filters.recordings(recordings) & filters.in_language(recordings))
+    recordings = catalogue.recordings
+    counts = Counts(catalogue.trees, folder=filters.folder, date=filters.date)
+    matching, spoken = filters.recordings(recordings), filters.in_language(recordings)
+    counts.add(np.flatnonzero(matching & spoken))
+    named = recordings["language"].combine_chunks().dictionary_encode()
+    codes = pc.fill_null(named.indices, -1).to_numpy()
+    counts.add_languages(codes[matching & counts.inside], named.dictionary.to_pylist())
+    positions = np.flatnonzero(matching & spoken & counts.inside)
     if order is not RecordingOrder.name:
         lengths = recordings["duration_s"].to_numpy()[positions]
         sign = -1 if order is RecordingOrder.longest else 1
         positions = positions[np.argsort(sign * lengths, kind="stable")]
-    return len(positions), positions[page * PAGE_ROWS : (page + 1) * PAGE_ROWS].tolist()
+    shown = positions[page * PAGE_ROWS : (page + 1) * PAGE_ROWS].tolist()
+    return RecordingsPage(total=len(positions), positions=shown, facets=counts.facets())

@@ -18,6 +18,7 @@ from corpus_asr.view.query import parse_query
 from corpus_asr.view.search import Filters, Hits, Order, find
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds
+from corpus_asr.view.waveform import Waveforms
 from tests.support.audio import encode, tone, wav_bytes
 from tests.support.runs import of_file, passage, run_of, spoken
 from tests.support.tables import commit, part, results
@@ -75,11 +76,15 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with (
         closing(Library(store)) as library,
         closing(Sounds(store)) as sounds,
-        closing(ViewServer(Answers(library, Transcripts(store), sounds))) as server,
+        closing(ViewServer(answers_of(library, sounds))) as server,
     ):
         library.wait()
         with served(server):
             yield Shown(folder, store, server)
+
+
+def answers_of(library: Library, sounds: Sounds, **values: Any) -> Answers:
+    return Answers(library, Transcripts(library.store), sounds, Waveforms(sounds), **values)
 
 
 @contextmanager
@@ -120,9 +125,7 @@ def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -
     order, page = values.pop("order", Order.recording), values.pop("page", 0)
     query = parse_query(typed, whole_words=whole)
     assert view.texts is not None
-    return find(
-        view.catalogue.recordings, view.texts, query, Filters(**values), order=order, page=page
-    )
+    return find(view.catalogue, view.texts, query, Filters(**values), order=order, page=page)
 
 
 def said(found: Hits) -> list[str]:

@@ -25,6 +25,10 @@ def answer(shown: Shown, what: str, /, **parameters: Any) -> Any:
     return json.loads(found.body)
 
 
+def token_of(shown: Shown) -> str:
+    return shown.server.access.prefix.removeprefix("/")
+
+
 def connection(shown: Shown) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(urllib.parse.urlsplit(shown.url).netloc, timeout=30)
 
@@ -57,8 +61,9 @@ def test_pages_hold_no_script_and_style_but_in_files_and_lead_nowhere(shown: Sho
 
 
 def test_without_the_token_there_is_nothing(shown: Shown) -> None:
-    base = shown.url.removesuffix(f"{shown.server.token}/")
-    for path in ("", "api/run", "wrong/", f"{shown.server.token[:-1]}/", shown.server.token):
+    token = token_of(shown)
+    base = shown.url.removesuffix(f"{token}/")
+    for path in ("", "api/run", "wrong/", f"{token[:-1]}/", token):
         found = fetch(base + path)
         assert found.status == 404
         assert b"open the complete URL" in found.body
@@ -80,7 +85,7 @@ def test_no_path_leads_to_a_file_or_to_what_is_no_answer(shown: Shown) -> None:
         "server.py", "api/close", "api/__init__", "api/_named", "audio/etc/passwd", "api/library",
     ):  # fmt: skip
         with closing(connection(shown)) as asking:
-            asking.request("GET", f"/{shown.server.token}/{path}")
+            asking.request("GET", f"/{token_of(shown)}/{path}")
             response = asking.getresponse()
             assert response.status == 404, path
             assert b"root:" not in response.read()

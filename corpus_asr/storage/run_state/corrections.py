@@ -103,6 +103,14 @@ class Correction:
         return self.text != _spaced_once(self.original)
 
     @property
+    def segment_text(self) -> str:
+        """The text in place of the model's, whose space before it stays; empty if removed."""
+        if not self.changes:
+            return self.original
+        space = self.original[: len(self.original) - len(self.original.lstrip())]
+        return space + self.text if self.text else ""
+
+    @property
     def stands(self) -> bool:
         """Whether it says anything: the model's text, not checked, withdraws what was saved."""
         return self.changes or self.checked
@@ -331,10 +339,7 @@ def corrected(row: Mapping[str, Any], correction: Correction) -> dict[str, Any]:
     values = dict(row)
     changes: dict[str, Any] = {"confidence": CORRECTED_CONFIDENCE, "known_hallucination": False}
     if correction.changes:
-        original = row["text"] or ""
-        # Where the model begins a segment with a space, texts are joined as they are.
-        lead = original[: len(original) - len(original.lstrip())]
-        text = lead + correction.text if correction.text else ""
+        text = correction.segment_text
         changes |= dict.fromkeys(_SCORES) | {"text": text}
         if row.get("words") is not None:
             changes["words"] = timed_words(row["words"], text, row["start_s"], row["end_s"])
