@@ -206,7 +206,7 @@ class Answers:
             "corrected": len(transcript.edits),
             "stale": [correction_data(each) for each in sorted(transcript.stale.items())],
             # Another one after each save, here or elsewhere.
-            "edition": max((name for name, _ in view.corrections.of(request.id)), default=""),
+            "edition": _edition(view, request.id),
             "saved_as": [] if catalogue.classified else list(_SAVED),
         }
         if row["error_kind"] is not None:
@@ -281,6 +281,8 @@ class Answers:
             message = visible(str(error))
         return {
             "peaks": peaks,
+            # In place of peaks, where there are none.
+            "speech": pauses.speech(start_s, end_s, request.count) if peaks is None else None,
             "pauses": pauses.within(start_s, end_s, at_least_s=part_s),
             "message": message,
         }
@@ -303,7 +305,10 @@ class Answers:
         view, position = self._named(change.id)
         shown = self.transcripts.read(view, position)
         at = shown.number_of(change.key)
-        return {"segment": None if at is None else _segment(shown.segments(at, 1)[0], Query())}
+        return {
+            "segment": None if at is None else _segment(shown.segments(at, 1)[0], Query()),
+            "edition": _edition(view, change.id),
+        }
 
     def saved(self, request: Request) -> tuple[str, str]:
         """Return name and text of a file: a recording in one of the formats."""
@@ -326,6 +331,10 @@ class Answers:
     def _sound(self, recording_id: str) -> Sound:
         view, position = self._named(recording_id)
         return self.sounds.of(view.catalogue.row(position))
+
+
+def _edition(view: View, recording_id: str) -> str:
+    return max((name for name, _ in view.corrections.of(recording_id)), default="")
 
 
 def _page(total: int, facets: Mapping[str, Facet]) -> dict[str, Any]:

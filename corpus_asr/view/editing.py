@@ -17,6 +17,11 @@ from corpus_asr.view.catalogue import Library, Transcript, View
 class ConflictError(Exception):
     """A segment is not, or no longer, what somebody is about to correct."""
 
+    def __init__(self, message: str, *, seen: str = "") -> None:
+        super().__init__(message)
+        self.seen = seen
+        """The correction that the message shows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
@@ -73,7 +78,8 @@ def save_change(
     if seen != change.seen and before is not None:
         raise ConflictError(
             f"{before.name or 'somebody else'} has corrected this segment meanwhile: "
-            f"“{before.text}”; save again to replace that"
+            f"“{before.text}”; save again to replace that",
+            seen=seen,
         )
     original = shown.original(at)
     library.save(

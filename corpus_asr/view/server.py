@@ -46,7 +46,7 @@ _PAGES = {"": "index.html", "recording": "recording.html"} | {
                  "transcript.js", "waveform.js", "editor.js", "recording.js", "login.js")
 }  # fmt: skip
 # What the form for the password is made of; nothing of the run is in it.
-_OPEN_TO_ALL = {"style.css", "view.css", "page.js", "login.js"}
+_OPEN_TO_ALL = {"style.css", "view.css", "page.js", "login.js", "session"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _ANSWERS = frozenset(
     {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform"}
@@ -103,6 +103,14 @@ class ViewServer:
         self._app = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY_BYTES)
         self._app.on_response_prepare.append(_add_headers)
         prefix = "" if password is not None else "/{token}"
+        if password is not None:
+            self._app.add_routes(
+                [
+                    web.get("/session", self._session),
+                    web.post("/login", self._log_in),
+                    web.post("/logout", self._log_out),
+                ]
+            )
         self._app.add_routes(
             [
                 web.get(prefix + "/audio", self._audio),
@@ -113,10 +121,6 @@ class ViewServer:
                 web.get(prefix + "/{name:[^/]*}", self._page),
             ]
         )
-        if password is not None:
-            self._app.add_routes(
-                [web.post("/login", self._log_in), web.post("/logout", self._log_out)]
-            )
 
     @property
     def url(self) -> str:
@@ -144,7 +148,7 @@ class ViewServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        headers = {}
+        headers, more = {}, {}
         try:
             if not self._is_known(request.host):
                 raise RefusedError(403, "this server is not asked under that name")
@@ -159,8 +163,10 @@ class ViewServer:
             status, why = error.status, str(error)
             if error.retry_after_s:
                 headers["Retry-After"] = f"{error.retry_after_s:.0f}"
-        except (NotFoundError, ConflictError) as error:
-            status, why = 404 if isinstance(error, NotFoundError) else 409, str(error)
+        except NotFoundError as error:
+            status, why = 404, str(error)
+        except ConflictError as error:
+            status, why, more = 409, str(error), {"seen": error.seen}
         except ConfigError as error:
             status, why = 400, str(error)
         except ItemError as error:
@@ -168,7 +174,7 @@ class ViewServer:
             status, why = 404 if gone else 502, str(error)
         except CorpusAsrError as error:
             status, why = 500, str(error)
-        return web.json_response({"error": visible(why)}, status=status, headers=headers)
+        return web.json_response({"error": visible(why)} | more, status=status, headers=headers)
 
     async def _before_login(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         if not self.access.asks_for_password:
@@ -180,6 +186,9 @@ class ViewServer:
             # At the same URL, which opens once the password is right.
             return web.Response(text=_file("login.html"), content_type="text/html")
         raise RefusedError(401, "log in first")
+
+    async def _session(self, request: web.Request) -> web.Response:
+        return _json({"is_open": self.access.allows(request)})
 
     async def _log_in(self, request: web.Request) -> web.Response:
         assert isinstance(self.access, PasswordAccess)

@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from corpus_asr.view.sound import PEAKS_PER_S, Sound, Sounds
+from corpus_asr.view.sound import FULL_PEAK, PEAKS_PER_S, Sound, Sounds
 
 LONGEST_S = 600.0
 MAX_PEAKS = 2_000
@@ -86,6 +86,18 @@ class Pauses:
         silent_to = np.concatenate([starts_s, [duration_s]])
         are_pauses = silent_to - silent_from >= MIN_PAUSE_S
         self._starts, self._ends = silent_from[are_pauses], silent_to[are_pauses]
+
+    def speech(self, start_s: float, end_s: float, count: int) -> list[int]:
+        """Return how much of each of `count` equal parts of a span is no pause, from 0 to 255."""
+        bounds = np.stack([self._starts, self._ends], axis=1).ravel()
+        lengths = self._ends - self._starts
+        silent = np.stack([np.cumsum(lengths) - lengths, np.cumsum(lengths)], axis=1).ravel()
+        edges = np.linspace(start_s, end_s, count + 1)
+        # Silence up to a moment is a line between the bounds of pauses.
+        passed = np.interp(edges, bounds, silent) if len(bounds) else np.zeros(count + 1)
+        share = 1.0 - np.diff(passed) / ((end_s - start_s) / count)
+        found: list[int] = np.rint(FULL_PEAK * np.clip(share, 0.0, 1.0)).astype(int).tolist()
+        return found
 
     def within(self, start_s: float, end_s: float, *, at_least_s: float) -> list[list[float]]:
         """Return start and end of the pauses in a span that are so long, cut to it."""

@@ -83,6 +83,16 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
             yield Shown(folder, store, server)
 
 
+@contextmanager
+def serving(store: OutputStore, *, editable: bool = True, **values: Any) -> Iterator[ViewServer]:
+    """Serve a run whose texts are read; values are those of `ViewServer`."""
+    with closing(Library(store, refresh_s=0.0)) as library, closing(Sounds(store)) as sounds:
+        library.wait()
+        answers = answers_of(library, sounds, editable=editable)
+        with closing(ViewServer(answers, **values)) as server, served(server):
+            yield server
+
+
 def answers_of(library: Library, sounds: Sounds, **values: Any) -> Answers:
     return Answers(library, Transcripts(library.store), sounds, Waveforms(sounds), **values)
 
