@@ -80,7 +80,9 @@ class Chromium:
                 os.close(from_browser[0])
 
     def open(self, url: str) -> "Page":
-        target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
+        # In a window of its own: tabs behind another one draw nothing.
+        made = self.call("Target.createTarget", {"url": "about:blank", "newWindow": True})
+        target = made["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
         page = Page(self, session["sessionId"], target)
         page.call("Page.enable")

@@ -14,6 +14,7 @@ import pytest
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
 from corpus_asr.view.query import MAX_QUERY_CHARS
+from corpus_asr.view.server import _PAGES
 from corpus_asr.view.sound import Sounds
 from tests.support.pages import asked, fetch
 from tests.view.conftest import PASSAGES, SECONDS, Shown
@@ -53,7 +54,7 @@ def test_pages_hold_no_script_and_style_but_in_files_and_lead_nowhere(shown: Sho
         for dangerous in ("://", " style=", " onclick="):
             assert dangerous not in text
         assert text.count("<script") == text.count('<script type="module" src="')
-    for script in ("page.js", "search.js", "player.js", "transcript.js", "recording.js"):
+    for script in (each for each in _PAGES if each.endswith(".js")):
         text = fetch(shown.url + script).body.decode()
         for dangerous in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write",
                           "eval("):  # fmt: skip
@@ -74,7 +75,6 @@ def test_a_foreign_name_that_points_here_and_other_methods_are_refused(shown: Sh
         assert fetch(shown.url, Host=host).status == 403, host
     for host in ("localhost:1", "127.0.0.1", "[::1]:9"):
         assert fetch(shown.url, Host=host).status == 200, host
-    # Nothing can be changed.
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         assert fetch(asked(shown.url, "api/run"), method=method).status == 405
 
@@ -83,6 +83,7 @@ def test_no_path_leads_to_a_file_or_to_what_is_no_answer(shown: Shown) -> None:
     for path in (
         "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "static/../server.py", "%2e%2e/server.py",
         "server.py", "api/close", "api/__init__", "api/_named", "audio/etc/passwd", "api/library",
+        "api/correct", "api/hits", "hits.exe", "session", "login",
     ):  # fmt: skip
         with closing(connection(shown)) as asking:
             asking.request("GET", f"/{token_of(shown)}/{path}")
@@ -110,6 +111,9 @@ def test_what_cannot_be_answered_is_refused_in_words(shown: Shown) -> None:
         ("search", {"max_confidence": "2"}, "between 0 and 1"),
         ("search", {"order": "sideways"}, "expected recording, least_sure, most_sure"),
         ("recordings", {"state": "gone"}, "expected done"),
+        ("waveform", {"id": shown.id("plain.wav"), "count": 2001}, "at most 2000"),
+        ("waveform", {"id": shown.id("plain.wav"), "from": 9, "to": 9}, "expected a span of"),
+        ("waveform", {"id": shown.id("plain.wav"), "to": 61}, "expected a span of the 60 s"),
         ("recordings", {"name": "x" * 3000}, "expected fewer"),
         ("recordings", {"name": "x" * 10_000}, ""),
     ):
@@ -141,6 +145,16 @@ def test_a_recording_is_told_with_its_segments_and_words(shown: Shown) -> None:
     assert answer(shown, "unsure", id=messages["id"])["at_s"] == 15.0
     assert answer(shown, "unsure", id=messages["id"], **{"from": 15.0})["at_s"] is None
     assert answer(shown, "unsure", id=messages["id"], back=1, **{"from": 59})["at_s"] == 15.0
+
+
+def test_a_waveform_is_drawn_from_any_format_and_says_why_if_not(shown: Shown) -> None:
+    for name in ("plain.wav", "odd.aiff"):
+        drawn = answer(shown, "waveform", id=shown.id(name), count=60)
+        assert drawn["peaks"] == pytest.approx([255 * 0.3] * 60, abs=2)
+        assert (drawn["speech"], drawn["message"]) == (None, "")
+    assert drawn["pauses"] == [[4.0, 60.0]]  # two segments of two seconds
+    bad = fetch(asked(shown.url, "api/waveform", id=shown.id("bad.wav")))
+    assert bad.status == 400
 
 
 def test_a_failure_comes_with_what_to_do(shown: Shown) -> None:

@@ -2,11 +2,6 @@
 
 import { byId, send } from "./page.js";
 
-// A link on another site opens without the cookie of the session, which is there all the same: then
-// nothing is asked.
-const { is_open } = await (await fetch("session")).json();
-if (is_open) location.reload();
-
 byId("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const problem = byId("problem");
@@ -20,3 +15,8 @@ byId("form").addEventListener("submit", async (event) => {
     byId("password").select();
   }
 });
+
+// A link on another site opens without the cookie of the session, which is there all the same: then
+// nothing is asked.
+const { is_open } = await (await fetch("session")).json();
+if (is_open) location.reload();
