@@ -7,13 +7,13 @@ Source: RFC 6265bis (`SameSite`, `HttpOnly`); RFC 7617 (Basic); OWASP, Cross-Sit
 """
 
 import hashlib
-import hmac
 import os
 import secrets
 import stat
-import time
 from collections import deque
 from dataclasses import dataclass
+from hmac import compare_digest
+from time import monotonic
 from urllib.parse import urlsplit
 
 from aiohttp import BasicAuth, web
@@ -84,7 +84,7 @@ class Tries:
 
     def check(self, address: str) -> None:
         """Refuse an address, or all, that had too many wrong passwords."""
-        now = time.monotonic()
+        now = monotonic()
         while self._wrong and now - self._wrong[0][0] >= _TRIES_S:
             self._wrong.popleft()
         theirs = [at for at, who in self._wrong if who == address]
@@ -100,7 +100,7 @@ class Tries:
 
     def failed(self, address: str) -> None:
         """Count a wrong password; `check` bounds how many are kept."""
-        self._wrong.append((time.monotonic(), address))
+        self._wrong.append((monotonic(), address))
 
 
 class TokenAccess:
@@ -123,7 +123,7 @@ class TokenAccess:
     def allows(self, request: web.Request) -> bool:
         """Tell whether a request may be answered."""
         token, slash, _ = request.path.removeprefix("/").partition("/")
-        return bool(slash) and hmac.compare_digest(token.encode(), self.token.encode())
+        return bool(slash) and compare_digest(token.encode(), self.token.encode())
 
 
 class PasswordAccess:
@@ -148,7 +148,7 @@ class PasswordAccess:
             RefusedError: a wrong password, or too many of them.
         """
         ends_s = self._sessions.get(_digest(request.cookies.get(_cookie(request), "")), 0.0)
-        if ends_s > time.monotonic():
+        if ends_s > monotonic():
             return True
         header = request.headers.get("Authorization")
         if header is None:
@@ -170,7 +170,7 @@ class PasswordAccess:
         session = secrets.token_urlsafe(TOKEN_BYTES)
         while len(self._sessions) >= MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
-        self._sessions[_digest(session)] = time.monotonic() + SESSION_S
+        self._sessions[_digest(session)] = monotonic() + SESSION_S
         response = web.json_response({})
         response.set_cookie(
             _cookie(request), session, max_age=SESSION_S, path="/", httponly=True,
@@ -188,7 +188,7 @@ class PasswordAccess:
     def _check(self, request: web.Request, password: str) -> None:
         address = request.remote or ""
         self._tries.check(address)
-        if not hmac.compare_digest(_digest(password), self._password):
+        if not compare_digest(_digest(password), self._password):
             self._tries.failed(address)
             raise RefusedError(401, "this is not the password")
 

@@ -105,7 +105,14 @@ def test_an_object_that_is_no_correction_is_named(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
     name = save(store, "Hello world.")
     good = store.read_json(name)
-    for value in ({}, [], {**good, "start_s": "1"}, {**good, "text": None}, {**good, "checked": 1}):
+    wrong: tuple[Any, ...] = (
+        {},
+        [],
+        {**good, "start_s": "1"},
+        {**good, "text": None},
+        {**good, "checked": 1},
+    )
+    for value in wrong:
         bad = f"{CORRECTIONS_FOLDER}/x/1.json"
         store.write_json(bad, value)
         with pytest.raises(CorpusAsrError, match=r"x/1\.json: found no correction .* remove it"):

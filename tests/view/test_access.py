@@ -1,7 +1,9 @@
 """Who gets in, and who may change something: passwords, sessions, guessers, and other sites."""
 
 import base64
+import hmac
 import json
+import time
 from collections.abc import Iterator
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -92,8 +94,8 @@ def test_a_session_lasts_until_it_is_ended(
     assert [fetch(server.url + "api/run", Cookie=each).status for each in (second, *sessions)] == [
         401, 200, 200
     ]  # fmt: skip
-    now = access.time.monotonic() + access.SESSION_S
-    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    now = time.monotonic() + access.SESSION_S
+    monkeypatch.setattr("corpus_asr.view.access.monotonic", lambda: now)
     assert fetch(server.url + "api/run", Cookie=sessions[1]).status == 401
 
 
@@ -101,13 +103,12 @@ def test_wrong_passwords_are_compared_in_equal_time_and_slowed_down(
     server: ViewServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[tuple[int, int]] = []
-    real = access.hmac.compare_digest
 
     def noting(one: bytes, other: bytes) -> bool:
         compared.append((len(one), len(other)))
-        return bool(real(one, other))
+        return hmac.compare_digest(one, other)
 
-    monkeypatch.setattr(access.hmac, "compare_digest", noting)
+    monkeypatch.setattr("corpus_asr.view.access.compare_digest", noting)
     for wrong in ("", "x", PASSWORD + " ", "y" * 900):
         assert log_in(server, wrong).status == 401
     assert log_in(server, 7).status == 400
@@ -120,8 +121,8 @@ def test_wrong_passwords_are_compared_in_equal_time_and_slowed_down(
     assert 0 < int(late.headers["Retry-After"]) <= 60
     assert b"try again in" in late.body
     assert len(compared) == WRONG_TRIES
-    now = access.time.monotonic() + 61
-    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    now = time.monotonic() + 61
+    monkeypatch.setattr("corpus_asr.view.access.monotonic", lambda: now)
     assert log_in(server).status == 200
 
 
@@ -146,7 +147,7 @@ def test_only_pages_of_this_server_may_change_something(
     run: OutputStore, password: str | None
 ) -> None:
     with serving(run, password=password) as server:
-        session = {"Cookie": cookie_of(log_in(server))} if password else {}
+        session: dict[str, Any] = {"Cookie": cookie_of(log_in(server))} if password else {}
         host = server.url.split("/")[2]
         body = {"id": "nobody"}
         for headers in (

@@ -42,9 +42,9 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) ->
     assert url == f"http://127.0.0.1:{port}/"
     assert b'type="password"' in fetch(url).body
     # A decoder runs by now: it has to end, too.
-    basic = {"Authorization": "Basic " + base64.b64encode(b":correct horse").decode()}
+    basic = "Basic " + base64.b64encode(b":correct horse").decode()
     audio = asked(url, "audio", id=recording_id(str(sound)), decode=1)
-    assert fetch(audio, **basic).status == 200
+    assert fetch(audio, Authorization=basic).status == 200
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=60)
     assert (process.returncode, complained) == (0, "")

@@ -17,7 +17,7 @@ export class Waveform {
     this.at = 0;
     this.channel = "";
     this.spanS = durationS <= LONG_S ? durationS : USUAL_S;
-    this.fromS = 0;
+    this.startS = 0;
     this.detail = element("canvas", { className: "detail" });
     this.whole = durationS > LONG_S ? element("canvas", { className: "whole" }) : null;
     this.slider = element("div", { className: "slider", role: "slider", tabIndex: 0 }, ...[this.whole, this.detail].filter(Boolean));
@@ -33,7 +33,7 @@ export class Waveform {
     for (const canvas of [this.whole, this.detail].filter(Boolean)) {
       canvas.addEventListener("pointerdown", (event) => {
         const { left, width } = canvas.getBoundingClientRect();
-        const [from, span] = canvas === this.whole ? [0, durationS] : [this.fromS, this.spanS];
+        const [from, span] = canvas === this.whole ? [0, durationS] : [this.startS, this.spanS];
         this.onSeek(Math.min(durationS, Math.max(0, from + span * (event.clientX - left) / width)));
       });
     }
@@ -66,13 +66,13 @@ export class Waveform {
   zoom(by) {
     const span = Math.min(this.durationS, LONG_S, Math.max(Math.min(SHORTEST_S, this.durationS), this.spanS * by));
     // What is at the playhead stays where it is.
-    const place = Math.min(1, Math.max(0, (this.at - this.fromS) / this.spanS));
+    const place = Math.min(1, Math.max(0, (this.at - this.startS) / this.spanS));
     this.spanS = span;
     this.look(this.at - place * span);
   }
 
   look(from) {
-    this.fromS = Math.min(Math.max(0, from), this.durationS - this.spanS);
+    this.startS = Math.min(Math.max(0, from), this.durationS - this.spanS);
     this.zoomIn.disabled = this.spanS <= SHORTEST_S;
     this.zoomOut.disabled = this.spanS >= Math.min(this.durationS, LONG_S);
     this.reload();
@@ -83,7 +83,7 @@ export class Waveform {
     this.at = at;
     this.slider.setAttribute("aria-valuenow", at.toFixed(1));
     this.slider.setAttribute("aria-valuetext", clock(at));
-    if (at < this.fromS || at > this.fromS + this.spanS) this.look(at - this.spanS * 0.1);
+    if (at < this.startS || at > this.startS + this.spanS) this.look(at - this.spanS * 0.1);
     else this.draw();
   }
 
@@ -104,17 +104,17 @@ export class Waveform {
     const { signal } = this.asking;
     const width = Math.min(2000, Math.round(this.detail.clientWidth));
     if (!width) return;
-    const { fromS, spanS, channel } = this;
+    const { startS, spanS, channel } = this;
     try {
       if (this.whole && !this.drawn.has(this.whole)) {
         const found = await ask("waveform", { id: this.id, count: width }, signal);
-        this.drawn.set(this.whole, { ...found, fromS: 0, spanS: this.durationS });
+        this.drawn.set(this.whole, { ...found, startS: 0, spanS: this.durationS });
         this.draw();
       }
       // Sums of floats may end a little behind the recording.
-      const to = Math.min(this.durationS, fromS + spanS);
-      const found = await ask("waveform", { id: this.id, from: fromS, to, count: width, channel }, signal);
-      this.drawn.set(this.detail, { ...found, fromS, spanS });
+      const to = Math.min(this.durationS, startS + spanS);
+      const found = await ask("waveform", { id: this.id, from: startS, to, count: width, channel }, signal);
+      this.drawn.set(this.detail, { ...found, startS, spanS });
       this.note.textContent = found.peaks ? "" : "no waveform of this part";
       this.draw();
     } catch (error) {
@@ -126,11 +126,11 @@ export class Waveform {
     this.pending ??= requestAnimationFrame(() => {
       this.pending = null;
       if (this.whole) this.paint(this.whole, 0, this.durationS);
-      this.paint(this.detail, this.fromS, this.spanS);
+      this.paint(this.detail, this.startS, this.spanS);
     });
   }
 
-  paint(canvas, fromS, spanS) {
+  paint(canvas, startS, spanS) {
     const { clientWidth: width, clientHeight: height } = canvas;
     const ratio = devicePixelRatio;
     if (canvas.width !== Math.round(width * ratio)) canvas.width = Math.round(width * ratio);
@@ -140,7 +140,7 @@ export class Waveform {
     context.clearRect(0, 0, width, height);
     const colors = getComputedStyle(canvas);
     const color = (name) => colors.getPropertyValue(name);
-    const x = (seconds) => ((seconds - fromS) / spanS) * width;
+    const x = (seconds) => ((seconds - startS) / spanS) * width;
     const found = this.drawn.get(canvas);
     if (found) {
       const pauses = found.pauses.map(([start, end]) => [x(start), x(end)]);
@@ -161,17 +161,17 @@ export class Waveform {
     }
     if (canvas === this.whole) {
       context.strokeStyle = color("--ink");
-      context.strokeRect(x(this.fromS), 0.5, Math.max(2, x(this.spanS) - x(0)), height - 1);
+      context.strokeRect(x(this.startS), 0.5, Math.max(2, x(this.spanS) - x(0)), height - 1);
     }
     context.fillStyle = color("--chart-2");
     context.fillRect(Math.round(x(this.at)) - 1, 0, 2, height);
   }
 
   // Peaks; where there are none, how much of the time there are words.
-  bars(context, { peaks, speech, fromS, spanS }, x, height) {
+  bars(context, { peaks, speech, startS, spanS }, x, height) {
     const values = peaks ?? speech;
-    const start = x(fromS);
-    const step = (x(fromS + spanS) - start) / values.length;
+    const start = x(startS);
+    const step = (x(startS + spanS) - start) / values.length;
     context.beginPath();
     for (const [at, value] of values.entries()) {
       // Peaks by the root, so that quiet speech is seen next to a shout.
