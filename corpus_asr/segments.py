@@ -62,6 +62,8 @@ class Segment:
     """The segment word by word; None where word times were not asked for."""
     text_logprob: float | None = None
     """Mean log-probability of the segment's own text tokens; None where it was not kept."""
+    corrected: bool = False
+    """Whether a person corrected or checked the text."""
 
 
 Label = tuple[str, float]

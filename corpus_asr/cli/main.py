@@ -18,8 +18,9 @@ import typer
 from corpus_asr.cli.failures import as_process, configure_logging, readable_errors
 from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
 from corpus_asr.cli.parsing import Command, Group
-from corpus_asr.cli.results import evaluate, export, report, show, status, view
+from corpus_asr.cli.results import evaluate, export, report, show, status
 from corpus_asr.cli.transcribe import transcribe
+from corpus_asr.cli.view import view
 from corpus_asr.logs import LogFormat, LogLevel
 
 app = typer.Typer(

@@ -144,6 +144,10 @@ DropKnownHallucinations = Annotated[
         help='Without segments that say "Thanks for watching!" or its like and nothing else.',
     ),
 ]
+NoCorrections = Annotated[
+    bool,
+    typer.Option("--no-corrections", help="The model's text, without corrections made in `view`."),
+]
 MinConfidence = Annotated[float, typer.Option(help="Minimum confidence of a segment, from 0 to 1.")]
 
 

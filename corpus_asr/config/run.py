@@ -355,6 +355,9 @@ class SelectionSettings(Settings):
     """Drop segments whose column `known_hallucination` is true."""
     max_copies: Count | None = None
     """Maximum number of segments of the run with the same text; null: any."""
+    corrections: bool = True
+    """Use corrections made in `corpus-asr view` in place of the model's text; rules on the model's
+    scores do not apply to these segments."""
     against: str | None = None
     """Output folder of a second run over the same recordings, with another model or other decoding
     settings; null: no comparison."""

@@ -21,6 +21,7 @@ from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.segments import Segment, Word
+from corpus_asr.storage.run_state.corrections import Corrector
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
 from corpus_asr.storage.run_state.tables import (
@@ -115,6 +116,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         tokens=tuple(row.get("tokens") or ()),
         task=row.get("task") or "transcribe",
         known_hallucination=bool(row.get("known_hallucination")),
+        corrected=bool(row.get("corrected")),
         words=None if words is None else tuple(map(_word, words)),
         **values,
     )
@@ -296,6 +298,8 @@ class Selection:
     drop_known_hallucinations: bool = False
     partial: bool = False
     """Also unfinished recordings."""
+    removed: bool = False
+    """Also segments whose whole text a person removed."""
 
     def __post_init__(self) -> None:
         try:
@@ -320,6 +324,8 @@ class Selection:
             keep &= pc.fill_null(confident, False).to_numpy()
         if self.drop_known_hallucinations:
             keep &= ~pc.fill_null(rows["known_hallucination"], False).to_numpy()
+        if "corrected" in rows.schema.names and not self.removed:
+            keep &= ~pc.and_(rows["corrected"], pc.equal(rows["text"], "")).to_numpy()
         return keep
 
 
@@ -343,16 +349,21 @@ def recordings(
     *,
     columns: Sequence[str] = TEXT_COLUMNS,
     model: str | None = None,
+    corrector: Corrector | None = None,
 ) -> Iterator[tuple[int, Recording]]:
     """Yield the recordings of a mask with their positions in the index, sorted by URI.
 
-    `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs.
+    `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs. With a
+    corrector of this index, segments are selected by their corrections.
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
         schema = projected(SEGMENTS, columns)
         for _, rows, claims in claimed_rows(store, index, dict(index.objects()), schema):
-            keep = claims.counts & wanted[claims.owners] & selection.segments(rows)
+            counted = claims.counts & wanted[claims.owners]
+            if corrector is not None:
+                rows = corrector.apply(rows, np.where(counted, claims.owners, -1))
+            keep = counted & selection.segments(rows)
             sorting.add(rows.filter(pa.array(keep)), claims.owners[keep])
         by_owner = sorting.by_owner()
         # Recordings without segments, such as silent ones, have no rows: they are put in between.

@@ -40,6 +40,7 @@ from corpus_asr.formats.writers import (
     file_suffix,
     file_texts,
 )
+from corpus_asr.storage.run_state.corrections import Corrections, Corrector
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -170,6 +171,8 @@ class ExportOptions:
     """One file for all recordings."""
     rules: CueRules = field(default_factory=CueRules)
     words: WordStyle = WordStyle.plain
+    corrections: bool = True
+    """Whether to write what people corrected in place of the model's text."""
 
     def __post_init__(self) -> None:
         subtitles = [name for name in self.formats if name in SUBTITLES]
@@ -196,6 +199,10 @@ class ExportSummary:
     """Recordings that failed as a whole; not exported."""
     unfinished: int = 0
     """Not exported."""
+    corrected: int = 0
+    """Exported segments that a person corrected or checked."""
+    stale_corrections: int = 0
+    """Of exported recordings, not applied: their segments have changed."""
 
 
 def export(
@@ -217,8 +224,16 @@ def export(
         unfinished=0 if selection.partial else int((~complete).sum()),
     )
     columns = _columns(options.formats)
+    wanted = chosen(index, selection)
+    corrector = Corrector(Corrections.load(store), table) if options.corrections else None
     rows = recordings(
-        store, index, chosen(index, selection), selection, columns=columns, model=model_of(store)
+        store,
+        index,
+        wanted,
+        selection,
+        columns=columns,
+        model=model_of(store),
+        corrector=corrector,
     )
     counted = _counted(rows, summary)
     if options.single:
@@ -226,6 +241,8 @@ def export(
     else:
         names = Names(table, [file_suffix(each) for each in options.formats])
         summary.files = _write_each(counted, names, to, options, store.options)
+    if corrector is not None:
+        summary.stale_corrections = len(corrector.stale(wanted))
     return summary
 
 
@@ -235,6 +252,7 @@ def _counted(
     for position, recording in rows:
         summary.recordings += 1
         summary.segments += len(recording.segments)
+        summary.corrected += sum(segment.corrected for segment in recording.segments)
         summary.partly_failed += recording.failed
         yield position, recording
 

@@ -194,6 +194,8 @@ def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
         "id": number, **_times(segment), "text": segment.text, "tokens": list(segment.tokens),
         **{name: _rounded(getattr(segment, name)) for name in scores},
     }  # fmt: skip
+    if segment.corrected:
+        values["corrected"] = True
     if segment.words is not None:
         values["words"] = [
             {"word": word.word, **_times(word), "probability": _rounded(word.probability)}

@@ -124,6 +124,7 @@ def _example(
         "start_s": start_s,
         "end_s": end_s,
         "reference": None,
+        "corrected": all(row["corrected"] for row in window),
     }
     values |= {name: _extreme(min, window, name) for name in _LEAST}
     values |= {name: _extreme(max, window, name) for name in _GREATEST}

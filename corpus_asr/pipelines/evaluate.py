@@ -1,12 +1,13 @@
 """Compare a run's transcripts with references, and fit `confidence` to the comparison.
 
-Nothing is transcribed, and rows already written keep their confidences; runs that come after a
-calibration use it.
+References are a manifest, or the segments of the run that people have checked in `corpus-asr view`:
+then only these segments are compared, with the model's own text. Nothing is transcribed, and rows
+already written keep their confidences; runs that come after a calibration use it.
 """
 
 import datetime
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -39,12 +40,23 @@ from corpus_asr.report.accuracy.scoring import (
     Reference,
     Score,
     TimedWord,
+    language_code,
     read_references,
     score,
+)
+from corpus_asr.storage.run_state.corrections import (
+    CORRECTIONS_FOLDER,
+    Correction,
+    Corrections,
+    SegmentKey,
+    key_of,
 )
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, write_calibration
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public, redact_uri
+
+CHECKED = CORRECTIONS_FOLDER
+"""In place of a manifest: the run's own segments that people have checked."""
 
 
 def evaluate(
@@ -55,29 +67,113 @@ def evaluate(
     language: str | None = None,
     endpoint_url: str | None = None,
 ) -> Evaluation:
-    """Compare the transcripts of a run with references.
+    """Compare the transcripts of a run with references: a manifest, or `CHECKED`.
 
     Raises:
-        ConfigError: no such output, unusable references, none of which is of a recording here, or
-            jiwer is not installed.
+        ConfigError: no such output, unusable references, none of which is of a recording here, no
+            checked segment, or jiwer is not installed.
         CorpusAsrError: the tables do not hold what they say.
         FetchError: a store failed beyond its retries.
     """
     store = OutputStore(output_uri, endpoint_url=endpoint_url)
-    expected = read_references(references, store.options, language=language)
-    scores = _scores(store, expected, references)
+    if references == CHECKED:
+        checked = list(_checked(store, language))
+        scores = {each.recording.recording_id: each.score() for each in checked}
+        # Another run divides a recording otherwise: only whole ones can be compared.
+        expected = {
+            each.recording.recording_id: each.reference for each in checked if each.is_whole
+        }
+        missing = 0
+        if against is not None and not expected:
+            raise ConfigError(
+                f"comparing {redact_uri(store.uri)} with {redact_uri(against)}: found no recording "
+                "whose every segment is checked, expected one, since another run divides "
+                "recordings otherwise; check all segments of some, or leave out --against"
+            )
+    else:
+        expected = read_references(references, store.options, language=language)
+        scores = _scores(store, expected, references)
+        missing = len(expected) - len(scores)
     comparison = None
     if against is not None:
         other = OutputStore(against, endpoint_url=endpoint_url)
+        shared = {identity: scores[identity] for identity in expected.keys() & scores.keys()}
         comparison = compare(
-            scores, _scores(other, expected, references), other=redact_uri(other.uri)
+            shared, _scores(other, expected, references), other=redact_uri(other.uri)
         )
     return summarize(
         list(scores.values()),
         output=redact_uri(output_uri),
         references=redact_uri(references),
-        missing=len(expected) - len(scores),
+        missing=missing,
         comparison=comparison,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    recording: Recording
+    """With its checked segments alone."""
+    reference: Reference
+    """What people say is said in these."""
+    is_whole: bool
+    """Whether all its segments are checked."""
+
+    def score(self) -> Score:
+        return score(self.reference, _of(self.recording))
+
+
+def _checked(
+    store: OutputStore, language: str | None, columns: Sequence[str] = WORD_COLUMNS
+) -> Iterator[_Checked]:
+    index, corrections = read_index(store), Corrections.load(store)
+    ids = pa.array({each.recording_id for each in corrections if each.checked}, pa.string())
+    selection = Selection()
+    wanted = chosen(index, selection)
+    wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
+    found = False
+    for position, recording in recordings(store, index, wanted, selection, columns=columns):
+        version = index.recordings.select(_VERSION).slice(position, 1).to_pylist()[0]
+        checked = _with_checked_only(recording, corrections.version(**version), language)
+        if checked is not None:
+            found = True
+            yield checked
+    if not found:
+        raise ConfigError(
+            f"evaluating {redact_uri(store.uri)} by its {CORRECTIONS_FOLDER}: found no checked "
+            "segment of a finished recording, expected some; check segments in `corpus-asr view`, "
+            "or name a manifest with --references"
+        )
+
+
+_VERSION = ["recording_id", "etag", "size_bytes"]
+
+
+def _with_checked_only(
+    recording: Recording,
+    corrections: Mapping[SegmentKey, tuple[str, Correction]],
+    language: str | None,
+) -> _Checked | None:
+    segments, channels, texts = [], [], []
+    for segment, channel in zip(recording.segments, recording.channels, strict=True):
+        times = {"start_s": segment.start_s, "end_s": segment.end_s}
+        _, said = corrections.get(
+            key_of({"channel": channel, "text": segment.text, **times}), ("", None)
+        )
+        if said is not None and said.checked:
+            segments.append(segment)
+            channels.append(channel)
+            texts.append(said.text)
+    if not segments:
+        return None
+    return _Checked(
+        recording=replace(recording, segments=tuple(segments), channels=tuple(channels)),
+        reference=Reference(
+            uri=public(recording.uri),
+            text=" ".join(text for text in texts if text),
+            language=recording.language or language_code(language),
+        ),
+        is_whole=len(segments) == len(recording.segments),
     )
 
 
@@ -193,12 +289,20 @@ def _model_of(store: OutputStore) -> tuple[str, str]:
 
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
+    outcomes: list[SegmentOutcome] = []
+    if references == CHECKED:
+        for each in _checked(store, language, EVIDENCE_COLUMNS):
+            outcomes += _compared(each.recording, each.reference)
+        return outcomes
     expected = read_references(references, store.options, language=language)
     index, selection = read_index(store), Selection()
     wanted = chosen(index, selection) & _of_references(index, expected)
-    outcomes: list[SegmentOutcome] = []
     for _, recording in recordings(store, index, wanted, selection, columns=EVIDENCE_COLUMNS):
-        identity = recording.recording_id
-        text, spoken = expected[identity].text, expected[identity].language
-        outcomes += segment_outcomes(recording.segments, text, spoken, group=identity)
+        outcomes += _compared(recording, expected[recording.recording_id])
     return outcomes
+
+
+def _compared(recording: Recording, reference: Reference) -> list[SegmentOutcome]:
+    return segment_outcomes(
+        recording.segments, reference.text, reference.language, group=recording.recording_id
+    )

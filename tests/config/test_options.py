@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from corpus_asr.config import options
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.options import (
     EXTRACT_OPTIONS,
     OPTION_NAMES,

@@ -24,7 +24,8 @@ from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.text.normalize import numbers_in_figures
 from corpus_asr.view.catalogue import Library
-from corpus_asr.view.search import Filters, find, parse_query
+from corpus_asr.view.query import parse_query
+from corpus_asr.view.search import Filters, find
 from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back
 from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, Sentence, error_rate, spoken
@@ -174,7 +175,7 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
                     continue
                 wanted += 1
                 query = parse_query(word["word"], whole_words=True)
-                hits = find(view.catalogue.recordings, view.texts, query, Filters()).hits
+                hits = find(view.catalogue, view.texts, query, Filters()).hits
                 middle_s = (word["start_s"] + word["end_s"]) / 2
                 found += any(hit.start_s <= middle_s <= hit.end_s for hit in hits)
     assert wanted > 30

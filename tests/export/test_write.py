@@ -20,7 +20,7 @@ from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.formats.writers import ExportFormat, WordStyle
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
-from tests.support.runs import finished
+from tests.support.runs import correct_segment, finished
 from tests.support.tables import commit, part, results
 
 
@@ -277,6 +277,40 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     done = CliRunner().invoke(cli.app, wrong)
     assert done.exit_code == 2
     assert "max_lines without max_line_chars" in done.stderr
+
+
+def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
+    store: OutputStore, to: Path
+) -> None:
+    add(store, transcribed("a.wav", 0, "one", "two", "three", "for", last=False))
+    correct_segment(store, "one", "won", name="Anna")
+    correct_segment(store, "two", "two")
+    correct_segment(store, "three", "")  # nobody speaks there
+    # A part is transcribed again after all, and so is another recording: the work is kept.
+    add(store, transcribed("a.wav", 1, "five"), part("b.wav", 0, texts=None, status="failed"))
+    add(store, transcribed("b.wav", 0, "six"))
+    assert exported(store, to) == {"a.txt": "won\ntwo\nfor\nfive\n", "b.txt": "six\n"}
+    # A person's word is as good as can be, whatever the model thought of its own.
+    assert exported(store, to, min_confidence=0.9)["a.txt"] == "won\ntwo\n"
+    export(store, str(to), options("srt", "json"), Selection(uris=("*a.wav",)))
+    found = texts(to)
+    assert "won" in found["a.srt"]
+    segments = json.loads(found["a.json"])["segments"]
+    assert [each.get("corrected") for each in segments] == [True, True, None, None]
+    arguments = ["export", store.uri, "--to", str(to), "--format", "txt"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert "; 2 segments corrected or checked by people" in done.stdout
+    done = CliRunner().invoke(cli.app, [*arguments, "--no-corrections"])
+    assert "by people" not in done.stdout
+    assert texts(to)["a.txt"] == "one\ntwo\nthree\nfor\nfive\n"
+    for flags, words in (([], ("won", "for")), (["--no-corrections"], ("one", "three"))):
+        shown = CliRunner().invoke(cli.app, ["show", store.uri, *flags]).stdout
+        assert all(word in shown for word in words)
+    # What is said of a segment that has changed is reported and not applied.
+    add(store, transcribed("a.wav", 0, "once", etag="v2"))
+    done = CliRunner().invoke(cli.app, arguments)
+    assert texts(to)["a.txt"] == "once\n"
+    assert "not applied: 3 corrections of segments that have changed" in done.stdout
 
 
 # Polars is no tool of this project's tests.

@@ -27,6 +27,7 @@ def row(start_s: float, end_s: float, text: str = " word", **values: Any) -> dic
         "start_s": start_s, "end_s": end_s, "text": text, "language": "en", "task": "transcribe",
         "confidence": 0.9, "avg_logprob": -0.1, "no_speech_prob": 0.0, "compression_ratio": 1.0,
         "temperature": 0.0, "disagreement": None, "wer": None, "reference": None,
+        "corrected": False,
         "dropped_by": None, "example_id": None,
     }  # fmt: skip
     return usual | values

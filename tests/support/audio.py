@@ -106,6 +106,25 @@ def encode(
     return out.getvalue()
 
 
+def video_bytes(seconds: int, *, rate_hz: int = 48_000) -> bytes:
+    """A WebM of a tone with pictures of 64 by 48, one per second."""
+    out = io.BytesIO()
+    with av.open(out, mode="w", format="webm") as file:
+        pictures = file.add_stream("libvpx", rate=1, width=64, height=48, pix_fmt="yuv420p")
+        sound = file.add_stream("libopus", rate=rate_hz, layout="mono")
+        assert isinstance(sound, av.AudioStream)
+        assert isinstance(pictures, av.VideoStream)
+        for at in range(seconds):
+            picture = np.full((48, 64, 3), 255 * at // seconds, np.uint8)
+            file.mux(pictures.encode(av.VideoFrame.from_ndarray(picture)))
+        frame = frame_of(tone(float(seconds), rate_hz=rate_hz), rate_hz=rate_hz, layout="mono")
+        to_encoder = av.AudioResampler(format="s16", layout="mono", rate=rate_hz, frame_size=960)
+        for piece in [*to_encoder.resample(frame), *to_encoder.resample(None), None]:
+            file.mux(sound.encode(piece))
+        file.mux(pictures.encode(None))
+    return out.getvalue()
+
+
 def decode(data: bytes, *, uri: str = "memory", channels: Channels = "mix") -> Samples:
     """All samples of a recording at 16 kHz, by the product."""
     with open_audio(io.BytesIO(data), uri=uri, channels=channels) as decoder:
