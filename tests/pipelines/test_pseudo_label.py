@@ -18,11 +18,11 @@ from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.labelling import dataset
-from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
+from corpus_asr.stages.cutting import CutRequest
 from corpus_asr.storage.stores import filesystem
 from tests.support.audio import decode, wav_bytes
 from tests.support.runs import InThisProcess, Said, Transcribed, seconds_heard, write_tones
