@@ -266,7 +266,21 @@ def report(
     page: Annotated[
         str | None,
         typer.Option(
-            "--html", metavar="FILE", help="Write an HTML report with charts and samples."
+            "--html", metavar="FILE", help="Write an HTML report with charts, samples and audio."
+        ),
+    ] = None,
+    audio: Annotated[
+        bool | None,
+        typer.Option(
+            "--audio/--no-audio",
+            help="Embed clips of the samples; default: report.embed_audio of the run.",
+        ),
+    ] = None,
+    viewer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A `corpus-asr view` that links lead to; default: report.viewer_url.",
         ),
     ] = None,
 ) -> None:
@@ -278,7 +292,11 @@ def report(
 
     with readable_errors():
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
-        found = load_report(store) if page is None else write_page(store, page)
+        found = (
+            load_report(store)
+            if page is None
+            else write_page(store, page, embed_audio=audio, viewer_url=viewer)
+        )
         data = as_data(found)
         print_result(data, render(found), as_json=as_json)
         store.write_json(REPORT_NAME, data)

@@ -76,9 +76,12 @@ def test_a_clip_that_was_sought_holds_its_seconds(
     )  # fmt: skip
     reached: list[float | None] = []
     seek = AudioDecoder.seek
-    monkeypatch.setattr(
-        AudioDecoder, "seek", lambda self, to_s: reached.append(seek(self, to_s)) or reached[-1]
-    )
+
+    def noted(decoder: AudioDecoder, to_s: float) -> float | None:
+        reached.append(seek(decoder, to_s))
+        return reached[-1]
+
+    monkeypatch.setattr(AudioDecoder, "seek", noted)
     (clip,) = cut(path, (75, 78), seek=True)
     assert seconds_heard(decode(clip.data)[0]) == [35, 36, 37]
     assert [70 < (at_s or 0) <= 73 for at_s in reached] == [True]
