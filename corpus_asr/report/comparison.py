@@ -6,7 +6,7 @@ where each run that committed something leaves its numbers, whatever its setting
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from corpus_asr.confidence import LOW_CONFIDENCE
@@ -25,7 +25,7 @@ MOST_RUNS = 10
 MOST_KINDS = MOST_LANGUAGES = 12
 # What settings that are versions of packages begin with.
 VERSION = "version of "
-_MINUS, _NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
+MINUS, NO_CHANGE = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Comparison:
     def changed(self) -> bool:
         """Whether anything differs but speed and time."""
         groups = (self.results[:-2], self.failures, self.languages)
-        return bool(self.settings) or any(each.change != _NONE for g in groups for each in g)
+        return bool(self.settings) or any(each.change != NO_CHANGE for g in groups for each in g)
 
 
 def numbers_of(
@@ -131,16 +131,33 @@ def _kept(store: OutputStore) -> list[RunNumbers]:
     data = store.read_json(NUMBERS_NAME)
     if data is None:
         return []
-    names = [field.name for field in fields(RunNumbers)]
     try:
-        return [RunNumbers(**{name: run[name] for name in names}) for run in data["runs"]]
-    except (KeyError, TypeError) as error:
+        return [_read(run) for run in data["runs"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         # Of another version: the page does without a comparison, and the next run begins it again.
         event(
             _LOG, logging.WARNING, "numbers_not_read", uri=redact_uri(store.uri),
             why=f"{NUMBERS_NAME}: {type(error).__name__}: {error}",
         )  # fmt: skip
         return []
+
+
+def _read(run: Any) -> RunNumbers:
+    counts = {name: int(run[name]) for name in ("ok", "no_speech", "failed", "segments")}
+    measures = {
+        name: None if run[name] is None else float(run[name])
+        for name in ("mean_confidence", "low_confidence", "rtfx", "wall_s")
+    }
+    return RunNumbers(
+        run_id=str(run["run_id"]),
+        finished_at=str(run["finished_at"]),
+        **counts,
+        audio_s=float(run["audio_s"]),
+        **measures,
+        failures={kind: int(count) for kind, count in run["failures"].items()},
+        languages={name: float(audio_s) for name, audio_s in run["languages"].items()},
+        settings={key: value and str(value) for key, value in run["settings"].items()},
+    )
 
 
 def compare(before: RunNumbers, now: RunNumbers, *, classifies: bool) -> Comparison:
@@ -204,8 +221,8 @@ def _number(
 ) -> Difference:
     then_words, words = ("-" if each is None else say(each) for each in (before, now))
     if before is None or now is None or then_words == words:
-        return Difference(name=name, then=then_words, now=words, change=_NONE)
-    sign = "+" if now > before else _MINUS
+        return Difference(name=name, then=then_words, now=words, change=NO_CHANGE)
+    sign = "+" if now > before else MINUS
     change = (
         f"{sign}{abs(now / before - 1):.0%}" if factor and before else sign + say(abs(now - before))
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
@@ -119,7 +120,7 @@ class Transcribed:
         ]  # fmt: skip
 
 
-class InThisProcess:
+class InThisProcess(IsolatedGenerator):
     """Stands for `IsolatedGenerator` where no crash is expected: without its second of start."""
 
     def __init__(self, target: str, *, init_kwargs: dict[str, Any], timeout_s: float) -> None:

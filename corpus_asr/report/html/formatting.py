@@ -1,5 +1,6 @@
 """Values from tables, which may hold anything, as short text without secrets for a page."""
 
+import datetime
 import os
 import re
 from functools import cache
@@ -141,6 +142,15 @@ def confidence_words(value: float) -> str:
 def name_of(uri: str) -> str:
     """Return the last step of an output's address, which people call it by."""
     return redact_uri(uri).rstrip("/").rpartition("/")[2] or redact_uri(uri)
+
+
+def moment(text: str) -> str:
+    """Write an ISO 8601 time to the minute; another text as it is."""
+    try:
+        when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    except ValueError:
+        return cut(text, 60)
+    return f"{when:%Y-%m-%d %H:%M} UTC"
 
 
 def coordinate(value: float) -> str:

@@ -100,13 +100,14 @@ def write_page(
         ),
         "has_viewer": settings.viewer_url is not None,
         "failures": gatherer.failures.listed(MOST_FAILURES),
-        "failures_file": quote(failures_name(uri.rpartition("/")[2])),
+        # A colon in the first step would be taken for a scheme.
+        "failures_file": f"./{quote(failures_name(uri.rpartition('/')[2]))}",
     }
     html = render_document(environment().get_template("page.html.j2"), **values)
     # First what the page links to.
     if report.statistics.failures:
         filesystem.write_atomic(failures_name(uri), gatherer.failures.as_csv(), store.options)
-    else:
+    elif filesystem.exists(failures_name(uri), store.options):
         filesystem.remove(failures_name(uri), store.options)
     filesystem.write_atomic(uri, html.encode(), store.options)
     return report
@@ -163,6 +164,7 @@ def environment() -> Environment:
         "duration": duration,
         "fraction": formatting.fraction,
         "hours": formatting.hours,
+        "moment": formatting.moment,
         "percent": "{:.0%}".format,
         "quoted": shlex.quote,
         "rate": lambda rate: "-" if rate is None else f"{rate:.1%}",
@@ -242,7 +244,7 @@ def _compared(
     run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     settings = dict(_settings(config)) | {"model revision": report.model_revision}
     settings |= {f"{VERSION}{name}": found for name, found in (run.get("versions") or {}).items()}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = _now()
     numbers = numbers_of(report, finished_at=run.get("finished_at", now), settings=settings)
     if numbers is None:
         return {"comparison": None}
@@ -253,22 +255,24 @@ def _compared(
     return {"comparison": before and compare(before, numbers, classifies=classifies)}
 
 
-def _accuracy(store: OutputStore) -> dict[str, Any] | None:
-    """Return the last evaluation of the run, as `evaluate` left it."""
+def _accuracy(store: OutputStore, *, started_at: str | None) -> dict[str, Any] | None:
+    """Return the last evaluation of the output, as `evaluate` left it."""
     found = store.read_json(EVALUATION_NAME)
     try:
-        rows = [
-            found,
-            *(each for name in ("set", "language") for each in found["by"].get(name, ())),
+        others = [found["by"].get(name, ()) for name in ("set", "language")]
+        groups = [
+            {"name": str(row["name"])}
+            | {name: int(row[name]) for name in ("recordings", "words")}
+            | {name: None if row[name] is None else float(row[name]) for name in ("wer", "cer")}
+            for row in itertools.islice(itertools.chain([found], *others), MOST_GROUPS)
         ]
-        names = ("name", "recordings", "words", "wer", "cer")
-        groups = [{name: row[name] for name in names} for row in rows[:MOST_GROUPS]]
         return {
             "groups": groups,
-            "evaluated_at": datetime.datetime.fromisoformat(found["evaluated_at"]),
-            **{name: found[name] for name in ("references", "missing", "failed")},
+            "before": started_at is not None and _time(found["evaluated_at"]) < _time(started_at),
+            **{name: str(found[name]) for name in ("evaluated_at", "references")},
+            **{name: int(found[name]) for name in ("missing", "failed")},
         }
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None  # none was made, or by another version
 
 
@@ -292,12 +296,12 @@ def _values(
         "name": formatting.name_of(report.uri),
         "counts": counts,
         "accounting": counts.accounting,
-        "accuracy": _accuracy(store),
+        "accuracy": _accuracy(store, started_at=run.get("started_at")),
         "details": details,
         "classifies": classifies,
         "finished": state == FINISHED,
         "alive": status.alive and not at_the_end,
-        "written_at": datetime.datetime.now(datetime.UTC),
+        "written_at": _now(),
         "badge": _BADGES.get(state, ""),
         "state": _sentence(words),
         "advice": f"{_sentence(advice)}." if advice else "",
@@ -314,6 +318,14 @@ def _values(
         "settings": list(_settings(config)),
         "versions": run.get("versions") or {},
     }
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _sentence(words: str) -> str:
