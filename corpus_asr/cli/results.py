@@ -5,7 +5,9 @@ Imports nothing that `--help` would have to wait for.
 
 import ipaddress
 import json
+import sys
 import time
+from contextlib import ExitStack
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -45,14 +47,20 @@ def status(
     ] = False,
 ) -> None:
     """Show the state, progress, bottleneck and failures of a run."""
+    from corpus_asr.cli.terminal import redrawn, show_text
     from corpus_asr.report.status import as_data, load_status, render
     from corpus_asr.storage.run_state.tables import OutputStore
 
-    with readable_errors():
+    with readable_errors(), ExitStack() as stack:
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        redraws = watch and not as_json and sys.stdout.isatty()
+        show = stack.enter_context(redrawn()) if redraws else show_text
         while True:
             found = load_status(store)
-            typer.echo(json.dumps(as_data(found), ensure_ascii=False) if as_json else render(found))
+            if as_json:
+                typer.echo(json.dumps(as_data(found), ensure_ascii=False))
+            else:
+                show(render(found), share=found.snapshot and found.snapshot.share_done)
             if not watch or not found.alive:
                 return
             time.sleep(WATCH_EVERY_S)
@@ -150,7 +158,7 @@ def export(
 
 
 def _words(summary: "ExportSummary") -> str:
-    from corpus_asr.report.text import counted
+    from corpus_asr.units import counted
 
     done = (
         f"{summary.to}: {counted(summary.recordings, 'recording')}, "

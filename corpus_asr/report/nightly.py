@@ -26,7 +26,6 @@ from corpus_asr.report.failures import FAILURE_COLUMNS, FailureExample, FailureG
 from corpus_asr.report.run import ClassShare, weighted_confidence
 from corpus_asr.report.text import (
     aligned,
-    counted,
     duration,
     printable,
     shortened,
@@ -36,6 +35,7 @@ from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 logger = logging.getLogger(__name__)
 

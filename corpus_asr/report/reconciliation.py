@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.report.text import counted
+from corpus_asr.units import counted
 
 RECORDING_COLUMNS = ("recording_id", "status")
 _EXAMPLES = 3
@@ -45,8 +45,8 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
     problems = list(accounting.problems)
     if finished and accounting.unfinished + accounting.waiting:
         problems.append(
-            f"the run finished, yet {accounting.unfinished:,} recordings are only started and "
-            f"{accounting.waiting:,} are waiting"
+            f"the run finished, yet left {counted(accounting.unfinished, 'recording')} only "
+            f"started and {accounting.waiting:,} waiting"
         )
     return problems
 

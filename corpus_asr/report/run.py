@@ -4,7 +4,6 @@ Of each part narrow columns are held (about 60 bytes), so a report of millions o
 the memory of a laptop.
 """
 
-import datetime
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +31,7 @@ from corpus_asr.report.reconciliation import (
 )
 from corpus_asr.report.samples import Gatherer
 from corpus_asr.report.status import activity_values
-from corpus_asr.report.text import counted, duration, text_template
+from corpus_asr.report.text import duration, text_template
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
@@ -42,11 +41,14 @@ from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     SUCCESS_NAME,
     Snapshot,
+    Speed,
     outcomes_names,
     read_snapshot,
+    speed_of,
 )
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 OUTCOME_COLUMNS = (
     "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
@@ -58,7 +60,6 @@ LABEL_COLUMNS = ("recording_id", "rank", "probability", "start_s", "end_s")
 # Added to outcomes as they are read: whether the row is the one that counts for its part.
 COUNTS = pa.field("counts", pa.bool_())
 CONFIDENCE_BINS = 10  # of equal width over 0-1
-_RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
 _MOST_LABELS = 20  # a classifier may know thousands
 
 
@@ -130,7 +131,7 @@ class Report:
     model: str | None
     model_revision: str | None
     wall_s: float | None
-    """From its start to its end, or to its last commit so far."""
+    """From its start to its end, or to its last snapshot so far."""
     rtfx: float | None
     statistics: RunCounts
     snapshot: Snapshot | None = None
@@ -160,28 +161,30 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     audio_by_run = dict(counts.audio_by_run_s)
     if run is not None and finished:
         run_id, model, revision = run["run_id"], run["model"], run["model_revision"]
-        started, ended = (
-            datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
-        )
-        wall_s: float | None = (ended - started).total_seconds()
+        speed: Speed | None = speed_of(run)
     else:
         run_id = max(audio_by_run, default=None)  # IDs begin with their time
         model = config.get("model", {}).get("checkpoint")
         fingerprint = store.read_json(FINGERPRINT_NAME) or {}
         revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
-        wall_s = _time_so_far(run_id, names)
-    audio_s = audio_by_run.get(run_id, 0.0) if run_id is not None else 0.0
+        speed = None
     snapshot = read_snapshot(store)
+    if snapshot is not None and snapshot.run_id != run_id:
+        snapshot = None
+    if snapshot is not None:
+        # What a run that goes on says of itself; after its end, its figures from beginning to end.
+        snapshot = snapshot if speed is None else snapshot.after(speed)
+        speed = speed or Speed(snapshot.audio_s, snapshot.elapsed_s)
     return Report(
         uri=redact_uri(store.uri),
         finished=finished,
         run_id=run_id,
         model=model,
         model_revision=revision,
-        wall_s=wall_s,
-        rtfx=audio_s / wall_s if wall_s and audio_s else None,
+        wall_s=None if speed is None else speed.wall_s,
+        rtfx=speed.rtfx if speed is not None and speed.audio_s else None,
         statistics=counts,
-        snapshot=snapshot if snapshot is not None and snapshot.run_id == run_id else None,
+        snapshot=snapshot,
     )
 
 
@@ -202,20 +205,6 @@ def _part_rows(
             if gatherer is not None:
                 gatherer.part_rows(name, batch["confidence"], batch["recording_id"])
             yield batch
-
-
-def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
-    if run_id is None or not names:
-        return None
-    # Names begin with the nanosecond of the commit.
-    made_ns = max(names).rpartition("/")[2].partition("-")[0]
-    try:
-        started = datetime.datetime.strptime(run_id.partition("-")[0], _RUN_ID_TIME)
-        wall_s = int(made_ns) / 1e9 - started.replace(tzinfo=datetime.UTC).timestamp()
-    except ValueError:
-        # Rows another program wrote, or an ID of another version: the time is not known.
-        return None
-    return wall_s if wall_s > 0 else None
 
 
 def _latest_listing(store: OutputStore) -> list[str] | None:

@@ -149,11 +149,14 @@ class LongFormRules(DecodingRules, Generic[S]):
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
         """Add what a window said to `segments`; returns the frame to go on at, `seek` or other."""
 
+    def advanced(self, frames: int) -> None:
+        """Note that decoding went on by so many frames, silence that was jumped over included."""
+
     def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[S]]:
         """Transcribe ranges of frames, in this order."""
         number = 0
         for start, end in ranges:
-            seek = self.next_speech(start, end)
+            reached, seek = start, self.next_speech(start, end)
             while seek is not None:
                 window = yield from self._window(number, seek, end)
                 attempt = yield from self.decode(window)
@@ -170,6 +173,9 @@ class LongFormRules(DecodingRules, Generic[S]):
                     # Text that ends where its window starts would be decoded for ever.
                     after = found if found > seek else after
                 seek = self.next_speech(after, end)
+                now = end if seek is None else seek
+                self.advanced(now - reached)
+                reached = now
                 number += 1
         return self.segments
 

@@ -156,6 +156,11 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         """Jump over long silence."""
         return self.part.next_speech(frame, end)
 
+    def advanced(self, frames: int) -> None:
+        """Tell whoever follows the part."""
+        if self.part.advanced is not None:
+            self.part.advanced(frames / FRAMES_PER_SECOND)
+
     def features(self, seek: int, end: int) -> Float16[np.ndarray, "mel frame"]:
         """Fill up as the part says; a chunk as a clip, as in the references' chunked pipelines."""
         chunked = self.settings.strategy == "chunked"

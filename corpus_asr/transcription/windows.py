@@ -7,7 +7,7 @@ that fits one window is encoded as a clip with digital silence after it. The las
 one is cut at its last whole frame and filled with 0.0, which no silence looks like.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -77,6 +77,8 @@ class PartRequest:
     """Detected speech in recording time, in order; None without speech detection."""
     language_features: Float16[np.ndarray, "_ mel"] | None = None
     """Whole windows to detect the language in, one after the other, if they lie in another part."""
+    advanced: Callable[[float], None] | None = None
+    """Called from the engine's thread with the seconds that a window or a jump went on by."""
 
     @property
     def num_frames(self) -> int:

@@ -417,7 +417,7 @@ def test_nothing_is_selected_while_recordings_are_left(
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: summary_of(tmp_path, left=3))
     said = io.StringIO()
     run(decoded.config(), local=True, progress=said)
-    assert "3 recordings remain" in said.getvalue()
+    assert "3 recordings remaining" in said.getvalue()
     assert not (tmp_path / "set").exists()
 
 

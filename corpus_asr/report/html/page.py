@@ -37,7 +37,7 @@ from corpus_asr.report.status import (
     activity_values,
     load_status,
 )
-from corpus_asr.report.text import counted, duration
+from corpus_asr.report.text import duration
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     EVALUATION_NAME,
@@ -56,6 +56,7 @@ from corpus_asr.storage.stores.uri import (
     scheme_of,
     without_secrets,
 )
+from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
