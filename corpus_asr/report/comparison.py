@@ -143,20 +143,24 @@ def _kept(store: OutputStore) -> list[RunNumbers]:
 
 
 def _read(run: Any) -> RunNumbers:
-    counts = {name: int(run[name]) for name in ("ok", "no_speech", "failed", "segments")}
-    measures = {
-        name: None if run[name] is None else float(run[name])
-        for name in ("mean_confidence", "low_confidence", "rtfx", "wall_s")
-    }
+    def measure(name: str) -> float | None:
+        return None if run[name] is None else float(run[name])
+
     return RunNumbers(
         run_id=str(run["run_id"]),
         finished_at=str(run["finished_at"]),
-        **counts,
+        ok=int(run["ok"]),
+        no_speech=int(run["no_speech"]),
+        failed=int(run["failed"]),
         audio_s=float(run["audio_s"]),
-        **measures,
+        segments=int(run["segments"]),
         failures={kind: int(count) for kind, count in run["failures"].items()},
         languages={name: float(audio_s) for name, audio_s in run["languages"].items()},
         settings={key: value and str(value) for key, value in run["settings"].items()},
+        mean_confidence=measure("mean_confidence"),
+        low_confidence=measure("low_confidence"),
+        rtfx=measure("rtfx"),
+        wall_s=measure("wall_s"),
     )
 
 

@@ -105,12 +105,12 @@ class Recordings:
     @property
     def num_recordings(self) -> int:
         """Recordings with any outcome."""
-        return self._table.num_rows
+        return int(self._table.num_rows)
 
     @property
     def durations_s(self) -> np.ndarray:
         """The length of each, in no order."""
-        return self._table["duration_s"].to_numpy()
+        return np.asarray(self._table["duration_s"])
 
     def listed(self) -> list[RecordingRow]:
         """Read the least confident, the longest and the slowest; all of them if they are few."""
