@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from corpus_asr.report.html import clips
 from corpus_asr.report.html.page import write_page, write_page_at_the_end
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, write_snapshot
 from corpus_asr.storage.stores.uri import recording_id
@@ -46,13 +47,17 @@ def choose(page: Page, form: str, control: str, value: str) -> None:
     )
 
 
-def test_a_clip_is_heard_and_a_missing_one_says_why(browser: Chromium, tmp_path: Path) -> None:
-    good, gone = tmp_path / "good.wav", tmp_path / "gone.wav"
+def test_a_clip_is_heard_and_a_missing_one_says_why(
+    browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips, "CUTTER", "tests.support.audio:CrashingCutter")
+    good, gone, crash = (tmp_path / f"{name}.wav" for name in ("good", "gone", "crash"))
     write_tones(good, seconds=4)
     rows = [
         spoken(str(path), passage(0, "first"), passage(1, "second"), **version)
         for path, version in ((good, of_file(good)), (gone, {}))
     ]
+    rows.insert(0, spoken(str(crash), passage(0, "crash")))
     store = run_of(tmp_path / "output", *rows)
     write_page(store, str(tmp_path / "page.html"))
     page = opened(browser, tmp_path / "page.html")
@@ -60,14 +65,16 @@ def test_a_clip_is_heard_and_a_missing_one_says_why(browser: Chromium, tmp_path:
     assert page.value(f"{audio}.length") == 4  # two segments, each among both kinds
     page.wait_for(f"{audio}[0].readyState > 0")
     assert page.value(f"{audio}[0].duration") == pytest.approx(2.2, abs=0.1)
-    page.click(".sample:nth-child(1) audio", across=0.05)  # where its button is
+    first, second = (f".sample:nth-child({number}) audio" for number in (2, 3))
+    page.click(first, across=0.05)  # where its button is
     page.wait_for(f"{audio}[0].currentTime > 0.3")
     # Another one that begins stops it.
-    page.click(".sample:nth-child(2) audio", across=0.05)
+    page.click(second, across=0.05)
     page.wait_for(f"{audio}[1].ended")
     assert page.value(f"{audio}[0].paused && !{audio}[0].ended")
     text = page.value("document.querySelector('[aria-labelledby=samples]').innerText")
     assert text.count("No clip: the recording is no longer there.") == 4
+    assert text.count("No clip: its decoder crashed.") == 2
     assert f"corpus-asr view {store.uri}" in text
     assert page.complaints() == []
     page.close()
@@ -78,7 +85,8 @@ def test_a_clip_is_heard_and_a_missing_one_says_why(browser: Chromium, tmp_path:
     assert "audio is switched off for this report" in html.text
     [links] = {link.attributes["href"] for link in html.all("li", class_="sample")[0].all("a")}
     assert links in {
-        f"https://host/asr/recording?id={recording_id(str(path))}#t=0.00" for path in (good, gone)
+        f"https://host/asr/recording?id={recording_id(str(path))}#t=0.00"
+        for path in (good, gone, crash)
     }
 
 
