@@ -4,7 +4,9 @@ Imports nothing that `--help` would have to wait for.
 """
 
 import json
+import sys
 import time
+from contextlib import ExitStack
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,14 +43,20 @@ def status(
     ] = False,
 ) -> None:
     """Show the state, progress, bottleneck and failures of a run."""
+    from corpus_asr.cli.terminal import redrawn, show_text
     from corpus_asr.report.status import as_data, load_status, render
     from corpus_asr.storage.run_state.tables import OutputStore
 
-    with readable_errors():
+    with readable_errors(), ExitStack() as stack:
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        redraws = watch and not as_json and sys.stdout.isatty()
+        show = stack.enter_context(redrawn()) if redraws else show_text
         while True:
             found = load_status(store)
-            typer.echo(json.dumps(as_data(found), ensure_ascii=False) if as_json else render(found))
+            if as_json:
+                typer.echo(json.dumps(as_data(found), ensure_ascii=False))
+            else:
+                show(render(found), share=found.snapshot and found.snapshot.share_done)
             if not watch or not found.alive:
                 return
             time.sleep(WATCH_EVERY_S)
@@ -149,7 +157,7 @@ def export(
 
 
 def _words(summary: "ExportSummary") -> str:
-    from corpus_asr.report.text import counted
+    from corpus_asr.units import counted
 
     done = (
         f"{summary.to}: {counted(summary.recordings, 'recording')}, "
@@ -278,7 +286,21 @@ def report(
     page: Annotated[
         str | None,
         typer.Option(
-            "--html", metavar="FILE", help="Write an HTML report with charts and samples."
+            "--html", metavar="FILE", help="Write an HTML report with charts, samples and audio."
+        ),
+    ] = None,
+    audio: Annotated[
+        bool | None,
+        typer.Option(
+            "--audio/--no-audio",
+            help="Embed clips of the samples; default: report.embed_audio of the run.",
+        ),
+    ] = None,
+    viewer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A `corpus-asr view` that links lead to; default: report.viewer_url.",
         ),
     ] = None,
 ) -> None:
@@ -290,7 +312,11 @@ def report(
 
     with readable_errors():
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
-        found = load_report(store) if page is None else write_page(store, page)
+        found = (
+            load_report(store)
+            if page is None
+            else write_page(store, page, embed_audio=audio, viewer_url=viewer)
+        )
         data = as_data(found)
         print_result(data, render(found), as_json=as_json)
         store.write_json(REPORT_NAME, data)

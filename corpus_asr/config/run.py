@@ -147,6 +147,17 @@ class OutputSettings(Settings):
     merging."""
 
 
+class ReportSettings(Settings):
+    """Settings of report.html only; none changes a transcript."""
+
+    embed_audio: bool = True
+    """Embed clips of the samples, up to 20 s each and 1.5 MB in all. Reading and encoding them
+    takes up to 20 s after a run."""
+    viewer_url: str | None = Field(default=None, pattern=r"^https?://\S+$", max_length=500)
+    """Address of a `corpus-asr view` of this output that is always running; recordings and samples
+    in the report link to it. null: no links."""
+
+
 class ClusterSettings(Settings):
     """Ray cluster."""
 
@@ -245,6 +256,7 @@ class RunConfig(Settings):
     classification: ClassificationSettings = Field(default_factory=ClassificationSettings)
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
     output: OutputSettings
+    report: ReportSettings = Field(default_factory=ReportSettings)
     nightly: NightlySettings = Field(default_factory=NightlySettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 

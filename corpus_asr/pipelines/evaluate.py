@@ -1,11 +1,13 @@
 """Compare a run's transcripts with references, and fit `confidence` to the comparison.
 
 References are a manifest, or the segments of the run that people have checked in `corpus-asr view`:
-then only these segments are compared, with the model's own text. Nothing is transcribed, and rows
-already written keep their confidences; runs that come after a calibration use it.
+then only these segments are compared, with the model's own text. The comparison stays in the run's
+output folder as `evaluation.json`. Nothing is transcribed, and rows already written keep their
+confidences; runs that come after a calibration use it.
 """
 
 import datetime
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.recordings import (
     EVIDENCE_COLUMNS,
     WORD_COLUMNS,
@@ -24,6 +26,7 @@ from corpus_asr.export.recordings import (
     read_index,
     recordings,
 )
+from corpus_asr.logs import event
 from corpus_asr.report.accuracy.calibration import (
     Calibration,
     SegmentOutcome,
@@ -34,7 +37,7 @@ from corpus_asr.report.accuracy.calibration import (
     reliability_data,
     segment_outcomes,
 )
-from corpus_asr.report.accuracy.evaluation import Evaluation, compare, summarize
+from corpus_asr.report.accuracy.evaluation import Evaluation, as_data, compare, summarize
 from corpus_asr.report.accuracy.scoring import (
     Hypothesis,
     Reference,
@@ -51,9 +54,16 @@ from corpus_asr.storage.run_state.corrections import (
     SegmentKey,
     key_of,
 )
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, write_calibration
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    EVALUATION_NAME,
+    FINGERPRINT_NAME,
+    write_calibration,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public, redact_uri
+
+_LOG = logging.getLogger(__name__)
 
 CHECKED = CORRECTIONS_FOLDER
 """In place of a manifest: the run's own segments that people have checked."""
@@ -101,13 +111,26 @@ def evaluate(
         comparison = compare(
             shared, _scores(other, expected, references), other=redact_uri(other.uri)
         )
-    return summarize(
+    evaluation = summarize(
         list(scores.values()),
         output=redact_uri(output_uri),
         references=redact_uri(references),
         missing=missing,
         comparison=comparison,
     )
+    _keep(store, evaluation)
+    return evaluation
+
+
+def _keep(store: OutputStore, evaluation: Evaluation) -> None:
+    """Leave an evaluation in the output folder, where the run's page shows it."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    try:
+        store.write_json(EVALUATION_NAME, {"evaluated_at": now, **as_data(evaluation)})
+    except FetchError as error:  # the results of others may be read only
+        event(
+            _LOG, logging.WARNING, "evaluation_not_kept", uri=redact_uri(store.uri), why=str(error)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Text on a console: labelled rows, wrapped lines and columns of reports; transcripts of files."""
 
 import math
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import typer
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.segments import Segment, timestamp
+from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -18,9 +20,18 @@ if TYPE_CHECKING:
 
     from corpus_asr.formats.transcript import Transcript
 
-# Not the terminal's: the same report is written to a log, by a cron job, or into an issue.
+# Of a log, a pipe or an issue; lines on a terminal are as wide as that, within these bounds.
 WIDTH = 100
+_LEAST_WIDTH, _MOST_WIDTH = 30, 120
 _LABEL_WIDTH = 12  # of the longest, "last commit", and a blank
+
+
+def line_width() -> int:
+    """Return the width of lines: of a terminal its own, or `COLUMNS`; elsewhere `WIDTH`."""
+    if not sys.stdout.isatty():
+        return WIDTH
+    columns = shutil.get_terminal_size((WIDTH, 24)).columns
+    return min(max(columns, _LEAST_WIDTH), _MOST_WIDTH)
 
 
 def duration(seconds: float) -> str:
@@ -37,11 +48,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def counted(count: int, noun: str) -> str:
-    """Write a count with its noun."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def row(label: str, text: str) -> str:
@@ -86,12 +92,14 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
+def wrapped(
+    text: str, *, bullet: str = "", label: str = "", indented: bool = True
+) -> Iterator[str]:
     """Break a long text into lines, the first behind its label."""
-    indent = " " * (_LABEL_WIDTH + 2)
+    indent = " " * (_LABEL_WIDTH + 2) if indented else ""
     yield from textwrap.wrap(
         text,
-        WIDTH,
+        line_width(),
         initial_indent=(row(label, "") if label else indent) + bullet,
         subsequent_indent=indent + " " * len(bullet),
         break_long_words=False,  # a URI has to stay one word, to be copied
@@ -118,7 +126,7 @@ def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Te
         "duration": duration,
         "percent": "{:.0%}".format,
         # Of whole lines: templates take the line's end after a block away.
-        "row": lambda text, label: f"{row(label, text).rstrip()}\n",
+        "row": lambda text, label: "\n".join([*wrapped(text, label=label), ""]),
         "wrap": lambda text, **options: "\n".join([*wrapped(text, **options), ""]),
     }
     templates.filters |= common | filters

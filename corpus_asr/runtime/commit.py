@@ -34,8 +34,6 @@ class Tally:
     failed: int = 0
     """Recordings with a failed part; one that fails twice counts twice until the finish."""
     audio_s: float = 0.0
-    size_bytes: int = 0
-    """Sizes of the recordings in `files`."""
     retried: int = 0
     """Parts that were tried more than once."""
     failures: tuple[FailureCount, ...] = ()
@@ -55,7 +53,6 @@ def tally_of(results: pa.Table) -> Tally:
         files=last.num_rows,
         failed=failed.num_rows,
         audio_s=pc.sum(results.column("duration_s")).as_py() or 0.0,
-        size_bytes=pc.sum(last.column("size_bytes")).as_py() or 0,
         retried=pc.sum(pc.greater(results.column("attempts"), 1)).as_py() or 0,
         failures=merged(_failure_of(row) for row in failed.select(_FAILURE).to_pylist()),
     )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ
+from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ, counted
 
 # Slots assumed for bookkeeping where the engine chooses them itself.
 ASSUMED_SLOTS_GPU = 64
@@ -94,18 +94,20 @@ class Resources:
 
     def describe(self) -> str:
         """Return the resources as one line per stage."""
-        threads = "" if self.transcribe_threads is None else f", {self.transcribe_threads} threads"
+        threads = self.transcribe_threads
+        model = "" if threads is None else f", {counted(threads, 'thread')}"
         memory = (
             ""
             if self.extract_memory_bytes is None
             else f", {self.extract_memory_bytes / MEBIBYTE:.0f} MiB"
         )
         return (
-            f"extract: up to {self.extract_workers} workers of {self.extract_cpus:g} CPU{memory}; "
+            f"extract: up to {counted(self.extract_workers, 'worker')} of {self.extract_cpus:g} "
+            f"CPU{memory}; "
             f"{self.ahead_bytes / MEBIBYTE:.0f} MiB of buffered features at most\n"
-            f"transcribe: {self.transcribe_workers} workers of {self.transcribe_gpus:g} GPU, "
-            f"{self.transcribe_cpus:g} CPU{threads}; {self.parts_in_flight} parts in flight each "
-            f"({self.calls_in_flight} calls of {self.rows_per_call})\n"
+            f"transcribe: {counted(self.transcribe_workers, 'worker')} of {self.transcribe_gpus:g} "
+            f"GPU, {self.transcribe_cpus:g} CPU{model}; {counted(self.parts_in_flight, 'part')} "
+            f"in flight each ({counted(self.calls_in_flight, 'call')} of {self.rows_per_call})\n"
             f"limit: the run aborts after {self.no_progress_timeout_s / 60:.0f} min without "
             "any progress"
         )

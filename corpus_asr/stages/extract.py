@@ -5,15 +5,16 @@ decoder costs one recording.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, FileSums, stratum
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.logs import event
@@ -23,6 +24,7 @@ from corpus_asr.stages.parts import (
     GIGABYTE,
     NO_SPEECH,
     OK,
+    DecodeProgress,
     ExtractedPart,
     ExtractRequest,
     check_size,
@@ -45,6 +47,43 @@ EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
 _LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenFile:
+    """What is known of the recording that is decoded; channels apart count each."""
+
+    stratum: str
+    size_bytes: int | None
+    expected_s: float | None = None
+    decoded_s: float = 0.0
+    parts_s: float = 0.0
+    """Of `decoded_s`, parts that are complete."""
+    done_before_s: float = 0.0
+    """Of `parts_s`, those that are not wanted again."""
+
+    def after(self, message: DecodeProgress | ExtractedPart) -> "_OpenFile":
+        """Return what is known after a message of the extractor."""
+        if isinstance(message, DecodeProgress):
+            decoded_s = max(self.decoded_s, message.decoded_s)
+            return replace(self, decoded_s=decoded_s, expected_s=message.expected_s)
+        audio_s = message.num_samples / SAMPLE_RATE_HZ
+        parts_s = self.parts_s + audio_s
+        return replace(
+            self,
+            parts_s=parts_s,
+            decoded_s=max(self.decoded_s, parts_s),
+            done_before_s=self.done_before_s + (0.0 if message.wanted else audio_s),
+        )
+
+    def activity(self, *, ended: bool) -> Activity:
+        """Return its share of the counts; a duration is the header's until it has ended."""
+        wanted_s = (self.parts_s if ended else self.decoded_s) - self.done_before_s
+        if not ended and self.expected_s is None:
+            return Activity(decoded_s=max(0.0, wanted_s))
+        left_s = wanted_s if ended else max(wanted_s, self.expected_s - self.done_before_s)
+        sums = FileSums.of(self.size_bytes, max(0.0, left_s))
+        return Activity(decoded_s=max(0.0, wanted_s), durations={self.stratum: sums})
+
+
 class ExtractStage:
     """Extract the recordings of packs, one after another."""
 
@@ -60,16 +99,21 @@ class ExtractStage:
         self._max_file_gb = settings.max_file_gb
         self._began_s = time.monotonic()
         self._activity = Activity()
-        # Which seconds are growing, since when: read in another thread while they grow.
+        # Which seconds are growing, since when, and what is decoded: read in another thread.
         self._doing = ("", 0.0)
+        self._file: _OpenFile | None = None
+        self._lock = threading.Lock()
 
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
-        now_s = time.monotonic()
-        count, since_s = self._doing
-        under_way: dict[str, Any] = {count: now_s - since_s} if count else {}
-        activity = self._activity + Activity(**under_way)
+        with self._lock:
+            now_s = time.monotonic()
+            (count, since_s), file, activity = self._doing, self._file, self._activity
+        if count:
+            activity += Activity(**{count: now_s - since_s})
+        if file is not None:
+            activity += file.activity(ended=False)
         return replace(activity, extract_alive_s=now_s - self._began_s)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
@@ -77,13 +121,20 @@ class ExtractStage:
         for files in packs.column("files").to_pylist():
             # One after another: the workers are what runs in parallel, and memory stays bounded.
             for index, file in enumerate(files, start=1):
+                size_bytes = file["size_bytes"]
+                self._file = _OpenFile(
+                    stratum=stratum(file["uri"], size_bytes), size_bytes=size_bytes
+                )
                 with closing(self._extract(file, files[index:])) as tables:
                     for parts in tables:
-                        self._count(parts_extracted=parts.num_rows)
+                        self._count(Activity(parts_extracted=parts.num_rows))
                         _log_parts(parts)
                         self._begin("backpressure_s")
                         yield parts
                         self._end()
+                with self._lock:
+                    self._activity += self._file.activity(ended=True)
+                    self._file = None
 
     def close(self) -> None:
         """End the child process."""
@@ -96,7 +147,10 @@ class ExtractStage:
         identity = {name: file[name] for name in FILES.names}
         done = frozenset(file["done_parts"] or ())
         request = ExtractRequest(
-            uri=file["uri"], done_parts=done, upcoming=self._upcoming(following)
+            uri=file["uri"],
+            done_parts=done,
+            upcoming=self._upcoming(following),
+            with_progress=True,
         )
         # `last_part` is known with the next part or the end: a row waits for that.
         next_part, emitted = 0, False
@@ -114,7 +168,9 @@ class ExtractStage:
                 extracted = None
             self._end()
             if extracted is not None:
-                self._count(extract_cpu_s=extracted.cpu_s, fetch_retries=extracted.fetch_retries)
+                self._note(extracted)
+            if isinstance(extracted, DecodeProgress):
+                continue
             if held is not None and held.wanted:
                 last = extracted is None and failure is None
                 yield _part_row(held, identity=identity, last=last)
@@ -132,7 +188,9 @@ class ExtractStage:
                 next_part += 1
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
 
-    def _messages(self, file: dict[str, Any], request: ExtractRequest) -> Iterator[ExtractedPart]:
+    def _messages(
+        self, file: dict[str, Any], request: ExtractRequest
+    ) -> Iterator[ExtractedPart | DecodeProgress]:
         # As listed: a store without ranges would be asked for the whole object to tell its size.
         num_bytes, uri = file["size_bytes"] or 0, redact_uri(file["uri"])
         check_size(num_bytes, uri=uri, max_file_gb=self._max_file_gb)
@@ -155,12 +213,20 @@ class ExtractStage:
         self._doing = (count, time.monotonic())
 
     def _end(self) -> None:
-        count, since_s = self._doing
-        self._doing = ("", 0.0)
-        self._count(**{count: time.monotonic() - since_s})
+        with self._lock:
+            count, since_s = self._doing
+            self._doing = ("", 0.0)
+            self._activity += Activity(**{count: time.monotonic() - since_s})
 
-    def _count(self, **counts: Any) -> None:
-        self._activity += Activity(**counts)
+    def _note(self, message: ExtractedPart | DecodeProgress) -> None:
+        assert self._file is not None, "set before its first message"
+        self._file = self._file.after(message)
+        if isinstance(message, ExtractedPart):
+            self._count(Activity(extract_cpu_s=message.cpu_s, fetch_retries=message.fetch_retries))
+
+    def _count(self, counts: Activity) -> None:
+        with self._lock:
+            self._activity += counts
 
 
 def _log_parts(parts: pa.Table) -> None:

@@ -22,7 +22,7 @@ from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.languages import language_window_starts
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest, check_size
+from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import redact_uri
@@ -34,6 +34,8 @@ MAX_CHANNELS_APART = 64
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
 PREFETCH_THREADS = 16  # as many as may be expected at once
+# How often it is said how far a recording is decoded, beside its parts.
+PROGRESS_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,11 @@ class PartExtractor:
         self._detectors = [SileroDetector()] if settings.vad_filter else []
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
-    def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
-        """Yield the recording's parts in order; done parts come without their features."""
+    def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
+        """Yield the recording's parts in order; done parts come without their features.
+
+        Where that is wanted, how far it is decoded comes first, and again every second.
+        """
         started = _Clock.now()
         settings = request.settings or self._settings
         uri = redact_uri(request.name or request.uri)  # from here on it is only said
@@ -89,7 +94,13 @@ class PartExtractor:
             self._prefetcher.take(request.uri) as file,
             open_audio(file, uri=uri, channels=settings.channels) as decoder,
         ):
-            for part, (channel, audio) in enumerate(self._cut(decoder, settings, uri=uri)):
+            for piece in self._cut(decoder, settings, uri=uri):
+                if isinstance(piece, DecodeProgress):
+                    if request.with_progress:
+                        yield piece
+                    continue
+                channel, audio = piece
+                part += 1
                 wanted = part not in request.done_parts
                 spoken = audio.speech is None or bool(audio.speech)
                 # The first speech decides the language of all parts, so a done part that
@@ -149,7 +160,7 @@ class PartExtractor:
 
     def _cut(
         self, decoder: AudioDecoder, settings: ExtractSettings, *, uri: str
-    ) -> Iterator[tuple[int | None, AudioPart]]:
+    ) -> Iterator[tuple[int | None, AudioPart] | DecodeProgress]:
         """Yield (channel, part) in the order in which parts are complete, channel by channel."""
         channels = settings.channels
         cutters = self._cutters(decoder.num_channels, settings, uri=uri)
@@ -158,16 +169,21 @@ class PartExtractor:
             names = [channels]
         damage: DecodeError | None = None
         # Counted in samples: a header may claim any duration, and some kilobytes decode to years.
-        left = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
+        most = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
+        num_samples, said_s = 0, time.monotonic()
+        yield _progress(decoder, num_samples)
         try:
             for chunk in decoder:  # (channel, sample)
-                left -= chunk.shape[1]
-                if left < 0:
+                num_samples += chunk.shape[1]
+                if num_samples > most:
                     damage = self._too_long(decoder, uri=uri)
                     break
                 for name, cutter, samples in zip(names, cutters, chunk, strict=True):
                     for audio in cutter.feed(samples):
                         yield name, audio
+                if time.monotonic() - said_s >= PROGRESS_EVERY_S:
+                    said_s = time.monotonic()
+                    yield _progress(decoder, num_samples)
         except DecodeError as error:
             if error.kind != DAMAGED:
                 raise
@@ -212,6 +228,14 @@ class PartExtractor:
             PartCutter(part_s=part_s, detector=detector, criteria=criteria)
             for detector in detectors
         ]
+
+
+def _progress(decoder: AudioDecoder, num_samples: int) -> DecodeProgress:
+    header_s = decoder.info.header_duration_s
+    return DecodeProgress(
+        decoded_s=num_samples / SAMPLE_RATE_HZ * decoder.num_channels,
+        expected_s=None if header_s is None else header_s * decoder.num_channels,
+    )
 
 
 def _language_window(

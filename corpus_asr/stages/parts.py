@@ -96,6 +96,8 @@ class ExtractRequest:
     """Addresses of the next requests, as many as may be opened ahead."""
     settings: ExtractSettings | None = field(default=None, repr=False)
     """For this recording alone; None: those of the extractor. Limits on files are its own."""
+    with_progress: bool = False
+    """Whether `DecodeProgress` is wanted between the parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,15 @@ class ExtractedPart:
     """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
     fetch_retries: int = 0
     """Requests that its store had to be asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeProgress:
+    """How far a recording is decoded, between its parts; channels apart count each."""
+
+    decoded_s: float
+    expected_s: float | None
+    """What its header claims; None where it claims nothing."""
 
 
 def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:

@@ -120,11 +120,16 @@ class TranscribeStage:
         self._engine.add_done_callback(self._note_loaded)
         self._lock = threading.Lock()
         self._begun = self._transcribed = 0
+        self._transcribed_s = 0.0
 
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
-        parts = Activity(parts_started=self._begun, parts_transcribed=self._transcribed)
+        parts = Activity(
+            parts_started=self._begun,
+            parts_transcribed=self._transcribed,
+            transcribed_s=self._transcribed_s,
+        )
         loaded = self._engine.done() and not self._engine.cancelled()
         if not loaded or self._engine.exception() is not None:
             return parts
@@ -154,6 +159,10 @@ class TranscribeStage:
 
     def _transcribe(self, parts: pa.Table) -> pa.Table:
         rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+        through = [_Through(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
+        for row, part in zip(rows, through, strict=True):
+            if row["status"] != OK:
+                part.end()
         # Without the engine: what has no speech need not wait until it is loaded.
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
@@ -161,14 +170,21 @@ class TranscribeStage:
         features, languages = (half_views(parts.column(name)) for name in _FEATURES)
         # All of them before the first is waited for: the engine fills its slots from many parts.
         submitted = [
-            engine.submit(_request(row, own, language)) if row["status"] == OK else None
-            for row, own, language in zip(rows, features, languages, strict=True)
+            engine.submit(_request(row, own, language, part)) if row["status"] == OK else None
+            for row, own, language, part in zip(rows, features, languages, through, strict=True)
         ]
+        for future, part in zip(submitted, through, strict=True):
+            if future is not None:
+                future.add_done_callback(part.end)
         results = [
             _carry(row) if future is None else _finish(row, future, engine.device_name)
             for row, future in zip(rows, submitted, strict=True)
         ]
         return _results(results)
+
+    def _count(self, audio_s: float) -> None:
+        with self._lock:
+            self._transcribed_s += audio_s
 
     def close(self) -> None:
         """Close the engine, if it was ever loaded."""
@@ -178,10 +194,30 @@ class TranscribeStage:
         self._engine.result().close()
 
 
+class _Through:
+    """Counts the seconds of a part that the engine is through with: in the end, all of them."""
+
+    def __init__(self, count: Callable[[float], None], *, audio_s: float) -> None:
+        self._count, self._audio_s = count, audio_s
+        self._counted_s = 0.0
+
+    def reach(self, audio_s: float, _: object = None) -> None:
+        """Count up to there; a part that is decoded again, or by two models, counts once."""
+        further_s = min(audio_s, self._audio_s) - self._counted_s
+        if further_s > 0:
+            self._counted_s += further_s
+            self._count(further_s)
+
+    def end(self, _: object = None) -> None:
+        """Count what is left."""
+        self.reach(self._audio_s)
+
+
 def _request(
     row: dict[str, Any],
     features: Float16[np.ndarray, " _"] | None,
     language_features: Float16[np.ndarray, " _"] | None,
+    through: _Through,
 ) -> "PartRequest":
     from corpus_asr.transcription.windows import PartRequest  # its package imports torch
 
@@ -197,6 +233,7 @@ def _request(
         start_s=row["part_start_s"],
         speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
         language_features=None if language_features is None else language_features.reshape(-1, mel),
+        listener=through.reach,
     )
 
 
@@ -256,13 +293,17 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
 
 def _carry(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a part's result says whether or not it was transcribed."""
-    start_s, end_s = row["part_start_s"], row["part_end_s"]
     return {name: row[name] for name in _CARRIED} | {
-        "duration_s": None if start_s is None or end_s is None else end_s - start_s,
+        "duration_s": _duration_s(row),
         "attempts": 1,
         "segments_written": 0,
         "segments": [],
     }
+
+
+def _duration_s(row: dict[str, Any]) -> float | None:
+    start_s, end_s = row["part_start_s"], row["part_end_s"]
+    return None if start_s is None or end_s is None else end_s - start_s
 
 
 def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:

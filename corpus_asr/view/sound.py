@@ -6,7 +6,6 @@ never exists as a whole: at a constant rate each of its bytes has a time.
 
 import functools
 import io
-import json
 import os
 import struct
 import threading
@@ -14,13 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from corpus_asr.config.run import SourceSettings
-from corpus_asr.errors import ConfigError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import source_options
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
+from corpus_asr.storage.stores.filesystem import RangeFile
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -144,7 +141,7 @@ class Sounds:
         endpoint_url: str | None = None,
     ) -> None:
         self._moved = tuple(moved)
-        options = StoreOptions.of(_source(store))
+        options = source_options(store)
         self._store = replace(
             options, endpoint_url=endpoint_url or options.endpoint_url, policy=PATIENCE
         )
@@ -257,20 +254,6 @@ class Sounds:
 
     def _open(self, uri: str) -> io.BufferedReader:
         return filesystem.open_binary(uri, self._store)
-
-
-def _source(store: OutputStore) -> SourceSettings:
-    config = store.read_json(CONFIG_NAME)
-    if config is None:  # the tables were copied without it
-        return SourceSettings()
-    try:
-        return SourceSettings.model_validate_json(json.dumps(config["source"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"reading {CONFIG_NAME} of a run: found no usable settings of its source ({error}), "
-            "expected those that this version of the program writes; view it with the version "
-            "that made it"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import DatasetSettings
-from corpus_asr.labelling.cutting import ClipRange
 from corpus_asr.labelling.examples import Example, examples_of, joined, shards_of, split_of
+from corpus_asr.stages.cutting import ClipRange
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>")

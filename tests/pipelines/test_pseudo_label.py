@@ -18,11 +18,11 @@ from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.labelling import dataset
-from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
+from corpus_asr.stages.cutting import CutRequest
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.audio import decode, wav_bytes
@@ -455,7 +455,7 @@ def test_nothing_is_selected_while_recordings_are_left(
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: summary_of(tmp_path, left=3))
     said = io.StringIO()
     run(decoded.config(), local=True, progress=said)
-    assert "3 recordings remain" in said.getvalue()
+    assert "3 recordings remaining" in said.getvalue()
     assert not (tmp_path / "set").exists()
 
 

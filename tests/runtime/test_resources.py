@@ -33,7 +33,7 @@ def test_a_gpu_box_gives_its_cpus_to_extraction_and_says_so():
     assert (found.extract_workers, found.transcribe_threads, found.device) == (15, None, "auto")
     assert found.parts_in_flight >= 64
     assert "extract: up to 15 workers of 1 CPU" in found.describe()
-    assert "transcribe: 1 workers of 1 GPU" in found.describe()
+    assert "transcribe: 1 worker of 1 GPU" in found.describe()
 
 
 def test_a_cluster_has_a_worker_per_gpu_and_none_on_the_head():

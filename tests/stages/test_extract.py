@@ -6,6 +6,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
+from corpus_asr.activity import FileSums
 from corpus_asr.errors import CheckpointError
 from corpus_asr.schemas import PACKS, PARTS
 from corpus_asr.stages.extract import ExtractStage
@@ -124,6 +125,27 @@ def test_what_was_done_is_counted(stage: ExtractStage, caplog: pytest.LogCapture
         ("y/parts=1/fail=0", 0, "failed"),
     ]
     assert {one["event"] for one in messages} == {"part_extracted"}
+
+
+def test_seconds_are_known_from_the_header_and_in_the_end_as_decoded(stage: ExtractStage):
+    def known() -> tuple[FileSums | None, float]:
+        found = stage.activity
+        assert set(found.durations) <= {"other:5"}  # of 1,000 bytes
+        return found.durations.get("other:5"), found.decoded_s
+
+    uris = "x/parts=3/header=9", "y/parts=2", "z/parts=3/fail=1/header=60"
+    tables = stage(packs_of(*uris, done={uris[0]: [0]}))
+    next(tables)  # one part is held back, one was done before
+    assert known() == (FileSums.of(1000, 8.0), 2.0)
+    next(tables)
+    next(tables)  # of the second file nothing is known before its end
+    assert known() == (FileSums.of(1000, 2.0), 4.0)
+    rest = list(tables)
+    assert len(rest) == 3
+    sums = FileSums.of(1000, 2.0) + FileSums.of(1000, 2.0) + FileSums.of(1000, 1.0)
+    assert known() == (sums, 5.0)
+    rows_of(stage, packs_of("broken/parts=1/fail=0"))
+    assert known() == (sums + FileSums.of(1000, 0.0), 5.0)
 
 
 def test_a_file_listed_as_too_large_never_reaches_the_child(tmp_path: Path):

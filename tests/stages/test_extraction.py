@@ -17,7 +17,7 @@ from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
@@ -158,6 +158,24 @@ def test_each_channel_has_parts_of_its_own_in_a_fixed_order(model: Path, tmp_pat
     assert len({part.language_window_start_s for part in first}) == 1
     alone = extract(model, uri, channels=1, vad_filter=False)
     assert [(part.channel, part.channels) for part in alone] == [(1, 2)] * 2
+
+
+def test_how_far_it_is_comes_first_and_every_second(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(extraction, "PROGRESS_EVERY_S", 0.0)
+    uri = write_noise(tmp_path / "stereo.wav", 45, num_channels=2)
+    request = ExtractRequest(uri=uri, with_progress=True)
+    messages = list(extractor(model, channels="each", speech_detection="none")(request))
+    progress = [each for each in messages if isinstance(each, DecodeProgress)]
+    assert isinstance(messages[0], DecodeProgress)
+    assert messages[0].decoded_s == 0.0
+    assert {round(each.expected_s or 0, 1) for each in progress} == {90.0}  # of two channels
+    decoded = [each.decoded_s for each in progress]
+    assert decoded == sorted(decoded)
+    assert decoded[-1] == 90.0
+    assert len(messages) - len(progress) == 4
+    assert all(isinstance(each, ExtractedPart) for each in extract(model, uri))
 
 
 def test_many_channels_make_parts_shorter(

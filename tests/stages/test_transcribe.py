@@ -115,7 +115,7 @@ def test_an_engine_that_cannot_load_says_so_in_the_first_call_that_needs_it():
         stage(extracted("a"))
     with pytest.raises(EngineError):
         stage.wait_until_loaded()
-    assert stage.activity == Activity(parts_started=2, parts_transcribed=1)
+    assert stage.activity == Activity(parts_started=2, parts_transcribed=1, transcribed_s=1.0)
     stage.close()
 
 
@@ -135,3 +135,21 @@ def test_what_was_done_is_counted():
     assert stage.activity.parts_transcribed == 2
     stage.close()
     assert engine.closed
+
+
+def test_audio_is_counted_window_by_window_and_each_second_once():
+    engine = ScriptedEngine(held=True)
+    stage = stage_with(engine)
+    batch = pa.concat_tables([extracted("a"), silent_row("b"), failed_row("c"), extracted("bug")])
+    caller = threading.Thread(target=stage, args=(batch,))
+    caller.start()
+    with engine.submitted:
+        assert engine.submitted.wait_for(lambda: len(engine.requests) == 2, timeout=10)
+    assert stage.activity.transcribed_s == 1.0  # the silent one
+    advanced = engine.requests[0].advanced
+    for seconds, counted in ((0.25, 1.25), (-0.125, 1.125), (0.5, 1.625), (9.0, 2.0)):
+        advanced(seconds)
+        assert stage.activity.transcribed_s == counted
+    engine.release()
+    caller.join(timeout=10)
+    assert stage.activity.transcribed_s == 3.0  # a part that failed is through as well

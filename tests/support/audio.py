@@ -5,6 +5,8 @@ Imports no torch: parts of it run in the child processes of tests.
 
 import io
 import json
+import os
+import signal
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from av.audio.plane import AudioPlane
 from corpus_asr.array_types import Float32, Float64
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.resample import Channels
+from corpus_asr.stages.cutting import Clip, ClipCutter, CutRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, "channel sample"]
@@ -381,3 +384,12 @@ def _chords_and_drums(num_samples: int) -> Float64[np.ndarray, " sample"]:
         beat = np.exp(-3 * seconds) * chord + (snare if number % 2 else bass_drum)
         played[start : start + step] = beat[: num_samples - start]
     return played
+
+
+class CrashingCutter(ClipCutter):
+    """Cuts clips, and crashes at recordings whose name says so."""
+
+    def __call__(self, request: CutRequest) -> Iterator[Clip]:
+        if request.uri.endswith("crash.wav"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().__call__(request)

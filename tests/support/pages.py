@@ -18,10 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 ANSWER_LIMIT_S = 60.0
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -153,13 +150,13 @@ class Page:
             assert time.monotonic() < deadline, f"{condition} did not become true"
             time.sleep(0.05)
 
-    def click(self, selector: str) -> None:
-        """Click in the middle of an element, as a hand does."""
+    def click(self, selector: str, *, across: float = 0.5) -> None:
+        """Click in an element, as a hand does: in its middle, or elsewhere across its width."""
         box = self.value(
             f"(() => {{ const found = document.querySelector({json.dumps(selector)});"
             "found.scrollIntoView({block: 'center', behavior: 'instant'});"
             "const {left, top, width, height} = found.getClientRects()[0];"
-            "return [left + width / 2, top + height / 2]; })()"
+            f"return [left + {across} * width, top + height / 2]; }})()"
         )
         where = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
@@ -249,33 +246,6 @@ def parsed(html: str) -> Element:
     parser.close()
     assert len(parser.open) == 1, f"never closed: {[each.tag for each in parser.open[1:]]}"
     return parser.root
-
-
-@dataclass
-class Seen:
-    """A page in a browser, its scripts run."""
-
-    document: Element
-    complaints: list[str]
-    """Errors of scripts, and what the page's policy refused."""
-    widths: dict[int, int]
-    """How wide the page was where it had so many pixels."""
-
-
-def browsed(path: Path, *, click: str = "") -> Seen:
-    """Open a page in a browser, wide and narrow, and perhaps click elements one by one."""
-    if chromium_path() is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with Chromium.start() as browser:
-        page = browser.open(path.as_uri())
-        widths = {}
-        for width in (1280, 400):
-            page.look(width=width, height=900, dark=width == 400)
-            widths[width] = page.value("document.documentElement.scrollWidth")
-        for selector in click.split():
-            page.click(selector)
-        html = page.value("document.documentElement.outerHTML")
-        return Seen(parsed(html), page.complaints(), widths)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.export.recordings import read_index
+from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.corrections import correct, save_correction
 from corpus_asr.storage.run_state.finish import finish as finish_run
@@ -121,7 +122,7 @@ class Transcribed:
         ]  # fmt: skip
 
 
-class InThisProcess:
+class InThisProcess(IsolatedGenerator):
     """Stands for `IsolatedGenerator` where no crash is expected: without its second of start."""
 
     def __init__(self, target: str, *, init_kwargs: dict[str, Any], timeout_s: float) -> None:

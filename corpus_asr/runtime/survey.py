@@ -1,0 +1,137 @@
+"""How much audio recordings hold, from the headers of a few: before and while a run works on them.
+
+Headers are read by a child process, which what is broken in one may crash or hold up.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+from corpus_asr.activity import FileSums
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import CorpusAsrError, DecodeError
+from corpus_asr.logs import event
+from corpus_asr.stages.headers import Header
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.sample import SampledFile, sums_of
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.units import MEBIBYTE
+
+_LOG = logging.getLogger(__name__)
+
+READER = "corpus_asr.stages.headers:HeaderReader"
+# A store that keeps everything waiting has given an answer, too: there is no estimate.
+SILENCE_S = 20.0
+TIME_S = 60.0
+# Recordings that may crash what reads headers before the rest of the sample is left alone.
+_CRASHES = 3
+# A run over less than this is over about as soon as it has opened everything.
+WORTH_BYTES = 32 * MEBIBYTE
+WORTH_FILES = 128  # of unknown size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What the headers of a sample say."""
+
+    asked: int
+    """Recordings of the sample."""
+    sums: dict[str, FileSums]
+    """Of those whose seconds are known, by stratum; unusable ones have none."""
+    without_duration: int
+    """Headers that do not say how long the recording is."""
+    failures: dict[str, int]
+    """Numbers of recordings by what is wrong with them, or with their store."""
+
+    @property
+    def read(self) -> int:
+        """Recordings whose seconds are known."""
+        return sum(found.files for found in self.sums.values())
+
+
+def survey(
+    sample: Sequence[SampledFile],
+    config: RunConfig,
+    *,
+    reader: str = READER,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Survey:
+    """Read the headers of a sample; what fails is counted, and nothing is raised for it."""
+    headers: dict[int, Header] = {}
+    ends_s = time.monotonic() + TIME_S
+    child = IsolatedGenerator(
+        reader,
+        init_kwargs={"settings": config.extract, "store": StoreOptions.of(config.source)},
+        timeout_s=SILENCE_S,
+    )
+    with closing(child):
+        for number in range(_CRASHES + 1):
+            left = [index for index in range(len(sample)) if index not in headers]
+            # After a crash one at a time, so that the next one names its recording.
+            for asked in [left] if number == 0 else [[index] for index in left]:
+                answers = child.run([sample[index].uri for index in asked]) if asked else iter(())
+                try:
+                    for header in answers:
+                        headers[asked[header.index]] = header
+                        if stopped() or time.monotonic() > ends_s:
+                            return _found(sample, headers)
+                except DecodeError as death:
+                    if death.kind == "decoder_timeout":  # the store's silence, more likely
+                        return _found(sample, headers)
+                    if len(asked) == 1:
+                        headers[asked[0]] = Header(index=0, failure=death.kind)
+                    break
+                except CorpusAsrError as error:
+                    event(_LOG, logging.WARNING, "headers_not_read", error=str(error))
+                    return _found(sample, headers)
+            else:
+                break
+    return _found(sample, headers)
+
+
+def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
+    known = [
+        (sample[index], header.audio_s or 0.0)
+        for index, header in headers.items()
+        if header.is_known and (header.failure is not None or header.audio_s is not None)
+    ]
+    failures = Counter(each.failure for each in headers.values() if each.failure is not None)
+    return Survey(
+        asked=len(sample),
+        sums=sums_of(known),
+        without_duration=sum(
+            each.failure is None and each.audio_s is None for each in headers.values()
+        ),
+        failures=dict(failures.most_common()),
+    )
+
+
+@contextmanager
+def surveying(
+    plan: Plan, config: RunConfig, found: Callable[[dict[str, FileSums]], None]
+) -> Iterator[None]:
+    """Read headers of a plan's recordings beside a run that is long enough for it."""
+    long_enough = plan.num_remaining_bytes >= WORTH_BYTES or plan.num_remaining >= WORTH_FILES
+    if not long_enough:
+        yield
+        return
+    ended = threading.Event()
+
+    def read() -> None:
+        try:
+            sample = plan.remaining.draw()
+            found(survey(sample, config, stopped=ended.is_set).sums)
+        except Exception as error:  # only an estimate is less sure
+            event(_LOG, logging.WARNING, "headers_not_read", error=repr(error))
+
+    # A daemon: a run that is over does not wait for a store.
+    threading.Thread(target=read, name="survey", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
