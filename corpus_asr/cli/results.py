@@ -170,7 +170,7 @@ def evaluate(
     output_uri: OutputUri,
     references: Annotated[
         str,
-        typer.Option(metavar="MANIFEST", help="A .jsonl, .csv or .parquet of uri (or path), text."),
+        typer.Option(metavar="MANIFEST", help="Recordings with their text: docs/manifests.md."),
     ],
     against: Annotated[
         str | None,

@@ -90,7 +90,7 @@ def _ask(connection: socket.socket, address: str) -> None:
         ":scheme": "http",
         ":path": _METHOD,
         ":authority": address,
-        "te": "trailers",
+        "te": "trailers",  # codespell:ignore te
         "content-type": "application/grpc",
     }
     if in_token_mode:

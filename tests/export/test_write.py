@@ -17,6 +17,7 @@ from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.formats import ExportFormat, WordStyle
 from corpus_asr.export.recordings import ExternalSort, Selection
 from corpus_asr.export.write import ExportOptions, export
+from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from tests.support.runs import finished
@@ -186,6 +187,13 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
     assert json.loads(line) == {
         "audio_filepath": "/a.wav", "offset": 0.0, "duration": 1.0, "text": "one two", "lang": "en",
     }  # fmt: skip
+    (read,) = read_references(str(to / "a.nemo.jsonl")).values()  # it is a manifest
+    assert (read.uri, read.text, read.spans, read.language) == (
+        "/a.wav",
+        "one two",
+        ((0, 1),),
+        "en",
+    )
 
 
 @pytest.mark.parametrize("folder", ["local", "memory://export-single"])

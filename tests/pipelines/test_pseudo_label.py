@@ -24,6 +24,7 @@ from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.training.utterances import read_utterances
 from tests.support.audio import decode, wav_bytes
 from tests.support.runs import InThisProcess, Said, Transcribed, seconds_heard, write_tones
 
@@ -133,11 +134,18 @@ def test_nemo_finds_audio_duration_and_text(decoded: Transcribed, tmp_path: Path
     for line in lines:
         assert isinstance(line["text"], str)
         assert line["lang"] == "en"
+        assert line["recording_uri"].startswith(str(decoded.audio))
         # Relative to the manifest, as NeMo looks for it.
         samples = decode((tmp_path / "set" / line["audio_filepath"]).read_bytes())[0]
         assert line["duration"] == pytest.approx(len(samples) / 16_000, abs=1e-5)
-        first = round(line["start_s"])
+        first = round(line["recording_start_s"])
         assert seconds_heard(samples) == [*range(first, first + round(line["duration"]))]
+    # It is a manifest like any other.
+    utterances = [each for path in manifests for each in read_utterances(str(path))]
+    assert [(each.text, each.uri, each.end_s, each.language) for each in utterances] == [
+        (line["text"], str(tmp_path / "set" / line["audio_filepath"]), line["duration"], "en")
+        for line in lines
+    ]
 
 
 def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
