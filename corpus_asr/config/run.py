@@ -129,7 +129,8 @@ class OutputSettings(Settings):
     endpoint_url: str | None = None
     """S3 endpoint of the output; null: Amazon's."""
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Fraction of failed recordings above which the command exits with code 1."""
+    """Fraction of failed recordings, among those that this run processed, above which the command
+    exits with code 1."""
     target_file_mb: float | None = Field(default=128.0, gt=0)
     """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
     merging."""

@@ -35,6 +35,7 @@ from corpus_asr.export.recordings import (
     Recording,
     Selection,
     chosen,
+    matching,
     read_index,
     recordings,
 )
@@ -203,10 +204,11 @@ def export(
     index = read_index(store)
     table = index.recordings
     succeeded, complete = (table[name].to_numpy() for name in ("succeeded", "complete"))
+    meant = matching(index, selection)
     summary = ExportSummary(
         to=redact_uri(to),
-        failed=int((~succeeded & complete).sum()),
-        unfinished=0 if selection.partial else int((~complete).sum()),
+        failed=int((meant & ~succeeded & complete).sum()),
+        unfinished=0 if selection.partial else int((meant & ~complete).sum()),
     )
     columns = _columns(options.formats)
     rows = recordings(store, index, chosen(index, selection), selection, columns=columns)

@@ -56,8 +56,11 @@ class RunSummary:
     """Or labels, of a classification."""
     audio_s: float
     """Audio decoded over all runs of the folder."""
-    processed_files: int
+    planned_files: int
     """Recordings that this run had left to do."""
+    processed_files: int
+    """Of these, those that are done or failed now."""
+    processed_failed: int
     processed_audio_s: float
     """Audio this run committed."""
     wall_s: float
@@ -65,8 +68,8 @@ class RunSummary:
 
     @property
     def failed_fraction(self) -> float:
-        """Share of failed recordings; 0 where there are none at all."""
-        return self.failed / self.files if self.files else 0.0
+        """Share of failures in what this run processed; 0 where that is nothing."""
+        return self.processed_failed / self.processed_files if self.processed_files else 0.0
 
     @property
     def rtfx(self) -> float:
@@ -281,7 +284,9 @@ class CorpusRun:
             remaining=counts.remaining,
             segments=counts.segments,
             audio_s=counts.audio_s,
-            processed_files=plan.num_remaining,
+            planned_files=plan.num_remaining,
+            processed_files=counts.processed,
+            processed_failed=counts.processed_failed,
             processed_audio_s=self._committed.audio_s,
             wall_s=time.monotonic() - self._started_s,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",

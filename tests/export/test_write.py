@@ -109,6 +109,10 @@ def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Pat
     summary = export(store, str(to), options("txt"), Selection())
     assert texts(to) == {"quiet.txt": "", "partly.txt": "partly\n"}
     assert (summary.failed, summary.unfinished, summary.partly_failed) == (1, 1, 1)
+    summary = export(store, str(to), options("txt"), Selection(uris=("*partly*",)))
+    assert (summary.failed, summary.unfinished, summary.partly_failed) == (0, 0, 1)
+    summary = export(store, str(to), options("txt"), Selection(uris=("*a*.wav",)))
+    assert (summary.failed, summary.unfinished, summary.partly_failed) == (1, 1, 1)
     summary = export(store, str(to), options("txt"), Selection(partial=True))
     assert texts(to)["half.txt"] == "half\n"
     assert summary.unfinished == 0

@@ -432,6 +432,6 @@ def test_nothing_is_selected_while_recordings_are_left(
 def summary_of(folder: Path, *, left: int = 0) -> RunSummary:
     return RunSummary(
         output_uri=str(folder / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
-        remaining=left, segments=1, audio_s=4.0, processed_files=1, processed_audio_s=4.0,
-        wall_s=1.0,
+        remaining=left, segments=1, audio_s=4.0, planned_files=1, processed_files=1,
+        processed_failed=0, processed_audio_s=4.0, wall_s=1.0,
     )  # fmt: skip
