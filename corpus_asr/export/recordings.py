@@ -311,7 +311,8 @@ class Selection:
 def chosen(index: Index, selection: Selection) -> np.ndarray:
     """Return a mask of the selected recordings, as far as outcomes tell."""
     table = index.recordings
-    wanted = matching(index, selection) & table["succeeded"].to_numpy()
+    wanted = matching(index, selection)
+    wanted &= table["succeeded"].to_numpy()
     if not selection.partial:
         wanted &= table["complete"].to_numpy()
     return wanted

@@ -260,6 +260,7 @@ class CorpusRun:
             listing=read_listing(store, plan),
             num_listed=plan.num_files,
             plan_name=plan.name,
+            idle=not plan.num_remaining,
             extra={
                 "plan": asdict(plan),
                 "committed": asdict(self._committed),

@@ -143,7 +143,7 @@ class Report:
     finished: bool
     """False while it runs and after it was stopped."""
     run_id: str | None
-    """The run that worked here last."""
+    """The last run that had something to do."""
     model: str | None
     model_revision: str | None
     wall_s: float | None
@@ -152,6 +152,8 @@ class Report:
     statistics: RunCounts
     snapshot: Snapshot | None = None
     """The last one of that run."""
+    nothing_to_do_at: str | None = None
+    """When a later run found nothing to do."""
 
 
 def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
@@ -176,9 +178,11 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     )
     audio_by_run = dict(counts.audio_by_run_s)
     if run is not None and finished:
-        run_id, model, revision = run["run_id"], run["model"], run["model_revision"]
+        model, revision = run["model"], run["model_revision"]
+        work = run.get("last_work") or run
+        run_id = work["run_id"]
         started, ended = (
-            datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
+            datetime.datetime.fromisoformat(work[key]) for key in ("started_at", "finished_at")
         )
         wall_s: float | None = (ended - started).total_seconds()
     else:
@@ -199,6 +203,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         rtfx=audio_s / wall_s if wall_s and audio_s else None,
         statistics=counts,
         snapshot=snapshot if snapshot is not None and snapshot.run_id == run_id else None,
+        nothing_to_do_at=run["finished_at"] if finished and run and "last_work" in run else None,
     )
 
 

@@ -1,5 +1,6 @@
 """Values from tables, which may hold anything, as short text without secrets for a page."""
 
+import datetime
 import os
 import re
 from functools import cache
@@ -121,6 +122,15 @@ def hours(seconds: float) -> str:
 def fraction(value: float) -> str:
     """Write a fraction as a percentage, a small one as <1%."""
     return f"{value:.0%}" if value >= 0.01 or not value else "<1%"
+
+
+def moment(text: str) -> str:
+    """Write an ISO 8601 time to the minute; another text as it is."""
+    try:
+        when = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+    except ValueError:
+        return cut(text, 60)
+    return f"{when:%Y-%m-%d %H:%M} UTC"
 
 
 def coordinate(value: float) -> str:

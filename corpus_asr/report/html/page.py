@@ -115,6 +115,7 @@ def environment() -> Environment:
         "duration": duration,
         "fraction": formatting.fraction,
         "hours": formatting.hours,
+        "moment": formatting.moment,
         "percent": "{:.0%}".format,
         "repr": repr,
     }

@@ -111,6 +111,7 @@ def finish(
     listing: Iterable[pa.RecordBatch],
     num_listed: int,
     plan_name: str | None = None,
+    idle: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
@@ -119,6 +120,7 @@ def finish(
         listing: FILES batches of what the run was to cover (`plan.read_listing`).
         num_listed: how many rows the listing had when it was made; those missing count as left.
         plan_name: the plan that was worked off; None if there was none.
+        idle: whether there was nothing to do; `run.json` then keeps what the last run did.
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
     """
     store.remove(SUCCESS_NAME)
@@ -146,6 +148,7 @@ def finish(
             "versions": code_versions(),
             "config": safe_config(config),
             **(extra or {}),
+            **({"last_work": _last_work(store, run)} if idle else {}),
         },
     )
     if counts.remaining == 0:
@@ -156,6 +159,18 @@ def finish(
         "finished run_id=%s listed=%d remaining=%d", run.run_id, counts.listed, counts.remaining
     )
     return counts
+
+
+def _last_work(store: OutputStore, run: Run) -> dict[str, Any] | None:
+    """Return what `run.json` says of the last run that had something to do."""
+    before = store.read_json(RUN_NAME)
+    if before is None or before.get("fingerprint") != run.fingerprint:
+        return None
+    if "last_work" in before:
+        earlier: dict[str, Any] | None = before["last_work"]
+        return earlier
+    names = ("run_id", "started_at", "finished_at", "plan", "committed", "activity")
+    return {name: before[name] for name in names if name in before}
 
 
 def write_recordings(
