@@ -286,13 +286,8 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     assert "max_lines without max_line_chars" in done.stderr
 
 
-# Polars is no tool of this project's tests.
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
-EXAMPLES = [
-    code
-    for code in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
-    if "polars" not in code
-]
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=["duckdb", "pandas", "join"])
