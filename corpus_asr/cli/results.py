@@ -188,8 +188,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="MANIFEST",
-            help="A .jsonl, .csv or .parquet of uri (or path), text; or `corrections`: the "
-            "segments that people have checked in `view`.",
+            help="Recordings with their text (docs/manifests.md); or `corrections`: the segments "
+            "that people have checked in `view`.",
         ),
     ],
     against: Annotated[

@@ -43,9 +43,9 @@ class DataSettings(Settings):
     """The labelled audio."""
 
     train: tuple[str, ...] = Field(min_length=1)
-    """Training data: manifests (.jsonl, .csv, .parquet) with uri, text and optionally start_s,
-    end_s and language; datasets written by `corpus-asr label`; Parquet files with audio in them;
-    output folders of runs, whose segments are the labels."""
+    """Training data: manifests (.jsonl, .csv, .tsv, .parquet) with `text`; datasets written by
+    `corpus-asr label`; Parquet files with audio in them; output folders of runs, whose segments are
+    the labels."""
     validation: tuple[str, ...] = ()
     """Validation data, of the same kinds; default: none, and no WER is computed."""
     endpoint_url: str | None = None

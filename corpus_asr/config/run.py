@@ -27,8 +27,9 @@ class SourceSettings(Settings):
     """Recordings: files, folders (all objects below them) or globs (`**` crosses folders), of any
     fsspec scheme."""
     manifest: str | None = None
-    """Manifest: a .jsonl, .csv or .parquet file with a `uri` column. Relative URIs are resolved
-    against the manifest; other columns are kept as `metadata`."""
+    """Manifest: a .jsonl, .csv, .tsv or .parquet file with a column `uri`, `path` or
+    `audio_filepath`. Relative URIs are resolved against the manifest; other columns are kept as
+    `metadata`."""
     endpoint_url: str | None = None
     """S3 endpoint of the source; null: Amazon's."""
     exclude: Texts = SIDECAR_PATTERNS
@@ -141,7 +142,8 @@ class OutputSettings(Settings):
     endpoint_url: str | None = None
     """S3 endpoint of the output; null: Amazon's."""
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Fraction of failed recordings above which the command exits with code 1."""
+    """Fraction of failed recordings, among those that this run processed, above which the command
+    exits with code 1."""
     target_file_mb: float | None = Field(default=128.0, gt=0)
     """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
     merging."""
@@ -376,8 +378,7 @@ class SelectionSettings(Settings):
     max_disagreement: Rate = 0.1
     """Maximum number of words that differ from the `against` run, per word."""
     references: str | None = None
-    """Reference transcripts: a .jsonl, .csv or .parquet file with uri (or path) and text; null:
-    none."""
+    """Reference transcripts: a manifest with `text`; null: none."""
     max_wer: Rate = 0.1
     """Maximum word error rate against `references`."""
 

@@ -332,13 +332,20 @@ class Selection:
 def chosen(index: Index, selection: Selection) -> np.ndarray:
     """Return a mask of the selected recordings, as far as outcomes tell."""
     table = index.recordings
-    wanted: np.ndarray = table["succeeded"].to_numpy().copy()
+    wanted = matching(index, selection)
+    wanted &= table["succeeded"].to_numpy()
     if not selection.partial:
         wanted &= table["complete"].to_numpy()
-    if selection.uris:
-        for at, uri in enumerate(table["uri"]):
-            wanted[at] &= any(fnmatch.fnmatchcase(uri.as_py(), each) for each in selection.uris)
     return wanted
+
+
+def matching(index: Index, selection: Selection) -> np.ndarray:
+    """Return a mask of the recordings that are meant, whatever became of them."""
+    uris = index.recordings["uri"].to_pylist() if selection.uris else []
+    if not uris:
+        return np.ones(len(index), dtype=bool)
+    patterns = selection.uris
+    return np.array([any(fnmatch.fnmatchcase(uri, each) for each in patterns) for uri in uris])
 
 
 def recordings(

@@ -26,6 +26,7 @@ from corpus_asr.export.recordings import (
     Recording,
     Selection,
     chosen,
+    matching,
     model_of,
     read_index,
     recordings,
@@ -218,10 +219,11 @@ def export(
     index = read_index(store)
     table = index.recordings
     succeeded, complete = (table[name].to_numpy() for name in ("succeeded", "complete"))
+    meant = matching(index, selection)
     summary = ExportSummary(
         to=redact_uri(to),
-        failed=int((~succeeded & complete).sum()),
-        unfinished=0 if selection.partial else int((~complete).sum()),
+        failed=int((meant & ~succeeded & complete).sum()),
+        unfinished=0 if selection.partial else int((meant & ~complete).sum()),
     )
     columns = _columns(options.formats)
     wanted = chosen(index, selection)

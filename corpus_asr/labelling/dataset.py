@@ -251,6 +251,9 @@ class WebDatasetWriter(ShardWriter):
         self._file.close()
 
 
+_IN_NEMO = {name: f"recording_{name}" for name in ("uri", "start_s", "end_s")}
+
+
 class NemoWriter(ShardWriter):
     """An audio file of each example, and the lines of the manifest."""
 
@@ -270,7 +273,10 @@ class NemoWriter(ShardWriter):
             "text": row["text"],
             "lang": row["language"],
         }
-        self._manifest.write(json.dumps(_rounded(line | row), ensure_ascii=False) + "\n")
+        # Of the recording that it was cut from: as `uri` and `start_s` they would be of this file.
+        others = {_IN_NEMO.get(name, name): value for name, value in row.items()}
+        others.pop("duration_s")
+        self._manifest.write(json.dumps(_rounded(line | others), ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         self._manifest.close()

@@ -47,6 +47,7 @@ from corpus_asr.report.accuracy.scoring import (
     read_references,
     score,
 )
+from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.corrections import (
     CORRECTIONS_FOLDER,
     Correction,
@@ -64,6 +65,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public, redact_uri
 
 _LOG = logging.getLogger(__name__)
+Spans = Sequence[tuple[float, float]] | None
 
 CHECKED = CORRECTIONS_FOLDER
 """In place of a manifest: the run's own segments that people have checked."""
@@ -236,11 +238,44 @@ def _hypotheses(
     table, ours, selection = index.recordings, _of_references(index, expected), Selection()
     wanted = chosen(index, selection) & ours
     for _, recording in recordings(store, index, wanted, selection, columns=WORD_COLUMNS):
-        yield recording.recording_id, _of(recording)
+        spans = expected[recording.recording_id].spans
+        yield recording.recording_id, _of(_within(recording, spans))
     # A failed recording counts as silence: a run must not look better for what it left out.
     failed = ours & table["complete"].to_numpy() & ~table["succeeded"].to_numpy()
     for identity in table["recording_id"].filter(pa.array(failed)).to_pylist():
         yield identity, Hypothesis(text="", language=None, duration_s=0.0, failed=True)
+
+
+def _within(recording: Recording, spans: Spans) -> Recording:
+    """Return what was recognized in some parts of a recording; None: all of it."""
+    if spans is None:
+        return recording
+    kept = [
+        (replace(segment, text=text, words=words), channel)
+        for segment, channel in zip(recording.segments, recording.channels, strict=True)
+        for text, words in [_text_within(segment, spans)]
+        if text.strip()
+    ]
+    return replace(
+        recording,
+        segments=tuple(segment for segment, _ in kept),
+        channels=tuple(channel for _, channel in kept),
+    )
+
+
+def _text_within(
+    segment: Segment, spans: Sequence[tuple[float, float]]
+) -> tuple[str, tuple[Word, ...] | None]:
+    # By their middles: where a word begins and ends is known to a tenth of a second.
+    if segment.words is None:
+        return (segment.text if _is_within(segment, spans) else ""), None
+    words = tuple(word for word in segment.words if _is_within(word, spans))
+    return "".join(word.word for word in words), words
+
+
+def _is_within(one: Segment | Word, spans: Sequence[tuple[float, float]]) -> bool:
+    middle_s = (one.start_s + one.end_s) / 2
+    return any(start_s <= middle_s < end_s for start_s, end_s in spans)
 
 
 def _of(recording: Recording) -> Hypothesis:
@@ -321,7 +356,8 @@ def _outcomes(store: OutputStore, references: str, language: str | None) -> list
     index, selection = read_index(store), Selection()
     wanted = chosen(index, selection) & _of_references(index, expected)
     for _, recording in recordings(store, index, wanted, selection, columns=EVIDENCE_COLUMNS):
-        outcomes += _compared(recording, expected[recording.recording_id])
+        reference = expected[recording.recording_id]
+        outcomes += _compared(_within(recording, reference.spans), reference)
     return outcomes
 
 

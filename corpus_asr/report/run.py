@@ -127,7 +127,7 @@ class Report:
     finished: bool
     """False while it runs and after it was stopped."""
     run_id: str | None
-    """The run that worked here last."""
+    """The last run that had something to do."""
     model: str | None
     model_revision: str | None
     wall_s: float | None
@@ -136,6 +136,8 @@ class Report:
     statistics: RunCounts
     snapshot: Snapshot | None = None
     """The last one of that run."""
+    nothing_to_do_at: str | None = None
+    """When a later run found nothing to do."""
 
 
 def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
@@ -160,8 +162,10 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     )
     audio_by_run = dict(counts.audio_by_run_s)
     if run is not None and finished:
-        run_id, model, revision = run["run_id"], run["model"], run["model_revision"]
-        speed: Speed | None = speed_of(run)
+        model, revision = run["model"], run["model_revision"]
+        work = run.get("last_work") or run
+        run_id = work["run_id"]
+        speed: Speed | None = speed_of(work)
     else:
         run_id = max(audio_by_run, default=None)  # IDs begin with their time
         model = config.get("model", {}).get("checkpoint")
@@ -185,6 +189,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         rtfx=speed.rtfx if speed is not None and speed.audio_s else None,
         statistics=counts,
         snapshot=snapshot,
+        nothing_to_do_at=run["finished_at"] if finished and run and "last_work" in run else None,
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,8 @@ NAMED = ("--set", "model.checkpoint=lab/model")
 
 SUMMARY = RunSummary(
     output_uri="out", run_id="1", files=100, done=99, failed=1, no_speech=4, remaining=0,
-    segments=1234, audio_s=7200.0, processed_files=50, processed_audio_s=3600.0, wall_s=60.0,
+    segments=1234, audio_s=7200.0, planned_files=50, processed_files=50, processed_failed=0,
+    processed_audio_s=3600.0, wall_s=60.0,
 )  # fmt: skip
 
 
@@ -85,9 +86,21 @@ def test_run_hands_the_job_over_and_tells_what_came_of_it(pipeline: FakePipeline
     assert (config.decoding.language, local) == ("de", True)
     assert "100 recordings, 99 done (4 without speech), 1 failed" in result.stdout
     assert "RTFx 60.0" in result.stdout
-    above = call("run", DEMO, "--set", "output.max_failed_fraction=0.001")
+    assert "this run: 50 recordings, 1.0 h of audio" in result.stdout
+    pipeline.outcome = replace(SUMMARY, processed_failed=1)
+    above = call("run", DEMO, "--set", "output.max_failed_fraction=0.01")
     assert above.exit_code == 1
-    assert "1 of 100 recordings failed (1.0%), more than output.max_failed_fraction" in above.stderr
+    assert "1 of 50 recordings of this run failed (2.0%), more than output.max" in above.stderr
+
+
+def test_a_run_with_nothing_to_do_succeeds_whatever_failed_before(pipeline: FakePipeline) -> None:
+    pipeline.outcome = replace(
+        SUMMARY, failed=90, planned_files=0, processed_files=0, processed_failed=0
+    )
+    idle = call("run", DEMO, "--set", "output.max_failed_fraction=0")
+    assert (idle.exit_code, idle.stderr.count("failed")) == (0, 0)
+    assert "90 failed" in idle.stdout
+    assert idle.stdout.endswith("this run: nothing to do\n")
 
 
 def test_an_error_is_one_message_and_its_exit_code(

@@ -18,6 +18,7 @@ from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import ExternalSort, Selection
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.formats.writers import ExportFormat, WordStyle
+from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from tests.support.runs import correct_segment, finished
@@ -109,6 +110,10 @@ def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Pat
     summary = export(store, str(to), options("txt"), Selection())
     assert texts(to) == {"quiet.txt": "", "partly.txt": "partly\n"}
     assert (summary.failed, summary.unfinished, summary.partly_failed) == (1, 1, 1)
+    summary = export(store, str(to), options("txt"), Selection(uris=("*partly*",)))
+    assert (summary.failed, summary.unfinished, summary.partly_failed) == (0, 0, 1)
+    summary = export(store, str(to), options("txt"), Selection(uris=("*a*.wav",)))
+    assert (summary.failed, summary.unfinished, summary.partly_failed) == (1, 1, 1)
     summary = export(store, str(to), options("txt"), Selection(partial=True))
     assert texts(to)["half.txt"] == "half\n"
     assert summary.unfinished == 0
@@ -191,6 +196,13 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
     assert json.loads(line) == {
         "audio_filepath": "/a.wav", "offset": 0.0, "duration": 1.0, "text": "one two", "lang": "en",
     }  # fmt: skip
+    (read,) = read_references(str(to / "a.nemo.jsonl")).values()  # it is a manifest
+    assert (read.uri, read.text, read.spans, read.language) == (
+        "/a.wav",
+        "one two",
+        ((0, 1),),
+        "en",
+    )
 
 
 @pytest.mark.parametrize("folder", ["local", "memory://export-single"])
@@ -313,13 +325,8 @@ def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
     assert "not applied: 3 corrections of segments that have changed" in done.stdout
 
 
-# Polars is no tool of this project's tests.
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
-EXAMPLES = [
-    code
-    for code in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
-    if "polars" not in code
-]
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=["duckdb", "pandas", "join"])

@@ -58,6 +58,30 @@ def test_parts_failures_and_gaps_are_counted(tmp_path: Path, references: str) ->
     assert data["worst"][0]["uri"] == "/failed.wav"
 
 
+def test_references_of_parts_are_compared_with_these_parts_alone(tmp_path: Path) -> None:
+    uri, path = output(tmp_path / "output", transcribed="blew"), tmp_path / "parts.jsonl"
+    timed = [
+        {"word": word, "start_s": at, "end_s": at + 0.5, "probability": 1.0}
+        for at, word in enumerate((" Old", " wine", " new"), 20)
+    ]
+    segment = {"segment": 0, "text": " Old wine new", "start_s": 20.0, "end_s": 23.0}
+    long = part("c.wav", 0, texts=None, segments=[{**segment, "words": timed}])
+    commit(OutputStore(uri), results(long))
+    for rows, counted in (
+        # "white" at 10 s, and neither what comes before nor the end after it.
+        ([{"path": "/a.wav", "text": "white", "offset": 9, "duration": 3}], (1, 0, 0, 0)),
+        # By words, where there are times of words.
+        ([{"path": "/c.wav", "text": "wine", "start_s": 20.9, "end_s": 21.6}], (1, 0, 0, 0)),
+        ([{"path": "/c.wav", "text": "old", "end_s": 20.6},
+          {"path": "/c.wav", "text": "knew sir", "start_s": 21.9}], (3, 1, 1, 0)),
+        ([{"path": "/c.wav", "text": "", "start_s": 21.9, "end_s": 22.6}], (0, 0, 0, 1)),
+    ):  # fmt: skip
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = json.loads(evaluate(uri, "--references", str(path), "--json").stdout)
+        names = ("words", "substitutions", "deletions", "insertions")
+        assert tuple(data[name] for name in names) == counted, rows
+
+
 def test_the_bar_is_held(tmp_path: Path, references: str) -> None:
     uri = output(tmp_path / "output", transcribed="blew")
     assert evaluate(uri, "--references", references, "--max-wer", "0.375").exit_code == 0

@@ -25,6 +25,7 @@ from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.stages.cutting import CutRequest
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.training.utterances import read_utterances
 from tests.support.audio import decode, wav_bytes
 from tests.support.runs import (
     InThisProcess,
@@ -171,11 +172,18 @@ def test_nemo_finds_audio_duration_and_text(decoded: Transcribed, tmp_path: Path
     for line in lines:
         assert isinstance(line["text"], str)
         assert line["lang"] == "en"
+        assert line["recording_uri"].startswith(str(decoded.audio))
         # Relative to the manifest, as NeMo looks for it.
         samples = decode((tmp_path / "set" / line["audio_filepath"]).read_bytes())[0]
         assert line["duration"] == pytest.approx(len(samples) / 16_000, abs=1e-5)
-        first = round(line["start_s"])
+        first = round(line["recording_start_s"])
         assert seconds_heard(samples) == [*range(first, first + round(line["duration"]))]
+    # It is a manifest like any other.
+    utterances = [each for path in manifests for each in read_utterances(str(path))]
+    assert [(each.text, each.uri, each.end_s, each.language) for each in utterances] == [
+        (line["text"], str(tmp_path / "set" / line["audio_filepath"]), line["duration"], "en")
+        for line in lines
+    ]
 
 
 def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
@@ -462,6 +470,6 @@ def test_nothing_is_selected_while_recordings_are_left(
 def summary_of(folder: Path, *, left: int = 0) -> RunSummary:
     return RunSummary(
         output_uri=str(folder / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
-        remaining=left, segments=1, audio_s=4.0, processed_files=1, processed_audio_s=4.0,
-        wall_s=1.0,
+        remaining=left, segments=1, audio_s=4.0, planned_files=1, processed_files=1,
+        processed_failed=0, processed_audio_s=4.0, wall_s=1.0,
     )  # fmt: skip

@@ -310,6 +310,22 @@ def test_what_is_missing_is_said_after_what_can_be_shown(
 
 
 @pytest.mark.notebook
+def test_references_without_word_times_cost_the_last_section_alone(
+    kernel: Kernel, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in runs["references"].read_text().splitlines()]
+    plain = [{name: row[name] for name in row if name != "words"} for row in lines]
+    path = tmp_path / "plain.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in plain))
+    for references, message in ((path, "have no `words`"), (tmp_path / "no", "are no references")):
+        found = kernel.execute("03_word_timing", output=runs["output"], references=references)
+        assert len(outputs_of(found, "image/png")) == NUM_PLOTS["03"] - 1
+        stopped = outputs_of(found, "text/plain")[-1]
+        assert stopped.startswith("Stopped here: the")
+        assert message in stopped
+
+
+@pytest.mark.notebook
 def test_a_run_without_word_times_is_told_how_to_get_them(kernel: Kernel, tmp_path: Path):
     store = OutputStore(str(tmp_path / "output"))
     commit(store, results(part("a.wav", 0, texts=["without times"])))

@@ -437,12 +437,10 @@ def check_fingerprint(
         return Earlier.same
     if new_run:
         return Earlier.other
-    changes = _changes(stored, config, fingerprint)
     raise ConfigError(
-        f"beginning a run in {redact_uri(store.uri)}: found results made with other settings "
-        f"(fingerprint {stored['fingerprint']}, expected {fingerprint}); {changes}; use the old "
-        "settings, choose another output.uri, or start again here with --new-run, which moves "
-        f"these results to {EARLIER_FOLDER}/"
+        f"{_changes(stored, config, fingerprint)}; beginning a run in {redact_uri(store.uri)}: "
+        "found results made with the old settings; use these, choose another output.uri, or start "
+        f"again here with --new-run, which moves these results to {EARLIER_FOLDER}/"
     )
 
 

@@ -1,0 +1,45 @@
+"""What an index shows of the package: who made it, for whom, and a text without dead links."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETTINGS: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
+LINK = re.compile(r"\]\(([^)]*)\)|(?:src|href)=")
+
+
+def long_description() -> str:
+    """Return the text that the build makes of the README, by the same rules."""
+    rules = SETTINGS["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = "".join((REPOSITORY / each["path"]).read_text() for each in rules["fragments"])
+    for rule in rules["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    return text
+
+
+def test_an_index_page_has_no_link_into_the_repository() -> None:
+    readme, shown = (REPOSITORY / "README.md").read_text(), long_description()
+    relative = [target for target in LINK.findall(readme) if not target.startswith("http")]
+    assert len(relative) > 20
+    assert all(target.startswith("https://") for target in LINK.findall(shown))
+    assert "![" not in shown
+    # Of links the text stays, and everything else as it is.
+    for words in ("builds\ncontainer images", "| Train | pseudo-labels, fine-tuning |",
+                  "$ corpus-asr transcribe talk.mp3", "Apache 2.0. whisper-tiny.en"):  # fmt: skip
+        assert words in shown
+    assert len(shown.splitlines()) == len(readme.splitlines()) - 4  # the pictures
+
+
+def test_the_metadata_says_what_it_is_and_who_made_it() -> None:
+    assert PROJECT["authors"] == [{"name": PROJECT["name"]}]
+    assert len(PROJECT["keywords"]) == len(set(PROJECT["keywords"])) >= 10
+    assert PROJECT["keywords"] == sorted(PROJECT["keywords"])
+    classifiers = PROJECT["classifiers"]
+    assert classifiers == sorted(classifiers)
+    least = PROJECT["requires-python"].removeprefix(">=")
+    assert f"Programming Language :: Python :: {least}" in classifiers
+    # The licenses are an SPDX expression, beside which PEP 639 forbids classifiers of licenses.
+    assert not any(each.startswith("License ::") for each in classifiers)
