@@ -1,0 +1,228 @@
+"""The CUDA path on a pretended GPU: the CPU's results, no wait where there need be none.
+
+What a real one would add, kernels, float16 and timing, is not looked at.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
+from corpus_asr.decoding.beam import BeamBatch
+from corpus_asr.decoding.device import CudaRecorder
+from corpus_asr.decoding.protocols import AlignJob, Job, Result, Search, SlotModel, WindowJob
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.device import pretended_gpu
+from tests.support.device_tensors import Gpu
+from tests.support.searches import END, GRAMMAR, PLAIN, small_whisper
+from tests.support.slots import assert_all_same, run_jobs
+
+# Two seconds, so that a window of one is short.
+FRAMES = 200
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"search": Search(temperature=0.8)},
+    "grammar": {"rules": GRAMMAR},
+    "sampled grammar": {"rules": GRAMMAR, "search": Search(temperature=1.2)},
+    "watched": {"search": Search(stop_loops=True), "max_new_tokens": 40},
+    "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
+    "narrowed": {"search": Search(temperature=1.0, top_k=4)},
+    "nucleus": {"search": Search(temperature=1.0, top_p=0.7, no_repeat_ngram_size=2)},
+    "kept": {"search": Search(keep_scores=True, keep_logits=True)},
+    "short": {"num_frames": 100},
+    "beams": {"search": Search(num_beams=3)},
+    "align": {},
+}
+
+
+def ask(kind: str, number: int) -> Any:
+    features = np.random.default_rng(number).standard_normal((80, FRAMES), dtype=np.float32)
+    if kind == "align":
+        tokens = (31, 4, 5, *range(6, 6 + number % 5), END)
+        heads = ((0, 1), (1, 0))
+        return AlignJob(features=features, window=(number,), tokens=tokens, heads=heads)
+    usual: dict[str, Any] = {
+        "rules": PLAIN,
+        "max_new_tokens": 5 + 4 * (number % 4),
+        "prompt": (31, 32, 7, 8)[: 1 + number % 4],
+    }
+    return WindowJob(
+        features=features,
+        window=(number,),
+        seed=number,
+        score_token=3 if number % 3 else None,
+        **(usual | KINDS[kind]),
+    )
+
+
+def tasks_of(kinds: Sequence[str], jobs: int) -> list[list[Job]]:
+    return [
+        [ask(kinds[(number + 5 * n) % len(kinds)], number) for n in range(jobs)]
+        for number in range(len(kinds))
+    ]
+
+
+def run(model: SlotModel, tasks: list[list[Job]], *, slots: int, every: int = 3) -> Any:
+    scheduler = SlotScheduler(model, slots, encode_batch=4, check_every=every)
+    return run_jobs(scheduler, tasks), scheduler
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    small_whisper(folder, seed=3, max_source_positions=FRAMES // 2)
+    return folder
+
+
+def load(folder: Path, device: str = "cpu") -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(folder, device=device)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Callable[[list[list[Job]]], list[list[Result]]]:
+    """What tasks find on the CPU."""
+    model = load(folder).slot_model()
+    return lambda tasks: run(model, tasks, slots=3)[0]
+
+
+@pytest.fixture(autouse=True)
+def _few_warm_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaRecorder, "warm_ups", 2)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Gpu]:
+    with pretended_gpu() as gpu:
+        yield gpu
+
+
+@pytest.mark.parametrize(
+    ("slots", "device"),
+    [
+        (8, "cuda"),
+        pytest.param(1, "cuda", marks=pytest.mark.slow),
+        pytest.param(3, "cuda", marks=pytest.mark.slow),
+        pytest.param(8, "cuda:1", marks=pytest.mark.slow),
+    ],
+)
+def test_every_kind_of_job_gives_what_a_cpu_gives(
+    folder: Path, alone: Any, slots: int, device: str
+) -> None:
+    tasks = tasks_of([*KINDS], jobs=2)
+    expected = alone(tasks)
+    with pretended_gpu(devices=2) as gpu:
+        found, _ = run(load(folder, device).slot_model(), tasks, slots=slots)
+        assert_all_same(found, expected)
+        assert gpu.captures > 0
+        assert gpu.replays > gpu.captures
+
+
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.7, marks=pytest.mark.slow)])
+def test_drafts_give_what_a_cpu_gives_without(
+    folder: Path, alone: Any, tmp_path: Path, temperature: float
+) -> None:
+    plain = [ask("greedy", number) for number in range(5)]
+    searches = [replace(one, search=Search(temperature=temperature)) for one in plain]
+    expected = alone([[one] for one in searches])
+    small_whisper(tmp_path, seed=2, d_model=8, layers=1, max_source_positions=FRAMES // 2)
+    with pretended_gpu():
+        search = Search(
+            temperature=temperature,
+            assistant=load(tmp_path, "cuda").slot_model(),
+            num_draft_tokens=3,
+        )
+        tasks: list[list[Job]] = [[replace(one, search=search)] for one in plain]
+        found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=3)
+        assert_all_same(found, expected)
+
+
+# Operations that start kernels, of 2 decoder layers. They may only fall: lower a number that does.
+LAUNCHES = {
+    "step": 101,
+    "watched step": 122,
+    "sampled step": 156,
+    "penalised step": 138,
+    "admit neighbors": 112,
+    "admit scattered": 116,
+    "align": 61,
+    "move": 25,
+    "fill": 6,
+    "encode": 43,
+    "step of beams": 249,
+}
+
+
+def test_nothing_starts_more_kernels_than_its_budget(folder: Path, gpu: Gpu) -> None:
+    model = load(folder, "cuda").slot_model()
+    found: dict[str, int] = {}
+
+    def count(name: str, action: Callable[[], Any]) -> Any:
+        with torch.inference_mode(), gpu.launches() as launches:
+            result = action()
+        found[name] = sum(launches.values())
+        return result
+
+    def batch_of(kind: str, count: int = 3) -> tuple[SlotBatch, list[Any]]:
+        batch = SlotBatch(model, 6)
+        jobs = [ask(kind, number) for number in range(count)]
+        batch.fill(range(count), jobs, encode_windows(model, jobs))
+        batch.admit(range(count), jobs)
+        return batch, jobs
+
+    batch, jobs = batch_of("grammar")
+    encoded = count("encode", lambda: encode_windows(model, jobs))
+    count("fill", lambda: batch.fill(range(3), jobs, encoded))
+    count("admit neighbors", lambda: batch.admit(range(3), jobs))
+    count("step", lambda: batch.step(3, sampled=False))
+    batch.fill([0, 2, 4], jobs, encoded)
+    count("admit scattered", lambda: batch.admit([0, 2, 4], jobs))
+    count("move", lambda: batch.move(4, 1))
+    count("align", lambda: batch.admit([0], [ask("align", 0)]))
+    batch, _ = batch_of("watched")
+    count("watched step", lambda: batch.step(3, sampled=False))
+    batch, _ = batch_of("sampled grammar")
+    count("sampled step", lambda: batch.step(3, sampled=True))
+    batch, _ = batch_of("penalised")
+    count("penalised step", lambda: batch.step(3, sampled=False))
+    beams, asked = BeamBatch(model, 2, 3), [ask("beams", number) for number in range(2)]
+    beams.fill(range(2), asked, encode_windows(model, asked))
+    beams.admit(range(2), asked)
+    count("step of beams", lambda: beams.step(2, sampled=False))
+    assert {name: n for name, n in found.items() if n > LAUNCHES[name]} == {}
+    assert found.keys() == LAUNCHES.keys()
+
+
+FAILING = ("greedy", "beams", "sampled", "align", "grammar", "penalised")
+DRAWS = 60
+
+
+@pytest.mark.parametrize(
+    "draws", [range(0, DRAWS, 12), pytest.param(range(DRAWS), marks=pytest.mark.slow)]
+)
+def test_wherever_memory_fails_results_stay_and_nothing_is_kept(
+    folder: Path, alone: Any, draws: range
+) -> None:
+    tasks = tasks_of(FAILING, jobs=1)
+    expected = alone(tasks)
+    with pretended_gpu() as gpu:
+        model = load(folder, "cuda").slot_model()
+        before = gpu.memory.live, gpu.memory.allocations
+        run(model, tasks, slots=6)
+        allocations = gpu.memory.allocations - before[1]
+        for draw in draws:
+            gpu.memory.fails_at = gpu.memory.allocations + (draw + 1) * allocations // (DRAWS + 1)
+            failures = gpu.memory.failures
+            found, scheduler = run(model, tasks, slots=6)
+            assert gpu.memory.failures == failures + 1
+            assert scheduler.statistics.halvings == 1
+            assert_all_same(found, expected)
+            del found, scheduler
+            gc.collect()
+            assert gpu.memory.live == before[0]
