@@ -5,6 +5,7 @@ uploads are pinned, and what comes back is read after more work is queued.
 """
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
@@ -15,6 +16,19 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
+
+# Engines work in threads of their own, and CUDA captures one graph at a time in a process: while
+# one does, no other thread may wait for the whole device or give back memory.
+# Source: the note on `torch.cuda.graph`; CUDA C++ Programming Guide, "Prohibited and Unhandled
+# Operations" of stream capture.
+_CAPTURING = threading.Lock()
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Give back what torch holds of a GPU's memory and nobody uses."""
+    if device.type == "cuda":
+        with _CAPTURING:
+            torch.cuda.empty_cache()
 
 
 class CudaRecorder:
@@ -89,13 +103,15 @@ class StepGraphs:
             step()
         elif self._uses[key] < self._recorder.warm_ups:
             self._uses[key] += 1
-            self._recorder.warm_up(step)
+            with _CAPTURING:
+                self._recorder.warm_up(step)
         else:
             self._record(key, step)
 
     def _record(self, key: Hashable, step: Step) -> None:
         try:
-            self._replays[key] = self._recorder.record(step)
+            with _CAPTURING:
+                self._replays[key] = self._recorder.record(step)
         except torch.OutOfMemoryError:
             raise  # fewer slots may fit
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.device import CudaRecorder
+from corpus_asr.decoding.device import CudaRecorder, free_cached_memory
 from corpus_asr.decoding.protocols import (
     Job,
     Result,
@@ -429,8 +429,7 @@ class SlotScheduler:
             self.encode_batch //= 2
         self.statistics.slots = self._slots
         self.statistics.halvings += 1
-        if self._model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached_memory(self._model.device)
         logger.warning(
             "memory of %s does not suffice: %s; continuing with slots=%d encode_batch=%d",
             self._model.device,

@@ -4,6 +4,7 @@ What a real one would add, kernels, float16 and timing, is not looked at.
 """
 
 import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,28 @@ def test_nothing_starts_more_kernels_than_its_budget(folder: Path, gpu: Gpu) -> 
     count("step of beams", lambda: beams.step(2, sampled=False))
     assert {name: n for name, n in found.items() if n > LAUNCHES[name]} == {}
     assert found.keys() == LAUNCHES.keys()
+
+
+def test_two_engines_never_capture_at_once(folder: Path) -> None:
+    tasks = [[ask(kind, 3)] * 6 for kind in ("greedy", "sampled", "greedy")]
+    with pretended_gpu(capture_s=0.02) as gpu:
+        model = load(folder, "cuda").slot_model()
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                run(model, tasks, slots=3)
+            except BaseException as error:  # told by the test's own thread
+                errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert gpu.captures >= 4
+        assert gpu.overlaps == []
 
 
 FAILING = ("greedy", "beams", "sampled", "align", "grammar", "penalised")
