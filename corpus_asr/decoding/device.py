@@ -5,9 +5,11 @@ uploads are pinned, and what comes back is read after more work is queued.
 """
 
 import logging
+import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool
@@ -22,6 +24,23 @@ Step = Callable[[], None]
 # Source: the note on `torch.cuda.graph`; CUDA C++ Programming Guide, "Prohibited and Unhandled
 # Operations" of stream capture.
 _CAPTURING = threading.Lock()
+
+
+# What cuBLAS, cuDNN and the instantiation of graphs say of it, as plain RuntimeErrors.
+_OUT_OF_MEMORY = re.compile(r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|out of memory")
+
+
+@contextmanager
+def out_of_memory_by_name() -> Iterator[None]:
+    """Raise `torch.OutOfMemoryError` whatever the library that lacks memory calls it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if _OUT_OF_MEMORY.search(str(error)) is None:
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def free_cached_memory(device: torch.device) -> None:
@@ -110,7 +129,7 @@ class StepGraphs:
 
     def _record(self, key: Hashable, step: Step) -> None:
         try:
-            with _CAPTURING:
+            with _CAPTURING, out_of_memory_by_name():
                 self._replays[key] = self._recorder.record(step)
         except torch.OutOfMemoryError:
             raise  # fewer slots may fit

@@ -18,7 +18,7 @@ from torch import Tensor
 from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.device import CudaRecorder, free_cached_memory
+from corpus_asr.decoding.device import CudaRecorder, free_cached_memory, out_of_memory_by_name
 from corpus_asr.decoding.protocols import (
     Job,
     Result,
@@ -410,7 +410,8 @@ class SlotScheduler:
     def _memory_problem(self, action: Callable[[], None]) -> str | None:
         # Raised where memory does not suffice for one slot and one window either.
         try:
-            action()
+            with out_of_memory_by_name():
+                action()
         except torch.OutOfMemoryError as error:
             if self._slots == 1 and self.encode_batch == 1:
                 raise

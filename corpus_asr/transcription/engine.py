@@ -13,6 +13,7 @@ import torch
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.device import free_cached_memory
 from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
 from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
@@ -348,5 +349,7 @@ def auto_slots(model: SlotModel, *, encode_batch: int, sharers: int = 1) -> int:
     size: ModelSize | None = getattr(model, "size", None)  # a classifier has no decoder to size
     if model.device.type != "cuda" or size is None:
         return _CPU_SLOTS
+    # Loading leaves unused memory with torch, which would count as taken.
+    free_cached_memory(model.device)
     free_bytes, _ = torch.cuda.mem_get_info(model.device)
     return fitting_slots(size, free_bytes=free_bytes // sharers, encode_batch=encode_batch)

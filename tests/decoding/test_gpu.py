@@ -249,3 +249,24 @@ def test_wherever_memory_fails_results_stay_and_nothing_is_kept(
             del found, scheduler
             gc.collect()
             assert gpu.memory.live == before[0]
+
+
+# By their own names: cuBLAS, cuDNN and the instantiation of graphs do not raise OutOfMemoryError.
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    ],
+)
+def test_out_of_memory_by_any_name_is_halved(
+    folder: Path, alone: Any, gpu: Gpu, message: str
+) -> None:
+    tasks = tasks_of(("greedy", "sampled"), jobs=1)
+    model = load(folder, "cuda").slot_model()
+    scheduler = SlotScheduler(model, 4)
+    gpu.memory.error, gpu.memory.message = RuntimeError, message
+    gpu.memory.fails_at = gpu.memory.allocations + 300
+    assert_all_same(run_jobs(scheduler, tasks), alone(tasks))
+    assert (gpu.memory.failures, scheduler.statistics.halvings) == (1, 1)
