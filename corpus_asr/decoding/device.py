@@ -58,6 +58,9 @@ class CudaRecorder:
     # A guess, not measured.
     warm_ups = 8
 
+    failures = 0
+    """Captures that failed."""
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
@@ -135,9 +138,8 @@ class StepGraphs:
             raise  # fewer slots may fit
         except RuntimeError as error:
             self._works = False
-            logger.warning(
-                "recording a decoding step as a CUDA graph: %s; continuing without", error
-            )
+            self._recorder.failures += 1
+            logger.error("recording a decoding step as a CUDA graph: %s; continuing without", error)
             step()
         else:
             self._replays[key]()

@@ -270,3 +270,16 @@ def test_out_of_memory_by_any_name_is_halved(
     gpu.memory.fails_at = gpu.memory.allocations + 300
     assert_all_same(run_jobs(scheduler, tasks), alone(tasks))
     assert (gpu.memory.failures, scheduler.statistics.halvings) == (1, 1)
+
+
+def test_a_capture_that_fails_is_counted_and_ends_the_engine_once_memory_is_short(
+    folder: Path, alone: Any, gpu: Gpu
+) -> None:
+    gpu.refuses_captures = True
+    tasks = tasks_of(("greedy", "sampled"), jobs=1)
+    found, scheduler = run(load(folder, "cuda").slot_model(), tasks, slots=4)
+    assert_all_same(found, alone(tasks))
+    assert scheduler.statistics.failed_captures == 1
+    gpu.memory.fails_at = gpu.memory.allocations + 100
+    with pytest.raises(torch.OutOfMemoryError):
+        run_jobs(scheduler, tasks)
