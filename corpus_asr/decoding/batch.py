@@ -15,6 +15,7 @@ from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
     StepGraphs,
+    download,
     upload,
     upload_stack,
 )
@@ -139,7 +140,8 @@ class SlotBatch:
             self._seed, self._temperature, self._ended, self._looped, self._score,
         ):  # fmt: skip
             tensor[target] = tensor[source]
-        self._ended[source] = True
+        # Not assigned: the host would wait until a number has been copied into one place.
+        self._ended[source].fill_(True)
         self._jobs[target] = self._jobs[source]
         if source in self._aligned:
             self._aligned[target] = self._aligned.pop(source)
@@ -247,8 +249,7 @@ class SlotBatch:
             return []
         (index,) = upload(self.model.device, slots)
         held = (self._text, self._logprob, self._length, self._looped, self._score)
-        # One copy per kind, not per slot: each makes the host wait for the device.
-        rows = zip(*(tensor[index].cpu() for tensor in held), strict=True)
+        rows = zip(*download(*(tensor[index] for tensor in held)), strict=True)
         return [self._result(slot, row) for slot, row in zip(slots, rows, strict=True)]
 
     def _result(self, slot: int, row: Sequence[Tensor]) -> WindowResult:

@@ -165,6 +165,20 @@ def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.stack(list(rows), out=staged).to(device, non_blocking=True)
 
 
+def download(*tensors: Tensor) -> list[Tensor]:
+    """Copy tensors of one device to the host, which waits once for all of them."""
+    device = tensors[0].device
+    if device.type != "cuda":
+        return [tensor.cpu() for tensor in tensors]
+    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+    for copied, tensor in zip(copies, tensors, strict=True):
+        copied.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(device))
+    done.synchronize()
+    return copies
+
+
 class FinishedFlags:
     """Flags on the device, looked at from the host.
 

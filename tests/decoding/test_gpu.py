@@ -5,6 +5,7 @@ What a real one would add, kernels, float16 and timing, is not looked at.
 
 import gc
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,53 @@ def test_drafts_give_what_a_cpu_gives_without(
         tasks: list[list[Job]] = [[replace(one, search=search)] for one in plain]
         found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=3)
         assert_all_same(found, expected)
+
+
+# Most waits of one call of each of a batch's methods, by what it does.
+WAITS = {
+    "encode": 0, "fill": 0, "admit": 0, "step": 0, "look": 0, "ended": 1, "move": 0, "align": 0,
+    "collect": 1,
+}  # fmt: skip
+LANES: dict[str, tuple[str, ...]] = {
+    "plain": ("greedy", "sampled", "grammar", "watched"),
+    "short windows": ("short", "greedy"),
+}
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_the_host_waits_no_more_often_than_its_budget(
+    folder: Path, gpu: Gpu, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Counter[str]()
+    for kind in (SlotBatch, BeamBatch):
+        for name in ("ended", "collect"):
+            counted = _counting(calls, name, getattr(kind, name))
+            monkeypatch.setattr(kind, name, counted)
+    model = load(folder, "cuda").slot_model()
+    gpu.waits.clear()
+    kinds = LANES[lane]
+    tasks: list[list[Job]] = [
+        [ask(kinds[n % len(kinds)], n), ask(kinds[(n + 1) % len(kinds)], n)] for n in range(9)
+    ]
+    run(model, tasks, slots=6 if lane == "beams" else 4)
+    # A capture waits for the device, once for each recorded step.
+    waits = [wait for wait in gpu.waits if wait.operation != "torch.cuda.graph"]
+    found = Counter(wait.place for wait in waits)
+    over = {
+        place: sorted({f"{w.kind} {w.operation} {w.trace[0]}" for w in waits if w.place == place})
+        for place, count in found.items()
+        if count > WAITS.get(place, 0) * calls[place]
+    }
+    assert over == {}
+
+
+def _counting(calls: Counter[str], name: str, method: Any) -> Any:
+    def counted(self: Any, *args: Any) -> Any:
+        calls[name] += 1
+        return method(self, *args)
+
+    counted.__name__ = method.__name__
+    return counted
 
 
 # Operations that start kernels, of 2 decoder layers. They may only fall: lower a number that does.

@@ -56,10 +56,10 @@ class CachedDecoderBlock:
         self._fc2 = Projection([block.fc2], int8=int8)
 
     def fill(
-        self, cache: LayerCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+        self, cache: LayerCache, rows: slice | Tensor, encoded: Float[Tensor, "batch pos width"]
     ) -> None:
         keys, values = self._cross_kv(encoded).chunk(2, dim=-1)
-        cache.write_window(slots, split_heads(keys, self._heads), split_heads(values, self._heads))
+        cache.write_window(rows, split_heads(keys, self._heads), split_heads(values, self._heads))
 
     def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
         # The window may be short; on a CPU it is then looked at no further.
@@ -69,9 +69,11 @@ class CachedDecoderBlock:
         for target, source in zip(held, computed, strict=True):
             target.copy_(split_heads(source, self._heads))
 
-    def prefill(self, cache: LayerCache, hidden: Hidden, windows: WindowView) -> Hidden:
+    def prefill(
+        self, cache: LayerCache, rows: slice | Tensor, hidden: Hidden, windows: WindowView
+    ) -> Hidden:
         hidden, key, value = self._attend_causally(hidden)
-        cache.write_prompts(windows.slots, key, value)
+        cache.write_prompts(rows, key, value)
         return self._attend_window_and_feed_forward(cache, hidden, windows)
 
     def extend(
@@ -102,7 +104,7 @@ class CachedDecoderBlock:
         if windows.ends:
             keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
         else:
-            keys, _ = cache.window(windows.slots)
+            keys, _ = cache.window(windows.rows)
         query = split_heads(self._cross_query(hidden), self._heads)
         scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
         if windows.unseen is not None:
@@ -127,7 +129,7 @@ class CachedDecoderBlock:
                 [attend_cached(part, *cache.packed_window(slot, end)) for part, slot, end in each]
             )
         else:
-            attended = attend_cached(query, *cache.window(windows.slots), unseen=windows.unseen)
+            attended = attend_cached(query, *cache.window(windows.rows), unseen=windows.unseen)
         hidden = hidden + self._cross_out(merge_heads(attended))
         return hidden + self._fc2(self._activate(self._fc1(hidden)))
 
@@ -244,8 +246,9 @@ class DecoderSlots(ABC):
             num_positions = self.positions_heard(num_frames, windows=len(encoded))
         state.note_windows(slots, num_positions)
         if not state.on_cpu:
+            rows = state.windows(slots)
             for block, layer in zip(self._blocks, state.layers, strict=True):
-                block.fill(layer, slots, encoded)
+                block.fill(layer, rows, encoded)
             return
         ends = num_positions or [encoded.shape[1]] * len(slots)
         valid = [window[:end] for window, end in zip(encoded, ends, strict=True)]
@@ -272,9 +275,9 @@ class DecoderSlots(ABC):
                 f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
             )
         hidden = self._embed_whole(tokens)
-        windows = state.view_windows(slots)
+        rows, windows = state.rows(slots), state.view_windows(slots)
         for block, layer in zip(self._blocks, state.layers, strict=True):
-            hidden = block.prefill(layer, hidden, windows)
+            hidden = block.prefill(layer, rows, hidden, windows)
         state.note_prompts(slots, tokens.shape[1])
         normed: Tensor = self._layer_norm(hidden)
         return normed

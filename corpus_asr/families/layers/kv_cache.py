@@ -158,6 +158,8 @@ class WindowView:
 
     slots: Sequence[int]
     """Of adjacent slots that share a window one is enough."""
+    rows: slice | Tensor
+    """Their windows; a slice where they are adjacent."""
     ends: Sequence[int] = ()
     """On a CPU, the positions that each slot's window has; none if all are whole."""
     unseen: Bool[Tensor, "window 1 1 pos"] | None = None
@@ -175,19 +177,14 @@ class LayerCache:
     beams: int = 1
     """Adjacent slots that share a window."""
 
-    def window(self, slots: Sequence[int]) -> KeysAndValues:
-        """Return the cross-attention keys and values of `slots`; a view if they are adjacent."""
-        rows = self._windows(slots)
+    def window(self, rows: slice | Tensor) -> KeysAndValues:
+        """Return the cross-attention keys and values of windows; a view if they are adjacent."""
         return self.cross_keys[rows], self.cross_values[rows]
 
-    def write_window(self, slots: Sequence[int], keys: Keys, values: Keys) -> None:
-        """Replace the cross-attention keys and values of `slots`."""
-        rows = self._windows(slots)
+    def write_window(self, rows: slice | Tensor, keys: Keys, values: Keys) -> None:
+        """Replace the cross-attention keys and values of windows."""
         self.cross_keys[rows] = keys
         self.cross_values[rows] = values
-
-    def _windows(self, slots: Sequence[int]) -> slice | Tensor:
-        return _rows([slot // self.beams for slot in slots], device=self.cross_keys.device)
 
     def packed_window(self, slot: int, end: int) -> KeysAndValues:
         """Views of a slot's window of `end` positions, for writing and reading it."""
@@ -201,15 +198,19 @@ class LayerCache:
         )
         return keys, values
 
-    def write_prompts(self, slots: Sequence[int], keys: Heads, values: Heads) -> None:
-        """Start `slots` again with what their prompts give."""
-        rows, length = _rows(slots, device=keys.device), keys.shape[2]
+    def write_prompts(self, rows: slice | Tensor, keys: Heads, values: Heads) -> None:
+        """Start slots again with what their prompts give."""
+        length = keys.shape[2]
         own_keys, own_values = self.text
-        own_keys[rows, :, :length] = keys
-        own_values[rows, :, :length] = values
         # Values at unseen positions are multiplied by 0: a nan left by the slot's last sequence
         # would get through.
-        own_values[rows, :, length:] = 0
+        if isinstance(rows, slice):
+            own_values[rows, :, length:] = 0
+        else:
+            # A number that is assigned by an index comes from the host, which waits for that.
+            own_values.index_fill_(0, rows, 0)
+        own_keys[rows, :, :length] = keys
+        own_values[rows, :, :length] = values
 
     def write(
         self, view: TokenView, keys_and_values: Float[Tensor, "batch token 2 head head_dim"]
@@ -294,21 +295,28 @@ class SlotCache:
                 return
             num_positions = [self._positions] * len(slots)
         self._any_short = True
-        device = self._ends.device
-        windows = _rows([slot // self.beams for slot in slots], device=device)
-        self._ends[windows] = to_device(torch.tensor(num_positions), device)
+        self._ends[self.windows(slots)] = to_device(torch.tensor(num_positions), self._ends.device)
+
+    def rows(self, slots: Sequence[int]) -> slice | Tensor:
+        """Index `slots`: by a slice, which copies nothing, where they are adjacent."""
+        return _rows(slots, device=self._ends.device)
+
+    def windows(self, slots: Sequence[int]) -> slice | Tensor:
+        """Index the windows of `slots` likewise."""
+        return self.rows([slot // self.beams for slot in slots])
 
     def view_windows(self, slots: Sequence[int]) -> WindowView:
         """Tell what `slots` may see of their windows."""
+        rows = self.windows(slots)
         if not self._any_short:
-            return WindowView(slots)
-        device = self._ends.device
-        ends = self._ends[_rows([slot // self.beams for slot in slots], device=device)]
+            return WindowView(slots, rows)
+        ends = self._ends[rows]
         if self.on_cpu:
             numbers = ends.tolist()
-            return WindowView(slots, numbers if min(numbers) < self._positions else ())
-        unseen = torch.arange(self._positions, device=device) >= ends.unsqueeze(1)  # (window, pos)
-        return WindowView(slots, unseen=unseen[:, None, None, :])
+            return WindowView(slots, rows, numbers if min(numbers) < self._positions else ())
+        positions = torch.arange(self._positions, device=ends.device)
+        unseen = positions >= ends.unsqueeze(1)  # (window, pos)
+        return WindowView(slots, rows, unseen=unseen[:, None, None, :])
 
     def move(self, source: int, target: int) -> None:
         """Copy everything slot `source` holds into slot `target`."""
