@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
-from corpus_asr.decoding.device import FinishedFlags, upload
+from corpus_asr.decoding.device import FinishedFlags, download, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
@@ -179,7 +179,7 @@ class BeamBatch:
         self._options = SlotOptions(*texts, self._ended.flatten())
         self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._jobs: list[WindowJob | None] = [None] * places
-        self._scores = [0.0] * places
+        self._token_score = torch.zeros(places, device=device)
         self._counts = [0] * places
 
     @torch.inference_mode()
@@ -211,10 +211,10 @@ class BeamBatch:
         self._begin(index, prompts, jobs)
         rules = [job.rules for job in jobs for _ in range(self.num_beams)]
         self._rules.admit(slots, rules)
-        found = token_scores(self.model, hidden, jobs)
-        scores_of = [0.0] * len(jobs) if found is None else found.tolist()
-        for place, job, score in zip(places, jobs, scores_of, strict=True):
-            self._jobs[place], self._scores[place], self._counts[place] = job, score, 0
+        if (found := token_scores(self.model, hidden, jobs)) is not None:
+            self._token_score.index_copy_(0, index, found)
+        for place, job in zip(places, jobs, strict=True):
+            self._jobs[place], self._counts[place] = job, 0
             self._options.admit(self._slots([place]), [job.search] * self.num_beams)
         rows = torch.arange(len(jobs), device=length.device)
         logits = self.model.logits(hidden[rows, length - 1])
@@ -250,7 +250,9 @@ class BeamBatch:
     def collect(self, places: Sequence[int]) -> list[WindowResult]:
         """Read the results of finished places: the best beam, and beside it the next best."""
         (index,) = upload(self.model.device, list(places))
-        found = [tensor.cpu() for tensor in self._finished.of(index).tensors()]
+        token_scores, *found = download(
+            self._token_score[index], *self._finished.of(index).tensors()
+        )
         results: list[WindowResult] = []
         for row, place in enumerate(places):
             job = self._jobs[place]
@@ -258,7 +260,7 @@ class BeamBatch:
             check_numbers(found[0][row].tolist(), self.model)
             scores, logits = self._kept(place)
             one = [held[row] for held in found]
-            token_score = self._scores[place]
+            token_score = float(token_scores[row])
             results.append(
                 result_of(one, job, token_score=token_score, scores=scores, logits=logits)
             )
@@ -275,11 +277,10 @@ class BeamBatch:
         for tensor in (
             *self._running.tensors(), *self._finished.tensors(), self._is_finished,
             self._can_improve, self._token, self._prompt, self._limit, self._end,
-            self._length_penalty, self._early_stopping, self._ended,
+            self._length_penalty, self._early_stopping, self._ended, self._token_score,
         ):  # fmt: skip
             tensor[target] = tensor[source]
         self._jobs[target] = self._jobs[source]
-        self._scores[target] = self._scores[source]
         self._counts[target] = self._counts[source]
 
     def _slots(self, places: Sequence[int]) -> list[int]:
@@ -304,14 +305,15 @@ class BeamBatch:
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
             tensor.index_copy_(0, index, new)
-        self._ended[index] = False
-        self._can_improve[index] = True
-        self._is_finished[index] = False
-        self._finished.score[index] = OUT
+        # Filled, not assigned: by an index a number comes from the host, which waits for that.
+        self._ended.index_fill_(0, index, False)
+        self._can_improve.index_fill_(0, index, True)
+        self._is_finished.index_fill_(0, index, False)
+        self._finished.score.index_fill_(0, index, OUT)
         self._finished.length[index] = self._prompt[index].unsqueeze(1)
         # All beams are one so far: only the first may go on, or all would say the same.
-        self._running.score[index] = OUT
-        self._running.score[index, 0] = 0.0
+        self._running.score.index_fill_(0, index, OUT)
+        self._running.score[:, 0].index_fill_(0, index, 0.0)
         self._running.length[index] = self._prompt[index].unsqueeze(1)
         for beams in (self._running, self._finished):
             beams.text[index, :, : prompts.shape[1]] = prompts.unsqueeze(1)

@@ -153,6 +153,7 @@ WAITS = {
 LANES: dict[str, tuple[str, ...]] = {
     "plain": ("greedy", "sampled", "grammar", "watched"),
     "short windows": ("short", "greedy"),
+    "beams": ("beams",),
 }
 
 
@@ -204,7 +205,7 @@ LAUNCHES = {
     "move": 25,
     "fill": 6,
     "encode": 43,
-    "step of beams": 249,
+    "step of beams": 256,
 }
 
 

@@ -189,6 +189,29 @@ def attend_cached(
     return torch.matmul(scores.softmax(dim=-1), value)
 
 
+def attend_as_beams(
+    query: Heads,
+    key: Keys,
+    value: Keys,
+    *,
+    unseen: Bool[Tensor, "window beam beam pos"],
+) -> Heads:
+    """Attend with one query per beam to what all beams of its window hold.
+
+    Reads every key and value once; `unseen` tells what of them is no part of a beam. Values are
+    finite at unseen keys too, and every query must see at least one.
+    """
+    shape = unseen.shape[:2]
+    # (window, beam that holds, head, beam that asks, pos), of which pos is by far the longest.
+    queries = query.unflatten(0, shape).squeeze(3).transpose(1, 2).unsqueeze(1)
+    scores = torch.matmul(queries, key.unflatten(0, shape).transpose(-1, -2))
+    scores = scores.masked_fill(unseen.transpose(1, 2).unsqueeze(2), -torch.inf)
+    together = scores.permute(0, 2, 3, 1, 4).flatten(3).softmax(dim=-1)
+    weights = together.unflatten(3, (shape[1], -1)).permute(0, 3, 1, 2, 4)
+    attended = torch.matmul(weights, value.unflatten(0, shape)).sum(dim=1)
+    return attended.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+
+
 def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:
     # On a CPU in bfloat16, transposed keys are copied first: with one query and 1,500 keys, the
     # product the other way round takes 0.3 ms instead of 0.55 (8 slots of whisper-base, two cores

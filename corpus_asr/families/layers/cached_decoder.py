@@ -12,6 +12,7 @@ from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.families.layers.blocks import (
     DecoderBlock,
     Hidden,
+    attend_as_beams,
     attend_cached,
     merge_heads,
     split_heads,
@@ -86,7 +87,10 @@ class CachedDecoderBlock:
         qkv = self._qkv(hidden).view(*hidden.shape[:2], 3, self._heads, -1)
         cache.write(view, qkv[:, :, 1:])
         query = qkv[:, :, 0].transpose(1, 2)  # (batch, head, token, head_dim)
-        attended = attend_cached(query, *cache.read(view), unseen=view.unseen)
+        if view.not_ours is None:
+            attended = attend_cached(query, *cache.read(view), unseen=view.unseen)
+        else:
+            attended = attend_as_beams(query, *cache.read(view), unseen=view.not_ours)
         hidden = hidden + self._out(merge_heads(attended))
         # Slots that share a window ask it together: that reads it once.
         together = hidden.view(len(windows.slots), -1, hidden.shape[2])
@@ -291,7 +295,7 @@ class DecoderSlots(ABC):
                 f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
                 "expected all of these or none; pass a token for each"
             )
-        view = self._view(range(len(tokens)), positions.unsqueeze(1))
+        view = state.view_tokens(range(len(tokens)), positions.unsqueeze(1))
         windows = state.view_windows(view.slots[:: state.beams])
         return self.logits(self._extend(state, view, tokens.unsqueeze(1), windows).squeeze(1))
 
@@ -304,11 +308,8 @@ class DecoderSlots(ABC):
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch token vocab"]:
         following = torch.arange(tokens.shape[1], device=positions.device)
-        view = self._view(slots, positions.unsqueeze(1) + following)
+        view = state.view_tokens(slots, positions.unsqueeze(1) + following)
         return self.logits(self._extend(state, view, tokens, state.view_windows(slots)))
-
-    def _view(self, slots: Sequence[int], positions: Tokens) -> TokenView:
-        return TokenView.at(slots, positions, max_positions=self.max_target_positions)
 
     def _extend(
         self, state: SlotCache, view: TokenView, tokens: Tokens, windows: WindowView

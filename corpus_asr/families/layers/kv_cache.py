@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -131,6 +131,8 @@ class TokenView:
     """Cached positions looked at."""
     unseen: Bool[Tensor, "batch 1 token pos"]
     """The looked-at positions a new token must not see."""
+    not_ours: Bool[Tensor, "window beam beam pos"] | None = None
+    """For beams off the CPU: of all slots of its window, what each beam must not see."""
 
     @classmethod
     def at(
@@ -262,6 +264,13 @@ class SlotCache:
         # Of no use off the CPU: there a captured step advances without changing this.
         self._written = torch.zeros(slots, tokens, dtype=torch.long) if self.on_cpu else None
         self._next = 1
+        # Elsewhere nothing is copied: which of its window's slots holds each position of a beam.
+        # As beams go on in step, what is held there stays until the place is given to another
+        # window. Source: the cache indirection of TensorRT-LLM.
+        shared = beams > 1 and not self.on_cpu
+        self._holder = (
+            torch.zeros(slots, tokens, dtype=torch.long, device=device) if shared else None
+        )
         self._positions = positions
         self._ends = torch.full((slots // beams,), positions, device=device)
         self._any_short = False
@@ -270,9 +279,29 @@ class SlotCache:
 
     def note_prompts(self, slots: Sequence[int], length: int) -> None:
         """Note that `slots` hold new prompts of so many tokens, and nothing else."""
+        if self._holder is not None:
+            own = torch.tensor([slot % self.beams for slot in slots]).unsqueeze(1)
+            self._holder[self.rows(slots)] = to_device(own, self._holder.device)
+            # As in `write_prompts`: these slots' values are read as soon as they go on.
+            firsts = sorted({slot // self.beams * self.beams for slot in slots})
+            all_slots = [slot for first in firsts for slot in range(first, first + self.beams)]
+            if others := sorted(set(all_slots) - set(slots)):
+                index = to_device(torch.tensor(others), self._holder.device)
+                self._text[:, 1].index_fill_(1, index, 0)
         if self._written is not None:
             self._written[list(slots)] = 0
             self._written[list(slots), :length] = self._new((len(slots), length))
+
+    def view_tokens(self, slots: Sequence[int], positions: Int[Tensor, "batch token"]) -> TokenView:
+        """Tell what the next tokens of `slots`, at `positions`, may see."""
+        view = TokenView.at(slots, positions, max_positions=self._text.shape[4])
+        if self._holder is None:
+            return view
+        beam = torch.arange(self.beams, device=positions.device)
+        self._holder[view.slot, view.positions] = view.slot % self.beams
+        holder = self._holder[view.rows, : view.length].unflatten(0, (-1, self.beams))
+        late = view.unseen.view(*holder.shape[:2], 1, view.length)
+        return replace(view, not_ours=(holder.unsqueeze(2) != beam.view(-1, 1)) | late)
 
     def note_tokens(self, view: TokenView) -> None:
         """Note that the view's slots hold its new tokens."""
@@ -323,15 +352,22 @@ class SlotCache:
         self._text[:, :, target].copy_(self._text[:, :, source])
         for tensor in (*self._windows, self._ends.unsqueeze(0)):
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
-        if self._written is not None:
-            self._written[target] = self._written[source]
+        for held in (self._written, self._holder):
+            if held is not None:
+                held[target] = held[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
-        """Give `slots` the self-attention keys and values of `sources`, all at once."""
+        """Give `slots` the self-attention keys and values of `sources`, all at once.
+
+        Off the CPU, where slots share windows, these must be of the same window each.
+        """
         if len(slots) != len(sources):
             raise ValueError(
                 f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"
             )
+        if self._holder is not None:
+            self._holder[self.rows(slots)] = self._holder[sources]
+            return
         if self._written is None:
             rows = _rows(slots, device=sources.device)
             self._text[:, :, rows] = self._text[:, :, sources]
