@@ -29,7 +29,6 @@ from corpus_asr.decoding.protocols import (
     check_job,
 )
 from corpus_asr.decoding.speculative import SpeculativeBatch
-from corpus_asr.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -374,7 +373,8 @@ class SlotScheduler:
             done(result, error)
             return []
 
-        self.queue(start(task, ended, self._model))
+        self._stranded.extend(start(task, ended, self._model))
+        self._halve_while_needed(self._settle)
 
     def advance(self) -> None:
         """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
@@ -464,19 +464,11 @@ class SlotScheduler:
     def _batch(self, search: Search) -> SlotBatch | BeamBatch:
         # The rows of a queue, not its places, are what costs memory and time.
         places = max(1, self._slots // search.num_beams)
-        try:
-            if _kind(search) == _PLAIN:
-                return SlotBatch(self._model, self._slots, recorder=self._recorder)
-            if search.assistant is None:
-                return BeamBatch(self._model, places, search.num_beams)
-            return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
-        except torch.OutOfMemoryError as error:
-            if not self._queues:
-                raise  # fewer slots may fit
-            raise EngineError(
-                f"allocating {places} places for {search.num_beams} beams, besides {self._slots} "
-                f"slots on {self._model.device}: {error}; use fewer slots"
-            ) from error
+        if _kind(search) == _PLAIN:
+            return SlotBatch(self._model, self._slots, recorder=self._recorder)
+        if search.assistant is None:
+            return BeamBatch(self._model, places, search.num_beams)
+        return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
 
 
 def _kind(search: Search) -> _Kind:
