@@ -24,13 +24,14 @@ from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
     Job,
-    Result,
+    Outcome,
     SlotModel,
     WindowJob,
     WindowResult,
-    check_numbers,
+    no_numbers,
 )
 from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
+from corpus_asr.errors import ItemError
 
 
 class SlotBatch:
@@ -71,7 +72,7 @@ class SlotBatch:
         self._graphs = StepGraphs(slots, recorder) if recorder else None
         self._heard_short = False  # whether a step has to tell windows of several lengths apart
         self._jobs: list[WindowJob | None] = [None] * slots
-        self._aligned: dict[int, AlignResult] = {}
+        self._aligned: dict[int, AlignResult | ItemError] = {}
 
     @torch.inference_mode()
     def fill(
@@ -122,10 +123,10 @@ class SlotBatch:
         flags = self._flags.read(active)
         return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
 
-    def collect(self, slots: Sequence[int]) -> list[Result]:
+    def collect(self, slots: Sequence[int]) -> list[Outcome]:
         """Read the results of finished slots."""
         decoded = [slot for slot in slots if slot not in self._aligned]
-        found: dict[int, Result] = dict(zip(decoded, self._read(decoded), strict=True))
+        found: dict[int, Outcome] = dict(zip(decoded, self._read(decoded), strict=True))
         return [found[slot] if slot in found else self._aligned.pop(slot) for slot in slots]
 
     @torch.inference_mode()
@@ -244,7 +245,7 @@ class SlotBatch:
         temperatures, seeds = self._temperature[index], self._seed[index]
         return choose(allowed, temperatures=temperatures, seeds=seeds, positions=positions)
 
-    def _read(self, slots: list[int]) -> list[WindowResult]:
+    def _read(self, slots: list[int]) -> list[WindowResult | ItemError]:
         if not slots:
             return []
         (index,) = upload(self.model.device, slots)
@@ -252,16 +253,17 @@ class SlotBatch:
         rows = zip(*download(*(tensor[index] for tensor in held)), strict=True)
         return [self._result(slot, row) for slot, row in zip(slots, rows, strict=True)]
 
-    def _result(self, slot: int, row: Sequence[Tensor]) -> WindowResult:
+    def _result(self, slot: int, row: Sequence[Tensor]) -> WindowResult | ItemError:
         text, logprob, length, looped, score = row
         job = self._jobs[slot]
         assert job is not None, "collected from an empty slot"
         new = slice(len(job.prompt), int(length))
         tokens: list[int] = text[new].tolist()
         logprobs: list[float] = logprob[new].tolist()
-        check_numbers(logprobs, self.model)
-        end_logprob = logprobs.pop() if tokens[-1] == job.rules.end else None
         scores, logits = self._options.kept(slot)
+        if (error := no_numbers(logprobs, self.model)) is not None:
+            return error
+        end_logprob = logprobs.pop() if tokens[-1] == job.rules.end else None
         return WindowResult(
             tokens=tuple(tokens[: len(logprobs)]),
             logprobs=tuple(logprobs),
@@ -274,7 +276,7 @@ class SlotBatch:
 
 
 @torch.inference_mode()
-def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> AlignResult:
+def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> AlignResult | ItemError:
     """Read the job's tokens over the window in `slot`."""
     tokens = torch.tensor(job.tokens, device=model.device)
     weights, logits = model.align(state, slot, tokens, job.heads)
@@ -283,7 +285,8 @@ def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> Alig
     column = tokens[1:].clamp(max=scores.shape[1] - 1)
     found = scores.gather(1, column.unsqueeze(1)).squeeze(1)
     logprobs: list[float] = found.masked_fill(column != tokens[1:], -torch.inf).tolist()
-    check_numbers(logprobs, model)
+    if (error := no_numbers(logprobs, model)) is not None:
+        return error
     return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
 from corpus_asr.decoding.device import FinishedFlags, download, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop
-from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
+from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, no_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
+from corpus_asr.errors import ItemError
 
 _UNTIL_FULL, _NEVER = 1, 2
 _EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}
@@ -247,18 +248,20 @@ class BeamBatch:
         flags = self._flags.read(active)
         return [place for place, flag in enumerate(flags) if flag]
 
-    def collect(self, places: Sequence[int]) -> list[WindowResult]:
+    def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
         """Read the results of finished places: the best beam, and beside it the next best."""
         (index,) = upload(self.model.device, list(places))
         token_scores, *found = download(
             self._token_score[index], *self._finished.of(index).tensors()
         )
-        results: list[WindowResult] = []
+        results: list[WindowResult | ItemError] = []
         for row, place in enumerate(places):
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
-            check_numbers(found[0][row].tolist(), self.model)
             scores, logits = self._kept(place)
+            if (error := no_numbers(found[0][row].tolist(), self.model)) is not None:
+                results.append(error)
+                continue
             one = [held[row] for held in found]
             token_score = float(token_scores[row])
             results.append(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.errors import EngineError
+from corpus_asr.errors import ItemError
 
 
 class SlotModel(Protocol):
@@ -317,6 +317,8 @@ class AlignResult:
 
 Job = WindowJob | AlignJob
 Result = WindowResult | AlignResult
+Outcome = Result | ItemError
+"""What came of a job: of windows side by side one may fail, and no other with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,14 +362,16 @@ def check_job(job: Job, model: SlotModel) -> None:
         _check_align(job, model)
 
 
-def check_numbers(logprobs: Sequence[float], model: SlotModel) -> None:
-    """Make sure that a model's output are numbers."""
+def no_numbers(logprobs: Sequence[float], model: SlotModel) -> ItemError | None:
+    """Return what is wrong with a window of which the model's output is not a number."""
     # Minus infinity is no error: it is the log-probability of what may not be said.
-    if any(math.isnan(logprob) for logprob in logprobs):
-        raise EngineError(
-            f"decoding in {model.dtype}: the model's output is not a number, expected "
-            "log-probabilities; set model.dtype to bfloat16 or float32"
-        )
+    if not any(math.isnan(logprob) for logprob in logprobs):
+        return None
+    return ItemError(
+        f"decoding a window in {model.dtype}: the model's output is not a number, expected "
+        "log-probabilities; set model.dtype to bfloat16 or float32",
+        kind="not_a_number",
+    )
 
 
 def _check_window(job: WindowJob, model: SlotModel) -> None:

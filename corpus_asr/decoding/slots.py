@@ -1,8 +1,8 @@
 """Continuous batching: many tasks share the decoder's slots, and a freed slot is refilled at once.
 
 A task is a generator that yields one job at a time, or a `Gather` of other tasks, and is sent what
-came of it. Recordings, fallback retries, language detection and alignment mix freely; each kind of
-search has a queue of its own.
+came of it; an `ItemError` is raised in it. Recordings, fallback retries, language detection and
+alignment mix freely; each kind of search has a queue of its own.
 """
 
 import logging
@@ -21,7 +21,7 @@ from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder, free_cached_memory, out_of_memory_by_name
 from corpus_asr.decoding.protocols import (
     Job,
-    Result,
+    Outcome,
     Search,
     SlotModel,
     WindowJob,
@@ -29,6 +29,7 @@ from corpus_asr.decoding.protocols import (
     check_job,
 )
 from corpus_asr.decoding.speculative import SpeculativeBatch
+from corpus_asr.errors import ItemError
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Running:
         """Whether the encoder has nothing to do for the job."""
         return self.encoded is not None or self.job.encoded is not None
 
-    def resume(self, result: Result, model: SlotModel) -> "list[Running]":
+    def resume(self, result: Outcome, model: SlotModel) -> "list[Running]":
         """Send a result; returns what runs next, of which the first may take this one's place."""
         following = start(self.task, self.ended, model, result)
         if following and _window_of(following[0]) == _window_of(self):
@@ -91,7 +92,7 @@ def _window_of(running: Running) -> tuple[object, ...]:
 def start(task: Task, ended: Ended, model: SlotModel, answer: Any = None) -> list[Running]:
     """Send something to a task; returns what runs next: it, those it gathers, or what waited."""
     try:
-        request = task.send(answer)
+        request = task.throw(answer) if isinstance(answer, ItemError) else task.send(answer)
         if isinstance(request, Gather):
             tasks = list(request.tasks)
         else:
@@ -252,7 +253,7 @@ class SearchQueue:
         with self._statistics.timing("wait_s"):
             return self._batch.ended(len(self._active))
 
-    def _stays(self, place: int, result: Result) -> bool:
+    def _stays(self, place: int, result: Outcome) -> bool:
         following = self._active[place].resume(result, self._batch.model)
         if following:
             # Wherever memory runs out from here on, all of these are in a place or a queue.

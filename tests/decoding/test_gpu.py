@@ -24,7 +24,7 @@ from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.device import pretended_gpu
 from tests.support.device_tensors import Gpu
 from tests.support.searches import END, GRAMMAR, PLAIN, small_whisper
-from tests.support.slots import assert_all_same, run_jobs
+from tests.support.slots import assert_all_same, outcomes, run_jobs
 
 # Two seconds, so that a window of one is short.
 FRAMES = 200
@@ -319,6 +319,29 @@ def test_out_of_memory_by_any_name_is_halved(
     gpu.memory.fails_at = gpu.memory.allocations + 300
     assert_all_same(run_jobs(scheduler, tasks), alone(tasks))
     assert (gpu.memory.failures, scheduler.statistics.halvings) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "sampled", "beams", "align"])
+def test_a_window_that_is_not_a_number_fails_its_task_and_no_other(
+    folder: Path, alone: Any, gpu: Gpu, kind: str
+) -> None:
+    tasks: list[list[Job]] = [[ask(kind, number)] for number in range(6)]
+    expected = alone(tasks)
+    spoilt = tasks[2][0]
+    features = spoilt.features.copy()
+    features[3, 5] = np.nan
+    tasks[2] = [replace(spoilt, features=features)]
+    scheduler = SlotScheduler(load(folder, "cuda").slot_model(), 6, encode_batch=4, check_every=3)
+
+    def task(job: Job) -> Any:
+        return [(yield job)]
+
+    found: dict[int, Any] = dict(enumerate(outcomes(scheduler, [task(job) for (job,) in tasks])))
+    failed = found.pop(2)
+    del expected[2]
+    assert failed.kind == "not_a_number"
+    assert "set model.dtype" in str(failed)
+    assert_all_same([*found.values()], expected)
 
 
 def test_a_capture_that_fails_is_counted_and_ends_the_engine_once_memory_is_short(
