@@ -19,7 +19,7 @@ from corpus_asr.decoding.device import (
     upload,
     upload_stack,
 )
-from corpus_asr.decoding.options import SlotOptions, choose
+from corpus_asr.decoding.options import Layout, SlotOptions, choose
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -105,13 +105,14 @@ class SlotBatch:
         dropped.
         """
         watched = self._repetition.watches(range(active))
-        if self._graphs is None or self._options.any:
-            self._advance(active, sampled=sampled, watched=watched)
+        options = self._options.layout(range(active))
+        if self._graphs is None or self._options.exact:
+            self._advance(active, sampled=sampled, watched=watched, options=options)
             return
         count = self._graphs.rung(active)
         self._graphs.run(
-            (count, sampled, watched, self._heard_short, *self._rules.layout),
-            partial(self._advance, count, sampled=sampled, watched=watched),
+            (count, sampled, watched, options, self._heard_short, *self._rules.layout),
+            partial(self._advance, count, sampled=sampled, watched=watched, options=options),
         )
 
     def look(self) -> None:
@@ -183,23 +184,31 @@ class SlotBatch:
         rules = [job.rules for job in jobs]
         self._rules.admit(index, rules)
         self._repetition.admit(slots, jobs)
-        self._options.admit(slots, [job.search for job in jobs])
+        self._options.admit(slots, index, [job.search for job in jobs])
 
-        self._options.before_rules(logits, slots)
+        options = self._options.layout(slots)
+        logits = self._options.before_rules(logits, slots, index, options)
         self._take(
             self._rules.apply_first(logits, rules),
             index,
             slots=slots,
             sampled=any(job.search.temperature > 0 for job in jobs),
             watched=self._repetition.watches(slots),
+            options=options,
         )
 
-    def _advance(self, count: int, *, sampled: bool, watched: bool) -> None:
+    def _advance(self, count: int, *, sampled: bool, watched: bool, options: Layout) -> None:
         logits = self.model.step(self._state, self._token[:count], self._position[:count])
-        slots = range(count)
-        self._options.before_rules(logits, slots)
-        allowed = self._rules.apply(logits)
-        self._take(allowed, self._slots[:count], slots=slots, sampled=sampled, watched=watched)
+        slots, index = range(count), self._slots[:count]
+        logits = self._options.before_rules(logits, slots, index, options)
+        self._take(
+            self._rules.apply(logits),
+            index,
+            slots=slots,
+            sampled=sampled,
+            watched=watched,
+            options=options,
+        )
 
     def _take(
         self,
@@ -209,11 +218,13 @@ class SlotBatch:
         slots: Sequence[int],
         sampled: bool,
         watched: bool,
+        options: Layout,
     ) -> None:
         self._options.after_rules(allowed, slots)
         length = self._length[index]
-        if sampled:
-            allowed = self._options.narrow(allowed, slots, self._temperature[index])
+        if sampled and options.top_k:
+            temperatures = self._temperature[index]
+            allowed = self._options.narrow(allowed, index, options, temperatures)
         self._options.keep(allowed, slots)
         # `max` and `log_softmax`, as `argmax` and `logsumexp` take three times as long on CPUs.
         token = self._choose(allowed, index, length - 1) if sampled else allowed.max(dim=1).indices

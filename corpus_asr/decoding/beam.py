@@ -179,6 +179,7 @@ class BeamBatch:
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
         self._options = SlotOptions(*texts, self._ended.flatten())
         self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
+        self._numbers = torch.arange(places * num_beams, device=device)
         self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
         self._counts = [0] * places
@@ -216,12 +217,16 @@ class BeamBatch:
             self._token_score.index_copy_(0, index, found)
         for place, job in zip(places, jobs, strict=True):
             self._jobs[place], self._counts[place] = job, 0
-            self._options.admit(self._slots([place]), [job.search] * self.num_beams)
+        searches = [job.search for job in jobs for _ in range(self.num_beams)]
+        self._options.admit(self._slots(places), slots, searches)
         rows = torch.arange(len(jobs), device=length.device)
         logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
         scores = logits.log_softmax(dim=1)
-        self._options.before_rules(scores, self._slots(places), logits=logits)
+        options = self._options.layout(self._slots(places))
+        scores = self._options.before_rules(
+            scores, self._slots(places), slots, options, logits=logits
+        )
         self._take(self._rules.apply_first(scores, rules), places, index)
 
     @torch.inference_mode()
@@ -235,9 +240,11 @@ class BeamBatch:
         positions = (self._running.length[:active] - 1).flatten()
         logits = self.model.step(self._state, tokens, positions)  # (place * beam, vocab)
         scores = logits.log_softmax(dim=1)
-        self._options.before_rules(scores, self._slots(range(active)), logits=logits)
-        index = torch.arange(active, device=self.model.device)
-        self._take(self._rules.apply(scores), range(active), index)
+        slots = range(active * self.num_beams)
+        rows = self._numbers[: len(slots)]
+        options = self._options.layout(slots)
+        scores = self._options.before_rules(scores, slots, rows, options, logits=logits)
+        self._take(self._rules.apply(scores), range(active), self._numbers[:active])
 
     def look(self) -> None:
         """Ask which places have finished by now; does not wait."""

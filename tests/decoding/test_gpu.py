@@ -152,6 +152,7 @@ WAITS = {
 }  # fmt: skip
 LANES: dict[str, tuple[str, ...]] = {
     "plain": ("greedy", "sampled", "grammar", "watched"),
+    "options": ("penalised", "narrowed", "nucleus", "greedy"),
     "short windows": ("short", "greedy"),
     "beams": ("beams",),
 }
@@ -193,11 +194,11 @@ def _counting(calls: Counter[str], name: str, method: Any) -> Any:
     return counted
 
 
-# Operations that start kernels, of 2 decoder layers. They may only fall: lower a number that does.
+# Operations that start kernels, of 2 layers. They may only fall: lower a number that does.
 LAUNCHES = {
     "step": 101,
     "watched step": 122,
-    "sampled step": 156,
+    "sampled step": 155,
     "penalised step": 138,
     "admit neighbors": 112,
     "admit scattered": 116,
@@ -205,7 +206,7 @@ LAUNCHES = {
     "move": 25,
     "fill": 6,
     "encode": 43,
-    "step of beams": 256,
+    "step of beams": 255,
 }
 
 
@@ -245,8 +246,7 @@ def test_nothing_starts_more_kernels_than_its_budget(folder: Path, gpu: Gpu) -> 
     beams.fill(range(2), asked, encode_windows(model, asked))
     beams.admit(range(2), asked)
     count("step of beams", lambda: beams.step(2, sampled=False))
-    assert {name: n for name, n in found.items() if n > LAUNCHES[name]} == {}
-    assert found.keys() == LAUNCHES.keys()
+    assert found == LAUNCHES
 
 
 def test_two_engines_never_capture_at_once(folder: Path) -> None:
