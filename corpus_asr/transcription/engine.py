@@ -88,11 +88,13 @@ class Engine:
         decoding: DecodingSettings,
         slots: int | Literal["auto"] = "auto",
         sharers: int = 1,
+        gpu_fraction: float = 1.0,
     ) -> None:
         """Allocate the slots and start the thread.
 
         `auto` slots are as many as there is memory for: with several `sharers`, engines on this
-        device that have no slots yet, this one included, each gets its share of what is free.
+        device that have no slots yet, this one included, each gets its share of what is free. This
+        process may take `gpu_fraction` of the device's memory.
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
@@ -108,7 +110,11 @@ class Engine:
         num_beams = decoding.num_beams
         if wanted == "auto":
             wanted = auto_slots(
-                model, encode_batch=encode_batch, sharers=sharers, num_beams=num_beams
+                model,
+                encode_batch=encode_batch,
+                share=1 / sharers,
+                gpu_fraction=gpu_fraction,
+                num_beams=num_beams,
             )
         check_every = check_every_on(kind)
         try:
@@ -139,11 +145,13 @@ class Engine:
         dtype: str = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
+        gpu_fraction: float = 1.0,
     ) -> "Engine":
         """Load a checkpoint folder in Hugging Face layout.
 
         `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `float32`, `float16`,
-        `bfloat16` or `int8`; `num_threads` of None leaves the number to torch.
+        `bfloat16` or `int8`; `num_threads` of None leaves the number to torch; this process may
+        take `gpu_fraction` of the device's memory.
 
         Raises:
             CheckpointError: the folder cannot be loaded.
@@ -154,7 +162,7 @@ class Engine:
         transcriber = part_transcriber(folder)
         transcriber.check(decoding)
         model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))
-        return cls(model, transcriber, decoding=decoding, slots=slots)
+        return cls(model, transcriber, decoding=decoding, slots=slots, gpu_fraction=gpu_fraction)
 
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse by `ConfigError` what the checkpoint cannot do."""
@@ -377,14 +385,28 @@ def fitting_slots(
     return max((slots for slots in range(1, _MAX_CUDA_SLOTS + 1) if fits(slots)), default=1)
 
 
-def auto_slots(model: SlotModel, *, encode_batch: int, sharers: int = 1, num_beams: int = 1) -> int:
-    """As many slots as are useful on the model's device and fit into its share of free memory."""
+def auto_slots(
+    model: SlotModel,
+    *,
+    encode_batch: int,
+    share: float = 1.0,
+    gpu_fraction: float = 1.0,
+    num_beams: int = 1,
+) -> int:
+    """As many slots as are useful on the model's device and fit into a share of what is free.
+
+    Other processes may come: of all memory this one takes `gpu_fraction`.
+    """
     size: ModelSize | None = getattr(model, "size", None)  # a classifier has no decoder to size
     if model.device.type != "cuda" or size is None:
         return _CPU_SLOTS
     # Loading leaves unused memory with torch, which would count as taken.
     free_cached_memory(model.device)
-    free_bytes, _ = torch.cuda.mem_get_info(model.device)
+    free_bytes, all_bytes = torch.cuda.mem_get_info(model.device)
+    ours = int(all_bytes * gpu_fraction) - torch.cuda.memory_reserved(model.device)
     return fitting_slots(
-        size, free_bytes=free_bytes // sharers, encode_batch=encode_batch, num_beams=num_beams
+        size,
+        free_bytes=int(min(free_bytes, ours) * share),
+        encode_batch=encode_batch,
+        num_beams=num_beams,
     )

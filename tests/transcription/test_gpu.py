@@ -56,3 +56,15 @@ def test_a_lane_of_beams_that_has_no_room_halves_the_slots(folder: Path) -> None
         gpu.memory.capacity = gpu.memory.live + 500_000
         assert_all_same(run_jobs(scheduler, tasks), expected)
         assert scheduler.statistics.halvings > 0
+
+
+def test_processes_that_share_a_gpu_take_their_part_whoever_comes_first(folder: Path) -> None:
+    with pretended_gpu() as gpu:
+        model = load(folder, "cuda").slot_model()
+        gpu.memory.capacity = 2 * gpu.memory.live + 6_000_000
+        alone = auto_slots(model, encode_batch=4)
+        half = auto_slots(model, encode_batch=4, gpu_fraction=0.5)
+        assert 1 < half < alone
+        # Nothing is left by the other but what is its own.
+        gpu.memory.capacity -= 2_000_000
+        assert auto_slots(model, encode_batch=4, gpu_fraction=0.5) < half
