@@ -6,6 +6,7 @@ alignment mix freely; each kind of search has a queue of its own.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -152,6 +153,7 @@ class SearchQueue:
         self._waiting: deque[Running] = deque()
         self._encoded: deque[Running] = deque()  # these wait too, and need no encoder
         self._active: dict[int, Running] = {}  # by place
+        self._step_s: float | None = None  # what a step takes lately, waiting for it included
 
     @property
     def pending(self) -> int:
@@ -170,11 +172,16 @@ class SearchQueue:
         else:
             waiting.append(running)
 
-    def advance(self, steps: int) -> None:
-        """Refill free places, decode for so many steps and deal with what ended."""
+    def advance(self, steps: int | None) -> None:
+        """Refill free places, decode for so many steps and deal with what ended.
+
+        None takes as many steps as are worth a look.
+        """
         self._refill()
         if not self._active:
             return
+        steps = steps or steps_between_looks(self._step_s)
+        began_s = time.perf_counter()
         active = len(self._active)
         sampled = any(_is_sampled(running.job) for running in self._active.values())
         with self._statistics.timing("step_s"):
@@ -183,7 +190,10 @@ class SearchQueue:
                     self._batch.look()
                 self._batch.step(active, sampled=sampled)
         self._statistics.count_steps(steps, active=active, places=self._batch.places)
-        self._finish()
+        ended = self._ended()
+        taken_s = (time.perf_counter() - began_s) / steps
+        self._step_s = taken_s if self._step_s is None else (self._step_s + taken_s) / 2
+        self._finish(ended)
 
     def empty(self) -> list[Running]:
         """Give up every task; those under way come first."""
@@ -199,7 +209,7 @@ class SearchQueue:
             for place in places:
                 self._active[place] = self._next()
             self._admit(places)
-            self._finish()  # a job may end with its first token
+            self._finish(self._ended())  # a job may end with its first token
 
     def _next(self) -> Running:
         return (self._encoded or self._waiting).popleft()
@@ -233,9 +243,9 @@ class SearchQueue:
             self._statistics.windows += len(some)
             self._statistics.encoder_batches += 1
 
-    def _finish(self) -> None:
+    def _finish(self, ended: list[int]) -> None:
         # A task that asks for the same window again keeps its place: nothing is filled again.
-        while ended := self._ended():
+        while ended:
             with self._statistics.timing("wait_s"):
                 results = self._batch.collect(ended)
             starting: list[int] = []
@@ -248,6 +258,7 @@ class SearchQueue:
             self._close_gaps(starting)
             if starting:
                 self._admit(starting)
+            ended = self._ended()
 
     def _ended(self) -> list[int]:
         with self._statistics.timing("wait_s"):
@@ -310,10 +321,23 @@ def encode_batch_on(device_type: str) -> int:
     return 16
 
 
-def check_every_on(device_type: str) -> int:
-    """How many steps to take between looks for finished slots on `cpu`, or on an accelerator."""
-    # Looking makes the host wait for the device; an accelerator had better be kept busy.
-    return 1 if device_type == "cpu" else 8
+def check_every_on(device_type: str) -> int | None:
+    """How many steps to take between looks on `cpu`; None on an accelerator: by their time."""
+    return 1 if device_type == "cpu" else None
+
+
+# A window that ends waits for the next look, and one that ended is computed until then. A look
+# itself does not hold up the device, but what the host does after it must not outlast the steps
+# that are queued meanwhile: about 2 ms for an admission (reckoned, not measured).
+_BETWEEN_LOOKS_S = 0.004
+_MOST_STEPS = 8
+
+
+def steps_between_looks(step_s: float | None) -> int:
+    """How many steps of so many seconds to take between looks for ended slots on an accelerator."""
+    if not step_s:
+        return _MOST_STEPS
+    return max(1, min(_MOST_STEPS, round(_BETWEEN_LOOKS_S / step_s)))
 
 
 class SlotScheduler:
@@ -333,13 +357,14 @@ class SlotScheduler:
         slots: int,
         *,
         encode_batch: int = 8,
-        check_every: int = 1,
+        check_every: int | None = 1,
         recorder: CudaRecorder | None = None,
         num_beams: int = 1,
     ) -> None:
         """Allocate `slots` for the queue of searches with `num_beams`; others come with their jobs.
 
-        `check_every` steps lie between looks for finished slots. Without a `recorder` steps are
+        `check_every` steps lie between looks for finished slots, None: as many as take some
+        milliseconds. Without a `recorder` steps are
         recorded on GPUs alone, as CUDA graphs.
         """
         self._model = model
@@ -378,7 +403,7 @@ class SlotScheduler:
         self._halve_while_needed(self._settle)
 
     def advance(self) -> None:
-        """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
+        """Refill free slots, then decode until the next look and deal with what ended."""
         self._halve_while_needed(self._advance_queues)
 
     def fail(self, error: Exception) -> None:
