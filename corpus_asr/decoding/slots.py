@@ -7,6 +7,7 @@ alignment mix freely; each kind of search has a queue of its own.
 
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -147,7 +148,8 @@ class SearchQueue:
 
     def __init__(self, batch: SlotBatch | BeamBatch, scheduler: "SlotScheduler") -> None:
         self._batch = batch
-        self._scheduler = scheduler
+        # Not a circle: a GPU's memory must come back at once, not with the next collection.
+        self._scheduler: SlotScheduler = weakref.proxy(scheduler)
         self._encode_batch = scheduler.encode_batch
         self._statistics = scheduler.statistics
         self._waiting: deque[Running] = deque()

@@ -3,7 +3,6 @@
 What a real one would add, kernels, float16 and timing, is not looked at.
 """
 
-import gc
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -296,7 +295,6 @@ def test_wherever_memory_fails_results_stay_and_nothing_is_kept(
             assert scheduler.statistics.halvings == 1
             assert_all_same(found, expected)
             del found, scheduler
-            gc.collect()
             assert gpu.memory.live == before[0]
 
 

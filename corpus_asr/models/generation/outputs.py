@@ -18,7 +18,6 @@ from corpus_asr.decoding.protocols import (
     AlignResult,
     Job,
     Result,
-    SlotModel,
     WindowResult,
 )
 from corpus_asr.families.outputs import ModelOutput
@@ -222,7 +221,7 @@ def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
 _SECONDS_PER_POSITION = 0.02
 
 
-def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_mask: Any) -> None:
+def time_tokens(model: Any, batch: Batch, settings: Settings, attention_mask: Any) -> None:
     """Set the times of the tokens of all windows that were kept, in `batch`."""
     ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
     windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]
