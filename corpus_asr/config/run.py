@@ -100,6 +100,9 @@ class ModelSettings(Settings):
     speed."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
+    reproducible: bool = False
+    """On a GPU, compute each window by the same kernels whatever else is decoded with it, so that
+    its text does not depend on batch size or order either; slower. On CPUs it never does."""
 
     @property
     def is_named(self) -> bool:

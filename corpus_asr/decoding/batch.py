@@ -42,10 +42,17 @@ class SlotBatch:
     """
 
     def __init__(
-        self, model: SlotModel, slots: int, *, recorder: CudaRecorder | None = None
+        self,
+        model: SlotModel,
+        slots: int,
+        *,
+        recorder: CudaRecorder | None = None,
+        whole: bool = False,
     ) -> None:
+        """Allocate the slots; with `whole` every step takes all of them along."""
         self.model = model
         self.places = slots
+        self._whole = whole
         self._state: Any = model.new_state(slots)
         length, device = model.max_target_positions, model.device
         self._rules = SlotRules(slots, model.vocab_size, device)
@@ -104,6 +111,7 @@ class SlotBatch:
         Slots that ended since the last `collect` go round on their last position; what they say is
         dropped.
         """
+        active = self.places if self._whole else active
         watched = self._repetition.watches(range(active))
         options = self._options.layout(range(active))
         if self._graphs is None or self._options.exact:
@@ -301,8 +309,14 @@ def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> Alig
     return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))
 
 
-def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
-    """Encode the jobs' features; a job that brings its encoding is not encoded again."""
+def encode_windows(
+    model: SlotModel, jobs: Sequence[Job], *, batch_size: int | None = None
+) -> Float[Tensor, "batch pos width"]:
+    """Encode the jobs' features; a job that brings its encoding is not encoded again.
+
+    With a `batch_size` whole windows are encoded in batches of just that size, filled up with some
+    twice, and short ones alone.
+    """
     with torch.inference_mode():
         rows: dict[int, Tensor] = {
             row: job.encoded.to(model.device, model.dtype)
@@ -311,12 +325,7 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
         }
         missing = [row for row in range(len(jobs)) if row not in rows]
         if missing:
-            features = [torch.from_numpy(jobs[row].features) for row in missing]
-            # In their own type, mostly half as wide, until they are there.
-            stacked = upload_stack(features, model.device).to(model.dtype)
-            encoded = model.encode(
-                stacked, num_frames=frames_encoded([jobs[row] for row in missing])
-            )
+            encoded = _encode(model, [jobs[row] for row in missing], batch_size)
             if not rows:
                 return encoded
             rows.update(zip(missing, encoded, strict=True))
@@ -327,6 +336,19 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
                 "(pos, width) for all; encode each with this very model"
             )
         return torch.stack([rows[row] for row in range(len(jobs))])
+
+
+def _encode(
+    model: SlotModel, jobs: Sequence[Job], batch_size: int | None
+) -> Float[Tensor, "batch pos width"]:
+    num_frames = frames_encoded(jobs)
+    if batch_size is not None and num_frames is not None:
+        return torch.cat([_encode(model, [job], None) for job in jobs])
+    wanted = batch_size or len(jobs)
+    features = [torch.from_numpy(job.features) for job in jobs]
+    # In their own type, mostly half as wide, until they are there.
+    stacked = upload_stack(features + features[:1] * (wanted - len(jobs)), model.device)
+    return model.encode(stacked.to(model.dtype), num_frames=num_frames)[: len(jobs)]
 
 
 def frames_encoded(jobs: Sequence[Job]) -> list[int] | None:

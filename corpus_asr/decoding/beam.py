@@ -156,8 +156,12 @@ class BeamBatch:
     Source: transformers/generation/utils.py, `_beam_search`.
     """
 
-    def __init__(self, model: SlotModel, places: int, num_beams: int) -> None:
+    def __init__(
+        self, model: SlotModel, places: int, num_beams: int, *, whole: bool = False
+    ) -> None:
+        """Allocate the places; with `whole` the model runs all of them in every step."""
         self.model = model
+        self._whole = whole
         self.places = places
         self.num_beams = num_beams
         self._state: Any = model.new_state(places * num_beams, beams=num_beams)
@@ -165,6 +169,7 @@ class BeamBatch:
         self._rules = SlotRules(places * num_beams, model.vocab_size, device)
         # A column to spare, for what finished places say until they are collected.
         self._running = Beams.new(places, num_beams, model.max_target_positions + 1, device)
+        self._running.length.fill_(1)  # also where nothing is: a step may take these along
         self._finished = Beams.new(places, num_beams, model.max_target_positions + 1, device)
         self._is_finished = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         self._can_improve = torch.zeros(places, dtype=torch.bool, device=device)
@@ -235,10 +240,12 @@ class BeamBatch:
 
         They are never sampled: `Search` refuses that.
         """
-        tokens = self._token[:active].flatten()
+        taken = self.places if self._whole else active
+        tokens = self._token[:taken].flatten()
         # The length of a finished place stands still, so that it stays inside the cache.
-        positions = (self._running.length[:active] - 1).flatten()
+        positions = (self._running.length[:taken] - 1).flatten()
         logits = self.model.step(self._state, tokens, positions)  # (place * beam, vocab)
+        logits = logits[: active * self.num_beams]
         scores = logits.log_softmax(dim=1)
         slots = range(active * self.num_beams)
         rows = self._numbers[: len(slots)]

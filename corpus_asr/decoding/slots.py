@@ -224,10 +224,13 @@ class SearchQueue:
             for first in range(0, len(empty), self._encode_batch):
                 some = empty[first : first + self._encode_batch]
                 jobs: list[Any] = [_with_encoding(self._active[place]) for place in some]
-                self._batch.fill(some, jobs, encode_windows(self._batch.model, jobs))
+                self._batch.fill(some, jobs, self._encoded_windows(jobs))
         with self._statistics.timing("prefill_s"):
-            started: list[Any] = [running.job for running in starting]
-            self._batch.admit(places, started)
+            at_once = 1 if self._scheduler.reproducible else len(places)
+            for first in range(0, len(places), at_once):
+                some = places[first : first + at_once]
+                started: list[Any] = [self._active[place].job for place in some]
+                self._batch.admit(some, started)
         for running in starting:
             running.filled = True
 
@@ -238,12 +241,16 @@ class SearchQueue:
                 some.append(self._waiting.popleft())
                 self._encoded.append(some[-1])
             with self._statistics.timing("encode_s"):
-                encoded = encode_windows(self._batch.model, [running.job for running in some])
+                encoded = self._encoded_windows([running.job for running in some])
                 for running, row in zip(some, encoded, strict=True):
                     # A copy, so that the row does not keep its whole batch in memory.
                     running.encoded = row.clone()
             self._statistics.windows += len(some)
             self._statistics.encoder_batches += 1
+
+    def _encoded_windows(self, jobs: Sequence[Job]) -> Tensor:
+        size = self._encode_batch if self._scheduler.reproducible else None
+        return encode_windows(self._batch.model, jobs, batch_size=size)
 
     def _finish(self, ended: list[int]) -> None:
         # A task that asks for the same window again keeps its place: nothing is filled again.
@@ -362,12 +369,18 @@ class SlotScheduler:
         check_every: int | None = 1,
         recorder: CudaRecorder | None = None,
         num_beams: int = 1,
+        reproducible: bool = False,
     ) -> None:
         """Allocate `slots` for the queue of searches with `num_beams`; others come with their jobs.
 
         `check_every` steps lie between looks for finished slots, None: as many as take some
         milliseconds. Without a `recorder` steps are
         recorded on GPUs alone, as CUDA graphs.
+
+        A GPU has other kernels for other sizes of a batch, which round otherwise. With
+        `reproducible` sizes do not depend on what else there is: steps take all slots along,
+        windows are encoded in full batches, short ones alone, and prompts and alignments are run
+        one by one.
         """
         self._model = model
         self._slots = slots
@@ -378,6 +391,8 @@ class SlotScheduler:
             recorder = CudaRecorder(model.device)
         self._recorder = recorder
         self._search = Search(num_beams=num_beams)
+        # The CPU's kernels are chosen, and threads divided, so that rows are independent.
+        self.reproducible = reproducible and model.device.type != "cpu"
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
         self._stranded: deque[Running] = deque()  # tasks whose queue is to be made again
@@ -493,9 +508,11 @@ class SlotScheduler:
         # The rows of a queue, not its places, are what costs memory and time.
         places = max(1, self._slots // search.num_beams)
         if _kind(search) == _PLAIN:
-            return SlotBatch(self._model, self._slots, recorder=self._recorder)
+            return SlotBatch(
+                self._model, self._slots, recorder=self._recorder, whole=self.reproducible
+            )
         if search.assistant is None:
-            return BeamBatch(self._model, places, search.num_beams)
+            return BeamBatch(self._model, places, search.num_beams, whole=self.reproducible)
         return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
 
 

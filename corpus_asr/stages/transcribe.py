@@ -113,6 +113,7 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
         slots=config.transcribe.slots,
         num_threads=spec.num_threads,
         gpu_fraction=spec.gpu_fraction,
+        reproducible=model.reproducible,
     )
 
 

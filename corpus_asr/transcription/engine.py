@@ -89,6 +89,7 @@ class Engine:
         slots: int | Literal["auto"] = "auto",
         sharers: int = 1,
         gpu_fraction: float = 1.0,
+        reproducible: bool = False,
     ) -> None:
         """Allocate the slots and start the thread.
 
@@ -120,7 +121,11 @@ class Engine:
         try:
             self._scheduler = run_apart(
                 lambda: SlotScheduler(
-                    model, wanted, encode_batch=encode_batch, check_every=check_every
+                    model,
+                    wanted,
+                    encode_batch=encode_batch,
+                    check_every=check_every,
+                    reproducible=reproducible,
                 )
             )
         except torch.OutOfMemoryError as error:
@@ -146,12 +151,13 @@ class Engine:
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
         gpu_fraction: float = 1.0,
+        reproducible: bool = False,
     ) -> "Engine":
         """Load a checkpoint folder in Hugging Face layout.
 
         `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `float32`, `float16`,
         `bfloat16` or `int8`; `num_threads` of None leaves the number to torch; this process may
-        take `gpu_fraction` of the device's memory.
+        take `gpu_fraction` of the device's memory; `reproducible` is that of `SlotScheduler`.
 
         Raises:
             CheckpointError: the folder cannot be loaded.

@@ -159,6 +159,7 @@ def label_engine(
     slots: int | Literal["auto"] = "auto",
     num_threads: int | None = None,
     gpu_fraction: float = 1.0,
+    reproducible: bool = False,
 ) -> Engine:
     """Load a checkpoint, as `Engine.from_folder` does, into an engine that labels parts."""
     if num_threads is not None:
@@ -170,5 +171,10 @@ def label_engine(
     if by_class and slots == "auto":
         slots = CLASSIFIER_SLOTS
     return Engine(
-        model, labeller, decoding=DecodingSettings(), slots=slots, gpu_fraction=gpu_fraction
+        model,
+        labeller,
+        decoding=DecodingSettings(),
+        slots=slots,
+        gpu_fraction=gpu_fraction,
+        reproducible=reproducible,
     )

@@ -55,6 +55,7 @@ class RoutedEngine:
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
         gpu_fraction: float = 1.0,
+        reproducible: bool = False,
     ) -> "RoutedEngine":
         """Load the main checkpoint's folder and one per language code, the same one once.
 
@@ -79,6 +80,7 @@ class RoutedEngine:
                     slots=slots,
                     sharers=left,
                     gpu_fraction=gpu_fraction,
+                    reproducible=reproducible,
                 )
                 engines[path] = stack.enter_context(engine)
             stack.pop_all()  # they go on; were one refused, the others would be closed

@@ -144,6 +144,29 @@ def test_drafts_give_what_a_cpu_gives_without(
         assert_all_same(found, expected)
 
 
+def test_reproducible_windows_are_computed_in_batches_that_others_do_not_change(
+    folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, set[int]] = {"encode": set(), "prefill": set(), "step": set()}
+    model = load(folder, "cuda").slot_model()
+    for name, argument in (("encode", 0), ("prefill", 2), ("step", 1)):
+        method = getattr(model, name)
+
+        def noted(*args: Any, name: str = name, at: int = argument, do: Any = method, **more: Any):
+            sizes[name].add(len(args[at]))
+            return do(*args, **more)
+
+        monkeypatch.setattr(model, name, noted)
+    kinds = ("greedy", "sampled", "beams", "greedy", "penalised", "align", "kept")
+    tasks = tasks_of(kinds, jobs=2)
+    scheduler = SlotScheduler(model, 6, encode_batch=4, check_every=3, reproducible=True)
+    assert_all_same(run_jobs(scheduler, tasks), alone(tasks))
+    assert sizes == {"encode": {4}, "prefill": {1}, "step": {6}}
+    short = [[ask("short", number)] for number in range(3)]
+    assert_all_same(run_jobs(scheduler, short), alone(short))
+    assert sizes["encode"] == {1, 4}
+
+
 # Most waits of one call of each of a batch's methods, by what it does.
 WAITS = {
     "encode": 0, "fill": 0, "admit": 0, "step": 0, "look": 0, "ended": 1, "move": 0, "align": 0,
