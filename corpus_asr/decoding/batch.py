@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.alignment import Alignments, align_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
@@ -22,7 +23,6 @@ from corpus_asr.decoding.device import (
 from corpus_asr.decoding.options import Layout, SlotOptions, choose
 from corpus_asr.decoding.protocols import (
     AlignJob,
-    AlignResult,
     Job,
     Outcome,
     SlotModel,
@@ -79,7 +79,7 @@ class SlotBatch:
         self._graphs = StepGraphs(slots, recorder) if recorder else None
         self._heard_short = False  # whether a step has to tell windows of several lengths apart
         self._jobs: list[WindowJob | None] = [None] * slots
-        self._aligned: dict[int, AlignResult | ItemError] = {}
+        self._aligned: dict[int, tuple[Alignments, int]] = {}
 
     @torch.inference_mode()
     def fill(
@@ -98,9 +98,9 @@ class SlotBatch:
         passed `check_job`.
         """
         windows = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, WindowJob)}
-        for slot, job in zip(slots, jobs, strict=True):
-            if isinstance(job, AlignJob):
-                self._aligned[slot] = align_window(self.model, self._state, slot, job)
+        texts = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, AlignJob)}
+        if texts:
+            self._aligned |= align_windows(self.model, self._state, [*texts], [*texts.values()])
         if windows:
             self._start(list(windows), list(windows.values()))
 
@@ -135,8 +135,23 @@ class SlotBatch:
     def collect(self, slots: Sequence[int]) -> list[Outcome]:
         """Read the results of finished slots."""
         decoded = [slot for slot in slots if slot not in self._aligned]
-        found: dict[int, Outcome] = dict(zip(decoded, self._read(decoded), strict=True))
-        return [found[slot] if slot in found else self._aligned.pop(slot) for slot in slots]
+        aligned = {slot: self._aligned.pop(slot) for slot in slots if slot in self._aligned}
+        groups = {id(group): group for group, _ in aligned.values()}
+        tensors = [tensor for group in groups.values() for tensor in (group.logprobs, group.found)]
+        if decoded:
+            (index,) = upload(self.model.device, decoded)
+            held = (self._text, self._logprob, self._length, self._looped, self._score)
+            tensors += [tensor[index] for tensor in held]
+        # All at once, as each time the host waits for the device.
+        copies = iter(download(*tensors))
+        read = {name: (next(copies), next(copies)) for name in groups}
+        found: dict[int, Outcome] = {
+            slot: group.result(row, *read[id(group)], self.model)
+            for slot, (group, row) in aligned.items()
+        }
+        for slot, *row in zip(decoded, *copies, strict=True) if decoded else ():
+            found[slot] = self._result(slot, row)
+        return [found[slot] for slot in slots]
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
@@ -264,14 +279,6 @@ class SlotBatch:
         temperatures, seeds = self._temperature[index], self._seed[index]
         return choose(allowed, temperatures=temperatures, seeds=seeds, positions=positions)
 
-    def _read(self, slots: list[int]) -> list[WindowResult | ItemError]:
-        if not slots:
-            return []
-        (index,) = upload(self.model.device, slots)
-        held = (self._text, self._logprob, self._length, self._looped, self._score)
-        rows = zip(*download(*(tensor[index] for tensor in held)), strict=True)
-        return [self._result(slot, row) for slot, row in zip(slots, rows, strict=True)]
-
     def _result(self, slot: int, row: Sequence[Tensor]) -> WindowResult | ItemError:
         text, logprob, length, looped, score = row
         job = self._jobs[slot]
@@ -292,21 +299,6 @@ class SlotBatch:
             scores=scores,
             logits=logits,
         )
-
-
-@torch.inference_mode()
-def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> AlignResult | ItemError:
-    """Read the job's tokens over the window in `slot`."""
-    tokens = torch.tensor(job.tokens, device=model.device)
-    weights, logits = model.align(state, slot, tokens, job.heads)
-    scores = logits[:-1, : job.choices].log_softmax(dim=1)
-    # A token outside of the choices has no column: any other is read, and its value replaced.
-    column = tokens[1:].clamp(max=scores.shape[1] - 1)
-    found = scores.gather(1, column.unsqueeze(1)).squeeze(1)
-    logprobs: list[float] = found.masked_fill(column != tokens[1:], -torch.inf).tolist()
-    if (error := no_numbers(logprobs, model)) is not None:
-        return error
-    return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))
 
 
 def encode_windows(

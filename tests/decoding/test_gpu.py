@@ -17,7 +17,15 @@ import torch
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder
-from corpus_asr.decoding.protocols import AlignJob, Job, Result, Search, SlotModel, WindowJob
+from corpus_asr.decoding.protocols import (
+    AlignJob,
+    Job,
+    Result,
+    Search,
+    SlotModel,
+    TokenTiming,
+    WindowJob,
+)
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.device import pretended_gpu
@@ -40,15 +48,22 @@ KINDS: dict[str, dict[str, Any]] = {
     "short": {"num_frames": 100},
     "beams": {"search": Search(num_beams=3)},
     "align": {},
+    "timed": {},
 }
 
 
 def ask(kind: str, number: int) -> Any:
     features = np.random.default_rng(number).standard_normal((80, FRAMES), dtype=np.float32)
-    if kind == "align":
+    if kind in ("align", "timed"):
         tokens = (31, 4, 5, *range(6, 6 + number % 5), END)
-        heads = ((0, 1), (1, 0))
-        return AlignJob(features=features, window=(number,), tokens=tokens, heads=heads)
+        ends = {"first": 1, "count": len(tokens) - 2, "positions": 40 + number, "filter_width": 3}
+        return AlignJob(
+            features=features,
+            window=(number,),
+            tokens=tokens,
+            heads=((0, 1), (1, 0)),
+            timing=TokenTiming(**ends) if kind == "timed" else None,
+        )
     usual: dict[str, Any] = {
         "rules": PLAIN,
         "max_new_tokens": 5 + 4 * (number % 4),
@@ -175,6 +190,7 @@ WAITS = {
 LANES: dict[str, tuple[str, ...]] = {
     "plain": ("greedy", "sampled", "grammar", "watched"),
     "options": ("penalised", "narrowed", "nucleus", "greedy"),
+    "words": ("align", "greedy", "timed", "timed"),
     "short windows": ("short", "greedy"),
     "beams": ("beams",),
 }
@@ -224,7 +240,8 @@ LAUNCHES = {
     "penalised step": 138,
     "admit neighbors": 112,
     "admit scattered": 116,
-    "align": 61,
+    "align": 83,
+    "time tokens": 356,
     "move": 25,
     "fill": 6,
     "encode": 43,
@@ -257,7 +274,8 @@ def test_nothing_starts_more_kernels_than_its_budget(folder: Path, gpu: Gpu) -> 
     batch.fill([0, 2, 4], jobs, encoded)
     count("admit scattered", lambda: batch.admit([0, 2, 4], jobs))
     count("move", lambda: batch.move(4, 1))
-    count("align", lambda: batch.admit([0], [ask("align", 0)]))
+    count("align", lambda: batch.admit([0, 2, 3], [ask("align", 0)] * 3))
+    count("time tokens", lambda: batch.admit([0, 2, 3], [ask("timed", 0)] * 3))
     batch, _ = batch_of("watched")
     count("watched step", lambda: batch.step(3, sampled=False))
     batch, _ = batch_of("sampled grammar")

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import auto_slots, predicted_bytes
 from tests.decoding.test_gpu import ask, load
 from tests.support.checkpoints import tiny_whisper
@@ -68,3 +71,39 @@ def test_processes_that_share_a_gpu_take_their_part_whoever_comes_first(folder: 
         # Nothing is left by the other but what is its own.
         gpu.memory.capacity -= 2_000_000
         assert auto_slots(model, encode_batch=4, gpu_fraction=0.5) < half
+
+
+CLIP = Path(__file__).resolve().parents[1] / "data" / "clips" / "english.wav"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "words": {"word_timestamps": True},
+    "beams and a penalty": {"num_beams": 2, "temperature": 0.0, "repetition_penalty": 1.1},
+}
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> dict[str, tuple[Segment, ...]]:
+    with Transcriber(device="cpu", dtype="float32", slots=2) as transcriber:
+        return {
+            name: transcriber.transcribe(str(CLIP), **decoding).segments
+            for name, decoding in SETTINGS.items()
+        }
+
+
+def test_a_recording_has_the_cpu_s_words_at_the_cpu_s_times(
+    on_cpu: dict[str, tuple[Segment, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CudaRecorder, "warm_ups", 2)
+    with (
+        pretended_gpu() as gpu,
+        Transcriber(device="cuda", dtype="float32", slots=2) as transcriber,
+    ):
+        for name, decoding in SETTINGS.items():
+            found = transcriber.transcribe(str(CLIP), **decoding).segments
+            assert len(found) == len(on_cpu[name]) > 0
+            for segment, expected in zip(found, on_cpu[name], strict=True):
+                assert segment.text == expected.text
+                assert (segment.start_s, segment.end_s) == (expected.start_s, expected.end_s)
+                times = [(word.word, word.start_s, word.end_s) for word in segment.words or ()]
+                assert times == [(w.word, w.start_s, w.end_s) for w in expected.words or ()]
+        assert any(segment.words for segment in on_cpu["words"])
+        assert gpu.replays > 10

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.families.layers.blocks import (
     DecoderBlock,
@@ -99,22 +100,25 @@ class CachedDecoderBlock:
     def align(
         self,
         cache: LayerCache,
-        hidden: Float[Tensor, "1 token width"],
-        heads: Sequence[int],
+        hidden: Hidden,
+        heads: Int[Tensor, " head"] | None,
         windows: WindowView,
-    ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
+    ) -> tuple[Hidden, Float[Tensor, "batch head token pos"] | None]:
+        """Read whole texts; also gives the cross-attention of `heads`, in float32."""
         # The whole text at once: caches hold no queries, and weights need them.
         hidden, _, _ = self._attend_causally(hidden)
-        if windows.ends:
-            keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
-        else:
-            keys, _ = cache.window(windows.rows)
-        query = split_heads(self._cross_query(hidden), self._heads)
-        scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
-        if windows.unseen is not None:
-            scores = scores.masked_fill(windows.unseen[0], -torch.inf)
-        # In float32: the times of words are read off these weights.
-        weights = scores.float().softmax(dim=-1)  # (head, token, pos)
+        weights = None
+        if heads is not None:
+            if windows.ends:
+                keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
+            else:
+                keys, _ = cache.window(windows.rows)
+            query = split_heads(self._cross_query(hidden), self._heads).index_select(1, heads)
+            scores = torch.matmul(query, keys.index_select(1, heads).transpose(-1, -2))
+            if windows.unseen is not None:
+                scores = scores.masked_fill(windows.unseen, -torch.inf)
+            # In float32: the times of words are read off these weights.
+            weights = scores.float().softmax(dim=-1)
         return self._attend_window_and_feed_forward(cache, hidden, windows), weights
 
     def _attend_causally(self, hidden: Hidden) -> tuple[Hidden, Tensor, Tensor]:
@@ -329,10 +333,11 @@ class DecoderSlots(ABC):
     def align(
         self,
         state: SlotCache,
-        slot: int,
-        tokens: Int[Tensor, " token"],
+        slots: Sequence[int],
+        tokens: Tokens,
+        lengths: Sequence[int],
         heads: Sequence[tuple[int, int]],
-    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+    ) -> tuple[Float[Tensor, "batch head token pos"], Hidden]:
         for layer, head in heads:
             if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
                 raise ValueError(
@@ -340,16 +345,42 @@ class DecoderSlots(ABC):
                     f"{len(self._blocks)} layers of {self._heads} heads; correct the "
                     "alignment heads"
                 )
-        windows = state.view_windows([slot])
-        hidden = self._embed_whole(tokens.unsqueeze(0))
-        weights = hidden.new_zeros(
-            len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
-        )
+        # By layer, as they are found, and back into the order they were given in.
+        order = sorted(range(len(heads)), key=lambda row: heads[row][0])
+        (back,) = upload(tokens.device, sorted(range(len(order)), key=order.__getitem__))
+        chosen = [heads[row] for row in order]
+        if not state.on_cpu:
+            return self._align(state, slots, tokens, chosen, back)
+        # One by one: no text is padded there, and short windows are read up to their ends.
+        rows = [
+            self._align(state, [slot], tokens[row : row + 1, :length], chosen, back)
+            for row, (slot, length) in enumerate(zip(slots, lengths, strict=True))
+        ]
+        longest, positions = tokens.shape[1], self._max_source_positions
+        weights = [F.pad(w, (0, positions - w.shape[3], 0, longest - w.shape[2])) for w, _ in rows]
+        hidden = [F.pad(states, (0, 0, 0, longest - states.shape[1])) for _, states in rows]
+        return torch.cat(weights), torch.cat(hidden)
+
+    def _align(
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        tokens: Tokens,
+        heads: Sequence[tuple[int, int]],
+        back: Int[Tensor, " head"],
+    ) -> tuple[Float[Tensor, "batch head token _"], Hidden]:
+        windows = state.view_windows(slots)
+        hidden = self._embed_whole(tokens)
+        (index,) = upload(tokens.device, [head for _, head in heads])
+        found: list[Tensor] = []
         for number, (block, cache) in enumerate(zip(self._blocks, state.layers, strict=True)):
             rows = [row for row, (layer, _) in enumerate(heads) if layer == number]
-            hidden, attended = block.align(cache, hidden, [heads[row][1] for row in rows], windows)
-            weights[rows, :, : attended.shape[2]] = attended
-        return weights, self.logits(self._layer_norm(hidden[0]))
+            chosen = index[rows[0] : rows[-1] + 1] if rows else None
+            hidden, weights = block.align(cache, hidden, chosen, windows)
+            if weights is not None:
+                found.append(weights)
+        normed: Tensor = self._layer_norm(hidden)
+        return torch.cat(found, dim=1).index_select(1, back), normed
 
     @torch.inference_mode()
     def move(self, state: SlotCache, source: int, target: int) -> None:

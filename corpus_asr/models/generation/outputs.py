@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.alignment import dynamic_time_warping, median_filter
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -26,7 +27,6 @@ from corpus_asr.models.generation.long_form import RowSegment, TransformersLongF
 from corpus_asr.models.generation.settings import CallSettings, Settings
 from corpus_asr.models.generation.slots import run
 from corpus_asr.transcription.fallback import Attempt
-from corpus_asr.transcription.words import dynamic_time_warping, median_filter
 
 
 @dataclass(eq=False)
