@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import kv_cache as cache
+from tests.support.device import CUDA, pretended_gpu
 from tests.support.graph_capture import TapeRecorder
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
 from tests.support.slots import SOURCE_POSITIONS, assert_all_same, load, run_jobs
@@ -213,10 +215,31 @@ def test_the_tape_refuses_what_would_make_a_gpu_wait(reads: Callable[..., Any]) 
         TapeRecorder().record(lambda: reads(torch.ones(1)))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("slots", [1, 3, 8])
+class CountingRecorder(CudaRecorder):
+    """Counts what it replays."""
+
+    warm_ups = 2
+    replayed = 0
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        replay = super().record(step)
+
+        def counted() -> None:
+            self.replayed += 1
+            replay()
+
+        return counted
+
+
+@pytest.mark.parametrize(
+    ("slots", "cuda"),
+    [
+        pytest.param(3, pretended_gpu, id="pretended"),
+        *(pytest.param(n, nullcontext, id=f"real-{n}", marks=pytest.mark.gpu) for n in (1, 3, 8)),
+    ],
+)
 def test_cuda_graphs_give_what_a_cpu_gives(
-    tmp_path_factory: pytest.TempPathFactory, slots: int
+    tmp_path_factory: pytest.TempPathFactory, slots: int, cuda: Callable[[], Any]
 ) -> None:
     network = load(tmp_path_factory.mktemp("checkpoint"))
     kinds = [*KINDS, "align"]
@@ -225,15 +248,26 @@ def test_cuda_graphs_give_what_a_cpu_gives(
         for number in range(12)
     ]
     expected = run(network.slot_model(), tasks, slots=3)
-    found = run(network.to("cuda").slot_model(), tasks, slots=slots, check_every=3)
+    with cuda():
+        recorder = CountingRecorder(torch.device("cuda", 0))
+        model = network.to("cuda").slot_model()
+        found = run(model, tasks, slots=slots, check_every=3, recorder=recorder)
     assert_all_same(found, expected)
+    assert recorder.replayed > 0
 
 
-@pytest.mark.gpu
-def test_no_step_makes_the_host_wait(tmp_path_factory: pytest.TempPathFactory) -> None:
-    model = load(tmp_path_factory.mktemp("checkpoint")).to("cuda").slot_model()
+@pytest.mark.parametrize("cuda", CUDA)
+def test_no_step_makes_the_host_wait(
+    tmp_path_factory: pytest.TempPathFactory, cuda: Callable[[], Any]
+) -> None:
+    with cuda():
+        _step_without_waiting(load(tmp_path_factory.mktemp("checkpoint")).to("cuda").slot_model())
+
+
+def _step_without_waiting(model: SlotModel) -> None:
     batch = SlotBatch(model, 4)
-    jobs = [ask("sampled", number, features=speech(number)) for number in range(4)]
+    kinds = ("sampled", "penalised", "align", "narrowed")
+    jobs = [ask(kind, number, features=speech(number)) for number, kind in enumerate(kinds)]
     batch.fill(range(4), jobs, encode_windows(model, jobs))
     batch.admit(range(4), jobs)
     for _ in range(CudaRecorder.warm_ups + 1):
@@ -242,7 +276,8 @@ def test_no_step_makes_the_host_wait(tmp_path_factory: pytest.TempPathFactory) -
     try:
         batch.look()
         batch.step(4, sampled=True)
-        batch.admit(range(4), jobs)
+        batch.admit([3, 0, 2], [jobs[3], jobs[1], jobs[2]])  # which are no neighbors
+        batch.move(3, 1)
         batch.step(3, sampled=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from corpus_asr.families.whisper.encoder import WhisperEncoder
 from corpus_asr.families.whisper.model import WhisperForCausalLM
 from corpus_asr.families.whisper.slots import PackedWhisperEncoder, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.device import CUDA
 from tests.support.slots import (
     POSITIONS,
     SOURCE_POSITIONS,
@@ -112,25 +114,29 @@ def test_nan_in_a_slot_reaches_neither_its_neighbors_nor_the_next_window(
     )
 
 
-@pytest.mark.gpu
-def test_a_gpu_gives_what_the_cpu_gives_also_from_a_captured_graph(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuda", CUDA)
+def test_a_gpu_gives_what_the_cpu_gives_also_from_a_captured_graph(
+    tmp_path: Path, cuda: Any
+) -> None:
     features, prompts = windows(2), sequences(2, 3)
     expected = decode_alone(load(tmp_path).slot_model(), features[:1], prompts[:1], steps=5)
-    network = WhisperForConditionalGeneration.from_pretrained(tmp_path, device="cuda")
-    model = network.slot_model()
-    state = model.new_state(1)
-    logits = begin(model, state, [0], features[:1].cuda(), prompts[:1].cuda(), [3])[:, -1]
-    token, position = logits.argmax(-1), torch.tensor([3], device="cuda")
-    model.step(state, token, position)  # warms up; the graph writes the same again
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        stepped = model.step(state, token, position)
-    for i in range(5):
-        graph.replay()
-        assert (stepped[0].cpu() - expected[1 + i]).abs().max() < 1e-3  # TF32 is off by default
-        token.copy_(stepped.argmax(-1))
-        position.add_(1)
+    with cuda(), torch.inference_mode():
+        network = WhisperForConditionalGeneration.from_pretrained(tmp_path, device="cuda")
+        model = network.slot_model()
+        state = model.new_state(1)
+        logits = begin(model, state, [0], features[:1].cuda(), prompts[:1].cuda(), [3])[:, -1]
+        token, position = logits.argmax(-1), torch.tensor([3], device="cuda")
+        model.step(state, token, position)  # warms up; the graph writes the same again
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            stepped = model.step(state, token, position)
+        for i in range(5):
+            graph.replay()
+            # TF32 is off by default.
+            assert (stepped[0].cpu() - expected[1 + i]).abs().max() < 1e-3
+            token.copy_(stepped.argmax(-1))
+            position.add_(1)
 
 
 @pytest.mark.parametrize("slots", [[0, 1, 2], [3, 0, 2]], ids=["adjacent", "scattered"])

@@ -16,6 +16,7 @@ from corpus_asr.features.mel import Analysis
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.torch_features import log_mel_on_device
 from tests.support.audio import made_sounds, read_clip, read_manifest
+from tests.support.device import CUDA
 
 # Both compute in float64; transformers rounds its spectrum to complex64 on the way.
 TOLERANCE = 1e-5
@@ -409,9 +410,10 @@ def test_a_device_is_used_where_one_is_named() -> None:
     assert [row.shape for row in ragged.input_features] == [(80, 20), (80, 30)]
 
 
-@pytest.mark.gpu
-def test_a_gpu_gives_what_the_cpu_gives() -> None:
+@pytest.mark.parametrize("cuda", CUDA)
+def test_a_gpu_gives_what_the_cpu_gives(cuda: Any) -> None:
     extractor, speech = WhisperFeatureExtractor(), noise(100_000)
-    found = extractor(speech, sampling_rate=16_000, device="cuda")["input_features"]
+    with cuda():
+        found = extractor(speech, sampling_rate=16_000, device="cuda")["input_features"]
     expected = extractor(speech, sampling_rate=16_000)["input_features"]
     np.testing.assert_allclose(found, expected, atol=FLOAT32_TOLERANCE)
