@@ -17,6 +17,7 @@ from corpus_asr.decoding.device import (
     FinishedFlags,
     StepGraphs,
     download,
+    reach_of,
     upload,
     upload_stack,
 )
@@ -78,6 +79,8 @@ class SlotBatch:
         )
         self._graphs = StepGraphs(slots, recorder) if recorder else None
         self._heard_short = False  # whether a step has to tell windows of several lengths apart
+        # What the host knows of each text without asking the device: its length is no more.
+        self._longest = [1] * slots
         self._jobs: list[WindowJob | None] = [None] * slots
         self._aligned: dict[int, tuple[Alignments, int]] = {}
 
@@ -100,6 +103,8 @@ class SlotBatch:
         windows = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, WindowJob)}
         texts = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, AlignJob)}
         if texts:
+            for slot in texts:
+                self._longest[slot] = 1
             self._aligned |= align_windows(self.model, self._state, [*texts], [*texts.values()])
         if windows:
             self._start(list(windows), list(windows.values()))
@@ -114,14 +119,27 @@ class SlotBatch:
         active = self.places if self._whole else active
         watched = self._repetition.watches(range(active))
         options = self._options.layout(range(active))
+        reach = self._look_no_further(active)
+        asked: dict[str, Any] = {
+            "sampled": sampled, "watched": watched, "options": options, "reach": reach
+        }  # fmt: skip
         if self._graphs is None or self._options.exact:
-            self._advance(active, sampled=sampled, watched=watched, options=options)
+            self._advance(active, **asked)
             return
         count = self._graphs.rung(active)
         self._graphs.run(
-            (count, sampled, watched, options, self._heard_short, *self._rules.layout),
-            partial(self._advance, count, sampled=sampled, watched=watched, options=options),
+            (count, *asked.values(), self._heard_short, *self._rules.layout),
+            partial(self._advance, count, **asked),
         )
+
+    def _look_no_further(self, active: int) -> int:
+        room = self.model.max_target_positions
+        if self._whole:
+            return room
+        found = reach_of(max(self._longest[:active]), room)
+        for slot in range(active):
+            self._longest[slot] += 1
+        return found
 
     def look(self) -> None:
         """Ask which slots have finished by now; does not wait."""
@@ -168,6 +186,7 @@ class SlotBatch:
         # Not assigned: the host would wait until a number has been copied into one place.
         self._ended[source].fill_(True)
         self._jobs[target] = self._jobs[source]
+        self._longest[target] = self._longest[source]
         if source in self._aligned:
             self._aligned[target] = self._aligned.pop(source)
 
@@ -204,6 +223,7 @@ class SlotBatch:
         self._looped.index_fill_(0, index, False)
         for slot, job in zip(slots, jobs, strict=True):
             self._jobs[slot] = job
+            self._longest[slot] = len(job.prompt) + 1
         rules = [job.rules for job in jobs]
         self._rules.admit(index, rules)
         self._repetition.admit(slots, jobs)
@@ -220,8 +240,12 @@ class SlotBatch:
             options=options,
         )
 
-    def _advance(self, count: int, *, sampled: bool, watched: bool, options: Layout) -> None:
-        logits = self.model.step(self._state, self._token[:count], self._position[:count])
+    def _advance(
+        self, count: int, *, sampled: bool, watched: bool, options: Layout, reach: int
+    ) -> None:
+        logits = self.model.step(
+            self._state, self._token[:count], self._position[:count], reach=reach
+        )
         slots, index = range(count), self._slots[:count]
         logits = self._options.before_rules(logits, slots, index, options)
         self._take(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
-from corpus_asr.decoding.device import FinishedFlags, download, upload
+from corpus_asr.decoding.device import FinishedFlags, download, reach_of, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, no_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
@@ -244,7 +244,9 @@ class BeamBatch:
         tokens = self._token[:taken].flatten()
         # The length of a finished place stands still, so that it stays inside the cache.
         positions = (self._running.length[:taken] - 1).flatten()
-        logits = self.model.step(self._state, tokens, positions)  # (place * beam, vocab)
+        logits = self.model.step(  # (place * beam, vocab)
+            self._state, tokens, positions, reach=self._look_no_further(active)
+        )
         logits = logits[: active * self.num_beams]
         scores = logits.log_softmax(dim=1)
         slots = range(active * self.num_beams)
@@ -252,6 +254,12 @@ class BeamBatch:
         options = self._options.layout(slots)
         scores = self._options.before_rules(scores, slots, rows, options, logits=logits)
         self._take(self._rules.apply(scores), range(active), self._numbers[:active])
+
+    def _look_no_further(self, active: int) -> int:
+        room = self.model.max_target_positions
+        jobs = zip(self._jobs[:active], self._counts[:active], strict=True)
+        longest = max(len(job.prompt) + count for job, count in jobs if job is not None)
+        return room if self._whole else reach_of(longest, room)
 
     def look(self) -> None:
         """Ask which places have finished by now; does not wait."""

@@ -145,6 +145,15 @@ class StepGraphs:
             self._replays[key]()
 
 
+# Few lengths, as steps are recorded for each; between them as much is looked at in vain as seen.
+_SHORTEST_REACH = 64
+
+
+def reach_of(length: int, longest: int) -> int:
+    """How far to look in caches where the longest text has `length` tokens: a few powers of two."""
+    return min(longest, max(_SHORTEST_REACH, 1 << (length - 1).bit_length()))
+
+
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to the device; the host goes on at once."""
     if device.type != "cuda":

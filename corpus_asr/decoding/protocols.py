@@ -93,11 +93,17 @@ class SlotModel(Protocol):
         """
 
     def step(
-        self, state: Any, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
+        self,
+        state: Any,
+        tokens: Int[Tensor, " slot"],
+        positions: Int[Tensor, " slot"],
+        *,
+        reach: int | None = None,
     ) -> Float[Tensor, "slot vocab"]:
         """Advance the first `len(tokens)` slots by one token each, at its own position.
 
-        On a GPU positions are not checked: the host would have to wait for it.
+        On a GPU positions are not checked, as the host would have to wait for it; and only what
+        lies before `reach` is looked at, where the caller knows that nobody is further.
         """
 
     def extend(

@@ -46,7 +46,7 @@ class Steady(MarkovModel):
     """Looks at no position, as a model on a GPU."""
 
     def step(
-        self, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor
+        self, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, **options: Any
     ) -> torch.Tensor:
         return self.table[state[: len(tokens)], tokens].clone()
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from corpus_asr.decoding import device
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder
@@ -97,8 +98,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(folder: Path, device: str = "cpu") -> WhisperForConditionalGeneration:
-    return WhisperForConditionalGeneration.from_pretrained(folder, device=device)
+def load(folder: Path, where: str = "cpu") -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(folder, device=where)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def gpu() -> Iterator[Gpu]:
 
 
 @pytest.mark.parametrize(
-    ("slots", "device"),
+    ("slots", "device_name"),
     [
         (8, "cuda"),
         pytest.param(1, "cuda", marks=pytest.mark.slow),
@@ -129,12 +130,12 @@ def gpu() -> Iterator[Gpu]:
     ],
 )
 def test_every_kind_of_job_gives_what_a_cpu_gives(
-    folder: Path, alone: Any, slots: int, device: str
+    folder: Path, alone: Any, slots: int, device_name: str
 ) -> None:
     tasks = tasks_of([*KINDS], jobs=2)
     expected = alone(tasks)
     with pretended_gpu(devices=2) as gpu:
-        found, _ = run(load(folder, device).slot_model(), tasks, slots=slots)
+        found, _ = run(load(folder, device_name).slot_model(), tasks, slots=slots)
         assert_all_same(found, expected)
         assert gpu.captures > 0
         assert gpu.replays > gpu.captures
@@ -180,6 +181,29 @@ def test_reproducible_windows_are_computed_in_batches_that_others_do_not_change(
     short = [[ask("short", number)] for number in range(3)]
     assert_all_same(run_jobs(scheduler, short), alone(short))
     assert sizes["encode"] == {1, 4}
+
+
+def test_steps_look_no_further_than_the_longest_text(
+    folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if there were far more room: texts of 48 tokens pass through three lengths.
+    monkeypatch.setattr(device, "_SHORTEST_REACH", 8)
+    model = load(folder, "cuda").slot_model()
+    reaches: list[int] = []
+    step = model.step
+
+    def noted(*args: Any, reach: int) -> Any:
+        reaches.append(reach)
+        return step(*args, reach=reach)
+
+    monkeypatch.setattr(model, "step", noted)
+    # The second text of a slot is shorter than the first.
+    long, short = ask("watched", 1), ask("greedy", 0)
+    tasks: list[list[Job]] = [[long, short], [short, long], [ask("beams", 3)], [ask("beams", 2)]]
+    found, _ = run(model, tasks, slots=3)
+    assert_all_same(found, alone(tasks))
+    assert set(reaches) >= {8, 16, 32}
+    assert max(reaches) <= 48
 
 
 # Most waits of one call of each of a batch's methods, by what it does.

@@ -60,7 +60,9 @@ class Hungry(MarkovModel):
         self._ask("prefill", len(slots))
         return super().prefill(state, slots, tokens, lengths)
 
-    def step(self, state: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def step(
+        self, state: Any, tokens: torch.Tensor, positions: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
         self._ask("step", len(tokens))
         return super().step(state, tokens, positions)
 

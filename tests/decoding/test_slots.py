@@ -110,7 +110,9 @@ class Counted(ScriptedModel):
         self.kept -= len(slots)
         super().fill(state, slots, encoded)
 
-    def step(self, state: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def step(
+        self, state: Any, tokens: torch.Tensor, positions: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
         self.most_kept = max(self.most_kept, self.kept)
         return super().step(state, tokens, positions)
 

@@ -1,6 +1,7 @@
 """A network whose next token depends on the window and the last token alone, with real logits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class MarkovModel:
         window = state[list(slots)].unsqueeze(1).expand_as(tokens)
         return torch.stack([window, tokens], dim=2).float()
 
-    def step(self, state: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(self, state: Tensor, tokens: Tensor, positions: Tensor, **options: Any) -> Tensor:
         assert int(positions.max()) < self.max_target_positions, "a step past the cache"
         return self.table[state[: len(tokens)], tokens].clone()
 

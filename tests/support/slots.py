@@ -124,7 +124,9 @@ class ScriptedModel:
         said = position - torch.tensor(lengths).unsqueeze(1) + 1
         return torch.stack([script.unsqueeze(1).expand_as(said), said], dim=2).float()
 
-    def step(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(
+        self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor, **options: Any
+    ) -> Tensor:
         count = len(tokens)
         assert int(positions.max()) < LENGTH, "a step past the cache"
         self.steps.append(count)

@@ -126,7 +126,7 @@ def test_a_cancelled_part_harms_nobody(engine: Engine) -> None:
 
 
 class Small(Network):
-    def step(self, state: Any, tokens: Any, positions: Any) -> torch.Tensor:
+    def step(self, state: Any, tokens: Any, positions: Any, **options: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("out of memory (scripted)")
 
 

@@ -292,14 +292,19 @@ class DecoderSlots(ABC):
 
     @torch.inference_mode()
     def step(
-        self, state: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
+        self,
+        state: SlotCache,
+        tokens: Int[Tensor, " slot"],
+        positions: Int[Tensor, " slot"],
+        *,
+        reach: int | None = None,
     ) -> Float[Tensor, "slot vocab"]:
         if len(tokens) % state.beams:
             raise ValueError(
                 f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
                 "expected all of these or none; pass a token for each"
             )
-        view = state.view_tokens(range(len(tokens)), positions.unsqueeze(1))
+        view = state.view_tokens(range(len(tokens)), positions.unsqueeze(1), reach=reach)
         windows = state.view_windows(view.slots[:: state.beams])
         return self.logits(self._extend(state, view, tokens.unsqueeze(1), windows).squeeze(1))
 

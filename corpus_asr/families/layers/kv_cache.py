@@ -136,9 +136,17 @@ class TokenView:
 
     @classmethod
     def at(
-        cls, slots: Sequence[int], positions: Int[Tensor, "batch token"], *, max_positions: int
+        cls,
+        slots: Sequence[int],
+        positions: Int[Tensor, "batch token"],
+        *,
+        max_positions: int,
+        reach: int | None = None,
     ) -> "TokenView":
-        """Look a little past the furthest position on a CPU, and at the whole cache elsewhere."""
+        """Look a little past the furthest position on a CPU, and up to `reach` elsewhere.
+
+        A reach of None is the whole cache.
+        """
         device = positions.device
         rows = _rows(slots, device=device)
         if isinstance(rows, slice):
@@ -147,6 +155,8 @@ class TokenView:
         else:
             slot = rows
         length = _looked_at(positions, max_positions=max_positions)
+        if reach is not None and device.type != "cpu":
+            length = min(length, reach)
         unseen = torch.arange(length, device=device) > positions.unsqueeze(2)  # (batch, token, pos)
         return cls(slots, rows, slot.unsqueeze(1), positions, length, unseen.unsqueeze(1))
 
@@ -292,9 +302,15 @@ class SlotCache:
             self._written[list(slots)] = 0
             self._written[list(slots), :length] = self._new((len(slots), length))
 
-    def view_tokens(self, slots: Sequence[int], positions: Int[Tensor, "batch token"]) -> TokenView:
-        """Tell what the next tokens of `slots`, at `positions`, may see."""
-        view = TokenView.at(slots, positions, max_positions=self._text.shape[4])
+    def view_tokens(
+        self,
+        slots: Sequence[int],
+        positions: Int[Tensor, "batch token"],
+        *,
+        reach: int | None = None,
+    ) -> TokenView:
+        """Tell what the next tokens of `slots`, at `positions` before `reach`, may see."""
+        view = TokenView.at(slots, positions, max_positions=self._text.shape[4], reach=reach)
         if self._holder is None:
             return view
         beam = torch.arange(self.beams, device=positions.device)

@@ -226,6 +226,8 @@ class WhisperClassifierSlots:
         state: Float[Tensor, "slot label"],
         tokens: Int[Tensor, " batch"],
         positions: Int[Tensor, " batch"],
+        *,
+        reach: int | None = None,
     ) -> Float[Tensor, "batch vocab"]:
         # Only what was said first is read.
         return self.logits(state[: len(tokens)])
