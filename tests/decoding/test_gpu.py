@@ -268,7 +268,7 @@ LAUNCHES = {
     "time tokens": 356,
     "move": 25,
     "fill": 6,
-    "encode": 43,
+    "encode": 37,
     "step of beams": 255,
 }
 
