@@ -112,6 +112,11 @@ _KINDS = (
         "set extract.channels to mix, or to a channel that they have",
     ),
     FailureKind(
+        "not_a_number", "The model gave no numbers for them",
+        "the data type of the weights cannot hold what the model computes: set model.compute_type to "
+        "bfloat16 or float32, then run again with --retry-all-failed",
+    ),
+    FailureKind(
         "not_audio", "Not audio",
         "these are no audio, or damaged at their beginning: leave them out (source.exclude)",
     ),

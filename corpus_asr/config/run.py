@@ -114,6 +114,9 @@ class ModelSettings(Settings):
     speed."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
+    reproducible: bool = False
+    """On a GPU, compute each window by the same kernels whatever else is decoded with it, so that
+    its text does not depend on batch size or order either; slower. On CPUs it never does."""
 
     @property
     def is_named(self) -> bool:
@@ -128,8 +131,9 @@ class TranscribeSettings(Settings):
     """Number of windows decoded at once by each worker; `auto`: as many as fit its memory."""
     workers: PositiveInt | Auto = "auto"
     """Number of model processes; `auto`: one per GPU, or one on CPUs."""
-    gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Auto = "auto"
-    """GPUs per model process; `auto`: 1 if there are any, else 0."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
+    """GPUs per model process: 1, 0 or a fraction, such as 0.5 for two processes that share one;
+    `auto`: 1 if there are any, else 0."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"
     """CPUs per model process; `auto`: half of the CPUs without a GPU."""
 

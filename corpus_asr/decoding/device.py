@@ -5,8 +5,11 @@ uploads are pinned, and what comes back is read after more work is queued.
 """
 
 import logging
+import re
+import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,6 +20,36 @@ logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
 
+# Engines work in threads of their own, and CUDA captures one graph at a time in a process: while
+# one does, no other thread may wait for the whole device or give back memory.
+# Source: the note on `torch.cuda.graph`; CUDA C++ Programming Guide, "Prohibited and Unhandled
+# Operations" of stream capture.
+_CAPTURING = threading.Lock()
+
+
+# What cuBLAS, cuDNN and the instantiation of graphs say of it, as plain RuntimeErrors.
+_OUT_OF_MEMORY = re.compile(r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|out of memory")
+
+
+@contextmanager
+def out_of_memory_by_name() -> Iterator[None]:
+    """Raise `torch.OutOfMemoryError` whatever the library that lacks memory calls it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if _OUT_OF_MEMORY.search(str(error)) is None:
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Give back what torch holds of a GPU's memory and nobody uses."""
+    if device.type == "cuda":
+        with _CAPTURING:
+            torch.cuda.empty_cache()
+
 
 class CudaRecorder:
     """Records CUDA graphs that share one memory pool, as none needs what another left there."""
@@ -25,6 +58,9 @@ class CudaRecorder:
     # back cached memory: too much for counts of slots that are passed through at the end of a run.
     # A guess, not measured.
     warm_ups = 8
+
+    failures = 0
+    """Captures that failed."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -90,23 +126,33 @@ class StepGraphs:
             step()
         elif self._uses[key] < self._recorder.warm_ups:
             self._uses[key] += 1
-            self._recorder.warm_up(step)
+            with _CAPTURING:
+                self._recorder.warm_up(step)
         else:
             self._record(key, step)
 
     def _record(self, key: Hashable, step: Step) -> None:
         try:
-            self._replays[key] = self._recorder.record(step)
+            with _CAPTURING, out_of_memory_by_name():
+                self._replays[key] = self._recorder.record(step)
         except torch.OutOfMemoryError:
             raise  # fewer slots may fit
         except RuntimeError as error:
             self._works = False
-            logger.warning(
-                "recording a decoding step as a CUDA graph: %s; continuing without", error
-            )
+            self._recorder.failures += 1
+            logger.error("recording a decoding step as a CUDA graph: %s; continuing without", error)
             step()
         else:
             self._replays[key]()
+
+
+# Few lengths, as steps are recorded for each; between them as much is looked at in vain as seen.
+_SHORTEST_REACH = 64
+
+
+def reach_of(length: int, longest: int) -> int:
+    """How far to look in caches where the longest text has `length` tokens: a few powers of two."""
+    return min(longest, max(_SHORTEST_REACH, 1 << (length - 1).bit_length()))
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
@@ -127,6 +173,20 @@ def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
         return torch.stack(list(rows)).to(device)
     staged = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype, pin_memory=True)
     return torch.stack(list(rows), out=staged).to(device, non_blocking=True)
+
+
+def download(*tensors: Tensor) -> list[Tensor]:
+    """Copy tensors of one device to the host, which waits once for all of them."""
+    device = tensors[0].device
+    if device.type != "cuda":
+        return [tensor.cpu() for tensor in tensors]
+    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+    for copied, tensor in zip(copies, tensors, strict=True):
+        copied.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record(torch.cuda.current_stream(device))
+    done.synchronize()
+    return copies
 
 
 class FinishedFlags:

@@ -120,15 +120,15 @@ class SpeculativeBatch(SlotBatch):
         for number in range(last + 1):
             (index,) = upload(logits.device, going)
             here = logits[:, number].contiguous()
-            scores = here[index]
-            self._options.before_rules(scores, going)
-            here[index] = scores
+            options = self._options.layout(going)
+            here[index] = self._options.before_rules(here[index], going, index, options)
             self._take(
                 self._rules.apply(here)[index],
                 index,
                 slots=going,
                 sampled=sampled,
                 watched=self._repetition.watches(going),
+                options=options,
             )
             if number == last:
                 return

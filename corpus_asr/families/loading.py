@@ -4,6 +4,7 @@ Nothing is timed: the choice must not differ between two runs on one machine.
 """
 
 import logging
+import platform
 import re
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.families.foreign_weights import DTYPES
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.registry import family_of, resolve
@@ -49,6 +50,21 @@ def resolve_device(name: str) -> torch.device:
             "CUDA_VISIBLE_DEVICES"
         )
     return torch.device("cuda", index)
+
+
+def check_cuda(name: str) -> None:
+    """Make sure that this machine's GPU can be used, for a worker that was given one.
+
+    Raises:
+        EngineError: names the machine, and what torch says.
+    """
+    available, why = _cuda()
+    if not available:
+        raise EngineError(
+            f"loading a model on {platform.node()}: this worker is to use {name}, but torch "
+            f"{torch.__version__} finds no CUDA device{why}; check the driver (nvidia-smi) of that "
+            "machine and that torch is a CUDA build, or set model.device to cpu"
+        )
 
 
 def _cuda() -> tuple[bool, str]:

@@ -243,7 +243,9 @@ class CorpusRun:
         """Give what there is to work with, and what does the plan's work with it."""
         config, address = self.config, self.config.cluster.address
         if self.local:
-            resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
+            resources = resolve_resources(
+                config, (this_machine(),), num_packs=plan.num_packs, in_process=True
+            )
             yield resources, partial(run_local, config, read_packs(self.store, plan))
             return
         # Ray takes seconds to import, and local runs do without it.

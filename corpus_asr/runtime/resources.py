@@ -76,7 +76,7 @@ class Resources:
     transcribe_cpus: float
     transcribe_gpus: float
     device: str
-    """`auto` only where a worker has a GPU of its own."""
+    """Never `auto`: a worker that has a GPU must use it, or say that it cannot."""
     transcribe_threads: int | None
     """Threads of the model; None where a GPU does the work."""
     rows_per_call: int
@@ -140,17 +140,21 @@ def resolve_resources(
     num_packs: int,
     store_bytes: int | None = None,
     fixed: bool = False,
+    in_process: bool = False,
 ) -> Resources:
     """Resolve every `auto` for these machines; explicit numbers are taken as they are.
 
     More extract workers than `num_packs` would idle. Without `store_bytes` the memory for tables
-    between the stages is sized to what is in flight. `fixed`: no other machines will come.
+    between the stages is sized to what is in flight. `fixed`: no other machines will come;
+    `in_process`: one engine in this process, which sees all GPUs, in place of Ray's workers.
 
     Raises:
         ConfigError: GPUs are asked for without a number of workers, and there are none; or with
             `fixed`, what is asked for can never be placed.
     """
     gpus_each = _gpus_per_worker(config, nodes)
+    if not in_process:
+        _check_device(config)
     workers = _transcribe_workers(config, nodes, gpus_each=gpus_each)
     workers_per_node = math.ceil(workers / max(1, len(nodes)))
     largest = max(nodes, key=lambda node: node.cpus)
@@ -171,7 +175,7 @@ def resolve_resources(
         transcribe_workers=workers,
         transcribe_cpus=cpus_each,
         transcribe_gpus=gpus_each,
-        device="cpu" if config.model.device == "auto" and gpus_each == 0 else config.model.device,
+        device=_device(config, gpus_each),
         transcribe_threads=_threads(config, largest, gpus_each, workers_per_node=workers_per_node),
         rows_per_call=rows,
         calls_in_flight=calls,
@@ -224,11 +228,6 @@ def _room_on_gpus(nodes: tuple[NodeShape, ...], gpus_each: float) -> int:
 def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
     gpus = config.transcribe.gpus_per_worker
     if gpus != "auto":
-        if gpus > 1 and gpus != int(gpus):
-            raise ConfigError(
-                f"planning workers: transcribe.gpus_per_worker is {gpus:g}, expected a whole "
-                "number or a fraction of one GPU; round it"
-            )
         return gpus
     if config.model.device == "cpu":
         return 0.0
@@ -242,6 +241,22 @@ def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
         "driver (nvidia-smi), in a container start it with --gpus all, or set "
         "transcribe.gpus_per_worker and transcribe.workers if the cluster scales up on demand"
     )
+
+
+def _check_device(config: RunConfig) -> None:
+    number = config.model.device.partition(":")[2]
+    if number.isdecimal() and int(number) > 0:
+        raise ConfigError(
+            f"planning workers: model.device is {config.model.device}, but each of Ray's workers "
+            "sees its own GPU alone, as cuda:0; set it to cuda, and choose GPUs by "
+            "CUDA_VISIBLE_DEVICES or run with --local"
+        )
+
+
+def _device(config: RunConfig, gpus_each: float) -> str:
+    if config.model.device != "auto":
+        return config.model.device
+    return "cuda" if gpus_each > 0 else "cpu"
 
 
 def _transcribe_workers(

@@ -67,6 +67,8 @@ class EngineSpec:
     """CPU threads of the model; None leaves torch's own choice."""
     dtype: str | None = None
     """In place of the job's."""
+    gpu_fraction: float = 1.0
+    """What this worker may take of its GPU's memory."""
 
 
 EngineFactory = Callable[[EngineSpec], TranscribingEngine]
@@ -74,14 +76,21 @@ EngineFactory = Callable[[EngineSpec], TranscribingEngine]
 
 
 def load_engine(spec: EngineSpec) -> TranscribingEngine:
-    """Fetch the weights to this machine, once, and load the engine."""
+    """Fetch the weights to this machine, once, and load the engine.
+
+    Raises:
+        EngineError: the worker is to use a GPU, and cannot.
+    """
     spin_briefly()
     # Import torch: in the worker only.
+    from corpus_asr.families.loading import check_cuda
     from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.labels import label_engine
     from corpus_asr.transcription.routing import RoutedEngine, only_language
 
     config, model = spec.config, spec.config.model
+    if spec.device.startswith("cuda"):
+        check_cuda(spec.device)
     classifies = config.pipeline == CLASSIFY_AUDIO
     by_language = {} if classifies else model.by_language
     decoding = config.decoding.settings()
@@ -104,6 +113,8 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
         dtype=spec.dtype or model.compute_type,
         slots=config.transcribe.slots,
         num_threads=spec.num_threads,
+        gpu_fraction=spec.gpu_fraction,
+        reproducible=model.reproducible,
     )
 
 

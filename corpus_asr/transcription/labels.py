@@ -158,6 +158,8 @@ def label_engine(
     dtype: str = "auto",
     slots: int | Literal["auto"] = "auto",
     num_threads: int | None = None,
+    gpu_fraction: float = 1.0,
+    reproducible: bool = False,
 ) -> Engine:
     """Load a checkpoint, as `Engine.from_folder` does, into an engine that labels parts."""
     if num_threads is not None:
@@ -168,4 +170,11 @@ def label_engine(
     model = run_apart(lambda: load(folder, device=device, dtype=dtype))
     if by_class and slots == "auto":
         slots = CLASSIFIER_SLOTS
-    return Engine(model, labeller, decoding=DecodingSettings(), slots=slots)
+    return Engine(
+        model,
+        labeller,
+        decoding=DecodingSettings(),
+        slots=slots,
+        gpu_fraction=gpu_fraction,
+        reproducible=reproducible,
+    )

@@ -54,6 +54,8 @@ class RoutedEngine:
         dtype: str = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
+        gpu_fraction: float = 1.0,
+        reproducible: bool = False,
     ) -> "RoutedEngine":
         """Load the main checkpoint's folder and one per language code, the same one once.
 
@@ -72,7 +74,13 @@ class RoutedEngine:
         with ExitStack() as stack:
             for left, (path, model) in zip(count(len(models), -1), models.items(), strict=False):
                 engine = Engine(
-                    model, transcribers[path], decoding=decoding, slots=slots, sharers=left
+                    model,
+                    transcribers[path],
+                    decoding=decoding,
+                    slots=slots,
+                    sharers=left,
+                    gpu_fraction=gpu_fraction,
+                    reproducible=reproducible,
                 )
                 engines[path] = stack.enter_context(engine)
             stack.pop_all()  # they go on; were one refused, the others would be closed

@@ -43,7 +43,7 @@ class Steady(MarkovModel):
     """Looks at no position, as a model on a GPU."""
 
     def step(
-        self, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor
+        self, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, **options: Any
     ) -> torch.Tensor:
         return self.table[state[: len(tokens)], tokens].clone()
 
@@ -117,14 +117,18 @@ def test_each_rung_is_recorded_once_and_replayed_from_then_on() -> None:
     run(Steady(), tasks, slots=6, recorder=recorder)
     assert recorder.recorded <= recorder.warmed <= 4  # 1, 2, 4 and 6 slots
     assert recorder.replayed > 10 * recorder.recorded
-    # Loops are seen in replays; steps with options are not replayed.
+    # Loops are seen in replays, and options hold in them; steps that the host has a part in are not
+    # replayed.
     recorder = TapeRecorder()
     found = run(Steady(), [[ask("watched", number)] for number in range(4)], slots=4,
                 recorder=recorder)  # fmt: skip
     assert any(isinstance(one, WindowResult) and one.looped for (one,) in found)
     assert recorder.replayed > 40
     recorder = TapeRecorder()
-    run(Steady(), [[ask("penalised", 3)]], slots=2, recorder=recorder)
+    run(Steady(), [[ask("penalised", 3)], [ask("narrowed", 3)]], slots=2, recorder=recorder)
+    assert recorder.replayed > 2
+    recorder = TapeRecorder()
+    run(Steady(), [[ask("kept", 3)]], slots=2, recorder=recorder)
     assert (recorder.warmed, recorder.recorded) == (0, 0)
 
 

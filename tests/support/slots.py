@@ -126,7 +126,9 @@ class ScriptedModel:
         said = position - torch.tensor(lengths).unsqueeze(1) + 1
         return torch.stack([script.unsqueeze(1).expand_as(said), said], dim=2).float()
 
-    def step(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(
+        self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor, **options: Any
+    ) -> Tensor:
         count = len(tokens)
         assert int(positions.max()) < LENGTH, "a step past the cache"
         self.steps.append(count)
@@ -146,17 +148,17 @@ class ScriptedModel:
     def align(
         self,
         state: dict[str, Tensor],
-        slot: int,
+        slots: Sequence[int],
         tokens: Tensor,
+        lengths: Sequence[int],
         heads: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
         """Token number n listens at position n alone; the script starts after the first token."""
-        self.aligned.append((int(state["script"][slot]), tuple(heads)))
-        weights = torch.eye(len(tokens), LENGTH).expand(len(heads), -1, -1).clone()
-        said = torch.arange(len(tokens))
-        return weights, self.logits(
-            torch.stack([state["script"][slot].expand_as(said), said], dim=1).float()
-        )
+        scripts = state["script"][list(slots)]
+        self.aligned += [(script, tuple(heads)) for script in scripts.tolist()]
+        weights = torch.eye(tokens.shape[1], LENGTH).expand(len(slots), len(heads), -1, -1).clone()
+        said = torch.arange(tokens.shape[1]).expand(tokens.shape)
+        return weights, torch.stack([scripts.unsqueeze(1).expand_as(said), said], dim=2).float()
 
     def reorder(self, state: dict[str, Tensor], slots: Sequence[int], sources: Tensor) -> None:
         for tensor in state.values():
@@ -291,6 +293,11 @@ def assert_same(found: Result, expected: Result) -> None:
     assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
     if isinstance(expected, AlignResult):
         assert isinstance(found, AlignResult)
+        assert found.begins == expected.begins
+        if expected.weights is None:
+            assert found.weights is None
+            return
+        assert found.weights is not None
         transcribed = expected.weights.shape[2]
         np.testing.assert_allclose(found.weights[:, :, :transcribed], expected.weights, atol=1e-5)
         assert not found.weights[:, :, transcribed:].any()

@@ -55,11 +55,12 @@ class Network(ScriptedModel):
         self.transcribed.extend(num_frames)
         return super().encode(features, num_frames=num_frames)
 
-    def align(self, state: Any, slot: int, tokens: Any, heads: Any) -> Any:
+    def align(self, state: Any, slots: Any, tokens: Any, lengths: Any, heads: Any) -> Any:
         """Token number n listens at positions 10n to 10n + 9."""
-        _, logits = super().align(state, slot, tokens, heads)
-        weights = torch.eye(len(tokens)).repeat_interleave(10, dim=1)
-        return torch.nn.functional.pad(weights, (0, 100)).expand(len(heads), -1, -1).clone(), logits
+        _, hidden = super().align(state, slots, tokens, lengths, heads)
+        weights = torch.eye(tokens.shape[1]).repeat_interleave(10, dim=1)
+        weights = torch.nn.functional.pad(weights, (0, 100))
+        return weights.expand(len(slots), len(heads), -1, -1).clone(), hidden
 
 
 def part(

@@ -162,9 +162,9 @@ def generate(
     tasks = [
         TransformersLongForm(row, begins[row.index], settings, report).transcribe() for row in rows
     ]
-    batch = Batch(run(slot_model(model), tasks), settings, model.device)
+    batch = Batch(run(model, tasks), settings, model.device)
     if return_token_timestamps:
-        time_tokens(slot_model(model), batch, settings, attention_mask)
+        time_tokens(model, batch, settings, attention_mask)
     if mapping and (settings.once or not return_timestamps):
         return batch.unique()
     output: dict[str, Any] = {
@@ -206,7 +206,7 @@ def detect_language(
     # The language is detected in all of a first window, whatever a mask would leave of it.
     rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
     tasks = [detect(row, config, window_frames=audio.window_frames) for row in rows]
-    return torch.tensor(run(slot_model(model), tasks), device=model.device)
+    return torch.tensor(run(model, tasks), device=model.device)
 
 
 def _note_outputs(

@@ -134,7 +134,7 @@ def generate(
     slots = batch.model.for_windows(
         batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
     )
-    outputs = [text for texts in run(slots, tasks, beams=beams) for text in texts]
+    outputs = [text for texts in run(model, tasks, model=slots, beams=beams) for text in texts]
     stack = stack_outputs(outputs, pad=settings.pad, device=model.device)
     if config.return_dict_in_generate:
         return GenerateEncoderDecoderOutput(**stack)

@@ -158,7 +158,8 @@ def test_alignment_equals_the_attention_of_transformers(tmp_path: Path, length: 
     state = model.new_state(3)
     begin(model, state, [0, 1, 2], features, sequences(3, 3, seed=5), [3, 3, 3])
     before = [layer.text.clone() for layer in state.layers]
-    weights, logits = model.align(state, 1, tokens[0], heads)
+    (weights,), (hidden,) = model.align(state, [1], tokens, [length], heads)
+    logits = model.logits(hidden)
     attended = torch.stack([expected.cross_attentions[layer][0, head] for layer, head in heads])
     assert weights.dtype == logits.dtype == torch.float32
     torch.testing.assert_close(weights, attended, atol=1e-5, rtol=1e-4)
@@ -217,9 +218,18 @@ def test_wrong_use_is_named(model: WhisperSlotModel) -> None:
         (lambda: model.step(two, ones[:2], positions), "positions 5 to 60: .* holds 0 to 59"),
         (lambda: model.step(two, ones[:2], torch.tensor([-1, 3])), "positions -1 to 3"),
         (lambda: model.extend(two, [0], long[:, :3], last), "positions 58 to 60: the cache holds"),
-        (lambda: model.align(two, 0, ones[:1], [(2, 0)]), "the model has 2 layers of 4 heads"),
-        (lambda: model.align(two, 0, ones[:1], [(0, 4)]), "the model has 2 layers of 4 heads"),
-        (lambda: model.align(two, 0, ones[:1], [(-1, 0)]), "the model has 2 layers of 4 heads"),
+        (
+            lambda: model.align(two, [0], ones[:1].unsqueeze(0), [1], [(2, 0)]),
+            "the model has 2 layers of 4 heads",
+        ),
+        (
+            lambda: model.align(two, [0], ones[:1].unsqueeze(0), [1], [(0, 4)]),
+            "the model has 2 layers of 4 heads",
+        ),
+        (
+            lambda: model.align(two, [0], ones[:1].unsqueeze(0), [1], [(-1, 0)]),
+            "the model has 2 layers of 4 heads",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()
