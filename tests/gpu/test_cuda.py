@@ -1,10 +1,10 @@
 """A CUDA device gives what the CPU gives, by recorded steps, and never makes the host wait for it.
 
-Each test also runs on the CPU by default, so that it works on the day there is a GPU. Nothing here
-needs more than pytest and the engine's own libraries (tests/repo/test_bare.py).
+Each test also runs on a pretended GPU by default, so that it works on the day there is one. Nothing
+here needs more than pytest and the engine's own libraries (tests/repo/test_bare.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
+from tests.support.device import pretended_gpu
 from tests.support.searches import GRAMMAR, job, small_whisper
 from tests.support.slots import assert_all_same, begin, load, run_jobs, sequences, windows
 
@@ -40,14 +41,20 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+@pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
     # Unlike products, convolutions in float32 round to ten bits by default.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    if request.param == "cuda" and not torch.cuda.is_available():
+    if request.param == "pretended":
+        with pretended_gpu():
+            yield torch.device("cuda", 0)
+        return
+    if not torch.cuda.is_available():
         built = torch.version.cuda or "none"
         pytest.skip(f"needs a CUDA device: torch {torch.__version__} (CUDA {built}) sees none")
-    return torch.device(request.param)
+    yield torch.device("cuda")
 
 
 def ask(kind: str, number: int) -> Job:
@@ -66,7 +73,7 @@ def outcomes(model: SlotModel, slots: int, *, check_every: int) -> list[list[Any
     return run_jobs(SlotScheduler(model, slots, encode_batch=2, check_every=check_every), tasks)
 
 
-@pytest.mark.parametrize("slots", [1, 3, 8])
+@pytest.mark.parametrize("slots", [3, *(pytest.param(n, marks=pytest.mark.gpu) for n in (1, 8))])
 def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
     device: torch.device, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,10 +225,3 @@ def pretended_gpu(
         patch.setattr(torch.nn.Module, "to", _module_to(torch.nn.Module.to))
         patch.setattr(threading.Thread, "run", runs)
         yield gpu
-
-
-# For tests of what a GPU does: on the pretended one in every run, and with `-m gpu` on a real one.
-CUDA = [
-    pytest.param(pretended_gpu, id="pretended"),
-    pytest.param(nullcontext, id="real", marks=pytest.mark.gpu),
-]
