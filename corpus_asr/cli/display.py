@@ -278,13 +278,14 @@ class TextPrinter:
     def _print_first(self) -> None:
         name = self._left[0]
         transcripts = self._ended.pop(name)
+        apart = len(transcripts) > 1  # a transcript of each channel
         for each in transcripts:
-            if each.channel is not None:
+            if apart:
                 print_heading(f"{redact_uri(name)}, channel {each.channel}", each)
             elif not each.segments and self._headed:
                 print_heading(redact_uri(name), each)
             self._said[name] = list(each.segments)
-            self._print_said(name, headed=each.channel is None)
+            self._print_said(name, headed=not apart)
             self._num_printed = 0
         self._left.popleft()
         del self._said[name]
