@@ -179,7 +179,7 @@ def _layout(
 
     return Layout(
         formats=formats,
-        rules=CueRules(max_line_chars=max_line_width, max_lines=max_line_count),
+        rules=CueRules(max_line_width=max_line_width, max_line_count=max_line_count),
         words=WordStyle.highlight if highlight_words else WordStyle.plain,
     )
 

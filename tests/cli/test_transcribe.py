@@ -200,7 +200,7 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ("a.wav -f srr", "did you mean srt?"),
         ("a.wav -f srt,vtt", "found 2 formats, expected one for standard output; name a folder"),
         ("a.wav b.wav -f srt", "found 2 recordings, expected one for standard output; name a"),
-        ("a.wav --max-line-count 2", "max_lines without max_line_chars"),
+        ("a.wav --max-line-count 2", "max_line_count without max_line_width"),
         ("a.wav --vad-threshold 2", "vad_threshold: found 2"),
         ("a.wav -o a.wav", "making the folder a.wav: File exists; choose another --output-dir"),
         ("a.wav -o http://h.org/x", "found an http URL, expected a folder"),
