@@ -133,7 +133,12 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(
     meter, _ = started("talk.mp3")
     written = threading.Event()
     write = sys.stderr.write
-    monkeypatch.setattr(sys.stderr, "write", lambda text: (write(text), written.set())[0])
+
+    def noted(text: str) -> int:
+        written.set()
+        return write(text)
+
+    monkeypatch.setattr(sys.stderr, "write", noted)
     with Display(meter):
         assert written.wait(10.0)
     out, err = capsys.readouterr()
