@@ -4,15 +4,19 @@ The bar is on stderr, below whatever is printed meanwhile; stdout has the text a
 """
 
 import contextlib
+import logging
+import math
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
+from corpus_asr.config.run import ExtractSettings
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.logs import speaks_json
+from corpus_asr.logs import event, speaks_json
 from corpus_asr.report.text import (
     clock,
     counted,
@@ -22,6 +26,7 @@ from corpus_asr.report.text import (
     printable,
 )
 from corpus_asr.segments import Segment
+from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
@@ -32,6 +37,11 @@ _REDRAWS_PER_S = 4.0
 # Before that the first windows, which come in batches, say little about the rest.
 _ETA_AFTER_S = 2.0
 _LONGEST_NAME = 32
+_READER = "corpus_asr.stages.headers:HeaderReader"
+# A store that keeps everything waiting has given an answer, too.
+_HEADERS_SILENT_S = 20.0
+_NO_LIMITS = ExtractSettings().model_copy(update={"max_duration_h": math.inf})
+_LOG = logging.getLogger(__name__)
 
 
 class Meter:
@@ -64,7 +74,8 @@ class Meter:
                 return
             if done_s is not None:
                 self._done_s[name] = done_s
-            self._length_s[name] = length_s or self._length_s[name]
+            if length_s is not None:
+                self._length_s[name] = length_s
 
     def finish(self, name: str, length_s: float | None) -> None:
         """Note the end of a recording and its true length; None of one that failed."""
@@ -220,6 +231,43 @@ class Display:
 
 
 @contextlib.contextmanager
+def lengths_of(meter: Meter, uris: Mapping[str, str]) -> Iterator[None]:
+    """Read headers in the background, for the lengths of recordings whose turn has not come.
+
+    Without a terminal that waits until a first line is due, which short work never sees.
+    """
+    delay_s = 0.0 if is_terminal(sys.stderr) else _LINE_EVERY_S / 2
+    ended = threading.Event()
+    child = IsolatedGenerator(
+        _READER, init_kwargs={"settings": _NO_LIMITS}, timeout_s=_HEADERS_SILENT_S
+    )
+    names = list(uris)
+
+    def read() -> None:
+        if ended.wait(delay_s):
+            return
+        try:
+            for header in child.run([*uris.values()]):
+                if header.is_known:
+                    # Nothing can be read of what fails.
+                    length_s = 0.0 if header.failure else header.audio_s
+                    meter.update(names[header.index], length_s=length_s)
+        except CorpusAsrError as error:  # the bar lacks a percentage, and nothing else
+            event(_LOG, logging.DEBUG, "headers_not_read", error=str(error))
+
+    thread = threading.Thread(target=read, name="headers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        while thread.is_alive():
+            child.interrupt()
+            thread.join(0.05)
+        child.close()
+
+
+@contextlib.contextmanager
 def waiting(words: str, *, shown: bool) -> Iterator[None]:
     """Show on a terminal what is waited for."""
     terminal = sys.stderr
@@ -278,13 +326,14 @@ class TextPrinter:
     def _print_first(self) -> None:
         name = self._left[0]
         transcripts = self._ended.pop(name)
+        apart = len(transcripts) > 1  # a transcript of each channel
         for each in transcripts:
-            if each.channel is not None:
+            if apart:
                 print_heading(f"{redact_uri(name)}, channel {each.channel}", each)
             elif not each.segments and self._headed:
                 print_heading(redact_uri(name), each)
             self._said[name] = list(each.segments)
-            self._print_said(name, headed=each.channel is None)
+            self._print_said(name, headed=not apart)
             self._num_printed = 0
         self._left.popleft()
         del self._said[name]

@@ -38,10 +38,11 @@ class Command(TyperCommand):
             return super().parse_args(ctx, words)
         except Exception as error:
             # By its attributes: of which package the class is changes with Typer's version.
-            if hasattr(error, "option_name") and hasattr(error, "possibilities"):
-                unknown = _as_typed(str(error.option_name), args)
-                error.message = f"No such option: {unknown}. {_meant(unknown, self.name, params)}"
-                error.possibilities = None
+            refused: Any = error
+            if hasattr(refused, "option_name") and hasattr(refused, "possibilities"):
+                unknown = _as_typed(refused.option_name, args)
+                refused.message = f"No such option: {unknown}. {_meant(unknown, self.name, params)}"
+                refused.possibilities = None
             raise
 
 

@@ -95,10 +95,10 @@ def export(
     partial: Annotated[
         bool, typer.Option("--partial", help="Include unfinished recordings.")
     ] = False,
-    max_line_chars: Annotated[
+    max_line_width: Annotated[
         int | None, typer.Option(help="Maximum characters per line.", rich_help_panel=_PANEL)
     ] = None,
-    max_lines: Annotated[
+    max_line_count: Annotated[
         int | None, typer.Option(help="Maximum lines per cue.", rich_help_panel=_PANEL)
     ] = None,
     max_duration_s: Annotated[
@@ -136,8 +136,8 @@ def export(
             formats=tuple(dict.fromkeys(ExportFormat(each) for each in formats)),
             single=single,
             rules=CueRules(
-                max_line_chars=max_line_chars,
-                max_lines=max_lines,
+                max_line_width=max_line_width,
+                max_line_count=max_line_count,
                 max_duration_s=max_duration_s,
                 min_duration_s=min_duration_s,
                 min_gap_s=min_gap_s,

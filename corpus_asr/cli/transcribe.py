@@ -8,7 +8,7 @@ import difflib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -118,8 +118,10 @@ def transcribe(
         if left:
             checkpoint = model_or_default(model, quiet=quiet)
             arguments = {"device": device, "compute_type": compute_type, "num_threads": threads}
-            with _loaded(checkpoint, {**arguments, **of_model, **keys}, quiet=quiet) as loaded:
-                results.work(loaded)
+            with ExitStack() as stack:
+                stack.enter_context(results.counting())
+                loading = _loaded(checkpoint, {**arguments, **of_model, **keys}, quiet=quiet)
+                results.work(stack.enter_context(loading))
         failed = len(inputs.problems) + results.num_failed
         if failed:
             say(f"{failed} of {inputs.total} files failed")
@@ -177,7 +179,7 @@ def _layout(
 
     return Layout(
         formats=formats,
-        rules=CueRules(max_line_chars=max_line_width, max_lines=max_line_count),
+        rules=CueRules(max_line_width=max_line_width, max_line_count=max_line_count),
         words=WordStyle.highlight if highlight_words else WordStyle.plain,
     )
 
@@ -248,6 +250,14 @@ class _Results:
         self._printer = None
         if prints_text:
             self._printer = TextPrinter([*self._inputs], self._display, times=times)
+
+    def counting(self) -> AbstractContextManager[None]:
+        """Find out meanwhile how much audio there is."""
+        from corpus_asr.cli.display import lengths_of
+
+        uris = {name: each.uri for name, each in self._inputs.items() if not each.piped}
+        # A single one is opened at once.
+        return nullcontext() if self._quiet or len(uris) < 2 else lengths_of(self._meter, uris)
 
     def work(self, loaded: "Transcriber") -> None:
         """Transcribe all recordings; those that fail are counted."""

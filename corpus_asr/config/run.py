@@ -15,7 +15,7 @@ SIDECAR_PATTERNS = tuple(
     f"*.{suffix}"
     for suffix in (
         "json", "jsonl", "csv", "tsv", "parquet", "txt", "md", "xml", "yaml", "yml", "srt", "vtt",
-        "lab", "textgrid", "rttm", "log", "py", "html", "pdf", "jpg", "jpeg", "png", "gif",
+        "lab", "lrc", "textgrid", "rttm", "log", "py", "html", "pdf", "jpg", "jpeg", "png", "gif",
     )
 )  # fmt: skip
 

@@ -28,10 +28,10 @@ _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
 class SubtitleOptions(TypedDict, total=False):
     """How subtitles are cut; by default a segment is one cue on one line."""
 
-    max_line_chars: int | None
+    max_line_width: int | None
     """Maximum characters per line."""
-    max_lines: int | None
-    """Maximum lines per cue; needs max_line_chars."""
+    max_line_count: int | None
+    """Maximum lines per cue; needs max_line_width."""
     max_duration_s: float | None
     """Maximum duration of a cue in seconds."""
     min_duration_s: float
@@ -49,7 +49,7 @@ class Transcript:
 
     Examples:
         >>> transcript = transcriber.transcribe("talk.wav")
-        >>> print(transcript.to_srt(max_line_chars=24))
+        >>> print(transcript.to_srt(max_line_width=24))
         1
         00:00:00,000 --> 00:00:0...
         Today, only platforms

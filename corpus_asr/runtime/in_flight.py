@@ -196,18 +196,19 @@ class CallInFlight:
         try:
             with recording.audio.address() as uri:
                 recording.is_file = True
-                if self._stopped:
-                    return
-                name = recording.audio.name
-                request = ExtractRequest(uri=uri, name=name, settings=self._extract)
-                for part in self._child.run(request):
-                    self._take(recording, part)
-                    if self._stopped:
-                        break  # which ends the child: it is in the middle of the recording
+                if not self._stopped:
+                    self._extract_parts(recording, uri)
         except Exception as error:  # raised in the calling thread
             recording.error = error
         recording.extracted = True
         self._wake.set()
+
+    def _extract_parts(self, recording: RecordingInFlight, uri: str) -> None:
+        request = ExtractRequest(uri=uri, name=recording.audio.name, settings=self._extract)
+        for part in self._child.run(request):
+            self._take(recording, part)
+            if self._stopped:
+                break  # which ends the child: it is in the middle of the recording
 
     def _take(self, recording: RecordingInFlight, part: ExtractedPart) -> None:
         """Submit a part once there is room."""

@@ -3,11 +3,14 @@
 import re
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from corpus_asr.cli import display
-from corpus_asr.cli.display import Display, Meter
+from corpus_asr.cli.display import Display, Meter, lengths_of
+from tests.support.corpora import CLIPS
 from tests.support.terminal import on_terminal
 
 
@@ -63,6 +66,26 @@ def test_an_unknown_length_gives_seconds_and_no_guess() -> None:
     assert started("a" * 50 + "end.mp3")[0].subject == "..." + "a" * 22 + "end.mp3"
 
 
+def test_lengths_are_read_from_headers_while_something_else_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "_LINE_EVERY_S", 0.01)
+    broken = tmp_path / "broken.mp3"
+    broken.write_bytes(b"no sound")
+    uris = {"a": str(CLIPS / "longer.mp3"), "b": str(broken), "c": str(CLIPS / "english.wav")}
+    meter, _ = started(*uris)
+    with lengths_of(meter, uris):
+        for _ in range(600):
+            if meter.total_s is not None:
+                break
+            time.sleep(0.05)
+    assert meter.total_s == pytest.approx(44.8 + 9.5, abs=0.2)
+    nothing, _ = started("a")
+    with lengths_of(nothing, {"a": str(tmp_path / "missing.mp3")}):
+        pass  # ended before anything was read
+    assert nothing.total_s is None
+
+
 def test_text_and_messages_stay_above_the_bar() -> None:
     meter, _ = started("talk.mp3")
     meter.update("talk.mp3", length_s=100.0)
@@ -110,7 +133,12 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(
     meter, _ = started("talk.mp3")
     written = threading.Event()
     write = sys.stderr.write
-    monkeypatch.setattr(sys.stderr, "write", lambda text: (write(text), written.set())[0])
+
+    def noted(text: str) -> int:
+        written.set()
+        return write(text)
+
+    monkeypatch.setattr(sys.stderr, "write", noted)
     with Display(meter):
         assert written.wait(10.0)
     out, err = capsys.readouterr()

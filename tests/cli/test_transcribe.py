@@ -78,7 +78,7 @@ class ScriptedTranscriber:
         yield from reversed(late)
 
 
-SURE = {"language": "en", "language_probability": 0.98}
+SURE: dict[str, Any] = {"language": "en", "language_probability": 0.98}
 SAID = [segment(" Hällo.", 0.0, 2.0, **SURE), segment(" Unsure.", 3661.5, 3663.5, confidence=0.2)]
 LINES = ["[00:00.000 --> 00:02.000] Hällo.", "[01:01:01.500 --> 01:01:03.500] Unsure."]
 
@@ -200,7 +200,7 @@ def test_the_model_and_the_machine_are_chosen() -> None:
         ("a.wav -f srr", "did you mean srt?"),
         ("a.wav -f srt,vtt", "found 2 formats, expected one for standard output; name a folder"),
         ("a.wav b.wav -f srt", "found 2 recordings, expected one for standard output; name a"),
-        ("a.wav --max-line-count 2", "max_lines without max_line_chars"),
+        ("a.wav --max-line-count 2", "max_line_count without max_line_width"),
         ("a.wav --vad-threshold 2", "vad_threshold: found 2"),
         ("a.wav -o a.wav", "making the folder a.wav: File exists; choose another --output-dir"),
         ("a.wav -o http://h.org/x", "found an http URL, expected a folder"),
@@ -330,6 +330,16 @@ def test_files_go_to_object_stores_and_are_kept_there() -> None:
         assert read_bytes("s3://texts/talks/deep/d.txt") == b"H\xc3\xa4llo.\nUnsure.\n"
         again = call("two", "-o", "s3://texts/talks", "-f", "txt")
     assert again.stderr.startswith("note: all files have their outputs in s3://texts/talks;")
+
+
+def test_a_folder_may_hold_its_own_outputs() -> None:
+    assert call("two/deep", "-o", "two/deep").exit_code == 0
+    again = call("two/deep", "-o", "two/deep")
+    assert (again.exit_code, ScriptedTranscriber.read) == (0, ["two/deep/d.mp4"])
+    assert again.stderr.splitlines() == [
+        "note: skipped 7 files of other kinds, by their names",
+        "note: all files have their outputs in two/deep; --overwrite replaces them",
+    ]
 
 
 def test_subtitles_follow_their_options() -> None:

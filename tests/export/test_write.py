@@ -280,15 +280,15 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     done = CliRunner().invoke(
         cli.app,
         ["export", store.uri, "--to", os.fspath(to), "--format", "srt", "--format", "vtt",
-         "--max-line-chars", "42", "--max-lines", "2"],
+         "--max-line-width", "42", "--max-line-count", "2"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.stdout == (f"{to}: 1 recording, 1 segment in 2 files\nomitted: 1 not done yet\n")
     assert (to / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\none\n\n"
-    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-lines", "2"]
+    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-line-count", "2"]
     done = CliRunner().invoke(cli.app, wrong)
     assert done.exit_code == 2
-    assert "max_lines without max_line_chars" in done.stderr
+    assert "max_line_count without max_line_width" in done.stderr
 
 
 def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(

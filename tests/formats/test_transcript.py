@@ -48,7 +48,7 @@ def test_every_format_has_its_text() -> None:
     assert own.to_txt() == "One two.\nThree.\n"
     assert own.to_tsv() == "start\tend\ttext\n500\t1500\tOne two.\n2250\t3320\tThree.\n"
     assert own.to_lrc(words="karaoke").startswith("[00:00.50]<00:00.50>One <00:01.00>two.")
-    assert own.to_srt(max_line_chars=4).splitlines()[2:4] == ["One", "two."]
+    assert own.to_srt(max_line_width=4).splitlines()[2:4] == ["One", "two."]
     assert "<u>One</u>" in own.to_vtt(words="highlight")
     assert transcript().to_srt() == transcript().to_txt() == ""
     for name in (each for each in ExportFormat if each not in ("whisperx", "nemo")):
@@ -66,9 +66,9 @@ def test_channels_are_speakers_and_their_cues_may_overlap() -> None:
 
 def test_files_are_named_after_the_recording_or_as_told(tmp_path: Path) -> None:
     own = transcript(*SAID)
-    saved = own.save(tmp_path / "new" / "folder", "srt", "whisperx", "srt", max_line_chars=5)
+    saved = own.save(tmp_path / "new" / "folder", "srt", "whisperx", "srt", max_line_width=5)
     assert saved == [f"{tmp_path}/new/folder/a.b.srt", f"{tmp_path}/new/folder/a.b.whisperx.json"]
-    assert Path(saved[0]).read_text() == own.to_srt(max_line_chars=5)
+    assert Path(saved[0]).read_text() == own.to_srt(max_line_width=5)
     for name, text in (("x.vtt", own.to_vtt()), ("x.json", own.to_json())):
         assert own.save(tmp_path / name) == [str(tmp_path / name)]
         assert (tmp_path / name).read_text() == text
@@ -88,7 +88,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
         ("a.docx", (), {}, r"its suffix names no format, expected one of \.srt, .*save\("),
         ("https://host/a", ("srt",), {}, "an http URL, expected a folder"),
         ("a", ("srt",), {"words": "karaoke"}, "found --words karaoke"),
-        ("a", ("srt",), {"max_lines": 2}, "max_lines without max_line_chars"),
+        ("a", ("srt",), {"max_line_count": 2}, "max_line_count without max_line_width"),
     ]
     for place, formats, options, words in wrong:
         target = place if "://" in place else tmp_path / place

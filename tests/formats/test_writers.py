@@ -65,7 +65,7 @@ def test_files_are_whispers_to_the_byte() -> None:
 def test_lines_are_whispers_where_nothing_can_be_balanced() -> None:
     text = " aaaa bbbb cccc dddd eeee ffff gggg hhhh"
     found = recording(segment(text, 0.0, 8.0, words=True))
-    cues = cues_of(found, CueRules(max_line_chars=9, max_lines=2))
+    cues = cues_of(found, CueRules(max_line_width=9, max_line_count=2))
     assert srt_text(cues) == whispers("srt", found, max_line_width=9, max_line_count=2)
 
 
@@ -129,7 +129,7 @@ def test_lrc_has_a_time_before_each_line_and_before_each_word_where_they_have_so
     timed = recording(
         segment(" one two three", 1.0, 4.0, words=True), segment(" four.", 6000.123, 6002.0)
     )
-    cues = cues_of(timed, CueRules(max_line_chars=8))
+    cues = cues_of(timed, CueRules(max_line_width=8))
     assert lrc_text(cues) == "[00:01.00]one two\n[00:03.00]three\n[100:00.12]four.\n"
     assert lrc_text(cues, WordStyle.karaoke) == (
         "[00:01.00]<00:01.00>one <00:02.00>two <00:03.00>\n"

@@ -75,7 +75,7 @@ def test_the_reference_has_every_setting_command_column_and_failure(site: Path) 
             assert f"<code>{column}</code>" in page("tables"), column
     assert "<code>not_audio</code>" in page("failures")
     assert "ray_corpus_asr_recordings_total" in page("metrics")
-    for name in ("transcribe_many", "vad_threshold", "to_lrc", "max_line_chars", "start_s"):
+    for name in ("transcribe_many", "vad_threshold", "to_lrc", "max_line_width", "start_s"):
         assert name in page("python"), name
 
 

@@ -288,29 +288,6 @@ def test_segments_of_many_recordings_are_passed_on_as_they_are_final(
     assert sorted(before_end) == sorted(files)
 
 
-def test_each_channel_has_a_transcript_of_its_own(transcriber: Transcriber, tmp_path: Path) -> None:
-    (left,), (right,) = noise(40.0), noise(33.0, seed=2)
-    stereo = np.zeros((2, len(left)), np.float32)
-    stereo[0], stereo[1, : len(right)] = left, right
-    path = tmp_path / "call.wav"
-    path.write_bytes(wav_bytes(stereo, rate_hz=SAMPLE_RATE_HZ))
-    reports: list[TranscriptionProgress] = []
-    found = transcriber.transcribe(str(path), channels="each", on_progress=reports.append)
-    assert [each.channel for each in found.channels] == [0, 1]
-    assert found.channel is None
-    for number, each in enumerate(found.channels):
-        alone = transcriber.transcribe(str(path), channels=number)
-        assert each.segments, "babble"
-        assert len(each.segments) == len(alone.segments)
-        assert each.duration_s == alone.duration_s == found.duration_s == 40.0
-    starts = [segment.start_s for segment in found.segments]
-    assert starts == sorted(starts)
-    assert len(starts) == sum(len(each.segments) for each in found.channels)
-    assert (reports[-1].transcribed_s, reports[-1].duration_s) == (40.0, 40.0)
-    mono = transcriber.transcribe({"array": right, "sampling_rate": 16_000}, channels="each")
-    assert [each.channel for each in mono.channels] == [0]
-
-
 def test_a_pipe_that_nobody_writes_to_holds_nobody_up(
     transcriber: Transcriber, files: list[str]
 ) -> None:

@@ -72,7 +72,7 @@ export function long(seconds) {
 }
 
 export function percent(share) {
-  return `${Math.round(share * 100)} %`;
+  return `${Math.round(share * 100)}%`;
 }
 
 export function counted(count, noun) {

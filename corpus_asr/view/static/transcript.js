@@ -5,7 +5,7 @@ import { aboutCorrection, ask, clock, correctionBadge, element, pieces } from ".
 
 const NEAR = "1500px";
 const KEPT_BLOCKS = 12;
-const PASSAGE_PX = 88; // a guess, until a block has been seen
+const SEGMENT_PX = 88; // a guess, until a block has been seen
 
 export class Transcript {
   constructor(root, info, { onPick, onEdit = null }) {
@@ -18,7 +18,7 @@ export class Transcript {
     this.blocks = info.block_starts_s.map((start_s, number) => {
       const rows = Math.min(info.block_rows, info.segments - number * info.block_rows);
       const box = element("div", { className: "block" });
-      box.style.height = `${rows * PASSAGE_PX}px`;
+      box.style.height = `${rows * SEGMENT_PX}px`;
       box.dataset.number = number;
       return { start_s, box, segments: null, loading: null, used: 0 };
     });
@@ -110,7 +110,7 @@ export class Transcript {
       for (const [index, [word, start_s, end_s, probability, found]] of told.words.entries()) {
         const bare = word.trimStart();
         text.append(word.slice(0, word.length - bare.length));
-        const made = element(probability < this.info.high_confidence ? "mark" : "span", { className: "word", title: `${clock(start_s, 2)} · ${Math.round(probability * 100)} % sure` }, bare);
+        const made = element(probability < this.info.high_confidence ? "mark" : "span", { className: "word", title: `${clock(start_s, 2)} · ${Math.round(probability * 100)}% probable` }, bare);
         this.mark(made, probability);
         if (found) made.classList.add("found");
         made.dataset.word = index;
@@ -132,7 +132,7 @@ export class Transcript {
     time.setAttribute("aria-label", `Play from ${clock(told.start_s)}`);
     const sure = element("span", { className: "quiet small sure" });
     if (said) sure.append(correctionBadge(said));
-    else if (told.confidence !== null) sure.append(`${Math.round(told.confidence * 100)} %`);
+    else if (told.confidence !== null) sure.append(`${Math.round(told.confidence * 100)}%`);
     if (this.onEdit) {
       const edit = element("button", { type: "button", className: "edit", title: "Correct (e)" }, "✎");
       edit.setAttribute("aria-label", `Correct the segment at ${clock(told.start_s)}`);
