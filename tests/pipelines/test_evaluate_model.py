@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
+from corpus_asr.errors import FetchError
+from corpus_asr.storage.run_state.run_files import EVALUATION_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import correct_segment
 from tests.support.tables import commit, part, results
@@ -56,6 +58,23 @@ def test_parts_failures_and_gaps_are_counted(tmp_path: Path, references: str) ->
     assert data["wer"] == 0.375
     assert data["languages"] == {"en": {"en": 1, "de": 1}}
     assert data["worst"][0]["uri"] == "/failed.wav"
+    kept = OutputStore(uri).read_json(EVALUATION_NAME)
+    assert data.items() <= kept.items()
+
+
+def test_an_evaluation_of_a_run_that_is_read_only_is_no_failure(
+    tmp_path: Path, references: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = output(tmp_path / "output", transcribed="blew")
+
+    def refuse(self: OutputStore, name: str, value: Any) -> None:
+        raise FetchError(f"writing {name}: read only", uri=name)
+
+    monkeypatch.setattr(OutputStore, "write_json", refuse)
+    done = evaluate(uri, "--references", references)
+    assert done.exit_code == 0, done.output
+    assert "evaluation_not_kept" in done.stderr
+    assert "37.50%" in done.stdout
 
 
 def test_references_of_parts_are_compared_with_these_parts_alone(tmp_path: Path) -> None:

@@ -213,7 +213,13 @@ def _report_settings(
         stored = ReportSettings()
     given = {"embed_audio": embed_audio, "viewer_url": viewer_url}
     changes = {name: value for name, value in given.items() if value is not None}
-    return ReportSettings.model_validate(stored.model_dump() | changes)
+    try:
+        return ReportSettings.model_validate(stored.model_dump() | changes)
+    except ValueError as error:
+        raise ConfigError(
+            f"writing a report: found {viewer_url!r} as the address of a viewer, expected one that "
+            "begins with http:// or https://; correct it"
+        ) from error
 
 
 def _clips(

@@ -8,12 +8,15 @@ from typing import Any
 
 import duckdb
 import pytest
+from typer.testing import CliRunner
 
+from corpus_asr.cli.main import app
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.html import page as page_module
 from corpus_asr.report.html.page import write_page, write_page_at_the_end
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
+    EVALUATION_NAME,
     PAGE_NAME,
     STOPPED,
     Moment,
@@ -176,6 +179,57 @@ def test_the_lines_shown_read_the_tables(
     assert [line.split()[1] for line in messages] == (["de"] * 3 if labels else ["Hi."])
     [row] = duckdb.execute("".join(sql.own_text)).fetchall()
     assert row == (("de", 3, 0.03) if labels else ("en", 1, 0.0))
+
+
+def test_an_evaluation_is_shown_until_another_version_of_one_is_there(
+    job: ManualRun, tmp_path: Path
+) -> None:
+    job.commit("a.wav")
+    group = {"name": "all", "recordings": 3, "words": 1200, "wer": 0.125, "cer": None}
+    evaluation = {
+        "evaluated_at": "2026-01-02T03:04:05+00:00", "references": "<refs>", "missing": 2,
+        "failed": 0, **group, "by": {"language": [group | {"name": "de", "wer": 0.5}]},
+    }  # fmt: skip
+    job.store.write_json(EVALUATION_NAME, evaluation)
+    page = page_of(job, tmp_path / "page.html")
+    [section] = page.all("section", **{"aria-labelledby": "accuracy"})
+    rows = [[each.text for each in row.children] for row in section.all("tbody")[0].all("tr")]
+    assert rows == [["all", "3", "1,200", "12.5%", "-"], ["de", "3", "1,200", "50.0%", "-"]]
+    assert "2026-01-02 03:04 UTC against <refs>; references without a finished" in section.text
+    assert "WER12.5%of 3 recordings" in page.all("dl", class_="figures")[0].text
+    for broken in ([], {}, evaluation | {"by": [1]}, evaluation | {"words": "<b>"}, {"wer": 1.0}):
+        job.store.write_json(EVALUATION_NAME, broken)
+        page = page_of(job, tmp_path / "page.html")
+        assert not page.all("section", **{"aria-labelledby": "accuracy"})
+
+
+def test_the_command_takes_audio_and_links_from_its_options_or_the_run(
+    job: ManualRun, tmp_path: Path
+) -> None:
+    job.commit("a.wav")
+    job.commit("b.wav")
+    job.finish()
+    page, stale = tmp_path / "page.html", tmp_path / "page.failures.csv"
+    stale.write_text("of an earlier run")
+    for stored, options, clips, host in (
+        ({"embed_audio": False}, ["--viewer", "https://one/x/"], False, "https://one/x/recording?"),
+        ({"viewer_url": "http://two"}, ["--no-audio"], False, "http://two/recording?"),
+        ({"viewer_url": "javascript:alert(1)", "odd": 1}, [], True, "./source/"),
+    ):  # fmt: skip
+        config = job.store.read_json(CONFIG_NAME)
+        job.store.write_json(CONFIG_NAME, config | {"report": stored})
+        done = CliRunner().invoke(app, ["report", job.store.uri, "--html", str(page), *options])
+        assert done.exit_code == 0, done.output
+        found = parsed(page.read_text())
+        # The recordings are none, so that each clip is missing for a reason.
+        assert ("No clip: " in found.text) == clips
+        assert ("audio is switched off" in found.text) != clips
+        links = [each.attributes["href"] for each in found.all("li", class_="sample")[0].all("a")]
+        assert links[0].startswith(host)
+    assert not stale.exists()
+    done = CliRunner().invoke(app, ["report", job.store.uri, "--html", str(page), "--viewer", "x"])
+    assert done.exit_code == 2
+    assert "expected one that begins with http:// or https://" in " ".join(done.stderr.split())
 
 
 def test_a_page_of_too_many_recordings_is_left_to_the_command(
