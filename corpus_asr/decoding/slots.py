@@ -228,9 +228,9 @@ class SearchQueue:
         with self._statistics.timing("prefill_s"):
             at_once = 1 if self._scheduler.reproducible else len(places)
             for first in range(0, len(places), at_once):
-                some = places[first : first + at_once]
-                started: list[Any] = [self._active[place].job for place in some]
-                self._batch.admit(some, started)
+                now = places[first : first + at_once]
+                started: list[Any] = [self._active[place].job for place in now]
+                self._batch.admit(now, started)
         for running in starting:
             running.filled = True
 
