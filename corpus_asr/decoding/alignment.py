@@ -15,6 +15,7 @@ from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.device import upload
+from corpus_asr.decoding.kernels import Checked, sum_diagonals
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -227,7 +228,7 @@ def _warp_on_device(cost: Float[Tensor, "batch token pos"]) -> Int[Tensor, "batc
     costs.as_strided(cost.shape, strides, 2 * batch * width + 1).copy_(cost)
     sums = torch.full(shape, torch.inf, device=cost.device)
     sums[0, :, 0].fill_(0.0)
-    _sum_diagonals(costs, sums)
+    _SUM_DIAGONALS(costs, sums)
 
     def cells(diagonal: int, token: int) -> Float[Tensor, "batch token pos"]:
         return sums.as_strided(cost.shape, strides, diagonal * batch * width + token)
@@ -255,6 +256,10 @@ def _sum_diagonals(
         torch.minimum(both, text, out=cheapest).masked_fill_(equal, torch.inf)
         torch.minimum(cheapest, along, out=cheapest)
         torch.add(cheapest, whole[diagonal], out=right[diagonal])
+
+
+# In torch it is five launches an anti-diagonal, of which a window has 1,600.
+_SUM_DIAGONALS = Checked(sum_diagonals, _sum_diagonals)
 
 
 def median_filter(

@@ -4,6 +4,7 @@ The occupied slots are always the first ones, so a step computes nothing for emp
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,9 @@ from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.alignment import Alignments, align_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
+    Download,
     FinishedFlags,
     StepGraphs,
-    download,
     reach_of,
     upload,
     upload_stack,
@@ -33,6 +34,17 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.errors import ItemError
+
+
+@dataclass(frozen=True, slots=True)
+class _Requested:
+    """Results on their way to the host."""
+
+    slots: tuple[int, ...]
+    decoded: list[int]
+    aligned: dict[int, tuple[Alignments, int]]
+    groups: list[Alignments]
+    download: Download
 
 
 class SlotBatch:
@@ -83,6 +95,7 @@ class SlotBatch:
         self._longest = [1] * slots
         self._jobs: list[WindowJob | None] = [None] * slots
         self._aligned: dict[int, tuple[Alignments, int]] = {}
+        self._requested: _Requested | None = None
 
     @torch.inference_mode()
     def fill(
@@ -150,24 +163,38 @@ class SlotBatch:
         flags = self._flags.read(active)
         return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
 
-    def collect(self, slots: Sequence[int]) -> list[Outcome]:
-        """Read the results of finished slots."""
+    @property
+    def works_behind(self) -> bool:
+        """Whether the device works behind the host, and can have more to do while it reads."""
+        return self._flags.behind
+
+    def request(self, slots: Sequence[int]) -> None:
+        """Ask for the results of finished slots as they are now; `collect` waits for them."""
         decoded = [slot for slot in slots if slot not in self._aligned]
         aligned = {slot: self._aligned.pop(slot) for slot in slots if slot in self._aligned}
-        groups = {id(group): group for group, _ in aligned.values()}
-        tensors = [tensor for group in groups.values() for tensor in (group.logprobs, group.found)]
+        groups = list({id(group): group for group, _ in aligned.values()}.values())
+        tensors = [tensor for group in groups for tensor in (group.logprobs, group.found)]
         if decoded:
             (index,) = upload(self.model.device, decoded)
             held = (self._text, self._logprob, self._length, self._looped, self._score)
             tensors += [tensor[index] for tensor in held]
         # All at once, as each time the host waits for the device.
-        copies = iter(download(*tensors))
-        read = {name: (next(copies), next(copies)) for name in groups}
+        self._requested = _Requested(tuple(slots), decoded, aligned, groups, Download(*tensors))
+
+    def collect(self, slots: Sequence[int]) -> list[Outcome]:
+        """Read the results of finished slots, which may have been requested before."""
+        if self._requested is None or self._requested.slots != tuple(slots):
+            self.request(slots)
+        requested, self._requested = self._requested, None
+        assert requested is not None, "just requested"
+        copies = iter(requested.download.wait())
+        read = {id(group): (next(copies), next(copies)) for group in requested.groups}
         found: dict[int, Outcome] = {
             slot: group.result(row, *read[id(group)], self.model)
-            for slot, (group, row) in aligned.items()
+            for slot, (group, row) in requested.aligned.items()
         }
-        for slot, *row in zip(decoded, *copies, strict=True) if decoded else ():
+        rows = zip(requested.decoded, *copies, strict=True) if requested.decoded else ()
+        for slot, *row in rows:
             found[slot] = self._result(slot, row)
         return [found[slot] for slot in slots]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
-from corpus_asr.decoding.device import FinishedFlags, download, reach_of, upload
+from corpus_asr.decoding.device import Download, FinishedFlags, reach_of, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, no_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
@@ -185,6 +185,7 @@ class BeamBatch:
         self._options = SlotOptions(*texts, self._ended.flatten())
         self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._numbers = torch.arange(places * num_beams, device=device)
+        self._requested: tuple[tuple[int, ...], Download] | None = None
         self._jobs: list[WindowJob | None] = [None] * places
         self._token_score = torch.zeros(places, device=device)
         self._counts = [0] * places
@@ -270,12 +271,24 @@ class BeamBatch:
         flags = self._flags.read(active)
         return [place for place, flag in enumerate(flags) if flag]
 
+    @property
+    def works_behind(self) -> bool:
+        """As of `SlotBatch`."""
+        return self._flags.behind
+
+    def request(self, places: Sequence[int]) -> None:
+        """Ask for the results of finished places as they are now; `collect` waits for them."""
+        (index,) = upload(self.model.device, list(places))
+        tensors = self._token_score[index], *self._finished.of(index).tensors()
+        self._requested = tuple(places), Download(*tensors)
+
     def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
         """Read the results of finished places: the best beam, and beside it the next best."""
-        (index,) = upload(self.model.device, list(places))
-        token_scores, *found = download(
-            self._token_score[index], *self._finished.of(index).tensors()
-        )
+        if self._requested is None or self._requested[0] != tuple(places):
+            self.request(places)
+        assert self._requested is not None, "just requested"
+        (_, arriving), self._requested = self._requested, None
+        token_scores, *found = arriving.wait()
         results: list[WindowResult | ItemError] = []
         for row, place in enumerate(places):
             job = self._jobs[place]

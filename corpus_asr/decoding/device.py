@@ -175,18 +175,25 @@ def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.stack(list(rows), out=staged).to(device, non_blocking=True)
 
 
-def download(*tensors: Tensor) -> list[Tensor]:
-    """Copy tensors of one device to the host, which waits once for all of them."""
-    device = tensors[0].device
-    if device.type != "cuda":
-        return [tensor.cpu() for tensor in tensors]
-    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
-    for copied, tensor in zip(copies, tensors, strict=True):
-        copied.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    done.record(torch.cuda.current_stream(device))
-    done.synchronize()
-    return copies
+class Download:
+    """Copies of tensors of one device, on their way to the host while more work is queued."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        device = tensors[0].device
+        self._arrived = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if self._arrived is None:
+            self._copies = [tensor.cpu() for tensor in tensors]
+            return
+        self._copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+        for copied, tensor in zip(self._copies, tensors, strict=True):
+            copied.copy_(tensor, non_blocking=True)
+        self._arrived.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> list[Tensor]:
+        """Wait, once for all of them, and return the copies."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copies
 
 
 class FinishedFlags:
@@ -199,7 +206,7 @@ class FinishedFlags:
 
     def __init__(self, flags: Bool[Tensor, " slot"], *, behind: bool) -> None:
         self._flags = flags
-        self._behind = behind
+        self.behind = behind
         self._asked = False
         on_gpu = flags.device.type == "cuda"
         self._copy = torch.zeros(flags.shape, dtype=torch.bool, pin_memory=on_gpu)
@@ -207,7 +214,7 @@ class FinishedFlags:
 
     def ask(self) -> None:
         """Ask for the flags as they are when all work queued so far is done."""
-        if not self._behind:
+        if not self.behind:
             return
         self._copy.copy_(self._flags, non_blocking=True)
         if self._copied is not None:
@@ -216,7 +223,7 @@ class FinishedFlags:
 
     def read(self, count: int) -> list[bool]:
         """The first `count` flags; all false where they were not asked for since the last read."""
-        if not self._behind:
+        if not self.behind:
             now: list[bool] = self._flags[:count].tolist()
             return now
         if not self._asked:

@@ -34,6 +34,11 @@ class SpeculativeBatch(SlotBatch):
         self.num_draft_tokens = num_draft_tokens
         self._assistant_state: Any = assistant.new_state(places)
 
+    @property
+    def works_behind(self) -> bool:
+        """A step looks at what the one before it found."""
+        return False
+
     @torch.inference_mode()
     def fill(
         self, places: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]

@@ -65,7 +65,7 @@ def test_steps_are_those_of_the_path() -> None:
     rng = np.random.default_rng(0)
     # Few values, so that many ways cost the same.
     for shape in ((1, 1), (1, 9), (9, 1), (5, 17), (17, 5)):
-        cost = rng.choice(np.float32([-1.0, 0.0, 0.5, 2.0]), shape)
+        cost = rng.choice(np.array([-1.0, 0.0, 0.5, 2.0], dtype=np.float32), shape)
         trace = alignment._trace(cost.astype(np.float64))[1:, 1:]
         (found,) = alignment._warp_on_device(torch.from_numpy(cost).unsqueeze(0))
         assert np.array_equal(found.numpy(), alignment._last_steps(trace))

@@ -206,6 +206,25 @@ def test_steps_look_no_further_than_the_longest_text(
     assert max(reaches) <= 48
 
 
+def test_the_device_has_a_step_to_do_while_results_are_read(
+    folder: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("request", "step", "collect"):
+        method = getattr(SlotBatch, name)
+
+        def noted(self: Any, *args: Any, name: str = name, do: Any = method, **more: Any) -> Any:
+            done.append(name)
+            return do(self, *args, **more)
+
+        monkeypatch.setattr(SlotBatch, name, noted)
+    tasks = [[ask("sampled", number)] for number in range(7)]
+    run(load(folder, "cuda").slot_model(), tasks, slots=3)
+    collected = [at for at, name in enumerate(done) if name == "collect"]
+    assert len(collected) >= 3
+    assert all(done[at - 2 : at] == ["request", "step"] for at in collected)
+
+
 # Most waits of one call of each of a batch's methods, by what it does.
 WAITS = {
     "encode": 0, "fill": 0, "admit": 0, "step": 0, "look": 0, "ended": 1, "move": 0, "align": 0,

@@ -57,6 +57,7 @@ def run(
 def plain(result: Result) -> Any:
     """What can be compared of a result."""
     if isinstance(result, AlignResult):
+        assert result.weights is not None
         return result.logprobs, result.weights.tolist()
     # Sums of log-probabilities, in float32, depend on how many rows are summed at once.
     return result.tokens, [round(logprob, 4) for logprob in result.logprobs]
@@ -67,6 +68,7 @@ def test_aligning_what_was_decoded_uses_the_window_in_its_slot() -> None:
     [[said, messages, again]] = run(model, [[ask(1), align(1, 5, 6), ask(1)]])
     assert model.encoded == model.filled == [1]
     assert isinstance(messages, AlignResult)
+    assert messages.weights is not None
     assert messages.weights.shape == (2, 3, LENGTH)
     assert messages.weights.dtype == "float32"
     expected = [
@@ -77,6 +79,7 @@ def test_aligning_what_was_decoded_uses_the_window_in_its_slot() -> None:
     # Of a single token it is told where it lies, and no probability.
     [[messages]] = run(MarkovModel(), [[align(2)]])
     assert isinstance(messages, AlignResult)
+    assert messages.weights is not None
     assert (messages.logprobs, messages.weights.shape) == ((), (2, 1, LENGTH))
 
 

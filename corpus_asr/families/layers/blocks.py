@@ -207,14 +207,18 @@ def attend_as_beams(
     Reads every key and value once; `unseen` tells what of them is no part of a beam. Values are
     finite at unseen keys too, and every query must see at least one.
     """
-    shape = unseen.shape[:2]
+    windows, beams = unseen.shape[:2]
+
+    def by_window(heads: Tensor) -> Float[Tensor, "window beam head token head_dim"]:
+        return heads.view(windows, beams, *heads.shape[1:])
+
     # (window, beam that holds, head, beam that asks, pos), of which pos is by far the longest.
-    queries = query.unflatten(0, shape).squeeze(3).transpose(1, 2).unsqueeze(1)
-    scores = torch.matmul(queries, key.unflatten(0, shape).transpose(-1, -2))
+    queries = by_window(query).squeeze(3).transpose(1, 2).unsqueeze(1)
+    scores = torch.matmul(queries, by_window(key).transpose(-1, -2))
     scores = scores.masked_fill(unseen.transpose(1, 2).unsqueeze(2), -torch.inf)
     together = scores.permute(0, 2, 3, 1, 4).flatten(3).softmax(dim=-1)
-    weights = together.unflatten(3, (shape[1], -1)).permute(0, 3, 1, 2, 4)
-    attended = torch.matmul(weights, value.unflatten(0, shape)).sum(dim=1)
+    weights = together.view(*together.shape[:3], beams, -1).permute(0, 3, 1, 2, 4)
+    attended = torch.matmul(weights, by_window(value)).sum(dim=1)
     return attended.transpose(1, 2).flatten(0, 1).unsqueeze(2)
 
 

@@ -315,7 +315,7 @@ class SlotCache:
             return view
         beam = torch.arange(self.beams, device=positions.device)
         self._holder[view.slot, view.positions] = view.slot % self.beams
-        holder = self._holder[view.rows, : view.length].unflatten(0, (-1, self.beams))
+        holder = self._holder[view.rows, : view.length].view(-1, self.beams, view.length)
         late = view.unseen.view(*holder.shape[:2], 1, view.length)
         return replace(view, not_ours=(holder.unsqueeze(2) != beam.view(-1, 1)) | late)
 
