@@ -60,8 +60,8 @@ def validation(options: Options, say: Figures) -> None:
     """Compare the packaged model's text of real speech on the device with that on this CPU."""
     parts, committed = read_parts(), read_texts()
     searches, slot_counts, copies = SEARCHES, [1, 8, 64], 8
-    if not options.on_gpu:
-        slot_counts, copies = [3], 1
+    if not options.on_gpu:  # it is compared with itself
+        parts, committed, slot_counts, copies = parts[:2], committed[:2], [3], 1
     if options.quick:
         parts, committed, searches = parts[:1], committed[:1], {"greedy": GREEDY}
     wrong: list[str] = []
