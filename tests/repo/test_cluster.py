@@ -429,7 +429,7 @@ def test_the_image_is_built_from_files_that_are_there():
     assert {line[1:] for line in ignore if line.startswith("!")} == copied
     assert "*" in ignore
     # Everything that the package's metadata and its wheel are made of.
-    named = {PROJECT["readme"], *PROJECT["license-files"], "corpus_asr"}
+    named = {"README.md", *PROJECT["license-files"], "corpus_asr"}
     assert {path.split("/")[0] for path in named} <= copied
 
 
