@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, encodable
 from corpus_asr.languages import code_of
 
 Auto = Literal["auto"]
@@ -40,9 +40,11 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _encodable_and_no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic reads true and false as 1 and 0.
         field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, str) and encodable(value) != value:  # "\\ud800" in YAML
+            raise ValueError(f"found {value[:80]!r}, which UTF-8 cannot write; expected plain text")
         items = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, bool) for item in items) and not admits_bool(field.annotation):
             raise AssertionError("found a boolean")  # reported as a value of the wrong type

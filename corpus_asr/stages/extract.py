@@ -110,7 +110,7 @@ class ExtractStage:
             except (CheckpointError, ConfigError, EngineError):
                 raise  # every recording would fail in this way
             except Exception as error:  # whatever one recording did, it is that recording's row
-                failure = failure_fields(error, stage="extract")
+                failure = failure_fields(error, stage="extract", of=identity | {"part": next_part})
                 extracted = None
             self._end()
             if extracted is not None:
@@ -183,33 +183,35 @@ def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
 
 
 def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> pa.Table:
+    of = identity | {"part": part.part, "last_part": last}
+    try:
+        return one_row(PARTS, of | _columns(part))
+    except Exception as error:  # values that do not fit the table are that recording's failure
+        return one_row(PARTS, of | failure_fields(error, stage="extract", of=of))
+
+
+def _columns(part: ExtractedPart) -> dict[str, Any]:
     spans = part.speech
     start_s = part.start_sample / SAMPLE_RATE_HZ
-    return one_row(
-        PARTS,
-        identity
-        | {
-            "part": part.part,
-            "last_part": last,
-            "channel": part.channel,
-            "part_start_s": start_s,
-            "part_end_s": (part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
-            "status": NO_SPEECH if part.features is None else OK,
-            "codec": part.codec,
-            "sample_rate_hz": part.sample_rate_hz,
-            "channels": part.channels,
-            "header_duration_s": part.header_duration_s,
-            "decode_errors": part.decode_errors,
-            "speech_s": None if spans is None else sum(end - start for start, end in spans),
-            "speech_spans": None
-            if spans is None
-            else [{"start_s": start, "end_s": end} for start, end in spans],
-            "num_samples": part.num_samples,
-            "num_mel_bins": part.num_mel_bins,
-            "features": part.features,
-            "pad_value": part.pad_value,
-            "language_features": part.language_features,
-            "language_window_start_s": part.language_window_start_s,
-            "decode_s": part.decode_s,
-        },
-    )
+    return {
+        "channel": part.channel,
+        "part_start_s": start_s,
+        "part_end_s": (part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
+        "status": NO_SPEECH if part.features is None else OK,
+        "codec": part.codec,
+        "sample_rate_hz": part.sample_rate_hz,
+        "channels": part.channels,
+        "header_duration_s": part.header_duration_s,
+        "decode_errors": part.decode_errors,
+        "speech_s": None if spans is None else sum(end - start for start, end in spans),
+        "speech_spans": None
+        if spans is None
+        else [{"start_s": start, "end_s": end} for start, end in spans],
+        "num_samples": part.num_samples,
+        "num_mel_bins": part.num_mel_bins,
+        "features": part.features,
+        "pad_value": part.pad_value,
+        "language_features": part.language_features,
+        "language_window_start_s": part.language_window_start_s,
+        "decode_s": part.decode_s,
+    }

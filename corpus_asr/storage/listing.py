@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpus_asr.config.run import SourceSettings
-from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.errors import ConfigError, FetchError, encodable
 from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND, UNSUPPORTED_SCHEME
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.tables import parquet_batches, parquet_columns
@@ -238,15 +238,7 @@ class _Seen:
 
 def _rows(page: Page, metadata: list[str | None]) -> pa.RecordBatch:
     columns = [[recording_id(uri) for uri in page.uris], *page, metadata]
-    try:
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)
-        ]
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"listing {error.object!r}: the name is not valid UTF-8, expected text; rename the "
-            "file or leave it out with source.exclude"
-        ) from error
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)]
     return pa.record_batch(arrays, schema=FILES)
 
 
@@ -431,12 +423,14 @@ def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
 
 
 def _json_safe(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(name): _json_safe(value[name]) for name in sorted(value, key=str)}
+        return {encodable(str(name)): _json_safe(value[name]) for name in sorted(value, key=str)}
     if isinstance(value, list | tuple):
         return [_json_safe(item) for item in value]
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date, too

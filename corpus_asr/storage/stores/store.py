@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import IO, NamedTuple, TypeVar
 
-from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.errors import CorpusAsrError, FetchError, encodable
 from corpus_asr.failure_kinds import (
     ACCESS_DENIED,
     CHANGED,
@@ -65,6 +65,11 @@ class ObjectInfo:
 
     size_bytes: int | None
     etag: str | None  # names the version; of local files made of size and modification time
+
+    def __post_init__(self) -> None:
+        """Keep a header's bytes that are no UTF-8 as escapes: the version goes into tables."""
+        if self.etag is not None:
+            object.__setattr__(self, "etag", encodable(self.etag))
 
 
 class Page(NamedTuple):
