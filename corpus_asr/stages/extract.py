@@ -6,9 +6,11 @@ decoder costs one recording.
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +18,12 @@ import pyarrow as pa
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
+from corpus_asr.failure_kinds import FETCH, TIMEOUT
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
+    FAILED,
     GIGABYTE,
     NO_SPEECH,
     OK,
@@ -31,7 +35,8 @@ from corpus_asr.stages.parts import (
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.host_allowlist import WEB, host_of
+from corpus_asr.storage.stores.uri import redact_uri, scheme_of
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
@@ -76,9 +81,17 @@ class ExtractStage:
         """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
             # One after another: the workers are what runs in parallel, and memory stays bounded.
-            for index, file in enumerate(files, start=1):
-                with closing(self._extract(file, files[index:])) as tables:
+            pending = deque(files)
+            postponed: set[str] = set()
+            while pending:
+                file = pending.popleft()
+                following = list(islice(pending, PREFETCH_FILES))
+                with closing(self._extract(file, following)) as tables:
                     for parts in tables:
+                        if file["uri"] not in postponed and _host_fails(parts, file, pending):
+                            postponed.add(file["uri"])
+                            pending.append(file)  # files of other hosts first
+                            break
                         self._count(parts_extracted=parts.num_rows)
                         _log_parts(parts)
                         self._begin("backpressure_s")
@@ -161,6 +174,19 @@ class ExtractStage:
 
     def _count(self, **counts: Any) -> None:
         self._activity += Activity(**counts)
+
+
+def _host_fails(parts: pa.Table, file: dict[str, Any], pending: Iterable[dict[str, Any]]) -> bool:
+    """Return whether a web host gave nothing of a file while files of others wait."""
+    if scheme_of(file["uri"]) not in WEB:
+        return False
+    row = parts.select(["part", "status", "error_kind", "retryable"]).to_pylist()[0]
+    if row["part"] or row["status"] != FAILED or not row["retryable"]:
+        return False
+    host = host_of(file["uri"])
+    return row["error_kind"] in (TIMEOUT, FETCH) and any(
+        host_of(other["uri"]) != host for other in pending
+    )
 
 
 def _log_parts(parts: pa.Table) -> None:
