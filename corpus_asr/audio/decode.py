@@ -17,8 +17,8 @@ import av.error
 import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,

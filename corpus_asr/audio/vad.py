@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from jaxtyping import Bool, Float32
 
+from corpus_asr.array_types import Bool, Float32
 from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 

@@ -12,8 +12,8 @@ from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_n
 from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:
-    from corpus_asr.config.decoding import Settings
     from corpus_asr.config.run import RunConfig
+    from corpus_asr.config.settings import Settings
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -82,7 +82,7 @@ def _job() -> dict[str, Any]:
 
 
 def _types_by_key(settings: "type[Settings]") -> dict[str, Any]:
-    from corpus_asr.config.decoding import keys_of, section_of
+    from corpus_asr.config.settings import keys_of, section_of
 
     keys = keys_of(settings)
     return {".".join(key): field.annotation for key, field in keys if section_of(field) is None}

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from corpus_asr.config.decoding import Settings
 from corpus_asr.config.run import ClusterSettings
+from corpus_asr.config.settings import Settings
 
 
 class StudentSettings(Settings):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from corpus_asr.config.decoding import DecodingSettings, Settings, keys_of, section_of
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.document import (
     Document,
     KeyPath,
@@ -30,6 +30,7 @@ from corpus_asr.config.document import (
 )
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.run import CLASSIFY_AUDIO, PSEUDO_LABEL, PseudoLabelConfig, RunConfig
+from corpus_asr.config.settings import DecodingSection, Settings, keys_of, section_of
 from corpus_asr.errors import ConfigError
 
 _Config = TypeVar("_Config", bound=Settings)
@@ -87,14 +88,14 @@ def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
     # transformers and openai-whisper take None for detection.
     if values.get("language", "") is None:
         values["language"] = "auto"
-    settings, problems = _validated(values, DecodingSettings)
-    if settings is None:
+    section, problems = _validated(values, DecodingSection)
+    if section is None:
         messages = "; ".join(
             f"{problem.dotted}: {problem.message}" if problem.key else problem.message
             for problem in problems
         )
         raise ConfigError(f"reading the decoding options: {messages}")
-    return settings
+    return section.settings()
 
 
 def decoding_options(overrides: Sequence[str]) -> dict[str, Any]:

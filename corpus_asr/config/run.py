@@ -7,8 +7,8 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.config.decoding import ONE_OR_MANY, Auto, DecodingSettings, Settings, Texts
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
+from corpus_asr.config.settings import ONE_OR_MANY, Auto, DecodingSection, Settings, Texts
 
 # What usually lies beside recordings and is no recording.
 SIDECAR_PATTERNS = tuple(
@@ -218,7 +218,7 @@ class RunConfig(Settings):
     source: SourceSettings
     extract: ExtractSettings = Field(default_factory=ExtractSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
-    decoding: DecodingSettings = Field(default_factory=DecodingSettings)
+    decoding: DecodingSection = Field(default_factory=DecodingSection)
     classification: ClassificationSettings = Field(default_factory=ClassificationSettings)
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
     output: OutputSettings

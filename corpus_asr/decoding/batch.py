@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,

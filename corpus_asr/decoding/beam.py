@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
 from corpus_asr.decoding.device import FinishedFlags, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop

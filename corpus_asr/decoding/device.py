@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
+
+from corpus_asr.array_types import Bool
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.protocols import LogitsProcessor, Search, StoppingCriterion
 from corpus_asr.decoding.rules import FORBIDDEN
 

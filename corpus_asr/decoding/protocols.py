@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.errors import EngineError
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.device import to_device, upload
 from corpus_asr.decoding.protocols import TokenRules, WindowJob
 

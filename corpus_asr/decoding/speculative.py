@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.batch import SlotBatch, encode_windows, frames_encoded
 from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.foreign_weights import DTYPES
 from corpus_asr.families.generation_config import GENERATION_NAME

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import AudioFormat, encode_audio, open_audio
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary

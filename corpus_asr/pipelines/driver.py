@@ -82,7 +82,7 @@ def prepare(config: RunConfig) -> Checkpoint:
         return checkpoint
     # What is refused is refused before gigabytes of weights are fetched.
     small = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
-    check_transcribes(small, config.decoding)
+    check_transcribes(small, config.decoding.settings())
     return fetch_checkpoints(config)
 
 

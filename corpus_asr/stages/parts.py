@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16
 
 from corpus_asr.activity import Activity
+from corpus_asr.array_types import Float16
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.logs import event
@@ -84,7 +84,8 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
     config, model = spec.config, spec.config.model
     classifies = config.pipeline == CLASSIFY_AUDIO
     by_language = {} if classifies else model.by_language
-    only = only_language(config.decoding) if by_language else None
+    decoding = config.decoding.settings()
+    only = only_language(decoding) if by_language else None
     if only is not None and only in by_language:
         # In a given language its own checkpoint is the only one needed.
         folder = fetch_checkpoint(by_language[only])
@@ -95,9 +96,9 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
         load = partial(label_engine, folder, classification=config.classification)
     elif by_language and only is None:
         others = {code: fetch_checkpoint(other) for code, other in by_language.items()}
-        load = partial(RoutedEngine.from_folders, folder, others, decoding=config.decoding)
+        load = partial(RoutedEngine.from_folders, folder, others, decoding=decoding)
     else:
-        load = partial(Engine.from_folder, folder, decoding=config.decoding)
+        load = partial(Engine.from_folder, folder, decoding=decoding)
     return load(
         device=spec.device,
         dtype=spec.dtype or model.dtype,

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.audio.parts import language_window_starts
+from corpus_asr.array_types import Float
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
 from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.languages import language_window_starts
 from corpus_asr.segments import Label, LabelledWindow, PartLabels
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.engine import Engine, PartTranscript

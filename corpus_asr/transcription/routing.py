@@ -190,4 +190,4 @@ def only_language(decoding: DecodingSettings) -> str | None:
 
 
 def _in_language(decoding: DecodingSettings, code: str) -> DecodingSettings:
-    return decoding.model_copy(update={"language": code, "language_mode": "recording"})
+    return replace(decoding, language=code, language_mode="recording")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.decoding.slots import Gather, Steps

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.segments import Segment, Word

@@ -13,8 +13,8 @@ from itertools import pairwise
 from math import ceil
 
 import numpy as np
-from jaxtyping import Float, Float16
 
+from corpus_asr.array_types import Float, Float16
 from corpus_asr.segments import SpeechSpan
 from corpus_asr.units import (
     FRAMES_PER_SECOND,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Int
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.segments import Word
 from corpus_asr.transcription.windows import Window

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import AudioDecoder, open_audio
 from corpus_asr.audio.resample import Channels
 from corpus_asr.errors import DecodeError

@@ -22,9 +22,9 @@ from pydantic_core import PydanticUndefined
 
 from corpus_asr import failure_kinds, schemas
 from corpus_asr.cli.main import app
-from corpus_asr.config.decoding import section_of
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
+from corpus_asr.config.settings import section_of
 from corpus_asr.runtime import coordinator
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -1,11 +1,13 @@
 """Decoding options that exclude or need one another, and clips in every way of writing them."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.settings import DecodingSection
 from corpus_asr.errors import ConfigError
 
 
@@ -68,6 +70,17 @@ def test_options_that_fit() -> None:
     assert (settings.num_beams, settings.hallucination_silence_threshold) == (5, 2.0)
     assert settings.language == ("en", "de")
     assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
+
+
+def test_engines_take_the_keys_of_the_section_as_they_are() -> None:
+    assert get_type_hints(DecodingSettings) == {
+        name: get_type_hints(DecodingSection)[name] for name in DecodingSection.model_fields
+    }
+    assert DecodingSection().settings() == DecodingSettings()
+    chosen = {"language": "German", "temperature": [0.0, 0.5], "num_beams": 3, "prefix": "So"}
+    assert DecodingSection.model_validate(chosen).settings() == DecodingSettings(
+        language="de", temperature=(0.0, 0.5), num_beams=3, prefix="So"
+    )
 
 
 def test_dropping_non_speech_needs_its_detection() -> None:

@@ -69,7 +69,7 @@ def test_every_shipped_configuration_loads(path: Path, monkeypatch: pytest.Monke
 def test_what_is_left_out_carries_its_default(write: Write) -> None:
     config = load_config(write(MINIMAL + "decoding:\n  # language: en\n"))
     assert config.source.uri == ("recordings",)
-    assert config.decoding == DecodingSettings()
+    assert config.decoding.settings() == DecodingSettings()
     assert config.cluster.address == "local"
 
 

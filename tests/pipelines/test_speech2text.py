@@ -156,7 +156,9 @@ def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcribe
 
 
 def test_the_example_is_a_job_for_such_a_checkpoint(translating: Path) -> None:
-    shown = load_config(Path(__file__).parents[2] / "configs" / "speech2text.yaml").decoding
+    shown = load_config(
+        Path(__file__).parents[2] / "configs" / "speech2text.yaml"
+    ).decoding.settings()
     Speech2TextTranscriber.from_folder(translating).check(shown)
     assert shown.window_s == DEFAULT_WINDOW_S
 

@@ -58,24 +58,6 @@ def test_modules_of_the_torch_free_half_load_neither_torch_nor_ray():
     assert not loaded & {"torch", "ray"}
 
 
-WITHOUT = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"ray", "av", "pyarrow"}:
-            raise ImportError(f"{name} is not installed here")
-sys.meta_path.insert(0, Absent())
-import corpus_asr.transcription.engine
-import corpus_asr.models.generation.generate
-import corpus_asr.models.whisper as whisper
-print(len([getattr(whisper, name) for name in whisper.__all__ if name != "pipeline"]))
-"""
-
-
-def test_the_engine_and_every_class_load_where_only_torch_and_tokenizers_are():
-    assert int(python(WITHOUT)) > 10
-
-
 def test_importing_the_package_costs_nothing():
     assert loaded_by("import corpus_asr") - loaded_by("pass") - STANDARD == {"corpus_asr"}
 

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from corpus_asr.cli.main import app
-from corpus_asr.config.decoding import section_of
+from corpus_asr.config.settings import section_of
 from docs._site import hooks
 
 REPOSITORY = Path(__file__).resolve().parents[2]

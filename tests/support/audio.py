@@ -13,8 +13,8 @@ from typing import Any
 import av
 import numpy as np
 from av.audio.plane import AudioPlane
-from jaxtyping import Float32, Float64
 
+from corpus_asr.array_types import Float32, Float64
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.resample import Channels
 from corpus_asr.units import SAMPLE_RATE_HZ

@@ -31,7 +31,7 @@ from tests.support.slots import ScriptedModel, outcomes
 from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 CERTAIN: dict[str, Any] = {
-    "temperature": 0.0,
+    "temperature": (0.0,),
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
 }
@@ -221,7 +221,7 @@ def test_windows_cover_everything_or_all_speech_and_are_no_longer_than_asked_for
 
 
 REFUSED = [
-    ({"language": ["en", "de"]}, r"decoding\.language: found a choice of 2"),
+    ({"language": ("en", "de")}, r"decoding\.language: found a choice of 2"),
     ({"language_mode": "window"}, r"decoding\.language_mode: found window"),
     ({"no_speech_threshold": 0.3}, r"decoding\.no_speech_threshold: found 0\.3"),
     ({"condition_on_prev_tokens": True}, r"decoding\.condition_on_prev_tokens"),

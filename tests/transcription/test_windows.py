@@ -136,7 +136,7 @@ def test_chunks_of_clips_stay_inside_them() -> None:
 
 PADDING_S = 1.0
 GREEDY: dict[str, Any] = {
-    "temperature": 0.0,
+    "temperature": (0.0,),
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
     "no_speech_threshold": None,

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Bool, Float
 from corpus_asr.families.layers.kv_cache import (
     Heads,
     Keys,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.families.layers.blocks import (
     DecoderBlock,

@@ -7,9 +7,9 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.device import to_device
 
 Heads = Float[Tensor, "batch head token head_dim"]

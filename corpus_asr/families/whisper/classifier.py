@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.outputs import (
     BaseModelOutput,

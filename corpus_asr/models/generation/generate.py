@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
+from corpus_asr.array_types import Int
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Audio, Row

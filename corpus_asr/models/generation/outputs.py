@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
