@@ -113,8 +113,8 @@ _KINDS = (
     ),
     FailureKind(
         "not_a_number", "The model gave no numbers for them",
-        "the data type of the weights cannot hold what the model computes: set model.compute_type to "
-        "bfloat16 or float32, then run again with --retry-all-failed",
+        "the data type of the weights cannot hold what the model computes: set "
+        "model.compute_type to bfloat16 or float32, then run again with --retry-all-failed",
     ),
     FailureKind(
         "not_audio", "Not audio",

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.errors import encodable
 from corpus_asr.languages import code_of
 
 Auto = Literal["auto"]
@@ -44,10 +45,13 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic reads true and false as 1 and 0.
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[info.field_name or ""]
         items = value if isinstance(value, list | tuple) else [value]
+        for text in (item for item in items if isinstance(item, str)):
+            if encodable(text) != text:  # "\ud800" in YAML
+                raise ValueError(f"found {text[:80]!r}, expected text that UTF-8 can write")
+        # pydantic reads true and false as 1 and 0.
         if any(isinstance(item, bool) for item in items) and not admits_bool(field.annotation):
             raise AssertionError("found a boolean")  # reported as a value of the wrong type
         return value

@@ -5,6 +5,7 @@ stage is called from several threads: while one call waits for its last part, ot
 engine's slots full. The engine loads in the background, so that extraction begins meanwhile.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -26,7 +27,6 @@ from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.stages.parts import OK, failure_fields, half_views
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
@@ -181,7 +181,7 @@ class TranscribeStage:
         features, languages = (half_views(parts.column(name)) for name in _FEATURES)
         # All of them before the first is waited for: the engine fills its slots from many parts.
         submitted = [
-            engine.submit(_request(row, own, language, part)) if row["status"] == OK else None
+            _submitted(engine, row, own, language, part) if row["status"] == OK else None
             for row, own, language, part in zip(rows, features, languages, through, strict=True)
         ]
         for future, part in zip(submitted, through, strict=True):
@@ -224,6 +224,24 @@ class _Through:
         self.reach(self._audio_s)
 
 
+def _submitted(
+    engine: TranscribingEngine,
+    row: dict[str, Any],
+    features: Float16[np.ndarray, " _"] | None,
+    language_features: Float16[np.ndarray, " _"] | None,
+    through: _Through,
+) -> "Future[PartTranscript]":
+    """Hand a part to the engine; what it fails of at once is its result."""
+    try:
+        return engine.submit(_request(row, features, language_features, through))
+    except (CheckpointError, ConfigError, EngineError):
+        raise
+    except Exception as error:
+        failed: Future[PartTranscript] = Future()
+        failed.set_exception(error)
+        return failed
+
+
 def _request(
     row: dict[str, Any],
     features: Float16[np.ndarray, " _"] | None,
@@ -254,25 +272,26 @@ def _finish(
     carried = _carry(row) | {"device": device_name}
     try:
         transcript = future.result()
+        result = carried | _transcribed(transcript)
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:  # whatever one part did, it is that part's row
-        if not isinstance(error, ItemError):
-            event(
-                _LOG, logging.ERROR, "part_failed", recording_id=row["recording_id"],
-                part=row["part"], uri=redact_uri(row["uri"]), exc_info=error,
-            )  # fmt: skip
-        return carried | failure_fields(error, stage="transcribe")
+        return carried | failure_fields(error, stage="transcribe", of=row)
     event(
         _LOG, logging.INFO, "part_transcribed", recording_id=row["recording_id"], part=row["part"],
         segments=len(transcript.segments), language=transcript.language,
         transcribe_s=round(transcript.transcribe_s, 3),
     )  # fmt: skip
+    return result
+
+
+def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
+    """Return the columns of RESULTS that say what a part's text or labels are."""
     segments = [
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}
         for index, segment in enumerate(transcript.segments)
     ]
-    return carried | {
+    return {
         "segments": segments,
         "segments_written": len(segments),
         "language": transcript.language,
@@ -325,4 +344,17 @@ def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:
 
 
 def _results(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=RESULTS)
+    with contextlib.suppress(Exception):  # Arrow does not say of which row: they are tried below
+        return pa.Table.from_pylist(rows, schema=RESULTS)
+    return pa.Table.from_pylist([_storable(row) for row in rows], schema=RESULTS)
+
+
+def _storable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row, or its failure if its values do not fit the table."""
+    try:
+        pa.Table.from_pylist([row], schema=RESULTS)
+    except Exception as error:
+        carried = {name: row[name] for name in _CARRIED}
+        empty = {"attempts": 1, "segments_written": 0, "segments": []}
+        return carried | empty | failure_fields(error, stage="transcribe", of=row)
+    return row

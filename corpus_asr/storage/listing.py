@@ -239,13 +239,5 @@ class _Seen:
 
 def _rows(page: Page, metadata: list[str | None]) -> pa.RecordBatch:
     columns = [[recording_id(uri) for uri in page.uris], *page, metadata]
-    try:
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)
-        ]
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"listing {error.object!r}: the name is not valid UTF-8, expected text; rename the "
-            "file or leave it out with source.exclude"
-        ) from error
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)]
     return pa.record_batch(arrays, schema=FILES)

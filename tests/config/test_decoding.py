@@ -93,3 +93,8 @@ def test_dropping_non_speech_needs_its_detection() -> None:
     assert RunConfig.model_validate(job).decoding.drop_nonspeech
     with pytest.raises(ValueError, match="drop_nonspeech needs detected speech"):
         RunConfig.model_validate(job | {"extract": {"vad_filter": False}})
+
+
+def test_text_that_utf8_cannot_write_is_refused_by_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"initial_prompt: found '.ud800', expected text"):
+        decoding_from({"initial_prompt": "\ud800"})
