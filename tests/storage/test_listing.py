@@ -2,6 +2,7 @@
 
 import errno
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Callable
