@@ -19,7 +19,6 @@ from corpus_asr.formats.transcript import Transcript
 from corpus_asr.logs import event, speaks_json
 from corpus_asr.report.text import (
     clock,
-    counted,
     duration,
     print_heading,
     print_segment,
@@ -28,6 +27,7 @@ from corpus_asr.report.text import (
 from corpus_asr.segments import Segment
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from corpus_asr.cli.failures import as_process, configure_logging, readable_errors
-from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
+from corpus_asr.cli.jobs import finetune, init, label, nightly, run
 from corpus_asr.cli.parsing import Command, Group
+from corpus_asr.cli.plan import plan
 from corpus_asr.cli.results import evaluate, export, report, show, status
 from corpus_asr.cli.transcribe import transcribe
 from corpus_asr.cli.view import view

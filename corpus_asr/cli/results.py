@@ -56,7 +56,8 @@ def status(
             if as_json:
                 typer.echo(json.dumps(as_data(found), ensure_ascii=False))
             else:
-                show(render(found), share=found.snapshot and found.snapshot.share_done)
+                seen = found.snapshot
+                show(render(found), share=None if seen is None else seen.share_done)
             if not watch or not found.alive:
                 return
             time.sleep(WATCH_EVERY_S)

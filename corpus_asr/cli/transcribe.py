@@ -186,7 +186,7 @@ def _layout(
 
 def _inputs(files: Sequence[str], layout: "Layout", *, to_folder: bool, quiet: bool) -> "Inputs":
     from corpus_asr.cli.inputs import inputs_of
-    from corpus_asr.report.text import counted
+    from corpus_asr.units import counted
 
     inputs = inputs_of(files)
     first = layout.formats[0]

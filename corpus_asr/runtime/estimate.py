@@ -62,24 +62,43 @@ def estimate_audio(
         size, files = plan.size - ours.size, plan.files - ours.files
         if size <= 0 or files <= 0:
             continue
-        guesses = [_neighbor(name, seen, spread)]
-        if ours.files:
-            first_s = math.hypot(spread / math.sqrt(ours.files), _ORDER_SPREAD)
-            guesses.append((ours.audio_s / ours.size, first_s))
-        if drawn.files:
-            # What all of them have by the sample, less what is known of some.
-            ratio = drawn.audio_s / drawn.size
-            rest = max(0.0, ratio * plan.size - ours.audio_s) / size
-            guesses.append((rest, spread / math.sqrt(drawn.files) * plan.size / size))
-        ratio, ratio_spread = _combined(guesses)
+        # What is neither known nor drawn; nothing, where a sample is all there is.
+        unseen = 1 - min(1.0, drawn.files / plan.files)
+        ratio, ratio_spread = _rest(name, plan, ours, drawn, seen, spread, unseen=unseen)
         rest_s += ratio * size
         # The mean of a stratum may be off for all of it, and others with it; its recordings differ.
         together_s += ratio * size * ratio_spread
-        apart += (ratio * size * spread) ** 2 / files
+        apart += unseen * (ratio * size * spread) ** 2 / files
     if not rest_s:
         return Estimate(known_s, known_s, known_s)
     rest = _estimate(rest_s, math.sqrt(together_s**2 + apart) / rest_s)
     return Estimate(known_s + rest.value, known_s + rest.low, known_s + rest.high)
+
+
+def _rest(
+    name: str,
+    plan: FileSums,
+    ours: FileSums,
+    drawn: FileSums,
+    seen: Strata,
+    spread: float,
+    *,
+    unseen: float,
+) -> tuple[float, float]:
+    """Return the seconds per byte of what is left of a stratum, and how far they may be off."""
+    size = plan.size - ours.size
+    # What all of them have by the sample, less what is known of some.
+    by_sample = max(0.0, drawn.audio_s / max(1.0, drawn.size) * plan.size - ours.audio_s) / size
+    if not unseen:
+        return by_sample, 0.0
+    guesses = [_neighbor(name, seen, spread)]
+    if ours.files:
+        first_s = math.hypot(spread / math.sqrt(ours.files), _ORDER_SPREAD)
+        guesses.append((ours.audio_s / ours.size, first_s))
+    if drawn.files:
+        apart = spread * math.sqrt(unseen / drawn.files) * plan.size / size
+        guesses.append((by_sample, apart))
+    return _combined(guesses)
 
 
 def _file_spread(seen: Strata) -> float:
@@ -224,9 +243,11 @@ def _guess(
     )
     number = len(blocks)
     spread = math.sqrt((_PRIOR_COUNT * _SPEED_SPREAD**2 + squares) / (_PRIOR_COUNT + number - 1))
-    # What is left will differ as much from the mean as blocks before it did.
-    left = max(0.5, rest_s / now.working_s * number)
-    return _Guess(math.log(rest_s), spread * math.sqrt(1 / number + 1 / left), spread**-number)
+    # What is left will differ as much from the mean as blocks before it did; and blocks of one
+    # recording are alike.
+    before = min(number, max(1, now.files))
+    left = min(max(0.5, rest_s / now.working_s * number), files)
+    return _Guess(math.log(rest_s), spread * math.sqrt(1 / before + 1 / left), spread**-number)
 
 
 def _spread_of_rest(audio: Estimate, left_s: float) -> float:

@@ -41,17 +41,14 @@ class Survey:
 
     asked: int
     """Recordings of the sample."""
+    read: int
+    """Headers that say how long their recording is."""
     sums: dict[str, FileSums]
-    """Of those whose seconds are known, by stratum; unusable ones have none."""
+    """Of these and of unusable recordings, which have no seconds, by stratum."""
     without_duration: int
     """Headers that do not say how long the recording is."""
     failures: dict[str, int]
     """Numbers of recordings by what is wrong with them, or with their store."""
-
-    @property
-    def read(self) -> int:
-        """Recordings whose seconds are known."""
-        return sum(found.files for found in self.sums.values())
 
 
 def survey(
@@ -103,6 +100,7 @@ def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
     failures = Counter(each.failure for each in headers.values() if each.failure is not None)
     return Survey(
         asked=len(sample),
+        read=sum(each.audio_s is not None for each in headers.values()),
         sums=sums_of(known),
         without_duration=sum(
             each.failure is None and each.audio_s is None for each in headers.values()

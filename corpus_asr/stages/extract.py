@@ -48,6 +48,7 @@ PREFETCH_FILES = 16
 PREFETCH_BYTES = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
+REPORTING_EXTRACTOR = "corpus_asr.stages.extraction:reporting_extractor"
 # What a log of millions of parts is searched by; the rest is in the tables.
 _LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
@@ -81,18 +82,19 @@ class _OpenFile:
 
     def activity(self, *, ended: bool) -> Activity:
         """Return its share of the counts; a duration is the header's until it has ended."""
-        wanted_s = (self.parts_s if ended else self.decoded_s) - self.done_before_s
-        if not ended and self.expected_s is None:
-            return Activity(decoded_s=max(0.0, wanted_s))
-        left_s = wanted_s if ended else max(wanted_s, self.expected_s - self.done_before_s)
-        sums = FileSums.of(self.size_bytes, max(0.0, left_s))
-        return Activity(decoded_s=max(0.0, wanted_s), durations={self.stratum: sums})
+        decoded_s = self.parts_s if ended else self.decoded_s
+        known_s = decoded_s if ended else self.expected_s
+        wanted_s = max(0.0, decoded_s - self.done_before_s)
+        if known_s is None:
+            return Activity(decoded_s=wanted_s)
+        sums = FileSums.of(self.size_bytes, max(wanted_s, known_s - self.done_before_s))
+        return Activity(decoded_s=wanted_s, durations={self.stratum: sums})
 
 
 class ExtractStage:
     """Extract the recordings of packs, one after another."""
 
-    def __init__(self, config: RunConfig, *, extractor: str = EXTRACTOR) -> None:
+    def __init__(self, config: RunConfig, *, extractor: str = REPORTING_EXTRACTOR) -> None:
         model, settings = config.model, config.extract
         folder = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
         store = StoreOptions.of(config.source)
@@ -116,7 +118,7 @@ class ExtractStage:
             now_s = time.monotonic()
             (count, since_s), file, activity = self._doing, self._file, self._activity
         if count:
-            activity += Activity(**{count: now_s - since_s})
+            activity += _spent(count, now_s - since_s)
         if file is not None:
             activity += file.activity(ended=False)
         return replace(activity, extract_alive_s=now_s - self._began_s)
@@ -163,7 +165,6 @@ class ExtractStage:
             uri=file["uri"],
             done_parts=done,
             upcoming=self._upcoming(following),
-            with_progress=True,
         )
         # `last_part` is known with the next part or the end: a row waits for that.
         next_part, emitted = 0, False
@@ -229,7 +230,7 @@ class ExtractStage:
         with self._lock:
             count, since_s = self._doing
             self._doing = ("", 0.0)
-            self._activity += Activity(**{count: time.monotonic() - since_s})
+            self._activity += _spent(count, time.monotonic() - since_s)
 
     def _note(self, message: ExtractedPart | DecodeProgress) -> None:
         assert self._file is not None, "set before its first message"
@@ -240,6 +241,11 @@ class ExtractStage:
     def _count(self, counts: Activity) -> None:
         with self._lock:
             self._activity += counts
+
+
+def _spent(count: str, seconds: float) -> Activity:
+    counts: dict[str, Any] = {count: seconds}
+    return Activity(**counts)
 
 
 def _host_fails(parts: pa.Table, file: dict[str, Any], pending: Iterable[dict[str, Any]]) -> bool:

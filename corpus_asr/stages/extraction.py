@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -78,11 +78,14 @@ class PartExtractor:
         self._detectors = [SileroDetector()] if settings.vad_filter else []
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
-    def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
-        """Yield the recording's parts in order; done parts come without their features.
+    def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
+        """Yield the recording's parts in order; done parts come without their features."""
+        for message in self.messages(request):
+            if isinstance(message, ExtractedPart):
+                yield message
 
-        Where that is wanted, how far it is decoded comes first, and again every second.
-        """
+    def messages(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
+        """Yield the same, and first and then every second how far the recording is decoded."""
         started = _Clock.now()
         settings = request.settings or self._settings
         uri = redact_uri(request.name or request.uri)  # from here on it is only said
@@ -96,8 +99,7 @@ class PartExtractor:
         ):
             for piece in self._cut(decoder, settings, uri=uri):
                 if isinstance(piece, DecodeProgress):
-                    if request.with_progress:
-                        yield piece
+                    yield piece
                     continue
                 channel, audio = piece
                 part += 1
@@ -228,6 +230,13 @@ class PartExtractor:
             PartCutter(part_s=part_s, detector=detector, criteria=criteria)
             for detector in detectors
         ]
+
+
+def reporting_extractor(
+    **options: Any,
+) -> Callable[[ExtractRequest], Iterator[ExtractedPart | DecodeProgress]]:
+    """Return an extractor that also yields how far it is, made of `PartExtractor`'s options."""
+    return PartExtractor(**options).messages
 
 
 def _progress(decoder: AudioDecoder, num_samples: int) -> DecodeProgress:

@@ -13,7 +13,9 @@ from corpus_asr.array_types import Float16
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.logs import event
+from corpus_asr.schemas import PARTS
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,6 +100,37 @@ def half_views(column: pa.ChunkedArray) -> list[Float16[np.ndarray, " value"] | 
     return views
 
 
+def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
+    """Cut one PARTS row with speech into rows of whole pieces, or one of all of it if it is short.
+
+    Pieces in which nobody speaks are left out.
+    """
+    row = part.drop_columns(["features", "language_features"]).to_pylist()[0]
+    if row["status"] != OK:
+        return []
+    features = half_views(part["features"])[0]
+    assert features is not None, "a part with status ok has features"
+    frames = features.reshape(-1, row["num_mel_bins"])  # (frame, mel)
+    num_samples = min(row["num_samples"], round(piece_s * SAMPLE_RATE_HZ))
+    pieces = []
+    for first in range(0, row["num_samples"] - num_samples + 1, num_samples):
+        start_s = row["part_start_s"] + first / SAMPLE_RATE_HZ
+        end_s = start_s + num_samples / SAMPLE_RATE_HZ
+        spans = row["speech_spans"] and [
+            {"start_s": max(span["start_s"], start_s), "end_s": min(span["end_s"], end_s)}
+            for span in row["speech_spans"]
+            if span["start_s"] < end_s and span["end_s"] > start_s
+        ]
+        if spans == []:
+            continue
+        at = first // HOP_SAMPLES
+        cut = frames[at : at + num_samples // HOP_SAMPLES + TAIL_FRAMES]
+        piece = {"part_start_s": start_s, "part_end_s": end_s, "num_samples": num_samples,
+                 "speech_spans": spans, "features": cut.reshape(-1)}  # fmt: skip
+        pieces.append(one_row(PARTS, row | piece))
+    return pieces
+
+
 GIGABYTE = 1_000_000_000
 
 
@@ -113,8 +146,6 @@ class ExtractRequest:
     """Addresses of the next requests, as many as may be opened ahead."""
     settings: ExtractSettings | None = field(default=None, repr=False)
     """For this recording alone; None: those of the extractor. Limits on files are its own."""
-    with_progress: bool = False
-    """Whether `DecodeProgress` is wanted between the parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,6 +156,11 @@ class TranscribeStage:
         """Return once the engine is there, so that no part is blamed for what loading does."""
         self._engine.result()
 
+    @property
+    def device_name(self) -> str:
+        """What the engine runs on, once it is loaded."""
+        return self._engine.result().device_name
+
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per row of `parts`, in the same order.
 

@@ -108,7 +108,7 @@ class Engine:
         kind = model.device.type
         encode_batch = encode_batch_on(kind)
         wanted = slots
-        num_beams = decoding.num_beams
+        num_beams = decoding.beam_size
         if wanted == "auto":
             wanted = auto_slots(
                 model,

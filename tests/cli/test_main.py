@@ -1,6 +1,8 @@
 """Commands say one readable thing, exit with the documented code, and start fast."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -158,6 +160,10 @@ def test_plan_prints_settings_that_could_be_saved_and_run(job: list[str], tmp_pa
     again = load_config(tmp_path / "again.yaml")
     assert again == load_config(DEMO, [*job[1::2], "decoding.language=no"])
     assert "  task: transcribe  # default" in result.stdout.splitlines()
+    # What matters comes first.
+    assert [line[2:8].strip() for line in result.stdout.splitlines()[:6]] == [
+        "listed", "exclud", "done", "to do", "audio", "takes",
+    ]  # fmt: skip
     assert "  language: no" in result.stdout.splitlines()
 
 
@@ -167,7 +173,38 @@ def test_plan_counts_what_is_to_do_and_leaves_nothing_behind(
     result = call("plan", DEMO, *job)
     assert "# listed     2 files, 3.0 kB" in result.stdout
     assert "# to do      2 files, 3.0 kB, in 1 pack" in result.stdout
+    assert "# audio      unknown: no header of 2 recordings says how long it is; 2 not_audio" in (
+        result.stdout
+    )
+    assert "# takes      unknown: no speed was measured with this model; --check" in result.stdout
     assert not [path for path in (tmp_path / "output").rglob("*") if path.is_file()]
+
+
+def test_plan_estimates_hours_duration_and_cost(job: list[str], tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "tests" / "data" / "spoken" / "readers.opus", tmp_path / "source")
+    options = [*job, "--speed", "l4=180", "--speed", "10", "--price", "l4=0.8"]
+    result = call("plan", DEMO, *options)
+    assert result.exit_code == 0, result.stderr
+    [audio] = [line for line in result.stdout.splitlines() if line.startswith("# audio")]
+    assert re.fullmatch(r"# audio      [\d.]+ min, by 1 header of 3 recordings; 2 not_audio", audio)
+    first, second = re.findall(r"^#.*? at RTFx .*$", result.stdout, re.MULTILINE)
+    assert re.fullmatch(
+        r"# takes      0:00:\d\d \(.*\) at RTFx 180\.0, costs 0\.0.* at 0\.8 an hour: l4", first
+    )
+    assert second.endswith(" at RTFx 10.0: as given")
+    data = json.loads(call("plan", DEMO, *options, "--json").stdout)
+    assert data["plan"]["num_remaining"] == data["headers"]["asked"] == 3
+    assert data["headers"]["failures"] == {"not_audio": 2}
+    assert data["audio_s"]["value"] == data["audio_s"]["high"] > 60
+    [l4, given] = data["outlooks"]
+    assert l4["machine"] == {"name": "l4", "rtfx": 180.0, "price_per_hour": 0.8}
+    assert l4["cost"]["value"] == pytest.approx(0.8 * l4["duration_s"]["value"] / 3600, abs=1e-5)
+    assert given["duration_s"]["value"] == pytest.approx(data["audio_s"]["value"] / 10, rel=1e-3)
+    assert given["cost"] is None
+    assert data["settings"]["pipeline"] == "transcribe_corpus"
+    refused = call("plan", DEMO, *job, "--price", "h100=3")
+    assert refused.exit_code == 2
+    assert "--speed h100=RTFX" in refused.stderr
 
 
 def test_report_prints_and_keeps_what_it_found(job: list[str], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Estimates against the truth: corpora and runs drawn at random, and the edges of both."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,7 +178,7 @@ def test_a_range_is_the_wider_the_less_is_known_and_the_more_recordings_differ()
     assert width(mine, {MP3: alike}) < width(mine, {"mp3:14": alike}) < width(mine, {WAV: alike})
 
 
-def rest_of(marks: list[tuple[float, float, int]], *, audio_s: float, files: int) -> Estimate:
+def rest_of(marks: Sequence[tuple[float, float, int]], *, audio_s: float, files: int) -> Estimate:
     estimator = RunEstimator()
     for working_s, done_s, done in marks:
         now = Mark(working_s=working_s, audio_s=done_s, files=done)
@@ -224,13 +224,16 @@ def test_a_long_run_keeps_few_marks():
 
 
 def test_a_sample_is_the_same_in_any_order_and_has_some_of_everything():
-    files = [(f"{at * 7919 % 10_000:016x}", f"f{at}.mp3", 1_000_000 + at) for at in range(5000)]
+    files: list[tuple[str, str, int | None]] = [
+        (f"{at * 7919 % 10_000:016x}", f"f{at}.mp3", 1_000_000 + at) for at in range(5000)
+    ]
     files += [("0" * 15 + str(at), f"s{at}.wav", None) for at in range(3)]
     files += [("f" * 16, "huge.flac", 10**10)]
     first, second = FileSample(), FileSample()
-    first.add(*zip(*files, strict=True))
-    for file in reversed(files):
-        second.add(*([value] for value in file))
+    ids, uris, sizes = zip(*files, strict=True)
+    first.add(ids, uris, sizes)
+    for name, uri, size_bytes in reversed(files):
+        second.add([name], [uri], [size_bytes])
     assert first.draw() == second.draw()
     kinds = [drawn.uri.rpartition(".")[2] for drawn in first.draw()]
     assert len(kinds) <= 64

@@ -165,8 +165,8 @@ def test_how_far_it_is_comes_first_and_every_second(
 ):
     monkeypatch.setattr(extraction, "PROGRESS_EVERY_S", 0.0)
     uri = write_noise(tmp_path / "stereo.wav", 45, num_channels=2)
-    request = ExtractRequest(uri=uri, with_progress=True)
-    messages = list(extractor(model, channels="each", speech_detection="none")(request))
+    own = extractor(model, channels="each", speech_detection="none")
+    messages = list(own.messages(ExtractRequest(uri=uri)))
     progress = [each for each in messages if isinstance(each, DecodeProgress)]
     assert isinstance(messages[0], DecodeProgress)
     assert messages[0].decoded_s == 0.0
@@ -175,7 +175,7 @@ def test_how_far_it_is_comes_first_and_every_second(
     assert decoded == sorted(decoded)
     assert decoded[-1] == 90.0
     assert len(messages) - len(progress) == 4
-    assert all(isinstance(each, ExtractedPart) for each in extract(model, uri))
+    assert len(extract(model, uri, channels="each", speech_detection="none")) == 4
 
 
 def test_many_channels_make_parts_shorter(

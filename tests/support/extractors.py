@@ -52,7 +52,7 @@ def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
 
 def _extract(request: ExtractRequest) -> Iterator[Message]:
     said = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", request.uri)}
-    if "header" in said and request.with_progress:
+    if "header" in said:
         yield DecodeProgress(decoded_s=0.0, expected_s=float(said["header"]))
     for part in range(said.get("parts", 1)):
         if part == said.get("fail"):

@@ -76,13 +76,13 @@ def test_processes_that_share_a_gpu_take_their_part_whoever_comes_first(folder: 
 CLIP = Path(__file__).resolve().parents[1] / "data" / "clips" / "english.wav"
 SETTINGS: dict[str, dict[str, Any]] = {
     "words": {"word_timestamps": True},
-    "beams and a penalty": {"num_beams": 2, "temperature": 0.0, "repetition_penalty": 1.1},
+    "beams and a penalty": {"beam_size": 2, "temperature": 0.0, "repetition_penalty": 1.1},
 }
 
 
 @pytest.fixture(scope="module")
 def on_cpu() -> dict[str, tuple[Segment, ...]]:
-    with Transcriber(device="cpu", dtype="float32", slots=2) as transcriber:
+    with Transcriber(device="cpu", compute_type="float32", slots=2) as transcriber:
         return {
             name: transcriber.transcribe(str(CLIP), **decoding).segments
             for name, decoding in SETTINGS.items()
@@ -95,7 +95,7 @@ def test_a_recording_has_the_cpu_s_words_at_the_cpu_s_times(
     monkeypatch.setattr(CudaRecorder, "warm_ups", 2)
     with (
         pretended_gpu() as gpu,
-        Transcriber(device="cuda", dtype="float32", slots=2) as transcriber,
+        Transcriber(device="cuda", compute_type="float32", slots=2) as transcriber,
     ):
         for name, decoding in SETTINGS.items():
             found = transcriber.transcribe(str(CLIP), **decoding).segments

@@ -68,10 +68,14 @@ class FileSample:
         weights = self._weights()
         total = sum(weights.values())
         found: list[SampledFile] = []
+        others: list[SampledFile] = []
         for name in sorted(weights, key=lambda name: (-weights[name], name)):
-            wanted = max(1, round(number * weights[name] / total))
-            found += sorted(self._drawn[name])[: min(wanted, number - len(found))]
-        return found
+            drawn = sorted(self._drawn[name])
+            wanted = min(max(1, round(number * weights[name] / total)), number - len(found))
+            found += drawn[:wanted]
+            others += drawn[wanted:]
+        # Where some strata have fewer than their share.
+        return found + others[: number - len(found)]
 
     def _weights(self) -> dict[str, float]:
         known = sum(files for name, files in self._files.items() if not name.endswith("?"))

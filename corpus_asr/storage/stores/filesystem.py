@@ -111,7 +111,7 @@ def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple[Abstrac
 
 
 def open_binary(
-    uri: str, options: StoreOptions = DEFAULT_STORE, *, block_bytes: int = BLOCK_BYTES
+    uri: str, options: StoreOptions = DEFAULT_STORE, *, block_bytes: int | None = None
 ) -> io.BufferedReader:
     """Open an object for reading by ranges; opening and later reads raise a `FetchError`."""
     try:
@@ -121,7 +121,7 @@ def open_binary(
         raise FetchError(str(error), uri=uri, kind=UNSUPPORTED_SCHEME, retryable=False) from error
 
 
-def _open(uri: str, options: StoreOptions, *, block_bytes: int = BLOCK_BYTES) -> io.BufferedReader:
+def _open(uri: str, options: StoreOptions, *, block_bytes: int | None = None) -> io.BufferedReader:
     uri = normalize(uri)
     raw = RangeFile(store_for(uri, options), uri, policy=options.policy, block_bytes=block_bytes)
     return io.BufferedReader(raw, READ_BUFFER_BYTES)
@@ -252,11 +252,11 @@ class RangeFile(io.RawIOBase):
     """
 
     def __init__(
-        self, store: Store, uri: str, *, policy: RetryPolicy, block_bytes: int = BLOCK_BYTES
+        self, store: Store, uri: str, *, policy: RetryPolicy, block_bytes: int | None = None
     ) -> None:
         super().__init__()
         self._store, self._uri, self._policy = store, uri, policy
-        self._block_bytes = block_bytes
+        self._block_bytes = block_bytes or BLOCK_BYTES
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead: tuple[int, Future[bytes]] | None = None

@@ -43,7 +43,11 @@ def _require_regular(status: os.stat_result) -> None:
         raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
         # Opening a pipe would wait for a writer that may never come.
-        raise StoreError(FETCH, "found a pipe, socket or device, expected a regular file")
+        raise StoreError(
+            FETCH,
+            "found a pipe, socket or device, which can be read only once, expected a regular file",
+            advice="save what comes from it to a file, and name that",
+        )
 
 
 class LocalStore(Store):

@@ -2,7 +2,6 @@
 
 import csv
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,11 @@ from corpus_asr.report.html.page import write_page, write_page_at_the_end
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, write_snapshot
 from corpus_asr.storage.stores.uri import recording_id
 from tests.report.html.test_page import ATTACKS, hostile_output, moment
-from tests.support.pages import Chromium, Page, chromium_path, parsed
+from tests.support.pages import Chromium, Page, parsed
 from tests.support.runs import ManualRun, of_file, passage, run_of, spoken, write_tones
 from tests.support.tables import commit, results, snapshot
 
-pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
-
 FAILURES = "[...document.querySelectorAll('#failures-table tbody tr')].filter(row => !row.hidden)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with Chromium.start() as started:
-        yield started
 
 
 def opened(browser: Chromium, path: Path) -> Page:
