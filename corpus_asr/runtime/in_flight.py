@@ -154,7 +154,17 @@ class CallInFlight:
         return self._last is None or self._last.extracted
 
     def begin(self, audio: GivenAudio) -> RecordingInFlight:
-        """Extract a recording and submit its parts, in the background."""
+        """Extract a recording and submit its parts, in the background.
+
+        Raises:
+            RuntimeError: another call is extracting with the same child.
+        """
+        if self._child.busy:
+            raise RuntimeError(
+                f"transcribing {audio.name}: this Transcriber is still decoding the recording of "
+                "another call; take all of that call's results or close its iterator first, or "
+                "make a second Transcriber"
+            )
         recording = self._last = RecordingInFlight(audio=audio)
         # Daemon, so that a call that is never finished does not keep the process alive.
         self._thread = threading.Thread(
