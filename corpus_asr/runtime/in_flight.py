@@ -154,7 +154,17 @@ class CallInFlight:
         return self._last is None or self._last.extracted
 
     def begin(self, audio: GivenAudio) -> RecordingInFlight:
-        """Extract a recording and submit its parts, in the background."""
+        """Extract a recording and submit its parts, in the background.
+
+        Raises:
+            RuntimeError: another call is extracting with the same child.
+        """
+        if self._child.busy:
+            raise RuntimeError(
+                f"transcribing {audio.name}: this Transcriber is still decoding the recording of "
+                "another call; take all of that call's results or close its iterator first, or "
+                "make a second Transcriber"
+            )
         recording = self._last = RecordingInFlight(audio=audio)
         # Daemon, so that a call that is never finished does not keep the process alive.
         self._thread = threading.Thread(
@@ -218,7 +228,7 @@ class CallInFlight:
         added = PartInFlight(
             duration_s=part.num_samples / SAMPLE_RATE_HZ,
             channel=part.channel,
-            speech_s=None if spans is None else sum(end - start for start, end in spans),
+            speech_s=None if spans is None else sum((end - start for start, end in spans), 0.0),
             transcript=None,
         )
         if part.features is not None:

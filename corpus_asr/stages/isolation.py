@@ -146,6 +146,11 @@ class IsolatedGenerator:
             if not finished:
                 self.close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether an item's generator is neither finished nor closed."""
+        return self._busy
+
     def interrupt(self) -> None:
         """End the child while another thread is in `run`, which then raises `DecodeError`."""
         child = self._child
