@@ -383,7 +383,7 @@ def _bar_line(meter: Meter, console: "Console") -> "RenderableType":
     line.add_column(ratio=1)
     line.add_column(no_wrap=True)
     total_s = meter.total_s
-    # Without a total it moves to and fro.
+    # Without a total it pulses.
     bar = ProgressBar(total=total_s, completed=meter.done_s, pulse=total_s is None)
     line.add_row(Text(meter.subject, style="bold"), bar, Text(meter.figures, style="dim"))
     return line

@@ -16,7 +16,7 @@ from tests.support.corpora import tiny_model
 from tests.support.loaded import lend
 
 REPOSITORY = Path(__file__).parents[2]
-AWKWARD = REPOSITORY / "tests" / "data" / "speech" / "awkward"
+SPEECH = REPOSITORY / "tests" / "data" / "speech"
 GUIDE = (REPOSITORY / "docs" / "switching.md").read_text()
 ROW = re.compile(r"^\| `(.+?)` \| `(.+?)` \| (?:(.*) )?\|$", re.MULTILINE)
 ROWS = [tuple(cell.replace("\\|", "|").strip() for cell in row) for row in ROW.findall(GUIDE)]
@@ -40,8 +40,8 @@ def here(loaded: Transcriber, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     """A folder with the recordings that the guide names."""
     lend(loaded, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    shutil.copy(AWKWARD / "fmt_mp3_vbr_tags.mp3", "talk.mp3")
-    shutil.copy(AWKWARD / "video_h264_aac.mp4", "film.mp4")
+    shutil.copy(SPEECH / "english_short" / "cv6_common_voice_en_46854.mp3", "talk.mp3")
+    shutil.copy(SPEECH / "awkward" / "video_h264_aac.mp4", "film.mp4")
     stereo = tone(2.0).repeat(2, axis=0)
     Path("call.wav").write_bytes(wav_bytes(stereo, rate_hz=16_000))
 

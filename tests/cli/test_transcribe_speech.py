@@ -48,13 +48,12 @@ def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(cli.app, ["transcribe", *map(str, arguments)], input=stdin)
 
 
-def test_an_mp3_is_printed_as_it_comes_and_stdout_has_the_text_alone() -> None:
-    result = call(DATA / "clips" / "longer.mp3")
+def test_an_mp3_is_printed_and_stdout_has_the_text_alone() -> None:
+    result = call(AWKWARD / "fmt_mp3_vbr_tags.mp3")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert len(lines) > 4
     assert all(re.match(r"\[00:\d\d\.\d{3} --> 00:\d\d\.\d{3}\] \S", line) for line in lines)
-    assert "had long existed for the recovery of debts" in result.stdout
+    assert QUILTER.search(result.stdout)
     assert result.stderr.startswith("model: whisper-tiny.en, the English model")
     assert result.stderr.count("\n") == 1
 
@@ -165,19 +164,18 @@ def test_without_speech_detection_and_for_one_clip() -> None:
 
 
 def test_on_a_terminal_text_comes_above_a_bar() -> None:
+    longer = DATA / "clips" / "longer.mp3"  # two windows
     with on_terminal() as opened:
         with pytest.raises(SystemExit) as end:
-            cli.app(
-                ["transcribe", str(DATA / "clips" / "longer.mp3"), "--model", "whisper-tiny.en"]
-            )
-        lines = opened.seen(lambda lines: bool(lines) and "RTFx" in lines[-1])
+            cli.app(["transcribe", str(longer), "--model", "whisper-tiny.en"])
+        lines = opened.seen(lambda lines: bool(lines) and lines[-1].startswith("1 file: "))
     assert end.value.code == 0
     assert lines[0].endswith("longer.mp3  en")
     assert sum(line.startswith("[00:") for line in lines) > 4
     assert re.fullmatch(r"1 file: 44\.\d s of audio in [\d.]+ (s|min) \(RTFx [\d.]+\)", lines[-1])
-    bar = opened.output
-    assert "0:44, RTFx" in bar, "the length of the header"
-    assert re.search(r"\d\d%, 0:\d\d of 0:44, RTFx \d", bar), "seconds transcribed"
+    # A bar with the length of the header and the seconds transcribed, between two windows.
+    (first, *_) = re.findall(r"(\d\d)%, 0:\d\d of 0:44, RTFx \d", opened.output)
+    assert 0 < int(first) < 100
 
 
 def test_an_interrupt_ends_at_once_and_leaves_what_is_finished(tmp_path: Path) -> None:
