@@ -87,12 +87,15 @@ class FileSums:
     audio_s: float = 0.0
     squares: float = 0.0
     """Of the recordings' seconds, each square divided by its `size`."""
+    empty: int = 0
+    """Of the files, those without any audio: failed ones."""
 
     @classmethod
     def of(cls, size_bytes: int | None, audio_s: float = 0.0) -> Self:
         """Return the sums over one recording."""
         size = 1.0 if size_bytes is None else max(1.0, size_bytes)
-        return cls(files=1, size=size, audio_s=audio_s, squares=audio_s * audio_s / size)
+        squares = audio_s * audio_s / size
+        return cls(files=1, size=size, audio_s=audio_s, squares=squares, empty=int(audio_s <= 0))
 
     def __add__(self, other: "FileSums") -> "FileSums":
         return FileSums(
@@ -100,6 +103,7 @@ class FileSums:
             size=self.size + other.size,
             audio_s=self.audio_s + other.audio_s,
             squares=self.squares + other.squares,
+            empty=self.empty + other.empty,
         )
 
 

@@ -36,8 +36,10 @@ _LEAST_SPREAD = 0.04
 _FILE_COSTS_S = (0.0, 2.0, 5.0, 10.0, 20.0)
 _BLOCKS = 8
 _MOST_MARKS = 64
-# Of the first moments nothing follows.
+# Of the first moments nothing follows: so long, and until as much is done as is in progress, of
+# which nobody knows how far it is; of a small corpus, until so much of it is done.
 _MIN_WORKING_S = 2.0
+_GROUND_SHARE = 0.15
 
 
 def estimate_audio(
@@ -175,17 +177,20 @@ class RunEstimator:
             self._marks = self._marks[1::2]
             self._every_s = now.working_s / len(self._marks)
 
-    def rest_s(self, audio: Estimate | None, now: Mark, *, files: int) -> Estimate | None:
+    def rest_s(
+        self, audio: Estimate | None, now: Mark, *, files: float, in_progress_s: float = 0.0
+    ) -> Estimate | None:
         """Estimate the time that is left; None as long as there is no ground for it.
 
         Args:
             audio: seconds of the whole run.
             now: this moment.
-            files: recordings that are left.
+            files: recordings that are left and have audio.
+            in_progress_s: of the audio that the engines work on at once, what may be done already.
         """
-        if not files:
-            return Estimate(0.0, 0.0, 0.0)
         if audio is None or now.working_s < _MIN_WORKING_S or now.audio_s <= 0:
+            return None
+        if now.audio_s < min(in_progress_s, _GROUND_SHARE * audio.value):
             return None
         left_s = max(0.0, audio.value - now.audio_s)
         blocks = self._blocks(now)
@@ -198,7 +203,11 @@ class RunEstimator:
             guess.weight * ((guess.log_s - log_s) ** 2 + guess.spread**2) for guess in guesses
         )
         spread = math.hypot(
-            math.sqrt(variance / weight), _spread_of_rest(audio, left_s), _LEAST_SPREAD
+            math.sqrt(variance / weight),
+            _spread_of_rest(audio, left_s),
+            # Evenly distributed between nothing and all of it.
+            in_progress_s / now.audio_s / math.sqrt(12),
+            _LEAST_SPREAD,
         )
         return _estimate(math.exp(log_s), spread)
 
@@ -233,7 +242,7 @@ class _Guess:
 
 
 def _guess(
-    cost_s: float, blocks: Sequence[Mark], now: Mark, *, left_s: float, files: int
+    cost_s: float, blocks: Sequence[Mark], now: Mark, *, left_s: float, files: float
 ) -> _Guess:
     speed = (now.audio_s + cost_s * now.files) / now.working_s
     rest_s = max((left_s + cost_s * files) / speed, 1e-3)
@@ -246,7 +255,7 @@ def _guess(
     # What is left will differ as much from the mean as blocks before it did; and blocks of one
     # recording are alike.
     before = min(number, max(1, now.files))
-    left = min(max(0.5, rest_s / now.working_s * number), files)
+    left = min(max(0.5, rest_s / now.working_s * number), max(1.0, files))
     return _Guess(math.log(rest_s), spread * math.sqrt(1 / before + 1 / left), spread**-number)
 
 

@@ -18,7 +18,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from corpus_asr.activity import Activity, Estimate, Strata, rtfx
+from corpus_asr.activity import Activity, Estimate, FileSums, Strata, rtfx
 from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
@@ -36,7 +36,7 @@ from corpus_asr.storage.run_state.run_files import (
     write_snapshot,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.units import counted
+from corpus_asr.units import WINDOW_S, counted
 
 
 class Stream(Protocol):
@@ -162,8 +162,9 @@ class Progress:
             files=tally.files - tally.failed,
         )
         self._estimator.note(now)
-        rest = self._estimator.rest_s(audio, now, files=self.files_left)
-        all_open = sum(found.files for found in activity.durations.values()) >= self._total_files
+        known = sum(activity.durations.values(), FileSums())
+        rest = self._rest(audio, now, known, slots=activity.slots)
+        all_open = known.files >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
         return Standing(
             elapsed_s=elapsed_s,
@@ -180,6 +181,17 @@ class Progress:
             extract=extract,
             transcribe=transcribe,
         )
+
+    def _rest(
+        self, audio: Estimate | None, now: Mark, known: FileSums, *, slots: int
+    ) -> Estimate | None:
+        if not self.files_left:
+            return Estimate(0.0, 0.0, 0.0)
+        # Failed recordings take no time: as many of the others are expected as of those known.
+        share = 1 - known.empty / known.files if known.files else 1.0
+        files = min(self.files_left, max(0.0, share * self._total_files - now.files))
+        in_progress_s = slots * self._workers * WINDOW_S / 2
+        return self._estimator.rest_s(audio, now, files=files, in_progress_s=in_progress_s)
 
     @contextmanager
     def shown(self) -> Iterator[Self]:

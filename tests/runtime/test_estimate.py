@@ -94,7 +94,8 @@ def run(
             if last < len(files) and (header_s := files[last].header_s) is not None:
                 known = added(known, {names[last]: FileSums.of(files[last].size_bytes, header_s)})
             audio = estimate_audio(sample.strata, known, headers if sampled else None)
-            rest = estimator.rest_s(audio, now, files=len(files) - done)
+            left = sum(file.audio_s > 0 for file in files[done:])
+            rest = estimator.rest_s(audio, now, files=left)
             yield audio, float(opened_by_s[-1]), rest, times[-1] - now_s, times[-1]
 
 
@@ -152,6 +153,7 @@ def test_two_broken_files_are_no_ground_for_an_estimate_and_do_not_spoil_the_nex
 def test_what_is_known_of_all_is_exact_and_failures_have_what_they_had():
     planned = {MP3: FileSums(files=3, size=3e6)}
     known = {MP3: files_of((1_000_000, 60.0), (1_000_000, 7.0), (1_000_000, 0.0))}
+    assert known[MP3].empty == 1
     assert estimate_audio(planned, known) == Estimate(67.0, 67.0, 67.0)
     # Twice as many bytes as planned, after a worker died: nothing is subtracted.
     assert estimate_audio(planned, added(known, known)) == Estimate(134.0, 134.0, 134.0)
@@ -195,9 +197,24 @@ def test_a_steady_run_is_predicted_closely_and_an_unsteady_one_with_care():
     jumps = [(t, 10.0 * t + 400 * (t // 25 % 2), 0) for t in range(1, 101)]
     unsteady = rest_of(jumps, audio_s=2000.0, files=1)
     assert unsteady.high / unsteady.low > 2
-    assert RunEstimator().rest_s(None, Mark(working_s=1.0, audio_s=1.0, files=0), files=0) == (
-        Estimate(0.0, 0.0, 0.0)
-    )
+
+
+def test_little_done_and_much_in_progress_are_no_ground():
+    """Eight windows of half a minute may be nearly done, and only a second of a clip is known."""
+    hour = Estimate(3600.0, 3600.0, 3600.0)
+    ranges = []
+    for audio_s in (1.0, 119.0, 121.0, 1200.0):
+        now = Mark(working_s=20.0, audio_s=audio_s, files=1)
+        found = RunEstimator().rest_s(hour, now, files=50, in_progress_s=120.0)
+        ranges.append(None if found is None else found.high / found.low)
+    assert ranges[:2] == [None, None]
+    assert ranges[2] > ranges[3] > 1
+    # Of a minute in all, nine seconds say something.
+    minute = Estimate(60.0, 60.0, 60.0)
+    for audio_s, known in ((8.0, False), (10.0, True)):
+        now = Mark(working_s=20.0, audio_s=audio_s, files=1)
+        found = RunEstimator().rest_s(minute, now, files=5, in_progress_s=120.0)
+        assert (found is not None) == known
 
 
 def test_that_short_recordings_take_longer_is_found_out():
