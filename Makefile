@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-soak bench gpu-check site lint format clean
+.PHONY: help setup demo test test-lowest test-soak bench gpu-check site lint format clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make .venv and install the package with its development tools
 
@@ -29,6 +29,11 @@ demo: $(INSTALLED) ## Transcribe tests/data/spoken, show the text and its errors
 test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
 	@# As they stand: by number of tests, the longest files, which have few, would come last.
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-lowest: ## Run the tests with the lowest versions of constraints-lowest.txt, in .venv-lowest
+	@$(PYTHON) -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
+	@.venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/repo
 
 test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 	@$(BIN)/python -m pytest -m slow --timeout=7200
@@ -55,4 +60,4 @@ format: $(INSTALLED) ## Format the code and mend what can be mended
 	@$(BIN)/ruff check --fix .
 
 clean: ## Remove .venv, caches and the demo's output
-	@rm -rf $(VENV) build dist output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .venv-lowest build dist output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -5,6 +5,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PROJECT = SETTINGS["project"]
@@ -33,6 +36,24 @@ def test_an_index_page_has_no_link_into_the_repository() -> None:
     ):  # fmt: skip
         assert words in shown
     assert len(shown.splitlines()) == len(readme.splitlines()) - 4  # the pictures
+
+
+def test_the_lower_bounds_are_the_versions_that_were_tried() -> None:
+    text = (REPOSITORY / "constraints-lowest.txt").read_text()
+    lowest = {
+        name.lower(): version for name, version in re.findall(r"^([\w-]+)==(\S+)$", text, re.M)
+    }
+    extras = PROJECT["optional-dependencies"]
+    for line in (*PROJECT["dependencies"], *extras["test"]):
+        need = Requirement(line)
+        pin = lowest.get(need.name.lower())
+        if line in extras["test"] and pin is None:
+            continue  # of the tests alone, and without a lower one to try
+        assert pin is not None, f"{line}: not in constraints-lowest.txt"
+        assert need.specifier.contains(pin), line
+        floors = [Version(each.version) for each in need.specifier if each.operator == ">="]
+        # Older wheels of PyTorch were not at hand where the versions were tried.
+        assert floors == [Version(pin)] or need.name == "torch", line
 
 
 def test_the_metadata_says_what_it_is_and_who_made_it() -> None:
