@@ -208,6 +208,8 @@ def test_little_done_and_much_in_progress_are_no_ground():
         found = RunEstimator().rest_s(hour, now, files=50, in_progress_s=120.0)
         ranges.append(None if found is None else found.high / found.low)
     assert ranges[:2] == [None, None]
+    assert ranges[2] is not None
+    assert ranges[3] is not None
     assert ranges[2] > ranges[3] > 1
     # Of a minute in all, nine seconds say something.
     minute = Estimate(60.0, 60.0, 60.0)
