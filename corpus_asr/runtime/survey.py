@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -66,29 +66,37 @@ def survey(
         init_kwargs={"settings": config.extract, "store": StoreOptions.of(config.source)},
         timeout_s=SILENCE_S,
     )
-    with closing(child):
-        for number in range(_CRASHES + 1):
-            left = [index for index in range(len(sample)) if index not in headers]
-            # After a crash one at a time, so that the next one names its recording.
-            for asked in [left] if number == 0 else [[index] for index in left]:
-                answers = child.run([sample[index].uri for index in asked]) if asked else iter(())
-                try:
-                    for header in answers:
-                        headers[asked[header.index]] = header
-                        if stopped() or time.monotonic() > ends_s:
-                            return _found(sample, headers)
-                except DecodeError as death:
-                    if death.kind == "decoder_timeout":  # the store's silence, more likely
-                        return _found(sample, headers)
-                    if len(asked) == 1:
-                        headers[asked[0]] = Header(index=0, failure=death.kind)
+    uris = [file.uri for file in sample]
+    with closing(child), closing(_read(child, uris)) as answers:
+        try:
+            for index, header in answers:
+                headers[index] = header
+                if stopped() or time.monotonic() > ends_s:
                     break
-                except CorpusAsrError as error:
-                    event(_LOG, logging.WARNING, "headers_not_read", error=str(error))
-                    return _found(sample, headers)
-            else:
-                break
+        except CorpusAsrError as error:  # no child could be started
+            event(_LOG, logging.WARNING, "headers_not_read", error=str(error))
     return _found(sample, headers)
+
+
+def _read(
+    child: IsolatedGenerator, uris: Sequence[str]
+) -> Generator[tuple[int, Header], None, None]:
+    """Yield headers with their places: all at once, but one at a time after a crash."""
+    left, crashes = list(range(len(uris))), 0
+    while left and crashes <= _CRASHES:
+        # The next crash then names its recording.
+        asked = left[:1] if crashes else list(left)
+        try:
+            for header in child.run([uris[index] for index in asked]):
+                left.remove(asked[header.index])
+                yield asked[header.index], header
+        except DecodeError as death:
+            if death.kind == "decoder_timeout":  # the store's silence, more likely
+                return
+            crashes += 1
+            if len(asked) == 1:
+                left.remove(asked[0])
+                yield asked[0], Header(index=0, failure=death.kind)
 
 
 def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
