@@ -91,6 +91,10 @@ _KINDS = (
     ),
     FailureKind("item", "Could not be processed", _NO_RETRY),
     FailureKind(
+        "long_header", "No length in what was read of their headers",
+        "their length is known once they are decoded: nothing needs to be done",
+    ),
+    FailureKind(
         "no_audio_stream", "No sound track in them",
         "these contain no audio: exclude them (source.exclude)",
     ),

@@ -20,6 +20,7 @@ from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, 
 
 STDIN = "-"
 _STDIN_NAME = "stdin"
+_OF_THIS_PROCESS = ("/dev/stdin", "/dev/fd/", "/proc/self/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +128,8 @@ def _local_file(word: str, path: str) -> Input:
     mode = os.stat(path).st_mode
     if stat.S_ISCHR(mode) and _is_terminal(path):
         raise _no_audio(word)
-    # A shell's <(command), /dev/stdin, or a named pipe.
-    piped = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+    # A shell's <(command) or a named pipe; and what is another file in the process that decodes.
+    piped = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or path.startswith(_OF_THIS_PROCESS)
     return Input(name=word, uri=path, base=parent(path) + "/", piped=piped)
 
 

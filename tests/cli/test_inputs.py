@@ -111,6 +111,9 @@ def test_standard_input_and_pipes_are_read_as_streams(
         assert (pipe.name, pipe.read(), pipe.read()) == (each.name, sound, b"")
     assert inputs.found[2].audio == "a.mp3"
     os.close(reader)
+    with open("a.mp3", "rb") as regular:  # another file in the process that decodes
+        (found,) = inputs_of([f"/dev/fd/{regular.fileno()}"]).found
+    assert found.piped
 
 
 def test_a_terminal_is_no_audio(monkeypatch: pytest.MonkeyPatch) -> None:
