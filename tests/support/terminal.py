@@ -5,11 +5,14 @@ import fcntl
 import os
 import re
 import struct
+import subprocess
+import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from unittest import mock
 
 _TOKEN = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|(\r|\n)|([^\x1b\r\n])")
@@ -23,6 +26,8 @@ class Screen:
     lines: list[str] = field(default_factory=lambda: [""])
     row: int = 0
     column: int = 0
+    moves_up: int = 0
+    colors: int = 0
 
     def feed(self, text: str) -> None:
         for match in _TOKEN.finditer(text):
@@ -43,7 +48,10 @@ class Screen:
                 self.lines[self.row] = self.lines[self.row][:keep]
             elif command == "A":
                 self.row = max(0, self.row - int(arguments or 1))
-            elif command not in ("m", "h", "l"):
+                self.moves_up += 1
+            elif command == "m":
+                self.colors += 1
+            elif command not in ("h", "l"):
                 raise AssertionError(f"a sequence that is not understood: {match[0]!r}")
 
     def _down(self) -> None:
@@ -119,3 +127,46 @@ def on_terminal(*, only_stderr: bool = False) -> Iterator[Terminal]:
         if not only_stderr:
             stack.enter_context(contextlib.redirect_stdout(stream))
         yield opened
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# A watched run is looked at more often than people would.
+_MAIN = (
+    "import corpus_asr.cli.results as results; results.WATCH_EVERY_S = 0.2; "
+    "from corpus_asr.__main__ import main; main()"
+)
+
+
+def run_on_terminal(
+    arguments: Sequence[str],
+    *,
+    columns: int,
+    rows: int = 30,
+    meanwhile: Callable[[str], None] = lambda _: None,
+) -> Screen:
+    """Run a command of this program on a terminal; `meanwhile` sees what it has printed so far."""
+    leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MAIN, *arguments],
+        stdin=follower, stdout=follower, stderr=follower, env=environment, cwd=REPOSITORY,
+    )  # fmt: skip
+    os.close(follower)
+    printed, deadline = b"", time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline:
+            try:
+                printed += os.read(leader, 65_536)
+            except OSError:  # its other end is closed
+                break
+            meanwhile(printed.decode(errors="replace"))
+    finally:
+        if time.monotonic() >= deadline:
+            process.kill()
+        process.wait(10)
+        os.close(leader)
+    screen = Screen(columns)
+    screen.feed(printed.decode())
+    return screen
