@@ -141,6 +141,8 @@ class Activity:
     """Audio decoded, also of a part that is not complete."""
     transcribed_s: float = 0.0
     """Audio that is through the engines, also of a part that is not complete."""
+    longest_left_s: float = 0.0
+    """Audio left of the part in an engine that has most; a part is decoded from start to end."""
     load_s: float = 0.0
     """Loading the model."""
     transcribe_alive_s: float = 0.0
@@ -188,6 +190,7 @@ class Activity:
         return Activity(
             **sums,
             slots=max(self.slots, other.slots),
+            longest_left_s=max(self.longest_left_s, other.longest_left_s),
             durations=added(self.durations, other.durations),
         )
 
@@ -249,6 +252,11 @@ class Activity:
         return _share(self.slot_steps, self.slot_room)
 
     @property
+    def slots_in_use(self) -> float:
+        """Mean number of one worker's slots in use; 0 before the first step."""
+        return self.slot_steps / self.steps if self.steps else 0.0
+
+    @property
     def parts_ready(self) -> int:
         """Extracted parts that wait for an engine."""
         # A part whose worker died is handed over twice.
@@ -261,7 +269,7 @@ class Activity:
 
 
 _NAMES = tuple(field.name for field in fields(Activity))
-_ADDED = tuple(name for name in _NAMES if name not in ("slots", "durations"))
+_ADDED = tuple(name for name in _NAMES if name not in ("slots", "longest_left_s", "durations"))
 
 
 def _share(part: float, whole: float) -> float | None:

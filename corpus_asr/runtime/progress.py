@@ -36,7 +36,7 @@ from corpus_asr.storage.run_state.run_files import (
     write_snapshot,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.units import WINDOW_S, counted
+from corpus_asr.units import counted
 
 
 class Stream(Protocol):
@@ -163,7 +163,7 @@ class Progress:
         )
         self._estimator.note(now)
         known = sum(activity.durations.values(), FileSums())
-        rest = self._rest(audio, now, known, slots=activity.slots)
+        rest = self._rest(audio, now, known, activity)
         all_open = known.files >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
         return Standing(
@@ -183,15 +183,21 @@ class Progress:
         )
 
     def _rest(
-        self, audio: Estimate | None, now: Mark, known: FileSums, *, slots: int
+        self, audio: Estimate | None, now: Mark, known: FileSums, activity: Activity
     ) -> Estimate | None:
         if not self.files_left:
             return Estimate(0.0, 0.0, 0.0)
         # Failed recordings take no time: as many of the others are expected as of those known.
         share = 1 - known.empty / known.files if known.files else 1.0
         files = min(self.files_left, max(0.0, share * self._total_files - now.files))
-        in_progress_s = slots * self._workers * WINDOW_S / 2
-        return self._estimator.rest_s(audio, now, files=files, in_progress_s=in_progress_s)
+        return self._estimator.rest_s(
+            audio,
+            now,
+            files=files,
+            slots=activity.slots * self._workers,
+            slots_in_use=activity.slots_in_use * self._workers,
+            longest_left_s=activity.longest_left_s,
+        )
 
     @contextmanager
     def shown(self) -> Iterator[Self]:

@@ -132,15 +132,18 @@ class TranscribeStage:
         self._lock = threading.Lock()
         self._begun = self._transcribed = 0
         self._transcribed_s = 0.0
+        self._parts: set[_Through] = set()
 
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
-        parts = Activity(
-            parts_started=self._begun,
-            parts_transcribed=self._transcribed,
-            transcribed_s=self._transcribed_s,
-        )
+        with self._lock:
+            parts = Activity(
+                parts_started=self._begun,
+                parts_transcribed=self._transcribed,
+                transcribed_s=self._transcribed_s,
+                longest_left_s=max((part.left_s for part in self._parts), default=0.0),
+            )
         loaded = self._engine.done() and not self._engine.cancelled()
         if not loaded or self._engine.exception() is not None:
             return parts
@@ -168,14 +171,22 @@ class TranscribeStage:
         """
         with self._lock:
             self._begun += parts.num_rows
-        results = self._transcribe(parts)
+        rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+        through = [_Through(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
+        with self._lock:
+            self._parts.update(through)
+        try:
+            results = self._transcribe(parts, rows, through)
+        finally:
+            with self._lock:
+                self._parts.difference_update(through)
         with self._lock:
             self._transcribed += parts.num_rows
         return results
 
-    def _transcribe(self, parts: pa.Table) -> pa.Table:
-        rows = parts.drop_columns(list(_FEATURES)).to_pylist()
-        through = [_Through(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
+    def _transcribe(
+        self, parts: pa.Table, rows: list[dict[str, Any]], through: "list[_Through]"
+    ) -> pa.Table:
         for row, part in zip(rows, through, strict=True):
             if row["status"] != OK:
                 part.end()
@@ -215,13 +226,14 @@ class _Through:
 
     def __init__(self, count: Callable[[float], None], *, audio_s: float) -> None:
         self._count, self._audio_s = count, audio_s
-        self._counted_s = 0.0
+        self.left_s = audio_s
 
     def reach(self, audio_s: float, _: object = None) -> None:
         """Count up to there; a part that is decoded again, or by two models, counts once."""
-        further_s = min(audio_s, self._audio_s) - self._counted_s
+        further_s = audio_s - (self._audio_s - self.left_s)
         if further_s > 0:
-            self._counted_s += further_s
+            further_s = min(further_s, self.left_s)
+            self.left_s -= further_s
             self._count(further_s)
 
     def end(self, _: object = None) -> None:

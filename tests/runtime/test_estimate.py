@@ -203,20 +203,33 @@ def test_little_done_and_much_in_progress_are_no_ground():
     """Eight windows of half a minute may be nearly done, and only a second of a clip is known."""
     hour = Estimate(3600.0, 3600.0, 3600.0)
     ranges = []
-    for audio_s in (1.0, 119.0, 121.0, 1200.0):
+    for audio_s in (1.0, 29.0, 31.0, 1200.0):
         now = Mark(working_s=20.0, audio_s=audio_s, files=1)
-        found = RunEstimator().rest_s(hour, now, files=50, in_progress_s=120.0)
+        found = RunEstimator().rest_s(hour, now, files=50, slots=8)
         ranges.append(None if found is None else found.high / found.low)
     assert ranges[:2] == [None, None]
     assert ranges[2] is not None
     assert ranges[3] is not None
     assert ranges[2] > ranges[3] > 1
-    # Of a minute in all, nine seconds say something.
+    # Of a minute in all, eight seconds say something.
     minute = Estimate(60.0, 60.0, 60.0)
-    for audio_s, known in ((8.0, False), (10.0, True)):
+    for audio_s, known in ((6.0, False), (8.0, True)):
         now = Mark(working_s=20.0, audio_s=audio_s, files=1)
-        found = RunEstimator().rest_s(minute, now, files=5, in_progress_s=120.0)
+        found = RunEstimator().rest_s(minute, now, files=5, slots=8)
         assert (found is not None) == known
+
+
+def test_the_longest_part_is_waited_for():
+    """At RTFx 40 in eight slots, each takes its part at 5; alone it is somewhat faster."""
+    audio, now = Estimate(4000.0, 4000.0, 4000.0), Mark(working_s=90.0, audio_s=3600.0, files=50)
+    options = {"files": 1, "slots": 8, "slots_in_use": 8.0}
+    soon = RunEstimator().rest_s(audio, now, **options, longest_left_s=30.0)
+    late = RunEstimator().rest_s(audio, now, **options, longest_left_s=350.0)
+    assert soon is not None
+    assert late is not None
+    assert soon.value < 11
+    assert 350 / 5 / 4 < late.value < 350 / 5
+    assert late.high > 350 / 5 / 1.3, "it may be no faster"
 
 
 def test_that_short_recordings_take_longer_is_found_out():
