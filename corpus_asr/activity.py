@@ -159,6 +159,8 @@ class Activity:
     """Of one worker, the largest; does not add up."""
     halvings: int = 0
     """How often memory did not suffice, so that slots or encoder batches were halved."""
+    failed_captures: int = 0
+    """Decoding steps that could not be recorded as CUDA graphs, so that all run without."""
     steps: int = 0
     """Decoding steps of all kinds of search."""
     slot_steps: int = 0

@@ -74,8 +74,8 @@ def references_for(manifest: str, recordings: pd.DataFrame) -> dict[str, Referen
         StopHereError: there are none.
     """
     what_to_do = (
-        "Set CORPUS_ASR_REFERENCES to a manifest (.jsonl, .csv or .parquet) of `uri` or `path` and "
-        "`text`, and for word times `words`; the sections above need none."
+        "Set CORPUS_ASR_REFERENCES to a manifest of recordings with `text`, and for word times "
+        "`words` (docs/manifests.md); the sections above need none."
     )
     if "://" not in manifest and not Path(manifest).exists():
         raise StopHereError(f"there are no references at {manifest}. {what_to_do}")

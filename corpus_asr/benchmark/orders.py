@@ -17,8 +17,6 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 OURS = "corpus-asr"
 INSTALL = "pip install 'corpus-asr[bench]'"
 
-_ADDRESS_KEYS = ("path", "uri")  # of a line of a manifest
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
@@ -199,17 +197,10 @@ def find_recordings(files: Sequence[Path], manifest: Path | None) -> list[Record
 
 def _manifest_rows(manifest: Path) -> Iterator[tuple[Path, str | None]]:
     # Sizes alone are timed where Arrow is not installed.
-    from corpus_asr.storage.listing import manifest_rows
+    from corpus_asr.storage.manifest import read_manifest
 
-    for uris, rows in manifest_rows(str(manifest), uri_names=_ADDRESS_KEYS):
-        for uri, row in zip(uris, rows, strict=True):
-            text = json.loads(row or "{}").get("text")
-            if not isinstance(text, str | None):
-                raise ConfigError(
-                    f"reading the manifest {manifest}: found text {text!r} of {uri}, expected what "
-                    "is said in it, or no text; correct the manifest"
-                )
-            yield Path(uri), text
+    for row in read_manifest(str(manifest)):
+        yield Path(row.uri), row.text()
 
 
 def _text_beside(path: Path) -> str | None:

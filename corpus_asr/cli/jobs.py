@@ -198,13 +198,13 @@ def run(
 
 
 def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
-    """Print what a run did, and exit with 1 if more recordings failed than the job allows."""
+    """Print what a run did, and exit with 1 if more of its recordings failed than may."""
     typer.echo(_summary_words(summary))
     allowed = config.output.max_failed_fraction
     if summary.failed_fraction > allowed:
         say(
-            f"{summary.failed} of {summary.files} recordings failed "
-            f"({summary.failed_fraction:.1%}), more than output.max_failed_fraction allows "
+            f"{summary.processed_failed} of {summary.processed_files} recordings of this run "
+            f"failed ({summary.failed_fraction:.1%}), more than output.max_failed_fraction allows "
             f"({allowed:.1%}){_mostly(config)}; see corpus-asr report {summary.output_uri}"
         )
         raise SystemExit(EXIT_SOME_FAILED)
@@ -231,14 +231,16 @@ def _summary_words(summary: "RunSummary") -> str:
     from corpus_asr.units import counted
 
     made = counted(summary.segments, summary.made.removesuffix("s"))
-    return (
-        f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
-        f"({summary.no_speech:,} without speech), {summary.failed:,} failed; "
-        f"{made} from {duration(summary.audio_s)} of audio\n"
+    this_run = (
         f"this run: {counted(summary.processed_files, 'recording')}, "
         f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
         f"(RTFx {summary.rtfx:.1f})"
     )
+    return (
+        f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
+        f"({summary.no_speech:,} without speech), {summary.failed:,} failed; "
+        f"{made} from {duration(summary.audio_s)} of audio\n"
+    ) + (this_run if summary.planned_files else "this run: nothing to do")
 
 
 def nightly(

@@ -60,8 +60,11 @@ class RunSummary:
     """Or labels, of a classification."""
     audio_s: float
     """Audio decoded over all runs of the folder."""
-    processed_files: int
+    planned_files: int
     """Recordings that this run had left to do."""
+    processed_files: int
+    """Of these, those that are done or failed now."""
+    processed_failed: int
     processed_audio_s: float
     """Audio this run committed."""
     wall_s: float
@@ -69,8 +72,8 @@ class RunSummary:
 
     @property
     def failed_fraction(self) -> float:
-        """Share of failed recordings; 0 where there are none at all."""
-        return self.failed / self.files if self.files else 0.0
+        """Share of failures in what this run processed; 0 where that is nothing."""
+        return self.processed_failed / self.processed_files if self.processed_files else 0.0
 
     @property
     def rtfx(self) -> float:
@@ -86,7 +89,7 @@ def prepare(config: RunConfig) -> Checkpoint:
         return checkpoint
     # What is refused is refused before gigabytes of weights are fetched.
     small = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
-    check_transcribes(small, config.decoding)
+    check_transcribes(small, config.decoding.settings())
     return fetch_checkpoints(config)
 
 
@@ -240,7 +243,9 @@ class CorpusRun:
         """Give what there is to work with, and what does the plan's work with it."""
         config, address = self.config, self.config.cluster.address
         if self.local:
-            resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
+            resources = resolve_resources(
+                config, (this_machine(),), num_packs=plan.num_packs, in_process=True
+            )
             yield resources, partial(run_local, config, read_packs(self.store, plan))
             return
         # Ray takes seconds to import, and local runs do without it.
@@ -273,6 +278,7 @@ class CorpusRun:
             listing=read_listing(store, plan),
             num_listed=plan.num_files,
             plan_name=plan.name,
+            idle=not plan.num_remaining,
             extra={
                 "plan": plan.as_data(),
                 "committed": asdict(self._committed),
@@ -298,7 +304,9 @@ class CorpusRun:
             remaining=counts.remaining,
             segments=counts.segments,
             audio_s=counts.audio_s,
-            processed_files=plan.num_remaining,
+            planned_files=plan.num_remaining,
+            processed_files=counts.processed,
+            processed_failed=counts.processed_failed,
             processed_audio_s=speed.audio_s,
             wall_s=speed.wall_s,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",

@@ -9,9 +9,11 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from enum import StrEnum
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -22,13 +24,8 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
-from corpus_asr.report.run import (
-    FAILURE_COLUMNS,
-    ClassShare,
-    FailureExample,
-    FailureGroup,
-    Failures,
-)
+from corpus_asr.report.failures import FAILURE_COLUMNS, FailureExample, FailureGroup, Failures
+from corpus_asr.report.run import ClassShare, weighted_confidence
 from corpus_asr.report.text import (
     aligned,
     duration,
@@ -37,7 +34,7 @@ from corpus_asr.report.text import (
     text_template,
 )
 from corpus_asr.storage.run_state.run_files import read_snapshot
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, READERS, OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
@@ -78,6 +75,12 @@ class NightState(StrEnum):
     aborted = "aborted"
 
 
+STATE_BADGES: Mapping[str, str] = {
+    NightState.done: "good",
+    NightState.time_limit: "",
+    NightState.stopped: "warn",
+    NightState.aborted: "bad",
+}
 _STATES = {
     NightState.done: "done",
     NightState.time_limit: "time limit reached; the next run continues",
@@ -101,6 +104,8 @@ class PastNight:
     wall_s: float
     rtfx: float
     low_confidence: int
+    confidence: float | None = None
+    """Mean over the time of all segments; None without any, and in summaries of older versions."""
 
     @property
     def processed(self) -> int:
@@ -126,6 +131,8 @@ class Findings:
     failed: int = 0
     failures: tuple[FailureGroup, ...] = ()
     languages: tuple[ClassShare, ...] = ()
+    confidence: float | None = None
+    """Mean over the time of all segments; None without any."""
     low_confidence: int = 0
     least_sure: tuple[Unsure, ...] = ()
     """The first few of these."""
@@ -211,7 +218,13 @@ def past_from(data: Any) -> PastNight | None:
     # Summaries lie in the user's folder: another version, or another program, may have written one.
     try:
         numbers = data["numbers"]
-        return PastNight(**{field.name: numbers[field.name] for field in fields(PastNight)})
+        return PastNight(
+            **{
+                field.name: numbers[field.name]
+                for field in fields(PastNight)
+                if field.name in numbers or field.default is MISSING
+            }
+        )
     except (KeyError, TypeError):
         return None
 
@@ -226,13 +239,14 @@ def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Fi
         failures.add(ours.filter(pc.equal(ours["status"], "failed")))
         rows += ours.to_pylist()
     statuses = Counter(row["status"] for row in rows)
-    unsure = _unsure(store, run_id, rows, low_confidence)
+    unsure, mean = _unsure(store, run_id, rows, low_confidence)
     return Findings(
         done=statuses["ok"] + statuses["no_speech"],
         no_speech=statuses["no_speech"],
         failed=statuses["failed"],
         failures=failures.groups(),
         languages=_languages(rows),
+        confidence=mean,
         low_confidence=len(unsure),
         least_sure=tuple(unsure[:MOST_UNSURE]),
     )
@@ -278,7 +292,8 @@ def _languages(rows: list[dict[str, Any]]) -> tuple[ClassShare, ...]:
 
 def _unsure(
     store: OutputStore, run_id: str, rows: list[dict[str, Any]], low_confidence: float
-) -> list[Unsure]:
+) -> tuple[list[Unsure], float | None]:
+    """Return the recordings of low confidence, the lowest first, and the mean of all segments."""
     # By the mean of their segments over time.
     weighted = [_WEIGHTED.empty_table()]
     # The segments of commits without rows of the run need not be opened.
@@ -289,10 +304,7 @@ def _unsure(
     }
     for batch in store.segments(_SEGMENT_COLUMNS, list(commits)):
         ours = batch.filter(pc.equal(batch["run_id"], run_id))
-        seconds = pc.subtract(ours["end_s"], ours["start_s"])
-        weights = pc.add(seconds, 1e-3)  # a segment may have no length
-        sure = pc.multiply(pc.cast(ours["confidence"], pa.float64()), weights)
-        columns = [ours["recording_id"], weights, sure]
+        columns = [ours["recording_id"], *weighted_confidence(ours)]
         weighted.append(pa.table(columns, schema=_WEIGHTED).drop_null())
     sums = pa.concat_tables(weighted).group_by("recording_id", use_threads=False)
     added = sums.aggregate([("sure", "sum"), ("weight", "sum")]).to_pylist()
@@ -302,7 +314,9 @@ def _unsure(
         for row in rows
         if row["status"] == "ok" and means.get(row["recording_id"], 1.0) < low_confidence
     ]
-    return sorted(unsure, key=lambda recording: (recording.confidence, recording.uri))
+    weight = sum(row["weight_sum"] for row in added)
+    mean = sum(row["sure_sum"] for row in added) / weight if weight else None
+    return sorted(unsure, key=lambda recording: (recording.confidence, recording.uri)), mean
 
 
 def over_limit(night: Night, budget: NightlySettings) -> str | None:
@@ -498,19 +512,36 @@ def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None
 
 def past_nights(summaries: OutputStore, count: int) -> tuple[PastNight, ...]:
     """Return the latest nights of a folder of summaries, the last one first."""
-    nights = []
-    for *_, name in reversed(_summaries(summaries)[-count:]):
-        try:
-            night = past_from(summaries.read_json(name))
-        except CorpusAsrError as error:
-            logger.warning("earlier summary ignored: %s", error)
-            continue
-        if night is None:
-            address = redact_uri(summaries.address(name))
-            logger.warning("earlier summary ignored: %s is not a summary", address)
-        else:
-            nights.append(night)
-    return tuple(nights)
+    return tuple(night for _, night in reversed(read_nights(summaries, count)))
+
+
+def read_nights(
+    summaries: OutputStore, count: int, *, complaints: int = logging.WARNING
+) -> list[tuple[str, PastNight]]:
+    """Return the latest nights of a folder of summaries with their names, in their order.
+
+    What is no summary is left out and logged, at the level of `complaints`.
+    """
+    names = [name for *_, name in _summaries(summaries)[-count:]]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="nights") as pool:
+        nights = list(pool.map(partial(_read_night, summaries, complaints), names))
+    return [
+        (name.removesuffix(".json"), night)
+        for name, night in zip(names, nights, strict=True)
+        if night is not None
+    ]
+
+
+def _read_night(summaries: OutputStore, complaints: int, name: str) -> PastNight | None:
+    try:
+        night = past_from(summaries.read_json(name))
+    except CorpusAsrError as error:
+        logger.log(complaints, "earlier summary ignored: %s", error)
+        return None
+    if night is None:
+        address = redact_uri(summaries.address(name))
+        logger.log(complaints, "earlier summary ignored: %s is not a summary", address)
+    return night
 
 
 def _free_name(summaries: OutputStore, date: str) -> str:

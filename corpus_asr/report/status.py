@@ -254,7 +254,9 @@ def _transcription(activity: Activity, share: float) -> Verdict:
             "more parts at once: more extract.workers or a smaller extract.part_s; for few "
             "recordings fewer transcribe.slots cost nothing",
         )
-    change = "more GPUs (transcribe.workers), a smaller model.checkpoint, or another model.dtype"
+    change = (
+        "more GPUs (transcribe.workers), a smaller model.checkpoint, or another model.compute_type"
+    )
     if activity.halvings:
         times = counted(activity.halvings, "time")
         change += f"; memory did not suffice {times}, so that slots were halved"
@@ -282,6 +284,15 @@ def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
         facts.append(("Extraction", _extract_words(activity, seen.extract_workers)))
     if activity.engine_share is not None:
         facts.append(("Engines", _engine_words(activity, seen.transcribe_workers)))
+    if activity.failed_captures:
+        failed = counted(activity.failed_captures, "capture")
+        facts.append(
+            (
+                "CUDA graphs",
+                f"{failed} failed, and steps run without graphs, which is slower: read the "
+                "workers' logs, update torch or the driver",
+            )
+        )
     if activity.commits:
         mean = duration(activity.commit_s / activity.commits)
         facts.append(("Commits", f"{counted(activity.commits, 'commit')} of {mean} each"))

@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.logs import event
-from corpus_asr.stages.parts import FAILED
+from corpus_asr.schemas import FILES, RESULTS
+from corpus_asr.stages.parts import FAILED, failure_fields
 from corpus_asr.storage.run_state.lock import LockKey
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
 from corpus_asr.storage.stores.store import retries_so_far
@@ -58,6 +60,7 @@ def tally_of(results: pa.Table) -> Tally:
     )
 
 
+_IDENTITY = [*FILES.names, "part", "last_part"]
 _FAILURE = ["error_stage", "error_kind", "retryable", "uri"]
 
 
@@ -69,6 +72,14 @@ def _failure_of(row: dict[str, Any]) -> FailureCount:
         retryable=bool(row["retryable"]),
         examples=(redact_uri(public(row["uri"])),),
     )
+
+
+def _refused(results: pa.Table, error: Exception) -> pa.Table:
+    """Return one row of RESULTS as a failure, without what was transcribed."""
+    row = {field.name: None for field in RESULTS} | results.select(_IDENTITY).to_pylist()[0]
+    row |= {"attempts": 1, "segments_written": 0, "segments": []}
+    failure = failure_fields(error, stage="transcribe", of=row)
+    return pa.Table.from_pylist([row | failure], schema=RESULTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +98,33 @@ class Committer:
     """Looked at before each commit; None where nobody else can be at work."""
 
     def __call__(self, results: pa.Table) -> None:
-        """Commit RESULTS rows as one segments object and one outcomes object."""
+        """Commit RESULTS rows as one segments object and one outcomes object.
+
+        A row that no table can take is committed as the failure of its part.
+        """
         # Who lost the lock must not write beside the run that has it now.
         if self.lock is not None:
             self.lock.check()
-        self.store.commit(
-            results,
-            run_id=self.run_id,
-            model=self.model,
-            model_revision=self.model_revision,
-            by_language=self.by_language,
-            calibration=self.calibration,
-        )
+        try:
+            self.store.commit(
+                results,
+                run_id=self.run_id,
+                model=self.model,
+                model_revision=self.model_revision,
+                by_language=self.by_language,
+                calibration=self.calibration,
+            )
+        except CorpusAsrError:
+            raise  # of the store: it concerns all rows
+        except Exception as error:
+            if results.num_rows > 1:  # nobody can say which row it is: each half will
+                half = results.num_rows // 2
+                self(results.slice(0, half))
+                self(results.slice(half))
+            elif results["status"][0].as_py() == FAILED:
+                raise  # not of what was transcribed
+            else:
+                self(_refused(results, error))
 
     def timed(self, results: pa.Table) -> Activity:
         """Commit, and return what that took."""

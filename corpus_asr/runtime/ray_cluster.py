@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,9 +21,11 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
+from ray.exceptions import AuthenticationError
 
-from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
+from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import event
+from corpus_asr.runtime.ray_address import check_reachable, refused, unreachable
 from corpus_asr.runtime.resources import NodeShape, this_machine
 
 if TYPE_CHECKING:
@@ -32,17 +33,12 @@ if TYPE_CHECKING:
 
 # With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
 MIN_LOGICAL_CPUS = 4
-REACH_TIMEOUT_S = 10.0
 # Of a training whose processes died.
 _NEW_STARTS = 3
 # One worker may decode or evaluate for hours while the others wait; dead ones are noticed by Ray.
 _PATIENCE_S = 7 * 24 * 3600
 
 _LOG = logging.getLogger(__name__)
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_SETTINGS = b"\x04"  # the type of a frame, behind three bytes of its length
-_EMPTY_SETTINGS = b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
-_FRAME_HEADER_BYTES = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,47 +84,15 @@ def _connect(address: str, *, store_bytes: int) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **options)
+    except AuthenticationError as error:
+        raise refused(address) from error
     except ConnectionError as error:
-        raise _unreachable(address, error) from error
+        raise unreachable(address, error) from error
     finally:
         # Ray makes SIGTERM an exit with code 1 that stops its processes before results are
         # committed.
         if signal.getsignal(signal.SIGTERM) is not handler:
             signal.signal(signal.SIGTERM, handler)
-
-
-def check_reachable(address: str) -> None:
-    """Fail at once where no Ray listens; Ray itself would try for minutes."""
-    if address in ("local", "auto"):
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection(
-            (host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S
-        ) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
-                _check_greeting(connection)
-    except (OSError, ValueError) as error:
-        raise _unreachable(address, error) from error
-
-
-def _check_greeting(connection: socket.socket) -> None:
-    """Refuse what does not speak HTTP/2, as Ray's port does and its dashboard does not."""
-    # RFC 9113, sections 3.4 and 4.1: a server begins with a SETTINGS frame.
-    connection.sendall(_HTTP2_PREFACE + _EMPTY_SETTINGS)
-    greeting = connection.recv(_FRAME_HEADER_BYTES)
-    if greeting[3:4] != _SETTINGS:
-        raise ConnectionError(
-            "what answers there is no Ray, expected the port that `ray start` names, usually 6379 "
-            "(8265 is the dashboard's, 10001 Ray Client's)"
-        )
-
-
-def _unreachable(address: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"connecting to Ray at {address!r} (cluster.address): {error}; start the cluster, correct "
-        f"cluster.address, or use `local`"
-    )
 
 
 def _describe() -> Cluster:

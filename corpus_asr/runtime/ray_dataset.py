@@ -225,7 +225,10 @@ def build(
             "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
             "spec": EngineSpec(
-                config=config, device=resources.device, num_threads=resources.transcribe_threads
+                config=config,
+                device=resources.device,
+                num_threads=resources.transcribe_threads,
+                gpu_fraction=resources.transcribe_gpus or 1.0,
             ),
             "engine_factory": engine,
         },

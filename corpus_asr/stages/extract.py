@@ -7,9 +7,11 @@ decoder costs one recording.
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -17,10 +19,12 @@ import pyarrow as pa
 from corpus_asr.activity import Activity, FileSums, stratum
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
+from corpus_asr.failure_kinds import FETCH, TIMEOUT
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
+    FAILED,
     GIGABYTE,
     NO_SPEECH,
     OK,
@@ -33,7 +37,8 @@ from corpus_asr.stages.parts import (
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.host_allowlist import WEB, host_of
+from corpus_asr.storage.stores.uri import redact_uri, scheme_of
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
@@ -122,21 +127,29 @@ class ExtractStage:
         """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
             # One after another: the workers are what runs in parallel, and memory stays bounded.
-            for index, file in enumerate(files, start=1):
+            pending = deque(files)
+            postponed: set[str] = set()
+            while pending:
+                file = pending.popleft()
                 size_bytes = file["size_bytes"]
                 self._file = _OpenFile(
                     stratum=stratum(file["uri"], size_bytes), size_bytes=size_bytes
                 )
-                with closing(self._extract(file, files[index:])) as tables:
+                following = list(islice(pending, PREFETCH_FILES))
+                with closing(self._extract(file, following)) as tables:
                     for parts in tables:
+                        if file["uri"] not in postponed and _host_fails(parts, file, pending):
+                            postponed.add(file["uri"])
+                            pending.append(file)  # files of other hosts first
+                            break
                         self._count(Activity(parts_extracted=parts.num_rows))
                         _log_parts(parts)
                         self._begin("backpressure_s")
                         yield parts
                         self._end()
-                with self._lock:
-                    self._activity += self._file.activity(ended=True)
-                    self._file = None
+                    else:
+                        self._count(self._file.activity(ended=True))
+                self._file = None
 
     def close(self) -> None:
         """End the child process."""
@@ -165,7 +178,7 @@ class ExtractStage:
             except (CheckpointError, ConfigError, EngineError):
                 raise  # every recording would fail in this way
             except Exception as error:  # whatever one recording did, it is that recording's row
-                failure = failure_fields(error, stage="extract")
+                failure = failure_fields(error, stage="extract", of=identity | {"part": next_part})
                 extracted = None
             self._end()
             if extracted is not None:
@@ -235,6 +248,19 @@ def _spent(count: str, seconds: float) -> Activity:
     return Activity(**counts)
 
 
+def _host_fails(parts: pa.Table, file: dict[str, Any], pending: Iterable[dict[str, Any]]) -> bool:
+    """Return whether a web host gave nothing of a file while files of others wait."""
+    if scheme_of(file["uri"]) not in WEB:
+        return False
+    row = parts.select(["part", "status", "error_kind", "retryable"]).to_pylist()[0]
+    if row["part"] or row["status"] != FAILED or not row["retryable"]:
+        return False
+    host = host_of(file["uri"])
+    return row["error_kind"] in (TIMEOUT, FETCH) and any(
+        host_of(other["uri"]) != host for other in pending
+    )
+
+
 def _log_parts(parts: pa.Table) -> None:
     if not _LOG.isEnabledFor(logging.INFO):
         return
@@ -255,33 +281,35 @@ def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
 
 
 def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> pa.Table:
+    of = identity | {"part": part.part, "last_part": last}
+    try:
+        return one_row(PARTS, of | _columns(part))
+    except Exception as error:  # values that do not fit the table are that recording's failure
+        return one_row(PARTS, of | failure_fields(error, stage="extract", of=of))
+
+
+def _columns(part: ExtractedPart) -> dict[str, Any]:
     spans = part.speech
     start_s = part.start_sample / SAMPLE_RATE_HZ
-    return one_row(
-        PARTS,
-        identity
-        | {
-            "part": part.part,
-            "last_part": last,
-            "channel": part.channel,
-            "part_start_s": start_s,
-            "part_end_s": (part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
-            "status": NO_SPEECH if part.features is None else OK,
-            "codec": part.codec,
-            "sample_rate_hz": part.sample_rate_hz,
-            "channels": part.channels,
-            "header_duration_s": part.header_duration_s,
-            "decode_errors": part.decode_errors,
-            "speech_s": None if spans is None else sum(end - start for start, end in spans),
-            "speech_spans": None
-            if spans is None
-            else [{"start_s": start, "end_s": end} for start, end in spans],
-            "num_samples": part.num_samples,
-            "num_mel_bins": part.num_mel_bins,
-            "features": part.features,
-            "pad_value": part.pad_value,
-            "language_features": part.language_features,
-            "language_window_start_s": part.language_window_start_s,
-            "decode_s": part.decode_s,
-        },
-    )
+    return {
+        "channel": part.channel,
+        "part_start_s": start_s,
+        "part_end_s": (part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
+        "status": NO_SPEECH if part.features is None else OK,
+        "codec": part.codec,
+        "sample_rate_hz": part.sample_rate_hz,
+        "channels": part.channels,
+        "header_duration_s": part.header_duration_s,
+        "decode_errors": part.decode_errors,
+        "speech_s": None if spans is None else sum(end - start for start, end in spans),
+        "speech_spans": None
+        if spans is None
+        else [{"start_s": start, "end_s": end} for start, end in spans],
+        "num_samples": part.num_samples,
+        "num_mel_bins": part.num_mel_bins,
+        "features": part.features,
+        "pad_value": part.pad_value,
+        "language_features": part.language_features,
+        "language_window_start_s": part.language_window_start_s,
+        "decode_s": part.decode_s,
+    }

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
-from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
-from corpus_asr.audio.vad import SileroDetector
+from corpus_asr.audio.parts import AudioPart, PartCutter
+from corpus_asr.audio.vad import SileroDetector, SpeechCriteria
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
+from corpus_asr.languages import language_window_starts
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.store import retries_so_far
@@ -72,10 +73,9 @@ class PartExtractor:
         self._features = resolve(family.part_features).from_folder(Path(folder))
         self._store = store
         self._settings = settings
-        self._detects_speech = settings.speech_detection == "silero"
         # One per channel, kept from recording to recording. The first is made here, so that a
         # machine without the network says so before it takes a recording.
-        self._detectors = [SileroDetector()] if self._detects_speech else []
+        self._detectors = [SileroDetector()] if settings.vad_filter else []
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
@@ -87,16 +87,17 @@ class PartExtractor:
     def messages(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
         """Yield the same, and first and then every second how far the recording is decoded."""
         started = _Clock.now()
-        uri = redact_uri(request.uri)  # from here on it is only said
+        settings = request.settings or self._settings
+        uri = redact_uri(request.name or request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with (
             self._prefetcher.take(request.uri) as file,
-            open_audio(file, uri=uri, channels=self._settings.channels) as decoder,
+            open_audio(file, uri=uri, channels=settings.channels) as decoder,
         ):
-            for piece in self._cut(decoder, uri=uri):
+            for piece in self._cut(decoder, settings, uri=uri):
                 if isinstance(piece, DecodeProgress):
                     yield piece
                     continue
@@ -160,11 +161,11 @@ class PartExtractor:
         return file
 
     def _cut(
-        self, decoder: AudioDecoder, *, uri: str
+        self, decoder: AudioDecoder, settings: ExtractSettings, *, uri: str
     ) -> Iterator[tuple[int | None, AudioPart] | DecodeProgress]:
         """Yield (channel, part) in the order in which parts are complete, channel by channel."""
-        channels = self._settings.channels
-        cutters = self._cutters(decoder.num_channels, uri=uri)
+        channels = settings.channels
+        cutters = self._cutters(decoder.num_channels, settings, uri=uri)
         names = [number if channels == "each" else None for number in range(len(cutters))]
         if isinstance(channels, int):
             names = [channels]
@@ -206,7 +207,7 @@ class PartExtractor:
             kind="too_long",
         )
 
-    def _cutters(self, count: int, *, uri: str) -> list[PartCutter]:
+    def _cutters(self, count: int, settings: ExtractSettings, *, uri: str) -> list[PartCutter]:
         if count > MAX_CHANNELS_APART:
             raise DecodeError(
                 f"decoding {uri}: {count} channels, but at most {MAX_CHANNELS_APART} can be "
@@ -214,13 +215,19 @@ class PartExtractor:
                 uri=uri,
                 kind="too_many_channels",
             )
-        part_s = max(MIN_PART_S, min(self._settings.part_s, MAX_BUFFERED_S / count))
+        part_s = max(MIN_PART_S, min(settings.part_s, MAX_BUFFERED_S / count))
         detectors: Sequence[SileroDetector | None] = [None] * count
-        if self._detects_speech:  # a cutter resets what it is given
+        if settings.vad_filter:  # a cutter resets what it is given
             self._detectors += [SileroDetector() for _ in range(count - len(self._detectors))]
             detectors = self._detectors[:count]
+        criteria = SpeechCriteria(
+            threshold=settings.vad_threshold,
+            min_speech_s=settings.vad_min_speech_s,
+            min_silence_s=settings.vad_min_silence_s,
+            pad_s=settings.vad_pad_s,
+        )
         return [
-            PartCutter(part_s=part_s, speech_pad_s=self._settings.speech_pad_s, detector=detector)
+            PartCutter(part_s=part_s, detector=detector, criteria=criteria)
             for detector in detectors
         ]
 

@@ -1,17 +1,23 @@
 """Parts of recordings on their way: messages of the extracting child, rows of tables, failures."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError, ItemError
+from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS
-from corpus_asr.storage.stores.uri import without_secrets
+from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
+
+_LOG = logging.getLogger(__name__)
 
 OK = "ok"
 NO_SPEECH = "no_speech"
@@ -20,15 +26,27 @@ FAILED = "failed"
 INTERNAL = "internal"
 
 
-def failure_fields(error: Exception, *, stage: Literal["extract", "transcribe"]) -> dict[str, Any]:
-    """Return the status columns that record `error` for one row."""
+def failure_fields(
+    error: Exception,
+    *,
+    stage: Literal["extract", "transcribe"],
+    of: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the status columns that record `error` for one row, `of` this recording.
+
+    What was not expected goes into the log with its traceback.
+    """
     if isinstance(error, ItemError):
         kind, message, retryable = error.kind, str(error), error.retryable
     else:
+        event(
+            _LOG, logging.ERROR, "part_failed", stage=stage, recording_id=of.get("recording_id"),
+            part=of.get("part"), uri=redact_uri(of.get("uri", "")), exc_info=error,
+        )  # fmt: skip
         # A bug repeats itself; running out of memory, files or processes need not.
         kind, retryable = INTERNAL, isinstance(error, MemoryError | OSError)
         # Words of a library: they may hold the address as it was given.
-        message = without_secrets(f"{type(error).__name__}: {error}")
+        message = str(ItemError(without_secrets(f"{type(error).__name__}: {error}")))
     return {
         "status": FAILED,
         "error_stage": stage,
@@ -121,9 +139,13 @@ class ExtractRequest:
     """A recording, and the parts of it that are not wanted again."""
 
     uri: str
+    name: str | None = None
+    """What messages call it; None: its URI."""
     done_parts: frozenset[int] = frozenset()
     upcoming: tuple[str, ...] = ()
     """Addresses of the next requests, as many as may be opened ahead."""
+    settings: ExtractSettings | None = field(default=None, repr=False)
+    """For this recording alone; None: those of the extractor. Limits on files are its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

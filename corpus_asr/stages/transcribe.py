@@ -5,6 +5,7 @@ stage is called from several threads: while one call waits for its last part, ot
 engine's slots full. The engine loads in the background, so that extraction begins meanwhile.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16
 
 from corpus_asr.activity import Activity
+from corpus_asr.array_types import Float16
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.logs import event
@@ -26,7 +27,6 @@ from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.stages.parts import OK, failure_fields, half_views
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
@@ -67,6 +67,8 @@ class EngineSpec:
     """CPU threads of the model; None leaves torch's own choice."""
     dtype: str | None = None
     """In place of the job's."""
+    gpu_fraction: float = 1.0
+    """What this worker may take of its GPU's memory."""
 
 
 EngineFactory = Callable[[EngineSpec], TranscribingEngine]
@@ -74,17 +76,25 @@ EngineFactory = Callable[[EngineSpec], TranscribingEngine]
 
 
 def load_engine(spec: EngineSpec) -> TranscribingEngine:
-    """Fetch the weights to this machine, once, and load the engine."""
+    """Fetch the weights to this machine, once, and load the engine.
+
+    Raises:
+        EngineError: the worker is to use a GPU, and cannot.
+    """
     spin_briefly()
     # Import torch: in the worker only.
+    from corpus_asr.families.loading import check_cuda
     from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.labels import label_engine
     from corpus_asr.transcription.routing import RoutedEngine, only_language
 
     config, model = spec.config, spec.config.model
+    if spec.device.startswith("cuda"):
+        check_cuda(spec.device)
     classifies = config.pipeline == CLASSIFY_AUDIO
     by_language = {} if classifies else model.by_language
-    only = only_language(config.decoding) if by_language else None
+    decoding = config.decoding.settings()
+    only = only_language(decoding) if by_language else None
     if only is not None and only in by_language:
         # In a given language its own checkpoint is the only one needed.
         folder = fetch_checkpoint(by_language[only])
@@ -95,14 +105,16 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
         load = partial(label_engine, folder, classification=config.classification)
     elif by_language and only is None:
         others = {code: fetch_checkpoint(other) for code, other in by_language.items()}
-        load = partial(RoutedEngine.from_folders, folder, others, decoding=config.decoding)
+        load = partial(RoutedEngine.from_folders, folder, others, decoding=decoding)
     else:
-        load = partial(Engine.from_folder, folder, decoding=config.decoding)
+        load = partial(Engine.from_folder, folder, decoding=decoding)
     return load(
         device=spec.device,
-        dtype=spec.dtype or model.dtype,
+        dtype=spec.dtype or model.compute_type,
         slots=config.transcribe.slots,
         num_threads=spec.num_threads,
+        gpu_fraction=spec.gpu_fraction,
+        reproducible=model.reproducible,
     )
 
 
@@ -185,7 +197,7 @@ class TranscribeStage:
         features, languages = (half_views(parts.column(name)) for name in _FEATURES)
         # All of them before the first is waited for: the engine fills its slots from many parts.
         submitted = [
-            engine.submit(_request(row, own, language, part)) if row["status"] == OK else None
+            _submitted(engine, row, own, language, part) if row["status"] == OK else None
             for row, own, language, part in zip(rows, features, languages, through, strict=True)
         ]
         for future, part in zip(submitted, through, strict=True):
@@ -213,18 +225,38 @@ class _Through:
     """Counts the seconds of a part that the engine is through with: in the end, all of them."""
 
     def __init__(self, count: Callable[[float], None], *, audio_s: float) -> None:
-        self._count = count
+        self._count, self._audio_s = count, audio_s
         self.left_s = audio_s
 
-    def advance(self, audio_s: float) -> None:
-        """Count some; a part that is decoded again, or by two models, counts once."""
-        audio_s = min(audio_s, self.left_s)
-        self.left_s -= audio_s
-        self._count(audio_s)
+    def reach(self, audio_s: float, _: object = None) -> None:
+        """Count up to there; a part that is decoded again, or by two models, counts once."""
+        further_s = audio_s - (self._audio_s - self.left_s)
+        if further_s > 0:
+            further_s = min(further_s, self.left_s)
+            self.left_s -= further_s
+            self._count(further_s)
 
     def end(self, _: object = None) -> None:
         """Count what is left."""
-        self.advance(self.left_s)
+        self.reach(self._audio_s)
+
+
+def _submitted(
+    engine: TranscribingEngine,
+    row: dict[str, Any],
+    features: Float16[np.ndarray, " _"] | None,
+    language_features: Float16[np.ndarray, " _"] | None,
+    through: _Through,
+) -> "Future[PartTranscript]":
+    """Hand a part to the engine; what it fails of at once is its result."""
+    try:
+        return engine.submit(_request(row, features, language_features, through))
+    except (CheckpointError, ConfigError, EngineError):
+        raise
+    except Exception as error:
+        failed: Future[PartTranscript] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 def _request(
@@ -247,7 +279,7 @@ def _request(
         start_s=row["part_start_s"],
         speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
         language_features=None if language_features is None else language_features.reshape(-1, mel),
-        passed=through.advance,
+        listener=through.reach,
     )
 
 
@@ -257,25 +289,26 @@ def _finish(
     carried = _carry(row) | {"device": device_name}
     try:
         transcript = future.result()
+        result = carried | _transcribed(transcript)
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:  # whatever one part did, it is that part's row
-        if not isinstance(error, ItemError):
-            event(
-                _LOG, logging.ERROR, "part_failed", recording_id=row["recording_id"],
-                part=row["part"], uri=redact_uri(row["uri"]), exc_info=error,
-            )  # fmt: skip
-        return carried | failure_fields(error, stage="transcribe")
+        return carried | failure_fields(error, stage="transcribe", of=row)
     event(
         _LOG, logging.INFO, "part_transcribed", recording_id=row["recording_id"], part=row["part"],
         segments=len(transcript.segments), language=transcript.language,
         transcribe_s=round(transcript.transcribe_s, 3),
     )  # fmt: skip
+    return result
+
+
+def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
+    """Return the columns of RESULTS that say what a part's text or labels are."""
     segments = [
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}
         for index, segment in enumerate(transcript.segments)
     ]
-    return carried | {
+    return {
         "segments": segments,
         "segments_written": len(segments),
         "language": transcript.language,
@@ -328,4 +361,17 @@ def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:
 
 
 def _results(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=RESULTS)
+    with contextlib.suppress(Exception):  # Arrow does not say of which row: they are tried below
+        return pa.Table.from_pylist(rows, schema=RESULTS)
+    return pa.Table.from_pylist([_storable(row) for row in rows], schema=RESULTS)
+
+
+def _storable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row, or its failure if its values do not fit the table."""
+    try:
+        pa.Table.from_pylist([row], schema=RESULTS)
+    except Exception as error:
+        carried = {name: row[name] for name in _CARRIED}
+        empty = {"attempts": 1, "segments_written": 0, "segments": []}
+        return carried | empty | failure_fields(error, stage="transcribe", of=row)
+    return row

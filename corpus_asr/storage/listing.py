@@ -1,46 +1,40 @@
 """Which recordings a source names: URIs, folders, globs or a manifest, as FILES batches."""
 
-import csv
-import datetime
 import difflib
 import fnmatch
-import io
 import itertools
-import json
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND, UNSUPPORTED_SCHEME
+from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND
 from corpus_asr.schemas import FILES
-from corpus_asr.storage.run_state.tables import parquet_batches, parquet_columns
+from corpus_asr.storage.manifest import read_manifest
 from corpus_asr.storage.stores.filesystem import (
-    DEFAULT_STORE,
     StoreOptions,
     describe,
     list_pages,
-    open_binary,
 )
-from corpus_asr.storage.stores.host_allowlist import may_name
 from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     normalize,
-    parent,
     recording_id,
     redact_uri,
-    resolve,
     scheme_of,
 )
-from corpus_asr.units import MEBIBYTE
+
+CHUNK_ROWS = 5_000  # of a manifest
+
+
+class NothingFoundError(ConfigError):
+    """An address names neither a file nor anything that is listed."""
 
 
 class FileListing:
@@ -67,9 +61,14 @@ class FileListing:
     def _named(self) -> Iterator[pa.RecordBatch]:
         source = self._source
         if source.manifest is not None:
-            local = source.allow_local_files
-            for uris, texts in manifest_rows(source.manifest, self._store, allow_local_files=local):
-                yield _rows(Page(uris, [None] * len(uris), [None] * len(uris)), texts)
+            # Whether its files exist is not asked here: a million requests would precede the first
+            # transcript, and a missing file is that recording's failure.
+            rows = read_manifest(
+                source.manifest, self._store, allow_local_files=source.allow_local_files
+            )
+            while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+                page = Page([row.uri for row in chunk], [None] * len(chunk), [None] * len(chunk))
+                yield _rows(page, [row.metadata() for row in chunk])
             return
         for uri in source.uri:
             for page in self._expand(uri):
@@ -116,21 +115,22 @@ class FileListing:
             whole = len(kept) == len(page.uris)
             yield page if whole else Page._make([column[at] for at in kept] for column in page)
 
-    def _nothing(self, uri: str, num_excluded: int) -> ConfigError:
+    def _nothing(self, uri: str, num_excluded: int) -> NothingFoundError:
         if scheme_of(uri) in ("http", "https"):
             looked_for = "a file (the web has no folders or globs)"
-        elif _first_magic(uri) is not None:
+        elif first_magic(uri) is not None:
             looked_for = "a file, a folder with files below it, or files that match the glob"
         else:
             looked_for = "a file, or a folder with files below it"
         excluded = f", and {num_excluded} excluded by source.exclude" if num_excluded else ""
-        return ConfigError(
+        return NothingFoundError(
             f"listing {redact_uri(uri)}: found nothing{excluded}, expected {looked_for}; correct "
-            "source.uri" + (" or source.exclude" if num_excluded else _meant(uri))
+            "source.uri" + (" or source.exclude" if num_excluded else probably_meant(uri))
         )
 
 
-def _meant(uri: str) -> str:
+def probably_meant(uri: str) -> str:
+    """Return a question about the name that is like one that does not exist, or nothing."""
     if scheme_of(uri) != LOCAL:
         return ""
     # A slash too few makes the address of a store a path below the current folder.
@@ -159,7 +159,7 @@ def _patterns(uri: str) -> Iterator[Pattern]:
     if scheme_of(uri) in ("http", "https"):
         return
     yield Pattern(uri.rstrip("/") + "/", None, None)
-    first = _first_magic(uri)
+    first = first_magic(uri)
     if first is None:
         return
     rest = uri[uri.rfind("/", 0, first) + 1 :]
@@ -167,7 +167,8 @@ def _patterns(uri: str) -> Iterator[Pattern]:
     yield Pattern(uri[:first], depth, re.compile(glob_regex(uri), re.DOTALL))
 
 
-def _first_magic(uri: str) -> int | None:
+def first_magic(uri: str) -> int | None:
+    """Return where a URI has the first character that makes it a glob."""
     start = 0 if scheme_of(uri) == LOCAL else uri.index("://") + 3
     match = re.compile(r"[*?\[]").search(uri, start)
     return match.start() if match else None
@@ -238,209 +239,5 @@ class _Seen:
 
 def _rows(page: Page, metadata: list[str | None]) -> pa.RecordBatch:
     columns = [[recording_id(uri) for uri in page.uris], *page, metadata]
-    try:
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)
-        ]
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"listing {error.object!r}: the name is not valid UTF-8, expected text; rename the "
-            "file or leave it out with source.exclude"
-        ) from error
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)]
     return pa.record_batch(arrays, schema=FILES)
-
-
-# Whether the files of a manifest exist is not asked here: a million requests would precede the
-# first transcript, and a missing file is that recording's failure.
-CHUNK_ROWS = 5_000
-# Far above what is in use; a manifest may come from elsewhere and must not fill the memory.
-MAX_LINE_BYTES = 4 * MEBIBYTE
-MAX_URI_CHARACTERS = 8_192
-MAX_METADATA_CHARACTERS = 65_536
-URI_COLUMN = "uri"
-Chunk = tuple[list[str], list[str | None]]
-
-
-def manifest_rows(
-    manifest: str,
-    options: StoreOptions = DEFAULT_STORE,
-    *,
-    allow_local_files: bool = False,
-    uri_names: Sequence[str] = (URI_COLUMN,),
-    max_metadata_characters: int = MAX_METADATA_CHARACTERS,
-) -> Iterator[Chunk]:
-    """Yield URIs in normal form, and metadata (JSON text or None), chunk by chunk.
-
-    The column of URIs is the first of `uri_names` that is there. With `allow_local_files`, a
-    manifest in a remote store may name files of this machine.
-    """
-    reading = _Manifest(normalize(manifest), allow_local_files, uri_names, max_metadata_characters)
-    return reading.chunks(options)
-
-
-Row = tuple[str, dict[str, Any]]
-"""Where it stands in the manifest, and its columns."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Manifest:
-    uri: str
-    allow_local_files: bool
-    uri_names: Sequence[str]
-    max_metadata_characters: int
-
-    def unusable(self, place: str, found: str, expected: str, advice: str) -> ConfigError:
-        at = f"{redact_uri(self.uri)}, {place}" if place else redact_uri(self.uri)
-        return ConfigError(f"reading the manifest {at}: {found}, expected {expected}; {advice}")
-
-    def chunks(self, options: StoreOptions) -> Iterator[Chunk]:
-        readers = {".jsonl": self._jsonl, ".csv": self._csv, ".parquet": self._parquet}
-        reader = next((readers[end] for end in readers if self.uri.lower().endswith(end)), None)
-        if reader is None:
-            suffixes = f"a name that ends in {', '.join(readers)}"
-            raise self.unusable("", "unknown format", suffixes, "rename or convert it")
-        folder = parent(self.uri)
-        empty = True
-        with _open(self.uri, options) as file:
-            entries = (self._entry(row, place, folder) for place, row in reader(file))
-            while chunk := list(itertools.islice(entries, CHUNK_ROWS)):
-                empty = False
-                yield [uri for uri, _ in chunk], [metadata for _, metadata in chunk]
-        if empty:
-            raise self.unusable(
-                "", "found no rows", "one per recording", "check that it was written completely"
-            )
-
-    def _entry(self, row: dict[str, Any], place: str, folder: str) -> tuple[str, str | None]:
-        column = next((name for name in self.uri_names if name in row), URI_COLUMN)
-        uri = row.get(column)
-        if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
-            raise self._no_uri(row, column, place)
-        metadata = self._metadata({name: row[name] for name in row if name != column}, place)
-        for what, text, most in (
-            ("a uri", uri, MAX_URI_CHARACTERS),
-            ("further columns", metadata or "", self.max_metadata_characters),
-        ):
-            if len(text) > most:
-                found = f"found {what} of {len(text)} characters"
-                advice = "leave out what is not needed"
-                raise self.unusable(place, found, f"at most {most}", advice)
-        uri = resolve(uri, folder=folder)
-        self._check_trust(uri, place)
-        return uri, metadata
-
-    def _no_uri(self, row: Mapping[str, Any], column: str, place: str) -> ConfigError:
-        expected = "a column uri with the URI of a recording"
-        if column in row:
-            return self.unusable(
-                place, f"found uri {row[column]!r}", expected, "correct the manifest"
-            )
-        near = difflib.get_close_matches(URI_COLUMN, [str(name).lower() for name in row], n=1)
-        hint = f"rename {near[0]} to uri if that is it, or " if near else ""
-        found = f"found columns {', '.join(row)}"
-        return self.unusable(place, found, expected, f"{hint}correct the manifest")
-
-    def _check_columns(self, names: Iterable[str], place: str) -> None:
-        columns = dict.fromkeys(names)
-        if not columns.keys() & set(self.uri_names):
-            raise self._no_uri(columns, URI_COLUMN, place)
-
-    def _metadata(self, row: dict[str, Any], place: str) -> str | None:
-        try:
-            return json.dumps(_json_safe(row), ensure_ascii=False) if row else None
-        except RecursionError as error:
-            found, advice = "found columns nested too deep", "leave out what is not needed"
-            raise self.unusable(place, found, "plain ones", advice) from error
-
-    def _check_trust(self, uri: str, place: str) -> None:
-        if may_name(self.uri, uri, allow_local_files=self.allow_local_files):
-            return
-        if scheme_of(uri) == LOCAL:
-            what = "a file of this machine"
-            advice = (
-                "set source.allow_local_files to true if that is meant, or correct the manifest"
-            )
-        else:
-            what = "a store of another kind"
-            advice = "keep a local copy of the manifest if that is meant, or correct it"
-        expected = "URIs of its own store, of object stores or of http servers"
-        raise self.unusable(place, f"found {redact_uri(uri)}, {what}", expected, advice)
-
-    def _broken(self, line: int, found: str, expected: str) -> ConfigError:
-        return self.unusable(f"line {line}", f"found {found}", expected, "correct the line")
-
-    def _jsonl(self, file: io.BufferedReader) -> Iterator[Row]:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE_BYTES + 1)
-            if not line:
-                return
-            if len(line) > MAX_LINE_BYTES:
-                raise self._broken(number, "a longer line", f"at most {MAX_LINE_BYTES} bytes")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                deep = isinstance(error, RecursionError)
-                found = "JSON nested too deep" if deep else f"no valid JSON ({error})"
-                raise self._broken(number, found, "a JSON object") from error
-            if not isinstance(row, dict):
-                raise self._broken(number, f"JSON of type {type(row).__name__}", "a JSON object")
-            yield f"line {number}", row
-
-    def _csv(self, file: io.BufferedReader) -> Iterator[Row]:
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        lines = csv.reader(text, strict=True)
-        try:
-            header = next(lines, [])
-            if header:
-                self._check_columns(header, "header")
-            for row in lines:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    expected = f"{len(header)} as in the header"
-                    raise self._broken(lines.line_num, f"{len(row)} fields", expected)
-                # An empty field is how CSV writes "unknown".
-                named = zip(header, row, strict=True)
-                yield f"line {lines.line_num}", {name: value or None for name, value in named}
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise self._broken(lines.line_num + 1, f"{error}", "UTF-8 CSV") from error
-        finally:
-            text.detach()
-
-    def _parquet(self, file: io.BufferedReader) -> Iterator[Row]:
-        try:
-            self._check_columns(parquet_columns(file), "schema")
-            batches = parquet_batches(file, batch_rows=CHUNK_ROWS)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield f"row {number}", row
-        except pa.ArrowException as error:
-            found = f"no readable Parquet ({error})"
-            raise self.unusable("", found, "a Parquet file", "write it again") from error
-
-
-def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
-    try:
-        return open_binary(manifest, options)
-    except FetchError as error:
-        if error.kind == UNSUPPORTED_SCHEME:  # of the job as a whole, not of one recording
-            raise ConfigError(str(error)) from error
-        raise
-
-
-def _json_safe(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(name): _json_safe(value[name]) for name in sorted(value, key=str)}
-    if isinstance(value, list | tuple):
-        return [_json_safe(item) for item in value]
-    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date, too
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return str(value)

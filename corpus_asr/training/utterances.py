@@ -1,15 +1,10 @@
 """Labelled audio: utterances from manifests, datasets with audio in them, and the output of runs.
 
-A manifest (.jsonl, .csv or .parquet) names a recording by `uri`, `path` or `audio_filepath`, with
-`text` for the whole of it, or for the region from `start_s` (NeMo: `offset`) to `end_s`, or as
-long as `duration_s` (`duration`); or with `segments`, objects of `start_s`, `end_s` and `text`.
-`language` and `speaker` may be there. A dataset is Parquet, such as `corpus-asr label` writes: a
-row is a recording, `audio` has its bytes, `text` its transcript, or `whisper_transcript` the same
-with timestamps; `condition_on_prev` the preceding text, and `language`.
+A dataset is Parquet, such as `corpus-asr label` writes: a row is a recording, `audio` has its
+bytes, `text` its transcript, or `whisper_transcript` the same with timestamps; `condition_on_prev`
+the preceding text, and `language`.
 """
 
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,15 +18,12 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import SCORE_COLUMNS, Selection, chosen, read_index, recordings
 from corpus_asr.labelling.dataset import DATA_FOLDER, SETTINGS_NAME
 from corpus_asr.languages import resolve_language
-from corpus_asr.storage.listing import manifest_rows
+from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
 from corpus_asr.storage.run_state.tables import OutputStore, parquet_batches, parquet_columns
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
 
-_URI_NAMES = ("uri", "path", "audio_filepath")
-_MAX_CHARACTERS = 1_000_000  # an hour of segments with their times
 _PARQUET = ".parquet"
-_MANIFESTS = (".jsonl", ".csv", _PARQUET)
 _AUDIO = "audio"
 _COLUMNS = ("text", "whisper_transcript", "condition_on_prev", "language")
 _TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>", re.DOTALL)
@@ -73,73 +65,33 @@ def read_utterances(
     manifest: str, *, endpoint_url: str | None = None, language: str | None = None
 ) -> Iterator[Utterance]:
     """Yield the utterances of a manifest in its order."""
-    chunks = manifest_rows(
-        manifest,
-        StoreOptions(endpoint_url=endpoint_url),
-        uri_names=_URI_NAMES,
-        max_metadata_characters=_MAX_CHARACTERS,
-    )
-    for uris, rows in chunks:
-        for uri, row in zip(uris, rows, strict=True):
-            yield from _labelled_regions(manifest, uri, json.loads(row or "{}"), language)
-
-
-def _labelled_regions(
-    manifest: str, uri: str, row: Mapping[str, Any], usual: str | None
-) -> Iterator[Utterance]:
-    segments = row.get("segments")
-    code = row.get("language") or usual
-    try:
-        if isinstance(segments, str):  # in CSV
-            segments = json.loads(segments)
-        language = None if code is None else resolve_language(str(code))
-        for region in [row] if segments is None else segments:
-            start_s, end_s = _times(region)
-            text = region["text"]
-            if not isinstance(text, str):
-                raise TypeError(f"text {text!r}")
+    for row in read_manifest(manifest, StoreOptions(endpoint_url=endpoint_url)):
+        for part in row.parts():
+            start_s, end_s = part.span()
             yield Utterance(
-                uri=uri,
-                text=text,
+                uri=part.uri,
+                text=part.needed_text(),
                 start_s=start_s,
                 end_s=end_s,
-                language=language,
-                speaker=_speaker(region) or _speaker(row),
+                language=_language(part, language),
+                speaker=part.speaker(),
             )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"reading the manifest {redact_uri(manifest)}: found {error} at {redact_uri(uri)}, "
-            "expected a text, times in seconds that run forward, and a language that Whisper "
-            "knows; correct the manifest"
-        ) from error
 
 
-def _speaker(region: Mapping[str, Any]) -> str | None:
-    speaker = _first(region, "speaker", "speaker_id")
-    return None if speaker is None else str(speaker)
-
-
-def _times(region: Mapping[str, Any]) -> tuple[float, float | None]:
-    start_s = float(_first(region, "start_s", "start", "offset") or 0.0)
-    end = _first(region, "end_s", "end")
-    length = _first(region, "duration_s", "duration")
-    if end is None and length is not None:
-        end = start_s + float(length)
-    end_s = None if end is None else float(end)
-    if not (math.isfinite(start_s) and start_s >= 0 and (end_s is None or start_s < end_s < 1e9)):
-        raise ValueError(f"the times {start_s} to {end_s}")
-    return start_s, end_s
-
-
-def _first(region: Mapping[str, Any], *names: str) -> Any:
-    return next((region[name] for name in names if region.get(name) not in (None, "")), None)
+def _language(row: Row, usual: str | None) -> str | None:
+    name = row.language() or usual
+    try:
+        return None if name is None else resolve_language(name)
+    except ValueError as error:
+        expected = "a code or name of a language that Whisper knows"
+        raise row.wrong(f"language {name!r}", expected) from error
 
 
 def _holds_audio(uri: str, endpoint_url: str | None) -> bool:
     try:
         with open_binary(uri, StoreOptions(endpoint_url=endpoint_url)) as file:
             return _AUDIO in parquet_columns(file)
-    except pa.ArrowException:  # no Parquet, whatever its name says: `manifest_rows` tells
+    except pa.ArrowException:  # no Parquet, whatever its name says: `read_manifest` says so
         return False
 
 
@@ -206,7 +158,7 @@ def utterances_in(data: DataSettings, split: str) -> Iterator[Utterance]:
 def utterances_of(uri: str, data: DataSettings, *, split: str) -> Iterator[Utterance]:
     """Yield the utterances of a manifest or a dataset, or the segments of a run."""
     options: dict[str, Any] = {"endpoint_url": data.endpoint_url, "language": data.language}
-    if uri.lower().endswith(_MANIFESTS):
+    if is_manifest(uri):
         is_dataset = uri.lower().endswith(_PARQUET) and _holds_audio(uri, data.endpoint_url)
         yield from (read_dataset if is_dataset else read_utterances)(uri, **options)
         return

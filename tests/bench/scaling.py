@@ -87,7 +87,10 @@ class Bench:
             "part",
         )  # fmt: skip
         done = ledger.resolve(read_listing(store, plan))
-        self.timed("recordings", lambda: write_recordings(store, done, count), count, "recording")
+        self.timed(
+            "recordings", lambda: write_recordings(store, done, count, run_id="run"), count,
+            "recording",
+        )  # fmt: skip
         again = self.timed("plan, all done", plan_of, count, "file")
         assert again.num_remaining == 0
         for name in ("outcomes", "segments", "recordings"):

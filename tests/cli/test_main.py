@@ -1,17 +1,12 @@
 """Commands say one readable thing, exit with the documented code, and start fast."""
 
 import json
-import os
-import pty
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -22,17 +17,14 @@ from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions
 from corpus_asr.errors import (
     CheckpointError,
     ConfigError,
-    DecodeError,
     EngineError,
     FetchError,
-    ItemError,
 )
 from corpus_asr.pipelines.driver import RunSummary
-from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.tables import commit, part, results, segment, snapshot
+from tests.support.tables import commit, part, results, snapshot
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[2]
@@ -41,7 +33,8 @@ NAMED = ("--set", "model.checkpoint=lab/model")
 
 SUMMARY = RunSummary(
     output_uri="out", run_id="1", files=100, done=99, failed=1, no_speech=4, remaining=0,
-    segments=1234, audio_s=7200.0, processed_files=50, processed_audio_s=3600.0, wall_s=60.0,
+    segments=1234, audio_s=7200.0, planned_files=50, processed_files=50, processed_failed=0,
+    processed_audio_s=3600.0, wall_s=60.0,
 )  # fmt: skip
 
 
@@ -88,53 +81,6 @@ def test_run_passes_on_what_is_chosen(pipeline: FakePipeline) -> None:
         assert pipeline.options[-1] == expected
 
 
-class FakeTranscriber:
-    """A transcriber that finds the same words in every file whose name is not `bad`."""
-
-    loaded: SimpleNamespace | None = None
-
-    @classmethod
-    def from_pretrained(cls, checkpoint: str, **options: Any) -> "FakeTranscriber":
-        if checkpoint == "missing":
-            raise CheckpointError("opening missing: no such folder")
-        FakeTranscriber.loaded = SimpleNamespace(checkpoint=checkpoint, options=options)
-        return cls()
-
-    def __enter__(self) -> "FakeTranscriber":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def transcribe_many(
-        self, paths: Iterable[str], *, on_error: Callable[[str, ItemError], None]
-    ) -> Iterator[Transcript]:
-        for path in paths:
-            if path == "bad.wav":
-                on_error(path, DecodeError(f"decoding {path}: no audio stream", uri=path))
-                continue
-            yield Transcript(
-                segments=(
-                    segment(" Hällo.", 0.0, 2.0),
-                    segment(" Unsure.", 3661.5, 3663.5, confidence=0.2),
-                ),
-                language="en",
-                language_probability=0.98,
-                duration_s=4000.0,
-                uri=path,
-            )
-
-
-@pytest.fixture
-def transcriber(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.wav", "b.wav", "c.wav", "bad.wav"):
-        (tmp_path / name).touch()
-    module = ModuleType("corpus_asr.runtime.transcriber")
-    module.__dict__["Transcriber"] = FakeTranscriber
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-
-
 def test_run_hands_the_job_over_and_tells_what_came_of_it(pipeline: FakePipeline) -> None:
     result = call("run", DEMO, "--set", "decoding.language=de", "--local")
     assert result.exit_code == 0
@@ -142,9 +88,21 @@ def test_run_hands_the_job_over_and_tells_what_came_of_it(pipeline: FakePipeline
     assert (config.decoding.language, local) == ("de", True)
     assert "100 recordings, 99 done (4 without speech), 1 failed" in result.stdout
     assert "RTFx 60.0" in result.stdout
-    above = call("run", DEMO, "--set", "output.max_failed_fraction=0.001")
+    assert "this run: 50 recordings, 1.0 h of audio" in result.stdout
+    pipeline.outcome = replace(SUMMARY, processed_failed=1)
+    above = call("run", DEMO, "--set", "output.max_failed_fraction=0.01")
     assert above.exit_code == 1
-    assert "1 of 100 recordings failed (1.0%), more than output.max_failed_fraction" in above.stderr
+    assert "1 of 50 recordings of this run failed (2.0%), more than output.max" in above.stderr
+
+
+def test_a_run_with_nothing_to_do_succeeds_whatever_failed_before(pipeline: FakePipeline) -> None:
+    pipeline.outcome = replace(
+        SUMMARY, failed=90, planned_files=0, processed_files=0, processed_failed=0
+    )
+    idle = call("run", DEMO, "--set", "output.max_failed_fraction=0")
+    assert (idle.exit_code, idle.stderr.count("failed")) == (0, 0)
+    assert "90 failed" in idle.stdout
+    assert idle.stdout.endswith("this run: nothing to do\n")
 
 
 def test_an_error_is_one_message_and_its_exit_code(
@@ -177,69 +135,6 @@ def test_a_wrong_configuration_is_told_before_anything_starts(pipeline: FakePipe
         assert result.exit_code == 2
         assert "did you mean decoding.language?" in result.stderr
     assert not pipeline.calls
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_prints_plain_lines_without_a_terminal() -> None:
-    options = ("--language", "de", "--set", "temperature=0", "--strategy", "chunked")
-    result = call("transcribe", "a.wav", "--model", "tiny", *options)
-    assert result.exit_code == 0
-    assert result.stdout.splitlines() == [
-        "[00:00.000 --> 00:02.000] Hällo.",
-        "[01:01:01.500 --> 01:01:03.500] Unsure.",
-    ]
-    assert FakeTranscriber.loaded is not None
-    assert FakeTranscriber.loaded.checkpoint == "tiny"
-    assert FakeTranscriber.loaded.options == {
-        "device": "auto", "dtype": "auto", "language": "de", "temperature": 0,
-        "strategy": "chunked",
-    }  # fmt: skip
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_goes_on_after_a_bad_file_and_exits_with_1() -> None:
-    result = call("transcribe", "a.wav", "bad.wav", "c.wav", "--model", "tiny")
-    assert result.exit_code == 1
-    assert [line for line in result.stdout.splitlines() if line.endswith(":")] == [
-        "a.wav:",
-        "c.wav:",
-    ]
-    assert "decoding bad.wav: no audio stream" in result.stderr
-    assert "1 of 3 files failed" in result.stderr
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_prints_one_json_object_per_file() -> None:
-    result = call("transcribe", "a.wav", "b.wav", "--model", "tiny", "--format", "jsonl")
-    first, second = map(json.loads, result.stdout.splitlines())
-    assert (first["uri"], second["uri"]) == ("a.wav", "b.wav")
-    assert first["segments"][0]["text"] == " Hällo."
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_refuses_a_wrong_option_before_loading_the_model() -> None:
-    result = call("transcribe", "a.wav", "--model", "missing", "--set", "temprature=0")
-    assert result.exit_code == 2
-    assert "did you mean temperature?" in result.stderr
-    result = call("transcribe", "a.wav", "--model", "missing")
-    assert result.exit_code == 2
-    assert "no such folder" in result.stderr
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_shows_language_and_file_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    main, terminal = pty.openpty()
-    with os.fdopen(terminal, "w", encoding="utf-8") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "80")
-        with pytest.raises(SystemExit) as stop:
-            cli.app(["transcribe", "a.wav", "--model", "tiny"])
-    shown = os.read(main, 100_000).decode("utf-8")
-    os.close(main)
-    assert not stop.value.code
-    assert "en 98%" in shown
-    assert "\x1b[" in shown
 
 
 @pytest.fixture

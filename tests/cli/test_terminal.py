@@ -17,7 +17,7 @@ from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.tables import snapshot
-from tests.support.terminals import REPOSITORY, on_terminal
+from tests.support.terminal import REPOSITORY, run_on_terminal
 
 BUSY = Activity(
     extract_alive_s=100.0, extract_s=10.0, parts_extracted=5, transcribe_alive_s=100.0, steps=9,
@@ -61,16 +61,18 @@ def test_a_run_is_drawn_in_place_and_no_word_is_broken(
     running: OutputStore, columns: int, options: list[str]
 ) -> None:
     meanwhile = ended_after(running, 1) if options else lambda _: None
-    screen = on_terminal(["status", running.uri, *options], columns=columns, meanwhile=meanwhile)
-    text = "\n".join(screen.lines)
+    screen = run_on_terminal(
+        ["status", running.uri, *options], columns=columns, meanwhile=meanwhile
+    )
+    text = "\n".join(screen.text)
     assert screen.colors > 3
-    bar = [line for line in screen.lines if set(line) & set("━╺╸")]
+    bar = [line for line in screen.text if set(line) & set("━╺╸")]
     assert [len(line) for line in bar] == [40]
     assert text.count("this run") == text.count("bottleneck") == 1, "it scrolled"
     if options:
         assert screen.moves_up > 3
         assert "80 planned: 78 done, 2 failed, 0 remaining" in text
-        assert "(not running: stopped before the end; " in " ".join(screen.lines)
+        assert "(not running: stopped before the end; " in " ".join(screen.text)
     plain = subprocess.run(
         [sys.executable, "-m", "corpus_asr", "status", running.uri],
         capture_output=True, text=True, check=True, cwd=REPOSITORY,
@@ -82,11 +84,11 @@ def test_a_run_is_drawn_in_place_and_no_word_is_broken(
     # All words are there: none was broken at the edge but the address. Times differ.
     seen, said = (
         [word for word in " ".join(text).split() if not set(word) & set("━╺╸/") and word[0] > "9"]
-        for text in (screen.lines, lines)
+        for text in (screen.text, lines)
     )
     if not options:
         assert seen == said
-    assert max(len(line) for line in screen.lines) <= columns
+    assert max(len(line) for line in screen.text) <= columns
 
 
 def test_columns_are_followed_on_a_terminal_alone(

@@ -1,6 +1,7 @@
 """A run leaves its page, also where it could not end; a page that cannot be had costs nothing."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import FetchError
 from corpus_asr.pipelines import driver
 from corpus_asr.report.html import page
+from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import script, scripted_engine
 from tests.support.killing import killable_job
 from tests.support.pages import parsed
@@ -40,6 +43,34 @@ def test_a_run_leaves_its_page_and_a_new_one_moves_it_aside(config: RunConfig) -
     [earlier] = (output / "_earlier").iterdir()
     assert state_on(earlier / PAGE_NAME) == "Finished"
     assert state_on(output / PAGE_NAME) == "Finished"
+
+
+def test_a_run_with_nothing_to_do_keeps_the_figures_of_the_last_that_had(
+    config: RunConfig,
+) -> None:
+    output = Path(config.output.uri)
+    first = driver.run(config, local=True, progress=io.StringIO())
+    before = parsed((output / PAGE_NAME).read_text())
+    report = load_report(OutputStore(str(output)))
+    assert report.nothing_to_do_at is None
+    for _ in range(2):
+        driver.run(config, local=True, progress=None)
+        page = parsed((output / PAGE_NAME).read_text())
+        assert state_on(output / PAGE_NAME) == "Finished"
+        # Speed, time and charts are those of the run that worked.
+        for name, how in (("dl", {"class_": "figures"}), ("dl", {"class_": "facts"})):
+            assert [each.text for each in page.all(name, **how)] == [
+                each.text for each in before.all(name, **how)
+            ]
+        assert f"Run {first.run_id}. Nothing to do at 20" in page.text
+    idle = load_report(OutputStore(str(output)))
+    assert idle.nothing_to_do_at is not None
+    assert "since       nothing to do at 20" in render(idle)
+    assert replace(idle, nothing_to_do_at=None) == report
+    (Path(config.source.uri[0]) / "new.wav").write_bytes(b"x")
+    last = driver.run(config, local=True, progress=None)
+    assert last.run_id == load_report(OutputStore(str(output))).run_id
+    assert "Nothing to do" not in parsed((output / PAGE_NAME).read_text()).text
 
 
 def test_a_run_whose_time_is_over_says_so_on_its_page(config: RunConfig) -> None:

@@ -18,14 +18,23 @@ from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.labelling import dataset
-from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
+from corpus_asr.stages.cutting import CutRequest
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.training.utterances import read_utterances
 from tests.support.audio import decode, wav_bytes
-from tests.support.runs import InThisProcess, Said, Transcribed, seconds_heard, write_tones
+from tests.support.runs import (
+    InThisProcess,
+    Said,
+    Transcribed,
+    correct_segment,
+    seconds_heard,
+    write_tones,
+)
 
 TALK: list[Said] = [
     (0.0, 3.0, "The old ship."),
@@ -103,6 +112,36 @@ def test_datasets_reads_it_and_hears_the_seconds_that_were_kept(
     assert (row["model"], row["model_revision"]) == ("some/model", "output")
 
 
+def test_what_people_corrected_is_labelled_with_certainty_and_marked(
+    decoded: Transcribed, tmp_path: Path
+) -> None:
+    store = OutputStore(decoded.config().output.uri)
+    correct_segment(store, "Came in.", "Came home.")
+    correct_segment(store, "Go.", "")
+    strict = {"min_confidence": 0.95, "max_no_speech_prob": 0.0}
+    label(decoded.config(selection=strict, dataset=WHOLE_SECONDS))
+    (row,) = rows_of(tmp_path / "set")
+    assert (row["text"], row["confidence"], row["corrected"]) == ("Came home.", 1.0, True)
+    assert row["avg_logprob"] is None  # that of another text
+    rows = selection_of(tmp_path / "set")
+    found = [(each["text"].strip(), each["corrected"], each["dropped_by"]) for each in rows]
+    assert found == [
+        ("The old ship.", False, "confidence"),
+        ("Came home.", True, None),
+        ("Nobody saw her lights.", False, "confidence"),
+        ("Until quite late.", False, "confidence"),
+        ("", True, "no_letters"),
+    ]
+    # More corrections make another data set; the model's own text is a choice.
+    correct_segment(store, "Until quite late.", "Until late.")
+    with pytest.raises(ConfigError, match="transcripts: was"):
+        label(decoded.config(selection=strict, dataset=WHOLE_SECONDS))
+    plain = decoded.config(selection={"corrections": False}, to="plain", dataset=WHOLE_SECONDS)
+    label(plain)
+    texts = [row["text"] for row in rows_of(tmp_path / "plain")]
+    assert not any("home" in text for text in texts)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_reads_it(decoded: Transcribed, tmp_path: Path) -> None:
     import webdataset
@@ -133,11 +172,18 @@ def test_nemo_finds_audio_duration_and_text(decoded: Transcribed, tmp_path: Path
     for line in lines:
         assert isinstance(line["text"], str)
         assert line["lang"] == "en"
+        assert line["recording_uri"].startswith(str(decoded.audio))
         # Relative to the manifest, as NeMo looks for it.
         samples = decode((tmp_path / "set" / line["audio_filepath"]).read_bytes())[0]
         assert line["duration"] == pytest.approx(len(samples) / 16_000, abs=1e-5)
-        first = round(line["start_s"])
+        first = round(line["recording_start_s"])
         assert seconds_heard(samples) == [*range(first, first + round(line["duration"]))]
+    # It is a manifest like any other.
+    utterances = [each for path in manifests for each in read_utterances(str(path))]
+    assert [(each.text, each.uri, each.end_s, each.language) for each in utterances] == [
+        (line["text"], str(tmp_path / "set" / line["audio_filepath"]), line["duration"], "en")
+        for line in lines
+    ]
 
 
 def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
@@ -424,6 +470,6 @@ def test_nothing_is_selected_while_recordings_are_left(
 def summary_of(folder: Path, *, left: int = 0) -> RunSummary:
     return RunSummary(
         output_uri=str(folder / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
-        remaining=left, segments=1, audio_s=4.0, processed_files=1, processed_audio_s=4.0,
-        wall_s=1.0,
+        remaining=left, segments=1, audio_s=4.0, planned_files=1, processed_files=1,
+        processed_failed=0, processed_audio_s=4.0, wall_s=1.0,
     )  # fmt: skip

@@ -81,14 +81,16 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
 
 def test_failures_are_done_again_part_by_part(config: RunConfig) -> None:
     first = driver.run(config, local=True, progress=None)
-    assert (first.files, first.failed) == (4, 1)
+    assert (first.files, first.failed, first.failed_fraction) == (4, 1, 0.25)
     before = outcomes_by_part(config)
     for retry in (Retry.none, Retry.retryable):
         options = RunOptions(retry=retry)
-        assert driver.run(config, local=True, progress=None, options=options).processed_files == 0
+        idle = driver.run(config, local=True, progress=None, options=options)
+        assert (idle.planned_files, idle.processed_files, idle.failed) == (0, 0, 1)
+        assert idle.failed_fraction == 0  # what failed before is not held against it
     options = RunOptions(retry=Retry.all)
     again = driver.run(config, local=True, progress=None, options=options)
-    assert (again.processed_files, again.failed) == (1, 1)
+    assert (again.processed_files, again.failed, again.failed_fraction) == (1, 1, 1)
     after = outcomes_by_part(config)
     assert after.keys() == before.keys()
     redone = [key for key, row in after.items() if row["run_id"] == again.run_id]

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from functools import cache
 from importlib import metadata
@@ -429,8 +430,19 @@ def test_the_image_is_built_from_files_that_are_there():
     assert {line[1:] for line in ignore if line.startswith("!")} == copied
     assert "*" in ignore
     # Everything that the package's metadata and its wheel are made of.
-    named = {PROJECT["readme"], *PROJECT["license-files"], "corpus_asr"}
+    named = {"README.md", *PROJECT["license-files"], "corpus_asr"}
     assert {path.split("/")[0] for path in named} <= copied
+
+
+def test_the_image_installs_what_the_package_and_a_cluster_need():
+    joined = DOCKERFILE.replace("\\\n", "")  # as the builder joins lines
+    (program,) = re.findall(r"python -c '(.*?)'", joined)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    extra = PROJECT["optional-dependencies"]["cluster"]
+    assert done.stdout.splitlines() == [*PROJECT["dependencies"], *extra]
+    assert "<<" not in DOCKERFILE  # heredocs, which buildah before 1.33 and kaniko do not know
 
 
 def test_the_image_pins_whatever_makes_a_ray_cluster():

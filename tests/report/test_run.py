@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.report.failures import FailureExample, FailureGroup
 from corpus_asr.report.reconciliation import Accounting
 from corpus_asr.report.run import (
     COUNTS,
     ClassShare,
-    FailureExample,
-    FailureGroup,
     Report,
     RunCounts,
     as_data,
@@ -225,6 +224,8 @@ def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
         "recording_id": ["a", "a", "b", "b"],
         "rank": pa.array([1, 2, 1, 2], pa.int32()),
         "probability": pa.array([0.95, 0.05, 0.5, 0.5], pa.float32()),
+        "start_s": [0.0, 0.0, 30.0, 30.0],
+        "end_s": [30.0, 30.0, 40.0, 40.0],
     }
     turned = as_segments(pa.RecordBatch.from_pydict(columns))
     assert turned["recording_id"].to_pylist() == ["a", "a", "b", "b"]

@@ -166,7 +166,11 @@ def verdict(**counts: object) -> Verdict:
     [
         ({"load_s": 80.0}, "loading", "longer run"),
         ({"encode_s": 85.0}, "transcription", "transcribe.workers"),
-        ({"encode_s": 85.0, "slot_steps": 9, "slot_room": 10}, "transcription", "model.dtype"),
+        (
+            {"encode_s": 85.0, "slot_steps": 9, "slot_room": 10},
+            "transcription",
+            "model.compute_type",
+        ),
         ({**EMPTY_SLOTS, "parts_started": 5}, "slots", "extract.part_s"),
         ({**EMPTY_SLOTS, "parts_started": 1}, "transcription", "transcribe.workers"),
         ({"extract_s": 90.0, "extract_cpu_s": 80.0}, "extraction", "CPU nodes"),
@@ -197,6 +201,7 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
         backpressure_s=40.0, slots=16, slot_steps=3, slot_room=4, parts_started=3,
         parts_transcribed=2, commits=2, commit_s=1.0, fetch_retries=1, commit_retries=2,
         workers_replaced=1, extract_cpu_s=5.0, load_s=3.0, windows=7, tokens=1,
+        failed_captures=2,
     )  # fmt: skip
     lines = shown(snapshot(activity=found, parts=1, parts_retried=4))
     text = "\n".join(lines)
@@ -204,6 +209,7 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
         "10% busy (50% of it CPU), 40% blocked by backpressure, 50% idle",
         "75% of 16 slots in use; model loaded in 3.0 s; 7 windows, 1 token; 1 worker",
         "2 commits of 0.5 s each",
+        "2 captures failed, and steps run without graphs",
         "3 requests to stores, 4 parts after their worker died, 1 worker replaced",
         "2 parts before the engines, 1 in them, 1 behind them",
         "nothing: no stage was busy most of the time. To raise throughput",

@@ -14,7 +14,8 @@ import pytest
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.listing import FileListing, manifest_rows
+from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.manifest import read_manifest
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
@@ -173,7 +174,7 @@ def test_what_is_far_too_large_for_a_manifest_is_refused(tmp_path: Path) -> None
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(ConfigError, match=message):
-            list(manifest_rows(str(tmp_path / name)))
+            [row.metadata() for row in read_manifest(str(tmp_path / name))]
 
 
 def test_outcomes_cannot_name_anything_but_segments(tmp_path: Path) -> None:

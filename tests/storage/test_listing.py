@@ -1,6 +1,5 @@
 """Which files a source names, in which order, and what it says of them."""
 
-import datetime
 import errno
 import fnmatch
 import json
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,11 +17,10 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
-from corpus_asr.storage import listing
-from corpus_asr.storage.listing import FileListing, glob_regex, manifest_rows
+from corpus_asr.storage.listing import FileListing, glob_regex
 from corpus_asr.storage.stores import local
 from corpus_asr.storage.stores import s3 as s3_module
-from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, read_bytes, write_atomic
 from corpus_asr.storage.stores.uri import recording_id, resolve
 from tests.support.stores import S3Server, WebServer
 
@@ -196,10 +193,30 @@ def test_a_folder_that_fails_for_the_moment_ends_the_listing(
         rows(SourceSettings(uri=(str(tmp_path),)))
 
 
-def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"caf\xe9.mp3")).touch()
-    with pytest.raises(ConfigError, match="UTF-8"):
-        rows(SourceSettings(uri=(str(tmp_path),)))
+def test_a_name_that_is_no_utf8_is_listed_by_an_escape_and_found_again(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"f\xf6\xff")
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.mp3")).write_bytes(b"latin")
+    (tmp_path / r"caf\xe9.mp3").write_bytes(b"literal")
+    names = (r"caf\xe9.mp3", r"f\xf6\xff/caf\xe9.mp3")
+    listed = rows(SourceSettings(uri=(str(tmp_path),)))
+    assert [row["uri"] for row in listed] == [f"{tmp_path}/{name}" for name in names]
+    for row, content in zip(listed, (b"literal", b"latin"), strict=True):
+        assert read_bytes(row["uri"]) == content
+        again = rows(SourceSettings(uri=(row["uri"],)))
+        assert again == [row]
+    assert rows(SourceSettings(uri=(str(folder),))) == listed[1:]
+    assert rows(SourceSettings(uri=(str(folder / "*.mp3"),))) == listed[1:]
+
+
+def test_what_a_manifest_holds_is_encodable(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    row = {"uri": "/a\ud800.mp3", "title": "\udcff\0", "list": [{"\ud801": "x"}]}
+    manifest.write_text(json.dumps(row))
+    [listed] = rows(SourceSettings(manifest=str(manifest)))
+    assert listed["uri"] == r"/a\ud800.mp3"
+    metadata = {"title": "\\udcff\0", "list": [{r"\ud801": "x"}]}
+    assert json.loads(listed["metadata"]) == metadata
 
 
 def test_web_files_are_named_in_full_and_keep_their_identity(web: WebServer) -> None:
@@ -240,69 +257,6 @@ def test_one_step_globs_agree_with_fnmatch(pattern: str, name: str) -> None:
     assert ours == fnmatch.fnmatchcase(name, pattern)
 
 
-URIS = ["clip 1.mp3", "sub/#2.mp3", "/absolute/3.mp3", "s3://bucket/4%20.mp3"]
-
-
-def manifest(path: Path | str, endpoint_url: str | None = None) -> list[tuple[str, object]]:
-    found = []
-    for uris, metadata in manifest_rows(str(path), StoreOptions(endpoint_url=endpoint_url)):
-        parsed = [None if text is None else json.loads(text) for text in metadata]
-        found += list(zip(uris, parsed, strict=True))
-    return found
-
-
-def resolved(folder: Path) -> list[str]:
-    return [f"{folder}/clip 1.mp3", f"{folder}/sub/#2.mp3", *URIS[2:]]
-
-
-def test_jsonl_with_metadata_and_blank_lines(tmp_path: Path) -> None:
-    path = tmp_path / "m.jsonl"
-    lines = [json.dumps({"z": [1, None], "uri": uri, "a": "\u00fc"}) for uri in URIS]
-    path.write_text("\ufeff" + "\n\n".join(lines) + "\n", encoding="utf-8")
-    assert manifest(path) == [(uri, {"a": "\u00fc", "z": [1, None]}) for uri in resolved(tmp_path)]
-    [(_, texts)] = list(manifest_rows(str(path)))
-    assert texts[0] == '{"a": "\u00fc", "z": [1, null]}'  # stable order
-
-
-def test_csv_with_quotes_and_empty_fields(tmp_path: Path) -> None:
-    path = tmp_path / "m.CSV"
-    path.write_text('uri,speaker\n"a,\nb.mp3",\nc.mp3,"Ann ""A"""\n', encoding="utf-8")
-    assert manifest(path) == [
-        (f"{tmp_path}/a,\nb.mp3", {"speaker": None}),
-        (f"{tmp_path}/c.mp3", {"speaker": 'Ann "A"'}),
-    ]
-
-
-def test_parquet_with_types_json_lacks(tmp_path: Path) -> None:
-    table = pa.table(
-        {
-            "day": [datetime.date(2026, 1, 2)] * 4,
-            "nan": [float("nan")] * 4,
-            "raw": [b"\xffx"] * 4,
-            "nested": [{"b": 1, "a": datetime.datetime(2026, 1, 2, 3, 4)}] * 4,
-            "uri": URIS,
-        }
-    )
-    pq.write_table(table, tmp_path / "m.parquet")
-    expected = {
-        "day": "2026-01-02",
-        "nan": None,
-        "nested": {"a": "2026-01-02T03:04:00", "b": 1},
-        "raw": "\ufffdx",
-    }
-    assert manifest(tmp_path / "m.parquet") == [(uri, expected) for uri in resolved(tmp_path)]
-
-
-def test_a_manifest_in_s3_is_the_base_of_relative_addresses(s3: S3Server, bucket: str) -> None:
-    lines = b'{"uri": "a.mp3"}\n{"uri": "../b #.mp3"}\n{"uri": "./x/../c"}\n'
-    uri = s3.put(bucket, "lists/today/m.jsonl", lines)
-    assert [found for found, _ in manifest(uri, s3.endpoint_url)] == [
-        f"s3://{bucket}/lists/today/a.mp3",
-        f"s3://{bucket}/lists/b #.mp3",
-        f"s3://{bucket}/lists/today/x/../c",  # a key is not a path
-    ]
-
-
 def test_missing_files_are_listed_and_repeated_ones_once(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"uri": "gone.mp3", "n": 1}\n{"uri": "./gone.mp3"}\n')
     found = FileListing(SourceSettings(manifest=str(tmp_path / "m.jsonl")))
@@ -317,44 +271,6 @@ def test_missing_files_are_listed_and_repeated_ones_once(tmp_path: Path) -> None
         }
     ]
     assert found.num_duplicates == 1
-
-
-def test_a_broken_manifest_says_where(tmp_path: Path) -> None:
-    for name, text, message in (
-        ("m.jsonl", '{"uri": "a"}\n{"uri": \n', "line 2: found no valid JSON"),
-        ("m.jsonl", "[1]\n", "line 1: found JSON of type list"),
-        ("m.jsonl", '{"uri": "a"}\n{"url": "b"}\n', "line 2: found columns url.*rename url"),
-        ("m.jsonl", '{"uri": 3}\n', "line 1: found uri 3"),
-        ("m.jsonl", '{"uri": " "}\n', "line 1: found uri ' '"),
-        ("m.jsonl", "\n", "found no rows"),
-        ("m.csv", "URI,b\na,b\n", "header: found columns URI, b"),
-        ("m.csv", "uri,b\na\n", "line 2: found 1 fields, expected 2"),
-        ("m.csv", 'uri\n"a\n', "line"),
-        ("m.csv", "uri\n", "found no rows"),
-        ("m.parquet", "nonsense", "no readable Parquet"),
-        ("m.txt", "a\n", "unknown format"),
-    ):
-        (tmp_path / name).write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            manifest(tmp_path / name)
-
-
-def test_a_parquet_without_uri_names_its_columns_and_a_missing_one_is_not_found(
-    tmp_path: Path,
-) -> None:
-    pq.write_table(pa.table({"audio": ["a"], "Uri": ["b"]}), tmp_path / "m.parquet")
-    with pytest.raises(ConfigError, match="found columns audio, Uri"):
-        manifest(tmp_path / "m.parquet")
-    with pytest.raises(FetchError, match="not found"):
-        manifest(tmp_path / "none.jsonl")
-
-
-def test_manifests_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "CHUNK_ROWS", 3)
-    (tmp_path / "m.csv").write_text("uri\n" + "".join(f"{i}\n" for i in range(7)))
-    chunks = list(manifest_rows(str(tmp_path / "m.csv")))
-    assert [len(uris) for uris, _ in chunks] == [3, 3, 1]
-    assert chunks[2] == ([f"{tmp_path}/6"], [None])  # only a uri column means no metadata
 
 
 def test_resolving_is_literal() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.errors import CheckpointError, DecodeError
+from corpus_asr.errors import CheckpointError, DecodeError, FetchError
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
 
 Message = ExtractedPart | DecodeProgress
@@ -57,6 +57,8 @@ def _extract(request: ExtractRequest) -> Iterator[Message]:
     for part in range(said.get("parts", 1)):
         if part == said.get("fail"):
             raise DecodeError(f"decoding {request.uri}: scripted", kind="scripted")
+        if part == said.get("hang_up"):
+            raise FetchError(f"reading {request.uri}: scripted", kind="timeout")
         if part == said.get("crash"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if part == said.get(STUCK):

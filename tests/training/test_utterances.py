@@ -12,7 +12,7 @@ from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.training.audio_cache import AudioCache, prepare
-from corpus_asr.training.utterances import Utterance, read_utterances, utterances_in, utterances_of
+from corpus_asr.training.utterances import Utterance, utterances_in, utterances_of
 from tests.support.audio import share_of_tone
 from tests.support.runs import Said, Transcribed, seconds_heard, tone_hz, write_tones
 
@@ -23,40 +23,6 @@ def manifest(folder: Path, *rows: dict) -> str:
     path = folder / "m.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
-
-
-def test_a_row_is_a_recording_or_a_stretch_of_one_or_its_segments(tmp_path: Path) -> None:
-    segments = [{"start_s": 0, "end_s": 1.5, "text": "one"}, {"start": 2, "end": 3, "text": ""}]
-    rows = (
-        {"uri": "a.wav", "text": "all of it"},
-        {"path": "b.wav", "text": "some", "start_s": 2.5, "end_s": 4, "language": "German"},
-        {"audio_filepath": "c.wav", "text": "nemo", "offset": 1.0, "duration": 2.0},
-        {"uri": "d.wav", "segments": segments},
-    )
-    found = list(read_utterances(manifest(tmp_path, *rows), language="en"))
-    assert [(p.text, p.start_s, p.end_s, p.language) for p in found] == [
-        ("all of it", 0.0, None, "en"),
-        ("some", 2.5, 4.0, "de"),
-        ("nemo", 1.0, 3.0, "en"),
-        ("one", 0.0, 1.5, "en"),
-        ("", 2.0, 3.0, "en"),
-    ]
-    assert [Path(p.uri) for p in found] == [tmp_path / f"{name}.wav" for name in "abcdd"]
-
-
-def test_a_wrong_row_is_named(tmp_path: Path) -> None:
-    for row, reason in (
-        ({}, "'text'"),
-        ({"text": 3}, "text 3"),
-        ({"text": "x", "start_s": 3, "end_s": 2}, "times 3.0 to 2.0"),
-        ({"text": "x", "start_s": -1}, "times -1.0"),
-        ({"text": "x", "end_s": "soon"}, "soon"),
-        ({"text": "x", "language": "klingon"}, "klingon"),
-        ({"segments": "[{"}, "a.wav"),
-    ):
-        message = rf"reading the manifest .*m\.jsonl.*{reason}.*correct the manifest"
-        with pytest.raises(ConfigError, match=message):
-            list(read_utterances(manifest(tmp_path, {"uri": "a.wav", **row})))
 
 
 @pytest.fixture

@@ -1,32 +1,30 @@
 """Transcripts compared with references: errors of words, characters, times and languages.
 
-Columns of a manifest of references (.jsonl, .csv or .parquet): `uri` or `path`, `text`; optional
-`language`, `set` and `words` (objects of `word`, `start_s` and `end_s`, or `start` and `end`). It
-is held in memory: a test set, not a corpus. In scripts without spaces each character is a word.
+References are a manifest; besides its columns, `set` names a part of the test set and `words` has
+objects of `word`, `start_s` and `end_s`. It is held in memory: a test set, not a corpus. In scripts
+without spaces each character is a word.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section
 4.4 and appendix C (characters for Chinese, Japanese, Thai, Lao and Burmese).
 """
 
 import importlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from functools import cache
+from itertools import chain, pairwise
 from typing import Any
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
-from corpus_asr.storage.listing import manifest_rows
+from corpus_asr.storage.manifest import Row, read_manifest
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 from corpus_asr.text.normalize import BasicTextNormalizer, EnglishTextNormalizer
 
 WITHOUT_BLANKS = {"zh", "ja", "th", "lo", "my", "yue"}
 _basic = BasicTextNormalizer()
-_URI_NAMES = ("uri", "path")
-# Ten hours of words with their times.
-_MAX_CHARACTERS = 16_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class TimedWord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """A row of the manifest."""
+    """What is said in a recording, or in parts of it."""
 
     uri: str
     """Without credentials."""
@@ -48,29 +46,45 @@ class Reference:
     language: str | None = None
     set: str | None = None
     """The part of the test set it belongs to."""
+    spans: tuple[tuple[float, float], ...] | None = None
+    """From when to when the text is that of the recording; None: from its start to its end."""
     words: tuple[TimedWord, ...] | None = None
 
 
 def read_references(
     manifest: str, options: StoreOptions = DEFAULT_STORE, *, language: str | None = None
 ) -> dict[str, Reference]:
-    """Return references by recording_id; `language` is that of references that name none."""
-    references: dict[str, Reference] = {}
+    """Return references by recording_id; `language` is that of references that name none.
+
+    Rows of several parts of a recording are one reference, joined in the order of their times.
+    """
     usual = language_code(language)
-    chunks = manifest_rows(
-        manifest,
-        options,
-        allow_local_files=True,  # only names are compared: nothing is opened
-        uri_names=_URI_NAMES,
-        max_metadata_characters=_MAX_CHARACTERS,
+    by_recording: dict[str, list[tuple[Row, Reference]]] = {}
+    # Only names are compared: nothing is opened.
+    for row in read_manifest(manifest, options, allow_local_files=True):
+        rows = by_recording.setdefault(recording_id(row.uri), [])
+        rows += [(part, _reference(part, usual)) for part in row.parts()]
+    return {identity: _joined(rows) for identity, rows in by_recording.items()}
+
+
+def _joined(rows: list[tuple[Row, Reference]]) -> Reference:
+    if len(rows) == 1:
+        return rows[0][1]
+    rows = sorted(rows, key=lambda each: each[1].spans[0] if each[1].spans else (0.0, math.inf))
+    references = [reference for _, reference in rows]
+    for (_, before), (row, after) in pairwise(rows):
+        if not (before.spans and after.spans) or before.spans == after.spans:
+            raise row.wrong(
+                f"{redact_uri(row.uri)} twice", "each recording once, or its parts by their times"
+            )
+    words = [reference.words for reference in references]
+    return replace(
+        references[0],
+        text=" ".join(filter(None, (reference.text.strip() for reference in references))),
+        language=next(filter(None, (reference.language for reference in references)), None),
+        spans=tuple(chain.from_iterable(reference.spans or () for reference in references)),
+        words=None if None in words else tuple(chain.from_iterable(each or () for each in words)),
     )
-    for uris, rows in chunks:
-        for uri, row in zip(uris, rows, strict=True):
-            identity = recording_id(uri)
-            if identity in references:
-                raise _unusable(manifest, uri, "it twice", "each recording once")
-            references[identity] = _reference(uri, json.loads(row or "{}"), manifest, usual)
-    return references
 
 
 def language_code(language: str | None) -> str | None:
@@ -84,50 +98,25 @@ def language_code(language: str | None) -> str | None:
         return language.strip().lower()
 
 
-def _reference(uri: str, row: Mapping[str, Any], manifest: str, language: str | None) -> Reference:
-    text, own = row.get("text"), row.get("language")
-    if text is None and "text" in row:
-        text = ""  # how CSV writes it
-    if not isinstance(text, str):
-        columns = ", ".join(row) or "no other columns"
-        raise _unusable(manifest, uri, columns, "a column text with the reference text")
+def _reference(row: Row, usual: str | None) -> Reference:
+    (start_s, end_s), words, part_of_set = row.span(), row.nested("words"), row.columns.get("set")
+    whole = start_s == 0 and end_s is None
     return Reference(
-        uri=public(uri),
-        text=text,
-        language=language_code(str(own)) if own else language,
-        set=None if row.get("set") is None else str(row["set"]),
-        words=_words(row.get("words"), manifest, uri),
+        uri=public(row.uri),
+        text=row.needed_text(),
+        language=language_code(row.language()) or usual,
+        set=None if part_of_set is None else str(part_of_set),
+        spans=None if whole else ((start_s, math.inf if end_s is None else end_s),),
+        words=None if words is None else tuple(map(_word, words)),
     )
 
 
-def _words(value: Any, manifest: str, uri: str) -> tuple[TimedWord, ...] | None:
-    if isinstance(value, str):  # in CSV
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise _unusable(manifest, uri, f"words that are no JSON ({error})", "a list") from error
-    if value is None:
-        return None
-    try:
-        return tuple(
-            TimedWord(
-                str(each["word"]),
-                float(each["start_s"] if "start_s" in each else each["start"]),
-                float(each["end_s"] if "end_s" in each else each["end"]),
-            )
-            for each in value
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _unusable(
-            manifest, uri, f"words without {error}", "a list of objects of word, start_s and end_s"
-        ) from error
-
-
-def _unusable(manifest: str, uri: str, found: str, expected: str) -> ConfigError:
-    return ConfigError(
-        f"reading the references {redact_uri(manifest)}: found {found} at {redact_uri(uri)}, "
-        f"expected {expected}; correct the manifest"
-    )
+def _word(row: Row) -> TimedWord:
+    word, end_s = row.columns.get("word"), row.end_s()
+    if not isinstance(word, str) or end_s is None:
+        found = ", ".join(row.columns) or "nothing"
+        raise row.wrong(f"{found} of a word", "word, start_s and end_s")
+    return TimedWord(word, row.start_s(), end_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,13 +78,15 @@ class OutcomeCounts:
     remaining: int = 0
     """Listed recordings of which not all parts are committed: the run was cut short. Rows that
     the listing should have and has not are among them."""
+    processed: int = 0  # of the listed, those that this run made done or failed
+    processed_failed: int = 0
     recordings: int = 0  # rows of the recordings table; those of earlier listings are among them
     segments: int = 0
     audio_s: float = 0.0
     speech_s: float = 0.0
 
-    def add(self, recordings: pa.Table, listed_ids: pa.Array) -> None:
-        """Count rows of the recordings table."""
+    def add(self, recordings: pa.Table, listed_ids: pa.Array, run_id: str) -> None:
+        """Count rows of the recordings table, those of a run on their own."""
         self.recordings += recordings.num_rows
         self.segments += pc.sum(recordings["segments"]).as_py() or 0
         self.audio_s += pc.sum(recordings["duration_s"]).as_py() or 0.0
@@ -95,6 +97,9 @@ class OutcomeCounts:
         self.no_speech += statuses["no_speech"]
         self.failed += statuses["failed"]
         self.remaining = self.listed - self.ok - self.no_speech - self.failed
+        ours = recordings.filter(pc.and_(listed, pc.equal(recordings["run_id"], run_id)))
+        self.processed += ours.num_rows
+        self.processed_failed += pc.sum(pc.equal(ours["status"], "failed")).as_py() or 0
 
 
 def finish(
@@ -106,6 +111,7 @@ def finish(
     listing: Iterable[pa.RecordBatch],
     num_listed: int,
     plan_name: str | None = None,
+    idle: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
@@ -114,6 +120,7 @@ def finish(
         listing: FILES batches of what the run was to cover (`plan.read_listing`).
         num_listed: how many rows the listing had when it was made; those missing count as left.
         plan_name: the plan that was worked off; None if there was none.
+        idle: whether there was nothing to do; `run.json` then keeps what the last run did.
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
     """
     store.remove(SUCCESS_NAME)
@@ -127,7 +134,7 @@ def finish(
     target_mb = config.output.target_file_mb
     if target_mb is not None and len(resolution.listed_ids) == num_listed:
         compact(store, target_mb * MEBIBYTE)
-    counts = write_recordings(store, resolution, num_listed)
+    counts = write_recordings(store, resolution, num_listed, run_id=run.run_id)
     remove_leftovers(store)
     store.write_json(
         RUN_NAME,
@@ -141,6 +148,7 @@ def finish(
             "versions": code_versions(),
             "config": safe_config(config),
             **(extra or {}),
+            **({"last_work": _last_work(store, run)} if idle else {}),
         },
     )
     if counts.remaining == 0:
@@ -153,8 +161,20 @@ def finish(
     return counts
 
 
+def _last_work(store: OutputStore, run: Run) -> dict[str, Any] | None:
+    """Return what `run.json` says of the last run that had something to do."""
+    before = store.read_json(RUN_NAME)
+    if before is None or before.get("fingerprint") != run.fingerprint:
+        return None
+    if "last_work" in before:
+        earlier: dict[str, Any] | None = before["last_work"]
+        return earlier
+    names = ("run_id", "started_at", "finished_at", "plan", "committed", "activity")
+    return {name: before[name] for name in names if name in before}
+
+
 def write_recordings(
-    store: OutputStore, resolution: CommitResolution, num_listed: int
+    store: OutputStore, resolution: CommitResolution, num_listed: int, *, run_id: str
 ) -> OutcomeCounts:
     """Replace the recordings table by one row for each complete recording; count them."""
     old = store.names(RECORDINGS_FOLDER)
@@ -163,7 +183,7 @@ def write_recordings(
     # No recordings are one empty slice: an empty table says so.
     for index, start in enumerate(range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT)):
         table = aggregate(_outcomes_of(store, ids.slice(start, RECORDINGS_PER_OBJECT)))
-        counts.add(table, resolution.listed_ids)
+        counts.add(table, resolution.listed_ids, run_id)
         store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{index:05d}{SUFFIX}", table)
     # Last: a reader sees rows twice for a moment, and never misses one.
     store.remove_all(old)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from corpus_asr.activity import Activity, Estimate, FailureCount, clock_time, in_hours, rtfx
 from corpus_asr.confidence import FEATURES, ConfidenceModel
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig, SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.logs import event
 from corpus_asr.storage.model_files import full_name
@@ -27,6 +27,7 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
 )
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, redact_uri, without_secrets
 from corpus_asr.units import counted
 
@@ -317,6 +318,20 @@ def _safe(value: Any) -> Any:
     return value
 
 
+def source_options(store: OutputStore) -> StoreOptions:
+    """Return how a run reached its recordings; the defaults where the tables came without it."""
+    config = store.read_json(CONFIG_NAME)
+    if config is None:
+        return DEFAULT_STORE
+    try:
+        return StoreOptions.of(SourceSettings.model_validate_json(json.dumps(config["source"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"reading {CONFIG_NAME} of a run: found no usable settings of its source ({error}), "
+            "expected those that this version of the program writes; use the version that made it"
+        ) from error
+
+
 def code_versions() -> dict[str, str]:
     """Return the versions of everything that takes part in a run and is installed."""
     versions = {"python": platform.python_version()}
@@ -334,10 +349,19 @@ RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
+EVALUATION_NAME = "evaluation.json"
+
+
+def failures_name(page: str) -> str:
+    """Return the name of the CSV file of all failures that lies next to a page."""
+    return f"{page.removesuffix('.html')}.failures.csv"
+
+
 ARCHIVE_NOTE_NAME = "_run/aside.json"
 EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
 _ARCHIVED_NAMES = (
-    RUN_NAME, REPORT_NAME, PAGE_NAME, CALIBRATION_NAME, CONFIG_NAME, FINGERPRINT_NAME,
+    RUN_NAME, REPORT_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
+    CONFIG_NAME, FINGERPRINT_NAME,
 )  # fmt: skip
 _TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
@@ -369,7 +393,7 @@ class Run:
 def result_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that change results, flat and by their names in the YAML."""
     classifies = config.pipeline == CLASSIFY_AUDIO
-    flat: dict[str, Any] = {"model.dtype": config.model.dtype}
+    flat: dict[str, Any] = {"model.compute_type": config.model.compute_type}
     for section in ("extract", "classification" if classifies else "decoding"):
         settings = getattr(config, section).model_dump(mode="json")
         flat |= {f"{section}.{key}": value for key, value in settings.items()}
@@ -413,12 +437,10 @@ def check_fingerprint(
         return Earlier.same
     if new_run:
         return Earlier.other
-    changes = _changes(stored, config, fingerprint)
     raise ConfigError(
-        f"beginning a run in {redact_uri(store.uri)}: found results made with other settings "
-        f"(fingerprint {stored['fingerprint']}, expected {fingerprint}); {changes}; use the old "
-        "settings, choose another output.uri, or start again here with --new-run, which moves "
-        f"these results to {EARLIER_FOLDER}/"
+        f"{_changes(stored, config, fingerprint)}; beginning a run in {redact_uri(store.uri)}: "
+        "found results made with the old settings; use these, choose another output.uri, or start "
+        f"again here with --new-run, which moves these results to {EARLIER_FOLDER}/"
     )
 
 

@@ -219,10 +219,9 @@ def test_words_of_references_may_be_named_either_way(tmp_path: Path) -> None:
 
 def test_unusable_references_are_refused(tmp_path: Path) -> None:
     for rows, message in (
-        ([{"uri": "/a", "transcript": "x"}], "expected a column text"),
-        ([{"uri": "/a", "text": "x"}, {"uri": "file:///a", "text": "y"}], "found it twice"),
-        ([{"name": "/a", "text": "x"}], "expected a column uri"),
-        ([{"uri": "/a", "text": "x", "words": [{"word": "x"}]}], "words without 'start'"),
+        ([{"uri": "/a", "text": "x"}, {"uri": "file:///a", "text": "y"}], "found /a twice"),
+        ([{"uri": "/a", "text": "x", "words": [{"word": "x"}]}], "1 of words: found word of a w"),
+        ([{"uri": "/a", "text": "x", "words": [{"word": "x", "end": "?"}]}], "found end '[?]'"),
         ([{"uri": "/a", "text": "x", "words": "{"}], "words that are no JSON"),
     ):
         with pytest.raises(ConfigError, match=message):

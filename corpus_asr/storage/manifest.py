@@ -1,0 +1,413 @@
+"""Manifests: one set of columns for recordings, their parts, texts, languages and speakers.
+
+Jobs list recordings from them, `evaluate` and `label` take references from them, and `finetune`
+utterances. A row is a recording, or a part of one:
+
+    uri | path | audio_filepath     where it is; relative to the manifest's folder
+    text                            what is said in it
+    start_s | offset | start        seconds from the recording's start; 0 if there is none
+    end_s | end                     or duration_s | duration; the recording's end if there is none
+    language | lang                 a name or a code
+    speaker | speaker_id
+    segments                        parts of the recording: objects with these columns
+
+Names of one line mean the same. What other columns mean is the reader's to know.
+"""
+
+import csv
+import datetime
+import difflib
+import io
+import itertools
+import json
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from corpus_asr.errors import ConfigError, FetchError, encodable
+from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
+from corpus_asr.storage.run_state.tables import parquet_batches, parquet_columns
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
+from corpus_asr.storage.stores.host_allowlist import may_name
+from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, resolve, scheme_of
+from corpus_asr.units import MEBIBYTE
+
+LOCATION = ("uri", "path", "audio_filepath")
+TEXT = ("text",)
+START = ("start_s", "offset", "start")
+END = ("end_s", "end")
+DURATION = ("duration_s", "duration")
+LANGUAGE = ("language", "lang")
+SPEAKER = ("speaker", "speaker_id")
+_OF_ALL_PARTS = (*LANGUAGE, *SPEAKER, "set")
+# What others call the text; as good a hint as a misspelling.
+_TEXT_ELSEWHERE = ("transcript", "transcription", "sentence", "normalized_text", "utterance")
+# Far above what is in use; a manifest may come from elsewhere and must not fill the memory.
+MAX_LINE_BYTES = 4 * MEBIBYTE
+MAX_URI_CHARACTERS = 8_192
+MAX_METADATA_CHARACTERS = 65_536
+# Of any value: neither its length nor its depth is bounded.
+_REPR = reprlib.Repr()
+_REPR.maxstring = 200
+_MOST_S = 1e9  # thirty years
+# An end and a duration of one row may be rounded differently.
+_SAME_END_S = 0.1
+_BATCH_ROWS = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a manifest; a column is checked when it is asked for."""
+
+    manifest: "_Manifest"
+    place: str
+    """Its line, or its number in a Parquet file."""
+    uri: str
+    """In normal form."""
+    columns: Mapping[str, Any]
+    """All but that of the URI."""
+
+    def wrong(self, found: str, expected: str, advice: str = "correct the manifest") -> ConfigError:
+        """Return the error of this row."""
+        return self.manifest.unusable(self.place, f"found {found}", expected, advice)
+
+    def text(self) -> str | None:
+        """Return what is said; None if the row does not say."""
+        value = self._first(TEXT)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(f"text {_REPR.repr(value)}", "what is said, as text")
+        return value
+
+    def needed_text(self) -> str:
+        """Return what is said, which may be nothing."""
+        text = self.text()
+        if text is not None:
+            return text
+        expected = 'a column text with what is said, "" for silence'
+        if "text" in self.columns:
+            raise self.wrong("no text", expected)
+        other = _nearest(("text", *_TEXT_ELSEWHERE), self.columns)
+        advice = f"rename {other} to text if that is it, or correct the manifest"
+        found = f"columns {', '.join(self.columns)}" if self.columns else "no other columns"
+        raise self.wrong(found, expected, advice if other else "correct the manifest")
+
+    def start_s(self) -> float:
+        """Return where the part begins in its recording."""
+        return self._seconds(START) or 0.0
+
+    def end_s(self) -> float | None:
+        """Return where the part ends in its recording; None: where that ends."""
+        end_s, duration_s = self._seconds(END), self._seconds(DURATION)
+        if duration_s is None:
+            return end_s
+        by_duration_s = self.start_s() + duration_s
+        if end_s is not None and abs(end_s - by_duration_s) > _SAME_END_S:
+            raise self.wrong(
+                f"an end at {end_s:g} s and a duration that ends at {by_duration_s:g} s",
+                "the same of both",
+                "leave one of them out",
+            )
+        return by_duration_s if end_s is None else end_s
+
+    def span(self) -> tuple[float, float | None]:
+        """Return the part's start and end in seconds."""
+        start_s, end_s = self.start_s(), self.end_s()
+        if end_s is not None and not start_s < end_s:
+            raise self.wrong(f"the times {start_s:g} to {end_s:g} s", "an end after the start")
+        return start_s, end_s
+
+    def language(self) -> str | None:
+        """Return the language by the name that the row gives it."""
+        value = self._first(LANGUAGE)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(f"language {_REPR.repr(value)}", "its name or code")
+        return value or None
+
+    def speaker(self) -> str | None:
+        """Return who speaks; speakers may be numbers."""
+        value = self._first(SPEAKER)
+        if value is not None and not isinstance(value, str | int):
+            raise self.wrong(f"speaker {_REPR.repr(value)}", "a name or a number")
+        return None if value in (None, "") else str(value)
+
+    def parts(self) -> "list[Row]":
+        """Return the row itself, or its `segments`, objects with the columns of one."""
+        segments = self.nested("segments")
+        if segments is None:
+            return [self]
+        common = {name: value for name, value in self.columns.items() if name in _OF_ALL_PARTS}
+        return [replace(part, columns={**common, **part.columns}) for part in segments]
+
+    def nested(self, column: str) -> "list[Row] | None":
+        """Return the objects in a column, each as a row of the same recording; None without it."""
+        value = self.columns.get(column)
+        if isinstance(value, str):  # in CSV
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise self.wrong(f"{column} that are no JSON ({error})", "a list") from error
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise self.wrong(f"{column} of type {type(value).__name__}", "a list of objects")
+        return [
+            Row(self.manifest, f"{self.place}, {number} of {column}", self.uri, each)
+            for number, each in enumerate(value, 1)
+        ]
+
+    def metadata(self) -> str | None:
+        """Return all columns but that of the URI as JSON text; None if there are none."""
+        if not self.columns:
+            return None
+        try:
+            text = json.dumps(_json_safe(dict(self.columns)), ensure_ascii=False)
+        except RecursionError as error:
+            advice = "leave out what is not needed"
+            raise self.wrong("columns nested too deep", "plain ones", advice) from error
+        self.check_length("further columns", text, MAX_METADATA_CHARACTERS)
+        return text
+
+    def check_length(self, what: str, text: str, most: int) -> None:
+        """Refuse what would fill a table or the memory."""
+        if len(text) > most:
+            found, advice = f"{what} of {len(text)} characters", "leave out what is not needed"
+            raise self.wrong(found, f"at most {most}", advice)
+
+    def _first(self, names: Sequence[str]) -> Any:
+        return self.manifest.value_of(self.columns, names, self.place)[1]
+
+    def _seconds(self, names: Sequence[str]) -> float | None:
+        name, value = self.manifest.value_of(self.columns, names, self.place)
+        if value in (None, ""):
+            return None
+        try:
+            seconds = math.inf if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            seconds = math.inf
+        if not 0 <= seconds < _MOST_S:
+            raise self.wrong(f"{name} {_REPR.repr(value)}", "seconds, 0 or more")
+        return seconds
+
+
+def read_manifest(
+    uri: str, options: StoreOptions = DEFAULT_STORE, *, allow_local_files: bool = False
+) -> Iterator[Row]:
+    """Yield the rows of a manifest in their order.
+
+    With `allow_local_files`, a manifest in a remote store may name files of this machine.
+
+    Raises:
+        ConfigError: its format is not known, it has no rows, or a row names no recording.
+        FetchError: it cannot be read.
+    """
+    return _Manifest(normalize(uri), allow_local_files).rows(options)
+
+
+def is_manifest(uri: str) -> bool:
+    """Return whether a name has the suffix of a format that `read_manifest` knows."""
+    return uri.lower().endswith(tuple(_FORMATS))
+
+
+_Raw = tuple[str, dict[str, Any]]  # where it stands in the manifest, and its columns
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    uri: str
+    allow_local_files: bool
+
+    def unusable(self, place: str, found: str, expected: str, advice: str) -> ConfigError:
+        at = f"{redact_uri(self.uri)}, {place}" if place else redact_uri(self.uri)
+        return ConfigError(f"reading the manifest {at}: {found}, expected {expected}; {advice}")
+
+    def rows(self, options: StoreOptions) -> Iterator[Row]:
+        reader = next((read for end, read in _FORMATS.items() if self._ends_in(end)), None)
+        if reader is None:
+            suffixes = f"a name that ends in {', '.join(_FORMATS)}"
+            raise self.unusable("", "unknown format", suffixes, "rename or convert it")
+        folder = parent(self.uri)
+        empty = True
+        with _open(self.uri, options) as file:
+            for place, columns in reader(self, file):
+                empty = False
+                yield self._row(place, columns, folder)
+        if empty:
+            raise self.unusable(
+                "", "found no rows", "one per recording", "check that it was written completely"
+            )
+
+    def value_of(
+        self, columns: Mapping[str, Any], names: Sequence[str], place: str
+    ) -> tuple[str, Any]:
+        """Return the column that says something, and what that is; None where none does."""
+        present = [(name, columns[name]) for name in names if name in columns]
+        # NaN, which differs from itself, is how pandas writes that there is no value.
+        given = [pair for pair in present if pair[1] not in (None, "") and pair[1] == pair[1]]
+        if any(value != given[0][1] for _, value in given):
+            both = " and ".join(f"{name} {_REPR.repr(value)}" for name, value in given)
+            one = f"one of {', '.join(names)}"
+            raise self.unusable(place, f"found {both}", one, "leave the others out")
+        if given:
+            return given[0]
+        name, value = next(iter(present), (names[0], None))
+        return name, value if value == "" else None  # an empty text is one, too
+
+    def _ends_in(self, suffix: str) -> bool:
+        return self.uri.lower().endswith(suffix)
+
+    def _row(self, place: str, columns: dict[str, Any], folder: str) -> Row:
+        name, uri = self.value_of(columns, LOCATION, place)
+        if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
+            raise self._no_uri(columns, name, place)
+        others = {other: columns[other] for other in columns if other != name}
+        row = Row(self, place, resolve(uri, folder=folder), others)
+        row.check_length("a uri", uri, MAX_URI_CHARACTERS)
+        self._check_trust(row)
+        return row
+
+    def _no_uri(self, columns: Mapping[str, Any], name: str, place: str) -> ConfigError:
+        expected = f"a recording's URI in a column {', '.join(LOCATION[:-1])} or {LOCATION[-1]}"
+        if name in columns:
+            found = f"found {name} {_REPR.repr(columns[name])}"
+            return self.unusable(place, found, expected, "correct the manifest")
+        other = _nearest(LOCATION, columns)
+        hint = f"rename {other} to uri if that is it, or " if other else ""
+        found = f"found columns {', '.join(map(str, columns))}"
+        return self.unusable(place, found, expected, f"{hint}correct the manifest")
+
+    def check_columns(self, names: Iterable[str], place: str) -> None:
+        columns = dict.fromkeys(names)
+        if columns.keys().isdisjoint(LOCATION):
+            raise self._no_uri(columns, LOCATION[0], place)
+
+    def _check_trust(self, row: Row) -> None:
+        if may_name(self.uri, row.uri, allow_local_files=self.allow_local_files):
+            return
+        if scheme_of(row.uri) == LOCAL:
+            what = "a file of this machine"
+            advice = (
+                "set source.allow_local_files to true if that is meant, or correct the manifest"
+            )
+        else:
+            what = "a store of another kind"
+            advice = "keep a local copy of the manifest if that is meant, or correct it"
+        expected = "URIs of its own store, of object stores or of http servers"
+        raise row.wrong(f"{redact_uri(row.uri)}, {what}", expected, advice)
+
+    def broken(self, line: int, found: str, expected: str) -> ConfigError:
+        return self.unusable(f"line {line}", f"found {found}", expected, "correct the line")
+
+
+def _jsonl(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise manifest.broken(number, "a longer line", f"at most {MAX_LINE_BYTES} bytes")
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            found = "JSON nested too deep" if deep else f"no valid JSON ({error})"
+            raise manifest.broken(number, found, "a JSON object") from error
+        if not isinstance(row, dict):
+            found = f"JSON of type {type(row).__name__}"
+            raise manifest.broken(number, found, "a JSON object, one a line")
+        yield f"line {number}", row
+
+
+def _csv(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
+    return _lines(manifest, file, strict=True)
+
+
+def _tsv(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
+    # A quote is a character like others there: https://www.iana.org/assignments/media-types/.
+    return _lines(manifest, file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _lines(manifest: _Manifest, file: io.BufferedReader, **dialect: Any) -> Iterator[_Raw]:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    lines = csv.reader(text, **dialect)
+    try:
+        header = next(lines, [])
+        if header:
+            manifest.check_columns(header, "header")
+        for row in lines:
+            if not row:
+                continue
+            if len(row) != len(header):
+                expected = f"{len(header)} as in the header"
+                raise manifest.broken(lines.line_num, f"{len(row)} fields", expected)
+            # An empty field says that nothing is known; of a text, that nothing is said.
+            named = zip(header, row, strict=True)
+            values = {name: value if value or name in TEXT else None for name, value in named}
+            yield f"line {lines.line_num}", values
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise manifest.broken(lines.line_num + 1, f"{error}", "a table in UTF-8") from error
+    finally:
+        text.detach()
+
+
+def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
+    try:
+        manifest.check_columns(parquet_columns(file), "schema")
+        batches = parquet_batches(file, batch_rows=_BATCH_ROWS)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield f"row {number}", row
+    except pa.ArrowException as error:
+        found = f"no readable Parquet ({error})"
+        raise manifest.unusable("", found, "a Parquet file", "write it again") from error
+
+
+# NeMo's manifests are JSON lines, and end in .json all the same.
+_FORMATS: dict[str, Callable[[_Manifest, io.BufferedReader], Iterator[_Raw]]] = {
+    ".jsonl": _jsonl,
+    ".json": _jsonl,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}
+
+
+def _nearest(names: Sequence[str], columns: Iterable[str]) -> str | None:
+    matches = (
+        column
+        for column in columns
+        if difflib.get_close_matches(str(column).lower(), names, n=1, cutoff=0.6)
+    )
+    return next(matches, None)
+
+
+def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
+    try:
+        return open_binary(manifest, options)
+    except FetchError as error:
+        if error.kind == UNSUPPORTED_SCHEME:  # of the job as a whole, not of one recording
+            raise ConfigError(str(error)) from error
+        raise
+
+
+def _json_safe(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {encodable(str(name)): _json_safe(value[name]) for name in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date, too
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value)

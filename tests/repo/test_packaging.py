@@ -1,0 +1,68 @@
+"""What an index shows of the package: who made it, for whom, and a text without dead links."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETTINGS: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
+LINK = re.compile(r"\]\(([^)]*)\)|(?:src|href)=")
+
+
+def long_description() -> str:
+    """Return the text that the build makes of the README, by the same rules."""
+    rules = SETTINGS["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = "".join((REPOSITORY / each["path"]).read_text() for each in rules["fragments"])
+    for rule in rules["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    return text
+
+
+def test_an_index_page_has_no_link_into_the_repository() -> None:
+    readme, shown = (REPOSITORY / "README.md").read_text(), long_description()
+    relative = [target for target in LINK.findall(readme) if not target.startswith("http")]
+    assert len(relative) > 20
+    assert all(target.startswith("https://") for target in LINK.findall(shown))
+    assert "![" not in shown
+    # Of links the text stays, and everything else as it is.
+    for words in (
+        "builds\ncontainer images", "| Train | pseudo-labels, fine-tuning |",
+        "$ corpus-asr transcribe talk.mp3", "Apache 2.0. whisper-tiny.en in",
+    ):  # fmt: skip
+        assert words in shown
+    assert len(shown.splitlines()) == len(readme.splitlines()) - 4  # the pictures
+
+
+def test_the_lower_bounds_are_the_versions_that_were_tried() -> None:
+    text = (REPOSITORY / "constraints-lowest.txt").read_text()
+    lowest = {
+        name.lower(): version for name, version in re.findall(r"^([\w-]+)==(\S+)$", text, re.M)
+    }
+    extras = PROJECT["optional-dependencies"]
+    for line in (*PROJECT["dependencies"], *extras["test"]):
+        need = Requirement(line)
+        pin = lowest.get(need.name.lower())
+        if line in extras["test"] and pin is None:
+            continue  # of the tests alone, and without a lower one to try
+        assert pin is not None, f"{line}: not in constraints-lowest.txt"
+        assert need.specifier.contains(pin), line
+        floors = [Version(each.version) for each in need.specifier if each.operator == ">="]
+        # Older wheels of PyTorch were not at hand where the versions were tried.
+        assert floors == [Version(pin)] or need.name == "torch", line
+
+
+def test_the_metadata_says_what_it_is_and_who_made_it() -> None:
+    assert PROJECT["authors"] == [{"name": PROJECT["name"]}]
+    assert len(PROJECT["keywords"]) == len(set(PROJECT["keywords"])) >= 10
+    assert PROJECT["keywords"] == sorted(PROJECT["keywords"])
+    classifiers = PROJECT["classifiers"]
+    assert classifiers == sorted(classifiers)
+    least = PROJECT["requires-python"].removeprefix(">=")
+    assert f"Programming Language :: Python :: {least}" in classifiers
+    # The licenses are an SPDX expression, beside which PEP 639 forbids classifiers of licenses.
+    assert not any(each.startswith("License ::") for each in classifiers)

@@ -1,0 +1,301 @@
+"""One set of columns for recordings, parts, texts, languages and speakers, in all formats."""
+
+import csv
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpus_asr.benchmark.orders import find_recordings
+from corpus_asr.config.run import SourceSettings
+from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.report.accuracy.scoring import read_references
+from corpus_asr.storage import listing
+from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.uri import recording_id
+from corpus_asr.training.utterances import read_utterances
+from tests.support.audio import tone, wav_bytes
+from tests.support.stores import S3Server
+
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+URIS = ["clip 1.mp3", "sub/#2.mp3", "/absolute/3.mp3", "s3://bucket/4%20.mp3"]
+
+
+def written(path: Path, *rows: dict[str, Any]) -> Path:
+    """Write rows in the format of the suffix; those of tables have the columns of all rows."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
+    elif path.suffix in (".csv", ".tsv"):
+        dialect: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        with path.open("w", newline="", encoding="utf-8") as file:
+            lines = csv.DictWriter(file, names, **(dialect if path.suffix == ".tsv" else {}))
+            lines.writeheader()
+            lines.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def manifest(path: Path | str, endpoint_url: str | None = None) -> list[tuple[str, object]]:
+    rows = read_manifest(str(path), StoreOptions(endpoint_url=endpoint_url))
+    metadata = [(row.uri, row.metadata()) for row in rows]
+    return [(uri, None if text is None else json.loads(text)) for uri, text in metadata]
+
+
+def resolved(folder: Path) -> list[str]:
+    return [f"{folder}/clip 1.mp3", f"{folder}/sub/#2.mp3", *URIS[2:]]
+
+
+def said(row: Row) -> tuple[Any, ...]:
+    return row.needed_text(), *row.span(), row.language(), row.speaker()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("location", ["uri", "path", "audio_filepath"])
+def test_one_file_serves_a_source_an_evaluation_a_training_and_a_benchmark(
+    tmp_path: Path, suffix: str, location: str
+) -> None:
+    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(4), rate_hz=16_000))
+    rows = (
+        {location: "a.wav", "text": "Hi.", "start_s": 0.5, "end_s": 1, "language": "German"},
+        {location: "a.wav", "text": "", "start_s": 2, "end_s": 3.5, "language": "de"},
+    )
+    path = str(written(tmp_path / f"m.{suffix}", *rows))
+    uri = str(tmp_path / "a.wav")
+    identity = recording_id(uri)
+    found = FileListing(SourceSettings(manifest=path))
+    ((recording,),) = ([row for row in batch.to_pylist()] for batch in found)
+    assert (recording["uri"], recording["recording_id"]) == (uri, identity)
+    assert json.loads(recording["metadata"])["text"] == "Hi."
+    assert found.num_duplicates == 1
+    (reference,) = read_references(path).items()
+    assert reference[0] == identity
+    assert (reference[1].text, reference[1].spans) == ("Hi.", ((0.5, 1.0), (2.0, 3.5)))
+    utterances = [(u.uri, u.text, u.start_s, u.end_s, u.language) for u in read_utterances(path)]
+    assert utterances == [(uri, "Hi.", 0.5, 1.0, "de"), (uri, "", 2.0, 3.5, "de")]
+    assert [each.text for each in find_recordings([], Path(path))] == ["Hi.", None]
+    assert is_manifest(path)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"uri": "a.wav", "start_s": 2.5, "end_s": 4, "language": "de", "speaker": "anna"},
+        {"path": "a.wav", "start": 2.5, "duration_s": 1.5, "lang": "de", "speaker_id": "anna"},
+        {"audio_filepath": "a.wav", "offset": 2.5, "duration": 1.5, "lang": "de",
+         "speaker": "anna"},
+        {"uri": "a.wav", "start_s": 2.5, "offset": 2.5, "end": 4, "duration": 1.45,
+         "language": "de", "speaker": "anna"},
+        {"uri": "a.wav", "path": None, "start_s": 2.5, "end_s": 4, "language": "de",
+         "speaker": "anna"},
+    ],
+)  # fmt: skip
+def test_names_of_one_column_mean_the_same(
+    tmp_path: Path, suffix: str, named: dict[str, Any]
+) -> None:
+    (row,) = read_manifest(str(written(tmp_path / f"m.{suffix}", {"text": "So.", **named})))
+    assert row.uri == str(tmp_path / "a.wav")
+    text, start_s, end_s, *rest = said(row)
+    assert (text, start_s, rest) == ("So.", 2.5, ["de", "anna"])
+    assert end_s == pytest.approx(4.0)
+
+
+def test_what_a_row_does_not_say_has_a_meaning(tmp_path: Path) -> None:
+    bare, silent, numbered = read_manifest(
+        str(written(tmp_path / "m.csv", {"uri": "a", "text": "x"}, {"uri": "b", "text": "",
+                    "duration": 2, "speaker": ""}, {"uri": "c", "text": "y", "speaker": 7}))
+    )  # fmt: skip
+    assert said(bare) == ("x", 0.0, None, None, None)
+    assert said(silent) == ("", 0.0, 2.0, None, None)
+    assert numbered.speaker() == "7"
+    nothing = {"uri": "a", "end_s": float("nan")}
+    (row,) = read_manifest(str(written(tmp_path / "m.parquet", nothing)))
+    assert (row.text(), row.end_s()) == (None, None)
+
+
+def test_segments_are_parts_with_the_columns_of_a_row(tmp_path: Path) -> None:
+    segments = [
+        {"start_s": 0, "end_s": 1.5, "text": "one", "speaker": "bob"},
+        {"offset": 2, "duration": 1, "text": "", "language": "fr"},
+    ]
+    row = {"uri": "d.wav", "language": "en", "speaker": "anna", "segments": segments}
+    for path in (
+        written(tmp_path / "m.jsonl", row),
+        written(tmp_path / "m.csv", {**row, "segments": json.dumps(segments)}),
+    ):
+        (whole,) = read_manifest(str(path))
+        assert [said(part) for part in whole.parts()] == [
+            ("one", 0.0, 1.5, "en", "bob"),
+            ("", 2.0, 3.0, "fr", "anna"),
+        ]
+        (reference,) = read_references(str(path)).values()
+        assert (reference.text, reference.spans) == ("one", ((0.0, 1.5), (2.0, 3.0)))
+
+
+READERS: tuple[Callable[[str], object], ...] = (
+    lambda path: read_references(path),
+    lambda path: list(read_utterances(path)),
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"path": "b.wav"}, "found uri 'a.wav' and path 'b.wav', expected one of uri, path"),
+        ({"transcript": "x"}, "found columns transcript, .*; rename transcript to text if"),
+        ({"text": None}, "found no text, expected a column text with what is said"),
+        ({"text": 3}, "found text 3, expected what is said"),
+        ({"text": ["x" * 9_000]}, r"found text \['x{90,}\.\.\.x{90,}'\], expected what"),
+        ({"text": "x", "start_s": -1}, "found start_s -1, expected seconds, 0 or more"),
+        ({"text": "x", "offset": "soon"}, "found offset 'soon', expected seconds"),
+        ({"text": "x", "duration": True}, "found duration True, expected seconds"),
+        ({"text": "x", "end_s": 1e12}, "found end_s 1.*, expected seconds"),
+        ({"text": "x", "start_s": 3, "end_s": 2}, "the times 3 to 2 s, expected an end after"),
+        ({"text": "x", "end_s": 9, "duration_s": 2}, "an end at 9 s and a duration that ends at 2"),
+        ({"text": "x", "start_s": 1, "offset": 2}, "found start_s 1 and offset 2, expected one of"),
+        ({"text": "x", "language": 4}, "found language 4, expected its name or code"),
+        ({"segments": 3}, "found segments of type int, expected a list of objects"),
+        ({"segments": "[{"}, "found segments that are no JSON"),
+        ({"segments": [{"text": "x", "end_s": 1}, {"start_s": 1, "end_s": 2}]},
+         ", 2 of segments: found columns start_s, end_s, expected a column text"),
+    ],
+)  # fmt: skip
+def test_a_wrong_column_is_named_with_its_line_by_all_that_read_it(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    right = {"uri": "z.wav", "text": "right"}
+    path = written(tmp_path / "m.jsonl", right, {"uri": "a.wav", **row})
+    for read in READERS:
+        with pytest.raises(ConfigError, match=rf"m\.jsonl, line 2.*{message}") as caught:
+            read(str(path))
+        assert "; " in str(caught.value)  # what to do
+
+
+def test_a_language_that_whisper_lacks_is_one_for_references_alone(tmp_path: Path) -> None:
+    path = str(written(tmp_path / "m.csv", {"uri": "a", "text": "x", "language": "Klingon"}))
+    with pytest.raises(ConfigError, match=r"line 2: found language 'Klingon', .* Whisper knows"):
+        list(read_utterances(path))
+    (reference,) = read_references(path).values()
+    assert reference.language == "klingon"
+
+
+def test_rows_of_one_recording_are_parts_or_an_error(tmp_path: Path) -> None:
+    def references(*rows: dict[str, Any]) -> Any:
+        (found,) = read_references(
+            str(written(tmp_path / "m.jsonl", *({"uri": "/a", **row} for row in rows)))
+        ).values()
+        return found
+
+    later = {"text": "two ", "start_s": 5, "end_s": 9, "language": "de"}
+    found = references(later, {"text": "one", "end_s": 3}, {"text": "", "start_s": 9})
+    assert found.text == "one two"
+    assert found.spans == ((0, 3), (5, 9), (9, float("inf")))
+    assert found.language == "de"
+    assert references({"text": "all of it"}).spans is None
+    for rows in ([{"text": "x"}, {"text": "y"}], [{"text": "x"}, later], [later, later]):
+        with pytest.raises(ConfigError, match="found /a twice, expected each recording once, or"):
+            references(*rows)
+
+
+def test_jsonl_with_metadata_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    lines = [json.dumps({"z": [1, None], "uri": uri, "a": "\u00fc"}) for uri in URIS]
+    path.write_text("\ufeff" + "\n\n".join(lines) + "\n", encoding="utf-8")
+    assert manifest(path) == [(uri, {"a": "\u00fc", "z": [1, None]}) for uri in resolved(tmp_path)]
+    assert (
+        next(read_manifest(str(path))).metadata() == '{"a": "\u00fc", "z": [1, null]}'
+    )  # stable order
+
+
+def test_csv_with_quotes_and_empty_fields(tmp_path: Path) -> None:
+    path = tmp_path / "m.CSV"
+    path.write_text('uri,speaker\n"a,\nb.mp3",\nc.mp3,"Ann ""A"""\n', encoding="utf-8")
+    assert manifest(path) == [
+        (f"{tmp_path}/a,\nb.mp3", {"speaker": None}),
+        (f"{tmp_path}/c.mp3", {"speaker": 'Ann "A"'}),
+    ]
+
+
+def test_parquet_with_types_json_lacks(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "day": [datetime.date(2026, 1, 2)] * 4,
+            "nan": [float("nan")] * 4,
+            "raw": [b"\xffx"] * 4,
+            "nested": [{"b": 1, "a": datetime.datetime(2026, 1, 2, 3, 4)}] * 4,
+            "uri": URIS,
+        }
+    )
+    pq.write_table(table, tmp_path / "m.parquet")
+    expected = {
+        "day": "2026-01-02",
+        "nan": None,
+        "nested": {"a": "2026-01-02T03:04:00", "b": 1},
+        "raw": "\ufffdx",
+    }
+    assert manifest(tmp_path / "m.parquet") == [(uri, expected) for uri in resolved(tmp_path)]
+
+
+def test_a_manifest_in_s3_is_the_base_of_relative_addresses(s3: S3Server, bucket: str) -> None:
+    lines = b'{"uri": "a.mp3"}\n{"uri": "../b #.mp3"}\n{"uri": "./x/../c"}\n'
+    uri = s3.put(bucket, "lists/today/m.jsonl", lines)
+    assert [found for found, _ in manifest(uri, s3.endpoint_url)] == [
+        f"s3://{bucket}/lists/today/a.mp3",
+        f"s3://{bucket}/lists/b #.mp3",
+        f"s3://{bucket}/lists/today/x/../c",  # a key is not a path
+    ]
+
+
+def test_a_broken_manifest_says_where(tmp_path: Path) -> None:
+    for name, text, message in (
+        ("m.jsonl", '{"uri": "a"}\n{"uri": \n', "line 2: found no valid JSON"),
+        ("m.jsonl", "[1]\n", "line 1: found JSON of type list"),
+        ("m.jsonl", '{"uri": "a"}\n{"url": "b"}\n', "line 2: found columns url.*rename url"),
+        ("m.jsonl", '{"uri": 3}\n', "line 1: found uri 3"),
+        ("m.jsonl", '{"uri": " "}\n', "line 1: found uri ' '"),
+        ("m.jsonl", "\n", "found no rows"),
+        ("m.csv", "URI,b\na,b\n", "header: found columns URI, b"),
+        ("m.csv", "uri,b\na\n", "line 2: found 1 fields, expected 2"),
+        ("m.csv", 'uri\n"a\n', "line"),
+        ("m.csv", "uri\n", "found no rows"),
+        ("m.parquet", "nonsense", "no readable Parquet"),
+        ("m.txt", "a\n", "unknown format"),
+        (
+            "m.json",
+            '[{"uri": "a"}]',
+            "found JSON of type list, expected a JSON object, one a line",
+        ),
+        ("m.tsv", 'uri\ttext\na\t"x\tb\n', "line 2: found 3 fields, expected 2"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            manifest(tmp_path / name)
+
+
+def test_a_parquet_without_uri_names_its_columns_and_a_missing_one_is_not_found(
+    tmp_path: Path,
+) -> None:
+    pq.write_table(pa.table({"audio": ["a"], "Uri": ["b"]}), tmp_path / "m.parquet")
+    with pytest.raises(ConfigError, match="found columns audio, Uri"):
+        manifest(tmp_path / "m.parquet")
+    with pytest.raises(FetchError, match="not found"):
+        manifest(tmp_path / "none.jsonl")
+
+
+def test_manifests_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "CHUNK_ROWS", 3)
+    (tmp_path / "m.csv").write_text("uri\n" + "".join(f"{i}\n" for i in range(7)))
+    chunks = list(FileListing(SourceSettings(manifest=str(tmp_path / "m.csv"))))
+    assert [chunk.num_rows for chunk in chunks] == [3, 3, 1]
+    (last,) = chunks[2].to_pylist()
+    assert last["uri"] == f"{tmp_path}/6"
+    assert last["metadata"] is None  # where there is only a uri column
