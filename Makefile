@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-soak bench site lint format clean
+.PHONY: help setup demo test test-lowest test-soak bench gpu-check site lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,10 +23,12 @@ demo: $(INSTALLED) ## Transcribe tests/data/spoken, show the text and its errors
 	$(BIN)/corpus-asr run configs/demo.yaml --local
 	$(BIN)/corpus-asr show output/demo
 	$(BIN)/corpus-asr evaluate output/demo --references tests/data/spoken-references.jsonl
+	@$(BIN)/corpus-asr report output/demo --html output/demo/report.html > /dev/null  # with these error rates
 	@echo "tables (Parquet): output/demo/segments, outcomes and recordings; page: output/demo/report.html"
 
 test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@# As they stand: by number of tests, the longest files, which have few, would come last.
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-lowest: ## Run the tests with the lowest versions of constraints-lowest.txt, in .venv-lowest
 	@$(PYTHON) -m venv .venv-lowest
@@ -38,6 +40,9 @@ test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 
 bench: $(INSTALLED) ## Time the engine beside others: MODEL=folder AUDIO=files, or SHAPE=base; OPTIONS=...
 	@$(BIN)/corpus-asr bench $(AUDIO) $(MODEL:%=--model %) $(SHAPE:%=--shape %) $(OPTIONS)
+
+gpu-check: ## Validate and measure a GPU; PYTHON=, with torch and transformers; OPTIONS=...
+	@$(PYTHON) -m tests.gpu.validate $(OPTIONS)
 
 site: $(INSTALLED) ## Build the documentation site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

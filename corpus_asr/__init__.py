@@ -1,22 +1,41 @@
 """Batch transcription of audio corpora: recordings in, tables of segments out.
 
 Importing this costs nothing: `Transcriber` and what it needs, torch among it, load on first use.
+
+>>> import corpus_asr
+>>> dir(corpus_asr)
+['Segment', 'Transcriber', 'Transcript', 'TranscriptionProgress', 'Word', '__version__']
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+from importlib import metadata as _metadata
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from corpus_asr.runtime.transcriber import Transcriber
+if _TYPE_CHECKING:
+    from corpus_asr.formats.transcript import Transcript
+    from corpus_asr.runtime.transcriber import Transcriber, TranscriptionProgress
+    from corpus_asr.segments import Segment, Word
 
-__all__ = ["Transcriber"]
+    __version__: str
+
+__all__ = ["Segment", "Transcriber", "Transcript", "TranscriptionProgress", "Word", "__version__"]
+
+_MODULES = {
+    "Segment": "corpus_asr.segments",
+    "Transcriber": "corpus_asr.runtime.transcriber",
+    "Transcript": "corpus_asr.formats.transcript",
+    "TranscriptionProgress": "corpus_asr.runtime.transcriber",
+    "Word": "corpus_asr.segments",
+}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Transcriber":
-        return importlib.import_module("corpus_asr.runtime.transcriber").Transcriber
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _metadata.version("corpus-asr")
+    if name in _MODULES:
+        return getattr(_importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return __all__

@@ -1,15 +1,123 @@
-"""What the workers of a run have been doing, as counts and seconds that add up."""
+"""What the workers of a run did, as sums that add up; its speed, and estimates of the rest."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 EngineStage = Literal["encode_s", "fill_s", "prefill_s", "step_s", "wait_s"]
 
 # Of each kind of failure; all failed recordings are in the recordings table.
 EXAMPLES = 3
+
+
+# What the seconds of a byte depend on. Other endings count as one, so that names such as part.0001
+# do not make every recording a type of its own.
+_TYPES = """
+    3gp aac aif aiff amr au avi caf flac flv gsm m4a m4b mka mkv mov mp3 mp4 mpeg mpg oga ogg opus
+    spx ts wav webm wma wmv wv
+"""
+_KNOWN_TYPES = frozenset(_TYPES.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A likely value, and the range that holds the true one about eight times in ten."""
+
+    value: float
+    low: float
+    high: float
+
+    def over(self, speed: float) -> "Estimate":
+        """Return it divided by a number."""
+        return Estimate(self.value / speed, self.low / speed, self.high / speed)
+
+    def clock_words(self) -> str:
+        """Write seconds as `0:12:30 (0:10-0:16)`; below ten minutes the range has seconds, too."""
+        spread = [clock_time(each) for each in (self.low, self.high)]
+        if self.high >= _MINUTES_FROM_S:
+            spread = [clock_time(60 * round(each / 60))[:-3] for each in (self.low, self.high)]
+        return f"{clock_time(self.value)} ({spread[0]}-{spread[1]})"
+
+    def hours_words(self) -> str:
+        """Write seconds as `1.35 h (1.20-1.52)`, or in minutes where they are less than an hour."""
+        unit, (low, value, high) = in_hours(self.low, self.value, self.high)
+        return f"{value} {unit}" if low == high else f"{value} {unit} ({low}-{high})"
+
+
+_MINUTES_FROM_S = 600.0
+
+
+def in_hours(*seconds: float) -> tuple[str, list[str]]:
+    """Write lengths of time in one unit: hours, or minutes where all are less than an hour."""
+    unit, unit_s, digits = ("h", 3600.0, 2) if max(seconds) >= 3600 else ("min", 60.0, 1)
+    return unit, [f"{each / unit_s:,.{digits}f}" for each in seconds]
+
+
+def clock_time(seconds: float) -> str:
+    """Write a length of time as hours:minutes:seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def rtfx(audio_s: float, wall_s: float) -> float:
+    """Return the speed of a run: seconds of audio committed per second of its wall time."""
+    return audio_s / wall_s if wall_s > 0 else 0.0
+
+
+def stratum(uri: str, size_bytes: int | None) -> str:
+    """Name the recordings of the same type and about the same size, within a factor of 4.
+
+    Such as `mp3:11`; `mp3:?` where the size is unknown.
+    """
+    ending = uri.partition("?")[0].rpartition(".")[2].lower()
+    size = "?" if size_bytes is None else size_bytes.bit_length() // 2
+    return f"{ending if ending in _KNOWN_TYPES else 'other'}:{size}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSums:
+    """Sums over recordings, from which a ratio of seconds to bytes and its spread follow."""
+
+    files: int = 0
+    size: float = 0.0
+    """Bytes; where sizes are unknown, recordings."""
+    audio_s: float = 0.0
+    squares: float = 0.0
+    """Of the recordings' seconds, each square divided by its `size`."""
+    empty: int = 0
+    """Of the files, those without any audio: failed ones."""
+
+    @classmethod
+    def of(cls, size_bytes: int | None, audio_s: float = 0.0) -> Self:
+        """Return the sums over one recording."""
+        size = 1.0 if size_bytes is None else max(1.0, size_bytes)
+        squares = audio_s * audio_s / size
+        return cls(files=1, size=size, audio_s=audio_s, squares=squares, empty=int(audio_s <= 0))
+
+    def __add__(self, other: "FileSums") -> "FileSums":
+        return FileSums(
+            files=self.files + other.files,
+            size=self.size + other.size,
+            audio_s=self.audio_s + other.audio_s,
+            squares=self.squares + other.squares,
+            empty=self.empty + other.empty,
+        )
+
+
+Strata = Mapping[str, FileSums]
+"""Sums by `stratum`."""
+
+
+def added(*strata: Strata) -> dict[str, FileSums]:
+    """Add up sums, each stratum by itself."""
+    sums: dict[str, FileSums] = {}
+    for some in strata:
+        for name, found in some.items():
+            sums[name] = sums[name] + found if name in sums else found
+    return sums
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +135,14 @@ class Activity:
     fetch_retries: int = 0
     """Requests of recordings that a store had to be asked again."""
     parts_extracted: int = 0
+    durations: Strata = field(default_factory=dict)
+    """Recordings whose duration is known: from the header of one that is open, else as decoded."""
+    decoded_s: float = 0.0
+    """Audio decoded, also of a part that is not complete."""
+    transcribed_s: float = 0.0
+    """Audio that is through the engines, also of a part that is not complete."""
+    longest_left_s: float = 0.0
+    """Audio left of the part in an engine that has most; a part is decoded from start to end."""
     load_s: float = 0.0
     """Loading the model."""
     transcribe_alive_s: float = 0.0
@@ -40,9 +156,11 @@ class Activity:
     wait_s: float = 0.0
     """Looking for ended slots and reading results."""
     slots: int = 0
-    """Of one worker, the largest; the only count that does not add up."""
+    """Of one worker, the largest; does not add up."""
     halvings: int = 0
     """How often memory did not suffice, so that slots or encoder batches were halved."""
+    failed_captures: int = 0
+    """Decoding steps that could not be recorded as CUDA graphs, so that all run without."""
     steps: int = 0
     """Decoding steps of all kinds of search."""
     slot_steps: int = 0
@@ -68,8 +186,13 @@ class Activity:
     """Transcribe workers that were found unusable."""
 
     def __add__(self, other: "Activity") -> "Activity":
-        sums = {name: getattr(self, name) + getattr(other, name) for name in _NAMES}
-        return Activity(**{**sums, "slots": max(self.slots, other.slots)})
+        sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in _ADDED}
+        return Activity(
+            **sums,
+            slots=max(self.slots, other.slots),
+            longest_left_s=max(self.longest_left_s, other.longest_left_s),
+            durations=added(self.durations, other.durations),
+        )
 
     @classmethod
     def total(cls, activities: "Iterable[Activity]") -> "Activity":
@@ -79,7 +202,9 @@ class Activity:
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Self:
         """Return what JSON holds; counts of another version are left out, or 0."""
-        return cls(**{name: data[name] for name in _NAMES if name in data})
+        durations = {name: FileSums(**sums) for name, sums in data.get("durations", {}).items()}
+        known = {name: data[name] for name in _NAMES if name in data}
+        return cls(**known | {"durations": durations})
 
     def count_steps(self, steps: int, *, active: int, places: int) -> None:
         """Note that so many steps were run with `active` of `places` in use."""
@@ -127,6 +252,11 @@ class Activity:
         return _share(self.slot_steps, self.slot_room)
 
     @property
+    def slots_in_use(self) -> float:
+        """Mean number of one worker's slots in use; 0 before the first step."""
+        return self.slot_steps / self.steps if self.steps else 0.0
+
+    @property
     def parts_ready(self) -> int:
         """Extracted parts that wait for an engine."""
         # A part whose worker died is handed over twice.
@@ -139,6 +269,7 @@ class Activity:
 
 
 _NAMES = tuple(field.name for field in fields(Activity))
+_ADDED = tuple(name for name in _NAMES if name not in ("slots", "longest_left_s", "durations"))
 
 
 def _share(part: float, whole: float) -> float | None:

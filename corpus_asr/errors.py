@@ -14,6 +14,17 @@ what to do. Attributes are keyword-only with defaults: Ray rebuilds exceptions f
 and a class that cannot be rebuilt so arrives without its type.
 """
 
+# A library's message may hold what it read: megabytes of it.
+MAX_MESSAGE_CHARACTERS = 4_000
+
+
+def encodable(text: str) -> str:
+    r"""Return a text that UTF-8 can write: lone surrogates become escapes such as `\udcff`.
+
+    Names of files, headers of servers and JSON bring them; tables, logs and messages refuse them.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class CorpusAsrError(Exception):
     """Anything this package raises on purpose."""
@@ -48,6 +59,9 @@ class ItemError(CorpusAsrError):
         kind: str | None = None,
         retryable: bool | None = None,
     ) -> None:
+        message = encodable(message)
+        if len(message) > MAX_MESSAGE_CHARACTERS:
+            message = f"{message[:MAX_MESSAGE_CHARACTERS]}..."
         super().__init__(message)
         self.uri = uri
         self.kind = kind or self.default_kind

@@ -45,6 +45,7 @@ _KINDS = (
         write_advice="check the credentials and that they may read, list, write and delete here, "
         "or choose another output",
     ),
+    FailureKind("bad_samples", "Samples that are not finite", _NO_RETRY),
     FailureKind("bad_stream", "Their sound cannot be decoded", _REPLACE),
     FailureKind(
         CHANGED, "Replaced while they were read",
@@ -90,6 +91,10 @@ _KINDS = (
     ),
     FailureKind("item", "Could not be processed", _NO_RETRY),
     FailureKind(
+        "long_header", "No length in what was read of their headers",
+        "their length is known once they are decoded: nothing needs to be done",
+    ),
+    FailureKind(
         "no_audio_stream", "No sound track in them",
         "these contain no audio: exclude them (source.exclude)",
     ),
@@ -109,6 +114,11 @@ _KINDS = (
     FailureKind(
         "no_such_channel", "Without the requested channel",
         "set extract.channels to mix, or to a channel that they have",
+    ),
+    FailureKind(
+        "not_a_number", "The model gave no numbers for them",
+        "the data type of the weights cannot hold what the model computes: set "
+        "model.compute_type to bfloat16 or float32, then run again with --retry-all-failed",
     ),
     FailureKind(
         "not_audio", "Not audio",

@@ -226,6 +226,7 @@ SELECTION = _schema(
     _CHANNEL,
     *(_HEARD[name] for name in ("start_s", "end_s", "text", "language", "language_probability",
                                 "task", *_SCORE_NAMES, "speech_fraction", "known_hallucination")),
+    _field("corrected", pa.bool_(), "whether a person corrected or checked the text"),
     _field("num_words", pa.int32(), "number of words; characters in scripts without spaces"),
     _field("num_letters", pa.int32(), "number of characters that are letters or digits"),
     _field("unique_words", pa.float32(), "different words per word; null under 10 words"),
@@ -265,6 +266,7 @@ EXAMPLES = _schema(
     _field("temperature", pa.float32(), "sampling temperature; greatest of its segments"),
     _field("disagreement", pa.float32(), f"{_DISAGREEMENT}; greatest of its segments"),
     _field("wer", pa.float32(), f"{_WER}; greatest of its segments"),
+    _field("corrected", pa.bool_(), "whether a person corrected or checked all its segments"),
     _field("reference", pa.string(), "existing transcript if the example covers the whole "
            "recording; else null"),
     *_MODEL,

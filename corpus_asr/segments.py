@@ -3,7 +3,7 @@
 All times are seconds from the start of the recording.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 def timestamp(seconds: float) -> str:
@@ -62,24 +62,8 @@ class Segment:
     """The segment word by word; None where word times were not asked for."""
     text_logprob: float | None = None
     """Mean log-probability of the segment's own text tokens; None where it was not kept."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transcript:
-    """What one recording (or one part of it) says."""
-
-    segments: tuple[Segment, ...]
-    language: str | None
-    language_probability: float | None
-    duration_s: float
-    speech_s: float | None = None
-    uri: str | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        """The segments' texts joined, outer blanks removed."""
-        return "".join(segment.text for segment in self.segments).strip()
+    corrected: bool = False
+    """Whether a person corrected or checked the text."""
 
 
 Label = tuple[str, float]

@@ -1,4 +1,4 @@
-"""Every constant of time and size, derived once."""
+"""Every constant of time and size, derived once; numbers of things in words."""
 
 SAMPLE_RATE_HZ = 16_000
 
@@ -26,3 +26,8 @@ MEBIBYTE = 1 << 20
 # Silence longer than this is skipped by the seek loop; shorter is decoded with what follows,
 # since a window that starts a little before the speech is what the models were trained on.
 LONG_SILENCE_S = 5.0
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

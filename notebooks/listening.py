@@ -1,8 +1,8 @@
 """Audio for the notebooks: a span of a recording as samples."""
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.storage.stores.filesystem import open_binary
 from corpus_asr.units import SAMPLE_RATE_HZ

@@ -1,6 +1,7 @@
 """What holds for every test: checked shapes, bounded threads, a quiet local Ray, real speech.
 
-The environment and the import hook are set before anything of the package is imported.
+The environment and the import hook are set before anything of the package is imported. `-m gpu`
+also runs where only pytest and what the engine needs are installed (tests/repo/test_bare.py).
 """
 
 import faulthandler
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -22,6 +24,8 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": str(_THREADS),
     "OPENBLAS_NUM_THREADS": str(_THREADS),
     "TOKENIZERS_PARALLELISM": "false",
+    # Seconds for a test. Not a key of pyproject.toml: pytest refuses it without pytest-timeout.
+    "PYTEST_TIMEOUT": "300",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Workers write to their log files only; what fails reaches the driver as an exception.
@@ -32,19 +36,43 @@ _ENVIRONMENT = {
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-from tests.support.shapes import begin_test, check_every_function  # noqa: E402  (the environment comes first)
+_ABSENT = [name for name in ("beartype", "jaxtyping", "hypothesis") if find_spec(name) is None]
 
-check_every_function("corpus_asr")
+_SHAPES_CHECKED = not {"beartype", "jaxtyping"} & {*_ABSENT}
+if _SHAPES_CHECKED:
+    from tests.support.shapes import begin_test, check_every_function
 
-import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+    check_every_function("corpus_asr")
+
+import pytest  # noqa: E402  (the environment and the hook come first)
 
 from tests.support.logs import logging_put_back  # noqa: E402
 
-# How long one example takes says more about the machine than about the code.
-# Not the usual hundred: what breaks does so within a few examples, and another run has others.
-settings.register_profile("patient", deadline=None, max_examples=30)
-settings.load_profile("patient")
+if "hypothesis" not in _ABSENT:
+    from hypothesis import settings
+
+    # How long one example takes says more about the machine than about the code.
+    # Not the usual hundred: what breaks does so within a few examples, and another run has others.
+    settings.register_profile("patient", deadline=None, max_examples=30)
+    settings.load_profile("patient")
+
+
+def pytest_report_header() -> list[str]:
+    """Say what this run does without."""
+    without = ", ".join(_ABSENT)
+    return [f"not installed: {without}; shapes of arguments are not checked"] if without else []
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Read only files with GPU tests if these alone are asked for: others need what may be absent.
+
+    Of a folder without any, not even its conftest.
+    """
+    if config.option.markexpr != "gpu":
+        return None
+    files = [collection_path] if collection_path.is_file() else collection_path.rglob("test_*.py")
+    texts = (file.read_text() for file in files if file.suffix == ".py")
+    return None if any("mark.gpu" in text for text in texts) else True
 
 
 def _folder_of(variable: str, holds: str) -> Path:
@@ -109,7 +137,8 @@ END_LIMIT_S = 60.0
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Check shapes anew, before the test's fixtures are made."""
-    begin_test()
+    if _SHAPES_CHECKED:
+        begin_test()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.activity import EXAMPLES, Activity, FailureCount, merged
+from corpus_asr.activity import EXAMPLES, Activity, FailureCount, FileSums, merged
 
 COUNTS = st.integers(0, 1000)
 ACTIVITIES = st.builds(
@@ -14,6 +14,11 @@ ACTIVITIES = st.builds(
     extract_alive_s=COUNTS.map(float),
     steps=COUNTS,
     slots=COUNTS,
+    longest_left_s=COUNTS.map(float),
+    durations=st.dictionaries(
+        st.sampled_from(["mp3:11", "wav:?"]),
+        st.builds(FileSums, files=COUNTS, size=COUNTS.map(float), audio_s=COUNTS.map(float)),
+    ),
     slot_steps=COUNTS,
     slot_room=COUNTS,
 )
@@ -36,6 +41,7 @@ def test_everything_adds_up_but_the_slots_of_one_worker(left: Activity, right: A
     assert both == Activity.total([left, right])
     assert both.slots == max(left.slots, right.slots)
     assert both.steps == left.steps + right.steps
+    assert both.longest_left_s == max(left.longest_left_s, right.longest_left_s)
 
 
 @given(found=ACTIVITIES)

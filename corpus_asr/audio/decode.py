@@ -17,8 +17,8 @@ import av.error
 import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,
@@ -281,10 +281,16 @@ def open_audio(file: BinarySource, *, uri: str, channels: Channels = "mix") -> A
     return AudioDecoder(file, uri=uri, channels=channels)
 
 
-def encode_audio(samples: Float32[np.ndarray, " sample"], audio_format: AudioFormat) -> bytes:
+def encode_audio(
+    samples: Float32[np.ndarray, " sample"],
+    audio_format: AudioFormat,
+    *,
+    bit_rate: int | None = None,
+) -> bytes:
     """Return a clip as an audio file of 16 kHz, mono; FLAC and WAV with 16 bits.
 
-    Samples lie in [-1, 1]; what is louder is clipped.
+    Samples lie in [-1, 1]; what is louder is clipped. `bit_rate` is that of Opus, in bits per
+    second; None leaves it to the encoder.
     """
     if not len(samples):
         raise ValueError("found no samples, expected those of a clip")
@@ -297,6 +303,9 @@ def encode_audio(samples: Float32[np.ndarray, " sample"], audio_format: AudioFor
         context = stream.codec_context
         assert isinstance(context, AudioCodecContext)
         context.format = "s16"
+        if bit_rate is not None:
+            # Constrained: what pure tones take would otherwise be nearly twice as much.
+            context.bit_rate, context.options = bit_rate, {"vbr": "constrained"}
         context.open()
         step = context.frame_size or _FRAME_SAMPLES
         for start in range(0, len(values), step):

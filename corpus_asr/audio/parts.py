@@ -1,23 +1,24 @@
-"""Cut a recording that streams by into parts, and find where its language is listened for."""
+"""Cut a recording that streams by into parts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
-    NEGATIVE_THRESHOLD,
+    DEFAULT_CRITERIA,
     STEP_SAMPLES,
     Probabilities,
     Samples,
     SileroDetector,
+    SpeechCriteria,
     score_again,
     speech_runs,
     speech_spans,
     true_runs,
 )
-from corpus_asr.units import LONG_SILENCE_S, SAMPLE_RATE_HZ, WINDOW_S
+from corpus_asr.units import SAMPLE_RATE_HZ
 
 # The cut is looked for in this much of a part's end.
 MAX_SEARCH_S = 60.0
@@ -52,13 +53,17 @@ class PartCutter:
     """
 
     def __init__(
-        self, *, part_s: float, speech_pad_s: float, detector: SileroDetector | None
+        self,
+        *,
+        part_s: float,
+        detector: SileroDetector | None,
+        criteria: SpeechCriteria = DEFAULT_CRITERIA,
     ) -> None:
         self._part_samples = int(part_s * SAMPLE_RATE_HZ)
         if self._part_samples < BLOCK_SAMPLES:
             least_s = BLOCK_SAMPLES / SAMPLE_RATE_HZ
             raise ValueError(f"cutting parts: found part_s {part_s}, expected at least {least_s}")
-        self._speech_pad_s = speech_pad_s
+        self._criteria = criteria
         self._detector = detector
         if detector is not None:
             detector.reset()
@@ -112,7 +117,7 @@ class PartCutter:
             self._detector,
             self._buffer()[:num_samples],
             self._probabilities[: -(-num_samples // STEP_SAMPLES)],
-            pad_s=self._speech_pad_s,
+            self._criteria,
             running=self._running,
             goes_on=num_samples < self._num_buffered,
         )
@@ -121,7 +126,8 @@ class PartCutter:
         search_s = min(MAX_SEARCH_S, SEARCH_FRACTION * self._part_samples / SAMPLE_RATE_HZ)
         first = num_steps - int(search_s * SAMPLE_RATE_HZ) // STEP_SAMPLES
         if probabilities is not None:
-            return first + quietest_border(probabilities[first:], quiet_below=NEGATIVE_THRESHOLD)
+            quiet_below = self._criteria.negative_threshold
+            return first + quietest_border(probabilities[first:], quiet_below=quiet_below)
         power = _step_power(self._buffer()[first * STEP_SAMPLES : num_steps * STEP_SAMPLES])
         quiet_below = QUIET_POWER_RATIO * float(power.min()) + float(np.finfo(np.float32).tiny)
         return first + quietest_border(power, quiet_below=quiet_below)
@@ -134,13 +140,13 @@ class PartCutter:
         if probabilities is not None:
             spans = speech_spans(
                 probabilities,
+                self._criteria,
                 num_samples=num_samples,
-                pad_s=self._speech_pad_s,
                 running=self._running,
                 goes_on=not last,
             )
             speech = tuple((first + start, first + end) for start, end in spans)
-            _, self._running = speech_runs(probabilities, running=self._running)
+            _, self._running = speech_runs(probabilities, self._criteria, running=self._running)
         # Copies, so that neither the part nor the rest keeps the whole buffer in memory.
         part = AudioPart(start_sample=first, samples=buffer[:num_samples].copy(), speech=speech)
         self._chunks = [buffer[num_samples:].copy()]
@@ -168,40 +174,3 @@ def _step_power(samples: Samples) -> Probabilities:
     power = np.square(samples.reshape(-1, STEP_SAMPLES)).mean(axis=1)
     padded = np.pad(power, POWER_STEPS // 2, mode="edge")
     return np.convolve(padded, np.full(POWER_STEPS, 1 / POWER_STEPS, np.float32), mode="valid")
-
-
-# One window may hold a jingle, an advertisement or a quotation; with three the language wins that
-# is spoken most of the time.
-_MOST_WINDOWS = 3
-# In a short span the first window is most of it.
-_S_PER_WINDOW = 90.0
-
-
-def language_window_starts(
-    speech: Sequence[tuple[float, float]] | None, *, start_s: float, end_s: float
-) -> list[float]:
-    """Spread up to three windows over a span, the first one where its decoding starts.
-
-    All but the first lie inside the span; none overlap. Features are cut and decoded there.
-    """
-    first_s = _next_speech(speech, start_s)
-    starts = [start_s if first_s is None else first_s]
-    count = min(_MOST_WINDOWS, 1 + int((end_s - starts[0]) // _S_PER_WINDOW))
-    apart_s = (end_s - starts[0]) / count
-    for number in range(1, count):
-        wanted_s = max(starts[0] + number * apart_s, starts[-1] + WINDOW_S)
-        found_s = _next_speech(speech, wanted_s)
-        if found_s is None or found_s + WINDOW_S > end_s:
-            break
-        starts.append(found_s)
-    return starts
-
-
-def _next_speech(speech: Sequence[tuple[float, float]] | None, time_s: float) -> float | None:
-    # A short silence is not jumped over, as the seek loop does not either.
-    if speech is None:
-        return time_s
-    for span_start_s, span_end_s in speech:
-        if span_end_s > time_s:
-            return time_s if span_start_s - time_s <= LONG_SILENCE_S else span_start_s
-    return None

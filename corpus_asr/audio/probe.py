@@ -195,6 +195,20 @@ def header_duration_s(
     return seconds if seconds > 0 else None
 
 
+def read_header(file: BinarySource, *, uri: str) -> tuple[float | None, int]:
+    """Return the seconds that a recording's header claims, and its channels; decodes nothing.
+
+    Raises:
+        DecodeError: it holds no audio that can be decoded.
+        FetchError: reading failed.
+    """
+    guarded = GuardedFile(file, uri=uri)
+    with open_container(guarded, uri=uri) as container:
+        stream = select_stream(container, guarded, uri=uri)
+        guarded.check()
+        return header_duration_s(container, stream), stream.codec_context.layout.nb_channels
+
+
 def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> None:
     context = stream.codec_context
     if context is None:

@@ -10,8 +10,8 @@ from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 from av.audio.plane import AudioPlane
 from av.filter.graph import Graph
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.audio.probe import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from corpus_asr.units import SAMPLE_RATE_HZ
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from jaxtyping import Bool, Float32
 
+from corpus_asr.array_types import Bool, Float32
 from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -22,12 +22,10 @@ STATE_SHAPE = (1, 1, 128)
 BLOCK_STEPS = 64  # 2 s
 BLOCK_SAMPLES = BLOCK_STEPS * STEP_SAMPLES
 
-THRESHOLD = 0.5  # speech begins
-NEGATIVE_THRESHOLD = 0.35  # speech may have ended
-# Runs of speech closer than this are one. Hesitant probabilities are the rule in quiet speech, and
-# with 0.4 s of padding on both sides such runs would become one span anyway.
-MIN_SILENCE_S = 0.5
-MIN_SPEECH_S = 0.25  # Silero's own; a tone's onset may look like speech for 160 ms
+# Speech may have ended this far below the probability at which it begins, but never at 0, which no
+# step is below (`silero_vad/utils_vad.py` get_speech_timestamps).
+HYSTERESIS = 0.15
+LEAST_NEGATIVE_THRESHOLD = 0.01
 # A run that the recording's end cuts off would have been longer: 250 ms here would lose one spoken
 # digit in ten that fills its file. What is below 100 ms holds no word.
 MIN_SPEECH_AT_END_S = 0.1
@@ -65,6 +63,34 @@ class _Memory:
     hidden: _State = field(default_factory=_silence)
     cell: _State = field(default_factory=_silence)
     context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, dtype=np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechCriteria:
+    """What counts as speech, given the probabilities of steps; `extract.vad_...` in the settings.
+
+    Source of the first two defaults: silero-vad's own.
+    """
+
+    threshold: float = 0.5
+    """Probability at which speech begins; it may have ended below `negative_threshold`."""
+    min_speech_s: float = 0.25
+    """Longest run that is dropped as no speech: a tone's onset may look like it for 160 ms."""
+    min_silence_s: float = 0.5
+    """Runs closer than this are one. Hesitant probabilities are the rule in quiet speech, and with
+    0.4 s of padding on both sides such runs would become one span anyway."""
+    pad_s: float = 0.4
+    """Audio kept before and after a run."""
+    min_speech_at_end_s: float = MIN_SPEECH_AT_END_S
+    """As `min_speech_s`, if that is not less, for a run that reaches the recording's end."""
+
+    @property
+    def negative_threshold(self) -> float:
+        """Probability below which speech may have ended."""
+        return max(self.threshold - HYSTERESIS, LEAST_NEGATIVE_THRESHOLD)
+
+
+DEFAULT_CRITERIA = SpeechCriteria()
 
 
 class SileroDetector:
@@ -138,7 +164,7 @@ def _network_path() -> Path:
     looked = f"no file {paths[0]}" if paths else "no package silero_vad"
     raise EngineError(
         f"loading the speech detector: found {looked}, expected silero-vad 6.2 or later; install "
-        "it (pip install 'silero-vad>=6.2') or set extract.speech_detection: none"
+        "it (pip install 'silero-vad>=6.2') or set extract.vad_filter: false"
     )
 
 
@@ -150,28 +176,26 @@ def _in_steps(samples: Samples) -> Float32[np.ndarray, "step offset"]:
 
 
 def speech_runs(
-    probabilities: Probabilities,
-    *,
-    min_silence_s: float = MIN_SILENCE_S,
-    running: bool = False,
+    probabilities: Probabilities, criteria: SpeechCriteria, *, running: bool = False
 ) -> tuple[list[StepRun], bool]:
     """Find runs of speech, in steps, and whether speech is still running after the last step.
 
-    Speech begins at a step that reaches `THRESHOLD`, and ends with the last step before
-    `min_silence_s` without reaching it, counted from the first step below `NEGATIVE_THRESHOLD`.
+    Speech begins at a step that reaches the threshold, and ends with the last step before
+    `min_silence_s` without reaching it, counted from the first step below the negative threshold.
 
     Source: the state machine of `silero_vad/utils_vad.py` get_speech_timestamps_from_probs.
     """
-    min_silence_steps = min_silence_s * SAMPLE_RATE_HZ / STEP_SAMPLES
+    threshold, negative_threshold = criteria.threshold, criteria.negative_threshold
+    min_silence_steps = criteria.min_silence_s * SAMPLE_RATE_HZ / STEP_SAMPLES
     runs: list[StepRun] = []
     start: int | None = 0 if running else None
     silent_from: int | None = None
     for step, probability in enumerate(probabilities.tolist()):
-        if probability >= THRESHOLD:
+        if probability >= threshold:
             silent_from = None
             if start is None:
                 start = step
-        elif probability < NEGATIVE_THRESHOLD and start is not None:
+        elif probability < negative_threshold and start is not None:
             silent_from = step if silent_from is None else silent_from
             if step - silent_from >= min_silence_steps:
                 runs.append((start, silent_from))
@@ -183,12 +207,9 @@ def speech_runs(
 
 def speech_spans(
     probabilities: Probabilities,
+    criteria: SpeechCriteria,
     *,
     num_samples: int,
-    pad_s: float,
-    min_speech_s: float = MIN_SPEECH_S,
-    min_speech_at_end_s: float = MIN_SPEECH_AT_END_S,
-    min_silence_s: float = MIN_SILENCE_S,
     running: bool = False,
     goes_on: bool = False,
 ) -> list[SampleSpan]:
@@ -198,8 +219,9 @@ def speech_spans(
     `min_speech_s` are dropped (`min_speech_at_end_s` for one that reaches the end), unless samples
     follow it (`goes_on`) or speech was running before the first step. See also `speech_runs`.
     """
-    runs, still_running = speech_runs(probabilities, min_silence_s=min_silence_s, running=running)
-    pad_samples = round(pad_s * SAMPLE_RATE_HZ)
+    runs, still_running = speech_runs(probabilities, criteria, running=running)
+    pad_samples = round(criteria.pad_s * SAMPLE_RATE_HZ)
+    min_at_end_s = min(criteria.min_speech_at_end_s, criteria.min_speech_s)
     spans: list[SampleSpan] = []
     for index, (first, last) in enumerate(runs):
         start, end = first * STEP_SAMPLES, min(last * STEP_SAMPLES, num_samples)
@@ -207,7 +229,7 @@ def speech_spans(
         if (running and first == 0) or (goes_on and at_end):
             min_s = 0.0  # only a piece of a run
         else:
-            min_s = min_speech_at_end_s if at_end else min_speech_s
+            min_s = min_at_end_s if at_end else criteria.min_speech_s
         if end - start <= min_s * SAMPLE_RATE_HZ:
             continue
         start, end = max(0, start - pad_samples), min(num_samples, end + pad_samples)
@@ -222,8 +244,8 @@ def score_again(
     detector: SileroDetector,
     samples: Samples,
     probabilities: Probabilities,
+    criteria: SpeechCriteria,
     *,
-    pad_s: float,
     running: bool = False,
     goes_on: bool = False,
 ) -> Probabilities:
@@ -234,7 +256,7 @@ def score_again(
     probability counts. In recordings of ordinary level this is a few percent of the audio.
     """
     spans = speech_spans(
-        probabilities, num_samples=samples.size, pad_s=pad_s, running=running, goes_on=goes_on
+        probabilities, criteria, num_samples=samples.size, running=running, goes_on=goes_on
     )
     pause_samples = PAUSE_S * SAMPLE_RATE_HZ if spans else 0
     doubtful = _loudest_near(samples) < QUIET_PEAK  # (step,)
@@ -249,13 +271,13 @@ def score_again(
             piece = samples[(start - before) * STEP_SAMPLES : steps.stop * STEP_SAMPLES]
             mirrored = WARM_UP_STEPS if before == 0 and last - first >= LONG_STEPS else 0
             scores = _score_raised(detector, piece, mirrored_steps=mirrored)
-            raised[steps] = np.maximum(raised[steps], _sure(scores)[before:])
+            raised[steps] = np.maximum(raised[steps], _sure(scores, criteria)[before:])
     return raised
 
 
-def _sure(probabilities: Probabilities) -> Probabilities:
+def _sure(probabilities: Probabilities, criteria: SpeechCriteria) -> Probabilities:
     kept = probabilities.copy()
-    for first, last in speech_runs(probabilities)[0]:
+    for first, last in speech_runs(probabilities, criteria)[0]:
         if probabilities[first:last].max() < SURE_AT_EVEN_LEVEL:
             kept[first:last] = 0.0
     return kept

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES

@@ -113,11 +113,7 @@ class StepTimer:
                 pass
 
     def _find_speech(self, path: str) -> None:
-        cutter = PartCutter(
-            part_s=self._settings.part_s,
-            speech_pad_s=self._settings.speech_pad_s,
-            detector=self._detector,
-        )
+        cutter = PartCutter(part_s=self._settings.part_s, detector=self._detector)
         with open(path, "rb") as file, open_audio(file, uri=path) as decoder:
             for chunk in decoder:
                 for _ in cutter.feed(chunk[0]):

@@ -70,7 +70,7 @@ class OurRecordings:
     def __init__(self, order: Order) -> None:
         # Sizes alone are timed where the packages of extraction are not installed.
         from corpus_asr.config.load import decoding_from
-        from corpus_asr.config.run import ExtractSettings
+        from corpus_asr.config.options import TranscriptionOptions
         from corpus_asr.decoding.protocols import SlotModel
         from corpus_asr.runtime.transcriber import Transcriber
         from corpus_asr.transcription.engine import Engine
@@ -84,10 +84,10 @@ class OurRecordings:
                 setattr(model, "encode", clock.stage("encode")(model.encode))  # noqa: B010
                 super().__init__(model, *args, **kwargs)
 
-        decoding: dict[str, Any] = {
+        decoding: TranscriptionOptions = {
             "language": order.language,
-            "strategy": order.mode,
-            "num_beams": order.beams,
+            "strategy": "chunked" if order.mode == "chunked" else "sequential",
+            "beam_size": order.beams,
             # One try per window for everybody: what is measured must not depend on luck.
             "temperature": 0.0,
             "compression_ratio_threshold": None,
@@ -103,9 +103,7 @@ class OurRecordings:
             slots=order.batch * order.beams,
             num_threads=order.threads,
         )
-        self._transcriber = Transcriber.around(
-            self._engine, order.model, decoding=decoding, extract=ExtractSettings()
-        )
+        self._transcriber = Transcriber.around(self._engine, order.model, options=decoding)
 
     def run(self) -> dict[str, Any]:
         """Extract everything once for its time, then transcribe everything."""

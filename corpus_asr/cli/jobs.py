@@ -1,4 +1,4 @@
-"""`corpus-asr init`, `plan`, `run`, `nightly`, `label` and `finetune`: jobs of a configuration.
+"""`corpus-asr init`, `run`, `nightly`, `label` and `finetune`: jobs of a configuration.
 
 Imports nothing that `--help` would have to wait for.
 """
@@ -33,11 +33,9 @@ from corpus_asr.runtime.shutdown import ended_by_sigterm
 from corpus_asr.threads import one_thread_for_arrays
 
 if TYPE_CHECKING:
-    from corpus_asr.config.load import Setting
     from corpus_asr.config.run import RunConfig
     from corpus_asr.pipelines.driver import RunSummary
     from corpus_asr.report.nightly import Night
-    from corpus_asr.storage.run_state.plan import Plan
 
 
 class Job(StrEnum):
@@ -230,92 +228,19 @@ def _mostly(config: "RunConfig") -> str:
 
 def _summary_words(summary: "RunSummary") -> str:
     from corpus_asr.report.text import duration
+    from corpus_asr.units import counted
 
+    made = counted(summary.segments, summary.made.removesuffix("s"))
     this_run = (
-        f"this run: {summary.processed_files:,} recordings, "
+        f"this run: {counted(summary.processed_files, 'recording')}, "
         f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
         f"(RTFx {summary.rtfx:.1f})"
     )
     return (
-        f"{summary.output_uri}: {summary.files:,} recordings, {summary.done:,} done "
+        f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
         f"({summary.no_speech:,} without speech), {summary.failed:,} failed; "
-        f"{summary.segments:,} {summary.made} from {duration(summary.audio_s)} of audio\n"
+        f"{made} from {duration(summary.audio_s)} of audio\n"
     ) + (this_run if summary.planned_files else "this run: nothing to do")
-
-
-def plan(
-    config: Config,
-    overrides: Overrides = None,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check", help="Also decode a recording, load the model and check the memory."
-        ),
-    ] = False,
-) -> None:
-    """Show what a run would do: all settings, the listing and what is already done."""
-    from corpus_asr.config.load import load_config, settings_of
-    from corpus_asr.runtime.checkpoints import fetch_checkpoints
-    from corpus_asr.storage.run_state.plan import make_plan
-    from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
-
-    with readable_errors():
-        settings = load_config(config, overrides or ())
-        note_model_of(settings)
-        _print_settings(list(settings_of(settings)))
-        store = OutputStore.of(settings.output)
-        # Weights are large; they matter here only where results of the same ones may lie.
-        started = bool(store.names(OUTCOMES_FOLDER))
-        checkpoint = fetch_checkpoints(settings, hashed=started)
-        revision = checkpoint.fingerprint if started else None
-        drawn = make_plan(settings, store, model_revision=revision)
-        try:
-            _print_plan(drawn, store.uri)
-            if check:
-                from corpus_asr.pipelines.driver import prepare
-                from corpus_asr.runtime.preflight import check_ready
-
-                prepare(settings)
-                for line in check_ready(settings, store, drawn):
-                    typer.echo(f"# {line}")
-                typer.echo("# ready")
-        finally:
-            # Nobody will work it off, and a report takes the newest plan for that of the last run.
-            for name in list(store.all_names(drawn.name)):
-                store.remove(name)
-
-
-def _print_settings(settings: "list[Setting]") -> None:
-    from corpus_asr.config.load import yaml_value
-
-    section = ""
-    for setting in settings:
-        above, _, name = setting.key.rpartition(".")
-        if above != section:
-            typer.echo(f"{above}:")
-            section = above
-        line = f"{'  ' if above else ''}{name}: {yaml_value(setting.value)}"
-        if setting.is_default:
-            line = typer.style(f"{line}  # default", dim=True)
-        typer.echo(line)
-
-
-def _print_plan(drawn: "Plan", output_uri: str) -> None:
-    unknown = f", {drawn.num_unknown_sizes:,} of unknown size" if drawn.num_unknown_sizes else ""
-    left_out = f"{drawn.num_excluded:,} excluded, {drawn.num_duplicates:,} named twice"
-    typer.echo(f"\n# listed     {drawn.num_files:,} files, {_size(drawn.num_bytes)}{unknown}")
-    typer.echo(f"# excluded   {left_out}")
-    typer.echo(f"# done       {drawn.num_done:,} files, in {output_uri}")
-    typer.echo(
-        f"# to do      {drawn.num_remaining:,} files, {_size(drawn.num_remaining_bytes)}, "
-        f"in {drawn.num_packs:,} pack{'' if drawn.num_packs == 1 else 's'}"
-    )
-
-
-def _size(num_bytes: int) -> str:
-    if num_bytes < 1_000_000:
-        return f"{num_bytes / 1e3:,.1f} kB"
-    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
 
 
 def nightly(

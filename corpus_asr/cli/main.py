@@ -9,20 +9,26 @@ store refuses; 3 the work could not go on; 130 interrupted, 143 by SIGTERM. `COR
 shows the traceback of an error.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from corpus_asr.cli.failures import as_process, configure_logging, readable_errors
-from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
-from corpus_asr.cli.results import evaluate, export, report, show, status, view
+from corpus_asr.cli.jobs import finetune, init, label, nightly, run
+from corpus_asr.cli.parsing import Command, Group
+from corpus_asr.cli.plan import plan
+from corpus_asr.cli.results import evaluate, export, report, show, status
 from corpus_asr.cli.transcribe import transcribe
+from corpus_asr.cli.view import view
 from corpus_asr.logs import LogFormat, LogLevel
 
 app = typer.Typer(
     name="corpus-asr",
-    help="Transcribe or classify audio corpora: object storage in, Parquet tables out.",
+    cls=Group,
+    help="Transcribe or classify audio: files as text and subtitles, corpora as Parquet tables.",
+    epilog="Example: corpus-asr transcribe talk.mp3",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -34,6 +40,15 @@ def main() -> None:
         app()
 
 
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"corpus-asr {version('corpus-asr')}")
+        raise typer.Exit
+    return wanted
+
+
 @app.callback()
 def logging_options(
     log_format: Annotated[
@@ -43,19 +58,15 @@ def logging_options(
     log_level: Annotated[
         LogLevel | None, typer.Option(help="Minimum log level; default: warning.")
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
 ) -> None:
     """Set up logging; CORPUS_ASR_LOG_FORMAT and CORPUS_ASR_LOG_LEVEL say the same."""
     configure_logging(log_format, log_level)
 
 
-for command in (
-    run, status, init, plan, transcribe, report, show, export, evaluate, view, nightly, label,
-    finetune,
-):  # fmt: skip
-    app.command()(command)
-
-
-@app.command()
 def convert(
     source: Annotated[
         str,
@@ -99,18 +110,51 @@ def convert(
         )
 
 
-@app.command(
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True},
-)
 def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Time this engine beside faster-whisper, transformers and openai-whisper."""
-    # Its options are its own: the benchmark also runs where this command line is not installed.
     from corpus_asr.benchmark.command import run as run_benchmark
 
     with readable_errors():
         run_benchmark(arguments or [])
 
+
+# By panels of the help, with an example of each.
+_COMMANDS: dict[str, dict[Callable[..., None], str]] = {
+    "Files": {transcribe: "corpus-asr transcribe talk.mp3 -o subtitles -f srt"},
+    "Corpora": {
+        init: "corpus-asr init job.yaml --source 's3://podcasts/**/*.mp3' --output s3://transcripts",
+        plan: "corpus-asr plan job.yaml --check",
+        run: "corpus-asr run job.yaml --set decoding.language=en",
+        nightly: "corpus-asr nightly job.yaml",
+        status: "corpus-asr status s3://transcripts --watch",
+    },
+    "Results": {
+        report: "corpus-asr report s3://transcripts --html report.html",
+        show: "corpus-asr show s3://transcripts --uri '*/talk.mp3'",
+        export: "corpus-asr export s3://transcripts --to subtitles --format srt",
+        evaluate: "corpus-asr evaluate s3://transcripts --references references.jsonl",
+        view: "corpus-asr view s3://transcripts",
+    },
+    "Models and training data": {
+        label: "corpus-asr label pseudo_label.yaml",
+        finetune: "corpus-asr finetune finetune.yaml",
+        convert: "corpus-asr convert large-v3.pt whisper-large-v3",
+        bench: "corpus-asr bench talk.mp3 --model small",
+    },
+}
+# Its options are its own: the benchmark also runs where this command line is not installed.
+_PASSED_ON: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"ignore_unknown_options": True},
+}
+for _panel, _commands in _COMMANDS.items():
+    for _command, _example in _commands.items():
+        app.command(
+            cls=Command,
+            rich_help_panel=_panel,
+            epilog=f"Example: {_example}",
+            **_PASSED_ON if _command is bench else {},
+        )(_command)
 
 if __name__ == "__main__":
     main()

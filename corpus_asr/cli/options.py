@@ -12,8 +12,8 @@ from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_n
 from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:
-    from corpus_asr.config.decoding import Settings
     from corpus_asr.config.run import RunConfig
+    from corpus_asr.config.settings import Settings
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -28,11 +28,20 @@ def complete_training_override(incomplete: str) -> list[str]:
     return _assignments(incomplete, _types_by_key(FinetuneConfig))
 
 
-def complete_decoding_override(incomplete: str) -> list[str]:
-    """Complete `key=value` of the decoding section."""
-    section = "decoding."
-    keys = {key[len(section) :]: kind for key, kind in _job().items() if key.startswith(section)}
-    return _assignments(incomplete, keys)
+def complete_option_override(incomplete: str) -> list[str]:
+    """Complete `key=value` of one transcription."""
+    from corpus_asr.config.options import OPTION_NAMES
+
+    keys = {key.partition(".")[2]: kind for key, kind in _job().items()}
+    return _assignments(incomplete, {name: keys[name] for name in OPTION_NAMES})
+
+
+def complete_format(incomplete: str) -> list[str]:
+    """Complete the formats of transcripts, the last one behind commas."""
+    from corpus_asr.cli.transcribe_options import ALL, FORMATS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in _beginning((*FORMATS, ALL), last)]
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
@@ -82,7 +91,7 @@ def _job() -> dict[str, Any]:
 
 
 def _types_by_key(settings: "type[Settings]") -> dict[str, Any]:
-    from corpus_asr.config.decoding import keys_of, section_of
+    from corpus_asr.config.settings import keys_of, section_of
 
     keys = keys_of(settings)
     return {".".join(key): field.annotation for key, field in keys if section_of(field) is None}
@@ -135,6 +144,10 @@ DropKnownHallucinations = Annotated[
         help='Without segments that say "Thanks for watching!" or its like and nothing else.',
     ),
 ]
+NoCorrections = Annotated[
+    bool,
+    typer.Option("--no-corrections", help="The model's text, without corrections made in `view`."),
+]
 MinConfidence = Annotated[float, typer.Option(help="Minimum confidence of a segment, from 0 to 1.")]
 
 
@@ -149,20 +162,19 @@ def print_result(data: object, words: str, *, as_json: bool) -> None:
 
 
 LARGER_OPTION = "--model small or large-v3"
+CHECKPOINT_HELP = (
+    "A name such as base, small, medium, turbo or large-v3, OWNER/NAME of the hub, a folder or a "
+    f"URI; default to transcribe: {PACKAGED_CHECKPOINT}, of the package."
+)
 Model = Annotated[
     str | None,
-    typer.Option(
-        metavar="CHECKPOINT",
-        help="A name such as base, small, medium, turbo or large-v3, OWNER/NAME of the hub, a "
-        "folder or a URI; default to transcribe: {PACKAGED_CHECKPOINT}, of the package.",
-        autocompletion=complete_checkpoint,
-    ),
+    typer.Option(metavar="CHECKPOINT", help=CHECKPOINT_HELP, autocompletion=complete_checkpoint),
 ]
 
 
-def model_or_default(model: str | None) -> str:
+def model_or_default(model: str | None, *, quiet: bool = False) -> str:
     """Return the model that a command was given, or the packaged one, saying so."""
-    if model is None:
+    if model is None and not quiet:
         note(default_model_notice(LARGER_OPTION))
     return model or PACKAGED_CHECKPOINT
 

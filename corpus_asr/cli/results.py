@@ -1,11 +1,12 @@
-"""`corpus-asr status`, `report`, `show`, `export`, `evaluate` and `view`: what a run has written.
+"""`corpus-asr status`, `report`, `show`, `export` and `evaluate`: what a run has written.
 
 Imports nothing that `--help` would have to wait for.
 """
 
-import ipaddress
 import json
+import sys
 import time
+from contextlib import ExitStack
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,21 +19,18 @@ from corpus_asr.cli.options import (
     EndpointUrl,
     Languages,
     MinConfidence,
+    NoCorrections,
     OutputUri,
     Uris,
     print_result,
 )
-from corpus_asr.errors import ConfigError
 
 if TYPE_CHECKING:
     from corpus_asr.export.write import ExportSummary
     from corpus_asr.report.accuracy.evaluation import Comparison
-    from corpus_asr.view.answers import Answers
-    from corpus_asr.view.server import ViewServer
 
 # A run writes its state every 15 s; each look is one small read of the store.
 WATCH_EVERY_S = 5.0
-USUAL_PORT = 8765
 _PANEL = "Subtitles"
 
 
@@ -45,25 +43,33 @@ def status(
     ] = False,
 ) -> None:
     """Show the state, progress, bottleneck and failures of a run."""
+    from corpus_asr.cli.terminal import redrawn, show_text
     from corpus_asr.report.status import as_data, load_status, render
     from corpus_asr.storage.run_state.tables import OutputStore
 
-    with readable_errors():
+    with readable_errors(), ExitStack() as stack:
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        redraws = watch and not as_json and sys.stdout.isatty()
+        show = stack.enter_context(redrawn()) if redraws else show_text
         while True:
             found = load_status(store)
-            typer.echo(json.dumps(as_data(found), ensure_ascii=False) if as_json else render(found))
+            if as_json:
+                typer.echo(json.dumps(as_data(found), ensure_ascii=False))
+            else:
+                seen = found.snapshot
+                show(render(found), share=None if seen is None else seen.share_done)
             if not watch or not found.alive:
                 return
             time.sleep(WATCH_EVERY_S)
 
 
-# The same as `export.formats.ExportFormat`, whose module loads Arrow.
+# The same as `formats.writers.ExportFormat`, whose module loads Arrow.
 class FormatName(StrEnum):
     """The formats by name."""
 
     srt = "srt"
     vtt = "vtt"
+    lrc = "lrc"
     txt = "txt"
     tsv = "tsv"
     json = "json"
@@ -81,7 +87,7 @@ def export(
     ],
     single: Annotated[
         bool,
-        typer.Option("--single", help="Write one file for all recordings; not for srt and vtt."),
+        typer.Option("--single", help="Write one file for all recordings; not for subtitles."),
     ] = False,
     language: Languages = None,
     uri: Uris = None,
@@ -90,10 +96,10 @@ def export(
     partial: Annotated[
         bool, typer.Option("--partial", help="Include unfinished recordings.")
     ] = False,
-    max_line_chars: Annotated[
+    max_line_width: Annotated[
         int | None, typer.Option(help="Maximum characters per line.", rich_help_panel=_PANEL)
     ] = None,
-    max_lines: Annotated[
+    max_line_count: Annotated[
         int | None, typer.Option(help="Maximum lines per cue.", rich_help_panel=_PANEL)
     ] = None,
     max_duration_s: Annotated[
@@ -115,14 +121,15 @@ def export(
             help="Style of the spoken word; needs word timestamps.", rich_help_panel=_PANEL
         ),
     ] = "plain",
+    no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
-    from corpus_asr.export.cues import CueRules
-    from corpus_asr.export.formats import ExportFormat, WordStyle
     from corpus_asr.export.recordings import Selection
     from corpus_asr.export.write import ExportOptions
     from corpus_asr.export.write import export as write_files
+    from corpus_asr.formats.cues import CueRules
+    from corpus_asr.formats.writers import ExportFormat, WordStyle
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors(on_interrupt="run the same command again to replace it"):
@@ -130,13 +137,14 @@ def export(
             formats=tuple(dict.fromkeys(ExportFormat(each) for each in formats)),
             single=single,
             rules=CueRules(
-                max_line_chars=max_line_chars,
-                max_lines=max_lines,
+                max_line_width=max_line_width,
+                max_line_count=max_line_count,
                 max_duration_s=max_duration_s,
                 min_duration_s=min_duration_s,
                 min_gap_s=min_gap_s,
             ),
             words=WordStyle(words),
+            corrections=not no_corrections,
         )
         selection = Selection(
             languages=tuple(language or ()),
@@ -150,12 +158,14 @@ def export(
 
 
 def _words(summary: "ExportSummary") -> str:
-    from corpus_asr.report.text import counted
+    from corpus_asr.units import counted
 
     done = (
         f"{summary.to}: {counted(summary.recordings, 'recording')}, "
         f"{counted(summary.segments, 'segment')} in {counted(summary.files, 'file')}"
     )
+    if summary.corrected:
+        done += f"; {counted(summary.corrected, 'segment')} corrected or checked by people"
     if summary.partly_failed:
         done += f"; {summary.partly_failed:,} with parts that failed"
     left = [
@@ -163,14 +173,25 @@ def _words(summary: "ExportSummary") -> str:
         for count, what in ((summary.failed, "failed"), (summary.unfinished, "not done yet"))
         if count
     ]
-    return f"{done}\nomitted: {', '.join(left)}" if left else done
+    if left:
+        done += f"\nomitted: {', '.join(left)}"
+    if summary.stale_corrections:
+        stale = counted(summary.stale_corrections, "correction")
+        done += (
+            f"\nnot applied: {stale} of segments that have changed; `corpus-asr view` lists them"
+        )
+    return done
 
 
 def evaluate(
     output_uri: OutputUri,
     references: Annotated[
         str,
-        typer.Option(metavar="MANIFEST", help="Recordings with their text: docs/manifests.md."),
+        typer.Option(
+            metavar="MANIFEST",
+            help="Recordings with their text (docs/manifests.md); or `corrections`: the segments "
+            "that people have checked in `view`.",
+        ),
     ],
     against: Annotated[
         str | None,
@@ -266,7 +287,21 @@ def report(
     page: Annotated[
         str | None,
         typer.Option(
-            "--html", metavar="FILE", help="Write an HTML report with charts and samples."
+            "--html", metavar="FILE", help="Write an HTML report with charts, samples and audio."
+        ),
+    ] = None,
+    audio: Annotated[
+        bool | None,
+        typer.Option(
+            "--audio/--no-audio",
+            help="Embed clips of the samples; default: report.embed_audio of the run.",
+        ),
+    ] = None,
+    viewer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A `corpus-asr view` that links lead to; default: report.viewer_url.",
         ),
     ] = None,
 ) -> None:
@@ -278,7 +313,11 @@ def report(
 
     with readable_errors():
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
-        found = load_report(store) if page is None else write_page(store, page)
+        found = (
+            load_report(store)
+            if page is None
+            else write_page(store, page, embed_audio=audio, viewer_url=viewer)
+        )
         data = as_data(found)
         print_result(data, render(found), as_json=as_json)
         store.write_json(REPORT_NAME, data)
@@ -290,12 +329,14 @@ def show(
     language: Languages = None,
     min_confidence: MinConfidence = 0.0,
     drop_known_hallucinations: DropKnownHallucinations = False,
+    no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Print the transcripts of a run with timestamps."""
     from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
-    from corpus_asr.report.text import Format, print_transcript
-    from corpus_asr.segments import Transcript
+    from corpus_asr.formats.transcript import Transcript
+    from corpus_asr.report.text import print_transcript
+    from corpus_asr.storage.run_state.corrections import Corrections, Corrector, read_saved
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
 
@@ -309,7 +350,10 @@ def show(
         )
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         index = read_index(store)
-        for _, found in recordings(store, index, chosen(index, selection), selection):
+        corrections = Corrections({} if no_corrections else read_saved(store))
+        corrector = Corrector(corrections, index.recordings)
+        wanted = chosen(index, selection)
+        for _, found in recordings(store, index, wanted, selection, corrector=corrector):
             transcript = Transcript(
                 uri=redact_uri(found.uri),
                 segments=found.segments,
@@ -317,109 +361,4 @@ def show(
                 language_probability=None,
                 duration_s=found.duration_s,
             )
-            print_transcript(transcript, Format.txt, heading=True)
-
-
-def view(
-    output_uri: OutputUri,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Port to bind to; default: {USUAL_PORT}, or a free one if it is in use."
-        ),
-    ] = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            help="Network interface to bind to; any but the default accepts connections from "
-            "other hosts."
-        ),
-    ] = "127.0.0.1",
-    no_browser: Annotated[
-        bool, typer.Option("--no-browser", help="Print the URL; do not open a browser.")
-    ] = False,
-    audio: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="BEFORE=NOW",
-            help="Replace the prefix BEFORE of recording URIs by NOW; may be repeated.",
-        ),
-    ] = None,
-    endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint of the output; default: Amazon's.")
-    ] = None,
-    audio_endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint of the recordings; default: the run's.")
-    ] = None,
-) -> None:
-    """Search the transcripts of a run in a browser and play the audio."""
-    with readable_errors():
-        import asyncio
-        from contextlib import ExitStack, closing
-
-        from corpus_asr.runtime.shutdown import ended_by_sigterm
-        from corpus_asr.storage.run_state.tables import OutputStore
-        from corpus_asr.view.answers import Answers
-        from corpus_asr.view.catalogue import Library, Transcripts
-        from corpus_asr.view.sound import Sounds
-
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
-        with ExitStack() as opened, ended_by_sigterm():
-            library = opened.enter_context(closing(Library(store)))
-            sounds = Sounds(store, moved=_moved(audio or ()), endpoint_url=audio_endpoint_url)
-            opened.enter_context(closing(sounds))
-            answers = Answers(library, Transcripts(store), sounds)
-            server = opened.enter_context(closing(_server(answers, host=host, port=port)))
-            # Reading begins while the browser starts.
-            library.current()
-            _tell(server.url, host=host)
-            if not no_browser:
-                typer.launch(server.url)
-            try:
-                asyncio.run(server.serve())
-            except KeyboardInterrupt:
-                typer.echo("\nstopped")
-
-
-def _moved(pairs: "tuple[str, ...] | list[str]") -> list[tuple[str, str]]:
-    from corpus_asr.storage.stores.uri import normalize
-
-    found = []
-    for pair in pairs:
-        before, _, now = pair.partition("=")
-        if not before or not now:
-            raise ConfigError(
-                f"reading --audio {pair}: expected BEFORE=NOW, such as /mnt/corpus=/data/corpus"
-            )
-        slash = "/" if before.endswith("/") else ""
-        found.append((normalize(before).rstrip("/") + slash, normalize(now).rstrip("/") + slash))
-    return found
-
-
-def _server(answers: "Answers", *, host: str, port: int | None) -> "ViewServer":
-    from corpus_asr.view.server import ViewServer
-
-    # Port 0 lets the system choose a free one.
-    for number in (USUAL_PORT, 0) if port is None else (port,):
-        try:
-            return ViewServer(answers, host=host, port=number)
-        except OSError as error:
-            reason = error
-    raise ConfigError(
-        f"listening at {host}, port {port or USUAL_PORT}: {reason}, expected a free port of this "
-        "machine; choose another --port or --host"
-    )
-
-
-def _tell(url: str, *, host: str) -> None:
-    typer.echo(f"{url}\nCtrl-C stops it")
-    try:
-        here_only = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        here_only = host == "localhost"
-    if not here_only:
-        say(
-            f"warning: --host {host} accepts connections from other hosts: anyone with the URL "
-            "above can read all transcripts and play all recordings of this run, over a connection "
-            "that is not encrypted"
-        )
+            print_transcript(transcript, heading=True)

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from corpus_asr.config.decoding import Settings
 from corpus_asr.config.run import ClusterSettings
+from corpus_asr.config.settings import Settings
 
 
 class StudentSettings(Settings):
@@ -17,7 +17,7 @@ class StudentSettings(Settings):
     """Branch, tag or commit on the Hub; default: the main branch."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compute_type: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the computation; trained weights stay in float32. `auto`: bfloat16 if the
     hardware supports it."""
     dropout: float | None = Field(default=None, ge=0, lt=1)

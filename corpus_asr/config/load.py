@@ -19,17 +19,18 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from corpus_asr.config.decoding import DecodingSettings, Settings, keys_of, section_of
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.document import (
     Document,
     KeyPath,
     Problem,
     hide_secrets,
-    override_value,
     read_document,
 )
 from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.foreign_names import name_hint
 from corpus_asr.config.run import CLASSIFY_AUDIO, PSEUDO_LABEL, PseudoLabelConfig, RunConfig
+from corpus_asr.config.settings import DecodingSection, Settings, keys_of, section_of
 from corpus_asr.errors import ConfigError
 
 _Config = TypeVar("_Config", bound=Settings)
@@ -80,32 +81,37 @@ def _validated(
 
 
 def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
-    """Turn keyword options of a transcriber into settings."""
+    """Turn keywords into decoding settings."""
+    section: DecodingSection = checked_options(options, DecodingSection)[0]
+    return section.settings()
+
+
+def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tuple[Any, ...]:
+    """Turn keywords into one value of each model, whose keys they are.
+
+    Raises:
+        ConfigError: names each wrong key or value.
+    """
     values = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
     }
     # transformers and openai-whisper take None for detection.
     if values.get("language", "") is None:
         values["language"] = "auto"
-    settings, problems = _validated(values, DecodingSettings)
-    if settings is None:
+    # What no model knows goes to the first, which refuses it.
+    home = {key: model for model in models for key in model.model_fields}
+    shares: dict[Any, dict[str, Any]] = {model: {} for model in models}
+    for key, value in values.items():
+        shares[home.get(key, models[0])][key] = value
+    found = [_validated(share, model) for model, share in shares.items()]
+    problems = [problem for _, some in found for problem in some]
+    if problems:
         messages = "; ".join(
             f"{problem.dotted}: {problem.message}" if problem.key else problem.message
             for problem in problems
         )
-        raise ConfigError(f"reading the decoding options: {messages}")
-    return settings
-
-
-def decoding_options(overrides: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` decoding options of a command line, `decoding.` before the key or not."""
-    options: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"reading --set {override}: expected key=value, such as language=en")
-        options[key.strip().removeprefix("decoding.")] = override_value(text, f"--set {key}")
-    return options
+        raise ConfigError(f"reading the options: {messages}")
+    return tuple(settings for settings, _ in found)
 
 
 def resolved(config: Settings) -> dict[str, Any]:
@@ -236,15 +242,9 @@ def unknown_key(model: type[Settings], key: KeyPath) -> str:
     """Name the known key nearest to an unknown one, or all that are known there."""
     known = dict(keys_of(model))
     level = (section_of(known[key[:-1]]) if key[:-1] else None) or model
-    wanted = key[-1].lower().replace("-", "_")
-    elsewhere = [path for path in known if path[-1] == wanted and path[:-1] != key[:-1]]
-    # 0.6 is difflib's own cutoff: a slip or two in a name of usual length.
-    near = difflib.get_close_matches(wanted, level.model_fields, n=1, cutoff=0.6)
-    if elsewhere:
-        return f"unknown key; did you mean {'.'.join(elsewhere[0])}?"
-    if near:
-        return f"unknown key; did you mean {'.'.join((*key[:-1], near[0]))}?"
-    return f"unknown key; known here: {', '.join(level.model_fields)}"
+    here = [".".join((*key[:-1], name)) for name in level.model_fields]
+    hint = name_hint(key[-1], here, [".".join(path) for path in known])
+    return f"unknown key; {hint or 'known here: ' + ', '.join(level.model_fields)}"
 
 
 def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:

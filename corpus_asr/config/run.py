@@ -7,15 +7,15 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.config.decoding import ONE_OR_MANY, Auto, DecodingSettings, Settings, Texts
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
+from corpus_asr.config.settings import ONE_OR_MANY, Auto, DecodingSection, Settings, Texts
 
 # What usually lies beside recordings and is no recording.
 SIDECAR_PATTERNS = tuple(
     f"*.{suffix}"
     for suffix in (
         "json", "jsonl", "csv", "tsv", "parquet", "txt", "md", "xml", "yaml", "yml", "srt", "vtt",
-        "lab", "textgrid", "rttm", "log", "py", "html", "pdf", "jpg", "jpeg", "png", "gif",
+        "lab", "lrc", "textgrid", "rttm", "log", "py", "html", "pdf", "jpg", "jpeg", "png", "gif",
     )
 )  # fmt: skip
 
@@ -57,10 +57,20 @@ class ExtractSettings(Settings):
     channels: Literal["mix", "each"] | Annotated[int, Field(ge=0)] = "mix"
     """Channels: `mix` down to mono, `each` channel separately, or the number of one channel,
     counted from 0."""
-    speech_detection: Literal["silero", "none"] = "silero"
-    """Voice activity detector: `silero` cuts parts at silences and skips long silence; `none`
+    vad_filter: bool = True
+    """Detect speech (Silero VAD): parts are cut at silences and long silence is skipped; false
     transcribes all audio."""
-    speech_pad_s: float = Field(default=0.4, ge=0.0, le=5.0)
+    # A probability: at 0 all would be speech, which is `vad_filter: false`, and at 1 nothing.
+    vad_threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Probability at which speech begins; it ends below this less 0.15. Higher: less noise counts
+    as speech; lower: fewer quiet words are lost."""
+    # What lasts 5 s and more is a sentence, and a pause of more than 10 s a third of a window.
+    vad_min_speech_s: float = Field(default=0.25, ge=0.0, le=5.0)
+    """Seconds up to which a sound is too short to be speech; at the end of a recording, at most
+    0.1."""
+    vad_min_silence_s: float = Field(default=0.5, ge=0.0, le=10.0)
+    """Seconds of silence that end a span of speech; shorter pauses belong to it."""
+    vad_pad_s: float = Field(default=0.4, ge=0.0, le=5.0)
     """Seconds of audio kept before and after detected speech."""
     pack_mb: float = Field(default=64.0, gt=0)
     """Size in MiB up to which short files share a task."""
@@ -79,6 +89,9 @@ class ExtractSettings(Settings):
     bombs."""
 
 
+ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+
+
 class ModelSettings(Settings):
     """Model weights."""
 
@@ -95,12 +108,15 @@ class ModelSettings(Settings):
     calibration: str | None = None
     """Calibration of `confidence`: the output folder of a run, or a .json file; null: that of
     output.uri if it exists, else the default."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    compute_type: ComputeType = "auto"
     """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
     hardware computes in it, else float32. `int8` (CPUs only) is less accurate; measure its
     speed."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
+    reproducible: bool = False
+    """On a GPU, compute each window by the same kernels whatever else is decoded with it, so that
+    its text does not depend on batch size or order either; slower. On CPUs it never does."""
 
     @property
     def is_named(self) -> bool:
@@ -115,8 +131,9 @@ class TranscribeSettings(Settings):
     """Number of windows decoded at once by each worker; `auto`: as many as fit its memory."""
     workers: PositiveInt | Auto = "auto"
     """Number of model processes; `auto`: one per GPU, or one on CPUs."""
-    gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Auto = "auto"
-    """GPUs per model process; `auto`: 1 if there are any, else 0."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
+    """GPUs per model process: 1, 0 or a fraction, such as 0.5 for two processes that share one;
+    `auto`: 1 if there are any, else 0."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"
     """CPUs per model process; `auto`: half of the CPUs without a GPU."""
 
@@ -134,6 +151,17 @@ class OutputSettings(Settings):
     target_file_mb: float | None = Field(default=128.0, gt=0)
     """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
     merging."""
+
+
+class ReportSettings(Settings):
+    """Settings of report.html only; none changes a transcript."""
+
+    embed_audio: bool = True
+    """Embed clips of the samples, up to 20 s each and 1.5 MB in all. Reading and encoding them
+    takes up to 20 s after a run."""
+    viewer_url: str | None = Field(default=None, pattern=r"^https?://\S+$", max_length=500)
+    """Address of a `corpus-asr view` of this output that is always running; recordings and samples
+    in the report link to it. null: no links."""
 
 
 class ClusterSettings(Settings):
@@ -207,6 +235,16 @@ class NightlySettings(Settings):
     such as Slack's; http is limited to hosts in source.allow_hosts. null: no webhook."""
 
 
+def missing_speech(decoding: DecodingSection, extract: ExtractSettings) -> str:
+    """Say what needs detected speech where none is looked for; else an empty text."""
+    if not decoding.drop_nonspeech or extract.vad_filter:
+        return ""
+    return (
+        "decoding.drop_nonspeech needs detected speech, but extract.vad_filter is false; set it to "
+        "true, or leave drop_nonspeech out"
+    )
+
+
 CLASSIFY_AUDIO: Final = "classify_audio"
 PSEUDO_LABEL: Final = "pseudo_label"
 
@@ -220,10 +258,11 @@ class RunConfig(Settings):
     source: SourceSettings
     extract: ExtractSettings = Field(default_factory=ExtractSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
-    decoding: DecodingSettings = Field(default_factory=DecodingSettings)
+    decoding: DecodingSection = Field(default_factory=DecodingSection)
     classification: ClassificationSettings = Field(default_factory=ClassificationSettings)
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
     output: OutputSettings
+    report: ReportSettings = Field(default_factory=ReportSettings)
     nightly: NightlySettings = Field(default_factory=NightlySettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
@@ -241,11 +280,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _speech_is_looked_for(self) -> "RunConfig":
-        if self.decoding.drop_nonspeech and self.extract.speech_detection == "none":
-            raise ValueError(
-                "decoding.drop_nonspeech needs detected speech, but extract.speech_detection is "
-                "none; set it to silero, or leave drop_nonspeech out"
-            )
+        if problem := missing_speech(self.decoding, self.extract):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -337,6 +373,9 @@ class SelectionSettings(Settings):
     """Drop segments whose column `known_hallucination` is true."""
     max_copies: Count | None = None
     """Maximum number of segments of the run with the same text; null: any."""
+    corrections: bool = True
+    """Use corrections made in `corpus-asr view` in place of the model's text; rules on the model's
+    scores do not apply to these segments."""
     against: str | None = None
     """Output folder of a second run over the same recordings, with another model or other decoding
     settings; null: no comparison."""

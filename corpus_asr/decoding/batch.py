@@ -4,32 +4,47 @@ The occupied slots are always the first ones, so a step computes nothing for emp
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.alignment import Alignments, align_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
+    Download,
     FinishedFlags,
     StepGraphs,
+    reach_of,
     upload,
     upload_stack,
 )
-from corpus_asr.decoding.options import SlotOptions, choose
+from corpus_asr.decoding.options import Layout, SlotOptions, choose
 from corpus_asr.decoding.protocols import (
     AlignJob,
-    AlignResult,
     Job,
-    Result,
+    Outcome,
     SlotModel,
     WindowJob,
     WindowResult,
-    check_numbers,
+    no_numbers,
 )
 from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
+from corpus_asr.errors import ItemError
+
+
+@dataclass(frozen=True, slots=True)
+class _Requested:
+    """Results on their way to the host."""
+
+    slots: tuple[int, ...]
+    decoded: list[int]
+    aligned: dict[int, tuple[Alignments, int]]
+    groups: list[Alignments]
+    download: Download
 
 
 class SlotBatch:
@@ -40,10 +55,17 @@ class SlotBatch:
     """
 
     def __init__(
-        self, model: SlotModel, slots: int, *, recorder: CudaRecorder | None = None
+        self,
+        model: SlotModel,
+        slots: int,
+        *,
+        recorder: CudaRecorder | None = None,
+        whole: bool = False,
     ) -> None:
+        """Allocate the slots; with `whole` every step takes all of them along."""
         self.model = model
         self.places = slots
+        self._whole = whole
         self._state: Any = model.new_state(slots)
         length, device = model.max_target_positions, model.device
         self._rules = SlotRules(slots, model.vocab_size, device)
@@ -69,8 +91,11 @@ class SlotBatch:
         )
         self._graphs = StepGraphs(slots, recorder) if recorder else None
         self._heard_short = False  # whether a step has to tell windows of several lengths apart
+        # What the host knows of each text without asking the device: its length is no more.
+        self._longest = [1] * slots
         self._jobs: list[WindowJob | None] = [None] * slots
-        self._aligned: dict[int, AlignResult] = {}
+        self._aligned: dict[int, tuple[Alignments, int]] = {}
+        self._requested: _Requested | None = None
 
     @torch.inference_mode()
     def fill(
@@ -89,9 +114,11 @@ class SlotBatch:
         passed `check_job`.
         """
         windows = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, WindowJob)}
-        for slot, job in zip(slots, jobs, strict=True):
-            if isinstance(job, AlignJob):
-                self._aligned[slot] = align_window(self.model, self._state, slot, job)
+        texts = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, AlignJob)}
+        if texts:
+            for slot in texts:
+                self._longest[slot] = 1
+            self._aligned |= align_windows(self.model, self._state, [*texts], [*texts.values()])
         if windows:
             self._start(list(windows), list(windows.values()))
 
@@ -102,15 +129,30 @@ class SlotBatch:
         Slots that ended since the last `collect` go round on their last position; what they say is
         dropped.
         """
+        active = self.places if self._whole else active
         watched = self._repetition.watches(range(active))
-        if self._graphs is None or self._options.any:
-            self._advance(active, sampled=sampled, watched=watched)
+        options = self._options.layout(range(active))
+        reach = self._look_no_further(active)
+        asked: dict[str, Any] = {
+            "sampled": sampled, "watched": watched, "options": options, "reach": reach
+        }  # fmt: skip
+        if self._graphs is None or self._options.exact:
+            self._advance(active, **asked)
             return
         count = self._graphs.rung(active)
         self._graphs.run(
-            (count, sampled, watched, self._heard_short, *self._rules.layout),
-            partial(self._advance, count, sampled=sampled, watched=watched),
+            (count, *asked.values(), self._heard_short, *self._rules.layout),
+            partial(self._advance, count, **asked),
         )
+
+    def _look_no_further(self, active: int) -> int:
+        room = self.model.max_target_positions
+        if self._whole:
+            return room
+        found = reach_of(max(self._longest[:active]), room)
+        for slot in range(active):
+            self._longest[slot] += 1
+        return found
 
     def look(self) -> None:
         """Ask which slots have finished by now; does not wait."""
@@ -121,11 +163,40 @@ class SlotBatch:
         flags = self._flags.read(active)
         return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
 
-    def collect(self, slots: Sequence[int]) -> list[Result]:
-        """Read the results of finished slots."""
+    @property
+    def works_behind(self) -> bool:
+        """Whether the device works behind the host, and can have more to do while it reads."""
+        return self._flags.behind
+
+    def request(self, slots: Sequence[int]) -> None:
+        """Ask for the results of finished slots as they are now; `collect` waits for them."""
         decoded = [slot for slot in slots if slot not in self._aligned]
-        found: dict[int, Result] = dict(zip(decoded, self._read(decoded), strict=True))
-        return [found[slot] if slot in found else self._aligned.pop(slot) for slot in slots]
+        aligned = {slot: self._aligned.pop(slot) for slot in slots if slot in self._aligned}
+        groups = list({id(group): group for group, _ in aligned.values()}.values())
+        tensors = [tensor for group in groups for tensor in (group.logprobs, group.found)]
+        if decoded:
+            (index,) = upload(self.model.device, decoded)
+            held = (self._text, self._logprob, self._length, self._looped, self._score)
+            tensors += [tensor[index] for tensor in held]
+        # All at once, as each time the host waits for the device.
+        self._requested = _Requested(tuple(slots), decoded, aligned, groups, Download(*tensors))
+
+    def collect(self, slots: Sequence[int]) -> list[Outcome]:
+        """Read the results of finished slots, which may have been requested before."""
+        if self._requested is None or self._requested.slots != tuple(slots):
+            self.request(slots)
+        requested, self._requested = self._requested, None
+        assert requested is not None, "just requested"
+        copies = iter(requested.download.wait())
+        read = {id(group): (next(copies), next(copies)) for group in requested.groups}
+        found: dict[int, Outcome] = {
+            slot: group.result(row, *read[id(group)], self.model)
+            for slot, (group, row) in requested.aligned.items()
+        }
+        rows = zip(requested.decoded, *copies, strict=True) if requested.decoded else ()
+        for slot, *row in rows:
+            found[slot] = self._result(slot, row)
+        return [found[slot] for slot in slots]
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
@@ -139,8 +210,10 @@ class SlotBatch:
             self._seed, self._temperature, self._ended, self._looped, self._score,
         ):  # fmt: skip
             tensor[target] = tensor[source]
-        self._ended[source] = True
+        # Not assigned: the host would wait until a number has been copied into one place.
+        self._ended[source].fill_(True)
         self._jobs[target] = self._jobs[source]
+        self._longest[target] = self._longest[source]
         if source in self._aligned:
             self._aligned[target] = self._aligned.pop(source)
 
@@ -177,26 +250,39 @@ class SlotBatch:
         self._looped.index_fill_(0, index, False)
         for slot, job in zip(slots, jobs, strict=True):
             self._jobs[slot] = job
+            self._longest[slot] = len(job.prompt) + 1
         rules = [job.rules for job in jobs]
         self._rules.admit(index, rules)
         self._repetition.admit(slots, jobs)
-        self._options.admit(slots, [job.search for job in jobs])
+        self._options.admit(slots, index, [job.search for job in jobs])
 
-        self._options.before_rules(logits, slots)
+        options = self._options.layout(slots)
+        logits = self._options.before_rules(logits, slots, index, options)
         self._take(
             self._rules.apply_first(logits, rules),
             index,
             slots=slots,
             sampled=any(job.search.temperature > 0 for job in jobs),
             watched=self._repetition.watches(slots),
+            options=options,
         )
 
-    def _advance(self, count: int, *, sampled: bool, watched: bool) -> None:
-        logits = self.model.step(self._state, self._token[:count], self._position[:count])
-        slots = range(count)
-        self._options.before_rules(logits, slots)
-        allowed = self._rules.apply(logits)
-        self._take(allowed, self._slots[:count], slots=slots, sampled=sampled, watched=watched)
+    def _advance(
+        self, count: int, *, sampled: bool, watched: bool, options: Layout, reach: int
+    ) -> None:
+        logits = self.model.step(
+            self._state, self._token[:count], self._position[:count], reach=reach
+        )
+        slots, index = range(count), self._slots[:count]
+        logits = self._options.before_rules(logits, slots, index, options)
+        self._take(
+            self._rules.apply(logits),
+            index,
+            slots=slots,
+            sampled=sampled,
+            watched=watched,
+            options=options,
+        )
 
     def _take(
         self,
@@ -206,11 +292,13 @@ class SlotBatch:
         slots: Sequence[int],
         sampled: bool,
         watched: bool,
+        options: Layout,
     ) -> None:
         self._options.after_rules(allowed, slots)
         length = self._length[index]
-        if sampled:
-            allowed = self._options.narrow(allowed, slots, self._temperature[index])
+        if sampled and options.top_k:
+            temperatures = self._temperature[index]
+            allowed = self._options.narrow(allowed, index, options, temperatures)
         self._options.keep(allowed, slots)
         # `max` and `log_softmax`, as `argmax` and `logsumexp` take three times as long on CPUs.
         token = self._choose(allowed, index, length - 1) if sampled else allowed.max(dim=1).indices
@@ -242,25 +330,17 @@ class SlotBatch:
         temperatures, seeds = self._temperature[index], self._seed[index]
         return choose(allowed, temperatures=temperatures, seeds=seeds, positions=positions)
 
-    def _read(self, slots: list[int]) -> list[WindowResult]:
-        if not slots:
-            return []
-        (index,) = upload(self.model.device, slots)
-        held = (self._text, self._logprob, self._length, self._looped, self._score)
-        # One copy per kind, not per slot: each makes the host wait for the device.
-        rows = zip(*(tensor[index].cpu() for tensor in held), strict=True)
-        return [self._result(slot, row) for slot, row in zip(slots, rows, strict=True)]
-
-    def _result(self, slot: int, row: Sequence[Tensor]) -> WindowResult:
+    def _result(self, slot: int, row: Sequence[Tensor]) -> WindowResult | ItemError:
         text, logprob, length, looped, score = row
         job = self._jobs[slot]
         assert job is not None, "collected from an empty slot"
         new = slice(len(job.prompt), int(length))
         tokens: list[int] = text[new].tolist()
         logprobs: list[float] = logprob[new].tolist()
-        check_numbers(logprobs, self.model)
-        end_logprob = logprobs.pop() if tokens[-1] == job.rules.end else None
         scores, logits = self._options.kept(slot)
+        if (error := no_numbers(logprobs, self.model)) is not None:
+            return error
+        end_logprob = logprobs.pop() if tokens[-1] == job.rules.end else None
         return WindowResult(
             tokens=tuple(tokens[: len(logprobs)]),
             logprobs=tuple(logprobs),
@@ -272,22 +352,14 @@ class SlotBatch:
         )
 
 
-@torch.inference_mode()
-def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> AlignResult:
-    """Read the job's tokens over the window in `slot`."""
-    tokens = torch.tensor(job.tokens, device=model.device)
-    weights, logits = model.align(state, slot, tokens, job.heads)
-    scores = logits[:-1, : job.choices].log_softmax(dim=1)
-    # A token outside of the choices has no column: any other is read, and its value replaced.
-    column = tokens[1:].clamp(max=scores.shape[1] - 1)
-    found = scores.gather(1, column.unsqueeze(1)).squeeze(1)
-    logprobs: list[float] = found.masked_fill(column != tokens[1:], -torch.inf).tolist()
-    check_numbers(logprobs, model)
-    return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))
+def encode_windows(
+    model: SlotModel, jobs: Sequence[Job], *, batch_size: int | None = None
+) -> Float[Tensor, "batch pos width"]:
+    """Encode the jobs' features; a job that brings its encoding is not encoded again.
 
-
-def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
-    """Encode the jobs' features; a job that brings its encoding is not encoded again."""
+    With a `batch_size` whole windows are encoded in batches of just that size, filled up with some
+    twice, and short ones alone.
+    """
     with torch.inference_mode():
         rows: dict[int, Tensor] = {
             row: job.encoded.to(model.device, model.dtype)
@@ -296,12 +368,7 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
         }
         missing = [row for row in range(len(jobs)) if row not in rows]
         if missing:
-            features = [torch.from_numpy(jobs[row].features) for row in missing]
-            # In their own type, mostly half as wide, until they are there.
-            stacked = upload_stack(features, model.device).to(model.dtype)
-            encoded = model.encode(
-                stacked, num_frames=frames_encoded([jobs[row] for row in missing])
-            )
+            encoded = _encode(model, [jobs[row] for row in missing], batch_size)
             if not rows:
                 return encoded
             rows.update(zip(missing, encoded, strict=True))
@@ -312,6 +379,19 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
                 "(pos, width) for all; encode each with this very model"
             )
         return torch.stack([rows[row] for row in range(len(jobs))])
+
+
+def _encode(
+    model: SlotModel, jobs: Sequence[Job], batch_size: int | None
+) -> Float[Tensor, "batch pos width"]:
+    num_frames = frames_encoded(jobs)
+    if batch_size is not None and num_frames is not None:
+        return torch.cat([_encode(model, [job], None) for job in jobs])
+    wanted = batch_size or len(jobs)
+    features = [torch.from_numpy(job.features) for job in jobs]
+    # In their own type, mostly half as wide, until they are there.
+    stacked = upload_stack(features + features[:1] * (wanted - len(jobs)), model.device)
+    return model.encode(stacked.to(model.dtype), num_frames=num_frames)[: len(jobs)]
 
 
 def frames_encoded(jobs: Sequence[Job]) -> list[int] | None:

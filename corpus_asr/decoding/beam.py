@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.batch import frames_encoded, pad_prompts, token_scores
-from corpus_asr.decoding.device import FinishedFlags, upload
+from corpus_asr.decoding.device import Download, FinishedFlags, reach_of, upload
 from corpus_asr.decoding.options import SlotOptions, should_stop
-from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
+from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, no_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
+from corpus_asr.errors import ItemError
 
 _UNTIL_FULL, _NEVER = 1, 2
 _EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}
@@ -155,8 +156,12 @@ class BeamBatch:
     Source: transformers/generation/utils.py, `_beam_search`.
     """
 
-    def __init__(self, model: SlotModel, places: int, num_beams: int) -> None:
+    def __init__(
+        self, model: SlotModel, places: int, num_beams: int, *, whole: bool = False
+    ) -> None:
+        """Allocate the places; with `whole` the model runs all of them in every step."""
         self.model = model
+        self._whole = whole
         self.places = places
         self.num_beams = num_beams
         self._state: Any = model.new_state(places * num_beams, beams=num_beams)
@@ -164,6 +169,7 @@ class BeamBatch:
         self._rules = SlotRules(places * num_beams, model.vocab_size, device)
         # A column to spare, for what finished places say until they are collected.
         self._running = Beams.new(places, num_beams, model.max_target_positions + 1, device)
+        self._running.length.fill_(1)  # also where nothing is: a step may take these along
         self._finished = Beams.new(places, num_beams, model.max_target_positions + 1, device)
         self._is_finished = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         self._can_improve = torch.zeros(places, dtype=torch.bool, device=device)
@@ -178,8 +184,10 @@ class BeamBatch:
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
         self._options = SlotOptions(*texts, self._ended.flatten())
         self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
+        self._numbers = torch.arange(places * num_beams, device=device)
+        self._requested: tuple[tuple[int, ...], Download] | None = None
         self._jobs: list[WindowJob | None] = [None] * places
-        self._scores = [0.0] * places
+        self._token_score = torch.zeros(places, device=device)
         self._counts = [0] * places
 
     @torch.inference_mode()
@@ -211,16 +219,20 @@ class BeamBatch:
         self._begin(index, prompts, jobs)
         rules = [job.rules for job in jobs for _ in range(self.num_beams)]
         self._rules.admit(slots, rules)
-        found = token_scores(self.model, hidden, jobs)
-        scores_of = [0.0] * len(jobs) if found is None else found.tolist()
-        for place, job, score in zip(places, jobs, scores_of, strict=True):
-            self._jobs[place], self._scores[place], self._counts[place] = job, score, 0
-            self._options.admit(self._slots([place]), [job.search] * self.num_beams)
+        if (found := token_scores(self.model, hidden, jobs)) is not None:
+            self._token_score.index_copy_(0, index, found)
+        for place, job in zip(places, jobs, strict=True):
+            self._jobs[place], self._counts[place] = job, 0
+        searches = [job.search for job in jobs for _ in range(self.num_beams)]
+        self._options.admit(self._slots(places), slots, searches)
         rows = torch.arange(len(jobs), device=length.device)
         logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
         scores = logits.log_softmax(dim=1)
-        self._options.before_rules(scores, self._slots(places), logits=logits)
+        options = self._options.layout(self._slots(places))
+        scores = self._options.before_rules(
+            scores, self._slots(places), slots, options, logits=logits
+        )
         self._take(self._rules.apply_first(scores, rules), places, index)
 
     @torch.inference_mode()
@@ -229,14 +241,26 @@ class BeamBatch:
 
         They are never sampled: `Search` refuses that.
         """
-        tokens = self._token[:active].flatten()
+        taken = self.places if self._whole else active
+        tokens = self._token[:taken].flatten()
         # The length of a finished place stands still, so that it stays inside the cache.
-        positions = (self._running.length[:active] - 1).flatten()
-        logits = self.model.step(self._state, tokens, positions)  # (place * beam, vocab)
+        positions = (self._running.length[:taken] - 1).flatten()
+        logits = self.model.step(  # (place * beam, vocab)
+            self._state, tokens, positions, reach=self._look_no_further(active)
+        )
+        logits = logits[: active * self.num_beams]
         scores = logits.log_softmax(dim=1)
-        self._options.before_rules(scores, self._slots(range(active)), logits=logits)
-        index = torch.arange(active, device=self.model.device)
-        self._take(self._rules.apply(scores), range(active), index)
+        slots = range(active * self.num_beams)
+        rows = self._numbers[: len(slots)]
+        options = self._options.layout(slots)
+        scores = self._options.before_rules(scores, slots, rows, options, logits=logits)
+        self._take(self._rules.apply(scores), range(active), self._numbers[:active])
+
+    def _look_no_further(self, active: int) -> int:
+        room = self.model.max_target_positions
+        jobs = zip(self._jobs[:active], self._counts[:active], strict=True)
+        longest = max(len(job.prompt) + count for job, count in jobs if job is not None)
+        return room if self._whole else reach_of(longest, room)
 
     def look(self) -> None:
         """Ask which places have finished by now; does not wait."""
@@ -247,18 +271,34 @@ class BeamBatch:
         flags = self._flags.read(active)
         return [place for place, flag in enumerate(flags) if flag]
 
-    def collect(self, places: Sequence[int]) -> list[WindowResult]:
-        """Read the results of finished places: the best beam, and beside it the next best."""
+    @property
+    def works_behind(self) -> bool:
+        """As of `SlotBatch`."""
+        return self._flags.behind
+
+    def request(self, places: Sequence[int]) -> None:
+        """Ask for the results of finished places as they are now; `collect` waits for them."""
         (index,) = upload(self.model.device, list(places))
-        found = [tensor.cpu() for tensor in self._finished.of(index).tensors()]
-        results: list[WindowResult] = []
+        tensors = self._token_score[index], *self._finished.of(index).tensors()
+        self._requested = tuple(places), Download(*tensors)
+
+    def collect(self, places: Sequence[int]) -> list[WindowResult | ItemError]:
+        """Read the results of finished places: the best beam, and beside it the next best."""
+        if self._requested is None or self._requested[0] != tuple(places):
+            self.request(places)
+        assert self._requested is not None, "just requested"
+        (_, arriving), self._requested = self._requested, None
+        token_scores, *found = arriving.wait()
+        results: list[WindowResult | ItemError] = []
         for row, place in enumerate(places):
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
-            check_numbers(found[0][row].tolist(), self.model)
             scores, logits = self._kept(place)
+            if (error := no_numbers(found[0][row].tolist(), self.model)) is not None:
+                results.append(error)
+                continue
             one = [held[row] for held in found]
-            token_score = self._scores[place]
+            token_score = float(token_scores[row])
             results.append(
                 result_of(one, job, token_score=token_score, scores=scores, logits=logits)
             )
@@ -275,11 +315,10 @@ class BeamBatch:
         for tensor in (
             *self._running.tensors(), *self._finished.tensors(), self._is_finished,
             self._can_improve, self._token, self._prompt, self._limit, self._end,
-            self._length_penalty, self._early_stopping, self._ended,
+            self._length_penalty, self._early_stopping, self._ended, self._token_score,
         ):  # fmt: skip
             tensor[target] = tensor[source]
         self._jobs[target] = self._jobs[source]
-        self._scores[target] = self._scores[source]
         self._counts[target] = self._counts[source]
 
     def _slots(self, places: Sequence[int]) -> list[int]:
@@ -304,14 +343,15 @@ class BeamBatch:
         )  # fmt: skip
         for tensor, new in zip(held, values, strict=True):
             tensor.index_copy_(0, index, new)
-        self._ended[index] = False
-        self._can_improve[index] = True
-        self._is_finished[index] = False
-        self._finished.score[index] = OUT
+        # Filled, not assigned: by an index a number comes from the host, which waits for that.
+        self._ended.index_fill_(0, index, False)
+        self._can_improve.index_fill_(0, index, True)
+        self._is_finished.index_fill_(0, index, False)
+        self._finished.score.index_fill_(0, index, OUT)
         self._finished.length[index] = self._prompt[index].unsqueeze(1)
         # All beams are one so far: only the first may go on, or all would say the same.
-        self._running.score[index] = OUT
-        self._running.score[index, 0] = 0.0
+        self._running.score.index_fill_(0, index, OUT)
+        self._running.score[:, 0].index_fill_(0, index, 0.0)
         self._running.length[index] = self._prompt[index].unsqueeze(1)
         for beams in (self._running, self._finished):
             beams.text[index, :, : prompts.shape[1]] = prompts.unsqueeze(1)

@@ -5,16 +5,61 @@ uploads are pinned, and what comes back is read after more work is queued.
 """
 
 import logging
+import re
+import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
+
+from corpus_asr.array_types import Bool
+from corpus_asr.threads import usable_threads
 
 logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
+
+# Engines work in threads of their own, and CUDA captures one graph at a time in a process: while
+# one does, no other thread may wait for the whole device or give back memory.
+# Source: the note on `torch.cuda.graph`; CUDA C++ Programming Guide, "Prohibited and Unhandled
+# Operations" of stream capture.
+_CAPTURING = threading.Lock()
+
+
+# What cuBLAS, cuDNN and the instantiation of graphs say of it, as plain RuntimeErrors.
+_OUT_OF_MEMORY = re.compile(r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|out of memory")
+
+
+@contextmanager
+def out_of_memory_by_name() -> Iterator[None]:
+    """Raise `torch.OutOfMemoryError` whatever the library that lacks memory calls it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if _OUT_OF_MEMORY.search(str(error)) is None:
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Give back what torch holds of a GPU's memory and nobody uses."""
+    if device.type == "cuda":
+        with _CAPTURING:
+            torch.cuda.empty_cache()
+
+
+def set_threads(number: int | None = None) -> None:
+    """Give torch so many threads; None leaves its choice, but for those without a CPU to run on.
+
+    Torch counts the cores of the machine, and knows nothing of a container's quota.
+    """
+    wanted = min(torch.get_num_threads(), usable_threads()) if number is None else number
+    if wanted != torch.get_num_threads():
+        torch.set_num_threads(wanted)
 
 
 class CudaRecorder:
@@ -24,6 +69,9 @@ class CudaRecorder:
     # back cached memory: too much for counts of slots that are passed through at the end of a run.
     # A guess, not measured.
     warm_ups = 8
+
+    failures = 0
+    """Captures that failed."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -89,23 +137,33 @@ class StepGraphs:
             step()
         elif self._uses[key] < self._recorder.warm_ups:
             self._uses[key] += 1
-            self._recorder.warm_up(step)
+            with _CAPTURING:
+                self._recorder.warm_up(step)
         else:
             self._record(key, step)
 
     def _record(self, key: Hashable, step: Step) -> None:
         try:
-            self._replays[key] = self._recorder.record(step)
+            with _CAPTURING, out_of_memory_by_name():
+                self._replays[key] = self._recorder.record(step)
         except torch.OutOfMemoryError:
             raise  # fewer slots may fit
         except RuntimeError as error:
             self._works = False
-            logger.warning(
-                "recording a decoding step as a CUDA graph: %s; continuing without", error
-            )
+            self._recorder.failures += 1
+            logger.error("recording a decoding step as a CUDA graph: %s; continuing without", error)
             step()
         else:
             self._replays[key]()
+
+
+# Few lengths, as steps are recorded for each; between them as much is looked at in vain as seen.
+_SHORTEST_REACH = 64
+
+
+def reach_of(length: int, longest: int) -> int:
+    """How far to look in caches where the longest text has `length` tokens: a few powers of two."""
+    return min(longest, max(_SHORTEST_REACH, 1 << (length - 1).bit_length()))
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
@@ -128,6 +186,27 @@ def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.stack(list(rows), out=staged).to(device, non_blocking=True)
 
 
+class Download:
+    """Copies of tensors of one device, on their way to the host while more work is queued."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        device = tensors[0].device
+        self._arrived = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        if self._arrived is None:
+            self._copies = [tensor.cpu() for tensor in tensors]
+            return
+        self._copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+        for copied, tensor in zip(self._copies, tensors, strict=True):
+            copied.copy_(tensor, non_blocking=True)
+        self._arrived.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> list[Tensor]:
+        """Wait, once for all of them, and return the copies."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copies
+
+
 class FinishedFlags:
     """Flags on the device, looked at from the host.
 
@@ -138,7 +217,7 @@ class FinishedFlags:
 
     def __init__(self, flags: Bool[Tensor, " slot"], *, behind: bool) -> None:
         self._flags = flags
-        self._behind = behind
+        self.behind = behind
         self._asked = False
         on_gpu = flags.device.type == "cuda"
         self._copy = torch.zeros(flags.shape, dtype=torch.bool, pin_memory=on_gpu)
@@ -146,7 +225,7 @@ class FinishedFlags:
 
     def ask(self) -> None:
         """Ask for the flags as they are when all work queued so far is done."""
-        if not self._behind:
+        if not self.behind:
             return
         self._copy.copy_(self._flags, non_blocking=True)
         if self._copied is not None:
@@ -155,7 +234,7 @@ class FinishedFlags:
 
     def read(self, count: int) -> list[bool]:
         """The first `count` flags; all false where they were not asked for since the last read."""
-        if not self._behind:
+        if not self.behind:
             now: list[bool] = self._flags[:count].tolist()
             return now
         if not self._asked:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Bool, Float, Int
+from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import LogitsProcessor, Search, StoppingCriterion
 from corpus_asr.decoding.rules import FORBIDDEN
 
@@ -28,8 +29,25 @@ class _Options:
     logits: list[Tensor] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What of the options some slots need: a recorded step has no other."""
+
+    penalised: bool = False
+    longest_ngram: int = 0
+    """No repeated sequence of so many tokens, or of fewer; 0 for no such rule."""
+    top_k: tuple[int, ...] = ()
+    """The different ones by which slots are narrowed; `_ALL` where `top_p` alone narrows."""
+
+
+_ALL, _NOTHING = 0, -1  # as `top_k` of a slot: sampled from all tokens by `top_p`; not narrowed
+
+
 class SlotOptions:
-    """The options of the slots that have any; looks at the batch's own tensors."""
+    """The options of the slots that have any; looks at the batch's own tensors.
+
+    What needs no function of the caller's is kept on the device, so that steps can be recorded.
+    """
 
     def __init__(
         self,
@@ -39,44 +57,89 @@ class SlotOptions:
     ) -> None:
         self._tokens, self._lengths, self._ended = tokens, lengths, ended
         self._slots: dict[int, _Options] = {}
+        self._penalty = torch.ones_like(lengths, dtype=torch.float)
+        self._ngram = torch.zeros_like(lengths)
+        self._top_k = torch.full_like(lengths, _NOTHING)
+        self._top_p = torch.ones_like(lengths, dtype=torch.float)
+        self._changed: set[int] = set()  # slots for which these may not be as they are here
 
     @property
-    def any(self) -> bool:
-        """Whether any slot has options, which the host has a part in."""
-        return bool(self._slots)
+    def exact(self) -> bool:
+        """Whether the host has a part in the steps of any slot."""
+        return any(_is_exact(options.search) for options in self._slots.values())
 
-    def admit(self, slots: Sequence[int], searches: Sequence[Search]) -> None:
-        """Give `slots` new searches."""
+    def layout(self, slots: Sequence[int]) -> Layout:
+        """What `slots` need."""
+        if not self._slots:
+            return Layout()
+        searches = [self._slots[slot].search for slot in slots if slot in self._slots]
+        return Layout(
+            penalised=any(search.repetition_penalty != 1.0 for search in searches),
+            longest_ngram=max((s.no_repeat_ngram_size for s in searches), default=0),
+            top_k=tuple(sorted({s.top_k or _ALL for s in searches if _narrows(s)})),
+        )
+
+    def admit(
+        self, slots: Sequence[int], index: Int[Tensor, " batch"], searches: Sequence[Search]
+    ) -> None:
+        """Give `slots`, which `index` names on the device, new searches."""
         for slot, search in zip(slots, searches, strict=True):
             self._slots.pop(slot, None)
             if _changes_before_rules(search) or _narrows(search) or _is_exact(search):
                 self._slots[slot] = _Options(search)
+        some = {slot for slot in slots if slot in self._slots}
+        if not some and self._changed.isdisjoint(slots):
+            return
+        self._changed = self._changed.difference(slots) | some
+        penalty, ngram, top_k, top_p = upload(
+            self._lengths.device,
+            [float(search.repetition_penalty) for search in searches],
+            [search.no_repeat_ngram_size for search in searches],
+            [(search.top_k or _ALL) if _narrows(search) else _NOTHING for search in searches],
+            [1.0 if search.top_p is None else float(search.top_p) for search in searches],
+        )
+        for held, values in (
+            (self._penalty, penalty.float()), (self._ngram, ngram), (self._top_k, top_k),
+            (self._top_p, top_p.float()),
+        ):  # fmt: skip
+            held.index_copy_(0, index, values)
 
     def move(self, source: int, target: int) -> None:
         """Make slot `target` what slot `source` is; `source` is free afterwards."""
         self._slots.pop(target, None)
         if source in self._slots:
             self._slots[target] = self._slots.pop(source)
+        if self._changed.isdisjoint((source, target)):
+            return
+        self._changed.add(target)
+        for held in (self._penalty, self._ngram, self._top_k, self._top_p):
+            held[target] = held[source]
 
     def before_rules(
         self,
         scores: Float[Tensor, "batch vocab"],
         slots: Sequence[int],
+        index: Int[Tensor, " batch"],
+        layout: Layout,
         *,
         logits: Float[Tensor, "batch vocab"] | None = None,
-    ) -> None:
-        """Apply, in place, what comes before the token rules."""
+    ) -> Float[Tensor, "batch vocab"]:
+        """Apply what comes before the token rules, in the order of transformers."""
         for row in self._rows(slots, lambda search: search.keep_logits):
             kept = scores if logits is None else logits
             self._slots[slots[row]].logits.append(kept[row].clone())
-        rows = self._rows(slots, _changes_before_rules)
-        if not rows:
-            return
-        at = torch.tensor(rows, device=scores.device)
-        index = torch.tensor([slots[row] for row in rows], device=scores.device)
-        searches = [self._slots[slots[row]].search for row in rows]
-        texts, lengths = self._tokens[index], self._lengths[index]
-        scores[at] = _apply_before_rules(scores[at], searches, texts, lengths)
+        if layout.penalised or layout.longest_ngram:
+            texts, lengths = self._tokens[index], self._lengths[index]
+            if layout.penalised:
+                scores = penalise_repeats(scores, texts, lengths, self._penalty[index])
+            if layout.longest_ngram:
+                sizes = self._ngram[index]
+                longest = layout.longest_ngram
+                scores = forbid_repeated_ngrams(scores, texts, lengths, sizes, longest=longest)
+        for row in self._rows(slots, lambda search: bool(search.early_processors)):
+            processors = self._slots[slots[row]].search.early_processors
+            scores[row] = run_processors(processors, self._text(slots[row]), scores[row])
+        return scores
 
     def after_rules(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
         """Apply, in place, what comes after the token rules."""
@@ -96,26 +159,21 @@ class SlotOptions:
     def narrow(
         self,
         scores: Float[Tensor, "batch vocab"],
-        slots: Sequence[int],
+        index: Int[Tensor, " batch"],
+        layout: Layout,
         temperatures: Float[Tensor, " batch"],
     ) -> Float[Tensor, "batch vocab"]:
         """Forbid what `top_k` and `top_p` rule out; gives a copy where they do."""
-        rows = self._rows(slots, _narrows)
-        if not rows:
-            return scores
-        narrowed = scores.clone()
-        searches = {row: self._slots[slots[row]].search for row in rows}
-        # Rows of one `top_k` at a time: how many are sorted must not depend on a neighbor's.
-        for top_k in dict.fromkeys(search.top_k for search in searches.values()):
-            same = [row for row in rows if searches[row].top_k == top_k]
-            index = torch.tensor(same, device=scores.device)
-            top_p = [1.0 if (p := searches[row].top_p) is None else p for row in same]
-            narrowed[index] = keep_likeliest(
-                scores[index],
-                temperatures=temperatures[index],
-                top_k=top_k,
-                top_p=torch.tensor(top_p, device=scores.device),
+        narrowed, own = scores, self._top_k[index].unsqueeze(1)
+        # One `top_k` at a time: how many are sorted must not depend on a neighbor's.
+        for top_k in layout.top_k:
+            kept = keep_likeliest(
+                scores,
+                temperatures=temperatures,
+                top_k=None if top_k == _ALL else top_k,
+                top_p=self._top_p[index],
             )
+            narrowed = torch.where(own == top_k, kept, narrowed)
         return narrowed
 
     def keep(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
@@ -179,35 +237,6 @@ def _is_exact(search: Search) -> bool:
     return bool(calls) or search.keep_scores or search.keep_logits
 
 
-def _apply_before_rules(
-    scores: Float[Tensor, "slot vocab"],
-    searches: Sequence[Search],
-    texts: Int[Tensor, "slot token"],
-    lengths: Int[Tensor, " slot"],
-) -> Float[Tensor, "slot vocab"]:
-    # The penalty for repeats, the rule against repeated n-grams, the caller's early processors: in
-    # the order of transformers.
-    penalised = [row for row, search in enumerate(searches) if search.repetition_penalty != 1.0]
-    if penalised:
-        rows = torch.tensor(penalised, device=scores.device)
-        penalties = [searches[row].repetition_penalty for row in penalised]
-        scores[rows] = penalise_repeats(
-            scores[rows],
-            texts[rows],
-            lengths[rows],
-            torch.tensor(penalties, dtype=scores.dtype, device=scores.device),
-        )
-    for size in sorted({search.no_repeat_ngram_size for search in searches} - {0}):
-        same = [row for row, search in enumerate(searches) if search.no_repeat_ngram_size == size]
-        rows = torch.tensor(same, device=scores.device)
-        scores[rows] = forbid_repeated_ngrams(scores[rows], texts[rows], lengths[rows], size)
-    for row, search in enumerate(searches):
-        if search.early_processors:
-            text = texts[row, : int(lengths[row])]
-            scores[row] = run_processors(search.early_processors, text, scores[row])
-    return scores
-
-
 def penalise_repeats(
     scores: Float[Tensor, "slot vocab"],
     texts: Int[Tensor, "slot token"],
@@ -222,7 +251,7 @@ def penalise_repeats(
     # A column to spare takes what lies behind the texts.
     occurred = torch.zeros(len(scores), vocab + 1, dtype=torch.bool, device=scores.device)
     columns = torch.arange(texts.shape[1], device=scores.device)
-    occurred.scatter_(1, torch.where(columns < lengths.unsqueeze(1), texts, vocab), True)
+    occurred.scatter_(1, texts.masked_fill(columns >= lengths.unsqueeze(1), vocab), True)
     penalty = penalties.unsqueeze(1)
     penalised = torch.where(scores < 0, scores * penalty, scores / penalty)
     return torch.where(occurred[:, :vocab], penalised, scores)
@@ -232,23 +261,26 @@ def forbid_repeated_ngrams(
     scores: Float[Tensor, "slot vocab"],
     texts: Int[Tensor, "slot token"],
     lengths: Int[Tensor, " slot"],
-    size: int,
+    sizes: Int[Tensor, " slot"],
+    *,
+    longest: int,
 ) -> Float[Tensor, "slot vocab"]:
-    """Forbid tokens that would end a sequence of `size` tokens that the text has already.
+    """Forbid tokens that would end a sequence of so many tokens that the text has already.
+
+    Each slot has its own size, 0 for no rule and `longest` at most.
 
     Source: `transformers` NoRepeatNGramLogitsProcessor.
     """
-    if size > texts.shape[1]:
-        return scores
     vocab, device = scores.shape[1], scores.device
-    length = lengths.unsqueeze(1)
-    ngrams = texts.unfold(1, size, 1)  # (slot, start, size)
-    complete = torch.arange(ngrams.shape[1], device=device) + size <= length  # (slot, start)
-    at = length - (size - 1) + torch.arange(size - 1, device=device)
-    last = texts.gather(1, at.clamp(min=0))  # (slot, size - 1)
-    begins = (ngrams[:, :, :-1] == last.unsqueeze(1)).all(dim=2)
+    at = torch.arange(texts.shape[1], device=device)
+    size, length = sizes.unsqueeze(1), lengths.unsqueeze(1)
+    # Whether the text's last tokens, one less than the size, stand before each place too.
+    repeats = (at < length) & (at >= size - 1) & (size > 0)
+    for back in range(1, longest):
+        last = texts.gather(1, (length - back).clamp(min=0))
+        repeats &= (texts.roll(back, dims=1) == last) | (size <= back)
     forbidden = torch.zeros(len(scores), vocab + 1, dtype=torch.bool, device=device)
-    forbidden.scatter_(1, torch.where(begins & complete, ngrams[:, :, -1], vocab), True)
+    forbidden.scatter_(1, texts.masked_fill(~repeats, vocab), True)
     return scores.masked_fill(forbidden[:, :vocab], FORBIDDEN)
 
 
@@ -343,7 +375,7 @@ def keep_likeliest(
     # What lies at or below a token, with it, is what would be lost by leaving it out.
     lost = rising.softmax(dim=1).cumsum(dim=1)
     kept = (lost > 1 - top_p.unsqueeze(1)) | (top_p == 1).unsqueeze(1)
-    kept[:, -1] = True
+    kept[:, -1].fill_(True)
     lowest = rising.masked_fill(~kept, float("inf")).amin(dim=1, keepdim=True)
     return logits.masked_fill(scaled < lowest, FORBIDDEN)
 

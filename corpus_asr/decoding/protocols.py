@@ -7,10 +7,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.errors import EngineError
+from corpus_asr.array_types import Float, Int
+from corpus_asr.errors import ItemError
 
 
 class SlotModel(Protocol):
@@ -93,11 +93,17 @@ class SlotModel(Protocol):
         """
 
     def step(
-        self, state: Any, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
+        self,
+        state: Any,
+        tokens: Int[Tensor, " slot"],
+        positions: Int[Tensor, " slot"],
+        *,
+        reach: int | None = None,
     ) -> Float[Tensor, "slot vocab"]:
         """Advance the first `len(tokens)` slots by one token each, at its own position.
 
-        On a GPU positions are not checked: the host would have to wait for it.
+        On a GPU positions are not checked, as the host would have to wait for it; and only what
+        lies before `reach` is looked at, where the caller knows that nobody is further.
         """
 
     def extend(
@@ -116,14 +122,16 @@ class SlotModel(Protocol):
     def align(
         self,
         state: Any,
-        slot: int,
-        tokens: Int[Tensor, " token"],
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        lengths: Sequence[int],
         heads: Sequence[tuple[int, int]],
-    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+    ) -> tuple[Float[Tensor, "batch head token pos"], Float[Tensor, "batch token width"]]:
         """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
 
-        Also returns the raw logits after each token, both in float32. Uses the window in `slot`;
-        leaves the slot's self-attention cache as it is.
+        In float32; also returns the hidden states. Tokens are padded on the right; what lies past a
+        row's length is meaningless. Uses the windows in `slots`; leaves the slots' self-attention
+        caches as they are.
         """
 
     def reorder(self, state: Any, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
@@ -263,6 +271,19 @@ class WindowJob(_HeardWindow):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTiming:
+    """Which tokens of an alignment begin where."""
+
+    first: int
+    """The first of them among the job's tokens."""
+    count: int
+    positions: int
+    """Encoder positions that hold audio: attention to what follows is left out."""
+    filter_width: int
+    """Positions of the median filter over attention; an odd number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlignJob(_HeardWindow):
     """Ask how the tokens of a window lie in time: cross-attention while they are read."""
 
@@ -272,6 +293,8 @@ class AlignJob(_HeardWindow):
     """(decoder layer, head) pairs."""
     choices: int | None = None
     """Log-probabilities are among the ids below this, the text; None for the whole vocabulary."""
+    timing: TokenTiming | None = None
+    """Asks where tokens begin, in place of the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,16 +330,21 @@ class WindowResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignResult:
-    """Cross-attention weights, after the softmax, in float32."""
+    """How the tokens of a window lie in time."""
 
-    weights: Float[np.ndarray, "head token pos"]
     logprobs: tuple[float, ...]
     """Log-probability of each token but the first, given those before it, over the raw logits of
     the job's `choices`; minus infinity for a token that is none of them."""
+    weights: Float[np.ndarray, "head token pos"] | None = None
+    """Cross-attention, after the softmax, in float32; None where the job has a `timing`."""
+    begins: tuple[int, ...] = ()
+    """The position at which each token of the job's `timing` begins."""
 
 
 Job = WindowJob | AlignJob
 Result = WindowResult | AlignResult
+Outcome = Result | ItemError
+"""What came of a job: of windows side by side one may fail, and no other with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,14 +388,16 @@ def check_job(job: Job, model: SlotModel) -> None:
         _check_align(job, model)
 
 
-def check_numbers(logprobs: Sequence[float], model: SlotModel) -> None:
-    """Make sure that a model's output are numbers."""
+def no_numbers(logprobs: Sequence[float], model: SlotModel) -> ItemError | None:
+    """Return what is wrong with a window of which the model's output is not a number."""
     # Minus infinity is no error: it is the log-probability of what may not be said.
-    if any(math.isnan(logprob) for logprob in logprobs):
-        raise EngineError(
-            f"decoding in {model.dtype}: the model's output is not a number, expected "
-            "log-probabilities; set model.dtype to bfloat16 or float32"
-        )
+    if not any(math.isnan(logprob) for logprob in logprobs):
+        return None
+    return ItemError(
+        f"decoding a window in {model.dtype}: the model's output is not a number, expected "
+        "log-probabilities; set model.compute_type to bfloat16 or float32",
+        kind="not_a_number",
+    )
 
 
 def _check_window(job: WindowJob, model: SlotModel) -> None:
@@ -402,6 +432,14 @@ def _check_align(job: AlignJob, model: SlotModel) -> None:
     if not job.heads:
         raise ValueError(
             "aligning tokens by no attention heads: expected (layer, head) pairs; name some"
+        )
+    timing = job.timing
+    if timing is not None and not (
+        0 <= timing.first < timing.first + timing.count <= len(job.tokens) and timing.positions >= 1
+    ):
+        raise ValueError(
+            f"timing {timing.count} of {len(job.tokens)} tokens from number {timing.first} on, in "
+            f"{timing.positions} positions: expected one or more of each; correct the timing"
         )
     _check_ids(job.tokens, model, what="text to align")
 

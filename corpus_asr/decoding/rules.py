@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.device import to_device, upload
 from corpus_asr.decoding.protocols import TokenRules, WindowJob
 
@@ -250,7 +250,8 @@ def repeats_itself(
     device = texts.device
     period = torch.arange(1, LONGEST_PHRASE + 1, device=device).unsqueeze(1)
     needed = (MIN_REPEATS * period).clamp(min=MIN_REPEATED_TOKENS)
-    back = torch.arange(1, int(needed.max()) + 1, device=device)  # from the end of the text
+    longest = MIN_REPEATS * LONGEST_PHRASE
+    back = torch.arange(1, longest + 1, device=device)  # from the end of the text
     alike = texts.minimum(alike_from.unsqueeze(1))
     now = lengths.view(-1, 1, 1) - back  # (batch, 1, back)
     before = now - period  # (batch, period, back)

@@ -1,11 +1,13 @@
 """Continuous batching: many tasks share the decoder's slots, and a freed slot is refilled at once.
 
 A task is a generator that yields one job at a time, or a `Gather` of other tasks, and is sent what
-came of it. Recordings, fallback retries, language detection and alignment mix freely; each kind of
-search has a queue of its own.
+came of it; an `ItemError` is raised in it. Recordings, fallback retries, language detection and
+alignment mix freely; each kind of search has a queue of its own.
 """
 
 import logging
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +20,10 @@ from torch import Tensor
 from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.device import CudaRecorder
+from corpus_asr.decoding.device import CudaRecorder, free_cached_memory, out_of_memory_by_name
 from corpus_asr.decoding.protocols import (
     Job,
-    Result,
+    Outcome,
     Search,
     SlotModel,
     WindowJob,
@@ -29,7 +31,7 @@ from corpus_asr.decoding.protocols import (
     check_job,
 )
 from corpus_asr.decoding.speculative import SpeculativeBatch
-from corpus_asr.errors import EngineError
+from corpus_asr.errors import ItemError
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class Running:
         """Whether the encoder has nothing to do for the job."""
         return self.encoded is not None or self.job.encoded is not None
 
-    def resume(self, result: Result, model: SlotModel) -> "list[Running]":
+    def resume(self, result: Outcome, model: SlotModel) -> "list[Running]":
         """Send a result; returns what runs next, of which the first may take this one's place."""
         following = start(self.task, self.ended, model, result)
         if following and _window_of(following[0]) == _window_of(self):
@@ -92,7 +94,7 @@ def _window_of(running: Running) -> tuple[object, ...]:
 def start(task: Task, ended: Ended, model: SlotModel, answer: Any = None) -> list[Running]:
     """Send something to a task; returns what runs next: it, those it gathers, or what waited."""
     try:
-        request = task.send(answer)
+        request = task.throw(answer) if isinstance(answer, ItemError) else task.send(answer)
         if isinstance(request, Gather):
             tasks = list(request.tasks)
         else:
@@ -146,12 +148,14 @@ class SearchQueue:
 
     def __init__(self, batch: SlotBatch | BeamBatch, scheduler: "SlotScheduler") -> None:
         self._batch = batch
-        self._scheduler = scheduler
+        # Not a circle: a GPU's memory must come back at once, not with the next collection.
+        self._scheduler: SlotScheduler = weakref.proxy(scheduler)
         self._encode_batch = scheduler.encode_batch
         self._statistics = scheduler.statistics
         self._waiting: deque[Running] = deque()
         self._encoded: deque[Running] = deque()  # these wait too, and need no encoder
         self._active: dict[int, Running] = {}  # by place
+        self._step_s: float | None = None  # what a step takes lately, waiting for it included
 
     @property
     def pending(self) -> int:
@@ -170,11 +174,16 @@ class SearchQueue:
         else:
             waiting.append(running)
 
-    def advance(self, steps: int) -> None:
-        """Refill free places, decode for so many steps and deal with what ended."""
+    def advance(self, steps: int | None) -> None:
+        """Refill free places, decode for so many steps and deal with what ended.
+
+        None takes as many steps as are worth a look.
+        """
         self._refill()
         if not self._active:
             return
+        steps = steps or steps_between_looks(self._step_s)
+        began_s = time.perf_counter()
         active = len(self._active)
         sampled = any(_is_sampled(running.job) for running in self._active.values())
         with self._statistics.timing("step_s"):
@@ -183,7 +192,17 @@ class SearchQueue:
                     self._batch.look()
                 self._batch.step(active, sampled=sampled)
         self._statistics.count_steps(steps, active=active, places=self._batch.places)
-        self._finish()
+        ended = self._ended()
+        taken_s = (time.perf_counter() - began_s) / steps
+        self._step_s = taken_s if self._step_s is None else (self._step_s + taken_s) / 2
+        if ended and self._batch.works_behind:
+            # One step more, so that the device has work while the host deals with these results:
+            # it costs a step of the slots that ended, where idling would cost one of all.
+            with self._statistics.timing("step_s"):
+                self._batch.request(ended)
+                self._batch.step(active, sampled=sampled)
+            self._statistics.count_steps(1, active=active, places=self._batch.places)
+        self._finish(ended)
 
     def empty(self) -> list[Running]:
         """Give up every task; those under way come first."""
@@ -199,7 +218,7 @@ class SearchQueue:
             for place in places:
                 self._active[place] = self._next()
             self._admit(places)
-            self._finish()  # a job may end with its first token
+            self._finish(self._ended())  # a job may end with its first token
 
     def _next(self) -> Running:
         return (self._encoded or self._waiting).popleft()
@@ -212,10 +231,13 @@ class SearchQueue:
             for first in range(0, len(empty), self._encode_batch):
                 some = empty[first : first + self._encode_batch]
                 jobs: list[Any] = [_with_encoding(self._active[place]) for place in some]
-                self._batch.fill(some, jobs, encode_windows(self._batch.model, jobs))
+                self._batch.fill(some, jobs, self._encoded_windows(jobs))
         with self._statistics.timing("prefill_s"):
-            started: list[Any] = [running.job for running in starting]
-            self._batch.admit(places, started)
+            at_once = 1 if self._scheduler.reproducible else len(places)
+            for first in range(0, len(places), at_once):
+                now = places[first : first + at_once]
+                started: list[Any] = [self._active[place].job for place in now]
+                self._batch.admit(now, started)
         for running in starting:
             running.filled = True
 
@@ -226,16 +248,20 @@ class SearchQueue:
                 some.append(self._waiting.popleft())
                 self._encoded.append(some[-1])
             with self._statistics.timing("encode_s"):
-                encoded = encode_windows(self._batch.model, [running.job for running in some])
+                encoded = self._encoded_windows([running.job for running in some])
                 for running, row in zip(some, encoded, strict=True):
                     # A copy, so that the row does not keep its whole batch in memory.
                     running.encoded = row.clone()
             self._statistics.windows += len(some)
             self._statistics.encoder_batches += 1
 
-    def _finish(self) -> None:
+    def _encoded_windows(self, jobs: Sequence[Job]) -> Tensor:
+        size = self._encode_batch if self._scheduler.reproducible else None
+        return encode_windows(self._batch.model, jobs, batch_size=size)
+
+    def _finish(self, ended: list[int]) -> None:
         # A task that asks for the same window again keeps its place: nothing is filled again.
-        while ended := self._ended():
+        while ended:
             with self._statistics.timing("wait_s"):
                 results = self._batch.collect(ended)
             starting: list[int] = []
@@ -248,12 +274,13 @@ class SearchQueue:
             self._close_gaps(starting)
             if starting:
                 self._admit(starting)
+            ended = self._ended()
 
     def _ended(self) -> list[int]:
         with self._statistics.timing("wait_s"):
             return self._batch.ended(len(self._active))
 
-    def _stays(self, place: int, result: Result) -> bool:
+    def _stays(self, place: int, result: Outcome) -> bool:
         following = self._active[place].resume(result, self._batch.model)
         if following:
             # Wherever memory runs out from here on, all of these are in a place or a queue.
@@ -310,10 +337,23 @@ def encode_batch_on(device_type: str) -> int:
     return 16
 
 
-def check_every_on(device_type: str) -> int:
-    """How many steps to take between looks for finished slots on `cpu`, or on an accelerator."""
-    # Looking makes the host wait for the device; an accelerator had better be kept busy.
-    return 1 if device_type == "cpu" else 8
+def check_every_on(device_type: str) -> int | None:
+    """How many steps to take between looks on `cpu`; None on an accelerator: by their time."""
+    return 1 if device_type == "cpu" else None
+
+
+# A window that ends waits for the next look, and one that ended is computed until then. A look
+# itself does not hold up the device, but what the host does after it must not outlast the steps
+# that are queued meanwhile: about 2 ms for an admission (reckoned, not measured).
+_BETWEEN_LOOKS_S = 0.004
+_MOST_STEPS = 8
+
+
+def steps_between_looks(step_s: float | None) -> int:
+    """How many steps of so many seconds to take between looks for ended slots on an accelerator."""
+    if not step_s:
+        return _MOST_STEPS
+    return max(1, min(_MOST_STEPS, round(_BETWEEN_LOOKS_S / step_s)))
 
 
 class SlotScheduler:
@@ -333,22 +373,33 @@ class SlotScheduler:
         slots: int,
         *,
         encode_batch: int = 8,
-        check_every: int = 1,
+        check_every: int | None = 1,
         recorder: CudaRecorder | None = None,
         num_beams: int = 1,
+        reproducible: bool = False,
     ) -> None:
         """Allocate `slots` for the queue of searches with `num_beams`; others come with their jobs.
 
-        `check_every` steps lie between looks for finished slots. Without a `recorder` steps are
+        `check_every` steps lie between looks for finished slots, None: as many as take some
+        milliseconds. Without a `recorder` steps are
         recorded on GPUs alone, as CUDA graphs.
+
+        A GPU has other kernels for other sizes of a batch, which round otherwise. With
+        `reproducible` sizes do not depend on what else there is: steps take all slots along,
+        windows are encoded in full batches, short ones alone, and prompts and alignments are run
+        one by one.
         """
         self._model = model
         self._slots = slots
         self.encode_batch = encode_batch
         """Windows encoded at once."""
         self._check_every = check_every
+        if recorder is None and model.device.type == "cuda":
+            recorder = CudaRecorder(model.device)
         self._recorder = recorder
         self._search = Search(num_beams=num_beams)
+        # The CPU's kernels are chosen, and threads divided, so that rows are independent.
+        self.reproducible = reproducible and model.device.type != "cpu"
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
         self._stranded: deque[Running] = deque()  # tasks whose queue is to be made again
@@ -372,10 +423,11 @@ class SlotScheduler:
             done(result, error)
             return []
 
-        self.queue(start(task, ended, self._model))
+        self._stranded.extend(start(task, ended, self._model))
+        self._halve_while_needed(self._settle)
 
     def advance(self) -> None:
-        """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
+        """Refill free slots, then decode until the next look and deal with what ended."""
         self._halve_while_needed(self._advance_queues)
 
     def fail(self, error: Exception) -> None:
@@ -388,6 +440,8 @@ class SlotScheduler:
         self._settle()
         for queue in tuple(self._queues.values()):
             queue.advance(self._check_every)
+        if self._recorder is not None:
+            self.statistics.failed_captures = self._recorder.failures
 
     def queue(self, tasks: Iterable[Running]) -> None:
         """Add tasks, such as others gather, to the queues of their searches."""
@@ -410,9 +464,14 @@ class SlotScheduler:
     def _memory_problem(self, action: Callable[[], None]) -> str | None:
         # Raised where memory does not suffice for one slot and one window either.
         try:
-            action()
+            with out_of_memory_by_name():
+                action()
         except torch.OutOfMemoryError as error:
             if self._slots == 1 and self.encode_batch == 1:
+                raise
+            # After a capture that failed torch gives no memory back: its allocator takes it for
+            # still going on (pytorch/pytorch#190308, open in July 2026). A new worker can.
+            if self._recorder is not None and self._recorder.failures:
                 raise
             return str(error)
         return None
@@ -429,8 +488,7 @@ class SlotScheduler:
             self.encode_batch //= 2
         self.statistics.slots = self._slots
         self.statistics.halvings += 1
-        if self._model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached_memory(self._model.device)
         logger.warning(
             "memory of %s does not suffice: %s; continuing with slots=%d encode_batch=%d",
             self._model.device,
@@ -456,22 +514,13 @@ class SlotScheduler:
     def _batch(self, search: Search) -> SlotBatch | BeamBatch:
         # The rows of a queue, not its places, are what costs memory and time.
         places = max(1, self._slots // search.num_beams)
-        try:
-            if _kind(search) == _PLAIN:
-                recorder = self._recorder
-                if recorder is None and self._model.device.type == "cuda":
-                    recorder = CudaRecorder(self._model.device)
-                return SlotBatch(self._model, self._slots, recorder=recorder)
-            if search.assistant is None:
-                return BeamBatch(self._model, places, search.num_beams)
-            return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
-        except torch.OutOfMemoryError as error:
-            if not self._queues:
-                raise  # fewer slots may fit
-            raise EngineError(
-                f"allocating {places} places for {search.num_beams} beams, besides {self._slots} "
-                f"slots on {self._model.device}: {error}; use fewer slots"
-            ) from error
+        if _kind(search) == _PLAIN:
+            return SlotBatch(
+                self._model, self._slots, recorder=self._recorder, whole=self.reproducible
+            )
+        if search.assistant is None:
+            return BeamBatch(self._model, places, search.num_beams, whole=self.reproducible)
+        return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
 
 
 def _kind(search: Search) -> _Kind:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.batch import SlotBatch, encode_windows, frames_encoded
 from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
@@ -33,6 +33,11 @@ class SpeculativeBatch(SlotBatch):
         self.assistant = assistant
         self.num_draft_tokens = num_draft_tokens
         self._assistant_state: Any = assistant.new_state(places)
+
+    @property
+    def works_behind(self) -> bool:
+        """A step looks at what the one before it found."""
+        return False
 
     @torch.inference_mode()
     def fill(
@@ -120,15 +125,15 @@ class SpeculativeBatch(SlotBatch):
         for number in range(last + 1):
             (index,) = upload(logits.device, going)
             here = logits[:, number].contiguous()
-            scores = here[index]
-            self._options.before_rules(scores, going)
-            here[index] = scores
+            options = self._options.layout(going)
+            here[index] = self._options.before_rules(here[index], going, index, options)
             self._take(
                 self._rules.apply(here)[index],
                 index,
                 slots=going,
                 sampled=sampled,
                 watched=self._repetition.watches(going),
+                options=options,
             )
             if number == last:
                 return

@@ -21,8 +21,9 @@ from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.segments import Segment, Word
+from corpus_asr.storage.run_state.corrections import Corrector
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.run_files import outcomes_names
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,
@@ -67,11 +68,19 @@ class Recording:
     """Sorted by time."""
     channels: tuple[int | None, ...] = ()
     """Of each segment; None where channels were mixed."""
+    model: str | None = None
+    """Checkpoint of the run, as configured."""
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> "Recording":
+    def of(
+        cls,
+        row: Mapping[str, Any],
+        segments: Sequence[Mapping[str, Any]],
+        model: str | None = None,
+    ) -> "Recording":
         """Return a recording of a row of `Index.recordings` and rows of the segments table."""
         return cls(
+            model=model,
             **{name: row[name] for name in ("recording_id", "uri", "duration_s", "language")},
             failed=row["failed"],
             segments=tuple(segment_from(each) for each in segments),
@@ -107,6 +116,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         tokens=tuple(row.get("tokens") or ()),
         task=row.get("task") or "transcribe",
         known_hallucination=bool(row.get("known_hallucination")),
+        corrected=bool(row.get("corrected")),
         words=None if words is None else tuple(map(_word, words)),
         **values,
     )
@@ -175,6 +185,13 @@ class Index:
             starts = stops - self._written[rows]
             for at in np.flatnonzero(theirs[rows]).tolist():
                 yield self._names[number], int(starts[at]), int(stops[at])
+
+
+def model_of(store: OutputStore) -> str | None:
+    """Return the checkpoint of a run, as configured; None where its configuration is gone."""
+    config = store.read_json(CONFIG_NAME) or {}
+    checkpoint: str | None = config.get("model", {}).get("checkpoint")
+    return checkpoint
 
 
 def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
@@ -281,6 +298,8 @@ class Selection:
     drop_known_hallucinations: bool = False
     partial: bool = False
     """Also unfinished recordings."""
+    removed: bool = False
+    """Also segments whose whole text a person removed."""
 
     def __post_init__(self) -> None:
         try:
@@ -305,6 +324,8 @@ class Selection:
             keep &= pc.fill_null(confident, False).to_numpy()
         if self.drop_known_hallucinations:
             keep &= ~pc.fill_null(rows["known_hallucination"], False).to_numpy()
+        if "corrected" in rows.schema.names and not self.removed:
+            keep &= ~pc.and_(rows["corrected"], pc.equal(rows["text"], "")).to_numpy()
         return keep
 
 
@@ -334,26 +355,32 @@ def recordings(
     selection: Selection,
     *,
     columns: Sequence[str] = TEXT_COLUMNS,
+    model: str | None = None,
+    corrector: Corrector | None = None,
 ) -> Iterator[tuple[int, Recording]]:
     """Yield the recordings of a mask with their positions in the index, sorted by URI.
 
-    `columns` of the segments table include `TEXT_COLUMNS`.
+    `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs. With a
+    corrector of this index, segments are selected by their corrections.
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
         schema = projected(SEGMENTS, columns)
         for _, rows, claims in claimed_rows(store, index, dict(index.objects()), schema):
-            keep = claims.counts & wanted[claims.owners] & selection.segments(rows)
+            counted = claims.counts & wanted[claims.owners]
+            if corrector is not None:
+                rows = corrector.apply(rows, np.where(counted, claims.owners, -1))
+            keep = counted & selection.segments(rows)
             sorting.add(rows.filter(pa.array(keep)), claims.owners[keep])
         by_owner = sorting.by_owner()
         # Recordings without segments, such as silent ones, have no rows: they are put in between.
         following = next(by_owner, None)
         for position, row in _wanted_rows(index, wanted):
             if following is not None and following[0] == position:
-                yield position, Recording.of(row, following[1].to_pylist())
+                yield position, Recording.of(row, following[1].to_pylist(), model)
                 following = next(by_owner, None)
             elif not selection.languages:
-                yield position, Recording.of(row, ())
+                yield position, Recording.of(row, (), model)
 
 
 def _wanted_rows(index: Index, wanted: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -19,15 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.cues import CueRules
-from corpus_asr.export.formats import (
-    SUBTITLES,
-    TRANSCRIPTS,
-    ExportFormat,
-    WordStyle,
-    file_suffix,
-    file_texts,
-)
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
     TEXT_COLUMNS,
@@ -36,9 +27,21 @@ from corpus_asr.export.recordings import (
     Selection,
     chosen,
     matching,
+    model_of,
     read_index,
     recordings,
 )
+from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.writers import (
+    SUBTITLES,
+    TRANSCRIPTS,
+    ExportFormat,
+    WordStyle,
+    check_words,
+    file_suffix,
+    file_texts,
+)
+from corpus_asr.storage.run_state.corrections import Corrections, Corrector
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -46,7 +49,8 @@ from corpus_asr.storage.stores.uri import normalize, redact_uri, scheme_of, with
 
 MAX_NAME_BYTES = 240  # file systems allow 255; the local store's temporary names add to it
 _HASH_DIGITS = 16
-_LAST_STAGE = 9
+_PLAIN_STAGE = 1  # without suffix, below the common folder
+_LAST_STAGE = 10
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\\:*?"<>|%\u2028\u2029\ufeff\u202a-\u202e\u2066-\u2069]')
 _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 
@@ -56,32 +60,41 @@ class Names:
 
     Folders below the common one are kept. A name is the recording's without its suffix; with it if
     another recording has the same; with the recording's ID if that is not enough. Suffixes are
-    those of the files made of each.
+    those of the files made of each. With `bases`, a folder of each recording that ends with a
+    slash, folders above these are kept only where names would be equal without them.
     """
 
-    def __init__(self, recordings: pa.Table, suffixes: Sequence[str]) -> None:
+    def __init__(
+        self, recordings: pa.Table, suffixes: Sequence[str], bases: Sequence[str] | None = None
+    ) -> None:
         self._uris = recordings["uri"]
         self._ids = recordings["recording_id"]
         self._suffixes = tuple(suffixes)
         self._room = MAX_NAME_BYTES - max(len(suffix) for suffix in suffixes)
         self._prefix = common_folder(self._uris)
-        self._stage = np.zeros(recordings.num_rows, dtype=np.uint8)
+        self._bases = bases
+        first = _PLAIN_STAGE if bases is None else _PLAIN_STAGE - 1
+        self._stage = np.full(recordings.num_rows, first, dtype=np.uint8)
         self._make_distinct()
 
     def __getitem__(self, position: int) -> str:
         """Return a recording's name, with slashes between folders."""
         uri, recording_id = self._uris[position].as_py(), self._ids[position].as_py()
-        return self._name(uri, recording_id, int(self._stage[position]))
+        stage = int(self._stage[position])
+        prefix = self._prefix
+        if self._bases is not None and stage < _PLAIN_STAGE:
+            prefix = self._bases[position]
+        return self._name(uri, recording_id, stage, prefix)
 
-    def _name(self, uri: str, recording_id: str, stage: int) -> str:
-        *folders, name = _steps(uri, self._prefix)
-        if stage == 0:
+    def _name(self, uri: str, recording_id: str, stage: int, prefix: str) -> str:
+        *folders, name = _steps(uri, prefix)
+        if stage <= _PLAIN_STAGE:
             root, suffix = os.path.splitext(name)
             name = root if root and _AUDIO_SUFFIX.fullmatch(suffix) else name
         name = _safe(name, self._room - _HASH_DIGITS - _LAST_STAGE)
-        if stage > 1:
+        if stage > _PLAIN_STAGE + 1:
             # More than one mark only where somebody has guessed the name with fewer.
-            name += "~" * (stage - 1) + recording_id
+            name += "~" * (stage - _PLAIN_STAGE - 1) + recording_id
         return "/".join([*(_safe(folder, MAX_NAME_BYTES) for folder in folders), name])
 
     def _make_distinct(self) -> None:
@@ -159,6 +172,8 @@ class ExportOptions:
     """One file for all recordings."""
     rules: CueRules = field(default_factory=CueRules)
     words: WordStyle = WordStyle.plain
+    corrections: bool = True
+    """Whether to write what people corrected in place of the model's text."""
 
     def __post_init__(self) -> None:
         subtitles = [name for name in self.formats if name in SUBTITLES]
@@ -168,11 +183,7 @@ class ExportOptions:
                 f"one of {', '.join(TRANSCRIPTS)}: subtitles belong to one recording; leave out "
                 "--single, or the format"
             )
-        if self.words is WordStyle.karaoke and ExportFormat.srt in self.formats:
-            raise ConfigError(
-                "exporting srt: found --words karaoke, expected plain or highlight: times within "
-                "a line are vtt's; choose one of them, or the format"
-            )
+        check_words(self.formats, self.words)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -189,6 +200,10 @@ class ExportSummary:
     """Recordings that failed as a whole; not exported."""
     unfinished: int = 0
     """Not exported."""
+    corrected: int = 0
+    """Exported segments that a person corrected or checked."""
+    stale_corrections: int = 0
+    """Of exported recordings, not applied: their segments have changed."""
 
 
 def export(
@@ -211,13 +226,25 @@ def export(
         unfinished=0 if selection.partial else int((meant & ~complete).sum()),
     )
     columns = _columns(options.formats)
-    rows = recordings(store, index, chosen(index, selection), selection, columns=columns)
+    wanted = chosen(index, selection)
+    corrector = Corrector(Corrections.load(store), table) if options.corrections else None
+    rows = recordings(
+        store,
+        index,
+        wanted,
+        selection,
+        columns=columns,
+        model=model_of(store),
+        corrector=corrector,
+    )
     counted = _counted(rows, summary)
     if options.single:
         summary.files = _write_single(counted, to, options, store.options)
     else:
         names = Names(table, [file_suffix(each) for each in options.formats])
         summary.files = _write_each(counted, names, to, options, store.options)
+    if corrector is not None:
+        summary.stale_corrections = len(corrector.stale(wanted))
     return summary
 
 
@@ -227,6 +254,7 @@ def _counted(
     for position, recording in rows:
         summary.recordings += 1
         summary.segments += len(recording.segments)
+        summary.corrected += sum(segment.corrected for segment in recording.segments)
         summary.partly_failed += recording.failed
         yield position, recording
 

@@ -4,6 +4,7 @@ Nothing is timed: the choice must not differ between two runs on one machine.
 """
 
 import logging
+import platform
 import re
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.families.foreign_weights import DTYPES
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.registry import family_of, resolve
@@ -49,6 +50,21 @@ def resolve_device(name: str) -> torch.device:
             "CUDA_VISIBLE_DEVICES"
         )
     return torch.device("cuda", index)
+
+
+def check_cuda(name: str) -> None:
+    """Make sure that this machine's GPU can be used, for a worker that was given one.
+
+    Raises:
+        EngineError: names the machine, and what torch says.
+    """
+    available, why = _cuda()
+    if not available:
+        raise EngineError(
+            f"loading a model on {platform.node()}: this worker is to use {name}, but torch "
+            f"{torch.__version__} finds no CUDA device{why}; check the driver (nvidia-smi) of that "
+            "machine and that torch is a CUDA build, or set model.device to cpu"
+        )
 
 
 def _cuda() -> tuple[bool, str]:
@@ -90,13 +106,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         known = ", ".join(_DTYPES)
         meant = _OTHER_NAMES.get(name.lower())
         hint = f"; did you mean {meant}?" if meant else "; correct it"
-        raise ConfigError(f"choosing a dtype: found {name!r}, expected auto, int8, {known}{hint}")
+        raise ConfigError(
+            f"choosing a compute type: found {name!r}, expected auto, int8, {known}{hint}"
+        )
     # GPUs before Ampere emulate bfloat16, where float16 is native.
     emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "bfloat16" and emulated:
         raise ConfigError(
-            f"choosing dtype bfloat16: {device_name(device)} has no bfloat16 arithmetic; "
-            f"set the dtype to auto or float16"
+            f"choosing compute type bfloat16: {device_name(device)} has no bfloat16 arithmetic; "
+            "set compute_type to auto or float16"
         )
     return _DTYPES[name]
 
@@ -146,8 +164,8 @@ def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
         found = "int8" if int8 else f"the family {family.model_type}"
         raise ConfigError(
             f"loading {folder.name} as a classifier: found {found}, expected a "
-            "WhisperForAudioClassification in a floating-point type; set model.dtype to auto, or "
-            "use another checkpoint"
+            "WhisperForAudioClassification in a floating-point type; set model.compute_type to "
+            "auto, or use another checkpoint"
         )
     model: SlotModel = resolve(family.audio_classifier).from_pretrained(
         folder, dtype=weights_dtype, device=where

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from jaxtyping import Float
 from torch import Tensor
 
+from corpus_asr.array_types import Float
 from corpus_asr.families.layers.kv_cache import DecoderCache
 
 States = tuple[Float[Tensor, "batch _ width"], ...]

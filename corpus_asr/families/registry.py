@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import optional_object, read_json_object
 

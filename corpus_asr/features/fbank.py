@@ -4,8 +4,8 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float32, Float64
 
+from corpus_asr.array_types import Float32, Float64
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 FRAME_SAMPLES = SAMPLE_RATE_HZ // 40  # 400: 25 ms

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
 
+from corpus_asr.array_types import Float, Float32, Float64
 from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
 
 # Frames per block: the work arrays (about 1 MB) then stay in a core's second-level cache.

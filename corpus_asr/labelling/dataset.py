@@ -29,10 +29,10 @@ import pyarrow as pa
 
 from corpus_asr.config.run import DatasetSettings, SelectionSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
-from corpus_asr.labelling.cutting import CHANGED, CUT_SHORT, Clip
 from corpus_asr.labelling.examples import Shard
 from corpus_asr.labelling.selection import Origin
 from corpus_asr.schemas import EXAMPLES, SCHEMA_VERSION, SELECTION
+from corpus_asr.stages.cutting import CHANGED, CUT_SHORT, Clip
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.run_state.tables import OutputStore, parquet_writer
 from corpus_asr.storage.stores import filesystem
@@ -45,7 +45,7 @@ _GROUP_BYTES = 32 * MEBIBYTE
 _GROUP_ROWS = 100
 _DIGITS = 6
 NOTES_FOLDER = "_run/shards"
-CUTTER = "corpus_asr.labelling.cutting:ClipCutter"
+CUTTER = "corpus_asr.stages.cutting:ClipCutter"
 UNREADABLE, UNREACHABLE = "unreadable", "unreachable"
 LOSSES = {
     CHANGED: "the recording is no longer what was transcribed",

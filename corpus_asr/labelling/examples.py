@@ -16,8 +16,8 @@ from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from corpus_asr.config.run import WINDOWS, DatasetSettings
-from corpus_asr.labelling.cutting import ClipRange, CutRequest
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
+from corpus_asr.stages.cutting import ClipRange, CutRequest
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 
 Rows = Sequence[dict[str, Any]]
@@ -124,6 +124,7 @@ def _example(
         "start_s": start_s,
         "end_s": end_s,
         "reference": None,
+        "corrected": all(row["corrected"] for row in window),
     }
     values |= {name: _extreme(min, window, name) for name in _LEAST}
     values |= {name: _extreme(max, window, name) for name in _GREATEST}

@@ -40,6 +40,7 @@ from corpus_asr.report.accuracy.scoring import (
 )
 from corpus_asr.schemas import SELECTION
 from corpus_asr.segments import Segment
+from corpus_asr.storage.run_state.corrections import Corrections, Corrector
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME
 from corpus_asr.storage.run_state.tables import OutputStore, parquet_batches, parquet_writer
 from corpus_asr.storage.stores.uri import redact_uri
@@ -107,6 +108,11 @@ _BOUNDS = (
      "word error rate above {} against the existing transcript, or none there"),
 )  # fmt: skip
 _NEEDS = {"disagreement": "against", "wer": "references"}
+# Rules that judge the model; a person who corrected or checked a segment knows better.
+_JUDGE_THE_MODEL = {
+    "known_hallucination", "language_probability", "no_speech", "outside_speech", "confidence",
+    "avg_logprob", "compression_ratio", "temperature", "disagreement", "wer",
+}  # fmt: skip
 
 
 def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
@@ -164,7 +170,8 @@ def _language(settings: SelectionSettings) -> Rule:
 
 def decide(row: dict[str, Any], rules: Sequence[Rule]) -> None:
     """Note in a row which rules drop it, and the first."""
-    row["rules"] = [rule.name for rule in rules if rule.drops(row)]
+    passed_over = _JUDGE_THE_MODEL if row["corrected"] else ()
+    row["rules"] = [rule.name for rule in rules if rule.name not in passed_over and rule.drops(row)]
     row["dropped_by"] = next(iter(row["rules"]), None)
 
 
@@ -236,7 +243,10 @@ _KINDS = ("equal", "substitute", "delete", "insert")  # as `Errors` counts them
 _COPIED = (
     "start_s", "end_s", "text", "language_probability", "task", "confidence", "avg_logprob",
     "no_speech_prob", "compression_ratio", "temperature", "speech_fraction", "known_hallucination",
+    "corrected",
 )  # fmt: skip
+# Of the model's own text; unknown for a text that a person wrote or vouches for.
+_SCORES = ("avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
 
 
 def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> list[Errors]:
@@ -335,6 +345,7 @@ def _row(recording: Recording, segment: Segment, words: Sequence[str]) -> dict[s
         "recording_s": recording.duration_s,
         "language": language,
         **{name: getattr(segment, name) for name in _COPIED},
+        **(dict.fromkeys(_SCORES) if segment.corrected else {}),
         "num_words": len(words),
         "num_letters": _letters(segment.text),
         "unique_words": len(set(words)) / len(words) if enough else None,
@@ -441,6 +452,7 @@ class Sources:
     index: Index
     other: tuple[OutputStore, Index] | None = None
     references: Mapping[str, Reference] | None = None
+    corrections: Corrections | None = None
 
     def digest(self) -> str:
         """Name everything that is read: another digest, another data set."""
@@ -451,6 +463,8 @@ class Sources:
                 digest.update(repr(rows.to_pylist()).encode())
         for identity, reference in sorted((self.references or {}).items()):
             digest.update(repr((identity, reference.text, reference.language)).encode())
+        if self.corrections is not None:
+            digest.update(self.corrections.digest().encode())
         return digest.hexdigest()
 
 
@@ -472,7 +486,10 @@ def read_sources(store: OutputStore, settings: SelectionSettings) -> Sources:
         references = read_references(settings.references, store.options)
         _check_shared(index, pa.chunked_array([list(references)], pa.string()),
                       settings.references)  # fmt: skip
-    return Sources(store=store, index=index, other=other, references=references)
+    corrections = Corrections.load(store) if settings.corrections else None
+    return Sources(
+        store=store, index=index, other=other, references=references, corrections=corrections
+    )
 
 
 def _check_shared(index: Index, ids: pa.ChunkedArray, uri: str) -> None:
@@ -524,7 +541,10 @@ def _beside_the_other(
     # Both are sorted by URI, so that one pass over each finds the pairs.
     theirs = _done(*sources.other, among=sources.index) if sources.other else iter(())
     candidate = next(theirs, None)
-    for position, recording in _done(sources.store, sources.index):
+    corrector = None
+    if sources.corrections is not None:
+        corrector = Corrector(sources.corrections, sources.index.recordings)
+    for position, recording in _done(sources.store, sources.index, corrector=corrector):
         while candidate is not None and _place(candidate[1]) < _place(recording):
             candidate = next(theirs, None)
         same = candidate is not None and candidate[1].recording_id == recording.recording_id
@@ -536,14 +556,19 @@ def _place(recording: Recording) -> tuple[bytes, str]:
 
 
 def _done(
-    store: OutputStore, index: Index, *, among: Index | None = None
+    store: OutputStore,
+    index: Index,
+    *,
+    among: Index | None = None,
+    corrector: Corrector | None = None,
 ) -> Iterator[tuple[int, Recording]]:
-    everything = Selection()
+    # Removed texts are dropped by a rule: examples are named by the numbers of segments.
+    everything = Selection(removed=True)
     wanted = chosen(index, everything)
     if among is not None:
         ids = among.recordings["recording_id"].combine_chunks()
         wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
-    return recordings(store, index, wanted, everything, columns=_COLUMNS)
+    return recordings(store, index, wanted, everything, columns=_COLUMNS, corrector=corrector)
 
 
 def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[list[dict[str, Any]]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.registry import SETTINGS_FILES
 from corpus_asr.families.saved_files import (

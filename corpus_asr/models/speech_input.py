@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Float32, Int
 from corpus_asr.models.feature_extraction import speech_rows
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.units import SAMPLE_RATE_HZ

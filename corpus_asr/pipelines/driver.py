@@ -1,5 +1,6 @@
 """A run over a corpus from its configuration to its finished tables, whatever the engine."""
 
+import datetime
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Literal
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
@@ -23,17 +24,20 @@ from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream, line_writer
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
+from corpus_asr.runtime.survey import surveying
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.run_files import (
+    RUN_NAME,
     Run,
     begin_run,
     calibration_for,
     fingerprint,
     new_run_id,
+    speed_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -73,8 +77,8 @@ class RunSummary:
 
     @property
     def rtfx(self) -> float:
-        """Hours of audio this run committed per hour."""
-        return self.processed_audio_s / self.wall_s if self.wall_s > 0 else 0.0
+        """Seconds of audio this run committed per second of its wall time."""
+        return rtfx(self.processed_audio_s, self.wall_s)
 
 
 def prepare(config: RunConfig) -> Checkpoint:
@@ -85,7 +89,7 @@ def prepare(config: RunConfig) -> Checkpoint:
         return checkpoint
     # What is refused is refused before gigabytes of weights are fetched.
     small = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
-    check_transcribes(small, config.decoding)
+    check_transcribes(small, config.decoding.settings())
     return fetch_checkpoints(config)
 
 
@@ -137,6 +141,7 @@ class CorpusRun:
     _calibration: ConfidenceModel | None = None
     _committed: Tally = field(default_factory=Tally)
     _activity: Activity = field(default_factory=Activity)
+    _started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     _started_s: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -178,6 +183,7 @@ class CorpusRun:
             fingerprint(config, name),
             run_id=self.lock.run_id,
             new_run=self.options.new_run,
+            started=self._started,
         )
         name_run(self._begun.run_id)
         # That of the folder is archived with results of other settings, and is then not ours.
@@ -206,13 +212,23 @@ class CorpusRun:
             line_writer(self.progress)(resources.describe())
             progress = Progress(
                 total_files=self.plan.num_remaining,
-                total_bytes=self.plan.num_remaining_bytes,
+                planned=self.plan.remaining.strata,
+                workers=resources.transcribe_workers,
                 stream=self.progress,
+                started_s=self._started_s,
             )
             writer = ProgressWriter(
                 self.store, progress, run_id=committer.run_id, plan=self.plan, resources=resources
             )
-            with progress.shown(), writer.writing():
+
+            def sampled(found: Strata) -> None:
+                progress.sampled = found
+
+            with (
+                progress.shown(),
+                writer.writing(),
+                surveying(self.plan, config, sampled),
+            ):
                 work(
                     committer,
                     resources=resources,
@@ -227,7 +243,9 @@ class CorpusRun:
         """Give what there is to work with, and what does the plan's work with it."""
         config, address = self.config, self.config.cluster.address
         if self.local:
-            resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
+            resources = resolve_resources(
+                config, (this_machine(),), num_packs=plan.num_packs, in_process=True
+            )
             yield resources, partial(run_local, config, read_packs(self.store, plan))
             return
         # Ray takes seconds to import, and local runs do without it.
@@ -262,12 +280,13 @@ class CorpusRun:
             plan_name=plan.name,
             idle=not plan.num_remaining,
             extra={
-                "plan": asdict(plan),
+                "plan": plan.as_data(),
                 "committed": asdict(self._committed),
                 "activity": asdict(self._activity),
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
             },
         )
+        speed = speed_of(store.read_json(RUN_NAME) or {})
         # After `finish`, whose counts it shows; `report.html` is never what a run fails for.
         write_page_at_the_end(store, num_recordings=counts.recordings)
         if counts.remaining and not out_of_time:
@@ -288,8 +307,8 @@ class CorpusRun:
             planned_files=plan.num_remaining,
             processed_files=counts.processed,
             processed_failed=counts.processed_failed,
-            processed_audio_s=self._committed.audio_s,
-            wall_s=time.monotonic() - self._started_s,
+            processed_audio_s=speed.audio_s,
+            wall_s=speed.wall_s,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
         )
 

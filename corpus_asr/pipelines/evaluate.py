@@ -1,18 +1,21 @@
 """Compare a run's transcripts with references, and fit `confidence` to the comparison.
 
-Nothing is transcribed, and rows already written keep their confidences; runs that come after a
-calibration use it.
+References are a manifest, or the segments of the run that people have checked in `corpus-asr view`:
+then only these segments are compared, with the model's own text. The comparison stays in the run's
+output folder as `evaluation.json`. Nothing is transcribed, and rows already written keep their
+confidences; runs that come after a calibration use it.
 """
 
 import datetime
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.recordings import (
     EVIDENCE_COLUMNS,
     WORD_COLUMNS,
@@ -23,6 +26,7 @@ from corpus_asr.export.recordings import (
     read_index,
     recordings,
 )
+from corpus_asr.logs import event
 from corpus_asr.report.accuracy.calibration import (
     Calibration,
     SegmentOutcome,
@@ -33,21 +37,38 @@ from corpus_asr.report.accuracy.calibration import (
     reliability_data,
     segment_outcomes,
 )
-from corpus_asr.report.accuracy.evaluation import Evaluation, compare, summarize
+from corpus_asr.report.accuracy.evaluation import Evaluation, as_data, compare, summarize
 from corpus_asr.report.accuracy.scoring import (
     Hypothesis,
     Reference,
     Score,
     TimedWord,
+    language_code,
     read_references,
     score,
 )
 from corpus_asr.segments import Segment, Word
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, write_calibration
+from corpus_asr.storage.run_state.corrections import (
+    CORRECTIONS_FOLDER,
+    Correction,
+    Corrections,
+    SegmentKey,
+    key_of,
+)
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    EVALUATION_NAME,
+    FINGERPRINT_NAME,
+    write_calibration,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public, redact_uri
 
+_LOG = logging.getLogger(__name__)
 Spans = Sequence[tuple[float, float]] | None
+
+CHECKED = CORRECTIONS_FOLDER
+"""In place of a manifest: the run's own segments that people have checked."""
 
 
 def evaluate(
@@ -58,29 +79,126 @@ def evaluate(
     language: str | None = None,
     endpoint_url: str | None = None,
 ) -> Evaluation:
-    """Compare the transcripts of a run with references.
+    """Compare the transcripts of a run with references: a manifest, or `CHECKED`.
 
     Raises:
-        ConfigError: no such output, unusable references, none of which is of a recording here, or
-            jiwer is not installed.
+        ConfigError: no such output, unusable references, none of which is of a recording here, no
+            checked segment, or jiwer is not installed.
         CorpusAsrError: the tables do not hold what they say.
         FetchError: a store failed beyond its retries.
     """
     store = OutputStore(output_uri, endpoint_url=endpoint_url)
-    expected = read_references(references, store.options, language=language)
-    scores = _scores(store, expected, references)
+    if references == CHECKED:
+        checked = list(_checked(store, language))
+        scores = {each.recording.recording_id: each.score() for each in checked}
+        # Another run divides a recording otherwise: only whole ones can be compared.
+        expected = {
+            each.recording.recording_id: each.reference for each in checked if each.is_whole
+        }
+        missing = 0
+        if against is not None and not expected:
+            raise ConfigError(
+                f"comparing {redact_uri(store.uri)} with {redact_uri(against)}: found no recording "
+                "whose every segment is checked, expected one, since another run divides "
+                "recordings otherwise; check all segments of some, or leave out --against"
+            )
+    else:
+        expected = read_references(references, store.options, language=language)
+        scores = _scores(store, expected, references)
+        missing = len(expected) - len(scores)
     comparison = None
     if against is not None:
         other = OutputStore(against, endpoint_url=endpoint_url)
+        shared = {identity: scores[identity] for identity in expected.keys() & scores.keys()}
         comparison = compare(
-            scores, _scores(other, expected, references), other=redact_uri(other.uri)
+            shared, _scores(other, expected, references), other=redact_uri(other.uri)
         )
-    return summarize(
+    evaluation = summarize(
         list(scores.values()),
         output=redact_uri(output_uri),
         references=redact_uri(references),
-        missing=len(expected) - len(scores),
+        missing=missing,
         comparison=comparison,
+    )
+    _keep(store, evaluation)
+    return evaluation
+
+
+def _keep(store: OutputStore, evaluation: Evaluation) -> None:
+    """Leave an evaluation in the output folder, where the run's page shows it."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    try:
+        store.write_json(EVALUATION_NAME, {"evaluated_at": now, **as_data(evaluation)})
+    except FetchError as error:  # the results of others may be read only
+        event(
+            _LOG, logging.WARNING, "evaluation_not_kept", uri=redact_uri(store.uri), why=str(error)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    recording: Recording
+    """With its checked segments alone."""
+    reference: Reference
+    """What people say is said in these."""
+    is_whole: bool
+    """Whether all its segments are checked."""
+
+    def score(self) -> Score:
+        return score(self.reference, _of(self.recording))
+
+
+def _checked(
+    store: OutputStore, language: str | None, columns: Sequence[str] = WORD_COLUMNS
+) -> Iterator[_Checked]:
+    index, corrections = read_index(store), Corrections.load(store)
+    ids = pa.array({each.recording_id for each in corrections if each.checked}, pa.string())
+    selection = Selection()
+    wanted = chosen(index, selection)
+    wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
+    found = False
+    for position, recording in recordings(store, index, wanted, selection, columns=columns):
+        version = index.recordings.select(_VERSION).slice(position, 1).to_pylist()[0]
+        checked = _with_checked_only(recording, corrections.version(**version), language)
+        if checked is not None:
+            found = True
+            yield checked
+    if not found:
+        raise ConfigError(
+            f"evaluating {redact_uri(store.uri)} by its {CORRECTIONS_FOLDER}: found no checked "
+            "segment of a finished recording, expected some; check segments in `corpus-asr view`, "
+            "or name a manifest with --references"
+        )
+
+
+_VERSION = ["recording_id", "etag", "size_bytes"]
+
+
+def _with_checked_only(
+    recording: Recording,
+    corrections: Mapping[SegmentKey, tuple[str, Correction]],
+    language: str | None,
+) -> _Checked | None:
+    segments, channels, texts = [], [], []
+    for segment, channel in zip(recording.segments, recording.channels, strict=True):
+        times = {"start_s": segment.start_s, "end_s": segment.end_s}
+        _, said = corrections.get(
+            key_of({"channel": channel, "text": segment.text, **times}), ("", None)
+        )
+        if said is not None and said.checked:
+            segments.append(segment)
+            channels.append(channel)
+            texts.append(said.text)
+    if not segments:
+        return None
+    return _Checked(
+        recording=replace(recording, segments=tuple(segments), channels=tuple(channels)),
+        reference=Reference(
+            uri=public(recording.uri),
+            text=" ".join(text for text in texts if text),
+            language=recording.language or language_code(language),
+        ),
+        is_whole=len(segments) == len(recording.segments),
     )
 
 
@@ -229,13 +347,21 @@ def _model_of(store: OutputStore) -> tuple[str, str]:
 
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
+    outcomes: list[SegmentOutcome] = []
+    if references == CHECKED:
+        for each in _checked(store, language, EVIDENCE_COLUMNS):
+            outcomes += _compared(each.recording, each.reference)
+        return outcomes
     expected = read_references(references, store.options, language=language)
     index, selection = read_index(store), Selection()
     wanted = chosen(index, selection) & _of_references(index, expected)
-    outcomes: list[SegmentOutcome] = []
     for _, recording in recordings(store, index, wanted, selection, columns=EVIDENCE_COLUMNS):
-        identity = recording.recording_id
-        text, spoken = expected[identity].text, expected[identity].language
-        segments = _within(recording, expected[identity].spans).segments
-        outcomes += segment_outcomes(segments, text, spoken, group=identity)
+        reference = expected[recording.recording_id]
+        outcomes += _compared(_within(recording, reference.spans), reference)
     return outcomes
+
+
+def _compared(recording: Recording, reference: Reference) -> list[SegmentOutcome]:
+    return segment_outcomes(
+        recording.segments, reference.text, reference.language, group=recording.recording_id
+    )

@@ -14,7 +14,7 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.job import Evaluation, Finetune, train
 from corpus_asr.training.store import MODEL_FOLDER, TrainingStore
 from corpus_asr.training.trainer import Group, Record
-from corpus_asr.units import MEBIBYTE
+from corpus_asr.units import MEBIBYTE, counted
 
 # Every step is in log.jsonl; the terminal shows that it goes on.
 _PRINTED_EVERY = 10
@@ -74,7 +74,8 @@ def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
     from corpus_asr.runtime.ray_cluster import connected, train_together
 
     cluster = config.cluster
-    line_writer(progress)(f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
+    workers = counted(cluster.workers, "worker")
+    line_writer(progress)(f"{workers} in training; log.jsonl grows with every checkpoint")
     with connected(cluster.address, store_bytes=_STORE_BYTES) as machines:
         cpus = sum(node.cpus for node in machines.nodes)
         gpus = sum(node.gpus for node in machines.nodes)

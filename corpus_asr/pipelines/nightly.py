@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from corpus_asr.activity import rtfx
 from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, FetchError, LockedError
 from corpus_asr.logs import event
@@ -169,7 +170,7 @@ class _Attempt:
             else 0,
             remaining=left,
             audio_s=audio_s,
-            rtfx=audio_s / wall_s,
+            rtfx=rtfx(audio_s, wall_s),
             findings=Findings(),
             archive=Archive(done=summary.done, failed=summary.failed, audio_s=summary.audio_s)
             if summary
@@ -191,7 +192,7 @@ class _Attempt:
                 findings=findings,
                 remaining=max(0, night.remaining - findings.done - findings.failed),
                 audio_s=audio_s,
-                rtfx=audio_s / night.wall_s,
+                rtfx=rtfx(audio_s, night.wall_s),
             )
         # Counted again: tonight's failures may have been a recording's last try.
         spent = self._spent(count_tries(self.store))

@@ -38,6 +38,7 @@ from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import normalize, redact_uri
+from corpus_asr.units import counted
 
 
 def run(
@@ -52,7 +53,7 @@ def run(
     _check(config)
     summary = driver.run(config, local=local, progress=progress, options=options)
     if summary.remaining:  # what is selected now would be another data set when the rest is done
-        outcome = f"nothing selected yet: {summary.remaining:,} recordings remain to be transcribed"
+        outcome = f"nothing selected yet: {counted(summary.remaining, 'recording')} remaining"
     else:
         outcome = render(label(config, progress=progress, steal_lock=options.steal_lock))
     line_writer(progress)(outcome)
@@ -139,11 +140,11 @@ def _write(
     with tempfile.TemporaryDirectory(prefix="corpus-asr-label-") as folder:
         path = str(Path(folder) / "segments.parquet")
         hashes = measure(sources, config.selection, path)
-        say(f"{len(hashes):,} segments measured")
+        say(f"{counted(len(hashes), 'segment')} measured")
         chosen = _with_examples(config, decided(path, hashes, rules), tally, table, languages)
         for note in maker.write(shards_of(chosen, config.dataset)):
             written.add(note)
-            say(f"{note.name}: {note.examples:,} examples, {duration(note.seconds)}")
+            say(f"{note.name}: {counted(note.examples, 'example')}, {duration(note.seconds)}")
     table.close()
     return tally, written, languages
 

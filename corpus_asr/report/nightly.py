@@ -24,16 +24,10 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
-from corpus_asr.report.run import (
-    FAILURE_COLUMNS,
-    ClassShare,
-    FailureExample,
-    FailureGroup,
-    Failures,
-)
+from corpus_asr.report.failures import FAILURE_COLUMNS, FailureExample, FailureGroup, Failures
+from corpus_asr.report.run import ClassShare, weighted_confidence
 from corpus_asr.report.text import (
     aligned,
-    counted,
     duration,
     printable,
     shortened,
@@ -43,6 +37,7 @@ from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, READERS, OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -309,10 +304,7 @@ def _unsure(
     }
     for batch in store.segments(_SEGMENT_COLUMNS, list(commits)):
         ours = batch.filter(pc.equal(batch["run_id"], run_id))
-        seconds = pc.subtract(ours["end_s"], ours["start_s"])
-        weights = pc.add(seconds, 1e-3)  # a segment may have no length
-        sure = pc.multiply(pc.cast(ours["confidence"], pa.float64()), weights)
-        columns = [ours["recording_id"], weights, sure]
+        columns = [ours["recording_id"], *weighted_confidence(ours)]
         weighted.append(pa.table(columns, schema=_WEIGHTED).drop_null())
     sums = pa.concat_tables(weighted).group_by("recording_id", use_threads=False)
     added = sums.aggregate([("sure", "sum"), ("weight", "sum")]).to_pylist()

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.report.text import counted
+from corpus_asr.units import counted
 
 RECORDING_COLUMNS = ("recording_id", "status")
-EXAMPLES = 3
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,8 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
     problems = list(accounting.problems)
     if finished and accounting.unfinished + accounting.waiting:
         problems.append(
-            f"the run finished, yet {accounting.unfinished:,} recordings are only started and "
-            f"{accounting.waiting:,} are waiting"
+            f"the run finished, yet left {counted(accounting.unfinished, 'recording')} only "
+            f"started and {accounting.waiting:,} waiting"
         )
     return problems
 
@@ -94,7 +94,7 @@ def reconcile(
     """Compare the tables with the listing and with each other.
 
     Of the outcomes `committed`, `parts` count; `folded` are these by recording; `written` has
-    `recording_id` and `rows_sum`, the rows in the segments table.
+    `recording_id` and `rows`, the number of rows in the segments table.
     """
     started, num_listed, waiting, unlisted = folded, None, 0, 0
     problems: list[str] = []
@@ -150,7 +150,7 @@ def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
     # Outer: segments without outcomes, and outcomes without their segments, are wrong, too.
     both = claimed.join(written, keys="recording_id", join_type="full outer")
     claim = pc.fill_null(both["segments_written_sum"], 0)
-    rows = pc.fill_null(both["rows_sum"], 0)
+    rows = pc.fill_null(both["rows"], 0)
     off = both.filter(pc.not_equal(claim, rows))
     if not off.num_rows:
         return []
@@ -161,7 +161,7 @@ def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
 
 
 def _names(recordings: pa.Table) -> str:
-    return ", ".join(sorted(recordings["recording_id"].to_pylist())[:EXAMPLES])
+    return ", ".join(sorted(recordings["recording_id"].to_pylist())[:_EXAMPLES])
 
 
 def sum_of(column: pa.ChunkedArray | pa.Array) -> float:

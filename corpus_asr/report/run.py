@@ -4,8 +4,7 @@ Of each part narrow columns are held (about 60 bytes), so a report of millions o
 the memory of a laptop.
 """
 
-import datetime
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -16,8 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
+from corpus_asr.report.failures import (
+    FAILURE_COLUMNS,
+    FailureExample,
+    FailureGroup,
+    Failures,
+)
 from corpus_asr.report.reconciliation import (
-    EXAMPLES,
     RECORDING_COLUMNS,
     Accounting,
     balance_problems,
@@ -27,7 +31,7 @@ from corpus_asr.report.reconciliation import (
 )
 from corpus_asr.report.samples import Gatherer
 from corpus_asr.report.status import activity_values
-from corpus_asr.report.text import counted, duration, text_template
+from corpus_asr.report.text import duration, text_template
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
@@ -37,28 +41,25 @@ from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     SUCCESS_NAME,
     Snapshot,
+    Speed,
     outcomes_names,
     read_snapshot,
+    speed_of,
 )
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 OUTCOME_COLUMNS = (
     "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
     "speech_s", "segments_written", "decode_errors", "language", "device", "decode_s",
     "transcribe_s", "label", "error_stage", "error_kind", "error_message", "retryable",
 )  # fmt: skip
-SEGMENT_COLUMNS = ("recording_id", "confidence")
-LABEL_COLUMNS = ("recording_id", "rank", "probability")
+SEGMENT_COLUMNS = ("recording_id", "confidence", "start_s", "end_s")
+LABEL_COLUMNS = ("recording_id", "rank", "probability", "start_s", "end_s")
 # Added to outcomes as they are read: whether the row is the one that counts for its part.
 COUNTS = pa.field("counts", pa.bool_())
 CONFIDENCE_BINS = 10  # of equal width over 0-1
-
-# What failures are grouped by and shown with; URIs and messages are held of a few only.
-FAILURE_COLUMNS = (
-    "recording_id", "error_stage", "error_kind", "retryable", "uri", "error_message",
-)  # fmt: skip
-_RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
 _MOST_LABELS = 20  # a classifier may know thousands
 
 
@@ -71,25 +72,6 @@ class ClassShare:
     """Those with some part in it."""
     audio_s: float
     segments: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailureExample:
-    """One failed recording."""
-
-    uri: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailureGroup:
-    """Failures of one kind."""
-
-    stage: str
-    kind: str
-    recordings: int
-    retryable: bool
-    examples: tuple[FailureExample, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +104,8 @@ class RunCounts:
     accounting: Accounting
     labels: tuple[ClassShare, ...] = ()
     """By each part's likeliest label, of a classification."""
+    mean_confidence: float | None = None
+    """Of segments or windows, weighted by their length; None without any."""
 
     @property
     def outcomes(self) -> list[tuple[str, int]]:
@@ -147,7 +131,7 @@ class Report:
     model: str | None
     model_revision: str | None
     wall_s: float | None
-    """From its start to its end, or to its last commit so far."""
+    """From its start to its end, or to its last snapshot so far."""
     rtfx: float | None
     statistics: RunCounts
     snapshot: Snapshot | None = None
@@ -181,28 +165,30 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         model, revision = run["model"], run["model_revision"]
         work = run.get("last_work") or run
         run_id = work["run_id"]
-        started, ended = (
-            datetime.datetime.fromisoformat(work[key]) for key in ("started_at", "finished_at")
-        )
-        wall_s: float | None = (ended - started).total_seconds()
+        speed: Speed | None = speed_of(work)
     else:
         run_id = max(audio_by_run, default=None)  # IDs begin with their time
         model = config.get("model", {}).get("checkpoint")
         fingerprint = store.read_json(FINGERPRINT_NAME) or {}
         revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
-        wall_s = _time_so_far(run_id, names)
-    audio_s = audio_by_run.get(run_id, 0.0) if run_id is not None else 0.0
+        speed = None
     snapshot = read_snapshot(store)
+    if snapshot is not None and snapshot.run_id != run_id:
+        snapshot = None
+    if snapshot is not None:
+        # What a run that goes on says of itself; after its end, its figures from beginning to end.
+        snapshot = snapshot if speed is None else snapshot.after(speed)
+        speed = speed or Speed(snapshot.audio_s, snapshot.elapsed_s)
     return Report(
         uri=redact_uri(store.uri),
         finished=finished,
         run_id=run_id,
         model=model,
         model_revision=revision,
-        wall_s=wall_s,
-        rtfx=audio_s / wall_s if wall_s and audio_s else None,
+        wall_s=None if speed is None else speed.wall_s,
+        rtfx=speed.rtfx if speed is not None and speed.audio_s else None,
         statistics=counts,
-        snapshot=snapshot if snapshot is not None and snapshot.run_id == run_id else None,
+        snapshot=snapshot,
         nothing_to_do_at=run["finished_at"] if finished and run and "last_work" in run else None,
     )
 
@@ -224,20 +210,6 @@ def _part_rows(
             if gatherer is not None:
                 gatherer.part_rows(name, batch["confidence"], batch["recording_id"])
             yield batch
-
-
-def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
-    if run_id is None or not names:
-        return None
-    # Names begin with the nanosecond of the commit.
-    made_ns = max(names).rpartition("/")[2].partition("-")[0]
-    try:
-        started = datetime.datetime.strptime(run_id.partition("-")[0], _RUN_ID_TIME)
-        wall_s = int(made_ns) / 1e9 - started.replace(tzinfo=datetime.UTC).timestamp()
-    except ValueError:
-        # Rows another program wrote, or an ID of another version: the time is not known.
-        return None
-    return wall_s if wall_s > 0 else None
 
 
 def _latest_listing(store: OutputStore) -> list[str] | None:
@@ -279,12 +251,14 @@ def count_run(
     `outcomes` have `OUTCOME_COLUMNS` and `COUNTS`, `segments` have `SEGMENT_COLUMNS`, `listing`
     has `recording_id` (None if it is not known); `recordings` are those of a finished run.
     """
-    committed, failures = _collect_outcomes(outcomes)
+    failures = Failures(keep=gatherer is not None)
+    committed = _collect_outcomes(outcomes, failures)
     parts = _in_recording_time(committed.filter(committed["counts"]))
-    if gatherer is not None:
-        gatherer.parts = parts
     folded = by_recording(parts)
     confidence, written = _collect_segments(segments)
+    if gatherer is not None:
+        gatherer.counted = (parts, folded, written)
+        gatherer.failures = failures
     accounting = reconcile(
         committed, parts, folded, written, listing=listing, recordings=recordings
     )
@@ -308,7 +282,8 @@ def count_run(
         devices=tuple(sorted((each["values"], each["counts"]) for each in devices)),
         languages=_classes(parts, "language"),
         confidence=confidence,
-        failures=failures,
+        mean_confidence=_mean_confidence(written),
+        failures=failures.groups(),
         audio_by_run_s=tuple(
             sorted((row["run_id"] or "", row["duration_s_sum"] or 0.0) for row in by_run)
         ),
@@ -317,56 +292,15 @@ def count_run(
     )
 
 
-def _collect_outcomes(
-    outcomes: Iterable[pa.RecordBatch],
-) -> tuple[pa.Table, tuple[FailureGroup, ...]]:
+def _collect_outcomes(outcomes: Iterable[pa.RecordBatch], failures: Failures) -> pa.Table:
     # Addresses and messages are the bulk of a row: they are kept of failures alone.
     narrow = [name for name in OUTCOME_COLUMNS if name not in FAILURE_COLUMNS[1:]]
     schema = projected(OUTCOMES, narrow).append(COUNTS)
     kept: list[pa.RecordBatch] = []
-    failures = Failures()
     for batch in outcomes:
         kept.append(batch.select(schema.names).cast(schema))
         failures.add(batch.filter(pc.and_(pc.equal(batch["status"], "failed"), batch["counts"])))
-    return pa.Table.from_batches(kept, schema), failures.groups()
-
-
-class Failures:
-    """Failed parts or recordings, grouped by stage and kind."""
-
-    def __init__(self) -> None:
-        self._ids: dict[tuple[str, str], set[str]] = defaultdict(set)
-        self._messages: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-        self._retryable: set[tuple[str, str]] = set()
-
-    def add(self, failed: pa.RecordBatch) -> None:
-        """Take rows with `FAILURE_COLUMNS`."""
-        for failure in failed.select(list(FAILURE_COLUMNS)).to_pylist():
-            key = (failure["error_stage"] or "unknown", failure["error_kind"] or "unknown")
-            self._ids[key].add(failure["recording_id"])
-            if failure["retryable"]:
-                self._retryable.add(key)
-            messages = self._messages[key]
-            messages[failure["uri"]] = failure["error_message"] or ""
-            if len(messages) > 100 * EXAMPLES:  # sorted once in a while: failures can be many
-                self._messages[key] = {uri: messages[uri] for uri in sorted(messages)[:EXAMPLES]}
-
-    def groups(self) -> tuple[FailureGroup, ...]:
-        """Return the groups, the most frequent first, with the first examples by address."""
-        groups = [
-            FailureGroup(
-                stage=stage,
-                kind=kind,
-                recordings=len(ids),
-                retryable=(stage, kind) in self._retryable,
-                examples=tuple(
-                    FailureExample(uri=uri, message=message)
-                    for uri, message in sorted(self._messages[stage, kind].items())[:EXAMPLES]
-                ),
-            )
-            for (stage, kind), ids in self._ids.items()
-        ]
-        return tuple(sorted(groups, key=lambda group: (-group.recordings, group.stage, group.kind)))
+    return pa.Table.from_batches(kept, schema)
 
 
 def _in_recording_time(parts: pa.Table) -> pa.Table:
@@ -385,18 +319,42 @@ def _in_recording_time(parts: pa.Table) -> pa.Table:
 
 def _collect_segments(segments: Iterable[pa.RecordBatch]) -> tuple[tuple[int, ...], pa.Table]:
     bins = np.zeros(CONFIDENCE_BINS, dtype=np.int64)
-    schema = pa.schema([("recording_id", pa.string()), ("rows", pa.int64())])
-    counts = [schema.empty_table()]
+    schema = pa.schema(
+        [("recording_id", pa.string()), ("rows", pa.int64()),
+         ("weight", pa.float64()), ("weighted", pa.float64())]
+    )  # fmt: skip
+    sums = [schema.empty_table()]
     for batch in segments:
         confidence = batch["confidence"].drop_null().to_numpy(zero_copy_only=False)
         # A confidence of 1 belongs to the last bin.
         index = np.clip((confidence * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
         bins += np.bincount(index, minlength=CONFIDENCE_BINS)
-        ids = pa.table({"recording_id": batch["recording_id"]})
-        grouped = ids.group_by("recording_id").aggregate([([], "count_all")])
-        counts.append(grouped.rename_columns(schema.names).cast(schema))
-    table = pa.concat_tables(counts).group_by("recording_id").aggregate([("rows", "sum")])
+        weight, weighted = weighted_confidence(batch)
+        rows = pa.repeat(1, batch.num_rows)
+        table = pa.table([batch["recording_id"], rows, weight, weighted], schema=schema)
+        sums.append(_by_recording(table))
+    table = _by_recording(pa.concat_tables(sums))
     return tuple(int(count) for count in bins), table
+
+
+def _by_recording(table: pa.Table) -> pa.Table:
+    names = table.schema.names[1:]
+    grouped = table.group_by("recording_id").aggregate([(name, "sum") for name in names])
+    return grouped.rename_columns(table.schema.names).cast(table.schema)
+
+
+def weighted_confidence(segments: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+    """Return the weight of each segment in means of confidence, its length, and their product."""
+    seconds = pc.subtract(segments["end_s"], segments["start_s"])
+    weight = pc.add(pc.max_element_wise(seconds, 0.0), 1e-3)  # a segment may have no length
+    weight = pc.if_else(pc.is_valid(segments["confidence"]), weight, None)
+    return weight, pc.multiply(pc.cast(segments["confidence"], pa.float64()), weight)
+
+
+def _mean_confidence(written: pa.Table) -> float | None:
+    weight = sum_of(written["weight"])
+    # Rounded: sums in another order differ in their last digits.
+    return round(sum_of(written["weighted"]) / weight, 6) if weight else None
 
 
 def as_segments(labels: pa.RecordBatch) -> pa.RecordBatch:
@@ -404,7 +362,8 @@ def as_segments(labels: pa.RecordBatch) -> pa.RecordBatch:
     # The outcomes count all labels as rows written, but a window is as sure as its first.
     first = pc.equal(labels["rank"], 1)
     probability = pc.if_else(first, labels["probability"], pa.scalar(None, pa.float32()))
-    return pa.RecordBatch.from_arrays([labels["recording_id"], probability], list(SEGMENT_COLUMNS))
+    columns = [labels["recording_id"], probability, labels["start_s"], labels["end_s"]]
+    return pa.RecordBatch.from_arrays(columns, list(SEGMENT_COLUMNS))
 
 
 def _classes(parts: pa.Table, column: str) -> tuple[ClassShare, ...]:

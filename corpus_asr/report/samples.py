@@ -1,11 +1,11 @@
-"""What a page shows of single recordings: the slowest ones, how long they are, samples to read.
+"""What a page shows of segments and recordings: samples to read, lengths, a table of some.
 
 Of each part some numbers are held, of each segment nothing: what is chosen is read again.
 """
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
+from corpus_asr.report.failures import Failures
+from corpus_asr.report.recordings import RecordingRow, Recordings
 from corpus_asr.schemas import LABELS, SEGMENTS
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_rows_named, projected
 
-SLOWEST = 10
 SAMPLES = 12  # of each sort
 # Edges of bins by length: about even steps on a logarithmic scale, at lengths people say.
 DURATION_EDGES_S = {
@@ -33,30 +34,18 @@ _MOST_OF_A_RECORDING = 2
 _ALTERNATIVES = 3
 
 _TEXT = projected(SEGMENTS, ("text", "language"))
-_SAMPLE = projected(
-    SEGMENTS, ("uri", "start_s", "end_s", "text", "language", "confidence", "words")
-)
-_WINDOW = projected(
-    LABELS, ("uri", "part", "window", "start_s", "end_s", "rank", "label", "probability")
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlowRecording:
-    """A recording that took long."""
-
-    uri: str
-    duration_s: float
-    extract_s: float
-    transcribe_s: float
-    """From submission to result, summed over parts."""
+_PLACE = ("recording_id", "uri", "channel", "start_s", "end_s")
+_SAMPLE = projected(SEGMENTS, (*_PLACE, "text", "language", "confidence", "words"))
+_WINDOW = projected(LABELS, (*_PLACE, "part", "window", "rank", "label", "probability"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A segment of a transcription, or a window of a classification."""
 
+    recording_id: str
     uri: str
+    channel: int | None
     start_s: float
     end_s: float
     text: str
@@ -74,7 +63,11 @@ class Details:
 
     durations: tuple[int, ...]
     """Recordings by length, in the bins between `DURATION_EDGES_S`."""
-    slowest: tuple[SlowRecording, ...]
+    recordings: tuple[RecordingRow, ...]
+    """The least confident, the longest and the slowest."""
+    num_recordings: int
+    of_samples: Mapping[str, RecordingRow]
+    """The recordings of the samples, by identity."""
     unsure: tuple[Sample, ...]
     """Those of least confidence, at most two of a recording."""
     random: tuple[Sample, ...]
@@ -88,8 +81,11 @@ class Gatherer:
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
-        self.parts: pa.Table | None = None
-        """Those that count, in the order of their outcomes; set once all have been read."""
+        self.counted: tuple[pa.Table, pa.Table, pa.Table] | None = None
+        """Parts that count, in the order of their outcomes, these by recording, and the sums of
+        confidences; set once all have been read."""
+        self.failures = Failures(keep=True)
+        """Replaced by those that were read."""
         self._labels = False
         self._outcomes_seen: list[tuple[str, int]] = []
         self._rows_seen: dict[str, int] = {}
@@ -116,53 +112,29 @@ class Gatherer:
 
     def details(self) -> Details:
         """Read what was chosen."""
-        recordings = self._recordings()
-        seconds = recordings["duration_s"].to_numpy()
+        assert self.counted is not None, "the rows have passed by"
+        parts, folded, confidence = self.counted
+        recordings = Recordings(
+            self._store,
+            parts=parts,
+            folded=folded,
+            confidence=confidence,
+            objects=self._outcomes_seen,
+        )
+        seconds = recordings.durations_s
         bins = np.searchsorted(list(DURATION_EDGES_S.values()), seconds[seconds > 0], side="right")
+        unsure = tuple(map(self._sample, _of_different(self._unsure.rows)))
+        drawn = tuple(map(self._sample, self._drawn.rows))
         words, estimated = self._words()
         return Details(
             durations=tuple(np.bincount(bins, minlength=len(DURATION_EDGES_S) + 1).tolist()),
-            slowest=self._slowest(recordings),
-            unsure=tuple(map(self._sample, _of_different(self._unsure.rows))),
-            random=tuple(map(self._sample, self._drawn.rows)),
+            recordings=tuple(recordings.listed()),
+            num_recordings=recordings.num_recordings,
+            of_samples=recordings.of({sample.recording_id: () for sample in (*unsure, *drawn)}),
+            unsure=unsure,
+            random=drawn,
             words=words,
             words_estimated=estimated,
-        )
-
-    def _recordings(self) -> pa.Table:
-        # Each with its first object of outcomes: URIs are read again, of the slowest alone.
-        assert self.parts is not None, "the rows have passed by"
-        seconds = ("duration_s", "decode_s", "transcribe_s")
-        counts = np.array([count for _, count in self._outcomes_seen], dtype=np.int64)
-        numbers = pa.array(np.repeat(np.arange(len(counts)), counts))
-        parts = self.parts.select(["recording_id", *seconds]).append_column("object", numbers)
-        grouped = parts.group_by("recording_id").aggregate(
-            [*((name, "sum") for name in seconds), ("object", "min")]
-        )
-        sums = {name: pc.fill_null(grouped[f"{name}_sum"], 0.0) for name in seconds}
-        return pa.table(
-            {"recording_id": grouped["recording_id"], "object": grouped["object_min"], **sums}
-        )
-
-    def _slowest(self, recordings: pa.Table) -> tuple[SlowRecording, ...]:
-        took = pc.add(recordings["decode_s"], recordings["transcribe_s"])
-        recordings = recordings.append_column("took_s", took).filter(pc.greater(took, 0.0))
-        order = [("took_s", "descending"), ("recording_id", "ascending")]
-        chosen = recordings.sort_by(order).slice(0, SLOWEST).to_pylist()
-        names = sorted({self._outcomes_seen[row["object"]][0] for row in chosen})
-        ids = pa.array([row["recording_id"] for row in chosen], pa.string())
-        uris: dict[str, str] = {}
-        for committed in self._store.committed(("recording_id", "uri"), names):
-            theirs = committed.rows.filter(pc.is_in(committed.rows["recording_id"], value_set=ids))
-            uris |= dict(zip(*(column.to_pylist() for column in theirs.columns), strict=True))
-        return tuple(
-            SlowRecording(
-                uri=uris[row["recording_id"]],
-                duration_s=row["duration_s"],
-                extract_s=row["decode_s"],
-                transcribe_s=row["transcribe_s"],
-            )
-            for row in chosen
         )
 
     def _words(self) -> tuple[int | None, bool]:
@@ -233,10 +205,10 @@ def _of_different(rows: Sequence[_Chosen]) -> list[_Chosen]:
 
 def _window(rows: Sequence[dict[str, Any]]) -> Sample:
     first = rows[0]
-    same = ("uri", "part", "window")
+    same = ("recording_id", "part", "window")
     labels = [row for row in rows if all(row[key] == first[key] for key in same)]
     return Sample(
-        **{name: first[name] for name in ("uri", "start_s", "end_s")},
+        **{name: first[name] for name in _PLACE},
         text="",
         language=None,
         confidence=first["probability"],

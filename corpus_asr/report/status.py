@@ -12,7 +12,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.report.text import counted, duration, text_template
+from corpus_asr.report.text import duration, text_template
 from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
@@ -22,9 +22,11 @@ from corpus_asr.storage.run_state.run_files import (
     TRANSCRIBED,
     Snapshot,
     read_snapshot,
+    speed_of,
 )
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 # Without a heartbeat for this long, by the driver's clock against ours, a driver is taken for dead.
 SILENT_S = USUAL.heartbeat_s * USUAL.looks
@@ -100,6 +102,8 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
     finished = run is not None and (holder is None or holder.run_id == run["run_id"])
     times = [] if finished else _commit_times(store)
     since = [time for time in times if snapshot and time > _time(snapshot.written_at)]
+    if finished and run is not None and snapshot is not None and snapshot.run_id == run["run_id"]:
+        snapshot = snapshot.after(speed_of(run))
     last = max(times, default=None)
     if finished and snapshot is not None and snapshot.last_commit_at is not None:
         last = _time(snapshot.last_commit_at)
@@ -160,6 +164,7 @@ def as_data(status: Status) -> dict[str, Any]:
         "commits_since_snapshot": status.commits_since,
         "remaining": seen and seen.remaining,
         "counts": status.counts,
+        "progress": seen and seen.share_done,
         "snapshot": seen and asdict(seen),
         "bottleneck": verdict and asdict(verdict),
         "failures": [
@@ -249,7 +254,9 @@ def _transcription(activity: Activity, share: float) -> Verdict:
             "more parts at once: more extract.workers or a smaller extract.part_s; for few "
             "recordings fewer transcribe.slots cost nothing",
         )
-    change = "more GPUs (transcribe.workers), a smaller model.checkpoint, or another model.dtype"
+    change = (
+        "more GPUs (transcribe.workers), a smaller model.checkpoint, or another model.compute_type"
+    )
     if activity.halvings:
         times = counted(activity.halvings, "time")
         change += f"; memory did not suffice {times}, so that slots were halved"
@@ -277,6 +284,15 @@ def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
         facts.append(("Extraction", _extract_words(activity, seen.extract_workers)))
     if activity.engine_share is not None:
         facts.append(("Engines", _engine_words(activity, seen.transcribe_workers)))
+    if activity.failed_captures:
+        failed = counted(activity.failed_captures, "capture")
+        facts.append(
+            (
+                "CUDA graphs",
+                f"{failed} failed, and steps run without graphs, which is slower: read the "
+                "workers' logs, update torch or the driver",
+            )
+        )
     if activity.commits:
         mean = duration(activity.commit_s / activity.commits)
         facts.append(("Commits", f"{counted(activity.commits, 'commit')} of {mean} each"))

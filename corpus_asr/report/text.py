@@ -1,26 +1,37 @@
 """Text on a console: labelled rows, wrapped lines and columns of reports; transcripts of files."""
 
-import json
 import math
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.segments import Segment, Transcript, timestamp
+from corpus_asr.segments import Segment, timestamp
+from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from rich.console import Console
 
-# Not the terminal's: the same report is written to a log, by a cron job, or into an issue.
+    from corpus_asr.formats.transcript import Transcript
+
+# Of a log, a pipe or an issue; lines on a terminal are as wide as that, within these bounds.
 WIDTH = 100
+_LEAST_WIDTH, _MOST_WIDTH = 30, 120
 _LABEL_WIDTH = 12  # of the longest, "last commit", and a blank
+
+
+def line_width() -> int:
+    """Return the width of lines: of a terminal its own, or `COLUMNS`; elsewhere `WIDTH`."""
+    if not sys.stdout.isatty():
+        return WIDTH
+    columns = shutil.get_terminal_size((WIDTH, 24)).columns
+    return min(max(columns, _LEAST_WIDTH), _MOST_WIDTH)
 
 
 def duration(seconds: float) -> str:
@@ -32,9 +43,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h"
 
 
-def counted(count: int, noun: str) -> str:
-    """Write a count with its noun."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def clock(seconds: float) -> str:
+    """Write a time within a recording, or to its end, in whole seconds."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def row(label: str, text: str) -> str:
@@ -79,12 +92,14 @@ def rounded(value: Any) -> Any:
     return value
 
 
-def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
+def wrapped(
+    text: str, *, bullet: str = "", label: str = "", indented: bool = True
+) -> Iterator[str]:
     """Break a long text into lines, the first behind its label."""
-    indent = " " * (_LABEL_WIDTH + 2)
+    indent = " " * (_LABEL_WIDTH + 2) if indented else ""
     yield from textwrap.wrap(
         text,
-        WIDTH,
+        line_width(),
         initial_indent=(row(label, "") if label else indent) + bullet,
         subsequent_indent=indent + " " * len(bullet),
         break_long_words=False,  # a URI has to stay one word, to be copied
@@ -111,7 +126,7 @@ def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Te
         "duration": duration,
         "percent": "{:.0%}".format,
         # Of whole lines: templates take the line's end after a block away.
-        "row": lambda text, label: f"{row(label, text).rstrip()}\n",
+        "row": lambda text, label: "\n".join([*wrapped(text, label=label), ""]),
         "wrap": lambda text, **options: "\n".join([*wrapped(text, **options), ""]),
     }
     templates.filters |= common | filters
@@ -122,44 +137,48 @@ def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Te
     return templates.get_template(name)
 
 
-class Format(StrEnum):
-    """How `transcribe` prints."""
-
-    txt = "txt"
-    jsonl = "jsonl"
-
-
-def print_transcript(transcript: Transcript, output_format: Format, *, heading: bool) -> None:
-    """Print a transcript, in color on a terminal; `heading` puts its name above plain text."""
-    if output_format is Format.jsonl:
-        typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
-        return
-    # Rich would wrap and color what another program reads.
-    if sys.stdout.isatty():
-        _print_rich(transcript)
-        return
-    if heading:
-        typer.echo(f"{transcript.uri}:")
+def print_transcript(transcript: "Transcript", *, heading: bool) -> None:
+    """Print a transcript, in color on a terminal; `heading` puts its name above it."""
+    if heading or sys.stdout.isatty():
+        print_heading(transcript.uri or "", transcript)
     for segment in transcript.segments:
-        typer.echo(f"{_times(segment)} {printable(segment.text)}")
+        print_segment(segment)
 
 
-def _print_rich(transcript: Transcript) -> None:
-    from rich.console import Console
+def print_heading(name: str, found: "Transcript | Segment | None") -> None:
+    """Print the name above a transcript; on a terminal with the language of what was found."""
+    if not sys.stdout.isatty():
+        typer.echo(f"{printable(name)}:")
+        return
     from rich.text import Text
 
-    console = Console(highlight=False)
-    language = transcript.language or ("language unknown" if transcript.segments else "no speech")
-    if transcript.language_probability is not None:
-        language += f" {transcript.language_probability:.0%}"
-    console.print(Text(f"{transcript.uri}  ", style="bold").append(language, style="not bold dim"))
-    for segment in transcript.segments:
-        line = Text(f"{_times(segment)} ", style="cyan")
-        # What the model was unsure of, or may have invented, is worth a second look.
-        doubtful = segment.confidence < LOW_CONFIDENCE or segment.known_hallucination
-        line.append(printable(segment.text), style="yellow" if doubtful else "")
-        console.print(line, soft_wrap=True)
+    line = Text(f"{printable(name)}  ", style="bold")
+    if found is not None:
+        has_text = isinstance(found, Segment) or bool(found.segments)
+        language = found.language or ("language unknown" if has_text else "no speech")
+        if found.language_probability is not None:
+            language += f" {found.language_probability:.0%}"
+        line.append(language, style="not bold dim")
+    _console().print(line, soft_wrap=True)
 
 
-def _times(segment: Segment) -> str:
-    return f"[{timestamp(segment.start_s)} --> {timestamp(segment.end_s)}]"
+def print_segment(segment: Segment, *, times: bool = True) -> None:
+    """Print a line of a transcript."""
+    clocks = f"[{timestamp(segment.start_s)} --> {timestamp(segment.end_s)}] " if times else ""
+    # Rich would wrap and color what another program reads.
+    if not sys.stdout.isatty():
+        typer.echo(f"{clocks}{printable(segment.text)}")
+        return
+    from rich.text import Text
+
+    # What the model was unsure of, or may have invented, is worth a second look.
+    doubtful = segment.confidence < LOW_CONFIDENCE or segment.known_hallucination
+    line = Text(clocks, style="cyan")
+    line.append(printable(segment.text), style="yellow" if doubtful else "default")
+    _console().print(line, soft_wrap=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)

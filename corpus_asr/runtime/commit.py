@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.logs import event
-from corpus_asr.stages.parts import FAILED
+from corpus_asr.schemas import FILES, RESULTS
+from corpus_asr.stages.parts import FAILED, failure_fields
 from corpus_asr.storage.run_state.lock import LockKey
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
 from corpus_asr.storage.stores.store import retries_so_far
@@ -34,8 +36,6 @@ class Tally:
     failed: int = 0
     """Recordings with a failed part; one that fails twice counts twice until the finish."""
     audio_s: float = 0.0
-    size_bytes: int = 0
-    """Sizes of the recordings in `files`."""
     retried: int = 0
     """Parts that were tried more than once."""
     failures: tuple[FailureCount, ...] = ()
@@ -55,12 +55,12 @@ def tally_of(results: pa.Table) -> Tally:
         files=last.num_rows,
         failed=failed.num_rows,
         audio_s=pc.sum(results.column("duration_s")).as_py() or 0.0,
-        size_bytes=pc.sum(last.column("size_bytes")).as_py() or 0,
         retried=pc.sum(pc.greater(results.column("attempts"), 1)).as_py() or 0,
         failures=merged(_failure_of(row) for row in failed.select(_FAILURE).to_pylist()),
     )
 
 
+_IDENTITY = [*FILES.names, "part", "last_part"]
 _FAILURE = ["error_stage", "error_kind", "retryable", "uri"]
 
 
@@ -72,6 +72,14 @@ def _failure_of(row: dict[str, Any]) -> FailureCount:
         retryable=bool(row["retryable"]),
         examples=(redact_uri(public(row["uri"])),),
     )
+
+
+def _refused(results: pa.Table, error: Exception) -> pa.Table:
+    """Return one row of RESULTS as a failure, without what was transcribed."""
+    row = {field.name: None for field in RESULTS} | results.select(_IDENTITY).to_pylist()[0]
+    row |= {"attempts": 1, "segments_written": 0, "segments": []}
+    failure = failure_fields(error, stage="transcribe", of=row)
+    return pa.Table.from_pylist([row | failure], schema=RESULTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +98,33 @@ class Committer:
     """Looked at before each commit; None where nobody else can be at work."""
 
     def __call__(self, results: pa.Table) -> None:
-        """Commit RESULTS rows as one segments object and one outcomes object."""
+        """Commit RESULTS rows as one segments object and one outcomes object.
+
+        A row that no table can take is committed as the failure of its part.
+        """
         # Who lost the lock must not write beside the run that has it now.
         if self.lock is not None:
             self.lock.check()
-        self.store.commit(
-            results,
-            run_id=self.run_id,
-            model=self.model,
-            model_revision=self.model_revision,
-            by_language=self.by_language,
-            calibration=self.calibration,
-        )
+        try:
+            self.store.commit(
+                results,
+                run_id=self.run_id,
+                model=self.model,
+                model_revision=self.model_revision,
+                by_language=self.by_language,
+                calibration=self.calibration,
+            )
+        except CorpusAsrError:
+            raise  # of the store: it concerns all rows
+        except Exception as error:
+            if results.num_rows > 1:  # nobody can say which row it is: each half will
+                half = results.num_rows // 2
+                self(results.slice(0, half))
+                self(results.slice(half))
+            elif results["status"][0].as_py() == FAILED:
+                raise  # not of what was transcribed
+            else:
+                self(_refused(results, error))
 
     def timed(self, results: pa.Table) -> Activity:
         """Commit, and return what that took."""

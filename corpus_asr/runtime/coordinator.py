@@ -9,11 +9,12 @@ import collections
 import contextlib
 import logging
 import os
+import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -39,8 +40,10 @@ PartKey = tuple[str, int]
 MAX_REPLACEMENTS = 3
 # How often a worker in the middle of something asks whether to stop.
 ASK_EVERY_S = 1.0
-# How often a worker says what it did, beside the ends of its calls.
+# How often a worker says what it did, beside the ends of its calls; at first more often, so that
+# it is soon known how long its recordings are.
 REPORT_EVERY_S = 5.0
+FIRST_REPORT_S = 0.5
 NOTHING = Activity()
 _EXIT_CODE = 70  # EX_SOFTWARE; any but 0, which Ray takes for a wish to end
 
@@ -59,6 +62,12 @@ class Metric(NamedTuple):
 
 COUNTERS = (
     Metric("audio_seconds_total", "audio_s", "seconds of audio committed"),
+    Metric("audio_decoded_seconds_total", "decoded_s", "seconds of audio decoded"),
+    Metric(
+        "audio_transcribed_seconds_total",
+        "transcribed_s",
+        "seconds of audio through the engines, committed or not",
+    ),
     Metric("parts_total", "parts", "parts committed"),
     Metric("parts_retried_total", "retried", "parts tried again after their worker died"),
     Metric("extract_seconds_total", "extract_s", "seconds extract workers extracted"),
@@ -132,14 +141,15 @@ def _counts(tally: Tally, activity: Activity) -> dict[str, float]:
         "parts_ready": activity.parts_ready,
         "parts_in_engines": activity.parts_in_engines,
     }
-    both = asdict(activity) | asdict(tally)
-    return own | {name: both[name] for name in names}
+    return own | {
+        name: getattr(tally if hasattr(tally, name) else activity, name) for name in names
+    }
 
 
 class RunCoordinator:
     """The actor. A part that was started and never ended was in an actor that died."""
 
-    def __init__(self) -> None:
+    def __init__(self, _: None = None) -> None:
         self._tally = Tally()
         self._begun: collections.Counter[PartKey] = collections.Counter()
         self._stopping = False
@@ -215,7 +225,34 @@ def start_coordinator() -> Any:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RunCoordinator)
-    return coordinator.options(scheduling_strategy=here).remote()
+    # Ray warns of the first actor in a process that may be restarted and is given an object by
+    # reference, as Ray Data's workers are: were the object lost, a restart would fail. These live
+    # as long as the driver. This actor is the first one, and what Ray says of it is left out.
+    # https://github.com/ray-project/ray/issues/53727; may go once Ray Data's workers are exempt.
+    with _stderr_without(_RESTART_WARNING):
+        return coordinator.options(scheduling_strategy=here).remote(ray.put(None))
+
+
+_RESTART_WARNING = b"the actor restart will fail"
+
+
+@contextlib.contextmanager
+def _stderr_without(words: bytes) -> Iterator[None]:
+    """Hold back what is written to stderr meanwhile, native code's too; drop lines with `words`."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if words not in line:
+                    os.write(2, line)
 
 
 class Reporter(threading.Thread):
@@ -228,9 +265,11 @@ class Reporter(threading.Thread):
 
     def run(self) -> None:
         """Report until the process ends."""
+        pause_s = FIRST_REPORT_S
         while True:
-            time.sleep(REPORT_EVERY_S)
+            time.sleep(pause_s)
             self.send()
+            pause_s = min(2 * pause_s, REPORT_EVERY_S)
 
     def send(self) -> None:
         """Report now; nobody waits for it: only a count is late."""

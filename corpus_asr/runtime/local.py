@@ -20,7 +20,7 @@ from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
-from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
+from corpus_asr.stages.extract import REPORTING_EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 
 # A commit is two objects: worth it for one long part or a hundred short recordings ...
@@ -45,7 +45,7 @@ def run_local(
     resources: Resources,
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
-    extractor: str = EXTRACTOR,
+    extractor: str = REPORTING_EXTRACTOR,
     stop_at: float | None = None,
 ) -> None:
     """Transcribe `packs` in this process and commit all results."""

@@ -1,4 +1,4 @@
-"""Whether a job can be done, tried in a minute: a line per thing that went well.
+"""Whether a job can be done, and how fast, tried in a minute: a line per thing that went well.
 
 Works in this process: of a cluster it sees the machines and their GPUs, not whether each of them
 has the model's memory.
@@ -13,51 +13,124 @@ from contextlib import closing
 import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import ConfigError, DecodeError
+from corpus_asr.errors import ConfigError, DecodeError, EngineError
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.transcribe import EngineSpec, load_engine
+from corpus_asr.stages.parts import FAILED, cut_part
+from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.units import MEBIBYTE
+from corpus_asr.units import MEBIBYTE, counted
 
 # Any archive has a broken file; three that all fail are a wrong source or a missing codec.
 RECORDINGS_TRIED = 3
+# So much of a recording is transcribed alone, then so many pieces of it at once, as many slots as a
+# CPU has, or fewer where they might take longer than this: a large model on a small machine.
+PIECE_S = 30.0
+PIECES_AT_ONCE = 8
+MEASURED_S = 20.0
 _GIBIBYTE = 1024 * MEBIBYTE
 
 
-def check_ready(config: RunConfig, store: OutputStore, plan: Plan) -> Iterator[str]:
-    """Try what the job needs, and yield a line on each."""
-    yield f"output     written and read in {redact_uri(store.uri)}"
-    if plan.num_remaining:
-        yield f"recording  {_decoded(config, store, plan)}"
-    resources = _resources(config, plan)
-    yield f"machines   {resources.describe().splitlines()[1]}"
-    yield f"model      {_loaded(config, resources)}"
-    yield f"memory     {_memory(config, resources)}"
+class ReadyCheck:
+    """Tries what a job needs, and how fast this machine is with it."""
+
+    def __init__(self, config: RunConfig, store: OutputStore, plan: Plan) -> None:
+        self._config, self._store, self._plan = config, store, plan
+        self._part: pa.Table | None = None
+        self.rtfx: float | None = None
+        """Of this machine alone, with its slots filled; None where nothing was transcribed."""
+
+    def lines(self) -> Iterator[str]:
+        """Try one thing after another, and yield a line on each.
+
+        Raises:
+            CorpusAsrError: the first thing that does not work.
+        """
+        config = self._config
+        yield f"output     written and read in {redact_uri(self._store.uri)}"
+        if self._plan.num_remaining:
+            yield f"recording  {self._decoded()}"
+        resources = _resources(config, self._plan)
+        yield f"machines   {resources.describe().splitlines()[1]}"
+        with closing(self._load(resources)) as stage:
+            yield f"model      {self._loaded(stage)}"
+            yield f"memory     {_memory(config, resources)}"
+            if self._part is not None:
+                yield f"speed      {self._measured(stage, self._part)}"
+
+    def _decoded(self) -> str:
+        """Decode the beginning of a recording; one of the first few, since some may be broken."""
+        stage = ExtractStage(self._config)
+        failures: list[str] = []
+        try:
+            for pack in _single(self._store, self._plan):
+                # Whatever follows the first part is given up with the stage.
+                first = next(stage(pack)).slice(0, 1)
+                part = first.drop_columns(["features", "language_features"]).to_pylist()[0]
+                if part["error_kind"] is None:
+                    self._part = first
+                    length = f"{part['part_end_s'] - part['part_start_s']:.1f} s of audio decoded"
+                    before = f" (before it failed: {failures[0]})" if failures else ""
+                    return f"{redact_uri(part['uri'])}: {length}{before}"
+                failures.append(part["error_message"])
+        finally:
+            stage.close()
+        raise DecodeError(
+            f"trying the first {len(failures)} of {self._plan.num_remaining} recordings: all "
+            f"failed, expected one to be readable; the first: {failures[0]}"
+        )
+
+    def _load(self, resources: Resources) -> TranscribeStage:
+        remote = self._config.cluster.address != "local"
+        return TranscribeStage(
+            EngineSpec(
+                config=self._config,
+                # The GPUs of a cluster are not those of the machine that drives it.
+                device="auto" if remote else resources.device,
+                dtype="auto" if remote else None,
+                num_threads=resources.transcribe_threads,
+            )
+        )
+
+    def _loaded(self, stage: TranscribeStage) -> str:
+        began_s = time.monotonic()
+        stage.wait_until_loaded()
+        checkpoint = redact_uri(self._config.model.checkpoint)
+        spent_s = time.monotonic() - began_s
+        return f"{checkpoint} loaded in {spent_s:.1f} s on {stage.device_name}"
+
+    def _measured(self, stage: TranscribeStage, part: pa.Table) -> str:
+        """Transcribe pieces of a part: the first alone, then as many at once as time allows."""
+        pieces = cut_part(part, PIECE_S)
+        if not pieces:
+            return "not measured: nothing is said in what was decoded"
+        first_s = _timed(stage, pieces[:1])  # with all that is done but once
+        count = max(1, min(PIECES_AT_ONCE, int(MEASURED_S / first_s)))
+        tried = [pieces[at % len(pieces)] for at in range(count)]
+        audio_s = sum(_seconds(piece) for piece in tried)
+        spent_s = first_s if count == 1 else _timed(stage, tried)
+        self.rtfx = audio_s / spent_s
+        return (
+            f"RTFx {self.rtfx:,.1f} here: {audio_s:.0f} s of audio in {spent_s:.1f} s, "
+            f"{counted(count, 'piece')} at once"
+        )
 
 
-def _decoded(config: RunConfig, store: OutputStore, plan: Plan) -> str:
-    """Decode the beginning of a recording; one of the first few, since some may be broken."""
-    stage = ExtractStage(config)
-    failures: list[str] = []
-    try:
-        for pack in _single(store, plan):
-            # Whatever follows the first part is given up with the stage.
-            part = next(stage(pack)).slice(0, 1).to_pylist()[0]
-            if part["error_kind"] is None:
-                length = f"{part['part_end_s'] - part['part_start_s']:.1f} s of audio decoded"
-                before = f" (before it failed: {failures[0]})" if failures else ""
-                return f"{redact_uri(part['uri'])}: {length}{before}"
-            failures.append(part["error_message"])
-    finally:
-        stage.close()
-    raise DecodeError(
-        f"trying the first {len(failures)} of {plan.num_remaining} recordings: all failed, "
-        f"expected one to be readable; the first: {failures[0]}"
-    )
+def _timed(stage: TranscribeStage, pieces: list[pa.Table]) -> float:
+    began_s = time.monotonic()
+    results = stage(pa.concat_tables(pieces))
+    if FAILED in results["status"].to_pylist():
+        raise EngineError(
+            f"transcribing a piece of a recording: {results['error_message'].drop_null()[0]}"
+        )
+    return time.monotonic() - began_s
+
+
+def _seconds(piece: pa.Table) -> float:
+    return float(piece["part_end_s"][0].as_py() - piece["part_start_s"][0].as_py())
 
 
 def _single(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
@@ -83,22 +156,6 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
         return resolve_resources(
             config, cluster.nodes, num_packs=num_packs, store_bytes=cluster.store_bytes
         )
-
-
-def _loaded(config: RunConfig, resources: Resources) -> str:
-    began_s = time.monotonic()
-    remote = config.cluster.address != "local"
-    spec = EngineSpec(
-        config=config,
-        # The GPUs of a cluster are not those of the machine that drives it.
-        device="auto" if remote else resources.device,
-        dtype="auto" if remote else None,
-        num_threads=resources.transcribe_threads,
-    )
-    with closing(load_engine(spec)) as engine:
-        spent_s = time.monotonic() - began_s
-        checkpoint = redact_uri(config.model.checkpoint)
-        return f"{checkpoint} loaded in {spent_s:.1f} s on {engine.device_name}"
 
 
 def _memory(config: RunConfig, resources: Resources) -> str:

@@ -6,18 +6,23 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from typing import Protocol, Self, TextIO, cast
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, Estimate, FileSums, Strata, rtfx
 from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
+from corpus_asr.runtime.estimate import Mark, RunEstimator, estimate_audio
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import (
@@ -27,9 +32,11 @@ from corpus_asr.storage.run_state.run_files import (
     TRANSCRIBED,
     Moment,
     Snapshot,
+    Standing,
     write_snapshot,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.units import counted
 
 
 class Stream(Protocol):
@@ -84,26 +91,41 @@ def _repeated(action: Callable[[], None], *, every_s: float, name: str) -> Itera
 
 
 class Progress:
-    """How far a run is, and a line that says so."""
+    """How far a run is, and lines that say so.
+
+    Args:
+        total_files: recordings to do.
+        planned: the same, by type and size.
+        workers: engines there are to be.
+        stream: where the lines go; None for nowhere.
+        started_s: when the run began, by `clock`; now, where it is not given.
+    """
 
     def __init__(
         self,
         *,
         total_files: int,
-        total_bytes: int,
+        planned: Strata | None = None,
+        workers: int = 1,
         stream: Stream | None,
+        started_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total_files, self._total_bytes = total_files, total_bytes
+        self._total_files, self._planned, self._workers = total_files, planned or {}, workers
         self._stream = stream
         self._clock = clock
-        self._started_s = clock()
+        self._started_s = clock() if started_s is None else started_s
+        self._lock = threading.Lock()
+        self._estimator = RunEstimator()
+        self._stages = StageWatch()
         self.tally = Tally()
         """What was committed so far; one thread writes it."""
         self.committed_at: datetime.datetime | None = None
         """When results were committed last."""
         self.read_activity: Callable[[], Activity] = Activity
         """Returns what the workers did so far, quickly and in any thread."""
+        self.sampled: Strata = {}
+        """Seconds of recordings that were drawn by lot, once their headers are read."""
 
     @property
     def files_left(self) -> int:
@@ -118,37 +140,68 @@ class Progress:
 
     @property
     def elapsed_s(self) -> float:
-        """Time since the work began."""
+        """Wall time since the run began."""
         return self._clock() - self._started_s
 
-    def eta_s(self) -> float | None:
-        """Estimate from the sizes of what is done; None while nothing is."""
-        tally = self.tally
-        # Bytes say more than counts where clips and hours lie together; a listing without sizes
-        # has only counts.
-        if self._total_bytes:
-            share = tally.size_bytes / self._total_bytes
-        else:
-            share = tally.files / max(1, self._total_files)
-        return self.elapsed_s * max(0.0, 1.0 - share) / share if share > 0 else None
+    def standing(self) -> Standing:
+        """Return how far the run is now; from any thread."""
+        with self._lock:
+            return self._standing(self.tally, self.read_activity(), self.elapsed_s)
 
-    def line(self) -> str:
-        """Return the line as it is now."""
-        tally, elapsed_s, eta_s = self.tally, self.elapsed_s, self.eta_s()
-        rtfx = tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0
-        return (
-            f"{tally.files}/{self._total_files} files, {tally.failed} failed, "
-            f"{self.files_left} remaining; "
-            f"{tally.audio_s / 3600:.2f} h of audio, RTFx {rtfx:.1f}; "
-            f"elapsed {_clock_time(elapsed_s)}, "
-            f"ETA {'unknown' if eta_s is None else _clock_time(eta_s)}"
+    def _standing(self, tally: Tally, activity: Activity, elapsed_s: float) -> Standing:
+        # Parts whose worker died are decoded and transcribed twice.
+        done_s = max(tally.audio_s, min(activity.decoded_s, activity.transcribed_s))
+        audio = estimate_audio(self._planned, activity.durations, self.sampled)
+        if not self.files_left:
+            audio = Estimate(done_s, done_s, done_s)
+        elif audio is not None:
+            audio = Estimate(*(max(done_s, each) for each in (audio.value, audio.low, audio.high)))
+        now = Mark(
+            working_s=activity.transcribe_alive_s / self._workers,
+            audio_s=done_s,
+            files=tally.files - tally.failed,
+        )
+        self._estimator.note(now)
+        known = sum(activity.durations.values(), FileSums())
+        rest = self._rest(audio, now, known, activity)
+        all_open = known.files >= self._total_files
+        extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
+        return Standing(
+            elapsed_s=elapsed_s,
+            planned=self._total_files,
+            files=tally.files,
+            failed=tally.failed,
+            audio_s=tally.audio_s,
+            rtfx=rtfx(tally.audio_s, elapsed_s),
+            audio_done_s=done_s,
+            audio_expected_s=None if audio is None else audio.value,
+            audio_expected_range_s=None if audio is None else (audio.low, audio.high),
+            eta_s=None if rest is None else rest.value,
+            eta_range_s=None if rest is None else (rest.low, rest.high),
+            extract=extract,
+            transcribe=transcribe,
+        )
+
+    def _rest(
+        self, audio: Estimate | None, now: Mark, known: FileSums, activity: Activity
+    ) -> Estimate | None:
+        if not self.files_left:
+            return Estimate(0.0, 0.0, 0.0)
+        # Failed recordings take no time: as many of the others are expected as of those known.
+        share = 1 - known.empty / known.files if known.files else 1.0
+        files = min(self.files_left, max(0.0, share * self._total_files - now.files))
+        return self._estimator.rest_s(
+            audio,
+            now,
+            files=files,
+            slots=activity.slots * self._workers,
+            slots_in_use=activity.slots_in_use * self._workers,
+            longest_left_s=activity.longest_left_s,
         )
 
     @contextmanager
     def shown(self) -> Iterator[Self]:
-        """Keep the line up to date, from now on, while the context is open."""
-        # Listing and starting Ray took their time; neither counts for the speed.
-        self._started_s = self._clock()
+        """Keep the lines up to date while the context is open."""
         stream = self._stream
         if stream is None:
             yield self
@@ -164,9 +217,9 @@ class Progress:
 
             def show() -> None:
                 if live is not None:
-                    live.update(Text(self.line()), refresh=True)
+                    live.update(_panel(self.standing()), refresh=True)
                 else:
-                    stream.write(self.line() + "\n")
+                    stream.write(line_of(self.standing()) + "\n")
                     stream.flush()
 
             stack.callback(show)  # the last line is that of the end, however it ended
@@ -174,10 +227,65 @@ class Progress:
             yield self
 
 
-def _clock_time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+def line_of(standing: Standing) -> str:
+    """Return one line for a log."""
+    return "; ".join(standing.words().values())
+
+
+def _panel(standing: Standing) -> Group:
+    """Return what is shown on a terminal: a bar, and lines of it by their importance."""
+    words = standing.words()
+    done = standing.share_done
+    return Group(
+        # Padded by nothing: that ends its line, which a bar by itself does not.
+        Padding(ProgressBar(total=1.0, completed=done or 0.0, width=_BAR_WIDTH), 0),
+        Text(f"{words['audio']}, {words['speed']}; {words['time']}"),
+        Text(words["files"], style="red" if standing.failed else ""),
+        Text(words["stages"], style="dim"),
+    )
+
+
+_BAR_WIDTH = 40
+# Over so long a stage is watched: a part's time, so that it is not idle between two of them.
+_WATCHED_S = 20.0
+# A stage that works for this share of its time is busy.
+_BUSY = 0.5
+
+
+class StageWatch:
+    """What each stage did in the last seconds, in plain words."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, Activity]] = deque()
+
+    def words(self, now: Activity, at_s: float, *, all_open: bool) -> tuple[str, str]:
+        """Return what extraction and what the engines are doing; moments come in order."""
+        while len(self._seen) > 1 and at_s - self._seen[1][0] >= _WATCHED_S:
+            self._seen.popleft()
+        before = self._seen[0][1] if self._seen else Activity()
+        if not self._seen or at_s - self._seen[-1][0] >= 1.0:
+            self._seen.append((at_s, now))
+        return _extract_words(before, now, all_open=all_open), _transcribe_words(before, now)
+
+
+def _extract_words(before: Activity, now: Activity, *, all_open: bool) -> str:
+    alive_s = now.extract_alive_s - before.extract_alive_s
+    if alive_s <= 0:
+        return "starting"
+    working = (now.extract_s - before.extract_s) / alive_s
+    blocked = (now.backpressure_s - before.backpressure_s) / alive_s
+    if max(working, blocked) < 1 - working - blocked:
+        return "done" if all_open else "idle"
+    return "busy" if working >= blocked else "blocked, as the engines are behind"
+
+
+def _transcribe_words(before: Activity, now: Activity) -> str:
+    if now.transcribe_alive_s <= 0:
+        return "loading the model"
+    alive_s = now.transcribe_alive_s - before.transcribe_alive_s
+    if alive_s > 0 and (now.engine_s - before.engine_s) / alive_s >= _BUSY:
+        return f"busy, {counted(now.parts_ready, 'part')} ready" if now.parts_ready else "busy"
+    return "waiting for extraction" if not now.parts_ready else "starting"
 
 
 class History:
@@ -225,33 +333,27 @@ class ProgressWriter:
     def snapshot(self, state: str) -> Snapshot:
         """Return what is to be written now."""
         progress, plan = self._progress, self._plan
-        tally, elapsed_s, committed_at = progress.tally, progress.elapsed_s, progress.committed_at
-        activity = progress.read_activity()
+        activity, standing = progress.read_activity(), progress.standing()
+        tally, committed_at = progress.tally, progress.committed_at
         return Snapshot(
+            **{each.name: getattr(standing, each.name) for each in fields(Standing)},
             run_id=self._run_id,
             state=state,
             started_at=self._started_at,
             written_at=_iso(datetime.datetime.now(datetime.UTC)),
-            elapsed_s=elapsed_s,
             host=socket.gethostname(),
             pid=os.getpid(),
             listed=plan.num_files,
             done_before=plan.num_done,
-            planned=plan.num_remaining,
             planned_bytes=plan.num_remaining_bytes,
-            files=tally.files,
-            failed=tally.failed,
             parts=tally.parts,
             parts_retried=tally.retried,
-            audio_s=tally.audio_s,
-            rtfx=tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0,
-            eta_s=progress.eta_s(),
             last_commit_at=None if committed_at is None else _iso(committed_at),
             extract_workers=self._resources.extract_workers,
             transcribe_workers=self._resources.transcribe_workers,
             failures=tally.failures,
             activity=activity,
-            history=self._history.with_now(_moment(elapsed_s, tally, activity)),
+            history=self._history.with_now(_moment(standing, activity)),
         )
 
     @contextmanager
@@ -270,7 +372,9 @@ class ProgressWriter:
         event(
             _LOG, logging.INFO, "progress", run_id=seen.run_id, state=state, planned=seen.planned,
             files=seen.files, failed=seen.failed, remaining=seen.remaining,
-            audio_s=round(seen.audio_s, 1), rtfx=round(seen.rtfx, 2), eta_s=seen.eta_s,
+            audio_s=round(seen.audio_s, 1), rtfx=round(seen.rtfx, 2),
+            audio_done_s=round(seen.audio_done_s, 1), audio_expected_s=seen.audio_expected_s,
+            eta_s=seen.eta_s, eta_range_s=seen.eta_range_s,
         )  # fmt: skip
         try:
             write_snapshot(self._store, seen)
@@ -279,12 +383,12 @@ class ProgressWriter:
             event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))
 
 
-def _moment(elapsed_s: float, tally: Tally, activity: Activity) -> Moment:
+def _moment(standing: Standing, activity: Activity) -> Moment:
     return Moment(
-        elapsed_s=round(elapsed_s, 2),
-        audio_s=round(tally.audio_s, 2),
-        files=tally.files,
-        failed=tally.failed,
+        elapsed_s=round(standing.elapsed_s, 2),
+        audio_s=round(standing.audio_s, 2),
+        files=standing.files,
+        failed=standing.failed,
         extract_s=round(activity.extract_s, 2),
         extract_alive_s=round(activity.extract_alive_s, 2),
         engine_s=round(activity.engine_s, 2),

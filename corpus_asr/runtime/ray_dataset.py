@@ -35,7 +35,7 @@ from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.schemas import RESULTS
-from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
+from corpus_asr.stages.extract import REPORTING_EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
 from corpus_asr.storage.stores.uri import without_secrets
@@ -131,7 +131,7 @@ def run_on_ray(
     resources: Resources,
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
-    extractor: str = EXTRACTOR,
+    extractor: str = REPORTING_EXTRACTOR,
     stop_at: float | None = None,
 ) -> None:
     """Transcribe what a plan names on the connected Ray and commit all of it."""
@@ -225,7 +225,10 @@ def build(
             "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
             "spec": EngineSpec(
-                config=config, device=resources.device, num_threads=resources.transcribe_threads
+                config=config,
+                device=resources.device,
+                num_threads=resources.transcribe_threads,
+                gpu_fraction=resources.transcribe_gpus or 1.0,
             ),
             "engine_factory": engine,
         },

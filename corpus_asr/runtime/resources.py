@@ -9,7 +9,8 @@ from typing import Literal
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ
+from corpus_asr.threads import group_folders, read_limit, usable_cpus, usable_threads
+from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ, counted
 
 # Slots assumed for bookkeeping where the engine chooses them itself.
 ASSUMED_SLOTS_GPU = 64
@@ -61,6 +62,7 @@ class NodeShape:
     cpus: float
     """CPUs to reserve; may be more than there are."""
     cores: int
+    """Those that threads of models run on, and processes beside them: at most OMP_NUM_THREADS."""
     gpus: float
     memory_bytes: int
 
@@ -76,7 +78,7 @@ class Resources:
     transcribe_cpus: float
     transcribe_gpus: float
     device: str
-    """`auto` only where a worker has a GPU of its own."""
+    """Never `auto`: a worker that has a GPU must use it, or say that it cannot."""
     transcribe_threads: int | None
     """Threads of the model; None where a GPU does the work."""
     rows_per_call: int
@@ -94,18 +96,20 @@ class Resources:
 
     def describe(self) -> str:
         """Return the resources as one line per stage."""
-        threads = "" if self.transcribe_threads is None else f", {self.transcribe_threads} threads"
+        threads = self.transcribe_threads
+        model = "" if threads is None else f", {counted(threads, 'thread')}"
         memory = (
             ""
             if self.extract_memory_bytes is None
             else f", {self.extract_memory_bytes / MEBIBYTE:.0f} MiB"
         )
         return (
-            f"extract: up to {self.extract_workers} workers of {self.extract_cpus:g} CPU{memory}; "
+            f"extract: up to {counted(self.extract_workers, 'worker')} of {self.extract_cpus:g} "
+            f"CPU{memory}; "
             f"{self.ahead_bytes / MEBIBYTE:.0f} MiB of buffered features at most\n"
-            f"transcribe: {self.transcribe_workers} workers of {self.transcribe_gpus:g} GPU, "
-            f"{self.transcribe_cpus:g} CPU{threads}; {self.parts_in_flight} parts in flight each "
-            f"({self.calls_in_flight} calls of {self.rows_per_call})\n"
+            f"transcribe: {counted(self.transcribe_workers, 'worker')} of {self.transcribe_gpus:g} "
+            f"GPU, {self.transcribe_cpus:g} CPU{model}; {counted(self.parts_in_flight, 'part')} "
+            f"in flight each ({counted(self.calls_in_flight, 'call')} of {self.rows_per_call})\n"
             f"limit: the run aborts after {self.no_progress_timeout_s / 60:.0f} min without "
             "any progress"
         )
@@ -113,12 +117,12 @@ class Resources:
 
 def this_machine() -> NodeShape:
     """Return the shape of this machine: what this process may use of it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    cores = cores or os.cpu_count() or 1
-    cores = min(cores, cpu_limit() or cores)
+    cpus = usable_cpus()
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory_bytes = min(memory_bytes, memory_limit_bytes() or memory_bytes)
-    return NodeShape(cpus=cores, cores=cores, gpus=_visible_gpus(), memory_bytes=memory_bytes)
+    return NodeShape(
+        cpus=cpus, cores=usable_threads(), gpus=_visible_gpus(), memory_bytes=memory_bytes
+    )
 
 
 def _visible_gpus() -> int:
@@ -138,17 +142,21 @@ def resolve_resources(
     num_packs: int,
     store_bytes: int | None = None,
     fixed: bool = False,
+    in_process: bool = False,
 ) -> Resources:
     """Resolve every `auto` for these machines; explicit numbers are taken as they are.
 
     More extract workers than `num_packs` would idle. Without `store_bytes` the memory for tables
-    between the stages is sized to what is in flight. `fixed`: no other machines will come.
+    between the stages is sized to what is in flight. `fixed`: no other machines will come;
+    `in_process`: one engine in this process, which sees all GPUs, in place of Ray's workers.
 
     Raises:
         ConfigError: GPUs are asked for without a number of workers, and there are none; or with
             `fixed`, what is asked for can never be placed.
     """
     gpus_each = _gpus_per_worker(config, nodes)
+    if not in_process:
+        _check_device(config)
     workers = _transcribe_workers(config, nodes, gpus_each=gpus_each)
     workers_per_node = math.ceil(workers / max(1, len(nodes)))
     largest = max(nodes, key=lambda node: node.cpus)
@@ -169,7 +177,7 @@ def resolve_resources(
         transcribe_workers=workers,
         transcribe_cpus=cpus_each,
         transcribe_gpus=gpus_each,
-        device="cpu" if config.model.device == "auto" and gpus_each == 0 else config.model.device,
+        device=_device(config, gpus_each),
         transcribe_threads=_threads(config, largest, gpus_each, workers_per_node=workers_per_node),
         rows_per_call=rows,
         calls_in_flight=calls,
@@ -222,11 +230,6 @@ def _room_on_gpus(nodes: tuple[NodeShape, ...], gpus_each: float) -> int:
 def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
     gpus = config.transcribe.gpus_per_worker
     if gpus != "auto":
-        if gpus > 1 and gpus != int(gpus):
-            raise ConfigError(
-                f"planning workers: transcribe.gpus_per_worker is {gpus:g}, expected a whole "
-                "number or a fraction of one GPU; round it"
-            )
         return gpus
     if config.model.device == "cpu":
         return 0.0
@@ -240,6 +243,22 @@ def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
         "driver (nvidia-smi), in a container start it with --gpus all, or set "
         "transcribe.gpus_per_worker and transcribe.workers if the cluster scales up on demand"
     )
+
+
+def _check_device(config: RunConfig) -> None:
+    number = config.model.device.partition(":")[2]
+    if number.isdecimal() and int(number) > 0:
+        raise ConfigError(
+            f"planning workers: model.device is {config.model.device}, but each of Ray's workers "
+            "sees its own GPU alone, as cuda:0; set it to cuda, and choose GPUs by "
+            "CUDA_VISIBLE_DEVICES or run with --local"
+        )
+
+
+def _device(config: RunConfig, gpus_each: float) -> str:
+    if config.model.device != "auto":
+        return config.model.device
+    return "cuda" if gpus_each > 0 else "cpu"
 
 
 def _transcribe_workers(
@@ -349,49 +368,12 @@ def _extract_bytes(config: RunConfig) -> int:
     return EXTRACT_BASE_BYTES + int(EXTRACT_COPIES_OF_PART * samples)
 
 
-_GROUPS = Path("/proc/self/cgroup")
-_ROOT = Path("/sys/fs/cgroup")
-
-
 def memory_limit_bytes() -> int | None:
     """Return the smallest memory limit of this process's groups."""
     limits = [
         int(text)
-        for folder in (*_folders(""), *_folders("memory"))
+        for folder in (*group_folders(""), *group_folders("memory"))
         for name in ("memory.max", "memory.limit_in_bytes")
-        if (text := _read(folder / name)).isdecimal()
+        if (text := read_limit(folder / name)).isdecimal()
     ]
     return min(limits, default=None)
-
-
-def cpu_limit() -> int | None:
-    """Return the smallest quota of CPUs of this process's groups, rounded up."""
-    quotas = [
-        math.ceil(int(quota) / int(period))
-        for folder in (*_folders(""), *_folders("cpu"))
-        for quota, period in (
-            (_read(folder / "cpu.max").split() or ["", ""])[:2],
-            (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")),
-        )
-        if quota.isdecimal() and period.isdecimal()
-    ]
-    return min(quotas, default=None)
-
-
-def _folders(controller: str) -> list[Path]:
-    """Return the folders of this process's group and of those above it; "" is version 2."""
-    for line in _read(_GROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            base = _ROOT / controller
-            group = base / path.lstrip("/")
-            # Within a container only the top is there, whatever the path says.
-            return [base, group, *(each for each in group.parents if base in each.parents)]
-    return []
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

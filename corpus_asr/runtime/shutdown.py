@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from corpus_asr.units import counted
+
 # A scheduler that sends SIGTERM usually kills after 30 s (Slurm, Kubernetes), so that what is
 # finished has to be committed before.
 GRACE_S = 20.0
@@ -76,8 +78,8 @@ class Stop:
         """Return what tells that `left` recordings were not done."""
         number = self.signal_number or signal.SIGINT
         return RunStoppedError(
-            f"stopped by {signal.Signals(number).name}: {left:,} recordings remain; what was "
-            "committed is kept: run the same command again to continue",
+            f"stopped by {signal.Signals(number).name}: {counted(left, 'recording')} remaining; "
+            "what was committed is kept: run the same command again to continue",
             signal_number=number,
         )
 

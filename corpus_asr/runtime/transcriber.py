@@ -1,54 +1,99 @@
-"""Transcription for scripts and notebooks: files in, transcripts out, without Ray and tables."""
+"""Transcription for scripts and notebooks: audio in, transcripts out, without Ray and tables."""
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Literal, Self, Unpack
 
+from corpus_asr.audio.inputs import AudioInput, given_audio
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
-from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
-from corpus_asr.config.load import decoding_from
-from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.options import (
+    OPTION_NAMES,
+    CallSettings,
+    TranscriptionOptions,
+    options_from,
+)
+from corpus_asr.config.run import ComputeType, ExtractSettings
 from corpus_asr.errors import ConfigError, ItemError
+from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
-from corpus_asr.segments import Segment, SpeechSpan, Transcript
+from corpus_asr.runtime.in_flight import (
+    NO_LIMITS,
+    CallInFlight,
+    PartInFlight,
+    RecordingInFlight,
+)
+from corpus_asr.segments import Segment
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import read_calibration
-from corpus_asr.transcription.engine import Engine, PartTranscript
+from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
-from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.units import SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
-# Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
-_PARTS_PER_SLOT = 2
-_NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
+ITEM_TIMEOUT_S: float = ExtractSettings.model_fields["item_timeout_s"].default
 
 
-@dataclass(slots=True)
-class _Recording:
-    """A file on its way."""
+class TranscriberOptions(TranscriptionOptions, total=False):
+    """Keywords of `Transcriber.from_pretrained`, those of the class."""
+
+    revision: str | None
+    """Hub branch, tag or commit."""
+    device: str
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    compute_type: ComputeType
+    """Data type of weights and computation; `auto` is the best that the device computes in."""
+    slots: int | Literal["auto"]
+    """Windows decoded side by side."""
+    num_threads: int | None
+    """CPU threads for the model; None leaves torch's own choice."""
+    by_language: Mapping[str, str] | None
+    """Checkpoints for recordings in some languages, by code; `checkpoint` detects the language and
+    transcribes all others."""
+    calibration: str | None
+    """Output folder or .json file of `corpus-asr evaluate --calibrate`, which gives `confidence`;
+    None means the default."""
+    item_timeout_s: float
+    """Seconds without a new part after which a recording fails."""
+
+
+# What no call can change.
+_FIXED = ("checkpoint", *(TranscriberOptions.__annotations__.keys() - {*OPTION_NAMES}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscriptionProgress:
+    """How far one recording is."""
 
     uri: str
-    parts: list["Future[PartTranscript] | None"] = field(default_factory=list)
-    duration_s: float = 0.0
-    speech_s: float | None = 0.0
-    extracted: bool = False
+    """What its transcript is called."""
+    decoded_s: float
+    """Seconds of audio decoded and searched for speech."""
+    transcribed_s: float
+    """Of them transcribed; grows window by window."""
+    duration_s: float | None
+    """Seconds of audio in all, of the file's header until all is decoded; None: it says nothing."""
 
-    @property
-    def done(self) -> bool:
-        return self.extracted and all(part is None or part.done() for part in self.parts)
+
+OnProgress = Callable[[TranscriptionProgress], None]
+OnError = Callable[[str, ItemError], None]
+OnSegment = Callable[[str, Segment], None]
 
 
 class Transcriber:
-    """A loaded model that transcribes files. Use as a context manager, or call `close`.
+    """A loaded model that transcribes audio. Use as a context manager, or call `close`.
+
+    Examples:
+        >>> from corpus_asr import Transcriber
+        >>> with Transcriber("whisper-tiny.en", temperature=0) as transcriber:
+        ...     transcript = transcriber.transcribe("talk.wav")
+        >>> transcript.text
+        'Today, only platforms 1 and 3 are used.'
 
     Args:
         checkpoint: a folder, an fsspec address, a hub name, or a short name such as `small`,
@@ -56,15 +101,15 @@ class Transcriber:
             package, and logs so.
         revision: hub branch, tag or commit.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
+        compute_type: `auto`, the best that the device computes in, or a data type.
         slots: windows decoded side by side.
         num_threads: CPU threads for the model; None leaves torch's own choice.
-        extract: how audio is cut; None means the defaults.
-        by_language: checkpoints for files in some languages, by code; `checkpoint` detects the
+        by_language: checkpoints for recordings in some languages, by code; `checkpoint` detects the
             language and transcribes all others.
         calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which gives
             `confidence`; None means the default.
-        **decoding: any key of the `decoding` settings, as the default of every call.
+        item_timeout_s: seconds without a new part after which a recording fails.
+        **options: defaults of every call; see `TranscriptionOptions`.
 
     Raises:
         CheckpointError: the checkpoint cannot be had or loaded.
@@ -72,6 +117,7 @@ class Transcriber:
     """
 
     _calibration: ConfidenceModel = DEFAULT_MODEL
+    _model: str
     # Languages with checkpoints of their own, which the calibration was not fitted for.
     _own_models: frozenset[str] = frozenset()
 
@@ -81,45 +127,41 @@ class Transcriber:
         *,
         revision: str | None = None,
         device: str = "auto",
-        dtype: str = "auto",
+        compute_type: ComputeType = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
-        extract: ExtractSettings | None = None,
         by_language: Mapping[str, str] | None = None,
         calibration: str | None = None,
-        **decoding: Any,
+        item_timeout_s: float = ITEM_TIMEOUT_S,
+        **options: Unpack[TranscriptionOptions],
     ) -> None:
-        extract = extract or ExtractSettings()
-        if extract.channels == "each":
-            raise ConfigError(
-                "transcribing each channel separately: found extract.channels: each, but a "
-                "Transcriber gives one transcript per file; set the number of one channel, or use "
-                "`corpus-asr run`"
-            )
+        settings = options_from(options, fixed=_FIXED)
         if checkpoint is None:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
-        settings = decoding_from(decoding)
         fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
         main = Checkpoint.fetch(checkpoint, revision=revision)
-        check_transcribes(main, settings)
+        check_transcribes(main, settings.decoding)
         others = fetch_others(main, by_language or {}, weights=True)
         folder = main.with_weights().folder
         folders = {code: other.folder for code, other in others.items()}
         load = partial(RoutedEngine.from_folders, folder, folders)
         engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(
-            decoding=settings,
+            decoding=settings.decoding,
             device=device,
-            dtype=dtype,
+            dtype=compute_type,
             slots=slots,
             num_threads=num_threads,
         )
-        self._set_up(engine, str(folder), decoding=decoding, extract=extract)
+        self._set_up(engine, str(folder), options=options, item_timeout_s=item_timeout_s)
+        self._model = full_name(checkpoint)
         self._calibration = fitted
         self._own_models = frozenset(others)
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str, **options: Any) -> Self:
+    def from_pretrained(
+        cls, checkpoint: str | None = None, **options: Unpack[TranscriberOptions]
+    ) -> Self:
         """Load a checkpoint, as the class itself does, whose arguments `options` are."""
         return cls(checkpoint, **options)
 
@@ -128,13 +170,12 @@ class Transcriber:
         cls,
         engine: Engine | RoutedEngine,
         folder: str,
-        *,
-        decoding: Mapping[str, Any],
-        extract: ExtractSettings,
+        options: TranscriptionOptions,
     ) -> Self:
         """Transcribe with a loaded engine, closed with this object, and its checkpoint's folder."""
         made = cls.__new__(cls)
-        made._set_up(engine, folder, decoding=decoding, extract=extract)
+        made._set_up(engine, folder, options=options, item_timeout_s=ITEM_TIMEOUT_S)
+        made._model = folder
         return made
 
     def _set_up(
@@ -142,70 +183,140 @@ class Transcriber:
         engine: Engine | RoutedEngine,
         folder: str,
         *,
-        decoding: Mapping[str, Any],
-        extract: ExtractSettings,
+        options: TranscriptionOptions,
+        item_timeout_s: float,
     ) -> None:
         self._engine = engine
-        self._decoding = dict(decoding)
-        self._detects_speech = extract.speech_detection != "none"
+        self._options = options
+        extract = options_from(options).extract
         self._child = IsolatedGenerator(
             EXTRACTOR,
             # The caller chose the files: nothing is too large or too long.
-            init_kwargs={"folder": folder, "settings": extract.model_copy(update=_NO_LIMITS)},
-            timeout_s=extract.item_timeout_s,
+            init_kwargs={"folder": folder, "settings": extract.model_copy(update=NO_LIMITS)},
+            timeout_s=item_timeout_s,
         )
 
-    def transcribe(self, path: str, **decoding: Any) -> Transcript:
-        """Transcribe one file or address; `decoding` are settings for this call alone.
+    def transcribe(
+        self,
+        audio: AudioInput,
+        *,
+        sampling_rate: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[TranscriptionOptions],
+    ) -> Transcript:
+        """Transcribe one recording.
+
+        With `channels="each"`, `Transcript.channels` has one of each channel.
+
+        Examples:
+            >>> import numpy as np
+            >>> silence = np.zeros(16_000, dtype=np.float32)
+            >>> transcript = transcriber.transcribe(silence, sampling_rate=16_000)
+            >>> (transcript.text, transcript.duration_s, transcript.speech_s)
+            ('', 1.0, 0.0)
+            >>> timed = transcriber.transcribe("talk.wav", word_timestamps=True)
+            >>> [word.word for word in timed.segments[0].words][:3]
+            [' Today,', ' only', ' platforms']
+
+        Args:
+            audio: a path, URL or URI; the bytes of a file of any format, or an open binary file; a
+                numpy array or torch tensor, float in -1 to 1 or int16, of shape (sample,) or
+                (channel, sample); a dictionary of Hugging Face datasets, with `array` and
+                `sampling_rate`, with `bytes`, or with `path`.
+            sampling_rate: of an array or tensor, in Hz.
+            on_progress: called in this thread, as decoding and transcription go on.
+            **options: for this call alone.
 
         Raises:
             FetchError: it cannot be read.
             DecodeError: it holds no usable audio.
+            ValueError: it is none of these, or an array of another type, shape or rate.
             ConfigError: a wrong option.
         """
-        return next(self.transcribe_many([path], **decoding))
+        return next(
+            self.transcribe_many(
+                [audio], sampling_rate=sampling_rate, on_progress=on_progress, **options
+            )
+        )
 
     def transcribe_many(
         self,
-        paths: Iterable[str],
+        audios: Iterable[AudioInput],
         *,
-        on_error: Callable[[str, ItemError], None] | None = None,
-        **decoding: Any,
+        sampling_rate: float | None = None,
+        on_error: OnError | None = None,
+        on_progress: OnProgress | None = None,
+        on_segment: OnSegment | None = None,
+        **options: Unpack[TranscriptionOptions],
     ) -> Iterator[Transcript]:
-        """Transcribe files, sharing the model's slots; yields transcripts as they finish.
+        """Transcribe recordings, sharing the model's slots; yields transcripts as they finish.
 
-        `paths` are taken as needed, so they may be endless. `on_error` is given each file that
-        failed, while the others go on. `decoding` are settings for this call alone.
+        Each of `audios` is as `transcribe` takes it. They are taken as needed, so they may be
+        endless. A transcript's `uri` is the address; what has none, is called `input-0` and so on
+        by its place. `on_error` is given each recording that failed, while the others go on.
+        `on_segment` is given the `uri` and each segment as it is final, in order of time of each
+        recording; not where each channel is transcribed.
 
         Raises:
-            ItemError: a file failed and `on_error` is None.
+            ItemError: a recording failed and `on_error` is None.
+            ValueError: an item is no audio; see `transcribe`.
             ConfigError: a wrong option.
         """
-        # Checked before the first file is opened: a wrong option costs no decoding.
-        settings = decoding_from(self._decoding | decoding)
-        self._engine.check(settings)
-        if settings.drop_nonspeech and not self._detects_speech:
+        settings = self._checked(options)
+        if settings.extract.channels == "each":
+            on_segment = None
+        reporter = _Reporter(on_progress)
+        return self._many(audios, settings, sampling_rate, on_error, reporter, on_segment)
+
+    def stream(
+        self,
+        audio: AudioInput,
+        *,
+        sampling_rate: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[TranscriptionOptions],
+    ) -> Iterator[Segment]:
+        """Transcribe one recording and yield its segments, in order of time, as they are final.
+
+        They are those of `transcribe`, window by window of at most 30 s. The first come once the
+        first part of the recording (`part_s`) is decoded and searched for speech. A recording that
+        is damaged raises after the segments before the damage. Closing the iterator, or leaving a
+        loop over it, stops the work.
+
+        Examples:
+            >>> for segment in transcriber.stream("talk.wav"):
+            ...     print(f"{segment.start_s:.1f} s: {segment.text}")
+            0.0 s:  Today, only platforms 1 and 3 are used.
+
+        Raises:
+            ItemError: it cannot be read, or holds no usable audio.
+            ValueError: it is no audio; see `transcribe`.
+            ConfigError: a wrong option.
+        """
+        settings = self._checked(options)
+        if settings.extract.channels == "each":
             raise ConfigError(
-                "decoding.drop_nonspeech: needs detected speech, but extract.speech_detection is "
-                "none; set it to silero, or leave drop_nonspeech out"
+                "streaming segments: found channels: each, expected mix or one channel's number, "
+                "since channels are transcribed one after the other; set one, or use transcribe"
             )
-        flying: list[_Recording] = []
-        for path in paths:
-            recording = _Recording(uri=str(path))
-            flying.append(recording)
-            try:
-                for part in self._child.run(ExtractRequest(uri=recording.uri)):
-                    self._submit(recording, part, settings)
-                    yield from self._landed(
-                        flying, at_most=_PARTS_PER_SLOT * self._engine.slots, on_error=on_error
-                    )
-            except ItemError as error:
-                flying.remove(recording)
-                if on_error is None:
-                    raise
-                on_error(recording.uri, error)
-            recording.extracted = True
-        yield from self._landed(flying, at_most=0, on_error=on_error)
+        given = given_audio(audio, sampling_rate=sampling_rate)
+        reporter = _Reporter(on_progress)
+
+        def segments() -> Iterator[Segment]:
+            with CallInFlight(self._child, self._engine, settings) as call:
+                recording = call.begin(given)
+                while True:
+                    reporter.report([recording])
+                    extracted = recording.extracted  # before the parts are looked at
+                    yield from map(self._calibrated, recording.take_segments())
+                    if extracted and recording.parts_taken == len(recording.parts):
+                        break
+                    call.wait()
+                reporter.report([recording])
+                if recording.error is not None:
+                    raise recording.error
+
+        return segments()
 
     def close(self) -> None:
         """Stop the engine and the decoding process."""
@@ -218,91 +329,139 @@ class Transcriber:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(
-        self, recording: _Recording, part: ExtractedPart, settings: DecodingSettings
-    ) -> None:
-        recording.duration_s += part.num_samples / SAMPLE_RATE_HZ
-        if part.speech is None:
-            recording.speech_s = None  # not detected in a part is not known of the whole
-        elif recording.speech_s is not None:
-            recording.speech_s += sum(end - start for start, end in part.speech)
-        if part.features is None:
-            recording.parts.append(None)  # without speech: nothing to wait for
-            return
-        request = _request(recording.uri, part)
-        recording.parts.append(self._engine.submit(request, decoding=settings))
+    def _checked(self, options: TranscriptionOptions) -> CallSettings:
+        # Before anything is opened: a wrong option costs no decoding.
+        settings = options_from({**self._options, **options}, fixed=_FIXED)
+        self._engine.check(settings.decoding)
+        return settings
 
-    def _landed(
+    def _many(
         self,
-        flying: list[_Recording],
-        *,
-        at_most: int,
-        on_error: Callable[[str, ItemError], None] | None,
+        audios: Iterable[AudioInput],
+        settings: CallSettings,
+        sampling_rate: float | None,
+        on_error: OnError | None,
+        reporter: "_Reporter",
+        on_segment: OnSegment | None,
     ) -> Iterator[Transcript]:
-        """Yield what is finished, and wait until at most so many parts are in flight."""
-        while True:
-            # In the order in which they end: one of hours must not hold back a hundred clips.
-            for recording in [recording for recording in flying if recording.done]:
-                flying.remove(recording)
-                try:
-                    yield _transcript(recording, self._segments(recording))
-                except ItemError as error:
-                    if on_error is None:
-                        raise
-                    on_error(recording.uri, error)
-            running = {
-                part
-                for recording in flying
-                for part in recording.parts
-                if part is not None and not part.done()
-            }
-            if len(running) <= at_most:
-                return
-            wait(running, return_when=FIRST_COMPLETED)
+        numbered = enumerate(audios)
+        flying: list[RecordingInFlight] = []
+        more = True
+        with CallInFlight(self._child, self._engine, settings) as call:
+            while more or flying:
+                while more and call.takes_another:
+                    try:
+                        number, audio = next(numbered)
+                    except StopIteration:
+                        more = False
+                        break
+                    try:
+                        given = given_audio(audio, sampling_rate=sampling_rate, number=number)
+                    except ItemError as error:
+                        _note(error, str(error.uri), on_error)
+                        continue
+                    flying.append(call.begin(given))
+                reporter.report(flying)
+                if on_segment is not None:
+                    self._pass_on(flying, on_segment)
+                # In the order in which they end: one of hours must not hold back a hundred clips.
+                ended = [one for one in flying if one.error is not None or one.done]
+                for recording in ended:
+                    flying.remove(recording)
+                    try:
+                        if recording.error is not None:
+                            raise recording.error
+                        transcript = self._transcript(recording)
+                    except ItemError as error:
+                        _note(error, recording.audio.name, on_error)
+                        continue
+                    reporter.report([recording])
+                    if on_segment is not None:
+                        self._pass_on([recording], on_segment)
+                    yield transcript
+                if flying and not ended:
+                    call.wait()
 
-    def _segments(self, recording: _Recording) -> tuple[Segment, ...]:
-        """Return a recording's segments with the confidences of this object's calibration."""
-        segments: list[Segment] = []
-        for part in (future.result() for future in recording.parts if future is not None):
-            if self._calibration is DEFAULT_MODEL or part.language in self._own_models:
-                segments.extend(part.segments)
-            else:
-                model = self._calibration
-                segments.extend(with_confidence(segment, model) for segment in part.segments)
-        return tuple(segments)
+    def _pass_on(self, recordings: Iterable[RecordingInFlight], on_segment: OnSegment) -> None:
+        for recording in recordings:
+            # A part that failed ends what is passed on, and later the recording.
+            with suppress(ItemError):
+                for segment in recording.take_segments():
+                    on_segment(recording.audio.name, self._calibrated(segment))
+
+    def _calibrated(self, segment: Segment) -> Segment:
+        """Return a segment with the confidence of this object's calibration."""
+        if self._calibration is DEFAULT_MODEL or segment.language in self._own_models:
+            return segment
+        return with_confidence(segment, self._calibration)
+
+    def _transcript(self, recording: RecordingInFlight) -> Transcript:
+        parts = recording.parts
+        numbers = sorted({part.channel for part in parts if part.channel is not None})
+        whole = self._joined(parts, recording.audio.name)
+        if recording.num_rows > 1:
+            channels = tuple(
+                self._joined(
+                    [part for part in parts if part.channel == number], recording.audio.name, number
+                )
+                for number in numbers
+            )
+            by_time = sorted(whole.segments, key=lambda segment: segment.start_s)
+            seconds = recording.decoded_s
+            return replace(whole, segments=tuple(by_time), duration_s=seconds, channels=channels)
+        return replace(whole, channel=numbers[0] if numbers else None)
+
+    def _joined(
+        self, parts: Sequence[PartInFlight], uri: str, channel: int | None = None
+    ) -> Transcript:
+        futures = [part.transcript for part in parts if part.transcript is not None]
+        found = [future.result() for future in futures]
+        segments = tuple(self._calibrated(segment) for part in found for segment in part.segments)
+        # Where parts have languages of their own, the first one's may be that of a jingle.
+        spoken = [part for part in found if part.language is not None]
+        language = spoken[0] if spoken else None
+        if language is not None and any(part.language != language.language for part in spoken):
+            most = spoken_most(segments)
+            language = next(
+                (part for part in spoken if most and part.language == most.code), language
+            )
+        speech = [part.speech_s for part in parts]
+        return Transcript(
+            segments=segments,
+            language=language.language if language else None,
+            language_probability=language.language_probability if language else None,
+            duration_s=sum(part.duration_s for part in parts),
+            # Not detected in a part is not known of the whole.
+            speech_s=None if None in speech else sum(filter(None, speech), 0.0),
+            uri=uri,
+            channel=channel,
+            model=self._model,
+        )
 
 
-def _request(uri: str, part: ExtractedPart) -> PartRequest:
-    assert part.features is not None, "a part with speech has features"
-    assert part.pad_value is not None, "features come with their pad value"
-    speech = part.speech
-    return PartRequest(
-        recording_id=uri,
-        part=part.part,
-        features=part.features,
-        num_samples=part.num_samples,
-        pad_value=part.pad_value,
-        start_s=part.start_sample / SAMPLE_RATE_HZ,
-        speech=None
-        if speech is None
-        else tuple(SpeechSpan(start_s=start, end_s=end) for start, end in speech),
-        language_features=part.language_features,
-    )
+class _Reporter:
+    """Reports each recording whose figures have changed."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+        self._last: dict[str, TranscriptionProgress] = {}
+
+    def report(self, recordings: Iterable[RecordingInFlight]) -> None:
+        if self._on_progress is None:
+            return
+        for recording in recordings:
+            progress = TranscriptionProgress(
+                uri=recording.audio.name,
+                decoded_s=recording.decoded_s,
+                transcribed_s=recording.transcribed_s,
+                duration_s=recording.duration_s,
+            )
+            if progress.decoded_s and progress != self._last.get(progress.uri):
+                self._last[progress.uri] = progress
+                self._on_progress(progress)
 
 
-def _transcript(recording: _Recording, segments: tuple[Segment, ...]) -> Transcript:
-    parts = [part.result() for part in recording.parts if part is not None]
-    # Where parts have languages of their own, the first one's may be that of a jingle.
-    spoken = [part for part in parts if part.language is not None]
-    language = spoken[0] if spoken else None
-    if language is not None and any(part.language != language.language for part in spoken):
-        most = spoken_most(segments)
-        language = next((part for part in spoken if most and part.language == most.code), language)
-    return Transcript(
-        segments=segments,
-        language=language.language if language else None,
-        language_probability=language.language_probability if language else None,
-        duration_s=recording.duration_s,
-        speech_s=recording.speech_s,
-        uri=recording.uri,
-    )
+def _note(error: ItemError, uri: str, on_error: OnError | None) -> None:
+    if on_error is None:
+        raise error
+    on_error(uri, error)

@@ -5,24 +5,30 @@ decoder costs one recording.
 """
 
 import logging
+import threading
 import time
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, FileSums, stratum
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
+from corpus_asr.failure_kinds import FETCH, TIMEOUT
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
+    FAILED,
     GIGABYTE,
     NO_SPEECH,
     OK,
+    DecodeProgress,
     ExtractedPart,
     ExtractRequest,
     check_size,
@@ -31,7 +37,8 @@ from corpus_asr.stages.parts import (
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
-from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.storage.stores.host_allowlist import WEB, host_of
+from corpus_asr.storage.stores.uri import redact_uri, scheme_of
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
@@ -41,14 +48,53 @@ PREFETCH_FILES = 16
 PREFETCH_BYTES = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
+REPORTING_EXTRACTOR = "corpus_asr.stages.extraction:reporting_extractor"
 # What a log of millions of parts is searched by; the rest is in the tables.
 _LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenFile:
+    """What is known of the recording that is decoded; channels apart count each."""
+
+    stratum: str
+    size_bytes: int | None
+    expected_s: float | None = None
+    decoded_s: float = 0.0
+    parts_s: float = 0.0
+    """Of `decoded_s`, parts that are complete."""
+    done_before_s: float = 0.0
+    """Of `parts_s`, those that are not wanted again."""
+
+    def after(self, message: DecodeProgress | ExtractedPart) -> "_OpenFile":
+        """Return what is known after a message of the extractor."""
+        if isinstance(message, DecodeProgress):
+            decoded_s = max(self.decoded_s, message.decoded_s)
+            return replace(self, decoded_s=decoded_s, expected_s=message.expected_s)
+        audio_s = message.num_samples / SAMPLE_RATE_HZ
+        parts_s = self.parts_s + audio_s
+        return replace(
+            self,
+            parts_s=parts_s,
+            decoded_s=max(self.decoded_s, parts_s),
+            done_before_s=self.done_before_s + (0.0 if message.wanted else audio_s),
+        )
+
+    def activity(self, *, ended: bool) -> Activity:
+        """Return its share of the counts; a duration is the header's until it has ended."""
+        decoded_s = self.parts_s if ended else self.decoded_s
+        known_s = decoded_s if ended else self.expected_s
+        wanted_s = max(0.0, decoded_s - self.done_before_s)
+        if known_s is None:
+            return Activity(decoded_s=wanted_s)
+        sums = FileSums.of(self.size_bytes, max(wanted_s, known_s - self.done_before_s))
+        return Activity(decoded_s=wanted_s, durations={self.stratum: sums})
 
 
 class ExtractStage:
     """Extract the recordings of packs, one after another."""
 
-    def __init__(self, config: RunConfig, *, extractor: str = EXTRACTOR) -> None:
+    def __init__(self, config: RunConfig, *, extractor: str = REPORTING_EXTRACTOR) -> None:
         model, settings = config.model, config.extract
         folder = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=False)
         store = StoreOptions.of(config.source)
@@ -60,30 +106,50 @@ class ExtractStage:
         self._max_file_gb = settings.max_file_gb
         self._began_s = time.monotonic()
         self._activity = Activity()
-        # Which seconds are growing, since when: read in another thread while they grow.
+        # Which seconds are growing, since when, and what is decoded: read in another thread.
         self._doing = ("", 0.0)
+        self._file: _OpenFile | None = None
+        self._lock = threading.Lock()
 
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
-        now_s = time.monotonic()
-        count, since_s = self._doing
-        under_way: dict[str, Any] = {count: now_s - since_s} if count else {}
-        activity = self._activity + Activity(**under_way)
+        with self._lock:
+            now_s = time.monotonic()
+            (count, since_s), file, activity = self._doing, self._file, self._activity
+        if count:
+            activity += _spent(count, now_s - since_s)
+        if file is not None:
+            activity += file.activity(ended=False)
         return replace(activity, extract_alive_s=now_s - self._began_s)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
             # One after another: the workers are what runs in parallel, and memory stays bounded.
-            for index, file in enumerate(files, start=1):
-                with closing(self._extract(file, files[index:])) as tables:
+            pending = deque(files)
+            postponed: set[str] = set()
+            while pending:
+                file = pending.popleft()
+                size_bytes = file["size_bytes"]
+                self._file = _OpenFile(
+                    stratum=stratum(file["uri"], size_bytes), size_bytes=size_bytes
+                )
+                following = list(islice(pending, PREFETCH_FILES))
+                with closing(self._extract(file, following)) as tables:
                     for parts in tables:
-                        self._count(parts_extracted=parts.num_rows)
+                        if file["uri"] not in postponed and _host_fails(parts, file, pending):
+                            postponed.add(file["uri"])
+                            pending.append(file)  # files of other hosts first
+                            break
+                        self._count(Activity(parts_extracted=parts.num_rows))
                         _log_parts(parts)
                         self._begin("backpressure_s")
                         yield parts
                         self._end()
+                    else:
+                        self._count(self._file.activity(ended=True))
+                self._file = None
 
     def close(self) -> None:
         """End the child process."""
@@ -96,7 +162,9 @@ class ExtractStage:
         identity = {name: file[name] for name in FILES.names}
         done = frozenset(file["done_parts"] or ())
         request = ExtractRequest(
-            uri=file["uri"], done_parts=done, upcoming=self._upcoming(following)
+            uri=file["uri"],
+            done_parts=done,
+            upcoming=self._upcoming(following),
         )
         # `last_part` is known with the next part or the end: a row waits for that.
         next_part, emitted = 0, False
@@ -110,11 +178,13 @@ class ExtractStage:
             except (CheckpointError, ConfigError, EngineError):
                 raise  # every recording would fail in this way
             except Exception as error:  # whatever one recording did, it is that recording's row
-                failure = failure_fields(error, stage="extract")
+                failure = failure_fields(error, stage="extract", of=identity | {"part": next_part})
                 extracted = None
             self._end()
             if extracted is not None:
-                self._count(extract_cpu_s=extracted.cpu_s, fetch_retries=extracted.fetch_retries)
+                self._note(extracted)
+            if isinstance(extracted, DecodeProgress):
+                continue
             if held is not None and held.wanted:
                 last = extracted is None and failure is None
                 yield _part_row(held, identity=identity, last=last)
@@ -132,7 +202,9 @@ class ExtractStage:
                 next_part += 1
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
 
-    def _messages(self, file: dict[str, Any], request: ExtractRequest) -> Iterator[ExtractedPart]:
+    def _messages(
+        self, file: dict[str, Any], request: ExtractRequest
+    ) -> Iterator[ExtractedPart | DecodeProgress]:
         # As listed: a store without ranges would be asked for the whole object to tell its size.
         num_bytes, uri = file["size_bytes"] or 0, redact_uri(file["uri"])
         check_size(num_bytes, uri=uri, max_file_gb=self._max_file_gb)
@@ -155,12 +227,38 @@ class ExtractStage:
         self._doing = (count, time.monotonic())
 
     def _end(self) -> None:
-        count, since_s = self._doing
-        self._doing = ("", 0.0)
-        self._count(**{count: time.monotonic() - since_s})
+        with self._lock:
+            count, since_s = self._doing
+            self._doing = ("", 0.0)
+            self._activity += _spent(count, time.monotonic() - since_s)
 
-    def _count(self, **counts: Any) -> None:
-        self._activity += Activity(**counts)
+    def _note(self, message: ExtractedPart | DecodeProgress) -> None:
+        assert self._file is not None, "set before its first message"
+        self._file = self._file.after(message)
+        if isinstance(message, ExtractedPart):
+            self._count(Activity(extract_cpu_s=message.cpu_s, fetch_retries=message.fetch_retries))
+
+    def _count(self, counts: Activity) -> None:
+        with self._lock:
+            self._activity += counts
+
+
+def _spent(count: str, seconds: float) -> Activity:
+    counts: dict[str, Any] = {count: seconds}
+    return Activity(**counts)
+
+
+def _host_fails(parts: pa.Table, file: dict[str, Any], pending: Iterable[dict[str, Any]]) -> bool:
+    """Return whether a web host gave nothing of a file while files of others wait."""
+    if scheme_of(file["uri"]) not in WEB:
+        return False
+    row = parts.select(["part", "status", "error_kind", "retryable"]).to_pylist()[0]
+    if row["part"] or row["status"] != FAILED or not row["retryable"]:
+        return False
+    host = host_of(file["uri"])
+    return row["error_kind"] in (TIMEOUT, FETCH) and any(
+        host_of(other["uri"]) != host for other in pending
+    )
 
 
 def _log_parts(parts: pa.Table) -> None:
@@ -183,33 +281,35 @@ def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
 
 
 def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> pa.Table:
+    of = identity | {"part": part.part, "last_part": last}
+    try:
+        return one_row(PARTS, of | _columns(part))
+    except Exception as error:  # values that do not fit the table are that recording's failure
+        return one_row(PARTS, of | failure_fields(error, stage="extract", of=of))
+
+
+def _columns(part: ExtractedPart) -> dict[str, Any]:
     spans = part.speech
     start_s = part.start_sample / SAMPLE_RATE_HZ
-    return one_row(
-        PARTS,
-        identity
-        | {
-            "part": part.part,
-            "last_part": last,
-            "channel": part.channel,
-            "part_start_s": start_s,
-            "part_end_s": (part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
-            "status": NO_SPEECH if part.features is None else OK,
-            "codec": part.codec,
-            "sample_rate_hz": part.sample_rate_hz,
-            "channels": part.channels,
-            "header_duration_s": part.header_duration_s,
-            "decode_errors": part.decode_errors,
-            "speech_s": None if spans is None else sum(end - start for start, end in spans),
-            "speech_spans": None
-            if spans is None
-            else [{"start_s": start, "end_s": end} for start, end in spans],
-            "num_samples": part.num_samples,
-            "num_mel_bins": part.num_mel_bins,
-            "features": part.features,
-            "pad_value": part.pad_value,
-            "language_features": part.language_features,
-            "language_window_start_s": part.language_window_start_s,
-            "decode_s": part.decode_s,
-        },
-    )
+    return {
+        "channel": part.channel,
+        "part_start_s": start_s,
+        "part_end_s": (part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
+        "status": NO_SPEECH if part.features is None else OK,
+        "codec": part.codec,
+        "sample_rate_hz": part.sample_rate_hz,
+        "channels": part.channels,
+        "header_duration_s": part.header_duration_s,
+        "decode_errors": part.decode_errors,
+        "speech_s": None if spans is None else sum(end - start for start, end in spans),
+        "speech_spans": None
+        if spans is None
+        else [{"start_s": start, "end_s": end} for start, end in spans],
+        "num_samples": part.num_samples,
+        "num_mel_bins": part.num_mel_bins,
+        "features": part.features,
+        "pad_value": part.pad_value,
+        "language_features": part.language_features,
+        "language_window_start_s": part.language_window_start_s,
+        "decode_s": part.decode_s,
+    }

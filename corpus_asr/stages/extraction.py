@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
-from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
-from corpus_asr.audio.vad import SileroDetector
+from corpus_asr.audio.parts import AudioPart, PartCutter
+from corpus_asr.audio.vad import SileroDetector, SpeechCriteria
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest, check_size
+from corpus_asr.languages import language_window_starts
+from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import redact_uri
@@ -33,6 +34,8 @@ MAX_CHANNELS_APART = 64
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
 PREFETCH_THREADS = 16  # as many as may be expected at once
+# How often it is said how far a recording is decoded, beside its parts.
+PROGRESS_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,25 +73,36 @@ class PartExtractor:
         self._features = resolve(family.part_features).from_folder(Path(folder))
         self._store = store
         self._settings = settings
-        self._detects_speech = settings.speech_detection == "silero"
         # One per channel, kept from recording to recording. The first is made here, so that a
         # machine without the network says so before it takes a recording.
-        self._detectors = [SileroDetector()] if self._detects_speech else []
+        self._detectors = [SileroDetector()] if settings.vad_filter else []
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
         """Yield the recording's parts in order; done parts come without their features."""
+        for message in self.messages(request):
+            if isinstance(message, ExtractedPart):
+                yield message
+
+    def messages(self, request: ExtractRequest) -> Iterator[ExtractedPart | DecodeProgress]:
+        """Yield the same, and first and then every second how far the recording is decoded."""
         started = _Clock.now()
-        uri = redact_uri(request.uri)  # from here on it is only said
+        settings = request.settings or self._settings
+        uri = redact_uri(request.name or request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
         if request.upcoming:
             self._prefetcher.expect((request.uri, *request.upcoming))
         with (
             self._prefetcher.take(request.uri) as file,
-            open_audio(file, uri=uri, channels=self._settings.channels) as decoder,
+            open_audio(file, uri=uri, channels=settings.channels) as decoder,
         ):
-            for part, (channel, audio) in enumerate(self._cut(decoder, uri=uri)):
+            for piece in self._cut(decoder, settings, uri=uri):
+                if isinstance(piece, DecodeProgress):
+                    yield piece
+                    continue
+                channel, audio = piece
+                part += 1
                 wanted = part not in request.done_parts
                 spoken = audio.speech is None or bool(audio.speech)
                 # The first speech decides the language of all parts, so a done part that
@@ -146,25 +160,32 @@ class PartExtractor:
             raise
         return file
 
-    def _cut(self, decoder: AudioDecoder, *, uri: str) -> Iterator[tuple[int | None, AudioPart]]:
+    def _cut(
+        self, decoder: AudioDecoder, settings: ExtractSettings, *, uri: str
+    ) -> Iterator[tuple[int | None, AudioPart] | DecodeProgress]:
         """Yield (channel, part) in the order in which parts are complete, channel by channel."""
-        channels = self._settings.channels
-        cutters = self._cutters(decoder.num_channels, uri=uri)
+        channels = settings.channels
+        cutters = self._cutters(decoder.num_channels, settings, uri=uri)
         names = [number if channels == "each" else None for number in range(len(cutters))]
         if isinstance(channels, int):
             names = [channels]
         damage: DecodeError | None = None
         # Counted in samples: a header may claim any duration, and some kilobytes decode to years.
-        left = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
+        most = self._settings.max_duration_h * 3600 * SAMPLE_RATE_HZ
+        num_samples, said_s = 0, time.monotonic()
+        yield _progress(decoder, num_samples)
         try:
             for chunk in decoder:  # (channel, sample)
-                left -= chunk.shape[1]
-                if left < 0:
+                num_samples += chunk.shape[1]
+                if num_samples > most:
                     damage = self._too_long(decoder, uri=uri)
                     break
                 for name, cutter, samples in zip(names, cutters, chunk, strict=True):
                     for audio in cutter.feed(samples):
                         yield name, audio
+                if time.monotonic() - said_s >= PROGRESS_EVERY_S:
+                    said_s = time.monotonic()
+                    yield _progress(decoder, num_samples)
         except DecodeError as error:
             if error.kind != DAMAGED:
                 raise
@@ -186,7 +207,7 @@ class PartExtractor:
             kind="too_long",
         )
 
-    def _cutters(self, count: int, *, uri: str) -> list[PartCutter]:
+    def _cutters(self, count: int, settings: ExtractSettings, *, uri: str) -> list[PartCutter]:
         if count > MAX_CHANNELS_APART:
             raise DecodeError(
                 f"decoding {uri}: {count} channels, but at most {MAX_CHANNELS_APART} can be "
@@ -194,15 +215,36 @@ class PartExtractor:
                 uri=uri,
                 kind="too_many_channels",
             )
-        part_s = max(MIN_PART_S, min(self._settings.part_s, MAX_BUFFERED_S / count))
+        part_s = max(MIN_PART_S, min(settings.part_s, MAX_BUFFERED_S / count))
         detectors: Sequence[SileroDetector | None] = [None] * count
-        if self._detects_speech:  # a cutter resets what it is given
+        if settings.vad_filter:  # a cutter resets what it is given
             self._detectors += [SileroDetector() for _ in range(count - len(self._detectors))]
             detectors = self._detectors[:count]
+        criteria = SpeechCriteria(
+            threshold=settings.vad_threshold,
+            min_speech_s=settings.vad_min_speech_s,
+            min_silence_s=settings.vad_min_silence_s,
+            pad_s=settings.vad_pad_s,
+        )
         return [
-            PartCutter(part_s=part_s, speech_pad_s=self._settings.speech_pad_s, detector=detector)
+            PartCutter(part_s=part_s, detector=detector, criteria=criteria)
             for detector in detectors
         ]
+
+
+def reporting_extractor(
+    **options: Any,
+) -> Callable[[ExtractRequest], Iterator[ExtractedPart | DecodeProgress]]:
+    """Return an extractor that also yields how far it is, made of `PartExtractor`'s options."""
+    return PartExtractor(**options).messages
+
+
+def _progress(decoder: AudioDecoder, num_samples: int) -> DecodeProgress:
+    header_s = decoder.info.header_duration_s
+    return DecodeProgress(
+        decoded_s=num_samples / SAMPLE_RATE_HZ * decoder.num_channels,
+        expected_s=None if header_s is None else header_s * decoder.num_channels,
+    )
 
 
 def _language_window(

@@ -146,6 +146,17 @@ class IsolatedGenerator:
             if not finished:
                 self.close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether an item's generator is neither finished nor closed."""
+        return self._busy
+
+    def interrupt(self) -> None:
+        """End the child while another thread is in `run`, which then raises `DecodeError`."""
+        child = self._child
+        if child is not None:
+            child.interrupt()
+
     def close(self) -> None:
         """End the child; the next `run` starts another."""
         if self._child is not None:
@@ -238,6 +249,10 @@ class _Child:
         self.kill = weakref.finalize(
             self, _end, self._process, self._requests, (replies_read, life_write), os.getpid()
         )
+
+    def interrupt(self) -> None:
+        """Kill it and leave the pipes, which a thread may be reading, to `kill`."""
+        self._process.kill()
 
     def check_alive(self) -> None:
         """Return if the child runs."""

@@ -1,15 +1,23 @@
 """Parts of recordings on their way: messages of the extracting child, rows of tables, failures."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import DecodeError, ItemError
-from corpus_asr.storage.stores.uri import without_secrets
+from corpus_asr.logs import event
+from corpus_asr.schemas import PARTS
+from corpus_asr.storage.stores.uri import redact_uri, without_secrets
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
+
+_LOG = logging.getLogger(__name__)
 
 OK = "ok"
 NO_SPEECH = "no_speech"
@@ -18,15 +26,27 @@ FAILED = "failed"
 INTERNAL = "internal"
 
 
-def failure_fields(error: Exception, *, stage: Literal["extract", "transcribe"]) -> dict[str, Any]:
-    """Return the status columns that record `error` for one row."""
+def failure_fields(
+    error: Exception,
+    *,
+    stage: Literal["extract", "transcribe"],
+    of: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the status columns that record `error` for one row, `of` this recording.
+
+    What was not expected goes into the log with its traceback.
+    """
     if isinstance(error, ItemError):
         kind, message, retryable = error.kind, str(error), error.retryable
     else:
+        event(
+            _LOG, logging.ERROR, "part_failed", stage=stage, recording_id=of.get("recording_id"),
+            part=of.get("part"), uri=redact_uri(of.get("uri", "")), exc_info=error,
+        )  # fmt: skip
         # A bug repeats itself; running out of memory, files or processes need not.
         kind, retryable = INTERNAL, isinstance(error, MemoryError | OSError)
         # Words of a library: they may hold the address as it was given.
-        message = without_secrets(f"{type(error).__name__}: {error}")
+        message = str(ItemError(without_secrets(f"{type(error).__name__}: {error}")))
     return {
         "status": FAILED,
         "error_stage": stage,
@@ -80,6 +100,37 @@ def half_views(column: pa.ChunkedArray) -> list[Float16[np.ndarray, " value"] | 
     return views
 
 
+def cut_part(part: pa.Table, piece_s: float) -> list[pa.Table]:
+    """Cut one PARTS row with speech into rows of whole pieces, or one of all of it if it is short.
+
+    Pieces in which nobody speaks are left out.
+    """
+    row = part.drop_columns(["features", "language_features"]).to_pylist()[0]
+    if row["status"] != OK:
+        return []
+    features = half_views(part["features"])[0]
+    assert features is not None, "a part with status ok has features"
+    frames = features.reshape(-1, row["num_mel_bins"])  # (frame, mel)
+    num_samples = min(row["num_samples"], round(piece_s * SAMPLE_RATE_HZ))
+    pieces = []
+    for first in range(0, row["num_samples"] - num_samples + 1, num_samples):
+        start_s = row["part_start_s"] + first / SAMPLE_RATE_HZ
+        end_s = start_s + num_samples / SAMPLE_RATE_HZ
+        spans = row["speech_spans"] and [
+            {"start_s": max(span["start_s"], start_s), "end_s": min(span["end_s"], end_s)}
+            for span in row["speech_spans"]
+            if span["start_s"] < end_s and span["end_s"] > start_s
+        ]
+        if spans == []:
+            continue
+        at = first // HOP_SAMPLES
+        cut = frames[at : at + num_samples // HOP_SAMPLES + TAIL_FRAMES]
+        piece = {"part_start_s": start_s, "part_end_s": end_s, "num_samples": num_samples,
+                 "speech_spans": spans, "features": cut.reshape(-1)}  # fmt: skip
+        pieces.append(one_row(PARTS, row | piece))
+    return pieces
+
+
 GIGABYTE = 1_000_000_000
 
 
@@ -88,9 +139,13 @@ class ExtractRequest:
     """A recording, and the parts of it that are not wanted again."""
 
     uri: str
+    name: str | None = None
+    """What messages call it; None: its URI."""
     done_parts: frozenset[int] = frozenset()
     upcoming: tuple[str, ...] = ()
     """Addresses of the next requests, as many as may be opened ahead."""
+    settings: ExtractSettings | None = field(default=None, repr=False)
+    """For this recording alone; None: those of the extractor. Limits on files are its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +176,15 @@ class ExtractedPart:
     """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
     fetch_retries: int = 0
     """Requests that its store had to be asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeProgress:
+    """How far a recording is decoded, between its parts; channels apart count each."""
+
+    decoded_s: float
+    expected_s: float | None
+    """What its header claims; None where it claims nothing."""
 
 
 def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:

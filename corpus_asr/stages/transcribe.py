@@ -5,6 +5,7 @@ stage is called from several threads: while one call waits for its last part, ot
 engine's slots full. The engine loads in the background, so that extraction begins meanwhile.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float16
 
 from corpus_asr.activity import Activity
+from corpus_asr.array_types import Float16
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.logs import event
@@ -26,7 +27,6 @@ from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.stages.parts import OK, failure_fields, half_views
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
@@ -67,6 +67,8 @@ class EngineSpec:
     """CPU threads of the model; None leaves torch's own choice."""
     dtype: str | None = None
     """In place of the job's."""
+    gpu_fraction: float = 1.0
+    """What this worker may take of its GPU's memory."""
 
 
 EngineFactory = Callable[[EngineSpec], TranscribingEngine]
@@ -74,17 +76,25 @@ EngineFactory = Callable[[EngineSpec], TranscribingEngine]
 
 
 def load_engine(spec: EngineSpec) -> TranscribingEngine:
-    """Fetch the weights to this machine, once, and load the engine."""
+    """Fetch the weights to this machine, once, and load the engine.
+
+    Raises:
+        EngineError: the worker is to use a GPU, and cannot.
+    """
     spin_briefly()
     # Import torch: in the worker only.
+    from corpus_asr.families.loading import check_cuda
     from corpus_asr.transcription.engine import Engine
     from corpus_asr.transcription.labels import label_engine
     from corpus_asr.transcription.routing import RoutedEngine, only_language
 
     config, model = spec.config, spec.config.model
+    if spec.device.startswith("cuda"):
+        check_cuda(spec.device)
     classifies = config.pipeline == CLASSIFY_AUDIO
     by_language = {} if classifies else model.by_language
-    only = only_language(config.decoding) if by_language else None
+    decoding = config.decoding.settings()
+    only = only_language(decoding) if by_language else None
     if only is not None and only in by_language:
         # In a given language its own checkpoint is the only one needed.
         folder = fetch_checkpoint(by_language[only])
@@ -95,14 +105,16 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
         load = partial(label_engine, folder, classification=config.classification)
     elif by_language and only is None:
         others = {code: fetch_checkpoint(other) for code, other in by_language.items()}
-        load = partial(RoutedEngine.from_folders, folder, others, decoding=config.decoding)
+        load = partial(RoutedEngine.from_folders, folder, others, decoding=decoding)
     else:
-        load = partial(Engine.from_folder, folder, decoding=config.decoding)
+        load = partial(Engine.from_folder, folder, decoding=decoding)
     return load(
         device=spec.device,
-        dtype=spec.dtype or model.dtype,
+        dtype=spec.dtype or model.compute_type,
         slots=config.transcribe.slots,
         num_threads=spec.num_threads,
+        gpu_fraction=spec.gpu_fraction,
+        reproducible=model.reproducible,
     )
 
 
@@ -119,11 +131,19 @@ class TranscribeStage:
         self._engine.add_done_callback(self._note_loaded)
         self._lock = threading.Lock()
         self._begun = self._transcribed = 0
+        self._transcribed_s = 0.0
+        self._parts: set[_Through] = set()
 
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
-        parts = Activity(parts_started=self._begun, parts_transcribed=self._transcribed)
+        with self._lock:
+            parts = Activity(
+                parts_started=self._begun,
+                parts_transcribed=self._transcribed,
+                transcribed_s=self._transcribed_s,
+                longest_left_s=max((part.left_s for part in self._parts), default=0.0),
+            )
         loaded = self._engine.done() and not self._engine.cancelled()
         if not loaded or self._engine.exception() is not None:
             return parts
@@ -139,6 +159,11 @@ class TranscribeStage:
         """Return once the engine is there, so that no part is blamed for what loading does."""
         self._engine.result()
 
+    @property
+    def device_name(self) -> str:
+        """What the engine runs on, once it is loaded."""
+        return self._engine.result().device_name
+
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per row of `parts`, in the same order.
 
@@ -146,13 +171,25 @@ class TranscribeStage:
         """
         with self._lock:
             self._begun += parts.num_rows
-        results = self._transcribe(parts)
+        rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+        through = [_Through(self._count, audio_s=_duration_s(row) or 0.0) for row in rows]
+        with self._lock:
+            self._parts.update(through)
+        try:
+            results = self._transcribe(parts, rows, through)
+        finally:
+            with self._lock:
+                self._parts.difference_update(through)
         with self._lock:
             self._transcribed += parts.num_rows
         return results
 
-    def _transcribe(self, parts: pa.Table) -> pa.Table:
-        rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+    def _transcribe(
+        self, parts: pa.Table, rows: list[dict[str, Any]], through: "list[_Through]"
+    ) -> pa.Table:
+        for row, part in zip(rows, through, strict=True):
+            if row["status"] != OK:
+                part.end()
         # Without the engine: what has no speech need not wait until it is loaded.
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
@@ -160,14 +197,21 @@ class TranscribeStage:
         features, languages = (half_views(parts.column(name)) for name in _FEATURES)
         # All of them before the first is waited for: the engine fills its slots from many parts.
         submitted = [
-            engine.submit(_request(row, own, language)) if row["status"] == OK else None
-            for row, own, language in zip(rows, features, languages, strict=True)
+            _submitted(engine, row, own, language, part) if row["status"] == OK else None
+            for row, own, language, part in zip(rows, features, languages, through, strict=True)
         ]
+        for future, part in zip(submitted, through, strict=True):
+            if future is not None:
+                future.add_done_callback(part.end)
         results = [
             _carry(row) if future is None else _finish(row, future, engine.device_name)
             for row, future in zip(rows, submitted, strict=True)
         ]
         return _results(results)
+
+    def _count(self, audio_s: float) -> None:
+        with self._lock:
+            self._transcribed_s += audio_s
 
     def close(self) -> None:
         """Close the engine, if it was ever loaded."""
@@ -177,10 +221,49 @@ class TranscribeStage:
         self._engine.result().close()
 
 
+class _Through:
+    """Counts the seconds of a part that the engine is through with: in the end, all of them."""
+
+    def __init__(self, count: Callable[[float], None], *, audio_s: float) -> None:
+        self._count, self._audio_s = count, audio_s
+        self.left_s = audio_s
+
+    def reach(self, audio_s: float, _: object = None) -> None:
+        """Count up to there; a part that is decoded again, or by two models, counts once."""
+        further_s = audio_s - (self._audio_s - self.left_s)
+        if further_s > 0:
+            further_s = min(further_s, self.left_s)
+            self.left_s -= further_s
+            self._count(further_s)
+
+    def end(self, _: object = None) -> None:
+        """Count what is left."""
+        self.reach(self._audio_s)
+
+
+def _submitted(
+    engine: TranscribingEngine,
+    row: dict[str, Any],
+    features: Float16[np.ndarray, " _"] | None,
+    language_features: Float16[np.ndarray, " _"] | None,
+    through: _Through,
+) -> "Future[PartTranscript]":
+    """Hand a part to the engine; what it fails of at once is its result."""
+    try:
+        return engine.submit(_request(row, features, language_features, through))
+    except (CheckpointError, ConfigError, EngineError):
+        raise
+    except Exception as error:
+        failed: Future[PartTranscript] = Future()
+        failed.set_exception(error)
+        return failed
+
+
 def _request(
     row: dict[str, Any],
     features: Float16[np.ndarray, " _"] | None,
     language_features: Float16[np.ndarray, " _"] | None,
+    through: _Through,
 ) -> "PartRequest":
     from corpus_asr.transcription.windows import PartRequest  # its package imports torch
 
@@ -196,6 +279,7 @@ def _request(
         start_s=row["part_start_s"],
         speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
         language_features=None if language_features is None else language_features.reshape(-1, mel),
+        listener=through.reach,
     )
 
 
@@ -205,25 +289,26 @@ def _finish(
     carried = _carry(row) | {"device": device_name}
     try:
         transcript = future.result()
+        result = carried | _transcribed(transcript)
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:  # whatever one part did, it is that part's row
-        if not isinstance(error, ItemError):
-            event(
-                _LOG, logging.ERROR, "part_failed", recording_id=row["recording_id"],
-                part=row["part"], uri=redact_uri(row["uri"]), exc_info=error,
-            )  # fmt: skip
-        return carried | failure_fields(error, stage="transcribe")
+        return carried | failure_fields(error, stage="transcribe", of=row)
     event(
         _LOG, logging.INFO, "part_transcribed", recording_id=row["recording_id"], part=row["part"],
         segments=len(transcript.segments), language=transcript.language,
         transcribe_s=round(transcript.transcribe_s, 3),
     )  # fmt: skip
+    return result
+
+
+def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
+    """Return the columns of RESULTS that say what a part's text or labels are."""
     segments = [
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}
         for index, segment in enumerate(transcript.segments)
     ]
-    return carried | {
+    return {
         "segments": segments,
         "segments_written": len(segments),
         "language": transcript.language,
@@ -255,13 +340,17 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
 
 def _carry(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a part's result says whether or not it was transcribed."""
-    start_s, end_s = row["part_start_s"], row["part_end_s"]
     return {name: row[name] for name in _CARRIED} | {
-        "duration_s": None if start_s is None or end_s is None else end_s - start_s,
+        "duration_s": _duration_s(row),
         "attempts": 1,
         "segments_written": 0,
         "segments": [],
     }
+
+
+def _duration_s(row: dict[str, Any]) -> float | None:
+    start_s, end_s = row["part_start_s"], row["part_end_s"]
+    return None if start_s is None or end_s is None else end_s - start_s
 
 
 def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:
@@ -272,4 +361,17 @@ def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:
 
 
 def _results(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=RESULTS)
+    with contextlib.suppress(Exception):  # Arrow does not say of which row: they are tried below
+        return pa.Table.from_pylist(rows, schema=RESULTS)
+    return pa.Table.from_pylist([_storable(row) for row in rows], schema=RESULTS)
+
+
+def _storable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row, or its failure if its values do not fit the table."""
+    try:
+        pa.Table.from_pylist([row], schema=RESULTS)
+    except Exception as error:
+        carried = {name: row[name] for name in _CARRIED}
+        empty = {"attempts": 1, "segments_written": 0, "segments": []}
+        return carried | empty | failure_fields(error, stage="transcribe", of=row)
+    return row

@@ -33,6 +33,10 @@ from corpus_asr.storage.stores.uri import (
 CHUNK_ROWS = 5_000  # of a manifest
 
 
+class NothingFoundError(ConfigError):
+    """An address names neither a file nor anything that is listed."""
+
+
 class FileListing:
     """FILES batches of a page or a chunk each; the counts are final once it is exhausted."""
 
@@ -111,21 +115,22 @@ class FileListing:
             whole = len(kept) == len(page.uris)
             yield page if whole else Page._make([column[at] for at in kept] for column in page)
 
-    def _nothing(self, uri: str, num_excluded: int) -> ConfigError:
+    def _nothing(self, uri: str, num_excluded: int) -> NothingFoundError:
         if scheme_of(uri) in ("http", "https"):
             looked_for = "a file (the web has no folders or globs)"
-        elif _first_magic(uri) is not None:
+        elif first_magic(uri) is not None:
             looked_for = "a file, a folder with files below it, or files that match the glob"
         else:
             looked_for = "a file, or a folder with files below it"
         excluded = f", and {num_excluded} excluded by source.exclude" if num_excluded else ""
-        return ConfigError(
+        return NothingFoundError(
             f"listing {redact_uri(uri)}: found nothing{excluded}, expected {looked_for}; correct "
-            "source.uri" + (" or source.exclude" if num_excluded else _meant(uri))
+            "source.uri" + (" or source.exclude" if num_excluded else probably_meant(uri))
         )
 
 
-def _meant(uri: str) -> str:
+def probably_meant(uri: str) -> str:
+    """Return a question about the name that is like one that does not exist, or nothing."""
     if scheme_of(uri) != LOCAL:
         return ""
     # A slash too few makes the address of a store a path below the current folder.
@@ -154,7 +159,7 @@ def _patterns(uri: str) -> Iterator[Pattern]:
     if scheme_of(uri) in ("http", "https"):
         return
     yield Pattern(uri.rstrip("/") + "/", None, None)
-    first = _first_magic(uri)
+    first = first_magic(uri)
     if first is None:
         return
     rest = uri[uri.rfind("/", 0, first) + 1 :]
@@ -162,7 +167,8 @@ def _patterns(uri: str) -> Iterator[Pattern]:
     yield Pattern(uri[:first], depth, re.compile(glob_regex(uri), re.DOTALL))
 
 
-def _first_magic(uri: str) -> int | None:
+def first_magic(uri: str) -> int | None:
+    """Return where a URI has the first character that makes it a glob."""
     start = 0 if scheme_of(uri) == LOCAL else uri.index("://") + 3
     match = re.compile(r"[*?\[]").search(uri, start)
     return match.start() if match else None
@@ -233,13 +239,5 @@ class _Seen:
 
 def _rows(page: Page, metadata: list[str | None]) -> pa.RecordBatch:
     columns = [[recording_id(uri) for uri in page.uris], *page, metadata]
-    try:
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)
-        ]
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"listing {error.object!r}: the name is not valid UTF-8, expected text; rename the "
-            "file or leave it out with source.exclude"
-        ) from error
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)]
     return pa.record_batch(arrays, schema=FILES)

@@ -28,7 +28,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.errors import ConfigError, FetchError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.run_state.tables import parquet_batches, parquet_columns
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
@@ -396,12 +396,14 @@ def _open(manifest: str, options: StoreOptions) -> io.BufferedReader:
 
 
 def _json_safe(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(name): _json_safe(value[name]) for name in sorted(value, key=str)}
+        return {encodable(str(name)): _json_safe(value[name]) for name in sorted(value, key=str)}
     if isinstance(value, list | tuple):
         return [_json_safe(item) for item in value]
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date, too

@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int16, Int64
 
+from corpus_asr.array_types import Float32, Int16, Int64
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError

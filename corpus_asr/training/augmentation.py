@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.audio.resample import band_limited
 from corpus_asr.config.finetune import AugmentationSettings
 from corpus_asr.families.whisper.encoder import mask_spans

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 from torch.utils.data import Dataset
 
+from corpus_asr.array_types import Float32
 from corpus_asr.config.finetune import AugmentationSettings, WindowSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.pretrained import IGNORED_LABEL

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from corpus_asr.config.finetune import EvaluationSettings, FinetuneConfig, WindowSettings
+from corpus_asr.decoding.device import set_threads
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.families.loading import resolve_device, resolve_dtype
 from corpus_asr.families.model_config import CONFIG_NAME
@@ -169,6 +170,8 @@ class Finetune:
             keep=config.output.save_total_limit,
         )
         self._device = resolve_device(config.model.device)
+        if self._device.type == "cpu":
+            set_threads()
         folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
         self._revision = model_revision(folder)
         self._start_dtype = _stored_dtype(folder)
@@ -284,7 +287,7 @@ class Finetune:
 
     @property
     def _dtype(self) -> torch.dtype:
-        dtype = self._config.model.dtype
+        dtype = self._config.model.compute_type
         if dtype == "auto" and self._device.type == "cuda":
             # Never float16: its gradients underflow without loss scaling, which is not done here.
             dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"

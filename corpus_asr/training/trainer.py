@@ -401,7 +401,8 @@ class Trainer:
             raise EngineError(
                 f"training step {step + 1}: found gradients that are not finite in "
                 f"{_MAX_OVERFLOWS} steps in a row, expected finite ones; lower "
-                "training.learning_rate or set model.dtype: float32, and give another output.uri"
+                "training.learning_rate or set model.compute_type: float32, and give another "
+                "output.uri"
             )
 
 

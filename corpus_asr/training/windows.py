@@ -10,8 +10,8 @@ import bisect
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
 
+from corpus_asr.array_types import Float64, Int64
 from corpus_asr.config.finetune import WindowSettings
 from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES

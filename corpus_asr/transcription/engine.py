@@ -13,6 +13,7 @@ import torch
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.device import free_cached_memory, set_threads
 from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
 from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
@@ -87,11 +88,14 @@ class Engine:
         decoding: DecodingSettings,
         slots: int | Literal["auto"] = "auto",
         sharers: int = 1,
+        gpu_fraction: float = 1.0,
+        reproducible: bool = False,
     ) -> None:
         """Allocate the slots and start the thread.
 
         `auto` slots are as many as there is memory for: with several `sharers`, engines on this
-        device that have no slots yet, this one included, each gets its share of what is free.
+        device that have no slots yet, this one included, each gets its share of what is free. This
+        process may take `gpu_fraction` of the device's memory.
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
@@ -104,13 +108,24 @@ class Engine:
         kind = model.device.type
         encode_batch = encode_batch_on(kind)
         wanted = slots
+        num_beams = decoding.beam_size
         if wanted == "auto":
-            wanted = auto_slots(model, encode_batch=encode_batch, sharers=sharers)
+            wanted = auto_slots(
+                model,
+                encode_batch=encode_batch,
+                share=1 / sharers,
+                gpu_fraction=gpu_fraction,
+                num_beams=num_beams,
+            )
         check_every = check_every_on(kind)
         try:
             self._scheduler = run_apart(
                 lambda: SlotScheduler(
-                    model, wanted, encode_batch=encode_batch, check_every=check_every
+                    model,
+                    wanted,
+                    encode_batch=encode_batch,
+                    check_every=check_every,
+                    reproducible=reproducible,
                 )
             )
         except torch.OutOfMemoryError as error:
@@ -135,22 +150,25 @@ class Engine:
         dtype: str = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
+        gpu_fraction: float = 1.0,
+        reproducible: bool = False,
     ) -> "Engine":
         """Load a checkpoint folder in Hugging Face layout.
 
         `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `float32`, `float16`,
-        `bfloat16` or `int8`; `num_threads` of None leaves the number to torch.
+        `bfloat16` or `int8`; `num_threads` of None leaves the number to torch, within what this
+        process may use (`threads.usable_threads`); it may take `gpu_fraction` of the device's
+        memory; `reproducible` is that of `SlotScheduler`.
 
         Raises:
             CheckpointError: the folder cannot be loaded.
             ConfigError: no such device, or the checkpoint cannot do what `decoding` asks.
         """
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
+        set_threads(num_threads)
         transcriber = part_transcriber(folder)
         transcriber.check(decoding)
         model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))
-        return cls(model, transcriber, decoding=decoding, slots=slots)
+        return cls(model, transcriber, decoding=decoding, slots=slots, gpu_fraction=gpu_fraction)
 
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse by `ConfigError` what the checkpoint cannot do."""
@@ -255,7 +273,7 @@ class Engine:
 
 _CPU_SLOTS = 8
 _MAX_CUDA_SLOTS = 64
-# Of free memory: workspaces of cuBLAS and cuDNN, fragments, beams and drafts beside the slots.
+# Of free memory: workspaces of cuBLAS and cuDNN, fragments.
 _RESERVED_SHARE = 0.2
 
 # The interpreter, torch and the other libraries. Measured with Python 3.11 and torch 2.13.
@@ -265,6 +283,13 @@ _FLOAT, _LONG = 4, 8
 # At the peak of a sampled step, beside the logits: integers that the noise is mixed of, three or
 # four at a time.
 _STEP_BYTES_PER_TOKEN = _FLOAT + 4 * _LONG
+# At the peak of a step of beams: logits, log-probabilities, these under the rules, and totals.
+_BEAM_BYTES_PER_TOKEN = 5 * _FLOAT
+# Of a text of `Beams`, each place of it: token, log-probability and parent.
+_TEXT_BYTES = 2 * _LONG + _FLOAT
+# Running and finished ones; candidates, of which there are twice as many, those picked of them, and
+# those beside the finished ones.
+_TEXTS_OF_A_BEAM = 2 + 3 * 3
 # Recorded steps keep a pool of their own beside that of admissions.
 _STEP_POOLS = 2
 
@@ -288,6 +313,8 @@ class MemoryParts:
     kept_encodings: int
     """Of the windows in the slots, and of a batch encoded ahead."""
     encoder_activations: int
+    beam_lane: int = 0
+    """Caches, texts and a step of the beams that are followed beside the slots."""
 
     @property
     def total(self) -> int:
@@ -295,8 +322,12 @@ class MemoryParts:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def predicted_bytes(size: ModelSize, *, slots: int, encode_batch: int) -> MemoryParts:
+def predicted_bytes(
+    size: ModelSize, *, slots: int, encode_batch: int, num_beams: int = 1
+) -> MemoryParts:
     """Bytes that decoding in `slots` takes on a GPU, with `encode_batch` windows encoded at once.
+
+    Several beams take a lane of their own, of about as many slots.
 
     The caches and rows are what is allocated; the encoder's and the step's are peaks, reckoned
     from the order in which their tensors come and go (tests/transcription/test_engine.py).
@@ -319,6 +350,17 @@ def predicted_bytes(size: ModelSize, *, slots: int, encode_batch: int) -> Memory
         step_buffers=slots * _STEP_POOLS * size.vocab_size * _STEP_BYTES_PER_TOKEN,
         kept_encodings=(slots + encode_batch) * encoding,
         encoder_activations=encode_batch * (block + size.window_values * size.element_bytes),
+        beam_lane=_beam_lane(size, slots, num_beams) if num_beams > 1 and slots else 0,
+    )
+
+
+def _beam_lane(size: ModelSize, slots: int, num_beams: int) -> int:
+    places = max(1, slots // num_beams)
+    layer_row = 2 * size.layers * size.width * size.element_bytes
+    text = (size.tokens + 1) * _TEXT_BYTES * _TEXTS_OF_A_BEAM
+    row = size.vocab_size * (_FLOAT + _BEAM_BYTES_PER_TOKEN) + text + size.tokens * _LONG
+    return places * layer_row * size.positions + places * num_beams * (
+        layer_row * size.tokens + row
     )
 
 
@@ -332,21 +374,45 @@ def predicted_cpu_bytes(size: ModelSize, *, slots: int, encode_batch: int) -> in
     return _PROCESS_BYTES + size.weight_bytes + parts.total
 
 
-def fitting_slots(size: ModelSize, *, free_bytes: int, encode_batch: int) -> int:
+def fitting_slots(
+    size: ModelSize, *, free_bytes: int, encode_batch: int, num_beams: int = 1
+) -> int:
     """As many slots as `free_bytes` hold beside weights that are there already; 1 at least.
 
     Where not even one fits, the engine finds out, and halves what it encodes at once.
     """
-    none, one = (predicted_bytes(size, slots=n, encode_batch=encode_batch).total for n in (0, 1))
     there_already = size.weight_bytes + predicted_bytes(size, slots=0, encode_batch=0).fused_copies
-    usable = int(free_bytes * (1 - _RESERVED_SHARE)) - (none - there_already)
-    return max(1, min(_MAX_CUDA_SLOTS, usable // (one - none)))
+    usable = int(free_bytes * (1 - _RESERVED_SHARE)) + there_already
+
+    def fits(slots: int) -> bool:
+        parts = predicted_bytes(size, slots=slots, encode_batch=encode_batch, num_beams=num_beams)
+        return parts.total <= usable
+
+    return max((slots for slots in range(1, _MAX_CUDA_SLOTS + 1) if fits(slots)), default=1)
 
 
-def auto_slots(model: SlotModel, *, encode_batch: int, sharers: int = 1) -> int:
-    """As many slots as are useful on the model's device and fit into its share of free memory."""
+def auto_slots(
+    model: SlotModel,
+    *,
+    encode_batch: int,
+    share: float = 1.0,
+    gpu_fraction: float = 1.0,
+    num_beams: int = 1,
+) -> int:
+    """As many slots as are useful on the model's device and fit into a share of what is free.
+
+    Other processes may come: of all memory this one takes `gpu_fraction`.
+    """
     size: ModelSize | None = getattr(model, "size", None)  # a classifier has no decoder to size
     if model.device.type != "cuda" or size is None:
         return _CPU_SLOTS
-    free_bytes, _ = torch.cuda.mem_get_info(model.device)
-    return fitting_slots(size, free_bytes=free_bytes // sharers, encode_batch=encode_batch)
+    # Loading leaves unused memory with torch, which would count as taken.
+    free_cached_memory(model.device)
+    free_bytes, all_bytes = torch.cuda.mem_get_info(model.device)
+    ours = int(all_bytes * gpu_fraction) - torch.cuda.memory_reserved(model.device)
+    return fitting_slots(
+        size,
+        free_bytes=int(min(free_bytes, ours) * share),
+        encode_batch=encode_batch,
+        num_beams=num_beams,
+    )

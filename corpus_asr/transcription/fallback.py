@@ -6,22 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
-from jaxtyping import Float
 from torch import Tensor
 
+from corpus_asr.array_types import Float
 from corpus_asr.confidence import mean_logprob_of, with_confidence
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import Steps
+from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.segments import Segment
 from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.windows import PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
-
-if TYPE_CHECKING:  # imports pydantic, which `generate` does without
-    from corpus_asr.config.decoding import DecodingSettings
-    from corpus_asr.families.whisper.generation_config import GenerationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +39,7 @@ class DecodingRules(ABC):
 
     temperatures: Sequence[float | None]
     """Tried in turn; None and 0 take the likeliest tokens."""
-    thresholds: "DecodingSettings | GenerationConfig"
+    thresholds: DecodingSettings | GenerationConfig
     """When a window is decoded again, and when it is silence; None switches a threshold off."""
     token_rules: TokenRules
     no_speech: int | None = None
@@ -133,7 +130,7 @@ class OpenAIRules(DecodingRules):
     def __init__(
         self,
         part: PartRequest,
-        settings: "DecodingSettings",
+        settings: DecodingSettings,
         text: Callable[[Sequence[int]], str],
     ) -> None:
         self.part = part
@@ -145,7 +142,7 @@ class OpenAIRules(DecodingRules):
     def search(self, window: Window, temperature: float | None) -> Search:
         """Follow beams at temperature 0 alone: above it, sampling takes their place."""
         settings = self.settings
-        beams = settings.num_beams if not temperature else 1
+        beams = settings.beam_size if not temperature else 1
         return Search(
             temperature=temperature or 0.0,
             repetition_penalty=settings.repetition_penalty,

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.audio.parts import language_window_starts
+from corpus_asr.array_types import Float
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
+from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
 from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.languages import language_window_starts
 from corpus_asr.segments import Label, LabelledWindow, PartLabels
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.engine import Engine, PartTranscript
@@ -158,14 +159,22 @@ def label_engine(
     dtype: str = "auto",
     slots: int | Literal["auto"] = "auto",
     num_threads: int | None = None,
+    gpu_fraction: float = 1.0,
+    reproducible: bool = False,
 ) -> Engine:
     """Load a checkpoint, as `Engine.from_folder` does, into an engine that labels parts."""
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    set_threads(num_threads)
     labeller = PartLabeller.from_folder(folder, classification)
     by_class = classification.task == "classify"
     load = load_classifier if by_class else load_slot_model
     model = run_apart(lambda: load(folder, device=device, dtype=dtype))
     if by_class and slots == "auto":
         slots = CLASSIFIER_SLOTS
-    return Engine(model, labeller, decoding=DecodingSettings(), slots=slots)
+    return Engine(
+        model,
+        labeller,
+        decoding=DecodingSettings(),
+        slots=slots,
+        gpu_fraction=gpu_fraction,
+        reproducible=reproducible,
+    )

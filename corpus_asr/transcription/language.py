@@ -5,11 +5,11 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float16
 
-from corpus_asr.audio.parts import language_window_starts
+from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
+from corpus_asr.languages import language_window_starts
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import Language, PartRequest, frames_to_encode

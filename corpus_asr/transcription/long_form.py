@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from jaxtyping import Float
 
+from corpus_asr.array_types import Float
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.transcription.fallback import Attempt, DecodingRules
 from corpus_asr.transcription.windows import Language, Window
@@ -149,6 +149,9 @@ class LongFormRules(DecodingRules, Generic[S]):
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
         """Add what a window said to `segments`; returns the frame to go on at, `seek` or other."""
 
+    def advanced(self, frame: int) -> None:
+        """Called after each window, with the frame up to which `segments` are final."""
+
     def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[S]]:
         """Transcribe ranges of frames, in this order."""
         number = 0
@@ -169,6 +172,7 @@ class LongFormRules(DecodingRules, Generic[S]):
                     found = yield from self.keep(attempt, spans, seek + advance)
                     # Text that ends where its window starts would be decoded for ever.
                     after = found if found > seek else after
+                self.advanced(after)
                 seek = self.next_speech(after, end)
                 number += 1
         return self.segments

@@ -12,10 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_slot_model
@@ -54,14 +53,15 @@ class RoutedEngine:
         dtype: str = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
+        gpu_fraction: float = 1.0,
+        reproducible: bool = False,
     ) -> "RoutedEngine":
         """Load the main checkpoint's folder and one per language code, the same one once.
 
         The rest is as of `Engine.from_folder`, for each model; with `auto` slots they share the
         device's memory.
         """
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
+        set_threads(num_threads)
         transcribers = _checked_transcribers(folder, others, decoding)
 
         def load(path: Path) -> SlotModel:
@@ -72,7 +72,13 @@ class RoutedEngine:
         with ExitStack() as stack:
             for left, (path, model) in zip(count(len(models), -1), models.items(), strict=False):
                 engine = Engine(
-                    model, transcribers[path], decoding=decoding, slots=slots, sharers=left
+                    model,
+                    transcribers[path],
+                    decoding=decoding,
+                    slots=slots,
+                    sharers=left,
+                    gpu_fraction=gpu_fraction,
+                    reproducible=reproducible,
                 )
                 engines[path] = stack.enter_context(engine)
             stack.pop_all()  # they go on; were one refused, the others would be closed
@@ -102,6 +108,7 @@ class RoutedEngine:
         if only is not None:
             return self._others.get(only, self._main).submit(part, decoding=settings)
         future: Future[PartTranscript] = Future()
+        future.set_running_or_notify_cancel()  # what detects cannot be called back
 
         def detected(done: "Future[PartTranscript]") -> None:
             try:
@@ -190,4 +197,4 @@ def only_language(decoding: DecodingSettings) -> str | None:
 
 
 def _in_language(decoding: DecodingSettings, code: str) -> DecodingSettings:
-    return decoding.model_copy(update={"language": code, "language_mode": "recording"})
+    return replace(decoding, language=code, language_mode="recording")

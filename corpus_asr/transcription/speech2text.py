@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.decoding.slots import Gather, Steps
@@ -24,6 +24,7 @@ from corpus_asr.transcription.fallback import OpenAIRules
 from corpus_asr.transcription.windows import (
     Language,
     PartRequest,
+    SpansInOrder,
     Window,
     chunk_ranges,
     clip_ranges,
@@ -233,8 +234,10 @@ class Speech2TextTranscriber:
         if not ranges:
             return PartTranscript()
         language = None if settings.language == "auto" else str(settings.language)
-        ranges.sort(key=lambda window: window[0] - window[1])
         rules = _Rules(part, settings, self._prompt_format, self._features)
+        if part.listener is not None:
+            rules.pass_on(SpansInOrder(part.listener, ranges), ranges)
+        ranges = sorted(ranges, key=lambda window: window[0] - window[1])
         # Dealt out in turn: each list holds long windows and short ones.
         results = yield Gather(
             rules.run(ranges[index::WINDOWS_AT_ONCE])
@@ -269,15 +272,27 @@ class _Rules(OpenAIRules):
         self.token_rules = prompt_format.rules
         self._prompt_format = prompt_format
         self._features = features
+        self._spans: SpansInOrder | None = None
+        self._numbers: dict[tuple[int, int], int] = {}
+
+    def pass_on(self, spans: SpansInOrder, ranges: Sequence[tuple[int, int]]) -> None:
+        """Tell `spans` of each of its ranges that is done."""
+        self._spans, self._numbers = spans, {span: index for index, span in enumerate(ranges)}
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[Segment]]:
         """Give the segments of ranges, one after the other."""
-        segments = []
+        segments: list[Segment] = []
         for start, end in ranges:
             content = self._features.window(self.part.features, start, end)
+            said: list[Segment] = []
             if len(content):  # else it holds no whole frame
                 segment = yield from self._segment(self._window(content, start, end))
-                segments += [] if segment is None else [segment]
+                said = [] if segment is None else [segment]
+            segments += said
+            if self._spans is not None:
+                index = self._numbers[start, end]
+                self._spans.add(index, said, frame=end)
+                self._spans.end(index)
         return segments
 
     def _window(self, content: Float32[np.ndarray, "valid mel"], start: int, end: int) -> Window:

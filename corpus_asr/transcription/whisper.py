@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float16
 
+from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.segments import Segment, Word
@@ -23,6 +23,7 @@ from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import (
     Language,
     PartRequest,
+    SpansInOrder,
     chunk_ranges,
     clip_ranges,
     frames_to_encode,
@@ -75,6 +76,8 @@ class WhisperTranscriber:
         segments: list[Segment] = []
         if language is None or language.code not in self._elsewhere:
             begins = holds_the_beginning(part, settings.clip_timestamps)
+            spans = [(ranges[0][0], ranges[-1][1]) for ranges in sequences]
+            passed = None if part.listener is None else SpansInOrder(part.listener, spans)
             results = yield Gather(
                 WhisperLongForm(
                     part,
@@ -82,6 +85,7 @@ class WhisperTranscriber:
                     self._prompt_format,
                     language=language,
                     at_beginning=begins and index == 0,
+                    passed=None if passed is None else (passed, index),
                 ).run(ranges)
                 for index, ranges in enumerate(sequences)
             )
@@ -125,10 +129,12 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         *,
         language: Language | None,
         at_beginning: bool = True,
+        passed: tuple[SpansInOrder, int] | None = None,
     ) -> None:
         """Begin before the first window; `language` of None is asked for in every window.
 
         Only the first window that is asked for of the recording, `at_beginning`, has the prefix.
+        What is said is `passed` on window by window, as the span of that index.
         """
         super().__init__(part, settings, prompt_format.text)
         self.token_rules = prompt_format.text_rules
@@ -148,6 +154,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._hotwords = self._encoded(settings.hotwords)
         self._prefix = self._encoded(settings.prefix) if at_beginning else ()
         self._last_speech_s = part.start_s
+        self._passed = passed
+        self._num_passed = 0
 
     def _encoded(self, text: str | None) -> tuple[int, ...]:
         return () if text is None else self._prompt_format.encode(text)
@@ -201,6 +209,21 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         """Whether there is probably no speech and the text is improbable, if that counts."""
         limit = self.thresholds.logprob_threshold
         return self.lacks_speech(attempt) and (limit is None or attempt.mean_logprob <= limit)
+
+    def advanced(self, frame: int) -> None:
+        """Pass on what the window added."""
+        if self._passed is not None:
+            spans, index = self._passed
+            spans.add(index, self.segments[self._num_passed :], frame=frame)
+            self._num_passed = len(self.segments)
+
+    def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[Segment]]:
+        """Transcribe ranges of frames, in this order."""
+        said = yield from super().run(ranges)
+        if self._passed is not None:
+            spans, index = self._passed
+            spans.end(index)
+        return said
 
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
         """Keep segments that say something, take time and are wanted, with words where asked."""

@@ -7,15 +7,15 @@ that fits one window is encoded as a clip with digital silence after it. The las
 one is cut at its last whole frame and filled with 0.0, which no silence looks like.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
 import numpy as np
-from jaxtyping import Float, Float16
 
-from corpus_asr.segments import SpeechSpan
+from corpus_asr.array_types import Float, Float16
+from corpus_asr.segments import Segment, SpeechSpan
 from corpus_asr.units import (
     FRAMES_PER_SECOND,
     HOP_SAMPLES,
@@ -62,6 +62,10 @@ class Window:
         return self.seek, self.end
 
 
+Listener = Callable[[float, Sequence[Segment]], None]
+"""Takes how many seconds of the part are transcribed, and the segments that became final."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartRequest:
     """One part of a recording, ready to be transcribed."""
@@ -77,6 +81,8 @@ class PartRequest:
     """Detected speech in recording time, in order; None without speech detection."""
     language_features: Float16[np.ndarray, "_ mel"] | None = None
     """Whole windows to detect the language in, one after the other, if they lie in another part."""
+    listener: "Listener | None" = None
+    """Told of each window, from the engine's thread."""
 
     @property
     def num_frames(self) -> int:
@@ -248,3 +254,42 @@ def _split_long(
         edges.append(latest - search_frames + int(loudness.argmin()))
     edges.append(end)
     return list(pairwise(edges)) if end > start else []
+
+
+class SpansInOrder:
+    """Passes on what is said in spans of a part as it becomes final, in order of time.
+
+    The spans, given in that order, may be decoded side by side: what a later one says waits for the
+    end of those before.
+    """
+
+    def __init__(self, listener: Listener, spans: Sequence[tuple[int, int]]) -> None:
+        self._listener = listener
+        self._spans = list(spans)
+        self._waiting: list[list[Segment]] = [[] for _ in spans]
+        self._num_frames = [0] * len(spans)
+        self._ended = [False] * len(spans)
+        self._first = 0  # of the spans that have not ended
+
+    def add(self, index: int, segments: Sequence[Segment], *, frame: int) -> None:
+        """Take what a span said since the last call; it is transcribed up to `frame`."""
+        start, end = self._spans[index]
+        # A window's last timestamp may lie in the padding behind the span.
+        self._num_frames[index] = min(frame, end) - start
+        self._waiting[index].extend(segments)
+        self._pass_on()
+
+    def end(self, index: int) -> None:
+        """Take the end of a span."""
+        self._ended[index] = True
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        said: list[Segment] = []
+        while self._first < len(self._ended):
+            said += self._waiting[self._first]
+            self._waiting[self._first] = []
+            if not self._ended[self._first]:
+                break
+            self._first += 1
+        self._listener(sum(self._num_frames) / FRAMES_PER_SECOND, said)

@@ -6,7 +6,7 @@ with signs for characters that would hide or reorder others.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -14,31 +14,36 @@ import pyarrow.compute as pc
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.export.formats import ExportFormat, file_texts
 from corpus_asr.export.write import Names, common_folder
 from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.formats.writers import ExportFormat, file_texts
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
-from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcripts
+from corpus_asr.view.access import RefusedError
+from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcripts, View
+from corpus_asr.view.downloads import hit_rows, pieces_of
+from corpus_asr.view.editing import ConflictError, correction_data, parse_change, save_change
+from corpus_asr.view.facets import Facet
+from corpus_asr.view.query import Query, parse_query
 from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
     Filters,
     Hit,
     Order,
-    Query,
     RecordingOrder,
     State,
     find,
-    parse_query,
+    find_all,
     recordings_page,
     states,
 )
-from corpus_asr.view.sound import MAX_SAMPLES, Playable, Sounds
+from corpus_asr.view.sound import MAX_SAMPLES, Playable, Sound, Sounds
+from corpus_asr.view.waveform import MAX_PEAKS, Waveforms
 
 # What openai-whisper writes, too; the rest is for data sets, not for one recording.
-_SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "txt", "tsv", "json"))
+_SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "lrc", "txt", "tsv", "json"))
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
 MAX_CHARS = 2_000
 
@@ -59,6 +64,9 @@ class Request(Filters):
     page: int = 0
     block: int = 0
     from_s: float = 0.0
+    to_s: float | None = None
+    count: int = 1_000
+    """Of peaks."""
     back: bool = False
     decode: bool = False
     """Also what browsers play."""
@@ -88,8 +96,8 @@ def _count(text: str) -> int:
 # Parsers of parameters that are no text, and what these have to be.
 _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("whole_words", "back", "decode"), ("1".__eq__, "1")),
-    **dict.fromkeys(("from_s", "min_confidence", "max_confidence"), (_number, "a number")),
-    **dict.fromkeys(("page", "block", "channel"), (_count, "a whole number from 0")),
+    **dict.fromkeys(("from_s", "to_s", "min_confidence", "max_confidence"), (_number, "a number")),
+    **dict.fromkeys(("page", "block", "channel", "count"), (_count, "a whole number from 0")),
     "state": (State, ", ".join(State)),
     "order": (Order, ", ".join(Order)),
     "recording_order": (RecordingOrder, ", ".join(RecordingOrder)),
@@ -119,6 +127,9 @@ class Answers:
     library: Library
     transcripts: Transcripts
     sounds: Sounds
+    waveforms: Waveforms
+    editable: bool = True
+    """Whether segments may be corrected."""
 
     def run(self, _: Request) -> dict[str, Any]:
         """Return the state and counts of the output folder."""
@@ -139,32 +150,45 @@ class Answers:
             "languages": _counted(table["language"]),
             "labels": _counted(table["label"]),
             "classified": view.catalogue.classified,
+            "dates_are": view.catalogue.trees.dates_are,
+            "corrections": len(view.corrections),
         }
 
     def recordings(self, request: Request) -> dict[str, Any]:
         """List recordings."""
-        table = self.library.current().catalogue.recordings
-        total, positions = recordings_page(
-            table, request, order=request.recording_order, page=request.page
-        )
-        return _page(total) | {"recordings": _rows(table, positions)}
+        catalogue = self.library.current().catalogue
+        page = recordings_page(catalogue, request, order=request.recording_order, page=request.page)
+        rows = _rows(catalogue.recordings, page.positions)
+        return _page(page.total, page.facets) | {"recordings": rows}
 
     def search(self, request: Request) -> dict[str, Any]:
         """Find segments."""
         view = self.library.current()
         if view.texts is None:
             return {"ready": False, "rows_read": view.rows_read, "problem": view.problem}
-        query, table = request.query, view.catalogue.recordings
-        page = find(table, view.texts, query, request, order=request.order, page=request.page)
-        rows = _rows(table, [hit.position for hit in page.hits])
+        query = request.query
+        page = find(
+            view.catalogue, view.texts, query, request, order=request.order, page=request.page
+        )
+        rows = _rows(view.catalogue.recordings, [hit.position for hit in page.hits])
         hits = [_hit(hit, row, query) for hit, row in zip(page.hits, rows, strict=True)]
-        return _page(page.total) | {"ready": True, "in": page.recordings, "hits": hits}
+        return _page(page.total, page.facets) | {
+            "ready": True, "recordings": page.recordings, "hits": hits,
+        }  # fmt: skip
+
+    def hits(self, request: Request, kind: str) -> Iterator[bytes]:
+        """Return all hits of a query as a file, in pieces."""
+        view = self.library.current()
+        if view.texts is None:
+            raise ConflictError("the texts of the run are still being read; try again in a minute")
+        found = find_all(view.catalogue, view.texts, request.query, request, order=request.order)
+        return pieces_of(hit_rows(found, view.catalogue.recordings), kind)
 
     def recording(self, request: Request) -> dict[str, Any]:
         """Return a recording, without its segments."""
-        catalogue, position = self._named(request)
-        row = catalogue.row(position)
-        transcript = self.transcripts.read(catalogue, position)
+        view, position = self._named(request.id)
+        catalogue, row = view.catalogue, view.catalogue.row(position)
+        transcript = self.transcripts.read(view, position)
         same = ("codec", "sample_rate_hz", "channels", "speech_s", "languages")
         answer = _rows(catalogue.recordings, [position])[0] | {name: row[name] for name in same}
         answer |= {
@@ -178,6 +202,11 @@ class Answers:
             "low_confidence": LOW_CONFIDENCE,
             "high_confidence": HIGH_CONFIDENCE,
             "apart": transcript.channels,
+            "editable": self.editable and not catalogue.classified,
+            "corrected": len(transcript.edits),
+            "stale": [correction_data(each) for each in sorted(transcript.stale.items())],
+            # Another one after each save, here or elsewhere.
+            "edition": _edition(view, request.id),
             "saved_as": [] if catalogue.classified else list(_SAVED),
         }
         if row["error_kind"] is not None:
@@ -191,12 +220,12 @@ class Answers:
 
     def segments(self, request: Request) -> dict[str, Any]:
         """Return a block of a recording's segments."""
-        block = self.transcripts.read(*self._named(request)).block(request.block)
+        block = self.transcripts.read(*self._named(request.id)).block(request.block)
         return {"segments": [_segment(row, request.query) for row in block]}
 
     def unsure(self, request: Request) -> dict[str, Any]:
         """Find the next or previous word of low confidence."""
-        transcript = self.transcripts.read(*self._named(request))
+        transcript = self.transcripts.read(*self._named(request.id))
         at_s = transcript.low_confidence(
             request.from_s, below=LOW_CONFIDENCE, forward=not request.back
         )
@@ -204,11 +233,11 @@ class Answers:
 
     def sound(self, request: Request) -> dict[str, Any]:
         """Return whether and how a recording can be played."""
-        catalogue, position = self._named(request)
-        sound = self.sounds.of(catalogue.row(position))
+        sound = self._sound(request.id)
         answer = {
             "address": visible(without_secrets(sound.uri)),
             "as_it_is": sound.browser_type is not None,
+            "may_be_video": (sound.browser_type or "").startswith("video/"),
             "longest_s": MAX_SAMPLES / SAMPLE_RATE_HZ,
         }
         if not sound.duration_s:
@@ -226,32 +255,103 @@ class Answers:
 
     def audio(self, request: Request) -> Playable:
         """Return the audio of a recording, as it is or decoded."""
-        catalogue, position = self._named(request)
-        sound = self.sounds.of(catalogue.row(position))
+        sound = self._sound(request.id)
         if request.decode:
             return self.sounds.decoded(sound, channel=request.channel)
         return self.sounds.as_it_is(sound)
 
+    def waveform(self, request: Request) -> dict[str, Any]:
+        """Return the peaks of a span, if it is short enough, and the pauses in it."""
+        view, position = self._named(request.id)
+        row = view.catalogue.row(position)
+        start_s, end_s = request.from_s, request.to_s or row["duration_s"]
+        if not 0 <= start_s < end_s <= row["duration_s"] or not 1 <= request.count <= MAX_PEAKS:
+            raise ConfigError(
+                f"drawing {start_s:g} to {end_s:g} s in {request.count} peaks: expected a span of "
+                f"the {row['duration_s']:g} s and at most {MAX_PEAKS}"
+            )
+        part_s = (end_s - start_s) / request.count
+        pauses = self.transcripts.read(view, position).pauses(row["duration_s"])
+        peaks, message = None, ""
+        try:
+            peaks = self.waveforms.peaks(
+                self.sounds.of(row), start_s, end_s, request.count, channel=request.channel
+            )
+        except ItemError as error:  # the player says it, too
+            message = visible(str(error))
+        return {
+            "peaks": peaks,
+            # In place of peaks, where there are none.
+            "speech": pauses.speech(start_s, end_s, request.count) if peaks is None else None,
+            "pauses": pauses.within(start_s, end_s, at_least_s=part_s),
+            "message": message,
+        }
+
+    def correct(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Save a correction; return the segment as it is then.
+
+        Raises:
+            RefusedError: the server was started with --read-only.
+            NotFoundError: there is no such recording.
+            ConfigError, ConflictError, FetchError: see `save_change`.
+        """
+        if not self.editable:
+            raise RefusedError(403, "this server was started with --read-only")
+        change = parse_change(body)
+        view, position = self._named(change.id)
+        if view.catalogue.classified:
+            raise NotFoundError("this run has labels, which cannot be corrected")
+        save_change(self.library, view, position, self.transcripts.read(view, position), change)
+        view, position = self._named(change.id)
+        shown = self.transcripts.read(view, position)
+        at = shown.number_of(change.key)
+        return {
+            "segment": None if at is None else _segment(shown.segments(at, 1)[0], Query()),
+            "edition": _edition(view, change.id),
+        }
+
     def saved(self, request: Request) -> tuple[str, str]:
         """Return name and text of a file: a recording in one of the formats."""
-        catalogue, position = self._named(request)
+        view, position = self._named(request.id)
+        catalogue = view.catalogue
         if request.format not in _SAVED or catalogue.classified:
             raise NotFoundError(f"no format {request.format!r}; there are {', '.join(_SAVED)}")
-        recording = self.transcripts.recording(catalogue, position)
+        recording = self.transcripts.recording(view, position)
         ((suffix, text),) = file_texts(recording, [ExportFormat(request.format)])
         name = Names(catalogue.recordings.slice(position, 1), [suffix])[0]
         return name.rpartition("/")[2] + suffix, text
 
-    def _named(self, request: Request) -> tuple[Catalogue, int]:
-        catalogue = self.library.current().catalogue
-        position = catalogue.position_of(request.id)
+    def _named(self, recording_id: str) -> tuple[View, int]:
+        view = self.library.current()
+        position = view.catalogue.position_of(recording_id)
         if position is None:
-            raise NotFoundError(f"this run has no recording {request.id!r}")
-        return catalogue, position
+            raise NotFoundError(f"this run has no recording {recording_id!r:.100}")
+        return view, position
+
+    def _sound(self, recording_id: str) -> Sound:
+        view, position = self._named(recording_id)
+        return self.sounds.of(view.catalogue.row(position))
 
 
-def _page(total: int) -> dict[str, Any]:
-    return {"total": total, "pages": min(MAX_PAGE, -(-total // PAGE_ROWS))}
+def _edition(view: View, recording_id: str) -> str:
+    return max((name for name, _ in view.corrections.of(recording_id)), default="")
+
+
+def _page(total: int, facets: Mapping[str, Facet]) -> dict[str, Any]:
+    pages = min(MAX_PAGE, -(-total // PAGE_ROWS))
+    return {
+        "total": total,
+        "pages": pages,
+        "facets": {name: _facet(facet) for name, facet in facets.items()},
+    }
+
+
+def _facet(facet: Facet) -> dict[str, Any]:
+    values = [
+        {"name": each.name, "label": visible(each.name), "count": each.count}
+        for each in facet.values
+    ]
+    return {"values": values, "others": facet.others}
 
 
 def _counted(column: pa.ChunkedArray) -> list[dict[str, Any]]:
@@ -277,20 +377,31 @@ def _rows(recordings: pa.Table, positions: list[int]) -> list[dict[str, Any]]:
 
 
 def _hit(hit: Hit, row: Mapping[str, Any], query: Query) -> dict[str, Any]:
-    values = asdict(hit) | {"id": row["id"], "name": row["name"]}
-    del values["position"], values["text"]
-    return values | {
+    same = ("start_s", "end_s", "confidence", "language", "channel")
+    said = hit.correction
+    return {name: getattr(hit, name) for name in same} | {
+        "id": row["id"],
+        "name": row["name"],
+        "text": visible(hit.text.strip()),
         "before": visible(hit.before),
         "after": visible(hit.after),
-        "pieces": [[visible(piece), matches] for piece, matches in query.pieces(hit.text)],
+        "pieces": _visible(query.pieces(hit.text)),
+        "correction": None if said is None else correction_data(("", said)),
     }
+
+
+def _visible(pieces: list[tuple[str, bool]]) -> list[list[Any]]:
+    return [[visible(piece), matches] for piece, matches in pieces]
 
 
 def _segment(row: Mapping[str, Any], query: Query) -> dict[str, Any]:
     text = row["text"] or ""
+    same = ("key", "start_s", "end_s", "language", "confidence", "channel")
+    values = {name: row[name] for name in same}
     pieces = query.pieces(text) if query.wanted else [(text, False)]
-    values = {name: row[name] for name in ("start_s", "end_s", "language", "confidence", "channel")}
-    values["pieces"] = [[visible(piece), matches] for piece, matches in pieces]
+    # As it is, to be edited; all else is shown.
+    values |= {"text": text.strip(), "pieces": _visible(pieces)}
+    values["correction"] = correction_data(row["edit"])
     if row["words"] is not None:
         values["words"] = list(_words(row["words"], pieces))
     return values

@@ -4,8 +4,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -15,9 +15,18 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of
+from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, model_of
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.run_state.corrections import (
+    Correction,
+    Corrections,
+    Corrector,
+    Saved,
+    key_of,
+    read_saved,
+    save_correction,
+)
 from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
@@ -28,7 +37,9 @@ from corpus_asr.storage.run_state.tables import (
     PartRows,
     projected,
 )
-from corpus_asr.view.search import TextFiles, Texts
+from corpus_asr.view.facets import Trees
+from corpus_asr.view.texts import TextFiles, Texts
+from corpus_asr.view.waveform import Pauses
 
 # A look lists the names of commits.
 REFRESH_S = 10.0
@@ -37,9 +48,9 @@ BLOCK_ROWS = 100
 KEPT = 4  # transcripts in memory
 SHOWN_LABELS = 3
 _DETAILS = (
-    "recording_id", "status", "error_stage", "error_kind", "error_message", "retryable", "etag",
-    "size_bytes", "codec", "sample_rate_hz", "channels", "decode_errors", "speech_s", "languages",
-    "label", "label_probability",
+    "recording_id", "status", "error_stage", "error_kind", "error_message", "retryable",
+    "codec", "sample_rate_hz", "channels", "decode_errors", "speech_s", "languages",
+    "label", "label_probability", "run_id",
 )  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
@@ -54,6 +65,8 @@ class Catalogue:
     index: Index
     recordings: pa.Table
     """Columns of the index and of the table of recordings, sorted by URI."""
+    trees: Trees
+    """Folders and months of the recordings."""
     finished: bool
 
     @property
@@ -83,7 +96,8 @@ def read_catalogue(store: OutputStore) -> Catalogue:
     details = _details(store, names, resolution, recordings["recording_id"].combine_chunks())
     for name in _DETAILS[1:]:
         recordings = recordings.append_column(name, details[name])
-    return Catalogue(rows, index, recordings, finished=store.exists(SUCCESS_NAME))
+    trees = Trees.of(recordings)
+    return Catalogue(rows, index, recordings, trees, finished=store.exists(SUCCESS_NAME))
 
 
 def _details(
@@ -112,6 +126,8 @@ class View:
     catalogue: Catalogue
     texts: Texts | None
     """None until they have been read for the first time."""
+    corrections: Corrections
+    """What people said of segments; the texts have it."""
     version: int
     """Higher with each change."""
     rows_read: int = 0
@@ -128,7 +144,14 @@ class Library:
         self._refresh_s = refresh_s
         # Listed before their contents are read: objects that come in between are a change later.
         self._names = outcomes_names(store)
-        self._view = View(catalogue=read_catalogue(store), texts=None, version=0)
+        # By object. Those are known here that were saved here, or seen in a listing.
+        self._saved = read_saved(store)
+        self._view = View(
+            catalogue=read_catalogue(store),
+            texts=None,
+            corrections=Corrections(self._saved),
+            version=0,
+        )
         self._files = TextFiles()
         self._checked_s = -math.inf
         self._lock = threading.Lock()
@@ -161,9 +184,24 @@ class Library:
             self._thread.join()
         return self._view
 
+    def save(self, correction: Correction) -> str:
+        """Write a correction; the view has it when this returns. Return its name."""
+        name = save_correction(self.store, correction)
+        with self._lock:
+            self._saved = {**self._saved, name: correction}
+            self._correct(self._view, self._saved)
+        return name
+
+    def _correct(self, view: View, saved: Saved) -> None:
+        # With the lock held.
+        corrections, texts = Corrections(saved), view.texts
+        if texts is not None:
+            texts = texts.corrected(Corrector(corrections, view.catalogue.recordings))
+        self._view = replace(view, corrections=corrections, texts=texts, version=view.version + 1)
+
     def _refresh(self) -> None:
         try:
-            names, view = outcomes_names(self.store), self._view
+            names, view, known = outcomes_names(self.store), self._view, self._saved
             catalogue, texts = view.catalogue, view.texts
             if names != self._names:
                 catalogue = read_catalogue(self.store)
@@ -171,11 +209,17 @@ class Library:
                 catalogue = replace(catalogue, finished=finished)
             if names != self._names or texts is None:
                 texts = self._read_texts(catalogue)
-            if catalogue is not view.catalogue or texts is not view.texts or view.problem:
-                # Together: the texts' owners are positions in this very catalogue.
-                self._replace(
-                    catalogue=catalogue, texts=texts, problem=None, version=view.version + 1
-                )
+            saved = read_saved(self.store, known)
+            with self._lock:
+                # What was saved here meanwhile need not be in the listing.
+                meanwhile = {n: each for n, each in self._saved.items() if n not in known}
+                saved = {**saved, **meanwhile}
+                changed = catalogue is not view.catalogue or texts is not view.texts
+                if changed or saved.keys() != self._saved.keys() or view.problem:
+                    # Together: the texts' owners are positions in this very catalogue.
+                    self._saved = saved
+                    fresh = replace(self._view, catalogue=catalogue, texts=texts, problem=None)
+                    self._correct(fresh, saved)
             self._names = names
         except _ClosingError:
             event(_LOG, logging.DEBUG, "view_closed_while_reading")
@@ -226,6 +270,17 @@ class Transcript:
 
     rows: pa.Table
     """start_s, end_s, text, language, confidence, channel, words (or null); sorted by time."""
+    edits: Mapping[int, tuple[str, Correction]] = field(default_factory=dict)
+    """By row: name and content of the correction that it has."""
+    stale: Mapping[str, Correction] = field(default_factory=dict)
+    """By name: corrections of segments that have changed."""
+
+    def corrected(self, corrector: Corrector) -> "Transcript":
+        """Return the transcript as people corrected it."""
+        owners = np.zeros(self.rows.num_rows, dtype=np.int64)
+        edits = {at: (name, each) for at, _, name, each in corrector.matches(self.rows, owners)}
+        rows = corrector.apply(self.rows, owners) if edits else self.rows
+        return Transcript(rows, edits, corrector.stale())
 
     @property
     def block_starts_s(self) -> list[float]:
@@ -244,9 +299,43 @@ class Transcript:
         return sorted(self.rows["channel"].unique().drop_null().to_pylist())
 
     def block(self, number: int) -> list[dict[str, Any]]:
-        """Return the segments of a block."""
-        rows: list[dict[str, Any]] = self.rows.slice(number * BLOCK_ROWS, BLOCK_ROWS).to_pylist()
-        return rows
+        """Return the segments of a block, each with its key and its `edit`, or None."""
+        return self.segments(number * BLOCK_ROWS, BLOCK_ROWS)
+
+    def segments(self, first: int, count: int) -> list[dict[str, Any]]:
+        """Return some segments as `block` does."""
+        rows = self.rows.slice(first, count).to_pylist()
+        return [
+            row | {"key": str(key_of(self._original(at, row))), "edit": self.edits.get(at)}
+            for at, row in enumerate(rows, first)
+        ]
+
+    def original(self, at: int) -> dict[str, Any]:
+        """Return a row with the model's text."""
+        return self._original(at, self.rows.slice(at, 1).to_pylist()[0])
+
+    def _original(self, at: int, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"text": self.edits[at][1].original} if at in self.edits else row
+
+    def number_of(self, key: str) -> int | None:
+        """Return the number of the row with a key; None if there is none."""
+        start_ms = key.split(".")[1] if key.count(".") == 3 else ""
+        if not start_ms.isdecimal():
+            return None
+        starts_ms = np.rint(1000 * self.rows["start_s"].to_numpy())
+        candidates = np.flatnonzero(starts_ms == int(start_ms)).tolist()
+        return next((at for at in candidates if str(key_of(self.original(at))) == key), None)
+
+    def pauses(self, duration_s: float) -> Pauses:
+        """Return where nothing is said in a recording of this length."""
+        if self.has_words:
+            words = pc.list_flatten(self.rows["words"].combine_chunks())
+            spans = [pc.struct_field(words, name) for name in ("start_s", "end_s")]
+        else:
+            spans = [self.rows[name] for name in ("start_s", "end_s")]
+        starts_s, ends_s = (np.asarray(span, dtype=np.float64) for span in spans)
+        order = np.argsort(starts_s, kind="stable")
+        return Pauses(starts_s[order], ends_s[order], duration_s=duration_s)
 
     @cached_property
     def _scores(self) -> tuple[np.ndarray, np.ndarray]:
@@ -271,16 +360,38 @@ class Transcript:
         return float(doubtful[at]) if 0 <= at < len(doubtful) else None
 
 
+_VERSION = ("recording_id", "etag", "size_bytes")
+_ONE = projected(OUTCOMES, _VERSION)
+
+
 class Transcripts:
     """Reads transcripts and keeps the last few, as Arrow. Thread-safe."""
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
         self._transcript = lru_cache(KEPT)(self._read)
+        self._corrected = lru_cache(KEPT)(self._correct)
 
-    def read(self, catalogue: Catalogue, position: int) -> Transcript:
-        """Return the transcript of a recording."""
-        return self._transcript(catalogue.classified, tuple(catalogue.index.places(position)))
+    def read(self, view: View, position: int) -> Transcript:
+        """Return the transcript of a recording, as people corrected it."""
+        catalogue = view.catalogue
+        places = tuple(catalogue.index.places(position))
+        version = tuple(catalogue.row(position)[name] for name in _VERSION)
+        said = tuple(view.corrections.of(version[0]))
+        if catalogue.classified or not said:
+            return self._transcript(catalogue.classified, places)
+        return self._corrected(places, version, said)
+
+    def _correct(
+        self,
+        places: tuple[tuple[str, int, int], ...],
+        version: tuple[Any, ...],
+        said: tuple[tuple[str, Correction], ...],
+    ) -> Transcript:
+        recording = pa.Table.from_pylist([dict(zip(_VERSION, version, strict=True))], schema=_ONE)
+        return self._transcript(False, places).corrected(
+            Corrector(Corrections(dict(said)), recording)
+        )
 
     def _read(self, labels: bool, places: tuple[tuple[str, int, int], ...]) -> Transcript:
         columns = _LABEL_COLUMNS if labels else WORD_COLUMNS
@@ -292,10 +403,13 @@ class Transcripts:
         rows = pa.concat_tables([schema.empty_table(), *tables])
         return Transcript(_windows(rows) if labels else rows.sort_by(_ORDER))
 
-    def recording(self, catalogue: Catalogue, position: int) -> Recording:
+    def recording(self, view: View, position: int) -> Recording:
         """Return a recording as it is exported."""
-        rows = self.read(catalogue, position).rows
-        return Recording.of(catalogue.row(position), rows.to_pylist())
+        transcript = self.read(view, position)
+        rows = transcript.rows.to_pylist()
+        # Of a segment whose text a person removed nothing is exported.
+        kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.edits]
+        return Recording.of(view.catalogue.row(position), kept, model_of(self._store))
 
 
 def _windows(labels: pa.Table) -> pa.Table:

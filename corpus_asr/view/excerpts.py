@@ -1,4 +1,4 @@
-"""Time spans of recordings as 16-bit mono at 16 kHz; runs in a child process.
+"""Time spans of recordings as 16-bit mono at 16 kHz, or as peaks of it; runs in a child process.
 
 Native decoders may crash or hang here; the server never imports this.
 """
@@ -8,15 +8,15 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import AudioDecoder, open_audio
 from corpus_asr.audio.resample import Channels
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
-from corpus_asr.view.sound import ExcerptRequest
+from corpus_asr.view.sound import FULL_PEAK, ExcerptRequest, PeaksRequest
 
 # A player soon asks for the next span: decoders are kept open where they are.
 OPEN_DECODERS = 4
@@ -31,17 +31,26 @@ class Excerpts:
 
     def __init__(self, *, store: StoreOptions) -> None:
         self._store = store
-        self._open: OrderedDict[tuple[str, int | None, bool], _Tape] = OrderedDict()
+        self._open: OrderedDict[tuple[type, str, int | None, bool], _Tape] = OrderedDict()
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
-        """Yield `num_samples`, with silence after the end, and empty pieces as heartbeats."""
-        key = (request.uri, request.channel, request.exact)
+        """Yield what is asked for, with silence after the end, and empty pieces as heartbeats.
+
+        Of `PeaksRequest` nothing is yielded where the place cannot be reached without decoding more
+        than it allows.
+        """
+        # The picture of the sound is another place of the recording than what is played.
+        key = (type(request), request.uri, request.channel, request.exact)
         tape = self._open.pop(key, None)
         if tape is None or not tape.reaches(request.start_sample, exact=request.exact):
             if tape is not None:
                 tape.close()
             tape = self._tape(request)
-        yield from tape.read(request.start_sample, request.num_samples)
+        if isinstance(request, PeaksRequest):
+            if request.start_sample - tape.position <= request.max_skipped_samples:
+                yield from _peaks(tape, request)
+        else:
+            yield from tape.read(request.start_sample, request.num_samples)
         self._open[key] = tape
         while len(self._open) > OPEN_DECODERS:
             self._open.popitem(last=False)[1].close()
@@ -85,18 +94,25 @@ class _Tape:
         return ahead >= 0 and (exact or ahead <= _SKIP_S * SAMPLE_RATE_HZ)
 
     def read(self, start: int, count: int) -> Iterator[bytes]:
+        for samples in self.samples(start, count):
+            count -= len(samples)
+            # Of nothing an empty piece: a heartbeat.
+            yield (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+        yield bytes(2 * count)
+
+    def samples(self, start: int, count: int) -> Iterator[Float32[np.ndarray, " sample"]]:
+        # Nothing while what is before it is decoded, then at most `count`: less at the end.
         while self.position < start:
             skipped = self._next(start - self.position)
             if not len(skipped):
                 break
-            yield b""  # a heartbeat
+            yield skipped[:0]
         while count > 0:
             samples = self._next(count)
             if not len(samples):
-                yield bytes(2 * count)
                 return
             count -= len(samples)
-            yield (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+            yield samples
 
     def _next(self, most: int) -> Float32[np.ndarray, " sample"]:
         if self._chunks is None:
@@ -114,3 +130,14 @@ class _Tape:
         samples, self._rest = self._rest[:most], self._rest[most:]
         self.position += len(samples)
         return samples
+
+
+def _peaks(tape: _Tape, request: PeaksRequest) -> Iterator[bytes]:
+    loudest = np.zeros(request.num_samples, dtype=np.float32)
+    filled = 0
+    for samples in tape.samples(request.start_sample, request.num_samples):
+        loudest[filled : filled + len(samples)] = np.abs(samples)
+        filled += len(samples)
+        yield b""
+    peaks = loudest.reshape(-1, request.samples_per_peak).max(axis=1)
+    yield np.rint(np.clip(peaks, 0.0, 1.0) * FULL_PEAK).astype(np.uint8).tobytes()

@@ -1,23 +1,23 @@
-"""A web server for one person on one machine: pages, answers as JSON, audio by ranges.
+"""A web server on one machine: pages, answers as JSON, audio by ranges, files, corrections.
 
-No file is found by a path of a request; a request needs the token of the URL and a local `Host`.
+No file is found by a path of a request. A request needs the token of the URL or a session, and a
+`Host` that is known; what changes something has to come from a page of this server.
 
 Source: RFC 9110, section 14 (ranges); https://www.w3.org/TR/CSP3/.
 """
 
 import asyncio
 import functools
-import hmac
 import ipaddress
 import json
 import logging
 import re
-import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import resources
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from aiohttp import web
@@ -26,18 +26,33 @@ from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError, ItemError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.logs import event
 from corpus_asr.report.html.formatting import shared, visible
+from corpus_asr.view.access import (
+    Access,
+    PasswordAccess,
+    PublicUrl,
+    RefusedError,
+    TokenAccess,
+    check_change,
+)
 from corpus_asr.view.answers import Answers, NotFoundError, parse_request
+from corpus_asr.view.downloads import MEDIA_TYPES
+from corpus_asr.view.editing import ConflictError
 
 _LOG = logging.getLogger(__name__)
 
 _PAGES = {"": "index.html", "recording": "recording.html"} | {
     name: name
-    for name in ("style.css", "view.css", "page.js", "search.js", "player.js", "transcript.js",
-                 "recording.js")
+    for name in ("style.css", "view.css", "page.js", "search.js", "facets.js", "player.js",
+                 "transcript.js", "waveform.js", "editor.js", "recording.js", "login.js")
 }  # fmt: skip
+# What the form for the password is made of; nothing of the run is in it.
+_OPEN_TO_ALL = {"style.css", "view.css", "page.js", "login.js", "session"}
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-_ANSWERS = frozenset({"run", "recordings", "search", "recording", "segments", "unsure", "sound"})
-_TOKEN_BYTES = 16  # as many as a UUID: other users of the machine cannot guess it
+_ANSWERS = frozenset(
+    {"run", "recordings", "search", "recording", "segments", "unsure", "sound", "waveform"}
+)
+# A correction of the longest text, and some room.
+_MAX_BODY_BYTES = 64 * 1024
 # Requests of one decoder wait in a thread each; other requests are not to wait for these.
 _THREADS = 32
 # A player that pauses keeps its request open: Ctrl-C does not wait for it.
@@ -66,32 +81,55 @@ class ViewServer:
     Raises `OSError` if the port is taken, or the address is not one of this machine.
     """
 
-    def __init__(self, answers: Answers, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.token = secrets.token_urlsafe(_TOKEN_BYTES)
+    def __init__(
+        self,
+        answers: Answers,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        password: str | None = None,
+        public: PublicUrl | None = None,
+    ) -> None:
+        self.access: Access = TokenAccess() if password is None else PasswordAccess(password)
         self._answers = answers
-        self._names = {"localhost", host.lower()}
+        self._public = public
+        self._names = {"localhost", host.lower()} | ({public.host} if public else set())
         ipv6 = ":" in host
         self._socket = socket.create_server(
             (host, port),
             family=socket.AF_INET6 if ipv6 else socket.AF_INET,
             dualstack_ipv6=ipv6 and socket.has_dualstack_ipv6(),
         )
-        self._app = web.Application(middlewares=[self._guard])
+        self._app = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY_BYTES)
         self._app.on_response_prepare.append(_add_headers)
+        prefix = "" if password is not None else "/{token}"
+        if password is not None:
+            self._app.add_routes(
+                [
+                    web.get("/session", self._session),
+                    web.post("/login", self._log_in),
+                    web.post("/logout", self._log_out),
+                ]
+            )
         self._app.add_routes(
             [
-                web.get("/{token}/audio", self._audio),
-                web.get("/{token}/saved", self._saved),
-                web.get("/{token}/api/{name}", self._answer),
-                web.get("/{token}/{name:[^/]*}", self._page),
+                web.get(prefix + "/audio", self._audio),
+                web.get(prefix + "/saved", self._saved),
+                web.get(prefix + "/hits.{kind:csv|json}", self._hits),
+                web.get(prefix + "/api/{name}", self._answer),
+                web.post(prefix + "/api/correct", self._correct),
+                web.get(prefix + "/{name:[^/]*}", self._page),
             ]
         )
 
     @property
     def url(self) -> str:
         """The address of the first page."""
+        if self._public is not None:
+            return self._public.url.rstrip("/") + f"{self.access.prefix}/"
         host, port = self._socket.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/{self.token}/"
+        host = f"[{host}]" if ":" in host else host
+        return f"http://{host}:{port}{self.access.prefix}/"
 
     def close(self) -> None:
         """Stop listening."""
@@ -110,20 +148,25 @@ class ViewServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        headers, more = {}, {}
         try:
-            if not self._is_local(request.headers.get("Host", "")):
-                why = "no such path on this server"
-                raise web.HTTPForbidden(text=f"{why}; open the one that corpus-asr view printed")
-            token, slash, _ = request.path.removeprefix("/").partition("/")
-            if not slash or not hmac.compare_digest(token.encode(), self.token.encode()):
-                raise NotFoundError("open the complete URL that corpus-asr view printed")
-            what = request.path_qs.replace(self.token, "…")
-            event(_LOG, logging.DEBUG, "request", what=f"{request.method} {what}")
+            if not self._is_known(request.host):
+                raise RefusedError(403, "this server is not asked under that name")
+            path = self.access.redacted(request.path_qs)
+            event(_LOG, logging.DEBUG, "request", what=f"{request.method} {path}")
+            if not self.access.allows(request):
+                return await self._before_login(request, handler)
             return await handler(request)
         except web.HTTPException as error:
             status, why = error.status, error.text or error.reason
+        except RefusedError as error:
+            status, why = error.status, str(error)
+            if error.retry_after_s:
+                headers["Retry-After"] = f"{error.retry_after_s:.0f}"
         except NotFoundError as error:
             status, why = 404, str(error)
+        except ConflictError as error:
+            status, why, more = 409, str(error), {"seen": error.seen}
         except ConfigError as error:
             status, why = 400, str(error)
         except ItemError as error:
@@ -131,9 +174,50 @@ class ViewServer:
             status, why = 404 if gone else 502, str(error)
         except CorpusAsrError as error:
             status, why = 500, str(error)
-        return web.json_response({"error": visible(why)}, status=status)
+        return web.json_response({"error": visible(why)} | more, status=status, headers=headers)
 
-    def _is_local(self, host: str) -> bool:
+    async def _before_login(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if not self.access.asks_for_password:
+            raise NotFoundError("open the complete URL that corpus-asr view printed")
+        path = request.path.removeprefix("/")
+        if path in _OPEN_TO_ALL or (path == "login" and request.method == "POST"):
+            return await handler(request)
+        if path in ("", "recording") and request.method in ("GET", "HEAD"):
+            # At the same URL, which opens once the password is right.
+            return web.Response(text=_file("login.html"), content_type="text/html")
+        raise RefusedError(401, "log in first")
+
+    async def _session(self, request: web.Request) -> web.Response:
+        return _json({"is_open": self.access.allows(request)})
+
+    async def _log_in(self, request: web.Request) -> web.Response:
+        assert isinstance(self.access, PasswordAccess)
+        password = (await self._body(request)).get("password")
+        if not isinstance(password, str):
+            raise ConfigError("logging in: expected a password")
+        secure = self._public is not None and self._public.is_https
+        return self.access.log_in(request, password, secure=secure)
+
+    async def _log_out(self, request: web.Request) -> web.Response:
+        assert isinstance(self.access, PasswordAccess)
+        await self._body(request)
+        return self.access.log_out(request)
+
+    async def _body(self, request: web.Request) -> dict[str, Any]:
+        check_change(request, self._public)
+        try:
+            body = await request.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise ConfigError("reading a request: found no JSON object, expected one")
+        return body
+
+    async def _correct(self, request: web.Request) -> web.Response:
+        body = await self._body(request)
+        return _json(await asyncio.to_thread(self._answers.correct, body))
+
+    def _is_known(self, host: str) -> bool:
         # Another site can make its name point here (DNS rebinding), but not an address.
         with suppress(ValueError):
             name = (urlsplit(f"//{host}").hostname or "").lower()
@@ -154,7 +238,9 @@ class ViewServer:
             raise NotFoundError("there is no such page")
         answer = getattr(self._answers, name)
         value = await asyncio.to_thread(answer, parse_request(request.query))
-        return web.json_response(value, dumps=functools.partial(json.dumps, allow_nan=False))
+        if name == "run":
+            value["asks_for_password"] = self.access.asks_for_password
+        return _json(value)
 
     async def _saved(self, request: web.Request) -> web.Response:
         name, text = await asyncio.to_thread(self._answers.saved, parse_request(request.query))
@@ -166,6 +252,20 @@ class ViewServer:
             charset="utf-8",
             headers={"Content-Disposition": f"attachment; {names}"},
         )
+
+    async def _hits(self, request: web.Request) -> web.StreamResponse:
+        kind = request.match_info["kind"]
+        pieces = await asyncio.to_thread(self._answers.hits, parse_request(request.query), kind)
+        # Before the status is sent, so that an error is a response of its own.
+        first = await asyncio.to_thread(next, pieces, b"")
+        response = web.StreamResponse(
+            headers={"Content-Disposition": f'attachment; filename="hits.{kind}"'}
+        )
+        response.content_type, response.charset = MEDIA_TYPES[kind], "utf-8"
+        await response.prepare(request)
+        if request.method != "HEAD":
+            await _write(response, first, pieces)
+        return response
 
     async def _audio(self, request: web.Request) -> web.StreamResponse:
         audio = await asyncio.to_thread(self._answers.audio, parse_request(request.query))
@@ -179,7 +279,7 @@ class ViewServer:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
         response = web.StreamResponse(status=status, headers={"Accept-Ranges": "bytes"})
         response.content_type = audio.type
-        response.content_length = left = stop - start
+        response.content_length = stop - start
         if status == 206:
             response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         if request.method == "HEAD":
@@ -188,18 +288,28 @@ class ViewServer:
         # Before the status is sent, so that an error is a response of its own.
         piece = await asyncio.to_thread(next, pieces, b"")
         await response.prepare(request)
-        try:
-            while piece:
-                await response.write(piece)
-                left -= len(piece)
-                piece = await asyncio.to_thread(next, pieces, b"")
-        except CorpusAsrError as error:
-            event(_LOG, logging.WARNING, "sound_ended_early", why=str(error))
-        except ConnectionError:
-            pass  # players go away all the time
-        if left:
+        if await _write(response, piece, pieces) < stop - start:
             response.force_close()  # so that the player does not wait for the rest
         return response
+
+
+async def _write(response: web.StreamResponse, piece: bytes, others: Iterator[bytes]) -> int:
+    """Send pieces up to an empty one, or as long as somebody reads; return how many bytes."""
+    sent = 0
+    try:
+        while piece:
+            await response.write(piece)
+            sent += len(piece)
+            piece = await asyncio.to_thread(next, others, b"")
+    except CorpusAsrError as error:
+        event(_LOG, logging.WARNING, "response_ended_early", why=str(error))
+    except ConnectionError:
+        pass  # players go away all the time
+    return sent
+
+
+def _json(value: dict[str, Any]) -> web.Response:
+    return web.json_response(value, dumps=functools.partial(json.dumps, allow_nan=False))
 
 
 async def _add_headers(_: web.Request, response: web.StreamResponse) -> None:

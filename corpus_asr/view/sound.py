@@ -6,7 +6,6 @@ never exists as a whole: at a constant rate each of its bytes has a time.
 
 import functools
 import io
-import json
 import os
 import struct
 import threading
@@ -14,13 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from corpus_asr.config.run import SourceSettings
-from corpus_asr.errors import ConfigError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import source_options
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
+from corpus_asr.storage.stores.filesystem import RangeFile
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -38,21 +35,28 @@ _WAV_HEADER_BYTES = 44
 _SAMPLE_BYTES = 2
 # A WAV's sizes have 32 bits: 37 hours.
 MAX_SAMPLES = (2**32 - 1 - _WAV_HEADER_BYTES) // _SAMPLE_BYTES
+PEAKS_PER_S = 50
+# Where there is no seeking, the picture of the sound ends here: nobody waits for hours of decoding.
+_MAX_SKIPPED_S = 600
 # Lengths that are decoded at a time: the first is short, for somebody waits for it.
 _EXCERPTS_S = (2, 4, 8, 16)
 
 # By suffix: media type, and the codecs in it that browsers play.
 _PCM = ("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le")
+# Video types are those of containers that may hold pictures: the player shows them if they do.
 _PLAYED: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ".mp3": ("audio/mpeg", ("mp3",)),
     ".m4a": ("audio/mp4", ("aac",)),
     ".m4b": ("audio/mp4", ("aac",)),
-    ".mp4": ("audio/mp4", ("aac",)),
+    ".mp4": ("video/mp4", ("aac", "mp3")),
+    ".m4v": ("video/mp4", ("aac",)),
+    ".mov": ("video/mp4", ("aac",)),
     ".aac": ("audio/aac", ("aac",)),
     ".ogg": ("audio/ogg", ("opus", "vorbis", "flac")),
     ".oga": ("audio/ogg", ("opus", "vorbis", "flac")),
     ".opus": ("audio/ogg", ("opus",)),
-    ".webm": ("audio/webm", ("opus", "vorbis")),
+    ".ogv": ("video/ogg", ("opus", "vorbis", "flac")),
+    ".webm": ("video/webm", ("opus", "vorbis")),
     ".flac": ("audio/flac", ("flac",)),
     ".wav": ("audio/wav", _PCM),
 }
@@ -70,6 +74,20 @@ class ExcerptRequest:
     """Whether to decode everything before it."""
     start_sample: int
     num_samples: int
+
+
+FULL_PEAK = 255
+"""Of full scale: peaks are single bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeaksRequest(ExcerptRequest):
+    """A time span whose loudest samples are asked for, one of each so many."""
+
+    samples_per_peak: int
+    """Divides `num_samples`."""
+    max_skipped_samples: int
+    """Audio before the span that may be decoded to get there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +141,7 @@ class Sounds:
         endpoint_url: str | None = None,
     ) -> None:
         self._moved = tuple(moved)
-        options = StoreOptions.of(_source(store))
+        options = source_options(store)
         self._store = replace(
             options, endpoint_url=endpoint_url or options.endpoint_url, policy=PATIENCE
         )
@@ -173,6 +191,29 @@ class Sounds:
         read = functools.partial(self._wav_bytes, sound, channel, num_samples)
         return Playable("audio/wav", _WAV_HEADER_BYTES + _SAMPLE_BYTES * num_samples, read)
 
+    def peaks(
+        self, sound: Sound, start_s: float, num_peaks: int, *, channel: int | None
+    ) -> bytes | None:
+        """Return the loudest sample of each `1 / PEAKS_PER_S`, in bytes, from a place on.
+
+        None where the place cannot be reached without decoding what is before it.
+
+        Raises:
+            ItemError: it cannot be read or decoded.
+        """
+        samples_per_peak = SAMPLE_RATE_HZ // PEAKS_PER_S
+        request = PeaksRequest(
+            uri=sound.uri,
+            channel=channel,
+            exact=bool(sound.decode_errors),
+            start_sample=round(start_s * SAMPLE_RATE_HZ),
+            num_samples=num_peaks * samples_per_peak,
+            samples_per_peak=samples_per_peak,
+            max_skipped_samples=_MAX_SKIPPED_S * SAMPLE_RATE_HZ,
+        )
+        with self._decoding:
+            return b"".join(self._decoder.run(request)) or None
+
     def _source_bytes(self, uri: str, start: int, stop: int) -> Iterator[bytes]:
         while start < stop:
             try:
@@ -213,20 +254,6 @@ class Sounds:
 
     def _open(self, uri: str) -> io.BufferedReader:
         return filesystem.open_binary(uri, self._store)
-
-
-def _source(store: OutputStore) -> SourceSettings:
-    config = store.read_json(CONFIG_NAME)
-    if config is None:  # the tables were copied without it
-        return SourceSettings()
-    try:
-        return SourceSettings.model_validate_json(json.dumps(config["source"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"reading {CONFIG_NAME} of a run: found no usable settings of its source ({error}), "
-            "expected those that this version of the program writes; view it with the version "
-            "that made it"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

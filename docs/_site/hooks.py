@@ -22,9 +22,9 @@ from pydantic_core import PydanticUndefined
 
 from corpus_asr import failure_kinds, schemas
 from corpus_asr.cli.main import app
-from corpus_asr.config.decoding import section_of
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
+from corpus_asr.config.settings import section_of
 from corpus_asr.runtime import coordinator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,23 +33,6 @@ _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s#]*)(#[^)\s]*)?\)")
 _HOME = {"README.md": "index.md", "docs/README.md": "guides.md"}
 
-EXAMPLES = {
-    "transcribe": "corpus-asr transcribe talk.mp3 --model small --language German",
-    "init": "corpus-asr init job.yaml --source 's3://podcasts/**/*.mp3' --output s3://transcripts",
-    "plan": "corpus-asr plan job.yaml --check",
-    "run": "corpus-asr run job.yaml --set decoding.language=en",
-    "nightly": "corpus-asr nightly job.yaml",
-    "status": "corpus-asr status s3://transcripts --watch",
-    "report": "corpus-asr report s3://transcripts --html report.html",
-    "show": "corpus-asr show s3://transcripts --uri '*/talk.mp3'",
-    "export": "corpus-asr export s3://transcripts --to subtitles --format srt",
-    "evaluate": "corpus-asr evaluate s3://transcripts --references references.jsonl",
-    "view": "corpus-asr view s3://transcripts",
-    "label": "corpus-asr label pseudo_label.yaml",
-    "finetune": "corpus-asr finetune finetune.yaml",
-    "bench": "corpus-asr bench talk.mp3 --model small",
-    "convert": "corpus-asr convert large-v3.pt whisper-large-v3",
-}
 TABLES = {
     "segments": (schemas.SEGMENTS, "One row per segment of a transcription."),
     "labels": (schemas.LABELS, "One row per window and label of a classification."),
@@ -65,8 +48,16 @@ JOBS: dict[str, tuple[type[BaseModel], str]] = {
 }
 _SETTING = ("Key", "Value", "Description")
 PYTHON = {
-    "Transcriber": ("corpus_asr.runtime.transcriber.Transcriber",),
-    "Results": ("corpus_asr.segments",),
+    "Transcriber": (
+        "corpus_asr.runtime.transcriber.Transcriber",
+        "corpus_asr.config.options.TranscriptionOptions",
+        "corpus_asr.runtime.transcriber.TranscriptionProgress",
+    ),
+    "Results": (
+        "corpus_asr.formats.transcript.Transcript",
+        "corpus_asr.formats.transcript.SubtitleOptions",
+        "corpus_asr.segments",
+    ),
     "Pipeline": ("corpus_asr.models.speech_pipeline",),
     "Errors": ("corpus_asr.errors",),
 }
@@ -241,10 +232,15 @@ def commands() -> str:
     ]
     for name, command in group.commands.items():
         text += [f"## {name}", "", inspect.cleandoc(command.help or ""), "",
-                 "```console", f"$ {EXAMPLES[name]}", "```", ""]  # fmt: skip
+                 "```console", f"$ {example_of(command)}", "```", ""]  # fmt: skip
         rows = [_parameter(each) for each in command.params if not getattr(each, "hidden", False)]
         text += [_table(("Option", "Value", "Default", "Description"), rows), ""]
     return "\n".join(text)
+
+
+def example_of(command: Any) -> str:
+    """Return the example that ends the help of a command."""
+    return str(command.epilog).removeprefix("Example: ")
 
 
 def _parameter(parameter: Any) -> tuple[str, ...]:

@@ -9,19 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts, quietest_border
+from corpus_asr.audio.parts import AudioPart, PartCutter, quietest_border
 from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
-    MIN_SPEECH_S,
+    DEFAULT_CRITERIA,
     STEP_SAMPLES,
     SileroDetector,
+    SpeechCriteria,
     true_runs,
 )
-from corpus_asr.units import LONG_SILENCE_S, MEBIBYTE, SAMPLE_RATE_HZ, WINDOW_S
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 from tests.support.audio import read_clip
 
 SPEECH_LEVEL = 0.1
 PART_S = 5.0
+PADDED = SpeechCriteria(pad_s=0.2)
 
 
 class LoudIsSpeech(SileroDetector):
@@ -55,7 +57,7 @@ def cut(
     part_s: float = PART_S,
     detector: SileroDetector | None = DETECTOR,
 ) -> list[AudioPart]:
-    cutter = PartCutter(part_s=part_s, speech_pad_s=0.2, detector=detector)
+    cutter = PartCutter(part_s=part_s, detector=detector, criteria=PADDED)
     parts: list[AudioPart] = []
     for chunk in np.split(samples, np.cumsum(chunks or [])):
         parts += cutter.feed(chunk)
@@ -104,7 +106,7 @@ def test_spans_lie_apart_inside_their_part_and_hold_all_speech(samples: np.ndarr
             covered[first:last] = True
     # Zeros inside of noise are as unlikely as can be, so this is exactly the noise.
     for start, end in true_runs(samples != 0):
-        if end - start > MIN_SPEECH_S * SAMPLE_RATE_HZ + 2 * STEP_SAMPLES:
+        if end - start > DEFAULT_CRITERIA.min_speech_s * SAMPLE_RATE_HZ + 2 * STEP_SAMPLES:
             # A step with little noise in it is silence, and padding ends where a part does.
             assert covered[start + STEP_SAMPLES : end - STEP_SAMPLES].all()
 
@@ -140,7 +142,7 @@ def test_a_word_cut_short_by_the_cut_is_kept() -> None:
     samples = alternating([0.0, 7.552, 8.0])
     dip = int(7.616 * SAMPLE_RATE_HZ)
     samples[dip : dip + STEP_SAMPLES] *= np.float32(0.4)
-    cutter = PartCutter(part_s=10.0, speech_pad_s=0.0, detector=DETECTOR)
+    cutter = PartCutter(part_s=10.0, detector=DETECTOR, criteria=SpeechCriteria(pad_s=0.0))
     parts = [*cutter.feed(samples), *cutter.finish()]
     assert (
         sum(end - start for part in parts for start, end in part.speech or ())
@@ -176,7 +178,7 @@ def test_samples_are_taken_unasked_and_a_detector_left_in_the_middle_starts_afre
     samples = alternating([8.0, 1.0, 8.0])
     expected = cut(samples)
     DETECTOR.feed(samples[:12_345])
-    cutter = PartCutter(part_s=PART_S, speech_pad_s=0.2, detector=DETECTOR)
+    cutter = PartCutter(part_s=PART_S, detector=DETECTOR, criteria=PADDED)
     cutter.feed(samples[:100_000])
     cutter.feed(samples[100_000:])
     parts = list(cutter.finish())
@@ -186,12 +188,12 @@ def test_samples_are_taken_unasked_and_a_detector_left_in_the_middle_starts_afre
 
 def test_parts_shorter_than_a_block_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found part_s 1\.0, expected at least 2\.048"):
-        PartCutter(part_s=1.0, speech_pad_s=0.4, detector=None)
+        PartCutter(part_s=1.0, detector=None)
 
 
 @pytest.mark.parametrize("detector", [DETECTOR, None])
 def test_memory_is_bounded_by_the_part(detector: SileroDetector | None) -> None:
-    cutter = PartCutter(part_s=30.0, speech_pad_s=0.4, detector=detector)
+    cutter = PartCutter(part_s=30.0, detector=detector)
     tracemalloc.start()
     for seed in range(120):  # 10 minutes
         for _ in cutter.feed(alternating([2.0, 1.0, 2.0], seed)):
@@ -233,39 +235,3 @@ def test_real_recordings_are_cut_between_words(speech: Path) -> None:
     for part in parts[1:]:
         around = samples[part.start_sample - 800 : part.start_sample + 800]
         assert np.sqrt(np.square(around).mean()) < 0.2 * loud
-
-
-def test_windows_lie_where_speech_is() -> None:
-    for speech, start_s, end_s, starts in (
-        (None, 0.0, 8.0, [0.0]),
-        (None, 0.0, 89.0, [0.0]),
-        (None, 0.0, 100.0, [0.0, 50.0]),
-        (None, 0.0, 600.0, [0.0, 200.0, 400.0]),
-        ([(2.0, 90.0)], 0.0, 60.0, [0.0]),
-        ([(12.0, 90.0)], 0.0, 60.0, [12.0]),
-        ([(12.0, 30.0), (500.0, 512.0)], 0.0, 612.0, [12.0, 500.0]),
-        ([(12.0, 30.0), (590.0, 599.0)], 0.0, 600.0, [12.0]),  # no whole window is left there
-        ([], 0.0, 600.0, [0.0]),
-        ([(612.0, 900.0)], 600.0, 702.0, [612.0, 657.0]),  # times are the recording's
-    ):
-        assert language_window_starts(speech, start_s=start_s, end_s=end_s) == starts, speech
-
-
-@given(
-    points=st.lists(st.integers(0, 6000), max_size=24, unique=True).map(sorted),
-    length=st.integers(1, 6000),
-)
-def test_windows_do_not_overlap_and_hold_speech(points: list[int], length: int) -> None:
-    end_s = 100 + length / 10
-    speech = [
-        (100 + first / 10, 100 + last / 10)
-        for first, last in zip(points[::2], points[1::2], strict=False)
-        if last <= length
-    ]
-    starts = language_window_starts(speech, start_s=100.0, end_s=end_s)
-    assert 1 <= len(starts) <= 3
-    assert all(right - left >= WINDOW_S for left, right in pairwise(starts))
-    for start_s in starts[1:]:
-        assert start_s + WINDOW_S <= end_s
-    for start_s in starts if speech else starts[1:]:
-        assert any(first - LONG_SILENCE_S <= start_s < last for first, last in speech)

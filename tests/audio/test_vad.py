@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,21 +18,32 @@ from silero_vad.utils_vad import get_speech_timestamps_from_probs
 from corpus_asr.audio import vad
 from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
+    DEFAULT_CRITERIA,
     LEVEL_TARGET,
     STEP_SAMPLES,
     SileroDetector,
+    SpeechCriteria,
     even_level,
     score_again,
     speech_runs,
     speech_spans,
     true_runs,
 )
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import made_sounds, read_clip, read_manifest
 
 PROBABILITIES = st.lists(
     st.sampled_from([0.0, 0.2, 0.34, 0.35, 0.4, 0.49, 0.5, 0.7, 1.0]), min_size=0, max_size=120
+)
+
+CRITERIA = st.builds(
+    SpeechCriteria,
+    threshold=st.sampled_from([0.1, 0.3, 0.5, 0.8]),
+    min_speech_s=st.sampled_from([0.0, 0.05, 0.25, 1.0]),
+    min_silence_s=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    pad_s=st.sampled_from([0.0, 0.03, 0.4]),
 )
 
 
@@ -52,12 +64,12 @@ def oracle_probabilities(samples: np.ndarray) -> np.ndarray:
     return load_silero_vad(sequence=True).audio_forward(samples)
 
 
-def listened(detector: SileroDetector, samples: np.ndarray, pad_s: float = 0.4) -> np.ndarray:
-    return score_again(detector, samples, detector.score(samples), pad_s=pad_s)
+def listened(detector: SileroDetector, samples: np.ndarray) -> np.ndarray:
+    return score_again(detector, samples, detector.score(samples), DEFAULT_CRITERIA)
 
 
 def found(detector: SileroDetector, samples: np.ndarray) -> list[tuple[int, int]]:
-    return speech_spans(listened(detector, samples), num_samples=samples.size, pad_s=0.4)
+    return speech_spans(listened(detector, samples), DEFAULT_CRITERIA, num_samples=samples.size)
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 511, 512, 513, BLOCK_SAMPLES, 500_001])
@@ -103,7 +115,7 @@ def test_a_missing_package_or_file_is_named(
 ) -> None:
     empty = SimpleNamespace(submodule_search_locations=(str(tmp_path),))
     for spec, words in (
-        (None, r"no package silero_vad.*speech_detection: none"),
+        (None, r"no package silero_vad.*vad_filter: false"),
         (empty, r"no file .*silero_vad_16k_sequence\.onnx"),
     ):
         monkeypatch.setattr(vad, "find_spec", lambda name, spec=spec: spec)
@@ -125,17 +137,19 @@ def test_detection_is_far_faster_than_real_time(detector: SileroDetector) -> Non
     pad_ms=st.sampled_from([0, 30, 400]),
     min_speech_ms=st.sampled_from([0, 100, 250]),
     min_silence_ms=st.sampled_from([100, 500, 2000]),
+    threshold=st.sampled_from([0.1, 0.5, 0.7]),
 )
 @settings(max_examples=400, deadline=None)
 def test_spans_equal_the_packages_state_machine(
-    probabilities: list[float], missing: int, pad_ms: int, min_speech_ms: int, min_silence_ms: int
-) -> None:
+    probabilities: list[float], missing: int, pad_ms: int, min_speech_ms: int, min_silence_ms: int,
+    threshold: float,
+) -> None:  # fmt: skip
     values = np.array(probabilities, dtype=np.float32)
     num_samples = max(0, len(values) * STEP_SAMPLES - missing)
     expected: list[tuple[int, int]] = []
     for span in get_speech_timestamps_from_probs(
         values.tolist(),
-        neg_threshold=0.35,
+        threshold=threshold,
         min_speech_duration_ms=min_speech_ms,
         min_silence_duration_ms=min_silence_ms,
         speech_pad_ms=pad_ms,
@@ -146,15 +160,51 @@ def test_spans_equal_the_packages_state_machine(
             expected[-1] = (expected[-1][0], span["end"])
         else:
             expected.append((span["start"], span["end"]))
-    spans = speech_spans(
-        values,
-        num_samples=num_samples,
+    criteria = SpeechCriteria(
+        threshold=threshold,
         pad_s=pad_ms / 1000,
         min_speech_s=min_speech_ms / 1000,
         min_speech_at_end_s=min_speech_ms / 1000,
         min_silence_s=min_silence_ms / 1000,
     )
-    assert spans == expected
+    assert speech_spans(values, criteria, num_samples=num_samples) == expected
+
+
+@given(
+    probabilities=PROBABILITIES,
+    less=CRITERIA,
+    name=st.sampled_from(["threshold", "min_speech_s", "min_silence_s", "pad_s"]),
+    running=st.booleans(),
+    goes_on=st.booleans(),
+    more=st.floats(0.0, 1.0),
+)
+@settings(max_examples=400, deadline=None)
+def test_one_criterion_alone_adds_speech_or_takes_it_away(
+    probabilities: list[float], less: SpeechCriteria, name: str, running: bool, goes_on: bool,
+    more: float,
+) -> None:  # fmt: skip
+    """Of the same probabilities: what is scored a second time depends on what was found."""
+    values = np.array(probabilities, dtype=np.float32)
+    low = getattr(less, name)
+    high = low + more * ((0.99 if name == "threshold" else 3.0) - low)
+    covered = []
+    for criteria in (less, replace(less, **{name: high})):
+        steps = np.zeros(len(values) * STEP_SAMPLES, dtype=bool)
+        spans = speech_spans(
+            values, criteria, num_samples=steps.size, running=running, goes_on=goes_on
+        )
+        for start, end in spans:
+            steps[start:end] = True
+        covered.append(steps)
+    few, many = covered if name in ("min_silence_s", "pad_s") else covered[::-1]
+    assert not (few & ~many).any()
+
+
+def test_defaults_are_those_of_the_settings() -> None:
+    fields = ("threshold", "min_speech_s", "min_silence_s", "pad_s")
+    for name in fields:
+        assert getattr(ExtractSettings(), f"vad_{name}") == getattr(DEFAULT_CRITERIA, name)
+    assert DEFAULT_CRITERIA.negative_threshold == 0.35
 
 
 @given(probabilities=PROBABILITIES, cut=st.integers(0, 120))
@@ -162,9 +212,10 @@ def test_spans_equal_the_packages_state_machine(
 def test_runs_of_two_halves_are_the_runs_of_the_whole(probabilities: list[float], cut: int) -> None:
     values = np.array(probabilities, dtype=np.float32)
     cut = min(cut, len(values))
-    whole, _ = speech_runs(values, min_silence_s=0.0)
-    first, running = speech_runs(values[:cut], min_silence_s=0.0)
-    second, _ = speech_runs(values[cut:], min_silence_s=0.0, running=running)
+    criteria = SpeechCriteria(min_silence_s=0.0)
+    whole, _ = speech_runs(values, criteria)
+    first, running = speech_runs(values[:cut], criteria)
+    second, _ = speech_runs(values[cut:], criteria, running=running)
     steps = np.zeros(len(values), dtype=bool)
     for start, end in first + [(a + cut, b + cut) for a, b in second]:
         steps[start:end] = True
@@ -174,12 +225,13 @@ def test_runs_of_two_halves_are_the_runs_of_the_whole(probabilities: list[float]
 def test_speech_that_is_cut_is_kept_on_both_sides_however_short() -> None:
     before = np.array([0.0] * 40 + [0.9] * 2, dtype=np.float32)
     length = 42 * STEP_SAMPLES
+    unpadded = SpeechCriteria(pad_s=0.0)
     for values, cut, span in (
         (before, {"goes_on": True}, (40 * STEP_SAMPLES, length)),
         (before[::-1], {"running": True}, (0, 2 * STEP_SAMPLES)),
     ):
-        assert speech_spans(values, num_samples=length, pad_s=0.0) == []
-        assert speech_spans(values, num_samples=length, pad_s=0.0, **cut) == [span]
+        assert speech_spans(values, unpadded, num_samples=length) == []
+        assert speech_spans(values, unpadded, num_samples=length, **cut) == [span]
 
 
 @given(mask=st.lists(st.booleans(), max_size=40))

@@ -49,7 +49,7 @@ def measure(folder: Path, actors: int, num_packs: int) -> tuple[float, float]:
             str(plan),
             committer_of(config),
             resources=resources,
-            progress=Progress(total_files=num_packs, total_bytes=0, stream=None),
+            progress=Progress(total_files=num_packs, stream=None),
             engine_factory=slow_engine,
             extractor=EXTRACTOR,
         )

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.confidence import DEFAULT_MODEL, FEATURES, ConfidenceModel
-from corpus_asr.config.run import ExtractSettings
 from corpus_asr.export.recordings import segment_from
 from corpus_asr.report.accuracy.calibration import (
     Reliability,
@@ -127,9 +126,8 @@ def _rows(model: Path, folder: Path, kind: str, threads: int | None) -> Iterator
     english = model.name.endswith(".en")
     wanted = [uri for uri, item in items.items() if item["language"] == "en" or not english]
     decoding = {"loops": NO_FALLBACK, "words": {"word_timestamps": True}}.get(kind, {})
-    extract = ExtractSettings(speech_detection="none" if kind in STRESSES else "silero")
     with Transcriber.from_pretrained(
-        str(model), extract=extract, num_threads=threads
+        str(model), vad_filter=kind not in STRESSES, num_threads=threads
     ) as transcriber:
         for said in transcriber.transcribe_many(wanted, **decoding):
             item = items[str(said.uri)]

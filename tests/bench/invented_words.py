@@ -25,8 +25,10 @@ from tests.bench.recognizers import FasterWhisper, OpenAI, Ours, Recognizer
 from tests.support.audio import murmur, read_clip, read_manifest, speech_in_noise, wordless_sounds
 
 ENGINES: dict[str, Callable[[Path, Path], Recognizer]] = {
-    "corpus-asr": partial(Ours, mode="default", dtype="auto"),
-    "corpus-asr, no detection": partial(Ours, mode="default", dtype="auto", detection="none"),
+    "corpus-asr": partial(Ours, mode="default", compute_type="auto"),
+    "corpus-asr, no detection": partial(
+        Ours, mode="default", compute_type="auto", vad_filter=False
+    ),
     "openai-whisper": partial(OpenAI, mode="default"),
     # Its detector is off by default.
     "faster-whisper": partial(FasterWhisper, mode="default", vad_filter=True),

@@ -19,7 +19,7 @@ import torch
 from corpus_asr.benchmark.engines import converted, read_samples
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.config.load import decoding_from
-from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.run import ComputeType
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.report.accuracy.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber
@@ -69,17 +69,15 @@ class Ours:
         scratch: Path,
         mode: Mode,
         *,
-        dtype: str = "float32",
-        detection: Literal["silero", "none"] = "silero",
+        compute_type: ComputeType = "float32",
+        vad_filter: bool = True,
     ) -> None:
-        if mode == "greedy":
-            detection = "none"
         self._transcriber = Transcriber.from_pretrained(
             str(model),
             device="cpu",
-            dtype=dtype,
+            compute_type=compute_type,
             num_threads=torch.get_num_threads(),
-            extract=ExtractSettings(speech_detection=detection),
+            vad_filter=vad_filter and mode != "greedy",
             **(_GREEDY_OURS if mode == "greedy" else {}),
         )
 

@@ -120,7 +120,7 @@ def test_a_size_is_measured_without_weights_or_audio(monkeypatch, tmp_path):
     assert table["audio_s"] == 60.0
     done, failed = table["rows"]
     assert list(done["median_stages_s"]) == ["encode", "first_token", "tokens"]
-    assert failed["failed"].startswith("ConfigError: choosing a dtype: found 'none-such'")
+    assert failed["failed"].startswith("ConfigError: choosing a compute type: found 'none-such'")
     assert failed["runs"] == []
     assert f"corpus-asr none-such  failed: {failed['failed']}" in printed
 

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from corpus_asr.cli.transcribe import DtypeName
+from corpus_asr.cli.transcribe_options import ComputeTypeName
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import ModelSettings
 
@@ -68,7 +68,9 @@ def test_bash_is_offered_commands_keys_and_values(tmp_path: Path) -> None:
         "transcr": ["transcribe"],
         "run x.yaml --set extract.p": ["extract.part_s=", "extract.pack_mb="],
         "plan x.yaml --set source.allow_l": [allow, f"{allow}true", f"{allow}false"],
-        "transcribe a.wav --format ": ["txt", "jsonl"],
+        "transcribe a.wav --format t": ["txt", "tsv"],
+        "transcribe a.wav -f txt,j": ["txt,json", "txt,jsonl"],
+        "transcribe a.wav --vad-m": ["--vad-min-speech", "--vad-min-silence"],
         "transcribe a.wav --model openai/whisper-ti": [
             "openai/whisper-tiny",
             "openai/whisper-tiny.en",
@@ -83,14 +85,18 @@ def test_bash_is_offered_commands_keys_and_values(tmp_path: Path) -> None:
     assert len([key for key in keys if key.endswith("=")]) > 60
     file = tmp_path / "job.yaml"
     file.write_text("source: {uri: a}\nmodel: {checkpoint: b}\noutput: {uri: c}\n")
-    values = {"transcribe.slots=": "4", "decoding.num_beams=": "2", "model.dtype=": "float32"}
+    values = {
+        "transcribe.slots=": "4",
+        "decoding.beam_size=": "2",
+        "model.compute_type=": "float32",
+    }
     assert {*values, "selection.max_copies="} <= set(keys)
     load_config(file, [key + value for key, value in values.items()])
 
 
 def test_other_shells_are_offered_values_behind_the_key() -> None:
-    offered = asked("zsh", "corpus-asr run x.yaml --set model.dtype=b")
-    assert "model.dtype=bfloat16" in offered
+    offered = asked("zsh", "corpus-asr run x.yaml --set model.compute_type=b")
+    assert "model.compute_type=bfloat16" in offered
     assert "float32" not in offered
     fish = asked(
         "fish", "corpus-asr transcribe a.wav --set word", _TYPER_COMPLETE_FISH_ACTION="get-args"
@@ -125,5 +131,5 @@ def test_completing_a_key_loads_nothing_heavy_and_is_quick() -> None:
 
 
 def test_number_types_are_those_of_the_settings() -> None:
-    known = ModelSettings.model_fields["dtype"].annotation
-    assert get_args(known) == get_args(DtypeName)
+    known = ModelSettings.model_fields["compute_type"].annotation
+    assert get_args(known) == get_args(ComputeTypeName)

@@ -15,7 +15,6 @@ from typer.testing import CliRunner, Result
 from corpus_asr.cli import main as cli
 from corpus_asr.languages import check_known
 from corpus_asr.runtime import preflight as readiness
-from corpus_asr.runtime import resources as limits
 from corpus_asr.storage.stores.s3 import from_exception
 from tests.support.checkpoints import tiny_whisper
 from tests.support.stores import S3Server, environment, s3_server
@@ -83,17 +82,6 @@ def test_a_wrong_address_is_told_with_what_was_meant(
     job: str, tmp_path: Path, override: str, message: str
 ) -> None:
     assert message.format(here=tmp_path) in messages(plan(job, override))
-
-
-@pytest.mark.usefixtures("job")
-def test_a_model_is_not_loaded_for_files_that_are_not_there() -> None:
-    command = ["transcribe", "none.wav", "audio", "--model", "not/asked"]
-    result = CliRunner().invoke(cli.app, command)
-    assert result.exit_code == 1
-    missing, folder, count = result.stderr.splitlines()
-    assert missing == "corpus-asr: reading none.wav: found no such file; correct its name"
-    assert "corpus-asr init --source audio" in folder
-    assert count == "corpus-asr: 2 of 2 files failed"
 
 
 @pytest.mark.parametrize(
@@ -195,41 +183,22 @@ def test_a_misspelt_language_is_answered_with_its_code() -> None:
     check_known(["auto", "de"], {"en", "de"})
 
 
-def test_a_container_has_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups, root = tmp_path / "cgroup", tmp_path / "sys"
-    group = root / "outer" / "inner"
-    group.mkdir(parents=True)
-    groups.write_text("0::/outer/inner\n")
-    monkeypatch.setattr(limits, "_GROUPS", groups)
-    monkeypatch.setattr(limits, "_ROOT", root)
-    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (None, None)
-    (group / "memory.max").write_text("max\n")
-    (group.parent / "memory.max").write_text("4294967296\n")
-    (group / "cpu.max").write_text("150000 100000\n")
-    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (4 << 30, 2)
-    groups.write_text("4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n")
-    (root / "memory").mkdir()
-    (root / "memory" / "memory.limit_in_bytes").write_text("1073741824")
-    (root / "cpu").mkdir()
-    (root / "cpu" / "cpu.cfs_quota_us").write_text("-1")
-    (root / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (1 << 30, None)
-
-
 def test_plan_checks_output_recording_model_and_memory(
     job: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    demo = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
+    silence = Path(__file__).parents[1] / "data" / "clips" / "silence.flac"
     command = ["plan", job, "--check", "--set", f"model.checkpoint={checkpoint}"]
     undecodable = CliRunner().invoke(cli.app, command)
     assert undecodable.exit_code == 3
     assert "trying the first 1 of 1 recordings: all failed" in undecodable.stderr
     assert not [path for path in Path("out").rglob("*") if path.is_file()]
-    command += ["--set", f"source.uri={demo}", "--set", "transcribe.slots=1"]
+    # Of real weights: random ones say more in a second than a person in an hour.
+    command += ["--set", f"source.uri={silence}", "--set", "transcribe.slots=1"]
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0, result.stderr
     tried = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("# ")]
-    assert tried[-6:] == ["output", "recording", "machines", "model", "memory", "ready"]
+    assert tried[-7:] == ["output", "recording", "machines", "model", "memory", "speed", "ready"]
+    assert "# speed      not measured: nothing is said in what was decoded" in result.stdout
     assert not [path for path in Path("out").rglob("*") if path.is_file()]
     monkeypatch.setattr("corpus_asr.runtime.resources.memory_limit_bytes", lambda: 300 << 20)
     small = CliRunner().invoke(cli.app, command)

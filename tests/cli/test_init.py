@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.decoding import section_of
 from corpus_asr.config.load import load_config, written
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
+from corpus_asr.config.settings import section_of
 
 CHOSEN = {"source.uri": "audio", "model.checkpoint": "openai/whisper-tiny", "output.uri": "out"}
 COMMENTED_KEY = re.compile(r"^  # (?!null: )(?=[a-z_]+: )", re.MULTILINE)

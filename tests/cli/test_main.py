@@ -1,15 +1,12 @@
 """Commands say one readable thing, exit with the documented code, and start fast."""
 
 import json
-import os
-import pty
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -20,17 +17,14 @@ from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions
 from corpus_asr.errors import (
     CheckpointError,
     ConfigError,
-    DecodeError,
     EngineError,
     FetchError,
-    ItemError,
 )
 from corpus_asr.pipelines.driver import RunSummary
-from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.tables import commit, part, results, segment, snapshot
+from tests.support.tables import commit, part, results, snapshot
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[2]
@@ -85,53 +79,6 @@ def test_run_passes_on_what_is_chosen(pipeline: FakePipeline) -> None:
     ):
         assert call("run", DEMO, *arguments).exit_code == 0
         assert pipeline.options[-1] == expected
-
-
-class FakeTranscriber:
-    """A transcriber that finds the same words in every file whose name is not `bad`."""
-
-    loaded: SimpleNamespace | None = None
-
-    @classmethod
-    def from_pretrained(cls, checkpoint: str, **options: Any) -> "FakeTranscriber":
-        if checkpoint == "missing":
-            raise CheckpointError("opening missing: no such folder")
-        FakeTranscriber.loaded = SimpleNamespace(checkpoint=checkpoint, options=options)
-        return cls()
-
-    def __enter__(self) -> "FakeTranscriber":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def transcribe_many(
-        self, paths: Iterable[str], *, on_error: Callable[[str, ItemError], None]
-    ) -> Iterator[Transcript]:
-        for path in paths:
-            if path == "bad.wav":
-                on_error(path, DecodeError(f"decoding {path}: no audio stream", uri=path))
-                continue
-            yield Transcript(
-                segments=(
-                    segment(" Hällo.", 0.0, 2.0),
-                    segment(" Unsure.", 3661.5, 3663.5, confidence=0.2),
-                ),
-                language="en",
-                language_probability=0.98,
-                duration_s=4000.0,
-                uri=path,
-            )
-
-
-@pytest.fixture
-def transcriber(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.wav", "b.wav", "c.wav", "bad.wav"):
-        (tmp_path / name).touch()
-    module = ModuleType("corpus_asr.runtime.transcriber")
-    module.__dict__["Transcriber"] = FakeTranscriber
-    monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 def test_run_hands_the_job_over_and_tells_what_came_of_it(pipeline: FakePipeline) -> None:
@@ -190,69 +137,6 @@ def test_a_wrong_configuration_is_told_before_anything_starts(pipeline: FakePipe
     assert not pipeline.calls
 
 
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_prints_plain_lines_without_a_terminal() -> None:
-    options = ("--language", "de", "--set", "temperature=0", "--strategy", "chunked")
-    result = call("transcribe", "a.wav", "--model", "tiny", *options)
-    assert result.exit_code == 0
-    assert result.stdout.splitlines() == [
-        "[00:00.000 --> 00:02.000] Hällo.",
-        "[01:01:01.500 --> 01:01:03.500] Unsure.",
-    ]
-    assert FakeTranscriber.loaded is not None
-    assert FakeTranscriber.loaded.checkpoint == "tiny"
-    assert FakeTranscriber.loaded.options == {
-        "device": "auto", "dtype": "auto", "language": "de", "temperature": 0,
-        "strategy": "chunked",
-    }  # fmt: skip
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_goes_on_after_a_bad_file_and_exits_with_1() -> None:
-    result = call("transcribe", "a.wav", "bad.wav", "c.wav", "--model", "tiny")
-    assert result.exit_code == 1
-    assert [line for line in result.stdout.splitlines() if line.endswith(":")] == [
-        "a.wav:",
-        "c.wav:",
-    ]
-    assert "decoding bad.wav: no audio stream" in result.stderr
-    assert "1 of 3 files failed" in result.stderr
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_prints_one_json_object_per_file() -> None:
-    result = call("transcribe", "a.wav", "b.wav", "--model", "tiny", "--format", "jsonl")
-    first, second = map(json.loads, result.stdout.splitlines())
-    assert (first["uri"], second["uri"]) == ("a.wav", "b.wav")
-    assert first["segments"][0]["text"] == " Hällo."
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_refuses_a_wrong_option_before_loading_the_model() -> None:
-    result = call("transcribe", "a.wav", "--model", "missing", "--set", "temprature=0")
-    assert result.exit_code == 2
-    assert "did you mean temperature?" in result.stderr
-    result = call("transcribe", "a.wav", "--model", "missing")
-    assert result.exit_code == 2
-    assert "no such folder" in result.stderr
-
-
-@pytest.mark.usefixtures("transcriber")
-def test_transcribe_shows_language_and_file_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    main, terminal = pty.openpty()
-    with os.fdopen(terminal, "w", encoding="utf-8") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "80")
-        with pytest.raises(SystemExit) as stop:
-            cli.app(["transcribe", "a.wav", "--model", "tiny"])
-    shown = os.read(main, 100_000).decode("utf-8")
-    os.close(main)
-    assert not stop.value.code
-    assert "en 98%" in shown
-    assert "\x1b[" in shown
-
-
 @pytest.fixture
 def job(tmp_path: Path) -> list[str]:
     """A source of two files, a checkpoint without weights, and the options that name them."""
@@ -276,6 +160,10 @@ def test_plan_prints_settings_that_could_be_saved_and_run(job: list[str], tmp_pa
     again = load_config(tmp_path / "again.yaml")
     assert again == load_config(DEMO, [*job[1::2], "decoding.language=no"])
     assert "  task: transcribe  # default" in result.stdout.splitlines()
+    # What matters comes first.
+    assert [line[2:8].strip() for line in result.stdout.splitlines()[:6]] == [
+        "listed", "exclud", "done", "to do", "audio", "takes",
+    ]  # fmt: skip
     assert "  language: no" in result.stdout.splitlines()
 
 
@@ -285,7 +173,38 @@ def test_plan_counts_what_is_to_do_and_leaves_nothing_behind(
     result = call("plan", DEMO, *job)
     assert "# listed     2 files, 3.0 kB" in result.stdout
     assert "# to do      2 files, 3.0 kB, in 1 pack" in result.stdout
+    assert "# audio      unknown: no header of 2 recordings says how long it is; 2 not_audio" in (
+        result.stdout
+    )
+    assert "# takes      unknown: no speed was measured with this model; --check" in result.stdout
     assert not [path for path in (tmp_path / "output").rglob("*") if path.is_file()]
+
+
+def test_plan_estimates_hours_duration_and_cost(job: list[str], tmp_path: Path) -> None:
+    shutil.copy(REPOSITORY / "tests" / "data" / "spoken" / "readers.opus", tmp_path / "source")
+    options = [*job, "--speed", "l4=180", "--speed", "10", "--price", "l4=0.8"]
+    result = call("plan", DEMO, *options)
+    assert result.exit_code == 0, result.stderr
+    [audio] = [line for line in result.stdout.splitlines() if line.startswith("# audio")]
+    assert re.fullmatch(r"# audio      [\d.]+ min, by 1 header of 3 recordings; 2 not_audio", audio)
+    first, second = re.findall(r"^#.*? at RTFx .*$", result.stdout, re.MULTILINE)
+    assert re.fullmatch(
+        r"# takes      0:00:\d\d \(.*\) at RTFx 180\.0, costs 0\.0.* at 0\.8 an hour: l4", first
+    )
+    assert second.endswith(" at RTFx 10.0: as given")
+    data = json.loads(call("plan", DEMO, *options, "--json").stdout)
+    assert data["plan"]["num_remaining"] == data["headers"]["asked"] == 3
+    assert data["headers"]["failures"] == {"not_audio": 2}
+    assert data["audio_s"]["value"] == data["audio_s"]["high"] > 60
+    [l4, given] = data["outlooks"]
+    assert l4["machine"] == {"name": "l4", "rtfx": 180.0, "price_per_hour": 0.8}
+    assert l4["cost"]["value"] == pytest.approx(0.8 * l4["duration_s"]["value"] / 3600, abs=1e-5)
+    assert given["duration_s"]["value"] == pytest.approx(data["audio_s"]["value"] / 10, rel=1e-3)
+    assert given["cost"] is None
+    assert data["settings"]["pipeline"] == "transcribe_corpus"
+    refused = call("plan", DEMO, *job, "--price", "h100=3")
+    assert refused.exit_code == 2
+    assert "--speed h100=RTFX" in refused.stderr
 
 
 def test_report_prints_and_keeps_what_it_found(job: list[str], tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Decoding options that exclude or need one another, and clips in every way of writing them."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.settings import DecodingSection
 from corpus_asr.errors import ConfigError
 
 
@@ -36,8 +38,8 @@ def test_clips_are_numbers_or_text(written: Any, meant: tuple[float, ...]) -> No
         ({"clip_timestamps": [True, 2]}, "clip_timestamps: "),
         ({"language": "en", "language_mode": "window"}, "names a single one"),
         ({"language": ["en", "en"], "language_mode": "part"}, "names a single one"),
-        ({"num_beams": 5, "temperature": 0.4}, "not among temperature"),
-        ({"length_penalty": 0.5}, "num_beams is 1"),
+        ({"beam_size": 5, "temperature": 0.4}, "not among temperature"),
+        ({"length_penalty": 0.5}, "beam_size is 1"),
         ({"hallucination_silence_threshold": 2.0}, "set word_timestamps"),
         ({"strategy": "chunked", "condition_on_prev_tokens": True}, "strategy is chunked"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),
@@ -60,14 +62,25 @@ def test_all_misfits_are_told_at_once() -> None:
 
 def test_options_that_fit() -> None:
     """A language counts once however often it is listed, and a blank prompt is none."""
-    beams = {"num_beams": 5, "length_penalty": 0.5}
+    beams = {"beam_size": 5, "length_penalty": 0.5}
     quiet = {"word_timestamps": True, "hallucination_silence_threshold": 2}
     languages = {"language": ["en", "de", "en"], "language_mode": "window"}
     prompts = {"initial_prompt": " ", "hotwords": "", "prefix": "So"}
     settings = decoding_from(beams | quiet | languages | prompts)
-    assert (settings.num_beams, settings.hallucination_silence_threshold) == (5, 2.0)
+    assert (settings.beam_size, settings.hallucination_silence_threshold) == (5, 2.0)
     assert settings.language == ("en", "de")
     assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
+
+
+def test_engines_take_the_keys_of_the_section_as_they_are() -> None:
+    assert get_type_hints(DecodingSettings) == {
+        name: get_type_hints(DecodingSection)[name] for name in DecodingSection.model_fields
+    }
+    assert DecodingSection().settings() == DecodingSettings()
+    chosen = {"language": "German", "temperature": [0.0, 0.5], "beam_size": 3, "prefix": "So"}
+    assert DecodingSection.model_validate(chosen).settings() == DecodingSettings(
+        language="de", temperature=(0.0, 0.5), beam_size=3, prefix="So"
+    )
 
 
 def test_dropping_non_speech_needs_its_detection() -> None:
@@ -79,4 +92,9 @@ def test_dropping_non_speech_needs_its_detection() -> None:
     }
     assert RunConfig.model_validate(job).decoding.drop_nonspeech
     with pytest.raises(ValueError, match="drop_nonspeech needs detected speech"):
-        RunConfig.model_validate(job | {"extract": {"speech_detection": "none"}})
+        RunConfig.model_validate(job | {"extract": {"vad_filter": False}})
+
+
+def test_text_that_utf8_cannot_write_is_refused_by_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"initial_prompt: found '.ud800', expected text"):
+        decoding_from({"initial_prompt": "\ud800"})

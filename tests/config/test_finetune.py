@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from corpus_asr.config.decoding import Settings
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.load import load_finetune
+from corpus_asr.config.settings import Settings
 from corpus_asr.errors import ConfigError
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "configs" / "finetune.yaml"

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import (
     decoding_from,
-    decoding_options,
     load_config,
     load_finetune,
     resolved,
@@ -69,7 +68,7 @@ def test_every_shipped_configuration_loads(path: Path, monkeypatch: pytest.Monke
 def test_what_is_left_out_carries_its_default(write: Write) -> None:
     config = load_config(write(MINIMAL + "decoding:\n  # language: en\n"))
     assert config.source.uri == ("recordings",)
-    assert config.decoding == DecodingSettings()
+    assert config.decoding.settings() == DecodingSettings()
     assert config.cluster.address == "local"
 
 
@@ -213,17 +212,6 @@ def test_an_unknown_decoding_option_is_told_with_its_nearest() -> None:
         decoding_from({"languge": "en"})
     with pytest.raises(ConfigError, match=r"task: found the text.*temperature: found true"):
         decoding_from({"temperature": True, "task": "sing"})
-
-
-def test_decoding_options_of_a_command_line_may_carry_their_section() -> None:
-    options = decoding_options(
-        ["decoding.temperature=[0, 0.5]", "logprob_threshold=null", "hotwords=Kubernetes, Ray: x"]
-    )
-    assert options == {
-        "temperature": [0, 0.5], "logprob_threshold": None, "hotwords": "Kubernetes, Ray: x"
-    }  # fmt: skip
-    with pytest.raises(ConfigError, match="expected key=value"):
-        decoding_options(["temperature"])
 
 
 def test_resolved_settings_are_plain_and_hide_secrets(write: Write) -> None:

@@ -280,11 +280,18 @@ def test_repeats_are_penalised_as_transformers_does(
     torch.testing.assert_close(found, expected)
 
 
-@given(rows=texts, size=st.integers(1, 6) | st.just(17))  # longer than any text
-def test_ngrams_are_forbidden_as_transformers_does(rows: list[list[int]], size: int) -> None:
-    scores = torch.zeros(len(rows), SMALL_VOCAB)
-    found = forbid_repeated_ngrams(scores, *padded(rows), size)
-    assert torch.equal(found, row_by_row(NoRepeatNGramLogitsProcessor(size), rows, scores))
+@given(rows=texts, data=st.data())
+def test_ngrams_are_forbidden_as_transformers_does(rows: list[list[int]], data: Any) -> None:
+    count = len(rows)
+    size = st.integers(0, 6) | st.just(17)  # longer than any text
+    sizes = data.draw(st.lists(size, min_size=count, max_size=count))
+    scores = torch.zeros(count, SMALL_VOCAB)
+    found = forbid_repeated_ngrams(scores, *padded(rows), torch.tensor(sizes), longest=max(sizes))
+    for row, own in enumerate(sizes):
+        one = scores[row : row + 1]
+        if own:
+            one = row_by_row(NoRepeatNGramLogitsProcessor(own), [rows[row]], one)
+        assert torch.equal(found[row : row + 1], one)
 
 
 def forgets_to_return(ids: torch.Tensor, given: torch.Tensor) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from corpus_asr.decoding import slots as slots_module
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import (
     Gather,
@@ -12,6 +13,7 @@ from corpus_asr.decoding.slots import (
     Steps,
     check_every_on,
     encode_batch_on,
+    steps_between_looks,
 )
 from tests.support.slots import END, LENGTH, ScriptedModel, outcomes, run_jobs, window
 
@@ -42,7 +44,7 @@ def run(
     tasks: list[list[WindowJob]],
     *,
     slots: int,
-    check_every: int = 1,
+    check_every: int | None = 1,
     encode_batch: int = 8,
 ) -> list[Transcripts]:
     scheduler = SlotScheduler(model, slots, check_every=check_every, encode_batch=encode_batch)
@@ -108,7 +110,9 @@ class Counted(ScriptedModel):
         self.kept -= len(slots)
         super().fill(state, slots, encoded)
 
-    def step(self, state: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def step(
+        self, state: Any, tokens: torch.Tensor, positions: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
         self.most_kept = max(self.most_kept, self.kept)
         return super().step(state, tokens, positions)
 
@@ -163,7 +167,29 @@ def test_a_cpu_encodes_a_window_per_thread_and_an_accelerator_runs_ahead_of_its_
     finally:
         torch.set_num_threads(before)
     assert check_every_on("cpu") == 1
-    assert check_every_on("cuda") > 1
+    assert check_every_on("cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "steps"), [(None, 8), (0.2, 8), (1.0, 4), (2.1, 2), (7.0, 1), (300.0, 1)]
+)
+def test_looks_lie_some_milliseconds_apart(step_ms: float | None, steps: int) -> None:
+    assert steps_between_looks(None if step_ms is None else step_ms / 1000) == steps
+
+
+def test_when_to_look_changes_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = [[5] * (2 + 3 * number) for number in range(7)]
+    tasks = [[job(number), job((3 * number) % 7)] for number in range(7)]
+    looked: list[int] = []
+
+    def between(step_s: float | None) -> int:
+        looked.append(1 + len(looked) % 5)
+        return looked[-1]
+
+    expected = run(ScriptedModel(scripts), tasks, slots=3)
+    monkeypatch.setattr(slots_module, "steps_between_looks", between)
+    assert run(ScriptedModel(scripts), tasks, slots=3, check_every=None) == expected
+    assert looked
 
 
 def test_gathered_tasks_run_side_by_side_and_their_results_come_in_order() -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 import transformers
 
-from corpus_asr.config.run import ExtractSettings
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.audio import read_clip
@@ -43,7 +42,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 def ours(float_model: Path) -> Iterator[Transcriber]:
     """Hears whole windows of 30 s, speech or none."""
     with Transcriber.from_pretrained(
-        str(float_model), dtype="float32", extract=ExtractSettings(speech_detection="none"), **PLAIN
+        str(float_model),
+        compute_type="float32",
+        vad_filter=False,
+        **PLAIN,
     ) as loaded:
         yield loaded
 

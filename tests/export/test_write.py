@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.formats import ExportFormat, WordStyle
 from corpus_asr.export.recordings import ExternalSort, Selection
 from corpus_asr.export.write import ExportOptions, export
+from corpus_asr.formats.writers import ExportFormat, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
-from tests.support.runs import finished
+from tests.support.runs import correct_segment, finished
 from tests.support.tables import commit, part, results
 
 
@@ -167,7 +168,11 @@ def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
     add(store, part("a.wav", 0, texts=None, segments=[segment], language="en", channel=1))
     export(store, str(to), options("json", "whisperx", "nemo"), Selection())
     found = json.loads((to / "a.json").read_text())
-    assert list(found) == ["text", "segments", "language"]
+    assert list(found) == [
+        "text", "segments", "language", "duration", "uri", "model", "version",
+    ]  # fmt: skip
+    assert (found["uri"], found["duration"]) == ("/a.wav", 10.0)
+    assert found["version"] == f"corpus-asr {version('corpus-asr')}"
     # As openai/whisper's transcribe() returns them, but for `seek`.
     assert list(found["segments"][0]) == [
         "id", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio",
@@ -275,15 +280,49 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     done = CliRunner().invoke(
         cli.app,
         ["export", store.uri, "--to", os.fspath(to), "--format", "srt", "--format", "vtt",
-         "--max-line-chars", "42", "--max-lines", "2"],
+         "--max-line-width", "42", "--max-line-count", "2"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.stdout == (f"{to}: 1 recording, 1 segment in 2 files\nomitted: 1 not done yet\n")
     assert (to / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\none\n\n"
-    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-lines", "2"]
+    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-line-count", "2"]
     done = CliRunner().invoke(cli.app, wrong)
     assert done.exit_code == 2
-    assert "max_lines without max_line_chars" in done.stderr
+    assert "max_line_count without max_line_width" in done.stderr
+
+
+def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
+    store: OutputStore, to: Path
+) -> None:
+    add(store, transcribed("a.wav", 0, "one", "two", "three", "for", last=False))
+    correct_segment(store, "one", "won", name="Anna")
+    correct_segment(store, "two", "two")
+    correct_segment(store, "three", "")  # nobody speaks there
+    # A part is transcribed again after all, and so is another recording: the work is kept.
+    add(store, transcribed("a.wav", 1, "five"), part("b.wav", 0, texts=None, status="failed"))
+    add(store, transcribed("b.wav", 0, "six"))
+    assert exported(store, to) == {"a.txt": "won\ntwo\nfor\nfive\n", "b.txt": "six\n"}
+    # A person's word is as good as can be, whatever the model thought of its own.
+    assert exported(store, to, min_confidence=0.9)["a.txt"] == "won\ntwo\n"
+    export(store, str(to), options("srt", "json"), Selection(uris=("*a.wav",)))
+    found = texts(to)
+    assert "won" in found["a.srt"]
+    segments = json.loads(found["a.json"])["segments"]
+    assert [each.get("corrected") for each in segments] == [True, True, None, None]
+    arguments = ["export", store.uri, "--to", str(to), "--format", "txt"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert "; 2 segments corrected or checked by people" in done.stdout
+    done = CliRunner().invoke(cli.app, [*arguments, "--no-corrections"])
+    assert "by people" not in done.stdout
+    assert texts(to)["a.txt"] == "one\ntwo\nthree\nfor\nfive\n"
+    for flags, words in (([], ("won", "for")), (["--no-corrections"], ("one", "three"))):
+        shown = CliRunner().invoke(cli.app, ["show", store.uri, *flags]).stdout
+        assert all(word in shown for word in words)
+    # What is said of a segment that has changed is reported and not applied.
+    add(store, transcribed("a.wav", 0, "once", etag="v2"))
+    done = CliRunner().invoke(cli.app, arguments)
+    assert texts(to)["a.txt"] == "once\n"
+    assert "not applied: 3 corrections of segments that have changed" in done.stdout
 
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()

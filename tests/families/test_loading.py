@@ -1,5 +1,6 @@
 """Devices and types by name, and checkpoints in the form that search runs."""
 
+import platform
 import warnings
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.families import loading
 from corpus_asr.families.loading import (
+    check_cuda,
     device_name,
     load_slot_model,
     resolve_device,
@@ -17,7 +19,9 @@ from corpus_asr.families.loading import (
     resolve_precision,
 )
 from corpus_asr.families.whisper.slots import WhisperSlotModel
+from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from tests.support.slots import begin, load, needs_int8, sequences, windows
+from tests.support.tables import run_config
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -50,6 +54,17 @@ def test_with_gpus_auto_is_the_first_and_asking_for_too_many_is_an_error() -> No
     with pytest.raises(ConfigError, match=r"'cuda:2'.* sees 2 CUDA devices"):
         resolve_device("cuda:2")
     assert (device_name(CPU), device_name(CUDA)) == ("cpu", "cuda:NVIDIA H200")
+
+
+def test_a_worker_that_was_given_a_gpu_says_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, two_gpus: None
+) -> None:
+    config = run_config("/audio", "/output", model="/no/such/model")
+    check_cuda("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # Before anything is fetched: there is no such checkpoint either.
+    with pytest.raises(EngineError, match=rf"on {platform.node()}: .* finds no CUDA device"):
+        load_engine(EngineSpec(config=config, device="cuda"))
 
 
 def test_an_unknown_device_is_an_error() -> None:

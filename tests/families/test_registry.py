@@ -75,7 +75,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def parts_of(checkpoint: Path, *sounds: Path) -> Iterator[PartRequest]:
-    settings = ExtractSettings(part_s=30.0, speech_detection="none", speech_pad_s=0.0)
+    settings = ExtractSettings(part_s=30.0, vad_filter=False, vad_pad_s=0.0)
     extractor = PartExtractor(folder=str(checkpoint), settings=settings)
     for sound in sounds:
         for part in extractor(ExtractRequest(uri=str(sound))):

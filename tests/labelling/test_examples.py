@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import DatasetSettings
-from corpus_asr.labelling.cutting import ClipRange
 from corpus_asr.labelling.examples import Example, examples_of, joined, shards_of, split_of
+from corpus_asr.stages.cutting import ClipRange
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>")
@@ -27,6 +27,7 @@ def row(start_s: float, end_s: float, text: str = " word", **values: Any) -> dic
         "start_s": start_s, "end_s": end_s, "text": text, "language": "en", "task": "transcribe",
         "confidence": 0.9, "avg_logprob": -0.1, "no_speech_prob": 0.0, "compression_ratio": 1.0,
         "temperature": 0.0, "disagreement": None, "wer": None, "reference": None,
+        "corrected": False,
         "dropped_by": None, "example_id": None,
     }  # fmt: skip
     return usual | values

@@ -32,12 +32,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def one_job(models: list[Path], output: Path, **decoding: Any) -> RunConfig:
     config = job(
         CLIPS, models[0], output,
-        extract={"speech_detection": "none"},
+        extract={"vad_filter": False},
         source={"uri": [str(CLIPS / ENGLISH), str(CLIPS / GERMAN)]},
         decoding={"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None,
                   "compression_ratio_threshold": None, **decoding},
     )  # fmt: skip
-    return with_section(config, "model", dtype="float32")
+    return with_section(config, "model", compute_type="float32")
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def labelling(corpus: Path, model: Path, output: Path, **classification: Any) -> RunConfig:
     config = job(corpus, model, output, pipeline="classify_audio", classification=classification)
-    return with_section(config, "model", dtype="float32")
+    return with_section(config, "model", compute_type="float32")
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def classes(corpus: Path, classifier: Path, tmp_path_factory: pytest.TempPathFac
 
 def undetected(config: RunConfig) -> RunConfig:
     """Return the job without speech detection: windows are whole, and so are their weights."""
-    return with_section(config, "extract", speech_detection="none")
+    return with_section(config, "extract", vad_filter=False)
 
 
 def labels_in(config: RunConfig) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
@@ -141,7 +141,7 @@ def test_first_speech_agrees_with_what_a_transcription_detects(
     some = corpus / "english.wav"
     config = labelling(some, whisper, tmp_path / "labels", windows="first_speech", top_k=1)
     run(undetected(config), local=True, progress=None)
-    text = with_section(job(some, whisper, tmp_path / "text"), "model", dtype="float32")
+    text = with_section(job(some, whisper, tmp_path / "text"), "model", compute_type="float32")
     run(undetected(text), local=True, progress=None)
     found = outcomes_in(tmp_path / "labels")["english.wav", 0]
     spoken = outcomes_in(tmp_path / "text")["english.wav", 0]

@@ -8,7 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
+from corpus_asr.errors import FetchError
+from corpus_asr.storage.run_state.run_files import EVALUATION_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.runs import correct_segment
 from tests.support.tables import commit, part, results
 
 TEXTS = {"/a.wav": "red green blue white", "/b.wav": "tall small", "/failed.wav": "old new",
@@ -55,6 +58,23 @@ def test_parts_failures_and_gaps_are_counted(tmp_path: Path, references: str) ->
     assert data["wer"] == 0.375
     assert data["languages"] == {"en": {"en": 1, "de": 1}}
     assert data["worst"][0]["uri"] == "/failed.wav"
+    kept = OutputStore(uri).read_json(EVALUATION_NAME)
+    assert data.items() <= kept.items()
+
+
+def test_an_evaluation_of_a_run_that_is_read_only_is_no_failure(
+    tmp_path: Path, references: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = output(tmp_path / "output", transcribed="blew")
+
+    def refuse(self: OutputStore, name: str, value: Any) -> None:
+        raise FetchError(f"writing {name}: read only", uri=name)
+
+    monkeypatch.setattr(OutputStore, "write_json", refuse)
+    done = evaluate(uri, "--references", references)
+    assert done.exit_code == 0, done.output
+    assert "evaluation_not_kept" in done.stderr
+    assert "37.50%" in done.stdout
 
 
 def test_references_of_parts_are_compared_with_these_parts_alone(tmp_path: Path) -> None:
@@ -127,6 +147,34 @@ def test_two_runs_are_compared(tmp_path: Path, references: str) -> None:
     done = evaluate(one, "--references", references, "--against", other, "--json")
     against = json.loads(done.stdout)["against"]
     assert against["low"] <= against["difference"] == -0.125 <= against["high"] <= 0
+
+
+def test_checked_segments_are_references_for_the_models_own_text(tmp_path: Path) -> None:
+    one = OutputStore(str(tmp_path / "one"))
+    texts = ["Red green", "blew white", "tall small", "old"]
+    row = part("a.wav", 0, texts=texts, language="en")
+    commit(one, results(row, part("b.wav", 0, texts=["no yes"], language="en")))
+    nothing = evaluate(one.uri, "--references", "corrections")
+    assert nothing.exit_code == 2
+    assert "found no checked segment of a finished recording" in nothing.stderr
+    correct_segment(one, "Red green", "red green")
+    correct_segment(one, "blew white", "blue white")
+    correct_segment(one, "tall small", "tell smell", checked=False)  # corrected by the way
+    arguments = (one.uri, "--references", "corrections")
+    data = json.loads(evaluate(*arguments, "--json").stdout)
+    # What nobody compared with the audio counts neither way.
+    assert (data["recordings"], data["words"], data["wer"]) == (1, 4, 0.25)
+    assert data["worst"][0]["hyp"] == "Red green blew white"
+    # Another run divides a recording otherwise, so all of it has to be checked.
+    two = OutputStore(str(tmp_path / "two"))
+    commit(two, results(part("b.wav", 0, texts=["no", "yess"], language="en")))
+    refused = evaluate(*arguments, "--against", two.uri)
+    assert refused.exit_code == 2
+    assert "found no recording whose every segment is checked" in refused.stderr
+    correct_segment(one, "no yes", "no yes")
+    data = json.loads(evaluate(*arguments, "--against", two.uri, "--json").stdout)
+    assert (data["words"], data["substitutions"]) == (6, 1)
+    assert (data["against"]["recordings"], data["against"]["other_wer"]) == (1, 0.5)
 
 
 def test_references_of_other_recordings_are_refused(tmp_path: Path) -> None:

@@ -18,15 +18,23 @@ from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.labelling import dataset
-from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
+from corpus_asr.stages.cutting import CutRequest
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.training.utterances import read_utterances
 from tests.support.audio import decode, wav_bytes
-from tests.support.runs import InThisProcess, Said, Transcribed, seconds_heard, write_tones
+from tests.support.runs import (
+    InThisProcess,
+    Said,
+    Transcribed,
+    correct_segment,
+    seconds_heard,
+    write_tones,
+)
 
 TALK: list[Said] = [
     (0.0, 3.0, "The old ship."),
@@ -102,6 +110,36 @@ def test_datasets_reads_it_and_hears_the_seconds_that_were_kept(
     )
     assert (row["duration_s"], row["start_s"], row["language"]) == (7.0, 5.0, "en")
     assert (row["model"], row["model_revision"]) == ("some/model", "output")
+
+
+def test_what_people_corrected_is_labelled_with_certainty_and_marked(
+    decoded: Transcribed, tmp_path: Path
+) -> None:
+    store = OutputStore(decoded.config().output.uri)
+    correct_segment(store, "Came in.", "Came home.")
+    correct_segment(store, "Go.", "")
+    strict = {"min_confidence": 0.95, "max_no_speech_prob": 0.0}
+    label(decoded.config(selection=strict, dataset=WHOLE_SECONDS))
+    (row,) = rows_of(tmp_path / "set")
+    assert (row["text"], row["confidence"], row["corrected"]) == ("Came home.", 1.0, True)
+    assert row["avg_logprob"] is None  # that of another text
+    rows = selection_of(tmp_path / "set")
+    found = [(each["text"].strip(), each["corrected"], each["dropped_by"]) for each in rows]
+    assert found == [
+        ("The old ship.", False, "confidence"),
+        ("Came home.", True, None),
+        ("Nobody saw her lights.", False, "confidence"),
+        ("Until quite late.", False, "confidence"),
+        ("", True, "no_letters"),
+    ]
+    # More corrections make another data set; the model's own text is a choice.
+    correct_segment(store, "Until quite late.", "Until late.")
+    with pytest.raises(ConfigError, match="transcripts: was"):
+        label(decoded.config(selection=strict, dataset=WHOLE_SECONDS))
+    plain = decoded.config(selection={"corrections": False}, to="plain", dataset=WHOLE_SECONDS)
+    label(plain)
+    texts = [row["text"] for row in rows_of(tmp_path / "plain")]
+    assert not any("home" in text for text in texts)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -425,7 +463,7 @@ def test_nothing_is_selected_while_recordings_are_left(
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: summary_of(tmp_path, left=3))
     said = io.StringIO()
     run(decoded.config(), local=True, progress=said)
-    assert "3 recordings remain" in said.getvalue()
+    assert "3 recordings remaining" in said.getvalue()
     assert not (tmp_path / "set").exists()
 
 

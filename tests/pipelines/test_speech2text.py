@@ -10,9 +10,9 @@ import transformers
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.formats.transcript import Transcript
 from corpus_asr.pipelines.driver import run
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.speech2text import DEFAULT_WINDOW_S, Speech2TextTranscriber
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
@@ -49,7 +49,7 @@ def translating(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def transcriber(translating: Path) -> Iterator[Transcriber]:
     with Transcriber.from_pretrained(
-        str(translating), slots=3, dtype="float32", target_language="fr", **ONCE
+        str(translating), slots=3, compute_type="float32", target_language="fr", **ONCE
     ) as loaded:
         yield loaded
 
@@ -92,7 +92,7 @@ def test_a_file_says_the_same_whatever_shares_the_slots(
     }  # fmt: skip
     together = {one.uri: one for one in transcriber.transcribe_many(files[::-1], **options)}
     with Transcriber.from_pretrained(
-        str(translating), slots=1, dtype="float32", **ONCE | options
+        str(translating), slots=1, compute_type="float32", **ONCE | options
     ) as alone:
         for path in files:
             wanted = alone.transcribe(path)
@@ -156,7 +156,9 @@ def test_wrong_options_are_refused_before_a_file_is_read(transcriber: Transcribe
 
 
 def test_the_example_is_a_job_for_such_a_checkpoint(translating: Path) -> None:
-    shown = load_config(Path(__file__).parents[2] / "configs" / "speech2text.yaml").decoding
+    shown = load_config(
+        Path(__file__).parents[2] / "configs" / "speech2text.yaml"
+    ).decoding.settings()
     Speech2TextTranscriber.from_folder(translating).check(shown)
     assert shown.window_s == DEFAULT_WINDOW_S
 

@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,9 +122,29 @@ def test_progress_says_what_is_used_and_what_was_done(corpus: Path, model: Path,
     config = job(corpus / "silence.flac", model, tmp_path / "output")
     summary = run(config, local=True, progress=said)
     lines = said.getvalue().splitlines()
-    assert lines[0].startswith("extract: up to 1 workers")
-    assert lines[-1].startswith("1/1 files, 0 failed, 0 remaining")
+    assert lines[0].startswith("extract: up to 1 worker of")
+    assert lines[-1].startswith("1 of 1 file, 0 failed; 100%, ")
     assert (summary.files, summary.done, summary.no_speech) == (1, 1, 1)
+
+
+@pytest.mark.ray
+def test_a_run_on_ray_says_nothing_but_its_own_lines(corpus: Path, model: Path, tmp_path: Path):
+    """In a process of its own: Ray's native code speaks once in each, past Python."""
+    settings = {
+        "source.uri": corpus / "silence.flac", "model.checkpoint": model,
+        "output.uri": tmp_path / "output",
+    }  # fmt: skip
+    path = tmp_path / "job.yaml"
+    path.write_text("pipeline: transcribe_corpus\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "corpus_asr", "run", path,
+         *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = r"(extract|transcribe|limit): |\d of 1 file, 0 failed; "
+    assert [line for line in done.stderr.splitlines() if not re.match(ours, line)] == []
+    assert done.stderr.count("1 of 1 file, ") == 1
 
 
 @pytest.mark.ray

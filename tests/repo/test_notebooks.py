@@ -159,7 +159,7 @@ def listened(
          for row in (*committed, silent, broken)],
         schema=FILES,
     )  # fmt: skip
-    config = job(corpus, folder, folder, decoding={"num_beams": mishears})
+    config = job(corpus, folder, folder, decoding={"beam_size": mishears})
     begun = "2026-01-01T00:00:00+00:00"
     beginning = Run(run_id="run", fingerprint="f-r", started_at=begun, continues=False)
     spent = {"extract_s": 1.0, "encode_s": 4.0, "prefill_s": 1.0, "step_s": float(mishears)}
@@ -268,7 +268,7 @@ def test_the_difference_of_two_runs_is_that_of_evaluate(kernel: Kernel, runs: di
          for name in ("other_wer", "wer", "difference", "low", "high")],
         abs=0.06,
     )  # fmt: skip
-    assert "decoding.num_beams" in "\n".join(outputs_of(found, "text/html"))
+    assert "decoding.beam_size" in "\n".join(outputs_of(found, "text/html"))
     assert len(outputs_of(found, "image/png")) == NUM_PLOTS["04"]
 
 
@@ -349,7 +349,7 @@ def real(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         row["path"] = f"audio/{Path(row['path']).name}"
     (folder / "references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, beams in (("output", 1), ("other", 2)):
-        decoding = GREEDY | {"word_timestamps": True, "language": "en", "num_beams": beams}
+        decoding = GREEDY | {"word_timestamps": True, "language": "en", "beam_size": beams}
         made = job(folder / "audio", Path("whisper-tiny.en"), folder / name, decoding=decoding)
         run(made, local=True, progress=None)
     return {name: folder / name for name in ("output", "other")} | {

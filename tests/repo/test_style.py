@@ -158,7 +158,8 @@ def test_no_file_mentions_a_path_of_one_machine():
 def test_every_top_level_test_folder_mirrors_the_package():
     packages = {path.name for path in (REPOSITORY / "corpus_asr").iterdir() if path.is_dir()}
     others = {
-        "repo", "data", "support", "pipelines", "parity", "demo", "soak", "bench", "__pycache__",
+        "repo", "data", "support", "pipelines", "parity", "demo", "soak", "bench", "gpu",
+        "__pycache__",
     }  # fmt: skip
     folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()}
     assert folders <= packages | others

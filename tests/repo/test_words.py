@@ -86,9 +86,9 @@ def unwanted() -> Iterator[str]:
 
 
 def descriptions() -> Iterator[tuple[str, str]]:
-    from corpus_asr.config.decoding import keys_of, section_of
     from corpus_asr.config.finetune import FinetuneConfig
     from corpus_asr.config.run import PseudoLabelConfig
+    from corpus_asr.config.settings import keys_of, section_of
 
     for model in (PseudoLabelConfig, FinetuneConfig):
         for key, field in keys_of(model):

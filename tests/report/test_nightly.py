@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from corpus_asr.config.run import NightlySettings
+from corpus_asr.report.failures import FailureExample, FailureGroup
 from corpus_asr.report.nightly import (
     Archive,
     Night,
@@ -22,7 +23,7 @@ from corpus_asr.report.nightly import (
     past_from,
     warnings_of,
 )
-from corpus_asr.report.run import ClassShare, FailureExample, FailureGroup
+from corpus_asr.report.run import ClassShare
 from tests.support.nightly import night, past
 
 

@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.report.failures import FailureExample, FailureGroup
 from corpus_asr.report.reconciliation import Accounting
 from corpus_asr.report.run import (
     COUNTS,
     ClassShare,
-    FailureExample,
-    FailureGroup,
     Report,
     RunCounts,
     as_data,
@@ -29,8 +28,10 @@ from corpus_asr.report.run import (
 )
 from corpus_asr.report.text import duration
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS, SEGMENTS
+from corpus_asr.storage.run_state.run_files import write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import NAMES, REVISION, ManualRun
+from tests.support.tables import snapshot
 
 SETTLED = OUTCOMES.append(COUNTS)
 
@@ -223,6 +224,8 @@ def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
         "recording_id": ["a", "a", "b", "b"],
         "rank": pa.array([1, 2, 1, 2], pa.int32()),
         "probability": pa.array([0.95, 0.05, 0.5, 0.5], pa.float32()),
+        "start_s": [0.0, 0.0, 30.0, 30.0],
+        "end_s": [30.0, 30.0, 40.0, 40.0],
     }
     turned = as_segments(pa.RecordBatch.from_pydict(columns))
     assert turned["recording_id"].to_pylist() == ["a", "a", "b", "b"]
@@ -269,9 +272,12 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     assert (accounting.processed, accounting.unfinished, accounting.waiting) == (1, 1, 1)
     assert accounting.problems == ()
     assert found.run_id == job.run.run_id
-    assert found.wall_s is not None
-    assert 0 < found.wall_s < 60
-    assert found.rtfx == pytest.approx(120.0 / found.wall_s)
+    assert found.rtfx is None
+    # The figures of a run that goes on are what it says itself: those of `status` as well.
+    seen = snapshot(run_id=job.run.run_id, audio_s=120.0, elapsed_s=60.0, rtfx=2.0)
+    write_snapshot(job.store, seen)
+    found = load_report(job.store)
+    assert (found.wall_s, found.rtfx, found.snapshot) == (60.0, 2.0, seen)
 
 
 def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
@@ -323,7 +329,8 @@ FULL = Report(
 
 def with_balance(accounting: Accounting, *, finished: bool = True) -> str:
     statistics = replace(FULL.statistics, accounting=accounting)
-    return render(replace(FULL, statistics=statistics, finished=finished)).splitlines()[-1].strip()
+    text = render(replace(FULL, statistics=statistics, finished=finished))
+    return " ".join(text.rpartition("\n  accounting")[2].split()).removeprefix("OFF ")
 
 
 def test_a_full_report_says_everything_within_the_width() -> None:
@@ -358,7 +365,9 @@ def test_a_balance_that_is_not_even_says_why_or_how_to_go_on() -> None:
     words = with_balance(stopped, finished=False)
     assert "6 of 10 listed files have an outcome" in words
     assert "run the same command again" in words
-    assert with_balance(stopped).startswith("- the run finished, yet 1 recordings are only started")
+    assert with_balance(stopped).startswith(
+        "- the run finished, yet left 1 recording only started and 3"
+    )
     broken = replace(SOUND, problems=("committed more than once: 1 part",))
     assert with_balance(broken) == "- committed more than once: 1 part"
 

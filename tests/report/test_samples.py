@@ -59,7 +59,7 @@ def gathered(store: OutputStore) -> Details:
     return gatherer.details()
 
 
-def test_the_least_sure_and_the_slowest_are_found_and_the_draw_stays(tmp_path: Path) -> None:
+def test_the_least_confident_are_found_and_the_draw_stays(tmp_path: Path) -> None:
     store = corpus(tmp_path, 500, each=3)
     found = gathered(store)
     # Two of each recording at most, the least sure first.
@@ -67,8 +67,6 @@ def test_the_least_sure_and_the_slowest_are_found_and_the_draw_stays(tmp_path: P
         f" number {number // 2} said" for number in range(SAMPLES)
     ]
     assert [one.start_s for one in found.unsure[:2]] == [0.0, 1.0]
-    assert [one.uri for one in found.slowest[:2]] == ["/audio/0000499.wav", "/audio/0000498.wav"]
-    assert found.slowest[0].extract_s == pytest.approx(0.499)
     assert found.durations == (0, 500, 0, 0, 0, 0, 0, 0, 0)
     assert (found.words, found.words_estimated) == (4500, False)
     assert len({(one.uri, one.start_s) for one in found.random}) == SAMPLES
@@ -85,7 +83,7 @@ def test_of_many_segments_words_are_estimated_and_the_page_is_small(
     found = gathered(store)
     assert (found.words, found.words_estimated) == (30_000, True)
     write_page(store, str(tmp_path / "page.html"))
-    assert (tmp_path / "page.html").stat().st_size < 100_000
+    assert (tmp_path / "page.html").stat().st_size < 120_000
 
 
 def test_words_are_letters_where_no_blanks_part_them() -> None:

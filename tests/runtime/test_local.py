@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -124,6 +125,29 @@ def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
     )  # fmt: skip
     with pytest.raises(Exception, match="in the way"):
         run_scripted(config, [packs_of("a/parts=1")], committer=blocked)
+
+
+def test_a_row_that_cannot_be_committed_is_one_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commit = OutputStore.commit
+
+    def commits(store: OutputStore, rows: pa.Table, **options: Any) -> Any:
+        odd = [row for row in rows.to_pylist() if row["uri"] == "/odd" and row["segments"]]
+        if odd:
+            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+        return commit(store, rows, **options)
+
+    monkeypatch.setattr(OutputStore, "commit", commits)
+    store = OutputStore(str(tmp_path))
+    committer = Committer(store=store, run_id="r", model="m", model_revision="1")
+    committer(results(*(part(name, 0, texts=[" x"]) for name in ("a", "b", "odd", "c"))))
+    rows = [row for batch in store.outcomes() for row in batch.to_pylist()]
+    assert sorted((row["uri"], row["status"]) for row in rows) == [
+        ("/a", "ok"), ("/b", "ok"), ("/c", "ok"), ("/odd", "failed")
+    ]  # fmt: skip
+    [failed] = (row for row in rows if row["status"] == "failed")
+    assert (failed["error_kind"], failed["segments_written"]) == ("internal", 0)
 
 
 def test_results_are_committed_together_until_there_is_enough_or_they_are_old():

@@ -43,7 +43,7 @@ def run(
     folder = Path(config.output.uri) / "_run" / "plan" / "packs"
     folder.mkdir(parents=True)
     pq.write_table(pa.concat_tables(packs), folder / "00000.parquet")
-    progress = Progress(total_files=files, total_bytes=0, stream=None)
+    progress = Progress(total_files=files, stream=None)
     run_on_ray(
         config,
         str(folder),

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
@@ -30,10 +31,10 @@ def test_a_laptop_shares_its_cores_and_leaves_a_cpu_for_reading_and_writing():
 def test_a_gpu_box_gives_its_cpus_to_extraction_and_says_so():
     found = resolve_resources(config(), (GPU_BOX,), num_packs=100)
     assert (found.transcribe_workers, found.transcribe_gpus, found.transcribe_cpus) == (1, 1, 0)
-    assert (found.extract_workers, found.transcribe_threads, found.device) == (15, None, "auto")
+    assert (found.extract_workers, found.transcribe_threads, found.device) == (15, None, "cuda")
     assert found.parts_in_flight >= 64
     assert "extract: up to 15 workers of 1 CPU" in found.describe()
-    assert "transcribe: 1 workers of 1 GPU" in found.describe()
+    assert "transcribe: 1 worker of 1 GPU" in found.describe()
 
 
 def test_a_cluster_has_a_worker_per_gpu_and_none_on_the_head():
@@ -65,12 +66,28 @@ def test_what_is_set_is_taken():
 
 
 def test_gpus_that_are_not_there_are_refused_unless_workers_are_counted():
-    for gpus, messages in ((1, "gpus_per_worker is 1"), (1.5, "whole number")):
-        asked = config(transcribe={"gpus_per_worker": gpus})
-        with pytest.raises(ConfigError, match=messages):
-            resolve_resources(asked, (LAPTOP,), num_packs=1)
+    asked = config(transcribe={"gpus_per_worker": 1})
+    with pytest.raises(ConfigError, match="gpus_per_worker is 1, but no machine"):
+        resolve_resources(asked, (LAPTOP,), num_packs=1)
     scaling = config(transcribe={"gpus_per_worker": 1, "workers": 4})
     assert resolve_resources(scaling, (LAPTOP,), num_packs=1).transcribe_gpus == 1
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_a_worker_that_has_a_gpu_never_chooses_another_device(device):
+    asked = config(model={"checkpoint": "/model", "device": device})
+    found = resolve_resources(asked, (GPU_BOX, GPU_BOX), num_packs=9)
+    assert found.device == ("cuda" if device == "auto" else device)
+
+
+def test_gpus_that_a_worker_could_not_use_are_refused():
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        config(transcribe={"gpus_per_worker": 2})
+    second = config(model={"checkpoint": "/model", "device": "cuda:1"})
+    with pytest.raises(ConfigError, match="sees its own GPU alone, as cuda:0; set it to cuda"):
+        resolve_resources(second, (GPU_BOX,), num_packs=9)
+    here = resolve_resources(second, (GPU_BOX,), num_packs=9, in_process=True)
+    assert here.device == "cuda:1"
 
 
 def test_what_could_never_start_is_refused_unless_machines_may_come():

@@ -51,9 +51,9 @@ def interrupted_while_draining() -> None:
 @pytest.mark.parametrize(
     ("work", "exit_code", "left"),
     [
-        (ordered_to_end, 143, "stopped by SIGTERM: 3 recordings remain"),
-        (bereft_of_helpers, 130, "stopped by SIGINT: 1 recordings remain"),
-        (interrupted_while_draining, 130, "stopped by SIGINT: 3 recordings remain"),
+        (ordered_to_end, 143, "stopped by SIGTERM: 3 recordings remaining"),
+        (bereft_of_helpers, 130, "stopped by SIGINT: 1 recording remaining"),
+        (interrupted_while_draining, 130, "stopped by SIGINT: 3 recordings remaining"),
     ],
 )
 def test_a_signal_is_a_wish_first_and_an_order_then(
@@ -121,7 +121,7 @@ def test_nobody_waits_for_an_engine_beyond_the_grace(
     config = scripted_job(tmp_path)
     engine = ScriptedEngine(held=True)
     packs = packs_around(engine, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(RunStoppedError, match="9 recordings remain"):
+    with pytest.raises(RunStoppedError, match="9 recordings remaining"):
         run_scripted(config, packs, engine=always(engine), files=10)
     assert set(outcomes_by_part(config)) == {("silent/parts=1/silent=0", 0)}
 
@@ -143,7 +143,7 @@ def test_a_signal_to_everything_of_a_run_keeps_what_is_being_decoded(
     assert not list((tmp_path / "output" / "_run").glob("lock*"))
     done = sum(row["last_part"] for row in tables_of(job.config)["outcomes"])
     assert 0 < done < 24
-    assert f"{24 - done} recordings remain" in said
+    assert f"{24 - done} recordings remaining" in said
     job.environment[PAUSE] = "0"
     code, said = job.finish()
     assert code == 0, said

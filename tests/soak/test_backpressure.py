@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import ray
 
-from corpus_asr.config.decoding import Auto
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.settings import Auto
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec

@@ -90,8 +90,8 @@ def _run(model: Path, folder: Path, output: str, endpoint_url: str) -> RunConfig
     there = {"endpoint_url": endpoint_url}
     config = run_config(
         "", "", source={"uri": "s3://corpus/in", **there},
-        extract={"part_s": 30, "speech_detection": "none"},
-        model={"checkpoint": str(model), "dtype": "float32"},
+        extract={"part_s": 30, "vad_filter": False},
+        model={"checkpoint": str(model), "compute_type": "float32"},
         decoding={"temperature": 0.0, "language": "en", "logprob_threshold": None,
                   "no_speech_threshold": None},
         transcribe={"slots": 8}, output={"uri": output, "max_failed_fraction": 0.05, **there},

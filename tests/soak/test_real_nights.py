@@ -36,7 +36,7 @@ class RealNights:
         self.clips = sorted(clips, key=lambda clip: clip["duration_s"])
         self._config = {
             "source": {"uri": [str(self.source), web.url("late.wav")], "allow_hosts": "127.0.0.1"},
-            "model": {"checkpoint": "whisper-tiny.en", "dtype": "float32"},
+            "model": {"checkpoint": "whisper-tiny.en", "compute_type": "float32"},
             "decoding": {"language": "en", "temperature": 0, "logprob_threshold": None,
                          "no_speech_threshold": None},
             "output": {"uri": str(self.output)},

@@ -37,7 +37,7 @@ ENDINGS = {kind: {"ok"} for kind in SPEECH} | {
 def real_job(model: Path, *, source: dict[str, Any], output: dict[str, Any]) -> RunConfig:
     return run_config(
         "", "", source=source, output=output, extract={"item_timeout_s": 60}, decoding=GREEDY,
-        model={"checkpoint": str(model), "dtype": "float32"},
+        model={"checkpoint": str(model), "compute_type": "float32"},
     )  # fmt: skip
 
 

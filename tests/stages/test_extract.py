@@ -6,6 +6,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
+from corpus_asr.activity import FileSums
 from corpus_asr.errors import CheckpointError
 from corpus_asr.schemas import PACKS, PARTS
 from corpus_asr.stages.extract import ExtractStage
@@ -81,6 +82,22 @@ def test_a_failure_is_one_row_after_the_good_parts(stage: ExtractStage):
     assert [rows[2][name] for name in names] == ["extract", "scripted", False, None]
 
 
+def test_files_of_other_hosts_come_before_a_second_try_of_one_that_fails(stage: ExtractStage):
+    bad, good, local = "https://bad/{}/parts=1/hang_up=0", "https://good/parts=1", "x/parts=1"
+    packs = packs_of(
+        bad.format("1"), bad.format("2"), good, local, "https://good/parts=2/hang_up=1"
+    )
+    found = [(row["uri"], row["status"]) for row in rows_of(stage, packs)]
+    assert found == [
+        (good, "ok"),
+        (local, "ok"),
+        ("https://good/parts=2/hang_up=1", "ok"),  # something of it came: it is not tried again
+        ("https://good/parts=2/hang_up=1", "failed"),
+        (bad.format("1"), "failed"),
+        (bad.format("2"), "failed"),
+    ]
+
+
 def test_a_recording_that_became_shorter_than_what_is_done_ends_all_the_same(stage: ExtractStage):
     uri = "x/parts=2"
     rows = rows_of(stage, packs_of(uri, "y/parts=1", done={uri: [0, 1, 2]}))
@@ -124,6 +141,27 @@ def test_what_was_done_is_counted(stage: ExtractStage, caplog: pytest.LogCapture
         ("y/parts=1/fail=0", 0, "failed"),
     ]
     assert {one["event"] for one in messages} == {"part_extracted"}
+
+
+def test_seconds_are_known_from_the_header_and_in_the_end_as_decoded(stage: ExtractStage):
+    def known() -> tuple[FileSums | None, float]:
+        found = stage.activity
+        assert set(found.durations) <= {"other:5"}  # of 1,000 bytes
+        return found.durations.get("other:5"), found.decoded_s
+
+    uris = "x/parts=3/header=9", "y/parts=2", "z/parts=3/fail=1/header=60"
+    tables = stage(packs_of(*uris, done={uris[0]: [0]}))
+    next(tables)  # one part is held back, one was done before
+    assert known() == (FileSums.of(1000, 8.0), 2.0)
+    next(tables)
+    next(tables)  # of the second file nothing is known before its end
+    assert known() == (FileSums.of(1000, 2.0), 4.0)
+    rest = list(tables)
+    assert len(rest) == 3
+    sums = FileSums.of(1000, 2.0) + FileSums.of(1000, 2.0) + FileSums.of(1000, 1.0)
+    assert known() == (sums, 5.0)
+    rows_of(stage, packs_of("broken/parts=1/fail=0"))
+    assert known() == (sums + FileSums.of(1000, 0.0), 5.0)
 
 
 def test_a_file_listed_as_too_large_never_reaches_the_child(tmp_path: Path):

@@ -17,7 +17,7 @@ from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
@@ -112,7 +112,7 @@ def test_without_detection_everything_is_transcribed_and_the_first_window_tells_
     model: Path, tmp_path: Path
 ):
     uri = write_noise(tmp_path / "noise.wav", 45)
-    parts = extract(model, uri, speech_detection="none")
+    parts = extract(model, uri, vad_filter=False)
     assert len(parts) == 2
     assert all(part.speech is None and part.features is not None for part in parts)
     assert parts[0].language_features is None
@@ -125,7 +125,7 @@ def test_without_detection_everything_is_transcribed_and_the_first_window_tells_
 
 def test_later_parts_carry_the_very_windows_the_first_one_is_asked_in(model: Path, tmp_path: Path):
     uri = write_noise(tmp_path / "noise.wav", 200)
-    first, *others = extract(model, uri, speech_detection="none", part_s=130.0)
+    first, *others = extract(model, uri, vad_filter=False, part_s=130.0)
     assert first.features is not None
     assert first.pad_value is not None
     own = PartRequest(
@@ -146,8 +146,8 @@ def test_later_parts_carry_the_very_windows_the_first_one_is_asked_in(model: Pat
 
 def test_each_channel_has_parts_of_its_own_in_a_fixed_order(model: Path, tmp_path: Path):
     uri = write_noise(tmp_path / "stereo.wav", 45, num_channels=2)
-    first = extract(model, uri, channels="each", speech_detection="none")
-    second = extract(model, uri, channels="each", speech_detection="none")
+    first = extract(model, uri, channels="each", vad_filter=False)
+    second = extract(model, uri, channels="each", vad_filter=False)
     order = [(part.part, part.channel, part.start_sample) for part in first]
     assert order == [(part.part, part.channel, part.start_sample) for part in second]
     assert [part for part, _, _ in order] == [0, 1, 2, 3]
@@ -156,8 +156,26 @@ def test_each_channel_has_parts_of_its_own_in_a_fixed_order(model: Path, tmp_pat
         assert sum(part.num_samples for part in mine) == 45 * SAMPLE_RATE_HZ
     # One language window for the recording, from the part that came first.
     assert len({part.language_window_start_s for part in first}) == 1
-    alone = extract(model, uri, channels=1, speech_detection="none")
+    alone = extract(model, uri, channels=1, vad_filter=False)
     assert [(part.channel, part.channels) for part in alone] == [(1, 2)] * 2
+
+
+def test_how_far_it_is_comes_first_and_every_second(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(extraction, "PROGRESS_EVERY_S", 0.0)
+    uri = write_noise(tmp_path / "stereo.wav", 45, num_channels=2)
+    own = extractor(model, channels="each", speech_detection="none")
+    messages = list(own.messages(ExtractRequest(uri=uri)))
+    progress = [each for each in messages if isinstance(each, DecodeProgress)]
+    assert isinstance(messages[0], DecodeProgress)
+    assert messages[0].decoded_s == 0.0
+    assert {round(each.expected_s or 0, 1) for each in progress} == {90.0}  # of two channels
+    decoded = [each.decoded_s for each in progress]
+    assert decoded == sorted(decoded)
+    assert decoded[-1] == 90.0
+    assert len(messages) - len(progress) == 4
+    assert len(extract(model, uri, channels="each", speech_detection="none")) == 4
 
 
 def test_many_channels_make_parts_shorter(
@@ -165,7 +183,7 @@ def test_many_channels_make_parts_shorter(
 ):
     monkeypatch.setattr(extraction, "MAX_BUFFERED_S", 120.0)
     uri = write_noise(tmp_path / "four.wav", 61, num_channels=4)
-    parts = extract(model, uri, channels="each", speech_detection="none", part_s=600.0)
+    parts = extract(model, uri, channels="each", vad_filter=False, part_s=600.0)
     assert max(part.num_samples for part in parts) <= 30 * SAMPLE_RATE_HZ
 
 
@@ -178,7 +196,7 @@ def test_a_missing_speech_detector_is_found_at_the_start(
     monkeypatch.setattr(activity, "_network_path", missing)
     with pytest.raises(EngineError, match="speech detector"):
         extractor(model)
-    extractor(model, speech_detection="none")
+    extractor(model, vad_filter=False)
 
 
 def test_a_recording_leaves_nothing_behind_for_the_next(
@@ -224,7 +242,7 @@ def test_what_comes_before_damage_is_kept(
     )
     parts: list[ExtractedPart] = []
     with pytest.raises(DecodeError, match="damaged after") as caught:
-        parts.extend(extractor(model, speech_detection="none")(ExtractRequest(uri=uri)))
+        parts.extend(extractor(model, vad_filter=False)(ExtractRequest(uri=uri)))
     assert [part.part for part in parts] == [0, 1, 2]
     decoded_s = sum(part.num_samples for part in parts) / SAMPLE_RATE_HZ
     assert 30 < decoded_s < 90
@@ -244,7 +262,7 @@ def test_features_are_those_of_the_whole_part(model: Path, tmp_path: Path):
     samples = tone(3)
     path = tmp_path / "tone.wav"
     path.write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ, sample_type="flt"))
-    (part,) = extract(model, str(path), speech_detection="none")
+    (part,) = extract(model, str(path), vad_filter=False)
     expected = WhisperPartFeatures.from_folder(model)(samples[0])
     np.testing.assert_allclose(part.features, expected.values, atol=2e-3)
     assert part.pad_value == pytest.approx(float(expected.pad_value), abs=1e-3)
@@ -259,12 +277,12 @@ def test_a_recording_that_decodes_for_too_long_is_kept_up_to_the_limit(model: Pa
     path = tmp_path / "bomb.flac"
     path.write_bytes(data)
     parts: list[ExtractedPart] = []
-    limited = extractor(model, speech_detection="none", max_duration_h=0.025)
+    limited = extractor(model, vad_filter=False, max_duration_h=0.025)
     with pytest.raises(DecodeError, match=r"more than 0\.025 h .* raise the limit") as caught:
         parts.extend(limited(ExtractRequest(uri=str(path))))
     assert caught.value.kind == "too_long"
     assert 80 <= sum(part.num_samples for part in parts) / SAMPLE_RATE_HZ <= 90
-    assert extract(model, str(path), speech_detection="none", max_duration_h=0.1)
+    assert extract(model, str(path), vad_filter=False, max_duration_h=0.1)
 
 
 def test_a_file_that_is_too_large_is_refused_by_its_size(model: Path, tmp_path: Path):
@@ -277,7 +295,7 @@ def test_a_file_that_is_too_large_is_refused_by_its_size(model: Path, tmp_path: 
 def test_what_was_opened_ahead_is_what_is_extracted(model: Path, tmp_path: Path):
     uris = [write_noise(tmp_path / f"{number}.wav", 1 + number) for number in range(4)]
     missing = str(tmp_path / "missing.wav")
-    ours = extractor(model, speech_detection="none")
+    ours = extractor(model, vad_filter=False)
     order = [uris[0], missing, *uris[1:]]
     for index, uri in enumerate(order):
         request = ExtractRequest(uri=uri, upcoming=tuple(order[index + 1 : index + 3]))

@@ -1,10 +1,14 @@
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from corpus_asr.errors import FetchError
 from corpus_asr.schemas import PARTS
-from corpus_asr.stages.parts import failure_fields, half_list, half_views, one_row
+from corpus_asr.stages.parts import cut_part, failure_fields, half_list, half_views, one_row
+from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
+from tests.support.tables import extracted
 
 
 def test_halves_go_into_a_list_column_without_a_copy_and_come_back_as_views():
@@ -56,3 +60,29 @@ def test_a_failure_is_recorded_with_its_kind_and_without_secrets():
         fields = failure_fields(error, stage="transcribe")
         assert (fields["error_kind"], fields["error_message"]) == ("internal", message)
         assert fields["retryable"] is retryable
+
+
+def test_a_part_is_cut_into_whole_pieces_in_which_somebody_speaks():
+    frames = np.arange(100 * FRAMES_PER_SECOND + 2, dtype=np.float16).reshape(-1, 1)
+    spans = [{"start_s": 45.0, "end_s": 65.0}, {"start_s": 115.0, "end_s": 119.0}]
+    row: dict[str, Any] = {
+        "part_start_s": 20.0, "part_end_s": 120.0, "num_samples": 100 * SAMPLE_RATE_HZ,
+        "speech_spans": spans, "features": np.repeat(frames, 4, axis=1),
+    }  # fmt: skip
+    pieces = [piece.to_pylist()[0] for piece in cut_part(extracted("a", **row), 30.0)]
+    assert [(piece["part_start_s"], piece["part_end_s"]) for piece in pieces] == [
+        (20, 50),
+        (50, 80),
+    ]
+    assert [piece["speech_spans"] for piece in pieces] == [
+        [{"start_s": 45.0, "end_s": 50.0}],
+        [{"start_s": 50.0, "end_s": 65.0}],
+    ]
+    assert [len(piece["features"]) // 4 for piece in pieces] == [3003, 3003]
+    assert [piece["features"][0] for piece in pieces] == [0.0, 3000.0]
+    assert [piece["num_samples"] for piece in pieces] == [30 * SAMPLE_RATE_HZ] * 2
+    [short] = cut_part(extracted("a"), 30.0)
+    assert short.to_pylist() == extracted("a").to_pylist()
+    undetected = extracted("a", **row | {"speech_spans": None})
+    assert len(cut_part(undetected, 30.0)) == 3
+    assert cut_part(extracted("a", status="no_speech", features=None), 30.0) == []

@@ -1,4 +1,7 @@
 import threading
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +102,31 @@ def test_an_error_of_one_part_is_that_parts_failure_alone(stage: TranscribeStage
     assert bug["error_message"] == "RuntimeError: scripted bug"
 
 
+def test_what_no_table_can_hold_is_the_failure_of_its_part_with_a_traceback_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+):
+    class Odd(ScriptedEngine):
+        def submit(self, request: Any) -> Any:
+            if request.recording_id == "refused":
+                raise KeyError("\ud800")
+            future = super().submit(request)
+            if request.recording_id != "odd":
+                return future
+            transcript = future.result()
+            segments = [replace(each, text="\ud800") for each in transcript.segments]
+            odd: Future[Any] = Future()
+            odd.set_result(replace(transcript, segments=tuple(segments)))
+            return odd
+
+    batch = pa.concat_tables([extracted(name) for name in ("a", "odd", "refused", "b")])
+    found = stage_with(Odd())(batch).to_pylist()
+    assert [row["status"] for row in found] == ["ok", "failed", "failed", "ok"]
+    for row in found[1:3]:
+        assert (row["error_kind"], row["segments_written"], row["segments"]) == ("internal", 0, [])
+    assert r"KeyError: '\ud800'" in found[2]["error_message"]
+    assert caplog.text.count("event=part_failed") == caplog.text.count("Traceback") == 2
+
+
 def test_words_become_rows_of_their_segment_where_there_are_any(stage: TranscribeStage):
     results = stage(pa.concat_tables([extracted("words", 1), extracted("a")]))
     (timed,), (plain,) = results.column("segments").to_pylist()
@@ -115,7 +143,7 @@ def test_an_engine_that_cannot_load_says_so_in_the_first_call_that_needs_it():
         stage(extracted("a"))
     with pytest.raises(EngineError):
         stage.wait_until_loaded()
-    assert stage.activity == Activity(parts_started=2, parts_transcribed=1)
+    assert stage.activity == Activity(parts_started=2, parts_transcribed=1, transcribed_s=1.0)
     stage.close()
 
 
@@ -135,3 +163,24 @@ def test_what_was_done_is_counted():
     assert stage.activity.parts_transcribed == 2
     stage.close()
     assert engine.closed
+
+
+def test_audio_is_counted_window_by_window_and_each_second_once():
+    engine = ScriptedEngine(held=True)
+    stage = stage_with(engine)
+    batch = pa.concat_tables([extracted("a"), silent_row("b"), failed_row("c"), extracted("bug")])
+    caller = threading.Thread(target=stage, args=(batch,))
+    caller.start()
+    with engine.submitted:
+        assert engine.submitted.wait_for(lambda: len(engine.requests) == 2, timeout=10)
+    assert stage.activity.transcribed_s == 1.0  # the silent one
+    assert stage.activity.longest_left_s == 1.0
+    reach = engine.requests[0].listener
+    # As far as 0.25 s; back, where a window is decoded again; and beyond the end.
+    for reached_s, counted in ((0.25, 1.25), (0.125, 1.25), (0.5, 1.5), (9.0, 2.0)):
+        reach(reached_s, ())
+        assert stage.activity.transcribed_s == counted
+    engine.release()
+    caller.join(timeout=10)
+    assert stage.activity.transcribed_s == 3.0  # a part that failed is through as well
+    assert stage.activity.longest_left_s == 0.0

@@ -2,6 +2,7 @@
 
 import errno
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from corpus_asr.schemas import FILES
 from corpus_asr.storage.listing import FileListing, glob_regex
 from corpus_asr.storage.stores import local
 from corpus_asr.storage.stores import s3 as s3_module
-from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, read_bytes, write_atomic
 from corpus_asr.storage.stores.uri import recording_id, resolve
 from tests.support.stores import S3Server, WebServer
 
@@ -192,10 +193,30 @@ def test_a_folder_that_fails_for_the_moment_ends_the_listing(
         rows(SourceSettings(uri=(str(tmp_path),)))
 
 
-def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"caf\xe9.mp3")).touch()
-    with pytest.raises(ConfigError, match="UTF-8"):
-        rows(SourceSettings(uri=(str(tmp_path),)))
+def test_a_name_that_is_no_utf8_is_listed_by_an_escape_and_found_again(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"f\xf6\xff")
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.mp3")).write_bytes(b"latin")
+    (tmp_path / r"caf\xe9.mp3").write_bytes(b"literal")
+    names = (r"caf\xe9.mp3", r"f\xf6\xff/caf\xe9.mp3")
+    listed = rows(SourceSettings(uri=(str(tmp_path),)))
+    assert [row["uri"] for row in listed] == [f"{tmp_path}/{name}" for name in names]
+    for row, content in zip(listed, (b"literal", b"latin"), strict=True):
+        assert read_bytes(row["uri"]) == content
+        again = rows(SourceSettings(uri=(row["uri"],)))
+        assert again == [row]
+    assert rows(SourceSettings(uri=(str(folder),))) == listed[1:]
+    assert rows(SourceSettings(uri=(str(folder / "*.mp3"),))) == listed[1:]
+
+
+def test_what_a_manifest_holds_is_encodable(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    row = {"uri": "/a\ud800.mp3", "title": "\udcff\0", "list": [{"\ud801": "x"}]}
+    manifest.write_text(json.dumps(row))
+    [listed] = rows(SourceSettings(manifest=str(manifest)))
+    assert listed["uri"] == r"/a\ud800.mp3"
+    metadata = {"title": "\\udcff\0", "list": [{r"\ud801": "x"}]}
+    assert json.loads(listed["metadata"]) == metadata
 
 
 def test_web_files_are_named_in_full_and_keep_their_identity(web: WebServer) -> None:

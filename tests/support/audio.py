@@ -5,6 +5,8 @@ Imports no torch: parts of it run in the child processes of tests.
 
 import io
 import json
+import os
+import signal
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +15,11 @@ from typing import Any
 import av
 import numpy as np
 from av.audio.plane import AudioPlane
-from jaxtyping import Float32, Float64
 
+from corpus_asr.array_types import Float32, Float64
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.resample import Channels
+from corpus_asr.stages.cutting import Clip, ClipCutter, CutRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, "channel sample"]
@@ -103,6 +106,25 @@ def encode(
             packets = stream.encode(piece)
             # FLAC's encoder ends with an empty packet, which the ogg muxer refuses.
             file.mux([packet for packet in packets if packet.size or container != "ogg"])
+    return out.getvalue()
+
+
+def video_bytes(seconds: int, *, rate_hz: int = 48_000) -> bytes:
+    """A WebM of a tone with pictures of 64 by 48, one per second."""
+    out = io.BytesIO()
+    with av.open(out, mode="w", format="webm") as file:
+        pictures = file.add_stream("libvpx", rate=1, width=64, height=48, pix_fmt="yuv420p")
+        sound = file.add_stream("libopus", rate=rate_hz, layout="mono")
+        assert isinstance(sound, av.AudioStream)
+        assert isinstance(pictures, av.VideoStream)
+        for at in range(seconds):
+            picture = np.full((48, 64, 3), 255 * at // seconds, np.uint8)
+            file.mux(pictures.encode(av.VideoFrame.from_ndarray(picture)))
+        frame = frame_of(tone(float(seconds), rate_hz=rate_hz), rate_hz=rate_hz, layout="mono")
+        to_encoder = av.AudioResampler(format="s16", layout="mono", rate=rate_hz, frame_size=960)
+        for piece in [*to_encoder.resample(frame), *to_encoder.resample(None), None]:
+            file.mux(sound.encode(piece))
+        file.mux(pictures.encode(None))
     return out.getvalue()
 
 
@@ -362,3 +384,12 @@ def _chords_and_drums(num_samples: int) -> Float64[np.ndarray, " sample"]:
         beat = np.exp(-3 * seconds) * chord + (snare if number % 2 else bass_drum)
         played[start : start + step] = beat[: num_samples - start]
     return played
+
+
+class CrashingCutter(ClipCutter):
+    """Cuts clips, and crashes at recordings whose name says so."""
+
+    def __call__(self, request: CutRequest) -> Iterator[Clip]:
+        if request.uri.endswith("crash.wav"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().__call__(request)

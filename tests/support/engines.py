@@ -177,7 +177,7 @@ def run_scripted(
 ) -> Tally:
     """Work off packs in this process, and return what was committed."""
     resources = resolve_resources(config, (this_machine(),), num_packs=8)
-    progress = Progress(total_files=files, total_bytes=0, stream=None)
+    progress = Progress(total_files=files, stream=None)
     run_local(
         config,
         packs,

@@ -1,6 +1,7 @@
 """A scripted extractor: parts without audio files, for tests of what happens around extraction.
 
-The address says what to do: `.../parts=3/silent=1/fail=2/crash=1/bug=1/stuck=1`, in parts from 0.
+The address says what to do: `.../parts=3/silent=1/fail=2/crash=1/bug=1/stuck=1`, in parts from 0;
+`header=9` claims as many seconds.
 """
 
 import ctypes
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.errors import CheckpointError, DecodeError
-from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.errors import CheckpointError, DecodeError, FetchError
+from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
+
+Message = ExtractedPart | DecodeProgress
 
 PAUSE = "CORPUS_ASR_TEST_EXTRACT_PAUSE_S"
 STUCK = "stuck"
@@ -25,16 +28,16 @@ PART_SAMPLES = 16_000
 FRAMES = 102
 
 
-def make(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+def make(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
     """Return the scripted extractor, whatever it is told."""
     return _extract
 
 
-def make_slow(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+def make_slow(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
     """Return the scripted extractor, pausing before each part as the environment says."""
     pause_s = float(os.environ.get(PAUSE, "0"))
 
-    def extract(request: ExtractRequest) -> Iterator[ExtractedPart]:
+    def extract(request: ExtractRequest) -> Iterator[Message]:
         for part in _extract(request):
             time.sleep(pause_s)
             yield part
@@ -42,16 +45,20 @@ def make_slow(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
     return extract
 
 
-def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
     """Fail as an extractor does whose checkpoint is unusable."""
     raise CheckpointError("loading the checkpoint: scripted")
 
 
-def _extract(request: ExtractRequest) -> Iterator[ExtractedPart]:
+def _extract(request: ExtractRequest) -> Iterator[Message]:
     said = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", request.uri)}
+    if "header" in said:
+        yield DecodeProgress(decoded_s=0.0, expected_s=float(said["header"]))
     for part in range(said.get("parts", 1)):
         if part == said.get("fail"):
             raise DecodeError(f"decoding {request.uri}: scripted", kind="scripted")
+        if part == said.get("hang_up"):
+            raise FetchError(f"reading {request.uri}: scripted", kind="timeout")
         if part == said.get("crash"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if part == said.get(STUCK):
@@ -65,10 +72,10 @@ def _extract(request: ExtractRequest) -> Iterator[ExtractedPart]:
         )
 
 
-def make_telling(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+def make_telling(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
     """Return an extractor that tells, as the codec, which libraries its parent has loaded."""
 
-    def tell(_: ExtractRequest) -> Iterator[ExtractedPart]:
+    def tell(_: ExtractRequest) -> Iterator[Message]:
         paths = Path(f"/proc/{os.getppid()}/maps").read_text()
         known = ("arrow", "torch", "avcodec", "onnxruntime", "raylet")
         yield replace(scripted_part(0), codec=" ".join(name for name in known if name in paths))

@@ -36,7 +36,7 @@ def fuzz(folder: Path, count: int, *, seed: int, item_timeout_s: float) -> Count
         read_packs(store, plan),
         committer_of(config),
         resources=resolve_resources(config, (this_machine(),), num_packs=plan.num_packs),
-        progress=Progress(total_files=count, total_bytes=0, stream=None),
+        progress=Progress(total_files=count, stream=None),
         engine_factory=scripted_engine,
         extractor=EXTRACTOR,
     )

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from corpus_asr.errors import CheckpointError, DecodeError, FetchError
+from corpus_asr.stages.headers import Header
 
 Function = Callable[[Any], Iterator[Any]]
 
@@ -189,3 +190,25 @@ def fetch_error() -> FetchError:
 
 
 SEGFAULT = int(signal.SIGSEGV)
+
+
+def make_crashing_reader(**_: Any) -> Callable[[Sequence[str]], Iterator[Header]]:
+    """Return a reader of headers that dies of every recording called `crash`."""
+
+    def read(uris: Sequence[str]) -> Iterator[Header]:
+        for index, uri in enumerate(uris):
+            if "crash" in uri:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            yield Header(index=index, audio_s=10.0)
+
+    return read
+
+
+def make_silent_reader(**_: Any) -> Callable[[Sequence[str]], Iterator[Header]]:
+    """Return a reader of headers that says nothing after its first one."""
+
+    def read(_: Sequence[str]) -> Iterator[Header]:
+        yield Header(index=0, audio_s=10.0)
+        time.sleep(60)
+
+    return read

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import Tensor
 
+from corpus_asr.array_types import Float32
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules, WindowJob
 from corpus_asr.decoding.slots import Steps

@@ -116,7 +116,7 @@ def measured(recording: Path, folder: Path) -> Found:
 def _main() -> None:
     recording, folder = map(Path, sys.argv[1:])
     config = scripted_job(folder)
-    progress = Progress(total_files=1, total_bytes=0, stream=None)
+    progress = Progress(total_files=1, stream=None)
     began_s = time.monotonic()
     run_local(
         config,

@@ -1,6 +1,7 @@
 """A network whose next token depends on the window and the last token alone, with real logits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class MarkovModel:
         window = state[list(slots)].unsqueeze(1).expand_as(tokens)
         return torch.stack([window, tokens], dim=2).float()
 
-    def step(self, state: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(self, state: Tensor, tokens: Tensor, positions: Tensor, **options: Any) -> Tensor:
         assert int(positions.max()) < self.max_target_positions, "a step past the cache"
         return self.table[state[: len(tokens)], tokens].clone()
 
@@ -71,11 +72,17 @@ class MarkovModel:
         return self.table[state[list(slots)].unsqueeze(1), tokens].clone()
 
     def align(
-        self, state: Tensor, slot: int, tokens: Tensor, heads: Sequence[tuple[int, int]]
+        self,
+        state: Tensor,
+        slots: Sequence[int],
+        tokens: Tensor,
+        lengths: Sequence[int],
+        heads: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
         """Token number n listens at position n alone."""
-        weights = torch.eye(len(tokens), self.max_target_positions)
-        return weights.expand(len(heads), -1, -1).clone(), self.table[state[slot], tokens].clone()
+        weights = torch.eye(tokens.shape[1], self.max_target_positions)
+        hidden = self.prefill(state, slots, tokens, lengths)
+        return weights.expand(len(slots), len(heads), -1, -1).clone(), hidden
 
     def reorder(self, state: Tensor, slots: Sequence[int], sources: Tensor) -> None:
         state[list(slots)] = state[sources]

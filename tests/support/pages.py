@@ -18,10 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 ANSWER_LIMIT_S = 60.0
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -80,7 +77,9 @@ class Chromium:
                 os.close(from_browser[0])
 
     def open(self, url: str) -> "Page":
-        target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
+        # In a window of its own: tabs behind another one draw nothing.
+        made = self.call("Target.createTarget", {"url": "about:blank", "newWindow": True})
+        target = made["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
         page = Page(self, session["sessionId"], target)
         page.call("Page.enable")
@@ -151,13 +150,13 @@ class Page:
             assert time.monotonic() < deadline, f"{condition} did not become true"
             time.sleep(0.05)
 
-    def click(self, selector: str) -> None:
-        """Click in the middle of an element, as a hand does."""
+    def click(self, selector: str, *, across: float = 0.5) -> None:
+        """Click in an element, as a hand does: in its middle, or elsewhere across its width."""
         box = self.value(
             f"(() => {{ const found = document.querySelector({json.dumps(selector)});"
             "found.scrollIntoView({block: 'center', behavior: 'instant'});"
             "const {left, top, width, height} = found.getClientRects()[0];"
-            "return [left + width / 2, top + height / 2]; })()"
+            f"return [left + {across} * width, top + height / 2]; }})()"
         )
         where = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
@@ -249,33 +248,6 @@ def parsed(html: str) -> Element:
     return parser.root
 
 
-@dataclass
-class Seen:
-    """A page in a browser, its scripts run."""
-
-    document: Element
-    complaints: list[str]
-    """Errors of scripts, and what the page's policy refused."""
-    widths: dict[int, int]
-    """How wide the page was where it had so many pixels."""
-
-
-def browsed(path: Path, *, click: str = "") -> Seen:
-    """Open a page in a browser, wide and narrow, and perhaps click elements one by one."""
-    if chromium_path() is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with Chromium.start() as browser:
-        page = browser.open(path.as_uri())
-        widths = {}
-        for width in (1280, 400):
-            page.look(width=width, height=900, dark=width == 400)
-            widths[width] = page.value("document.documentElement.scrollWidth")
-        for selector in click.split():
-            page.click(selector)
-        html = page.value("document.documentElement.outerHTML")
-        return Seen(parsed(html), page.complaints(), widths)
-
-
 @dataclass(frozen=True)
 class Response:
     status: int
@@ -283,16 +255,23 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def fetch(url: str, *, method: str = "GET", **headers: str) -> Response:
+def fetch(url: str, *, method: str = "GET", body: bytes | None = None, **headers: str) -> Response:
     """Make a request; a refusal is a response like any other."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(url, method=method, headers=named)
+    request = urllib.request.Request(url, method=method, headers=named, data=body)
     try:
         with urllib.request.urlopen(request, timeout=60) as found:
             return Response(found.status, found.read(), dict(found.headers))
     except urllib.error.HTTPError as error:
         with error:
             return Response(error.code, error.read(), dict(error.headers))
+
+
+def sent(url: str, what: str, value: Any, **headers: str) -> Response:
+    """Post a value as pages of the server do."""
+    usual = {"Content_Type": "application/json", "X_Corpus_ASR": "1"}
+    body = json.dumps(value).encode()
+    return fetch(url + what, method="POST", body=body, **(usual | headers))
 
 
 def asked(url: str, what: str, /, **parameters: Any) -> str:

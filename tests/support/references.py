@@ -25,6 +25,7 @@ from transformers.generation.utils import GenerationMixin
 from whisper.model import disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
+from corpus_asr.decoding.alignment import token_begins
 from corpus_asr.decoding.protocols import AlignJob, AlignResult, TokenRules
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.audio import decode
@@ -215,7 +216,10 @@ def align(model: whisper.Whisper, job: AlignJob) -> AlignResult:
     known = tokens[1:].clamp(max=logprobs.shape[1] - 1)
     found = logprobs.gather(1, known[:, None])[:, 0]
     found[known != tokens[1:]] = -torch.inf
-    return AlignResult(weights=weights.numpy(), logprobs=tuple(found.tolist()))
+    logprobs_known = tuple(found.tolist())
+    if job.timing is None:
+        return AlignResult(weights=weights.numpy(), logprobs=logprobs_known)
+    return AlignResult(begins=token_begins(weights.numpy(), job.timing), logprobs=logprobs_known)
 
 
 def align_with(model: whisper.Whisper, heads: Iterable[Sequence[int]]) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.export.recordings import read_index
+from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.corrections import correct, save_correction
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
@@ -119,7 +122,7 @@ class Transcribed:
         ]  # fmt: skip
 
 
-class InThisProcess:
+class InThisProcess(IsolatedGenerator):
     """Stands for `IsolatedGenerator` where no crash is expected: without its second of start."""
 
     def __init__(self, target: str, *, init_kwargs: dict[str, Any], timeout_s: float) -> None:
@@ -233,6 +236,18 @@ def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
     if rows:
         commit(store, results(*rows))
     return store
+
+
+def correct_segment(store: OutputStore, original: str, text: str, **values: Any) -> str:
+    """Save a correction of the only segment with this text, as a window of `view` does."""
+    index = read_index(store)
+    table = index.recordings.select(["recording_id", "etag", "size_bytes"])
+    versions = {row["recording_id"]: row for row in table.to_pylist()}
+    rows = [row for batch in store.segments() for row in batch.to_pylist()]
+    (segment,) = (row for row in rows if row["text"].strip() == original)
+    said = correct(versions[segment["recording_id"]], segment, text=text,
+                   **({"checked": True} | values))  # fmt: skip
+    return save_correction(store, said)
 
 
 def finished(store: OutputStore, *names: str) -> None:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
+from corpus_asr import array_types
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # An int will do wherever a float is asked for, as mypy has it (PEP 484, "the numeric tower").
@@ -36,6 +38,8 @@ def check_every_function(package: str) -> None:
     beartype alone, which costs 0.3: ten tests of tokenizers alone make 1.7 million calls. One that
     names some is checked at its first calls in each test and now and then after these.
     """
+    for name in array_types.__all__:
+        setattr(array_types, name, getattr(jaxtyping, name))
     jaxtyping.jaxtyped = _checked  # type: ignore[assignment]
     jaxtyping.install_import_hook(package, f"{__name__}.{check.__name__}")
 

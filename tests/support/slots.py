@@ -18,6 +18,8 @@ from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import FRAMES_PER_POSITION
 from tests.support.checkpoints import tiny_whisper
 
@@ -124,7 +126,9 @@ class ScriptedModel:
         said = position - torch.tensor(lengths).unsqueeze(1) + 1
         return torch.stack([script.unsqueeze(1).expand_as(said), said], dim=2).float()
 
-    def step(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(
+        self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor, **options: Any
+    ) -> Tensor:
         count = len(tokens)
         assert int(positions.max()) < LENGTH, "a step past the cache"
         self.steps.append(count)
@@ -144,17 +148,17 @@ class ScriptedModel:
     def align(
         self,
         state: dict[str, Tensor],
-        slot: int,
+        slots: Sequence[int],
         tokens: Tensor,
+        lengths: Sequence[int],
         heads: Sequence[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
         """Token number n listens at position n alone; the script starts after the first token."""
-        self.aligned.append((int(state["script"][slot]), tuple(heads)))
-        weights = torch.eye(len(tokens), LENGTH).expand(len(heads), -1, -1).clone()
-        said = torch.arange(len(tokens))
-        return weights, self.logits(
-            torch.stack([state["script"][slot].expand_as(said), said], dim=1).float()
-        )
+        scripts = state["script"][list(slots)]
+        self.aligned += [(script, tuple(heads)) for script in scripts.tolist()]
+        weights = torch.eye(tokens.shape[1], LENGTH).expand(len(slots), len(heads), -1, -1).clone()
+        said = torch.arange(tokens.shape[1]).expand(tokens.shape)
+        return weights, torch.stack([scripts.unsqueeze(1).expand_as(said), said], dim=2).float()
 
     def reorder(self, state: dict[str, Tensor], slots: Sequence[int], sources: Tensor) -> None:
         for tensor in state.values():
@@ -289,6 +293,11 @@ def assert_same(found: Result, expected: Result) -> None:
     assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
     if isinstance(expected, AlignResult):
         assert isinstance(found, AlignResult)
+        assert found.begins == expected.begins
+        if expected.weights is None:
+            assert found.weights is None
+            return
+        assert found.weights is not None
         transcribed = expected.weights.shape[2]
         np.testing.assert_allclose(found.weights[:, :, :transcribed], expected.weights, atol=1e-5)
         assert not found.weights[:, :, transcribed:].any()
@@ -308,3 +317,21 @@ def assert_all_same(
     for ours, theirs in zip(found, expected, strict=True):
         for result, wanted in zip(ours, theirs, strict=True):
             assert_same(result, wanted)
+
+
+class Listening:
+    """A part's listener, and what it was told."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.said: list[Segment] = []
+
+    def __call__(self, transcribed_s: float, said: Sequence[Segment]) -> None:
+        self.seconds.append(transcribed_s)
+        self.said.extend(said)
+
+    def check(self, part: PartRequest, segments: Sequence[Segment]) -> None:
+        """Check that it was told of all segments in their order, and of no more than the part."""
+        assert self.said == list(segments)
+        assert self.seconds == sorted(self.seconds)
+        assert all(0 <= seconds <= part.end_s - part.start_s for seconds in self.seconds)

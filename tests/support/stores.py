@@ -105,6 +105,17 @@ def environment(variables: dict[str, str]) -> contextlib.AbstractContextManager[
     return mock.patch.dict(os.environ, variables)
 
 
+@contextlib.contextmanager
+def default_s3() -> Iterator[S3Server]:
+    """Run an S3 server that is used wherever no endpoint is named."""
+    with s3_server() as server:
+        variables = server.environment | {"AWS_ENDPOINT_URL": server.endpoint_url}
+        with environment(variables):
+            filesystem._connected.cache_clear()
+            yield server
+    filesystem._connected.cache_clear()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -27,6 +27,8 @@ def run_config(
         "source": {"uri": str(source)},
         "model": model if isinstance(model, dict) else {"checkpoint": str(model)},
         "output": {"uri": str(output)},
+        # Clips take a child process: a second for every run of a test.
+        "report": {"embed_audio": False},
     }
     return RunConfig.model_validate(usual | sections)
 
@@ -140,7 +142,9 @@ def snapshot(**values: Any) -> Snapshot:
         "files": 40, "failed": 2, "parts": 50, "parts_retried": 0, "audio_s": 36_000.0,
         "rtfx": 10.0, "eta_s": 3600.0, "last_commit_at": "2026-01-01T12:59:50+00:00",
         "extract_workers": 2, "transcribe_workers": 1, "failures": (FAILURE,),
-        "activity": Activity(),
+        "activity": Activity(), "audio_done_s": 18_000.0, "audio_expected_s": 36_000.0,
+        "audio_expected_range_s": (28_800.0, 43_200.0), "eta_range_s": (3000.0, 4200.0),
+        "extract": "busy", "transcribe": "idle",
     }  # fmt: skip
     return Snapshot(**(usual | values))
 
@@ -177,4 +181,5 @@ def recording(*segments: Segment, uri: str = "/clips/talk.mp3") -> Recording:
         language="en",
         segments=segments,
         channels=(None,) * len(segments),
+        model="openai/whisper-tiny",
     )

@@ -38,7 +38,7 @@ def write_sets(folder: Path, *, train: int = 12, validation: int = 4) -> None:
 def training(folder: Path, student: Path, output: str = "out", **sections: Any) -> FinetuneConfig:
     """Return a training of four steps on what `write_sets` wrote."""
     settings: dict[str, dict[str, Any]] = {
-        "model": {"checkpoint": str(student), "dtype": "float32", "device": "cpu"},
+        "model": {"checkpoint": str(student), "compute_type": "float32", "device": "cpu"},
         "data": {
             "train": [str(folder / "train" / "manifest.jsonl")],
             "cache": str(folder / "cache"),

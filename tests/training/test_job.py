@@ -326,7 +326,7 @@ def test_too_little_memory_names_the_settings(place: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_half_precision_learns_the_same(place: Path) -> None:
     full, half = (
-        losses_of(place, dtype, model={"dropout": 0.0, "dtype": dtype})
+        losses_of(place, dtype, model={"dropout": 0.0, "compute_type": dtype})
         for dtype in ("float32", "bfloat16")
     )
     assert half == pytest.approx(full, rel=0.02)

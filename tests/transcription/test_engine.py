@@ -16,7 +16,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.options import choose
 from corpus_asr.decoding.protocols import ModelSize
-from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.errors import ConfigError, EngineError, ItemError
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
@@ -38,7 +38,7 @@ from tests.support.slots import ScriptedModel, held_bytes, needs_int8, peak_byte
 from tests.support.tokenizers import tiny_tokenizer
 
 GREEDY: dict[str, Any] = {
-    "temperature": 0.0,
+    "temperature": (0.0,),
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
     "no_speech_threshold": None,
@@ -126,7 +126,7 @@ def test_a_cancelled_part_harms_nobody(engine: Engine) -> None:
 
 
 class Small(Network):
-    def step(self, state: Any, tokens: Any, positions: Any) -> torch.Tensor:
+    def step(self, state: Any, tokens: Any, positions: Any, **options: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("out of memory (scripted)")
 
 
@@ -147,7 +147,6 @@ SCRIPT = [[BEGIN, 1, BEGIN + 5, END]]
     ("model", "message"),
     [
         (Lost(SCRIPT), "device lost"),
-        (Overflowing(SCRIPT), r"set model\.dtype to bfloat16 or float32"),
         (Small(SCRIPT), "out of memory"),
     ],
     ids=lambda value: type(value).__name__,
@@ -167,6 +166,17 @@ def test_a_model_that_fails_breaks_the_engine_and_nobody_waits_for_ever(
                 future.result(timeout=30)
         with pytest.raises(EngineError, match=message):
             engine.submit(part(0))
+
+
+def test_a_part_without_numbers_fails_and_the_engine_goes_on() -> None:
+    decoding = DecodingSettings(**GREEDY)
+    with Engine(Overflowing(SCRIPT), transcriber(), decoding=decoding, slots=4) as engine:
+        for _ in range(2):
+            with pytest.raises(
+                ItemError, match=r"set model\.dtype to bfloat16 or float32"
+            ) as found:
+                engine.submit(part(0)).result(timeout=30)
+            assert found.value.kind == "not_a_number"
 
 
 def test_statistics_can_be_read_while_the_engine_works(engine: Engine) -> None:

@@ -231,7 +231,7 @@ def test_search_options_reach_every_window_and_beams_temperature_0_alone() -> No
         [said(1, logprob=-3.0), said(BEGIN, 1, BEGIN + 50)],
         seconds=20,
         temperature=(0.0, 0.4),
-        num_beams=5,
+        beam_size=5,
         length_penalty=0.8,
         repetition_penalty=1.2,
         no_repeat_ngram_size=3,

@@ -151,7 +151,7 @@ def load(main: Path, others: dict[str, Path], **decoding: Any) -> Any:
 
 def test_of_a_given_language_only_its_model_is_loaded(folders: dict[str, Path]) -> None:
     model = {"checkpoint": "nowhere/at/all", "by_language": {"de": str(folders["other"])},
-             "dtype": "float32"}  # fmt: skip
+             "compute_type": "float32"}  # fmt: skip
     config = run_config("/in", "/out", model=model, decoding={"language": "de"},
                         transcribe={"slots": 1})  # fmt: skip
     engine = load_engine(EngineSpec(config=config, device="cpu"))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.transcription.words import split_words
 from tests.support.prompt_formats import part as noise
 from tests.support.prompt_formats import speech2text_prompt_format
-from tests.support.slots import ScriptedModel, outcomes
+from tests.support.slots import Listening, ScriptedModel, outcomes
 from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 CERTAIN: dict[str, Any] = {
-    "temperature": 0.0,
+    "temperature": (0.0,),
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
 }
@@ -54,11 +55,12 @@ class Network(ScriptedModel):
         self.transcribed.extend(num_frames)
         return super().encode(features, num_frames=num_frames)
 
-    def align(self, state: Any, slot: int, tokens: Any, heads: Any) -> Any:
+    def align(self, state: Any, slots: Any, tokens: Any, lengths: Any, heads: Any) -> Any:
         """Token number n listens at positions 10n to 10n + 9."""
-        _, logits = super().align(state, slot, tokens, heads)
-        weights = torch.eye(len(tokens)).repeat_interleave(10, dim=1)
-        return torch.nn.functional.pad(weights, (0, 100)).expand(len(heads), -1, -1).clone(), logits
+        _, hidden = super().align(state, slots, tokens, lengths, heads)
+        weights = torch.eye(tokens.shape[1]).repeat_interleave(10, dim=1)
+        weights = torch.nn.functional.pad(weights, (0, 100))
+        return weights.expand(len(slots), len(heads), -1, -1).clone(), hidden
 
 
 def part(
@@ -93,8 +95,12 @@ def transcribe(
     **settings: Any,
 ) -> list[Segment]:  # fmt: skip
     decoding = DecodingSettings(**CERTAIN | settings)
+    listener = Listening()
     with Engine(model, transcriber(**fields or {}), decoding=decoding, slots=slots) as engine:
-        return list(engine.submit(own).result(timeout=30).segments)
+        future = engine.submit(replace(own, listener=listener))
+        segments = future.result(timeout=30).segments
+    listener.check(own, segments)
+    return list(segments)
 
 
 SPANS = [(1.0, 8.0), (12.0, 20.0), (30.0, 34.5)]
@@ -221,7 +227,7 @@ def test_windows_cover_everything_or_all_speech_and_are_no_longer_than_asked_for
 
 
 REFUSED = [
-    ({"language": ["en", "de"]}, r"decoding\.language: found a choice of 2"),
+    ({"language": ("en", "de")}, r"decoding\.language: found a choice of 2"),
     ({"language_mode": "window"}, r"decoding\.language_mode: found window"),
     ({"no_speech_threshold": 0.3}, r"decoding\.no_speech_threshold: found 0\.3"),
     ({"condition_on_prev_tokens": True}, r"decoding\.condition_on_prev_tokens"),
@@ -258,7 +264,7 @@ def test_settings_of_all_families_and_null_thresholds_are_admitted() -> None:
     transcriber().check(
         DecodingSettings(
             language="en", task="translate", strategy="chunked", no_speech_threshold=None,
-            num_beams=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
+            beam_size=5, word_timestamps=True, drop_nonspeech=True, window_s=20,
         )
     )  # fmt: skip
 

@@ -21,11 +21,17 @@ from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.whisper_prompt import PromptFormat
-from corpus_asr.transcription.windows import PartRequest, chunk_ranges, frames_to_encode
+from corpus_asr.transcription.windows import (
+    PartRequest,
+    SpansInOrder,
+    chunk_ranges,
+    frames_to_encode,
+)
 from corpus_asr.units import FRAMES_PER_SECOND, TAIL_FRAMES, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import part, prompt_format
-from tests.support.slots import cut_network, run_jobs
+from tests.support.slots import Listening, cut_network, run_jobs
+from tests.support.tables import segment
 from tests.support.tokenizers import tiny_tokenizer
 
 
@@ -136,7 +142,7 @@ def test_chunks_of_clips_stay_inside_them() -> None:
 
 PADDING_S = 1.0
 GREEDY: dict[str, Any] = {
-    "temperature": 0.0,
+    "temperature": (0.0,),
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
     "no_speech_threshold": None,
@@ -235,11 +241,17 @@ def transcribe(
     *,
     slots: int,
 ) -> tuple[list[tuple[Segment, ...]], int]:
-    """What each part says, and how many windows were encoded for it."""
+    """What each part says, which its listener hears, and how many windows were encoded for it."""
     read = WhisperTranscriber.from_folder(checkpoint)
+    listeners = [Listening() for _ in parts]
     with Engine(network.slot_model(), read, decoding=settings, slots=slots) as engine:
-        futures = [engine.submit(own) for own in parts]
+        futures = [
+            engine.submit(replace(own, listener=listener))
+            for own, listener in zip(parts, listeners, strict=True)
+        ]
         found = [future.result(timeout=120).segments for future in futures]
+        for own, listener, segments in zip(parts, listeners, found, strict=True):
+            listener.check(own, segments)
         return found, engine.statistics().windows
 
 
@@ -248,7 +260,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sequential": {},
     "words": {"word_timestamps": True},
     "a language per window": {"language_mode": "window"},
-    "chunked beams": {"strategy": "chunked", "num_beams": 2},
+    "chunked beams": {"strategy": "chunked", "beam_size": 2},
 }
 
 
@@ -270,9 +282,9 @@ def test_parts_say_what_networks_say_that_were_made_for_their_lengths(
         assert windows == len(oracle.transcribed) - repeats
         for own, ours, theirs in zip(PARTS, found, expected, strict=True):
             near(ours, theirs)
-            for segment in ours:
-                assert segment.end_s <= own.end_s
-                assert all(word.end_s <= own.end_s for word in segment.words or ())
+            for one in ours:
+                assert one.end_s <= own.end_s
+                assert all(word.end_s <= own.end_s for word in one.words or ())
     assert sum(len(segments) for segments in expected) >= 3
 
 
@@ -286,3 +298,27 @@ def test_windows_that_parts_must_agree_on_are_heard_whole() -> None:
     assert next(find_language(carried, prompt_format(), settings)).num_frames is None
     unset = next(find_language(part(5.0, mels=80), prompt_format(), DecodingSettings()))
     assert unset.num_frames is None
+
+
+@given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6), order=st.randoms())
+def test_what_spans_say_is_passed_on_in_their_order_whenever_they_are_done(
+    lengths: list[int], order: Any
+) -> None:
+    listener = Listening()
+    spans = [(1000 * at, 1000 * at + 100 * length) for at, length in enumerate(lengths)]
+    passed = SpansInOrder(listener, spans)
+    said = {
+        at: [segment(f"{at} {window}", 0.0, 1.0) for window in range(length)]
+        for at, length in enumerate(lengths)
+    }
+    left = [at for at, length in enumerate(lengths) for _ in range(length)]
+    order.shuffle(left)
+    windows = dict.fromkeys(said, 0)
+    for number, at in enumerate(left, 1):
+        window = windows[at]
+        windows[at] += 1
+        passed.add(at, said[at][window : window + 1], frame=spans[at][0] + 100 * windows[at])
+        if windows[at] == lengths[at]:
+            passed.end(at)
+        assert listener.seconds[-1] == number  # all that is transcribed, not the first spans alone
+    assert listener.said == [one for segments in said.values() for one in segments]

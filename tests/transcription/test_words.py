@@ -22,6 +22,7 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 from whisper.timing import WordTiming, merge_punctuations
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
+from corpus_asr.decoding.alignment import dynamic_time_warping, median_filter, token_begins
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
@@ -31,9 +32,7 @@ from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import Language, Window
 from corpus_asr.transcription.words import (
     DraftSegment,
-    dynamic_time_warping,
     last_word_end,
-    median_filter,
     merge_punctuation,
     split_words,
     time_words,
@@ -234,8 +233,11 @@ def timed(
         alignment=prompt_format(alignment_heads=((0, 0),)).alignment("en", "transcribe"),
     )
     job = next(steps)
+    assert job.timing is not None
+    assert answer.weights is not None
+    begins = token_begins(answer.weights, job.timing)
     with pytest.raises(StopIteration) as stop:
-        steps.send(answer)
+        steps.send(replace(answer, weights=None, begins=begins))
     return stop.value.value, job
 
 

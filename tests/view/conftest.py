@@ -14,9 +14,11 @@ from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library, Transcripts, View
-from corpus_asr.view.search import Filters, Hits, Order, find, parse_query
+from corpus_asr.view.query import parse_query
+from corpus_asr.view.search import Filters, Hits, Order, find
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds
+from corpus_asr.view.waveform import Waveforms
 from tests.support.audio import encode, tone, wav_bytes
 from tests.support.runs import of_file, passage, run_of, spoken
 from tests.support.tables import commit, part, results
@@ -74,11 +76,25 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with (
         closing(Library(store)) as library,
         closing(Sounds(store)) as sounds,
-        closing(ViewServer(Answers(library, Transcripts(store), sounds))) as server,
+        closing(ViewServer(answers_of(library, sounds))) as server,
     ):
         library.wait()
         with served(server):
             yield Shown(folder, store, server)
+
+
+@contextmanager
+def serving(store: OutputStore, *, editable: bool = True, **values: Any) -> Iterator[ViewServer]:
+    """Serve a run whose texts are read; values are those of `ViewServer`."""
+    with closing(Library(store, refresh_s=0.0)) as library, closing(Sounds(store)) as sounds:
+        library.wait()
+        answers = answers_of(library, sounds, editable=editable)
+        with closing(ViewServer(answers, **values)) as server, served(server):
+            yield server
+
+
+def answers_of(library: Library, sounds: Sounds, **values: Any) -> Answers:
+    return Answers(library, Transcripts(library.store), sounds, Waveforms(sounds), **values)
 
 
 @contextmanager
@@ -119,9 +135,7 @@ def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -
     order, page = values.pop("order", Order.recording), values.pop("page", 0)
     query = parse_query(typed, whole_words=whole)
     assert view.texts is not None
-    return find(
-        view.catalogue.recordings, view.texts, query, Filters(**values), order=order, page=page
-    )
+    return find(view.catalogue, view.texts, query, Filters(**values), order=order, page=page)
 
 
 def said(found: Hits) -> list[str]:

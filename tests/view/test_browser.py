@@ -1,11 +1,16 @@
-"""The pages in a real browser: search, click a word and hear it, follow along, hostile texts."""
+"""The pages in a real browser: search, narrow, play, look, correct, log in; hostile texts."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from corpus_asr.storage.run_state.corrections import read_saved
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.view.server import ViewServer
+from tests.support.audio import tone, video_bytes, wav_bytes
 from tests.support.pages import Chromium, Page, chromium_path
-from tests.view.conftest import HOSTILE_TEXT, PASSAGES, Shown
+from tests.support.runs import of_file, passage, run_of, spoken
+from tests.view.conftest import HOSTILE_TEXT, PASSAGES, Shown, serving
 
 pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
 
@@ -129,3 +134,208 @@ def test_nothing_is_wider_than_the_window(page: Page, shown: Shown) -> None:
             page.go(shown.url + address)
             page.wait_for("document.querySelector('#results li, .segment')")
             assert page.value("document.documentElement.scrollWidth") <= width
+
+
+PASSWORD = "correct horse"
+FILM_S, TALK_S = 4, 20
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ViewServer, OutputStore]]:
+    """A run of a film and two talks in two folders, behind a password."""
+    folder = tmp_path_factory.mktemp("shelf")
+    film, talk, other = folder / "films" / "a.webm", folder / "talks" / "b.wav", folder / "c.wav"
+    for path, data in (
+        (film, video_bytes(FILM_S)),
+        (talk, wav_bytes(tone(float(TALK_S)), rate_hz=16_000)),
+        (other, wav_bytes(tone(2.0), rate_hz=16_000)),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    said = [passage(at, f"word{at} peace", probabilities=(0.3, 0.9)) for at in range(5)]
+    late = passage(8, "late peace", probabilities=(0.9, 0.9))
+    store = run_of(
+        tmp_path_factory.mktemp("run") / "output",
+        spoken(str(film), passage(0, "moving peace"), codec="opus", duration_s=float(FILM_S),
+               part_end_s=float(FILM_S), **of_file(film)),
+        spoken(str(talk), *said, late, part_end_s=float(TALK_S), **of_file(talk)),
+        spoken(str(other), passage(0, "stiller Friede", language="de"), language="de",
+               **of_file(other)),
+    )  # fmt: skip
+    with serving(store, password=PASSWORD) as server:
+        yield server, store
+
+
+@pytest.fixture
+def inside(browser: Chromium, shelf: tuple[ViewServer, OutputStore]) -> Iterator[Page]:
+    """The first page of the shelf, logged in; sessions are the browser's."""
+    opened = browser.open(shelf[0].url)
+    asked = "document.activeElement?.id === 'password'"
+    opened.wait_for(f"{asked} || document.querySelector('#results li')")
+    if opened.value(asked):
+        opened.type(PASSWORD)
+        opened.press("Enter")
+    opened.wait_for("document.querySelectorAll('#results li').length === 3")
+    yield opened
+    assert opened.complaints() == []
+    opened.close()
+
+
+def talk_url(page: Page, rest: str = "") -> str:
+    page.wait_for("document.querySelectorAll('#results li').length === 3")
+    rows = "[...document.querySelectorAll('#results a')]"
+    href = page.value(f"{rows}.find((one) => one.textContent.endsWith('b.wav')).href")
+    return f"{href}{rest}"
+
+
+def test_the_password_opens_the_page_that_was_asked_for(
+    browser: Chromium, shelf: tuple[ViewServer, OutputStore]
+) -> None:
+    url = f"{shelf[0].url}?q=peace"
+    page = browser.open(url)
+    page.wait_for("document.activeElement?.id === 'password'")
+    page.type("battery staple")
+    page.press("Enter")
+    page.wait_for("!document.getElementById('problem').hidden")
+    assert (
+        page.value("document.getElementById('problem').textContent") == "That is not the password."
+    )
+    page.type(PASSWORD)  # over the wrong one, which is selected
+    page.press("Enter")
+    page.wait_for("document.querySelectorAll('#results li').length === 7")
+    assert page.value("location.href") == url
+    assert page.value("document.cookie") == ""  # no script can read it
+    # Links on other sites come without the cookie; nobody is asked again all the same.
+    page.go(shelf[0].url.replace("127.0.0.1", "localhost") + "style.css")
+    page.value(f"location.href = '{url}&page=1'")
+    page.wait_for("document.querySelectorAll('#results li').length === 7")
+    page.click("#log-out")
+    page.wait_for("document.getElementById('password')")
+    page.close()
+
+
+def test_hits_are_narrowed_by_folder_and_language_and_downloaded(inside: Page) -> None:
+    inside.click("#q")
+    inside.type("peace")
+    inside.press("Enter")
+    facets = "[...document.querySelectorAll('.facet .value')].map((one) => one.innerText.trim())"
+    inside.wait_for(f"{facets}.join().includes('6')")
+    told = "document.getElementById('told').textContent"
+    assert [each.split() for each in inside.value(facets)] == [["talks", "6"], ["films", "1"]]
+    inside.click(".facet .value")
+    inside.wait_for(f"{told}.startsWith('6 segments')")
+    assert inside.value("location.search") == "?q=peace&folder=talks"
+    link = inside.value("document.getElementById('csv').href")
+    text = inside.value(f"fetch({link!r}).then((found) => found.text())")
+    assert text.count("peace") == 6
+    inside.value("history.back()")
+    inside.wait_for(f"{told}.startsWith('7 segments')")
+    inside.click("#more summary")
+    inside.click("#clear")
+    inside.wait_for("document.querySelectorAll('#results li').length === 3")
+    assert ["German", "1"] in [each.split() for each in inside.value(facets)]
+
+
+def test_a_click_in_the_waveform_goes_there_and_pauses_are_shaded(inside: Page) -> None:
+    inside.go(talk_url(inside))
+    inside.wait_for(f"document.querySelector('.segment') && {AUDIO}.readyState > 0")
+    pixel = (
+        "(([x, y]) => { const canvas = document.querySelector('canvas.detail');"
+        "const at = (share, size) => Math.floor(share * size);"
+        "return [...canvas.getContext('2d').getImageData("
+        "at(x, canvas.width), at(y, canvas.height), 1, 1).data]; })"
+    )
+    # Sound all over; words up to 10 s and from 16 s to 18 s of 20.
+    inside.wait_for(f"{pixel}([0.25, 0.5])[3] > 0")
+    spoken_, silent = inside.value(f"[{pixel}([0.25, 0.5]), {pixel}([0.65, 0.5])]")
+    assert spoken_ != silent
+    assert inside.value(f"{pixel}([0.65, 0.02])")[3] > 0  # shaded to the edge
+    assert inside.value(f"{pixel}([0.25, 0.02])")[3] == 0
+    inside.click("canvas.detail")
+    inside.wait_for(f"Math.abs({AUDIO}.currentTime - {TALK_S / 2}) < 0.2")
+    slider = "document.querySelector('[role=slider]')"
+    inside.value(f"{slider}.focus()")
+    inside.press("ArrowRight")
+    inside.wait_for(f"Math.abs({AUDIO}.currentTime - {TALK_S / 2 + 1}) < 0.2")
+    assert inside.value(f"{slider}.getAttribute('aria-valuetext')") == "0:11"
+    inside.press("+")
+    inside.press("End")
+    inside.wait_for(f"{AUDIO}.currentTime > {TALK_S - 0.5}")
+
+
+def test_a_film_is_seen(inside: Page) -> None:
+    inside.click("#results li:nth-child(2) a")  # films/a.webm
+    inside.wait_for("document.querySelector('video.picture')?.readyState > 0")
+    video = "document.querySelector('video')"
+    assert inside.value(f"[{video}.videoWidth, {video}.clientHeight > 50]") == [64, True]
+    inside.click('[data-at="0"] .whole')
+    inside.wait_for(f"{video}.currentTime > 0.1 && !{video}.paused")
+    # Decoded there is sound alone.
+    inside.value("document.querySelector('.choices select[title^=Which]').value = 'decoded'")
+    inside.value(
+        "document.querySelector('.choices select[title^=Which]').dispatchEvent(new Event('change'))"
+    )
+    inside.wait_for(f"!document.querySelector('video') && {AUDIO}.readyState > 0")
+
+
+def test_a_person_corrects_a_segment_and_another_window_sees_it(
+    browser: Chromium, inside: Page, shelf: tuple[ViewServer, OutputStore]
+) -> None:
+    url = talk_url(inside)
+    other = browser.open(url)
+    inside.go(url)
+    for page in (inside, other):
+        page.wait_for("document.querySelectorAll('.segment').length === 6")
+    text = "document.querySelector('[data-at=\"1\"] .said').textContent.trim()"
+    inside.click('[data-at="1"] .edit')
+    inside.press("Escape")
+    assert inside.value("document.querySelector('.editor')") is None
+    inside.click('[data-at="1"] .edit')
+    inside.value("document.activeElement.select()")
+    inside.type("<b>word one</b> peace")
+    inside.press("Enter")
+    inside.wait_for(f"{text} === '<b>word one</b> peace'")
+    assert inside.value("document.querySelectorAll('b').length") == 0
+    assert inside.value("document.querySelector('[data-at=\"1\"] .badge').innerText") == "corrected"
+    title = inside.value("document.querySelector('[data-at=\"1\"] .said').title")
+    assert title.startswith("Original: word1 peace\ncorrected and checked on 20")
+    # What the other window did not know of is shown to it before it is replaced.
+    other.click('[data-at="1"] .edit')
+    other.value("document.activeElement.select()")
+    other.type("mine")
+    other.press("Enter")
+    other.wait_for("document.querySelector('.editor .bad')?.textContent.includes('meanwhile')")
+    other.press("Enter")
+    other.wait_for(f"{text} === 'mine'")
+    # Checked by one key, which goes on to the next.
+    inside.click('[data-at="2"] .word')
+    inside.value("document.activeElement.blur()")
+    inside.press("v")
+    inside.wait_for("document.querySelector('[data-at=\"2\"] .badge')?.innerText === 'checked'")
+    inside.wait_for("document.querySelector('.segment.now').dataset.at === '3'")
+    inside.go(f"{shelf[0].url}?q=mine")
+    inside.wait_for("document.querySelector('#results .badge')?.innerText === 'corrected'")
+    assert sorted(each.text for each in read_saved(shelf[1]).values()) == [
+        "<b>word one</b> peace", "mine", "word2 peace"
+    ]  # fmt: skip
+    complaints = other.complaints()
+    assert len(complaints) == 1  # of the answer that said so
+    assert "409" in complaints[0]
+    other.close()
+
+
+def test_nothing_of_the_shelf_is_wider_than_the_window(
+    inside: Page, shelf: tuple[ViewServer, OutputStore]
+) -> None:
+    address = talk_url(inside)
+    for width, dark in ((1280, True), (400, False)):
+        inside.look(width=width, height=900, dark=dark)
+        inside.go(address)
+        inside.wait_for("document.querySelector('.edit')")
+        inside.click('[data-at="0"] .edit')
+        inside.wait_for("document.querySelector('.editor')")
+        assert inside.value("document.documentElement.scrollWidth") <= width
+        inside.go(f"{shelf[0].url}?q=peace")
+        inside.wait_for("document.querySelector('#results li')")
+        inside.value("document.getElementById('narrow').open = true")
+        assert inside.value("document.documentElement.scrollWidth") <= width

@@ -15,7 +15,7 @@ from tests.view.conftest import add, said, search
 
 def transcript_of(store: OutputStore, position: int = 0) -> Transcript:
     with closing(Library(store)) as library:
-        return Transcripts(store).read(library.current().catalogue, position)
+        return Transcripts(store).read(library.current(), position)
 
 
 def test_parts_in_many_objects_and_row_groups_are_one_transcript(

@@ -1,5 +1,6 @@
 """`corpus-asr view`: where it listens, what it says, and how it ends."""
 
+import base64
 import os
 import signal
 import socket
@@ -7,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
+from corpus_asr.cli import view
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.audio import tone, wav_bytes
 from tests.support.pages import asked, fetch
@@ -22,18 +25,26 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) ->
     run_of(tmp_path / "output", spoken(str(sound), passage(0, "hello"), **of_file(sound)))
     temporary = tmp_path / "tmp"
     temporary.mkdir()
+    password = tmp_path / "password"
+    password.write_text("correct horse\n")
+    password.chmod(0o600)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     process = subprocess.Popen(
         [sys.executable, "-m", "corpus_asr", "view", str(tmp_path / "output"), "--no-browser",
-         "--port", "0"],
+         "--port", port, "--password-file", str(password)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert process.stdout is not None
     url = process.stdout.readline().strip()
-    assert url.startswith("http://127.0.0.1:")
-    assert fetch(url).status == 200
+    assert url == f"http://127.0.0.1:{port}/"
+    assert b'type="password"' in fetch(url).body
     # A decoder runs by now: it has to end, too.
-    assert fetch(asked(url, "audio", id=recording_id(str(sound)), decode=1)).status == 200
+    basic = "Basic " + base64.b64encode(b":correct horse").decode()
+    audio = asked(url, "audio", id=recording_id(str(sound)), decode=1)
+    assert fetch(audio, Authorization=basic).status == 200
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=60)
     assert (process.returncode, complained) == (0, "")
@@ -41,16 +52,26 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) ->
     assert list(temporary.iterdir()) == []
 
 
-def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_shown_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_of(tmp_path / "output")
+    readable, secret = tmp_path / "readable", tmp_path / "secret"
+    for path, mode in ((readable, 0o644), (secret, 0o600)):
+        path.write_text("correct horse")
+        path.chmod(mode)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
+        number = taken.getsockname()[1]
+        port = str(number)
+        monkeypatch.setattr(view, "USUAL_PORT", number)
         for folder, arguments, words in (
             ("output", ["--audio", "nonsense"], "expected BEFORE=NOW"),
             ("output", ["--host", "192.0.2.1"], "expected a free port of this machine"),
             ("output", ["--port", port], f"port {port}"),
+            # Another port would be another address than the one that people have kept.
+            ("output", ["--password-file", str(secret)], f"port {port}"),
+            ("output", ["--password-file", str(readable)], "found mode 0644"),
+            ("output", ["--public-url", "example.org"], "expected http:// or https://"),
             ("", [], "expected the output folder of a run"),
         ):
             command = ["view", str(tmp_path / folder), "--no-browser", *arguments]

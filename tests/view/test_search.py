@@ -12,17 +12,13 @@ from hypothesis import strategies as st
 
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import Library
+from corpus_asr.view.query import Query, folded, folded_lines, parse_query, places
 from corpus_asr.view.search import (
     PAGE_ROWS,
     Filters,
     Order,
-    Query,
     RecordingOrder,
     State,
-    folded,
-    folded_lines,
-    parse_query,
-    places,
     recordings_page,
     states,
 )
@@ -112,13 +108,14 @@ def test_recordings_are_filtered_by_name_state_and_language(
         part("quiet.wav", 0, texts=None, status="no_speech"),
         part("half.wav", 0, texts=["a"], last=False),
     )
-    table = library.wait().catalogue.recordings
+    catalogue = library.wait().catalogue
+    table = catalogue.recordings
     uris = table["uri"].to_pylist()
 
     def listed(order: RecordingOrder = RecordingOrder.name, **values: Any) -> list[str]:
-        total, positions = recordings_page(table, Filters(**values), order=order)
-        assert total == len(positions)
-        return [uris[position] for position in positions]
+        page = recordings_page(catalogue, Filters(**values), order=order)
+        assert page.total == len(page.positions)
+        return [uris[position] for position in page.positions]
 
     found = states(table).to_pylist()
     assert found == ["failed", "unfinished", "no_speech", "done", "done"]

@@ -13,7 +13,8 @@ import pytest
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
-from corpus_asr.view.search import MAX_QUERY_CHARS
+from corpus_asr.view.query import MAX_QUERY_CHARS
+from corpus_asr.view.server import _PAGES
 from corpus_asr.view.sound import Sounds
 from tests.support.pages import asked, fetch
 from tests.view.conftest import PASSAGES, SECONDS, Shown
@@ -23,6 +24,10 @@ def answer(shown: Shown, what: str, /, **parameters: Any) -> Any:
     found = fetch(asked(shown.url, f"api/{what}", **parameters))
     assert found.status == 200, found.body
     return json.loads(found.body)
+
+
+def token_of(shown: Shown) -> str:
+    return shown.server.access.prefix.removeprefix("/")
 
 
 def connection(shown: Shown) -> http.client.HTTPConnection:
@@ -49,7 +54,7 @@ def test_pages_hold_no_script_and_style_but_in_files_and_lead_nowhere(shown: Sho
         for dangerous in ("://", " style=", " onclick="):
             assert dangerous not in text
         assert text.count("<script") == text.count('<script type="module" src="')
-    for script in ("page.js", "search.js", "player.js", "transcript.js", "recording.js"):
+    for script in (each for each in _PAGES if each.endswith(".js")):
         text = fetch(shown.url + script).body.decode()
         for dangerous in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write",
                           "eval("):  # fmt: skip
@@ -57,8 +62,9 @@ def test_pages_hold_no_script_and_style_but_in_files_and_lead_nowhere(shown: Sho
 
 
 def test_without_the_token_there_is_nothing(shown: Shown) -> None:
-    base = shown.url.removesuffix(f"{shown.server.token}/")
-    for path in ("", "api/run", "wrong/", f"{shown.server.token[:-1]}/", shown.server.token):
+    token = token_of(shown)
+    base = shown.url.removesuffix(f"{token}/")
+    for path in ("", "api/run", "wrong/", f"{token[:-1]}/", token):
         found = fetch(base + path)
         assert found.status == 404
         assert b"open the complete URL" in found.body
@@ -69,7 +75,6 @@ def test_a_foreign_name_that_points_here_and_other_methods_are_refused(shown: Sh
         assert fetch(shown.url, Host=host).status == 403, host
     for host in ("localhost:1", "127.0.0.1", "[::1]:9"):
         assert fetch(shown.url, Host=host).status == 200, host
-    # Nothing can be changed.
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
         assert fetch(asked(shown.url, "api/run"), method=method).status == 405
 
@@ -78,9 +83,10 @@ def test_no_path_leads_to_a_file_or_to_what_is_no_answer(shown: Shown) -> None:
     for path in (
         "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "static/../server.py", "%2e%2e/server.py",
         "server.py", "api/close", "api/__init__", "api/_named", "audio/etc/passwd", "api/library",
+        "api/correct", "api/hits", "hits.exe", "session", "login",
     ):  # fmt: skip
         with closing(connection(shown)) as asking:
-            asking.request("GET", f"/{shown.server.token}/{path}")
+            asking.request("GET", f"/{token_of(shown)}/{path}")
             response = asking.getresponse()
             assert response.status == 404, path
             assert b"root:" not in response.read()
@@ -105,6 +111,9 @@ def test_what_cannot_be_answered_is_refused_in_words(shown: Shown) -> None:
         ("search", {"max_confidence": "2"}, "between 0 and 1"),
         ("search", {"order": "sideways"}, "expected recording, least_sure, most_sure"),
         ("recordings", {"state": "gone"}, "expected done"),
+        ("waveform", {"id": shown.id("plain.wav"), "count": 2001}, "at most 2000"),
+        ("waveform", {"id": shown.id("plain.wav"), "from": 9, "to": 9}, "expected a span of"),
+        ("waveform", {"id": shown.id("plain.wav"), "to": 61}, "expected a span of the 60 s"),
         ("recordings", {"name": "x" * 3000}, "expected fewer"),
         ("recordings", {"name": "x" * 10_000}, ""),
     ):
@@ -136,6 +145,16 @@ def test_a_recording_is_told_with_its_segments_and_words(shown: Shown) -> None:
     assert answer(shown, "unsure", id=messages["id"])["at_s"] == 15.0
     assert answer(shown, "unsure", id=messages["id"], **{"from": 15.0})["at_s"] is None
     assert answer(shown, "unsure", id=messages["id"], back=1, **{"from": 59})["at_s"] == 15.0
+
+
+def test_a_waveform_is_drawn_from_any_format_and_says_why_if_not(shown: Shown) -> None:
+    for name in ("plain.wav", "odd.aiff"):
+        drawn = answer(shown, "waveform", id=shown.id(name), count=60)
+        assert drawn["peaks"] == pytest.approx([255 * 0.3] * 60, abs=2)
+        assert (drawn["speech"], drawn["message"]) == (None, "")
+    assert drawn["pauses"] == [[4.0, 60.0]]  # two segments of two seconds
+    bad = fetch(asked(shown.url, "api/waveform", id=shown.id("bad.wav")))
+    assert bad.status == 400
 
 
 def test_a_failure_comes_with_what_to_do(shown: Shown) -> None:

@@ -46,7 +46,7 @@ def test_what_browsers_play_is_told_by_container_and_codec() -> None:
         ("/a.m4a", "aac", 0, "audio/mp4"),
         ("/a.m4a", "alac", 0, None),
         ("/a.opus", "libopus", 0, "audio/ogg"),
-        ("https://h/a.webm?x=1", "opus", 0, "audio/webm"),
+        ("https://h/a.webm?x=1", "opus", 0, "video/webm"),
         ("/a.wav", "gsm", 0, None),
         ("/a.aiff", "pcm_s16be", 0, None),
         ("/a.mp3", "mp3float", 3, None),

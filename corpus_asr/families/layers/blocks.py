@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Bool, Float
 from corpus_asr.families.layers.kv_cache import (
     Heads,
     Keys,
@@ -86,8 +86,7 @@ class Attention(nn.Module):
         of `hidden` are added to `kept`, those of `context` computed once; `head_mask` multiplies
         each head's weights, which are appended to `weights`, (batch, head, token, pos).
         """
-        # Contiguous heads cost a copy and save more: 3 to 5 % of a window's attention on a CPU.
-        query = split_heads(self.q_proj(hidden), self.heads).contiguous()
+        query = _heads_apart(self.q_proj(hidden), self.heads)
         key, value = self._keys_and_values(hidden, context, kept)
         # Fused kernels keep no score matrix to return or to mask.
         plain = self.eager or weights is not None or head_mask is not None
@@ -115,8 +114,8 @@ class Attention(nn.Module):
         if context is not None and kept is not None and kept.pair is not None:
             return kept.pair
         source = hidden if context is None else context
-        key = split_heads(self.k_proj(source), self.heads).contiguous()
-        value = split_heads(self.v_proj(source), self.heads).contiguous()
+        key = _heads_apart(self.k_proj(source), self.heads)
+        value = _heads_apart(self.v_proj(source), self.heads)
         return (key, value) if kept is None else kept.append(key, value)
 
     def _attend(
@@ -146,6 +145,13 @@ def causal_mask(tokens: int, keys: int, *, like: Tensor) -> Float[Tensor, "1 1 t
     lowest = torch.finfo(like.dtype).min
     mask = torch.full((tokens, keys), lowest, dtype=like.dtype, device=like.device)
     return mask.triu(diagonal=keys - tokens + 1)[None, None]
+
+
+def _heads_apart(hidden: Hidden, heads: int) -> Heads:
+    # Contiguous heads cost a copy and save more: 3 to 5 % of a window's attention on a CPU. A GPU's
+    # fused kernels read them where they are.
+    split = split_heads(hidden, heads)
+    return split.contiguous() if hidden.device.type == "cpu" else split
 
 
 def split_heads(hidden: Hidden, heads: int) -> Heads:
@@ -187,6 +193,33 @@ def attend_cached(
         # Filled, not added: an unseen key may hold anything, and nan + -inf is nan.
         scores = scores.masked_fill(unseen, -torch.inf)
     return torch.matmul(scores.softmax(dim=-1), value)
+
+
+def attend_as_beams(
+    query: Heads,
+    key: Keys,
+    value: Keys,
+    *,
+    unseen: Bool[Tensor, "window beam beam pos"],
+) -> Heads:
+    """Attend with one query per beam to what all beams of its window hold.
+
+    Reads every key and value once; `unseen` tells what of them is no part of a beam. Values are
+    finite at unseen keys too, and every query must see at least one.
+    """
+    windows, beams = unseen.shape[:2]
+
+    def by_window(heads: Tensor) -> Float[Tensor, "window beam head token head_dim"]:
+        return heads.view(windows, beams, *heads.shape[1:])
+
+    # (window, beam that holds, head, beam that asks, pos), of which pos is by far the longest.
+    queries = by_window(query).squeeze(3).transpose(1, 2).unsqueeze(1)
+    scores = torch.matmul(queries, by_window(key).transpose(-1, -2))
+    scores = scores.masked_fill(unseen.transpose(1, 2).unsqueeze(2), -torch.inf)
+    together = scores.permute(0, 2, 3, 1, 4).flatten(3).softmax(dim=-1)
+    weights = together.view(*together.shape[:3], beams, -1).permute(0, 3, 1, 2, 4)
+    attended = torch.matmul(weights, by_window(value)).sum(dim=1)
+    return attended.transpose(1, 2).flatten(0, 1).unsqueeze(2)
 
 
 def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:

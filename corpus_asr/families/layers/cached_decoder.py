@@ -5,13 +5,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.families.layers.blocks import (
     DecoderBlock,
     Hidden,
+    attend_as_beams,
     attend_cached,
     merge_heads,
     split_heads,
@@ -56,10 +58,10 @@ class CachedDecoderBlock:
         self._fc2 = Projection([block.fc2], int8=int8)
 
     def fill(
-        self, cache: LayerCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+        self, cache: LayerCache, rows: slice | Tensor, encoded: Float[Tensor, "batch pos width"]
     ) -> None:
         keys, values = self._cross_kv(encoded).chunk(2, dim=-1)
-        cache.write_window(slots, split_heads(keys, self._heads), split_heads(values, self._heads))
+        cache.write_window(rows, split_heads(keys, self._heads), split_heads(values, self._heads))
 
     def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
         # The window may be short; on a CPU it is then looked at no further.
@@ -69,9 +71,11 @@ class CachedDecoderBlock:
         for target, source in zip(held, computed, strict=True):
             target.copy_(split_heads(source, self._heads))
 
-    def prefill(self, cache: LayerCache, hidden: Hidden, windows: WindowView) -> Hidden:
+    def prefill(
+        self, cache: LayerCache, rows: slice | Tensor, hidden: Hidden, windows: WindowView
+    ) -> Hidden:
         hidden, key, value = self._attend_causally(hidden)
-        cache.write_prompts(windows.slots, key, value)
+        cache.write_prompts(rows, key, value)
         return self._attend_window_and_feed_forward(cache, hidden, windows)
 
     def extend(
@@ -84,7 +88,10 @@ class CachedDecoderBlock:
         qkv = self._qkv(hidden).view(*hidden.shape[:2], 3, self._heads, -1)
         cache.write(view, qkv[:, :, 1:])
         query = qkv[:, :, 0].transpose(1, 2)  # (batch, head, token, head_dim)
-        attended = attend_cached(query, *cache.read(view), unseen=view.unseen)
+        if view.not_ours is None:
+            attended = attend_cached(query, *cache.read(view), unseen=view.unseen)
+        else:
+            attended = attend_as_beams(query, *cache.read(view), unseen=view.not_ours)
         hidden = hidden + self._out(merge_heads(attended))
         # Slots that share a window ask it together: that reads it once.
         together = hidden.view(len(windows.slots), -1, hidden.shape[2])
@@ -93,22 +100,25 @@ class CachedDecoderBlock:
     def align(
         self,
         cache: LayerCache,
-        hidden: Float[Tensor, "1 token width"],
-        heads: Sequence[int],
+        hidden: Hidden,
+        heads: Int[Tensor, " head"] | None,
         windows: WindowView,
-    ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
+    ) -> tuple[Hidden, Float[Tensor, "batch head token pos"] | None]:
+        """Read whole texts; also gives the cross-attention of `heads`, in float32."""
         # The whole text at once: caches hold no queries, and weights need them.
         hidden, _, _ = self._attend_causally(hidden)
-        if windows.ends:
-            keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
-        else:
-            keys, _ = cache.window(windows.slots)
-        query = split_heads(self._cross_query(hidden), self._heads)
-        scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
-        if windows.unseen is not None:
-            scores = scores.masked_fill(windows.unseen[0], -torch.inf)
-        # In float32: the times of words are read off these weights.
-        weights = scores.float().softmax(dim=-1)  # (head, token, pos)
+        weights = None
+        if heads is not None:
+            if windows.ends:
+                keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
+            else:
+                keys, _ = cache.window(windows.rows)
+            query = split_heads(self._cross_query(hidden), self._heads).index_select(1, heads)
+            scores = torch.matmul(query, keys.index_select(1, heads).transpose(-1, -2))
+            if windows.unseen is not None:
+                scores = scores.masked_fill(windows.unseen, -torch.inf)
+            # In float32: the times of words are read off these weights.
+            weights = scores.float().softmax(dim=-1)
         return self._attend_window_and_feed_forward(cache, hidden, windows), weights
 
     def _attend_causally(self, hidden: Hidden) -> tuple[Hidden, Tensor, Tensor]:
@@ -127,7 +137,7 @@ class CachedDecoderBlock:
                 [attend_cached(part, *cache.packed_window(slot, end)) for part, slot, end in each]
             )
         else:
-            attended = attend_cached(query, *cache.window(windows.slots), unseen=windows.unseen)
+            attended = attend_cached(query, *cache.window(windows.rows), unseen=windows.unseen)
         hidden = hidden + self._cross_out(merge_heads(attended))
         return hidden + self._fc2(self._activate(self._fc1(hidden)))
 
@@ -244,8 +254,9 @@ class DecoderSlots(ABC):
             num_positions = self.positions_heard(num_frames, windows=len(encoded))
         state.note_windows(slots, num_positions)
         if not state.on_cpu:
+            rows = state.windows(slots)
             for block, layer in zip(self._blocks, state.layers, strict=True):
-                block.fill(layer, slots, encoded)
+                block.fill(layer, rows, encoded)
             return
         ends = num_positions or [encoded.shape[1]] * len(slots)
         valid = [window[:end] for window, end in zip(encoded, ends, strict=True)]
@@ -272,23 +283,28 @@ class DecoderSlots(ABC):
                 f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
             )
         hidden = self._embed_whole(tokens)
-        windows = state.view_windows(slots)
+        rows, windows = state.rows(slots), state.view_windows(slots)
         for block, layer in zip(self._blocks, state.layers, strict=True):
-            hidden = block.prefill(layer, hidden, windows)
+            hidden = block.prefill(layer, rows, hidden, windows)
         state.note_prompts(slots, tokens.shape[1])
         normed: Tensor = self._layer_norm(hidden)
         return normed
 
     @torch.inference_mode()
     def step(
-        self, state: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
+        self,
+        state: SlotCache,
+        tokens: Int[Tensor, " slot"],
+        positions: Int[Tensor, " slot"],
+        *,
+        reach: int | None = None,
     ) -> Float[Tensor, "slot vocab"]:
         if len(tokens) % state.beams:
             raise ValueError(
                 f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
                 "expected all of these or none; pass a token for each"
             )
-        view = self._view(range(len(tokens)), positions.unsqueeze(1))
+        view = state.view_tokens(range(len(tokens)), positions.unsqueeze(1), reach=reach)
         windows = state.view_windows(view.slots[:: state.beams])
         return self.logits(self._extend(state, view, tokens.unsqueeze(1), windows).squeeze(1))
 
@@ -301,11 +317,8 @@ class DecoderSlots(ABC):
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch token vocab"]:
         following = torch.arange(tokens.shape[1], device=positions.device)
-        view = self._view(slots, positions.unsqueeze(1) + following)
+        view = state.view_tokens(slots, positions.unsqueeze(1) + following)
         return self.logits(self._extend(state, view, tokens, state.view_windows(slots)))
-
-    def _view(self, slots: Sequence[int], positions: Tokens) -> TokenView:
-        return TokenView.at(slots, positions, max_positions=self.max_target_positions)
 
     def _extend(
         self, state: SlotCache, view: TokenView, tokens: Tokens, windows: WindowView
@@ -325,10 +338,11 @@ class DecoderSlots(ABC):
     def align(
         self,
         state: SlotCache,
-        slot: int,
-        tokens: Int[Tensor, " token"],
+        slots: Sequence[int],
+        tokens: Tokens,
+        lengths: Sequence[int],
         heads: Sequence[tuple[int, int]],
-    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+    ) -> tuple[Float[Tensor, "batch head token pos"], Hidden]:
         for layer, head in heads:
             if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
                 raise ValueError(
@@ -336,16 +350,42 @@ class DecoderSlots(ABC):
                     f"{len(self._blocks)} layers of {self._heads} heads; correct the "
                     "alignment heads"
                 )
-        windows = state.view_windows([slot])
-        hidden = self._embed_whole(tokens.unsqueeze(0))
-        weights = hidden.new_zeros(
-            len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
-        )
+        # By layer, as they are found, and back into the order they were given in.
+        order = sorted(range(len(heads)), key=lambda row: heads[row][0])
+        (back,) = upload(tokens.device, sorted(range(len(order)), key=order.__getitem__))
+        chosen = [heads[row] for row in order]
+        if not state.on_cpu:
+            return self._align(state, slots, tokens, chosen, back)
+        # One by one: no text is padded there, and short windows are read up to their ends.
+        rows = [
+            self._align(state, [slot], tokens[row : row + 1, :length], chosen, back)
+            for row, (slot, length) in enumerate(zip(slots, lengths, strict=True))
+        ]
+        longest, positions = tokens.shape[1], self._max_source_positions
+        weights = [F.pad(w, (0, positions - w.shape[3], 0, longest - w.shape[2])) for w, _ in rows]
+        hidden = [F.pad(states, (0, 0, 0, longest - states.shape[1])) for _, states in rows]
+        return torch.cat(weights), torch.cat(hidden)
+
+    def _align(
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        tokens: Tokens,
+        heads: Sequence[tuple[int, int]],
+        back: Int[Tensor, " head"],
+    ) -> tuple[Float[Tensor, "batch head token _"], Hidden]:
+        windows = state.view_windows(slots)
+        hidden = self._embed_whole(tokens)
+        (index,) = upload(tokens.device, [head for _, head in heads])
+        found: list[Tensor] = []
         for number, (block, cache) in enumerate(zip(self._blocks, state.layers, strict=True)):
             rows = [row for row, (layer, _) in enumerate(heads) if layer == number]
-            hidden, attended = block.align(cache, hidden, [heads[row][1] for row in rows], windows)
-            weights[rows, :, : attended.shape[2]] = attended
-        return weights, self.logits(self._layer_norm(hidden[0]))
+            chosen = index[rows[0] : rows[-1] + 1] if rows else None
+            hidden, weights = block.align(cache, hidden, chosen, windows)
+            if weights is not None:
+                found.append(weights)
+        normed: Tensor = self._layer_norm(hidden)
+        return torch.cat(found, dim=1).index_select(1, back), normed
 
     @torch.inference_mode()
     def move(self, state: SlotCache, source: int, target: int) -> None:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.decoding.device import to_device
 
 Heads = Float[Tensor, "batch head token head_dim"]
@@ -131,12 +131,22 @@ class TokenView:
     """Cached positions looked at."""
     unseen: Bool[Tensor, "batch 1 token pos"]
     """The looked-at positions a new token must not see."""
+    not_ours: Bool[Tensor, "window beam beam pos"] | None = None
+    """For beams off the CPU: of all slots of its window, what each beam must not see."""
 
     @classmethod
     def at(
-        cls, slots: Sequence[int], positions: Int[Tensor, "batch token"], *, max_positions: int
+        cls,
+        slots: Sequence[int],
+        positions: Int[Tensor, "batch token"],
+        *,
+        max_positions: int,
+        reach: int | None = None,
     ) -> "TokenView":
-        """Look a little past the furthest position on a CPU, and at the whole cache elsewhere."""
+        """Look a little past the furthest position on a CPU, and up to `reach` elsewhere.
+
+        A reach of None is the whole cache.
+        """
         device = positions.device
         rows = _rows(slots, device=device)
         if isinstance(rows, slice):
@@ -145,6 +155,8 @@ class TokenView:
         else:
             slot = rows
         length = _looked_at(positions, max_positions=max_positions)
+        if reach is not None and device.type != "cpu":
+            length = min(length, reach)
         unseen = torch.arange(length, device=device) > positions.unsqueeze(2)  # (batch, token, pos)
         return cls(slots, rows, slot.unsqueeze(1), positions, length, unseen.unsqueeze(1))
 
@@ -158,6 +170,8 @@ class WindowView:
 
     slots: Sequence[int]
     """Of adjacent slots that share a window one is enough."""
+    rows: slice | Tensor
+    """Their windows; a slice where they are adjacent."""
     ends: Sequence[int] = ()
     """On a CPU, the positions that each slot's window has; none if all are whole."""
     unseen: Bool[Tensor, "window 1 1 pos"] | None = None
@@ -175,19 +189,14 @@ class LayerCache:
     beams: int = 1
     """Adjacent slots that share a window."""
 
-    def window(self, slots: Sequence[int]) -> KeysAndValues:
-        """Return the cross-attention keys and values of `slots`; a view if they are adjacent."""
-        rows = self._windows(slots)
+    def window(self, rows: slice | Tensor) -> KeysAndValues:
+        """Return the cross-attention keys and values of windows; a view if they are adjacent."""
         return self.cross_keys[rows], self.cross_values[rows]
 
-    def write_window(self, slots: Sequence[int], keys: Keys, values: Keys) -> None:
-        """Replace the cross-attention keys and values of `slots`."""
-        rows = self._windows(slots)
+    def write_window(self, rows: slice | Tensor, keys: Keys, values: Keys) -> None:
+        """Replace the cross-attention keys and values of windows."""
         self.cross_keys[rows] = keys
         self.cross_values[rows] = values
-
-    def _windows(self, slots: Sequence[int]) -> slice | Tensor:
-        return _rows([slot // self.beams for slot in slots], device=self.cross_keys.device)
 
     def packed_window(self, slot: int, end: int) -> KeysAndValues:
         """Views of a slot's window of `end` positions, for writing and reading it."""
@@ -201,15 +210,19 @@ class LayerCache:
         )
         return keys, values
 
-    def write_prompts(self, slots: Sequence[int], keys: Heads, values: Heads) -> None:
-        """Start `slots` again with what their prompts give."""
-        rows, length = _rows(slots, device=keys.device), keys.shape[2]
+    def write_prompts(self, rows: slice | Tensor, keys: Heads, values: Heads) -> None:
+        """Start slots again with what their prompts give."""
+        length = keys.shape[2]
         own_keys, own_values = self.text
-        own_keys[rows, :, :length] = keys
-        own_values[rows, :, :length] = values
         # Values at unseen positions are multiplied by 0: a nan left by the slot's last sequence
         # would get through.
-        own_values[rows, :, length:] = 0
+        if isinstance(rows, slice):
+            own_values[rows, :, length:] = 0
+        else:
+            # A number that is assigned by an index comes from the host, which waits for that.
+            own_values.index_fill_(0, rows, 0)
+        own_keys[rows, :, :length] = keys
+        own_values[rows, :, :length] = values
 
     def write(
         self, view: TokenView, keys_and_values: Float[Tensor, "batch token 2 head head_dim"]
@@ -261,6 +274,13 @@ class SlotCache:
         # Of no use off the CPU: there a captured step advances without changing this.
         self._written = torch.zeros(slots, tokens, dtype=torch.long) if self.on_cpu else None
         self._next = 1
+        # Elsewhere nothing is copied: which of its window's slots holds each position of a beam.
+        # As beams go on in step, what is held there stays until the place is given to another
+        # window. Source: the cache indirection of TensorRT-LLM.
+        shared = beams > 1 and not self.on_cpu
+        self._holder = (
+            torch.zeros(slots, tokens, dtype=torch.long, device=device) if shared else None
+        )
         self._positions = positions
         self._ends = torch.full((slots // beams,), positions, device=device)
         self._any_short = False
@@ -269,9 +289,35 @@ class SlotCache:
 
     def note_prompts(self, slots: Sequence[int], length: int) -> None:
         """Note that `slots` hold new prompts of so many tokens, and nothing else."""
+        if self._holder is not None:
+            own = torch.tensor([slot % self.beams for slot in slots]).unsqueeze(1)
+            self._holder[self.rows(slots)] = to_device(own, self._holder.device)
+            # As in `write_prompts`: these slots' values are read as soon as they go on.
+            firsts = sorted({slot // self.beams * self.beams for slot in slots})
+            all_slots = [slot for first in firsts for slot in range(first, first + self.beams)]
+            if others := sorted(set(all_slots) - set(slots)):
+                index = to_device(torch.tensor(others), self._holder.device)
+                self._text[:, 1].index_fill_(1, index, 0)
         if self._written is not None:
             self._written[list(slots)] = 0
             self._written[list(slots), :length] = self._new((len(slots), length))
+
+    def view_tokens(
+        self,
+        slots: Sequence[int],
+        positions: Int[Tensor, "batch token"],
+        *,
+        reach: int | None = None,
+    ) -> TokenView:
+        """Tell what the next tokens of `slots`, at `positions` before `reach`, may see."""
+        view = TokenView.at(slots, positions, max_positions=self._text.shape[4], reach=reach)
+        if self._holder is None:
+            return view
+        beam = torch.arange(self.beams, device=positions.device)
+        self._holder[view.slot, view.positions] = view.slot % self.beams
+        holder = self._holder[view.rows, : view.length].view(-1, self.beams, view.length)
+        late = view.unseen.view(*holder.shape[:2], 1, view.length)
+        return replace(view, not_ours=(holder.unsqueeze(2) != beam.view(-1, 1)) | late)
 
     def note_tokens(self, view: TokenView) -> None:
         """Note that the view's slots hold its new tokens."""
@@ -294,36 +340,50 @@ class SlotCache:
                 return
             num_positions = [self._positions] * len(slots)
         self._any_short = True
-        device = self._ends.device
-        windows = _rows([slot // self.beams for slot in slots], device=device)
-        self._ends[windows] = to_device(torch.tensor(num_positions), device)
+        self._ends[self.windows(slots)] = to_device(torch.tensor(num_positions), self._ends.device)
+
+    def rows(self, slots: Sequence[int]) -> slice | Tensor:
+        """Index `slots`: by a slice, which copies nothing, where they are adjacent."""
+        return _rows(slots, device=self._ends.device)
+
+    def windows(self, slots: Sequence[int]) -> slice | Tensor:
+        """Index the windows of `slots` likewise."""
+        return self.rows([slot // self.beams for slot in slots])
 
     def view_windows(self, slots: Sequence[int]) -> WindowView:
         """Tell what `slots` may see of their windows."""
+        rows = self.windows(slots)
         if not self._any_short:
-            return WindowView(slots)
-        device = self._ends.device
-        ends = self._ends[_rows([slot // self.beams for slot in slots], device=device)]
+            return WindowView(slots, rows)
+        ends = self._ends[rows]
         if self.on_cpu:
             numbers = ends.tolist()
-            return WindowView(slots, numbers if min(numbers) < self._positions else ())
-        unseen = torch.arange(self._positions, device=device) >= ends.unsqueeze(1)  # (window, pos)
-        return WindowView(slots, unseen=unseen[:, None, None, :])
+            return WindowView(slots, rows, numbers if min(numbers) < self._positions else ())
+        positions = torch.arange(self._positions, device=ends.device)
+        unseen = positions >= ends.unsqueeze(1)  # (window, pos)
+        return WindowView(slots, rows, unseen=unseen[:, None, None, :])
 
     def move(self, source: int, target: int) -> None:
         """Copy everything slot `source` holds into slot `target`."""
         self._text[:, :, target].copy_(self._text[:, :, source])
         for tensor in (*self._windows, self._ends.unsqueeze(0)):
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
-        if self._written is not None:
-            self._written[target] = self._written[source]
+        for held in (self._written, self._holder):
+            if held is not None:
+                held[target] = held[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
-        """Give `slots` the self-attention keys and values of `sources`, all at once."""
+        """Give `slots` the self-attention keys and values of `sources`, all at once.
+
+        Off the CPU, where slots share windows, these must be of the same window each.
+        """
         if len(slots) != len(sources):
             raise ValueError(
                 f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"
             )
+        if self._holder is not None:
+            self._holder[self.rows(slots)] = self._holder[sources]
+            return
         if self._written is None:
             rows = _rows(slots, device=sources.device)
             self._text[:, :, rows] = self._text[:, :, sources]

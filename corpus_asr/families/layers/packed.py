@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.projection import (
     Fused,

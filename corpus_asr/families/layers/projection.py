@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+
+from corpus_asr.array_types import Float, UInt8
 
 # Rows the packed layouts are chosen for: of 1 to 256 measured, never far from the best.
 _PACKED_ROWS = 16

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from corpus_asr.array_types import Bool, Float
 from corpus_asr.families.layers.blocks import DecoderBlock, Hidden, Record, causal_mask
 from corpus_asr.families.layers.kv_cache import DecoderCache, taken
 from corpus_asr.families.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
 from corpus_asr.families.layers.stack import (
     FeatureEncoder,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float16, Float32
 
+from corpus_asr.array_types import Float16, Float32
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures
 from corpus_asr.families.saved_files import find_saved

@@ -4,9 +4,9 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float
 from corpus_asr.families.generation_config import GenerationConfig
 from corpus_asr.families.layers.stack import TokenDecoder
 from corpus_asr.families.model_config import ModelConfig

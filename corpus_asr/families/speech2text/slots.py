@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.device import to_device
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.outputs import (
     BaseModelOutput,
@@ -226,6 +226,8 @@ class WhisperClassifierSlots:
         state: Float[Tensor, "slot label"],
         tokens: Int[Tensor, " batch"],
         positions: Int[Tensor, " batch"],
+        *,
+        reach: int | None = None,
     ) -> Float[Tensor, "batch vocab"]:
         # Only what was said first is read.
         return self.logits(state[: len(tokens)])
@@ -242,13 +244,14 @@ class WhisperClassifierSlots:
     def align(
         self,
         state: Float[Tensor, "slot label"],
-        slot: int,
-        tokens: Int[Tensor, " token"],
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        lengths: Sequence[int],
         heads: Sequence[tuple[int, int]],
-    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+    ) -> tuple[Float[Tensor, "batch head token pos"], Float[Tensor, "batch token width"]]:
         raise ValueError(
-            f"aligning {len(tokens)} tokens with a classifier: it says one class of a whole window "
-            "and attends to no place in it; align with a checkpoint that transcribes"
+            f"aligning {max(lengths)} tokens with a classifier: it says one class of a whole "
+            "window and attends to no place in it; align with a checkpoint that transcribes"
         )
 
     def reorder(

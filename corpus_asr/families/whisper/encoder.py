@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Bool, Float
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
 from corpus_asr.families.layers.stack import FeatureEncoder, check_heard, check_values
 from corpus_asr.families.outputs import BaseModelOutput

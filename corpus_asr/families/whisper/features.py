@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures
 from corpus_asr.families.saved_files import read_json_object

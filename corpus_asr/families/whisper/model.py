@@ -5,9 +5,9 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from corpus_asr.array_types import Float
 from corpus_asr.families.layers.stack import TokenDecoder, check_tokens, sinusoids
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (

@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
 
+from corpus_asr.array_types import Float64, Int64
 from corpus_asr.families.tensors import as_lists
 from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.units import WINDOW_POSITIONS

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
+from corpus_asr.array_types import Int
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Audio, Row
@@ -162,9 +162,9 @@ def generate(
     tasks = [
         TransformersLongForm(row, begins[row.index], settings, report).transcribe() for row in rows
     ]
-    batch = Batch(run(slot_model(model), tasks), settings, model.device)
+    batch = Batch(run(model, tasks), settings, model.device)
     if return_token_timestamps:
-        time_tokens(slot_model(model), batch, settings, attention_mask)
+        time_tokens(model, batch, settings, attention_mask)
     if mapping and (settings.once or not return_timestamps):
         return batch.unique()
     output: dict[str, Any] = {
@@ -206,7 +206,7 @@ def detect_language(
     # The language is detected in all of a first window, whatever a mask would leave of it.
     rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
     tasks = [detect(row, config, window_frames=audio.window_frames) for row in rows]
-    return torch.tensor(run(slot_model(model), tasks), device=model.device)
+    return torch.tensor(run(model, tasks), device=model.device)
 
 
 def _note_outputs(

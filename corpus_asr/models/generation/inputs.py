@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from corpus_asr.array_types import Float
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
 from corpus_asr.models.generation.settings import encoded_of, features_of, lengths_of

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
+from corpus_asr.array_types import Float
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.families.whisper.generation_config import GenerationConfig

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.alignment import dynamic_time_warping, median_filter
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
     Job,
     Result,
-    SlotModel,
     WindowResult,
 )
 from corpus_asr.families.outputs import ModelOutput
@@ -27,7 +27,6 @@ from corpus_asr.models.generation.long_form import RowSegment, TransformersLongF
 from corpus_asr.models.generation.settings import CallSettings, Settings
 from corpus_asr.models.generation.slots import run
 from corpus_asr.transcription.fallback import Attempt
-from corpus_asr.transcription.words import dynamic_time_warping, median_filter
 
 
 @dataclass(eq=False)
@@ -222,7 +221,7 @@ def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
 _SECONDS_PER_POSITION = 0.02
 
 
-def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_mask: Any) -> None:
+def time_tokens(model: Any, batch: Batch, settings: Settings, attention_mask: Any) -> None:
     """Set the times of the tokens of all windows that were kept, in `batch`."""
     ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
     windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]

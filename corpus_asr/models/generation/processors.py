@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.protocols import LogitsProcessor, Search, StoppingCriterion
 from corpus_asr.models.generation.settings import CallSettings
 

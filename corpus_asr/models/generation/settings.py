@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
+from corpus_asr.array_types import Int
 from corpus_asr.decoding.protocols import (
     LogitsProcessor,
     SlotModel,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.protocols import (
     Job,
     Result,
@@ -134,7 +134,7 @@ def generate(
     slots = batch.model.for_windows(
         batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
     )
-    outputs = [text for texts in run(slots, tasks, beams=beams) for text in texts]
+    outputs = [text for texts in run(model, tasks, model=slots, beams=beams) for text in texts]
     stack = stack_outputs(outputs, pad=settings.pad, device=model.device)
     if config.return_dict_in_generate:
         return GenerateEncoderDecoderOutput(**stack)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Float32
 
+from corpus_asr.array_types import Float, Float32
 from corpus_asr.families.speech2text.tokenizer import Speech2TextTokenizer
 from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.features.fbank import (

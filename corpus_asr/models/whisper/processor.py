@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float32, Int32
 
+from corpus_asr.array_types import Float32, Int32
 from corpus_asr.families.registry import resolve
 from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer

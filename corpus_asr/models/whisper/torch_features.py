@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
 
+from corpus_asr.array_types import Float32
 from corpus_asr.features.mel import DYNAMIC_RANGE, POWER_FLOOR, Analysis, mel_filters
 
 

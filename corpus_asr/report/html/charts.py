@@ -21,6 +21,8 @@ _TIME_STEPS_S = (
 # Without a commit for less than this at the end, nothing is wrong.
 _QUIET_S = 60.0
 _MOST_BUSY_STEPS = 30
+# With less than this, a line over time shows how a run began and ended, not how it went.
+LEAST_STEPS, LEAST_S = 4, 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,17 +179,21 @@ def _levels(
 
 
 def speed_chart(moments: Sequence[Moment]) -> Chart | None:
-    """Return the chart of speed between commits; None if there are too few."""
+    """Return the chart of speed between commits; None of a run too short for one."""
     steps = speed_steps(moments)
     label, say = "Speed over time", f"{{:,g}}{_TIMES}".format
-    return timeline(steps, label=label, say=say, area=True) if len(steps) > 1 else None
+    return timeline(steps, label=label, say=say, area=True) if _tells(steps) else None
 
 
 def busy_chart(moments: Sequence[Moment]) -> Chart | None:
-    """Return the chart of busy shares of extraction and engines; None if too little is known."""
+    """Return the chart of busy shares of both stages; None of a run too short for one."""
     steps = busy_steps(moments)
     label, say = "Busy stages over time", "{:.0%}".format
-    return timeline(steps, label=label, say=say, top=1.0) if len(steps) > 1 else None
+    return timeline(steps, label=label, say=say, top=1.0) if _tells(steps) else None
+
+
+def _tells(steps: Sequence[Step]) -> bool:
+    return len(steps) >= LEAST_STEPS and steps[-1].stop_s >= LEAST_S
 
 
 def speed_steps(moments: Sequence[Moment]) -> list[Step]:

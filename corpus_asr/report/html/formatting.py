@@ -11,7 +11,14 @@ from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.report.samples import Sample
-from corpus_asr.storage.stores.uri import LOCAL, public, redact_uri, scheme_of, without_secrets
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    public,
+    recording_id,
+    redact_uri,
+    scheme_of,
+    without_secrets,
+)
 
 # Controls but tab and line feed, lone surrogates, which UTF-8 cannot write, and non-characters;
 # what turns the order of the letters that follow: embeddings, overrides, isolates.
@@ -51,20 +58,23 @@ def cut(text: str, most: int = MOST_CHARACTERS) -> str:
     return f"{text[: 2 * most // 3]} … {text[-most // 3 :]}"
 
 
-def message(text: str, *, of: str = "") -> str:
+def message(text: str, *, of: str = "", most: int = MOST_OF_A_MESSAGE) -> str:
     """Return a failure's message without the address `of` its recording, and without secrets."""
     # The address stands above it on the page; most messages begin with what was done to it.
     _, address, rest = text.partition(f"{redact_uri(public(of))}: ")
-    return cut(hide_secrets(without_secrets(rest if of and address else text)), MOST_OF_A_MESSAGE)
+    return cut(hide_secrets(without_secrets(rest if of and address else text)), most)
 
 
-def link(uri: str, *, folder: str | None) -> tuple[str, str | None]:
+def link(uri: str, *, folder: str | None, viewer: str | None = None) -> tuple[str, str | None]:
     """Return a recording's address as text, and the target of a link to it; None for no link.
 
     `folder` is that of the page, if it lies on this machine: only then files can be linked to.
+    `viewer` is the address of a viewer of the run, which all links then lead to.
     """
     target = None
-    if scheme_of(uri) in ("http", "https"):
+    if viewer is not None:
+        target = f"{viewer.rstrip('/')}/recording?id={recording_id(uri)}"
+    elif scheme_of(uri) in ("http", "https"):
         # What is quoted already stays so.
         target = quote(public(uri), safe=f"%?{_LETTERS_OF_PATHS}", errors="replace")
     elif scheme_of(uri) == LOCAL and folder is not None:
@@ -107,13 +117,6 @@ def language_name(code: str) -> str:
     return f"{name.title()} ({code})" if name else cut(code, 60)
 
 
-def clock(seconds: float) -> str:
-    """Write a time within a recording."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def hours(seconds: float) -> str:
     """Write a length of audio, in hours where there are some."""
     return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
@@ -122,6 +125,16 @@ def hours(seconds: float) -> str:
 def fraction(value: float) -> str:
     """Write a fraction as a percentage, a small one as <1%."""
     return f"{value:.0%}" if value >= 0.01 or not value else "<1%"
+
+
+def confidence_words(value: float) -> str:
+    """Write a confidence; a small one is not rounded to none at all."""
+    return f"confidence {value:.0%}" if value >= 0.01 else "confidence below 1%"
+
+
+def name_of(uri: str) -> str:
+    """Return the last step of an output's address, which people call it by."""
+    return redact_uri(uri).rstrip("/").rpartition("/")[2] or redact_uri(uri)
 
 
 def moment(text: str) -> str:

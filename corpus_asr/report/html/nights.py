@@ -14,10 +14,11 @@ from corpus_asr.report.html.charts import Chart, bars, number_ticks
 from corpus_asr.report.html.formatting import hours, link
 from corpus_asr.report.html.page import environment, render_document
 from corpus_asr.report.nightly import STATE_BADGES, PastNight, read_nights
-from corpus_asr.report.text import counted, duration
+from corpus_asr.report.text import duration
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
+from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 

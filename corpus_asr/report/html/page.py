@@ -5,21 +5,27 @@ import datetime
 import hashlib
 import itertools
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Any
+from urllib.parse import quote, unquote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.config.document import hide_secrets
-from corpus_asr.config.run import CLASSIFY_AUDIO
+from corpus_asr.config.run import CLASSIFY_AUDIO, ReportSettings
+from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
+from corpus_asr.report.comparison import VERSION, compare, numbers_of, previous, remember
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
+from corpus_asr.report.html.clips import MAX_CLIP_S, cut_clips
 from corpus_asr.report.html.formatting import cut, link, shared, visible
 from corpus_asr.report.reconciliation import balance_problems
+from corpus_asr.report.recordings import LISTED
 from corpus_asr.report.run import Report, load_report
 from corpus_asr.report.samples import DURATION_EDGES_S, Details, Gatherer
 from corpus_asr.report.status import (
@@ -31,8 +37,15 @@ from corpus_asr.report.status import (
     activity_values,
     load_status,
 )
-from corpus_asr.report.text import counted, duration
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME
+from corpus_asr.report.text import clock, duration
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    EVALUATION_NAME,
+    PAGE_NAME,
+    RUN_NAME,
+    failures_name,
+    source_options,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (
@@ -43,23 +56,60 @@ from corpus_asr.storage.stores.uri import (
     scheme_of,
     without_secrets,
 )
+from corpus_asr.units import counted
 
 _LOG = logging.getLogger(__name__)
 
+# In the page; a CSV file next to it has all. With 600 bytes each, 1.2 MB at most.
+MOST_FAILURES = 2_000
+MOST_GROUPS = 12  # of an evaluation
 # About 1 GiB per million, which the driver of a larger run may not have to spare.
 MOST_AT_THE_END = 2_000_000
 _BADGES = {DEAD: "bad", STOPPED: "warn", SILENT: "warn", FINISHED: "good"}
 _STAGES = {"extract": "extracting", "transcribe": "transcribing"}
 
 
-def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
-    """Write the page of an output folder to a path or URI, and return its counts."""
+def write_page(
+    store: OutputStore,
+    uri: str,
+    *,
+    at_the_end: bool = False,
+    embed_audio: bool | None = None,
+    viewer_url: str | None = None,
+) -> Report:
+    """Write the page of an output folder to a path or URI, and return its counts.
+
+    Next to it goes a CSV file of all failures, if there are any. The last two are for settings of
+    the run's section `report`, in place of what they were.
+    """
     uri = normalize(uri)
     # All rows are read once, for counts and samples alike.
     gatherer = Gatherer(store)
     report = load_report(store, gatherer)
-    values = _values(store, report, gatherer.details(), uri=uri, at_the_end=at_the_end)
+    config = store.read_json(CONFIG_NAME) or {}
+    settings = _report_settings(config, embed_audio=embed_audio, viewer_url=viewer_url)
+    details = gatherer.details()
+    values = {
+        **_values(store, report, details, config, at_the_end=at_the_end),
+        **_compared(store, report, config, at_the_end=at_the_end),
+        **_clips(store, details, config, settings),
+        # Files are linked to only from a page that lies on this machine.
+        "link": partial(
+            link,
+            folder=parent(uri) if scheme_of(uri) == LOCAL else None,
+            viewer=settings.viewer_url,
+        ),
+        "has_viewer": settings.viewer_url is not None,
+        "failures": gatherer.failures.listed(MOST_FAILURES),
+        # A colon in the first step would be taken for a scheme.
+        "failures_file": f"./{quote(failures_name(uri.rpartition('/')[2]))}",
+    }
     html = render_document(environment().get_template("page.html.j2"), **values)
+    # First what the page links to.
+    if report.statistics.failures:
+        filesystem.write_atomic(failures_name(uri), gatherer.failures.as_csv(), store.options)
+    elif filesystem.exists(failures_name(uri), store.options):
+        filesystem.remove(failures_name(uri), store.options)
     filesystem.write_atomic(uri, html.encode(), store.options)
     return report
 
@@ -82,10 +132,10 @@ def render_document(template: Template, **values: Any) -> str:
     """Return a template that extends `document.html.j2`, with its style, script and policy."""
     # The policy lets nothing in or out but these very styles and scripts: no style attributes, no
     # handlers in attributes, no requests. Source: https://www.w3.org/TR/CSP3/.
-    style, script = shared("style.css") + "\n" + shared("page.css"), shared("sorting.js")
+    style, script = shared("style.css") + "\n" + shared("page.css"), shared("page.js")
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
+        "img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
     )
     return template.render(style=style, script=script, policy=policy, **values)
 
@@ -107,7 +157,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters |= {
-        "clock": formatting.clock,
+        "clock": clock,
         "commas": "{:,}".format,
         "coordinate": formatting.coordinate,
         "counted": counted,
@@ -117,18 +167,26 @@ def environment() -> Environment:
         "hours": formatting.hours,
         "moment": formatting.moment,
         "percent": "{:.0%}".format,
+        "quoted": shlex.quote,
+        "rate": lambda rate: "-" if rate is None else f"{rate:.1%}",
         "repr": repr,
+        "unquoted": unquote,
     }
     templates.globals |= {
         "HIGH_CONFIDENCE": HIGH_CONFIDENCE,
         "LOW_CONFIDENCE": LOW_CONFIDENCE,
+        "LISTED": LISTED,
+        "MAX_CLIP_S": MAX_CLIP_S,
         "MOST_KINDS": 40,
+        "MOST_OF_A_ROW": 240,  # of a message, where there may be thousands
         "MOST_OF_A_TEXT": formatting.MOST_OF_A_TEXT,
+        "MOST_OPTIONS": 100,
         "MOST_ROWS": 30,  # Whisper knows a hundred languages, a classifier thousands of labels
         "MOST_SETTINGS": 400,
         "PLOT_HEIGHT": charts.HEIGHT,
         "PLOT_TOP": charts.TOP,
         "confidence_class": formatting.confidence_class,
+        "confidence_words": formatting.confidence_words,
         "failure_kind": failure_kind,
         "language_attributes": formatting.language_attributes,
         "language_name": formatting.language_name,
@@ -145,11 +203,95 @@ def _shown(value: Any) -> Any:
     return "" if value is None else visible(str(value))
 
 
+def _report_settings(
+    config: dict[str, Any], *, embed_audio: bool | None, viewer_url: str | None
+) -> ReportSettings:
+    try:
+        stored = ReportSettings.model_validate(config.get("report") or {})
+    except ValueError as error:  # of another version, or written by somebody else
+        event(_LOG, logging.WARNING, "report_settings_not_read", why=str(error))
+        stored = ReportSettings()
+    given = {"embed_audio": embed_audio, "viewer_url": viewer_url}
+    changes = {name: value for name, value in given.items() if value is not None}
+    try:
+        return ReportSettings.model_validate(stored.model_dump() | changes)
+    except ValueError as error:
+        raise ConfigError(
+            f"writing a report: found {viewer_url!r} as the address of a viewer, expected one that "
+            "begins with http:// or https://; correct it"
+        ) from error
+
+
+def _clips(
+    store: OutputStore, details: Details, config: dict[str, Any], settings: ReportSettings
+) -> dict[str, Any]:
+    """Return the clips of samples, and why there is none at all."""
+    samples = (*details.unsure, *details.random)
+    if not settings.embed_audio:
+        return {"clips": {}, "no_clips": "audio is switched off for this report"}
+    if not config.get("source"):
+        return {"clips": {}, "no_clips": "the run's settings are missing"}
+    try:
+        options = source_options(store)
+    except ConfigError:
+        return {"clips": {}, "no_clips": "the run's settings are of another version"}
+    clips = cut_clips(
+        samples,
+        details.of_samples,
+        store=options,
+        channels=(config.get("extract") or {}).get("channels", "mix"),
+    )
+    return {"clips": clips, "no_clips": ""}
+
+
+def _compared(
+    store: OutputStore, report: Report, config: dict[str, Any], *, at_the_end: bool
+) -> dict[str, Any]:
+    """Return how the run differs from the last one, and keep its numbers for the next."""
+    run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
+    settings = dict(_settings(config)) | {"model revision": report.model_revision}
+    settings |= {f"{VERSION}{name}": found for name, found in (run.get("versions") or {}).items()}
+    now = _now()
+    numbers = numbers_of(report, finished_at=run.get("finished_at", now), settings=settings)
+    if numbers is None:
+        return {"comparison": None}
+    before = previous(store, report.run_id)
+    if at_the_end:
+        remember(store, numbers)
+    classifies = config.get("pipeline") == CLASSIFY_AUDIO
+    return {"comparison": before and compare(before, numbers, classifies=classifies)}
+
+
+def _accuracy(store: OutputStore, *, started_at: str | None) -> dict[str, Any] | None:
+    """Return the last evaluation of the output, as `evaluate` left it."""
+    found = store.read_json(EVALUATION_NAME)
+    try:
+        others = [found["by"].get(name, ()) for name in ("set", "language")]
+        groups = [
+            {"name": str(row["name"])}
+            | {name: int(row[name]) for name in ("recordings", "words")}
+            | {name: None if row[name] is None else float(row[name]) for name in ("wer", "cer")}
+            for row in itertools.islice(itertools.chain([found], *others), MOST_GROUPS)
+        ]
+        return {
+            "groups": groups,
+            "before": started_at is not None and _time(found["evaluated_at"]) < _time(started_at),
+            **{name: str(found[name]) for name in ("evaluated_at", "references")},
+            **{name: int(found[name]) for name in ("missing", "failed")},
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None  # none was made, or by another version
+
+
 def _values(
-    store: OutputStore, report: Report, details: Details, *, uri: str, at_the_end: bool
+    store: OutputStore,
+    report: Report,
+    details: Details,
+    config: dict[str, Any],
+    *,
+    at_the_end: bool,
 ) -> dict[str, Any]:
     status, counts = load_status(store), report.statistics
-    config = store.read_json(CONFIG_NAME) or {}
     run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     classifies = config.get("pipeline") == CLASSIFY_AUDIO
     # To the lock, a run that writes its page as it ends still runs.
@@ -158,15 +300,15 @@ def _values(
     snapshot = status.snapshot or report.snapshot
     return {
         "report": report,
+        "name": formatting.name_of(report.uri),
         "counts": counts,
         "accounting": counts.accounting,
+        "accuracy": _accuracy(store, started_at=run.get("started_at")),
         "details": details,
         "classifies": classifies,
         "finished": state == FINISHED,
         "alive": status.alive and not at_the_end,
-        "written_at": datetime.datetime.now(datetime.UTC),
-        # Files are linked to only from a page that lies on this machine.
-        "link": partial(link, folder=parent(uri) if scheme_of(uri) == LOCAL else None),
+        "written_at": _now(),
         "badge": _BADGES.get(state, ""),
         "state": _sentence(words),
         "advice": f"{_sentence(advice)}." if advice else "",
@@ -183,6 +325,14 @@ def _values(
         "settings": list(_settings(config)),
         "versions": run.get("versions") or {},
     }
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(text)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _sentence(words: str) -> str:

@@ -140,7 +140,7 @@ def finish(
         RUN_NAME,
         {
             **asdict(run),
-            "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "schema_version": SCHEMA_VERSION,
             "model": safe_config(config)["model"]["checkpoint"],
             "model_revision": model_revision,

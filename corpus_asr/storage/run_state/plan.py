@@ -7,8 +7,9 @@ listing hold URIs as they were given, signatures included, until the run is fini
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
 from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
+from corpus_asr.storage.run_state.sample import FileSample
 from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     OutputStore,
@@ -60,6 +62,14 @@ class Plan:
     num_packs: int = 0
     num_excluded: int = 0  # left out by `source.exclude`, or lying in the output folder
     num_duplicates: int = 0  # named more than once; listed once
+    remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
+    """The remaining recordings by type and size; of no use in a file."""
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the numbers for JSON."""
+        return {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "remaining"
+        }
 
 
 def make_plan(
@@ -147,7 +157,11 @@ def _list_source(
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
-            ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))
+            names = remaining["recording_id"].to_pylist()
+            ids.append(np.array(names, "S16"))
+            plan.remaining.add(
+                names, remaining["uri"].to_pylist(), remaining["size_bytes"].to_pylist()
+            )
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]

@@ -8,14 +8,14 @@ import platform
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from enum import StrEnum
 from importlib import metadata
 from typing import Any, Final
 
-from corpus_asr.activity import Activity, FailureCount
+from corpus_asr.activity import Activity, Estimate, FailureCount, clock_time, in_hours, rtfx
 from corpus_asr.confidence import FEATURES, ConfidenceModel
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig, SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.logs import event
 from corpus_asr.storage.model_files import full_name
@@ -27,7 +27,9 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
 )
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, redact_uri, without_secrets
+from corpus_asr.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -52,28 +54,95 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """A run at one moment; times are ISO 8601 by the driver's clock."""
+class Standing:
+    """How far a run is; `_s` are seconds, other counts are recordings that were left to do."""
+
+    elapsed_s: float
+    """Wall time since the run began, listing and the start of Ray included."""
+    planned: int
+    files: int
+    """Of the planned, those whose last part is committed."""
+    failed: int
+    audio_s: float
+    """Audio committed."""
+    rtfx: float
+    """`audio_s` per second of `elapsed_s`."""
+    audio_done_s: float = 0.0
+    """Audio that is through the engines, committed or not: what the estimates go by."""
+    audio_expected_s: float | None = None
+    """Estimate of the audio of all planned recordings; null without a ground for one."""
+    audio_expected_range_s: tuple[float, float] | None = None
+    """What holds it about eight times in ten; so for `eta_range_s`."""
+    eta_s: float | None
+    """Estimate of the time until all is transcribed; null without a ground for one."""
+    eta_range_s: tuple[float, float] | None = None
+    extract: str = ""
+    """What extraction did in the last seconds: busy, blocked, idle ..."""
+    transcribe: str = ""
+    """What the engines did in the last seconds."""
+
+    @property
+    def remaining(self) -> int:
+        """Recordings that are neither done nor failed."""
+        return max(0, self.planned - self.files)
+
+    @property
+    def audio_expected(self) -> Estimate | None:
+        """The audio of all planned recordings, in seconds."""
+        return _estimate(self.audio_expected_s, self.audio_expected_range_s)
+
+    @property
+    def eta(self) -> Estimate | None:
+        """The time that is left, in seconds."""
+        return _estimate(self.eta_s, self.eta_range_s)
+
+    @property
+    def share_done(self) -> float | None:
+        """Of the expected audio, what is through the engines; None without an estimate."""
+        if not self.remaining:
+            return 1.0
+        if not self.audio_expected_s:
+            return None
+        # All of it is through before the last of it is committed.
+        return min(0.99, self.audio_done_s / self.audio_expected_s)
+
+    def words(self) -> dict[str, str]:
+        """Return what there is to say of it, by what it is about."""
+        share, eta, expected_s = self.share_done, self.eta, self.audio_expected_s
+        unit, (done, expected) = in_hours(self.audio_done_s, expected_s or 0.0)
+        audio = f"{done} {unit} of audio"
+        if share is not None and expected_s is not None:
+            audio = f"{share:.0%}, {done} of {expected} {unit}"
+        return {
+            "files": f"{self.files:,} of {counted(self.planned, 'file')}, {self.failed:,} failed",
+            "audio": audio,
+            # Before the first commit it would look as if nothing went on.
+            "speed": f"RTFx {self.rtfx:,.1f}" if self.audio_s else "RTFx unknown",
+            "time": f"elapsed {clock_time(self.elapsed_s)}, "
+            f"ETA {'unknown' if eta is None else eta.clock_words()}",
+            "stages": f"extract: {self.extract}, transcribe: {self.transcribe}",
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot(Standing):
+    """A run at one moment: `_run/progress.json`; times of day are the driver's, in ISO 8601."""
 
     run_id: str
     state: str
     """`transcribed`: the tables are being finished; `stopped`: it ended before all is committed."""
     started_at: str
     written_at: str
-    elapsed_s: float
     host: str
     pid: int
     listed: int
-    done_before: int  # of the listed recordings, those that earlier runs had committed
-    planned: int
+    done_before: int
+    """Of the listed recordings, those that earlier runs had committed."""
     planned_bytes: int
-    files: int  # of the planned, those whose last part is committed; those of the other counts, too
-    failed: int
     parts: int
-    parts_retried: int  # parts that were tried more than once because a worker died
-    audio_s: float
-    rtfx: float  # hours of audio committed per hour
-    eta_s: float | None
+    """Parts committed."""
+    parts_retried: int
+    """Parts that were tried more than once because a worker died."""
     last_commit_at: str | None
     extract_workers: int
     transcribe_workers: int
@@ -83,14 +152,17 @@ class Snapshot:
     """How it came to this: moments about evenly spaced, the last of them this one."""
 
     @property
-    def remaining(self) -> int:
-        """Recordings that are neither done nor failed."""
-        return max(0, self.planned - self.files)
-
-    @property
     def parts_uncommitted(self) -> int:
         """Parts with a result that wait to be committed; those without speech are not seen."""
         return max(0, self.activity.parts_transcribed - self.parts)
+
+    def after(self, speed: "Speed") -> "Snapshot":
+        """Return it with the figures of the whole run, once that has finished."""
+        return replace(self, audio_s=speed.audio_s, elapsed_s=speed.wall_s, rtfx=speed.rtfx)
+
+
+def _estimate(value: float | None, between: tuple[float, float] | None) -> Estimate | None:
+    return None if value is None or between is None else Estimate(value, *between)
 
 
 def write_snapshot(store: OutputStore, snapshot: Snapshot) -> None:
@@ -105,11 +177,15 @@ def read_snapshot(store: OutputStore) -> Snapshot | None:
         history = values.get("history", ())
         values["history"] = tuple(Moment(**_values(Moment, then)) for then in history)
         values["activity"] = Activity.from_data(values["activity"])
+        for name in ("audio_expected_range_s", "eta_range_s"):
+            if values.get(name) is not None:
+                low, high = values[name]
+                values[name] = (low, high)
         values["failures"] = tuple(
             FailureCount(**{**count, "examples": tuple(count["examples"])})
             for count in values["failures"]
         )
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return Snapshot(**values)
 
@@ -120,6 +196,30 @@ def _values(kind: type, data: Any) -> dict[str, Any]:
         for field in fields(kind)
         if field.name in data or field.default is MISSING
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a finished run did in which time; the one place that every figure of it comes from."""
+
+    audio_s: float
+    """Audio that it committed."""
+    wall_s: float
+    """From before it listed anything until its tables were finished."""
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio per second."""
+        return rtfx(self.audio_s, self.wall_s)
+
+
+def speed_of(run: Mapping[str, Any]) -> Speed:
+    """Return the speed of the run that a run.json is of."""
+    started, finished = (
+        datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
+    )
+    audio_s = run.get("committed", {}).get("audio_s", 0.0)
+    return Speed(audio_s, (finished - started).total_seconds())
 
 
 CALIBRATION_NAME: Final = "calibration.json"
@@ -218,6 +318,20 @@ def _safe(value: Any) -> Any:
     return value
 
 
+def source_options(store: OutputStore) -> StoreOptions:
+    """Return how a run reached its recordings; the defaults where the tables came without it."""
+    config = store.read_json(CONFIG_NAME)
+    if config is None:
+        return DEFAULT_STORE
+    try:
+        return StoreOptions.of(SourceSettings.model_validate_json(json.dumps(config["source"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"reading {CONFIG_NAME} of a run: found no usable settings of its source ({error}), "
+            "expected those that this version of the program writes; use the version that made it"
+        ) from error
+
+
 def code_versions() -> dict[str, str]:
     """Return the versions of everything that takes part in a run and is installed."""
     versions = {"python": platform.python_version()}
@@ -235,10 +349,19 @@ RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
+EVALUATION_NAME = "evaluation.json"
+
+
+def failures_name(page: str) -> str:
+    """Return the name of the CSV file of all failures that lies next to a page."""
+    return f"{page.removesuffix('.html')}.failures.csv"
+
+
 ARCHIVE_NOTE_NAME = "_run/aside.json"
 EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
 _ARCHIVED_NAMES = (
-    RUN_NAME, REPORT_NAME, PAGE_NAME, CALIBRATION_NAME, CONFIG_NAME, FINGERPRINT_NAME,
+    RUN_NAME, REPORT_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
+    CONFIG_NAME, FINGERPRINT_NAME,
 )  # fmt: skip
 _TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
@@ -263,14 +386,14 @@ class Run:
 
     run_id: str
     fingerprint: str
-    started_at: str
+    started_at: str  # before it listed anything
     continues: bool  # whether earlier runs with the same fingerprint left results in this folder
 
 
 def result_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that change results, flat and by their names in the YAML."""
     classifies = config.pipeline == CLASSIFY_AUDIO
-    flat: dict[str, Any] = {"model.dtype": config.model.dtype}
+    flat: dict[str, Any] = {"model.compute_type": config.model.compute_type}
     for section in ("extract", "classification" if classifies else "decoding"):
         settings = getattr(config, section).model_dump(mode="json")
         flat |= {f"{section}.{key}": value for key, value in settings.items()}
@@ -346,14 +469,18 @@ def begin_run(
     *,
     run_id: str | None = None,
     new_run: bool = False,
+    started: datetime.datetime | None = None,
 ) -> Run:
-    """Begin a run in an output folder, or continue the ones before it; no `_SUCCESS` meanwhile."""
+    """Begin a run in an output folder, or continue the ones before it; no `_SUCCESS` meanwhile.
+
+    It `started` now, if it did not list and plan before.
+    """
     earlier = check_fingerprint(store, config, fingerprint, new_run=new_run)
-    now = datetime.datetime.now(datetime.UTC)
+    started = started or datetime.datetime.now(datetime.UTC)
     run = Run(
         run_id=run_id or new_run_id(),
         fingerprint=fingerprint,
-        started_at=now.isoformat(timespec="seconds"),
+        started_at=started.isoformat(timespec="milliseconds"),
         continues=earlier is Earlier.same,
     )
     if earlier is Earlier.other:

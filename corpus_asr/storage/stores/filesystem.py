@@ -110,18 +110,20 @@ def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple[Abstrac
     return filesystem, str(filesystem._strip_protocol(uri))
 
 
-def open_binary(uri: str, options: StoreOptions = DEFAULT_STORE) -> io.BufferedReader:
+def open_binary(
+    uri: str, options: StoreOptions = DEFAULT_STORE, *, block_bytes: int | None = None
+) -> io.BufferedReader:
     """Open an object for reading by ranges; opening and later reads raise a `FetchError`."""
     try:
-        return _open(uri, options)
+        return _open(uri, options, block_bytes=block_bytes)
     except ConfigError as error:
         # One bad address among many is that recording's failure.
         raise FetchError(str(error), uri=uri, kind=UNSUPPORTED_SCHEME, retryable=False) from error
 
 
-def _open(uri: str, options: StoreOptions) -> io.BufferedReader:
+def _open(uri: str, options: StoreOptions, *, block_bytes: int | None = None) -> io.BufferedReader:
     uri = normalize(uri)
-    raw = RangeFile(store_for(uri, options), uri, policy=options.policy)
+    raw = RangeFile(store_for(uri, options), uri, policy=options.policy, block_bytes=block_bytes)
     return io.BufferedReader(raw, READ_BUFFER_BYTES)
 
 
@@ -249,10 +251,12 @@ class RangeFile(io.RawIOBase):
     Opening and reading raise a `FetchError`, of kind `changed` where the object was replaced.
     """
 
-    def __init__(self, store: Store, uri: str, *, policy: RetryPolicy) -> None:
+    def __init__(
+        self, store: Store, uri: str, *, policy: RetryPolicy, block_bytes: int | None = None
+    ) -> None:
         super().__init__()
         self._store, self._uri, self._policy = store, uri, policy
-        self._block_bytes = BLOCK_BYTES
+        self._block_bytes = block_bytes or BLOCK_BYTES
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead: tuple[int, Future[bytes]] | None = None

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import json
 import socket
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,12 +19,14 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, REFUSED_HOST, TIMEOUT
 from corpus_asr.storage.stores.host_allowlist import WEB, HostRules, Verdict, host_of, is_public
+from corpus_asr.storage.stores.host_health import HostHealth
 from corpus_asr.storage.stores.store import (
     ObjectInfo,
     RangesUnsupportedError,
     RetryPolicy,
     Store,
     StoreError,
+    failure_of,
     from_os_error,
     from_status,
     with_retries,
@@ -40,13 +43,16 @@ _IDENTITY = {"Accept-Encoding": "identity"}
 _RANGES_MISSING = 200
 _REDIRECTS = {301, 302, 303, 307, 308}
 MAX_REDIRECTS = 10
+# Slower than speech at 64 kbit/s is played.
+LEAST_BYTES_PER_S = 8_000
+_HEALTH = HostHealth()  # of the process: what one worker's files found spares the next ones
 
 
 def web_failure(error: Exception) -> StoreError:
     """Translate what a connection raised; no text holds the address."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
-    if isinstance(error, aiohttp.InvalidURL):
+    if isinstance(error, aiohttp.InvalidURL | UnicodeError):  # also of a redirect
         return StoreError(FETCH, "no valid http URL")
     if isinstance(error, aiohttp.ClientSSLError):
         return StoreError(FETCH, f"no trusted connection ({type(error).__name__})")
@@ -70,7 +76,8 @@ def _info(headers: Mapping[str, str], size_bytes: int | None) -> ObjectInfo:
 
 
 def _decimal(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() else None
+    size = int(text) if text and text.isdecimal() and len(text) <= 19 else None
+    return size if size is not None and size < 2**63 else None  # what a column of sizes can hold
 
 
 class _PublicResolver(AbstractResolver):
@@ -177,7 +184,20 @@ class WebStore(Store):
         async def limited() -> T:
             return await asyncio.wait_for(ask(), limit_s)
 
-        result: T = sync(self.filesystem.loop, limited)
+        host, started_s = urllib.parse.urlsplit(uri).netloc.rpartition("@")[2], time.monotonic()
+        _HEALTH.check(host)
+        try:
+            result: T = sync(self.filesystem.loop, limited)
+        except RangesUnsupportedError:
+            _HEALTH.succeeded(host)
+            raise
+        except Exception as raised:
+            error = failure_of(raised, self)
+            if not error.transient:  # an answer, if not the wanted one
+                _HEALTH.succeeded(host)
+                raise error from raised
+            raise _HEALTH.failed(host, error, started_s=started_s) from raised
+        _HEALTH.succeeded(host)
         return result
 
     def info(self, uri: str) -> ObjectInfo:
@@ -215,12 +235,17 @@ class WebStore(Store):
         return self._request("GET", uri, headers, use, limit_s=self._policy.request_timeout_s)
 
     def download(self, uri: str, target: IO[bytes]) -> None:
-        """Write the whole object to `target`; silence is limited, the total time is not."""
+        """Write the whole object to `target`; silence and slowness are limited, not the time."""
 
         async def use(response: aiohttp.ClientResponse) -> None:
             expected = _decimal(response.headers.get("Content-Length"))
+            started_s = time.monotonic()
             async for piece in response.content.iter_chunked(MEBIBYTE):
                 target.write(piece)
+                took_s = time.monotonic() - started_s
+                if target.tell() < (took_s - self._policy.request_timeout_s) * LEAST_BYTES_PER_S:
+                    found = f"too slow: {target.tell():,} bytes in {took_s:.0f} s"
+                    raise StoreError(TIMEOUT, found, transient=True, attempts=1)
             if expected is not None and target.tell() != expected:
                 found = f"short read: {target.tell()} bytes, expected {expected}"
                 raise StoreError(FETCH, found, transient=True)

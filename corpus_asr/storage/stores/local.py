@@ -23,6 +23,7 @@ from corpus_asr.storage.stores.store import (
     StoreError,
     from_os_error,
 )
+from corpus_asr.storage.stores.uri import escaped_path, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +43,24 @@ def _require_regular(status: os.stat_result) -> None:
         raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):
         # Opening a pipe would wait for a writer that may never come.
-        raise StoreError(FETCH, "found a pipe, socket or device, expected a regular file")
+        raise StoreError(
+            FETCH,
+            "found a pipe, socket or device, which can be read only once, expected a regular file",
+            advice="save what comes from it to a file, and name that",
+        )
 
 
 class LocalStore(Store):
     """Files of this machine, or of a folder mounted on it."""
 
     def info(self, uri: str) -> ObjectInfo:
-        status = os.stat(uri)
+        status = os.stat(local_path(uri))
         _require_regular(status)
         return _info(status)
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
         self.info(uri)
-        descriptor = os.open(uri, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(local_path(uri), os.O_RDONLY | os.O_CLOEXEC)
         try:
             info = _info(os.fstat(descriptor))
             return b"".join(_pieces(descriptor, start, end)), info
@@ -109,7 +114,7 @@ class LocalStore(Store):
         # Links are followed; a folder that contains itself through a link is entered once. What
         # cannot be looked at (a dangling link, a loop of links, a folder without permission) is
         # listed without size: reading it then fails as that recording's failure.
-        folder = prefix.rpartition("/")[0] or "/"
+        folder = local_path(prefix.rpartition("/")[0] or "/")
         yield from _walk(folder, _scan(folder), depth, frozenset([_identity(folder)]))
 
 
@@ -237,13 +242,13 @@ def _walk(
             if from_os_error(error).transient:  # a whole folder would go missing
                 raise
             logger.warning("listing: cannot enter folder=%s (%s)", path, error.strerror)
-            yield Page([path], [None], [None])
+            yield Page([escaped_path(path)], [None], [None])
             continue
         if found is not None:
             yield from _walk(path, found, below, above | {identity})
 
 
-# Names travel as bytes: those that are not UTF-8 are refused by the listing, with their name.
+# Names travel as bytes: Arrow's texts hold none that is no UTF-8.
 _FOLDER = pa.schema([("name", pa.binary()), ("size", pa.int64()), ("etag", pa.string())])
 _Row = tuple[bytes, int | None, str | None]
 
@@ -297,5 +302,5 @@ def _sorted_pages(folder: str, files: pa.Table) -> Iterator[Page]:
     for start in range(0, len(ordered), PAGE_ROWS):
         page = ordered.slice(start, PAGE_ROWS)
         names = (os.fsdecode(name) for name in page["name"].to_pylist())
-        yield Page([base + name for name in names], page["size"].to_pylist(),
+        yield Page([escaped_path(base + name) for name in names], page["size"].to_pylist(),
                    page["etag"].to_pylist())  # fmt: skip

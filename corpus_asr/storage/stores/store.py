@@ -1,5 +1,6 @@
 """What every store offers, how often it is asked again, and what its failures become."""
 
+import email.utils
 import errno
 import logging
 import random
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import IO, NamedTuple, TypeVar
 
-from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.errors import CorpusAsrError, FetchError, encodable
 from corpus_asr.failure_kinds import (
     ACCESS_DENIED,
     CHANGED,
@@ -65,6 +66,11 @@ class ObjectInfo:
 
     size_bytes: int | None
     etag: str | None  # names the version; of local files made of size and modification time
+
+    def __post_init__(self) -> None:
+        """Keep a header's bytes that are no UTF-8 as escapes: the version goes into tables."""
+        if self.etag is not None:
+            object.__setattr__(self, "etag", encodable(self.etag))
 
 
 class Page(NamedTuple):
@@ -144,8 +150,7 @@ class RetryPolicy:
     def wait_s(self, failures: int, *, at_least_s: float = 0.0) -> float:
         """Return the pause after the `failures`-th failure (from 1)."""
         longest = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
-        asked_for = min(at_least_s, self.longest_wait_s)
-        return max(asked_for, random.uniform(0.5, 1.0) * longest)
+        return max(at_least_s, random.uniform(0.5, 1.0) * longest)
 
 
 DEFAULT_POLICY = RetryPolicy()
@@ -176,7 +181,10 @@ def with_retries(
             late = time.monotonic() + wait_s - started > policy.patience_s
             few += error.attempts is not None
             enough = failures == policy.attempts or few == error.attempts
-            if not error.transient or enough or (late and failures >= FEW_ATTEMPTS):
+            # Sooner than a store asks for would be no use, later than patience lasts neither.
+            asked_too_long = late and error.retry_after_s > policy.longest_wait_s
+            few_left = late and failures >= FEW_ATTEMPTS
+            if not error.transient or enough or few_left or asked_too_long:
                 raise fetch_error(doing, uri, error, attempts=failures) from error
             thread = threading.get_ident()
             _retries_of_threads[thread] = _retries_of_threads.get(thread, 0) + 1
@@ -231,8 +239,16 @@ def from_os_error(error: OSError) -> StoreError:
 
 
 def asked_wait_s(retry_after: str | None) -> float:
-    """Return the seconds of a Retry-After header; 0 where it is missing or a date."""
-    return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+    """Return the seconds of a Retry-After header, a number or a date; 0 without a valid one."""
+    if not retry_after:
+        return 0.0
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        when = email.utils.parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    return max(0.0, when.timestamp() - time.time())
 
 
 def from_status(status: int, reason: str, *, retry_after: str | None = None) -> StoreError:

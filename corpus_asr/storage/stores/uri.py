@@ -4,10 +4,12 @@ import hashlib
 import os
 import re
 
-from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.errors import ConfigError, CorpusAsrError, encodable
 
 LOCAL = "file"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://", re.ASCII)
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what `os.fsdecode` makes of such a byte
+_ESCAPED_BYTE = re.compile(r"\\x([89a-f][0-9a-f])")
 _S3_ALIASES = {"s3a": "s3", "s3n": "s3"}
 _HTTP = ("http://", "https://")
 
@@ -33,7 +35,11 @@ def scheme_of(uri: str) -> str:
 
 
 def normalize(uri: str) -> str:
-    """Return the one spelling of a URI that identities are made from."""
+    r"""Return the one spelling of a URI that identities are made from.
+
+    UTF-8 can write it: a byte of a local name that is no UTF-8 becomes an escape such as `\xff`,
+    by which `local_path` finds the file again.
+    """
     if not uri or "\0" in uri:
         raise ConfigError(
             f"reading the URI {uri!r}: it is empty or holds a null character, expected a path or "
@@ -44,9 +50,25 @@ def normalize(uri: str) -> str:
     if scheme == LOCAL:
         if match and rest.startswith("localhost/"):
             rest = rest.removeprefix("localhost")
-        return os.path.abspath(os.path.expanduser(rest) if rest.startswith("~/") else rest)
+        path = os.path.abspath(os.path.expanduser(rest) if rest.startswith("~/") else rest)
+        return escaped_path(path)
     # What follows stays as written: keys are case-sensitive and may hold "..", "//" and "%20".
-    return f"{scheme}://{rest}"
+    return encodable(f"{scheme}://{rest}")
+
+
+def escaped_path(path: str) -> str:
+    r"""Return a local path as UTF-8 can write it: U+DCFF, which stands for byte 0xFF, as `\xff`."""
+    return encodable(_NO_UTF8.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:x}", path))
+
+
+def local_path(uri: str) -> str:
+    """Return the path of a local URI, escapes of bytes that are no UTF-8 undone.
+
+    A file whose name has such a text literally is found first.
+    """
+    if not _ESCAPED_BYTE.search(uri) or os.path.lexists(uri):
+        return uri
+    return _ESCAPED_BYTE.sub(lambda byte: chr(0xDC00 + int(byte[1], 16)), uri)
 
 
 def join(folder: str, name: str) -> str:
@@ -76,7 +98,7 @@ def resolve(uri: str, *, folder: str) -> str:
     if not uri or _SCHEME.match(uri) or uri.startswith("/"):
         return normalize(uri)
     if scheme_of(folder) == LOCAL:
-        return os.path.abspath(os.path.join(folder, uri))
+        return escaped_path(os.path.abspath(os.path.join(folder, uri)))
     # A key may hold "..", so only leading steps are walked.
     base = folder.rstrip("/")
     root = re.match(_SCHEME.pattern + "[^/]*", base)

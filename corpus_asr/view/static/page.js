@@ -1,23 +1,45 @@
-// What both pages share: asking the server, making elements, saying times. Text only ever becomes
+// What the pages share: asking the server, making elements, saying times. Text only ever becomes
 // text: nothing here takes HTML.
 
-export async function ask(name, parameters = {}, signal = undefined) {
+export function parametersOf(parameters) {
   const query = new URLSearchParams();
   for (const [key, value] of Object.entries(parameters)) {
     if (value !== "" && value !== null && value !== undefined && value !== false) {
       query.set(key, value === true ? "1" : value);
     }
   }
+  return query;
+}
+
+export function ask(name, parameters = {}, signal = undefined) {
+  return answered(`api/${name}?${parametersOf(parameters)}`, { signal });
+}
+
+// What changes something says so in a header that pages of other sites cannot send.
+export function send(path, body) {
+  return answered(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "X-Corpus-ASR": "1" },
+    body: JSON.stringify(body),
+  });
+}
+
+async function answered(path, options) {
   let response;
   try {
-    response = await fetch(`api/${name}?${query}`, { signal });
+    response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer: look at what it says in its terminal; if it has ended, start it again and open what it prints.");
   }
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
-  return answer;
+  if (response.ok) return answer;
+  // The session has ended: the same page asks for the password.
+  if (response.status === 401 && path !== "login") location.reload();
+  const error = new Error(answer.error);
+  error.status = response.status;
+  error.seen = answer.seen;
+  throw error;
 }
 
 export function element(tag, properties = {}, ...children) {
@@ -50,7 +72,7 @@ export function long(seconds) {
 }
 
 export function percent(share) {
-  return `${Math.round(share * 100)} %`;
+  return `${Math.round(share * 100)}%`;
 }
 
 export function counted(count, noun) {
@@ -58,6 +80,20 @@ export function counted(count, noun) {
 }
 
 const names = new Intl.DisplayNames(["en"], { type: "language", fallback: "code" });
+
+// What a person said of a segment: a badge with the model's text and who it was.
+export function correctionBadge(correction) {
+  const badge = element("span", { className: "badge corrected" }, correction.changed ? "corrected" : "checked");
+  badge.title = aboutCorrection(correction);
+  return badge;
+}
+
+export function aboutCorrection({ changed, checked, original, name, saved_at }) {
+  const who = name ? ` by ${name}` : "";
+  const done = [changed ? "corrected" : "", checked ? "checked" : ""].filter(Boolean).join(" and ");
+  const by = `${done}${who} on ${saved_at.slice(0, 10)}`;
+  return changed ? `Original: ${original}\n${by}` : by;
+}
 
 export function language(code) {
   try {

@@ -1,17 +1,17 @@
-// The player at the foot of a page. Browsers play most recordings as they are; what they do not,
-// or not rightly, the server decodes.
+// The player at the foot of a page. Browsers play most recordings as they are, with their pictures;
+// what they do not, or not rightly, the server decodes.
 
 import { ask, clock, element } from "./page.js";
 
 const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2];
 
 export class Player {
-  constructor(bar, { onTime = () => {}, buttons = [] }) {
+  constructor(bar, { onTime = () => {}, onSound = () => {}, buttons = [], above = null }) {
     this.bar = bar;
     this.onTime = onTime;
+    this.onSound = onSound;
     this.id = null;
     this.wish = null; // where to go once it is known how long the recording is
-    this.audio = element("audio", { controls: true, preload: "metadata" });
     this.title = element("bdi", {});
     this.note = element("p", { className: "small note", role: "status" });
     this.speed = element("select", { title: "Speed" }, ...SPEEDS.map((one) => element("option", { value: one, selected: one === 1 }, `${one}×`)));
@@ -20,14 +20,40 @@ export class Player {
       element("label", {}, element("span", { className: "unseen" }, "Speed"), this.speed),
       element("label", {}, element("span", { className: "unseen" }, "Sound"), this.sound));
     this.controls = element("div", { className: "controls" }, ...buttons, this.choices);
-    bar.replaceChildren(element("p", { className: "small now-playing" }, this.title), this.audio, this.controls, this.note);
+    bar.replaceChildren(...[element("p", { className: "small now-playing" }, this.title), above, this.controls, this.note].filter(Boolean));
+    this.use("audio");
     this.speed.addEventListener("change", () => {
       this.audio.playbackRate = Number(this.speed.value);
     });
-    this.sound.addEventListener("change", () => this.load(this.time, this.playing));
-    this.audio.addEventListener("loadedmetadata", () => this.arrive());
-    this.audio.addEventListener("error", () => this.fail());
-    for (const name of ["timeupdate", "seeked", "play", "pause"]) this.audio.addEventListener(name, () => this.onTime(this.time));
+    this.sound.addEventListener("change", () => {
+      this.load(this.time, this.playing);
+      this.onSound(this.channel);
+    });
+  }
+
+  // Let the element be of one kind, `audio` or `video`.
+  use(kind) {
+    if (this.audio?.localName === kind) return;
+    const made = element(kind, { controls: true, preload: "metadata" });
+    made.addEventListener("loadedmetadata", () => made === this.audio && this.arrive());
+    made.addEventListener("error", () => made === this.audio && this.fail());
+    for (const name of ["timeupdate", "seeked", "play", "pause"]) {
+      made.addEventListener(name, () => made === this.audio && this.onTime(this.time));
+    }
+    if (this.audio) {
+      this.audio.pause();
+      this.audio.removeAttribute("src");
+      this.audio.load(); // ends its request
+      this.audio.replaceWith(made);
+    } else {
+      this.bar.insertBefore(made, this.controls);
+    }
+    this.audio = made;
+  }
+
+  // The channel that is heard alone, or an empty text.
+  get channel() {
+    return ["as_it_is", "decoded", ""].includes(this.sound.value) ? "" : this.sound.value;
   }
 
   get time() {
@@ -56,6 +82,7 @@ export class Player {
       return this.say(error.message);
     }
     if (this.id !== id) return undefined;
+    this.mayBeVideo = told.may_be_video;
     this.audio.hidden = this.choices.hidden = !["ok", "changed"].includes(told.state);
     if (this.audio.hidden) return this.say(`No audio: ${told.message}`);
     if (told.state === "changed") this.say("This recording has changed since it was transcribed: audio and text may differ.");
@@ -68,7 +95,8 @@ export class Player {
   load(at, play) {
     const query = new URLSearchParams({ id: this.id });
     if (this.sound.value !== "as_it_is") query.set("decode", "1");
-    if (!["as_it_is", "decoded"].includes(this.sound.value)) query.set("channel", this.sound.value);
+    if (this.channel) query.set("channel", this.channel);
+    this.use(this.mayBeVideo && this.sound.value === "as_it_is" ? "video" : "audio");
     this.wish = { at, play };
     this.audio.src = `audio?${query}`;
     this.audio.load();
@@ -76,6 +104,8 @@ export class Player {
   }
 
   arrive() {
+    // Many containers of video hold sound alone.
+    this.audio.classList.toggle("picture", Boolean(this.audio.videoWidth));
     this.audio.playbackRate = Number(this.speed.value);
     const wish = this.wish;
     this.wish = null;
@@ -124,9 +154,8 @@ export class Player {
       return;
     }
     const at = this.time;
-    const channel = ["as_it_is", "decoded"].includes(this.sound.value) ? "" : this.sound.value;
     try {
-      const told = await ask("sound", { id: this.id, decode: true, channel });
+      const told = await ask("sound", { id: this.id, decode: true, channel: this.channel });
       this.say(told.message ? `No audio: ${told.message}` : `Playback stopped at ${clock(at)}: the server could not read the rest; try again.`);
     } catch (error) {
       this.say(error.message);

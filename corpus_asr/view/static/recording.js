@@ -1,9 +1,11 @@
 // The page of one recording: its transcript, its player, and the moment that both are at, which
 // also stands in the address behind the #.
 
-import { STATES, ask, byId, clock, counted, element, inField, language, long } from "./page.js";
+import { Editor } from "./editor.js";
+import { STATES, ask, byId, clock, counted, element, inField, language, long, send } from "./page.js";
 import { Player } from "./player.js";
 import { Transcript } from "./transcript.js";
+import { Waveform } from "./waveform.js";
 
 const STEP_S = 5;
 const EVERY_MS = 10_000;
@@ -11,6 +13,8 @@ const id = new URLSearchParams(location.search).get("id") ?? "";
 
 let info = null;
 let transcript = null;
+let editor = null;
+let waveform = null;
 let at = 0; // the moment that was last gone to, or is heard
 let hits = { query: "", starts: [], total: 0, pages: 0, index: -1 };
 
@@ -20,8 +24,11 @@ const button = (text, title, action) => {
   return made;
 };
 const follow = button("Follow", "Scroll along (f)", () => following(follow.getAttribute("aria-pressed") !== "true"));
+const picture = element("div", {});
 const player = new Player(byId("player"), {
   onTime: heard,
+  onSound: (channel) => waveform?.listen(channel),
+  above: picture,
   buttons: [
     follow,
     button("‹ doubtful", "Doubtful word before (p)", () => doubtful(true)),
@@ -43,9 +50,11 @@ function complain(message) {
 
 function heard(time) {
   at = time;
+  waveform?.move(time);
   if (!transcript) return;
   const shown = transcript.show(time);
   if (!player.playing || follow.getAttribute("aria-pressed") !== "true") return;
+  if (document.activeElement?.closest(".editor")) return; // what is written stays in view
   if (!shown) {
     transcript.reveal(time);
     return;
@@ -65,6 +74,7 @@ async function go(time, { play = player.playing, reveal = true } = {}) {
   at = time;
   history.replaceState(null, "", `#t=${time.toFixed(2)}`);
   player.go(time, play);
+  waveform?.move(time);
   transcript?.show(time);
   if (reveal) await transcript?.reveal(time);
 }
@@ -137,6 +147,58 @@ function tellHits() {
   byId("hit-before").hidden = byId("hit-after").hidden = !hits.total;
 }
 
+function describeStale() {
+  byId("stale").hidden = !info.stale.length;
+  byId("stale-title").textContent = `${counted(info.stale.length, "correction")} not applied`;
+  byId("stale-list").replaceChildren(...info.stale.map((one) => {
+    const time = button(clock(one.start_s), "Go there", () => go(one.start_s, { play: false }));
+    time.classList.add("time");
+    const dismiss = info.editable ? button("Dismiss", "Forget this correction", async () => {
+      try {
+        await send("api/correct", { id, dismiss: one.id });
+        await update();
+      } catch (error) {
+        complain(error.message);
+      }
+    }) : null;
+    return element("li", {}, time, " ", element("bdi", { className: "quiet" }, one.original), " → ", element("bdi", {}, one.text || "(text removed)"), one.name ? element("span", { className: "quiet" }, ` by ${one.name}`) : null, " ", dismiss);
+  }));
+}
+
+// What others have saved meanwhile, in other windows or through other servers.
+async function update() {
+  const told = await ask("recording", { id });
+  byId("news").hidden = told.segments === info.segments && told.state === info.state;
+  if (told.edition !== info.edition) {
+    info.edition = told.edition;
+    info.stale = told.stale;
+    describeStale();
+    await transcript.refresh();
+  }
+}
+
+function edit() {
+  const segment = info.editable && transcript?.segmentAt(at);
+  if (!segment) return;
+  segment.element.scrollIntoView({ block: "nearest" });
+  editor.edit(segment);
+}
+
+async function check() {
+  const segment = info.editable && transcript?.segmentAt(at);
+  if (!segment) return;
+  try {
+    const checked = !segment.told.correction?.checked;
+    await editor.check(segment);
+    player.say(`${checked ? "Checked" : "No longer checked"}: ${clock(segment.start_s)}`);
+    const following = [...byId("transcript").querySelectorAll(".segment")];
+    const next = following[following.indexOf(transcript.segmentAt(segment.start_s).element) + 1];
+    if (checked && next) await go(transcript.blocks[next.dataset.block].segments[next.dataset.at].start_s);
+  } catch (error) {
+    complain(error.message);
+  }
+}
+
 function describe() {
   document.title = info.name;
   byId("name").textContent = info.name;
@@ -159,6 +221,7 @@ function describe() {
   if (!info.has_words) byId("unit").textContent = "segment";
   for (const bound of ["low", "high"]) byId(bound).textContent = Math.round(info[`${bound}_confidence`] * 100);
   byId("form").hidden = byId("legend").hidden = player.controls.hidden = !info.segments;
+  for (const one of document.querySelectorAll(".editing")) one.hidden = !info.editable;
   if (!info.segments && !info.error) {
     byId("transcript").append(element("p", { className: "quiet" }, info.state === "unfinished" ? "It is not done yet." : "No speech was found in it."));
   }
@@ -172,9 +235,7 @@ function describe() {
 
 async function keepUp() {
   try {
-    const told = document.hidden ? info : await ask("recording", { id });
-    byId("news").hidden = told.segments === info.segments && told.state === info.state;
-    if (told.finished) return;
+    if (!document.hidden) await update();
   } catch (error) {
     complain(error.message);
   }
@@ -192,13 +253,15 @@ const KEYS = {
   f: () => following(follow.getAttribute("aria-pressed") !== "true"),
   c: copy,
   "/": () => byId("q").focus(),
+  e: edit,
+  v: check,
   "?": () => byId("keys").showModal(),
 };
 
 document.addEventListener("keydown", (event) => {
   if (inField(event.target) || event.ctrlKey || event.metaKey || event.altKey) return;
-  const own = event.target.closest?.("button, a, audio, summary");
-  if (own && (event.key === " " || (own.tagName === "AUDIO" && event.key.startsWith("Arrow")))) return;
+  const own = event.target.closest?.("button, a, audio, video, summary");
+  if (own && (event.key === " " || (["AUDIO", "VIDEO"].includes(own.tagName) && event.key.startsWith("Arrow")))) return;
   const action = KEYS[event.key];
   if (!action || !info) return;
   event.preventDefault();
@@ -226,7 +289,14 @@ following(true);
 try {
   info = await ask("recording", { id });
   describe();
-  transcript = new Transcript(byId("transcript"), info, { onPick: (time) => go(time, { play: true, reveal: false }).then(() => following(true)) });
+  const pick = (time) => go(time, { play: true, reveal: false }).then(() => following(true));
+  transcript = new Transcript(byId("transcript"), info, { onPick: pick, onEdit: info.editable ? (segment) => editor.edit(segment) : null });
+  editor = new Editor(transcript, id, { onPlay: pick, onSaved: ({ edition }) => (info.edition = edition) });
+  if (info.duration_s) {
+    waveform = new Waveform(id, info.duration_s, { onSeek: (time) => go(time) });
+    picture.replaceChildren(waveform.box);
+  }
+  describeStale();
   const query = new URLSearchParams(location.search).get("q") ?? "";
   byId("q").value = query;
   if (query && info.segments) await search(query);
@@ -236,7 +306,7 @@ try {
   await opening;
   if (at) player.go(at, false);
   tick();
-  if (!info.finished) setTimeout(keepUp, EVERY_MS);
+  setTimeout(keepUp, EVERY_MS);
 } catch (error) {
   complain(error.message);
 }

@@ -1,7 +1,8 @@
 // The first page: what is asked for stands in the address, so that going back works; results come
 // from the server, a page at a time, and anew when a run has gone on.
 
-import { STATES, ask, byId, clock, counted, element, inField, language, link, long, percent, pieces } from "./page.js";
+import { dateName, showFacets } from "./facets.js";
+import { STATES, ask, byId, clock, correctionBadge, counted, element, inField, language, link, long, parametersOf, percent, pieces, send } from "./page.js";
 import { Player } from "./player.js";
 
 const FIELDS = ["q", "show", "name", "state", "language", "label", "min_confidence", "max_confidence", "order", "recording_order"];
@@ -12,26 +13,31 @@ let run = null;
 let page = 0;
 let asking = null;
 let timer = 0;
+let place = { folder: "", date: "" }; // of the facets; the language is a field
+// Open where there is room: then it stands beside the results.
+byId("narrow").open = matchMedia("(min-width: 60rem)").matches;
 const player = new Player(byId("player"), {});
 
 function wanted() {
   const values = Object.fromEntries(FIELDS.map((name) => [name, byId(name).value.trim()]));
   values.whole_words = byId("whole_words").checked;
-  return values;
+  return { ...values, ...place };
 }
 
 function readAddress() {
   const query = new URLSearchParams(location.search);
-  for (const name of FIELDS) {
-    const field = byId(name);
-    const value = query.get(name) ?? "";
-    if (field.tagName === "SELECT" && value && ![...field.options].some((one) => one.value === value)) {
-      field.append(element("option", { value }, value));
-    }
-    field.value = value;
-  }
+  for (const name of FIELDS) fill(name, query.get(name) ?? "");
   byId("whole_words").checked = query.get("whole_words") === "1";
+  place = { folder: query.get("folder") ?? "", date: query.get("date") ?? "" };
   page = Math.max(0, Number.parseInt(query.get("page") ?? "1", 10) - 1) || 0;
+}
+
+function fill(name, value) {
+  const field = byId(name);
+  if (field.tagName === "SELECT" && value && ![...field.options].some((one) => one.value === value)) {
+    field.append(element("option", { value }, name === "language" ? language(value) : value));
+  }
+  field.value = value;
 }
 
 function writeAddress() {
@@ -57,6 +63,7 @@ async function showRun() {
     long(run.duration_s),
     counted(run.segments, run.classified ? "label" : "segment"),
   ];
+  if (run.corrections) parts.push(`${run.corrections.toLocaleString("en")} corrected or checked`);
   for (const state of ["failed", "no_speech", "unfinished"]) {
     if (run.states[state]) parts.push(`${run.states[state].toLocaleString("en")} ${STATES[state]}`);
   }
@@ -67,6 +74,7 @@ async function showRun() {
   choices("label", run.labels, (name) => name);
   byId("label-label").hidden = !run.classified;
   byId("language-label").hidden = run.classified;
+  byId("log-out").hidden = !run.asks_for_password;
   complain(run.problem);
 }
 
@@ -101,6 +109,7 @@ async function show() {
     if (error.name === "AbortError") return;
     results([], 0);
     byId("told").textContent = "";
+    byId("downloads").hidden = byId("narrow").hidden = true;
     complain(error.message);
   }
 }
@@ -115,27 +124,34 @@ async function showSegments(values, signal) {
     if (!found.problem) setTimeout(() => signal.aborted || show(), SOON_MS);
     return;
   }
-  const where = found.total ? ` in ${counted(found.in, "recording")}` : "";
-  byId("told").textContent = `${counted(found.total, "segment")}${where}`;
+  const where = found.total ? ` in ${counted(found.recordings, "recording")}` : "";
+  byId("told").textContent = `${counted(found.total, run.classified ? "label" : "segment")}${where}${narrowed()}`;
   results(found.hits.map((hit) => segment(hit, values.q)), found.pages);
+  const query = parametersOf(filters);
+  for (const kind of ["csv", "json"]) byId(kind).href = `hits.${kind}?${query}`;
+  byId("downloads").hidden = !found.total;
+  facets(found.facets);
 }
 
 function segment(hit, query) {
   const at = link(hit.id, { query, at: hit.start_s });
   const facts = [
-    hit.confidence === null ? "" : `confidence ${percent(hit.confidence)}`,
+    hit.confidence === null || hit.correction ? "" : `confidence ${percent(hit.confidence)}`,
     hit.language ? language(hit.language) : "",
     hit.channel === null ? "" : `channel ${hit.channel}`,
   ].filter(Boolean);
   const play = element("button", { type: "button", className: "time" }, `▶ ${clock(hit.start_s)}`);
   play.setAttribute("aria-label", `Play from ${clock(hit.start_s)}`);
   play.addEventListener("click", () => player.play(hit.id, hit.start_s, hit.name));
+  const said = hit.correction;
+  const found = element("span", {}, ...(hit.text ? pieces(hit.pieces) : [element("em", { className: "quiet" }, " (text removed)")]));
+  if (said) found.title = `Original: ${said.original}`;
   return element(
     "li", { className: "card hit" },
     element("p", { className: "head small" }, play, element("a", { href: at }, element("bdi", {}, hit.name)),
-      element("span", { className: "quiet" }, facts.join(" · "))),
+      element("span", { className: "quiet" }, facts.join(" · ")), said ? correctionBadge(said) : null),
     element("p", { className: "said", dir: "auto" },
-      element("span", { className: "quiet" }, hit.before), element("span", {}, ...pieces(hit.pieces)),
+      element("span", { className: "quiet" }, hit.before), found,
       element("span", { className: "quiet" }, hit.after)),
   );
 }
@@ -143,8 +159,23 @@ function segment(hit, query) {
 async function showRecordings(values, signal) {
   const { q: _, show: __, order: ___, whole_words: ____, ...filters } = values;
   const found = await ask("recordings", { ...filters, page }, signal);
-  byId("told").textContent = counted(found.total, "recording");
+  byId("told").textContent = counted(found.total, "recording") + narrowed();
   results(found.recordings.map(recording), found.pages);
+  byId("downloads").hidden = true;
+  facets(found.facets);
+}
+
+function narrowed() {
+  return [place.folder, place.date && dateName(place.date)].filter(Boolean).map((one) => ` · ${one}`).join("");
+}
+
+function facets(found) {
+  const chosen = { ...place, language: byId("language").value };
+  showFacets(byId("facets"), found, chosen, run, (name, value) => {
+    if (name === "language") fill(name, value);
+    else place[name] = value;
+    changed();
+  });
 }
 
 function recording(row) {
@@ -207,7 +238,12 @@ byId("more").addEventListener("change", changed);
 byId("q").addEventListener("search", changed); // the cross that empties the field
 byId("clear").addEventListener("click", () => {
   byId("form").reset();
+  place = { folder: "", date: "" };
   changed();
+});
+byId("log-out").addEventListener("click", async () => {
+  await send("logout", {}).catch((error) => complain(error.message));
+  location.reload();
 });
 byId("before").addEventListener("click", () => turn(-1));
 byId("after").addEventListener("click", () => turn(1));

@@ -1,23 +1,24 @@
 // The segments of a recording. Only blocks near what is seen are in the page, so that a day of
 // speech scrolls like a minute; the others hold their place.
 
-import { ask, clock, element, pieces } from "./page.js";
+import { aboutCorrection, ask, clock, correctionBadge, element, pieces } from "./page.js";
 
 const NEAR = "1500px";
 const KEPT_BLOCKS = 12;
-const PASSAGE_PX = 88; // a guess, until a block has been seen
+const SEGMENT_PX = 88; // a guess, until a block has been seen
 
 export class Transcript {
-  constructor(root, info, { onPick }) {
+  constructor(root, info, { onPick, onEdit = null }) {
     this.root = root;
     this.info = info;
     this.onPick = onPick;
+    this.onEdit = onEdit;
     this.query = "";
     this.now = [];
     this.blocks = info.block_starts_s.map((start_s, number) => {
       const rows = Math.min(info.block_rows, info.segments - number * info.block_rows);
       const box = element("div", { className: "block" });
-      box.style.height = `${rows * PASSAGE_PX}px`;
+      box.style.height = `${rows * SEGMENT_PX}px`;
       box.dataset.number = number;
       return { start_s, box, segments: null, loading: null, used: 0 };
     });
@@ -36,9 +37,18 @@ export class Transcript {
   search(query, wholeWords = false) {
     this.query = query;
     this.wholeWords = wholeWords;
-    const shown = this.blocks.flatMap((block, number) => (block.segments ? [number] : []));
+    return this.refresh();
+  }
+
+  // Fetch again what is shown, but for what somebody is writing.
+  refresh() {
+    const shown = this.blocks.flatMap((block, number) => (block.segments && !this.edited(block) ? [number] : []));
     for (const number of shown) this.blocks[number].loading = null;
     return Promise.all(shown.map((number) => this.load(number)));
+  }
+
+  edited(block) {
+    return block.box.querySelector(".editor") !== null;
   }
 
   load(number) {
@@ -78,7 +88,7 @@ export class Transcript {
       return bottom > -2 * innerHeight && top < 3 * innerHeight;
     };
     full.sort((a, b) => a.used - b.used);
-    for (const block of full.filter((one) => !seen(one)).slice(0, full.length - KEPT_BLOCKS)) {
+    for (const block of full.filter((one) => !seen(one) && !this.edited(one)).slice(0, full.length - KEPT_BLOCKS)) {
       block.box.style.height = `${block.box.offsetHeight}px`;
       block.box.replaceChildren();
       block.segments = null;
@@ -100,7 +110,7 @@ export class Transcript {
       for (const [index, [word, start_s, end_s, probability, found]] of told.words.entries()) {
         const bare = word.trimStart();
         text.append(word.slice(0, word.length - bare.length));
-        const made = element(probability < this.info.high_confidence ? "mark" : "span", { className: "word", title: `${clock(start_s, 2)} · ${Math.round(probability * 100)} % sure` }, bare);
+        const made = element(probability < this.info.high_confidence ? "mark" : "span", { className: "word", title: `${clock(start_s, 2)} · ${Math.round(probability * 100)}% probable` }, bare);
         this.mark(made, probability);
         if (found) made.classList.add("found");
         made.dataset.word = index;
@@ -112,24 +122,58 @@ export class Transcript {
       text.classList.add("whole");
       if (told.confidence !== null) this.mark(text, told.confidence);
     }
+    const said = told.correction;
+    if (said) {
+      text.title = aboutCorrection(said);
+      for (const { element: word } of words) word.title = text.title;
+      if (!said.text) text.append(element("em", { className: "quiet" }, "(text removed)"));
+    }
     const time = element("button", { type: "button", className: "time" }, clock(told.start_s));
     time.setAttribute("aria-label", `Play from ${clock(told.start_s)}`);
-    const sure = told.confidence === null ? "" : `${Math.round(told.confidence * 100)} %`;
+    const sure = element("span", { className: "quiet small sure" });
+    if (said) sure.append(correctionBadge(said));
+    else if (told.confidence !== null) sure.append(`${Math.round(told.confidence * 100)}%`);
+    if (this.onEdit) {
+      const edit = element("button", { type: "button", className: "edit", title: "Correct (e)" }, "✎");
+      edit.setAttribute("aria-label", `Correct the segment at ${clock(told.start_s)}`);
+      sure.append(edit);
+    }
     const who = told.channel === null ? null : element("span", { className: "who small" }, `channel ${told.channel}`);
     if (who) who.classList.add(told.channel % 2 ? "second" : "first");
-    const made = element("div", { className: "segment" }, element("div", { className: "side small" }, time, who), text, element("span", { className: "quiet small sure" }, sure));
+    const made = element("div", { className: "segment" }, element("div", { className: "side small" }, time, who), text, sure);
+    made.classList.toggle("corrected", Boolean(said));
     made.dataset.block = block;
     made.dataset.at = at;
-    return { start_s: told.start_s, end_s: told.end_s, words, element: made };
+    return { start_s: told.start_s, end_s: told.end_s, words, element: made, told, text };
+  }
+
+  // Put what the server says of a segment now in its place.
+  replace(old, told) {
+    const { block, at } = old.element.dataset;
+    const made = this.segment(told, block, at);
+    this.blocks[block].segments[at] = made;
+    old.element.replaceWith(made.element);
+    this.show(this.at ?? 0);
+    return made;
+  }
+
+  // The segment at a moment, or the last before it; null before the first, and where none is shown.
+  segmentAt(at) {
+    if (!this.blocks.length) return null;
+    const number = this.blockAt(at);
+    const around = this.blocks.slice(Math.max(0, number - 1), number + 1).flatMap((block) => block.segments ?? []);
+    return around.findLast((one) => one.start_s <= at + 0.01) ?? null;
   }
 
   clicked(event) {
     const box = event.target.closest(".segment");
     if (!box || !getSelection().isCollapsed) return; // somebody selects text
     const segment = this.blocks[box.dataset.block].segments[box.dataset.at];
+    if (event.target.closest(".edit")) return this.onEdit(segment);
     const word = event.target.closest(".word");
     if (word) this.onPick(segment.words[word.dataset.word].start_s);
     else if (event.target.closest(".time, .whole")) this.onPick(segment.start_s);
+    return undefined;
   }
 
   // The block that holds a moment: the last that begins before it.

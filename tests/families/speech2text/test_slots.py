@@ -142,7 +142,10 @@ def test_alignment_is_cross_attention_up_to_the_end_of_the_row(
             decoder_input_ids=tokens()[1:2],
             output_attentions=True,
         )
-    weights, logits = model.align(state, 1, tokens()[1], [(1, 2), (0, 3)])
+    (weights,), (hidden,) = model.align(
+        state, [1], tokens()[1:2], [tokens().shape[1]], [(1, 2), (0, 3)]
+    )
+    logits = model.logits(hidden)
     torch.testing.assert_close(logits, output.logits[0], atol=TOLERANCE, rtol=TOLERANCE)
     for found, (layer, head) in zip(weights, [(1, 2), (0, 3)], strict=True):
         expected = output.cross_attentions[layer][0, head]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation import settings, slots
 from corpus_asr.models.generation.inputs import Row
@@ -18,6 +19,7 @@ from corpus_asr.models.generation.long_form import starts
 from corpus_asr.models.generation.slots import run, slot_model
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
+from tests.support.device import pretended_gpu
 
 
 def test_arrays_and_lists_are_tensors_too() -> None:
@@ -115,10 +117,10 @@ def test_copies_and_pickles_leave_it_behind(model: WhisperForConditionalGenerati
     again = pickle.loads(pickle.dumps(model))
     assert slot_model(again) is not mine
     # Of a network that is gone nothing is kept.
-    known = len(slots._slot_models)
+    known = len(slots._slots)
     del twin
     gc.collect()
-    assert len(slots._slot_models) == known - 1
+    assert len(slots._slots) == known - 1
 
 
 def test_a_task_that_fails_ends_the_run(model: WhisperForConditionalGeneration) -> None:
@@ -126,5 +128,31 @@ def test_a_task_that_fails_ends_the_run(model: WhisperForConditionalGeneration) 
         yield from (_ for _ in [1 // 0])
 
     with pytest.raises(ZeroDivisionError):
-        run(slot_model(model), [failing(), failing()])
-    assert run(slot_model(model), []) == []
+        run(model, [failing(), failing()])
+    assert run(model, []) == []
+
+
+def test_a_gpu_keeps_what_it_recorded_for_the_next_call(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CudaRecorder, "warm_ups", 2)
+    features = torch.randn(3, 80, 40, generator=torch.Generator().manual_seed(0))
+    asked: dict[str, Any] = {"max_new_tokens": 12, "decoder_input_ids": torch.tensor([[999]] * 3)}
+    expected = WhisperForConditionalGeneration.from_pretrained(folder).generate(features, **asked)
+    with pretended_gpu() as gpu:
+        model = WhisperForConditionalGeneration.from_pretrained(folder, device="cuda")
+        asked["decoder_input_ids"] = asked["decoder_input_ids"].to("cuda")
+        captured = []
+        for _ in range(2):
+            found = model.generate(features.to("cuda"), **asked)
+            assert torch.equal(found.cpu(), expected)
+            captured.append(gpu.captures)
+        assert captured[1] == captured[0] > 0
+        # It is gone with the network.
+        gc.collect()
+        gc.disable()
+        try:
+            del model, found
+            assert gpu.memory.live < 10_000
+        finally:
+            gc.enable()

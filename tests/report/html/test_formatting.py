@@ -29,7 +29,15 @@ def test_links_lead_to_http_and_to_files_beside_the_page() -> None:
 def test_a_sample_of_many_words_ends() -> None:
     words = ((" word", 0.1), *((f" w{number:03}", 0.9) for number in range(900)))
     sample = Sample(
-        uri="/a", start_s=0.0, end_s=1.0, text="", language=None, confidence=0.5, words=words
+        recording_id="r",
+        channel=None,
+        uri="/a",
+        start_s=0.0,
+        end_s=1.0,
+        text="",
+        language=None,
+        confidence=0.5,
+        words=words,
     )
     shown, left_out = sample_words(sample)
     assert (shown[0], shown[-1], left_out) == ((" word", 0.1), (" w148", 0.9), 751)

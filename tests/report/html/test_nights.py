@@ -10,7 +10,7 @@ from corpus_asr.report.html.nights import NIGHTS_NAME, write_nights_page
 from corpus_asr.report.nightly import NightState, as_data, read_nights
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.nightly import night
-from tests.support.pages import Element, browsed, parsed
+from tests.support.pages import Chromium, Element, parsed
 
 
 def wrote(folder: Path, name: str, **values: Any) -> None:
@@ -109,14 +109,19 @@ def test_the_last_nights_are_read_in_their_order(nights: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_browser_shows_it_wide_and_narrow(nights: Path) -> None:
+def test_a_browser_shows_it_wide_and_narrow(nights: Path, browser: Chromium) -> None:
     hostile = nights.parent / "<b>x<b> & 'y'"
     hostile.mkdir()
     nights = nights.rename(hostile / "nights")
     page_of(hostile, nights)
-    seen = browsed(hostile / NIGHTS_NAME, click="thead>tr>th:nth-child(5)>button")
-    assert seen.complaints == []
-    assert seen.widths == {1280: 1280, 400: 400}
-    assert "<b>x<b> & 'y'" in seen.document.all("h1")[0].text
-    rows = seen.document.all("tbody")[0].all("tr")
+    page = browser.open((hostile / NIGHTS_NAME).as_uri())
+    for width in (1280, 400):
+        page.look(width=width, height=900, dark=width == 400)
+        assert page.value("document.documentElement.scrollWidth") == width
+    page.click("thead>tr>th:nth-child(5)>button")
+    assert page.complaints() == []
+    seen = parsed(page.value("document.documentElement.outerHTML"))
+    page.close()
+    assert "<b>x<b> & 'y'" in seen.all("h1")[0].text
+    rows = seen.all("tbody")[0].all("tr")
     assert rows[0].all("th")[0].text == "2026-11-20"  # with most failures

@@ -1,18 +1,20 @@
 """Clips of one recording, decoded again and encoded, in a child process.
 
-The recording is decoded as a stream from its start, as when it was transcribed: seeking would land
-beside the place in many formats. In memory are the longest clip and some ten seconds.
+The recording is decoded as a stream from its start, as when it was transcribed, unless asked to
+seek: in many formats that is a little less exact. In memory are the longest clip and some ten
+seconds.
 """
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32
 
-from corpus_asr.audio.decode import AudioFormat, encode_audio, open_audio
+from corpus_asr.array_types import Float32
+from corpus_asr.audio.decode import AudioDecoder, AudioFormat, encode_audio, open_audio
+from corpus_asr.audio.resample import Channels
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
@@ -22,6 +24,10 @@ CHANGED = "source_changed"
 CUT_SHORT = "cut_short"
 # Timestamps are in steps of 20 ms and may point a little behind the end.
 _MAX_MISSING_SAMPLES = SAMPLE_RATE_HZ // 2
+# A decoder needs some packets before what it gives is right, and a resampler some samples.
+_LEAD_S = 2.0
+# Up to this much is skipped by decoding it, which takes 0.1 s; beyond, by seeking.
+_SKIP_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,9 @@ class CutRequest:
     size_bytes: int | None
     etag: str | None
     ranges: tuple[ClipRange, ...]
+    seek: bool = False
+    """Jump to the first range. Not in a damaged recording, whose times are those of what could be
+    decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +64,20 @@ class Clip:
 
 
 class ClipCutter:
-    """Cut clips out of recordings."""
+    """Cut clips out of recordings; `bit_rate` is that of Opus, in bits per second."""
 
     def __init__(
         self,
         *,
         store: StoreOptions,
-        channels: Literal["mix", "each"] | int,
+        channels: Channels,
         audio_format: AudioFormat,
+        bit_rate: int | None = None,
     ) -> None:
         self._store = store
-        self._channels = channels
+        self._channels: Channels = channels
         self._audio_format: AudioFormat = audio_format
+        self._bit_rate = bit_rate
 
     def __call__(self, request: CutRequest) -> Iterator[Clip]:
         """Yield the clips in the order in which the recording has them complete.
@@ -76,16 +87,11 @@ class ClipCutter:
             DecodeError: kind `source_changed`, it is not what was transcribed; kind `cut_short`, it
                 ends before a range does; or the bytes hold no usable audio.
         """
-        uri = redact_uri(request.uri)
         # By start: what lies before the next one that is incomplete can be forgotten.
         waiting = sorted(
             enumerate(request.ranges), key=lambda item: (item[1].start_sample, item[0])
         )
-        with (
-            self._open(request) as file,
-            open_audio(file, uri=uri, channels=self._channels) as decoder,
-        ):
-            held = _Held(decoder.num_channels)
+        with self._open(request) as file, self._started(file, request) as (decoder, held):
             for chunk in decoder:  # (row, sample)
                 held.append(chunk, wanted_from=min(each.start_sample for _, each in waiting))
                 ready = [item for item in waiting if item[1].end_sample <= held.end]
@@ -98,6 +104,7 @@ class ClipCutter:
             # Decoded to the end: clips that point a little behind it are taken as they are.
             missing = clip_range.end_sample - held.end
             if missing > _MAX_MISSING_SAMPLES or clip_range.start_sample >= held.end:
+                uri = redact_uri(request.uri)
                 raise DecodeError(
                     f"cutting {uri}: it ends after {held.end / SAMPLE_RATE_HZ:.2f} s, expected "
                     f"{clip_range.end_sample / SAMPLE_RATE_HZ:.2f} s at least, as when it was "
@@ -106,6 +113,22 @@ class ClipCutter:
                     kind=CUT_SHORT,
                 )
             yield self._clip(number, clip_range, held)
+
+    @contextmanager
+    def _started(
+        self, file: io.BufferedReader, request: CutRequest
+    ) -> Iterator[tuple[AudioDecoder, "_Held"]]:
+        """Open a recording where decoding starts: at its start, or before the first range."""
+        uri = redact_uri(request.uri)
+        first = min(each.start_sample for each in request.ranges) / SAMPLE_RATE_HZ - _LEAD_S
+        if request.seek and first > _SKIP_S:
+            with open_audio(file, uri=uri, channels=self._channels) as decoder:
+                reached_s = decoder.seek(first)
+                if reached_s is not None:
+                    yield decoder, _Held(decoder.num_channels, round(reached_s * SAMPLE_RATE_HZ))
+                    return
+        with open_audio(file, uri=uri, channels=self._channels) as decoder:
+            yield decoder, _Held(decoder.num_channels, 0)
 
     def _open(self, request: CutRequest) -> io.BufferedReader:
         file = open_binary(request.uri, self._store)
@@ -127,17 +150,17 @@ class ClipCutter:
         # A recording that was mixed has one row.
         row = clip_range.channel if self._channels == "each" and clip_range.channel else 0
         samples = held.between(row, clip_range.start_sample, clip_range.end_sample)
-        data = encode_audio(samples, self._audio_format)
+        data = encode_audio(samples, self._audio_format, bit_rate=self._bit_rate)
         return Clip(number=number, data=data, num_samples=len(samples))
 
 
 class _Held:
     """The most recent samples, as far back as a range still needs them."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, start: int) -> None:
         self._samples: Float32[np.ndarray, "row sample"] = np.zeros((num_rows, 0), np.float32)
-        self.end = 0
-        """Number of samples decoded so far."""
+        self.end = start
+        """Where in the recording decoding is, in samples."""
 
     def append(self, chunk: Float32[np.ndarray, "row sample"], *, wanted_from: int) -> None:
         samples = np.concatenate([self._samples, chunk], axis=1)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.cues import CueRules, cues_of
+from corpus_asr.formats.cues import CueRules, cues_of
 from tests.support.tables import recording, segment
 
-SCREEN = CueRules(max_line_chars=20, max_lines=2, max_duration_s=5.0)
+SCREEN = CueRules(max_line_width=20, max_line_count=2, max_duration_s=5.0)
 # Times are sums of fractions; files tell milliseconds apart.
 MILLISECOND_S = 0.001
 
@@ -34,9 +34,9 @@ def test_breaks_come_at_ends_of_sentences_then_of_clauses_then_between_words() -
         assert found == ["I came here.", "You saw me, and|he left us all."]
     found = texts(" when all of it was over, they said that none of it had happened", SCREEN)
     assert found[0].replace("|", " ") == "when all of it was over,"
-    rules = CueRules(max_line_chars=14, max_lines=1)
+    rules = CueRules(max_line_width=14, max_line_count=1)
     assert texts(" aa bb cc dd ee ff", rules) == ["aa bb cc", "dd ee ff"]
-    rules = CueRules(max_line_chars=27, max_lines=1)
+    rules = CueRules(max_line_width=27, max_line_count=1)
     found = texts(" We met Mr. J. Smith there. He was out.", rules)
     assert found == ["We met Mr. J. Smith there.", "He was out."]
 
@@ -45,7 +45,7 @@ def test_scripts_without_spaces_are_broken_between_letters_with_their_marks() ->
     for text, chars, mark in (
         ("今日は天気がいいですね。明日も晴れるでしょう。", 8, "。"), ("e\u0301" * 12, 5, "\u0301"),
     ):  # fmt: skip
-        found = texts(text, CueRules(max_line_chars=chars, max_lines=1))
+        found = texts(text, CueRules(max_line_width=chars, max_line_count=1))
         assert "".join(found) == text
         assert all(len(line) <= chars and not line.startswith(mark) for line in found)
 
@@ -75,7 +75,7 @@ def test_channels_do_not_cut_each_other_short() -> None:
 
 def test_bounds_that_make_no_sense_are_refused() -> None:
     wrong: list[dict[str, Any]] = [
-        {"max_line_chars": 0}, {"max_lines": 2}, {"max_lines": 0, "max_line_chars": 9},
+        {"max_line_width": 0}, {"max_line_count": 2}, {"max_line_count": 0, "max_line_width": 9},
         {"max_duration_s": 0.0}, {"max_duration_s": float("nan")}, {"min_gap_s": -1.0},
         {"min_duration_s": 3.0, "max_duration_s": 2.0},
     ]  # fmt: skip
@@ -99,7 +99,7 @@ WORDS = st.lists(st.text("ab.,é。 \n<&", min_size=1, max_size=12), max_size=25
 def test_cues_keep_to_their_bounds_and_lose_nothing(
     words: list[str], chars: int, lines: int, most_s: float, seconds: float, timed: bool
 ) -> None:
-    rules = CueRules(max_line_chars=chars, max_lines=lines, max_duration_s=most_s)
+    rules = CueRules(max_line_width=chars, max_line_count=lines, max_duration_s=most_s)
     text = " ".join(words)
     cues = cues_of(recording(segment(text, 2.0, 2.0 + seconds, words=timed)), rules)
     assert "".join("".join(cue.texts) for cue in cues).replace(" ", "") == "".join(text.split())

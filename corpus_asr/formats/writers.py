@@ -1,11 +1,12 @@
-"""Recordings as the text of files: SubRip, WebVTT, plain text, TSV, JSON and NeMo manifests.
+"""Recordings as the text of files: SubRip, WebVTT, LRC, plain text, TSV, JSON and NeMo manifests.
 
-srt, vtt, txt, tsv and json equal openai-whisper's files; whisperx has the shape of WhisperX's,
-nemo that of NeMo's manifests. What players would take for markup is escaped or replaced.
+srt, vtt, txt and tsv equal openai-whisper's files, and json adds to its keys; whisperx has the
+shape of WhisperX's, nemo that of NeMo's manifests. What players would take for markup is escaped or
+replaced.
 
 Source: W3C, WebVTT: The Web Video Text Tracks Format, section 4; openai/whisper, utils.py;
 m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA NeMo, documentation of ASR datasets,
-"Preparing Custom ASR Data".
+"Preparing Custom ASR Data"; LRC, as players read it, with the times of words of its A2 extension.
 """
 
 import functools
@@ -15,15 +16,20 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import metadata
 from typing import Any
 
-from corpus_asr.export.cues import Cue, CueRules, cues_of, one_line
-from corpus_asr.export.recordings import Recording
+import numpy as np
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.formats.cues import Cue, CueRules, Piece, Transcribed, cues_of, one_line
 from corpus_asr.segments import Segment, Word, timestamp
 
 # SubRip has no escapes: a sign that a player could take for a tag becomes one that looks like it.
 _TAG_IN_SRT = re.compile(r"<(?=\s*[A-Za-z/])")
 _OVERRIDE_IN_SRT = re.compile(r"\{(?=\\)")  # of SubStation Alpha, which players know in SubRip too
+# LRC has no escapes either: a time within a text becomes none.
+_TIME_IN_LRC = re.compile(r"[\[<](?=\s*\d+\s*:)")
 _OUTER_SPACES = re.compile(r"^(\s*)(.*)$", re.DOTALL)
 
 
@@ -32,6 +38,7 @@ class ExportFormat(StrEnum):
 
     srt = "srt"
     vtt = "vtt"
+    lrc = "lrc"
     txt = "txt"
     tsv = "tsv"
     json = "json"
@@ -44,7 +51,7 @@ class WordStyle(StrEnum):
 
     plain = "plain"
     highlight = "highlight"  # one cue per word, in which it is underlined, as openai-whisper's
-    karaoke = "karaoke"  # WebVTT timestamps within the cue
+    karaoke = "karaoke"  # times within the cue, of WebVTT and LRC
 
 
 def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
@@ -62,6 +69,36 @@ def vtt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     escape = functools.partial(html.escape, quote=False)
     blocks = (block for cue in cues for block in _blocks(cue, style, timestamp, escape))
     return "WEBVTT\n\n" + "".join(f"{start} --> {end}\n{text}\n\n" for start, end, text in blocks)
+
+
+def lrc_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
+    """Return cues as an LRC file: a time before each line, and with `karaoke` before each word."""
+    lines = (
+        (cue.start_s if number == 0 else line[0].start_s, line, cue.words_timed)
+        for cue in cues
+        for number, line in enumerate(cue.lines)
+    )
+    return "".join(
+        f"[{_lrc_clock(start_s)}]{_lrc_line(line, style, timed=timed)}\n"
+        for start_s, line, timed in lines
+    )
+
+
+def _lrc_line(line: Sequence[Piece], style: WordStyle, *, timed: bool) -> str:
+    if style is WordStyle.plain or not timed:
+        return _lrc_escape("".join(piece.text for piece in line).strip())
+    words = (f"<{_lrc_clock(piece.start_s)}>{_lrc_escape(piece.text.strip())}" for piece in line)
+    return f"{' '.join(words)} <{_lrc_clock(line[-1].end_s)}>"
+
+
+def _lrc_escape(text: str) -> str:
+    return _TIME_IN_LRC.sub(lambda match: "(" if match[0] == "[" else "\u2039", text)
+
+
+def _lrc_clock(seconds: float) -> str:
+    # Of hours LRC knows nothing: minutes go on.
+    minutes, rest = divmod(max(0, round(seconds * 100)), 6_000)
+    return f"{minutes:02d}:{rest // 100:02d}.{rest % 100:02d}"
 
 
 def _srt_escape(text: str) -> str:
@@ -118,11 +155,11 @@ def _karaoke(cue: Cue, texts: Sequence[str], clock: Callable[[float], str]) -> s
     return "".join(timed)
 
 
-def _txt(recording: Recording) -> str:
+def _txt(recording: Transcribed) -> str:
     return "".join(f"{_text(segment)}\n" for segment in recording.segments)
 
 
-def _tsv(recording: Recording, before: str = "") -> str:
+def _tsv(recording: Transcribed, before: str = "") -> str:
     rows = (
         f"{before}{round(1000 * segment.start_s)}\t{round(1000 * segment.end_s)}\t"
         + _text(segment).replace("\t", " ")
@@ -131,12 +168,23 @@ def _tsv(recording: Recording, before: str = "") -> str:
     return "".join(f"{row}\n" for row in rows)
 
 
-def _whisper(recording: Recording) -> dict[str, Any]:
+def whisper_json(recording: Transcribed) -> dict[str, Any]:
+    """Return what openai-whisper writes as JSON, and where it comes from; times in milliseconds."""
     return {
         "text": recording.text,
         "segments": [_whisper_segment(at, each) for at, each in enumerate(recording.segments)],
         "language": recording.language,
+        "duration": _milliseconds(recording.duration_s),
+        "uri": recording.uri,
+        "model": recording.model,
+        "version": f"corpus-asr {package_version()}",
     }
+
+
+@functools.cache
+def package_version() -> str:
+    """Return the version of this package."""
+    return metadata.version("corpus-asr")
 
 
 def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
@@ -146,6 +194,8 @@ def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
         "id": number, **_times(segment), "text": segment.text, "tokens": list(segment.tokens),
         **{name: _rounded(getattr(segment, name)) for name in scores},
     }  # fmt: skip
+    if segment.corrected:
+        values["corrected"] = True
     if segment.words is not None:
         values["words"] = [
             {"word": word.word, **_times(word), "probability": _rounded(word.probability)}
@@ -154,8 +204,9 @@ def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
     return values
 
 
-def _whisperx(recording: Recording) -> dict[str, Any]:
-    pairs = zip(recording.segments, recording.channels, strict=True)
+def _whisperx(recording: Transcribed) -> dict[str, Any]:
+    pairs = [(each, channel) for channel, said in recording.by_channel().items() for each in said]
+    pairs.sort(key=lambda pair: pair[0].start_s)
     segments = [_whisperx_segment(segment, channel) for segment, channel in pairs]
     return {
         "segments": segments,
@@ -174,13 +225,13 @@ def _whisperx_segment(segment: Segment, channel: int | None) -> dict[str, Any]:
     return {**_times(segment), "text": segment.text.strip(), "words": words, **speaker}
 
 
-def _nemo(recording: Recording) -> str:
+def _nemo(recording: Transcribed) -> str:
     return "".join(
         _line(
             {
                 "audio_filepath": recording.uri,
-                "offset": _rounded(segment.start_s),
-                "duration": _rounded(max(0.0, segment.end_s - segment.start_s)),
+                "offset": _milliseconds(segment.start_s),
+                "duration": _milliseconds(max(0.0, segment.end_s - segment.start_s)),
                 "text": _text(segment),
                 "lang": segment.language or recording.language,
             }
@@ -194,21 +245,25 @@ def _text(segment: Segment) -> str:
     return one_line(segment.text).strip()
 
 
-def _times(span: Segment | Word) -> dict[str, float | None]:
-    return {"start": _rounded(span.start_s), "end": _rounded(span.end_s)}
+def _times(span: Segment | Word) -> dict[str, float]:
+    return {"start": _milliseconds(span.start_s), "end": _milliseconds(span.end_s)}
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds, 3)
 
 
 def _rounded(value: float | None) -> float | None:
-    # Single precision tells no more digits.
-    return None if value is None else round(value, 6)
+    # As tables hold them, in single precision, which tells no more digits.
+    return None if value is None else round(float(np.float32(value)), 6)
 
 
 def _line(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _tsv_with_uri(recording: Recording) -> str:
-    return _tsv(recording, before=one_line(recording.uri).replace("\t", " ") + "\t")
+def _tsv_with_uri(recording: Transcribed) -> str:
+    return _tsv(recording, before=one_line(recording.uri or "").replace("\t", " ") + "\t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +271,14 @@ class TranscriptFormat:
     """A format of which a file holds one recording, or (`single`) all of them with their URIs."""
 
     suffix: str
-    text: Callable[[Recording], str]
+    text: Callable[[Transcribed], str]
     single_suffix: str
-    single_text: Callable[[Recording], str]
+    single_text: Callable[[Transcribed], str]
     header: str = ""
     single_header: str = ""
 
 
-def _json_format(name: str, data: Callable[[Recording], dict[str, Any]]) -> TranscriptFormat:
+def _json_format(name: str, data: Callable[[Transcribed], dict[str, Any]]) -> TranscriptFormat:
     return TranscriptFormat(
         f"{name}.json", lambda recording: _line(data(recording)),
         f"{name}.jsonl", lambda recording: _line({"uri": recording.uri} | data(recording)),
@@ -233,6 +288,7 @@ def _json_format(name: str, data: Callable[[Recording], dict[str, Any]]) -> Tran
 SUBTITLES: Mapping[ExportFormat, Callable[[Iterable[Cue], WordStyle], str]] = {
     ExportFormat.srt: srt_text,
     ExportFormat.vtt: vtt_text,
+    ExportFormat.lrc: lrc_text,
 }
 _TSV_HEADER = "start\tend\ttext\n"
 TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
@@ -240,10 +296,23 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
     ExportFormat.tsv: TranscriptFormat(
         ".tsv", _tsv, ".tsv", _tsv_with_uri, _TSV_HEADER, f"uri\t{_TSV_HEADER}"
     ),
-    ExportFormat.json: _json_format("", _whisper),
+    ExportFormat.json: _json_format("", whisper_json),
     ExportFormat.whisperx: _json_format(".whisperx", _whisperx),
     ExportFormat.nemo: TranscriptFormat(".nemo.jsonl", _nemo, ".nemo.jsonl", _nemo),
 }
+
+
+def check_words(formats: Sequence[ExportFormat], words: WordStyle) -> None:
+    """Refuse a style of words that a format has not."""
+    missing = {WordStyle.highlight: ExportFormat.lrc, WordStyle.karaoke: ExportFormat.srt}
+    other = missing.get(words)
+    if other in formats:
+        expected = [style for style in WordStyle if style is not words]
+        raise ConfigError(
+            f"exporting {other}: found --words {words}, expected {' or '.join(expected)}: srt has "
+            "no times within a line, and lrc no underlined words; choose one of them, or leave out "
+            "the format"
+        )
 
 
 def file_suffix(name: ExportFormat) -> str:
@@ -252,14 +321,14 @@ def file_suffix(name: ExportFormat) -> str:
 
 
 def file_texts(
-    recording: Recording,
+    recording: Transcribed,
     formats: Sequence[ExportFormat],
     *,
     rules: CueRules | None = None,
     words: WordStyle = WordStyle.plain,
 ) -> Iterator[tuple[str, str]]:
     """Yield suffix and text of a recording's file in each format."""
-    # Breaking lines takes longer than writing them: done once for srt and vtt.
+    # Breaking lines takes longer than writing them: done once for all subtitles.
     subtitled = not SUBTITLES.keys().isdisjoint(formats)
     cues = cues_of(recording, rules or CueRules()) if subtitled else []
     for name in formats:

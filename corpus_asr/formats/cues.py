@@ -6,14 +6,13 @@ words, into spans of similar length; between characters only in scripts without 
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import add
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.recordings import Recording
 from corpus_asr.segments import Segment
 
 _SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
@@ -27,12 +26,43 @@ _WORD = re.compile(r"\s*\S+")
 _NOT_FIRST = frozenset({"Mn", "Mc", "Me", "Cf", "Pe", "Pf", "Po", "Sk"})
 
 
+class Transcribed(Protocol):
+    """A recording's segments, and what files say of it."""
+
+    @property
+    def uri(self) -> str | None:
+        """Its address, or what it is called."""
+
+    @property
+    def language(self) -> str | None:
+        """Of most of it."""
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of audio."""
+
+    @property
+    def model(self) -> str | None:
+        """Checkpoint that transcribed it."""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Sorted by time."""
+
+    def by_channel(self) -> Mapping[int | None, Sequence[Segment]]:
+        """Return the segments of each channel, sorted by time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueRules:
     """Limits of a cue; None is no limit."""
 
-    max_line_chars: int | None = None
-    max_lines: int | None = None
+    max_line_width: int | None = None
+    max_line_count: int | None = None
     max_duration_s: float | None = None
     min_duration_s: float = 0.0
     """A shorter cue is prolonged, at most until the next one."""
@@ -43,16 +73,16 @@ class CueRules:
         wrong = [
             f"{name} {value:g}"
             for name, value, least in (
-                ("max_line_chars", self.max_line_chars, 1),
-                ("max_lines", self.max_lines, 1),
+                ("max_line_width", self.max_line_width, 1),
+                ("max_line_count", self.max_line_count, 1),
                 ("max_duration_s", self.max_duration_s, 0.1),
                 ("min_duration_s", self.min_duration_s, 0.0),
                 ("min_gap_s", self.min_gap_s, 0.0),
             )
             if value is not None and not value >= least
         ]
-        if self.max_lines is not None and self.max_line_chars is None:
-            wrong.append("max_lines without max_line_chars")
+        if self.max_line_count is not None and self.max_line_width is None:
+            wrong.append("max_line_count without max_line_width")
         if self.max_duration_s is not None and self.min_duration_s > self.max_duration_s:
             wrong.append(f"min_duration_s {self.min_duration_s:g} above max_duration_s")
         if wrong:
@@ -87,7 +117,7 @@ class Cue:
         return ["".join(piece.text for piece in line).strip() for line in self.lines]
 
 
-def cues_of(recording: Recording, rules: CueRules) -> list[Cue]:
+def cues_of(recording: Transcribed, rules: CueRules) -> list[Cue]:
     """Return a recording's cues, sorted by start."""
     cues = [
         cue
@@ -190,7 +220,7 @@ def _break_cost(pieces: Sequence[Piece], stop: int) -> _Cost:
 
 
 def _cues_of_segment(segment: Segment, rules: CueRules) -> Iterator[Cue]:
-    pieces = _pieces_of(segment, rules.max_line_chars)
+    pieces = _pieces_of(segment, rules.max_line_width)
     if not pieces:
         return
 
@@ -219,9 +249,9 @@ def _fits(pieces: Sequence[Piece], rules: CueRules) -> bool:
     # Subtitle files resolve milliseconds: half of one is rounding.
     if rules.max_duration_s is not None and lasts_s > rules.max_duration_s + 0.0005:
         return False
-    if rules.max_line_chars is None or rules.max_lines is None:
+    if rules.max_line_width is None or rules.max_line_count is None:
         return True
-    return _num_lines(pieces, rules.max_line_chars) <= rules.max_lines
+    return _num_lines(pieces, rules.max_line_width) <= rules.max_line_count
 
 
 def _num_lines(pieces: Sequence[Piece], max_chars: int) -> int:
@@ -237,7 +267,7 @@ def _num_lines(pieces: Sequence[Piece], max_chars: int) -> int:
 
 def _lines(pieces: Sequence[Piece], rules: CueRules) -> tuple[tuple[Piece, ...], ...]:
     # As few lines as possible, of similar length.
-    limit = rules.max_line_chars
+    limit = rules.max_line_width
     if limit is None or _width(pieces) <= limit:
         return (tuple(pieces),)
 

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from corpus_asr.audio.decode import AudioDecoder
 from corpus_asr.errors import DecodeError
-from corpus_asr.labelling.cutting import Clip, ClipCutter, ClipRange, CutRequest
+from corpus_asr.stages.cutting import Clip, ClipCutter, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, describe
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.audio import decode, encode, noise
-from tests.support.runs import seconds_heard, write_tones
+from tests.support.audio import decode, encode, noise, tone
+from tests.support.runs import seconds_heard, tone_hz, write_tones
 
 SHORT = 20
 
@@ -22,13 +23,15 @@ def tones(tmp_path: Path) -> Path:
     return tmp_path / "tones.wav"
 
 
-def cut(path: Path, *seconds: tuple[float, float], **options: Any) -> list[Clip]:
+def cut(
+    path: Path, *seconds: tuple[float, float], seek: bool = False, **options: Any
+) -> list[Clip]:
     ranges = tuple(
         ClipRange(channel=None, start_sample=round(start * SAMPLE_RATE_HZ),
                 end_sample=round(end * SAMPLE_RATE_HZ))
         for start, end in seconds
     )  # fmt: skip
-    request = CutRequest(uri=str(path), size_bytes=None, etag=None, ranges=ranges)
+    request = CutRequest(uri=str(path), size_bytes=None, etag=None, ranges=ranges, seek=seek)
     usual: dict[str, Any] = {"store": DEFAULT_STORE, "channels": "mix", "audio_format": "flac"}
     return list(ClipCutter(**usual | options)(request))
 
@@ -52,6 +55,48 @@ def test_clips_are_the_samples_that_were_transcribed(tmp_path: Path) -> None:
     (clip,) = cut(path, (12.34, 17.89))
     expected = whole[round(12.34 * SAMPLE_RATE_HZ) : round(17.89 * SAMPLE_RATE_HZ)]
     assert np.abs(decode(clip.data)[0] - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "sample_format"),
+    [("wav", "pcm_f32le", "flt"), ("mp3", "libmp3lame", "fltp"), ("ogg", "libopus", "flt")],
+)
+def test_a_clip_that_was_sought_holds_its_seconds(
+    container: str,
+    codec: str,
+    sample_format: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / f"long.{container}"
+    minutes = np.concatenate([tone(1.0, hz=tone_hz(at % 40)) for at in range(90)], axis=1)
+    path.write_bytes(
+        encode(minutes, rate_hz=SAMPLE_RATE_HZ, container=container, codec=codec,
+               sample_format=sample_format)
+    )  # fmt: skip
+    reached: list[float | None] = []
+    seek = AudioDecoder.seek
+
+    def noted(decoder: AudioDecoder, to_s: float) -> float | None:
+        reached.append(seek(decoder, to_s))
+        return reached[-1]
+
+    monkeypatch.setattr(AudioDecoder, "seek", noted)
+    (clip,) = cut(path, (75, 78), seek=True)
+    assert seconds_heard(decode(clip.data)[0]) == [35, 36, 37]
+    assert [70 < (at_s or 0) <= 73 for at_s in reached] == [True]
+    assert len(cut(path, (20, 21), seek=True)) == 1
+    assert len(reached) == 1  # near the start is decoded
+    # Where there is no seeking, all before it is decoded.
+    monkeypatch.setattr(AudioDecoder, "seek", lambda self, to_s: None)
+    (clip,) = cut(path, (75, 78), seek=True)
+    assert seconds_heard(decode(clip.data)[0]) == [35, 36, 37]
+
+
+def test_a_bit_rate_bounds_a_clip(tones: Path) -> None:
+    (clip,) = cut(tones, (0, 10), audio_format="opus", bit_rate=16_000)
+    assert 10_000 < len(clip.data) < 25_000
+    assert decode(clip.data).shape[1] == pytest.approx(10 * SAMPLE_RATE_HZ, rel=0.01)
 
 
 @pytest.mark.parametrize("seconds", [(18, 21), (20.0, 20.3)])

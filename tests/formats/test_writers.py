@@ -12,9 +12,18 @@ import pytest
 import webvtt
 from whisper.utils import get_writer
 
-from corpus_asr.export.cues import CueRules, cues_of
-from corpus_asr.export.formats import ExportFormat, WordStyle, file_texts, srt_text, vtt_text
+from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Recording
+from corpus_asr.formats.cues import CueRules, cues_of
+from corpus_asr.formats.writers import (
+    ExportFormat,
+    WordStyle,
+    check_words,
+    file_texts,
+    lrc_text,
+    srt_text,
+    vtt_text,
+)
 from tests.support.tables import recording, segment
 
 TEXTS = (
@@ -56,7 +65,7 @@ def test_files_are_whispers_to_the_byte() -> None:
 def test_lines_are_whispers_where_nothing_can_be_balanced() -> None:
     text = " aaaa bbbb cccc dddd eeee ffff gggg hhhh"
     found = recording(segment(text, 0.0, 8.0, words=True))
-    cues = cues_of(found, CueRules(max_line_chars=9, max_lines=2))
+    cues = cues_of(found, CueRules(max_line_width=9, max_line_count=2))
     assert srt_text(cues) == whispers("srt", found, max_line_width=9, max_line_count=2)
 
 
@@ -116,7 +125,32 @@ def test_only_words_with_times_are_marked() -> None:
         assert vtt_text(cues, style) == "WEBVTT\n\n00:01.000 --> 00:04.000\none two\n\n"
 
 
+def test_lrc_has_a_time_before_each_line_and_before_each_word_where_they_have_some() -> None:
+    timed = recording(
+        segment(" one two three", 1.0, 4.0, words=True), segment(" four.", 6000.123, 6002.0)
+    )
+    cues = cues_of(timed, CueRules(max_line_width=8))
+    assert lrc_text(cues) == "[00:01.00]one two\n[00:03.00]three\n[100:00.12]four.\n"
+    assert lrc_text(cues, WordStyle.karaoke) == (
+        "[00:01.00]<00:01.00>one <00:02.00>two <00:03.00>\n"
+        "[00:03.00]<00:03.00>three <00:04.00>\n[100:00.12]four.\n"
+    )
+    # What players would take for times is none.
+    for text in (*HOSTILE, " [00:01.00] a <00:02.00> b"):
+        lines = lrc_text(cues_of(recording(segment(text, 0.0, 2.0)), CueRules())).splitlines()
+        (time, said), *others = (line.split("]", 1) for line in lines)
+        assert (time, others) == ("[00:00.00", [])
+        assert not re.search(r"[\[<]\d+:", said)
+
+
+def test_a_style_of_words_that_a_format_has_not_is_refused() -> None:
+    for name, style in (("srt", "karaoke"), ("lrc", "highlight")):
+        with pytest.raises(ConfigError, match=f"exporting {name}: found --words {style}, expected"):
+            check_words([ExportFormat.vtt, ExportFormat(name)], WordStyle(style))
+    check_words(list(ExportFormat), WordStyle.plain)
+
+
 def test_a_recording_without_text_has_no_cue() -> None:
     for text in ("", "  ", "\n"):
         assert cues_of(recording(segment(text, 0.0, 1.0)), CueRules()) == []
-    assert (srt_text([]), vtt_text([])) == ("", "WEBVTT\n\n")
+    assert (srt_text([]), vtt_text([]), lrc_text([])) == ("", "WEBVTT\n\n", "")

@@ -1,0 +1,21 @@
+"""Arrays and tensors annotated with type and shape, such as `Float[Tensor, "batch frame mel"]`.
+
+Each name is `Annotated`: a type checker reads the array's class, and nothing is checked or
+installed for the rest. Tests put jaxtyping's classes in their place, before any other module of
+the package is imported, and check every call with them (tests/support/shapes.py).
+"""
+
+from typing import Annotated as Bool
+from typing import Annotated as Float
+from typing import Annotated as Float16
+from typing import Annotated as Float32
+from typing import Annotated as Float64
+from typing import Annotated as Int
+from typing import Annotated as Int16
+from typing import Annotated as Int32
+from typing import Annotated as Int64
+from typing import Annotated as UInt8
+
+__all__ = (
+    "Bool", "Float", "Float16", "Float32", "Float64", "Int", "Int16", "Int32", "Int64", "UInt8",
+)  # fmt: skip

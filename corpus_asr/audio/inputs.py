@@ -1,0 +1,254 @@
+"""Audio as callers of Python give it: an address, or something to write to a file beforehand.
+
+Samples are written as WAV, so that they are decoded, cut and transcribed as the file would be whose
+samples they are. Free of torch: a tensor is turned into an array here.
+"""
+
+import atexit
+import errno
+import io
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from corpus_asr.audio.probe import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
+from corpus_asr.errors import DecodeError, FetchError
+from corpus_asr.failure_kinds import FETCH, NO_SPACE
+
+AudioInput = Any
+"""A path, URL or URI; the bytes of a file, or a file opened for reading in binary mode; an array or
+tensor of samples; a dictionary of Hugging Face datasets; or what has `get_all_samples`, as decoders
+of torchcodec do."""
+
+_ARRAY_KEYS = ("array", "raw")  # of datasets, and of transformers' pipelines
+# As many as `stages.extraction` cuts; an array with more rows has samples there.
+_MAX_CHANNELS = 64
+# Float samples lie in -1 to 1. Loud mixes reach 10; from 100 on they are integers in disguise.
+_MAX_PEAK = 100.0
+_FORMATS = {"f": 3, "i": 1}  # WAVE_FORMAT_IEEE_FLOAT, WAVE_FORMAT_PCM
+# RIFF counts 32 bits; libav reads on to the end of the file behind the largest of them.
+_LARGEST_SIZE = 2**32 - 1
+_COPY_BYTES = 1 << 20
+_WRITE_SAMPLES = 1 << 18
+
+_EXPECTED = (
+    "a path, a URL, bytes, a file opened with 'rb', an array or tensor with sampling_rate, or a "
+    "dictionary with array and sampling_rate, with bytes, or with path"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenAudio:
+    """One recording that a caller gave."""
+
+    name: str
+    """What results and messages call it: the address, if it has one."""
+    write: Callable[[BinaryIO], object] | None = None
+    """Writes it as a file; None for an address."""
+
+    @contextmanager
+    def address(self) -> Iterator[str]:
+        """Give where it can be opened; a file made for that is deleted afterwards.
+
+        Raises:
+            FetchError: it cannot be read, or its file cannot be written.
+        """
+        if self.write is None:
+            # The process that opens it may have been started in another folder.
+            is_relative = "://" not in self.name and not self.name.startswith("~")
+            yield os.path.abspath(self.name) if is_relative else self.name
+            return
+        file = tempfile.NamedTemporaryFile(prefix="corpus-asr-", delete=False)  # noqa: SIM115
+        path = Path(file.name)
+        # Also where the process ends while this thread waits for a pipe.
+        atexit.register(path.unlink, missing_ok=True)
+        try:
+            with file:
+                self._write(file)
+            yield file.name
+        finally:
+            path.unlink(missing_ok=True)
+            atexit.unregister(path.unlink)
+
+    def _write(self, file: Any) -> None:
+        assert self.write is not None, "an address needs no file"
+        try:
+            self.write(file)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            cure = "set TMPDIR to a folder with room for it" if full else "give its path instead"
+            raise FetchError(
+                f"copying {self.name} to {file.name} to decode it: {error.strerror or error}; "
+                f"{cure}",
+                uri=self.name,
+                kind=NO_SPACE if full else FETCH,
+            ) from error
+
+
+def given_audio(audio: AudioInput, *, sampling_rate: float | None, number: int = 0) -> GivenAudio:
+    """Tell what a caller gave.
+
+    Arrays and tensors are float, in -1 to 1, or int16; of shape (sample,) or (channel, sample),
+    with at most 64 channels and no fewer samples than channels. What has no name is called
+    `input-N` by its `number`.
+
+    Raises:
+        ValueError: it is no audio, or says of its samples too little or too much.
+        DecodeError: kind `bad_samples`; samples are not finite.
+    """
+    return _Reader(sampling_rate, f"input-{number}").read(audio)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    rate: float | None
+    """As given beside the audio."""
+    name: str
+    """For what has none of its own."""
+
+    def read(self, audio: AudioInput) -> GivenAudio:
+        if isinstance(audio, str | os.PathLike):
+            self._refuse_rate("a path or URL")
+            return GivenAudio(name=str(os.fspath(audio)))
+        if isinstance(audio, bytes | bytearray | memoryview):
+            self._refuse_rate("the bytes of a file")
+            return GivenAudio(name=self.name, write=lambda file: file.write(audio))
+        if isinstance(audio, Mapping):
+            return self._from_mapping(audio)
+        if hasattr(audio, "get_all_samples"):
+            self._refuse_rate("a decoder")
+            decoded = audio.get_all_samples()
+            return _Reader(decoded.sample_rate, self.name)._from_samples(decoded.data)
+        if hasattr(audio, "read"):
+            return self._from_file(audio)
+        return self._from_samples(audio)
+
+    def _refuse_rate(self, what: str) -> None:
+        if self.rate is not None:
+            raise ValueError(
+                f"reading {self.name}: found sampling_rate={self.rate:g} with {what}, which says "
+                "so itself, expected it with an array or tensor; leave it out (raw samples: "
+                "np.frombuffer(data, np.int16))"
+            )
+
+    def _from_mapping(self, given: Mapping[str, Any]) -> GivenAudio:
+        path, data = given.get("path"), given.get("bytes")
+        name = self.name if path is None else str(path)
+        samples = next((given[key] for key in _ARRAY_KEYS if given.get(key) is not None), None)
+        if samples is not None:
+            rate = given.get("sampling_rate")
+            if None not in (rate, self.rate) and rate != self.rate:
+                raise ValueError(
+                    f"reading {name}: found sampling_rate={self.rate} and a dictionary with "
+                    f"{rate}, expected one of them; leave the argument out"
+                )
+            return _Reader(self.rate if rate is None else rate, name)._from_samples(samples)
+        if data is None and path is None:
+            raise ValueError(
+                f"reading {self.name}: found a dictionary with {', '.join(map(str, given))}"
+                f"{'' if given else 'nothing'}, expected array and sampling_rate, bytes, or path"
+            )
+        return _Reader(self.rate, name).read(path if data is None else data)
+
+    def _from_file(self, file: Any) -> GivenAudio:
+        if isinstance(file, io.TextIOBase):
+            raise ValueError(
+                f"reading {self.name}: found a file opened for text, expected one opened in binary "
+                "mode; open it with 'rb', or give its path"
+            )
+        self._refuse_rate("an open file")
+        own = getattr(file, "name", None)  # of descriptors: a number
+        name = own if isinstance(own, str) else self.name
+        return GivenAudio(name=name, write=lambda copy: shutil.copyfileobj(file, copy, _COPY_BYTES))
+
+    def _from_samples(self, given: Any) -> GivenAudio:
+        samples = _array(given)
+        if samples is None:
+            raise ValueError(
+                f"reading {self.name}: found a {type(given).__name__}, expected {_EXPECTED}"
+            )
+        kind = f"an array of {samples.dtype} and shape {samples.shape}"
+        rows = self._rows(samples, kind)  # (channel, sample)
+        rate_hz = self._rate_hz(kind)
+        return GivenAudio(name=self.name, write=lambda file: _write_wav(file, rows, rate_hz))
+
+    def _rate_hz(self, kind: str) -> int:
+        rate = self.rate
+        if rate is None:
+            raise ValueError(
+                f"reading {self.name}: found {kind} without a sampling rate, expected one in Hz; "
+                "pass sampling_rate=16000, or whatever it was recorded at"
+            )
+        whole = not isinstance(rate, bool) and rate == int(rate)
+        if not whole or not MIN_SAMPLE_RATE_HZ <= rate <= MAX_SAMPLE_RATE_HZ:
+            raise ValueError(
+                f"reading {self.name}: found sampling_rate={rate}, expected whole Hz from "
+                f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ}, such as 16000; correct it"
+            )
+        return int(rate)
+
+    def _rows(self, samples: np.ndarray, kind: str) -> np.ndarray:
+        rows = samples[np.newaxis] if samples.ndim == 1 else samples
+        if rows.ndim != 2 or not 1 <= len(rows) <= _MAX_CHANNELS or len(rows) > rows.shape[1] > 0:
+            turn = "; transpose it" if samples.ndim == 2 else "; give one recording at a time"
+            raise ValueError(
+                f"reading {self.name}: found {kind}, expected (sample,) or (channel, sample) with "
+                f"at most {_MAX_CHANNELS} channels{turn}"
+            )
+        if samples.dtype.kind == "i" and samples.dtype.itemsize == 2:
+            return rows
+        if samples.dtype.kind != "f":
+            raise ValueError(
+                f"reading {self.name}: found {kind}, expected float in -1 to 1, or int16; divide "
+                "integers by their full scale (int32: 2**31)"
+            )
+        rows = rows.astype(np.float32, copy=False)
+        peak = float(np.abs(rows).max(initial=0.0))
+        if not np.isfinite(peak):
+            broken = int((~np.isfinite(rows)).sum())
+            raise DecodeError(
+                f"reading {self.name}: found {broken} of {rows.size} samples that are not finite "
+                "(NaN or infinite), expected numbers; replace them (np.nan_to_num), or correct "
+                "what made them",
+                uri=self.name,
+                kind="bad_samples",
+            )
+        if peak > _MAX_PEAK:
+            raise ValueError(
+                f"reading {self.name}: found float samples up to {peak:g}, expected -1 to 1; pass "
+                "integers as int16, or divide by their full scale (int16: 32768)"
+            )
+        return rows
+
+
+def _array(given: Any) -> np.ndarray | None:
+    if hasattr(given, "detach") and hasattr(given, "cpu"):  # a tensor, wherever it lives
+        given = given.detach().cpu()
+        # numpy has no bfloat16.
+        given = (given.float() if "bfloat16" in str(given.dtype) else given).numpy()
+    return given if isinstance(given, np.ndarray) else None
+
+
+def _write_wav(file: BinaryIO, rows: np.ndarray, rate_hz: int) -> None:
+    channels, num_samples = rows.shape
+    kind = np.dtype("<i2" if rows.dtype.kind == "i" else "<f4")
+    frame_bytes = channels * kind.itemsize
+    size = min(num_samples * frame_bytes, _LARGEST_SIZE)
+    layout = struct.pack(
+        "<HHIIHH", _FORMATS[kind.kind], channels, rate_hz, rate_hz * frame_bytes, frame_bytes,
+        8 * kind.itemsize,
+    )  # fmt: skip
+    head = b"WAVEfmt " + struct.pack("<I", len(layout)) + layout + b"data" + struct.pack("<I", size)
+    file.write(b"RIFF" + struct.pack("<I", min(len(head) + size, _LARGEST_SIZE)) + head)
+    # Piece by piece: a recording of hours is not copied as a whole.
+    for start in range(0, num_samples, _WRITE_SAMPLES):
+        piece = rows[:, start : start + _WRITE_SAMPLES].T
+        file.write(np.ascontiguousarray(piece, dtype=kind).tobytes())

@@ -1,0 +1,389 @@
+"""What `transcribe` shows while it works: a bar on a terminal, elsewhere a line now and then.
+
+The bar is on stderr, below whatever is printed meanwhile; stdout has the text alone.
+"""
+
+import contextlib
+import logging
+import math
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
+
+from corpus_asr.config.run import ExtractSettings
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.formats.transcript import Transcript
+from corpus_asr.logs import event, speaks_json
+from corpus_asr.report.text import (
+    clock,
+    duration,
+    print_heading,
+    print_segment,
+    printable,
+)
+from corpus_asr.segments import Segment
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_LINE_EVERY_S = 30.0  # as a run's: a log keeps every line
+_REDRAWS_PER_S = 4.0
+# Before that the first windows, which come in batches, say little about the rest.
+_ETA_AFTER_S = 2.0
+_LONGEST_NAME = 32
+_READER = "corpus_asr.stages.headers:HeaderReader"
+# A store that keeps everything waiting has given an answer, too.
+_HEADERS_SILENT_S = 20.0
+_NO_LIMITS = ExtractSettings().model_copy(update={"max_duration_h": math.inf})
+_LOG = logging.getLogger(__name__)
+
+
+class Meter:
+    """How many seconds of audio are transcribed, of how many, and how fast; for any thread.
+
+    A recording counts with the length that its header claims until its end is known.
+    """
+
+    def __init__(
+        self, names: Sequence[str], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._began_s: float | None = None
+        self._lock = threading.Lock()
+        self._names = list(names)
+        self._done_s = dict.fromkeys(names, 0.0)
+        self._length_s: dict[str, float | None] = dict.fromkeys(names, None)
+        self._finished: set[str] = set()
+
+    def begin(self) -> None:
+        """Start the clock; loading a model says nothing about the speed."""
+        self._began_s = self._clock()
+
+    def update(
+        self, name: str, *, done_s: float | None = None, length_s: float | None = None
+    ) -> None:
+        """Note how much of a recording is transcribed, or how long its header says it is."""
+        with self._lock:
+            if name in self._finished:
+                return
+            if done_s is not None:
+                self._done_s[name] = done_s
+            if length_s is not None:
+                self._length_s[name] = length_s
+
+    def finish(self, name: str, length_s: float | None) -> None:
+        """Note the end of a recording and its true length; None of one that failed."""
+        with self._lock:
+            self._finished.add(name)
+            end_s = self._done_s[name] if length_s is None else length_s
+            self._done_s[name] = self._length_s[name] = end_s
+
+    @property
+    def num_finished(self) -> int:
+        """Recordings that are over."""
+        return len(self._finished)
+
+    @property
+    def done_s(self) -> float:
+        """Audio transcribed."""
+        with self._lock:
+            return sum(self._done_s.values())
+
+    @property
+    def total_s(self) -> float | None:
+        """Audio in all; None while a recording's length is unknown."""
+        with self._lock:
+            lengths = [
+                None if length_s is None else max(length_s, self._done_s[name])
+                for name, length_s in self._length_s.items()
+            ]
+        return None if None in lengths else sum(cast("list[float]", lengths))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time since the start."""
+        return 0.0 if self._began_s is None else self._clock() - self._began_s
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio per second."""
+        return self.done_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Time left at the speed so far; None while nothing says it."""
+        total_s, rtfx = self.total_s, self.rtfx
+        if total_s is None or not rtfx or self.elapsed_s < _ETA_AFTER_S:
+            return None
+        return max(0.0, total_s - self.done_s) / rtfx
+
+    @property
+    def subject(self) -> str:
+        """What is transcribed: the name of one recording, or how many are done."""
+        if len(self._names) != 1:
+            return f"{self.num_finished} of {len(self._names)} files"
+        name = printable(redact_uri(self._names[0]))
+        # The end of a long name says more than the folders before it.
+        return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"
+
+    @property
+    def figures(self) -> str:
+        """Percentage, seconds, speed and time left, as far as they are known."""
+        total_s, eta_s = self.total_s, self.eta_s
+        words = [f"{self.done_s / total_s:.0%}"] if total_s else []
+        words.append(clock(self.done_s) + (f" of {clock(total_s)}" if total_s else ""))
+        words.append(f"RTFx {self.rtfx:.1f}")
+        words += [] if eta_s is None else [f"ETA {clock(eta_s)}"]
+        return ", ".join(words)
+
+    def summary(self, num_done: int) -> str:
+        """Return one line about all that was done."""
+        took = f"{duration(self.done_s)} of audio in {duration(self.elapsed_s)}"
+        return f"{counted(num_done, 'file')}: {took} (RTFx {self.rtfx:.1f})"
+
+
+class Display:
+    """Shows a meter while the context is open; what is printed meanwhile stays above it."""
+
+    def __init__(self, meter: Meter, *, shown: bool = True) -> None:
+        self._meter = meter
+        self._shown = shown and not speaks_json()
+        self._lock = threading.RLock()
+        self._live: Any = None
+        self._hidden = False
+
+    def __enter__(self) -> Self:
+        self._meter.begin()
+        self._stack = contextlib.ExitStack()
+        if self._shown and is_terminal(sys.stderr):
+            self._stack.enter_context(self._bar())
+        elif self._shown:
+            self._stack.enter_context(self._lines())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar away while something is written to stdout or stderr."""
+        with self._lock:
+            nested = self._hidden
+            self._hidden = True
+            if self._live is not None and not nested:
+                self._live.refresh()
+            try:
+                yield
+            finally:
+                self._hidden = nested
+                if self._live is not None and not nested:
+                    self._live.refresh()
+
+    @contextlib.contextmanager
+    def _bar(self) -> Iterator[None]:
+        from rich.console import Console
+        from rich.live import Live
+
+        terminal = sys.stderr
+        console = Console(file=terminal)
+        live = Live(
+            console=console,
+            get_renderable=lambda: "" if self._hidden else _bar_line(self._meter, console),
+            refresh_per_second=_REDRAWS_PER_S,
+            transient=True,
+            # Rich would break lines of the log and of messages at the terminal's width.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        sys.stderr = cast("TextIO", _Above(terminal, self))
+        try:
+            with live:
+                self._live = live
+                yield
+                with self._lock:  # nobody draws after the last
+                    self._live = None
+        finally:
+            self._live = None
+            sys.stderr = terminal
+
+    @contextlib.contextmanager
+    def _lines(self) -> Iterator[None]:
+        ended = threading.Event()
+
+        def repeat() -> None:
+            while not ended.wait(_LINE_EVERY_S):
+                sys.stderr.write(f"{self._meter.subject}: {self._meter.figures}\n")
+                sys.stderr.flush()
+
+        thread = threading.Thread(target=repeat, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextlib.contextmanager
+def lengths_of(meter: Meter, uris: Mapping[str, str]) -> Iterator[None]:
+    """Read headers in the background, for the lengths of recordings whose turn has not come.
+
+    Without a terminal that waits until a first line is due, which short work never sees.
+    """
+    delay_s = 0.0 if is_terminal(sys.stderr) else _LINE_EVERY_S / 2
+    ended = threading.Event()
+    child = IsolatedGenerator(
+        _READER, init_kwargs={"settings": _NO_LIMITS}, timeout_s=_HEADERS_SILENT_S
+    )
+    names = list(uris)
+
+    def read() -> None:
+        if ended.wait(delay_s):
+            return
+        try:
+            for header in child.run([*uris.values()]):
+                if header.is_known:
+                    # Nothing can be read of what fails.
+                    length_s = 0.0 if header.failure else header.audio_s
+                    meter.update(names[header.index], length_s=length_s)
+        except CorpusAsrError as error:  # the bar lacks a percentage, and nothing else
+            event(_LOG, logging.DEBUG, "headers_not_read", error=str(error))
+
+    thread = threading.Thread(target=read, name="headers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        while thread.is_alive():
+            child.interrupt()
+            thread.join(0.05)
+        child.close()
+
+
+@contextlib.contextmanager
+def waiting(words: str, *, shown: bool) -> Iterator[None]:
+    """Show on a terminal what is waited for."""
+    terminal = sys.stderr
+    if not shown or speaks_json() or not is_terminal(terminal):
+        yield
+        return
+    # No live display: what is fetched from a hub shows bars of its own, which overwrite this.
+    terminal.write(words)
+    terminal.flush()
+    try:
+        yield
+    finally:
+        terminal.write("\r\x1b[2K")
+        terminal.flush()
+
+
+class TextPrinter:
+    """Prints transcripts on stdout in the order of the arguments, the first of them as it comes."""
+
+    def __init__(self, names: Sequence[str], display: Display, *, times: bool = True) -> None:
+        self._display = display
+        self._times = times
+        self._headed = len(names) > 1 or sys.stdout.isatty()
+        self._left = deque(names)
+        self._said: dict[str, list[Segment]] = {name: [] for name in names}
+        self._ended: dict[str, tuple[Transcript, ...]] = {}
+        self._num_printed = 0  # segments of the first that is left
+
+    def add(self, name: str, segment: Segment) -> None:
+        """Take the next segment of a recording."""
+        self._said[name].append(segment)
+        if name == self._left[0]:
+            with self._display.aside():
+                self._print_said(name)
+
+    def end(self, name: str, transcripts: Sequence[Transcript] = ()) -> None:
+        """Take the end of a recording: a transcript, one per channel, or none if it failed."""
+        self._ended[name] = tuple(transcripts)
+        if name == self._left[0]:
+            with self._display.aside():
+                while self._left and self._left[0] in self._ended:
+                    self._print_first()
+                if self._left:
+                    self._print_said(self._left[0])
+
+    def end_early(self) -> None:
+        """Print the recordings that are over, although others before them are not."""
+        with self._display.aside():
+            while self._left:
+                if self._left[0] in self._ended:
+                    self._print_first()
+                else:
+                    self._left.popleft()
+                    self._num_printed = 0
+
+    def _print_first(self) -> None:
+        name = self._left[0]
+        transcripts = self._ended.pop(name)
+        apart = len(transcripts) > 1  # a transcript of each channel
+        for each in transcripts:
+            if apart:
+                print_heading(f"{redact_uri(name)}, channel {each.channel}", each)
+            elif not each.segments and self._headed:
+                print_heading(redact_uri(name), each)
+            self._said[name] = list(each.segments)
+            self._print_said(name, headed=not apart)
+            self._num_printed = 0
+        self._left.popleft()
+        del self._said[name]
+        self._num_printed = 0
+
+    def _print_said(self, name: str, *, headed: bool = True) -> None:
+        said = self._said[name]
+        for segment in said[self._num_printed :]:
+            if self._num_printed == 0 and headed and self._headed:
+                print_heading(redact_uri(name), segment)
+            print_segment(segment, times=self._times)
+            self._num_printed += 1
+        sys.stdout.flush()
+
+
+class _Above:
+    """Stands in for stderr while there is a bar."""
+
+    def __init__(self, stream: TextIO, display: Display) -> None:
+        self._stream = stream
+        self._display = display
+
+    # Not a subclass of a text stream: Click takes one without an encoding for broken, and writes to
+    # what is below it.
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._display.aside():
+            return self._stream.write(text)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return whether a person sees a text stream, on a terminal that can redraw a line."""
+    from rich.console import Console
+
+    return bool(stream.isatty()) and not Console(file=stream).is_dumb_terminal
+
+
+def _bar_line(meter: Meter, console: "Console") -> "RenderableType":
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line = Table.grid(expand=True, padding=(0, 1))
+    line.add_column(no_wrap=True, max_width=_LONGEST_NAME)
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True)
+    total_s = meter.total_s
+    # Without a total it pulses.
+    bar = ProgressBar(total=total_s, completed=meter.done_s, pulse=total_s is None)
+    line.add_row(Text(meter.subject, style="bold"), bar, Text(meter.figures, style="dim"))
+    return line

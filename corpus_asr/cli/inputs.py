@@ -1,0 +1,181 @@
+"""What the arguments of `transcribe` name: files, folders, globs, URIs, pipes, standard input."""
+
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+from corpus_asr.config.run import SourceSettings
+from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.storage.listing import (
+    FileListing,
+    NothingFoundError,
+    first_magic,
+    probably_meant,
+)
+from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, scheme_of
+
+STDIN = "-"
+_STDIN_NAME = "stdin"
+_OF_THIS_PROCESS = ("/dev/stdin", "/dev/fd/", "/proc/self/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """One recording to transcribe."""
+
+    name: str
+    """As it is read and shown: what was typed, or for a listed file the path from there."""
+    uri: str
+    """In normal form; what the names of its outputs are made of."""
+    base: str
+    """The folder, with a slash at its end, below which its outputs have the same places."""
+    piped: bool = False
+    """Whether its bytes come from a pipe: once, from their start to their end."""
+
+    @property
+    def shown_uri(self) -> str:
+        """What results say where it comes from."""
+        return self.name if self.piped else self.uri
+
+    @property
+    def audio(self) -> "str | Pipe":
+        """What a transcriber is given."""
+        return Pipe(self.name, self.uri) if self.piped else self.name
+
+
+class Pipe:
+    """Standard input or a named pipe, opened when it is read: that waits for who writes to it."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self._path = path
+        self._file: io.BufferedIOBase | None = None
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read up to `size` bytes; nothing at the end."""
+        if self._file is None:
+            stdin = cast("io.BufferedIOBase", sys.stdin.buffer)
+            self._file = stdin if self.name == STDIN else open(self._path, "rb")  # noqa: SIM115
+        data = self._file.read(size)
+        if not data and self.name != STDIN:
+            self._file.close()
+        return data
+
+
+@dataclass(slots=True, kw_only=True)
+class Inputs:
+    """All recordings, each once, and what is to be said about the rest."""
+
+    found: list[Input] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Why an argument names no recording; one message each."""
+    num_excluded: int = 0
+    """Files in folders and globs whose names say that they are no recordings."""
+
+    @property
+    def total(self) -> int:
+        """Count of recordings, an argument that names none counted as one."""
+        return len(self.found) + len(self.problems)
+
+
+def inputs_of(words: Iterable[str]) -> Inputs:
+    """Return the recordings that the arguments name; a missing one does not stop the others."""
+    inputs = Inputs()
+    seen: set[str] = set()
+    for word in words:
+        try:
+            for each in _named(word, inputs):
+                if each.uri not in seen:
+                    seen.add(each.uri)
+                    inputs.found.append(each)
+        except (ConfigError, FetchError) as error:
+            inputs.problems.append(str(error))
+    return inputs
+
+
+def _named(word: str, inputs: Inputs) -> Iterator[Input]:
+    if word == STDIN:
+        yield _standard_input()
+        return
+    uri, scheme = normalize(word), scheme_of(word)
+    if scheme in ("http", "https"):  # the web has no folders: it is asked when it is read
+        yield Input(name=word, uri=uri, base=parent(uri.partition("?")[0]) + "/")
+    elif scheme == LOCAL and os.path.exists(uri) and not os.path.isdir(uri):
+        yield _local_file(word, uri)
+    else:
+        yield from _listed(word, uri, inputs)
+
+
+def _standard_input() -> Input:
+    if sys.stdin.isatty():
+        raise _no_audio(STDIN)
+    here = normalize(".") + "/"
+    return Input(name=STDIN, uri=here + _STDIN_NAME, base=here, piped=True)
+
+
+def _no_audio(word: str) -> ConfigError:
+    return ConfigError(
+        f"reading {word}: found a terminal, expected audio from a pipe or a file, as in "
+        "`corpus-asr transcribe - < talk.mp3`"
+    )
+
+
+def _local_file(word: str, path: str) -> Input:
+    mode = os.stat(path).st_mode
+    if stat.S_ISCHR(mode) and _is_terminal(path):
+        raise _no_audio(word)
+    # A shell's <(command) or a named pipe; and what is another file in the process that decodes.
+    piped = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or path.startswith(_OF_THIS_PROCESS)
+    return Input(name=word, uri=path, base=parent(path) + "/", piped=piped)
+
+
+def _is_terminal(path: str) -> bool:
+    with open(path, "rb") as device:
+        return device.isatty()
+
+
+def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
+    listing = FileListing(SourceSettings(uri=(word,)))
+    base = _base_of(uri)
+    try:
+        for batch in listing:
+            for found in batch.column("uri").to_pylist():
+                own = base if found.startswith(base) else parent(found) + "/"
+                yield Input(name=_shown(word, found), uri=found, base=own)
+    except NothingFoundError as error:
+        raise ConfigError(_nothing(word, uri, listing.num_excluded)) from error
+    finally:
+        inputs.num_excluded += listing.num_excluded
+
+
+def _base_of(uri: str) -> str:
+    # Of a folder itself; of a glob the folder in front of its first sign.
+    magic = None if scheme_of(uri) == LOCAL and os.path.isdir(uri) else first_magic(uri)
+    return uri.rstrip("/") + "/" if magic is None else uri[: uri.rfind("/", 0, magic) + 1]
+
+
+def _shown(word: str, uri: str) -> str:
+    # A relative argument names relative paths, which are what its user knows.
+    if scheme_of(uri) != LOCAL or os.path.isabs(word) or word.startswith(("~/", "file://")):
+        return uri
+    return os.path.relpath(uri)
+
+
+def _nothing(word: str, uri: str, num_excluded: int) -> str:
+    shown = redact_uri(word)
+    if num_excluded:
+        files = "1 file" if num_excluded == 1 else f"{num_excluded:,} files"
+        return (
+            f"reading {shown}: found no recording ({files} of other kinds, by their names); name a "
+            "file itself to transcribe it all the same"
+        )
+    if scheme_of(uri) == LOCAL and os.path.isdir(uri):
+        return f"reading {shown}: found an empty folder, expected recordings; name another one"
+    meant = probably_meant(uri)
+    if first_magic(uri) is not None:
+        return f"reading {shown}: no file matches; correct the pattern{meant}"
+    return f"reading {shown}: found no such file; correct its name{meant}"

@@ -1,0 +1,186 @@
+"""The options of `corpus-asr transcribe`, by the panels of its help.
+
+Those that set a key have its name, with hyphens and without its unit; their defaults, None, are the
+settings' own.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from corpus_asr.cli.options import (
+    CHECKPOINT_HELP,
+    complete_checkpoint,
+    complete_device,
+    complete_format,
+    complete_language,
+    complete_option_override,
+    complete_strategy,
+    complete_task,
+    overrides_of,
+)
+
+# Those of `formats.writers.ExportFormat`, whose module loads Arrow, and one for standard output.
+ALL_FORMATS = ("txt", "srt", "vtt", "tsv", "json", "jsonl", "lrc")
+FORMATS = (*ALL_FORMATS, "whisperx", "nemo")
+ALL = "all"
+# The same as `model.compute_type`, whose module is too slow to import for `--help`.
+ComputeTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+
+
+def _in_panel(panel: str) -> Callable[..., Any]:
+    def option(*names: str, **values: Any) -> Any:
+        *declared, text = names
+        return typer.Option(*declared, help=text, rich_help_panel=panel, **values)
+
+    return option
+
+
+_output = _in_panel("Output")
+_text = _in_panel("Text")
+_speech = _in_panel("Speech and channels")
+_model = _in_panel("Model and machine")
+_SECONDS = {"metavar": "SECONDS"}
+# Three values: yes, no, and as the settings have it.
+_UNSET = {"show_default": False}
+
+Files = Annotated[
+    list[str],
+    typer.Argument(metavar="FILE", help="Files, folders, globs, URIs; - for standard input."),
+]
+OutputDir = Annotated[
+    str | None,
+    _output(
+        "--output-dir", "-o", "Write files to this folder or URI; default: print the text.",
+        metavar="DIR",
+    ),
+]  # fmt: skip
+Formats = Annotated[
+    list[str] | None,
+    _output(
+        "--format", "-f",
+        f"{', '.join(ALL_FORMATS)}, whisperx, nemo, or all for the first "
+        f"{len(ALL_FORMATS)}; several with commas or repeated; default: txt, with -o all.",
+        metavar="FORMAT", autocompletion=complete_format,
+    ),
+]  # fmt: skip
+Overwrite = Annotated[
+    bool, _output("--overwrite", "Replace files that exist; default: keep them and skip the work.")
+]
+Timestamps = Annotated[
+    bool, _output("--timestamps/--no-timestamps", "Print times before the text.")
+]
+MaxLineWidth = Annotated[
+    int | None, _output("--max-line-width", "Maximum characters per line of subtitles.", min=1)
+]
+MaxLineCount = Annotated[
+    int | None,
+    _output("--max-line-count", "Maximum lines per subtitle; needs --max-line-width.", min=1),
+]
+HighlightWords = Annotated[
+    bool,
+    _output("--highlight-words", "Underline the spoken word; includes --word-timestamps."),
+]
+Quiet = Annotated[bool, _output("--quiet", "-q", "Report errors only.")]
+Verbose = Annotated[bool, _output("--verbose", "-v", "With -o: print the text as well.")]
+
+Language = Annotated[
+    str | None,
+    _text(
+        "--language", "Language: en or English, or candidates: en,de; default: detected.",
+        autocompletion=complete_language,
+    ),
+]  # fmt: skip
+Task = Annotated[
+    str | None,
+    _text("--task", "transcribe, or translate into English.", autocompletion=complete_task),
+]
+WordTimestamps = Annotated[
+    bool | None,
+    _text("--word-timestamps/--no-word-timestamps", "Compute the times of words.", **_UNSET),
+]
+InitialPrompt = Annotated[
+    str | None, _text("--initial-prompt", "Text to continue, for its style and spelling.")
+]
+Hotwords = Annotated[str | None, _text("--hotwords", "Names and terms to expect.")]
+BeamSize = Annotated[
+    int | None, _text("--beam-size", "Beams at temperature 0; default: 1, which is greedy.")
+]
+Temperature = Annotated[
+    str | None,
+    _text(
+        "--temperature", "One, or several to try in order: 0,0.2,0.4; default: 0 to 1 in 0.2.",
+        metavar="NUMBERS",
+    ),
+]  # fmt: skip
+ConditionOnPrevTokens = Annotated[
+    bool | None,
+    _text(
+        "--condition-on-prev-tokens/--no-condition-on-prev-tokens",
+        "Prompt each window with the text before it.", **_UNSET,
+    ),
+]  # fmt: skip
+Strategy = Annotated[
+    str | None,
+    _text(
+        "--strategy", "sequential, or chunked: faster for long recordings, with more errors.",
+        autocompletion=complete_strategy,
+    ),
+]  # fmt: skip
+ClipTimestamps = Annotated[
+    str | None,
+    _text("--clip-timestamps", "Only these clips: start,end,start,end...", **_SECONDS),
+]
+
+Channels = Annotated[
+    str | None,
+    _speech(
+        "--channels", "mix, each: a transcript per channel, or one's number from 0; default: mix.",
+        metavar="CHANNELS",
+    ),
+]  # fmt: skip
+VadFilter = Annotated[
+    bool | None,
+    _speech(
+        "--vad-filter/--no-vad-filter", " /--no-vad", "Skip what Silero finds no speech in; "
+        "default: on.", **_UNSET,
+    ),
+]  # fmt: skip
+VadThreshold = Annotated[
+    float | None,
+    _speech("--vad-threshold", "Probability at which speech begins; default: 0.5."),
+]
+VadMinSpeech = Annotated[
+    float | None,
+    _speech("--vad-min-speech", "A shorter sound is no speech; default: 0.25.", **_SECONDS),
+]
+VadMinSilence = Annotated[
+    float | None,
+    _speech("--vad-min-silence", "Silence that ends speech; default: 0.5.", **_SECONDS),
+]
+VadPad = Annotated[
+    float | None,
+    _speech("--vad-pad", "Audio kept before and after speech; default: 0.4.", **_SECONDS),
+]
+
+Model = Annotated[
+    str | None,
+    _model("--model", CHECKPOINT_HELP, metavar="CHECKPOINT", autocompletion=complete_checkpoint),
+]
+Device = Annotated[
+    str, _model("--device", "auto, cpu, cuda or cuda:N.", autocompletion=complete_device)
+]
+ComputeType = Annotated[
+    ComputeTypeName, _model("--compute-type", "Data type of weights and computation.")
+]
+Threads = Annotated[
+    int | None, _model("--threads", "CPU threads of the model; default: all CPUs.", min=1)
+]
+Overrides = Annotated[
+    list[str] | None,
+    overrides_of(
+        "Any other key of the sections decoding and extract, slots, revision or calibration.",
+        complete_option_override,
+    ),
+]

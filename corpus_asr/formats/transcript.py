@@ -1,0 +1,223 @@
+"""`Transcript`: what a recording says, and its way to text, files and other libraries."""
+
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from os import PathLike, fspath
+from typing import Any, Literal, TypedDict, Unpack
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.writers import (
+    ExportFormat,
+    WordStyle,
+    check_words,
+    file_suffix,
+    file_texts,
+    whisper_json,
+)
+from corpus_asr.segments import Segment
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import normalize, scheme_of, within
+
+FormatName = Literal["srt", "vtt", "lrc", "txt", "tsv", "json", "whisperx", "nemo"]
+_AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
+
+
+class SubtitleOptions(TypedDict, total=False):
+    """How subtitles are cut; by default a segment is one cue on one line."""
+
+    max_line_width: int | None
+    """Maximum characters per line."""
+    max_line_count: int | None
+    """Maximum lines per cue; needs max_line_width."""
+    max_duration_s: float | None
+    """Maximum duration of a cue in seconds."""
+    min_duration_s: float
+    """Minimum duration of a cue in seconds, if there is time."""
+    min_gap_s: float
+    """Pause in seconds before the next cue."""
+    words: Literal["plain", "highlight", "karaoke"]
+    """Style of the spoken word: `highlight` (srt, vtt) underlines it, `karaoke` (vtt, lrc) writes
+    its time; needs word_timestamps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """What one recording says.
+
+    Examples:
+        >>> transcript = transcriber.transcribe("talk.wav")
+        >>> print(transcript.to_srt(max_line_width=24))
+        1
+        00:00:00,000 --> 00:00:0...
+        Today, only platforms
+        1 and 3 are used.
+        <BLANKLINE>
+        <BLANKLINE>
+        >>> transcript.to_dict()["model"]
+        'whisper-tiny.en'
+        >>> transcript.to_dataframe()[["start_s", "text"]].values.tolist()
+        [[0.0, ' Today, only platforms 1 and 3 are used.']]
+    """
+
+    segments: tuple[Segment, ...]
+    """Sorted by time."""
+    language: str | None
+    """Code of the language of most of it; None without speech, or where the model tells none."""
+    language_probability: float | None = None
+    """Probability of `language`; None where it was given."""
+    duration_s: float
+    """Seconds of audio decoded."""
+    speech_s: float | None = None
+    """Of them detected speech; None without detection."""
+    uri: str | None = None
+    """Its address, or what it is called."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    channel: int | None = None
+    """Number of the channel, from 0, whose transcript it is; None of the whole recording's."""
+    channels: tuple["Transcript", ...] = ()
+    """One of each channel, where channels were transcribed separately; `segments` are all theirs,
+    by time."""
+    model: str | None = None
+    """Checkpoint that transcribed it, as configured."""
+
+    @property
+    def text(self) -> str:
+        """The segments' texts joined, outer blanks removed."""
+        return "".join(segment.text for segment in self.segments).strip()
+
+    def by_channel(self) -> dict[int | None, Sequence[Segment]]:
+        """Return the segments of each channel, sorted by time."""
+        return {each.channel: each.segments for each in self.channels or (self,)}
+
+    def to_srt(self, **options: Unpack[SubtitleOptions]) -> str:
+        """Return it as a SubRip file."""
+        return self._file("srt", options)
+
+    def to_vtt(self, **options: Unpack[SubtitleOptions]) -> str:
+        """Return it as a WebVTT file."""
+        return self._file("vtt", options)
+
+    def to_lrc(self, **options: Unpack[SubtitleOptions]) -> str:
+        """Return it as an LRC file: `[mm:ss.xx]` before each line, and before each word."""
+        return self._file("lrc", options)
+
+    def to_txt(self) -> str:
+        """Return it as plain text, one line per segment."""
+        return self._file("txt", {})
+
+    def to_tsv(self) -> str:
+        """Return it as start and end in milliseconds and text, between tabs, below a heading."""
+        return self._file("tsv", {})
+
+    def to_json(self) -> str:
+        """Return `to_dict()` as JSON in one line."""
+        return self._file("json", {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return openai-whisper's `text`, `segments` and `language`, and where they come from.
+
+        Times are in seconds, rounded to milliseconds; `model` and `version` say what wrote it.
+        """
+        return whisper_json(self)
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame with a row per segment, whose columns are `Segment`'s fields.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise ImportError(
+                "making a DataFrame: found no pandas, expected it next to corpus-asr; install it "
+                "(pip install pandas, or corpus-asr[notebooks])"
+            ) from error
+        names = [each.name for each in fields(Segment)]
+        rows = [[getattr(segment, name) for name in names] for segment in self.segments]
+        return pandas.DataFrame(rows, columns=names)
+
+    def save(
+        self,
+        place: str | PathLike[str],
+        *formats: FormatName,
+        **options: Unpack[SubtitleOptions],
+    ) -> list[str]:
+        """Write files as `corpus-asr export` does, replacing those of the same name.
+
+        Args:
+            place: without `formats`, a file whose suffix names one, such as `talk.srt`; with
+                `formats`, a folder, in which files are named after the recording. Either may be an
+                fsspec URI.
+            *formats: srt, vtt, lrc, txt, tsv, json, whisperx or nemo.
+            **options: how subtitles are cut.
+
+        Returns:
+            Paths or URIs of the files.
+
+        Examples:
+            >>> [path.rpartition("/")[2] for path in transcript.save("subtitles", "srt", "json")]
+            ['talk.srt', 'talk.json']
+
+        Raises:
+            ConfigError: no such format, or options that do not fit.
+            FetchError: a file cannot be written.
+        """
+        target = normalize(fspath(place))
+        if scheme_of(target) in ("http", "https"):
+            raise ConfigError(
+                f"saving to {place}: found an http URL, expected a folder or a store that can be "
+                "written to; choose another place"
+            )
+        if formats:
+            wanted = tuple(dict.fromkeys(_format(name) for name in formats))
+            stem = within(target.rstrip("/"), self._stem())
+            addresses = {each: stem + file_suffix(each) for each in wanted}
+        else:
+            addresses = {_format_of(target): target}
+        for (_, text), address in zip(
+            self._texts(tuple(addresses), options), addresses.values(), strict=True
+        ):
+            filesystem.write_atomic(address, text.encode("utf-8", "replace"))
+        return list(addresses.values())
+
+    def _stem(self) -> str:
+        path = (self.uri or "transcript").partition("?")[0].rstrip("/")
+        name = path.rpartition("/")[2]
+        return _AUDIO_SUFFIX.sub("", name) or name or "transcript"
+
+    def _file(self, name: FormatName, options: SubtitleOptions) -> str:
+        ((_, text),) = self._texts((ExportFormat(name),), options)
+        return text
+
+    def _texts(
+        self, formats: Sequence[ExportFormat], options: SubtitleOptions
+    ) -> list[tuple[str, str]]:
+        given: dict[str, Any] = dict(options)
+        words = WordStyle(given.pop("words", "plain"))
+        check_words(formats, words)
+        return list(file_texts(self, formats, rules=CueRules(**given), words=words))
+
+
+def _format(name: str) -> ExportFormat:
+    try:
+        return ExportFormat(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"saving a transcript: found the format {name!r}, expected {', '.join(ExportFormat)}"
+        ) from error
+
+
+def _format_of(path: str) -> ExportFormat:
+    # The longest suffix counts: `.whisperx.json` ends with `.json`.
+    for each in sorted(ExportFormat, key=lambda each: -len(file_suffix(each))):
+        if path.endswith(file_suffix(each)):
+            return each
+    suffixes = ", ".join(map(file_suffix, ExportFormat))
+    raise ConfigError(
+        f"saving a transcript as {path}: its suffix names no format, expected one of {suffixes}; "
+        'correct it, or name formats for a folder: save("folder", "srt")'
+    )

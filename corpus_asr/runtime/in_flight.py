@@ -1,0 +1,275 @@
+"""Recordings on their way through a `Transcriber`: extracted in a thread, transcribed, collected.
+
+    calling thread  -- recording -->  thread: extracting child -- parts -->  engine
+                    <-- wake, whenever a part, a window or a recording is done --
+
+Only the calling thread takes results, reports and raises; the others fill in `RecordingInFlight`.
+"""
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from corpus_asr.audio.inputs import GivenAudio
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.options import CallSettings
+from corpus_asr.config.run import ExtractSettings
+from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.transcription.engine import PartTranscript
+from corpus_asr.transcription.windows import Listener, PartRequest
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+# Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
+_PARTS_PER_SLOT = 2
+# The caller chose the recordings: nothing is too large or too long.
+NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
+_JOIN_S = 0.05
+
+
+class PartEngine(Protocol):
+    """What is asked of an engine."""
+
+    @property
+    def slots(self) -> int:
+        """Windows decoded side by side."""
+
+    def submit(
+        self, part: PartRequest, *, decoding: DecodingSettings | None = None
+    ) -> "Future[PartTranscript]":
+        """Queue a part."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PartInFlight:
+    """A part that was extracted."""
+
+    duration_s: float
+    channel: int | None
+    """Number of the channel, from 0; None where channels are mixed."""
+    speech_s: float | None
+    """Detected speech; None where it was not looked for."""
+    transcript: "Future[PartTranscript] | None"
+    """None for a part without speech."""
+    said: list[Segment] = field(default_factory=list)
+    """What is final of it so far."""
+    transcribed_s: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is awaited any more."""
+        return self.transcript is None or self.transcript.done()
+
+
+@dataclass(slots=True, kw_only=True)
+class RecordingInFlight:
+    """A recording that was begun."""
+
+    audio: GivenAudio
+    parts: list[PartInFlight] = field(default_factory=list)
+    header_duration_s: float | None = None
+    num_rows: int = 1
+    """Channels that are transcribed separately."""
+    is_file: bool = False
+    """Whether all that was given is in a file: nothing is read from the caller any more."""
+    extracted: bool = False
+    """Whether no part follows."""
+    error: Exception | None = None
+    """What ended its extraction."""
+    parts_taken: int = 0
+    segments_taken: int = 0
+    """Of the part behind those."""
+
+    @property
+    def done(self) -> bool:
+        """Whether everything there is of it is transcribed."""
+        return self.extracted and all(part.done for part in self.parts)
+
+    @property
+    def decoded_s(self) -> float:
+        """Seconds of audio extracted so far, on average over channels."""
+        return sum(part.duration_s for part in list(self.parts)) / self.num_rows
+
+    @property
+    def transcribed_s(self) -> float:
+        """Seconds of audio transcribed so far, silence included."""
+        seconds = (
+            part.duration_s if part.done else min(part.transcribed_s, part.duration_s)
+            for part in list(self.parts)
+        )
+        return sum(seconds) / self.num_rows
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds of audio in all: of its header until all is decoded; None: unknown."""
+        if self.extracted:
+            return self.decoded_s
+        known = self.header_duration_s
+        return None if known is None else max(known, self.decoded_s)
+
+    def take_segments(self) -> Iterator[Segment]:
+        """Yield the segments that became final since the last call, in order of time.
+
+        Raises:
+            ItemError: a part could not be transcribed.
+        """
+        while self.parts_taken < len(self.parts):
+            part = self.parts[self.parts_taken]
+            done = part.done  # before what it said is looked at
+            final: Sequence[Segment] = part.said
+            if done:
+                final = part.transcript.result().segments if part.transcript else ()
+            for segment in final[self.segments_taken :]:
+                self.segments_taken += 1
+                yield segment
+            if not done:
+                return
+            self.parts_taken, self.segments_taken = self.parts_taken + 1, 0
+
+
+class CallInFlight:
+    """The work of one call; a context manager, whose end stops what is not done."""
+
+    def __init__(
+        self, child: IsolatedGenerator, engine: PartEngine, settings: CallSettings
+    ) -> None:
+        self._child = child
+        self._engine = engine
+        self._decoding = settings.decoding
+        self._extract: ExtractSettings = settings.extract.model_copy(update=NO_LIMITS)
+        self._room = threading.Semaphore(_PARTS_PER_SLOT * engine.slots)
+        self._wake = threading.Event()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._last: RecordingInFlight | None = None
+        self._waiting: list[Future[PartTranscript]] = []
+
+    @property
+    def takes_another(self) -> bool:
+        """Whether no recording is being extracted."""
+        return self._last is None or self._last.extracted
+
+    def begin(self, audio: GivenAudio) -> RecordingInFlight:
+        """Extract a recording and submit its parts, in the background.
+
+        Raises:
+            RuntimeError: another call is extracting with the same child.
+        """
+        if self._child.busy:
+            raise RuntimeError(
+                f"transcribing {audio.name}: this Transcriber is still decoding the recording of "
+                "another call; take all of that call's results or close its iterator first, or "
+                "make a second Transcriber"
+            )
+        recording = self._last = RecordingInFlight(audio=audio)
+        # Daemon, so that a call that is never finished does not keep the process alive.
+        self._thread = threading.Thread(
+            target=self._extract_all, args=(recording,), name="extraction", daemon=True
+        )
+        self._thread.start()
+        return recording
+
+    def wait(self) -> None:
+        """Return once something was done since the last return."""
+        self._wake.wait()
+        # Before the caller looks: what is done from here on wakes it again.
+        self._wake.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        self._room.release()
+        if self._thread is None or self._last is None:
+            return
+        # What the caller gave may be a pipe that nobody writes to: a thread that reads it is left,
+        # and does nothing more.
+        interrupted = False
+        while self._last.is_file and not self._last.extracted:
+            self._child.interrupt()  # again and again: it may be starting
+            interrupted = True
+            self._thread.join(_JOIN_S)
+        if self._last.is_file:
+            self._thread.join()
+        if interrupted:
+            # It may have ended its work and be dying idle: the next call is not to find it so.
+            self._child.close()
+        for future in self._waiting:
+            future.cancel()  # of parts that no slot has taken up
+
+    def _extract_all(self, recording: RecordingInFlight) -> None:
+        try:
+            with recording.audio.address() as uri:
+                recording.is_file = True
+                if not self._stopped:
+                    self._extract_parts(recording, uri)
+        except Exception as error:  # raised in the calling thread
+            recording.error = error
+        recording.extracted = True
+        self._wake.set()
+
+    def _extract_parts(self, recording: RecordingInFlight, uri: str) -> None:
+        request = ExtractRequest(uri=uri, name=recording.audio.name, settings=self._extract)
+        for part in self._child.run(request):
+            self._take(recording, part)
+            if self._stopped:
+                break  # which ends the child: it is in the middle of the recording
+
+    def _take(self, recording: RecordingInFlight, part: ExtractedPart) -> None:
+        """Submit a part once there is room."""
+        recording.header_duration_s = part.header_duration_s
+        recording.num_rows = part.channels if self._extract.channels == "each" else 1
+        spans = part.speech
+        added = PartInFlight(
+            duration_s=part.num_samples / SAMPLE_RATE_HZ,
+            channel=part.channel,
+            speech_s=None if spans is None else sum((end - start for start, end in spans), 0.0),
+            transcript=None,
+        )
+        if part.features is not None:
+            self._room.acquire()
+            if self._stopped:
+                return
+            request = _request(recording.audio.name, part, self._listener(added))
+            added.transcript = self._engine.submit(request, decoding=self._decoding)
+            self._waiting = [one for one in self._waiting if not one.done()]
+            self._waiting.append(added.transcript)
+            added.transcript.add_done_callback(self._landed)
+        recording.parts.append(added)
+        self._wake.set()
+
+    def _landed(self, _: "Future[PartTranscript]") -> None:
+        self._room.release()
+        self._wake.set()
+
+    def _listener(self, part: PartInFlight) -> Listener:
+        def listen(transcribed_s: float, said: Sequence[Segment]) -> None:
+            part.said.extend(said)
+            part.transcribed_s = transcribed_s
+            self._wake.set()
+
+        return listen
+
+
+def _request(name: str, part: ExtractedPart, listener: Listener) -> PartRequest:
+    assert part.features is not None, "a part with speech has features"
+    assert part.pad_value is not None, "features come with their pad value"
+    speech = part.speech
+    return PartRequest(
+        recording_id=name,
+        part=part.part,
+        features=part.features,
+        num_samples=part.num_samples,
+        pad_value=part.pad_value,
+        start_s=part.start_sample / SAMPLE_RATE_HZ,
+        speech=None
+        if speech is None
+        else tuple(SpeechSpan(start_s=start, end_s=end) for start, end in speech),
+        language_features=part.language_features,
+        listener=listener,
+    )

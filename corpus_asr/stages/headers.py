@@ -1,0 +1,92 @@
+"""Seconds of recordings from their headers, several at a time. Runs in a child process.
+
+A header is read in small ranges and nothing is decoded, so that those of a sample tell the hours of
+a corpus before it is worked on.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from corpus_asr.audio.probe import read_header
+from corpus_asr.config.run import ExtractSettings
+from corpus_asr.errors import FetchError, ItemError
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
+from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import MEBIBYTE
+
+READERS = 8
+# A header is a few kilobytes, at the start or at the end ...
+_BLOCK_BYTES = 256 * 1024
+# ... or an index of some megabytes; libav looks at five of them to find out what it has.
+_MOST_BYTES = 16 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What the header of one recording says."""
+
+    index: int
+    """Its place among those that were asked for."""
+    audio_s: float | None = None
+    """Seconds to transcribe, of each channel where they are apart; None where it does not say."""
+    failure: str | None = None
+    """The kind of failure that the recording will have."""
+    is_known: bool = True
+    """False where the store failed: the recording itself may be in order."""
+
+
+class HeaderReader:
+    """Reads headers of recordings in threads."""
+
+    def __init__(self, *, settings: ExtractSettings, store: StoreOptions = DEFAULT_STORE) -> None:
+        self._settings, self._store = settings, store
+
+    def __call__(self, uris: Sequence[str]) -> Iterator[Header]:
+        """Yield headers as they are read, in any order."""
+        pool = ThreadPoolExecutor(READERS, thread_name_prefix="header")
+        try:
+            for future in as_completed(
+                [pool.submit(self._read, *each) for each in enumerate(uris)]
+            ):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, index: int, uri: str) -> Header:
+        try:
+            with open_binary(uri, self._store, block_bytes=_BLOCK_BYTES) as file:
+                audio_s, channels = read_header(_Bounded(file, uri), uri=redact_uri(uri))
+        except FetchError as error:
+            return Header(index=index, failure=error.kind, is_known=False)
+        except ItemError as error:
+            return Header(index=index, failure=error.kind)
+        if audio_s is not None and self._settings.channels == "each":
+            audio_s *= channels
+        if audio_s is not None:
+            audio_s = min(audio_s, self._settings.max_duration_h * 3600)
+        return Header(index=index, audio_s=audio_s)
+
+
+class _Bounded:
+    """A file of which no more than a header's worth can be read."""
+
+    def __init__(self, file: io.BufferedReader, uri: str) -> None:
+        self._file, self._uri = file, uri
+        self._left = _MOST_BYTES
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        if not data and size and not self._left:
+            raise FetchError(
+                f"reading the header of {redact_uri(self._uri)}: found none in "
+                f"{_MOST_BYTES:,} bytes; its length is not known before it is decoded",
+                uri=redact_uri(self._uri),
+                kind="long_header",
+            )
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)

@@ -1,0 +1,151 @@
+"""What is searched for: words and phrases, folded: without case, accents and punctuation."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.text.normalize import PLAIN_LETTERS
+
+# Each term is a pass over all texts.
+MAX_QUERY_CHARS = 500
+_TERM = re.compile(r'(?<!\S)(-?)(?:"([^"]*)"?|(\S+))')
+_DOTLESS_I = "\u0131"
+# Marks that are left out: accents, and points of Hebrew and Arabic. Those of other scripts, such as
+# the vowels of Devanagari, make another word.
+_ACCENTS = (
+    (0x0300, 0x036F), (0x0591, 0x05BD), (0x05BF, 0x05C7), (0x0610, 0x061A), (0x0640, 0x0640),
+    (0x064B, 0x065F), (0x0670, 0x0670), (0x1AB0, 0x1AFF), (0x1DC0, 0x1DFF), (0x20D0, 0x20FF),
+    (0xFE00, 0xFE0F), (0xFE20, 0xFE2F),
+)  # fmt: skip
+_SPACES = re.compile(" {2,}")
+# Parts of Korean syllables, which belong to the letter before them.
+_FOLLOWING_JAMO = range(0x1160, 0x1200)
+
+
+class _Table(dict[int, str | int | None]):
+    # Filled as characters occur: Unicode has a million.
+    def __missing__(self, code: int) -> str | int | None:
+        character = chr(code)
+        self[code] = PLAIN_LETTERS.get(character, code)
+        if unicodedata.category(character)[0] in "PZC":
+            self[code] = " "
+        if any(first <= code <= last for first, last in _ACCENTS):
+            self[code] = None
+        return self[code]
+
+
+_TABLE = _Table({ord("\n"): "\n", ord(_DOTLESS_I): "i"})
+
+
+def folded(text: str) -> str:
+    """Return a text without case, accents and punctuation, its words between single spaces."""
+    return folded_lines([text])[0]
+
+
+def folded_lines(texts: Sequence[str]) -> list[str]:
+    """Return the folded forms of many texts, at a cost of microseconds each."""
+    # Apart: one letter beyond ASCII would send all of a batch through Unicode's normal forms.
+    plain = iter(_folded([text for text in texts if text.isascii()]))
+    others = iter(_folded([text for text in texts if not text.isascii()]))
+    return [next(plain) if text.isascii() else next(others) for text in texts]
+
+
+def _folded(texts: Sequence[str]) -> list[str]:
+    # All at once: a call for each would take longer than the work.
+    whole = _translated("\n".join(text.replace("\n", " ") for text in texts))
+    return [line.strip(" ") for line in _SPACES.sub(" ", whole).split("\n")]
+
+
+def _translated(text: str) -> str:
+    if text.isascii():
+        return text.lower().translate(_TABLE)
+    # Letters are separated from their marks, and what is left is composed again.
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return unicodedata.normalize("NFC", decomposed.translate(_TABLE))
+
+
+def places(text: str) -> tuple[str, list[int]]:
+    """Return the folded form, and where in the text its characters, and its end, come from."""
+    characters: list[str] = []
+    sources: list[int] = []
+    starts = [at for at in range(len(text)) if at == 0 or not _follows(text[at])]
+    for start, stop in pairwise([*starts, len(text)]):
+        for character in _translated(text[start:stop].replace("\n", " ")):
+            if character != " " or (characters and characters[-1] != " "):
+                characters.append(character)
+                sources.append(start)
+    if characters and characters[-1] == " ":
+        del characters[-1], sources[-1]
+    return "".join(characters), [*sources, len(text)]
+
+
+def _follows(character: str) -> bool:
+    # Whether a character belongs to the letter before it.
+    return ord(character) in _FOLLOWING_JAMO or unicodedata.category(character)[0] == "M"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Folded words and phrases."""
+
+    wanted: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    whole_words: bool = False
+    """Whether a match begins and ends where words do."""
+
+    def matches(self, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Return a mask of the matching ones of folded texts, which have a space at both ends."""
+        matching = np.ones(len(texts), dtype=bool)
+        for terms, expected in ((self.wanted, True), (self.excluded, False)):
+            for term in terms:
+                pattern = f" {term} " if self.whole_words else term
+                holds = pc.match_substring(texts, pattern).to_numpy(zero_copy_only=False)
+                matching &= holds == expected
+        return matching
+
+    def pieces(self, text: str) -> list[tuple[str, bool]]:
+        """Split a text into pieces, with True for those that match."""
+        plain, sources = places(text)
+        marked = np.zeros(len(text), dtype=bool)
+        for start, stop in self._spans(plain):
+            end = sources[stop - 1] + 1
+            while end < len(text) and _follows(text[end]):
+                end += 1
+            marked[sources[start] : end] = True
+        edges = [0, *(np.flatnonzero(np.diff(marked)) + 1).tolist(), len(text)]
+        spans = ((start, stop) for start, stop in pairwise(edges) if start < stop)
+        return [(text[start:stop], bool(marked[start])) for start, stop in spans]
+
+    def _spans(self, plain: str) -> Iterator[tuple[int, int]]:
+        for term in self.wanted:
+            pattern = re.escape(term)
+            if self.whole_words:
+                pattern = rf"(?<![^ ]){pattern}(?![^ ])"
+            yield from (match.span() for match in re.finditer(pattern, plain))
+
+
+def parse_query(text: str, *, whole_words: bool = False) -> Query:
+    """Parse a query: words, "phrases", and what to exclude after a minus."""
+    if len(text) > MAX_QUERY_CHARS:
+        raise ConfigError(
+            f"searching: found {len(text)} characters, expected {MAX_QUERY_CHARS} at most; search "
+            "for fewer words"
+        )
+    wanted: list[str] = []
+    excluded: list[str] = []
+    for minus, phrase, word in _TERM.findall(text):
+        if term := folded(phrase or word):
+            (excluded if minus else wanted).append(term)
+    if text.strip() and not (wanted or excluded):
+        raise ConfigError(
+            f"searching for {text.strip()!r}: found no letter or figure, expected some; "
+            "punctuation is not searched for"
+        )
+    return Query(wanted=tuple(wanted), excluded=tuple(excluded), whole_words=whole_words)

@@ -1,0 +1,419 @@
+"""`corpus-asr transcribe` around a scripted transcriber: options, outputs, messages, exit codes."""
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from corpus_asr.cli import main as cli
+from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemError
+from corpus_asr.formats.transcript import Transcript
+from corpus_asr.segments import Segment
+from corpus_asr.storage.stores.filesystem import read_bytes
+from tests.support.stores import default_s3
+from tests.support.tables import segment
+from tests.support.terminal import on_terminal
+
+NAMED = ("--model", "tiny")
+
+
+class ScriptedTranscriber:
+    """Finds the same two segments in every recording; its name says if something else happens."""
+
+    loaded: SimpleNamespace | None = None
+    read: list[str] = []  # noqa: RUF012 - of the one that a test uses
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str, **options: Any) -> "ScriptedTranscriber":
+        if checkpoint == "missing":
+            raise CheckpointError("opening missing: no such folder")
+        cls.loaded = SimpleNamespace(checkpoint=checkpoint, options=options)
+        return cls()
+
+    def __enter__(self) -> "ScriptedTranscriber":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def transcribe_many(
+        self,
+        audios: Iterable[Any],
+        *,
+        on_error: Callable[[str, ItemError], None],
+        on_progress: Callable[[Any], None],
+        on_segment: Callable[[str, Segment], None] | None,
+    ) -> Iterator[Transcript]:
+        # A recording with "late" in its name ends after the one behind it.
+        late: list[Transcript] = []
+        for audio in audios:
+            name = audio if isinstance(audio, str) else audio.name
+            self.read.append(name)
+            if "bad" in name:
+                on_error(name, DecodeError(f"decoding {name}: no audio stream", uri=name))
+                continue
+            if "stop" in name:
+                raise KeyboardInterrupt
+            if "lost" in name:
+                raise EngineError("the device is lost")
+            said = [] if "silent" in name else SAID
+            if "silent" not in name and not isinstance(audio, str):
+                said = [segment(f" {len(audio.read())} bytes.", 0.0, 1.0)]
+            for number, each in enumerate(said, 1):
+                on_progress(progress(name, 2000.0 * number))
+                if on_segment is not None:
+                    on_segment(name, each)
+            late.append(transcript(name, said))
+            if "late" not in name:
+                yield from reversed(late)
+                late.clear()
+        yield from reversed(late)
+
+
+SURE: dict[str, Any] = {"language": "en", "language_probability": 0.98}
+SAID = [segment(" Hällo.", 0.0, 2.0, **SURE), segment(" Unsure.", 3661.5, 3663.5, confidence=0.2)]
+LINES = ["[00:00.000 --> 00:02.000] Hällo.", "[01:01:01.500 --> 01:01:03.500] Unsure."]
+
+
+def progress(name: str, transcribed_s: float) -> SimpleNamespace:
+    return SimpleNamespace(
+        uri=name, decoded_s=4000.0, transcribed_s=transcribed_s, duration_s=4000.0
+    )
+
+
+def transcript(name: str, said: list[Segment]) -> Transcript:
+    return Transcript(
+        segments=tuple(said), language="en" if said else None,
+        language_probability=0.98 if said else None, duration_s=4000.0, uri=name,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav", "c.wav", "bad.wav", "silent.wav", "stop.wav", "a_late.wav",
+                 "lost.wav", "one/a.mp3", "two/a.mp3", "two/a.wav", "two/deep/d.mp4"):  # fmt: skip
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    module = ModuleType("corpus_asr.runtime.transcriber")
+    module.__dict__["Transcriber"] = ScriptedTranscriber
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(ScriptedTranscriber, "loaded", None)
+    monkeypatch.setattr(ScriptedTranscriber, "read", [])
+    return tmp_path
+
+
+def call(*arguments: str, stdin: bytes | None = None, model: bool = True) -> Result:
+    return CliRunner().invoke(
+        cli.app, ["transcribe", *arguments, *(NAMED if model else ())], input=stdin
+    )
+
+
+def written(folder: str = "out") -> list[str]:
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def given() -> dict[str, Any]:
+    assert ScriptedTranscriber.loaded is not None
+    machine = ("device", "compute_type", "num_threads")
+    return {
+        name: value
+        for name, value in ScriptedTranscriber.loaded.options.items()
+        if name not in machine
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        ("--language German", "language", "German"),
+        ("--language en,de", "language", ["en", "de"]),
+        ("--task translate", "task", "translate"),
+        ("--word_timestamps True", "word_timestamps", True),
+        ("--no-word-timestamps", "word_timestamps", False),
+        ("--highlight_words True", "word_timestamps", True),
+        ("--initial_prompt Names:", "initial_prompt", "Names:"),
+        ("--hotwords Kubernetes", "hotwords", "Kubernetes"),
+        ("--beam_size 5", "beam_size", 5),
+        ("--temperature 0", "temperature", [0.0]),
+        ("--temperature 0,0.2,0.4", "temperature", [0.0, 0.2, 0.4]),
+        ("--strategy chunked", "strategy", "chunked"),
+        ("--vad_filter False", "vad_filter", False),
+        ("--no-vad", "vad_filter", False),
+        ("--vad_threshold 0.3", "vad_threshold", 0.3),
+        ("--vad-min-speech 0.1", "vad_min_speech_s", 0.1),
+        ("--vad-min-silence 1", "vad_min_silence_s", 1.0),
+        ("--vad_pad 0.2", "vad_pad_s", 0.2),
+        ("--clip_timestamps 10,20", "clip_timestamps", "10,20"),
+        ("--condition_on_prev_tokens True", "condition_on_prev_tokens", True),
+        ("--channels 1", "channels", 1),
+        ("--channels mix", "channels", "mix"),
+        ("--set no_repeat_ngram_size=3", "no_repeat_ngram_size", 3),
+        ("--set decoding.temperature=0", "temperature", 0),
+        ("--set extract.part_s=60", "part_s", 60),
+        ("--set slots=2", "slots", 2),
+    ],
+)
+def test_options_arrive_by_the_names_of_the_settings(typed: str, key: str, value: Any) -> None:
+    result = call("a.wav", *typed.split())
+    assert result.exit_code == 0, result.output
+    assert given() == {key: value}
+
+
+def test_the_model_and_the_machine_are_chosen() -> None:
+    call("a.wav", "--device", "cpu", "--compute_type", "int8", "--threads", "2")
+    assert ScriptedTranscriber.loaded == SimpleNamespace(
+        checkpoint="tiny",
+        options={"device": "cpu", "compute_type": "int8", "num_threads": 2},
+    )
+    quiet = call("a.wav", "--quiet", model=False)
+    assert (quiet.stderr, ScriptedTranscriber.loaded.checkpoint) == ("", "whisper-tiny.en")
+    assert call("a.wav", model=False).stderr.startswith("model: whisper-tiny.en, the English model")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("a.wav --beam_sise 5", "No such option: --beam_sise. Did you mean --beam-size?"),
+        ("a.wav --num_beams 5", "Did you mean --beam-size?"),
+        ("a.wav --output_format srt", "Did you mean --format?"),
+        ("a.wav --num_threads 4", "Did you mean --threads?"),
+        ("a.wav --vad_min_speech_s 4", "Did you mean --vad-min-speech?"),
+        ("a.wav --vad", "Did you mean --vad-filter?"),
+        ("a.wav --fp16 False", "Did you mean --compute-type?"),
+        ("a.wav --no_speech_threshold 0.5", "Did you mean --set no_speech_threshold=...?"),
+        ("a.wav -osrt", "Did you mean --format srt --output-dir .?"),
+        ("a.wav --set temprature=0", "did you mean temperature?"),
+        ("a.wav --beam-size 0", "beam_size: found 0, expected a whole number at least 1"),
+        ("a.wav --temperature hot", 'reading --temperature: found "hot", expected numbers'),
+        ("a.wav --channels both", "channels: "),
+        ("a.wav -f sub", "reading --format: found sub, expected txt, srt"),
+        ("a.wav -f srr", "did you mean srt?"),
+        ("a.wav -f srt,vtt", "found 2 formats, expected one for standard output; name a folder"),
+        ("a.wav b.wav -f srt", "found 2 recordings, expected one for standard output; name a"),
+        ("a.wav --max-line-count 2", "max_line_count without max_line_width"),
+        ("a.wav --vad-threshold 2", "vad_threshold: found 2"),
+        ("a.wav -o a.wav", "making the folder a.wav: File exists; choose another --output-dir"),
+        ("a.wav -o http://h.org/x", "found an http URL, expected a folder"),
+        ("a.wav --threads 0", "threads"),
+    ],
+)
+def test_a_wrong_option_is_told_before_a_model_is_loaded(typed: str, message: str) -> None:
+    result = call(*typed.split(), "--model", "missing", model=False)
+    assert result.exit_code == 2
+    assert message in " ".join(re.sub("[│╭╮╰╯─]", "", result.stderr).split())
+    assert result.stdout == ""
+    unknown = call("a.wav", "--model", "missing", model=False)
+    assert "opening missing: no such folder" in unknown.stderr
+
+
+def test_text_has_names_above_it_where_there_are_several() -> None:
+    assert call("a.wav").stdout.splitlines() == LINES
+    assert call("a.wav", "b.wav").stdout.splitlines() == ["a.wav:", *LINES, "b.wav:", *LINES]
+    plain = call("a.wav", "silent.wav", "--no-timestamps")
+    assert plain.stdout.splitlines() == ["a.wav:", "Hällo.", "Unsure.", "silent.wav:"]
+    assert plain.stderr == "note: silent.wav: no speech found in 1.1 h\n"
+
+
+def test_text_comes_in_the_order_of_the_arguments() -> None:
+    result = call("a_late.wav", "b.wav", "c.wav")
+    assert ScriptedTranscriber.read == ["a_late.wav", "b.wav", "c.wav"]
+    names = [line for line in result.stdout.splitlines() if line.endswith(":")]
+    assert names == ["a_late.wav:", "b.wav:", "c.wav:"]
+    assert len(result.stdout.splitlines()) == 9
+
+
+def test_json_lines_have_one_object_per_recording() -> None:
+    lines = call("a.wav", "b.wav", "--format", "jsonl").stdout.splitlines()
+    first, second = map(json.loads, lines)
+    assert (Path(first["uri"]).name, Path(second["uri"]).name) == ("a.wav", "b.wav")
+    assert (first["segments"][0]["text"], first["segments"][0]["end"]) == (" Hällo.", 2.0)
+
+
+def test_one_recording_is_printed_in_any_format() -> None:
+    srt = call("a.wav", "-f", "srt")
+    assert srt.stdout.startswith("1\n00:00:00,000 --> 00:00:02,000\nHällo.\n\n2\n")
+    assert call("a.wav", "-f", "VTT").stdout.startswith("WEBVTT\n")
+    assert json.loads(call("a.wav", "-f", "json").stdout)["language"] == "en"
+
+
+def test_a_bad_recording_and_a_missing_one_do_not_stop_the_others() -> None:
+    result = call("a.wav", "bad.wav", "none.wav", "c.wav", "-o", "out", "-f", "txt,srt")
+    assert result.exit_code == 1
+    assert written() == ["a.srt", "a.txt", "c.srt", "c.txt"]
+    first, *told, last = result.stderr.splitlines()
+    assert first.startswith("corpus-asr: reading none.wav: found no such file; correct its name")
+    assert last == "corpus-asr: 2 of 4 files failed"
+    assert told[:3] == [
+        "a.wav: out/a.* (2 files)",
+        "corpus-asr: decoding bad.wav: no audio stream",
+        "c.wav: out/c.* (2 files)",
+    ]
+    assert told[3].startswith("2 files: 2.2 h of audio in ")
+    assert result.stdout == ""
+
+
+def test_nothing_is_loaded_where_no_argument_names_a_recording() -> None:
+    result = call("none.wav", "nothing/*.mp3")
+    assert (result.exit_code, ScriptedTranscriber.loaded) == (1, None)
+    assert result.stderr.splitlines()[-1] == "corpus-asr: 2 of 2 files failed"
+
+
+def test_existing_files_are_kept_and_only_missing_ones_are_written() -> None:
+    assert call("a.wav", "-o", "out", "-f", "txt").exit_code == 0
+    Path("out/a.txt").write_text("corrected by hand")
+    again = call("a.wav", "b.wav", "-o", "out", "-f", "txt")
+    assert again.exit_code == 0
+    assert ScriptedTranscriber.read == ["a.wav", "b.wav"]
+    assert "note: 1 of 2 files have their outputs in out; --overwrite replaces" in again.stderr
+    ScriptedTranscriber.loaded = None
+    nothing = call("a.wav", "b.wav", "-o", "out", "-f", "txt")
+    assert (nothing.exit_code, ScriptedTranscriber.loaded) == (0, None)
+    assert nothing.stderr == (
+        "note: all files have their outputs in out; --overwrite replaces them\n"
+    )
+    more = call("a.wav", "-o", "out", "-f", "txt", "-f", "srt")
+    assert "a.wav: out/a.srt\n" in more.stderr
+    assert Path("out/a.txt").read_text() == "corrected by hand"
+    assert call("a.wav", "-o", "out", "-f", "txt", "--overwrite").exit_code == 0
+    assert Path("out/a.txt").read_text() == "Hällo.\nUnsure.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        (["a.wav", "two/deep/d.mp4"], ["a.txt", "d.txt"]),  # side by side, as with whisper
+        (["two"], ["a.mp3.txt", "a.wav.txt", "deep/d.txt"]),
+        (["one/a.mp3", "two/a.mp3"], ["one/a.txt", "two/a.txt"]),
+        (["one", "two/deep"], ["a.txt", "d.txt"]),
+        (["one", "two/a.mp3", "b.wav"], ["b.txt", "one/a.txt", "two/a.txt"]),
+        (["*/a.mp3"], ["one/a.txt", "two/a.txt"]),
+        (["**/*.mp4"], ["two/deep/d.txt"]),
+        (["../{here}/a.wav"], ["a.txt"]),
+        (["http://h.org/x/..%2f..%2fy.mp3?z=../../w"], ["..%252f..%252fy.txt"]),
+    ],
+)
+def test_names_of_files_stay_in_the_folder_and_never_collide(
+    arguments: list[str], files: list[str], here: Path
+) -> None:
+    named = [argument.format(here=here.name) for argument in arguments]
+    result = call(*named, "-o", "out", "-f", "txt", "-q")
+    assert (result.exit_code, result.output) == (0, "")
+    assert written() == files
+
+
+def test_a_folder_gives_all_formats_and_tells_what_was_skipped() -> None:
+    Path("two/notes.txt").touch()
+    Path("two/cover.jpg").touch()
+    result = call("two/deep", "two", "-o", "out")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("note: skipped 2 files of other kinds, by their names\n")
+    suffixes = ("json", "jsonl", "lrc", "srt", "tsv", "txt", "vtt")
+    assert [name for name in written() if "d." in name] == [f"d.{each}" for each in suffixes]
+
+
+def test_files_go_to_object_stores_and_are_kept_there() -> None:
+    with default_s3() as server:
+        server.make_bucket("texts")
+        first = call("two", "-o", "s3://texts/talks/", "-f", "txt")
+        assert first.exit_code == 0
+        assert "two/deep/d.mp4: s3://texts/talks/deep/d.txt\n" in first.stderr
+        assert read_bytes("s3://texts/talks/deep/d.txt") == b"H\xc3\xa4llo.\nUnsure.\n"
+        again = call("two", "-o", "s3://texts/talks", "-f", "txt")
+    assert again.stderr.startswith("note: all files have their outputs in s3://texts/talks;")
+
+
+def test_a_folder_may_hold_its_own_outputs() -> None:
+    assert call("two/deep", "-o", "two/deep").exit_code == 0
+    again = call("two/deep", "-o", "two/deep")
+    assert (again.exit_code, ScriptedTranscriber.read) == (0, ["two/deep/d.mp4"])
+    assert again.stderr.splitlines() == [
+        "note: skipped 7 files of other kinds, by their names",
+        "note: all files have their outputs in two/deep; --overwrite replaces them",
+    ]
+
+
+def test_subtitles_follow_their_options() -> None:
+    call("a.wav", "-o", "out", "-f", "srt", "--max_line_width", "3")
+    assert "\nHäl\nlo.\n" in Path("out/a.srt").read_text()
+
+
+def test_standard_input_is_transcribed_and_named() -> None:
+    assert call("-", stdin=b"12345").stdout == "[00:00.000 --> 00:01.000] 5 bytes.\n"
+    assert call("-", "-o", "out", "-f", "txt", stdin=b"1234").exit_code == 0
+    assert Path("out/stdin.txt").read_text() == "4 bytes.\n"
+
+
+def test_an_interrupt_keeps_what_is_finished() -> None:
+    result = call("a.wav", "b.wav", "stop.wav", "c.wav", "-o", "out", "-f", "txt")
+    assert result.exit_code == 130
+    assert written() == ["a.txt", "b.txt"]
+    assert result.stderr.splitlines()[-1] == (
+        "corpus-asr: interrupted; the files of 2 of 4 recordings are written: run the same command "
+        "again for the others"
+    )
+    again = call("a.wav", "b.wav", "-o", "out", "-f", "txt")
+    assert "all files have their outputs" in again.stderr
+    printed = call("a.wav", "a_late.wav", "stop.wav")
+    assert (printed.exit_code, printed.stderr) == (130, "corpus-asr: interrupted\n")
+    assert printed.stdout.splitlines() == ["a.wav:", *LINES, "a_late.wav:", *LINES]
+
+
+def test_a_lost_device_ends_the_work_and_keeps_what_is_finished() -> None:
+    result = call("a.wav", "lost.wav", "-o", "out", "-f", "txt")
+    assert result.exit_code == 3
+    assert written() == ["a.txt"]
+    assert "the device is lost" in result.stderr
+
+
+def test_text_is_shown_with_files_where_that_is_asked_for() -> None:
+    both = call("a.wav", "-o", "out", "-f", "txt", "--verbose")
+    assert both.stdout.splitlines() == LINES
+    assert written() == ["a.txt"]
+
+
+def test_a_terminal_shows_language_text_and_no_trace_of_the_bar() -> None:
+    with on_terminal() as opened:
+        with pytest.raises(SystemExit) as end:
+            cli.app(["transcribe", "a.wav", "bad.wav", "silent.wav", *NAMED])
+        lines = opened.seen(lambda lines: bool(lines) and "files failed" in lines[-1])
+    assert end.value.code == 1
+    assert lines == [
+        "a.wav  en 98%",
+        *LINES,
+        "corpus-asr: decoding bad.wav: no audio stream",
+        "silent.wav  no speech",
+        "note: silent.wav: no speech found in 1.1 h",
+        lines[-2],
+        "corpus-asr: 1 of 3 files failed",
+    ]
+    assert lines[-2].startswith("2 files: 2.2 h of audio in ")
+    assert "2 of 3 files" in opened.output, "the bar was there"
+
+
+def test_only_text_is_on_stdout_where_stderr_is_a_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with on_terminal(only_stderr=True), pytest.raises(SystemExit):
+        cli.app(["transcribe", "a.wav", *NAMED])
+    assert capfd.readouterr().out.splitlines() == LINES
+
+
+def test_sigterm_ends_it_as_an_interrupt_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_: Any, **__: Any) -> Iterator[Transcript]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield transcript("a.wav", SAID)
+
+    monkeypatch.setattr(ScriptedTranscriber, "transcribe_many", end)
+    result = call("a.wav", "-o", "out")
+    assert result.exit_code == 143
+    assert "corpus-asr: stopped by SIGTERM; the files of 0 of 1 recordings" in result.stderr

@@ -1,0 +1,198 @@
+"""`corpus-asr transcribe` with the packaged model on real speech, in one process."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from corpus_asr.audio.decode import open_audio
+from corpus_asr.cli import main as cli
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import wav_bytes
+from tests.support.loaded import lend
+from tests.support.stores import web_server
+from tests.support.terminal import on_terminal
+
+REPOSITORY = Path(__file__).parents[2]
+DATA = REPOSITORY / "tests" / "data"
+AWKWARD = DATA / "speech" / "awkward"
+SHORT = DATA / "speech" / "english_short"
+QUILTER = re.compile(r"Mr\.? Quilter is the apostle of the middle classes", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Transcriber]:
+    with Transcriber("whisper-tiny.en", num_threads=1) as transcriber:
+        yield transcriber
+
+
+@pytest.fixture(autouse=True)
+def here(loaded: Transcriber, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder to work in; every command is given the same loaded model."""
+    lend(loaded, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(cli.app, ["transcribe", *map(str, arguments)], input=stdin)
+
+
+def test_an_mp3_is_printed_and_stdout_has_the_text_alone() -> None:
+    result = call(AWKWARD / "fmt_mp3_vbr_tags.mp3")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert all(re.match(r"\[00:\d\d\.\d{3} --> 00:\d\d\.\d{3}\] \S", line) for line in lines)
+    assert QUILTER.search(result.stdout)
+    assert result.stderr.startswith("model: whisper-tiny.en, the English model")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_folder_with_a_broken_file_a_silent_one_and_video() -> None:
+    Path("talks/old").mkdir(parents=True)
+    shutil.copy(AWKWARD / "video_h264_aac.mp4", "talks/film.mp4")
+    shutil.copy(AWKWARD / "fmt_mp3_vbr_tags.mp3", "talks/old/film.mp3")
+    shutil.copy(AWKWARD / "bad_html.mp3", "talks/broken.mp3")
+    shutil.copy(AWKWARD / "sil_1s.wav", "talks/silent.wav")
+    Path("talks/notes.txt").write_text("no recording")
+    result = call("talks", "-o", "out", "--model", "whisper-tiny.en")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    messages = result.stderr
+    assert "note: skipped 1 file of other kinds, by their names\n" in messages
+    assert "corpus-asr: decoding talks/broken.mp3: not recognized as audio or video" in messages
+    assert "note: talks/silent.wav: no speech found in 1.0 s\n" in messages
+    assert messages.endswith("corpus-asr: 1 of 4 files failed\n")
+    assert "\x1b" not in messages
+    suffixes = ["json", "jsonl", "lrc", "srt", "tsv", "txt", "vtt"]
+    assert sorted(path.as_posix() for path in Path("out").rglob("*.*")) == [
+        f"out/{name}.{suffix}" for name in ("film", "old/film", "silent") for suffix in suffixes
+    ]
+    for name in ("film", "old/film"):
+        assert QUILTER.search(Path(f"out/{name}.txt").read_text())
+        data = json.loads(Path(f"out/{name}.json").read_text())
+        assert QUILTER.search(data["text"])
+        assert data["segments"][0]["end"] > data["segments"][0]["start"]
+    assert Path("out/silent.txt").read_text() == ""
+    again = call("talks", "-o", "out", "--model", "whisper-tiny.en")
+    assert again.exit_code == 1, "the broken one is tried again"
+    assert "note: 3 of 4 files have their outputs in out" in again.stderr
+    assert "film" not in again.stderr
+
+
+def test_bytes_on_standard_input_and_a_file_give_the_same_text() -> None:
+    path = AWKWARD / "fmt_opus.opus"
+    piped = call("-", "-f", "srt", stdin=path.read_bytes())
+    assert piped.exit_code == 0, piped.stderr
+    assert QUILTER.search(piped.stdout)
+    assert piped.stdout == call(path, "-f", "srt").stdout
+    broken = call("-", stdin=b"<html>")
+    assert broken.exit_code == 1
+    assert "corpus-asr: decoding -: not recognized as audio or video" in broken.stderr
+    empty = call("-", stdin=b"")
+    assert "corpus-asr: decoding -: the file is empty (0 bytes)" in empty.stderr
+
+
+def test_a_url_is_read_and_a_missing_one_does_not_stop_the_others() -> None:
+    with web_server() as site:
+        site.files["talks/film.opus"] = (AWKWARD / "fmt_opus.opus").read_bytes()
+        missing, found = site.url("nothing.mp3"), f"{site.url('talks/film.opus')}?token=secret"
+        result = call(missing, found, "-o", "out", "-f", "txt,json")
+    assert result.exit_code == 1
+    assert QUILTER.search(Path("out/film.txt").read_text())
+    assert json.loads(Path("out/film.json").read_text())["uri"] == found.partition("?")[0]
+    assert f"reading {missing}: " in result.stderr
+    assert "secret" not in result.output
+
+
+def test_words_can_be_timed_and_highlighted() -> None:
+    clip = SHORT / "cv6_common_voice_en_46854.mp3"
+    result = call(clip, "-f", "vtt", "--highlight_words", "True", "--max_line_width", "20")
+    assert result.exit_code == 0
+    assert re.search(r"<u>\w+[.,]?</u>", result.stdout)
+    data = json.loads(call(clip, "-f", "json", "--word_timestamps", "True").stdout)
+    words = data["segments"][0]["words"]
+    assert "".join(word["word"] for word in words) == data["segments"][0]["text"]
+
+
+def test_each_channel_is_a_transcript_of_its_own() -> None:
+    paths = (AWKWARD / "fmt_pcm16_16k.wav", SHORT / "so762_091070175.wav")
+    Path("call.wav").write_bytes(joined(*map(samples_of, paths)))
+    result = call("call.wav", "-o", "out", "-f", "txt", "--channels", "each", "-v")
+    assert result.exit_code == 0, result.stderr
+    texts = {path.name: path.read_text() for path in Path("out").iterdir()}
+    assert sorted(texts) == ["call.channel0.txt", "call.channel1.txt"]
+    assert QUILTER.search(texts["call.channel0.txt"])
+    assert not QUILTER.search(texts["call.channel1.txt"])
+    assert texts["call.channel1.txt"].strip()
+    assert result.stdout.startswith("call.wav, channel 0:\n[00:0")
+    assert "call.wav, channel 1:\n[00:0" in result.stdout
+    kept = call("call.wav", "-o", "out", "-f", "txt", "--channels", "each")
+    assert "note: all files have their outputs in out" in kept.stderr
+    alone = call("call.wav", "--channels", "1", "--no-timestamps")
+    assert alone.stdout == texts["call.channel1.txt"]
+
+
+def samples_of(path: Path) -> np.ndarray:
+    with path.open("rb") as file, open_audio(file, uri=str(path), channels="mix") as decoder:
+        return np.concatenate(list(decoder), axis=1)[0]
+
+
+def joined(left: np.ndarray, right: np.ndarray) -> bytes:
+    """Return a stereo recording of two."""
+    stereo = np.zeros((2, max(len(left), len(right))), np.float32)
+    stereo[0, : len(left)], stereo[1, : len(right)] = left, right
+    return wav_bytes(stereo, rate_hz=SAMPLE_RATE_HZ)
+
+
+def test_without_speech_detection_and_for_one_clip() -> None:
+    clip = DATA / "clips" / "longer.mp3"
+    some = call(clip, "--no-vad", "--clip_timestamps", "0,6", "--temperature", "0")
+    assert some.exit_code == 0
+    assert "felons side has a similar accommodation" in some.stdout
+    assert "recovery of debts" not in some.stdout
+
+
+def test_on_a_terminal_text_comes_above_a_bar() -> None:
+    longer = DATA / "clips" / "longer.mp3"  # two windows
+    with on_terminal() as opened:
+        with pytest.raises(SystemExit) as end:
+            cli.app(["transcribe", str(longer), "--model", "whisper-tiny.en"])
+        lines = opened.seen(lambda lines: bool(lines) and lines[-1].startswith("1 file: "))
+    assert end.value.code == 0
+    assert lines[0].endswith("longer.mp3  en")
+    assert sum(line.startswith("[00:") for line in lines) > 4
+    assert re.fullmatch(r"1 file: 44\.\d s of audio in [\d.]+ (s|min) \(RTFx [\d.]+\)", lines[-1])
+    # A bar with the length of the header and the seconds transcribed, between two windows.
+    (first, *_) = re.findall(r"(\d\d)%, 0:\d\d of 0:44, RTFx \d", opened.output)
+    assert 0 < int(first) < 100
+
+
+def test_an_interrupt_ends_at_once_and_leaves_what_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-m", "corpus_asr", "transcribe"]
+    with subprocess.Popen(
+        [*command, AWKWARD / "fmt_opus.opus", "-", "-o", "out", "-f", "txt"],
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path / "temporary")},
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "out/fmt_opus.txt" in line:
+                break
+        # Nobody writes to the pipe that is read now.
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert "interrupted; the files of 1 of 2 recordings are written" in process.stderr.read()
+    assert QUILTER.search(Path("out/fmt_opus.txt").read_text())
+    assert not list((tmp_path / "temporary").glob("corpus-asr-*"))

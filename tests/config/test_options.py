@@ -1,0 +1,82 @@
+"""Options of a transcription are the settings: the same names, texts, values and refusals."""
+
+import ast
+import inspect
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from corpus_asr.config import options
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.options import (
+    EXTRACT_OPTIONS,
+    OPTION_NAMES,
+    TranscriptionOptions,
+    option_overrides,
+    options_from,
+)
+from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.settings import DecodingSection, admits_bool
+from corpus_asr.errors import ConfigError
+
+FIELDS = DecodingSection.model_fields | {
+    name: ExtractSettings.model_fields[name] for name in EXTRACT_OPTIONS
+}
+
+
+def test_an_editor_shows_what_the_settings_say() -> None:
+    (keys,) = (
+        node for node in ast.parse(inspect.getsource(options)).body
+        if isinstance(node, ast.ClassDef) and node.name == TranscriptionOptions.__name__
+    )  # fmt: skip
+    texts = {}
+    for key, text in zip(keys.body[1::2], keys.body[2::2], strict=True):
+        assert isinstance(key, ast.AnnAssign)
+        assert isinstance(key.target, ast.Name)
+        assert isinstance(text, ast.Expr)
+        texts[key.target.id] = " ".join(ast.literal_eval(text.value).split())
+    assert texts == {name: field.description for name, field in FIELDS.items()}
+    assert set(texts) == set(OPTION_NAMES)
+
+
+@pytest.mark.parametrize("name", OPTION_NAMES)
+def test_types_are_those_of_the_settings(name: str) -> None:
+    hint = get_type_hints(TranscriptionOptions)[name]
+    kinds = get_args(hint) or (hint,)
+    assert (bool in kinds) == admits_bool(FIELDS[name].annotation)
+    assert (type(None) in kinds) == (type(None) in get_args(FIELDS[name].annotation)) or (
+        name == "language"  # where None is `auto`, as in other libraries
+    )
+
+
+def test_options_are_checked_together_and_per_section() -> None:
+    found = options_from({"language": None, "temperature": 0, "vad_pad_s": 0.1, "channels": 1})
+    assert found.decoding == DecodingSettings(temperature=(0.0,))
+    assert found.extract == ExtractSettings(vad_pad_s=0.1, channels=1)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"vad_threshold": 1.0, "beam_size": 0}, r"beam_size: found 0.*vad_threshold: found 1\.0"),
+        ({"vad_min_speech_s": -1}, "expected a number at least 0 and at most 5"),
+        ({"vad_min_silence_s": 60}, "expected a number at least 0 and at most 10"),
+        ({"vad_filter": 7}, "vad_filter: found 7, expected true or false"),
+        ({"vad_filter": False, "drop_nonspeech": True}, "vad_filter is false"),
+        ({"channels": -1}, "channels: found -1, expected mix or each or a whole number"),
+        ({"speech_pad_ms": 400}, r"did you mean vad_pad_s\?"),
+        ({"vad_treshold": 0.4}, r"did you mean vad_threshold\?"),
+        ({"slots": 4}, "slots: the loaded model has it; give it to Transcriber"),
+    ]
+    for given, words in wrong:
+        with pytest.raises(ConfigError, match=words):
+            options_from(given, fixed=["slots"])
+
+
+def test_options_of_a_command_line_may_carry_their_section() -> None:
+    found = option_overrides(
+        ["decoding.temperature=[0, 0.5]", "logprob_threshold=null", "hotwords=Kubernetes, Ray: x",
+         "extract.vad_filter=false"]
+    )  # fmt: skip
+    assert found == {
+        "temperature": [0, 0.5], "logprob_threshold": None, "hotwords": "Kubernetes, Ray: x",
+        "vad_filter": False,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="expected key=value"):
+        option_overrides(["temperature"])

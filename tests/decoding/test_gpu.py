@@ -1,0 +1,440 @@
+"""The CUDA path on a pretended GPU: the CPU's results, no wait where there need be none.
+
+What a real one would add, kernels, float16 and timing, is not looked at.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.decoding import device
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
+from corpus_asr.decoding.beam import BeamBatch
+from corpus_asr.decoding.device import CudaRecorder
+from corpus_asr.decoding.protocols import (
+    AlignJob,
+    Job,
+    Result,
+    Search,
+    SlotModel,
+    TokenTiming,
+    WindowJob,
+)
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.device import pretended_gpu
+from tests.support.device_tensors import Gpu
+from tests.support.searches import END, GRAMMAR, PLAIN, small_whisper
+from tests.support.slots import assert_all_same, outcomes, run_jobs
+
+# Two seconds, so that a window of one is short.
+FRAMES = 200
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"search": Search(temperature=0.8)},
+    "grammar": {"rules": GRAMMAR},
+    "sampled grammar": {"rules": GRAMMAR, "search": Search(temperature=1.2)},
+    "watched": {"search": Search(stop_loops=True), "max_new_tokens": 40},
+    "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
+    "narrowed": {"search": Search(temperature=1.0, top_k=4)},
+    "nucleus": {"search": Search(temperature=1.0, top_p=0.7, no_repeat_ngram_size=2)},
+    "kept": {"search": Search(keep_scores=True, keep_logits=True)},
+    "short": {"num_frames": 100},
+    "beams": {"search": Search(num_beams=3)},
+    "align": {},
+    "timed": {},
+}
+
+
+def ask(kind: str, number: int) -> Any:
+    features = np.random.default_rng(number).standard_normal((80, FRAMES), dtype=np.float32)
+    if kind in ("align", "timed"):
+        tokens = (31, 4, 5, *range(6, 6 + number % 5), END)
+        ends = {"first": 1, "count": len(tokens) - 2, "positions": 40 + number, "filter_width": 3}
+        return AlignJob(
+            features=features,
+            window=(number,),
+            tokens=tokens,
+            heads=((0, 1), (1, 0)),
+            timing=TokenTiming(**ends) if kind == "timed" else None,
+        )
+    usual: dict[str, Any] = {
+        "rules": PLAIN,
+        "max_new_tokens": 5 + 4 * (number % 4),
+        "prompt": (31, 32, 7, 8)[: 1 + number % 4],
+    }
+    return WindowJob(
+        features=features,
+        window=(number,),
+        seed=number,
+        score_token=3 if number % 3 else None,
+        **(usual | KINDS[kind]),
+    )
+
+
+def tasks_of(kinds: Sequence[str], jobs: int) -> list[list[Job]]:
+    return [
+        [ask(kinds[(number + 5 * n) % len(kinds)], number) for n in range(jobs)]
+        for number in range(len(kinds))
+    ]
+
+
+def run(model: SlotModel, tasks: list[list[Job]], *, slots: int, every: int = 3) -> Any:
+    scheduler = SlotScheduler(model, slots, encode_batch=4, check_every=every)
+    return run_jobs(scheduler, tasks), scheduler
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    small_whisper(folder, seed=3, max_source_positions=FRAMES // 2)
+    return folder
+
+
+def load(folder: Path, where: str = "cpu") -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(folder, device=where)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Callable[[list[list[Job]]], list[list[Result]]]:
+    """What tasks find on the CPU."""
+    model = load(folder).slot_model()
+    return lambda tasks: run(model, tasks, slots=3)[0]
+
+
+@pytest.fixture(autouse=True)
+def _few_warm_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaRecorder, "warm_ups", 2)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Gpu]:
+    with pretended_gpu() as gpu:
+        yield gpu
+
+
+@pytest.mark.parametrize(
+    ("slots", "device_name"),
+    [
+        (8, "cuda"),
+        pytest.param(1, "cuda", marks=pytest.mark.slow),
+        pytest.param(3, "cuda", marks=pytest.mark.slow),
+        pytest.param(8, "cuda:1", marks=pytest.mark.slow),
+    ],
+)
+def test_every_kind_of_job_gives_what_a_cpu_gives(
+    folder: Path, alone: Any, slots: int, device_name: str
+) -> None:
+    tasks = tasks_of([*KINDS], jobs=2)
+    expected = alone(tasks)
+    with pretended_gpu(devices=2) as gpu:
+        found, _ = run(load(folder, device_name).slot_model(), tasks, slots=slots)
+        assert_all_same(found, expected)
+        assert gpu.captures > 0
+        assert gpu.replays > gpu.captures
+
+
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.7, marks=pytest.mark.slow)])
+def test_drafts_give_what_a_cpu_gives_without(
+    folder: Path, alone: Any, tmp_path: Path, temperature: float
+) -> None:
+    plain = [ask("greedy", number) for number in range(5)]
+    searches = [replace(one, search=Search(temperature=temperature)) for one in plain]
+    expected = alone([[one] for one in searches])
+    small_whisper(tmp_path, seed=2, d_model=8, layers=1, max_source_positions=FRAMES // 2)
+    with pretended_gpu():
+        search = Search(
+            temperature=temperature,
+            assistant=load(tmp_path, "cuda").slot_model(),
+            num_draft_tokens=3,
+        )
+        tasks: list[list[Job]] = [[replace(one, search=search)] for one in plain]
+        found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=3)
+        assert_all_same(found, expected)
+
+
+def test_reproducible_windows_are_computed_in_batches_that_others_do_not_change(
+    folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, set[int]] = {"encode": set(), "prefill": set(), "step": set()}
+    model = load(folder, "cuda").slot_model()
+    for name, argument in (("encode", 0), ("prefill", 2), ("step", 1)):
+        method = getattr(model, name)
+
+        def noted(*args: Any, name: str = name, at: int = argument, do: Any = method, **more: Any):
+            sizes[name].add(len(args[at]))
+            return do(*args, **more)
+
+        monkeypatch.setattr(model, name, noted)
+    kinds = ("greedy", "sampled", "beams", "greedy", "penalised", "align", "kept")
+    tasks = tasks_of(kinds, jobs=2)
+    scheduler = SlotScheduler(model, 6, encode_batch=4, check_every=3, reproducible=True)
+    assert_all_same(run_jobs(scheduler, tasks), alone(tasks))
+    assert sizes == {"encode": {4}, "prefill": {1}, "step": {6}}
+    short = [[ask("short", number)] for number in range(3)]
+    assert_all_same(run_jobs(scheduler, short), alone(short))
+    assert sizes["encode"] == {1, 4}
+
+
+def test_steps_look_no_further_than_the_longest_text(
+    folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if there were far more room: texts of 48 tokens pass through three lengths.
+    monkeypatch.setattr(device, "_SHORTEST_REACH", 8)
+    model = load(folder, "cuda").slot_model()
+    reaches: list[int] = []
+    step = model.step
+
+    def noted(*args: Any, reach: int) -> Any:
+        reaches.append(reach)
+        return step(*args, reach=reach)
+
+    monkeypatch.setattr(model, "step", noted)
+    # The second text of a slot is shorter than the first.
+    long, short = ask("watched", 1), ask("greedy", 0)
+    tasks: list[list[Job]] = [[long, short], [short, long], [ask("beams", 2)]]
+    found, _ = run(model, tasks, slots=3)
+    assert_all_same(found, alone(tasks))
+    assert set(reaches) >= {8, 16, 32}
+    assert max(reaches) <= 48
+
+
+def test_the_device_has_a_step_to_do_while_results_are_read(
+    folder: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("request", "step", "collect"):
+        method = getattr(SlotBatch, name)
+
+        def noted(self: Any, *args: Any, name: str = name, do: Any = method, **more: Any) -> Any:
+            done.append(name)
+            return do(self, *args, **more)
+
+        monkeypatch.setattr(SlotBatch, name, noted)
+    tasks = [[ask("sampled", number)] for number in range(7)]
+    run(load(folder, "cuda").slot_model(), tasks, slots=3)
+    collected = [at for at, name in enumerate(done) if name == "collect"]
+    assert len(collected) >= 3
+    assert all(done[at - 2 : at] == ["request", "step"] for at in collected)
+
+
+# Most waits of one call of each of a batch's methods, by what it does.
+WAITS = {
+    "encode": 0, "fill": 0, "admit": 0, "step": 0, "look": 0, "ended": 1, "move": 0, "align": 0,
+    "collect": 1,
+}  # fmt: skip
+LANES: dict[str, tuple[str, ...]] = {
+    "plain": ("greedy", "sampled", "grammar", "watched"),
+    "options": ("penalised", "narrowed", "nucleus", "greedy"),
+    "words": ("align", "greedy", "timed", "timed"),
+    "short windows": ("short", "greedy"),
+    "beams": ("beams",),
+}
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_the_host_waits_no_more_often_than_its_budget(
+    folder: Path, gpu: Gpu, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Counter[str]()
+    for kind in (SlotBatch, BeamBatch):
+        for name in ("ended", "collect"):
+            counted = _counting(calls, name, getattr(kind, name))
+            monkeypatch.setattr(kind, name, counted)
+    model = load(folder, "cuda").slot_model()
+    gpu.waits.clear()
+    kinds = LANES[lane]
+    tasks: list[list[Job]] = [
+        [ask(kinds[n % len(kinds)], n), ask(kinds[(n + 1) % len(kinds)], n)]
+        for n in range(4 if lane == "beams" else 7)
+    ]
+    run(model, tasks, slots=6 if lane == "beams" else 4)
+    # A capture waits for the device, once for each recorded step.
+    waits = [wait for wait in gpu.waits if wait.operation != "torch.cuda.graph"]
+    found = Counter(wait.place for wait in waits)
+    over = {
+        place: sorted({f"{w.kind} {w.operation} {w.trace[0]}" for w in waits if w.place == place})
+        for place, count in found.items()
+        if count > WAITS.get(place, 0) * calls[place]
+    }
+    assert over == {}
+
+
+def _counting(calls: Counter[str], name: str, method: Any) -> Any:
+    def counted(self: Any, *args: Any) -> Any:
+        calls[name] += 1
+        return method(self, *args)
+
+    counted.__name__ = method.__name__
+    return counted
+
+
+# Operations that start kernels, of 2 layers. They may only fall: lower a number that does.
+LAUNCHES = {
+    "step": 101,
+    "watched step": 122,
+    "sampled step": 155,
+    "penalised step": 138,
+    "admit neighbors": 112,
+    "admit scattered": 116,
+    "align": 83,
+    "time tokens": 356,
+    "move": 25,
+    "fill": 6,
+    "encode": 37,
+    "step of beams": 255,
+}
+
+
+def test_nothing_starts_more_kernels_than_its_budget(folder: Path, gpu: Gpu) -> None:
+    model = load(folder, "cuda").slot_model()
+    found: dict[str, int] = {}
+
+    def count(name: str, action: Callable[[], Any]) -> Any:
+        with torch.inference_mode(), gpu.launches() as launches:
+            result = action()
+        found[name] = sum(launches.values())
+        return result
+
+    def batch_of(kind: str, count: int = 3) -> tuple[SlotBatch, list[Any]]:
+        batch = SlotBatch(model, 6)
+        jobs = [ask(kind, number) for number in range(count)]
+        batch.fill(range(count), jobs, encode_windows(model, jobs))
+        batch.admit(range(count), jobs)
+        return batch, jobs
+
+    batch, jobs = batch_of("grammar")
+    encoded = count("encode", lambda: encode_windows(model, jobs))
+    count("fill", lambda: batch.fill(range(3), jobs, encoded))
+    count("admit neighbors", lambda: batch.admit(range(3), jobs))
+    count("step", lambda: batch.step(3, sampled=False))
+    batch.fill([0, 2, 4], jobs, encoded)
+    count("admit scattered", lambda: batch.admit([0, 2, 4], jobs))
+    count("move", lambda: batch.move(4, 1))
+    count("align", lambda: batch.admit([0, 2, 3], [ask("align", 0)] * 3))
+    count("time tokens", lambda: batch.admit([0, 2, 3], [ask("timed", 0)] * 3))
+    batch, _ = batch_of("watched")
+    count("watched step", lambda: batch.step(3, sampled=False))
+    batch, _ = batch_of("sampled grammar")
+    count("sampled step", lambda: batch.step(3, sampled=True))
+    batch, _ = batch_of("penalised")
+    count("penalised step", lambda: batch.step(3, sampled=False))
+    beams, asked = BeamBatch(model, 2, 3), [ask("beams", number) for number in range(2)]
+    beams.fill(range(2), asked, encode_windows(model, asked))
+    beams.admit(range(2), asked)
+    count("step of beams", lambda: beams.step(2, sampled=False))
+    assert found == LAUNCHES
+
+
+def test_two_engines_never_capture_at_once(folder: Path) -> None:
+    tasks = [[ask(kind, 3)] * 4 for kind in ("greedy", "sampled", "greedy")]
+    with pretended_gpu(capture_s=0.02) as gpu:
+        model = load(folder, "cuda").slot_model()
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                run(model, tasks, slots=3)
+            except BaseException as error:  # told by the test's own thread
+                errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert gpu.captures >= 4
+        assert gpu.overlaps == []
+
+
+FAILING = ("greedy", "beams", "sampled", "align", "grammar", "penalised")
+DRAWS = 60
+
+
+@pytest.mark.parametrize(
+    "draws", [range(9, DRAWS, 25), pytest.param(range(DRAWS), marks=pytest.mark.slow)]
+)
+def test_wherever_memory_fails_results_stay_and_nothing_is_kept(
+    folder: Path, alone: Any, draws: range
+) -> None:
+    tasks = tasks_of(FAILING, jobs=1)
+    expected = alone(tasks)
+    with pretended_gpu() as gpu:
+        model = load(folder, "cuda").slot_model()
+        before = gpu.memory.live, gpu.memory.allocations
+        run(model, tasks, slots=6)
+        allocations = gpu.memory.allocations - before[1]
+        for draw in draws:
+            gpu.memory.fails_at = gpu.memory.allocations + (draw + 1) * allocations // (DRAWS + 1)
+            failures = gpu.memory.failures
+            found, scheduler = run(model, tasks, slots=6)
+            assert gpu.memory.failures == failures + 1
+            assert scheduler.statistics.halvings == 1
+            assert_all_same(found, expected)
+            del found, scheduler
+            assert gpu.memory.live == before[0]
+
+
+# By their own names: cuBLAS, cuDNN and the instantiation of graphs do not raise OutOfMemoryError.
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    ],
+)
+def test_out_of_memory_by_any_name_is_halved(
+    folder: Path, alone: Any, gpu: Gpu, message: str
+) -> None:
+    tasks = tasks_of(("greedy", "sampled"), jobs=1)
+    model = load(folder, "cuda").slot_model()
+    scheduler = SlotScheduler(model, 4)
+    gpu.memory.error, gpu.memory.message = RuntimeError, message
+    gpu.memory.fails_at = gpu.memory.allocations + 300
+    assert_all_same(run_jobs(scheduler, tasks), alone(tasks))
+    assert (gpu.memory.failures, scheduler.statistics.halvings) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "sampled", "beams", "align"])
+def test_a_window_that_is_not_a_number_fails_its_task_and_no_other(
+    folder: Path, alone: Any, gpu: Gpu, kind: str
+) -> None:
+    tasks: list[list[Job]] = [[ask(kind, number)] for number in range(4)]
+    expected = alone(tasks)
+    spoilt = tasks[2][0]
+    features = spoilt.features.copy()
+    features[3, 5] = np.nan
+    tasks[2] = [replace(spoilt, features=features)]
+    scheduler = SlotScheduler(load(folder, "cuda").slot_model(), 6, encode_batch=4, check_every=3)
+
+    def task(job: Job) -> Any:
+        return [(yield job)]
+
+    found: dict[int, Any] = dict(enumerate(outcomes(scheduler, [task(job) for (job,) in tasks])))
+    failed = found.pop(2)
+    del expected[2]
+    assert failed.kind == "not_a_number"
+    assert "set model.dtype" in str(failed)
+    assert_all_same([*found.values()], expected)
+
+
+def test_a_capture_that_fails_is_counted_and_ends_the_engine_once_memory_is_short(
+    folder: Path, alone: Any, gpu: Gpu
+) -> None:
+    gpu.refuses_captures = True
+    tasks = tasks_of(("greedy", "sampled"), jobs=1)
+    found, scheduler = run(load(folder, "cuda").slot_model(), tasks, slots=4)
+    assert_all_same(found, alone(tasks))
+    assert scheduler.statistics.failed_captures == 1
+    gpu.memory.fails_at = gpu.memory.allocations + 100
+    with pytest.raises(torch.OutOfMemoryError):
+        run_jobs(scheduler, tasks)

@@ -1,0 +1,114 @@
+"""A transcript becomes the files that `corpus-asr export` writes, and rows for pandas."""
+
+import importlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.formats import transcript as module
+from corpus_asr.formats.transcript import SubtitleOptions, Transcript
+from corpus_asr.formats.writers import ExportFormat
+from corpus_asr.segments import Segment
+from tests.support.tables import segment
+
+SAID = (
+    segment(" One two.", 0.5004, 1.5, words=True),
+    segment(" Three.", 2.25, 3.3200000000000003, words=True),
+)
+
+
+def transcript(*segments: Segment, **values: Any) -> Transcript:
+    usual: dict[str, Any] = {
+        "segments": segments, "language": "en", "duration_s": 4.0, "uri": "/talks/a.b.mp3",
+        "model": "openai/whisper-small",
+    }  # fmt: skip
+    return Transcript(**usual | values)
+
+
+def test_the_dictionary_is_whispers_with_times_in_milliseconds_and_says_what_wrote_it() -> None:
+    found = transcript(*SAID).to_dict()
+    assert json.loads(transcript(*SAID).to_json()) == found
+    first, second = found["segments"]
+    assert (first["start"], second["start"], second["end"]) == (0.5, 2.25, 3.32)
+    assert [word["word"] for word in first["words"]] == [" One", " two."]
+    said = {name: value for name, value in found.items() if name != "segments"}
+    assert said == {
+        "text": "One two. Three.", "language": "en", "duration": 4.0, "uri": "/talks/a.b.mp3",
+        "model": "openai/whisper-small", "version": f"corpus-asr {version('corpus-asr')}",
+    }  # fmt: skip
+
+
+def test_every_format_has_its_text() -> None:
+    own = transcript(*SAID)
+    assert own.to_txt() == "One two.\nThree.\n"
+    assert own.to_tsv() == "start\tend\ttext\n500\t1500\tOne two.\n2250\t3320\tThree.\n"
+    assert own.to_lrc(words="karaoke").startswith("[00:00.50]<00:00.50>One <00:01.00>two.")
+    assert own.to_srt(max_line_width=4).splitlines()[2:4] == ["One", "two."]
+    assert "<u>One</u>" in own.to_vtt(words="highlight")
+    assert transcript().to_srt() == transcript().to_txt() == ""
+    for name in (each for each in ExportFormat if each not in ("whisperx", "nemo")):
+        assert getattr(own, f"to_{name}")()
+
+
+def test_channels_are_speakers_and_their_cues_may_overlap() -> None:
+    left, right = (transcript(one, channel=at) for at, one in enumerate(SAID))
+    both = transcript(*SAID, channels=(left, right))
+    assert both.by_channel() == {0: (SAID[0],), 1: (SAID[1],)}
+    assert both.to_srt(min_duration_s=3.0).count("-->") == 2
+    (text,) = [text for suffix, text in both._texts([ExportFormat.whisperx], {}) if suffix]
+    assert [one["speaker"] for one in json.loads(text)["segments"]] == ["CHANNEL_00", "CHANNEL_01"]
+
+
+def test_files_are_named_after_the_recording_or_as_told(tmp_path: Path) -> None:
+    own = transcript(*SAID)
+    saved = own.save(tmp_path / "new" / "folder", "srt", "whisperx", "srt", max_line_width=5)
+    assert saved == [f"{tmp_path}/new/folder/a.b.srt", f"{tmp_path}/new/folder/a.b.whisperx.json"]
+    assert Path(saved[0]).read_text() == own.to_srt(max_line_width=5)
+    for name, text in (("x.vtt", own.to_vtt()), ("x.json", own.to_json())):
+        assert own.save(tmp_path / name) == [str(tmp_path / name)]
+        assert (tmp_path / name).read_text() == text
+    assert own.save(str(tmp_path / "x.nemo.jsonl")) == [str(tmp_path / "x.nemo.jsonl")]
+    assert '"audio_filepath"' in (tmp_path / "x.nemo.jsonl").read_text()
+    for uri, name in (
+        ("https://host/a.mp3?sig=b/c", "a"), ("input-0", "input-0"), (None, "transcript"),
+        ("s3://bucket/folder/", "folder"), (".mp3", ".mp3"),
+    ):  # fmt: skip
+        (path,) = transcript(*SAID, uri=uri).save("memory://transcripts", "txt")
+        assert path == f"memory://transcripts/{name}.txt"
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path: Path) -> None:
+    own = transcript(*SAID)
+    wrong: list[tuple[Any, tuple[Any, ...], SubtitleOptions, str]] = [
+        ("a.docx", (), {}, r"its suffix names no format, expected one of \.srt, .*save\("),
+        ("https://host/a", ("srt",), {}, "an http URL, expected a folder"),
+        ("a", ("srt",), {"words": "karaoke"}, "found --words karaoke"),
+        ("a", ("srt",), {"max_line_count": 2}, "max_line_count without max_line_width"),
+    ]
+    for place, formats, options, words in wrong:
+        target = place if "://" in place else tmp_path / place
+        with pytest.raises(ConfigError, match=words):
+            own.save(target, *formats, **options)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="found the format 'docx', expected srt, vtt, lrc"):
+        module._format("docx")
+
+
+def test_pandas_gets_a_row_per_segment_or_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = transcript(*SAID).to_dataframe()
+    assert isinstance(frame, pd.DataFrame)
+    assert frame["text"].tolist() == [" One two.", " Three."]
+    assert frame["end_s"].tolist() == [1.5, SAID[1].end_s]
+    assert list(transcript().to_dataframe().columns) == list(frame.columns)
+
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=r"no pandas.*pip install pandas"):
+        transcript().to_dataframe()

@@ -1,0 +1,176 @@
+"""A CUDA device gives what the CPU gives, by recorded steps, and never makes the host wait for it.
+
+Each test also runs on a pretended GPU by default, so that it works on the day there is one. Nothing
+here needs more than pytest and the engine's own libraries (tests/repo/test_bare.py).
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
+from corpus_asr.decoding.device import CudaRecorder
+from corpus_asr.decoding.protocols import AlignJob, Job, SlotModel
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.families.whisper.slots import WhisperSlotModel
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
+from tests.support.device import pretended_gpu
+from tests.support.searches import GRAMMAR, job, small_whisper
+from tests.support.slots import assert_all_same, begin, load, run_jobs, sequences, windows
+
+# float32 is summed in another order by other libraries; half precision rounds logits of about 10
+# to multiples of 1/128 or 1/16, many times over.
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+FEATURES_TOLERANCE = 1e-4
+
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8},
+    "grammar": {"rules": GRAMMAR},
+    "sampled grammar": {"rules": GRAMMAR, "temperature": 1.2},
+    "watched": {"stop_loops": True},
+    "penalised": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 3},
+    "narrowed": {"temperature": 1.0, "top_k": 4},
+    "beams": {"num_beams": 3},
+    "kept": {"keep_scores": True, "keep_logits": True},
+}
+
+
+@pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    # Unlike products, convolutions in float32 round to ten bits by default.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    if request.param == "pretended":
+        with pretended_gpu():
+            yield torch.device("cuda", 0)
+        return
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "none"
+        pytest.skip(f"needs a CUDA device: torch {torch.__version__} (CUDA {built}) sees none")
+    yield torch.device("cuda")
+
+
+def ask(kind: str, number: int) -> Job:
+    asked = job(number, limit=6 + 5 * (number % 4), **KINDS.get(kind, {}))
+    if kind != "align":
+        return asked
+    heads = ((0, 1), (1, 0))
+    return AlignJob(
+        features=asked.features, window=(number,), tokens=(31, 4, 5, 6, 30), heads=heads
+    )
+
+
+def outcomes(model: SlotModel, slots: int, *, check_every: int) -> list[list[Any]]:
+    kinds = [*KINDS, "align"]
+    tasks = [[ask(kinds[n % len(kinds)], n), ask("greedy", n)] for n in range(14)]
+    return run_jobs(SlotScheduler(model, slots, encode_batch=2, check_every=check_every), tasks)
+
+
+@pytest.mark.parametrize("slots", [3, *(pytest.param(n, marks=pytest.mark.gpu) for n in (1, 8))])
+def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
+    device: torch.device, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = []
+    record = CudaRecorder.record
+
+    def noted(self: CudaRecorder, step: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(step)
+        return record(self, step)
+
+    network = small_whisper(tmp_path)
+    expected = outcomes(network.slot_model(), 3, check_every=1)
+    monkeypatch.setattr(CudaRecorder, "record", noted)
+    found = outcomes(network.to(device).slot_model(), slots, check_every=3)
+    assert_all_same(found, expected)
+    assert bool(recorded) == (device.type == "cuda"), "without recordings this shows little"
+
+
+def test_no_step_admission_or_move_makes_the_host_wait(
+    device: torch.device, tmp_path: Path
+) -> None:
+    model = small_whisper(tmp_path).to(device).slot_model()
+    batch = SlotBatch(model, 6, recorder=CudaRecorder(device) if device.type == "cuda" else None)
+    jobs: list[Any] = [ask("sampled", number) for number in range(6)]
+    encoded = encode_windows(model, jobs)
+    batch.fill(range(6), jobs, encoded)
+    batch.admit(range(6), jobs)
+    for _ in range(CudaRecorder.warm_ups + 1):
+        batch.step(6, sampled=True)
+    batch.step(4, sampled=False)
+    scattered = [0, 2, 5]
+    set_mode = torch.cuda.set_sync_debug_mode if device.type == "cuda" else lambda mode: None
+    set_mode("error")
+    try:
+        batch.look()
+        batch.step(6, sampled=True)
+        batch.fill(scattered, [jobs[slot] for slot in scattered], encoded[:3])
+        batch.admit(scattered, [jobs[slot] for slot in scattered])
+        batch.move(5, 1)
+        batch.step(5, sampled=True)
+    finally:
+        set_mode("default")
+
+
+@torch.inference_mode()
+def decode(model: WhisperSlotModel, step: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Read a prompt and further tokens over a window of noise; returns the logits on the CPU."""
+    state, tokens = model.new_state(1), sequences(1, 9).to(model.device)
+    features = windows(1).to(model.device, model.dtype)
+    logits = [begin(model, state, [0], features, tokens[:, :3], [3])[:, -1].float().cpu()]
+    token, position = (torch.zeros(1, dtype=torch.long, device=model.device) for _ in range(2))
+    for at in range(3, 9):  # in place: a captured step reads the same tensors again
+        token.copy_(tokens[:, at])
+        position.fill_(at)
+        logits.append(step(state, token, position).float().cpu())
+    return torch.cat(logits)
+
+
+class Replayed:
+    """A step captured as a CUDA graph at its first call."""
+
+    def __init__(self, model: WhisperSlotModel) -> None:
+        self.model = model
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, state: Any, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        if self.graph is None:
+            self.model.step(state, token, position)  # warms up; the graph writes the same again
+            torch.cuda.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.stepped = self.model.step(state, token, position)
+        self.graph.replay()
+        return self.stepped
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_logits_are_those_of_a_cpu_also_from_a_captured_graph(
+    device: torch.device, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    exact = load(tmp_path).slot_model()
+    expected = decode(exact, exact.step)
+    model = WhisperForConditionalGeneration.from_pretrained(
+        tmp_path, device=device, dtype=dtype
+    ).slot_model()
+    steps: list[Callable[..., torch.Tensor]] = [model.step]
+    if device.type == "cuda":
+        steps.append(Replayed(model))
+    for step in steps:
+        assert (decode(model, step) - expected).abs().max() < TOLERANCES[dtype]
+
+
+def test_log_mel_features_are_those_of_a_cpu(device: torch.device) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    extractor = WhisperFeatureExtractor()
+    # torch's own "cpu:0" is not the plain "cpu" of the numpy route.
+    where = "cpu:0" if device.type == "cpu" else "cuda"
+    found = extractor(noise, sampling_rate=16_000, device=where)["input_features"]
+    expected = extractor(noise, sampling_rate=16_000)["input_features"]
+    np.testing.assert_allclose(found, expected, atol=FEATURES_TOLERANCE)

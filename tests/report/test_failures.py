@@ -1,0 +1,97 @@
+"""Every failure is in the list or the file, with what to do; the file reads as a manifest."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.config.run import SourceSettings
+from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.report.failures import CSV_COLUMNS, FAILURE_COLUMNS, Failures, quotas
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.tables import projected
+
+
+def failed(recording: str, kind: str | None = "not_audio", **values: Any) -> dict[str, Any]:
+    usual = {
+        "recording_id": recording, "uri": f"/audio/{recording}.mp3", "error_stage": "extract",
+        "error_kind": kind, "error_message": f"decoding {recording}", "retryable": False,
+    }  # fmt: skip
+    return usual | values
+
+
+def collected(*rows: dict[str, Any], size: int = 3) -> Failures:
+    failures = Failures(keep=True)
+    table = pa.Table.from_pylist(list(rows), schema=projected(OUTCOMES, FAILURE_COLUMNS))
+    for batch in table.to_batches(max_chunksize=size):
+        failures.add(batch)
+    return failures
+
+
+def in_csv(failures: Failures) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(failures.as_csv().decode())))
+
+
+def test_each_recording_and_kind_is_listed_once_by_kind_and_address() -> None:
+    rows = [failed("c"), failed("a"), failed("a", error_message="its second part")]
+    rows += [failed("a", "timeout", retryable=True), failed("b", None, error_stage="")]
+    found = collected(*rows).listed(10)
+    assert [(each.uri[-5:], each.kind, each.message, each.retryable) for each in found] == [
+        ("a.mp3", "not_audio", "decoding a", False),
+        ("c.mp3", "not_audio", "decoding c", False),
+        ("a.mp3", "timeout", "decoding a", True),
+        ("b.mp3", "unknown", "decoding b", False),
+    ]
+    groups = collected(*rows).groups()
+    assert [each.group for each in found] == [0, 0, 1, 2]
+    assert [(each.kind, each.recordings) for each in groups] == [
+        ("not_audio", 2), ("timeout", 1), ("unknown", 1),
+    ]  # fmt: skip
+    assert collected().listed(10) == []
+
+
+def test_of_too_many_failures_each_kind_is_in_the_list_and_all_are_in_the_file() -> None:
+    rows = [failed(f"{number:04}") for number in range(500)]
+    rows += [failed(f"t{number}", "timeout") for number in range(3)]
+    failures = collected(*rows, size=100)
+    found = failures.listed(20)
+    assert [each.kind for each in found] == ["not_audio"] * 17 + ["timeout"] * 3
+    assert [each.uri for each in found[:2]] == ["/audio/0000.mp3", "/audio/0001.mp3"]
+    assert len(in_csv(failures)) == 503
+
+
+@given(counts=st.lists(st.integers(1, 50)), most=st.integers(0, 100))
+def test_places_are_shared_out_to_the_last(counts: list[int], most: int) -> None:
+    given = quotas(counts, most)
+    assert sum(given) == min(most, sum(counts))
+    cut = [got for got, count in zip(given, counts, strict=True) if got < count]
+    # Who is cut has, but for the rounding, as much as any other.
+    assert not cut or max(given) - min(cut) <= 1
+
+
+def test_the_file_says_what_to_do_and_is_a_manifest(tmp_path: Path) -> None:
+    secret = "hunter2secret"
+    rows = [
+        failed("a", "timeout", retryable=True, uri='s3://bucket/it\'s, a "name".mp3'),
+        failed("b", error_message=f"reading https://u:{secret}@h/x?token={secret}:\nno"),
+        failed("c", "=cmd|' /C calc'!A0", error_message="@SUM(1)", error_stage="-1+1"),
+    ]
+    failures = collected(*rows)
+    path = tmp_path / "page.failures.csv"
+    path.write_bytes(failures.as_csv())
+    assert secret not in path.read_text()
+    found = {row["recording_id"]: row for row in in_csv(failures)}
+    assert tuple(found["a"]) == CSV_COLUMNS
+    assert found["a"]["uri"] == rows[0]["uri"]
+    assert (found["a"]["retryable"], found["b"]["retryable"]) == ("yes", "no")
+    assert found["b"]["advice"] == failure_kind("not_audio").advice
+    # What a spreadsheet would take for formulas is text there.
+    texts = [found["c"][name] for name in ("stage", "kind", "message")]
+    assert texts == ["'-1+1", "'=cmd|' /C calc'!A0", "'@SUM(1)"]
+    (batch,) = FileListing(SourceSettings(manifest=str(path)))
+    assert sorted(batch["uri"].to_pylist()) == sorted(row["uri"] for row in rows)

@@ -1,0 +1,295 @@
+"""Estimates against the truth: corpora and runs drawn at random, and the edges of both."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from corpus_asr.activity import Estimate, FileSums, added, stratum
+from corpus_asr.runtime.estimate import Mark, RunEstimator, estimate_audio
+from corpus_asr.storage.run_state.sample import FileSample, SampledFile, sums_of
+
+# Usual seconds per byte of a type, and how much they differ, as logarithms.
+TYPES = {
+    "mp3": (1 / 16_000, 0.5), "wav": (1 / 32_000, 0.3), "flac": (1 / 50_000, 0.35),
+    "opus": (1 / 6_000, 0.4), "mp4": (1 / 125_000, 0.8),
+}  # fmt: skip
+MOMENTS = (0.1, 0.26, 0.5, 0.76, 0.9)
+RUNS = 100
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A recording; a broken one has less audio than its header says, or none and no header."""
+
+    uri: str
+    size_bytes: int
+    audio_s: float
+    header_s: float | None
+
+
+def corpus(rng: np.random.Generator) -> list[Drawn]:
+    """Draw a corpus of clips, talks or both, with broken files and files without a header."""
+    kinds = rng.choice(list(TYPES), size=rng.integers(1, 4), replace=False)
+    shares = rng.dirichlet(np.ones(len(kinds)))
+    usual_s = {kind: math.exp(rng.uniform(math.log(8), math.log(2400))) for kind in kinds}
+    apart = {kind: rng.uniform(0.1, 1.2) for kind in kinds}
+    broken, headless = rng.choice([0, 0.02, 0.2]), rng.choice([0, 0, 0.1])
+    files = []
+    for number in range(int(math.exp(rng.uniform(math.log(6), math.log(600))))):
+        kind = rng.choice(kinds, p=shares)
+        audio_s = float(np.clip(usual_s[kind] * math.exp(apart[kind] * rng.normal()), 0.5, 2e4))
+        ratio = TYPES[kind][0] * math.exp(TYPES[kind][1] * rng.normal())
+        size, header_s = 50 + int(audio_s / ratio), None if rng.random() < headless else audio_s
+        if rng.random() < broken:
+            size = int(rng.choice([54, size]))
+            audio_s, header_s = (0.0, None) if rng.random() < 0.7 else (audio_s / 2, audio_s)
+        files.append(Drawn(f"{number}.{kind}", size, audio_s, header_s))
+    return sorted(files, key=lambda file: -file.size_bytes)  # as plans have them
+
+
+def run(
+    files: list[Drawn], rng: np.random.Generator, *, sampled: bool
+) -> Iterator[tuple[Estimate | None, float, Estimate | None, float, float]]:
+    """Yield at `MOMENTS`: the audio and the rest as estimated, each with its truth; the whole."""
+    speed, cost_s = math.exp(rng.uniform(math.log(2), math.log(200))), rng.choice([0, 3, 10])
+    ahead_s, calm = rng.choice([60, 600, 3000]), rng.choice([0.05, 0.2, 0.4])
+    noise, ends = 0.0, [0.0]
+    for file in files:
+        noise = 0.8 * noise + 0.6 * calm * rng.normal()  # neighbors are alike
+        work_s = (file.audio_s + cost_s) * math.exp(noise) / speed if file.audio_s else 0.0
+        ends.append(ends[-1] + work_s)
+    times = np.array(ends)
+    times *= max(1.0, 60 / times[-1])  # of the first two seconds nothing is said
+    audio_s = np.array([file.audio_s for file in files])
+    opened_by_s = np.cumsum(audio_s)
+    sample = FileSample()
+    names = [stratum(file.uri, file.size_bytes) for file in files]
+    sample.add(
+        [f"{at:016x}" for at in rng.permutation(len(files))],
+        [file.uri for file in files],
+        [file.size_bytes for file in files],
+    )
+    by_uri = {file.uri: file for file in files}
+    headers = sums_of(
+        (drawn, by_uri[drawn.uri].header_s or 0.0)
+        for drawn in sample.draw()
+        if by_uri[drawn.uri].header_s is not None or not by_uri[drawn.uri].audio_s
+    )
+    estimator = RunEstimator()
+    for share in np.linspace(0.02, 1, 50).round(2):
+        now_s = share * times[-1]
+        parts = np.clip((now_s - times[:-1]) / np.maximum(np.diff(times), 1e-9), 0, 1)
+        done = int((times[1:] <= now_s).sum())
+        done_s = float((audio_s * parts).sum())
+        now = Mark(working_s=now_s, audio_s=done_s, files=int((audio_s[:done] > 0).sum()))
+        estimator.note(now)
+        if share in MOMENTS:
+            last = max(int(np.searchsorted(opened_by_s, done_s + ahead_s)), done)
+            known = sums_of(
+                (SampledFile("", file.uri, file.size_bytes), file.audio_s) for file in files[:last]
+            )
+            if last < len(files) and (header_s := files[last].header_s) is not None:
+                known = added(known, {names[last]: FileSums.of(files[last].size_bytes, header_s)})
+            audio = estimate_audio(sample.strata, known, headers if sampled else None)
+            left = sum(file.audio_s > 0 for file in files[done:])
+            rest = estimator.rest_s(audio, now, files=left)
+            yield audio, float(opened_by_s[-1]), rest, times[-1] - now_s, times[-1]
+
+
+@pytest.mark.parametrize(
+    ("sampled", "first_error", "held"), [(True, 0.12, 0.75), (False, 0.25, 0.7)]
+)
+def test_ranges_hold_the_truth_and_errors_fall(sampled, first_error, held):
+    """Of the whole time of a run, the error falls from a tenth to hundredths."""
+    rng = np.random.default_rng(7)
+    inside: list[list[bool]] = [[] for _ in MOMENTS]
+    errors: list[list[float]] = [[] for _ in MOMENTS]
+    audio_errors: list[list[float]] = [[] for _ in MOMENTS]
+    for _ in range(RUNS):
+        files = corpus(rng)
+        if not any(file.audio_s for file in files):
+            continue
+        for at, (audio, all_s, rest, left_s, whole_s) in enumerate(
+            run(files, rng, sampled=sampled)
+        ):
+            if rest is None or audio is None:
+                continue
+            inside[at].append(rest.low <= left_s <= rest.high)
+            errors[at].append(abs(rest.value - left_s) / whole_s)
+            audio_errors[at].append(abs(audio.value / all_s - 1))
+    medians = [float(np.median(found)) for found in errors]
+    audio_medians = [float(np.median(found)) for found in audio_errors]
+    assert all(len(found) > 0.8 * RUNS for found in inside)
+    assert min(float(np.mean(found)) for found in inside) >= held
+    assert medians == sorted(medians, reverse=True)
+    assert medians[0] < first_error
+    assert medians[-1] < 0.03
+    assert audio_medians[-1] < 0.02
+
+
+MP3, WAV = "mp3:11", "wav:11"
+
+
+def files_of(*sizes_s: tuple[int, float]) -> FileSums:
+    return sum((FileSums.of(size, audio_s) for size, audio_s in sizes_s), FileSums())
+
+
+def test_two_broken_files_are_no_ground_for_an_estimate_and_do_not_spoil_the_next():
+    planned = {"mp3:3": FileSums(files=2, size=108), MP3: FileSums(files=10, size=10e6)}
+    broken = {"mp3:3": files_of((54, 0.0), (54, 0.0))}
+    assert estimate_audio(planned, {}) is None
+    assert estimate_audio(planned, broken) is None
+    now = Mark(working_s=60.0, audio_s=0.0, files=0)
+    assert RunEstimator().rest_s(None, now, files=10) is None
+    one = estimate_audio(planned, broken | {MP3: files_of((1_000_000, 60.0))})
+    assert one is not None
+    assert 500 < one.value < 650  # the ten of them have ten minutes
+    assert one.low < 600 < one.high
+
+
+def test_what_is_known_of_all_is_exact_and_failures_have_what_they_had():
+    planned = {MP3: FileSums(files=3, size=3e6)}
+    known = {MP3: files_of((1_000_000, 60.0), (1_000_000, 7.0), (1_000_000, 0.0))}
+    assert known[MP3].empty == 1
+    assert estimate_audio(planned, known) == Estimate(67.0, 67.0, 67.0)
+    # Twice as many bytes as planned, after a worker died: nothing is subtracted.
+    assert estimate_audio(planned, added(known, known)) == Estimate(134.0, 134.0, 134.0)
+
+
+def test_recordings_of_unknown_size_count_by_number():
+    planned = {"mp3:?": FileSums(files=10, size=10.0), "wav:?": FileSums(files=10, size=10.0)}
+    found = estimate_audio(planned, {"mp3:?": files_of((1, 30.0), (1, 50.0))})
+    assert found is not None
+    assert found.value == pytest.approx(20 * 40.0, rel=0.01)
+    assert found.high > 1.5 * found.value  # of the other type nothing is known
+
+
+def test_a_range_is_the_wider_the_less_is_known_and_the_more_recordings_differ():
+    def width(planned: dict[str, FileSums], known: dict[str, FileSums]) -> float:
+        found = estimate_audio(planned, known)
+        assert found is not None
+        return found.high / found.low
+
+    alike = files_of(*[(1_000_000, 60.0)] * 20)
+    apart = files_of(*[(1_000_000, 20.0), (1_000_000, 100.0)] * 10)
+    mine = {MP3: FileSums(files=1000, size=1e9)}
+    assert width(mine, {MP3: alike}) < 1.4 < width(mine, {MP3: apart})
+    assert width(mine, {MP3: alike}) < width(mine, {"mp3:14": alike}) < width(mine, {WAV: alike})
+
+
+def rest_of(marks: Sequence[tuple[float, float, int]], *, audio_s: float, files: int) -> Estimate:
+    estimator = RunEstimator()
+    for working_s, done_s, done in marks:
+        now = Mark(working_s=working_s, audio_s=done_s, files=done)
+        estimator.note(now)
+    found = estimator.rest_s(Estimate(audio_s, audio_s, audio_s), now, files=files)
+    assert found is not None
+    return found
+
+
+def test_a_steady_run_is_predicted_closely_and_an_unsteady_one_with_care():
+    steady = rest_of([(t, 10.0 * t, 0) for t in range(1, 101)], audio_s=2000.0, files=1)
+    assert steady.value == pytest.approx(100.0, rel=0.01)
+    assert steady.high / steady.low < 1.8
+    jumps = [(t, 10.0 * t + 400 * (t // 25 % 2), 0) for t in range(1, 101)]
+    unsteady = rest_of(jumps, audio_s=2000.0, files=1)
+    assert unsteady.high / unsteady.low > 2
+
+
+def test_little_done_and_much_in_progress_are_no_ground():
+    """Eight windows of half a minute may be nearly done, and only a second of a clip is known."""
+    hour = Estimate(3600.0, 3600.0, 3600.0)
+    ranges = []
+    for audio_s in (1.0, 29.0, 31.0, 1200.0):
+        now = Mark(working_s=20.0, audio_s=audio_s, files=1)
+        found = RunEstimator().rest_s(hour, now, files=50, slots=8)
+        ranges.append(None if found is None else found.high / found.low)
+    assert ranges[:2] == [None, None]
+    assert ranges[2] is not None
+    assert ranges[3] is not None
+    assert ranges[2] > ranges[3] > 1
+    # Of a minute in all, eight seconds say something.
+    minute = Estimate(60.0, 60.0, 60.0)
+    for audio_s, known in ((6.0, False), (8.0, True)):
+        now = Mark(working_s=20.0, audio_s=audio_s, files=1)
+        found = RunEstimator().rest_s(minute, now, files=5, slots=8)
+        assert (found is not None) == known
+
+
+def test_the_longest_part_is_waited_for():
+    """At RTFx 40 in eight slots, each takes its part at 5; alone it is somewhat faster."""
+    audio, now = Estimate(4000.0, 4000.0, 4000.0), Mark(working_s=90.0, audio_s=3600.0, files=50)
+    options = {"files": 1, "slots": 8, "slots_in_use": 8.0}
+    soon = RunEstimator().rest_s(audio, now, **options, longest_left_s=30.0)
+    late = RunEstimator().rest_s(audio, now, **options, longest_left_s=350.0)
+    assert soon is not None
+    assert late is not None
+    assert soon.value < 11
+    assert 350 / 5 / 4 < late.value < 350 / 5
+    assert late.high > 350 / 5 / 1.3, "it may be no faster"
+
+
+def test_that_short_recordings_take_longer_is_found_out():
+    """Ten talks of ten minutes, then clips of four seconds that take as long as ten each."""
+    marks, now_s, done_s, done = [], 0.0, 0.0, 0
+    for seconds, count in ((600.0, 10), (4.0, 500)):
+        for _ in range(count):
+            now_s, done_s, done = now_s + (seconds + 10.0) / 100, done_s + seconds, done + 1
+            marks.append((now_s, done_s, done))
+    left = rest_of(marks, audio_s=done_s + 4.0 * 1000, files=1000)
+    truth_s = 1000 * 14.0 / 100
+    assert left.low < truth_s < left.high
+    assert left.value == pytest.approx(truth_s, rel=0.25)
+    assert 4000 / (done_s / now_s) < 0.5 * truth_s, "what the mean speed would predict"
+
+
+def test_a_long_run_keeps_few_marks():
+    estimator = RunEstimator()
+    for second in range(1, 5000):
+        estimator.note(Mark(working_s=second, audio_s=5.0 * second, files=second))
+    assert len(estimator._marks) <= 64
+    gaps = np.diff([mark.working_s for mark in estimator._marks])
+    assert gaps.max() <= 3 * gaps.min()
+
+
+def test_a_sample_is_the_same_in_any_order_and_has_some_of_everything():
+    files: list[tuple[str, str, int | None]] = [
+        (f"{at * 7919 % 10_000:016x}", f"f{at}.mp3", 1_000_000 + at) for at in range(5000)
+    ]
+    files += [("0" * 15 + str(at), f"s{at}.wav", None) for at in range(3)]
+    files += [("f" * 16, "huge.flac", 10**10)]
+    first, second = FileSample(), FileSample()
+    ids, uris, sizes = zip(*files, strict=True)
+    first.add(ids, uris, sizes)
+    for name, uri, size_bytes in reversed(files):
+        second.add([name], [uri], [size_bytes])
+    assert first.draw() == second.draw()
+    kinds = [drawn.uri.rpartition(".")[2] for drawn in first.draw()]
+    assert len(kinds) <= 64
+    assert set(kinds) == {"mp3", "wav", "flac"}
+    assert first.strata == second.strata
+    assert sum(found.files for found in first.strata.values()) == 5004
+    assert FileSample().draw() == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "size_bytes", "name"),
+    [
+        ("s3://b/a.MP3", 3_000_000, "mp3:11"),
+        ("https://h/a.wav?token=x.y", 4, "wav:1"),
+        ("/a.part0001", 0, "other:0"),
+        ("/folder.mp3/a", None, "other:?"),
+    ],
+)
+def test_strata_are_few_whatever_names_there_are(uri, size_bytes, name):
+    assert stratum(uri, size_bytes) == name
+
+
+def test_estimates_are_written_with_their_ranges():
+    assert Estimate(750.0, 600.0, 960.0).clock_words() == "0:12:30 (0:10-0:16)"
+    assert Estimate(75.0, 60.0, 96.0).clock_words() == "0:01:15 (0:01:00-0:01:36)"
+    assert Estimate(7200.0, 3600.0, 14_400.0).hours_words() == "2.00 h (1.00-4.00)"
+    assert Estimate(60.0, 60.0, 60.0).hours_words() == "1.0 min"

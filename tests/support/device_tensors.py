@@ -1,0 +1,549 @@
+"""Tensors that say `cuda:N`, compute on the CPU, and tell what a GPU would mind.
+
+Every wait of the host is noted with its place, tensors of two devices do not meet, copies to pinned
+memory arrive when somebody waits, and allocations fail on demand. What makes a host wait is taken
+from PyTorch's sources: `copy_to` in ATen/TensorIndexing.h, `_index_put_impl_` in
+native/TensorAdvancedIndexing.cpp.
+"""
+
+import sys
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+CPU = torch.device("cpu")
+# Functions of `corpus_asr.decoding` by the name of the budget that their waits count in.
+PLACES = {
+    "fill": "fill", "admit": "admit", "step": "step", "look": "look", "ended": "ended",
+    "collect": "collect", "move": "move", "encode_windows": "encode", "align_windows": "align",
+    "align_window": "align",
+}  # fmt: skip
+_FACTORIES = {
+    getattr(torch, name): name
+    for name in (
+        "zeros", "ones", "empty", "full", "arange", "tensor", "as_tensor", "linspace", "rand",
+        "randn", "randint", "eye", "scalar_tensor", "hann_window", "zeros_like", "full_like",
+        "empty_like", "ones_like",
+    )
+}  # fmt: skip
+_CASTS = {
+    "float": torch.float32, "long": torch.int64, "int": torch.int32, "double": torch.float64,
+    "bool": torch.bool, "half": torch.float16, "bfloat16": torch.bfloat16,
+}  # fmt: skip
+_READS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "__contains__")
+# How many there are depends on the values.
+_BY_VALUES = ("nonzero", "masked_select", "_unique", "unique", "repeat_interleave.Tensor")
+# What no capture allows: each of these would wait for the device.
+_NOT_IN_A_CAPTURE = ("read", "upload", "shape", "synchronize")
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The host waits for the device here."""
+
+    kind: str
+    """`read` of values, `upload` that is not pinned and asynchronous, `shape` that depends on
+    values, `event` or `synchronize`."""
+    operation: str
+    place: str
+    """The name of its budget in `PLACES`, or "" outside of all."""
+    trace: tuple[str, ...]
+    """Lines of the package, the innermost first."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """Bytes of storage on all devices; `fails_at` numbers the allocation that fails."""
+
+    capacity: int
+    live: int = 0
+    peak: int = 0
+    allocations: int = 0
+    fails_at: int | None = None
+    failures: int = 0
+    message: str = "CUDA out of memory (pretended)"
+    error: type[RuntimeError] = torch.OutOfMemoryError
+    held: dict[int, list[int]] = field(default_factory=dict)
+    """Users and bytes by address."""
+
+    @property
+    def free(self) -> int:
+        """Bytes that can still be had."""
+        return self.capacity - self.live
+
+    def take(self, inner: Tensor) -> int | None:
+        """Count a user of the tensor's storage; None for an empty one."""
+        storage = inner.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if size == 0:
+            return None
+        if address not in self.held:
+            self.allocations += 1
+            if self.allocations == self.fails_at or self.live + size > self.capacity:
+                self.failures += 1
+                raise self.error(self.message)
+            self.held[address] = [0, size]
+            self.live += size
+            self.peak = max(self.peak, self.live)
+        self.held[address][0] += 1
+        return address
+
+    def give(self, address: int) -> None:
+        """Count a user less."""
+        if address in self.held:
+            self.held[address][0] -= 1
+            if self.held[address][0] == 0:
+                self.live -= self.held.pop(address)[1]
+
+
+class Recording(Protocol):
+    """What a capture notes operations in."""
+
+    def save(self, tensor: Tensor) -> None:
+        """Keep what a tensor that is about to be written holds."""
+
+    def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Keep what an operation is about to write."""
+
+    def after(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Record an operation that made or wrote something."""
+
+    def add(self, func: Any, args: Any, kwargs: dict[str, Any], made: list[Tensor]) -> None:
+        """Record a call and the tensors that it made."""
+
+
+class Gpu:
+    """What was noted; one at a time exists, as `pretended_gpu` gives it."""
+
+    def __init__(self, devices: int, capacity_bytes: int, capture_s: float) -> None:
+        self.devices = devices
+        self.memory = Memory(capacity_bytes)
+        self.capture_s = capture_s
+        """How long a capture lasts at least, so that threads may get into its way."""
+        self.waits: list[Wait] = []
+        self.captures = self.replays = 0
+        self.emptied = 0
+        self.overlaps: list[str] = []
+        """What a thread did on the device while another one captured, and must not."""
+        self.refuses_captures = False
+        self.forbids_waits = False
+        self.lock = threading.RLock()
+        self.capturing: set[int] = set()
+        self.mine = threading.local()
+        self.in_flight: deque[tuple[Tensor, Tensor]] = deque()
+        self._pinned: dict[int, Tensor] = {}
+        self._launches: Counter[str] | None = None
+
+    @contextmanager
+    def launches(self) -> Iterator[Counter[str]]:
+        """Count what starts kernels, by the name of the operation."""
+        counted: Counter[str] = Counter()
+        before, self._launches = self._launches, counted
+        try:
+            yield counted
+        finally:
+            self._launches = before
+
+    def waits_by_place(self) -> dict[str, int]:
+        """How often the host waited, by place."""
+        return dict(Counter(wait.place for wait in self.waits))
+
+    def launched(self, name: str) -> None:
+        """Count an operation that starts a kernel."""
+        if self._launches is not None:
+            self._launches[name] += 1
+
+    def wait(self, kind: str, operation: str) -> None:
+        """Note that the host waits; deliver copies that were on their way."""
+        place, trace = _here()
+        with self.lock:
+            self.waits.append(Wait(kind, operation, place, trace))
+        if self.tape is not None and kind in _NOT_IN_A_CAPTURE:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {operation}")
+        if self.forbids_waits:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {kind} {operation}")
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Let copies to the host arrive."""
+        with self.lock:
+            while self.in_flight:
+                target, values = self.in_flight.popleft()
+                target.copy_(values)
+
+    @property
+    def tape(self) -> "Recording | None":
+        """What this thread captures into."""
+        found: Recording | None = getattr(self.mine, "tape", None)
+        return found
+
+    def disturbs(self, what: str) -> None:
+        """Note what no thread may do while another one captures."""
+        with self.lock:
+            if self.capturing - {threading.get_ident()}:
+                self.overlaps.append(f"{what} in {threading.current_thread().name}")
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """Remember a tensor as pinned."""
+        self._pinned[tensor.untyped_storage().data_ptr()] = tensor
+        while len(self._pinned) > 4096:
+            del self._pinned[next(iter(self._pinned))]
+        return tensor
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        """Whether a tensor of the host is pinned."""
+        return tensor.untyped_storage().data_ptr() in self._pinned
+
+
+_now: list[Gpu] = []
+
+
+def gpu_now() -> Gpu:
+    """The pretended GPU there is."""
+    assert _now, "a device tensor lives longer than its pretended GPU"
+    return _now[-1]
+
+
+@contextmanager
+def as_gpu(gpu: Gpu) -> Iterator[None]:
+    """Let this be the pretended GPU there is, for this thread's tensors."""
+    _now.append(gpu)
+    try:
+        with Host():
+            yield
+    finally:
+        _now.remove(gpu)
+
+
+def _here() -> tuple[str, tuple[str, ...]]:
+    trace: list[str] = []
+    place = ""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if "/corpus_asr/" in path:
+            name = frame.f_code.co_name
+            trace.append(f"{path.rsplit('/corpus_asr/', 1)[1]}:{frame.f_lineno} {name}")
+            if not place and "/corpus_asr/decoding/" in path:
+                place = PLACES.get(name, "")
+        frame = frame.f_back
+    return place, tuple(trace[:6])
+
+
+class DeviceTensor(Tensor):
+    """Says that it is on a GPU, and holds a tensor of the CPU."""
+
+    on_host: Tensor
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+
+    def __new__(cls, inner: Tensor, index: int = 0) -> "DeviceTensor":
+        made: Any = Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype, device=torch.device("cuda", index), requires_grad=False,
+        )  # fmt: skip
+        made.on_host = inner
+        memory = gpu_now().memory
+        with gpu_now().lock:
+            address = memory.take(inner)
+        if address is not None:
+            weakref.finalize(made, memory.give, address)
+        found: DeviceTensor = made
+        return found
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"DeviceTensor({tuple(self.shape)}, {self.dtype}, {self.device})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = str(func)
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        ours = [leaf for leaf in leaves if isinstance(leaf, DeviceTensor)]
+        _check_one_device(name, ours, leaves)
+        if name.startswith("aten.copy_.") and not (
+            isinstance(args[0], DeviceTensor) and isinstance(args[1], DeviceTensor)
+        ):
+            return _copy(*args, **kwargs)
+        _note_waits(name, args, leaves, ours)
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == "cpu":
+            gpu_now().wait("read", name)
+            return func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        if device is not None:
+            kwargs["device"] = CPU
+        inner_args, inner_kwargs = tree_map(_inner, args), tree_map(_inner, kwargs)
+        tape = gpu_now().tape
+        if tape is not None:
+            tape.before(func, inner_args, inner_kwargs)
+        result = func(*inner_args, **inner_kwargs)
+        if not _is_view(func):
+            gpu_now().launched(name)
+        if tape is not None:
+            tape.after(func, inner_args, inner_kwargs, result)
+        changed = _changed(func, args, kwargs)
+        if changed is not None and isinstance(result, Tensor):
+            return changed
+        known = {id(tensor.on_host): tensor for tensor in ours}
+        index = ours[0].device.index if ours else 0
+        return tree_map(lambda x: known[id(x)] if id(x) in known else _wrapped(x, index), result)
+
+
+def _inner(value: Any) -> Any:
+    return value.on_host if isinstance(value, DeviceTensor) else value
+
+
+def _wrapped(value: Any, index: int = 0) -> Any:
+    plain = isinstance(value, Tensor) and not isinstance(value, DeviceTensor)
+    return DeviceTensor(value, index) if plain else value
+
+
+def _is_view(func: Any) -> bool:
+    aliases = [one.alias_info for one in func._schema.returns]
+    return any(one is not None and not one.is_write for one in aliases)
+
+
+def written_by(func: Any) -> list[Any]:
+    arguments = enumerate(func._schema.arguments)
+    return [(n, a) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write]
+
+
+def _changed(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    for number, argument in written_by(func):
+        value = args[number] if number < len(args) else kwargs.get(argument.name)
+        if isinstance(value, DeviceTensor):
+            return value
+    return None
+
+
+def _check_one_device(name: str, ours: list[DeviceTensor], leaves: list[Tensor]) -> None:
+    if len({tensor.device for tensor in ours}) > 1:
+        raise RuntimeError(f"Expected all tensors to be on the same device: {name}")
+    hosts = [leaf for leaf in leaves if not isinstance(leaf, DeviceTensor)]
+    others = [tuple(leaf.shape) for leaf in hosts if leaf.dim() > 0]
+    if others and not name.startswith("aten.copy_."):
+        raise RuntimeError(f"Expected all tensors to be on the same device: {name} of {others}")
+
+
+def _note_waits(name: str, args: Any, leaves: list[Tensor], ours: list[DeviceTensor]) -> None:
+    operation = name.removeprefix("aten.")
+    if operation.startswith(("_local_scalar_dense", "equal.", "is_nonzero", "item")):
+        gpu_now().wait("read", name)
+    if operation.startswith(
+        ("nonzero", "masked_select", "_unique", "unique", "repeat_interleave.T")
+    ):
+        gpu_now().wait("shape", name)
+    if operation.startswith(("index.", "index_put", "_index_put")):
+        if any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]):
+            gpu_now().wait("shape", f"{name} by flags")
+        if operation.startswith(("index_put", "_index_put")) and len(ours) < len(leaves):
+            gpu_now().wait("upload", f"{name} of a number")
+
+
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    gpu = gpu_now()
+    if isinstance(target, DeviceTensor):
+        if not (non_blocking and gpu.is_pinned(source)):
+            gpu.wait("upload", f"copy_ {tuple(source.shape)}")
+        target.on_host.copy_(source)
+        return target
+    values = _inner(source)
+    if not (non_blocking and gpu.is_pinned(target)):
+        gpu.wait("read", f"copy_ {tuple(source.shape)}")
+        return target.copy_(values)
+    # Nonsense until somebody waits: what is read too early must show.
+    with gpu.lock:
+        gpu.in_flight.append((target, values.clone()))
+        spoil(target)
+    return target
+
+
+def spoil(tensor: Tensor) -> None:
+    if tensor.dtype.is_floating_point:
+        tensor.fill_(float("nan"))
+    else:
+        tensor.fill_(tensor.dtype == torch.bool or 77)
+
+
+def _to_host(tensor: DeviceTensor, dtype: torch.dtype | None = None) -> Tensor:
+    gpu_now().wait("read", f"cpu {tuple(tensor.shape)}")
+    copied = tensor.on_host.clone()
+    return copied if dtype is None else copied.to(dtype)
+
+
+class Host(TorchFunctionMode):
+    """Catches in one thread what makes, moves, indexes and reads tensors."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if func in _FACTORIES and not any(isinstance(a, DeviceTensor) for a in args):
+            return _make(func, args, kwargs)
+        if name == "scaled_dot_product_attention" and isinstance(args[0], DeviceTensor):
+            return _recorded(func, "sdpa", args, kwargs)
+        if args and isinstance(args[0], Tensor):
+            handler = _HANDLERS.get(name)
+            ours = any(isinstance(leaf, DeviceTensor) for leaf in tree_leaves((args, kwargs)))
+            if handler is not None and (ours or name in _OF_THE_HOST):
+                found = handler(func, name, args, kwargs)
+                if found is not NotImplemented:
+                    return found
+        return func(*args, **kwargs)
+
+
+def _make(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+    device, pinned = kwargs.get("device"), kwargs.pop("pin_memory", False)
+    on_gpu = isinstance(device, int) or (device is not None and torch.device(device).type == "cuda")
+    if not on_gpu:
+        made: Tensor = func(*args, **kwargs)
+        return gpu_now().pin(made) if pinned else made
+    index = device if isinstance(device, int) else torch.device(str(device)).index or 0
+    if func in (torch.tensor, torch.as_tensor):
+        gpu_now().wait("upload", f"torch.{_FACTORIES[func]}(device=cuda)")
+    return _recorded(func, _FACTORIES[func], args, kwargs | {"device": CPU}, index=index)
+
+
+def _recorded(
+    func: Callable[..., Tensor], name: str, args: Any, kwargs: dict[str, Any], *, index: int = 0
+) -> Tensor:
+    # Called as a whole: its parts would be told one by one otherwise.
+    inner_args, inner_kwargs = tree_map(_inner, args), tree_map(_inner, kwargs)
+    result = func(*inner_args, **inner_kwargs)
+    gpu = gpu_now()
+    gpu.launched(name)
+    if gpu.tape is not None:
+        gpu.tape.add(func, inner_args, inner_kwargs, [result])
+    return DeviceTensor(result, index)
+
+
+def _get(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensor, key = args
+    if not isinstance(tensor, DeviceTensor):
+        raise RuntimeError("a tensor of the CPU is indexed by one of the device")
+    if not _by_tensors(key, "getitem"):
+        return DeviceTensor(tensor.on_host[tree_map(_inner, key)], tensor.device.index)
+    return _recorded(lambda a, k: a[k], "index", (tensor, key), {}, index=tensor.device.index)
+
+
+def _set(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensor, key, value = args
+    if not isinstance(tensor, DeviceTensor):
+        raise RuntimeError("a tensor of the CPU is given values of the device")
+    by_tensors = _by_tensors(key, "setitem")
+    inner_key = tree_map(_inner, key)
+    if not isinstance(value, Tensor) and (by_tensors or tensor.on_host[inner_key].dim() == 0):
+        gpu_now().wait("upload", "setitem of a number by an index or into one place")
+    if isinstance(value, Tensor) and not isinstance(value, DeviceTensor):
+        gpu_now().wait("upload", "setitem of a tensor of the host")
+    gpu = gpu_now()
+    gpu.launched("index_put" if by_tensors else "copy_")
+    call: Any = Tensor.__setitem__
+    if gpu.tape is not None:
+        gpu.tape.save(tensor.on_host)
+        gpu.tape.add(call, (tensor.on_host, inner_key, _inner(value)), {}, [])
+    tensor.on_host[inner_key] = _inner(value)
+    return None
+
+
+def _by_tensors(key: Any, what: str) -> bool:
+    parts = key if isinstance(key, tuple) else (key,)
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    for tensor in tensors:
+        if not isinstance(tensor, DeviceTensor) and tensor.dim() > 0:
+            gpu_now().wait("upload", f"{what} by an index of the host")
+        if tensor.dtype == torch.bool:
+            gpu_now().wait("shape", f"{what} by flags")
+    lists = any(isinstance(part, list) for part in parts)
+    if lists:
+        gpu_now().wait("upload", f"{what} by a Python list")
+    return bool(tensors) or lists
+
+
+def _move(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensor, *rest = args
+    device = torch.device("cuda", 0) if name == "cuda" else kwargs.get("device")
+    dtype = kwargs.get("dtype")
+    for value in rest:
+        if isinstance(value, Tensor):
+            device, dtype = value.device, value.dtype
+        elif isinstance(value, torch.dtype):
+            dtype = value
+        elif isinstance(value, str | torch.device):
+            device = value
+    device = None if device is None else torch.device(device)
+    if isinstance(tensor, DeviceTensor):
+        if device is not None and device.type == "cpu":
+            return _to_host(tensor, dtype)
+        same = dtype is None or dtype == tensor.dtype
+        return tensor if same else torch.ops.aten._to_copy.default(tensor, dtype=dtype)
+    if device is None or device.type != "cuda":
+        return NotImplemented
+    if not (gpu_now().is_pinned(tensor) and kwargs.get("non_blocking", False)):
+        gpu_now().wait("upload", f"to(cuda) {tuple(tensor.shape)}")
+    values = tensor if dtype is None else tensor.to(dtype)
+    return DeviceTensor(values.detach().clone(), device.index or 0)
+
+
+def _read(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    if name == "numpy":
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+    if name == "cpu":
+        return _to_host(args[0])
+    gpu_now().wait("read", name)
+    return getattr(args[0].on_host, name)(*args[1:])
+
+
+def _pin(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensor = args[0]
+    if name == "is_pinned":
+        return not isinstance(tensor, DeviceTensor) and gpu_now().is_pinned(tensor)
+    if isinstance(tensor, DeviceTensor):
+        raise RuntimeError("cannot pin a tensor of the device")
+    return gpu_now().pin(tensor.clone())
+
+
+def _as_one(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    # Inference mode hands these to the device tensor whole, which it would not know.
+    tensor = args[0]
+    if name == "copy_":
+        return _copied(*args, **kwargs)
+    if not isinstance(tensor, DeviceTensor):
+        return NotImplemented
+    if name == "__invert__":
+        return torch.bitwise_not(tensor)
+    if name == "detach":
+        return DeviceTensor(tensor.on_host.detach(), tensor.device.index)
+    if name == "contiguous":
+        whole = tensor.on_host.is_contiguous()
+        form = torch.contiguous_format
+        return tensor if whole else torch.ops.aten.clone.default(tensor, memory_format=form)
+    dtype = _CASTS[name]
+    same = tensor.dtype == dtype
+    return tensor if same else torch.ops.aten._to_copy.default(tensor, dtype=dtype)
+
+
+def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    if isinstance(target, DeviceTensor) and isinstance(source, DeviceTensor):
+        return torch.ops.aten.copy_.default(target, source)
+    return _copy(target, source, non_blocking)
+
+
+_OF_THE_HOST = ("to", "cuda", "pin_memory", "is_pinned")
+_HANDLERS: dict[str, Callable[..., Any]] = {
+    "__getitem__": _get, "__setitem__": _set, "to": _move, "cuda": _move, "numpy": _read,
+    "cpu": _read, "pin_memory": _pin, "is_pinned": _pin,
+    **dict.fromkeys(_READS, _read),
+    **dict.fromkeys(("__invert__", "detach", "contiguous", "copy_", *_CASTS), _as_one),
+}  # fmt: skip

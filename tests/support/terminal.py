@@ -1,0 +1,172 @@
+"""A pseudo-terminal, and what a person would see on it."""
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+_TOKEN = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|(\r|\n)|([^\x1b\r\n])")
+
+
+@dataclass
+class Screen:
+    """The lines of a terminal of endless height; understands what Rich's live displays write."""
+
+    columns: int = 80
+    lines: list[str] = field(default_factory=lambda: [""])
+    row: int = 0
+    column: int = 0
+    moves_up: int = 0
+    colors: int = 0
+
+    def feed(self, text: str) -> None:
+        for match in _TOKEN.finditer(text):
+            arguments, command, control, character = match.groups()
+            if control == "\r":
+                self.column = 0
+            elif control == "\n":
+                self._down()
+            elif character:
+                if self.column == self.columns:
+                    self.column = 0
+                    self._down()
+                line = self.lines[self.row].ljust(self.column)
+                self.lines[self.row] = line[: self.column] + character + line[self.column + 1 :]
+                self.column += 1
+            elif command == "K":
+                keep = self.column if arguments in ("", "0") else 0
+                self.lines[self.row] = self.lines[self.row][:keep]
+            elif command == "A":
+                self.row = max(0, self.row - int(arguments or 1))
+                self.moves_up += 1
+            elif command == "m":
+                self.colors += 1
+            elif command not in ("h", "l"):
+                raise AssertionError(f"a sequence that is not understood: {match[0]!r}")
+
+    def _down(self) -> None:
+        self.row += 1
+        if self.row == len(self.lines):
+            self.lines.append("")
+
+    @property
+    def text(self) -> list[str]:
+        """What is there, without trailing blanks and empty lines at the end."""
+        lines = [line.rstrip() for line in self.lines]
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
+
+
+class Terminal:
+    """A pseudo-terminal: programs write to `descriptor`, and a thread reads what they write."""
+
+    def __init__(self, main: int, descriptor: int) -> None:
+        self.main, self.descriptor = main, descriptor
+        self._data = bytearray()
+        self._thread = threading.Thread(target=self._read, name="terminal", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        # A terminal that nobody reads from blocks whoever writes to it.
+        with contextlib.suppress(OSError):  # the other end is closed
+            while data := os.read(self.main, 65_536):
+                self._data += data
+
+    @property
+    def output(self) -> str:
+        """What was written so far."""
+        return self._data.decode("utf-8", "replace")
+
+    def seen(self, until: Callable[[list[str]], bool], *, timeout_s: float = 20.0) -> list[str]:
+        """Return the lines a person sees, as soon as they are as expected."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            screen = Screen()
+            screen.feed(self.output)
+            if until(screen.text):
+                return screen.text
+            assert time.monotonic() < deadline_s, screen.text
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Close both ends; what was written is kept."""
+        os.close(self.descriptor)
+        self._thread.join()
+        os.close(self.main)
+
+
+@contextlib.contextmanager
+def terminal(columns: int = 80) -> Iterator[Terminal]:
+    """Open a pseudo-terminal."""
+    main, descriptor = os.openpty()
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    with contextlib.closing(Terminal(main, descriptor)) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def on_terminal(*, only_stderr: bool = False) -> Iterator[Terminal]:
+    """Let this process write to a terminal: stderr, and stdout as well unless it is a pipe."""
+    environment = {"TERM": "xterm", "COLUMNS": "80"}
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(terminal())
+        stream = stack.enter_context(open(os.dup(opened.descriptor), "w", encoding="utf-8"))
+        stack.enter_context(mock.patch.dict(os.environ, environment))
+        stack.enter_context(contextlib.redirect_stderr(stream))
+        if not only_stderr:
+            stack.enter_context(contextlib.redirect_stdout(stream))
+        yield opened
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# A watched run is looked at more often than people would.
+_MAIN = (
+    "import corpus_asr.cli.results as results; results.WATCH_EVERY_S = 0.2; "
+    "from corpus_asr.__main__ import main; main()"
+)
+
+
+def run_on_terminal(
+    arguments: Sequence[str],
+    *,
+    columns: int,
+    rows: int = 30,
+    meanwhile: Callable[[str], None] = lambda _: None,
+) -> Screen:
+    """Run a command of this program on a terminal; `meanwhile` sees what it has printed so far."""
+    leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MAIN, *arguments],
+        stdin=follower, stdout=follower, stderr=follower, env=environment, cwd=REPOSITORY,
+    )  # fmt: skip
+    os.close(follower)
+    printed, deadline = b"", time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline:
+            try:
+                printed += os.read(leader, 65_536)
+            except OSError:  # its other end is closed
+                break
+            meanwhile(printed.decode(errors="replace"))
+    finally:
+        if time.monotonic() >= deadline:
+            process.kill()
+        process.wait(10)
+        os.close(leader)
+    screen = Screen(columns)
+    screen.feed(printed.decode())
+    return screen

@@ -1,0 +1,228 @@
+"""Corrections through the server: saved, found, shown, kept apart from what they do not fit."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER, MAX_TEXT_CHARS, read_saved
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
+from tests.support.pages import Response, asked, fetch, sent
+from tests.support.runs import correct_segment, finished, passage, run_of, spoken
+from tests.support.tables import part
+from tests.view.conftest import HOSTILE_TEXT, add, serving
+
+ID = recording_id("/c/a.wav")
+WORDS = [
+    passage(0, "one to three", probabilities=(0.9, 0.2, 0.9)),
+    passage(1, "four five", probabilities=(0.5, 0.9), confidence=0.5),
+    passage(2, "five"),
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OutputStore:
+    """A run of two recordings; of one a part is missing."""
+    return run_of(tmp_path / "output", spoken("/c/a.wav", *WORDS, last_part=False),
+                  spoken("/c/b.wav", passage(0, "other")))  # fmt: skip
+
+
+@pytest.fixture
+def url(store: OutputStore) -> Iterator[str]:
+    with serving(store) as server:
+        yield server.url
+
+
+def segments(url: str, **parameters: Any) -> list[dict[str, Any]]:
+    answer = fetch(asked(url, "api/segments", id=ID, block=0, **parameters))
+    found: list[dict[str, Any]] = json.loads(answer.body)["segments"]
+    return found
+
+
+def get(url: str, what: str, **parameters: Any) -> Any:
+    return json.loads(fetch(asked(url, what, **parameters)).body)
+
+
+def content(store: OutputStore) -> dict[str, bytes]:
+    """Return all files of an output folder but corrections."""
+    folder = Path(store.uri)
+    files = (path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {name: data for name, data in names.items() if not name.startswith(CORRECTIONS_FOLDER)}
+
+
+def eventually(url: str, what: str, holds: Callable[[Any], bool], **parameters: Any) -> None:
+    """Wait until an answer is as expected: each one starts a look at the folder."""
+    deadline = time.monotonic() + 30
+    while not holds(get(url, what, **parameters)):
+        assert time.monotonic() < deadline
+
+
+def correct(url: str, at: int, text: str, **values: Any) -> Response:
+    body = {"id": ID, "key": segments(url)[at]["key"], "text": text, "checked": True, **values}
+    return sent(url, "api/correct", body)
+
+
+def test_what_is_saved_is_shown_found_and_exported_with_the_original(
+    url: str, store: OutputStore
+) -> None:
+    assert get(url, "api/unsure", id=ID)["at_s"] == pytest.approx(2 / 3)
+    before = content(store)
+    answer = correct(url, 0, " one  two three ", name="Anna")
+    assert answer.status == 200
+    segment = json.loads(answer.body)["segment"]
+    assert segment == segments(url)[0]
+    said = segment["correction"]
+    assert (segment["text"], segment["confidence"]) == ("one two three", 1.0)
+    assert [word[0] for word in segment["words"]] == [" one", " two", " three"]
+    assert (said["original"], said["name"], said["checked"]) == ("one to three", "Anna", True)
+    assert (said["changed"], said["saved_at"][:2]) == (True, "20")
+    # The word is no longer doubtful, nor is the search behind the page.
+    assert get(url, "api/unsure", id=ID)["at_s"] == 2.0
+    assert get(url, "api/search", q="to -two")["total"] == 0
+    (hit,) = get(url, "api/search", q="two", min_confidence=0.99)["hits"]
+    assert hit["pieces"] == [[" one ", False], ["two", True], [" three", False]]
+    assert (hit["text"], hit["correction"]["original"]) == ("one two three", "one to three")
+    (hit,) = get(url, "api/search", q="four")["hits"]
+    assert hit["before"] == " one two three"
+    assert fetch(asked(url, "saved", id=ID, format="txt")).body.startswith(b"one two three\n")
+    assert get(url, "api/run")["corrections"] == 1
+    # Nothing else was written, and nothing of the tables changed.
+    assert content(store) == before
+    (name,) = store.all_names(CORRECTIONS_FOLDER)
+    assert store.read_json(name)["text"] == "one two three"
+    # Checked as it is, removed, and back to the model's text.
+    seen = said["id"]
+    for text, values, expected in (
+        ("one to three", {}, ("one to three", False)),
+        ("", {}, ("", True)),
+        ("", {"withdraw": True}, ("one to three", None)),
+    ):
+        answer = correct(url, 0, text, seen=seen, **values)
+        segment = json.loads(answer.body)["segment"]
+        seen = (segment["correction"] or {"id": ""})["id"]
+        changed = segment["correction"] and segment["correction"]["changed"]
+        assert (segment["text"], changed) == expected
+    assert get(url, "api/run")["corrections"] == 0
+    assert get(url, "api/search", q="to")["total"] == 1
+
+
+def test_a_removed_segment_is_not_exported(url: str) -> None:
+    correct(url, 1, "")
+    assert fetch(asked(url, "saved", id=ID, format="txt")).body == b"one to three\nfive\n"
+    assert segments(url)[1]["words"] == []
+    assert get(url, "api/search", q="four")["total"] == 0
+
+
+def test_of_two_windows_the_second_is_told_before_it_replaces(url: str) -> None:
+    key = segments(url)[0]["key"]
+    first = {"id": ID, "key": key, "text": "first", "checked": True, "name": "Anna", "seen": ""}
+    assert sent(url, "api/correct", first).status == 200
+    second = first | {"text": "second", "name": "Bob"}
+    refused = sent(url, "api/correct", second)
+    assert refused.status == 409
+    told = json.loads(refused.body)
+    assert "Anna has corrected this segment meanwhile: “first”" in told["error"]
+    assert segments(url)[0]["text"] == "first"
+    assert sent(url, "api/correct", second | {"seen": told["seen"]}).status == 200
+    assert segments(url)[0]["text"] == "second"
+
+
+def test_two_servers_of_one_run_see_each_others_corrections(url: str, store: OutputStore) -> None:
+    with serving(store) as other:
+        correct(url, 0, "first")
+        correct(other.url, 1, "second")
+        for _ in range(2):  # a look starts a refresh, which the next one sees
+            for each in (url, other.url):
+                eventually(each, "api/run", lambda run: run["corrections"] == 2)
+                assert [row["text"] for row in segments(each)] == ["first", "second", "five"]
+                assert get(each, "api/search", q="second")["total"] == 1
+    assert len(read_saved(store)) == 2
+
+
+def test_corrections_survive_what_is_transcribed_again_and_stale_ones_are_listed(
+    url: str, store: OutputStore
+) -> None:
+    correct(url, 0, "one two three", name="Anna")
+    correct(url, 2, "5")
+    # The missing part comes, another recording is tried again, and tables are rewritten.
+    add(store, spoken("/c/a.wav", passage(5, "late"), part=1))
+    add(store, part("", 0, uri="/c/b.wav", texts=[" again"], etag="v2"))
+    finished(store, "c/a.wav", "c/b.wav")
+    eventually(url, "api/recording", lambda one: one["segments"] == 4, id=ID)
+    assert [row["text"] for row in segments(url)] == ["one two three", "four five", "5", "late"]
+    assert get(url, "api/recording", id=ID)["stale"] == []
+    # The recording itself is replaced: what was said of the old one is listed, and not applied.
+    edition = get(url, "api/recording", id=ID)["edition"]
+    add(store, spoken("/c/a.wav", *WORDS, etag="v2"))
+    eventually(url, "api/recording", lambda one: len(one["stale"]) == 2, id=ID)
+    assert [row["text"] for row in segments(url)] == ["one to three", "four five", "five"]
+    recording = get(url, "api/recording", id=ID)
+    stale = recording["stale"][0]
+    assert (stale["original"], stale["text"], stale["name"]) == (
+        "one to three", "one two three", "Anna"
+    )  # fmt: skip
+    assert recording["edition"] == edition
+    body = {"id": ID, "dismiss": stale["id"]}
+    assert sent(url, "api/correct", body).status == 200
+    assert len(get(url, "api/recording", id=ID)["stale"]) == 1
+    assert sent(url, "api/correct", body).status == 409
+    assert len(read_saved(store)) == 3  # nothing is deleted
+
+
+def test_hostile_texts_stay_text_and_what_is_no_correction_is_refused(
+    url: str, store: OutputStore
+) -> None:
+    assert correct(url, 0, HOSTILE_TEXT, name="<i>").status == 200
+    segment = segments(url)[0]
+    assert segment["text"] == HOSTILE_TEXT  # to be edited; what is shown has signs
+    shown = "".join(word[0] for word in segment["words"])
+    assert shown.strip() == HOSTILE_TEXT.replace("\u202e", "[U+202E]")
+    key = segments(url)[1]["key"]
+    for body, status, words in (
+        ({"id": ID, "key": key, "text": "a" * (MAX_TEXT_CHARS + 1)}, 400, "expected 4,000"),
+        ({"id": ID, "key": key, "text": "a\x00b"}, 400, "U+0000"),
+        ({"id": ID, "key": key, "text": 7}, 400, "found text 7"),
+        ({"id": ID, "key": key, "checked": "yes"}, 400, "found checked"),
+        ({"key": key, "text": "x"}, 400, "found no id"),
+        ({"id": "0" * 16, "key": key, "text": "x"}, 404, "has no recording"),
+        ({"id": "../../etc", "key": key, "text": "x"}, 404, "has no recording"),
+        ({"id": recording_id("/c/b.wav"), "key": key, "text": "x"}, 409, "transcribed again"),
+        ({"id": ID, "key": ".2000.4000.0", "text": "x"}, 409, "transcribed again"),
+        ({"id": ID, "key": "a.b.c.d", "text": "x"}, 409, "transcribed again"),
+        ({"id": ID, "dismiss": "corrections/x/1.json"}, 409, "not there any more"),
+    ):
+        answer = sent(url, "api/correct", body)
+        assert (answer.status, words in json.loads(answer.body)["error"]) == (status, True), body
+    assert len(read_saved(store)) == 1
+
+
+def test_where_nothing_may_be_written_nothing_is(store: OutputStore, tmp_path: Path) -> None:
+    correct_segment(store, "five", "5")
+    with serving(store, editable=False) as server:
+        assert segments(server.url)[2]["text"] == "5"
+        assert not get(server.url, "api/recording", id=ID)["editable"]
+        refused = correct(server.url, 0, "one two three")
+        assert (refused.status, b"--read-only" in refused.body) == (403, True)
+    assert len(read_saved(store)) == 1
+    with serving(store) as server:
+        folder = Path(store.uri) / CORRECTIONS_FOLDER
+        folder.rename(tmp_path / "away")
+        folder.write_text("in the way")
+        failed = correct(server.url, 0, "one two three")
+        assert failed.status in (404, 502)
+        assert b"no folder" in failed.body
+        assert segments(server.url)[0]["text"] == "one to three"
+
+
+def test_labels_cannot_be_corrected(tmp_path: Path) -> None:
+    labels = [{"window": 0, "start_s": 0.0, "end_s": 30.0, "weight_s": 1.0, "rank": 1,
+               "label": "de", "probability": 0.75}]  # fmt: skip
+    row = part("", 0, uri="/c/a.wav", texts=None, labels=labels)
+    with serving(run_of(tmp_path, row, pipeline="classify_audio")) as server:
+        assert not get(server.url, "api/recording", id=ID)["editable"]
+        assert correct(server.url, 0, "nl").status == 404
