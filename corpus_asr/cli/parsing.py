@@ -71,7 +71,7 @@ def _without_type(param: Any) -> Any:
     # Typer shows `<bool>` behind a flag, which takes no value, and `<list[str]>` behind FILE.
     if getattr(param, "is_flag", False):
         param.metavar = ""
-    elif param.param_type_name == "argument":
+    elif getattr(param, "param_type_name", None) == "argument":
         param.display_type_rich = lambda ctx: None
     return param
 

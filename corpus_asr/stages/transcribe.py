@@ -5,7 +5,6 @@ stage is called from several threads: while one call waits for its last part, ot
 engine's slots full. The engine loads in the background, so that extraction begins meanwhile.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -361,8 +360,10 @@ def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:
 
 
 def _results(rows: list[dict[str, Any]]) -> pa.Table:
-    with contextlib.suppress(Exception):  # Arrow does not say of which row: they are tried below
+    try:
         return pa.Table.from_pylist(rows, schema=RESULTS)
+    except Exception as error:  # Arrow does not say of which row
+        event(_LOG, logging.DEBUG, "results_not_stored", error=repr(error))
     return pa.Table.from_pylist([_storable(row) for row in rows], schema=RESULTS)
 
 

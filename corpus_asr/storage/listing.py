@@ -197,9 +197,9 @@ def _step_regex(step: str) -> str:
         elif character == "?":
             out += "[^/]"
         elif end > 0:
-            inner = step[position + 1 : end].replace("\\", "\\\\").replace("[", "\\[")
-            inner = inner.replace("&&", "&\\&").replace("||", "|\\|").replace("~~", "~\\~")
-            out += "[" + ("^/" + inner[1:] if inner.startswith(("!", "^")) else inner) + "]"
+            # fnmatch knows what ranges such as `[b-a]` are: nothing. Around it: flags and an end.
+            translated = fnmatch.translate(step[position : end + 1])
+            out += "(?!/)" + translated[len("(?s:") : -len(")\\Z")]
             position = end
         else:
             out += re.escape(character)

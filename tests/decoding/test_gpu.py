@@ -423,7 +423,7 @@ def test_a_window_that_is_not_a_number_fails_its_task_and_no_other(
     failed = found.pop(2)
     del expected[2]
     assert failed.kind == "not_a_number"
-    assert "set model.dtype" in str(failed)
+    assert "set model.compute_type" in str(failed)
     assert_all_same([*found.values()], expected)
 
 

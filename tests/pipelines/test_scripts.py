@@ -96,7 +96,7 @@ def test_a_corpus_is_transcribed_and_evaluated_by_the_scripts(
     code, out, err = script("transcribe_corpus", config, "--steal-lock")
     assert code == 1, err
     assert "2 recordings, 1 done" in out
-    assert "1 of 2 recordings failed" in err
+    assert "1 of 2 recordings of this run failed" in err
     references = tmp_path / "references.jsonl"
     references.write_text(f'{{"uri": "{tmp_path}/corpus/clip.wav", "text": "words"}}\n')
     code, out, err = script("evaluate_model", tmp_path / "output", references)

@@ -147,7 +147,10 @@ def test_no_file_mentions_a_path_of_one_machine():
     found = [
         f"{relative(path)}:{number}: {line.strip()}"
         for path in text_files()
-        if path.is_file() and path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts
+        if path.is_file()
+        and path.name != ".git"
+        and path.suffix in TEXT_SUFFIXES
+        and "__pycache__" not in path.parts
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
         if MACHINE_PATHS.search(line)
         or (TEMPORARY_PATHS.search(line) and not relative(path).startswith("tests/"))

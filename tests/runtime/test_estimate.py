@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def test_little_done_and_much_in_progress_are_no_ground():
 def test_the_longest_part_is_waited_for():
     """At RTFx 40 in eight slots, each takes its part at 5; alone it is somewhat faster."""
     audio, now = Estimate(4000.0, 4000.0, 4000.0), Mark(working_s=90.0, audio_s=3600.0, files=50)
-    options = {"files": 1, "slots": 8, "slots_in_use": 8.0}
+    options: dict[str, Any] = {"files": 1, "slots": 8, "slots_in_use": 8.0}
     soon = RunEstimator().rest_s(audio, now, **options, longest_left_s=30.0)
     late = RunEstimator().rest_s(audio, now, **options, longest_left_s=350.0)
     assert soon is not None

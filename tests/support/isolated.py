@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corpus_asr.errors import CheckpointError, DecodeError, FetchError
-from corpus_asr.stages.headers import Header
+
+if TYPE_CHECKING:  # loads Arrow, which starts a thread
+    from corpus_asr.stages.headers import Header
 
 Function = Callable[[Any], Iterator[Any]]
 
@@ -192,10 +194,11 @@ def fetch_error() -> FetchError:
 SEGFAULT = int(signal.SIGSEGV)
 
 
-def make_crashing_reader(**_: Any) -> Callable[[Sequence[str]], Iterator[Header]]:
+def make_crashing_reader(**_: Any) -> Callable[[Sequence[str]], Iterator["Header"]]:
     """Return a reader of headers that dies of every recording called `crash`."""
+    from corpus_asr.stages.headers import Header
 
-    def read(uris: Sequence[str]) -> Iterator[Header]:
+    def read(uris: Sequence[str]) -> Iterator["Header"]:
         for index, uri in enumerate(uris):
             if "crash" in uri:
                 os.kill(os.getpid(), signal.SIGSEGV)
@@ -204,10 +207,11 @@ def make_crashing_reader(**_: Any) -> Callable[[Sequence[str]], Iterator[Header]
     return read
 
 
-def make_silent_reader(**_: Any) -> Callable[[Sequence[str]], Iterator[Header]]:
+def make_silent_reader(**_: Any) -> Callable[[Sequence[str]], Iterator["Header"]]:
     """Return a reader of headers that says nothing after its first one."""
+    from corpus_asr.stages.headers import Header
 
-    def read(_: Sequence[str]) -> Iterator[Header]:
+    def read(_: Sequence[str]) -> Iterator["Header"]:
         yield Header(index=0, audio_s=10.0)
         time.sleep(60)
 

@@ -63,7 +63,9 @@ def read_references(
     # Only names are compared: nothing is opened.
     for row in read_manifest(manifest, options, allow_local_files=True):
         rows = by_recording.setdefault(recording_id(row.uri), [])
-        rows += [(part, _reference(part, usual)) for part in row.parts()]
+        # A text of the whole says more than those of its segments: also what is between them.
+        parts = [row] if row.columns.get("text") is not None else row.parts()
+        rows += [(part, _reference(part, usual)) for part in parts]
     return {identity: _joined(rows) for identity, rows in by_recording.items()}
 
 

@@ -181,7 +181,7 @@ def test_the_last_run_is_compared_with(browser: Chromium, tmp_path: Path) -> Non
     page = done()
     assert page.value("document.getElementById('comparison')") is None
     page.close()
-    page = done(decoding={"num_beams": 5})
+    page = done(decoding={"beam_size": 5})
     section = "document.querySelector('[aria-labelledby=comparison]')"
     rows = page.value(
         f"[...{section}.querySelectorAll('tr')].map(row => [...row.cells].map(c => c.innerText))"
@@ -190,7 +190,7 @@ def test_the_last_run_is_compared_with(browser: Chromium, tmp_path: Path) -> Non
     assert found["With text"] == ["1", "2", "+1"]
     assert found["German (de)"][:2] == ["0.0 s", "1.0 min"]
     assert found["The store did not answer in time"] == ["1", "1", "\N{EN DASH}"]
-    assert found["decoding.num_beams"] == ["1", "5"]
+    assert found["decoding.beam_size"] == ["1", "5"]
     assert page.value(f"{section}.getBoundingClientRect().height") > 200
     page.close()
 
