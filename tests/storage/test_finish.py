@@ -96,7 +96,7 @@ def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path
     done(store, files(*"abc"))
     commit(store, results(part("b", 0, texts=["b new"], etag="v2")))
     listing = [files("b", etag="v2"), files("a", "c")]
-    assert done(store, listing).remaining == 0
+    assert done(store, *listing).remaining == 0
     rows = rows_of(store.segments(["text"]))
     assert [row["text"] for row in rows] == ["a old", "more", "b new", "c old", "more"]
     assert len(tables_of(store)["segments"]) == 5
