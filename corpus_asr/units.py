@@ -7,6 +7,9 @@ FFT_SAMPLES = 400  # 25 ms analysis window
 HOP_SAMPLES = 160  # 10 ms between frames
 FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES  # 100
 
+# Models use 80 or 128; a checkpoint that asks for more than this asks for all memory.
+MOST_MEL_BINS = 1_000
+
 # One Whisper window.
 WINDOW_S = 30
 WINDOW_SAMPLES = WINDOW_S * SAMPLE_RATE_HZ  # 480,000

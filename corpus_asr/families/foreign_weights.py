@@ -33,7 +33,10 @@ def read_flax(path: Path) -> dict[str, Tensor]:
     """Read every tensor of the file; raises CheckpointError, also without msgpack."""
     msgpack = _library("msgpack", file_name=FLAX_NAME)
     try:
-        content = msgpack.unpackb(path.read_bytes(), ext_hook=_array, raw=False)
+        # Lists are shapes, maps the layers of a network: others may take ten times the file.
+        content = msgpack.unpackb(
+            path.read_bytes(), ext_hook=_array, raw=False, max_array_len=100, max_map_len=10_000
+        )
         # A state saved in training wraps the weights.
         tree = content["params"] if isinstance(content, dict) and "params" in content else content
         return dict(_flax_tensors(tree, ()))
@@ -99,6 +102,10 @@ def read_tensorflow(path: Path) -> dict[str, Tensor]:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
+            # Keras stores all values, in this file, uncompressed: others may unfold to any size, or
+            # be read from elsewhere.
+            if item.is_virtual or item.external or item.id.get_storage_size() < item.nbytes:
+                raise ValueError(f"the variable {name} without its values, expected all of them")
             translated, values = _keras_tensor(name, np.asarray(item))
             tensors[translated] = torch.from_numpy(np.ascontiguousarray(values))
 

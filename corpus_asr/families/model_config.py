@@ -5,7 +5,6 @@ Names and defaults are those of `transformers.PreTrainedConfig`, version 5.23.
 
 import difflib
 import json
-import math
 from dataclasses import MISSING, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
@@ -18,11 +17,13 @@ from corpus_asr.families.saved_files import (
     made_folder,
     plain_values,
     read_json_object,
+    shortened,
     take_source,
     typed_values,
     write_json_object,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.units import MOST_MEL_BINS
 
 CONFIG_NAME = "config.json"
 
@@ -56,16 +57,19 @@ class Bounds(NamedTuple):
     """What a field may be, in its annotation."""
 
     least: float
-    most: float = math.inf
+    most: float
 
     def __str__(self) -> str:
-        if math.isinf(self.most):
-            return f"at least {self.least}"
-        return f"within {self.least} and {self.most}"
+        return f"within {self.least} and {self.most:,}"
 
 
-Size = Annotated[int, Bounds(1)]
-Count = Annotated[int, Bounds(0)]
+# Far above any network in use. A config.json is believed before its weights are looked at, and must
+# not take hours or all memory by then.
+Size = Annotated[int, Bounds(1, 1_000_000)]
+Positions = Annotated[int, Bounds(1, 100_000)]  # with the width, a table that may be computed
+Count = Annotated[int, Bounds(0, 1_000)]
+MelBins = Annotated[int, Bounds(1, MOST_MEL_BINS)]
+MAX_LABELS = 100_000
 Probability = Annotated[float, Bounds(0, 1)]
 
 
@@ -197,8 +201,8 @@ class ModelConfig(OpenSettings):
         """Refuse the value of a field with ValueError unless it is right."""
         if not right:
             raise ValueError(
-                f"making a {type(self).__name__}: {name} is {getattr(self, name)!r}, expected "
-                f"{expected}; correct it"
+                f"making a {type(self).__name__}: {name} is {shortened(getattr(self, name))}, "
+                f"expected {expected}; correct it"
             )
 
     @property
@@ -266,6 +270,11 @@ class ModelConfig(OpenSettings):
                 content.pop(name, None)
         stored = content.pop("num_labels", None)
         num_labels = stored if num_labels is None else num_labels
+        if num_labels is not None and not (type(num_labels) is int and num_labels <= MAX_LABELS):
+            raise ValueError(
+                f"making a {cls.__name__}: num_labels is {shortened(num_labels)}, expected a whole "
+                f"number of at most {MAX_LABELS}; correct it"
+            )
         if "id2label" in content:
             content["id2label"] = _integer_keys(content["id2label"])
         elif "label2id" in content:

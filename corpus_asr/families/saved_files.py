@@ -6,6 +6,7 @@ Nothing is coerced: a count that reads `"80"` or `80.0` is a broken file.
 import contextlib
 import dataclasses
 import json
+import stat
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -16,17 +17,41 @@ from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage.model_files import fetch_checkpoint, upload_files
+from corpus_asr.units import MEBIBYTE
+
+# Whisper's largest, tokenizer.json, has 4 MB. JSON takes up to 20 times its bytes in memory.
+MAX_SAVED_BYTES = 16 * MEBIBYTE
+# tokenizer.json has 6. Whatever walks through a value calls itself once a level.
+MAX_LEVELS = 50
+
+
+def read_saved_bytes(path: Path) -> bytes:
+    """Read one of a checkpoint's small files, all but its weights.
+
+    Raises:
+        OSError: it cannot be read, or is larger than any such file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a device without end, or a pipe that nobody writes to
+        raise OSError("no plain file")
+    if status.st_size > MAX_SAVED_BYTES:
+        raise OSError(f"{status.st_size:,} bytes, more than {MAX_SAVED_BYTES:,}")
+    return path.read_bytes()
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object, or raise CheckpointError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = read_saved_bytes(path).decode("utf-8")
+        content = json.loads(text)
+        _check_depth(content)
+        if "\\ud" in text.lower():  # half a pair is no text that any table could hold
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError as error:
         raise CheckpointError(
             f"reading {path}: found no such file; give a folder in Hugging Face layout"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"reading {path}: found no readable JSON ({error}); fetch the checkpoint again"
         ) from error
@@ -36,6 +61,19 @@ def read_json_object(path: Path) -> dict[str, Any]:
             f"fetch the checkpoint again"
         )
     return content
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(MAX_LEVELS):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise ValueError(f"it is nested deeper than {MAX_LEVELS} levels")
 
 
 def optional_object(path: Path) -> dict[str, Any]:
@@ -107,10 +145,14 @@ def _convert(value: Any, hint: Any) -> Any:
     raise TypeError(value)
 
 
-def _describe(value: object) -> str:
+def shortened(value: object) -> str:
+    """Show the beginning of a value."""
     text = repr(value)
-    shown = text if len(text) <= 60 else text[:57] + "..."
-    return f"{shown} ({type(value).__name__})"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _describe(value: object) -> str:
+    return f"{shortened(value)} ({type(value).__name__})"
 
 
 def _type_name(hint: Any) -> str:

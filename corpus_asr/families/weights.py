@@ -29,6 +29,7 @@ from corpus_asr.families.foreign_weights import (
     read_tensorflow,
 )
 from corpus_asr.families.saved_files import read_json_object, write_json_object
+from corpus_asr.units import MEBIBYTE
 
 WEIGHTS_NAME = "model.safetensors"
 INT8_NAME = "model.int8.safetensors"
@@ -97,6 +98,8 @@ _STORED_DTYPES = {
     "I8": torch.int8,
 }
 _NAMES_SHOWN = 8
+# whisper-large's has 150 KB. The library allows 100 MB, which take it a minute and gigabytes.
+_MAX_HEADER_BYTES = 16 * MEBIBYTE
 
 # How torch's restricted unpickler names what it will not call, and where its own words begin:
 # before them it suggests to load the file all the same.
@@ -187,8 +190,9 @@ def _unusable(path: Path, found: str) -> CheckpointError:
 
 def _safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
+        check_header(path)
         file: Any = safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise broken(path, error) from error
     tensors = {}
     for name in file.keys():  # noqa: SIM118  (a file, not a mapping)
@@ -202,10 +206,44 @@ def _safetensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def check_header(path: Path) -> None:
+    """Raise ValueError if a safetensors file claims a header larger than any such file has."""
+    with path.open("rb") as file:
+        size_bytes = int.from_bytes(file.read(8), "little")
+    if size_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {size_bytes:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+
+
+def check_archive(path: Path) -> bool:
+    """Return whether a file is the zip archive that torch.save makes today, safe to be unpacked.
+
+    Raises:
+        ValueError: its members are compressed, which torch.save never does, and may unfold to any
+            size.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("a compressed archive, which torch.save never makes")
+    return True
+
+
+def check_extent(path: Path, tensors: Iterable[Tensor]) -> None:
+    """Raise CheckpointError if a file's tensors, views of what it stores, unfold to far more."""
+    size_bytes, claimed = path.stat().st_size, sum(t.numel() * t.element_size() for t in tensors)
+    if claimed > 2 * size_bytes:  # a tied matrix has two names
+        raise CheckpointError(
+            f"reading {path}: found tensors of {claimed:,} bytes in a file of {size_bytes:,}, "
+            "expected tensors as they are stored; save them with .contiguous(), or get the weights "
+            "as safetensors"
+        )
+
+
 def _pickled(path: Path) -> dict[str, StoredTensor]:
     try:
         # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
-        mapped = zipfile.is_zipfile(path)
+        mapped = check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # an unpickler fed garbage raises nearly anything
         if called := _CALLED.search(str(error)):
@@ -221,6 +259,7 @@ def _pickled(path: Path) -> dict[str, StoredTensor]:
             f"reading {path}: found a {type(content).__name__} that is no state dict, expected "
             f"tensors by name; save it with torch.save(model.state_dict(), ...)"
         )
+    check_extent(path, content.values())
     return _stored(path, content)
 
 

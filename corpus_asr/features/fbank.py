@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from corpus_asr.array_types import Float32, Float64
-from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
+from corpus_asr.units import HOP_SAMPLES, MOST_MEL_BINS, SAMPLE_RATE_HZ
 
 FRAME_SAMPLES = SAMPLE_RATE_HZ // 40  # 400: 25 ms
 PADDED_SAMPLES = 512  # the next power of two: Kaldi fills frames up with zeros
@@ -45,10 +45,10 @@ def kaldi_filters(
     Source: Kaldi `feat/mel-computations.cc`; equal to `transformers.audio_utils.mel_filter_bank`
     with `mel_scale="kaldi"` and `triangularize_in_mel_space=True` within 1e-12.
     """
-    if num_mel_bins < 1 or sample_rate_hz // 2 <= LOWEST_HZ:
+    if not 1 <= num_mel_bins <= MOST_MEL_BINS or sample_rate_hz // 2 <= LOWEST_HZ:
         raise ValueError(
             f"building mel filters: found {num_mel_bins} bins at {sample_rate_hz} Hz, expected 1 "
-            f"bin or more and above {2 * LOWEST_HZ:.0f} Hz; correct the sizes"
+            f"to {MOST_MEL_BINS} bins and above {2 * LOWEST_HZ:.0f} Hz; correct the sizes"
         )
     corners = np.linspace(_mel(LOWEST_HZ), _mel(sample_rate_hz // 2), num_mel_bins + 2)
     bins = 1127.0 * np.log1p(np.arange(FRAME_BINS) * (sample_rate_hz / PADDED_SAMPLES) / 700.0)

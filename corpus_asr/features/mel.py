@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from corpus_asr.array_types import Float, Float32, Float64
-from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
+from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, MOST_MEL_BINS, SAMPLE_RATE_HZ
 
 # Frames per block: the work arrays (about 1 MB) then stay in a core's second-level cache.
 BLOCK_FRAMES = 256
@@ -146,8 +146,10 @@ def mel_filters(
     Source: Slaney 1998; equal to `transformers.audio_utils.mel_filter_bank(norm="slaney",
     mel_scale="slaney")` and to openai-whisper's `mel_filters.npz` within 1e-7.
     """
-    if num_mel_bins < 1:
-        raise ValueError(f"building mel filters: found {num_mel_bins} bins, expected 1 or more")
+    if not 1 <= num_mel_bins <= MOST_MEL_BINS:
+        raise ValueError(
+            f"building mel filters: found {num_mel_bins} bins, expected 1 to {MOST_MEL_BINS}"
+        )
     corners_hz = mel_to_hz(np.linspace(0.0, TOP_MEL, num_mel_bins + 2))
     bins_hz = np.linspace(0.0, sample_rate_hz // 2, fft_samples // 2 + 1)
     left, centre, right = (corners_hz[k : k + num_mel_bins, None] for k in range(3))

@@ -195,7 +195,7 @@ class SpeechFeatureExtractor(Uploads):
         typed_values(cls.__init__, content, path=path)
         try:
             return cls.from_dict(content, **kwargs)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"reading {path}: {error}") from error
 
     @classmethod

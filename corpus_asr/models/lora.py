@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from corpus_asr.config.finetune import LoraSettings
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.saved_files import write_json_object
+from corpus_asr.families.saved_files import read_saved_bytes, write_json_object
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -175,7 +175,7 @@ def _target_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.L
 def _scale(folder: Path) -> float:
     path = folder / ADAPTER_CONFIG_NAME
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(read_saved_bytes(path))
         kind, rank, alpha = content["peft_type"], int(content["r"]), float(content["lora_alpha"])
         others = [
             f"{key}: {content[key]}"
@@ -183,7 +183,7 @@ def _scale(folder: Path) -> float:
             if key in content and content[key] not in off
         ]
         root = bool(content.get("use_rslora"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"reading {path}: found no usable file ({type(error).__name__}: {error}), expected "
             "peft_type, r and lora_alpha as PEFT writes them; give the folder of a LoRA adapter"

@@ -90,10 +90,10 @@ def test_a_wrong_value_is_a_checkpoint_error(tmp_path):
 
 HEADS = ("encoder_attention_heads", "decoder_attention_heads")
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
-    (WhisperConfig, {"d_model": 0}, "d_model is 0, expected at least 1"),
+    (WhisperConfig, {"d_model": 0}, "d_model is 0, expected within 1 and 1,000,000"),
     (WhisperConfig, {"d_model": 9} | dict.fromkeys(HEADS, 3), "an even num"),
     (WhisperConfig, {"decoder_attention_heads": 5}, "decoder_attention_heads: 5 heads do not"),
-    (WhisperConfig, {"encoder_layers": -1}, "encoder_layers is -1, expected at least 0"),
+    (WhisperConfig, {"encoder_layers": -1}, "encoder_layers is -1, expected within 0 and 1,000"),
     (WhisperConfig, {"median_filter_width": 6}, "median_filter_width is 6, expected an odd number"),
     (WhisperConfig, {"mask_time_prob": 1.5}, "mask_time_prob is 1.5, expected within 0 and 1"),
     (WhisperConfig, {"dropout": -0.1}, "dropout is -0.1, expected within 0 and 1"),

@@ -1,5 +1,7 @@
 """Corrections: the last save of a segment counts, nothing is lost, and stale ones are known."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +113,13 @@ def test_an_object_that_is_no_correction_is_named(tmp_path: Path) -> None:
         {**good, "start_s": "1"},
         {**good, "text": None},
         {**good, "checked": 1},
+        {**good, "text": "\ud800"},
+        {**good, "name": "\udcff"},
+        {**good, "start_s": math.nan},
     )
-    for value in wrong:
-        bad = f"{CORRECTIONS_FOLDER}/x/1.json"
-        store.write_json(bad, value)
+    bad = f"{CORRECTIONS_FOLDER}/x/1.json"
+    for data in (*(json.dumps(value).encode() for value in wrong), b"[" * 100_000, b"\xff\xfe"):
+        store.write_bytes(bad, data)
         with pytest.raises(CorpusAsrError, match=r"x/1\.json: found no correction .* remove it"):
             read_saved(store)
     store.write_json(f"{CORRECTIONS_FOLDER}/x/1.json", {**good, "from_a_newer_version": 1})

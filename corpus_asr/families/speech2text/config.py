@@ -4,9 +4,17 @@ Names, defaults and meanings are those of `transformers.Speech2TextConfig`, vers
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from corpus_asr.families.model_config import Count, EncoderDecoderConfig, Probability, Size
+from corpus_asr.families.model_config import (
+    Bounds,
+    Count,
+    EncoderDecoderConfig,
+    MelBins,
+    Positions,
+    Probability,
+    Size,
+)
 
 
 @dataclass(kw_only=True, init=False)
@@ -27,21 +35,21 @@ class Speech2TextConfig(EncoderDecoderConfig):
     dropout: Probability = 0.1
     scale_embedding: bool = True
     # Feature frames of an input, before the convolutions shorten it.
-    max_source_positions: Size = 6000
-    max_target_positions: Size = 1024
+    max_source_positions: Positions = 6000
+    max_target_positions: Positions = 1024
     decoder_start_token_id: int = 2
     pad_token_id: int | None = 1
     bos_token_id: int | None = 0
     eos_token_id: int | None = 2
-    num_conv_layers: Size = 2
+    num_conv_layers: Annotated[int, Bounds(1, 20)] = 2
     """Convolutions before the encoder; each halves the number of frames."""
     conv_kernel_sizes: tuple[int, ...] = (5, 5)
     """Frames that each convolution sees."""
     conv_channels: Size = 1024
     """Channels of every convolution but the last, before its gate halves them."""
-    input_feat_per_channel: Size = 80
+    input_feat_per_channel: MelBins = 80
     """Mel bins of the features."""
-    input_channels: Size = 1
+    input_channels: MelBins = 1
     """Channels of the features, one after the other in each frame."""
 
     def validate(self) -> None:

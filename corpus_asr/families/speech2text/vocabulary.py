@@ -10,6 +10,7 @@ import sentencepiece
 from tokenizers import AddedToken
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.saved_files import read_saved_bytes
 from corpus_asr.families.tokenizer import added_token
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -134,7 +135,7 @@ class SentencePieces:
     def from_file(cls, path: Path, options: Mapping[str, Any] | None = None) -> Self:
         """Read a model file; raises CheckpointError, or TypeError as the class does."""
         try:
-            return cls(path.read_bytes(), options)
+            return cls(read_saved_bytes(path), options)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"reading {path}: found no SentencePiece model ({error}); fetch the checkpoint's "

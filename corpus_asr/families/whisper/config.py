@@ -6,7 +6,14 @@ Names, defaults and meanings are those of `transformers.WhisperConfig`, version 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from corpus_asr.families.model_config import Count, EncoderDecoderConfig, Probability, Size
+from corpus_asr.families.model_config import (
+    Count,
+    EncoderDecoderConfig,
+    MelBins,
+    Positions,
+    Probability,
+    Size,
+)
 
 
 @dataclass(kw_only=True, init=False)
@@ -17,7 +24,7 @@ class WhisperConfig(EncoderDecoderConfig):
 
     # 51,864 English-only, 51,865 multilingual, 51,866 large-v3.
     vocab_size: Size = 51865
-    num_mel_bins: Size = 80
+    num_mel_bins: MelBins = 80
     """Mel bins of the features: 80, or 128 since large-v3."""
     encoder_layers: Count = 4
     encoder_attention_heads: Size = 6
@@ -30,8 +37,8 @@ class WhisperConfig(EncoderDecoderConfig):
     dropout: Probability = 0.0
     scale_embedding: bool = False
     # Encoder positions of a window: half its feature frames.
-    max_source_positions: Size = 1500
-    max_target_positions: Size = 448
+    max_source_positions: Positions = 1500
+    max_target_positions: Positions = 448
     decoder_start_token_id: int = 50257
     pad_token_id: int | None = 50256
     bos_token_id: int | None = 50256

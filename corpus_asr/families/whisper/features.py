@@ -13,6 +13,7 @@ from corpus_asr.features.mel import log10_mel, scale_log10_mel
 from corpus_asr.units import (
     FFT_SAMPLES,
     HOP_SAMPLES,
+    MOST_MEL_BINS,
     SAMPLE_RATE_HZ,
     TAIL_FRAMES,
     WINDOW_FRAMES,
@@ -51,10 +52,11 @@ class WhisperPartFeatures:
         """
         config = read_json_object(folder / "config.json")
         num_mel_bins = config.get("num_mel_bins", DEFAULT_NUM_MEL_BINS)
-        if not isinstance(num_mel_bins, int) or num_mel_bins < 1:
+        if not isinstance(num_mel_bins, int) or not 1 <= num_mel_bins <= MOST_MEL_BINS:
             raise CheckpointError(
                 f"reading {folder / 'config.json'}: found num_mel_bins {num_mel_bins!r}, expected "
-                "a positive whole number; correct the file or fetch the checkpoint again"
+                f"a whole number from 1 to {MOST_MEL_BINS}; correct the file or fetch the "
+                "checkpoint again"
             )
         computed = {**COMPUTED, "feature_size": num_mel_bins}
         for name, key in SETTINGS_FILES.items():

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import optional_object, read_json_object
+from corpus_asr.families.saved_files import optional_object, read_json_object, read_saved_bytes
 from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     MERGES_NAME,
@@ -76,13 +76,14 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
     folder = vocab_path.parent
     vocab = read_json_object(vocab_path)
     try:
-        lines = merges_path.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n")
+        text = read_saved_bytes(merges_path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"reading {merges_path}: found no readable text ({error}); fetch the checkpoint again"
         ) from error
     # Only the version line is a comment: `#` itself is a token, and may be merged.
-    merges = [line.split(" ") for line in lines if line and not line.startswith("#version:")]
+    lines = [line for line in text.replace("\r\n", "\n").split("\n") if line]
+    merges = [line.split(" ") for line in lines if not line.startswith("#version:")]
     _check_vocabulary(vocab, merges, path=vocab_path, merges_path=merges_path)
     settings = optional_object(folder / SETTINGS_NAME)
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=[(left, right) for left, right in merges]))

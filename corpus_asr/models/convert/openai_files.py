@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import write_json_object
+from corpus_asr.families.saved_files import read_saved_bytes, write_json_object
 from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     MERGES_NAME,
@@ -26,6 +26,7 @@ from corpus_asr.families.tokenizer import (
     SPECIAL_NAME,
     VOCAB_NAME,
 )
+from corpus_asr.families.weights import check_archive, check_extent
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.vocabulary import bytes_by_letter
 from corpus_asr.languages import LANGUAGES
@@ -75,6 +76,7 @@ def config_values(dimensions: Dimensions) -> dict[str, Any]:
 def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
     """Read a .pt file without running its code."""
     try:
+        check_archive(path)
         # Mapped: a large model is 6 GB, and is copied tensor by tensor as it is written.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # an unpickler fed garbage raises nearly anything
@@ -90,8 +92,9 @@ def read_openai(path: Path) -> tuple[Dimensions, dict[str, Tensor]]:
             "OpenAI's checkpoints"
         )
     tensors = content["model_state_dict"]
-    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise CheckpointError(f"reading {path}: `model_state_dict` holds more than tensors")
+    check_extent(path, tensors.values())
     return _dimensions(content["dims"], path), tensors
 
 
@@ -111,7 +114,12 @@ def _dimensions(dims: Any, path: Path) -> Dimensions:
             f"reading {path}: found dimensions {str(dims)[:300]}, expected whole numbers "
             f"{', '.join(_CONFIG_NAMES)} with one width for encoder and decoder"
         )
-    return {name: dims[name] for name in _CONFIG_NAMES}
+    dimensions = {name: dims[name] for name in _CONFIG_NAMES}
+    try:
+        WhisperConfig(**config_values(dimensions))
+    except ValueError as error:
+        raise CheckpointError(f"reading {path}: {error}; the file is broken") from error
+    return dimensions
 
 
 # Names of tensors
@@ -259,7 +267,7 @@ def write_tokenizer_files(ranks_path: Path, folder: Path, *, vocab_size: int) ->
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     try:
-        for line in path.read_text(encoding="ascii").splitlines():
+        for line in read_saved_bytes(path).decode("ascii").splitlines():
             if line:
                 token, rank = line.split()
                 ranks[base64.b64decode(token)] = int(rank)

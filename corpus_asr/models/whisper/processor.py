@@ -21,9 +21,13 @@ from corpus_asr.models.feature_extraction import (
     joined,
     speech_rows,
 )
+from corpus_asr.units import MOST_MEL_BINS
 
 # They follow from the other settings or the class: files have them, but they are never set.
 _DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type")
+
+# Far above what is in use: a file must not ask for filters or padding that fill memory.
+_MOST_FFT_SAMPLES, _MOST_SAMPLES = 20_000, 100_000_000
 
 _ON_DEVICE = "corpus_asr.models.whisper.torch_features:log_mel_on_device"
 
@@ -70,11 +74,17 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
         for name, value in kwargs.items():
             if name not in (*_DERIVED, "processor_class"):
                 setattr(self, name, value)
-        if feature_size < 1 or self.n_samples < 1:
-            raise ValueError(
-                f"making a feature extractor: found feature_size {feature_size} and chunk_length "
-                f"{chunk_length}, expected 1 or more of both; correct {FILE_NAME}"
-            )
+        for setting, found, most in (
+            ("feature_size", feature_size, MOST_MEL_BINS),
+            ("n_fft", n_fft, _MOST_FFT_SAMPLES),
+            ("chunk_length", self.n_samples, _MOST_SAMPLES),
+        ):
+            if not 1 <= found <= most:
+                raise ValueError(
+                    f"making a feature extractor: found {setting} {getattr(self, setting)} at "
+                    f"{sampling_rate} Hz, expected 1 to {most} (of chunk_length, in samples); "
+                    f"correct {FILE_NAME}"
+                )
 
     @property
     def mel_filters(self) -> Float32[np.ndarray, "bin mel"]:

@@ -11,6 +11,7 @@ again, and does not apply to a segment that has changed since; such a correction
 import datetime
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -203,7 +204,11 @@ def _read(store: OutputStore, name: str) -> Correction:
         for field_name, value in values.items():
             if not isinstance(value, _TYPES[field_name]):
                 raise TypeError(f"{field_name} is {value!r}")
-    except (KeyError, TypeError, ValueError) as error:
+            if isinstance(value, str):
+                value.encode()  # half of a pair would be no text for a table
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field_name} is {value}")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorpusAsrError(
             f"reading {redact_uri(address)}: found no correction ({error!r}), expected the JSON "
             "that `corpus-asr view` saves; restore or remove it"
