@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
+from ray._private import services
 from ray.exceptions import AuthenticationError
 
 from corpus_asr.errors import CorpusAsrError, EngineError
@@ -37,6 +38,10 @@ MIN_LOGICAL_CPUS = 4
 _NEW_STARTS = 3
 # One worker may decode or evaluate for hours while the others wait; dead ones are noticed by Ray.
 _PATIENCE_S = 7 * 24 * 3600
+
+LOOPBACK = "127.0.0.1"
+_RESOLVE = "resolve_ip_for_localhost"
+_QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,22 +73,49 @@ def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:
+    """Start a Ray that nothing outside this machine reaches, and connect to it."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        # A Ray started here protects itself with a token: no news to anybody.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    with _loopback_kept():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            object_store_memory=store_bytes,
+            include_dashboard=False,
+            _node_ip_address=LOOPBACK,
+            **_QUIET,
+        )
+
+
+@contextlib.contextmanager
+def _loopback_kept() -> Iterator[None]:
+    """Have Ray listen where it is told to; it replaces loopback by the machine's own address."""
+    # Ray 2.60 has no setting for it. Its own tools (`ray status`) replace loopback as well and do
+    # not find such a Ray: a run that others are to look at has a cluster of its own.
+    resolve = getattr(services, _RESOLVE, None)
+    if resolve is None:
+        event(_LOG, logging.WARNING, "ray_may_listen_beyond_loopback", version=ray.__version__)
+        yield
+        return
+    setattr(services, _RESOLVE, lambda host: host)
+    try:
+        yield
+    finally:
+        setattr(services, _RESOLVE, resolve)
+
+
 def _connect(address: str, *, store_bytes: int) -> None:
     check_reachable(address)
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    if address == "local":
-        if "RAY_AUTH_MODE" not in os.environ:
-            # A Ray started here protects itself with a token: no news to anybody.
-            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-        options |= {
-            "num_cpus": int(local_machine().cpus),
-            "num_gpus": int(local_machine().gpus),
-            "object_store_memory": store_bytes,
-            "include_dashboard": False,
-        }
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **options)
+        if address == "local":
+            machine = local_machine()
+            start_ray(cpus=int(machine.cpus), gpus=int(machine.gpus), store_bytes=store_bytes)
+        else:
+            ray.init(address=address, **_QUIET)
     except AuthenticationError as error:
         raise refused(address) from error
     except ConnectionError as error:
