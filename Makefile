@@ -23,6 +23,7 @@ demo: $(INSTALLED) ## Transcribe tests/data/spoken, show the text and its errors
 	$(BIN)/corpus-asr run configs/demo.yaml --local
 	$(BIN)/corpus-asr show output/demo
 	$(BIN)/corpus-asr evaluate output/demo --references tests/data/spoken-references.jsonl
+	@$(BIN)/corpus-asr report output/demo --html output/demo/report.html > /dev/null  # with these error rates
 	@echo "tables (Parquet): output/demo/segments, outcomes and recordings; page: output/demo/report.html"
 
 test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU

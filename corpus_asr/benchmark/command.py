@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from corpus_asr.benchmark.orders import INSTALL, PEERS
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
+from corpus_asr.threads import usable_cpus, usable_threads
 
 PROGRAM = "corpus-asr bench"
 EXIT_UNUSABLE = 2
@@ -133,16 +134,12 @@ def _hardware(*, gpu: str | None) -> dict[str, Any]:
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in _FLAGS if flag in flags],
-        "cores": _cores(),
+        "cores": usable_cpus(),
         "cores_of_machine": os.cpu_count() or 1,
         "memory_gib": round(memory_bytes / (1 << 30), 1),
         "gpu": gpu,
         "system": f"{platform.system()} {platform.release()}",
     }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_processor() -> dict[str, str]:
@@ -230,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--beams", type=int, default=1, help="number of beams; 1 is greedy")
     add("--runs", type=int, default=3, help="measured rounds, after one warm-up")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--threads", type=int, default=_cores(), help="CPU threads of every engine")
+    add("--threads", type=int, default=usable_threads(), help="CPU threads of every engine")
     add(
         "--mode", choices=("sequential", "chunked"), default="sequential", help="long-form strategy"
     )

@@ -200,7 +200,7 @@ def _keys(
 
 
 def _default(field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True, validated_data={})
+    default = field.get_default(call_default_factory=True)
     plain = list(default) if isinstance(default, tuple) else default
     return yaml_value(plain)
 
@@ -333,7 +333,7 @@ def _advice(value: Any, field: FieldInfo) -> str:
         near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
         return f"; did you mean {near[0]}?" if near else ""
     if value is None and not field.is_required():
-        default = field.get_default(call_default_factory=True, validated_data={})
+        default = field.get_default(call_default_factory=True)
         if not isinstance(default, Settings):
             return f"; leave the key out for its default, {default}"
     takes_text = "text" in expected(field.annotation)

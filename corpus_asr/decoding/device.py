@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Bool
+from corpus_asr.threads import usable_threads
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,16 @@ def free_cached_memory(device: torch.device) -> None:
     if device.type == "cuda":
         with _CAPTURING:
             torch.cuda.empty_cache()
+
+
+def set_threads(number: int | None = None) -> None:
+    """Give torch so many threads; None leaves its choice, but for those without a CPU to run on.
+
+    Torch counts the cores of the machine, and knows nothing of a container's quota.
+    """
+    wanted = min(torch.get_num_threads(), usable_threads()) if number is None else number
+    if wanted != torch.get_num_threads():
+        torch.set_num_threads(wanted)
 
 
 class CudaRecorder:

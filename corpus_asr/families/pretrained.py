@@ -43,6 +43,8 @@ class PreTrainedModel(nn.Module, Uploads):
     """Class of what a checkpoint says of decoding; None for networks that do not decode."""
 
     config: Any
+    stored_dtype: torch.dtype | None = None
+    """Type of the weights in a checkpoint whose loader chose none; else None."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -77,7 +79,8 @@ class PreTrainedModel(nn.Module, Uploads):
         """Load a checkpoint, a folder, URI or name on the hub, ready for inference.
 
         Arguments are those of transformers, and `device`, where the weights go: the CPU by default.
-        `dtype` None keeps the stored type. Keywords are `SOURCE_OPTIONS`; all others replace what
+        `dtype` None keeps the stored type; `generate` on a CPU then computes in the type that is
+        best there. Keywords are `SOURCE_OPTIONS`; all others replace what
         config.json says. Raises CheckpointError.
         """
         del low_cpu_mem_usage  # memory never holds more than one copy of the weights
@@ -104,10 +107,11 @@ class PreTrainedModel(nn.Module, Uploads):
             raise CheckpointError(
                 f"building the network of {folder / CONFIG_NAME}: {error}"
             ) from error
+        dtype = torch_dtype if dtype is None else dtype
         drawn = load_weights(
             model,
             folder,
-            dtype=_dtype(torch_dtype if dtype is None else dtype, config),
+            dtype=_dtype(dtype, config),
             device=_device(device, device_map),
             tied=cls._tied,
             fresh=(*cls._fixed, *cls._fresh),
@@ -123,6 +127,8 @@ class PreTrainedModel(nn.Module, Uploads):
                 f"for {', '.join(untrained)}, so these were drawn; train them before use",
                 stacklevel=2,
             )
+        if dtype in (None, "auto"):
+            model.stored_dtype = model.dtype
         if cls._generation is not None:
             model.generation_config = cls._generation.from_pretrained(folder)
         return model.eval()

@@ -177,7 +177,8 @@ def pipeline(
         trust_remote_code: without effect; code of a checkpoint is never run.
         device: `cpu`, `cuda`, `cuda:N`, or a GPU's number; -1 is the CPU. None takes the first GPU
             there is for a model that is loaded by name, and leaves other models where they are.
-        dtype: of the weights; `auto` takes the checkpoint's.
+        dtype: of the weights; `auto` takes the checkpoint's, with which a CPU computes in the type
+            that is best there.
         device_map: an argument of the model's `from_pretrained`.
         model_kwargs: more of its arguments.
         **kwargs: `batch_size`, `num_workers`, `assistant_model` (a model or where it is),
@@ -244,6 +245,7 @@ def _assistant(given: Any, model: Any, where: Mapping[str, Any]) -> Any:
         return given
     access = {key: value for key, value in where.items() if key not in ("revision", "subfolder")}
     assistant = AutoModelForSpeechSeq2Seq.from_pretrained(given, dtype=model.dtype, **access)
+    assistant.stored_dtype = getattr(model, "stored_dtype", None)  # computes in the same
     return assistant.to(model.device)
 
 

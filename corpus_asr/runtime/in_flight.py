@@ -218,7 +218,7 @@ class CallInFlight:
         added = PartInFlight(
             duration_s=part.num_samples / SAMPLE_RATE_HZ,
             channel=part.channel,
-            speech_s=None if spans is None else sum(end - start for start, end in spans),
+            speech_s=None if spans is None else sum((end - start for start, end in spans), 0.0),
             transcript=None,
         )
         if part.features is not None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.threads import group_folders, read_limit, usable_cpus, usable_threads
 from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ, counted
 
 # Slots assumed for bookkeeping where the engine chooses them itself.
@@ -61,6 +62,7 @@ class NodeShape:
     cpus: float
     """CPUs to reserve; may be more than there are."""
     cores: int
+    """Those that threads of models run on, and processes beside them: at most OMP_NUM_THREADS."""
     gpus: float
     memory_bytes: int
 
@@ -115,12 +117,12 @@ class Resources:
 
 def this_machine() -> NodeShape:
     """Return the shape of this machine: what this process may use of it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    cores = cores or os.cpu_count() or 1
-    cores = min(cores, cpu_limit() or cores)
+    cpus = usable_cpus()
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory_bytes = min(memory_bytes, memory_limit_bytes() or memory_bytes)
-    return NodeShape(cpus=cores, cores=cores, gpus=_visible_gpus(), memory_bytes=memory_bytes)
+    return NodeShape(
+        cpus=cpus, cores=usable_threads(), gpus=_visible_gpus(), memory_bytes=memory_bytes
+    )
 
 
 def _visible_gpus() -> int:
@@ -366,49 +368,12 @@ def _extract_bytes(config: RunConfig) -> int:
     return EXTRACT_BASE_BYTES + int(EXTRACT_COPIES_OF_PART * samples)
 
 
-_GROUPS = Path("/proc/self/cgroup")
-_ROOT = Path("/sys/fs/cgroup")
-
-
 def memory_limit_bytes() -> int | None:
     """Return the smallest memory limit of this process's groups."""
     limits = [
         int(text)
-        for folder in (*_folders(""), *_folders("memory"))
+        for folder in (*group_folders(""), *group_folders("memory"))
         for name in ("memory.max", "memory.limit_in_bytes")
-        if (text := _read(folder / name)).isdecimal()
+        if (text := read_limit(folder / name)).isdecimal()
     ]
     return min(limits, default=None)
-
-
-def cpu_limit() -> int | None:
-    """Return the smallest quota of CPUs of this process's groups, rounded up."""
-    quotas = [
-        math.ceil(int(quota) / int(period))
-        for folder in (*_folders(""), *_folders("cpu"))
-        for quota, period in (
-            (_read(folder / "cpu.max").split() or ["", ""])[:2],
-            (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")),
-        )
-        if quota.isdecimal() and period.isdecimal()
-    ]
-    return min(quotas, default=None)
-
-
-def _folders(controller: str) -> list[Path]:
-    """Return the folders of this process's group and of those above it; "" is version 2."""
-    for line in _read(_GROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            base = _ROOT / controller
-            group = base / path.lstrip("/")
-            # Within a container only the top is there, whatever the path says.
-            return [base, group, *(each for each in group.parents if base in each.parents)]
-    return []
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

@@ -213,7 +213,7 @@ class Transcriber:
             >>> silence = np.zeros(16_000, dtype=np.float32)
             >>> transcript = transcriber.transcribe(silence, sampling_rate=16_000)
             >>> (transcript.text, transcript.duration_s, transcript.speech_s)
-            ('', 1.0, 0)
+            ('', 1.0, 0.0)
             >>> timed = transcriber.transcribe("talk.wav", word_timestamps=True)
             >>> [word.word for word in timed.segments[0].words][:3]
             [' Today,', ' only', ' platforms']
@@ -432,7 +432,7 @@ class Transcriber:
             language_probability=language.language_probability if language else None,
             duration_s=sum(part.duration_s for part in parts),
             # Not detected in a part is not known of the whole.
-            speech_s=None if None in speech else sum(filter(None, speech)),
+            speech_s=None if None in speech else sum(filter(None, speech), 0.0),
             uri=uri,
             channel=channel,
             model=self._model,

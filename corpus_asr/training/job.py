@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from corpus_asr.config.finetune import EvaluationSettings, FinetuneConfig, WindowSettings
+from corpus_asr.decoding.device import set_threads
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.families.loading import resolve_device, resolve_dtype
 from corpus_asr.families.model_config import CONFIG_NAME
@@ -169,6 +170,8 @@ class Finetune:
             keep=config.output.save_total_limit,
         )
         self._device = resolve_device(config.model.device)
+        if self._device.type == "cpu":
+            set_threads()
         folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
         self._revision = model_revision(folder)
         self._start_dtype = _stored_dtype(folder)

@@ -13,7 +13,7 @@ import torch
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.device import free_cached_memory
+from corpus_asr.decoding.device import free_cached_memory, set_threads
 from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
 from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
@@ -156,15 +156,15 @@ class Engine:
         """Load a checkpoint folder in Hugging Face layout.
 
         `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `dtype` is `auto`, `float32`, `float16`,
-        `bfloat16` or `int8`; `num_threads` of None leaves the number to torch; this process may
-        take `gpu_fraction` of the device's memory; `reproducible` is that of `SlotScheduler`.
+        `bfloat16` or `int8`; `num_threads` of None leaves the number to torch, within what this
+        process may use (`threads.usable_threads`); it may take `gpu_fraction` of the device's
+        memory; `reproducible` is that of `SlotScheduler`.
 
         Raises:
             CheckpointError: the folder cannot be loaded.
             ConfigError: no such device, or the checkpoint cannot do what `decoding` asks.
         """
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
+        set_threads(num_threads)
         transcriber = part_transcriber(folder)
         transcriber.check(decoding)
         model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))

@@ -14,6 +14,7 @@ from torch import Tensor
 from corpus_asr.array_types import Float
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
+from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
 from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.families.loading import load_classifier, load_slot_model
@@ -162,8 +163,7 @@ def label_engine(
     reproducible: bool = False,
 ) -> Engine:
     """Load a checkpoint, as `Engine.from_folder` does, into an engine that labels parts."""
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    set_threads(num_threads)
     labeller = PartLabeller.from_folder(folder, classification)
     by_class = classification.task == "classify"
     load = load_classifier if by_class else load_slot_model

@@ -12,10 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_slot_model
@@ -62,8 +61,7 @@ class RoutedEngine:
         The rest is as of `Engine.from_folder`, for each model; with `auto` slots they share the
         device's memory.
         """
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
+        set_threads(num_threads)
         transcribers = _checked_transcribers(folder, others, decoding)
 
         def load(path: Path) -> SlotModel:

@@ -15,7 +15,6 @@ from typer.testing import CliRunner, Result
 from corpus_asr.cli import main as cli
 from corpus_asr.languages import check_known
 from corpus_asr.runtime import preflight as readiness
-from corpus_asr.runtime import resources as limits
 from corpus_asr.storage.stores.s3 import from_exception
 from tests.support.checkpoints import tiny_whisper
 from tests.support.stores import S3Server, environment, s3_server
@@ -182,27 +181,6 @@ def test_a_misspelt_language_is_answered_with_its_code() -> None:
     with pytest.raises(Exception, match=r"does not know germn; did you mean de\? it knows de, en"):
         check_known(["germn"], {"en", "de"})
     check_known(["auto", "de"], {"en", "de"})
-
-
-def test_a_container_has_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups, root = tmp_path / "cgroup", tmp_path / "sys"
-    group = root / "outer" / "inner"
-    group.mkdir(parents=True)
-    groups.write_text("0::/outer/inner\n")
-    monkeypatch.setattr(limits, "_GROUPS", groups)
-    monkeypatch.setattr(limits, "_ROOT", root)
-    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (None, None)
-    (group / "memory.max").write_text("max\n")
-    (group.parent / "memory.max").write_text("4294967296\n")
-    (group / "cpu.max").write_text("150000 100000\n")
-    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (4 << 30, 2)
-    groups.write_text("4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n")
-    (root / "memory").mkdir()
-    (root / "memory" / "memory.limit_in_bytes").write_text("1073741824")
-    (root / "cpu").mkdir()
-    (root / "cpu" / "cpu.cfs_quota_us").write_text("-1")
-    (root / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (1 << 30, None)
 
 
 def test_plan_checks_output_recording_model_and_memory(

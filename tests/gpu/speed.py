@@ -20,7 +20,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.protocols import ModelSize
-from corpus_asr.decoding.slots import SlotScheduler, encode_batch_on
+from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.layers.blocks import attend_cached
 from corpus_asr.transcription.engine import auto_slots, predicted_bytes
 from corpus_asr.units import WINDOW_FRAMES, WINDOW_S
@@ -231,7 +231,7 @@ def memory(options: Options, say: Figures) -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
-            scheduler = SlotScheduler(model, 64, encode_batch=encode_batch, check_every=8)
+            scheduler = scheduler_for(options, model, 64)
             decode_all(scheduler, jobs)
             slots, batch = scheduler.slots, scheduler.encode_batch
             calculated = predicted_bytes(model.size, slots=slots, encode_batch=batch).total

@@ -87,10 +87,14 @@ def test_what_cannot_be_measured_is_refused(
 
 
 class ScriptedEngine:
-    """Says the texts that stand for a model."""
+    """Says the texts that stand for a model; each engine with other probabilities."""
+
+    made = 0
 
     def __init__(self, texts: list[str], *_: object, **__: object) -> None:
         self.texts = texts
+        ScriptedEngine.made += 1
+        self.logprob = -0.1 - 1e-6 * ScriptedEngine.made
 
     def __enter__(self) -> "ScriptedEngine":
         return self
@@ -103,7 +107,7 @@ class ScriptedEngine:
         text = self.texts[names.index(f"{part.recording_id}:{part.part}")]
         segment = Segment(
             start_s=0.0, end_s=1.0, text=text, tokens=(), language="en", language_probability=None,
-            task="transcribe", confidence=1.0, avg_logprob=0.0, no_speech_prob=0.0,
+            task="transcribe", confidence=1.0, avg_logprob=self.logprob, no_speech_prob=0.0,
             compression_ratio=1.0, temperature=0.0, speech_fraction=1.0,
         )  # fmt: skip
         future: Future[PartTranscript] = Future()

@@ -1,5 +1,8 @@
 """The slot model of a network, made once for each state of its weights, and tasks run on it."""
 
+import copy
+import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,14 +12,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, Task, check_every_on, encode_batch_on
+from corpus_asr.families.loading import resolve_dtype
 
 # A slot holds keys and values of a whole text: this bounds what a large batch takes.
 _MAX_SLOTS = {"cpu": 8, "cuda": 64}
 
 # Values looked at in each parameter to see that nobody changed it behind torch's back.
 _SAMPLES = 64
+_HALVES = (torch.float16, torch.bfloat16)
+logger = logging.getLogger(__name__)
 
 
 _Shape = tuple[int, tuple[int, int], int]
@@ -38,7 +45,11 @@ _slots: WeakKeyDictionary[nn.Module, _Slots] = WeakKeyDictionary()
 
 
 def slot_model(network: Any) -> SlotModel:
-    """Return the slot model of a network, made again where its weights have changed."""
+    """Return the slot model of a network, made again where its weights have changed.
+
+    Where nobody chose the type of the weights, it computes in the one that is best on a CPU: in
+    float16, in which most large checkpoints are stored, CPUs are several times slower.
+    """
     return _slots_of(network).model
 
 
@@ -46,8 +57,30 @@ def _slots_of(network: Any) -> _Slots:
     state = _state(network)
     known = _slots.get(network)
     if known is None or known.state != state:
-        known = _slots[network] = _Slots(state, network.slot_model())
+        if network.device.type == "cpu":
+            set_threads()
+        known = _slots[network] = _Slots(state, _in_best_dtype(network).slot_model())
     return known
+
+
+def _in_best_dtype(model: Any) -> Any:
+    stored = getattr(model, "stored_dtype", None)
+    if model.device.type != "cpu" or model.dtype != stored or stored not in _HALVES:
+        return model
+    best = resolve_dtype("auto", model.device)
+    if best == stored:
+        return model
+    _tell_once(str(stored).removeprefix("torch."), str(best).removeprefix("torch."))
+    return copy.deepcopy(model).to(best)
+
+
+@functools.cache
+def _tell_once(stored: str, best: str) -> None:
+    logger.warning(
+        "the checkpoint's weights are %s, in which this CPU is slow: text is generated in %s, with "
+        "a copy of them; load with dtype=torch.%s to have that alone, or dtype=torch.%s for %s",
+        stored, best, best, stored, stored,
+    )  # fmt: skip
 
 
 @torch.no_grad()
