@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ class TranscribeWorker:
 
 def run_on_ray(
     config: RunConfig,
-    plan_uri: str,
+    packs: Sequence[str],
     committer: Committer,
     *,
     resources: Resources,
@@ -134,7 +134,7 @@ def run_on_ray(
     extractor: str = EXTRACTOR,
     stop_at: float | None = None,
 ) -> None:
-    """Transcribe what a plan names on the connected Ray and commit all of it."""
+    """Transcribe what a plan's objects of packs name on the connected Ray, and commit all of it."""
     coordinator = start_coordinator()
     with (
         stoppable(lambda: progress.files_left, at=stop_at) as stop,
@@ -143,7 +143,7 @@ def run_on_ray(
     ):
         dataset = build(
             config,
-            plan_uri,
+            packs,
             resources=resources,
             coordinator=coordinator,
             engine=engine_factory,
@@ -188,7 +188,7 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
 
 def build(
     config: RunConfig,
-    plan_uri: str,
+    packs: Sequence[str],
     *,
     resources: Resources,
     coordinator: Any,
@@ -196,10 +196,11 @@ def build(
     extractor: str,
 ) -> Dataset:
     """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
-    filesystem, path = open_store(plan_uri, StoreOptions(endpoint_url=config.output.endpoint_url))
-    packs = ray.data.read_parquet(path, filesystem=filesystem)
+    options = StoreOptions(endpoint_url=config.output.endpoint_url)
+    filesystems, paths = zip(*(open_store(uri, options) for uri in packs), strict=True)
+    planned = ray.data.read_parquet(list(paths), filesystem=filesystems[0])
     # A pack is a task of its own, so that idle workers find one as long as there are any.
-    parts = packs.repartition(target_num_rows_per_block=1).map_batches(
+    parts = planned.repartition(target_num_rows_per_block=1).map_batches(
         ExtractWorker,
         fn_constructor_args=(config,),
         fn_constructor_kwargs={

@@ -90,7 +90,7 @@ def test_lists_reads_and_writes_survive_each_fault(
     monkeypatch.setattr(s3_module, "PAGE_KEYS", 1)
     monkeypatch.setattr(filesystem, "BLOCK_BYTES", 2000)
     data = bytes(range(250)) * 20
-    faulty.rates = {fault: 0.6}
+    faulty.rates = {fault: 0.7}
     uris = [f"s3://{bucket}/folder/{number}" for number in range(3)]
     write_atomic(uris[0], data, faulty.options)
     assert read_bytes(uris[0], faulty.options) == data
