@@ -1,10 +1,13 @@
 """A Ray to work on, an existing one or one started here, and training by its processes."""
 
+import atexit
 import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +43,8 @@ _NEW_STARTS = 3
 _PATIENCE_S = 7 * 24 * 3600
 
 LOOPBACK = "127.0.0.1"
+_ASK_S = 1.0
+_GCS_PATIENCE_S = 45.0
 _RESOLVE = "resolve_ip_for_localhost"
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 
@@ -70,7 +75,71 @@ def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
     try:
         yield _describe()
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    if not (_raylet_refuses() or _gcs_refuses()):
         ray.shutdown()
+        return
+    # Taking leave of a Ray that has died ends this process with code 1, here or at its end.
+    atexit.unregister(ray.shutdown)
+    _node().kill_all_processes(check_alive=False)
+
+
+def _node() -> Any:
+    return ray._private.worker._global_node
+
+
+def _raylet_refuses() -> bool:
+    with socket.socket(socket.AF_UNIX) as asked:
+        return _refuses(asked, _node().raylet_socket_name)
+
+
+def _gcs_refuses() -> bool:
+    host, _, port = _node().gcs_address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as asked:
+        return _refuses(asked, (host.strip("[]"), int(port)))
+
+
+def _refuses(asked: socket.socket, address: Any) -> bool:
+    asked.settimeout(_ASK_S)
+    try:
+        asked.connect(address)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except OSError:  # it may be busy, or its machine far away
+        return False
+    return False
+
+
+class RayWatch:
+    """Sees that the connected Ray has died, before Ray does and ends this process with code 1."""
+
+    def __init__(self) -> None:
+        # A GCS that others started may come back, and Ray waits a minute for that.
+        gcs_patience_s = 0.0 if _node().is_head() else _GCS_PATIENCE_S
+        self._parts = (
+            ("its raylet on this machine", _raylet_refuses, 0.0),
+            ("its GCS on the head node", _gcs_refuses, gcs_patience_s),
+        )
+        self._refusing_since_s: dict[str, float] = {}
+
+    def lost(self) -> EngineError | None:
+        """Return the error to end a run with; None while Ray lives. For calls a second apart."""
+        now_s = time.monotonic()
+        for name, refuses, patience_s in self._parts:
+            if not refuses():
+                self._refusing_since_s.pop(name, None)
+            elif now_s - self._refusing_since_s.setdefault(name, now_s) > patience_s:
+                return EngineError(
+                    f"running the pipeline on Ray: {name} has died, expected it to answer; look "
+                    "for lack of memory (dmesg) and into Ray's logs (/tmp/ray/session_latest/"
+                    "logs); everything committed so far is kept, and running again continues "
+                    "from there"
+                )
+        return None
 
 
 def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:

@@ -5,6 +5,7 @@ the reason beside it. Workers commit, so a killed driver loses nothing that was 
 """
 
 import logging
+import os
 import shutil
 import signal
 import tempfile
@@ -32,6 +33,7 @@ from corpus_asr.runtime.coordinator import (
     start_coordinator,
 )
 from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.ray_cluster import RayWatch
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.schemas import RESULTS
@@ -52,6 +54,9 @@ WRITE_CPUS = 0.25
 MAX_ACTOR_INIT_DEATHS = 3
 # How late the line is, and how soon a signal reaches the workers.
 POLL_S = 1.0
+# For Ray Data to take its things down when Ray has died.
+LEAVE_S = 15.0
+_STOPPED_BY_FAILURE = 3
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     # Says that progress bars are off, as was asked.
@@ -293,6 +298,7 @@ class _Poll(threading.Thread):
         self._coordinator = coordinator
         self._progress = progress
         self._stop_asked = stop
+        self._watch = RayWatch()
         self._finished = threading.Event()
 
     def __enter__(self) -> None:
@@ -304,12 +310,19 @@ class _Poll(threading.Thread):
 
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
-            self._copy()
-            if self._stop_asked.expired:
+            self._stop_asked.failure = self._watch.lost()
+            if self._stop_asked.failure is None:
+                self._copy()
+            if self._stop_asked.failure or self._stop_asked.expired:
                 # Only a signal gets the main thread out of Ray; jobs of cron's shell ignore SIGINT.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-                return
-        self._copy()
+                break
+        else:
+            self._copy()
+        if self._stop_asked.failure and not self._finished.wait(LEAVE_S):
+            # It waits for what is gone. The lock of a dead process is free.
+            os.write(2, f"corpus-asr: {self._stop_asked.failure}\n".encode())
+            os._exit(_STOPPED_BY_FAILURE)
 
     def _copy(self) -> None:
         try:

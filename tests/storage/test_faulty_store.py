@@ -83,7 +83,7 @@ def test_plan_fetch_commit_and_finish_end_exact(
     assert {"slow_down", "too_many", "truncated", "reset", "lost_answer"} <= set(faulty.injected)
 
 
-@pytest.mark.parametrize("fault", ["slow_down", "lost_answer", "truncated", "no_xml"])
+@pytest.mark.parametrize("fault", ["slow_down", "lost_answer", "done_500", "truncated", "no_xml"])
 def test_lists_reads_and_writes_survive_each_fault(
     faulty: FaultyStore, s3: S3Server, bucket: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

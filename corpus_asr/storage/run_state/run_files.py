@@ -216,7 +216,8 @@ def speed_of(run: Mapping[str, Any]) -> Speed:
         datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
     )
     audio_s = run.get("committed", {}).get("audio_s", 0.0)
-    return Speed(audio_s, (finished - started).total_seconds())
+    # A clock that was set back in between would make it negative.
+    return Speed(audio_s, max(0.0, (finished - started).total_seconds()))
 
 
 CALIBRATION_NAME: Final = "calibration.json"
