@@ -54,6 +54,8 @@ WRITE_CPUS = 0.25
 MAX_ACTOR_INIT_DEATHS = 3
 # How late the line is, and how soon a signal reaches the workers.
 POLL_S = 1.0
+# Questions to the coordinator, two seconds each, after which it is taken for frozen.
+MOST_UNANSWERED = 60
 # For Ray Data to take its things down when Ray has died.
 LEAVE_S = 15.0
 _STOPPED_BY_FAILURE = 3
@@ -299,6 +301,7 @@ class _Poll(threading.Thread):
         self._progress = progress
         self._stop_asked = stop
         self._watch = RayWatch()
+        self._unanswered = 0
         self._finished = threading.Event()
 
     def __enter__(self) -> None:
@@ -307,6 +310,7 @@ class _Poll(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._finished.set()
         self.join()
+        self._watch.close()
 
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
@@ -333,9 +337,15 @@ class _Poll(threading.Thread):
             self._progress.read_activity = lambda: activity
             for why in ray.get(self._coordinator.take_replaced.remote(), timeout=POLL_S):
                 event(_LOG, logging.WARNING, "worker_replaced", why=why)
+            self._unanswered = 0
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
             event(_LOG, logging.DEBUG, "board_not_read", exc_info=True)
+            self._unanswered += 1
+        if self._unanswered == MOST_UNANSWERED:
+            self._unanswered = 0
+            event(_LOG, logging.WARNING, "worker_replaced", why="the coordinator does not answer")
+            ray.kill(self._coordinator, no_restart=False)
 
 
 class ResultsSink(Datasink[int]):

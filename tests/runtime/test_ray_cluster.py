@@ -7,6 +7,7 @@ import psutil
 import pytest
 import ray
 
+from corpus_asr.errors import EngineError
 from corpus_asr.runtime import ray_cluster
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import start_coordinator
@@ -105,3 +106,26 @@ def test_a_ray_without_the_function_that_is_replaced_is_said_to_listen_anywhere(
     ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
     assert started["_node_ip_address"] == "127.0.0.1"
     assert "ray_may_listen_beyond_loopback" in caplog.text
+
+
+def test_a_machine_that_is_too_busy_to_start_ray_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    slow = [Exception("The current node timed out during startup. This could happen because ...")]
+    tries: list[object] = []
+
+    def init(**options: object) -> None:
+        tries.append(options)
+        if len(tries) <= len(slow):
+            raise slow[len(tries) - 1]
+
+    monkeypatch.setattr(ray_cluster.ray, "init", init)
+    ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
+    assert len(tries) == 2
+    tries.clear()
+    slow *= 3
+    with pytest.raises(EngineError, match=r"timed out during startup.*too busy.*--local"):
+        ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
+    assert len(tries) == 3
+    slow[:] = [ValueError("another")]
+    tries.clear()
+    with pytest.raises(ValueError, match="another"):
+        ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)

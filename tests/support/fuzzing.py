@@ -24,8 +24,8 @@ from tests.support.corpora import job, outcomes_in, tiny_model
 from tests.support.engines import committer_of, scripted_engine
 from tests.support.killing import descendants, peak_bytes
 
-# Of one decoder with its libraries and its detector, whatever it reads; measured were 330 MB.
-MAX_DECODER_BYTES = 600_000_000
+# Of one decoder with its libraries and its detector, whatever it reads; measured were 209 MB.
+MAX_DECODER_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
