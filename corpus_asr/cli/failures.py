@@ -67,7 +67,7 @@ def as_process() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if end.code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        if end.code not in (EXIT_STOPPED_BY_FAILURE, EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise
         # An orderly end would wait for the threads that are in the middle of the network; what Ray
         # and others have registered is done all the same.

@@ -1,6 +1,7 @@
 """A run over a corpus from its configuration to its finished tables, whatever the engine."""
 
 import datetime
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
-from corpus_asr.logs import name_run
+from corpus_asr.logs import event, name_run
 from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
@@ -27,7 +28,7 @@ from corpus_asr.runtime.resources import Resources, resolve_resources, store_byt
 from corpus_asr.runtime.survey import surveying
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
-from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.run_files import (
@@ -40,6 +41,11 @@ from corpus_asr.storage.run_state.run_files import (
     speed_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
+
+# Between looks at the tables of a store whose listing lags behind what was put.
+LISTING_WAITS_S = (2.0, 5.0, 15.0, 30.0)
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +134,8 @@ class CorpusRun:
 
     config: RunConfig
     checkpoint: Checkpoint
-    store: OutputStore
-    """The output folder."""
     lock: Lock
-    """Of that folder, held by this run."""
+    """Of the output folder, held by this run."""
     local: bool = False
     progress: Stream | None = None
     options: RunOptions = DEFAULT_OPTIONS
@@ -143,6 +147,11 @@ class CorpusRun:
     _activity: Activity = field(default_factory=Activity)
     _started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     _started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def store(self) -> OutputStore:
+        """The output folder, for this run to write."""
+        return self.lock.store
 
     @classmethod
     @contextmanager
@@ -162,7 +171,6 @@ class CorpusRun:
             yield cls(
                 config=config,
                 checkpoint=checkpoint,
-                store=store,
                 lock=lock,
                 local=local,
                 progress=progress,
@@ -206,7 +214,6 @@ class CorpusRun:
             model_revision=self.checkpoint.revision,
             by_language=self.checkpoint.models_by_language,
             calibration=self._calibration,
-            lock=self.lock.key,
         )
         with self._workers(self.plan) as (resources, work):
             line_writer(self.progress)(resources.describe())
@@ -252,6 +259,7 @@ class CorpusRun:
         from corpus_asr.runtime.ray_cluster import connected, local_machine
         from corpus_asr.runtime.ray_dataset import run_on_ray
 
+        packs = [self.store.address(name) for name in plan.pack_names]
         with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
             resources = resolve_resources(
                 config,
@@ -261,7 +269,7 @@ class CorpusRun:
                 # Another cluster may start machines for what is asked of it.
                 fixed=address == "local",
             )
-            yield resources, partial(run_on_ray, config, plan.uri)
+            yield resources, partial(run_on_ray, config, packs)
 
     def finish(self) -> RunSummary:
         """Compact the tables, count them, and write report.json and the page."""
@@ -269,23 +277,14 @@ class CorpusRun:
         assert self._begun is not None
         plan, store = self.plan, self.store
         out_of_time = self._out_of_time()
-        self.lock.key.check()  # a finish tidies up: not under the hands of another run
-        counts = finish(
-            store,
-            self._begun,
-            self.config,
-            model_revision=self.checkpoint.fingerprint,
-            listing=read_listing(store, plan),
-            num_listed=plan.num_files,
-            plan_name=plan.name,
-            idle=not plan.num_remaining,
-            extra={
-                "plan": plan.as_data(),
-                "committed": asdict(self._committed),
-                "activity": asdict(self._activity),
-                "calibration": (self._calibration or DEFAULT_MODEL).name,
-            },
-        )
+        counts = self._finish_tables(plan, self._begun)
+        for wait_s in LISTING_WAITS_S:
+            # Every recording was committed: what is missing is not listed yet.
+            if not counts.remaining or self._committed.files < plan.num_remaining:
+                break
+            event(_LOG, logging.WARNING, "listing_lags", missing=counts.remaining, wait_s=wait_s)
+            time.sleep(wait_s)
+            counts = self._finish_tables(plan, self._begun)
         speed = speed_of(store.read_json(RUN_NAME) or {})
         # After `finish`, whose counts it shows; `report.html` is never what a run fails for.
         write_page_at_the_end(store, num_recordings=counts.recordings)
@@ -310,6 +309,24 @@ class CorpusRun:
             processed_audio_s=speed.audio_s,
             wall_s=speed.wall_s,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
+        )
+
+    def _finish_tables(self, plan: Plan, begun: Run) -> OutcomeCounts:
+        return finish(
+            self.store,
+            begun,
+            self.config,
+            model_revision=self.checkpoint.fingerprint,
+            listing=read_listing(self.store, plan),
+            num_listed=plan.num_files,
+            plan_name=plan.name,
+            idle=not plan.num_remaining,
+            extra={
+                "plan": plan.as_data(),
+                "committed": asdict(self._committed),
+                "activity": asdict(self._activity),
+                "calibration": (self._calibration or DEFAULT_MODEL).name,
+            },
         )
 
     def _out_of_time(self) -> bool:

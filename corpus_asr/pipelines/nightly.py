@@ -97,14 +97,13 @@ class _Attempt:
     def work(self, lock: Lock, *, local: bool, progress: Stream | None) -> None:
         """Do what is left, without what failed too often."""
         config = self.config
-        failing = count_tries(self.store)
-        note_tries(self.store, failing)
+        failing = count_tries(lock.store)
+        note_tries(lock.store, failing)
         self.alone = frozenset(one.recording_id for one in self._spent(failing))
         hours = config.nightly.stop_after_h
         run = CorpusRun(
             config=config,
             checkpoint=prepare(config),
-            store=self.store,
             lock=lock,
             local=local,
             progress=progress,

@@ -85,7 +85,8 @@ def label(
     rules = rules_of(config.selection)
     sources = read_sources(OutputStore.of(config.output), config.selection)
     say = line_writer(progress)
-    with Lock(store, new_run_id(), steal=steal_lock, say=say):
+    with Lock(store, new_run_id(), steal=steal_lock, say=say) as lock:
+        store = lock.store
         origin = read_origin(sources.store)
         # A run that went on since is another data set: its digest is among the settings.
         state = f"{origin.fingerprint} {sources.digest()}"

@@ -18,7 +18,6 @@ from corpus_asr.errors import CorpusAsrError
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, RESULTS
 from corpus_asr.stages.parts import FAILED, failure_fields
-from corpus_asr.storage.run_state.lock import LockKey
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
 from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import public, redact_uri
@@ -94,17 +93,12 @@ class Committer:
     """What transcribes the parts in these languages instead."""
     calibration: ConfidenceModel | None = None
     """What segments of `model` get their confidence from; None for the default."""
-    lock: LockKey | None = None
-    """Looked at before each commit; None where nobody else can be at work."""
 
     def __call__(self, results: pa.Table) -> None:
         """Commit RESULTS rows as one segments object and one outcomes object.
 
         A row that no table can take is committed as the failure of its part.
         """
-        # Who lost the lock must not write beside the run that has it now.
-        if self.lock is not None:
-            self.lock.check()
         try:
             self.store.commit(
                 results,

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -28,6 +29,7 @@ from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.stages.parts import OK
 from corpus_asr.stages.transcribe import TranscribeStage, refuse
+from corpus_asr.storage.run_state.lock import ProcessName
 from corpus_asr.storage.stores.uri import redact_uri
 
 _LOG = logging.getLogger(__name__)
@@ -44,6 +46,11 @@ ASK_EVERY_S = 1.0
 # it is soon known how long its recordings are.
 REPORT_EVERY_S = 5.0
 FIRST_REPORT_S = 0.5
+# A worker that reports nothing for so long is frozen, whatever it works on: reports have a thread
+# of their own.
+SILENT_S = 300.0
+# An answer that takes so long is not worth waiting for; work goes on without.
+ANSWER_S = 60.0
 NOTHING = Activity()
 _EXIT_CODE = 70  # EX_SOFTWARE; any but 0, which Ray takes for a wish to end
 
@@ -146,17 +153,42 @@ def _counts(tally: Tally, activity: Activity) -> dict[str, float]:
     }
 
 
+class WorkerPlace(NamedTuple):
+    """Where a worker runs."""
+
+    node_id: str
+    process: ProcessName
+
+    @classmethod
+    def mine(cls) -> "WorkerPlace":
+        """Return that of this process."""
+        return cls(ray.get_runtime_context().get_node_id(), ProcessName.mine())
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _end_frozen(process: ProcessName) -> bool:
+    """End a process of this machine, so that Ray starts another; return if it was there."""
+    if process.machine != ProcessName.mine().machine or process.is_surely_dead():
+        return False
+    os.kill(process.pid, signal.SIGKILL)
+    return True
+
+
 class RunCoordinator:
     """The actor. A part that was started and never ended was in an actor that died."""
 
-    def __init__(self, _: None = None) -> None:
+    def __init__(self, _: None = None, *, silent_s: float = SILENT_S) -> None:
         self._tally = Tally()
+        self._silent_s = silent_s
         self._begun: collections.Counter[PartKey] = collections.Counter()
         self._stopping = False
         self._replaced_in_a_row = 0
         self._replaced: list[str] = []
         self._own = Activity()
         self._workers: dict[str, Activity] = {}
+        self._heard: dict[str, tuple[float, WorkerPlace]] = {}
+        self._looked_s = time.monotonic()
+        self._ending: list[Any] = []
         self._metrics = Metrics()
 
     def add(self, tally: Tally, spent: Activity = NOTHING) -> None:
@@ -166,10 +198,16 @@ class RunCoordinator:
         self._metrics.committed(spent.commit_s)
         self._metrics.update(self._tally, self.activity())
 
-    def report(self, worker: str, activity: Activity) -> None:
+    def report(self, worker: str, activity: Activity, place: WorkerPlace | None = None) -> None:
         """Take a worker's counts since it began, in place of those it sent before."""
         self._workers[worker] = activity
+        if place is not None:
+            self._heard[worker] = (time.monotonic(), place)
         self._metrics.update(self._tally, self.activity())
+
+    def num_heard(self) -> int:
+        """Return how many workers have reported of late."""
+        return len(self._heard)
 
     def activity(self) -> Activity:
         """Return what all workers did, dead ones included."""
@@ -212,9 +250,36 @@ class RunCoordinator:
         return True
 
     def take_replaced(self) -> list[str]:
-        """Return why workers were replaced since the last call."""
+        """Return why workers were replaced since the last call; for calls a second apart."""
+        for place in self._silent(time.monotonic()):
+            there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+            ended = _end_frozen.options(scheduling_strategy=there).remote(place.process)
+            self._ending.append((place, ended))
+        self._note_ended()
         replaced, self._replaced = self._replaced, []
         return replaced
+
+    def _silent(self, now_s: float) -> list[WorkerPlace]:
+        # After a pause of its own, what workers sent meanwhile is still to be read.
+        if now_s - self._looked_s > self._silent_s / 2:
+            self._heard = {worker: (now_s, place) for worker, (_, place) in self._heard.items()}
+        self._looked_s = now_s
+        silent = [w for w, (at_s, _) in self._heard.items() if now_s - at_s > self._silent_s]
+        return [self._heard.pop(worker)[1] for worker in silent]
+
+    def _note_ended(self) -> None:
+        for place, ended in [each for each in self._ending if ray.wait([each[1]], timeout=0)[0]]:
+            self._ending.remove((place, ended))
+            try:
+                if not ray.get(ended):  # it had died, and was replaced, before
+                    continue
+            except ray.exceptions.RayError:  # its machine is gone
+                continue
+            self._replaced.append(
+                f"process {place.process.pid} on {place.process.host} reported nothing for "
+                f"{self._silent_s:g} s: it was frozen, and was killed"
+            )
+            self._own += Activity(workers_replaced=1)
 
 
 def start_coordinator() -> Any:
@@ -230,7 +295,8 @@ def start_coordinator() -> Any:
     # as long as the driver. This actor is the first one, and what Ray says of it is left out.
     # https://github.com/ray-project/ray/issues/53727; may go once Ray Data's workers are exempt.
     with _stderr_without(_RESTART_WARNING):
-        return coordinator.options(scheduling_strategy=here).remote(ray.put(None))
+        placed = coordinator.options(scheduling_strategy=here)
+        return placed.remote(ray.put(None), silent_s=SILENT_S)
 
 
 _RESTART_WARNING = b"the actor restart will fail"
@@ -261,7 +327,7 @@ class Reporter(threading.Thread):
     def __init__(self, coordinator: Any, read: Callable[[], Activity]) -> None:
         super().__init__(name="report-activity", daemon=True)
         self._coordinator, self._read = coordinator, read
-        self._worker = uuid.uuid4().hex
+        self._worker, self._place = uuid.uuid4().hex, WorkerPlace.mine()
 
     def run(self) -> None:
         """Report until the process ends."""
@@ -273,7 +339,7 @@ class Reporter(threading.Thread):
 
     def send(self) -> None:
         """Report now; nobody waits for it: only a count is late."""
-        self._coordinator.report.remote(self._worker, self._read())
+        self._coordinator.report.remote(self._worker, self._read(), self._place)
 
 
 class CoordinatorClient:
@@ -319,7 +385,7 @@ class CoordinatorClient:
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
-            return ray.get(getattr(self._coordinator, method).remote(*arguments))
+            return ray.get(getattr(self._coordinator, method).remote(*arguments), timeout=ANSWER_S)
         except ray.exceptions.RayError as error:
             # Only a part that kills its worker is harder to find now.
             event(_LOG, logging.WARNING, "board_lost", method=method, error=repr(error))

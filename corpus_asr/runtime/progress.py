@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from corpus_asr.activity import Activity, Estimate, FileSums, Strata, rtfx
-from corpus_asr.errors import FetchError
+from corpus_asr.errors import EngineError, FetchError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.estimate import Mark, RunEstimator, estimate_audio
@@ -379,7 +379,7 @@ class ProgressWriter:
         )  # fmt: skip
         try:
             write_snapshot(self._store, seen)
-        except FetchError as failure:
+        except (FetchError, EngineError) as failure:  # the store failed, or the lock is lost
             # Only `status` and the page are late; the next one may succeed.
             event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))
 

@@ -1,10 +1,16 @@
 """A Ray to work on, an existing one or one started here, and training by its processes."""
 
+import atexit
 import contextlib
 import logging
 import os
+import select
 import signal
+import socket
+import struct
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +27,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
+from ray._private import services
+from ray._private.node import Node
 from ray.exceptions import AuthenticationError
 
 from corpus_asr.errors import CorpusAsrError, EngineError
@@ -33,10 +41,19 @@ if TYPE_CHECKING:
 
 # With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
 MIN_LOGICAL_CPUS = 4
+_RAY_STARTS = 3
+_TOO_SLOW = "timed out during startup"
 # Of a training whose processes died.
 _NEW_STARTS = 3
 # One worker may decode or evaluate for hours while the others wait; dead ones are noticed by Ray.
 _PATIENCE_S = 7 * 24 * 3600
+
+LOOPBACK = "127.0.0.1"
+_ASK_S = 1.0
+_GCS_PATIENCE_S = 45.0
+_CREDENTIALS = "3i"  # process, user, group
+_RESOLVE = "resolve_ip_for_localhost"
+_QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,25 +82,172 @@ def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
     try:
         yield _describe()
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    if not (_raylet_refuses() or _gcs_refuses()):
         ray.shutdown()
+        return
+    # Taking leave of a Ray that has died ends this process with code 1, here or at its end.
+    atexit.unregister(ray.shutdown)
+    _node().kill_all_processes(check_alive=False)
+
+
+def _node() -> Any:
+    return ray._private.worker._global_node
+
+
+def _raylet_refuses() -> bool:
+    with socket.socket(socket.AF_UNIX) as asked:
+        return _refuses(asked, _node().raylet_socket_name)
+
+
+def _gcs_refuses() -> bool:
+    host, _, port = _node().gcs_address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as asked:
+        return _refuses(asked, (host.strip("[]"), int(port)))
+
+
+def _refuses(asked: socket.socket, address: Any) -> bool:
+    asked.settimeout(_ASK_S)
+    try:
+        asked.connect(address)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except OSError:  # it may be busy, or its machine far away
+        return False
+    return False
+
+
+class RayWatch:
+    """Sees that the connected Ray has died, before Ray does and ends this process with code 1."""
+
+    def __init__(self) -> None:
+        # A GCS that others started may come back, and Ray waits a minute for that.
+        self._gcs_patience_s = 0.0 if _node().is_head() else _GCS_PATIENCE_S
+        self._gcs_refuses_since_s: float | None = None
+        self._raylet = select.poll()
+        self._descriptor = _raylet_descriptor()
+        if self._descriptor is not None:
+            self._raylet.register(self._descriptor, select.POLLIN)
+
+    def lost(self) -> EngineError | None:
+        """Return the error to end a run with; None while Ray lives. For calls a second apart."""
+        if self._raylet.poll(0):
+            return _died("its raylet on this machine")
+        if not _gcs_refuses():
+            self._gcs_refuses_since_s = None
+            return None
+        now_s = time.monotonic()
+        if self._gcs_refuses_since_s is None:
+            self._gcs_refuses_since_s = now_s
+        if now_s - self._gcs_refuses_since_s < self._gcs_patience_s:
+            return None
+        return _died("its GCS on the head node")
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _raylet_descriptor() -> int | None:
+    """Return what is readable once the raylet has ended; None where the system has no such thing.
+
+    It is asked once who it is: it writes a line to its log for each connection.
+    """
+    if not (hasattr(os, "pidfd_open") and hasattr(socket, "SO_PEERCRED")):
+        return None
+    size = struct.calcsize(_CREDENTIALS)
+    try:
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(_node().raylet_socket_name)
+            credentials = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return os.pidfd_open(struct.unpack(_CREDENTIALS, credentials)[0])
+    except OSError:  # it is in another container, or gone: its work will say so
+        return None
+
+
+def _died(what: str) -> EngineError:
+    return EngineError(
+        f"running the pipeline on Ray: {what} has died, expected it to answer; look for lack of "
+        "memory (dmesg) and into Ray's logs (/tmp/ray/session_latest/logs); everything committed "
+        "so far is kept, and running again continues from there"
+    )
+
+
+def start_ray(*, cpus: int, gpus: int, store_bytes: int) -> None:
+    """Start a Ray that nothing outside this machine reaches, and connect to it.
+
+    Raises:
+        EngineError: the machine is too busy.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        # A Ray started here protects itself with a token: no news to anybody.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    for starts_left in reversed(range(_RAY_STARTS)):
+        try:
+            with _loopback_kept():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    object_store_memory=store_bytes,
+                    include_dashboard=False,
+                    _node_ip_address=LOOPBACK,
+                    **_QUIET,
+                )
+            return
+        except Exception as error:
+            # Ray 2.60 gives its own processes half a minute and has no setting for that either.
+            if _TOO_SLOW not in str(error):
+                raise
+            _end_half_started(error)
+            if not starts_left:
+                raise EngineError(
+                    f"starting Ray: {error}; found this machine too busy to start it in "
+                    f"{_RAY_STARTS} tries; run again when it is less busy, or with --local"
+                ) from error
+            event(_LOG, logging.WARNING, "ray_started_again", why=str(error))
+
+
+def _end_half_started(error: Exception) -> None:
+    """End the processes of a Ray whose start raised; only the traceback knows them."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        started = frame.f_locals.get("self")
+        if isinstance(started, Node):
+            started.kill_all_processes(check_alive=False, wait=True)
+            return
+
+
+@contextlib.contextmanager
+def _loopback_kept() -> Iterator[None]:
+    """Have Ray listen where it is told to; it replaces loopback by the machine's own address."""
+    # Ray 2.60 has no setting for it. Its own tools (`ray status`) replace loopback as well and do
+    # not find such a Ray: a run that others are to look at has a cluster of its own.
+    resolve = getattr(services, _RESOLVE, None)
+    if resolve is None:
+        event(_LOG, logging.WARNING, "ray_may_listen_beyond_loopback", version=ray.__version__)
+        yield
+        return
+    setattr(services, _RESOLVE, lambda host: host)
+    try:
+        yield
+    finally:
+        setattr(services, _RESOLVE, resolve)
 
 
 def _connect(address: str, *, store_bytes: int) -> None:
     check_reachable(address)
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    if address == "local":
-        if "RAY_AUTH_MODE" not in os.environ:
-            # A Ray started here protects itself with a token: no news to anybody.
-            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-        options |= {
-            "num_cpus": int(local_machine().cpus),
-            "num_gpus": int(local_machine().gpus),
-            "object_store_memory": store_bytes,
-            "include_dashboard": False,
-        }
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **options)
+        if address == "local":
+            machine = local_machine()
+            start_ray(cpus=int(machine.cpus), gpus=int(machine.gpus), store_bytes=store_bytes)
+        else:
+            ray.init(address=address, **_QUIET)
     except AuthenticationError as error:
         raise refused(address) from error
     except ConnectionError as error:

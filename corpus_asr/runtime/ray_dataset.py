@@ -5,12 +5,13 @@ the reason beside it. Workers commit, so a killed driver loses nothing that was 
 """
 
 import logging
+import os
 import shutil
 import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from corpus_asr.runtime.coordinator import (
     start_coordinator,
 )
 from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.ray_cluster import RayWatch
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.schemas import RESULTS
@@ -52,6 +54,11 @@ WRITE_CPUS = 0.25
 MAX_ACTOR_INIT_DEATHS = 3
 # How late the line is, and how soon a signal reaches the workers.
 POLL_S = 1.0
+# Questions to the coordinator, two seconds each, after which it is taken for frozen.
+MOST_UNANSWERED = 60
+# For Ray Data to take its things down when Ray has died.
+LEAVE_S = 15.0
+_STOPPED_BY_FAILURE = 3
 _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     # Says that progress bars are off, as was asked.
@@ -125,7 +132,7 @@ class TranscribeWorker:
 
 def run_on_ray(
     config: RunConfig,
-    plan_uri: str,
+    packs: Sequence[str],
     committer: Committer,
     *,
     resources: Resources,
@@ -134,7 +141,7 @@ def run_on_ray(
     extractor: str = REPORTING_EXTRACTOR,
     stop_at: float | None = None,
 ) -> None:
-    """Transcribe what a plan names on the connected Ray and commit all of it."""
+    """Transcribe what a plan's objects of packs name on the connected Ray, and commit all of it."""
     coordinator = start_coordinator()
     with (
         stoppable(lambda: progress.files_left, at=stop_at) as stop,
@@ -143,7 +150,7 @@ def run_on_ray(
     ):
         dataset = build(
             config,
-            plan_uri,
+            packs,
             resources=resources,
             coordinator=coordinator,
             engine=engine_factory,
@@ -188,7 +195,7 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
 
 def build(
     config: RunConfig,
-    plan_uri: str,
+    packs: Sequence[str],
     *,
     resources: Resources,
     coordinator: Any,
@@ -196,10 +203,11 @@ def build(
     extractor: str,
 ) -> Dataset:
     """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
-    filesystem, path = open_store(plan_uri, StoreOptions(endpoint_url=config.output.endpoint_url))
-    packs = ray.data.read_parquet(path, filesystem=filesystem)
+    options = StoreOptions(endpoint_url=config.output.endpoint_url)
+    filesystems, paths = zip(*(open_store(uri, options) for uri in packs), strict=True)
+    planned = ray.data.read_parquet(list(paths), filesystem=filesystems[0])
     # A pack is a task of its own, so that idle workers find one as long as there are any.
-    parts = packs.repartition(target_num_rows_per_block=1).map_batches(
+    parts = planned.repartition(target_num_rows_per_block=1).map_batches(
         ExtractWorker,
         fn_constructor_args=(config,),
         fn_constructor_kwargs={
@@ -292,6 +300,8 @@ class _Poll(threading.Thread):
         self._coordinator = coordinator
         self._progress = progress
         self._stop_asked = stop
+        self._watch = RayWatch()
+        self._unanswered = 0
         self._finished = threading.Event()
 
     def __enter__(self) -> None:
@@ -300,15 +310,23 @@ class _Poll(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._finished.set()
         self.join()
+        self._watch.close()
 
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
-            self._copy()
-            if self._stop_asked.expired:
+            self._stop_asked.failure = self._watch.lost()
+            if self._stop_asked.failure is None:
+                self._copy()
+            if self._stop_asked.failure or self._stop_asked.expired:
                 # Only a signal gets the main thread out of Ray; jobs of cron's shell ignore SIGINT.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-                return
-        self._copy()
+                break
+        else:
+            self._copy()
+        if self._stop_asked.failure and not self._finished.wait(LEAVE_S):
+            # It waits for what is gone. The lock of a dead process is free.
+            os.write(2, f"corpus-asr: {self._stop_asked.failure}\n".encode())
+            os._exit(_STOPPED_BY_FAILURE)
 
     def _copy(self) -> None:
         try:
@@ -319,9 +337,15 @@ class _Poll(threading.Thread):
             self._progress.read_activity = lambda: activity
             for why in ray.get(self._coordinator.take_replaced.remote(), timeout=POLL_S):
                 event(_LOG, logging.WARNING, "worker_replaced", why=why)
+            self._unanswered = 0
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
             event(_LOG, logging.DEBUG, "board_not_read", exc_info=True)
+            self._unanswered += 1
+        if self._unanswered == MOST_UNANSWERED:
+            self._unanswered = 0
+            event(_LOG, logging.WARNING, "worker_replaced", why="the coordinator does not answer")
+            ray.kill(self._coordinator, no_restart=False)
 
 
 class ResultsSink(Datasink[int]):

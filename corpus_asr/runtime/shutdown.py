@@ -44,6 +44,8 @@ class Stop:
         self._at_s = float("inf") if at is None else at
         self._deadline_s = self._at_s + DRAIN_S
         self.signal_number: int | None = None
+        self.failure: Exception | None = None
+        """What the next signal raises: another thread saw that the work cannot go on."""
 
     @property
     def requested(self) -> bool:
@@ -62,6 +64,8 @@ class Stop:
 
     def request(self, number: int) -> None:
         """Ask the run to end."""
+        if self.failure is not None:
+            raise self.failure
         if self.signal_number is not None or self.expired:
             raise KeyboardInterrupt
         self.signal_number = number

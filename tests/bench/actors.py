@@ -46,7 +46,7 @@ def measure(folder: Path, actors: int, num_packs: int) -> tuple[float, float]:
         cpu = time.process_time()
         run_on_ray(
             config,
-            str(plan),
+            [str(plan / "00000.parquet")],
             committer_of(config),
             resources=resources,
             progress=Progress(total_files=num_packs, stream=None),

@@ -1,5 +1,9 @@
+import os
 import re
+import signal
+import socket
 import threading
+import time
 from collections import Counter as Counts
 from pathlib import Path
 from typing import Any
@@ -24,9 +28,11 @@ from corpus_asr.runtime.coordinator import (
     Quarantine,
     Reporter,
     RunCoordinator,
+    WorkerPlace,
     start_coordinator,
 )
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
+from corpus_asr.storage.run_state.lock import ProcessName
 from tests.support.engines import ScriptedEngine, always
 from tests.support.tables import extracted, run_config
 
@@ -188,6 +194,60 @@ def test_metrics_cost_nothing_where_nobody_exports_them() -> None:
     coordinator.add.remote(Tally(parts=1, files=1, audio_s=3.0), Activity(commits=1, commit_s=0.1))
     assert ray.get(coordinator.read.remote()).audio_s == 3.0
     assert ray.get(coordinator.activity.remote()).tokens == 3
+
+
+@ray.remote(num_cpus=0, max_restarts=1, max_task_retries=1)
+class Reporting:
+    """A worker that reports, and may be frozen."""
+
+    def __init__(self, coordinator: Any) -> None:
+        Reporter(coordinator, Activity).start()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exporting, "SILENT_S", 8.0)
+    coordinator = start_coordinator()
+    frozen, well = Reporting.remote(coordinator), Reporting.remote(coordinator)
+    pids = ray.get([frozen.pid.remote(), well.pid.remote()])
+    deadline = time.monotonic() + 60
+    while ray.get(coordinator.num_heard.remote()) < 2:
+        assert time.monotonic() < deadline
+    os.kill(pids[0], signal.SIGSTOP)
+    replaced: list[str] = []
+    while not replaced:
+        assert time.monotonic() < deadline
+        replaced += ray.get(coordinator.take_replaced.remote())
+        time.sleep(0.5)
+    assert ray.get(frozen.pid.remote()) != pids[0]
+    assert ray.get(well.pid.remote()) == pids[1]
+    assert replaced == [
+        f"process {pids[0]} on {socket.gethostname()} reported nothing for 8 s: it was frozen, "
+        "and was killed"
+    ]
+
+
+def test_nobody_is_frozen_who_could_not_be_heard() -> None:
+    place = WorkerPlace("node", ProcessName.mine())
+    coordinator = RunCoordinator(silent_s=10.0)
+    start_s = time.monotonic()
+    coordinator.report("one", Activity(), place)
+    coordinator.report("two", Activity(), place)
+    # The coordinator was stopped itself, or its machine was: reports are waiting to be read.
+    assert coordinator._silent(start_s + 1000.0) == []
+    for passed_s in range(1001, 1009):
+        assert coordinator._silent(start_s + passed_s) == []
+    coordinator.report("two", Activity(), place)
+    coordinator._heard["two"] = (start_s + 1009.0, place)
+    assert coordinator._silent(start_s + 1011.0) == [place]
+    assert coordinator._silent(start_s + 1012.0) == []  # not again
+    assert coordinator.num_heard() == 1
 
 
 def test_every_metric_is_documented_and_no_other() -> None:

@@ -1,9 +1,14 @@
+import ipaddress
 import os
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
+from corpus_asr.errors import EngineError
+from corpus_asr.runtime import ray_cluster
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import start_coordinator
 from corpus_asr.runtime.ray_cluster import (
@@ -39,3 +44,88 @@ def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert ray.is_initialized()
+
+
+LISTENS = "0A"  # in the kernel's tables of sockets, whose numbers are hexadecimal
+
+
+def listening() -> dict[str, str]:
+    """Where processes of this machine listen, by inode of the socket."""
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENS:
+                found[fields[9]] = fields[1].partition(":")[0]
+    return found
+
+
+def sockets(process: psutil.Process) -> set[str]:
+    inodes = set()
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        try:
+            target = os.readlink(descriptor)
+        except OSError:  # closed meanwhile
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    return inodes
+
+
+def address_of(words: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Read an address as the kernel writes it: words of 32 bits, each in the machine's order."""
+    data = bytes.fromhex(words)
+    packed = b"".join(data[at : at + 4][::-1] for at in range(0, len(data), 4))
+    address = ipaddress.ip_address(packed)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads the tables of Linux")
+def test_a_ray_started_here_listens_on_loopback_alone(ray_session: Cluster):
+    ray.get(ray.remote(lambda: None).remote())  # so that there is a worker
+    mine = psutil.Process()
+    listeners = listening()
+    found = {
+        (process.name(), address_of(listeners[inode]))
+        for process in (mine, *mine.children(recursive=True))
+        for inode in sockets(process) & set(listeners)
+    }
+    assert {"gcs_server", "raylet"} <= {name for name, _ in found}
+    assert any(name.startswith("ray::") for name, _ in found)
+    beyond = {(name, address) for name, address in found if not address.is_loopback}
+    assert not beyond
+
+
+def test_a_ray_without_the_function_that_is_replaced_is_said_to_listen_anywhere(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    started: dict[str, object] = {}
+    monkeypatch.delattr(ray_cluster.services, "resolve_ip_for_localhost")
+    monkeypatch.setattr(ray_cluster.ray, "init", lambda **options: started.update(options))
+    ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
+    assert started["_node_ip_address"] == "127.0.0.1"
+    assert "ray_may_listen_beyond_loopback" in caplog.text
+
+
+def test_a_machine_that_is_too_busy_to_start_ray_is_tried_again(monkeypatch: pytest.MonkeyPatch):
+    slow = [Exception("The current node timed out during startup. This could happen because ...")]
+    tries: list[object] = []
+
+    def init(**options: object) -> None:
+        tries.append(options)
+        if len(tries) <= len(slow):
+            raise slow[len(tries) - 1]
+
+    monkeypatch.setattr(ray_cluster.ray, "init", init)
+    ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
+    assert len(tries) == 2
+    tries.clear()
+    slow *= 3
+    with pytest.raises(EngineError, match=r"timed out during startup.*too busy.*--local"):
+        ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
+    assert len(tries) == 3
+    slow[:] = [ValueError("another")]
+    tries.clear()
+    with pytest.raises(ValueError, match="another"):
+        ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)

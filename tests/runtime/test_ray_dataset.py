@@ -46,7 +46,7 @@ def run(
     progress = Progress(total_files=files, stream=None)
     run_on_ray(
         config,
-        str(folder),
+        [str(folder / "00000.parquet")],
         committer_of(config),
         resources=resolve_resources(
             config, cluster.nodes, num_packs=len(packs), store_bytes=cluster.store_bytes

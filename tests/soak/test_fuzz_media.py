@@ -1,10 +1,11 @@
-"""A thousand broken media files of every container: no crash, no hang, one outcome each."""
+"""Broken media files of every container: no crash, no hang, bounded memory, one outcome each."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.support.fuzzing import fuzz
+from tests.support.fuzzing import MAX_DECODER_BYTES, Fuzzed, fuzz, mutated
+from tests.support.structures import structured
 
 pytestmark = pytest.mark.slow
 
@@ -16,8 +17,24 @@ EXPECTED = {
 }  # fmt: skip
 
 
+def check(fuzzed: Fuzzed) -> None:
+    print(fuzzed.counts, f"{fuzzed.peak_bytes / 1e6:.0f} MB")  # noqa: T201 - what it is read for
+    assert set(fuzzed.counts) <= EXPECTED, fuzzed.counts
+    assert fuzzed.peak_bytes < MAX_DECODER_BYTES
+
+
 def test_a_thousand_mutated_files_end_exactly_once(tmp_path: Path):
-    counts = fuzz(tmp_path, 1000, seed=5, item_timeout_s=120)
-    print(counts)  # noqa: T201 - what a soak test is read for
-    assert set(counts) <= EXPECTED, counts
-    assert counts["decoder_timeout"] <= 5, counts
+    fuzzed = fuzz(tmp_path, mutated(1000, seed=5), item_timeout_s=120)
+    check(fuzzed)
+    assert fuzzed.counts["decoder_timeout"] <= 5, fuzzed.counts
+
+
+@pytest.mark.timeout(7200)
+def test_five_hundred_files_whose_structure_lies_end_exactly_once(tmp_path: Path):
+    """Hours of silence are cut off where `max_duration_h` says."""
+    fuzzed = fuzz(tmp_path, structured(500, seed=3), item_timeout_s=120, max_duration_h=0.2)
+    check(fuzzed)
+    hours = [kind for name, kind in fuzzed.names.items() if "_silence" in name]
+    assert {*hours} == {"no_speech", "too_long"}
+    assert not fuzzed.counts["decoder_timeout"], fuzzed.names
+    assert not fuzzed.counts["decoder_crashed"], fuzzed.names

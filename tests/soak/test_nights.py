@@ -1,11 +1,13 @@
 """A month of nights over one folder: files come, change and go, stores fail, runs are killed."""
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from corpus_asr.config.run import Retry, RunOptions
+from tests.support.clocks import wrong_clock
 from tests.support.nightly import Nights
 from tests.support.tables import with_section
 
@@ -53,10 +55,13 @@ def test_a_few_nights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_month_of_nights(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("jumping", [False, True])
+def test_a_month_of_nights(tmp_path: Path, seed: int, jumping: bool) -> None:
+    """Also with a clock that jumps by hours, forwards and backwards, all the time."""
     nights = Nights(tmp_path, seed=seed, files=60)
-    assert spend(nights, 31, seed=seed) > 5
-    settle(nights)
+    with wrong_clock(seed=seed) if jumping else nullcontext():
+        assert spend(nights, 31, seed=seed) > 5
+        settle(nights)
 
 
 def test_another_model_in_the_middle_of_the_week(tmp_path: Path) -> None:

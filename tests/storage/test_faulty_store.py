@@ -83,14 +83,14 @@ def test_plan_fetch_commit_and_finish_end_exact(
     assert {"slow_down", "too_many", "truncated", "reset", "lost_answer"} <= set(faulty.injected)
 
 
-@pytest.mark.parametrize("fault", ["slow_down", "lost_answer", "truncated", "no_xml"])
+@pytest.mark.parametrize("fault", ["slow_down", "lost_answer", "done_500", "truncated", "no_xml"])
 def test_lists_reads_and_writes_survive_each_fault(
     faulty: FaultyStore, s3: S3Server, bucket: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_module, "PAGE_KEYS", 1)
     monkeypatch.setattr(filesystem, "BLOCK_BYTES", 2000)
     data = bytes(range(250)) * 20
-    faulty.rates = {fault: 0.6}
+    faulty.rates = {fault: 0.7}
     uris = [f"s3://{bucket}/folder/{number}" for number in range(3)]
     write_atomic(uris[0], data, faulty.options)
     assert read_bytes(uris[0], faulty.options) == data

@@ -1,9 +1,15 @@
 """Media files of every container broken by seeded mutations, and a run over them."""
 
+import contextlib
+import os
 import struct
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,30 +22,49 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import encode, noise, tone
 from tests.support.corpora import job, outcomes_in, tiny_model
 from tests.support.engines import committer_of, scripted_engine
+from tests.support.killing import descendants, peak_bytes
+
+# Of one decoder with its libraries and its detector, whatever it reads; measured were 209 MB.
+MAX_DECODER_BYTES = 400_000_000
 
 
-def fuzz(folder: Path, count: int, *, seed: int, item_timeout_s: float) -> Counter[str]:
-    """Extract mutated files, check that each has one outcome, and count the outcomes by kind."""
+@dataclass(frozen=True)
+class Fuzzed:
+    """What became of files that were extracted by one decoder after the other."""
+
+    counts: Counter[str]
+    """Files by the kind of failure, or the status, of their last part."""
+    names: dict[str, str]
+    """That of each file."""
+    peak_bytes: int
+    """Most memory that a decoder's process had."""
+
+
+def fuzz(
+    folder: Path, files: Iterable[tuple[str, bytes]], *, item_timeout_s: float, **extract: Any
+) -> Fuzzed:
+    """Extract files, names and contents, and check that each has one outcome."""
     corpus, output = folder / "corpus", folder / "output"
-    write_mutated(corpus, count, seed=seed)
-    config = job(
-        corpus,
-        tiny_model(folder),
-        output,
-        extract={"part_s": 30, "item_timeout_s": item_timeout_s, "workers": 1, "pack_mb": 1},
-    )
+    corpus.mkdir(parents=True)
+    count = 0
+    for name, data in files:
+        (corpus / name).write_bytes(data)
+        count += 1
+    usual = {"part_s": 30, "item_timeout_s": item_timeout_s, "workers": 1, "pack_mb": 1}
+    config = job(corpus, tiny_model(folder), output, extract=usual | extract)
     store = OutputStore(str(output))
     plan = make_plan(config, store)
     assert plan.num_files == count
-    run_local(
-        config,
-        read_packs(store, plan),
-        committer_of(config),
-        resources=resolve_resources(config, (this_machine(),), num_packs=plan.num_packs),
-        progress=Progress(total_files=count, stream=None),
-        engine_factory=scripted_engine,
-        extractor=EXTRACTOR,
-    )
+    with _measured() as peaks:
+        run_local(
+            config,
+            read_packs(store, plan),
+            committer_of(config),
+            resources=resolve_resources(config, (this_machine(),), num_packs=plan.num_packs),
+            progress=Progress(total_files=count, stream=None),
+            engine_factory=scripted_engine,
+            extractor=EXTRACTOR,
+        )
     rows = outcomes_in(output)  # no part twice
     last = {name: row for (name, _), row in sorted(rows.items())}
     assert len(last) == count, "a file has no outcome"
@@ -47,7 +72,29 @@ def fuzz(folder: Path, count: int, *, seed: int, item_timeout_s: float) -> Count
     for row in last.values():
         if row["status"] == "failed":
             assert "; " in str(row["error_message"]), row  # what was found, and what to do
-    return Counter(str(row["error_kind"] or row["status"]) for row in last.values())
+    names = {name: str(row["error_kind"] or row["status"]) for name, row in last.items()}
+    return Fuzzed(Counter(names.values()), names, max(peaks.values(), default=0))
+
+
+@contextmanager
+def _measured() -> Iterator[dict[int, int]]:
+    """Note the most memory of each process below this one while the context is open."""
+    peaks: dict[int, int] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            for child in descendants(os.getpid()):
+                with contextlib.suppress(OSError, ValueError):  # it is gone
+                    peaks[child.pid] = peak_bytes(child.pid)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()
 
 
 # Container, codec, sample format, sample rate, suffix.
@@ -157,11 +204,10 @@ MUTATIONS: tuple[Callable[[bytearray, Random, bytes], None], ...] = (
 )  # fmt: skip
 
 
-def write_mutated(folder: Path, count: int, *, seed: int) -> None:
-    """Write broken files: each kind with each mutation in turn, some mutated twice."""
+def mutated(count: int, *, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yield broken files: each kind with each mutation in turn, some mutated twice."""
     whole = whole_files()
     random = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
     for index in range(count):
         source, suffix = whole[index % len(whole)]
         mutate = MUTATIONS[(index + index // len(whole)) % len(MUTATIONS)]  # so all pairs occur
@@ -172,4 +218,4 @@ def write_mutated(folder: Path, count: int, *, seed: int) -> None:
             MUTATIONS[int(random.integers(len(MUTATIONS)))](data, random, other)
         if mutate is _other_name or random.random() < 0.1:
             suffix = other_suffix
-        (folder / f"{index:05d}{mutate.__name__}.{suffix}").write_bytes(data)
+        yield f"{index:05d}{mutate.__name__}.{suffix}", bytes(data)

@@ -330,9 +330,9 @@ def _watched(pid: int, seen: set[psutil.Process]) -> Iterator[None]:
         thread.join()
 
 
-def peak_bytes() -> int:
-    """Most memory this program has had since it began; `ru_maxrss` would know its parent's, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def peak_bytes(pid: int | str = "self") -> int:
+    """Most memory a program has had since it began; `ru_maxrss` would know its parent's, too."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(peak) * 1024
 

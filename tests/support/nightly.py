@@ -85,20 +85,18 @@ class Nights:
     def _run(self, options: RunOptions, down: float) -> OutcomeCounts:
         # A killed run leaves its lock; its process, the test's, lives on.
         with Lock(self.store, new_run_id(), steal=True, timing=QUICK) as lock:
-            plan = make_plan(self.config, self.store, model_revision=REVISION, options=options)
+            store = lock.store
+            plan = make_plan(self.config, store, model_revision=REVISION, options=options)
             name = fingerprint(self.config, REVISION)
-            run = begin_run(
-                self.store, self.config, name, run_id=lock.run_id, new_run=options.new_run
-            )
-            for pack in read_packs(self.store, plan):
+            run = begin_run(store, self.config, name, run_id=lock.run_id, new_run=options.new_run)
+            for pack in read_packs(store, plan):
                 for file in pack["files"].to_pylist()[0]:
                     rows = self._transcribed(file, down)
                     for start in range(0, len(rows), 3):  # commits that cut recordings apart
-                        lock.key.check()
-                        commit(self.store, results(*rows[start : start + 3]), run_id=run.run_id)
+                        commit(store, results(*rows[start : start + 3]), run_id=run.run_id)
             return finish(
-                self.store, run, self.config, model_revision=REVISION,
-                listing=read_listing(self.store, plan), num_listed=plan.num_files,
+                store, run, self.config, model_revision=REVISION,
+                listing=read_listing(store, plan), num_listed=plan.num_files,
                 plan_name=plan.name,
             )  # fmt: skip
 

@@ -8,11 +8,13 @@ the faults. Which request meets which fault is drawn from the seed and the numbe
 """
 
 import contextlib
+import html
 import http.client
 import http.server
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -270,6 +272,7 @@ class _FileHandler(Handler):
 BAD_NIGHT = {
     "slow_down": 0.15, "too_many": 0.05, "internal": 0.02, "reset": 0.02, "lost_answer": 0.02,
     "truncated": 0.03, "slow": 0.02, "expired": 0.01, "changed": 0.01, "no_xml": 0.01,
+    "done_500": 0.02,
 }  # fmt: skip
 
 _REFUSALS = {
@@ -292,12 +295,14 @@ class FaultyStore:
     upstream: str
     rates: dict[str, float]
     """By fault, the share of requests that meet it: one of `_REFUSALS`, or `reset` (before the
-    request is done), `lost_answer` (after it is done), `truncated`, `slow`, `changed` (the ETag of
-    a later range is another one), `no_xml` (of a listing)."""
+    request is done), `lost_answer` and `done_500` (after it is done), `truncated`, `slow`,
+    `changed` (the ETag of a later range is another one), `no_xml` (of a listing)."""
     seed: int
     max_in_a_row: int | None = None
     """So often at most the same request fails; for tests that must end."""
     slow_s: float = 0.2
+    lag_s: float = 0.0
+    """Listings show what was put so much later."""
     dripping: str | None = None
     """Objects whose address contains this are given a few bytes per second, for ever."""
     injected: Counter[str] = field(default_factory=Counter)
@@ -305,6 +310,8 @@ class FaultyStore:
     requests: int = 0
     _in_a_row: Counter[tuple[str, ...]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    put_s: dict[str, float] = field(default_factory=dict)
+    """When each object was put last, by its path."""
 
     @property
     def options(self) -> StoreOptions:
@@ -365,9 +372,11 @@ class _Proxy(Handler):
             self._send(200, [("Content-Type", "application/xml")], b"<ListBucketResult><Cont")
         else:
             self._give(fault, *self._ask(body))
+        if self.command == "PUT":
+            state.put_s[urllib.parse.unquote(self.path.partition("?")[0])] = time.monotonic()
 
     def _possible(self) -> frozenset[str]:
-        every = {*_REFUSALS, "reset", "lost_answer", "slow"}
+        every = {*_REFUSALS, "reset", "lost_answer", "done_500", "slow"}
         listing = "list-type=" in self.path
         if self.command == "GET":
             every |= {"truncated", "no_xml"} if listing else {"truncated"}
@@ -398,6 +407,12 @@ class _Proxy(Handler):
         if fault == "lost_answer":
             self._hang_up()
             return
+        if fault == "done_500":
+            self._refuse("internal")
+            return
+        if "list-type=" in self.path and self.server.state.lag_s and status < 300:
+            body = self._as_it_was(body)
+            headers = [pair for pair in headers if pair[0].lower() != "content-length"]
         if fault == "changed" and status < 300:
             headers = [
                 (name, '"0123456789abcdef0123456789abcdef"' if name.lower() == "etag" else value)
@@ -407,6 +422,19 @@ class _Proxy(Handler):
             self._drip(status, headers, body)
         else:
             self._send(status, headers, body, truncated=fault == "truncated" and bool(body))
+
+    def _as_it_was(self, listing: bytes) -> bytes:
+        """Return a listing without the objects that are too young to be in it."""
+        state, bucket = self.server.state, self.path.partition("?")[0].strip("/")
+        shown_s = time.monotonic() - state.lag_s
+
+        def seen(entry: re.Match[bytes]) -> bytes:
+            key = urllib.parse.unquote_plus(html.unescape(entry[1].decode()))
+            return entry[0] if state.put_s.get(f"/{bucket}/{key}", 0.0) <= shown_s else b""
+
+        found = re.sub(rb"<Contents>.*?<Key>(.*?)</Key>.*?</Contents>", seen, listing, flags=re.S)
+        state.injected["lag"] += found != listing
+        return found
 
     def _drips(self) -> bool:
         drips = self.server.state.dripping

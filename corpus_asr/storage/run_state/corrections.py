@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import re
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.storage.run_state.tables import READERS, OutputStore, unique_stem
+from corpus_asr.storage.run_state.tables import READERS, OutputStore, time_ns_of
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -170,7 +171,10 @@ def _spaced_once(text: str) -> str:
 
 def save_correction(store: OutputStore, correction: Correction) -> str:
     """Put a correction as an object of its own; return its name."""
-    name = f"{CORRECTIONS_FOLDER}/{correction.recording_id}/{unique_stem()}{_SUFFIX}"
+    folder = f"{CORRECTIONS_FOLDER}/{correction.recording_id}"
+    # The last name stands: a clock that is behind must not bring an earlier save back.
+    newest_ns = max(map(time_ns_of, store.all_names(folder)), default=0)
+    name = f"{folder}/{store.stem(max(time.time_ns(), newest_ns + 1))}{_SUFFIX}"
     store.write_json(name, asdict(correction))
     return name
 

@@ -38,8 +38,7 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     part_rows_named,
     projected,
-    stem_before,
-    unique_stem,
+    time_ns_of,
 )
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import redact_uri
@@ -178,7 +177,7 @@ def write_recordings(
 ) -> OutcomeCounts:
     """Replace the recordings table by one row for each complete recording; count them."""
     old = store.names(RECORDINGS_FOLDER)
-    stem, counts = unique_stem(), OutcomeCounts(listed=num_listed, remaining=num_listed)
+    stem, counts = store.stem(), OutcomeCounts(listed=num_listed, remaining=num_listed)
     ids = resolution.complete_ids.sort()
     # No recordings are one empty slice: an empty table says so.
     for index, start in enumerate(range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT)):
@@ -359,7 +358,7 @@ def merge(store: OutputStore, names: list[str]) -> None:
         outcomes.take(order),
         sorted_rows(segments, places, rows.schema),
         rows=rows,
-        stem=stem_before(names[0]),
+        stem=store.stem(max(0, time_ns_of(names[0]) - 1)),  # sorts before them
     )
     remove_commits(store, names, named)
     logger.info("merged commits=%d rows=%d into=%s", len(names), done.rows, done.outcomes_name)
@@ -489,7 +488,11 @@ def remove_leftovers(store: OutputStore) -> None:
     # an object that is gone, do not count, and their recordings are transcribed again.
     leftovers = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
     leftovers -= set(store.named_segments())
-    leftovers |= {
+    # Both objects of a commit have one stem: where a listing lags, the one that names these is
+    # there and not shown.
+    outcomes = {f"{OUTCOMES_FOLDER}/{name.partition('/')[2]}": name for name in leftovers}
+    leftovers = {outcomes[name] for name in store.missing(outcomes)}
+    leftovers |= {*store.late_tables()} | {
         name
         for folder in (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER)
         for name in store.all_names(folder)

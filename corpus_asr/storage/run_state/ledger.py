@@ -98,12 +98,14 @@ class Ledger:
             ]
             tables.append(pa.table(columns, schema=_EMPTY_ROWS.schema))
             counts[index] += len(rows)
-        # Listed after the outcomes were: each commit puts its segments first.
+        # Listed after the outcomes were: each commit puts its segments first. Some stores' listings
+        # lag behind by minutes, what they do not show may be there.
         present = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
+        gone_names = store.missing(set().union(*promised.values()) - present)
         lost = {
             name: int(counts[number[name]])
             for name, segments_names in promised.items()
-            if not segments_names <= present
+            if segments_names & gone_names
         }
         for name in lost:
             logger.warning("segments are gone: outcomes=%s", name)

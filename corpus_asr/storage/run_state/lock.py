@@ -156,6 +156,7 @@ class LockKey:
     uri: str
     options: StoreOptions
     token: str
+    run_id: str
 
     def is_of(self, content: bytes | None) -> bool:
         """Tell whether that is the content of the run's lock."""
@@ -208,14 +209,21 @@ class Lock:
             heartbeat_at=now,
         )
         self.run_id = run_id
-        self.key = LockKey(uri=self._uri, options=store.options, token=self._holder.token)
+        self.key = LockKey(
+            uri=self._uri, options=store.options, token=self._holder.token, run_id=run_id
+        )
         """What workers check."""
+        self.store = store
+        """The folder; once the lock is held, for this run to write."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         try:
-            self._acquire()
+            robbed = self._acquire()
+            self.store = self._store.held(self.key)
+            if robbed is not None:
+                self.store.close_run(robbed.run_id)
         except BaseException:
             self._release()
             raise
@@ -238,11 +246,12 @@ class Lock:
             level = logging.WARNING if self._thread.ident is not None else logging.DEBUG
             logger.log(level, "lock not released: %s", failure)
 
-    def _acquire(self) -> None:
+    def _acquire(self) -> Holder | None:
+        # Returns whose lock this was, if it was anybody's.
         for _ in range(_ATTEMPTS):
             content = self._peek()
             if self._take(content) and self._is_settled():
-                return
+                return Holder.decoded(content)
         raise ConfigError(
             f"locking {redact_uri(self._store.uri)}: the lock changes hands all the time, expected "
             "one run at most; see that only one is started"

@@ -5,6 +5,7 @@ listing hold URIs as they were given, signatures included, until the run is fini
 """
 
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -26,7 +27,7 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     parquet_batches,
     parquet_writer,
-    unique_stem,
+    time_ns_of,
     without_credentials,
 )
 from corpus_asr.units import MEBIBYTE
@@ -65,6 +66,12 @@ class Plan:
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
     """The remaining recordings by type and size; of no use in a file."""
 
+    @property
+    def pack_names(self) -> list[str]:
+        """The objects of its packs; known, as a store's listing may show them late."""
+        shards = range(0, max(1, self.num_remaining), SHARD_ROWS)
+        return [f"{self.name}/packs/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
+
     def as_data(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
         return {
@@ -90,7 +97,10 @@ def make_plan(
     ledger = Ledger.empty()
     if earlier is not Earlier.other:  # a new run moves such results away before it begins
         ledger = Ledger.load(store, leave_alone=options.leave_alone)
-    name = f"{PLANS_FOLDER}/{unique_stem()}"
+    # The newest plan is the one in use, whatever clocks say.
+    plans = {_plan_of(name) for name in store.all_names(PLANS_FOLDER)}
+    newest_ns = max(map(time_ns_of, plans), default=0)
+    name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
     plan = Plan(uri=store.address(f"{name}/packs"), name=name)
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
         scratch = str(Path(folder) / "remaining.parquet")
@@ -104,7 +114,7 @@ def make_plan(
 
 def read_packs(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
     """Yield the plan's packs, one row a time, largest first."""
-    for name in store.names(f"{plan.name}/packs"):
+    for name in plan.pack_names:
         for batch in store.batches(name, batch_rows=256):
             table = pa.Table.from_batches([batch]).cast(PACKS)
             for row in range(table.num_rows):
@@ -121,7 +131,7 @@ def retire_plans(store: OutputStore, finished: str) -> None:
     """Remove the plans before one that is worked off, and the raw URIs that one holds."""
     for name in list(store.all_names(PLANS_FOLDER)):
         # Names begin with the time they were made; younger plans may be in use.
-        if "/".join(name.split("/")[:3]) < finished:
+        if _plan_of(name) < finished:
             store.remove(name)
     for index, name in enumerate(store.names(f"{finished}/packs")):
         if index == 0:  # an empty one: that there are packs marks the listing as complete
@@ -134,6 +144,11 @@ def retire_plans(store: OutputStore, finished: str) -> None:
         safe = without_credentials(files)
         if safe is not files:
             store.write_table(name, safe)
+
+
+def _plan_of(name: str) -> str:
+    """Return the folder of the plan that an object below `PLANS_FOLDER` belongs to."""
+    return "/".join(name.split("/")[:3])
 
 
 def _list_source(
@@ -204,7 +219,8 @@ def _write_packs(
     order = np.lexsort((ids, -sizes, ~unknown))
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
-    for shard, start in enumerate(range(0, max(1, count), SHARD_ROWS)):
+    for shard, name in enumerate(plan.pack_names):
+        start = shard * SHARD_ROWS
         packs = pack(
             _rows(scratch, rank, start),
             weights[order[start : start + SHARD_ROWS]],
@@ -212,7 +228,7 @@ def _write_packs(
             first_id=plan.num_packs,
             max_files=max_files,
         )
-        store.write_table(f"{plan.name}/packs/{shard:05d}{SUFFIX}", packs)
+        store.write_table(name, packs)
         plan.num_packs += packs.num_rows
 
 

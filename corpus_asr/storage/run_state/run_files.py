@@ -7,7 +7,6 @@ import logging
 import platform
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from enum import StrEnum
 from importlib import metadata
@@ -22,11 +21,9 @@ from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
-    READERS,
     RECORDINGS_FOLDER,
     OutputStore,
 )
-from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, redact_uri, without_secrets
 from corpus_asr.units import counted
@@ -219,7 +216,8 @@ def speed_of(run: Mapping[str, Any]) -> Speed:
         datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
     )
     audio_s = run.get("committed", {}).get("audio_s", 0.0)
-    return Speed(audio_s, (finished - started).total_seconds())
+    # A clock that was set back in between would make it negative.
+    return Speed(audio_s, max(0.0, (finished - started).total_seconds()))
 
 
 CALIBRATION_NAME: Final = "calibration.json"
@@ -504,17 +502,9 @@ def archive_previous_results(store: OutputStore, run: Run) -> None:
     store.write_json(ARCHIVE_NOTE_NAME, {**note, "fingerprint": run.fingerprint})
     # The mark of a finished run is the first to go here and the last to come there.
     store.remove(SUCCESS_NAME)
-
-    def move(name: str) -> None:
-        source, target = store.address(name), store.address(f"{note['folder']}/{name}")
-        filesystem.move(source, target, store.options)
-
-    with ThreadPoolExecutor(READERS, thread_name_prefix="archive") as pool:
-        for table in _TABLES:
-            list(pool.map(move, list(store.all_names(table))))
-    for name in _ARCHIVED_NAMES:
-        if store.exists(name):
-            move(name)
+    for table in _TABLES:
+        store.move_all(list(store.all_names(table)), note["folder"])
+    store.move_all(filter(store.exists, _ARCHIVED_NAMES), note["folder"])
     if note["finished"]:
         store.write_bytes(f"{note['folder']}/{SUCCESS_NAME}", b"")
     store.remove(ARCHIVE_NOTE_NAME)

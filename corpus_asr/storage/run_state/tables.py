@@ -3,11 +3,16 @@
 Each commit puts a segments object under a unique name, then an outcomes object that names it: the
 second put is the commit. A segments object that no outcomes object names is an orphan, unseen by
 these readers. Labels are written in the same way in place of segments; the same words mean them.
+
+A run writes through the folder that its lock gives it: the lock is looked at before each put. What
+arrives all the same after another run took over is named in `TAKEN_OVER_NAME` by what it is not.
 """
 
 import contextlib
+import copy
 import io
 import json
+import re
 import time
 import uuid
 from collections import deque
@@ -16,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +34,7 @@ from corpus_asr.confidence import (
     evidence_of,
 )
 from corpus_asr.config.run import DatasetSettings, OutputSettings
-from corpus_asr.errors import CorpusAsrError
+from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.schemas import (
     LABELS,
     OUTCOMES,
@@ -286,12 +291,73 @@ def _counts(results: pa.Table, rows: PartRows) -> pa.ChunkedArray:
     return pc.fill_null(pc.list_value_length(results[rows.folder]), 0).cast(pa.int32())
 
 
+class WriteGuard(Protocol):
+    """What lets a run write into its output folder; picklable."""
+
+    run_id: str
+
+    def check(self) -> None:
+        """Return while the run may write; else raise an `EngineError`."""
+
+
+TAKEN_OVER_NAME: Final = "_run/taken_over.json"
+"""Runs whose lock was taken over, each with the tables it had put until then; later ones, which
+were under way, do not count."""
+_TABLES_OF_RUNS = (OUTCOMES_FOLDER, RECORDINGS_FOLDER)
+_TIME_DIGITS = 20
+_BY_RUN = re.compile(r"[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
+
+
 class OutputStore:
     """The output folder of a run. Cheap to make; safe to use from any process."""
 
     def __init__(self, uri: str, *, endpoint_url: str | None = None) -> None:
         self.uri = normalize(uri).rstrip("/")
         self.options = StoreOptions(endpoint_url=endpoint_url)
+        self._guard: WriteGuard | None = None
+        self._newest_ns = 0
+
+    def held(self, guard: WriteGuard) -> Self:
+        """Return the folder as a run writes it that holds its lock."""
+        held = copy.copy(self)
+        held._guard = guard
+        # A clock that was ahead before, or is behind now, must not turn around what came first.
+        held._newest_ns = max(map(time_ns_of, self.names(OUTCOMES_FOLDER)), default=0)
+        return held
+
+    def check(self) -> None:
+        """Raise an `EngineError` if the folder belongs to another run by now."""
+        if self._guard is not None:
+            self._guard.check()
+
+    def stem(self, time_ns: int | None = None) -> str:
+        """Return a unique stem, of this run, that sorts after all there were when it began."""
+        newest_ns = max(time.time_ns(), self._newest_ns + 1)
+        run_id = None if self._guard is None else self._guard.run_id
+        return unique_stem(newest_ns if time_ns is None else time_ns, run_id=run_id)
+
+    def close_run(self, run_id: str) -> None:
+        """Let nothing count that this run has not put yet: its lock was taken over."""
+        put = [
+            name
+            for folder in _TABLES_OF_RUNS
+            for name in self.names(folder)
+            if _run_of(name) == run_id
+        ]
+        self.write_json(TAKEN_OVER_NAME, {**self._taken_over(), run_id: put})
+
+    def _taken_over(self) -> dict[str, list[str]]:
+        return self.read_json(TAKEN_OVER_NAME) or {}
+
+    def late_tables(self) -> list[str]:
+        """Return the tables that runs put after their lock was taken over."""
+        taken_over = self._taken_over()
+        return [
+            name
+            for folder in _TABLES_OF_RUNS
+            for name, _ in (self._listed(folder) if taken_over else ())
+            if _is_late(name, taken_over)
+        ]
 
     @classmethod
     def of(cls, output: OutputSettings | DatasetSettings) -> Self:
@@ -321,7 +387,20 @@ class OutputStore:
             by_language={code: (public(name), made) for code, (name, made) in by_language.items()},
             calibration=calibration,
         )
-        return self.write_commit(outcomes_of(results, run_id=run_id), [part_rows], rows=kind)
+        done = self.write_commit(outcomes_of(results, run_id=run_id), [part_rows], rows=kind)
+        try:
+            self.check()
+        except EngineError:
+            self._withdraw(done)
+            raise
+        return done
+
+    def _withdraw(self, commit: Commit) -> None:
+        # Readers other than this program would count it; what was there in time counts.
+        if _is_late(commit.outcomes_name, self._taken_over()):
+            for name in (commit.outcomes_name, commit.segments_name):
+                if name is not None:
+                    filesystem.remove(self.address(name), self.options)
 
     def write_commit(
         self,
@@ -332,7 +411,7 @@ class OutputStore:
         stem: str | None = None,
     ) -> Commit:
         """Write outcomes rows and their segments or labels, which stand in the same order."""
-        stem = stem or unique_stem()
+        stem = stem or self.stem()
         segments_name = None
         if pc.sum(outcomes["segments_written"]).as_py():
             segments_name = f"{rows.folder}/{stem}{SUFFIX}"
@@ -448,10 +527,15 @@ class OutputStore:
         return {name: size or 0 for name, size in self._objects(folder) if _is_table(name)}
 
     def all_names(self, folder: str) -> Iterator[str]:
-        """Yield the names of everything below a folder of the output."""
+        """Yield the names of everything below a folder of the output but late tables."""
         return (name for name, _ in self._objects(folder))
 
     def _objects(self, folder: str) -> Iterator[tuple[str, int | None]]:
+        taken_over = self._taken_over() if folder in _TABLES_OF_RUNS else {}
+        listed = self._listed(folder)
+        return (each for each in listed if not _is_late(each[0], taken_over))
+
+    def _listed(self, folder: str) -> Iterator[tuple[str, int | None]]:
         base = self.address("")
         for uri, size, _ in filesystem.list_objects(self.address(folder), self.options):
             yield uri.removeprefix(base), size
@@ -491,8 +575,8 @@ class OutputStore:
                 ) from error
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Put an object."""
-        filesystem.write_atomic(self.address(name), data, self.options)
+        """Put an object; before each attempt the lock is looked at."""
+        filesystem.write_atomic(self.address(name), data, self.options, before=self.check)
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a value as a JSON object, readable by people."""
@@ -516,14 +600,36 @@ class OutputStore:
         """Tell whether there is such an object."""
         return filesystem.exists(self.address(name), self.options)
 
+    def missing(self, names: Iterable[str]) -> set[str]:
+        """Return those of some names that stand for no object, by asking for each."""
+        names = list(names)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="look-up") as pool:
+            there = list(pool.map(self.exists, names))
+        return {name for name, exists in zip(names, there, strict=True) if not exists}
+
     def remove(self, name: str) -> None:
         """Remove an object; one that is gone already is as good."""
+        self.check()
         filesystem.remove(self.address(name), self.options)
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove objects, several at a time: each is a request that waits for the store."""
+        self.check()
         with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
-            for _ in pool.map(self.remove, names):
+            addresses = map(self.address, names)
+            for _ in pool.map(lambda uri: filesystem.remove(uri, self.options), addresses):
+                pass
+
+    def move_all(self, names: Iterable[str], folder: str) -> None:
+        """Move objects below a folder, several at a time; one that is there already is as good."""
+
+        def move(name: str) -> None:
+            target = self.address(f"{folder}/{name}")
+            filesystem.move(self.address(name), target, self.options)
+
+        self.check()
+        with ThreadPoolExecutor(READERS, thread_name_prefix="archive") as pool:
+            for _ in pool.map(move, names):
                 pass
 
 
@@ -539,12 +645,26 @@ def projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
 
 
-def unique_stem(time_ns: int | None = None) -> str:
+def unique_stem(time_ns: int | None = None, *, run_id: str | None = None) -> str:
     """Return a name no other commit has; names sort by the time they were made, or by this one."""
-    return f"{time.time_ns() if time_ns is None else time_ns:020d}-{uuid.uuid4().hex[:12]}"
+    by = "" if run_id is None else f"{run_id}-"
+    time_ns = time.time_ns() if time_ns is None else time_ns
+    return f"{time_ns:0{_TIME_DIGITS}d}-{by}{uuid.uuid4().hex[:12]}"
 
 
-def stem_before(name: str) -> str:
-    """Return a unique stem that sorts before an object's; both stand for the same time."""
+def time_ns_of(name: str) -> int:
+    """Return the time that an object's name stands for; 0 for a name that is none of ours."""
     time_ns = name.rpartition("/")[2].partition("-")[0]
-    return unique_stem(max(0, int(time_ns) - 1) if time_ns.isdecimal() else 0)
+    return int(time_ns) if time_ns.isdecimal() and len(time_ns) == _TIME_DIGITS else 0
+
+
+def _run_of(name: str) -> str | None:
+    match = _BY_RUN.fullmatch(name)
+    return match and match["run_id"]
+
+
+def _is_late(name: str, taken_over: Mapping[str, Sequence[str]]) -> bool:
+    if not taken_over:
+        return False
+    put = taken_over.get(_run_of(name) or "")
+    return put is not None and name not in put

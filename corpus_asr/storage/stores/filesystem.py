@@ -133,9 +133,23 @@ def read_bytes(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes:
         return file.read()
 
 
-def write_atomic(uri: str, data: bytes, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Put an object so that readers see all of it or none, whatever happens meanwhile."""
-    _request("writing", uri, options, lambda store, uri: store.write(uri, data))
+def write_atomic(
+    uri: str,
+    data: bytes,
+    options: StoreOptions = DEFAULT_STORE,
+    *,
+    before: Callable[[], object] = lambda: None,
+) -> None:
+    """Put an object so that readers see all of it or none, whatever happens meanwhile.
+
+    `before` is called before each attempt; what it raises ends them.
+    """
+
+    def attempt(store: Store, uri: str) -> None:
+        before()
+        store.write(uri, data)
+
+    _request("writing", uri, options, attempt)
 
 
 def upload(path: str, uri: str, options: StoreOptions = DEFAULT_STORE) -> None:

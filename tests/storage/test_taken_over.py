@@ -1,0 +1,169 @@
+"""A run that was frozen while another took its folder over: whatever it still writes, none counts.
+
+A guard that lets a run pass and then freezes it stands for SIGSTOP at exactly that place.
+"""
+
+import contextlib
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.errors import EngineError
+from corpus_asr.storage.run_state import tables
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, Lock, LockKey, Timing
+from corpus_asr.storage.run_state.run_files import SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import TAKEN_OVER_NAME, OutputStore
+from corpus_asr.storage.stores import filesystem
+from tests.storage.test_ledger import done
+from tests.storage.test_lock import ELSEWHERE
+from tests.support.tables import commit, files, part, results, rows_of
+
+CHECKS_OF_A_FINISH = 11
+QUICK = Timing(heartbeat_s=0.01, looks=2, settle_s=0.01)
+
+
+@dataclass
+class Freezes:
+    """Lets a run pass so many times, the last time when it is already too late."""
+
+    key: LockKey
+    passes: int
+    then: Callable[[], object]
+    run_id: str = "old"
+    checked: int = field(default=0, init=False)
+
+    def check(self) -> None:
+        self.key.check()
+        self.checked += 1
+        if self.checked == self.passes:
+            self.then()
+
+
+def frozen(store: OutputStore, passes: int, then: Callable[[], object]) -> OutputStore:
+    """Return the folder as a run on another machine writes it that is frozen after some checks."""
+    held = Holder(
+        token="t", run_id="old", process=ELSEWHERE, started_at="then", heartbeat_at="then"
+    )
+    store.write_bytes(LOCK_NAME, held.encoded())
+    key = LockKey(uri=store.address(LOCK_NAME), options=store.options, token="t", run_id="old")
+    return store.held(Freezes(key, passes, then))
+
+
+def taken_over(store: OutputStore, *listed: str) -> None:
+    """Have another run take the folder over, do what is missing, and finish."""
+    with Lock(store, "new", steal=True, timing=QUICK) as lock:
+        for name in listed:
+            if Ledger.load(store).remaining(files(name)).num_rows:
+                commit(lock.store, results(part(name, 0, texts=["by new"])), run_id="new")
+        assert done(lock.store, files(*listed)).remaining == 0
+
+
+def texts(store: OutputStore) -> list[tuple[str, str]]:
+    return sorted((row["uri"], row["text"]) for row in rows_of(store.segments(["uri", "text"])))
+
+
+BEFORE_SEGMENTS, BEFORE_OUTCOMES, AFTER_OUTCOMES = 1, 2, 3
+
+
+@pytest.mark.parametrize(
+    ("place", "passes", "killed"),
+    [
+        ("local", BEFORE_SEGMENTS, False),
+        ("local", BEFORE_OUTCOMES, False),  # which are the commit
+        ("local", BEFORE_OUTCOMES, True),
+        ("local", AFTER_OUTCOMES, False),
+    ],
+    indirect=["place"],
+)
+def test_a_commit_counts_if_it_was_there_when_the_lock_was_taken(
+    store: OutputStore, passes: int, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = passes == AFTER_OUTCOMES
+    if killed:  # before it could see that it was late
+        monkeypatch.setattr(OutputStore, "_withdraw", lambda *_: None)
+    old = frozen(store, passes, lambda: taken_over(store, "a", "b"))
+    if counts:
+        commit(old, results(part("a", 0, texts=["by old"])), run_id="old")
+    else:
+        with pytest.raises(EngineError, match="found no lock"):
+            commit(old, results(part("a", 0, texts=["by old"])), run_id="old")
+    expected = [("/a", "by old" if counts else "by new"), ("/b", "by new")]
+    late = [name for name, _ in store._listed("outcomes") if "-old-" in name]
+    assert bool(late) is killed
+    for _ in range(2):  # what readers see at once, and after the next run
+        assert store.exists(SUCCESS_NAME)
+        assert texts(store) == expected
+        assert sorted(row["uri"] for row in rows_of(store.outcomes(["uri"]))) == ["/a", "/b"]
+        assert sorted(row["uri"] for row in rows_of(store.recordings(["uri"]))) == ["/a", "/b"]
+        taken_over(store, "a", "b")
+    assert not [name for name, _ in store._listed("outcomes") if "-old-" in name]
+    assert not {*store.names("segments")} - {*store.named_segments()}
+
+
+@pytest.mark.parametrize("passes", range(1, CHECKS_OF_A_FINISH + 1))
+def test_a_finish_that_is_frozen_anywhere_doubles_and_loses_nothing(
+    tmp_path: Path, passes: int
+) -> None:
+    store = OutputStore(str(tmp_path))
+    old = frozen(store, 1 << 30, lambda: taken_over(store, "a", "b", "c"))
+    for name in "abca":
+        commit(old, results(part(name, 0, texts=["by old"])), run_id="old")
+    guard = old._guard
+    assert isinstance(guard, Freezes)
+    guard.passes = guard.checked + passes
+    with contextlib.suppress(EngineError):  # after the last check there is none to raise it
+        done(old, files("a", "b", "c"))
+    assert guard.checked >= guard.passes
+    taken = [("/a", "by old"), ("/b", "by old"), ("/c", "by old")]
+    assert texts(store) == taken
+    assert len(rows_of(store.recordings(["uri"]))) == 3
+    taken_over(store, "a", "b", "c")
+    assert texts(store) == taken
+    assert len(rows_of(store.outcomes(["uri"]))) == 3
+    assert len(rows_of(store.recordings(["uri"]))) == 3
+
+
+def test_a_put_that_is_tried_again_looks_at_the_lock_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempts of one put take minutes: long enough to lose the lock in between."""
+    store = OutputStore(str(tmp_path))
+    old = frozen(store, 1, lambda: None)
+    tried = []
+
+    def write(self: object, uri: str, data: bytes) -> None:
+        tried.append(uri)
+        store.remove(LOCK_NAME)
+        raise ConnectionResetError
+
+    monkeypatch.setattr("corpus_asr.storage.stores.local.LocalStore.write", write)
+    monkeypatch.setattr("corpus_asr.storage.stores.store.RetryPolicy.wait_s", lambda *_, **__: 0.0)
+    with pytest.raises(EngineError, match="found no lock"):
+        old.write_bytes("x", b"")
+    assert len(tried) == 1
+
+
+def test_what_is_noted_of_a_run_is_kept_when_the_next_is_taken_over(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    for run_id in ("first", "second"):
+        held = Holder(token="t", run_id=run_id, process=ELSEWHERE, started_at="", heartbeat_at="")
+        store.write_bytes(LOCK_NAME, held.encoded())
+        key = LockKey(uri=store.address(LOCK_NAME), options=store.options, token="t", run_id=run_id)
+        worker = pickle.loads(pickle.dumps(store.held(key)))  # as one on another machine has it
+        commit(worker, results(part(run_id, 0, texts=["x"])), run_id=run_id)
+        with Lock(store, "thief", steal=True, timing=QUICK):
+            pass
+        name = f"outcomes/{worker.stem()}.parquet"
+        store.write_bytes(name, filesystem.read_bytes(store.address(store.names("outcomes")[0])))
+        assert name not in store.names("outcomes")
+    assert {*store.read_json(TAKEN_OVER_NAME)} == {"first", "second"}
+    assert len(store.names("outcomes")) == 2
+    assert len(store.late_tables()) == 2
+    # Names of other programs, and of runs that were never robbed, are read as before.
+    for name in ("part-0.parquet", f"{tables.unique_stem(run_id='third')}.parquet"):
+        store.write_table(f"outcomes/{name}", tables.OUTCOMES.empty_table())
+    assert len(store.names("outcomes")) == 4
