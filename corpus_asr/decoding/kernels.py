@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from corpus_asr.array_types import Float
 
 logger = logging.getLogger(__name__)
 
