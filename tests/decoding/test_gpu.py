@@ -288,7 +288,7 @@ LAUNCHES = {
     "time tokens": 356,
     "move": 25,
     "fill": 6,
-    "encode": 37,
+    "encode": 28,
     "step of beams": 255,
 }
 

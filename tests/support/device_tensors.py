@@ -39,6 +39,7 @@ _CASTS = {
     "float": torch.float32, "long": torch.int64, "int": torch.int32, "double": torch.float64,
     "bool": torch.bool, "half": torch.float16, "bfloat16": torch.bfloat16,
 }  # fmt: skip
+_SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 _READS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "__contains__")
 # How many there are depends on the values.
 _BY_VALUES = ("nonzero", "masked_select", "_unique", "unique", "repeat_interleave.Tensor")
@@ -243,6 +244,7 @@ class DeviceTensor(Tensor):
     """Says that it is on a GPU, and holds a tensor of the CPU."""
 
     on_host: Tensor
+    let_go: Callable[[], Any] = staticmethod(lambda: None)
     __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     def __new__(cls, inner: Tensor, index: int = 0) -> "DeviceTensor":
@@ -250,14 +252,19 @@ class DeviceTensor(Tensor):
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
             dtype=inner.dtype, device=torch.device("cuda", index), requires_grad=False,
         )  # fmt: skip
-        made.on_host = inner
+        made.hold(inner)
+        found: DeviceTensor = made
+        return found
+
+    def hold(self, inner: Tensor) -> None:
+        """Use the memory of `inner`, and that alone."""
         memory = gpu_now().memory
         with gpu_now().lock:
             address = memory.take(inner)
+            self.let_go()
+        self.on_host = inner
         if address is not None:
-            weakref.finalize(made, memory.give, address)
-        found: DeviceTensor = made
-        return found
+            self.let_go = weakref.finalize(self, memory.give, address)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"DeviceTensor({tuple(self.shape)}, {self.dtype}, {self.device})"
@@ -514,6 +521,13 @@ def _pin(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     return gpu_now().pin(tensor.clone())
 
 
+def _place(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensor = args[0]
+    if name == "__set__":
+        return tensor.hold(args[1].on_host) if func == _SET_DATA else NotImplemented
+    return getattr(tensor.on_host, name)()
+
+
 def _as_one(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     # Inference mode hands these to the device tensor whole, which it would not know.
     tensor = args[0]
@@ -545,5 +559,6 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "__getitem__": _get, "__setitem__": _set, "to": _move, "cuda": _move, "numpy": _read,
     "cpu": _read, "pin_memory": _pin, "is_pinned": _pin,
     **dict.fromkeys(_READS, _read),
+    **dict.fromkeys(("untyped_storage", "storage_offset", "__set__"), _place),
     **dict.fromkeys(("__invert__", "detach", "contiguous", "copy_", *_CASTS), _as_one),
 }  # fmt: skip

@@ -154,6 +154,14 @@ def _heads_apart(hidden: Hidden, heads: int) -> Heads:
     return split.contiguous() if hidden.device.type == "cpu" else split
 
 
+def bounded(hidden: Hidden) -> Hidden:
+    """Keep what an encoder block gives within float16, in which large checkpoints overflow."""
+    if hidden.dtype != torch.float16:
+        return hidden
+    limit = torch.finfo(torch.float16).max - 1000  # transformers' margin
+    return hidden.clamp(-limit, limit)
+
+
 def split_heads(hidden: Hidden, heads: int) -> Heads:
     """View each hidden state as one vector per head."""
     return hidden.view(*hidden.shape[:2], heads, -1).transpose(1, 2)
@@ -313,12 +321,7 @@ class EncoderBlock(_Block):
         attended = self.self_attn(
             self.self_attn_layer_norm(hidden), mask=mask, head_mask=head_mask, weights=record.own
         )
-        hidden = self._feed_forward(self._add(hidden, attended))
-        if hidden.dtype != torch.float16:
-            return hidden
-        # In float16 large checkpoints overflow in the last encoder layers; transformers' margin.
-        limit = torch.finfo(torch.float16).max - 1000
-        return hidden.clamp(-limit, limit)
+        return bounded(self._feed_forward(self._add(hidden, attended)))
 
 
 class DecoderBlock(_Block):
