@@ -56,7 +56,8 @@ class FusedEncoderBlock(nn.Module):
         assert record.own is None, "fused attention has no weights to record"
         qkv = F.linear(self.self_attn_layer_norm(hidden), self._weight, self._bias)
         # Views that skip over one another: fused kernels read them where they are.
-        query, key, value = qkv.unflatten(2, (3, self._heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        apart = qkv.view(*hidden.shape[:2], 3, self._heads, -1)
+        query, key, value = apart.permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         hidden += self.out_proj(merge_heads(attended))
         hidden += self.fc2(self._activate(self.fc1(self.final_layer_norm(hidden))))
@@ -82,7 +83,7 @@ def stack_in_place(linears: Sequence[nn.Linear]) -> Float[Tensor, "out width"]:
     if not _lie_together(weights):
         with torch.inference_mode(False):  # they may be trained further
             whole = torch.cat([weight.detach() for weight in weights])
-        for weight, part in zip(weights, whole.split(sizes), strict=True):
+        for weight, part in zip(weights, torch.split(whole, sizes), strict=True):
             weight.data = part
         return whole
     return whole.as_strided((sum(sizes), whole.shape[1]), whole.stride())

@@ -88,6 +88,6 @@ def test_fusing_takes_no_memory_beside_the_weights(tmp_path: Path) -> None:
     with pretended_gpu() as gpu:
         network = WhisperForConditionalGeneration.from_pretrained(tmp_path, device="cuda")
         before = gpu.memory.live
-        fused = fused_encoder(network.model.encoder)
+        fused: Any = fused_encoder(network.model.encoder)
         # Its biases, with zeros for the keys.
         assert gpu.memory.live - before == sum(b._bias.on_host.nbytes for b in fused.layers)
