@@ -6,6 +6,7 @@ What a real one would add, kernels, float16 and timing, is not looked at.
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from corpus_asr.decoding import device
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.device import CudaRecorder
+from corpus_asr.decoding.device import CudaRecorder, SideStream
 from corpus_asr.decoding.protocols import (
     AlignJob,
     Job,
@@ -30,6 +31,7 @@ from corpus_asr.decoding.protocols import (
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.device import pretended_gpu
+from tests.support.device_streams import RaceError
 from tests.support.device_tensors import Gpu
 from tests.support.searches import END, GRAMMAR, PLAIN, small_whisper
 from tests.support.slots import assert_all_same, outcomes, run_jobs
@@ -223,6 +225,103 @@ def test_the_device_has_a_step_to_do_while_results_are_read(
     collected = [at for at, name in enumerate(done) if name == "collect"]
     assert len(collected) >= 3
     assert all(done[at - 2 : at] == ["request", "step"] for at in collected)
+
+
+def test_the_next_windows_are_encoded_while_slots_decode(
+    folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    model = load(folder, "cuda").slot_model()
+    for place, name in ((SlotBatch, "step"), (SlotBatch, "admit"), (model, "encode")):
+        method = getattr(place, name)
+
+        def noted(*args: Any, name: str = name, do: Any = method, **more: Any) -> Any:
+            apart = gpu.streams.current(0) is not gpu.streams.default(0)
+            done.append(f"{name} apart" if apart else name)
+            return do(*args, **more)
+
+        monkeypatch.setattr(place, name, noted)
+    tasks: list[list[Job]] = [[ask("greedy", number)] for number in range(14)]
+    found, _ = run(model, tasks, slots=3)
+    assert_all_same(found, alone(tasks))
+    first, *others = (at for at, name in enumerate(done) if name == "encode apart")
+    assert first == 0
+    assert len(others) >= 4
+    # Half a batch at a time, when steps are queued: admissions find their windows encoded.
+    assert [done[at - 1] for at in others] == ["step"] * len(others)
+    assert "encode" not in done
+
+
+FORGOTTEN: dict[str, Callable[..., Any]] = {
+    "wait_for": lambda self, marks: None,
+    "work": lambda self: torch.cuda.stream(self._stream),
+}
+
+
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_a_wait_that_is_forgotten_is_an_error(
+    folder: Path, gpu: Gpu, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SideStream, name, FORGOTTEN[name])
+    tasks: list[list[Job]] = [[ask("greedy", number)] for number in range(4)]
+    with pytest.raises(RaceError, match="reads what another wrote"):
+        run(load(folder, "cuda").slot_model(), tasks, slots=3)
+
+
+# What another stream does to a tensor, what makes it safe, and what is done to it then.
+RACES: dict[str, tuple[Callable[[Any], Any], str, Callable[[Any], Any], bool]] = {
+    "write, read": (lambda t: t.add_(1), "nothing", lambda t: t + 1, False),
+    "read, write": (lambda t: t + 1, "nothing", lambda t: t.add_(1), False),
+    "read, read": (lambda t: t + 1, "nothing", lambda t: t + 1, True),
+    "write, read a view": (lambda t: t.add_(1), "nothing", lambda t: t[1:] * 2, False),
+    "write, copy": (lambda t: t.add_(1), "nothing", lambda t: t.cpu(), False),
+    "write, event, read": (lambda t: t.add_(1), "event", lambda t: t + 1, True),
+    "event, write, read": (lambda t: t.add_(1), "early event", lambda t: t + 1, False),
+    "write, stream, write": (lambda t: t.add_(1), "stream", lambda t: t.add_(1), True),
+    "write, host, read": (lambda t: t.add_(1), "host", lambda t: t + 1, True),
+}
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_stream_may_use_what_another_is_known_to_be_done_with(gpu: Gpu, name: str) -> None:
+    first, wait, then, safe = RACES[name]
+    tensor = torch.zeros(3, device="cuda")
+    side, event, early = torch.cuda.Stream(), torch.cuda.Event(), torch.cuda.Event()
+    side.wait_stream(torch.cuda.current_stream())
+    early.record(side)
+    with torch.cuda.stream(side):
+        kept = first(tensor)
+    event.record(side)
+    main = torch.cuda.current_stream()
+    {
+        "nothing": lambda: None,
+        "event": lambda: main.wait_event(event),
+        "early event": lambda: main.wait_event(early),
+        "stream": lambda: main.wait_stream(side),
+        "host": event.synchronize,
+    }[wait]()
+    with nullcontext() if safe else pytest.raises(RaceError):
+        then(tensor)
+    assert len(gpu.streams.races) == (not safe)
+    del kept
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_memory_is_given_away_only_once_all_streams_are_done_with_it(gpu: Gpu, safe: bool) -> None:
+    side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+    with torch.cuda.stream(side):
+        made = torch.zeros(3, device="cuda")
+    main.wait_stream(side)
+    read = made + 1
+    del made
+    if safe:
+        side.wait_stream(main)
+    with (
+        torch.cuda.stream(side),
+        nullcontext() if safe else pytest.raises(RaceError, match="given memory that another"),
+    ):
+        torch.zeros(3, device="cuda")
+    del read
 
 
 # Most waits of one call of each of a batch's methods, by what it does.
@@ -423,7 +522,7 @@ def test_a_window_that_is_not_a_number_fails_its_task_and_no_other(
     failed = found.pop(2)
     del expected[2]
     assert failed.kind == "not_a_number"
-    assert "set model.dtype" in str(failed)
+    assert "set model.compute_type" in str(failed)
     assert_all_same([*found.values()], expected)
 
 

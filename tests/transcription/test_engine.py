@@ -173,7 +173,7 @@ def test_a_part_without_numbers_fails_and_the_engine_goes_on() -> None:
     with Engine(Overflowing(SCRIPT), transcriber(), decoding=decoding, slots=4) as engine:
         for _ in range(2):
             with pytest.raises(
-                ItemError, match=r"set model\.dtype to bfloat16 or float32"
+                ItemError, match=r"set model\.compute_type to bfloat16 or float32"
             ) as found:
                 engine.submit(part(0)).result(timeout=30)
             assert found.value.kind == "not_a_number"
