@@ -435,7 +435,7 @@ class Host(TorchFunctionMode):
         if func in _FACTORIES and not any(isinstance(a, DeviceTensor) for a in args):
             return _make(func, args, kwargs)
         if name == "scaled_dot_product_attention" and isinstance(args[0], DeviceTensor):
-            return _recorded(func, "sdpa", args, kwargs)
+            return run_as_one(func, "sdpa", args, kwargs)
         if args and isinstance(args[0], Tensor):
             handler = _HANDLERS.get(name)
             ours = any(isinstance(leaf, DeviceTensor) for leaf in tree_leaves((args, kwargs)))
@@ -455,21 +455,22 @@ def _make(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     index = device if isinstance(device, int) else torch.device(str(device)).index or 0
     if func in (torch.tensor, torch.as_tensor):
         gpu_now().wait("upload", f"torch.{_FACTORIES[func]}(device=cuda)")
-    return _recorded(func, _FACTORIES[func], args, kwargs | {"device": CPU}, index=index)
+    return run_as_one(func, _FACTORIES[func], args, kwargs | {"device": CPU}, index=index)
 
 
-def _recorded(
-    func: Callable[..., Tensor], name: str, args: Any, kwargs: dict[str, Any], *, index: int = 0
-) -> Tensor:
-    # Called as a whole: its parts would be told one by one otherwise.
+def run_as_one(
+    func: Callable[..., Any], name: str, args: Any, kwargs: dict[str, Any], *, index: int = 0
+) -> Any:
+    """Run a function as one operation: its parts would be told one by one otherwise."""
     inner_args, inner_kwargs = tree_map(_inner, args), tree_map(_inner, kwargs)
     result = func(*inner_args, **inner_kwargs)
     gpu = gpu_now()
     gpu.launched(name)
     gpu.used(_ours(args, kwargs), index=index)
     if gpu.tape is not None:
-        gpu.tape.add(func, inner_args, inner_kwargs, [result])
-    return DeviceTensor(result, index)
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        gpu.tape.add(func, inner_args, inner_kwargs, made)
+    return tree_map(lambda one: DeviceTensor(one, index), result)
 
 
 def _ours(*values: Any) -> list[DeviceTensor]:
@@ -482,7 +483,7 @@ def _get(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError("a tensor of the CPU is indexed by one of the device")
     if not _by_tensors(key, "getitem"):
         return DeviceTensor(tensor.on_host[tree_map(_inner, key)], tensor.device.index)
-    return _recorded(lambda a, k: a[k], "index", (tensor, key), {}, index=tensor.device.index)
+    return run_as_one(lambda a, k: a[k], "index", (tensor, key), {}, index=tensor.device.index)
 
 
 def _set(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
