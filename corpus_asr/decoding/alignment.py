@@ -226,9 +226,7 @@ def _warp_on_device(cost: Float[Tensor, "batch token pos"]) -> Int[Tensor, "batc
     strides = (width, batch * width + 1, batch * width)  # of (batch, token, pos) in it
     costs = torch.full(shape, torch.inf, device=cost.device)
     costs.as_strided(cost.shape, strides, 2 * batch * width + 1).copy_(cost)
-    sums = torch.full(shape, torch.inf, device=cost.device)
-    sums[0, :, 0].fill_(0.0)
-    _SUM_DIAGONALS(costs, sums)
+    sums: Tensor = _SUM_DIAGONALS(costs)
 
     def cells(diagonal: int, token: int) -> Float[Tensor, "batch token pos"]:
         return sums.as_strided(cost.shape, strides, diagonal * batch * width + token)
@@ -242,9 +240,11 @@ def _warp_on_device(cost: Float[Tensor, "batch token pos"]) -> Int[Tensor, "batc
 
 
 def _sum_diagonals(
-    costs: Float[Tensor, "diagonal batch token_1"], sums: Float[Tensor, "diagonal batch token_1"]
-) -> None:
-    """Add up the cheapest ways, in place."""
+    costs: Float[Tensor, "diagonal batch token_1"],
+) -> Float[Tensor, "diagonal batch token_1"]:
+    """Add up the cheapest ways."""
+    sums = torch.full(costs.shape, torch.inf, device=costs.device)
+    sums[0, :, 0].fill_(0.0)
     # Views made once: making them would take longer than the sums.
     whole, left, right = (t.unbind(0) for t in (costs[:, :, 1:], sums[:, :, :-1], sums[:, :, 1:]))
     cheapest = torch.empty_like(right[0])
@@ -256,6 +256,7 @@ def _sum_diagonals(
         torch.minimum(both, text, out=cheapest).masked_fill_(equal, torch.inf)
         torch.minimum(cheapest, along, out=cheapest)
         torch.add(cheapest, whole[diagonal], out=right[diagonal])
+    return sums
 
 
 # In torch it is five launches an anti-diagonal, of which a window has 1,600.

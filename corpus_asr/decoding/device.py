@@ -8,8 +8,9 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,49 @@ def set_threads(number: int | None = None) -> None:
     wanted = min(torch.get_num_threads(), usable_threads()) if number is None else number
     if wanted != torch.get_num_threads():
         torch.set_num_threads(wanted)
+
+
+class SideStream:
+    """A GPU's second stream, for work that need not come before what is queued next.
+
+    On a CPU there is none, and all is done at once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether anything is done side by side."""
+        return self._stream is not None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Queue work here, to begin after what is queued on the current stream by now."""
+        if self._stream is None:
+            yield
+            return
+        # What the host lets go of is given to the next work here, though the current stream, which
+        # was to read it, may not have come so far.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def mark(self) -> Any:
+        """Return what `wait_for` takes to wait for the work that is queued here by now."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return event
+
+    def wait_for(self, marks: Iterable[Any]) -> None:
+        """Let what is queued next begin after that; the host goes on at once."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            for mark in {id(mark): mark for mark in marks}.values():
+                current.wait_event(mark)
 
 
 class CudaRecorder:

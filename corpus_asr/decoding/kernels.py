@@ -8,13 +8,13 @@ in tests.
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from corpus_asr.array_types import Float
+from corpus_asr.array_types import Bool, Float, Int
 
 logger = logging.getLogger(__name__)
 
@@ -23,39 +23,55 @@ _IS_OF_USE = torch.version.cuda is not None or os.environ.get("TRITON_INTERPRET"
 _HAS_TRITON = _IS_OF_USE and importlib.util.find_spec("triton") is not None
 # A block has the token indices of one window; a decoder holds no more.
 _MOST_TOKENS = 1024
+# Positions that one program attends to, so that a window's make three, whatever the number of rows,
+# on which no result must depend; and those it reads at a time: with twice as many it takes 200
+# registers, which leaves two programs to a processor. Not measured.
+_PART, _AT_ONCE = 512, 32
+_VOCAB_AT_ONCE = 1024
+
+Close = Callable[[Any, Any, tuple[Any, ...]], bool]
+
+
+def _equal(found: Tensor, expected: Tensor, arguments: tuple[Any, ...]) -> bool:
+    return torch.equal(found, expected)
 
 
 class Checked:
-    """A kernel that fills its last argument, and the plain function that does the same."""
+    """A kernel, and the plain function that gives the same, and may change its arguments.
 
-    def __init__(self, kernel: Callable[..., None], plain: Callable[..., None]) -> None:
-        self._kernel = kernel
-        self._plain = plain
-        self._right: bool | None = None if _HAS_TRITON else False
+    Compared anew for other types of arguments, by `close(found, expected, arguments)`: by default
+    results must be equal.
+    """
 
-    def __call__(self, *arguments: Tensor) -> None:
-        """Fill the last argument."""
-        if self._right is None:
-            self._right = self._is_right(*arguments)
-        (self._kernel if self._right else self._plain)(*arguments)
+    def __init__(
+        self, kernel: Callable[..., Any], plain: Callable[..., Any], *, close: Close = _equal
+    ) -> None:
+        self._kernel, self._plain, self._close = kernel, plain, close
+        self._right: dict[Hashable, bool] = {}
 
-    def _is_right(self, *arguments: Tensor) -> bool:
-        name = self._kernel.__name__
-        *given, filled = arguments
-        expected = filled.clone()
-        self._plain(*given, expected)
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what both give."""
+        if not _HAS_TRITON:
+            return self._plain(*arguments)
+        kind = tuple(one.dtype if isinstance(one, Tensor) else one for one in arguments)
+        if kind in self._right:
+            return (self._kernel if self._right[kind] else self._plain)(*arguments)
+        found, why = self._tried(arguments)
+        expected = self._plain(*arguments)
+        self._right[kind] = found is not None and self._close(found, expected, arguments)
+        if not self._right[kind]:
+            why = why or "its result differs"
+            name = self._kernel.__name__
+            logger.warning("trying the Triton kernel %s: %s; continuing without", name, why)
+        return expected
+
+    def _tried(self, arguments: tuple[Any, ...]) -> tuple[Any, str]:
         try:
-            found = filled.clone()
-            self._kernel(*given, found)
-            right = torch.equal(found, expected)
+            return self._kernel(*arguments), ""
+        except torch.OutOfMemoryError:
+            raise  # says nothing of the kernel: with fewer slots it may fit
         except Exception as error:  # whatever a compiler or a driver may raise
-            logger.warning("trying the Triton kernel %s: %r; continuing without", name, error)
-            return False
-        if not right:
-            logger.warning(
-                "trying the Triton kernel %s: its result differs; continuing without", name
-            )
-        return right
+            return None, repr(error)
 
 
 if _HAS_TRITON:
@@ -88,13 +104,251 @@ if _HAS_TRITON:
             # Other threads of the block read it in the next round.
             tl.debug_barrier()
 
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _read(where, seen, FLOAT8: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+        found = tl.load(where, mask=seen, other=0)
+        if FLOAT8:
+            # Sign, exponent and fraction where float16 has them: its exponent counts from 8 less.
+            bits = found.to(tl.uint16)
+            half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+            found = half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        return found.to(tl.float32)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _attend_part(  # type: ignore[no-untyped-def]
+        queries, keys, values, scales, unseen, attended, sums,
+        query_row, query_head, key_row, key_head, key_pos, value_row, value_head, value_pos,
+        unseen_row, unseen_pos, scale_side, positions, heads, width,
+        MASKED: tl.constexpr, FLOAT8: tl.constexpr,  # noqa: N803
+        PART: tl.constexpr, AT_ONCE: tl.constexpr, WIDTH: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        # One program per row, head and part of the positions; what they give is summed up later.
+        row = (tl.program_id(0) // heads).to(tl.int64)
+        head = tl.program_id(0) % heads
+        first = tl.program_id(1) * PART
+        channel = tl.arange(0, WIDTH)
+        there = channel < width
+        query = queries + row * query_row + head * query_head + channel
+        query = tl.load(query, mask=there, other=0).to(tl.float32)
+        if FLOAT8:
+            query *= tl.load(scales + row * heads + head)
+        keys += row * key_row + head * key_head
+        values += row * value_row + head * value_head
+        most, total = float("-inf"), 0.0
+        mean = tl.full([WIDTH], 0, dtype=tl.float32)
+        for start in range(first, tl.minimum(first + PART, positions), AT_ONCE):
+            pos = start + tl.arange(0, AT_ONCE)
+            seen = pos < positions
+            if MASKED:
+                hidden = tl.load(unseen + row * unseen_row + pos * unseen_pos, mask=seen, other=1)
+                seen = seen & (hidden == 0)
+            # What is unseen may hold anything, and is not read.
+            both = seen[:, None] & there[None, :]
+            key = _read(keys + pos[:, None] * key_pos + channel[None, :], both, FLOAT8)
+            value = _read(values + pos[:, None] * value_pos + channel[None, :], both, FLOAT8)
+            score = tl.where(seen, tl.sum(query[None, :] * key, axis=1), float("-inf"))
+            highest = tl.maximum(most, tl.max(score, axis=0))
+            # Of numbers that are all minus infinity none is to be subtracted.
+            finite = tl.where(highest == float("-inf"), 0.0, highest)
+            weight = tl.exp(score - finite)
+            shrunk = tl.exp(most - finite)
+            total = total * shrunk + tl.sum(weight, axis=0)
+            mean = mean * shrunk + tl.sum(weight[:, None] * value, axis=0)
+            most = highest
+        if FLOAT8:
+            mean *= tl.load(scales + scale_side + row * heads + head)
+        part = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        tl.store(attended + part * width + channel, mean, mask=there)
+        tl.store(sums + 2 * part, most)
+        tl.store(sums + 2 * part + 1, total)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _attend_whole(  # type: ignore[no-untyped-def]
+        attended, sums, result, parts, width,
+        PARTS: tl.constexpr, WIDTH: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        number = tl.arange(0, PARTS)
+        inside = number < parts
+        channel = tl.arange(0, WIDTH)
+        there = channel < width
+        part = tl.program_id(0).to(tl.int64) * parts + number
+        most = tl.load(sums + 2 * part, mask=inside, other=float("-inf"))
+        total = tl.load(sums + 2 * part + 1, mask=inside, other=0.0)
+        mean = attended + part[:, None] * width + channel[None, :]
+        mean = tl.load(mean, mask=inside[:, None] & there[None, :], other=0.0)
+        weight = tl.exp(most - tl.max(most, axis=0))
+        mean = tl.sum(weight[:, None] * mean, axis=0) / tl.sum(weight * total, axis=0)
+        result += tl.program_id(0).to(tl.int64) * width + channel
+        tl.store(result, mean.to(result.dtype.element_ty), mask=there)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _mix(values: tl.tensor):  # type: ignore[no-untyped-def]
+        # As `options.gumbel_noise` does it.
+        values = values * -7046029254386353131
+        values = (values ^ ((values >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+        values = (values ^ ((values >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+        return values ^ ((values >> 31) & 0x1FFFFFFFF)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _exp_from(value: tl.tensor, highest: tl.tensor):  # type: ignore[no-untyped-def]
+        # 0 for minus infinity, also where that is the highest.
+        return tl.where(value == float("-inf"), 0.0, tl.exp(value - highest))
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _choose(  # type: ignore[no-untyped-def]
+        logits, bias, grammar, last_is_timestamp, before_is_timestamp, last_timestamp,
+        temperatures, seeds, lengths, tokens, logprobs,
+        logits_row, bias_row, vocab, begin, end,
+        SAMPLED: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        # One program per row, which reads it once. Text and timestamps are kept apart until all
+        # are read: together, timestamps may turn out likelier than any text.
+        row = tl.program_id(0).to(tl.int64)
+        rules = tl.load(grammar + row) != 0
+        last = tl.load(last_is_timestamp + row) != 0
+        before = tl.load(before_is_timestamp + row) != 0
+        complete, is_open = rules & last & before, rules & last & (before == 0)
+        lowest = tl.load(last_timestamp + row) + tl.where(is_open, 0, 1)
+        if SAMPLED:
+            temperature = tl.load(temperatures + row)
+            stream = _mix(tl.load(seeds + row) + _mix(tl.load(lengths + row)))
+        infinite = float("-inf")
+        nothing = tl.full([BLOCK], infinite, dtype=tl.float32)
+        # Of text and of timestamps: the highest value under the noise, its token and its score;
+        # the highest score and the sum of all, as exponentials of it.
+        text_best, text_token, text_score = nothing, tl.full([BLOCK], 0, dtype=tl.int32), nothing
+        time_best, time_token, time_score = nothing, tl.full([BLOCK], 0, dtype=tl.int32), nothing
+        text_most, text_sum = nothing, tl.full([BLOCK], 0, dtype=tl.float32)
+        time_most, time_sum = nothing, tl.full([BLOCK], 0, dtype=tl.float32)
+        for start in range(0, vocab, BLOCK):
+            token = start + tl.arange(0, BLOCK)
+            inside = token < vocab
+            score = tl.load(logits + row * logits_row + token, mask=inside, other=infinite)
+            score += tl.load(bias + row * bias_row + token, mask=inside, other=0.0)
+            is_time = token >= begin
+            too_early = complete | (rules & (token - begin < lowest))
+            forbidden = (is_time & too_early) | (is_open & (token < end))
+            score = tl.where(forbidden, infinite, score)
+            value = score
+            if SAMPLED:  # noqa: SIM102
+                # Not for the other rows: it takes longer than all the rest.
+                if temperature > 0:
+                    bits = _mix(stream + token)
+                    uniform = (((bits >> 41) & 0x7FFFFF).to(tl.float32) + 0.5) / 8388608.0
+                    value = score + temperature * -tl.log(-tl.log(uniform))
+            text = tl.where(is_time, infinite, score)
+            highest = tl.maximum(text_most, text)
+            text_sum = text_sum * _exp_from(text_most, highest) + _exp_from(text, highest)
+            text_most = highest
+            better = (value > text_best) & (is_time == 0)
+            text_best = tl.where(better, value, text_best)
+            text_token = tl.where(better, token, text_token)
+            text_score = tl.where(better, score, text_score)
+            time = tl.where(is_time, score, infinite)
+            highest = tl.maximum(time_most, time)
+            time_sum = time_sum * _exp_from(time_most, highest) + _exp_from(time, highest)
+            time_most = highest
+            better = (value > time_best) & is_time
+            time_best = tl.where(better, value, time_best)
+            time_token = tl.where(better, token, time_token)
+            time_score = tl.where(better, score, time_score)
+        most_text, most_time = tl.max(text_most, axis=0), tl.max(time_most, axis=0)
+        all_text = tl.sum(text_sum * _exp_from(text_most, most_text), axis=0)
+        all_time = tl.sum(time_sum * _exp_from(time_most, most_time), axis=0)
+        prefer_time = rules & (most_time + tl.log(all_time) > most_text)
+        most = tl.where(prefer_time, most_time, tl.maximum(most_text, most_time))
+        total = tl.where(prefer_time, 0.0, all_text * _exp_from(most_text, most))
+        total += all_time * _exp_from(most_time, most)
+        # Of equal ones the first, as torch has it.
+        text_best = tl.where(prefer_time, infinite, text_best)
+        best = tl.maximum(tl.max(text_best, axis=0), tl.max(time_best, axis=0))
+        text_token = tl.where(text_best == best, text_token, vocab)
+        time_token = tl.where(time_best == best, time_token, vocab)
+        chosen = tl.minimum(tl.min(text_token, axis=0), tl.min(time_token, axis=0))
+        score = tl.maximum(
+            tl.max(tl.where(text_token == chosen, text_score, infinite), axis=0),
+            tl.max(tl.where(time_token == chosen, time_score, infinite), axis=0),
+        )
+        # Where nothing is a number, any token will do: its probability tells.
+        tl.store(tokens + row, tl.minimum(chosen, vocab - 1))
+        tl.store(logprobs + row, score - most - tl.log(total))
+
 
 def sum_diagonals(
-    costs: Float[Tensor, "diagonal batch token_1"], sums: Float[Tensor, "diagonal batch token_1"]
-) -> None:
-    """Add up the cheapest ways in one launch, in place; see `alignment`."""
+    costs: Float[Tensor, "diagonal batch token_1"],
+) -> Float[Tensor, "diagonal batch token_1"]:
+    """Add up the cheapest ways in one launch; see `alignment`."""
     diagonals, batch, width = costs.shape
     if width > _MOST_TOKENS:
         raise ValueError(f"aligning {width - 1} tokens: a block has {_MOST_TOKENS}; align fewer")
+    sums = torch.full_like(costs, torch.inf)
+    sums[0, :, 0].fill_(0.0)
     launch: Any = _diagonals[(batch,)]
     launch(costs, sums, diagonals, batch * width, width, BLOCK=triton.next_power_of_2(width))
+    return sums
+
+
+def attend_one(
+    query: Float[Tensor, "batch head 1 head_dim"],
+    key: Float[Tensor, "batch head pos head_dim"],
+    value: Float[Tensor, "batch head pos head_dim"],
+    unseen: Bool[Tensor, "batch 1 1 pos"] | None,
+    scales: Float[Tensor, "2 batch head"] | None = None,
+) -> Float[Tensor, "batch head 1 head_dim"]:
+    """Attend with one query per row, reading keys and values once, in float32.
+
+    With `scales` of keys and values these are in 8 bits.
+    """
+    batch, heads, _, width = query.shape
+    positions = key.shape[2]
+    parts = triton.cdiv(positions, _PART)
+    programs = batch * heads
+    attended = torch.empty(programs, parts, width, dtype=torch.float32, device=query.device)
+    sums = torch.empty(programs, parts, 2, dtype=torch.float32, device=query.device)
+    result = torch.empty(batch, heads, 1, width, dtype=query.dtype, device=query.device)
+    if scales is not None:
+        key, value = key.view(torch.uint8), value.view(torch.uint8)
+    wide = triton.next_power_of_2(width)
+    launch: Any = _attend_part[(programs, parts)]
+    launch(
+        query, key, value, scales, unseen, attended, sums,
+        *query.stride()[:2], *key.stride()[:3], *value.stride()[:3],
+        *((0, 0) if unseen is None else (unseen.stride(0), unseen.stride(3))),
+        0 if scales is None else scales.stride(0), positions, heads, width,
+        MASKED=unseen is not None, FLOAT8=scales is not None,
+        PART=_PART, AT_ONCE=_AT_ONCE, WIDTH=wide,
+    )  # fmt: skip
+    launch = _attend_whole[(programs,)]
+    launch(attended, sums, result, parts, width, PARTS=triton.next_power_of_2(parts), WIDTH=wide)
+    return result
+
+
+def choose_next(
+    logits: Float[Tensor, "slot vocab"],
+    bias: Float[Tensor, "slot vocab"],
+    grammar: Bool[Tensor, " slot"],
+    last_is_timestamp: Bool[Tensor, " slot"],
+    before_is_timestamp: Bool[Tensor, " slot"],
+    last_timestamp: Int[Tensor, " slot"],
+    temperatures: Float[Tensor, " slot"],
+    seeds: Int[Tensor, " slot"],
+    lengths: Int[Tensor, " slot"],
+    begin: int,
+    end: int,
+    sampled: bool,
+) -> tuple[Int[Tensor, " slot"], Float[Tensor, " slot"]]:
+    """Apply rules and noise, and return the tokens and their log-probabilities; see `options`.
+
+    Reads the logits once; what there is one of per slot lies in one piece.
+    """
+    rows, vocab = logits.shape
+    tokens = torch.empty(rows, dtype=torch.long, device=logits.device)
+    logprobs = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    launch: Any = _choose[(rows,)]
+    launch(
+        logits, bias, grammar, last_is_timestamp, before_is_timestamp, last_timestamp,
+        temperatures, seeds, lengths, tokens, logprobs,
+        logits.stride(0), bias.stride(0), vocab, begin, end,
+        SAMPLED=sampled, BLOCK=min(_VOCAB_AT_ONCE, triton.next_power_of_2(vocab)),
+    )  # fmt: skip
+    return tokens, logprobs

@@ -65,22 +65,17 @@ class SlotRules:
         """Forbid, in place, what may not come directly after the prompt."""
         _, first, grammar = zip(*map(self._mask, rules), strict=True)
         logits += torch.stack(first)
-        return self._prefer_timestamps(logits, torch.stack(grammar))
+        return _prefer_timestamps(logits, torch.stack(grammar), self._timestamp_begin)
 
     def apply(self, logits: Float[Tensor, "slot vocab"]) -> Float[Tensor, "slot vocab"]:
         """Forbid, in place, what the first `len(logits)` slots may not say next."""
-        count, begin = len(logits), self._timestamp_begin
-        logits += self._bias[:count]
+        return apply_rules(logits, *self.of_first(len(logits)), *self.layout)
+
+    def of_first(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What `apply_rules` takes of the first `count` slots."""
         last, before = self._last_is_timestamp[:count], self._one_before_is_timestamp[:count]
-        grammar = self._grammar[:count]
-        pair_complete = (grammar & last & before).unsqueeze(1)
-        pair_open = grammar & last & ~before
-        steps = torch.arange(self._vocab_size - begin, device=self._device)
-        lowest = self._last_timestamp[:count] + (~pair_open).long()
-        too_early = grammar.unsqueeze(1) & (steps < lowest.unsqueeze(1))  # (slot, timestamp)
-        logits[:, begin:].masked_fill_(pair_complete | too_early, FORBIDDEN)
-        logits[:, : self._end].masked_fill_(pair_open.unsqueeze(1), FORBIDDEN)
-        return self._prefer_timestamps(logits, grammar)
+        bias, grammar = self._bias[:count], self._grammar[:count]
+        return bias, grammar, last, before, self._last_timestamp[:count]
 
     def update(self, tokens: Int[Tensor, " batch"], slots: Int[Tensor, " batch"]) -> None:
         """Note what `slots` said."""
@@ -118,17 +113,6 @@ class SlotRules:
     def _said(self) -> tuple[Tensor, ...]:
         return self._last_is_timestamp, self._one_before_is_timestamp, self._last_timestamp
 
-    def _prefer_timestamps(
-        self, logits: Float[Tensor, "slot vocab"], grammar: Bool[Tensor, " slot"]
-    ) -> Float[Tensor, "slot vocab"]:
-        begin = self._timestamp_begin
-        if begin < self._vocab_size:
-            # The softmax's denominator is the same on both sides, so raw logits compare alike.
-            together = logits[:, begin:].logsumexp(dim=1)
-            likelier = together > logits[:, :begin].amax(dim=1)
-            logits[:, :begin].masked_fill_((grammar & likelier).unsqueeze(1), FORBIDDEN)
-        return logits
-
     def _note_layout(self, rules: TokenRules) -> None:
         if rules.timestamp_begin is not None:
             if self._timestamp_begin not in (self._vocab_size, rules.timestamp_begin):
@@ -165,6 +149,42 @@ class SlotRules:
                 to_device(grammar, self._device),
             )
         return self._masks[rules]
+
+
+def apply_rules(
+    logits: Float[Tensor, "slot vocab"],
+    bias: Float[Tensor, "slot vocab"],
+    grammar: Bool[Tensor, " slot"],
+    last_is_timestamp: Bool[Tensor, " slot"],
+    before_is_timestamp: Bool[Tensor, " slot"],
+    last_timestamp: Int[Tensor, " slot"],
+    begin: int,
+    end: int,
+) -> Float[Tensor, "slot vocab"]:
+    """Forbid, in place, what slots with such rules and grammar states may not say next.
+
+    Timestamps are the tokens from `begin` on; `last_timestamp` counts from there.
+    """
+    logits += bias
+    pair_complete = (grammar & last_is_timestamp & before_is_timestamp).unsqueeze(1)
+    pair_open = grammar & last_is_timestamp & ~before_is_timestamp
+    steps = torch.arange(logits.shape[1] - begin, device=logits.device)
+    lowest = last_timestamp + (~pair_open).long()
+    too_early = grammar.unsqueeze(1) & (steps < lowest.unsqueeze(1))  # (slot, timestamp)
+    logits[:, begin:].masked_fill_(pair_complete | too_early, FORBIDDEN)
+    logits[:, :end].masked_fill_(pair_open.unsqueeze(1), FORBIDDEN)
+    return _prefer_timestamps(logits, grammar, begin)
+
+
+def _prefer_timestamps(
+    logits: Float[Tensor, "slot vocab"], grammar: Bool[Tensor, " slot"], begin: int
+) -> Float[Tensor, "slot vocab"]:
+    if begin < logits.shape[1]:
+        # The softmax's denominator is the same on both sides, so raw logits compare alike.
+        together = logits[:, begin:].logsumexp(dim=1)
+        likelier = together > logits[:, :begin].amax(dim=1)
+        logits[:, :begin].masked_fill_((grammar & likelier).unsqueeze(1), FORBIDDEN)
+    return logits
 
 
 class RepetitionDetector:

@@ -18,9 +18,15 @@ import torch
 from torch import Tensor
 
 from corpus_asr.activity import Activity
+from corpus_asr.array_types import Float
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.device import CudaRecorder, free_cached_memory, out_of_memory_by_name
+from corpus_asr.decoding.device import (
+    CudaRecorder,
+    SideStream,
+    free_cached_memory,
+    out_of_memory_by_name,
+)
 from corpus_asr.decoding.protocols import (
     Job,
     Outcome,
@@ -53,6 +59,15 @@ class Gather(Generic[T]):
     tasks: Iterable[Steps[T]]
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A window's encoding, which a stream beside the one that decodes may still work on."""
+
+    states: Float[Tensor, "pos width"]
+    ready: Any
+    """As `SideStream.mark` gives it."""
+
+
 @dataclass(slots=True)
 class Running:
     """A task, the job it waits for, and what follows its end."""
@@ -63,7 +78,7 @@ class Running:
     job: Job
     filled: bool = False
     """Whether the place it sits in already holds the job's window."""
-    encoded: Tensor | None = None
+    encoded: Encoding | None = None
     """The job's window, once encoded: ahead of need, or for a search the task asks for later."""
 
     @property
@@ -139,7 +154,8 @@ class SearchQueue:
     """Keeps the places of one batch full.
 
     Windows are encoded in batches of `encode_batch`: with those that are needed now go some of jobs
-    that still wait. A job whose window is encoded goes before one whose window is not.
+    that still wait. A job whose window is encoded goes before one whose window is not. A GPU
+    encodes what waits next, half a batch at a time, while it decodes.
 
     Whatever leaves a method for want of memory, every task is in exactly one place or queue, and
     has not been sent the result of its present job: `empty` then gives all that are to be started
@@ -192,6 +208,7 @@ class SearchQueue:
                     self._batch.look()
                 self._batch.step(active, sampled=sampled)
         self._statistics.count_steps(steps, active=active, places=self._batch.places)
+        self._encode_ahead()  # the device has steps to do while the host queues this
         ended = self._ended()
         taken_s = (time.perf_counter() - began_s) / steps
         self._step_s = taken_s if self._step_s is None else (self._step_s + taken_s) / 2
@@ -230,6 +247,8 @@ class SearchQueue:
         with self._statistics.timing("fill_s"):
             for first in range(0, len(empty), self._encode_batch):
                 some = empty[first : first + self._encode_batch]
+                known = [self._active[place].encoded for place in some]
+                self._scheduler.side.wait_for(one.ready for one in known if one is not None)
                 jobs: list[Any] = [_with_encoding(self._active[place]) for place in some]
                 self._batch.fill(some, jobs, self._encoded_windows(jobs))
         with self._statistics.timing("prefill_s"):
@@ -244,16 +263,36 @@ class SearchQueue:
     def _encode(self, needed: Sequence[Running]) -> None:
         for first in range(0, len(needed), self._encode_batch):
             some = list(needed[first : first + self._encode_batch])
-            while len(some) < self._encode_batch and self._waiting:
-                some.append(self._waiting.popleft())
-                self._encoded.append(some[-1])
-            with self._statistics.timing("encode_s"):
+            some += self._take_to_encode(self._encode_batch - len(some))
+            self._encode_together(some)
+
+    def _encode_ahead(self) -> None:
+        # Half of what may lie encoded: the other half is used up meanwhile. A window that is ready
+        # late holds up all slots.
+        whole = self._scheduler.reproducible
+        size = self._encode_batch if whole else max(1, self._encode_batch // 2)
+        if not self._scheduler.side.is_apart or len(self._encoded) + size > self._encode_batch:
+            return
+        if len(self._waiting) >= size or (self._waiting and not self._encoded):
+            self._encode_together(self._take_to_encode(size))
+
+    def _take_to_encode(self, most: int) -> list[Running]:
+        some = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        self._encoded += some
+        return some
+
+    def _encode_together(self, some: Sequence[Running]) -> None:
+        side = self._scheduler.side
+        with self._statistics.timing("encode_s"):
+            with side.work():
                 encoded = self._encoded_windows([running.job for running in some])
-                for running, row in zip(some, encoded, strict=True):
-                    # A copy, so that the row does not keep its whole batch in memory.
-                    running.encoded = row.clone()
-            self._statistics.windows += len(some)
-            self._statistics.encoder_batches += 1
+                # Copies, so that a row does not keep its whole batch in memory.
+                rows = [row.clone() for row in encoded]
+            ready = side.mark()
+        for running, row in zip(some, rows, strict=True):
+            running.encoded = Encoding(row, ready)
+        self._statistics.windows += len(some)
+        self._statistics.encoder_batches += 1
 
     def _encoded_windows(self, jobs: Sequence[Job]) -> Tensor:
         size = self._encode_batch if self._scheduler.reproducible else None
@@ -316,7 +355,7 @@ class SearchQueue:
 def _with_encoding(running: Running) -> Job:
     if running.encoded is None or running.job.encoded is not None:
         return running.job
-    return replace(running.job, encoded=running.encoded)
+    return replace(running.job, encoded=running.encoded.states)
 
 
 def _is_sampled(job: Job) -> bool:
@@ -397,6 +436,8 @@ class SlotScheduler:
         if recorder is None and model.device.type == "cuda":
             recorder = CudaRecorder(model.device)
         self._recorder = recorder
+        self.side = SideStream(model.device)
+        """Where windows are encoded."""
         self._search = Search(num_beams=num_beams)
         # The CPU's kernels are chosen, and threads divided, so that rows are independent.
         self.reproducible = reproducible and model.device.type != "cpu"

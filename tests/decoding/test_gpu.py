@@ -6,18 +6,21 @@ What a real one would add, kernels, float16 and timing, is not looked at.
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from corpus_asr.decoding import batch as batch_module
 from corpus_asr.decoding import device
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.device import CudaRecorder
+from corpus_asr.decoding.device import CudaRecorder, SideStream
 from corpus_asr.decoding.protocols import (
     AlignJob,
     Job,
@@ -28,11 +31,17 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
 )
 from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.families.layers import blocks
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.decoding.test_kernels import interpreted as interpreted
 from tests.support.device import pretended_gpu
-from tests.support.device_tensors import Gpu
+from tests.support.device_streams import RaceError
+from tests.support.device_tensors import Gpu, run_as_one
 from tests.support.searches import END, GRAMMAR, PLAIN, small_whisper
 from tests.support.slots import assert_all_same, outcomes, run_jobs
+
+# NumPy, by which kernels are interpreted, warns of what a GPU is silent about.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 # Two seconds, so that a window of one is short.
 FRAMES = 200
@@ -160,6 +169,32 @@ def test_drafts_give_what_a_cpu_gives_without(
         assert_all_same(found, expected)
 
 
+def test_an_engine_with_kernels_gives_what_a_cpu_gives(
+    folder: Path, alone: Any, gpu: Gpu, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: Counter[str] = Counter()
+
+    def interpret(name: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            used[name] += 1
+            return run_as_one(getattr(interpreted, name), name, arguments, {})
+
+        return run
+
+    monkeypatch.setattr(blocks, "_ATTEND_ONE", interpret("attend_one"))
+    monkeypatch.setattr(batch_module, "CHOOSE_NEXT", interpret("choose_next"))
+    # Each program takes milliseconds: as few as can be.
+    monkeypatch.setattr(interpreted, "_AT_ONCE", 128)
+    monkeypatch.setattr(CudaRecorder, "warm_ups", 1)
+    tasks: list[list[Job]] = [
+        [replace(ask("sampled grammar", 5), max_new_tokens=4, num_frames=100)]
+    ]
+    found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=1, every=1)
+    assert_all_same(found, alone(tasks))
+    assert used["attend_one"] == 4 * used["choose_next"] > 0
+    assert gpu.replays > 0
+
+
 def test_reproducible_windows_are_computed_in_batches_that_others_do_not_change(
     folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +260,103 @@ def test_the_device_has_a_step_to_do_while_results_are_read(
     assert all(done[at - 2 : at] == ["request", "step"] for at in collected)
 
 
+def test_the_next_windows_are_encoded_while_slots_decode(
+    folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    model = load(folder, "cuda").slot_model()
+    for place, name in ((SlotBatch, "step"), (SlotBatch, "admit"), (model, "encode")):
+        method = getattr(place, name)
+
+        def noted(*args: Any, name: str = name, do: Any = method, **more: Any) -> Any:
+            apart = gpu.streams.current(0) is not gpu.streams.default(0)
+            done.append(f"{name} apart" if apart else name)
+            return do(*args, **more)
+
+        monkeypatch.setattr(place, name, noted)
+    tasks: list[list[Job]] = [[ask("greedy", number)] for number in range(14)]
+    found, _ = run(model, tasks, slots=3)
+    assert_all_same(found, alone(tasks))
+    first, *others = (at for at, name in enumerate(done) if name == "encode apart")
+    assert first == 0
+    assert len(others) >= 4
+    # Half a batch at a time, when steps are queued: admissions find their windows encoded.
+    assert [done[at - 1] for at in others] == ["step"] * len(others)
+    assert "encode" not in done
+
+
+FORGOTTEN: dict[str, Callable[..., Any]] = {
+    "wait_for": lambda self, marks: None,
+    "work": lambda self: torch.cuda.stream(self._stream),
+}
+
+
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_a_wait_that_is_forgotten_is_an_error(
+    folder: Path, gpu: Gpu, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SideStream, name, FORGOTTEN[name])
+    tasks: list[list[Job]] = [[ask("greedy", number)] for number in range(4)]
+    with pytest.raises(RaceError, match="reads what another wrote"):
+        run(load(folder, "cuda").slot_model(), tasks, slots=3)
+
+
+# What another stream does to a tensor, what makes it safe, and what is done to it then.
+RACES: dict[str, tuple[Callable[[Any], Any], str, Callable[[Any], Any], bool]] = {
+    "write, read": (lambda t: t.add_(1), "nothing", lambda t: t + 1, False),
+    "read, write": (lambda t: t + 1, "nothing", lambda t: t.add_(1), False),
+    "read, read": (lambda t: t + 1, "nothing", lambda t: t + 1, True),
+    "write, read a view": (lambda t: t.add_(1), "nothing", lambda t: t[1:] * 2, False),
+    "write, copy": (lambda t: t.add_(1), "nothing", lambda t: t.cpu(), False),
+    "write, event, read": (lambda t: t.add_(1), "event", lambda t: t + 1, True),
+    "event, write, read": (lambda t: t.add_(1), "early event", lambda t: t + 1, False),
+    "write, stream, write": (lambda t: t.add_(1), "stream", lambda t: t.add_(1), True),
+    "write, host, read": (lambda t: t.add_(1), "host", lambda t: t + 1, True),
+}
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_stream_may_use_what_another_is_known_to_be_done_with(gpu: Gpu, name: str) -> None:
+    first, wait, then, safe = RACES[name]
+    tensor = torch.zeros(3, device="cuda")
+    side, event, early = torch.cuda.Stream(), torch.cuda.Event(), torch.cuda.Event()
+    side.wait_stream(torch.cuda.current_stream())
+    early.record(side)
+    with torch.cuda.stream(side):
+        kept = first(tensor)
+    event.record(side)
+    main = torch.cuda.current_stream()
+    {
+        "nothing": lambda: None,
+        "event": lambda: main.wait_event(event),
+        "early event": lambda: main.wait_event(early),
+        "stream": lambda: main.wait_stream(side),
+        "host": event.synchronize,
+    }[wait]()
+    with nullcontext() if safe else pytest.raises(RaceError):
+        then(tensor)
+    assert len(gpu.streams.races) == (not safe)
+    del kept
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_memory_is_given_away_only_once_all_streams_are_done_with_it(gpu: Gpu, safe: bool) -> None:
+    side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+    with torch.cuda.stream(side):
+        made = torch.zeros(3, device="cuda")
+    main.wait_stream(side)
+    read = made + 1
+    del made
+    if safe:
+        side.wait_stream(main)
+    with (
+        torch.cuda.stream(side),
+        nullcontext() if safe else pytest.raises(RaceError, match="given memory that another"),
+    ):
+        torch.zeros(3, device="cuda")
+    del read
+
+
 # Most waits of one call of each of a batch's methods, by what it does.
 WAITS = {
     "encode": 0, "fill": 0, "admit": 0, "step": 0, "look": 0, "ended": 1, "move": 0, "align": 0,
@@ -280,7 +412,7 @@ def _counting(calls: Counter[str], name: str, method: Any) -> Any:
 LAUNCHES = {
     "step": 101,
     "watched step": 122,
-    "sampled step": 155,
+    "sampled step": 153,
     "penalised step": 138,
     "admit neighbors": 112,
     "admit scattered": 116,
@@ -288,7 +420,7 @@ LAUNCHES = {
     "time tokens": 356,
     "move": 25,
     "fill": 6,
-    "encode": 37,
+    "encode": 28,
     "step of beams": 255,
 }
 

@@ -3,22 +3,90 @@
 import importlib
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from corpus_asr.decoding import alignment, kernels
+from corpus_asr.decoding import alignment, kernels, options
+from corpus_asr.families.layers import blocks
+
+# NumPy, by which the interpreter computes, warns of what a GPU is silent about.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@contextmanager
+def remade(*modules: ModuleType, **environment: str) -> Iterator[None]:
+    """Functions of Triton's are made for the interpreter, or for a compiler, when defined."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(torch.version, "cuda", "13.0")
+        for module in modules:
+            importlib.reload(module)
+        yield
+    for module in modules:
+        importlib.reload(module)
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    pytest.importorskip("triton")
-    with monkeypatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        yield importlib.reload(kernels)
-    importlib.reload(kernels)
+def interpreted() -> Iterator[ModuleType]:
+    triton = pytest.importorskip("triton")
+    library = triton.language.standard, triton.language
+    with remade(*library, kernels, TRITON_INTERPRET="1"):
+        yield kernels
+
+
+HALF, FLOAT, LONG, FLAG, BYTE = "*fp16", "*fp32", "*i64", "*i1", "*u8"
+SUMS = {"attended": FLOAT, "sums": FLOAT}
+CACHED = {"queries": HALF, "keys": HALF, "values": HALF, **SUMS}
+SIZES = {"PART": 512, "AT_ONCE": 32, "WIDTH": 64}
+ROWS = {
+    "logits": FLOAT, "bias": FLOAT, "grammar": FLAG, "last_is_timestamp": FLAG,
+    "before_is_timestamp": FLAG, "last_timestamp": LONG, "temperatures": FLOAT, "seeds": LONG,
+    "lengths": LONG, "tokens": LONG, "logprobs": FLOAT,
+}  # fmt: skip
+# By kernel: types of what is no whole number, and constants.
+COMPILED: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
+    "diagonals": ("_diagonals", {"costs": FLOAT, "sums": FLOAT}, {"BLOCK": 256}),
+    "attend": (
+        "_attend_part",
+        CACHED,
+        SIZES | {"MASKED": False, "FLOAT8": False, "unseen": None, "scales": None},
+    ),
+    "attend, masked, in 8 bits": (
+        "_attend_part",
+        CACHED | {"keys": BYTE, "values": BYTE, "unseen": FLAG, "scales": FLOAT},
+        SIZES | {"MASKED": True, "FLOAT8": True},
+    ),
+    "parts": ("_attend_whole", SUMS | {"result": HALF}, {"PARTS": 4, "WIDTH": 64}),
+    "choose": ("_choose", ROWS, {"SAMPLED": True, "BLOCK": 1024}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_kernels_compile_for_a_gpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel_name, types, constants = COMPILED[name]
+    with remade(kernels):
+        kernel = getattr(kernels, kernel_name)
+        signature = {one: types.get(one, "i32") for one in kernel.arg_names}
+        source = triton.compiler.ASTSource(
+            fn=kernel,
+            signature=signature | dict.fromkeys(constants, "constexpr"),
+            constexprs={(kernel.arg_names.index(one),): v for one, v in constants.items()},
+        )
+        made = triton.compile(source, target=target)
+    assert len(made.asm["cubin"]) > 1000
+    # What is rounded less than float32 does, near 1, would choose other tokens.
+    assert "lg2.approx" not in made.asm["ptx"]
 
 
 @pytest.mark.parametrize(("tokens", "positions"), [(1, 1), (1, 7), (6, 1), (5, 12)])
@@ -30,29 +98,98 @@ def test_sums_along_diagonals_are_those_of_torch(
     # Few values, so that ways cost the same.
     costs = torch.randint(-2, 3, shape, generator=generator) / 2
     costs[torch.rand(shape, generator=generator) < 0.1] = torch.inf
-    sums = torch.full(shape, torch.inf)
-    sums[0, :, 0] = 0.0
-    expected, found = sums.clone(), sums.clone()
-    alignment._sum_diagonals(costs, expected)
-    interpreted.sum_diagonals(costs, found)
-    assert torch.equal(found, expected)
+    assert torch.equal(interpreted.sum_diagonals(costs), alignment._sum_diagonals(costs))
 
 
-def right(given: torch.Tensor, filled: torch.Tensor) -> None:
-    filled.copy_(given)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_query_attends_as_the_plain_products_do(
+    interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, masked: bool
+) -> None:
+    # Three parts of two blocks each, of which the last is not full.
+    monkeypatch.setattr(interpreted, "_PART", 16)
+    monkeypatch.setattr(interpreted, "_AT_ONCE", 8)
+    generator = torch.Generator().manual_seed(1)
+    # The first 45 of 50 positions of a cache, as a reach leaves them; heads of an odd width.
+    query, *cache = (
+        torch.randn(2, 2, count, 12, generator=generator).to(dtype) for count in (1, 50, 50)
+    )
+    key, value = (held[:, :, :45] for held in cache)
+    unseen = None
+    if masked:
+        # A whole block, and a part, of the first row; all but one position of the second.
+        unseen = torch.zeros(2, 1, 1, 45, dtype=torch.bool)
+        unseen[0, ..., 8:33] = unseen[1] = True
+        unseen[1, ..., 44] = False
+        key.masked_fill_(unseen.transpose(2, 3), torch.nan)
+    given = query, key, value, unseen
+    found = interpreted.attend_one(*given)
+    assert found.dtype == dtype
+    assert blocks._is_same_attention(found, found, given)
+    for row in range(2):
+        wrong = found.clone()
+        wrong[row, 1, 0, 3] += 0.05
+        assert not blocks._is_same_attention(wrong, found, given)
+    query[1, 1, 0, 3] = torch.nan
+    spoilt = interpreted.attend_one(*given).isnan()
+    assert spoilt[1, 1].all()
+    assert spoilt.sum() == 12
 
 
-def wrong(given: torch.Tensor, filled: torch.Tensor) -> None:
-    filled.copy_(given + 1)
+VOCAB, BEGIN, END = 60, 40, 30
 
 
-def broken(given: torch.Tensor, filled: torch.Tensor) -> None:
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("begin", [BEGIN, VOCAB])
+def test_the_next_tokens_are_those_that_rules_and_noise_choose(
+    interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch, sampled: bool, begin: int
+) -> None:
+    monkeypatch.setattr(interpreted, "_VOCAB_AT_ONCE", 16)
+    generator = torch.Generator().manual_seed(2)
+    # Every state of the grammar twice, once with timestamps that are likelier than any text.
+    states = torch.tensor([[g, a, b] for g in (0, 1) for a in (0, 1) for b in (0, 1)] * 2).bool()
+    rows = len(states)
+    logits = 4 * torch.randn(rows, VOCAB, generator=generator)
+    logits[rows // 2 :, BEGIN:] += 6
+    logits[0, :4] = logits[0].max() + 1  # of equal ones the first
+    bias = torch.zeros(rows, VOCAB)
+    bias[:, [3, 7, 41]] = -torch.inf
+    bias[1, :30] = -torch.inf
+    last = torch.randint(-1, VOCAB - BEGIN, (rows,), generator=generator)
+    temperatures = torch.tensor([0.0, 0.4, 1.0, 2.0]).repeat(rows // 4)
+    seeds = torch.randint(-(1 << 62), 1 << 62, (rows,), generator=generator)
+    lengths = 1 + torch.arange(rows)
+    said = states.t().contiguous() if begin == BEGIN else torch.zeros(3, rows, dtype=torch.bool)
+    given = (bias, *said, last, temperatures, seeds, lengths, begin, END, sampled)
+    expected = options.choose_next(logits.clone(), *given)
+    found = interpreted.choose_next(logits, *given)
+    assert options._is_same_choice(found, expected, ())
+    assert not options._is_same_choice((found[0], found[1] + 0.01), expected, ())
+    assert not options._is_same_choice((found[0] + 1, found[1]), expected, ())
+    assert len(set(found[0].tolist())) > 5
+    logits[2] = torch.nan
+    tokens, logprobs = interpreted.choose_next(logits, *given)
+    expected = options.choose_next(logits, *given)
+    assert options._is_same_choice((tokens, logprobs), expected, ())
+    assert logprobs.isnan().tolist() == [row == 2 for row in range(rows)]
+    assert 0 <= int(tokens[2]) < VOCAB
+
+
+def right(given: torch.Tensor) -> torch.Tensor:
+    return given + 1
+
+
+def wrong(given: torch.Tensor) -> torch.Tensor:
+    return given + 2
+
+
+def broken(given: torch.Tensor) -> torch.Tensor:
     raise RuntimeError("no compiler")
 
 
 @pytest.mark.parametrize(
     ("kernel", "calls", "message"),
-    [(right, 3, None), (wrong, 1, "its result differs"), (broken, 1, "no compiler")],
+    [(right, 4, None), (wrong, 2, "its result differs"), (broken, 2, "no compiler")],
 )
 def test_a_kernel_is_used_if_it_gives_what_its_equal_gives(
     kernel: Any, calls: int, message: str | None,
@@ -61,15 +198,33 @@ def test_a_kernel_is_used_if_it_gives_what_its_equal_gives(
     monkeypatch.setattr(kernels, "_HAS_TRITON", True)
     called: list[int] = []
 
-    def counted(*arguments: torch.Tensor) -> None:
+    def counted(given: torch.Tensor) -> torch.Tensor:
         called.append(1)
-        kernel(*arguments)
+        return torch.Tensor(kernel(given))
 
     checked = kernels.Checked(counted, right)
     with caplog.at_level(logging.WARNING):
-        for value in (1.0, 2.0):
-            filled = torch.zeros(2)
-            checked(torch.full((2,), value), filled)
-            assert filled.tolist() == [value] * 2
+        # Another type is looked at again.
+        for dtype in (torch.float32, torch.float16):
+            for value in (1.0, 2.0):
+                assert checked(torch.tensor([value], dtype=dtype)).tolist() == [value + 1]
     assert len(called) == calls
     assert message in caplog.text if message else not caplog.messages
+
+
+def test_a_kernel_that_lacks_memory_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_HAS_TRITON", True)
+    lacking = [True]
+
+    def kernel(given: torch.Tensor) -> torch.Tensor:
+        if lacking.pop():
+            raise torch.OutOfMemoryError("no memory")
+        return given + 1
+
+    checked = kernels.Checked(kernel, right)
+    with pytest.raises(torch.OutOfMemoryError):
+        checked(torch.zeros(1))
+    lacking += [False, False]
+    for _ in range(2):
+        assert checked(torch.zeros(1)).tolist() == [1.0]
+    assert lacking == []

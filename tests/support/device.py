@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from tests.support.device_streams import Clock, Stream
 from tests.support.device_tensors import (
     DeviceTensor,
     Gpu,
@@ -32,11 +33,13 @@ from tests.support.device_tensors import (
 class Tape:
     """Operations at fixed addresses; undone once recorded, as capturing has no effect."""
 
-    def __init__(self, *, shared: bool) -> None:
-        self._shared = shared
+    def __init__(self, *, shared: bool, index: int) -> None:
+        self._shared, self._index = shared, index
         self._steps: list[tuple[Any, Any, dict[str, Any], list[Tensor]]] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._made: dict[int, Tensor] = {}
+        self._given: set[int] = set()
+        self._changed: set[int] = set()
 
     def save(self, tensor: Tensor) -> None:
         """Keep what a tensor that is about to be written holds."""
@@ -64,6 +67,8 @@ class Tape:
 
     def add(self, func: Any, args: Any, kwargs: dict[str, Any], made: list[Tensor]) -> None:
         """Record a call and the tensors that it made."""
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._given |= {tensor.untyped_storage().data_ptr() for tensor in given}
         for tensor in made:
             self._made[tensor.untyped_storage().data_ptr()] = tensor
         self._steps.append((func, args, kwargs, made))
@@ -72,11 +77,19 @@ class Tape:
         """Take back what recording did."""
         for whole, before in self._before.values():
             whole.copy_(before)
+        self._changed = {*self._before, *self._made}
         self._before.clear()
         self._overwrite()
 
     def play(self) -> None:
         """Do it all again, into the same tensors."""
+        gpu = gpu_now()
+        with gpu.lock:
+            read, written = (
+                [gpu.memory.held[address] for address in some if address in gpu.memory.held]
+                for some in (self._given, self._changed)
+            )
+            gpu.streams.use(self._index, read, written)
         with torch.inference_mode():
             for func, args, kwargs, made in self._steps:
                 result = func(*args, **kwargs)
@@ -105,9 +118,12 @@ class _Graph:
 class _Capture:
     """Stands for `torch.cuda.graph`."""
 
-    def __init__(self, graph: _Graph, pool: Any = None, **_: Any) -> None:
+    def __init__(
+        self, graph: _Graph, pool: Any = None, stream: Stream | None = None, **_: Any
+    ) -> None:
         self._graph = graph
-        self._tape = Tape(shared=pool is not None)
+        index = 0 if stream is None else stream.device.index
+        self._tape = Tape(shared=pool is not None, index=index)
 
     def __enter__(self) -> None:
         gpu = gpu_now()
@@ -132,33 +148,40 @@ class _Capture:
             gpu.captures += 1
 
 
-class _Stream:
-    def __init__(self, device: Any = None, **_: Any) -> None:
-        self.device = torch.device("cuda", 0) if device is None else torch.device(device)
-
-    def wait_stream(self, other: "_Stream") -> None: ...
-
-    def wait_event(self, event: "_Event") -> None: ...
-
-    def synchronize(self) -> None:
-        gpu_now().wait("synchronize", "Stream.synchronize")
-
-
 class _Event:
     def __init__(self, **_: Any) -> None:
         self._at = 0.0
+        self.clock: Clock = {}
 
-    def record(self, stream: Any = None) -> None:
+    def record(self, stream: Stream | None = None) -> None:
         self._at = time.perf_counter()
+        self.clock = (stream or gpu_now().streams.current(0)).clock()
+
+    def wait(self, stream: Stream | None = None) -> None:
+        (stream or gpu_now().streams.current(0)).wait_event(self)
 
     def synchronize(self) -> None:
-        gpu_now().wait("event", "Event.synchronize")
+        gpu_now().wait("event", "Event.synchronize", self.clock)
 
     def query(self) -> bool:
         return True
 
     def elapsed_time(self, other: "_Event") -> float:
         return (other._at - self._at) * 1000
+
+
+def _index(device: Any) -> int:
+    return 0 if device is None else torch.device(device).index or 0
+
+
+@contextmanager
+def _on_stream(stream: Stream) -> Iterator[None]:
+    streams, index = gpu_now().streams, stream.device.index or 0
+    before = streams.choose(index, stream)
+    try:
+        yield
+    finally:
+        streams.choose(index, before)
 
 
 def _empty_cache() -> None:
@@ -212,12 +235,12 @@ def pretended_gpu(
         "max_memory_reserved": lambda device=None: gpu.memory.peak,
         "empty_cache": _empty_cache,
         "synchronize": lambda device=None: gpu.wait("synchronize", "torch.cuda.synchronize"),
-        "current_stream": lambda device=None: _Stream(device),
-        "stream": lambda stream: nullcontext(),
+        "current_stream": lambda device=None: gpu.streams.current(_index(device)),
+        "stream": _on_stream,
         "device": lambda device: nullcontext(),
         "graph_pool_handle": lambda: (0, 1),
         "set_sync_debug_mode": _sync_debug_mode,
-        "Stream": _Stream, "Event": _Event, "CUDAGraph": _Graph, "graph": _Capture,
+        "Stream": gpu.streams.new, "Event": _Event, "CUDAGraph": _Graph, "graph": _Capture,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, as_gpu(gpu):
         for name, stand_in in stand_ins.items():

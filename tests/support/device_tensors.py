@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.support.device_streams import Clock, Stored, Streams
 
 CPU = torch.device("cpu")
 # Functions of `corpus_asr.decoding` by the name of the budget that their waits count in.
@@ -39,6 +41,7 @@ _CASTS = {
     "float": torch.float32, "long": torch.int64, "int": torch.int32, "double": torch.float64,
     "bool": torch.bool, "half": torch.float16, "bfloat16": torch.bfloat16,
 }  # fmt: skip
+_SET_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]
 _READS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "__contains__")
 # How many there are depends on the values.
 _BY_VALUES = ("nonzero", "masked_select", "_unique", "unique", "repeat_interleave.Tensor")
@@ -72,16 +75,16 @@ class Memory:
     failures: int = 0
     message: str = "CUDA out of memory (pretended)"
     error: type[RuntimeError] = torch.OutOfMemoryError
-    held: dict[int, list[int]] = field(default_factory=dict)
-    """Users and bytes by address."""
+    held: dict[int, Stored] = field(default_factory=dict)
+    """By address."""
 
     @property
     def free(self) -> int:
         """Bytes that can still be had."""
         return self.capacity - self.live
 
-    def take(self, inner: Tensor) -> int | None:
-        """Count a user of the tensor's storage; None for an empty one."""
+    def take(self, inner: Tensor) -> tuple[int, Stored] | None:
+        """Count a user of the tensor's storage, perhaps a new one; None for an empty one."""
         storage = inner.untyped_storage()
         address, size = storage.data_ptr(), storage.nbytes()
         if size == 0:
@@ -91,18 +94,22 @@ class Memory:
             if self.allocations == self.fails_at or self.live + size > self.capacity:
                 self.failures += 1
                 raise self.error(self.message)
-            self.held[address] = [0, size]
+            self.held[address] = Stored(size)
             self.live += size
             self.peak = max(self.peak, self.live)
-        self.held[address][0] += 1
-        return address
+        self.held[address].users += 1
+        return address, self.held[address]
 
-    def give(self, address: int) -> None:
-        """Count a user less."""
-        if address in self.held:
-            self.held[address][0] -= 1
-            if self.held[address][0] == 0:
-                self.live -= self.held.pop(address)[1]
+    def give(self, address: int) -> Stored | None:
+        """Count a user less; gives what nobody uses any more."""
+        stored = self.held.get(address)
+        if stored is None:
+            return None
+        stored.users -= 1
+        if stored.users:
+            return None
+        self.live -= stored.size
+        return self.held.pop(address)
 
 
 class Recording(Protocol):
@@ -139,7 +146,8 @@ class Gpu:
         self.lock = threading.RLock()
         self.capturing: set[int] = set()
         self.mine = threading.local()
-        self.in_flight: deque[tuple[Tensor, Tensor]] = deque()
+        self.streams = Streams()
+        self.in_flight: deque[tuple[Tensor, Tensor, Clock]] = deque()
         self._pinned: dict[int, Tensor] = {}
         self._launches: Counter[str] | None = None
 
@@ -162,8 +170,8 @@ class Gpu:
         if self._launches is not None:
             self._launches[name] += 1
 
-    def wait(self, kind: str, operation: str) -> None:
-        """Note that the host waits; deliver copies that were on their way."""
+    def wait(self, kind: str, operation: str, clock: Clock | None = None) -> None:
+        """Note that the host waits, for all unless a clock says for what; deliver copies."""
         place, trace = _here()
         with self.lock:
             self.waits.append(Wait(kind, operation, place, trace))
@@ -171,14 +179,30 @@ class Gpu:
             raise RuntimeError(f"operation not permitted when stream is capturing: {operation}")
         if self.forbids_waits:
             raise RuntimeError(f"called a synchronizing CUDA operation: {kind} {operation}")
-        self.deliver()
-
-    def deliver(self) -> None:
-        """Let copies to the host arrive."""
         with self.lock:
-            while self.in_flight:
-                target, values = self.in_flight.popleft()
+            self.streams.wait_on_host(clock)
+            while self.in_flight and self.streams.is_done(self.in_flight[0][2]):
+                target, values, _ = self.in_flight.popleft()
                 target.copy_(values)
+
+    def used(
+        self, read: Iterable[Any], written: Iterable[Any] = (), *, index: int | None = None
+    ) -> None:
+        """Queue an operation on the current stream that reads and writes tensors."""
+        if self.tape is not None:
+            return
+        read, written = list(read), list(written)
+        if index is None:
+            index = next(one.device.index for one in (*read, *written))
+        with self.lock:
+            self.streams.use(index, _stored(read), _stored(written))
+
+    def gave(self, address: int) -> None:
+        """Count a user of some memory less."""
+        with self.lock:
+            stored = self.memory.give(address)
+            if stored is not None:
+                self.streams.free(stored)
 
     @property
     def tape(self) -> "Recording | None":
@@ -202,6 +226,10 @@ class Gpu:
     def is_pinned(self, tensor: Tensor) -> bool:
         """Whether a tensor of the host is pinned."""
         return tensor.untyped_storage().data_ptr() in self._pinned
+
+
+def _stored(tensors: Sequence[Any]) -> list[Stored]:
+    return [one.stored for one in tensors if one.stored is not None]
 
 
 _now: list[Gpu] = []
@@ -243,6 +271,8 @@ class DeviceTensor(Tensor):
     """Says that it is on a GPU, and holds a tensor of the CPU."""
 
     on_host: Tensor
+    stored: Stored | None
+    let_go: Callable[[], Any] = staticmethod(lambda: None)
     __torch_function__: Any = torch._C._disabled_torch_function_impl
 
     def __new__(cls, inner: Tensor, index: int = 0) -> "DeviceTensor":
@@ -250,14 +280,22 @@ class DeviceTensor(Tensor):
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
             dtype=inner.dtype, device=torch.device("cuda", index), requires_grad=False,
         )  # fmt: skip
-        made.on_host = inner
-        memory = gpu_now().memory
-        with gpu_now().lock:
-            address = memory.take(inner)
-        if address is not None:
-            weakref.finalize(made, memory.give, address)
+        made.hold(inner)
         found: DeviceTensor = made
         return found
+
+    def hold(self, inner: Tensor) -> None:
+        """Use the memory of `inner`, and that alone."""
+        gpu = gpu_now()
+        with gpu.lock:
+            taken = gpu.memory.take(inner)
+            self.let_go()
+            self.on_host, self.stored = inner, None
+            if taken is not None:
+                address, self.stored = taken
+                self.let_go = weakref.finalize(self, gpu.gave, address)
+                if self.stored.users == 1 and gpu.tape is None:
+                    gpu.streams.allocate(self.device.index, self.stored)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"DeviceTensor({tuple(self.shape)}, {self.dtype}, {self.device})"
@@ -287,15 +325,16 @@ class DeviceTensor(Tensor):
         if tape is not None:
             tape.before(func, inner_args, inner_kwargs)
         result = func(*inner_args, **inner_kwargs)
+        index = ours[0].device.index if ours else 0
+        changed = _changed(func, args, kwargs)
         if not _is_view(func):
             gpu_now().launched(name)
+            gpu_now().used(ours, changed, index=index)
         if tape is not None:
             tape.after(func, inner_args, inner_kwargs, result)
-        changed = _changed(func, args, kwargs)
-        if changed is not None and isinstance(result, Tensor):
-            return changed
+        if changed and isinstance(result, Tensor):
+            return changed[0]
         known = {id(tensor.on_host): tensor for tensor in ours}
-        index = ours[0].device.index if ours else 0
         return tree_map(lambda x: known[id(x)] if id(x) in known else _wrapped(x, index), result)
 
 
@@ -318,12 +357,12 @@ def written_by(func: Any) -> list[Any]:
     return [(n, a) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
-def _changed(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-    for number, argument in written_by(func):
-        value = args[number] if number < len(args) else kwargs.get(argument.name)
-        if isinstance(value, DeviceTensor):
-            return value
-    return None
+def _changed(func: Any, args: Any, kwargs: dict[str, Any]) -> list[DeviceTensor]:
+    values = [
+        args[number] if number < len(args) else kwargs.get(argument.name)
+        for number, argument in written_by(func)
+    ]
+    return [value for value in values if isinstance(value, DeviceTensor)]
 
 
 def _check_one_device(name: str, ours: list[DeviceTensor], leaves: list[Tensor]) -> None:
@@ -355,15 +394,18 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if isinstance(target, DeviceTensor):
         if not (non_blocking and gpu.is_pinned(source)):
             gpu.wait("upload", f"copy_ {tuple(source.shape)}")
+        gpu.used((), [target])
         target.on_host.copy_(source)
         return target
     values = _inner(source)
+    gpu.used([source])
     if not (non_blocking and gpu.is_pinned(target)):
         gpu.wait("read", f"copy_ {tuple(source.shape)}")
         return target.copy_(values)
     # Nonsense until somebody waits: what is read too early must show.
     with gpu.lock:
-        gpu.in_flight.append((target, values.clone()))
+        clock = gpu.streams.current(source.device.index).clock()
+        gpu.in_flight.append((target, values.clone(), clock))
         spoil(target)
     return target
 
@@ -376,6 +418,7 @@ def spoil(tensor: Tensor) -> None:
 
 
 def _to_host(tensor: DeviceTensor, dtype: torch.dtype | None = None) -> Tensor:
+    gpu_now().used([tensor])
     gpu_now().wait("read", f"cpu {tuple(tensor.shape)}")
     copied = tensor.on_host.clone()
     return copied if dtype is None else copied.to(dtype)
@@ -392,7 +435,7 @@ class Host(TorchFunctionMode):
         if func in _FACTORIES and not any(isinstance(a, DeviceTensor) for a in args):
             return _make(func, args, kwargs)
         if name == "scaled_dot_product_attention" and isinstance(args[0], DeviceTensor):
-            return _recorded(func, "sdpa", args, kwargs)
+            return run_as_one(func, "sdpa", args, kwargs)
         if args and isinstance(args[0], Tensor):
             handler = _HANDLERS.get(name)
             ours = any(isinstance(leaf, DeviceTensor) for leaf in tree_leaves((args, kwargs)))
@@ -412,20 +455,26 @@ def _make(func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     index = device if isinstance(device, int) else torch.device(str(device)).index or 0
     if func in (torch.tensor, torch.as_tensor):
         gpu_now().wait("upload", f"torch.{_FACTORIES[func]}(device=cuda)")
-    return _recorded(func, _FACTORIES[func], args, kwargs | {"device": CPU}, index=index)
+    return run_as_one(func, _FACTORIES[func], args, kwargs | {"device": CPU}, index=index)
 
 
-def _recorded(
-    func: Callable[..., Tensor], name: str, args: Any, kwargs: dict[str, Any], *, index: int = 0
-) -> Tensor:
-    # Called as a whole: its parts would be told one by one otherwise.
+def run_as_one(
+    func: Callable[..., Any], name: str, args: Any, kwargs: dict[str, Any], *, index: int = 0
+) -> Any:
+    """Run a function as one operation: its parts would be told one by one otherwise."""
     inner_args, inner_kwargs = tree_map(_inner, args), tree_map(_inner, kwargs)
     result = func(*inner_args, **inner_kwargs)
     gpu = gpu_now()
     gpu.launched(name)
+    gpu.used(_ours(args, kwargs), index=index)
     if gpu.tape is not None:
-        gpu.tape.add(func, inner_args, inner_kwargs, [result])
-    return DeviceTensor(result, index)
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        gpu.tape.add(func, inner_args, inner_kwargs, made)
+    return tree_map(lambda one: DeviceTensor(one, index), result)
+
+
+def _ours(*values: Any) -> list[DeviceTensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, DeviceTensor)]
 
 
 def _get(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -434,7 +483,7 @@ def _get(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError("a tensor of the CPU is indexed by one of the device")
     if not _by_tensors(key, "getitem"):
         return DeviceTensor(tensor.on_host[tree_map(_inner, key)], tensor.device.index)
-    return _recorded(lambda a, k: a[k], "index", (tensor, key), {}, index=tensor.device.index)
+    return run_as_one(lambda a, k: a[k], "index", (tensor, key), {}, index=tensor.device.index)
 
 
 def _set(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -449,6 +498,7 @@ def _set(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         gpu_now().wait("upload", "setitem of a tensor of the host")
     gpu = gpu_now()
     gpu.launched("index_put" if by_tensors else "copy_")
+    gpu.used(_ours(key, value), [tensor])
     call: Any = Tensor.__setitem__
     if gpu.tape is not None:
         gpu.tape.save(tensor.on_host)
@@ -501,6 +551,7 @@ def _read(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
     if name == "cpu":
         return _to_host(args[0])
+    gpu_now().used(args[:1])
     gpu_now().wait("read", name)
     return getattr(args[0].on_host, name)(*args[1:])
 
@@ -512,6 +563,13 @@ def _pin(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     if isinstance(tensor, DeviceTensor):
         raise RuntimeError("cannot pin a tensor of the device")
     return gpu_now().pin(tensor.clone())
+
+
+def _place(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    tensor = args[0]
+    if name == "__set__":
+        return tensor.hold(args[1].on_host) if func == _SET_DATA else NotImplemented
+    return getattr(tensor.on_host, name)()
 
 
 def _as_one(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -545,5 +603,6 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     "__getitem__": _get, "__setitem__": _set, "to": _move, "cuda": _move, "numpy": _read,
     "cpu": _read, "pin_memory": _pin, "is_pinned": _pin,
     **dict.fromkeys(_READS, _read),
+    **dict.fromkeys(("untyped_storage", "storage_offset", "__set__"), _place),
     **dict.fromkeys(("__invert__", "detach", "contiguous", "copy_", *_CASTS), _as_one),
 }  # fmt: skip

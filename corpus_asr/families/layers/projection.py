@@ -166,7 +166,7 @@ class Projection:
             weight = _stacked([m.weight for m in linears], factors)
             if input_factors is not None:
                 weight = weight.float() * input_factors
-            self._bias = _stacked_bias(linears, factors)
+            self._bias = stacked_bias(linears, factors)
             self._int8 = Int8Weights(weight, self._bias) if int8 else None
             self._packed = not int8 and _can_pack(weight)
             if self._packed:
@@ -247,7 +247,8 @@ def _stacked(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     return torch.cat(scaled) if len(scaled) > 1 else scaled[0].detach()
 
 
-def _stacked_bias(linears: Sequence[nn.Linear], factors: Sequence[float]) -> Tensor | None:
+def stacked_bias(linears: Sequence[nn.Linear], factors: Sequence[float]) -> Tensor | None:
+    """Return the biases of maps of one input, each times its factor; None if none has one."""
     biases: list[Tensor | None] = [linear.bias for linear in linears]
     if all(bias is None for bias in biases):
         return None

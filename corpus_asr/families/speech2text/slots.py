@@ -12,6 +12,7 @@ from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.device import to_device
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
+from corpus_asr.families.layers.fused import fused_encoder
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
@@ -99,7 +100,8 @@ _ALIKE = 0.8
 class Speech2TextSlotModel(DecoderSlots):
     """A `Speech2TextSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
 
-    Windows are of `window_frames`, at first `max_source_positions`.
+    On GPUs it shares the encoder of `model`, with fused queries, keys and values. Windows are of
+    `window_frames`, at first `max_source_positions`.
     """
 
     frame_step = 1
@@ -118,10 +120,9 @@ class Speech2TextSlotModel(DecoderSlots):
         self._token_positions = decoder.embed_positions.rows(
             decoder.max_target_positions, like=decoder.embed_tokens.weight
         )
-        self._encoder: Speech2TextEncoder = encoder
-        self._packed = (
-            PackedSpeech2TextEncoder(encoder, int8=int8) if self.device.type == "cpu" else None
-        )
+        on_cpu = self.device.type == "cpu"
+        self._encoder: Speech2TextEncoder = encoder if on_cpu else fused_encoder(encoder)
+        self._packed = PackedSpeech2TextEncoder(encoder, int8=int8) if on_cpu else None
         self._weight_bytes = sum(weight.nbytes for weight in model.model.parameters())
 
     def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from corpus_asr.array_types import Float, Int
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
+from corpus_asr.families.layers.fused import fused_encoder
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
@@ -116,8 +117,8 @@ class WhisperDecoderSlots(DecoderSlots):
 class WhisperSlotModel(WhisperDecoderSlots):
     """A `WhisperSeq2SeqLM` as a `SlotModel`.
 
-    Shares the encoder of `model` too; but on CPUs, in bfloat16 and with `int8`, it is a packed
-    copy.
+    Shares the encoder of `model` too, on GPUs with fused queries, keys and values; but on CPUs, in
+    bfloat16 and with `int8`, it is a packed copy.
     """
 
     has_encoder = True
@@ -125,8 +126,13 @@ class WhisperSlotModel(WhisperDecoderSlots):
     def __init__(self, model: "WhisperSeq2SeqLM", *, int8: bool = False) -> None:
         super().__init__(model.model.decoder, model.proj_out, int8=int8)
         encoder = model.model.encoder
-        low = self.device.type == "cpu" and (int8 or self.dtype == torch.bfloat16)
-        self._encoder = PackedWhisperEncoder(encoder, int8=int8) if low else encoder
+        self._encoder: WhisperEncoder | PackedWhisperEncoder
+        if self.device.type != "cpu":
+            self._encoder = fused_encoder(encoder)
+        elif int8 or self.dtype == torch.bfloat16:
+            self._encoder = PackedWhisperEncoder(encoder, int8=int8)
+        else:
+            self._encoder = encoder
         self._weight_bytes += sum(weight.nbytes for weight in encoder.parameters())
 
     @torch.inference_mode()

@@ -59,7 +59,10 @@ def _slots_of(network: Any) -> _Slots:
     if known is None or known.state != state:
         if network.device.type == "cpu":
             set_threads()
-        known = _slots[network] = _Slots(state, _in_best_dtype(network).slot_model())
+        model = _in_best_dtype(network).slot_model()
+        # Elsewhere some weights have been put together, at another address.
+        state = state if network.device.type == "cpu" else _state(network)
+        known = _slots[network] = _Slots(state, model)
     return known
 
 
