@@ -190,8 +190,13 @@ BOMBS: dict[str, tuple[str, Change]] = {
         f"{what.__name__} {name}": (family, what(name))
         for what in (deep, large)
         for family, names in {
-            "whisper": ("config.json", "tokenizer.json", "generation_config.json",
-                        "tokenizer_config.json", "preprocessor_config.json"),
+            "whisper": (
+                "config.json",
+                "tokenizer.json",
+                "generation_config.json",
+                "tokenizer_config.json",
+                "preprocessor_config.json",
+            ),
             "speech2text": ("vocab.json", SPM),
         }.items()
         for name in names
