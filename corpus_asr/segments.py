@@ -31,6 +31,8 @@ class Word:
     end_s: float
     probability: float
     """Mean probability of its tokens among text tokens, in 0-1."""
+    speaker: str | None = None
+    """Who says it; None where speakers were not asked for, or no turn is near."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,22 @@ class Segment:
     """Mean log-probability of the segment's own text tokens; None where it was not kept."""
     corrected: bool = False
     """Whether a person corrected or checked the text."""
+    speaker: str | None = None
+    """Who says it; None where speakers were not asked for, or no turn is near."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakerTurn:
+    """A span in which one person speaks."""
+
+    start_s: float
+    end_s: float
+    speaker: str
+    """`S1`, `S2` ... in order of appearance in the recording, or a name that people gave."""
+    confidence: float
+    """Estimated probability that it is this one of the recording's speakers, in 0-1."""
+    channel: int | None = None
+    """Number of the channel transcribed separately; None where channels are mixed."""
 
 
 Label = tuple[str, float]

@@ -45,6 +45,7 @@ PACKAGED = tuple(sorted(path.parent.name for path in PACKAGED_FOLDER.glob("*/con
 """Checkpoints that come with the package, by the names that they are asked for."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
 _EXAMPLES = ("base", "small", "large-v3")
+_ONNX = ".onnx"
 _COPY_BYTES = 8 * MEBIBYTE
 _NAMES_SHOWN = 10
 
@@ -106,6 +107,64 @@ def fetch_checkpoint(
             hub=hub_name(checkpoint),
         )  # fmt: skip
     return folder
+
+
+def fetch_onnx(model: str) -> Path:
+    """Return a local file of one ONNX network.
+
+    A model is such a file, a folder that has one, an fsspec address of a file, the name of one that
+    is packaged, a repository of the hub that has one, or `OWNER/NAME/FILE.onnx` of a repository.
+
+    Raises:
+        CheckpointError: there is none, there are several, or it cannot be had.
+    """
+    if (packaged := PACKAGED_FOLDER / model / "encoder.onnx").is_file():
+        return packaged
+    local = Path(normalize(model)) if scheme_of(model) == LOCAL else None
+    if local is not None and local.is_file():
+        return local
+    if local is not None and local.is_dir():
+        return _only_onnx(local, model)
+    owner, _, rest = model.partition("/")
+    name, _, file = rest.partition("/")
+    if local is None:
+        return _fetch_onnx_address(normalize(model))
+    if name and _HUB_NAME.fullmatch(f"{owner}/{name}") and (not file or file.endswith(_ONNX)):
+        folder = _snapshot(f"{owner}/{name}", {}, [file or f"*{_ONNX}"])
+        return folder / file if file else _only_onnx(folder, model)
+    raise CheckpointError(
+        f"fetching the speaker model {redact_uri(model)}: found no such file, expected an {_ONNX} "
+        "file, a folder with one, a URI of one, or OWNER/NAME of the hub; correct speakers.model"
+    )
+
+
+def _only_onnx(folder: Path, model: str) -> Path:
+    paths = sorted(folder.glob(f"*{_ONNX}"))
+    if len(paths) == 1:
+        return paths[0]
+    names = ", ".join(path.name for path in paths[:_NAMES_SHOWN]) or "none"
+    raise CheckpointError(
+        f"fetching the speaker model {model}: found {names}, expected one {_ONNX} file; name the "
+        f"file itself, such as {model.rstrip('/')}/model{_ONNX}"
+    )
+
+
+def _fetch_onnx_address(uri: str) -> Path:
+    above, _, name = uri.rpartition("/")
+    try:
+        files = [file for file in _list_checkpoint(above) if file.name == name]
+        if not files or not name.endswith(_ONNX):
+            raise CheckpointError(
+                f"fetching the speaker model {redact_uri(uri)}: found no such object, expected an "
+                f"{_ONNX} file; correct speakers.model"
+            )
+        home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
+        return _copy_once(above, files, home) / name
+    except (FetchError, OSError) as error:
+        raise CheckpointError(
+            f"fetching the speaker model {redact_uri(uri)}: {error}; check the store and that "
+            f"there is room below {cache_folder()}"
+        ) from error
 
 
 def model_revision(folder: Path) -> str:
@@ -252,15 +311,10 @@ def _copy(uri: str, path: Path) -> None:
 
 
 def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: str) -> Path:
-    # Imported here: folders and URIs need none of it. `access` are arguments of the hub's.
-    import huggingface_hub
-
+    # `access` are arguments of the hub's.
     def snapshot(patterns: Sequence[str]) -> Path:
         wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-        try:
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, **access))
-        except Exception as error:
-            raise _hub_error(name, access.get("revision"), error) from error
+        return _snapshot(name, access, wanted)
 
     folder = snapshot(SMALL_FILES) / subfolder
     if not weights or not folder.is_dir():
@@ -270,6 +324,16 @@ def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: s
         if _weight_names([path.name for path in folder.iterdir()]):
             return folder
     raise _missing(name, _WEIGHTS_WANTED, sorted(os.listdir(folder)))
+
+
+def _snapshot(name: str, access: dict[str, Any], patterns: Sequence[str]) -> Path:
+    # Imported here: folders and URIs need none of it.
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*patterns], **access))
+    except Exception as error:
+        raise _hub_error(name, access.get("revision"), error) from error
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointError:

@@ -22,6 +22,7 @@ from corpus_asr.storage.model_files import (
     SHORT_NAMES,
     cache_folder,
     fetch_checkpoint,
+    fetch_onnx,
     full_name,
     hub_name,
     model_revision,
@@ -468,3 +469,33 @@ def test_the_name_that_was_meant_is_found_and_known_ones_are_not_corrected() -> 
         assert probably_meant(typed) == meant, typed
     known = (*KNOWN_NAMES, *SHORT_NAMES, "whisper-small", "whisper-tiny.en")
     assert {probably_meant(name) for name in known} == {None}
+
+
+def test_an_onnx_network_is_found_by_file_folder_address_and_hub_name(
+    tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fetch_onnx("ge2e").stat().st_size < 3_000_000
+    folder = local(tmp_path / "voices", {"a.onnx": b"a", "readme.md": b""})
+    assert fetch_onnx(str(folder)) == fetch_onnx(str(folder / "a.onnx")) == folder / "a.onnx"
+    write_atomic(f"{memory}/voices/b.onnx", b"b")
+    assert fetch_onnx(f"{memory}/voices/b.onnx").read_bytes() == b"b"
+    asked = []
+
+    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert fetch_onnx("lab/voices") == fetch_onnx("lab/voices/a.onnx") == folder / "a.onnx"
+    assert asked == [("lab/voices", ["*.onnx"]), ("lab/voices", ["a.onnx"])]
+    (folder / "b.onnx").write_bytes(b"b")
+    for model, message in (
+        (str(folder), r"found a\.onnx, b\.onnx, expected one \.onnx file; name the file itself"),
+        (str(tmp_path), r"found none, expected one \.onnx file"),
+        (str(tmp_path / "none.onnx"), "found no such file"),
+        (f"{memory}/voices/none.onnx", "found no such object"),
+        (f"{memory}/voices", "found no such object"),
+        ("speakers", "found no such file"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            fetch_onnx(model)

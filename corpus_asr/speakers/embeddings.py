@@ -1,0 +1,256 @@
+"""Voices as vectors: windows of detected speech in, one embedding per window out.
+
+Any ONNX network does that takes (batch, frame, 40) mel power as the packaged GE2E encoder, (batch,
+frame, 80) filter banks as the models of WeSpeaker and 3D-Speaker, or (batch, sample) audio, and
+gives (batch, width). Imports no torch: it runs where audio is decoded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from corpus_asr.array_types import Float16, Float32, Float64
+from corpus_asr.errors import CheckpointError
+from corpus_asr.features.fbank import kaldi_fbank
+from corpus_asr.features.mel import mel_filters, power_spectra
+from corpus_asr.storage.model_files import fetch_onnx
+from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
+
+PACKAGED_ENCODER = "ge2e"
+
+# Of a window; GE2E was trained on this length (Resemblyzer, `hparams.py` partials_n_frames).
+WINDOW_FRAMES = 160  # 1.6 s
+WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
+# Halving the step again doubles the work; a change of speaker is found to half of it.
+STEP_FRAMES = 75
+# Less of somebody tells nothing: it is left to the turns around it.
+LEAST_FRAMES = 30
+# Of the padding around detected speech, this much is kept: what was found is seldom all of it.
+KEPT_PAD_S = 0.05
+# Larger batches leave a core's cache; smaller ones pay for each call.
+BATCH_WINDOWS = 8
+# Level of each window: mel power, unlike its logarithm, depends on it, and a voice is no other one
+# for being louder. Resemblyzer raises whole recordings to -30 dBFS; of -35 to -20 dBFS for each
+# window, -25 told 41 speakers apart best, and as well as levels did that were left as they were.
+GE2E_RMS = 10 ** (-25 / 20)
+_QUIETEST_RMS = 1e-6
+GE2E_MELS = 40
+FBANK_MELS = 80
+
+Samples = Float32[np.ndarray, " sample"]
+SampleSpan = tuple[int, int]
+# The inputs of one batch, cut out of a part: a row per window.
+_Cut = Callable[[Samples, Sequence[SampleSpan]], "Float32[np.ndarray, 'frame mel'] | Samples"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechWindows:
+    """Windows of speech and what they sound like; those of one span touch or overlap."""
+
+    start_s: Float64[np.ndarray, " window"]
+    """From the start of the recording."""
+    end_s: Float64[np.ndarray, " window"]
+    embeddings: Float16[np.ndarray, "window width"]
+    """Of length 1."""
+
+    def __len__(self) -> int:
+        return len(self.start_s)
+
+    @classmethod
+    def joined(cls, parts: Sequence["SpeechWindows"]) -> "SpeechWindows":
+        """Return the windows of several parts, in order of time."""
+        filled = [part for part in parts if len(part)]
+        if not filled:
+            empty = np.zeros(0)
+            return cls(start_s=empty, end_s=empty, embeddings=np.zeros((0, 1), np.float16))
+        start_s = np.concatenate([part.start_s for part in filled])
+        order = np.argsort(start_s, kind="stable")
+        return cls(
+            start_s=start_s[order],
+            end_s=np.concatenate([part.end_s for part in filled])[order],
+            embeddings=np.concatenate([part.embeddings for part in filled])[order],
+        )
+
+
+class SpeakerEmbedder:
+    """Computes the embeddings of windows of speech; about 180 times real time on one core.
+
+    Args:
+        model: an .onnx file, a folder or repository of the hub with one, or `OWNER/NAME/FILE.onnx`;
+            None is the packaged encoder.
+
+    Raises:
+        CheckpointError: it cannot be had or read, or takes or gives something else.
+    """
+
+    def __init__(self, model: str | None = None) -> None:
+        path = fetch_onnx(model or PACKAGED_ENCODER)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has a class for each status, none of them public
+            first_line = str(error).strip().partition("\n")[0]
+            raise CheckpointError(
+                f"loading the speaker model {path}: {first_line}; expected a network in ONNX"
+            ) from error
+        given = self._session.get_inputs()
+        self._kind = _kind_of([(each.name, each.shape, each.type) for each in given], path)
+        self._input = given[0].name
+        self._batch_is_fixed = isinstance(given[0].shape[0], int)
+        self._batch = given[0].shape[0] if self._batch_is_fixed else BATCH_WINDOWS
+        self.width = self._probe(path)
+
+    def __call__(
+        self,
+        samples: Samples,
+        speech: Sequence[SampleSpan] | None,
+        *,
+        pad_s: float = 0.0,
+        start_s: float = 0.0,
+    ) -> SpeechWindows:
+        """Return the windows of a part.
+
+        `speech` holds spans within `samples`, padded by `pad_s`; None is all of it. `start_s` is
+        where the part begins in its recording.
+        """
+        spans = [(0, samples.size)] if speech is None else speech
+        windows = [
+            window for span in spans for window in _windows(_unpadded(span, pad_s, samples.size))
+        ]
+        values = self._embedded(samples, windows)
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
+        known = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0.0)  # digital silence has no voice
+        at = np.array(windows, dtype=np.float64).reshape(-1, 2)[known] / SAMPLE_RATE_HZ + start_s
+        return SpeechWindows(
+            start_s=at[:, 0],
+            end_s=at[:, 1],
+            embeddings=(values[known] / lengths[known]).astype(np.float16),
+        )
+
+    def _embedded(
+        self, samples: Samples, windows: Sequence[SampleSpan]
+    ) -> Float32[np.ndarray, "window width"]:
+        if not windows:
+            return np.zeros((0, self.width), dtype=np.float32)
+        cut = _FRONT_ENDS[self._kind](samples, windows)
+        found = []
+        for first in range(0, len(windows), self._batch):
+            rows = [cut(start, end) for start, end in windows[first : first + self._batch]]
+            filled = rows + rows[-1:] * (self._batch - len(rows) if self._batch_is_fixed else 0)
+            found.append(self._run(np.stack(filled))[: len(rows)])
+        return np.concatenate(found)
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        values: np.ndarray = self._session.run(None, {self._input: batch})[0]
+        return values
+
+    def _probe(self, path: Path) -> int:
+        shape = {_MEL: (WINDOW_FRAMES, GE2E_MELS), _FBANK: (WINDOW_FRAMES, FBANK_MELS)}
+        row = shape.get(self._kind, (WINDOW_SAMPLES,))
+        noise = np.random.default_rng(0).random((self._batch, *row), dtype=np.float32)
+        try:
+            values: Any = self._run(noise)
+        except Exception as error:
+            first_line = str(error).strip().partition("\n")[0]
+            raise _unfit(path, f"an error for an input {noise.shape}: {first_line}") from error
+        if np.ndim(values) != 2 or len(values) != self._batch:
+            raise _unfit(path, f"an output {np.shape(values)} for an input {noise.shape}")
+        return int(values.shape[1])
+
+
+def _windows(span: SampleSpan) -> list[SampleSpan]:
+    """Cut a span into windows; the last ends with it, and a short one is one window."""
+    first, last = span
+    if last - first < LEAST_FRAMES * HOP_SAMPLES:
+        return []
+    if last - first <= WINDOW_SAMPLES:
+        return [span]
+    step = STEP_FRAMES * HOP_SAMPLES
+    starts = [*range(first, last - WINDOW_SAMPLES + 1, step)]
+    if last - (starts[-1] + WINDOW_SAMPLES) >= step // 3:
+        starts.append(last - WINDOW_SAMPLES)
+    windows = [(start, start + WINDOW_SAMPLES) for start in starts]
+    return [*windows[:-1], (windows[-1][0], last)]
+
+
+def _unpadded(span: SampleSpan, pad_s: float, num_samples: int) -> SampleSpan:
+    """Return a span of speech without most of its padding, which ends at a part's borders."""
+    removed = round(max(0.0, pad_s - KEPT_PAD_S) * SAMPLE_RATE_HZ)
+    start = span[0] + removed if span[0] > 0 else 0
+    end = span[1] - removed if span[1] < num_samples else num_samples
+    # A part begins in silence, as a rule: then its first span is padded as far as that goes.
+    return (start, end) if end - start >= LEAST_FRAMES * HOP_SAMPLES else span
+
+
+_MEL, _FBANK, _AUDIO = "mel", "fbank", "audio"
+
+
+def _kind_of(inputs: Sequence[tuple[str, list[Any], str]], path: Path) -> str:
+    if len(inputs) == 1 and inputs[0][2] == "tensor(float)":
+        shape = inputs[0][1]
+        free = not isinstance(shape[1], int) if len(shape) > 1 else False
+        if len(shape) == 3 and free and shape[2] in (GE2E_MELS, FBANK_MELS):
+            return _MEL if shape[2] == GE2E_MELS else _FBANK
+        if len(shape) == 2 and free:
+            return _AUDIO
+    found = ", ".join(f"{name} {shape} of {kind}" for name, shape, kind in inputs) or "none"
+    raise _unfit(path, f"the inputs {found}")
+
+
+def _unfit(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"loading the speaker model {path}: found {found}, expected one input of floats, (batch, "
+        f"frame, {FBANK_MELS}), (batch, frame, {GE2E_MELS}) or (batch, sample), of any length, and "
+        "an output (batch, width); export such a network, or leave out the model: one is packaged"
+    )
+
+
+def _repeated(values: np.ndarray, num_rows: int) -> np.ndarray:
+    # The states of a recurrent network know no padding, and silence is no voice.
+    return values[np.arange(num_rows) % len(values)]
+
+
+def _of_audio(
+    samples: Samples, windows: Sequence[SampleSpan]
+) -> Callable[[int, int], Float32[np.ndarray, " sample"]]:
+    return lambda start, end: _repeated(samples[start:end], WINDOW_SAMPLES)
+
+
+def _of_fbank(
+    samples: Samples, windows: Sequence[SampleSpan]
+) -> Callable[[int, int], Float32[np.ndarray, "frame mel"]]:
+    def cut(start: int, end: int) -> Float32[np.ndarray, "frame mel"]:
+        values = kaldi_fbank(samples[start:end], num_mel_bins=FBANK_MELS)
+        filled = _repeated(values, WINDOW_FRAMES)
+        return filled - filled.mean(axis=0)  # as these networks were trained
+
+    return cut
+
+
+def _of_mel(
+    samples: Samples, windows: Sequence[SampleSpan]
+) -> Callable[[int, int], Float32[np.ndarray, "frame mel"]]:
+    """Source: Resemblyzer, `audio.py` wav_to_mel_spectrogram; the level is ours."""
+    filters = mel_filters(GE2E_MELS).T  # (bin, mel)
+    # What ends within a frame is still a frame.
+    padded = np.pad(samples, (0, FFT_SAMPLES))
+    mel = np.concatenate([power @ filters for power in power_spectra(padded)])  # (frame, mel)
+
+    def cut(start: int, end: int) -> Float32[np.ndarray, "frame mel"]:
+        first = start // HOP_SAMPLES
+        rms = max(float(np.sqrt(np.square(samples[start:end]).mean())), _QUIETEST_RMS)
+        level = np.float32((GE2E_RMS / rms) ** 2)
+        return level * _repeated(mel[first : max(first + 1, end // HOP_SAMPLES)], WINDOW_FRAMES)
+
+    return cut
+
+
+_FRONT_ENDS: dict[str, Any] = {_MEL: _of_mel, _FBANK: _of_fbank, _AUDIO: _of_audio}

@@ -1,0 +1,215 @@
+"""Who speaks when: from windows of speech to turns, and from turns to segments and words."""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+import numpy as np
+
+from corpus_asr.array_types import Float64, Int64
+from corpus_asr.segments import Segment, SpeakerTurn, Word
+from corpus_asr.speakers.clustering import (
+    GE2E_LIKENESS,
+    MARGIN_LIKENESS,
+    Likeness,
+    SpeakerBounds,
+    find_speakers,
+)
+from corpus_asr.speakers.embeddings import SpeechWindows
+
+# Windows of one span touch; between spans lies at least the silence that ends speech.
+_APART_S = 1e-3
+# Text without a turn this near has no speaker: it stands where no speech was found.
+NEAR_S = 2.0
+# Windows place a change of speaker to about this; within it, a pause or a sentence's end decides.
+CHANGE_S = 0.8
+# A sentence's end counts as this much of a pause.
+SENTENCE_PAUSE_S = 0.5
+_CLOSING = "\"')]\u2019\u201d\u00bb "
+_SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "؟", "।")  # noqa: RUF001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diarization:
+    """Who speaks when in one recording."""
+
+    turns: tuple[SpeakerTurn, ...]
+    """By channel, then by time; of one channel they do not overlap."""
+    voices: Mapping[str, tuple[float, ...]]
+    """Mean embedding of each speaker."""
+
+
+def likeness_of(model: str | None) -> Likeness:
+    """Return what cosines of a model's embeddings mean; None is the packaged encoder."""
+    return GE2E_LIKENESS if model is None else MARGIN_LIKENESS
+
+
+def diarize(
+    channels: Mapping[int | None, SpeechWindows],
+    likeness: Likeness,
+    bounds: SpeakerBounds | None = None,
+) -> Diarization:
+    """Find a recording's speakers, `S1` and so on in order of appearance.
+
+    Of channels that were transcribed separately each has speakers of its own, and `bounds` are
+    those of each channel.
+    """
+    found = []
+    for channel, windows in sorted(channels.items(), key=lambda pair: pair[0] or 0):
+        if len(windows):
+            clustering = find_speakers(windows.embeddings.astype(np.float32), likeness, bounds)
+            turns = turns_of(windows, clustering.labels, clustering.confidences, channel=channel)
+            found.append((clustering.voices, turns))
+    order = sorted(
+        (min(turn.start_s for turn in turns if turn.speaker == str(number)), at, str(number))
+        for at, (voices, turns) in enumerate(found)
+        for number in range(len(voices))
+    )
+    names = {(at, number): f"S{place}" for place, (_, at, number) in enumerate(order, 1)}
+    return Diarization(
+        turns=tuple(
+            replace(turn, speaker=names[at, turn.speaker])
+            for at, (_, turns) in enumerate(found)
+            for turn in turns
+        ),
+        voices={
+            name: tuple(found[at][0][int(number)].tolist()) for (at, number), name in names.items()
+        },
+    )
+
+
+def turns_of(
+    windows: SpeechWindows,
+    labels: Int64[np.ndarray, " window"],
+    confidences: Float64[np.ndarray, " window"],
+    *,
+    channel: int | None = None,
+) -> list[SpeakerTurn]:
+    """Return the turns of labelled windows, whose speakers are the numbers of the labels.
+
+    Where two windows of a span differ, the speaker changes halfway between their centers.
+    """
+    if not len(windows):
+        return []
+    centers = (windows.start_s + windows.end_s) / 2
+    apart = windows.start_s[1:] - windows.end_s[:-1] > _APART_S
+    halfway = (centers[1:] + centers[:-1]) / 2
+    starts = np.append(windows.start_s[0], np.where(apart, windows.start_s[1:], halfway))
+    ends = np.append(np.where(apart, windows.end_s[:-1], halfway), windows.end_s[-1])
+    new = np.append(True, apart | (labels[1:] != labels[:-1]))
+    borders = [*np.flatnonzero(new).tolist(), len(labels)]
+    lasts_s = np.maximum(ends - starts, 1e-6)
+    return [
+        SpeakerTurn(
+            start_s=float(starts[first]),
+            end_s=float(ends[stop - 1]),
+            speaker=str(labels[first]),
+            confidence=float(np.average(confidences[first:stop], weights=lasts_s[first:stop])),
+            channel=channel,
+        )
+        for first, stop in pairwise(borders)
+    ]
+
+
+def with_speakers(segments: Sequence[Segment], turns: Sequence[SpeakerTurn]) -> tuple[Segment, ...]:
+    """Return segments and words with their speakers, given the turns of their channel.
+
+    A segment with words is split where the speaker changes; its pieces have no token ids, which
+    cannot be divided. One without words is whose most of it is.
+    """
+    timeline = _Timeline(turns)
+    return tuple(piece for segment in segments for piece in _pieces(segment, timeline))
+
+
+class _Timeline:
+    """Turns of one channel, found by time."""
+
+    def __init__(self, turns: Sequence[SpeakerTurn]) -> None:
+        self._turns = sorted(turns, key=lambda turn: turn.start_s)
+        self._ends = [turn.end_s for turn in self._turns]
+
+    def speaker(self, start_s: float, end_s: float) -> str | None:
+        """Return whose most of a time span is; else who is next to it."""
+        first = bisect_left(self._ends, start_s)
+        shares: dict[str, float] = {}
+        for turn in self._turns[first:]:
+            if turn.start_s >= end_s:
+                break
+            shared_s = min(turn.end_s, end_s) - max(turn.start_s, start_s)
+            shares[turn.speaker] = shares.get(turn.speaker, 0.0) + shared_s
+        if any(shared_s > 0.0 for shared_s in shares.values()):
+            return max(shares, key=lambda name: shares[name])
+        near = [
+            (max(turn.start_s - end_s, start_s - turn.end_s, 0.0), turn.speaker)
+            for turn in self._turns[max(0, first - 1) : first + 2]
+        ]
+        distance_s, nearest = min(near, default=(NEAR_S, ""))
+        return nearest if distance_s < NEAR_S else None
+
+
+def _pieces(segment: Segment, timeline: _Timeline) -> Iterator[Segment]:
+    if not segment.words:
+        yield replace(segment, speaker=timeline.speaker(segment.start_s, segment.end_s))
+        return
+    speakers = [timeline.speaker(word.start_s, word.end_s) for word in segment.words]
+    speakers = _at_pauses(segment.words, _filled(speakers))
+    words = [
+        replace(word, speaker=speaker)
+        for word, speaker in zip(segment.words, speakers, strict=True)
+    ]
+    runs = [tuple(run) for _, run in groupby(words, key=lambda word: word.speaker)]
+    if len(runs) == 1:
+        yield replace(segment, speaker=words[0].speaker, words=runs[0])
+        return
+    for run in runs:
+        first, last = run is runs[0], run is runs[-1]
+        yield replace(
+            segment,
+            start_s=segment.start_s if first else run[0].start_s,
+            end_s=segment.end_s if last else run[-1].end_s,
+            text="".join(word.word for word in run),
+            tokens=(),
+            words=run,
+            speaker=run[0].speaker,
+        )
+
+
+def _filled(speakers: Sequence[str | None]) -> list[str | None]:
+    """Give words that stand in silence to who speaks before them, or else after them."""
+    filled: list[str | None] = []
+    for speaker in speakers:
+        filled.append(speaker or (filled[-1] if filled else None))
+    first = next((speaker for speaker in filled if speaker), None)
+    return [speaker or first for speaker in filled]
+
+
+def _at_pauses(words: Sequence[Word], speakers: Sequence[str | None]) -> list[str | None]:
+    """Move changes of speaker to the longest pause near them; nobody loses all of a turn."""
+    moved = list(speakers)
+    for at in [at for at in range(1, len(words)) if speakers[at] != speakers[at - 1]]:
+        before, after = moved[at - 1], moved[at]
+        if before == after:
+            continue
+        first, last = at, at
+        while first > 1 and moved[first - 2] == before and _is_near(words, first - 1, at):
+            first -= 1
+        while last + 1 < len(words) and moved[last + 1] == after and _is_near(words, last + 1, at):
+            last += 1
+        best = max(
+            range(first, last + 1), key=lambda place: (_pause_s(words, place), -abs(place - at))
+        )
+        moved[best:at] = [after] * (at - best)
+        moved[at:best] = [before] * (best - at)
+    return moved
+
+
+def _is_near(words: Sequence[Word], place: int, other: int) -> bool:
+    return abs(words[place].start_s - words[other].start_s) <= CHANGE_S
+
+
+def _pause_s(words: Sequence[Word], place: int) -> float:
+    before = words[place - 1]
+    ends = before.word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
+    # To 10 ms: what differs by rounding is as long.
+    return round(words[place].start_s - before.end_s, 2) + (SENTENCE_PAUSE_S if ends else 0.0)

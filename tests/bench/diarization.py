@@ -1,0 +1,141 @@
+"""Who spoke, measured on conversations built from real speakers.
+
+    CORPUS_ASR_TEST_DATA=FOLDER python -m tests.bench.diarization
+
+Fifty conversations with two to six speakers, without overlap and with a tenth of the time
+overlapped: error rate, how often the number of speakers is right, and seconds of one core; beside
+it plain spectral clustering of the same embeddings. What is fitted is fitted with `--speakers
+fitted`, on the other half of the speakers; the figures of the guide are those of `reported`.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from corpus_asr.audio.parts import PartCutter
+from corpus_asr.audio.vad import DEFAULT_CRITERIA, SileroDetector
+from corpus_asr.speakers.clustering import SpeakerBounds, find_speakers
+from corpus_asr.speakers.embeddings import SpeakerEmbedder, SpeechWindows
+from corpus_asr.speakers.turns import likeness_of, turns_of
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.conversations import ClipReader, Conversation, conversation, speakers_of
+from tests.support.diarization import (
+    NO_ERRORS,
+    DiarizationErrors,
+    diarization_errors,
+    plain_spectral,
+)
+
+CORPORA = ("librispeech-dev-clean", "commonvoice13-delta-en", "commonvoice-en-small")
+OVERLAPS = (0.0, 0.1)
+_MAX_CLIPS = 25
+_SECONDS = (90.0, 240.0)
+Labeller = Callable[[SpeechWindows, Conversation], np.ndarray]
+
+
+class Conversations:
+    """Conversations of one half of the speakers, by seed."""
+
+    def __init__(self, folder: Path, half: str) -> None:
+        speakers = speakers_of(folder, CORPORA)
+        order = np.random.default_rng(0).permutation(len(speakers))
+        names = [list(speakers)[at] for at in order[half == "reported" :: 2]]
+        self._rows = {name: speakers[name] for name in sorted(names)}
+        self._reader = ClipReader(folder)
+
+    def __call__(self, seed: int, *, overlap: float) -> Conversation:
+        """Return the conversation of a seed: two to six speakers, 90 to 240 s."""
+        draw = np.random.default_rng(seed + 1000)
+        names = [list(self._rows)[at] for at in draw.permutation(len(self._rows))[: 2 + seed % 5]]
+        clips = {}
+        for name in sorted(names):
+            rows = self._rows[name]
+            chosen = draw.permutation(len(rows))[:_MAX_CLIPS]
+            clips[name] = [self._reader(rows[at]) for at in chosen]
+        return conversation(clips, seconds=draw.uniform(*_SECONDS), overlap=overlap, seed=seed)
+
+
+def windows_of(
+    samples: np.ndarray, detector: SileroDetector, embedder: SpeakerEmbedder
+) -> SpeechWindows:
+    """Return a recording's windows as the extract stage makes them."""
+    cutter = PartCutter(part_s=600.0, detector=detector)
+    parts = [*cutter.feed(samples), *cutter.finish()]
+    found = []
+    for part in parts:
+        spans = [(a - part.start_sample, b - part.start_sample) for a, b in part.speech or ()]
+        pad_s, start_s = DEFAULT_CRITERIA.pad_s, part.start_sample / SAMPLE_RATE_HZ
+        found.append(embedder(part.samples, spans, pad_s=pad_s, start_s=start_s))
+    return SpeechWindows.joined(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--speakers", choices=("reported", "fitted"), default="reported")
+    parser.add_argument("--conversations", type=int, default=50)
+    parser.add_argument("--model", help="an ONNX network; default: the packaged one")
+    options = parser.parse_args()
+    conversations = Conversations(
+        Path(os.environ["CORPUS_ASR_TEST_DATA"]) / "train", options.speakers
+    )
+    detector, embedder = SileroDetector(), SpeakerEmbedder(options.model)
+    likeness = likeness_of(options.model)
+
+    def found(windows: SpeechWindows, _: Conversation) -> np.ndarray:
+        return find_speakers(windows.embeddings.astype(np.float32), likeness).labels
+
+    def given(windows: SpeechWindows, talk: Conversation) -> np.ndarray:
+        bounds = SpeakerBounds.of(len(talk.speakers), None, None)
+        return find_speakers(windows.embeddings.astype(np.float32), likeness, bounds).labels
+
+    def plain(windows: SpeechWindows, _: Conversation) -> np.ndarray:
+        return plain_spectral(windows.embeddings.astype(np.float32))
+
+    ways: dict[str, Labeller] = {"found": found, "number given": given, "plain spectral": plain}
+    print(
+        "| overlap | speakers | DER | missed | false | confused | DER, no collar | number right |"
+    )
+    print("|--:|---|--:|--:|--:|--:|--:|--:|")
+    audio_s = embed_s = 0.0
+    cluster_s = dict.fromkeys(ways, 0.0)
+    for overlap in OVERLAPS:
+        errors = dict.fromkeys(ways, NO_ERRORS)
+        exact = dict.fromkeys(ways, NO_ERRORS)
+        right = dict.fromkeys(ways, 0)
+        for seed in range(options.conversations):
+            talk = conversations(seed, overlap=overlap)
+            began_s = time.process_time()
+            windows = windows_of(talk.samples, detector, embedder)
+            embed_s += time.process_time() - began_s
+            audio_s += len(talk.samples) / SAMPLE_RATE_HZ
+            truth = [(turn.start_s, turn.end_s, turn.speaker) for turn in talk.turns]
+            for name, label in ways.items():
+                began_s = time.process_time()
+                labels = label(windows, talk)
+                cluster_s[name] += time.process_time() - began_s
+                turns = turns_of(windows, labels, np.ones(len(labels)))
+                spans = [(turn.start_s, turn.end_s, turn.speaker) for turn in turns]
+                errors[name] = errors[name].plus(diarization_errors(truth, spans))
+                exact[name] = exact[name].plus(diarization_errors(truth, spans, collar_s=0.0))
+                right[name] += len({speaker for _, _, speaker in spans}) == len(talk.speakers)
+        for name in ways:
+            print(_row(overlap, name, errors[name], exact[name], right[name]))
+    speed = audio_s / embed_s
+    print(f"{audio_s / 3600:.2f} h; speech and embeddings {speed:.0f} times real time; clustering")
+    print(", ".join(f"{name} {audio_s / spent_s:.0f}" for name, spent_s in cluster_s.items()))
+
+
+def _row(
+    overlap: float, name: str, errors: DiarizationErrors, exact: DiarizationErrors, right: int
+) -> str:
+    parts = (errors.missed_s, errors.false_s, errors.confused_s)
+    shares = " | ".join(f"{100 * part / errors.speech_s:.2f} %" for part in parts)
+    return f"| {overlap:.0%} | {name} | {errors.rate:.2%} | {shares} | {exact.rate:.2%} | {right} |"
+
+
+if __name__ == "__main__":
+    main()

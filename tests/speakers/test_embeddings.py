@@ -1,0 +1,136 @@
+"""Windows of speech as vectors: the packaged encoder, other networks, and what is no network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.features.fbank import kaldi_fbank
+from corpus_asr.speakers.embeddings import SpeakerEmbedder, SpeechWindows
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import read_clip
+from tests.support.networks import FLOAT, INT64, mean_network
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SPOKEN = REPOSITORY / "tests" / "data" / "spoken"
+# Halves, and the level that features are raised to: sums of squares of other samples.
+HALF_PRECISION = 2e-3
+
+
+@pytest.fixture(scope="module")
+def embedder() -> SpeakerEmbedder:
+    return SpeakerEmbedder()
+
+
+@pytest.fixture(scope="module")
+def voice() -> np.ndarray:
+    return read_clip(SPOKEN / "inaugural.flac")
+
+
+def seconds(*spans: tuple[float, float]) -> list[tuple[int, int]]:
+    return [(round(a * SAMPLE_RATE_HZ), round(b * SAMPLE_RATE_HZ)) for a, b in spans]
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([(0.0, 1.0)], [(0.0, 1.0)]),
+        ([(0.0, 1.6)], [(0.0, 1.6)]),
+        ([(0.0, 2.35)], [(0.0, 1.6), (0.75, 2.35)]),
+        # The rest is too little for a window of its own, and belongs to the last.
+        ([(0.0, 2.5)], [(0.0, 1.6), (0.75, 2.5)]),
+        ([(0.0, 2.7)], [(0.0, 1.6), (0.75, 2.35), (1.1, 2.7)]),
+        ([(1.0, 1.2), (2.0, 3.0)], [(2.0, 3.0)]),
+        ([], []),
+    ],
+)
+def test_windows_cover_the_speech(embedder, voice, spans, expected):
+    windows = embedder(voice, seconds(*spans), start_s=100.0)
+    found = np.stack([windows.start_s - 100.0, windows.end_s - 100.0], axis=1)
+    assert np.allclose(found, np.array(expected).reshape(-1, 2))
+    assert windows.embeddings.shape == (len(expected), 256)
+    assert windows.embeddings.dtype == np.float16
+    lengths = np.linalg.norm(windows.embeddings.astype(np.float32), axis=1)
+    assert np.allclose(lengths, 1.0, atol=HALF_PRECISION)
+
+
+def test_padding_is_no_speech_except_at_the_borders_of_a_part(embedder, voice):
+    windows = embedder(voice, seconds((0.0, 2.0), (3.0, 5.0), (6.0, 6.5)), pad_s=0.4)
+    # What is shorter than its padding is taken as it is.
+    assert np.allclose(windows.start_s, [0.0, 3.35, 6.0])
+    assert np.allclose(windows.end_s, [1.65, 4.65, 6.5])
+
+
+def test_a_voice_is_the_same_at_any_level_and_in_any_batch(embedder, voice):
+    whole = embedder(voice, None)
+    quiet = embedder(voice * np.float32(0.01), None)
+    quieter = embedder(voice * np.float32(0.001), None)
+    assert len(whole) == 14
+    assert np.allclose(quiet.embeddings, quieter.embeddings, atol=HALF_PRECISION)
+    alike = np.sum(whole.embeddings.astype(np.float32) * quiet.embeddings, axis=1)
+    assert alike.min() > 0.95
+    few = embedder(voice[: 4 * SAMPLE_RATE_HZ], None)
+    alike = np.sum(whole.embeddings[:3].astype(np.float32) * few.embeddings[:3], axis=1)
+    assert alike.min() > 0.99
+
+
+def test_two_voices_are_less_alike_than_one(embedder, voice):
+    other = read_clip(SPOKEN / "newgate.mp3")[: len(voice)]
+    one, two = (embedder(each, None).embeddings.astype(np.float32) for each in (voice, other))
+    mean_of_one, mean_of_two = one.mean(axis=0), two.mean(axis=0)
+    assert (one @ mean_of_one > one @ mean_of_two).all()
+    assert (two @ mean_of_two > two @ mean_of_one).all()
+
+
+def test_digital_silence_and_nothing_have_no_windows(embedder):
+    silence = np.zeros(5 * SAMPLE_RATE_HZ, dtype=np.float32)
+    assert len(embedder(silence, [])) == 0
+    assert len(embedder(silence[:0], None)) == 0
+    for windows in (embedder(silence, None), SpeechWindows.joined([])):
+        assert np.isfinite(windows.embeddings).all()
+        assert len(windows.start_s) == len(windows.embeddings)
+
+
+def test_joined_windows_are_in_order_of_time(embedder, voice):
+    late = embedder(voice, seconds((0.0, 2.35)), start_s=600.0)
+    early = embedder(voice, seconds((0.0, 1.0)))
+    joined = SpeechWindows.joined([late, embedder(voice, []), early])
+    assert joined.start_s.tolist() == [0.0, 600.0, 600.75]
+    assert np.array_equal(joined.embeddings[1:], late.embeddings)
+
+
+def test_networks_of_filter_banks_and_of_audio_are_given_them(tmp_path, voice):
+    def made(name: str, data: bytes) -> SpeakerEmbedder:
+        (tmp_path / name).write_bytes(data)
+        return SpeakerEmbedder(str(tmp_path / name))
+
+    span = seconds((1.0, 2.6))
+    # The mean of filter banks whose mean is taken away is zero, and has no direction.
+    fbank = made("fbank.onnx", mean_network("batch", "frame", 80))
+    assert fbank.width == 80
+    assert np.abs(kaldi_fbank(voice[slice(*span[0])])).max() > 1.0
+    assert len(fbank(voice, span)) <= 1
+    audio = made("audio.onnx", mean_network("batch", "sample", keep=True))
+    assert (audio.width, len(audio(voice, span))) == (1, 1)
+    one = made("one.onnx", mean_network(1, "sample", keep=True))
+    assert len(one(voice, None)) == 14
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"no network", "expected a network in ONNX"),
+        (mean_network("batch", "frame", 64), r"found the inputs input0 \['batch', 'frame', 64\]"),
+        (mean_network("batch", 200, 80), r"\['batch', 200, 80\].*of any length"),
+        (mean_network("batch", "frame", 80, inputs=2), "input0 .*, input1 "),
+        (mean_network("batch", "frame", 80, kind=INT64), r"tensor\(int64\)"),
+        (mean_network("batch", "frame", 80, axis=None), r"found an output \(8, 160, 80\) for"),
+        (mean_network("batch", kind=FLOAT, axis=None), "found the inputs"),
+    ],
+)
+def test_another_network_is_refused_with_what_it_takes(tmp_path, data, message):
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        SpeakerEmbedder(str(tmp_path / "model.onnx"))
+    assert str(caught.value).startswith("loading the speaker model")

@@ -1,0 +1,160 @@
+"""From windows to turns, and from turns to segments and words."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from corpus_asr.audio.vad import SileroDetector
+from corpus_asr.segments import Segment, SpeakerTurn, Word
+from corpus_asr.speakers.embeddings import SpeakerEmbedder, SpeechWindows
+from corpus_asr.speakers.turns import diarize, likeness_of, turns_of, with_speakers
+from tests.bench.diarization import windows_of
+from tests.support.audio import read_clip
+from tests.support.diarization import diarization_errors, plain_spectral
+
+SPOKEN = Path(__file__).resolve().parents[1] / "data" / "spoken"
+
+
+def windows(*times: tuple[float, float]) -> SpeechWindows:
+    at = np.array(times, dtype=np.float64).reshape(-1, 2)
+    embeddings = np.ones((len(at), 1), dtype=np.float16)
+    return SpeechWindows(start_s=at[:, 0], end_s=at[:, 1], embeddings=embeddings)
+
+
+@pytest.mark.parametrize(
+    ("times", "labels", "expected"),
+    [
+        ([], [], []),
+        ([(1.0, 2.0)], [0], [(1.0, 2.0, "0")]),
+        # One span, one speaker; another span is another turn.
+        (
+            [(0.0, 1.6), (0.75, 2.35), (3.0, 4.0)],
+            [0, 0, 0],
+            [(0.0, 2.35, "0"), (3.0, 4.0, "0")],
+        ),
+        # Halfway between centers at 0.8 and 1.55.
+        ([(0.0, 1.6), (0.75, 2.35)], [0, 1], [(0.0, 1.175, "0"), (1.175, 2.35, "1")]),
+    ],
+)
+def test_turns_of_labelled_windows(times, labels, expected):
+    found = turns_of(windows(*times), np.array(labels, np.int64), np.full(len(labels), 0.5))
+    assert [(turn.start_s, turn.end_s, turn.speaker) for turn in found] == [
+        (pytest.approx(start), pytest.approx(end), speaker) for start, end, speaker in expected
+    ]
+    assert all(turn.confidence == 0.5 for turn in found)
+
+
+def turn(start_s: float, end_s: float, speaker: str) -> SpeakerTurn:
+    return SpeakerTurn(start_s=start_s, end_s=end_s, speaker=speaker, confidence=1.0)
+
+
+def segment(text: str, *, start_s: float = 0.0, word_s: float | None = 1.0) -> Segment:
+    """A word a second, or without words; `_` is a pause of a word's length."""
+    words, at_s = [], start_s
+    for each in text.split():
+        if each != "_" and word_s is not None:
+            end_s = at_s + 0.8 * word_s
+            words.append(Word(word=f" {each}", start_s=at_s, end_s=end_s, probability=1.0))
+        at_s += word_s or 1.0
+    return Segment(
+        start_s=start_s,
+        end_s=at_s,
+        text="".join(f" {each}" for each in text.split() if each != "_"),
+        tokens=(1, 2, 3),
+        language="en",
+        language_probability=None,
+        task="transcribe",
+        confidence=0.9,
+        avg_logprob=-0.1,
+        no_speech_prob=None,
+        compression_ratio=1.0,
+        temperature=0.0,
+        speech_fraction=None,
+        words=tuple(words) or None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "turns", "expected"),
+    [
+        ("a b c d", [turn(0, 4, "S1")], [("S1", " a b c d")]),
+        (
+            "a b c d",
+            [turn(0, 2, "S1"), turn(2, 4, "S2")],
+            [("S1", " a b"), ("S2", " c d")],
+        ),
+        # The change was placed half a word early: a sentence ends there.
+        ("a b. c d", [turn(0, 0.9, "S1"), turn(0.9, 4, "S2")], [("S1", " a b."), ("S2", " c d")]),
+        # Beyond reach: what was found stays.
+        ("a b c d. e", [turn(0, 1, "S1"), turn(1, 5, "S2")], [("S1", " a"), ("S2", " b c d. e")]),
+        # A word in silence is its neighbor's.
+        ("a b c", [turn(0, 0.9, "S1"), turn(2, 3, "S1")], [("S1", " a b c")]),
+        ("_ _ a b", [turn(5, 9, "S1")], [("S1", " a b")]),
+        ("a b", [], [(None, " a b")]),
+        ("a b", [turn(50, 60, "S1")], [(None, " a b")]),
+        # Nobody loses a turn of a single word.
+        (
+            "a. b c. d",
+            [turn(0, 1, "S1"), turn(1, 2, "S2"), turn(2, 4, "S1")],
+            [("S1", " a."), ("S2", " b c."), ("S1", " d")],
+        ),
+    ],
+)
+def test_a_segment_is_split_where_the_speaker_changes(text, turns, expected):
+    word_s = 0.5 if "d." not in text else 1.0
+    given = segment(text, word_s=word_s)
+    scaled = [turn(each.start_s * word_s, each.end_s * word_s, each.speaker) for each in turns]
+    found = with_speakers([given], scaled)
+    assert [(each.speaker, each.text) for each in found] == expected
+    assert "".join(each.text for each in found) == given.text
+    assert (found[0].start_s, found[-1].end_s) == (given.start_s, given.end_s)
+    for each in found:
+        assert each.words is not None
+        assert {word.speaker for word in each.words} == {each.speaker}
+        assert each.tokens == (given.tokens if len(found) == 1 else ())
+
+
+def test_a_segment_without_words_is_whose_most_of_it_is():
+    given = segment("a b c d e", word_s=None)
+    turns = [turn(0, 2, "S1"), turn(2, 5, "S2")]
+    (found,) = with_speakers([given], turns)
+    assert (found.speaker, found.text, found.tokens) == ("S2", given.text, (1, 2, 3))
+
+
+def test_speakers_of_channels_are_others_and_are_numbered_by_appearance():
+    draw = np.random.default_rng(0).random((2, 16))
+    channels = {}
+    for channel, (start_s, voice) in enumerate(zip((5.0, 1.0), draw, strict=True)):
+        at = windows((start_s, start_s + 1.6), (start_s + 0.75, start_s + 2.35))
+        embeddings = np.stack([voice, voice]).astype(np.float16)
+        channels[channel] = SpeechWindows(start_s=at.start_s, end_s=at.end_s, embeddings=embeddings)
+    found = diarize(channels, likeness_of(None))
+    assert [(each.channel, each.speaker) for each in found.turns] == [(0, "S2"), (1, "S1")]
+    assert sorted(found.voices) == ["S1", "S2"]
+    assert diarize({None: windows()}, likeness_of(None)).turns == ()
+
+
+def test_the_readers_of_the_demo_are_told_from_one_another():
+    detector, embedder = SileroDetector(), SpeakerEmbedder()
+    readers = windows_of(read_clip(SPOKEN / "readers.opus"), detector, embedder)
+    found = diarize({None: readers}, likeness_of(None))
+    spans = [(each.start_s, each.end_s, each.speaker) for each in found.turns]
+    lines = (SPOKEN.parent / "spoken-references.jsonl").read_text().splitlines()
+    (row,) = [row for row in map(json.loads, lines) if row["path"] == "spoken/readers.opus"]
+    truth = [(each["start_s"], each["end_s"], each["reader"]) for each in row["segments"]]
+    assert len(found.voices) == 3
+    assert diarization_errors(truth, spans).confused_s == 0.0
+    plain = turns_of(
+        readers, plain_spectral(readers.embeddings.astype(np.float32)), np.ones(len(readers))
+    )
+    beside = [(each.start_s, each.end_s, each.speaker) for each in plain]
+    assert diarization_errors(truth, spans).rate <= diarization_errors(truth, beside).rate
+
+
+def test_one_reader_is_one_speaker():
+    detector, embedder = SileroDetector(), SpeakerEmbedder()
+    for name in ("newgate.mp3", "inaugural.flac"):
+        read = windows_of(read_clip(SPOKEN / name), detector, embedder)
+        assert [*diarize({None: read}, likeness_of(None)).voices] == ["S1"]
