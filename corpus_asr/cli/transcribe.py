@@ -64,6 +64,10 @@ def transcribe(
     vad_min_speech: options.VadMinSpeech = None,
     vad_min_silence: options.VadMinSilence = None,
     vad_pad: options.VadPad = None,
+    diarize: options.Diarize = False,
+    num_speakers: options.NumSpeakers = None,
+    min_speakers: options.MinSpeakers = None,
+    max_speakers: options.MaxSpeakers = None,
     overrides: options.Overrides = None,
 ) -> None:
     """Transcribe files: print the text as it comes, or write subtitles, text and JSON."""
@@ -78,7 +82,6 @@ def transcribe(
             "temperature": _numbers(temperature),
             "initial_prompt": initial_prompt,
             "hotwords": hotwords,
-            "word_timestamps": highlight_words or word_timestamps,
             "condition_on_prev_tokens": condition_on_prev_tokens,
             "clip_timestamps": clip_timestamps,
             "channels": int(channels) if channels and channels.isdecimal() else channels,
@@ -87,13 +90,26 @@ def transcribe(
             "vad_min_speech_s": vad_min_speech,
             "vad_min_silence_s": vad_min_silence,
             "vad_pad_s": vad_pad,
+            "diarize": diarize or None,
+            "num_speakers": num_speakers,
+            "min_speakers": min_speakers,
+            "max_speakers": max_speakers,
         }
         keys = option_overrides(overrides or ())
         keys |= {name: value for name, value in given.items() if value is not None}
         of_model = {name: keys.pop(name) for name in _OF_THE_MODEL if name in keys}
+        chosen = _formats(formats, to_folder=output_dir is not None)
+        if "rttm" in chosen and not keys.get("diarize"):
+            raise ConfigError(
+                "writing rttm: found no --diarize, expected it: the file holds who speaks when; "
+                "add it, or leave out the format"
+            )
+        needs_words = highlight_words or "ctm" in chosen or keys.get("diarize")
+        if word_timestamps is not None or needs_words:
+            keys["word_timestamps"] = highlight_words or word_timestamps is not False
         options_from(keys)
         layout = _layout(
-            _formats(formats, to_folder=output_dir is not None),
+            chosen,
             max_line_width=max_line_width,
             max_line_count=max_line_count,
             highlight_words=highlight_words,

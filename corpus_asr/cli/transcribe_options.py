@@ -23,7 +23,7 @@ from corpus_asr.cli.options import (
 
 # Those of `formats.writers.ExportFormat`, whose module loads Arrow, and one for standard output.
 ALL_FORMATS = ("txt", "srt", "vtt", "tsv", "json", "jsonl", "lrc")
-FORMATS = (*ALL_FORMATS, "whisperx", "nemo")
+FORMATS = (*ALL_FORMATS, "whisperx", "nemo", "rttm", "ctm", "textgrid")
 ALL = "all"
 # The same as `model.compute_type`, whose module is too slow to import for `--help`.
 ComputeTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
@@ -40,6 +40,7 @@ def _in_panel(panel: str) -> Callable[..., Any]:
 _output = _in_panel("Output")
 _text = _in_panel("Text")
 _speech = _in_panel("Speech and channels")
+_speakers = _in_panel("Speakers")
 _model = _in_panel("Model and machine")
 _SECONDS = {"metavar": "SECONDS"}
 # Three values: yes, no, and as the settings have it.
@@ -60,8 +61,8 @@ Formats = Annotated[
     list[str] | None,
     _output(
         "--format", "-f",
-        f"{', '.join(ALL_FORMATS)}, whisperx, nemo, or all for the first "
-        f"{len(ALL_FORMATS)}; several with commas or repeated; default: txt, with -o all.",
+        f"{', '.join(FORMATS)}, or all for the first {len(ALL_FORMATS)}; "
+        "several with commas or repeated; default: txt, with -o all.",
         metavar="FORMAT", autocompletion=complete_format,
     ),
 ]  # fmt: skip
@@ -163,6 +164,19 @@ VadPad = Annotated[
     float | None,
     _speech("--vad-pad", "Audio kept before and after speech; default: 0.4.", **_SECONDS),
 ]
+
+Diarize = Annotated[
+    bool,
+    _speakers(
+        "--diarize", "Find who speaks, S1 and so on; includes --word-timestamps, to split segments "
+        "where the speaker changes.",
+    ),
+]  # fmt: skip
+NumSpeakers = Annotated[
+    int | None, _speakers("--num-speakers", "Exact number, if it is known.", min=1)
+]
+MinSpeakers = Annotated[int | None, _speakers("--min-speakers", "Minimum; default: 1.", min=1)]
+MaxSpeakers = Annotated[int | None, _speakers("--max-speakers", "Maximum; default: 12.", min=1)]
 
 Model = Annotated[
     str | None,

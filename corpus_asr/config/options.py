@@ -13,6 +13,7 @@ from corpus_asr.config.foreign_names import name_hint
 from corpus_asr.config.load import checked_options
 from corpus_asr.config.run import ExtractSettings, missing_speech
 from corpus_asr.config.settings import DecodingSection
+from corpus_asr.config.speakers import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import ConfigError
 
 
@@ -102,19 +103,36 @@ class TranscriptionOptions(TypedDict, total=False):
     """Seconds of silence that end a span of speech; shorter pauses belong to it."""
     vad_pad_s: float
     """Seconds of audio kept before and after detected speech."""
+    diarize: bool
+    """Find the speakers: segments and words name them, and segments are split where they change
+    (with word_timestamps)."""
+    num_speakers: int | None
+    """Exact number of speakers of each recording (of each channel, if `extract.channels` is
+    `each`); null: it is found."""
+    min_speakers: int | None
+    """Minimum number of speakers; null: 1."""
+    max_speakers: int | None
+    """Maximum number of speakers; null: 12."""
+    speaker_model: str | None
+    """Network that embeds voices, in ONNX: a file, a folder or URI with one, or OWNER/NAME or
+    OWNER/NAME/FILE of the Hugging Face Hub, such as those of WeSpeaker and 3D-Speaker. null: the
+    packaged GE2E encoder."""
 
 
 EXTRACT_OPTIONS = ("channels", "part_s", *(n for n in ExtractSettings.model_fields if "vad_" in n))
-OPTION_NAMES = (*DecodingSection.model_fields, *EXTRACT_OPTIONS)
-_SECTIONS = ("decoding.", "extract.")
+BOUND_OPTIONS = ("num_speakers", "min_speakers", "max_speakers")
+SPEAKER_OPTIONS = ("diarize", *BOUND_OPTIONS, "speaker_model")
+OPTION_NAMES = (*DecodingSection.model_fields, *EXTRACT_OPTIONS, *SPEAKER_OPTIONS)
+_SECTIONS = ("decoding.", "extract.", "speakers.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallSettings:
-    """How one recording is transcribed."""
+    """How one recording is transcribed, and whether its speakers are found."""
 
     decoding: DecodingSettings
     extract: ExtractSettings
+    speakers: SpeakerSettings = NO_SPEAKERS
 
 
 def options_from(options: Mapping[str, Any], *, fixed: Collection[str] = ()) -> CallSettings:
@@ -128,10 +146,28 @@ def options_from(options: Mapping[str, Any], *, fixed: Collection[str] = ()) -> 
     problems = [_unknown(name, fixed) for name in options if name not in OPTION_NAMES]
     if problems:
         raise ConfigError(f"reading the options: {'; '.join(problems)}")
-    section, extract = checked_options(options, DecodingSection, ExtractSettings)
-    if problem := missing_speech(section, extract):
+    of_speakers = _of_speakers(options)
+    others = {name: value for name, value in options.items() if name not in SPEAKER_OPTIONS}
+    section, extract, speakers = checked_options(
+        others | of_speakers, DecodingSection, ExtractSettings, SpeakerSettings
+    )
+    if problem := missing_speech(section, extract, speakers):
         raise ConfigError(f"reading the options: {problem}")
-    return CallSettings(decoding=section.settings(), extract=extract)
+    return CallSettings(decoding=section.settings(), extract=extract, speakers=speakers)
+
+
+def _of_speakers(options: Mapping[str, Any]) -> dict[str, Any]:
+    diarize = options.get("diarize", False)
+    if not isinstance(diarize, bool):
+        raise ConfigError(
+            f"reading the options: diarize: found {diarize!r}, expected true or false"
+        )
+    given = {name: options[name] for name in BOUND_OPTIONS if options.get(name) is not None}
+    model = options.get("speaker_model")
+    if (given or model) and not diarize:
+        names = ", ".join([*given, *(["speaker_model"] if model else [])])
+        raise ConfigError(f"reading the options: {names}: nothing without speakers; set diarize")
+    return given | {"mode": "auto" if diarize else "none", "model": model}
 
 
 def _unknown(name: str, fixed: Collection[str]) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
 from corpus_asr.config.settings import ONE_OR_MANY, Auto, DecodingSection, Settings, Texts
+from corpus_asr.config.speakers import SpeakerSettings
 
 # What usually lies beside recordings and is no recording.
 SIDECAR_PATTERNS = tuple(
@@ -235,13 +236,17 @@ class NightlySettings(Settings):
     such as Slack's; http is limited to hosts in source.allow_hosts. null: no webhook."""
 
 
-def missing_speech(decoding: DecodingSection, extract: ExtractSettings) -> str:
+def missing_speech(
+    decoding: DecodingSection, extract: ExtractSettings, speakers: SpeakerSettings
+) -> str:
     """Say what needs detected speech where none is looked for; else an empty text."""
-    if not decoding.drop_nonspeech or extract.vad_filter:
+    needing = "decoding.drop_nonspeech needs" if decoding.drop_nonspeech else ""
+    needing = "speakers need" if speakers.wanted else needing
+    if not needing or extract.vad_filter:
         return ""
     return (
-        "decoding.drop_nonspeech needs detected speech, but extract.vad_filter is false; set it to "
-        "true, or leave drop_nonspeech out"
+        f"{needing} detected speech, but extract.vad_filter is false; set it to true, or leave "
+        f"{'speakers' if speakers.wanted else 'drop_nonspeech'} out"
     )
 
 
@@ -280,7 +285,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _speech_is_looked_for(self) -> "RunConfig":
-        if problem := missing_speech(self.decoding, self.extract):
+        if problem := missing_speech(self.decoding, self.extract, SpeakerSettings()):
             raise ValueError(problem)
         return self
 

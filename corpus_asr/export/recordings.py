@@ -20,7 +20,7 @@ from corpus_asr import confidence
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.storage.run_state.corrections import Corrector
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
@@ -70,6 +70,8 @@ class Recording:
     """Of each segment; None where channels were mixed."""
     model: str | None = None
     """Checkpoint of the run, as configured."""
+    turns: tuple[SpeakerTurn, ...] | None = None
+    """Who speaks when; None where the run did not look for speakers."""
 
     @classmethod
     def of(

@@ -13,7 +13,7 @@ from operator import add
 from typing import NamedTuple, Protocol
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.segments import Segment
+from corpus_asr.segments import Segment, SpeakerTurn
 
 _SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
 _CLAUSE_END = re.compile(r"[,;:，、；：،؛–—]+[\"'”’»)\]」』]*$")  # noqa: RUF001
@@ -52,6 +52,10 @@ class Transcribed(Protocol):
     @property
     def segments(self) -> tuple[Segment, ...]:
         """Sorted by time."""
+
+    @property
+    def turns(self) -> Sequence[SpeakerTurn] | None:
+        """Who speaks when; None where speakers were not looked for."""
 
     def by_channel(self) -> Mapping[int | None, Sequence[Segment]]:
         """Return the segments of each channel, sorted by time."""
@@ -110,6 +114,8 @@ class Cue:
     lines: tuple[tuple[Piece, ...], ...]
     words_timed: bool
     """Whether its words have times of the model; else time is divided by characters."""
+    speaker: str | None = None
+    """Who speaks; None where it is not known."""
 
     @property
     def texts(self) -> list[str]:
@@ -241,7 +247,7 @@ def _cues_of_segment(segment: Segment, rules: CueRules) -> Iterator[Cue]:
         )
         if rules.max_duration_s is not None:
             end = min(end, begin + rules.max_duration_s)
-        yield Cue(begin, max(begin, end), _lines(span, rules), bool(segment.words))
+        yield Cue(begin, max(begin, end), _lines(span, rules), bool(segment.words), segment.speaker)
 
 
 def _fits(pieces: Sequence[Piece], rules: CueRules) -> bool:

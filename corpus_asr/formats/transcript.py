@@ -17,11 +17,13 @@ from corpus_asr.formats.writers import (
     file_texts,
     whisper_json,
 )
-from corpus_asr.segments import Segment
+from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import normalize, scheme_of, within
 
-FormatName = Literal["srt", "vtt", "lrc", "txt", "tsv", "json", "whisperx", "nemo"]
+FormatName = Literal[
+    "srt", "vtt", "lrc", "txt", "tsv", "json", "whisperx", "nemo", "rttm", "ctm", "textgrid"
+]
 _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
 
 
@@ -82,6 +84,8 @@ class Transcript:
     by time."""
     model: str | None = None
     """Checkpoint that transcribed it, as configured."""
+    turns: tuple[SpeakerTurn, ...] | None = None
+    """Who speaks when, by channel, then by time; None where speakers were not looked for."""
 
     @property
     def text(self) -> str:
@@ -152,7 +156,7 @@ class Transcript:
             place: without `formats`, a file whose suffix names one, such as `talk.srt`; with
                 `formats`, a folder, in which files are named after the recording. Either may be an
                 fsspec URI.
-            *formats: srt, vtt, lrc, txt, tsv, json, whisperx or nemo.
+            *formats: srt, vtt, lrc, txt, tsv, json, whisperx, nemo, rttm, ctm or textgrid.
             **options: how subtitles are cut.
 
         Returns:

@@ -1,8 +1,8 @@
-"""Recordings as the text of files: SubRip, WebVTT, LRC, plain text, TSV, JSON and NeMo manifests.
+"""Recordings as the text of files: SubRip, WebVTT, LRC, plain text, TSV, JSON, NeMo and others.
 
 srt, vtt, txt and tsv equal openai-whisper's files, and json adds to its keys; whisperx has the
 shape of WhisperX's, nemo that of NeMo's manifests. What players would take for markup is escaped or
-replaced.
+replaced. Where speakers are known, `[S1]` stands before their text, in WebVTT `<v S1>`.
 
 Source: W3C, WebVTT: The Web Video Text Tracks Format, section 4; openai/whisper, utils.py;
 m-bain/whisperX, schema.py, AlignedTranscriptionResult; NVIDIA NeMo, documentation of ASR datasets,
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.formats.annotations import ctm_text, rttm_text, textgrid_text
 from corpus_asr.formats.cues import Cue, CueRules, Piece, Transcribed, cues_of, one_line
 from corpus_asr.segments import Segment, Word, timestamp
 
@@ -44,6 +45,9 @@ class ExportFormat(StrEnum):
     json = "json"
     whisperx = "whisperx"
     nemo = "nemo"
+    rttm = "rttm"
+    ctm = "ctm"
+    textgrid = "textgrid"
 
 
 class WordStyle(StrEnum):
@@ -56,7 +60,11 @@ class WordStyle(StrEnum):
 
 def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     """Return cues as a SubRip file."""
-    blocks = (block for cue in cues for block in _blocks(cue, style, _srt_clock, _srt_escape))
+    blocks = (
+        (start, end, _by(cue.speaker, text, _srt_escape))
+        for cue in cues
+        for start, end, text in _blocks(cue, style, _srt_clock, _srt_escape)
+    )
     return "".join(
         # An arrow may also come about where two words meet.
         f"{number}\n{start} --> {end}\n{text.replace('-->', '->')}\n\n"
@@ -67,20 +75,25 @@ def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
 def vtt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     """Return cues as a WebVTT file."""
     escape = functools.partial(html.escape, quote=False)
-    blocks = (block for cue in cues for block in _blocks(cue, style, timestamp, escape))
+    blocks = (
+        (start, end, text if cue.speaker is None else f"<v {escape(one_line(cue.speaker))}>{text}")
+        for cue in cues
+        for start, end, text in _blocks(cue, style, timestamp, escape)
+    )
     return "WEBVTT\n\n" + "".join(f"{start} --> {end}\n{text}\n\n" for start, end, text in blocks)
 
 
 def lrc_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
     """Return cues as an LRC file: a time before each line, and with `karaoke` before each word."""
     lines = (
-        (cue.start_s if number == 0 else line[0].start_s, line, cue.words_timed)
+        (cue.start_s if number == 0 else line[0].start_s, line, cue)
         for cue in cues
         for number, line in enumerate(cue.lines)
     )
     return "".join(
-        f"[{_lrc_clock(start_s)}]{_lrc_line(line, style, timed=timed)}\n"
-        for start_s, line, timed in lines
+        f"[{_lrc_clock(start_s)}]"
+        f"{_by(cue.speaker, _lrc_line(line, style, timed=cue.words_timed), _lrc_escape)}\n"
+        for start_s, line, cue in lines
     )
 
 
@@ -89,6 +102,10 @@ def _lrc_line(line: Sequence[Piece], style: WordStyle, *, timed: bool) -> str:
         return _lrc_escape("".join(piece.text for piece in line).strip())
     words = (f"<{_lrc_clock(piece.start_s)}>{_lrc_escape(piece.text.strip())}" for piece in line)
     return f"{' '.join(words)} <{_lrc_clock(line[-1].end_s)}>"
+
+
+def _by(speaker: str | None, text: str, escape: Callable[[str], str] = str) -> str:
+    return text if speaker is None else f"[{escape(one_line(speaker))}] {text}"
 
 
 def _lrc_escape(text: str) -> str:
@@ -156,7 +173,7 @@ def _karaoke(cue: Cue, texts: Sequence[str], clock: Callable[[float], str]) -> s
 
 
 def _txt(recording: Transcribed) -> str:
-    return "".join(f"{_text(segment)}\n" for segment in recording.segments)
+    return "".join(f"{_by(each.speaker, _text(each))}\n" for each in recording.segments)
 
 
 def _tsv(recording: Transcribed, before: str = "") -> str:
@@ -196,9 +213,11 @@ def _whisper_segment(number: int, segment: Segment) -> dict[str, Any]:
     }  # fmt: skip
     if segment.corrected:
         values["corrected"] = True
+    values |= _speaker(segment)
     if segment.words is not None:
         values["words"] = [
             {"word": word.word, **_times(word), "probability": _rounded(word.probability)}
+            | _speaker(word)
             for word in segment.words
         ]
     return values
@@ -216,12 +235,14 @@ def _whisperx(recording: Transcribed) -> dict[str, Any]:
 
 
 def _whisperx_segment(segment: Segment, channel: int | None) -> dict[str, Any]:
-    speaker = {} if channel is None else {"speaker": f"CHANNEL_{channel:02d}"}
+    by_channel = {} if channel is None else {"speaker": f"CHANNEL_{channel:02d}"}
     words = [
-        {"word": word.word.strip(), **_times(word), "score": _rounded(word.probability), **speaker}
+        {"word": word.word.strip(), **_times(word), "score": _rounded(word.probability)}
+        | (_speaker(word) or by_channel)
         for word in segment.words or ()
         if word.word.strip()
     ]
+    speaker = _speaker(segment) or by_channel
     return {**_times(segment), "text": segment.text.strip(), "words": words, **speaker}
 
 
@@ -235,10 +256,15 @@ def _nemo(recording: Transcribed) -> str:
                 "text": _text(segment),
                 "lang": segment.language or recording.language,
             }
+            | _speaker(segment)
         )
         for segment in recording.segments
         if _text(segment)
     )
+
+
+def _speaker(of: Segment | Word) -> dict[str, str]:
+    return {} if of.speaker is None else {"speaker": of.speaker}
 
 
 def _text(segment: Segment) -> str:
@@ -299,6 +325,9 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
     ExportFormat.json: _json_format("", whisper_json),
     ExportFormat.whisperx: _json_format(".whisperx", _whisperx),
     ExportFormat.nemo: TranscriptFormat(".nemo.jsonl", _nemo, ".nemo.jsonl", _nemo),
+    ExportFormat.rttm: TranscriptFormat(".rttm", rttm_text, ".rttm", rttm_text),
+    ExportFormat.ctm: TranscriptFormat(".ctm", ctm_text, ".ctm", ctm_text),
+    ExportFormat.textgrid: TranscriptFormat(".TextGrid", textgrid_text, ".TextGrid", textgrid_text),
 }
 
 

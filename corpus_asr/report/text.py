@@ -165,6 +165,8 @@ def print_heading(name: str, found: "Transcript | Segment | None") -> None:
 def print_segment(segment: Segment, *, times: bool = True) -> None:
     """Print a line of a transcript."""
     clocks = f"[{timestamp(segment.start_s)} --> {timestamp(segment.end_s)}] " if times else ""
+    if segment.speaker is not None:
+        clocks += f"[{printable(segment.speaker)}] "
     # Rich would wrap and color what another program reads.
     if not sys.stdout.isatty():
         typer.echo(f"{clocks}{printable(segment.text)}")

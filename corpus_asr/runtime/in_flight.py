@@ -18,6 +18,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.speakers.embeddings import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.transcription.engine import PartTranscript
@@ -55,6 +56,8 @@ class PartInFlight:
     """Detected speech; None where it was not looked for."""
     transcript: "Future[PartTranscript] | None"
     """None for a part without speech."""
+    voices: SpeechWindows | None = None
+    """Windows of its speech; None where speakers are not looked for."""
     said: list[Segment] = field(default_factory=list)
     """What is final of it so far."""
     transcribed_s: float = 0.0
@@ -140,6 +143,7 @@ class CallInFlight:
         self._child = child
         self._engine = engine
         self._decoding = settings.decoding
+        self._speakers = settings.speakers
         self._extract: ExtractSettings = settings.extract.model_copy(update=NO_LIMITS)
         self._room = threading.Semaphore(_PARTS_PER_SLOT * engine.slots)
         self._wake = threading.Event()
@@ -214,7 +218,12 @@ class CallInFlight:
         self._wake.set()
 
     def _extract_parts(self, recording: RecordingInFlight, uri: str) -> None:
-        request = ExtractRequest(uri=uri, name=recording.audio.name, settings=self._extract)
+        request = ExtractRequest(
+            uri=uri,
+            name=recording.audio.name,
+            settings=self._extract,
+            speakers=self._speakers,
+        )
         for part in self._child.run(request):
             self._take(recording, part)
             if self._stopped:
@@ -230,6 +239,7 @@ class CallInFlight:
             channel=part.channel,
             speech_s=None if spans is None else sum((end - start for start, end in spans), 0.0),
             transcript=None,
+            voices=part.voices,
         )
         if part.features is not None:
             self._room.acquire()

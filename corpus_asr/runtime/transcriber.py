@@ -17,6 +17,7 @@ from corpus_asr.config.options import (
     options_from,
 )
 from corpus_asr.config.run import ComputeType, ExtractSettings
+from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
@@ -26,7 +27,10 @@ from corpus_asr.runtime.in_flight import (
     PartInFlight,
     RecordingInFlight,
 )
-from corpus_asr.segments import Segment
+from corpus_asr.segments import Segment, SpeakerTurn
+from corpus_asr.speakers.clustering import SpeakerBounds
+from corpus_asr.speakers.embeddings import SpeechWindows
+from corpus_asr.speakers.turns import diarize, likeness_of, with_speakers
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name
@@ -255,7 +259,8 @@ class Transcriber:
         endless. A transcript's `uri` is the address; what has none, is called `input-0` and so on
         by its place. `on_error` is given each recording that failed, while the others go on.
         `on_segment` is given the `uri` and each segment as it is final, in order of time of each
-        recording; not where each channel is transcribed.
+        recording; not where each channel is transcribed, nor with speakers, known once all
+        of it is.
 
         Raises:
             ItemError: a recording failed and `on_error` is None.
@@ -263,7 +268,7 @@ class Transcriber:
             ConfigError: a wrong option.
         """
         settings = self._checked(options)
-        if settings.extract.channels == "each":
+        if settings.extract.channels == "each" or settings.speakers.wanted:
             on_segment = None
         reporter = _Reporter(on_progress)
         return self._many(audios, settings, sampling_rate, on_error, reporter, on_segment)
@@ -298,6 +303,11 @@ class Transcriber:
             raise ConfigError(
                 "streaming segments: found channels: each, expected mix or one channel's number, "
                 "since channels are transcribed one after the other; set one, or use transcribe"
+            )
+        if settings.speakers.wanted:
+            raise ConfigError(
+                "streaming segments: found diarize: true, expected false, since speakers are known "
+                "once all of a recording is; leave it out, or use transcribe"
             )
         given = given_audio(audio, sampling_rate=sampling_rate)
         reporter = _Reporter(on_progress)
@@ -371,7 +381,7 @@ class Transcriber:
                     try:
                         if recording.error is not None:
                             raise recording.error
-                        transcript = self._transcript(recording)
+                        transcript = self._transcript(recording, settings.speakers)
                     except ItemError as error:
                         _note(error, recording.audio.name, on_error)
                         continue
@@ -395,7 +405,22 @@ class Transcriber:
             return segment
         return with_confidence(segment, self._calibration)
 
-    def _transcript(self, recording: RecordingInFlight) -> Transcript:
+    def _transcript(self, recording: RecordingInFlight, speakers: SpeakerSettings) -> Transcript:
+        transcript = self._without_speakers(recording)
+        if not speakers.wanted:
+            return transcript
+        voices: dict[int | None, list[SpeechWindows]] = {}
+        for part in recording.parts:
+            if part.voices is not None:
+                voices.setdefault(part.channel, []).append(part.voices)
+        found = diarize(
+            {channel: SpeechWindows.joined(parts) for channel, parts in voices.items()},
+            likeness_of(speakers.model),
+            SpeakerBounds.of(speakers.num_speakers, speakers.min_speakers, speakers.max_speakers),
+        )
+        return named(transcript, found.turns)
+
+    def _without_speakers(self, recording: RecordingInFlight) -> Transcript:
         parts = recording.parts
         numbers = sorted({part.channel for part in parts if part.channel is not None})
         whole = self._joined(parts, recording.audio.name)
@@ -437,6 +462,20 @@ class Transcriber:
             channel=channel,
             model=self._model,
         )
+
+
+def named(transcript: Transcript, turns: Sequence[SpeakerTurn]) -> Transcript:
+    """Return a transcript whose segments and words have speakers, given all turns."""
+    channels = tuple(
+        named(each, [turn for turn in turns if turn.channel == each.channel])
+        for each in transcript.channels
+    )
+    if channels:
+        said = [segment for each in channels for segment in each.segments]
+        segments = tuple(sorted(said, key=lambda segment: segment.start_s))
+    else:
+        segments = with_speakers(transcript.segments, turns)
+    return replace(transcript, segments=segments, channels=channels, turns=tuple(turns))
 
 
 class _Reporter:

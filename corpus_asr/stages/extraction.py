@@ -19,9 +19,11 @@ from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.audio.vad import SileroDetector, SpeechCriteria
 from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.speakers import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.languages import language_window_starts
+from corpus_asr.speakers.embeddings import SpeakerEmbedder, SpeechWindows
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.store import retries_so_far
@@ -67,7 +69,12 @@ class PartExtractor:
     """
 
     def __init__(
-        self, *, folder: str, settings: ExtractSettings, store: StoreOptions = DEFAULT_STORE
+        self,
+        *,
+        folder: str,
+        settings: ExtractSettings,
+        store: StoreOptions = DEFAULT_STORE,
+        speakers: SpeakerSettings = NO_SPEAKERS,
     ) -> None:
         family = family_of(Path(folder))
         self._features = resolve(family.part_features).from_folder(Path(folder))
@@ -76,6 +83,10 @@ class PartExtractor:
         # One per channel, kept from recording to recording. The first is made here, so that a
         # machine without the network says so before it takes a recording.
         self._detectors = [SileroDetector()] if settings.vad_filter else []
+        self._speakers = speakers
+        # By model, one at a time; loaded here for the same reason.
+        self._embedder: tuple[str | None, SpeakerEmbedder] | None = None
+        self._embedder_for(speakers)
         self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
@@ -88,6 +99,7 @@ class PartExtractor:
         """Yield the same, and first and then every second how far the recording is decoded."""
         started = _Clock.now()
         settings = request.settings or self._settings
+        embedder = self._embedder_for(request.speakers or self._speakers)
         uri = redact_uri(request.name or request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
@@ -117,6 +129,9 @@ class PartExtractor:
                 given, known = (features, window if spoken else None) if wanted else (None, None)
                 # A part that holds the window has its features already.
                 carried = None if known is None or known.part == part else known.features
+                voices = None
+                if embedder is not None and wanted:
+                    voices = _voices(embedder, audio, pad_s=settings.vad_pad_s)
                 now = _Clock.now()
                 yield ExtractedPart(
                     part=part,
@@ -138,6 +153,7 @@ class PartExtractor:
                     decode_s=now.wall_s - started.wall_s,
                     cpu_s=now.cpu_s - started.cpu_s,
                     fetch_retries=now.fetch_retries - started.fetch_retries,
+                    voices=voices,
                 )
                 started = _Clock.now()  # not what the reader took for the part
         if part < 0:
@@ -147,6 +163,13 @@ class PartExtractor:
                 uri=uri,
                 kind="empty_audio",
             )
+
+    def _embedder_for(self, speakers: SpeakerSettings) -> SpeakerEmbedder | None:
+        if not speakers.wanted:
+            return None
+        if self._embedder is None or self._embedder[0] != speakers.model:
+            self._embedder = (speakers.model, SpeakerEmbedder(speakers.model))
+        return self._embedder[1]
 
     def _open(self, uri: str) -> io.BufferedIOBase:
         file = open_binary(uri, self._store)
@@ -265,6 +288,14 @@ def _language_window(
         values = features.values[first_frame : first_frame + window_frames]
         window[: len(values)] = values
     return _LanguageWindow(part=part, start_s=starts_s[0], features=padded.reshape(-1, shape[2]))
+
+
+def _voices(embedder: SpeakerEmbedder, audio: AudioPart, *, pad_s: float) -> SpeechWindows:
+    first = audio.start_sample
+    spans = None
+    if audio.speech is not None:
+        spans = [(start - first, end - first) for start, end in audio.speech]
+    return embedder(audio.samples, spans, pad_s=pad_s, start_s=first / SAMPLE_RATE_HZ)
 
 
 def _in_seconds(

@@ -11,9 +11,11 @@ import pyarrow as pa
 
 from corpus_asr.array_types import Float16
 from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS
+from corpus_asr.speakers.embeddings import SpeechWindows
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 
@@ -146,6 +148,8 @@ class ExtractRequest:
     """Addresses of the next requests, as many as may be opened ahead."""
     settings: ExtractSettings | None = field(default=None, repr=False)
     """For this recording alone; None: those of the extractor. Limits on files are its own."""
+    speakers: SpeakerSettings | None = None
+    """For this recording alone; None: those of the extractor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +180,8 @@ class ExtractedPart:
     """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
     fetch_retries: int = 0
     """Requests that its store had to be asked again."""
+    voices: SpeechWindows | None = None
+    """Windows of its speech; None where speakers are not looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,11 +17,17 @@ from corpus_asr.config.options import (
 )
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.config.settings import DecodingSection, admits_bool
+from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError
 
 FIELDS = DecodingSection.model_fields | {
     name: ExtractSettings.model_fields[name] for name in EXTRACT_OPTIONS
 }
+SPEAKERS = {"speaker_model" if name == "model" else name: field
+            for name, field in SpeakerSettings.model_fields.items() if name != "mode"}  # fmt: skip
+FIELDS |= SPEAKERS
+# `speakers.mode`, of which a single call has no more than two values.
+DIARIZE = "diarize"
 
 
 def test_an_editor_shows_what_the_settings_say() -> None:
@@ -35,11 +41,12 @@ def test_an_editor_shows_what_the_settings_say() -> None:
         assert isinstance(key.target, ast.Name)
         assert isinstance(text, ast.Expr)
         texts[key.target.id] = " ".join(ast.literal_eval(text.value).split())
+    assert texts.pop(DIARIZE).endswith(".")
     assert texts == {name: field.description for name, field in FIELDS.items()}
-    assert set(texts) == set(OPTION_NAMES)
+    assert {*texts, DIARIZE} == set(OPTION_NAMES)
 
 
-@pytest.mark.parametrize("name", OPTION_NAMES)
+@pytest.mark.parametrize("name", sorted({*OPTION_NAMES} - {DIARIZE}))
 def test_types_are_those_of_the_settings(name: str) -> None:
     hint = get_type_hints(TranscriptionOptions)[name]
     kinds = get_args(hint) or (hint,)
@@ -62,6 +69,12 @@ def test_options_are_checked_together_and_per_section() -> None:
         ({"channels": -1}, "channels: found -1, expected mix or each or a whole number"),
         ({"speech_pad_ms": 400}, r"did you mean vad_pad_s\?"),
         ({"vad_treshold": 0.4}, r"did you mean vad_threshold\?"),
+        ({"diarize": True, "vad_filter": False}, "speakers need detected speech"),
+        ({"diarize": 1}, "diarize: found 1, expected true or false"),
+        ({"num_speakers": 2}, "num_speakers: nothing without speakers; set diarize"),
+        ({"diarize": True, "num_speakers": 0}, "num_speakers: found 0, expected a whole number"),
+        ({"diarize": True, "num_speakers": 2, "max_speakers": 3}, "num_speakers: 2 is exact"),
+        ({"diarize": True, "min_speakers": 4, "max_speakers": 3}, "min_speakers: 4 is more than"),
         ({"slots": 4}, "slots: the loaded model has it; give it to Transcriber"),
     ]
     for given, words in wrong:
