@@ -4,7 +4,8 @@ Importing this costs nothing: `Transcriber` and what it needs, torch among it, l
 
 >>> import corpus_asr
 >>> dir(corpus_asr)
-['Segment', 'Transcriber', 'Transcript', 'TranscriptionProgress', 'Word', '__version__']
+['Segment', 'SpeakerTurn', 'Transcriber', 'Transcript', 'TranscriptionProgress', 'Word',
+ '__version__', 'read_segments']
 """
 
 import importlib as _importlib
@@ -12,20 +13,26 @@ from importlib import metadata as _metadata
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
+    from corpus_asr.export.speakers import read_segments
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.transcriber import Transcriber, TranscriptionProgress
-    from corpus_asr.segments import Segment, Word
+    from corpus_asr.segments import Segment, SpeakerTurn, Word
 
     __version__: str
 
-__all__ = ["Segment", "Transcriber", "Transcript", "TranscriptionProgress", "Word", "__version__"]
+__all__ = [
+    "Segment", "SpeakerTurn", "Transcriber", "Transcript", "TranscriptionProgress", "Word",
+    "__version__", "read_segments",
+]  # fmt: skip
 
 _MODULES = {
     "Segment": "corpus_asr.segments",
+    "SpeakerTurn": "corpus_asr.segments",
     "Transcriber": "corpus_asr.runtime.transcriber",
     "Transcript": "corpus_asr.formats.transcript",
     "TranscriptionProgress": "corpus_asr.runtime.transcriber",
     "Word": "corpus_asr.segments",
+    "read_segments": "corpus_asr.export.speakers",
 }
 
 

@@ -61,6 +61,13 @@ PACKS = _schema(
     _field("files", pa.list_(PACK_FILE), "the recordings of this pack"),
 )
 
+_VOICES = (
+    _field("voice_spans", _SPANS, "windows of speech whose voices are known, in recording time; "
+           "null where speakers were not looked for"),
+    _field("voices", pa.binary(), "embedding of each window, one after the other, in halves of "
+           "little-endian order; to compare within one model"),
+)  # fmt: skip
+
 PARTS = _schema(
     "parts",
     _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
@@ -80,6 +87,7 @@ PARTS = _schema(
     _field("language_window_start_s", pa.float64(), "start of the first language window",
            unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
+    *_VOICES,
 )  # fmt: skip
 
 _START = _field("start_s", pa.float64(), "start, from the start of the recording", unit="second")
@@ -161,6 +169,7 @@ _PART_RESULT = (
     _field("label_means", _LABEL_MEANS, "the part's likeliest labels, at most 32, by mean over its "
            "windows weighted by speech"),
     _field("label_weight_s", pa.float64(), "sum of its windows' weights", unit="second"),
+    *_VOICES,
 )  # fmt: skip
 
 RESULTS = _schema(
@@ -210,6 +219,20 @@ RECORDINGS = _schema(
     _field("segments", pa.int32(), "segments written, or labels"),
     _field("languages", pa.list_(pa.string()), "languages decoded, most frequent first"),
     *_LABEL,
+)  # fmt: skip
+
+SPEAKERS = _schema(
+    "speakers",
+    _RECORDING_ID, _URI,
+    _field("channel", pa.int32(), "number of the channel transcribed separately; null when mixed "
+           "to mono"),
+    _field("start_s", pa.float64(), "start of the turn, from the start of the recording; null, "
+           "with all but made_of, in the only row of a recording without a speaker", unit="second"),
+    _field("end_s", pa.float64(), "end of the turn", unit="second"),
+    _field("speaker", pa.string(), "S1, S2 ... by first appearance in the recording"),
+    _field("confidence", pa.float32(), "estimated probability that it is this one of the speakers "
+           "found, 0-1"),
+    _field("made_of", pa.string(), "hash of the parts and settings that the turns were made of"),
 )  # fmt: skip
 
 _HEARD = {field.name: field for field in SEGMENT_FIELDS}

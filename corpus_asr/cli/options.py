@@ -137,6 +137,10 @@ Uris = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Only recordings whose URI matches, as '*.mp3'."),
 ]
+Speakers = Annotated[
+    list[str] | None,
+    typer.Option("--speaker", metavar="NAME", help="Only what this speaker says, such as S1."),
+]
 DropKnownHallucinations = Annotated[
     bool,
     typer.Option(

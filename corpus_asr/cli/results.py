@@ -21,6 +21,7 @@ from corpus_asr.cli.options import (
     MinConfidence,
     NoCorrections,
     OutputUri,
+    Speakers,
     Uris,
     print_result,
 )
@@ -75,6 +76,9 @@ class FormatName(StrEnum):
     json = "json"
     whisperx = "whisperx"
     nemo = "nemo"
+    rttm = "rttm"
+    ctm = "ctm"
+    textgrid = "textgrid"
 
 
 def export(
@@ -91,6 +95,7 @@ def export(
     ] = False,
     language: Languages = None,
     uri: Uris = None,
+    speaker: Speakers = None,
     min_confidence: MinConfidence = 0.0,
     drop_known_hallucinations: DropKnownHallucinations = False,
     partial: Annotated[
@@ -152,6 +157,7 @@ def export(
             min_confidence=min_confidence,
             drop_known_hallucinations=drop_known_hallucinations,
             partial=partial,
+            speakers=tuple(speaker or ()),
         )
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         typer.echo(_words(write_files(store, to, options, selection)))
@@ -329,11 +335,20 @@ def show(
     language: Languages = None,
     min_confidence: MinConfidence = 0.0,
     drop_known_hallucinations: DropKnownHallucinations = False,
+    speaker: Speakers = None,
     no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Print the transcripts of a run with timestamps."""
-    from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
+    from corpus_asr.export.recordings import (
+        TEXT_COLUMNS,
+        WORD_COLUMNS,
+        Selection,
+        chosen,
+        read_index,
+        recordings,
+    )
+    from corpus_asr.export.speakers import refuse_speakers, speakers_of
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.report.text import print_transcript
     from corpus_asr.storage.run_state.corrections import Corrections, Corrector, read_saved
@@ -347,13 +362,19 @@ def show(
             min_confidence=min_confidence,
             drop_known_hallucinations=drop_known_hallucinations,
             partial=True,
+            speakers=tuple(speaker or ()),
         )
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         index = read_index(store)
+        turns = speakers_of(store)
+        refuse_speakers(store, selection, turns)
         corrections = Corrections({} if no_corrections else read_saved(store))
         corrector = Corrector(corrections, index.recordings)
         wanted = chosen(index, selection)
-        for _, found in recordings(store, index, wanted, selection, corrector=corrector):
+        columns = TEXT_COLUMNS if turns is None else WORD_COLUMNS
+        for _, found in recordings(
+            store, index, wanted, selection, columns=columns, corrector=corrector, turns=turns
+        ):
             transcript = Transcript(
                 uri=redact_uri(found.uri),
                 segments=found.segments,

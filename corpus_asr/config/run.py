@@ -265,6 +265,7 @@ class RunConfig(Settings):
     model: ModelSettings = Field(default_factory=ModelSettings)
     decoding: DecodingSection = Field(default_factory=DecodingSection)
     classification: ClassificationSettings = Field(default_factory=ClassificationSettings)
+    speakers: SpeakerSettings = Field(default_factory=SpeakerSettings)
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
     output: OutputSettings
     report: ReportSettings = Field(default_factory=ReportSettings)
@@ -285,8 +286,16 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _speech_is_looked_for(self) -> "RunConfig":
-        if problem := missing_speech(self.decoding, self.extract, SpeakerSettings()):
+        if problem := missing_speech(self.decoding, self.extract, self.speakers):
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _speakers_of_text(self) -> "RunConfig":
+        if self.speakers.wanted and self.pipeline == CLASSIFY_AUDIO:
+            raise ValueError(
+                "speakers: found a classification, expected a transcription; leave speakers out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,8 +7,8 @@ disk brings them together.
 
 import fnmatch
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn, Word
+from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import Corrector
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
@@ -50,6 +51,10 @@ SCORE_COLUMNS = (
 )  # fmt: skip
 EVIDENCE_COLUMNS = (*TEXT_COLUMNS, *confidence.EVIDENCE_COLUMNS)
 _INDEX_CHUNK_ROWS = 10_000  # of the index as Python values at a time
+
+
+Turns = Mapping[str, Sequence[SpeakerTurn]]
+"""Turns of speakers by `recording_id`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +92,37 @@ class Recording:
             failed=row["failed"],
             segments=tuple(segment_from(each) for each in segments),
             channels=tuple(each["channel"] for each in segments),
+        )
+
+    def spoken_by(self, turns: Sequence[SpeakerTurn]) -> "Recording":
+        """Return it with the speakers of its segments and words, given the turns of all channels.
+
+        Segments with words are split where the speaker changes.
+        """
+        said = [
+            (segment, channel)
+            for channel, segments in self.by_channel().items()
+            for segment in with_speakers(
+                segments, [turn for turn in turns if turn.channel == channel]
+            )
+        ]
+        said.sort(key=lambda pair: pair[0].start_s)
+        return replace(
+            self,
+            segments=tuple(segment for segment, _ in said),
+            channels=tuple(channel for _, channel in said),
+            turns=tuple(turns),
+        )
+
+    def only(self, speakers: Collection[str]) -> "Recording":
+        """Return it with what these speakers say alone."""
+        pairs = zip(self.segments, self.channels, strict=True)
+        said = [(segment, channel) for segment, channel in pairs if segment.speaker in speakers]
+        return replace(
+            self,
+            segments=tuple(segment for segment, _ in said),
+            channels=tuple(channel for _, channel in said),
+            turns=tuple(turn for turn in self.turns or () if turn.speaker in speakers),
         )
 
     @property
@@ -302,6 +338,8 @@ class Selection:
     """Also unfinished recordings."""
     removed: bool = False
     """Also segments whose whole text a person removed."""
+    speakers: tuple[str, ...] = ()
+    """Names of those whose segments are meant, where speakers are known."""
 
     def __post_init__(self) -> None:
         try:
@@ -359,12 +397,22 @@ def recordings(
     columns: Sequence[str] = TEXT_COLUMNS,
     model: str | None = None,
     corrector: Corrector | None = None,
+    turns: Turns | None = None,
 ) -> Iterator[tuple[int, Recording]]:
     """Yield the recordings of a mask with their positions in the index, sorted by URI.
 
     `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs. With a
-    corrector of this index, segments are selected by their corrections.
+    corrector of this index, segments are selected by their corrections; with the turns of speakers
+    by recording, segments have speakers.
     """
+
+    def made(row: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> Recording:
+        recording = Recording.of(row, segments, model)
+        if turns is None:
+            return recording
+        spoken = recording.spoken_by(turns.get(recording.recording_id, ()))
+        return spoken.only(selection.speakers) if selection.speakers else spoken
+
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
         schema = projected(SEGMENTS, columns)
@@ -379,10 +427,10 @@ def recordings(
         following = next(by_owner, None)
         for position, row in _wanted_rows(index, wanted):
             if following is not None and following[0] == position:
-                yield position, Recording.of(row, following[1].to_pylist(), model)
+                yield position, made(row, following[1].to_pylist())
                 following = next(by_owner, None)
             elif not selection.languages:
-                yield position, Recording.of(row, (), model)
+                yield position, made(row, ())
 
 
 def _wanted_rows(index: Index, wanted: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -31,6 +31,7 @@ from corpus_asr.export.recordings import (
     read_index,
     recordings,
 )
+from corpus_asr.export.speakers import refuse_speakers, speakers_of
 from corpus_asr.formats.cues import CueRules
 from corpus_asr.formats.writers import (
     SUBTITLES,
@@ -225,7 +226,9 @@ def export(
         failed=int((meant & ~succeeded & complete).sum()),
         unfinished=0 if selection.partial else int((meant & ~complete).sum()),
     )
-    columns = _columns(options.formats)
+    turns = speakers_of(store)
+    refuse_speakers(store, selection, turns)
+    columns = _columns(options.formats, spoken=turns is not None)
     wanted = chosen(index, selection)
     corrector = Corrector(Corrections.load(store), table) if options.corrections else None
     rows = recordings(
@@ -236,6 +239,7 @@ def export(
         columns=columns,
         model=model_of(store),
         corrector=corrector,
+        turns=turns,
     )
     counted = _counted(rows, summary)
     if options.single:
@@ -259,12 +263,13 @@ def _counted(
         yield position, recording
 
 
-def _columns(formats: Sequence[ExportFormat]) -> Sequence[str]:
+def _columns(formats: Sequence[ExportFormat], *, spoken: bool) -> Sequence[str]:
     # Tokens and words are most of the bytes of a segment.
     if ExportFormat.json in formats:
         return SCORE_COLUMNS
-    timed = {ExportFormat.whisperx, *SUBTITLES}
-    return TEXT_COLUMNS if timed.isdisjoint(formats) else WORD_COLUMNS
+    timed = {ExportFormat.whisperx, ExportFormat.ctm, ExportFormat.textgrid, *SUBTITLES}
+    # Segments are split between speakers at word times.
+    return WORD_COLUMNS if spoken or not timed.isdisjoint(formats) else TEXT_COLUMNS
 
 
 def _write_each(

@@ -22,10 +22,12 @@ from corpus_asr.runtime.checkpoints import (
     fetch_checkpoints,
 )
 from corpus_asr.runtime.commit import Committer, Tally
+from corpus_asr.runtime.diarization import find_speakers_of_run
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream, line_writer
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.runtime.survey import surveying
+from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
@@ -96,6 +98,8 @@ def prepare(config: RunConfig) -> Checkpoint:
     # What is refused is refused before gigabytes of weights are fetched.
     small = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
     check_transcribes(small, config.decoding.settings())
+    if config.speakers.wanted:
+        SpeakerEmbedder(config.speakers.model)
     return fetch_checkpoints(config)
 
 
@@ -327,7 +331,12 @@ class CorpusRun:
                 "activity": asdict(self._activity),
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
             },
+            before_success=self._find_speakers,
         )
+
+    def _find_speakers(self) -> None:
+        if self.config.speakers.wanted:
+            find_speakers_of_run(self.store, self.config.speakers)
 
     def _out_of_time(self) -> bool:
         stop_at = self.options.stop_at

@@ -5,7 +5,6 @@ eigenvalues tell how many speakers there are. Speakers whose voices then prove t
 and everybody who never speaks for long is dropped. Of long recordings, blocks are condensed first.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -297,32 +296,3 @@ def _smoothed(scores: Float32[np.ndarray, "window speaker"], switch_cost: float)
     for at in range(len(scores) - 1, 0, -1):
         labels[at - 1] = came_from[at, labels[at]]
     return labels
-
-
-def same_voices(
-    recordings: Sequence[Float32[np.ndarray, "_ width"]], likeness: Likeness
-) -> list[Int64[np.ndarray, " _"]]:
-    """Return a number of each recording's speakers, the same for those whose voices are one.
-
-    Of one recording no two speakers are one.
-    """
-    owner = [(at, row) for at, voices in enumerate(recordings) for row in range(len(voices))]
-    if not owner:
-        return [np.zeros(0, dtype=np.int64) for _ in recordings]
-    vectors = np.concatenate(recordings)
-    numbers = np.arange(len(owner))
-    places = np.array([at for at, _ in owner])
-    for first, second in _pairs_by_likeness(vectors, likeness.merge_above):
-        one, two = numbers[first], numbers[second]
-        if one != two and not set(places[numbers == one]) & set(places[numbers == two]):
-            numbers[numbers == two] = one
-    numbers = np.unique(numbers, return_inverse=True)[1].astype(np.int64)
-    sizes = np.cumsum([len(voices) for voices in recordings])[:-1]
-    return list(np.split(numbers, sizes))
-
-
-def _pairs_by_likeness(vectors: Embeddings, above: float) -> list[tuple[int, int]]:
-    likeness = np.triu(vectors @ vectors.T, 1)
-    first, second = np.nonzero(likeness > above)
-    order = np.argsort(-likeness[first, second], kind="stable")
-    return list(zip(first[order].tolist(), second[order].tolist(), strict=True))

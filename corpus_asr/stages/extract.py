@@ -22,6 +22,7 @@ from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineE
 from corpus_asr.failure_kinds import FETCH, TIMEOUT
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
+from corpus_asr.speakers.embeddings import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
     FAILED,
@@ -100,7 +101,12 @@ class ExtractStage:
         store = StoreOptions.of(config.source)
         self._child = IsolatedGenerator(
             extractor,
-            init_kwargs={"folder": str(folder), "settings": settings, "store": store},
+            init_kwargs={
+                "folder": str(folder),
+                "settings": settings,
+                "store": store,
+                "speakers": config.speakers,
+            },
             timeout_s=settings.item_timeout_s,
         )
         self._max_file_gb = settings.max_file_gb
@@ -312,4 +318,13 @@ def _columns(part: ExtractedPart) -> dict[str, Any]:
         "language_features": part.language_features,
         "language_window_start_s": part.language_window_start_s,
         "decode_s": part.decode_s,
+        **({} if part.voices is None else _voice_columns(part.voices)),
+    }
+
+
+def _voice_columns(voices: SpeechWindows) -> dict[str, Any]:
+    spans = zip(voices.start_s.tolist(), voices.end_s.tolist(), strict=True)
+    return {
+        "voice_spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in spans],
+        "voices": voices.embeddings.astype("<f2").tobytes(),
     }

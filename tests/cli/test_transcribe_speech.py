@@ -18,7 +18,7 @@ from corpus_asr.audio.decode import open_audio
 from corpus_asr.cli import main as cli
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.audio import wav_bytes
+from tests.support.audio import read_clip, wav_bytes
 from tests.support.loaded import lend
 from tests.support.stores import web_server
 from tests.support.terminal import on_terminal
@@ -196,3 +196,51 @@ def test_an_interrupt_ends_at_once_and_leaves_what_is_finished(tmp_path: Path) -
         assert "interrupted; the files of 1 of 2 recordings are written" in process.stderr.read()
     assert QUILTER.search(Path("out/fmt_opus.txt").read_text())
     assert not list((tmp_path / "temporary").glob("corpus-asr-*"))
+
+
+def test_speakers_are_named_in_every_file_and_the_text() -> None:
+    """Two readers with 2 s between them, then 2 s of one alone, and silence."""
+    samples = read_clip(DATA / "spoken" / "readers.opus")
+    span = slice(40 * SAMPLE_RATE_HZ, 60 * SAMPLE_RATE_HZ)
+    for name, sound in (
+        ("talk", samples[span]),
+        ("brief", samples[span][: 2 * SAMPLE_RATE_HZ]),
+        ("silence", np.zeros(5 * SAMPLE_RATE_HZ, dtype=np.float32)),
+    ):
+        data = wav_bytes(sound[None], rate_hz=SAMPLE_RATE_HZ)
+        Path(f"{name}.wav").write_bytes(data)
+    formats = "txt,vtt,json,whisperx,rttm,ctm,textgrid"
+    result = call("talk.wav", "brief.wav", "silence.wav", "--diarize", "-o", "out", "-f", formats)
+    assert result.exit_code == 0, result.output
+    said = Path("out/talk.txt").read_text()
+    assert re.match(r"(\[S1\] .*\n)+(\[S2\] .*\n)+$", said), said
+    assert "[S2] On the last Saturday in April" in said
+    assert "<v S2>" in Path("out/talk.vtt").read_text()
+    for name in ("talk.json", "talk.whisperx.json"):
+        segments = json.loads(Path("out", name).read_text())["segments"]
+        assert [*dict.fromkeys(each["speaker"] for each in segments)] == ["S1", "S2"]
+        assert all(
+            word["speaker"] == each["speaker"] for each in segments for word in each["words"]
+        )
+    turns = [line.split() for line in Path("out/talk.rttm").read_text().splitlines()]
+    assert {turn[7] for turn in turns} == {"S1", "S2"}
+    # 46.9 to 49.6 s of the recording is silence.
+    assert max(float(turn[3]) + float(turn[4]) for turn in turns if turn[7] == "S1") < 8.0
+    assert min(float(turn[3]) for turn in turns if turn[7] == "S2") > 8.0
+    assert Path("out/brief.txt").read_text().startswith("[S1] ")
+    assert Path("out/silence.txt").read_text() == Path("out/silence.rttm").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("-f rttm", "writing rttm: found no --diarize, expected it"),
+        ("--num-speakers 2", "num_speakers: nothing without speakers; set diarize"),
+        ("--diarize --no-vad", "speakers need detected speech, but extract.vad_filter is false"),
+        ("--diarize --set speaker_model=none.onnx", "speaker model none.onnx: found no such file"),
+    ],
+)
+def test_speakers_that_cannot_be_found_are_refused(typed: str, message: str) -> None:
+    result = call(AWKWARD / "fmt_mp3_vbr_tags.mp3", *typed.split())
+    assert result.exit_code != 0
+    assert message in " ".join(result.stderr.split())

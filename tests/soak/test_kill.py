@@ -46,6 +46,8 @@ def tables_in_peace(job: KillableJob, folder: Path) -> dict[str, list[dict[str, 
     tables = tables_of(undisturbed.config)
     assert len({row["uri"] for row in tables["recordings"]}) in (FILES, A_FEW)
     assert {row["status"] for row in tables["outcomes"]} == {"ok", "no_speech", "failed"}
+    assert len(tables["speakers"]) == len(tables["recordings"])
+    assert {turn.speaker for row in tables["speakers"] for turn in row["turns"]} == {"S1", "S2"}
     return tables
 
 

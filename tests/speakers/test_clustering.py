@@ -10,7 +10,6 @@ from corpus_asr.speakers.clustering import (
     SpeakerBounds,
     agglomerate,
     find_speakers,
-    same_voices,
 )
 
 WIDTH = 256
@@ -119,17 +118,3 @@ def test_agglomeration_is_average_linkage():
         expected = fcluster(order, most, criterion="maxclust")
         found = agglomerate(vectors, np.ones(len(vectors), dtype=np.float32), most=most)
         assert same_grouping(found, expected)
-
-
-def test_the_same_voices_are_found_across_recordings():
-    directions = voices(5)
-    near = directions + 0.01 * np.random.default_rng(0).standard_normal(directions.shape)
-    near = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
-    recordings = [directions[[0, 1, 2]], near[[2, 0]], near[[3, 1, 4]]]
-    found = [each.tolist() for each in same_voices(recordings, GE2E_LIKENESS)]
-    assert found[0] == [found[1][1], found[2][1], found[1][0]]
-    assert len({*found[0], *found[1], *found[2]}) == 5
-    # Two of one recording are never one, however alike.
-    twins = same_voices([directions[[0, 0]], directions[[0]]], GE2E_LIKENESS)
-    assert len(set(twins[0].tolist())) == 2
-    assert same_voices([], GE2E_LIKENESS) == []

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from corpus_asr.config.speakers import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import CheckpointError, DecodeError, FetchError
+from corpus_asr.speakers.embeddings import SpeechWindows
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
 
 Message = ExtractedPart | DecodeProgress
@@ -28,21 +30,41 @@ PART_SAMPLES = 16_000
 FRAMES = 102
 
 
-def make(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
-    """Return the scripted extractor, whatever it is told."""
-    return _extract
-
-
-def make_slow(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
-    """Return the scripted extractor, pausing before each part as the environment says."""
-    pause_s = float(os.environ.get(PAUSE, "0"))
+def make(
+    speakers: SpeakerSettings = NO_SPEAKERS, **_: Any
+) -> Callable[[ExtractRequest], Iterator[Message]]:
+    """Return the scripted extractor, which knows voices if it is told to."""
 
     def extract(request: ExtractRequest) -> Iterator[Message]:
         for part in _extract(request):
+            if speakers.wanted and isinstance(part, ExtractedPart) and part.wanted:
+                part = replace(part, voices=scripted_voices(part))
+            yield part
+
+    return extract
+
+
+def make_slow(**options: Any) -> Callable[[ExtractRequest], Iterator[Message]]:
+    """Return the scripted extractor, pausing before each part as the environment says."""
+    pause_s = float(os.environ.get(PAUSE, "0"))
+    scripted = make(**options)
+
+    def extract(request: ExtractRequest) -> Iterator[Message]:
+        for part in scripted(request):
             time.sleep(pause_s)
             yield part
 
     return extract
+
+
+def scripted_voices(part: ExtractedPart) -> SpeechWindows:
+    """Return ten windows in each tenth of a part with speech: of two voices, by turns of parts."""
+    count = 10 if part.speech else 0
+    start_s = part.part + np.arange(count) / 10
+    width = np.eye(8, dtype=np.float16)
+    return SpeechWindows(
+        start_s=start_s, end_s=start_s + 0.1, embeddings=width[[part.part % 2] * count]
+    )
 
 
 def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:

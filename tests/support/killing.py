@@ -28,6 +28,7 @@ import psutil
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.stages.transcribe import EngineSpec
+from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from tests.support.engines import ScriptedEngine, script, scripted_job
 from tests.support.tables import rows_of, with_section
@@ -182,6 +183,7 @@ def killable_job(
         source={"uri": str(corpus)},
         extract={"pack_mb": 0.001, "workers": 1},
         output={"max_failed_fraction": 1.0} | target,
+        speakers="auto",
     )
     (Path(config.model.checkpoint) / "model.safetensors").touch()
     return KillableJob(config, folder / "job", ray=ray, environment=environment or {})
@@ -285,6 +287,8 @@ def tables_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
             kept,
             key=lambda row: (row["uri"], row.get("part") or 0, row.get("segment") or 0, repr(row)),
         )
+    turns = read_turns(store) or {}
+    tables["speakers"] = [{"recording_id": each, "turns": turns[each]} for each in sorted(turns)]
     return tables
 
 

@@ -9,7 +9,7 @@ import datetime
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
     RECORDINGS_FOLDER,
+    SPEAKERS_FOLDER,
     SUFFIX,
     OutputStore,
     part_rows_named,
@@ -112,6 +113,7 @@ def finish(
     plan_name: str | None = None,
     idle: bool = False,
     extra: dict[str, Any] | None = None,
+    before_success: Callable[[], object] = lambda: None,
 ) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
 
@@ -120,6 +122,7 @@ def finish(
         num_listed: how many rows the listing had when it was made; those missing count as left.
         plan_name: the plan that was worked off; None if there was none.
         idle: whether there was nothing to do; `run.json` then keeps what the last run did.
+        before_success: called once the tables of outcomes, segments and recordings are exact.
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
     """
     store.remove(SUCCESS_NAME)
@@ -135,6 +138,7 @@ def finish(
         compact(store, target_mb * MEBIBYTE)
     counts = write_recordings(store, resolution, num_listed, run_id=run.run_id)
     remove_leftovers(store)
+    before_success()
     store.write_json(
         RUN_NAME,
         {
@@ -494,7 +498,7 @@ def remove_leftovers(store: OutputStore) -> None:
     leftovers = {outcomes[name] for name in store.missing(outcomes)}
     leftovers |= {*store.late_tables()} | {
         name
-        for folder in (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER)
+        for folder in (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER)
         for name in store.all_names(folder)
         if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
     }

@@ -22,6 +22,7 @@ from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
     RECORDINGS_FOLDER,
+    SPEAKERS_FOLDER,
     OutputStore,
 )
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
@@ -361,7 +362,7 @@ _ARCHIVED_NAMES = (
     RUN_NAME, REPORT_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
     CONFIG_NAME, FINGERPRINT_NAME,
 )  # fmt: skip
-_TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
+_TABLES = (RECORDINGS_FOLDER, SPEAKERS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {
@@ -397,6 +398,9 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
         flat |= {f"{section}.{key}": value for key, value in settings.items()}
     if classifies:
         flat["pipeline"] = config.pipeline
+    if config.speakers.wanted:
+        # Bounds are none of them: turns are made again of the same voices.
+        flat |= {"speakers": True, "speakers.model": config.speakers.model}
     return {key: flat[key] for key in sorted(flat) if key not in _RESOURCE_KEYS}
 
 

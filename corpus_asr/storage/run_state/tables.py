@@ -48,6 +48,7 @@ from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import normalize, public, public_text, redact_uri, within
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
+SPEAKERS_FOLDER = "speakers"
 SUFFIX = ".parquet"
 CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
@@ -303,7 +304,7 @@ class WriteGuard(Protocol):
 TAKEN_OVER_NAME: Final = "_run/taken_over.json"
 """Runs whose lock was taken over, each with the tables it had put until then; later ones, which
 were under way, do not count."""
-_TABLES_OF_RUNS = (OUTCOMES_FOLDER, RECORDINGS_FOLDER)
+_TABLES_OF_RUNS = (OUTCOMES_FOLDER, RECORDINGS_FOLDER, SPEAKERS_FOLDER)
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
 

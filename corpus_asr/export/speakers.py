@@ -1,0 +1,124 @@
+"""Speakers of a run: their turns with the names that people gave, and the segments they say."""
+
+import csv
+import io
+from dataclasses import asdict, replace
+
+import pyarrow as pa
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.export.recordings import Selection, Turns, segment_from
+from corpus_asr.schemas import SEGMENTS
+from corpus_asr.segments import Segment
+from corpus_asr.speakers.turns import with_speakers
+from corpus_asr.storage.run_state.speaker_turns import read_turns
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import recording_id, redact_uri
+
+NAMES_NAME = "speakers.csv"
+"""File of an output folder in which people name speakers: columns uri, speaker, name."""
+_COLUMNS = ["uri", "speaker", "name"]
+
+_SPEAKER = pa.field("speaker", pa.string(), metadata={"doc": "who says it; null: not known"})
+_WORDS = SEGMENTS.field("words")
+SPOKEN_SEGMENTS = SEGMENTS.set(
+    SEGMENTS.get_field_index("words"),
+    pa.field("words", pa.list_(pa.struct([*_WORDS.type.value_type, _SPEAKER]))),
+).append(_SPEAKER)
+"""SEGMENTS with the speakers of segments and words."""
+
+
+def speakers_of(store: OutputStore) -> Turns | None:
+    """Return the turns of a run's speakers, by recording; None where it looked for none.
+
+    Raises:
+        ConfigError: `speakers.csv` has no columns uri, speaker and name.
+    """
+    turns = read_turns(store)
+    names = {} if turns is None else read_names(store)
+    if turns is None or not names:
+        return turns
+    return {
+        each: [replace(turn, speaker=names.get((each, turn.speaker), turn.speaker)) for turn in own]
+        for each, own in turns.items()
+    }
+
+
+def refuse_speakers(store: OutputStore, selection: Selection, turns: Turns | None) -> None:
+    """Refuse a selection of speakers where there are none of that name.
+
+    Raises:
+        ConfigError: the run looked for no speakers, or found nobody of a name that is asked for.
+    """
+    if not selection.speakers:
+        return
+    known = {turn.speaker for own in (turns or {}).values() for turn in own}
+    missing = sorted({*selection.speakers} - known)
+    if missing:
+        found = "no speakers" if turns is None else f"{len(known)} others"
+        raise ConfigError(
+            f"selecting speakers of {redact_uri(store.uri)}: found {found}, expected "
+            f"{', '.join(missing)}; correct --speaker, or transcribe with speakers: auto"
+        )
+
+
+def read_names(store: OutputStore) -> dict[tuple[str, str], str]:
+    """Return the names that people gave, by `recording_id` and speaker."""
+    if not store.exists(NAMES_NAME):
+        return {}
+    text = filesystem.read_bytes(store.address(NAMES_NAME), store.options).decode("utf-8-sig")
+    rows = csv.DictReader(io.StringIO(text))
+    if not {*_COLUMNS} <= {*(rows.fieldnames or ())}:
+        raise ConfigError(
+            f"reading {redact_uri(store.address(NAMES_NAME))}: found the columns "
+            f"{', '.join(rows.fieldnames or ()) or 'none'}, expected {', '.join(_COLUMNS)}; "
+            "correct its first line"
+        )
+    return {
+        (recording_id(row["uri"]), row["speaker"].strip()): row["name"].strip()
+        for row in rows
+        if (row["name"] or "").strip()
+    }
+
+
+def read_segments(uri: str, *, speakers: bool = False, endpoint_url: str | None = None) -> pa.Table:
+    """Return the segments of a run as an Arrow table, in the order of its tables.
+
+    With `speakers`, segments and words have one more column, `speaker`, and segments with words are
+    split where the speaker changes; pieces have no token ids. All of it is in memory: read larger
+    runs object by object (docs/reading.md).
+
+    Raises:
+        ConfigError: speakers are asked for, and the run did not look for them.
+    """
+    store = OutputStore(uri, endpoint_url=endpoint_url)
+    batches = [batch.cast(SEGMENTS) for batch in store.segments()]
+    table = pa.Table.from_batches(batches, SEGMENTS)
+    if not speakers:
+        return table
+    turns = speakers_of(store)
+    if turns is None:
+        raise ConfigError(
+            f"reading the speakers of {redact_uri(store.uri)}: found no table speakers/, expected "
+            "it; transcribe with speakers: auto, or leave speakers out"
+        )
+    rows = []
+    for row in table.to_pylist():
+        own = [
+            turn for turn in turns.get(row["recording_id"], ()) if turn.channel == row["channel"]
+        ]
+        rows += [row | _columns(piece) for piece in with_speakers([segment_from(row)], own)]
+    return pa.Table.from_pylist(rows, SPOKEN_SEGMENTS)
+
+
+def _columns(segment: Segment) -> dict[str, object]:
+    words = segment.words
+    return {
+        "start_s": segment.start_s,
+        "end_s": segment.end_s,
+        "text": segment.text,
+        "tokens": list(segment.tokens),
+        "words": None if words is None else [asdict(word) for word in words],
+        "speaker": segment.speaker,
+    }

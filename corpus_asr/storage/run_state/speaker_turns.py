@@ -1,0 +1,240 @@
+"""The table `speakers/`: who speaks when in each recording, made of what its parts carry.
+
+Voices are committed with the outcomes of their parts, so that they survive whatever becomes of the
+run; turns are rows of objects that a finish writes, each of whole recordings. `made_of` names what
+the turns of a recording were made of: what is there already is not made again. Of a recording that
+two objects hold, after a finish that was killed, the newest counts.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.array_types import Float16, Float64
+from corpus_asr.schemas import OUTCOMES, SPEAKERS
+from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    SPEAKERS_FOLDER,
+    SUFFIX,
+    OutputStore,
+    projected,
+)
+
+# What an object holds at most: some ten MB.
+ROWS_PER_OBJECT = 250_000
+# More objects than this are merged into as few as hold them.
+MAX_OBJECTS = 8
+
+_LOG = logging.getLogger(__name__)
+_LIGHT = (
+    "recording_id", "uri", "size_bytes", "etag", "part", "last_part", "channel", "run_id", "status",
+)  # fmt: skip
+_VOICES = ("recording_id", "part", "channel", "voice_spans", "voices")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartVoices:
+    """Windows of one part's speech and their embeddings, as they are stored."""
+
+    channel: int | None
+    spans: tuple[tuple[float, float], ...]
+    """Start and end of each window, in seconds of the recording."""
+    data: bytes
+
+    @property
+    def spans_s(self) -> Float64[np.ndarray, "window border"]:
+        """The same as an array."""
+        return np.array(self.spans, dtype=np.float64).reshape(-1, 2)
+
+    @property
+    def embeddings(self) -> Float16[np.ndarray, "window width"]:
+        """One row per window.
+
+        Raises:
+            ValueError: what is stored is not as many rows.
+        """
+        values = np.frombuffer(self.data, dtype="<f2").astype(np.float16)
+        return values.reshape(len(self.spans), -1) if self.spans else values.reshape(0, 1)
+
+
+@dataclass(slots=True, kw_only=True)
+class RecordingVoices:
+    """Voices of a recording whose parts are all committed."""
+
+    recording_id: str
+    uri: str
+    made_of: str
+    parts: dict[int, PartVoices] = field(default_factory=dict)
+
+
+def voices_left(store: OutputStore, settings: Mapping[str, Any]) -> Iterator[RecordingVoices]:
+    """Yield the complete recordings without turns made of the same, as their parts are read.
+
+    In memory are the recordings whose parts are not all read yet. `settings` change turns.
+    """
+    complete = _complete(store, settings)
+    known = _made(store)
+    left = {each: key for each, key in complete.items() if known.get(each) != key.made_of}
+    waiting: dict[str, RecordingVoices] = {}
+    schema = projected(OUTCOMES, _VOICES)
+    for name in store.names(OUTCOMES_FOLDER) if left else ():
+        for batch in store.batches(name, columns=schema.names):
+            ids = pa.array([*left], pa.string())
+            rows = batch.filter(pc.is_in(batch["recording_id"], value_set=ids))
+            for row in rows.to_pylist():
+                found = waiting.setdefault(
+                    row["recording_id"],
+                    RecordingVoices(
+                        recording_id=row["recording_id"],
+                        uri=left[row["recording_id"]].uri,
+                        made_of=left[row["recording_id"]].made_of,
+                    ),
+                )
+                found.parts[row["part"]] = _part_voices(row)
+                if len(found.parts) == left[found.recording_id].num_parts:
+                    yield waiting.pop(found.recording_id)
+                    del left[found.recording_id]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Complete:
+    uri: str
+    made_of: str
+    num_parts: int
+
+
+def _complete(store: OutputStore, settings: Mapping[str, Any]) -> dict[str, _Complete]:
+    """Return the recordings whose parts are all there, and what their turns are made of."""
+    parts: dict[str, dict[int, tuple[Any, ...]]] = {}
+    last: dict[str, int] = {}
+    uris: dict[str, str] = {}
+    for batch in store.outcomes(_LIGHT):
+        for row in batch.to_pylist():
+            each = row["recording_id"]
+            uris[each] = row["uri"]
+            version = (row["part"], row["run_id"], row["status"], row["etag"], row["size_bytes"])
+            parts.setdefault(each, {})[row["part"]] = version
+            if row["last_part"]:
+                last[each] = row["part"]
+    chosen = json.dumps(settings, sort_keys=True)
+    return {
+        each: _Complete(
+            uri=uris[each],
+            made_of=hashlib.blake2b(
+                repr((chosen, sorted(rows.items()))).encode(), digest_size=8
+            ).hexdigest(),
+            num_parts=len(rows),
+        )
+        for each, rows in parts.items()
+        if len(rows) == last.get(each, -1) + 1
+    }
+
+
+def _part_voices(row: Mapping[str, Any]) -> PartVoices:
+    spans = tuple((each["start_s"], each["end_s"]) for each in row["voice_spans"] or ())
+    return PartVoices(channel=row["channel"], spans=spans, data=row["voices"] or b"")
+
+
+def _made(store: OutputStore) -> dict[str, str]:
+    made: dict[str, str] = {}
+    for name in store.names(SPEAKERS_FOLDER):
+        for batch in store.batches(name, columns=["recording_id", "made_of"]):
+            made |= zip(*(batch[column].to_pylist() for column in batch.schema.names), strict=True)
+    return made
+
+
+def turn_rows(recording: RecordingVoices, turns: Iterable[SpeakerTurn]) -> list[dict[str, Any]]:
+    """Return the rows of a recording's turns; one without a speaker says that it has none."""
+    identity = {name: getattr(recording, name) for name in ("recording_id", "uri", "made_of")}
+    rows = [
+        identity
+        | {"channel": turn.channel, "start_s": turn.start_s, "end_s": turn.end_s,
+           "speaker": turn.speaker, "confidence": turn.confidence}
+        for turn in turns
+    ]  # fmt: skip
+    return rows or [identity]
+
+
+def write_turns(store: OutputStore, rows: Iterable[list[dict[str, Any]]]) -> int:
+    """Put the rows of recordings in objects; return how many recordings."""
+    waiting: list[dict[str, Any]] = []
+    num_recordings = 0
+    for own in rows:
+        waiting += own
+        num_recordings += 1
+        if len(waiting) >= ROWS_PER_OBJECT:
+            _put(store, pa.Table.from_pylist(waiting, SPEAKERS))
+            waiting = []
+    if waiting:
+        _put(store, pa.Table.from_pylist(waiting, SPEAKERS))
+    return num_recordings
+
+
+def _put(store: OutputStore, table: pa.Table) -> None:
+    store.write_table(f"{SPEAKERS_FOLDER}/{store.stem()}{SUFFIX}", table)
+
+
+def tidy_turns(store: OutputStore, recording_ids: Iterable[str]) -> None:
+    """Keep of each of these recordings the newest turns, and of others none, in few objects."""
+    names = store.names(SPEAKERS_FOLDER)
+    wanted = set(recording_ids)
+    newest: dict[str, str] = {}
+    rows_of: dict[str, set[str]] = {}
+    for name in names:
+        ids = store.read_table(name, projected(SPEAKERS, ("recording_id",)))["recording_id"]
+        rows_of[name] = set(ids.to_pylist())
+        newest |= dict.fromkeys(rows_of[name], name)
+    stale = [
+        name
+        for name, ids in rows_of.items()
+        if not ids <= wanted or any(newest[each] != name for each in ids)
+    ]
+    rewritten = names if len(names) > MAX_OBJECTS else stale
+    if not rewritten:
+        return
+    kept = [SPEAKERS.empty_table()]
+    for name in rewritten:
+        ids = [each for each in rows_of[name] if newest[each] == name and each in wanted]
+        table = store.read_table(name, SPEAKERS)
+        mask = pc.is_in(table["recording_id"], value_set=pa.array(ids, pa.string()))
+        kept.append(table.filter(mask))
+    table = pa.concat_tables(kept)
+    # First what replaces, then what is replaced: a reader sees rows twice, and never misses one.
+    for start in range(0, table.num_rows, ROWS_PER_OBJECT):
+        _put(store, table.slice(start, ROWS_PER_OBJECT))
+    store.remove_all(rewritten)
+
+
+def read_turns(
+    store: OutputStore, recording_ids: Iterable[str] | None = None
+) -> dict[str, list[SpeakerTurn]] | None:
+    """Return the turns of recordings, all or these; None where the run looked for no speakers."""
+    names = store.names(SPEAKERS_FOLDER)
+    if not names:
+        return None
+    only = None if recording_ids is None else pa.array([*recording_ids], pa.string())
+    turns: dict[str, list[SpeakerTurn]] = {}
+    for name in names:  # in order of time
+        table = store.read_table(name, SPEAKERS)
+        if only is not None:
+            table = table.filter(pc.is_in(table["recording_id"], value_set=only))
+        turns |= {each: [] for each in table["recording_id"].unique().to_pylist()}
+        for row in table.filter(pc.is_valid(table["speaker"])).to_pylist():
+            turns[row["recording_id"]].append(
+                SpeakerTurn(
+                    start_s=row["start_s"],
+                    end_s=row["end_s"],
+                    speaker=row["speaker"],
+                    confidence=row["confidence"],
+                    channel=row["channel"],
+                )
+            )
+    return turns

@@ -1,0 +1,157 @@
+"""Speakers of a run: made of what its parts carry, once, whatever happened on the way."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_asr.config.speakers import SpeakerSettings
+from corpus_asr.errors import ConfigError
+from corpus_asr.export.recordings import Selection
+from corpus_asr.export.speakers import SPOKEN_SEGMENTS, read_segments, refuse_speakers, speakers_of
+from corpus_asr.runtime import diarization
+from corpus_asr.runtime.diarization import find_speakers_of_run
+from corpus_asr.schemas import SPEAKERS
+from corpus_asr.storage.run_state.speaker_turns import MAX_OBJECTS, read_turns
+from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import recording_id
+from tests.support.extractors import scripted_part, scripted_voices
+from tests.support.tables import commit, part, results
+
+AUTO = SpeakerSettings(mode="auto")
+A, B = recording_id("/a"), recording_id("/b")
+
+
+def spoken(name: str, index: int, **values: Any) -> dict[str, Any]:
+    """A row of a part with one of two voices, by turns of parts; its text has a word per second."""
+    voices = scripted_voices(scripted_part(index))
+    spans = [
+        {"start_s": start_s, "end_s": end_s}
+        for start_s, end_s in zip(voices.start_s.tolist(), voices.end_s.tolist(), strict=True)
+    ]
+    data = voices.embeddings.astype("<f2").tobytes()
+    usual = {"texts": [f" Part {index}."], "voice_spans": spans, "voices": data}
+    row = part(name, index, **usual | values)
+    for segment in row["segments"] or ():
+        segment |= {"start_s": index, "end_s": index + 1.0}
+    return row
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OutputStore:
+    return OutputStore(str(tmp_path))
+
+
+def names_of(store: OutputStore, name: str = A) -> list[tuple[float, float, str]]:
+    turns = (read_turns(store) or {})[name]
+    return [(round(turn.start_s, 3), round(turn.end_s, 3), turn.speaker) for turn in turns]
+
+
+ALTERNATING = [(0.0, 1.0, "S1"), (1.0, 2.0, "S2"), (2.0, 3.0, "S1")]
+
+
+def test_a_recording_has_speakers_once_all_its_parts_are_committed(store: OutputStore):
+    # In another order than they are in the recording, and in other objects.
+    commit(store, results(spoken("a", 2), spoken("b", 0, last=False)))
+    commit(store, results(spoken("a", 0, last=False)))
+    assert find_speakers_of_run(store, AUTO) == 0
+    assert read_turns(store) is None
+    commit(store, results(spoken("a", 1, last=False)))
+    assert find_speakers_of_run(store, AUTO) == 1
+    assert names_of(store) == ALTERNATING
+    # Nothing is made twice.
+    objects = store.names(SPEAKERS_FOLDER)
+    assert find_speakers_of_run(store, AUTO) == 0
+    assert store.names(SPEAKERS_FOLDER) == objects
+    commit(store, results(spoken("b", 1)))
+    assert find_speakers_of_run(store, AUTO) == 1
+    assert names_of(store) == ALTERNATING
+    assert names_of(store, B) == ALTERNATING[:2]
+
+
+def test_other_bounds_make_other_turns_of_the_same_voices(store: OutputStore):
+    commit(store, results(*(spoken("a", at, last=at == 2) for at in range(3))))
+    find_speakers_of_run(store, AUTO)
+    one = SpeakerSettings(mode="auto", num_speakers=1)
+    assert find_speakers_of_run(store, one) == 1
+    assert {speaker for *_, speaker in names_of(store)} == {"S1"}
+    assert len(store.names(SPEAKERS_FOLDER)) == 1
+    assert find_speakers_of_run(store, AUTO) == 1
+    assert names_of(store) == ALTERNATING
+
+
+def test_a_recording_that_was_replaced_has_the_speakers_of_the_new_one(store: OutputStore):
+    commit(store, results(spoken("a", 0), spoken("b", 0)))
+    find_speakers_of_run(store, AUTO)
+    store.remove_all(store.names("outcomes"))
+    commit(store, results(spoken("a", 1, part=0, etag="v2")), run_id="second")
+    assert find_speakers_of_run(store, AUTO) == 1
+    assert names_of(store) == [(1.0, 2.0, "S1")]
+    assert [*(read_turns(store) or {})] == [A]  # /b is no recording of the run any more
+
+
+def test_a_finish_killed_between_its_steps_leaves_nothing_twice(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+):
+    commit(store, results(spoken("a", 0), spoken("b", 0)))
+    with monkeypatch.context() as patched:
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr(diarization, "tidy_turns", killed)
+        for settings in (AUTO, SpeakerSettings(mode="auto", num_speakers=1), AUTO):
+            with pytest.raises(KeyboardInterrupt):
+                find_speakers_of_run(store, settings)
+    assert len(store.names(SPEAKERS_FOLDER)) == 3
+    assert names_of(store) == ALTERNATING[:1]
+    assert find_speakers_of_run(store, AUTO) == 0
+    (name,) = store.names(SPEAKERS_FOLDER)
+    assert store.read_table(name, SPEAKERS).num_rows == 2
+
+
+def test_many_small_objects_become_one(store: OutputStore):
+    for number in range(MAX_OBJECTS + 1):
+        commit(store, results(spoken(f"r{number}", 0)))
+        find_speakers_of_run(store, AUTO)
+    assert len(store.names(SPEAKERS_FOLDER)) == 1
+    assert len(read_turns(store) or {}) == MAX_OBJECTS + 1
+
+
+def test_one_bad_recording_costs_its_own_speakers(
+    store: OutputStore, caplog: pytest.LogCaptureFixture
+):
+    broken = spoken("a", 0) | {"voices": b"xyz"}
+    silent = part("silent", 0, texts=None, status="no_speech", voice_spans=[], voices=b"")
+    failed = part("failed", 0, texts=None, status="failed")
+    commit(store, results(broken, spoken("b", 0), silent, failed))
+    assert find_speakers_of_run(store, AUTO) == 4
+    turns = read_turns(store) or {}
+    assert {name: len(own) for name, own in turns.items()} == {
+        A: 0, B: 1, recording_id("/silent"): 0, recording_id("/failed"): 0,
+    }  # fmt: skip
+    assert "speakers_not_found" in caplog.text
+    assert find_speakers_of_run(store, AUTO) == 0
+
+
+def test_segments_are_read_with_speakers_and_the_names_that_people_gave(store: OutputStore):
+    commit(store, results(*(spoken("a", at, last=at == 2) for at in range(3))))
+    assert "speaker" not in read_segments(store.uri).schema.names
+    with pytest.raises(ConfigError, match="found no table speakers/"):
+        read_segments(store.uri, speakers=True)
+    find_speakers_of_run(store, AUTO)
+    store.write_bytes("speakers.csv", b"uri,speaker,name\n/a,S2,Anna\n/a,S1,\n/b,S1,Bob\n")
+    table = read_segments(store.uri, speakers=True)
+    assert table.schema.equals(SPOKEN_SEGMENTS)
+    assert table.select(["text", "speaker"]).to_pylist() == [
+        {"text": " Part 0.", "speaker": "S1"},
+        {"text": " Part 1.", "speaker": "Anna"},
+        {"text": " Part 2.", "speaker": "S1"},
+    ]
+    turns = speakers_of(store)
+    refuse_speakers(store, Selection(speakers=("Anna",)), turns)
+    with pytest.raises(ConfigError, match=r"found 2 others, expected S2; correct --speaker"):
+        refuse_speakers(store, Selection(speakers=("S2",)), turns)
+    store.write_bytes("speakers.csv", b"file,who\n")
+    with pytest.raises(ConfigError, match="found the columns file, who, expected uri, speaker"):
+        speakers_of(store)
