@@ -34,6 +34,7 @@ from corpus_asr.export.recordings import (
 from corpus_asr.export.speakers import refuse_speakers, speakers_of
 from corpus_asr.formats.cues import CueRules
 from corpus_asr.formats.writers import (
+    SINGLE_FORMATS,
     SUBTITLES,
     TRANSCRIPTS,
     ExportFormat,
@@ -177,11 +178,11 @@ class ExportOptions:
     """Whether to write what people corrected in place of the model's text."""
 
     def __post_init__(self) -> None:
-        subtitles = [name for name in self.formats if name in SUBTITLES]
-        if self.single and subtitles:
+        others = [name for name in self.formats if name not in SINGLE_FORMATS]
+        if self.single and others:
             raise ConfigError(
-                f"exporting all recordings to one file: found the format {subtitles[0]}, expected "
-                f"one of {', '.join(TRANSCRIPTS)}: subtitles belong to one recording; leave out "
+                f"exporting all recordings to one file: found the format {others[0]}, expected "
+                f"one of {', '.join(SINGLE_FORMATS)}: its files belong to one recording; leave out "
                 "--single, or the format"
             )
         check_words(self.formats, self.words)

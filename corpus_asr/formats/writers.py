@@ -331,6 +331,10 @@ TRANSCRIPTS: Mapping[ExportFormat, TranscriptFormat] = {
 }
 
 
+SINGLE_FORMATS = tuple(name for name in TRANSCRIPTS if name is not ExportFormat.textgrid)
+"""Formats of which one file may hold all recordings."""
+
+
 def check_words(formats: Sequence[ExportFormat], words: WordStyle) -> None:
     """Refuse a style of words that a format has not."""
     missing = {WordStyle.highlight: ExportFormat.lrc, WordStyle.karaoke: ExportFormat.srt}

@@ -26,6 +26,7 @@ from corpus_asr.export.recordings import (
     read_index,
     recordings,
 )
+from corpus_asr.export.speakers import speakers_of
 from corpus_asr.logs import event
 from corpus_asr.report.accuracy.calibration import (
     Calibration,
@@ -47,6 +48,7 @@ from corpus_asr.report.accuracy.scoring import (
     read_references,
     score,
 )
+from corpus_asr.report.accuracy.speaker_errors import SpokenSpan
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.corrections import (
     CORRECTIONS_FOLDER,
@@ -237,7 +239,10 @@ def _hypotheses(
 ) -> Iterator[tuple[str, Hypothesis]]:
     table, ours, selection = index.recordings, _of_references(index, expected), Selection()
     wanted = chosen(index, selection) & ours
-    for _, recording in recordings(store, index, wanted, selection, columns=WORD_COLUMNS):
+    turns = speakers_of(store)
+    for _, recording in recordings(
+        store, index, wanted, selection, columns=WORD_COLUMNS, turns=turns
+    ):
         spans = expected[recording.recording_id].spans
         yield recording.recording_id, _of(_within(recording, spans))
     # A failed recording counts as silence: a run must not look better for what it left out.
@@ -297,7 +302,18 @@ def _of(recording: Recording) -> Hypothesis:
             for word in segment.words or ()
         ),
         failed=recording.failed,
+        turns=recording.turns
+        and tuple(SpokenSpan(turn.start_s, turn.end_s, turn.speaker) for turn in recording.turns),
+        said=_said(recording),
     )
+
+
+def _said(recording: Recording) -> dict[str, str]:
+    said: dict[str, str] = {}
+    for segment in recording.segments:
+        name = segment.speaker or ""
+        said[name] = f"{said.get(name, '')} {segment.text}"
+    return said
 
 
 def calibrate(

@@ -14,11 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
+from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import ExternalSort, Selection
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.formats.writers import ExportFormat, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
+from corpus_asr.runtime.diarization import find_speakers_of_run
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from tests.support.runs import correct_segment, finished
@@ -329,7 +331,7 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["duckdb", "pandas", "join"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["duckdb", "pandas", "join", "speakers"])
 def test_an_example_of_the_guide_to_reading_shows_every_recording(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +339,7 @@ def test_an_example_of_the_guide_to_reading_shows_every_recording(
     store = OutputStore("output/demo")
     add(store, part("a.wav", 0, texts=[" Hi."]), part("b.wav", 0, texts=[" Ho."]))
     finished(store, "a.wav", "b.wav")
+    find_speakers_of_run(store, SpeakerSettings(mode="auto"))
     exec(code, {})
     shown = capsys.readouterr().out
     assert "a.wav" in shown

@@ -13,6 +13,7 @@ import numpy as np
 
 from corpus_asr.confidence import CONFIDENCE_EDGES
 from corpus_asr.report.accuracy.scoring import Errors, Score, total
+from corpus_asr.report.accuracy.speaker_errors import TurnErrors
 from corpus_asr.report.text import printable, rounded, shortened, text_template
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -49,6 +50,23 @@ class WordTimes:
     end_p95_s: float
     close_share: float
     """Words whose start and end are both within 0.2 s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakerErrors:
+    """Speakers of recordings whose references name them."""
+
+    recordings: int
+    number_right: int
+    """Recordings with as many speakers as the reference."""
+    der: float | None
+    """Diarization error rate, with a collar of 0.25 s."""
+    missed: float
+    false: float
+    confused: float
+    """Shares of the speech of the references, which add up to the rate."""
+    cpwer: float | None
+    """Word error rate of each speaker's words, speakers paired so that it is least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +114,8 @@ class Evaluation:
     word_times: WordTimes | None
     worst: Sequence[Score]
     comparison: Comparison | None = None
+    speakers: SpeakerErrors | None = None
+    """None where the references, or the run, have no speakers."""
 
     @property
     def wer(self) -> float | None:
@@ -123,7 +143,25 @@ def summarize(
         word_times=_word_times(scores),
         worst=sorted(scores, key=_badness, reverse=True)[:NUM_WORST],
         comparison=comparison,
+        speakers=_speaker_errors(scores),
     )
+
+
+def _speaker_errors(scores: Sequence[Score]) -> SpeakerErrors | None:
+    compared = [each for each in scores if each.turns is not None]
+    turns = sum((each.turns for each in compared if each.turns), TurnErrors())
+    if not turns.speech_s:
+        return None
+    return SpeakerErrors(
+        recordings=len(compared),
+        number_right=sum(each.speakers is not None and len({*each.speakers}) == 1
+                         for each in compared),
+        der=turns.rate,
+        missed=turns.missed_s / turns.speech_s,
+        false=turns.false_s / turns.speech_s,
+        confused=turns.confused_s / turns.speech_s,
+        cpwer=total(each.speaker_words for each in compared if each.speaker_words).rate,
+    )  # fmt: skip
 
 
 def compare(
@@ -255,6 +293,7 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
                for title, groups in evaluation.groups.items()},
         "languages": evaluation.languages,
         "word_times": times and asdict(times),
+        "speakers": evaluation.speakers and asdict(evaluation.speakers),
         "worst": [
             {
                 "uri": each.reference.uri,
@@ -302,6 +341,7 @@ def render(evaluation: Evaluation) -> str:
         languages_right=sum(detected.get(code, 0) for code, detected in languages.items()),
         languages_compared=sum(sum(detected.values()) for detected in languages.values()),
         times=evaluation.word_times,
+        speakers=evaluation.speakers,
         other=evaluation.comparison,
     )
     return text.rstrip("\n")

@@ -10,14 +10,20 @@ Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervis
 
 import importlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from functools import cache
 from itertools import chain, pairwise
 from typing import Any
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
+from corpus_asr.report.accuracy.speaker_errors import (
+    SpokenSpan,
+    TurnErrors,
+    paired_errors,
+    turn_errors,
+)
 from corpus_asr.storage.manifest import Row, read_manifest
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
@@ -49,6 +55,8 @@ class Reference:
     spans: tuple[tuple[float, float], ...] | None = None
     """From when to when the text is that of the recording; None: from its start to its end."""
     words: tuple[TimedWord, ...] | None = None
+    speech: tuple[SpokenSpan, ...] | None = None
+    """Who says what when; None where a part has no speaker or no times."""
 
 
 def read_references(
@@ -80,12 +88,16 @@ def _joined(rows: list[tuple[Row, Reference]]) -> Reference:
                 f"{redact_uri(row.uri)} twice", "each recording once, or its parts by their times"
             )
     words = [reference.words for reference in references]
+    speech = [reference.speech for reference in references]
     return replace(
         references[0],
         text=" ".join(filter(None, (reference.text.strip() for reference in references))),
         language=next(filter(None, (reference.language for reference in references)), None),
         spans=tuple(chain.from_iterable(reference.spans or () for reference in references)),
         words=None if None in words else tuple(chain.from_iterable(each or () for each in words)),
+        speech=None
+        if None in speech
+        else tuple(chain.from_iterable(each or () for each in speech)),
     )
 
 
@@ -103,6 +115,9 @@ def language_code(language: str | None) -> str | None:
 def _reference(row: Row, usual: str | None) -> Reference:
     (start_s, end_s), words, part_of_set = row.span(), row.nested("words"), row.columns.get("set")
     whole = start_s == 0 and end_s is None
+    speaker, speech = row.speaker(), None
+    if speaker is not None and end_s is not None:
+        speech = (SpokenSpan(start_s, end_s, speaker, row.needed_text()),)
     return Reference(
         uri=public(row.uri),
         text=row.needed_text(),
@@ -110,6 +125,7 @@ def _reference(row: Row, usual: str | None) -> Reference:
         set=None if part_of_set is None else str(part_of_set),
         spans=None if whole else ((start_s, math.inf if end_s is None else end_s),),
         words=None if words is None else tuple(map(_word, words)),
+        speech=speech,
     )
 
 
@@ -161,6 +177,10 @@ class Hypothesis:
     words: tuple[TimedWord, ...] = ()
     failed: bool = False
     """Wholly or in part."""
+    turns: tuple[SpokenSpan, ...] | None = None
+    """Who speaks when; None where the run did not look for speakers."""
+    said: Mapping[str, str] = field(default_factory=dict)
+    """Text by speaker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +193,12 @@ class Score:
     characters: Errors
     time_errors_s: tuple[tuple[float, float], ...] = ()
     """Of correct words with times on both sides: start and end, hypothesis minus reference."""
+    turns: TurnErrors | None = None
+    """None where one of the sides has no speakers."""
+    speaker_words: Errors | None = None
+    """Of the words of each speaker (cpWER); None where `turns` is."""
+    speakers: tuple[int, int] | None = None
+    """Number in the reference, and in the hypothesis."""
 
 
 def score(reference: Reference, hypothesis: Hypothesis) -> Score:
@@ -186,7 +212,29 @@ def score(reference: Reference, hypothesis: Hypothesis) -> Score:
         words=_errors(units(expected, reference.language), units(actual, reference.language)),
         characters=_errors(list(expected), list(actual)),
         time_errors_s=_time_errors(reference.words or (), hypothesis.words),
+        **_of_speakers(reference, hypothesis),
     )
+
+
+def _of_speakers(reference: Reference, hypothesis: Hypothesis) -> dict[str, Any]:
+    if reference.speech is None or hypothesis.turns is None:
+        return {}
+
+    def words_of(text: str) -> list[str]:
+        return units(normalized(text, reference.language), reference.language)
+
+    said: dict[str, str] = {}
+    for span in reference.speech:
+        said[span.speaker] = f"{said.get(span.speaker, '')} {span.text}"
+    expected, actual = (
+        {name: words_of(text) for name, text in side.items()} for side in (said, hypothesis.said)
+    )
+    pairs = paired_errors(expected, actual, lambda one, other: _errors(one, other).errors)
+    return {
+        "turns": turn_errors(reference.speech, hypothesis.turns),
+        "speaker_words": total(_errors(one, other) for one, other in pairs),
+        "speakers": (len(said), len({turn.speaker for turn in hypothesis.turns})),
+    }
 
 
 def total(scores: Iterable[Errors]) -> Errors:

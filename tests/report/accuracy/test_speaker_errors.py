@@ -1,0 +1,112 @@
+"""Diarization error rate and word errors per speaker, beside an oracle that counts frames."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from corpus_asr.report.accuracy.scoring import Hypothesis, Reference, score
+from corpus_asr.report.accuracy.speaker_errors import (
+    SpokenSpan,
+    TurnErrors,
+    assignment,
+    paired_errors,
+    turn_errors,
+)
+from tests.support.diarization import diarization_errors
+
+# The oracle's frames are 10 ms long.
+FRAMES_S = 0.2
+
+
+def talk(seed: int, speakers: int) -> list[SpokenSpan]:
+    draw = np.random.default_rng(seed)
+    spans, at_s = [], 0.0
+    for _ in range(12):
+        start_s = max(0.0, at_s + round(draw.uniform(-0.5, 1.0), 2))
+        at_s = round(start_s + draw.uniform(0.5, 4.0), 2)
+        spans.append(SpokenSpan(start_s, at_s, f"s{draw.integers(speakers)}"))
+    return spans
+
+
+@pytest.mark.parametrize("collar_s", [0.0, 0.25])
+def test_turns_are_compared_as_frames_are(collar_s):
+    for seed in range(20):
+        reference, found = talk(seed, 3), talk(seed + 100, 1 + seed % 5)
+        exact = turn_errors(reference, found, collar_s=collar_s)
+        framed = diarization_errors(
+            [(span.start_s, span.end_s, span.speaker) for span in reference],
+            [(span.start_s, span.end_s, span.speaker) for span in found],
+            collar_s=collar_s,
+        )
+        for name in ("missed_s", "false_s", "confused_s", "speech_s"):
+            assert getattr(exact, name) == pytest.approx(getattr(framed, name), abs=FRAMES_S)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([], TurnErrors(missed_s=9.0, speech_s=9.0)),
+        ([SpokenSpan(0, 10, "x")], TurnErrors(confused_s=4.5, speech_s=9.0)),
+        ([SpokenSpan(0, 5, "y"), SpokenSpan(5, 10, "x")], TurnErrors(speech_s=9.0)),
+        (
+            [SpokenSpan(0, 5, "y"), SpokenSpan(5, 10, "x"), SpokenSpan(11, 12, "y")],
+            TurnErrors(false_s=1.0, speech_s=9.0),
+        ),
+    ],
+)
+def test_names_do_not_matter_and_borders_of_the_reference_do_not_count(found, expected):
+    reference = [SpokenSpan(0, 5, "a"), SpokenSpan(5, 10, "b")]
+    errors = turn_errors(reference, found)
+    for name in ("missed_s", "false_s", "confused_s", "speech_s"):
+        assert getattr(errors, name) == pytest.approx(getattr(expected, name)), name
+    assert turn_errors([], found).speech_s == 0.0
+    assert turn_errors([], found).rate is None
+
+
+def test_pairs_are_those_of_least_cost():
+    draw = np.random.default_rng(0)
+    for rows, columns in itertools.product(range(1, 7), repeat=2):
+        costs = draw.integers(-9, 9, size=(rows, columns)).astype(np.float64)
+        pairs = assignment(costs)
+        assert len({row for row, _ in pairs}) == len({at for _, at in pairs}) == min(rows, columns)
+        best = linear_sum_assignment(costs)
+        assert sum(costs[pair] for pair in pairs) == costs[best].sum()
+
+
+def test_words_count_for_the_speaker_who_says_them():
+    def differing(one, other):
+        return abs(len(one) - len(other)) + sum(a != b for a, b in zip(one, other, strict=False))
+
+    pairs = paired_errors(
+        {"a": ["yes", "no"], "b": ["why"]}, {"S1": ["why"], "S2": ["yes"], "S3": ["x"]}, differing
+    )
+    assert sorted(map(repr, pairs)) == sorted(
+        map(repr, [(["yes", "no"], ["yes"]), (["why"], ["why"]), ((), ["x"])])
+    )
+    assert paired_errors({}, {}, differing) == []
+
+
+def test_a_score_has_speakers_where_both_sides_have_them():
+    speech = (SpokenSpan(0, 5, "anna", "Yes, we can."), SpokenSpan(5, 10, "ben", "Why not?"))
+    reference = Reference(uri="/a", text="Yes, we can. Why not?", language="en", speech=speech)
+    usual = {"text": "Yes we can why not", "language": "en", "duration_s": 10.0}
+    turns = (SpokenSpan(0, 5, "S1"), SpokenSpan(5, 10, "S2"))
+    right = score(
+        reference,
+        Hypothesis(**usual, turns=turns, said={"S1": " Yes we can", "S2": " why not"}),
+    )
+    assert right.turns is not None
+    assert right.speaker_words is not None
+    assert (right.turns.rate, right.speaker_words.errors, right.speakers) == (0.0, 0, (2, 2))
+    # The same words by one speaker: two are missing of one, and too many of the other.
+    one = score(
+        reference,
+        Hypothesis(**usual, turns=(SpokenSpan(0, 10, "S1"),), said={"S1": " Yes we can why not"}),
+    )
+    assert one.turns is not None
+    assert one.speaker_words is not None
+    assert one.turns.rate == pytest.approx(0.5)
+    assert (one.speaker_words.errors, one.speakers, one.words.errors) == (4, (2, 1), 0)
+    assert score(reference, Hypothesis(**usual)).turns is None
