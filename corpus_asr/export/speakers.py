@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Collection
 from dataclasses import asdict, replace
 
 import pyarrow as pa
@@ -29,13 +30,13 @@ SPOKEN_SEGMENTS = SEGMENTS.set(
 """SEGMENTS with the speakers of segments and words."""
 
 
-def speakers_of(store: OutputStore) -> Turns | None:
-    """Return the turns of a run's speakers, by recording; None where it looked for none.
+def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None) -> Turns | None:
+    """Return the turns of all recordings, or of these, by recording; None without speakers.
 
     Raises:
         ConfigError: `speakers.csv` has no columns uri, speaker and name.
     """
-    turns = read_turns(store)
+    turns = read_turns(store, recording_ids)
     names = {} if turns is None else read_names(store)
     if turns is None or not names:
         return turns

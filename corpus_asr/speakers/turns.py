@@ -118,11 +118,11 @@ def with_speakers(segments: Sequence[Segment], turns: Sequence[SpeakerTurn]) -> 
     A segment with words is split where the speaker changes; its pieces have no token ids, which
     cannot be divided. One without words is whose most of it is.
     """
-    timeline = _Timeline(turns)
+    timeline = Timeline(turns)
     return tuple(piece for segment in segments for piece in _pieces(segment, timeline))
 
 
-class _Timeline:
+class Timeline:
     """Turns of one channel, found by time."""
 
     def __init__(self, turns: Sequence[SpeakerTurn]) -> None:
@@ -148,7 +148,7 @@ class _Timeline:
         return nearest if distance_s < NEAR_S else None
 
 
-def _pieces(segment: Segment, timeline: _Timeline) -> Iterator[Segment]:
+def _pieces(segment: Segment, timeline: Timeline) -> Iterator[Segment]:
     if not segment.words:
         yield replace(segment, speaker=timeline.speaker(segment.start_s, segment.end_s))
         return

@@ -5,7 +5,7 @@ with signs for characters that would hide or reorder others.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +18,8 @@ from corpus_asr.export.write import Names, common_folder
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.formats.writers import ExportFormat, file_texts
 from corpus_asr.report.html.formatting import visible
+from corpus_asr.segments import SpeakerTurn
+from corpus_asr.speakers.turns import Timeline
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.access import RefusedError
@@ -202,6 +204,7 @@ class Answers:
             "low_confidence": LOW_CONFIDENCE,
             "high_confidence": HIGH_CONFIDENCE,
             "apart": transcript.channels,
+            **_turns(self.transcripts.turns(view, position)),
             "editable": self.editable and not catalogue.classified,
             "corrected": len(transcript.edits),
             "stale": [correction_data(each) for each in sorted(transcript.stale.items())],
@@ -220,8 +223,10 @@ class Answers:
 
     def segments(self, request: Request) -> dict[str, Any]:
         """Return a block of a recording's segments."""
-        block = self.transcripts.read(*self._named(request.id)).block(request.block)
-        return {"segments": [_segment(row, request.query) for row in block]}
+        named = self._named(request.id)
+        block = self.transcripts.read(*named).block(request.block)
+        turns = self.transcripts.turns(*named)
+        return {"segments": [_segment(row, request.query, turns) for row in block]}
 
     def unsure(self, request: Request) -> dict[str, Any]:
         """Find the next or previous word of low confidence."""
@@ -306,7 +311,11 @@ class Answers:
         shown = self.transcripts.read(view, position)
         at = shown.number_of(change.key)
         return {
-            "segment": None if at is None else _segment(shown.segments(at, 1)[0], Query()),
+            "segment": None
+            if at is None
+            else _segment(
+                shown.segments(at, 1)[0], Query(), self.transcripts.turns(view, position)
+            ),
             "edition": _edition(view, change.id),
         }
 
@@ -394,7 +403,21 @@ def _visible(pieces: list[tuple[str, bool]]) -> list[list[Any]]:
     return [[visible(piece), matches] for piece, matches in pieces]
 
 
-def _segment(row: Mapping[str, Any], query: Query) -> dict[str, Any]:
+def _turns(turns: Sequence[SpeakerTurn]) -> dict[str, Any]:
+    """Return who speaks, by appearance, what share of all speech, and the numbers of who when."""
+    spoken_s: dict[str, float] = {}
+    for turn in sorted(turns, key=lambda turn: turn.start_s):
+        spoken_s[turn.speaker] = spoken_s.get(turn.speaker, 0.0) + turn.end_s - turn.start_s
+    names, total_s = list(spoken_s), sum(spoken_s.values()) or 1.0
+    return {
+        "speakers": [{"name": visible(name), "share": spoken_s[name] / total_s} for name in names],
+        "turns": [[turn.start_s, turn.end_s, names.index(turn.speaker)] for turn in turns],
+    }
+
+
+def _segment(
+    row: Mapping[str, Any], query: Query, turns: Sequence[SpeakerTurn] = ()
+) -> dict[str, Any]:
     text = row["text"] or ""
     same = ("key", "start_s", "end_s", "language", "confidence", "channel")
     values = {name: row[name] for name in same}
@@ -402,6 +425,9 @@ def _segment(row: Mapping[str, Any], query: Query) -> dict[str, Any]:
     # As it is, to be edited; all else is shown.
     values |= {"text": text.strip(), "pieces": _visible(pieces)}
     values["correction"] = correction_data(row["edit"])
+    own = [turn for turn in turns if turn.channel == row["channel"]]
+    speaker = Timeline(own).speaker(row["start_s"], row["end_s"])
+    values["speaker"] = None if speaker is None else visible(speaker)
     if row["words"] is not None:
         values["words"] = list(_words(row["words"], pieces))
     return values

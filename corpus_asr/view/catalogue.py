@@ -16,8 +16,10 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, model_of
+from corpus_asr.export.speakers import speakers_of
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
+from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.corrections import (
     Correction,
     Corrections,
@@ -371,6 +373,7 @@ class Transcripts:
         self._store = store
         self._transcript = lru_cache(KEPT)(self._read)
         self._corrected = lru_cache(KEPT)(self._correct)
+        self._turns = lru_cache(KEPT)(self._read_turns)
 
     def read(self, view: View, position: int) -> Transcript:
         """Return the transcript of a recording, as people corrected it."""
@@ -381,6 +384,15 @@ class Transcripts:
         if catalogue.classified or not said:
             return self._transcript(catalogue.classified, places)
         return self._corrected(places, version, said)
+
+    def turns(self, view: View, position: int) -> tuple[SpeakerTurn, ...]:
+        """Return who speaks when in a recording; nothing where speakers are not known."""
+        return self._turns(view.catalogue.row(position)["recording_id"], id(view.catalogue))
+
+    def _read_turns(self, recording_id: str, catalogue: int) -> tuple[SpeakerTurn, ...]:
+        # Another catalogue is read while a run continues: its turns may be others.
+        found = speakers_of(self._store, [recording_id]) or {}
+        return tuple(found.get(recording_id, ()))
 
     def _correct(
         self,
@@ -409,7 +421,9 @@ class Transcripts:
         rows = transcript.rows.to_pylist()
         # Of a segment whose text a person removed nothing is exported.
         kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.edits]
-        return Recording.of(view.catalogue.row(position), kept, model_of(self._store))
+        recording = Recording.of(view.catalogue.row(position), kept, model_of(self._store))
+        turns = self.turns(view, position)
+        return recording.spoken_by(turns) if turns else recording
 
 
 def _windows(labels: pa.Table) -> pa.Table:

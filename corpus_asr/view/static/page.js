@@ -75,6 +75,11 @@ export function percent(share) {
   return `${Math.round(share * 100)}%`;
 }
 
+// The class of a speaker's color; of many speakers some share one, and their names tell.
+export function voice(number) {
+  return `voice${number % 8}`;
+}
+
 export function counted(count, noun) {
   return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 }

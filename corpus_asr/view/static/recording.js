@@ -2,7 +2,7 @@
 // also stands in the address behind the #.
 
 import { Editor } from "./editor.js";
-import { STATES, ask, byId, clock, counted, element, inField, language, long, send } from "./page.js";
+import { STATES, ask, byId, clock, counted, element, inField, language, long, percent, send, voice } from "./page.js";
 import { Player } from "./player.js";
 import { Transcript } from "./transcript.js";
 import { Waveform } from "./waveform.js";
@@ -62,6 +62,27 @@ function heard(time) {
   const { top, bottom } = shown.getBoundingClientRect();
   const floor = byId("player").getBoundingClientRect().top;
   if (top < innerHeight * 0.1 || bottom > floor - innerHeight * 0.1) transcript.reveal(time, { smooth: true });
+}
+
+// Who speaks when, along the whole recording, and how much.
+function showTurns({ speakers, turns, duration_s }, above) {
+  if (!speakers.length) return;
+  const names = speakers.map(({ name, share }, number) => element("span", { className: `who ${voice(number)}` }, `${name} ${percent(share)}`));
+  const lane = element("div", { className: "lane" });
+  lane.setAttribute("role", "img");
+  lane.setAttribute("aria-label", `Turns of ${counted(speakers.length, "speaker")}`);
+  for (const [start_s, end_s, number] of turns) {
+    const turn = element("span", { className: `turn ${voice(number)}`, title: `${speakers[number].name} ${clock(start_s)}` });
+    turn.style.left = `${(100 * start_s) / duration_s}%`;
+    turn.style.width = `${(100 * (end_s - start_s)) / duration_s}%`;
+    turn.addEventListener("click", (event) => {
+      event.stopPropagation(); // what is below goes where the pointer is
+      go(start_s);
+    });
+    lane.append(turn);
+  }
+  above.slider.prepend(lane);
+  above.box.before(element("p", { className: "voices small" }, ...names));
 }
 
 // While playing, more often than browsers tell of their own accord.
@@ -295,6 +316,7 @@ try {
   if (info.duration_s) {
     waveform = new Waveform(id, info.duration_s, { onSeek: (time) => go(time) });
     picture.replaceChildren(waveform.box);
+    showTurns(info, waveform);
   }
   describeStale();
   const query = new URLSearchParams(location.search).get("q") ?? "";

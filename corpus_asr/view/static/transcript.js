@@ -1,7 +1,7 @@
 // The segments of a recording. Only blocks near what is seen are in the page, so that a day of
 // speech scrolls like a minute; the others hold their place.
 
-import { aboutCorrection, ask, clock, correctionBadge, element, pieces } from "./page.js";
+import { aboutCorrection, ask, clock, correctionBadge, element, pieces, voice } from "./page.js";
 
 const NEAR = "1500px";
 const KEPT_BLOCKS = 12;
@@ -140,7 +140,9 @@ export class Transcript {
     }
     const who = told.channel === null ? null : element("span", { className: "who small" }, `channel ${told.channel}`);
     if (who) who.classList.add(told.channel % 2 ? "second" : "first");
-    const made = element("div", { className: "segment" }, element("div", { className: "side small" }, time, who), text, sure);
+    const voiced = this.info.speakers.findIndex(({ name }) => name === told.speaker);
+    const speaker = voiced < 0 ? null : element("span", { className: `who small ${voice(voiced)}` }, told.speaker);
+    const made = element("div", { className: "segment" }, element("div", { className: "side small" }, time, who, speaker), text, sure);
     made.classList.toggle("corrected", Boolean(said));
     made.dataset.block = block;
     made.dataset.at = at;
