@@ -3,9 +3,8 @@
 Importing this costs nothing: `Transcriber` and what it needs, torch among it, load on first use.
 
 >>> import corpus_asr
->>> dir(corpus_asr)
-['Segment', 'SpeakerTurn', 'Transcriber', 'Transcript', 'TranscriptionProgress', 'Word',
- '__version__', 'read_segments']
+>>> print(*dir(corpus_asr))
+Segment SpeakerTurn Transcriber Transcript TranscriptionProgress Word __version__ read_segments
 """
 
 import importlib as _importlib

@@ -49,12 +49,9 @@ _OPTIONS = {
 _ABSENT = {
     "align_model": "the model itself times words; set word_timestamps",
     "best_of": "one sample is drawn at each temperature; leave it out",
-    "diarize": "speakers are not identified; leave it out",
     "hf_token": "set the environment variable HF_TOKEN",
     "max_initial_timestamp": "it is 1 s, as in training; leave it out",
     "max_new_tokens": "a window ends where its text ends; leave it out",
-    "max_speakers": "speakers are not identified; leave it out",
-    "min_speakers": "speakers are not identified; leave it out",
     "patience": "beam search ends as in transformers, which has none; leave it out",
     "suppress_blank": "the checkpoint's generation_config.json decides; leave it out",
     "suppress_numerals": "numbers are written as the model writes them; leave it out",

@@ -237,8 +237,12 @@ def _whisperx(recording: Transcribed) -> dict[str, Any]:
 def _whisperx_segment(segment: Segment, channel: int | None) -> dict[str, Any]:
     by_channel = {} if channel is None else {"speaker": f"CHANNEL_{channel:02d}"}
     words = [
-        {"word": word.word.strip(), **_times(word), "score": _rounded(word.probability)}
-        | (_speaker(word) or by_channel)
+        {
+            "word": word.word.strip(),
+            **_times(word),
+            "score": _rounded(word.probability),
+            **(_speaker(word) or by_channel),
+        }
         for word in segment.words or ()
         if word.word.strip()
     ]

@@ -6,7 +6,7 @@ the memory of a laptop.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -46,6 +46,7 @@ from corpus_asr.storage.run_state.run_files import (
     read_snapshot,
     speed_of,
 )
+from corpus_asr.storage.run_state.speaker_turns import count_speakers
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
@@ -138,6 +139,8 @@ class Report:
     """The last one of that run."""
     nothing_to_do_at: str | None = None
     """When a later run found nothing to do."""
+    speakers: dict[int, int] = field(default_factory=dict)
+    """Recordings by number of speakers; empty where they were not looked for."""
 
 
 def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
@@ -190,6 +193,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         statistics=counts,
         snapshot=snapshot,
         nothing_to_do_at=run["finished_at"] if finished and run and "last_work" in run else None,
+        speakers=count_speakers(store),
     )
 
 

@@ -261,7 +261,8 @@ def _sums(vectors: Embeddings, labels: Labels) -> Voices:
 
 def _unit(vectors: Embeddings) -> Embeddings:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.float32(1e-9))
+    unit: Embeddings = vectors / np.maximum(lengths, np.float32(1e-9))
+    return unit
 
 
 def _longest_runs(labels: Labels, number: int) -> Int64[np.ndarray, " speaker"]:

@@ -9,6 +9,7 @@ two objects hold, after a finish that was killed, the newest counts.
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,6 +212,23 @@ def tidy_turns(store: OutputStore, recording_ids: Iterable[str]) -> None:
     for start in range(0, table.num_rows, ROWS_PER_OBJECT):
         _put(store, table.slice(start, ROWS_PER_OBJECT))
     store.remove_all(rewritten)
+
+
+def count_speakers(store: OutputStore) -> dict[int, int]:
+    """Return how many recordings have how many speakers; empty where none were looked for.
+
+    Identities of recordings alone are in memory.
+    """
+    number_of: dict[str, int] = {}
+    for name in store.names(SPEAKERS_FOLDER):
+        rows = store.read_table(name, projected(SPEAKERS, ("recording_id", "speaker")))
+        found = rows.group_by("recording_id").aggregate([("speaker", "count_distinct")])
+        number_of |= zip(
+            found["recording_id"].to_pylist(),
+            found["speaker_count_distinct"].to_pylist(),
+            strict=True,
+        )
+    return dict(sorted(Counter(number_of.values()).items()))
 
 
 def read_turns(
