@@ -230,7 +230,7 @@ def test_files_hold_one_cue_and_one_line_for_each_segment(
             case ".json":
                 json.loads(text)
             case ".jsonl":
-                assert [len(json.loads(line)) for line in text.splitlines()] == [5, 5]
+                assert [len(json.loads(line)) for line in text.split("\n")[:-1]] == [5, 5]
 
 
 def test_a_page_is_bounded_and_holds_no_more_markup(store: OutputStore, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_the_viewer_gives_it_as_data(viewer: str, store: OutputStore, name: str)
         ("api/recording", {"id": identity}),
         ("api/segments", {"id": identity}),
         ("api/recordings", {"name": HOSTILE[name][:100]}),
-        ("api/search", {"q": HOSTILE[name][:9]}),
+        ("api/search", {"q": "end"}),  # each hit comes with the text before it
     ):
         answer = fetch(asked(viewer, what, **parameters))
         assert answer.status in (200, 400), what

@@ -392,4 +392,4 @@ def test_a_mistake_is_caught(package: Path, name: str) -> None:
     caught = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
     assert status == 1, f"{name}: survived {', '.join(mutation.tests)}\n{said[-2000:]}"
     assert caught is not None, said
-    print(f"{name}: {caught[1]}")  # noqa: T201: the list, with -rP
+    print(f"{name}: {caught[1]}")  # noqa: T201 - with -rP, the list
