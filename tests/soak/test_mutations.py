@@ -186,10 +186,16 @@ MUTATIONS = {
         "if False:",
         "storage/test_lock.py::test_a_second_run_is_refused_at_once_and_told_everything",
     ),
-    "a lock that beats is taken over": Mutation(
+    "a heartbeat at the last moment passes for another run": Mutation(
         "storage/run_state/lock.py",
-        "if found != content:",
-        "if found == b'':",
+        "if holder is not None and replace(self.key, token=holder.token).is_of(found):",
+        "if False:",
+        "storage/test_lock.py::test_a_heartbeat_at_the_last_moment_keeps_the_lock",
+    ),
+    "a lock is taken over at the first look": Mutation(
+        "storage/run_state/lock.py",
+        "            self._watch(content)\n",
+        "",
         "storage/test_lock.py::test_a_living_holder_is_not_robbed_even_if_its_clock_stands_still",
     ),
     "a heartbeat leaves the lock as it was": Mutation(
@@ -226,7 +232,7 @@ MUTATIONS = {
         "storage/run_state/lock.py",
         "self.store = self._store.held(self.key)",
         "self.store = self._store",
-        "storage/test_lock.py storage/test_taken_over.py",
+        "storage/test_lock.py::test_a_robbed_holder_commits_no_more_and_leaves_the_new_lock_alone",
     ),
     # Plan
     "what is in use is cleared away": Mutation(
@@ -339,7 +345,7 @@ MUTATIONS = {
         "storage/run_state/finish.py",
         "    old = store.names(RECORDINGS_FOLDER)\n",
         "    old = store.names(RECORDINGS_FOLDER)\n    store.remove_all(old)\n",
-        "storage/test_finish.py storage/test_taken_over.py",
+        "storage/test_finish.py::test_a_reader_misses_no_recording_while_the_table_is_replaced",
     ),
     "segments that the listing hides are removed": Mutation(
         "storage/run_state/finish.py",
@@ -403,7 +409,7 @@ MUTATIONS = {
         "storage/run_state/tables.py",
         ' and row["model_revision"] == model_revision',
         "",
-        "pipelines/test_calibrate_model.py",
+        "pipelines/test_calibrate_model.py::test_rows_of_other_weights_and_without_evidence_keep_their_confidence",
     ),
     "outcomes may name any object": Mutation(
         "storage/run_state/tables.py",
@@ -434,7 +440,7 @@ MUTATIONS = {
         "transcription/windows.py",
         "return self.start_s + self.num_samples / SAMPLE_RATE_HZ",
         "return self.num_samples / SAMPLE_RATE_HZ",
-        "transcription/test_windows.py",
+        "transcription/test_windows.py::test_times_are_the_recording_s",
     ),
     "segments count from their window": Mutation(
         "transcription/whisper.py",

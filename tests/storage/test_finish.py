@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,23 @@ def _counting(store: OutputStore, keep: dict[str, np.ndarray]) -> list[str]:
         table = store.read_table(name, OUTCOMES).drop_columns(["segments_object"])
         rows += (table.filter(keep[name]) if name in keep else table).to_pylist()
     return sorted(map(repr, rows))
+
+
+def test_a_reader_misses_no_recording_while_the_table_is_replaced(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"])))
+    done(store, files("a"))
+    seen: list[set[str]] = []
+    remove_all = OutputStore.remove_all
+
+    def watched(store: OutputStore, names: Iterable[str]) -> None:
+        remove_all(store, names)
+        seen.append({row["uri"] for row in rows_of(store.recordings(["uri"]))})
+
+    monkeypatch.setattr(OutputStore, "remove_all", watched)
+    commit(store, results(part("b", 0, texts=["x"])))
+    done(store, files("a", "b"))
+    assert all("/a" in each for each in seen), seen
+    assert seen[-1] == {"/a", "/b"}

@@ -173,6 +173,8 @@ def test_a_robbed_holder_commits_no_more_and_leaves_the_new_lock_alone(store: Ou
         thief = left_by(store, ELSEWHERE)
         with pytest.raises(EngineError, match=r"run old .*on other.*committed is kept"):
             held.key.check()
+        with pytest.raises(EngineError, match=r"run old .*on other.*committed is kept"):
+            held.store.write_bytes("outcomes/late.parquet", b"")
         held._thread.join(10)
         assert not held._thread.is_alive(), "it still beats"
     assert read_holder(store) == thief
