@@ -123,6 +123,9 @@ def test_a_folder_at_work_is_not_marked_as_finished(memory: str) -> None:
     assert store.exists("_SUCCESS")
     begin_run(store, config(), "f-r")
     assert not store.exists("_SUCCESS")
+    done(store, files("a"))
+    assert done(store, files("a", "b")).remaining == 1
+    assert not store.exists("_SUCCESS")
 
 
 def test_finishing_says_what_there_is(tmp_path: Path) -> None:
