@@ -240,15 +240,18 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
     for operations in range(0, undying.changes, step):
         store = folder(f"after-{operations}")
         history(store)
+        gone = store.missing(store.named_segments())
         with life(operations) as process:
             done(store, listing)
         assert process.killed
         assert not store.exists("_SUCCESS")
         # What a run that continues here would do, and what a report would count, at this instant.
+        named = store.named_segments()
         ledger = Ledger.load(store)
         assert ledger.remaining(listing).num_rows == 0
         keep = ledger.resolve([listing]).keep
         assert _counting(store, keep) == expected["outcomes"]
+        assert store.missing(named) <= gone, "a reader would not find them"
         assert done(store, listing) == counts
         assert tables_of(store) == expected, operations
         assert store.exists("_SUCCESS")
