@@ -23,7 +23,9 @@ Message = ExtractedPart | DecodeProgress
 
 PAUSE = "CORPUS_ASR_TEST_EXTRACT_PAUSE_S"
 STUCK = "stuck"
-MEL = 4
+# Ray keeps what is larger than some 100 KB in shared memory: 5000 bins make a part a megabyte.
+MEL_BINS = "CORPUS_ASR_TEST_MEL_BINS"
+MEL = int(os.environ.get(MEL_BINS, "4"))
 PART_SAMPLES = 16_000
 FRAMES = 102
 
