@@ -56,18 +56,37 @@ def hits(victim: str, number: signal.Signals) -> Callable[[Driver], None]:
         ("gcs", signal.SIGKILL, 3, "GCS on the head node has died"),
         ("extract", signal.SIGSTOP, 0, "reported nothing for 20 s"),
         ("transcribe", signal.SIGSTOP, 0, "reported nothing for 20 s"),
-        ("decoder", signal.SIGSTOP, 0, ""),
         ("board", signal.SIGSTOP, 0, "the coordinator does not answer"),
     ],
 )
 def test_a_process_of_ray_that_dies_or_freezes(
     victim: str, number: signal.Signals, code: int, words: str, tmp_path: Path
 ):
-    job = killable_job(tmp_path / "job", files=FILES, ray=True, environment=SLOWLY)
+    # Extraction has to be at work for most of the time, and then there is to be a queue.
+    pauses = {extractors.PAUSE: "0.8", PAUSE: "0.1"} if victim == "extract" else {}
+    job = killable_job(tmp_path / "job", files=FILES, ray=True, environment=SLOWLY | pauses)
     recovery = recover(job, tmp_path, hits(victim, number))
     told(f"{victim} {number.name}", recovery)
     assert recovery.code == code, recovery.said
     assert words in recovery.said
+
+
+def test_a_decoder_that_is_frozen_costs_its_recording_until_a_retry(tmp_path: Path):
+    job = killable_job(tmp_path / "job", files=FILES, environment={extractors.PAUSE: "0.3"})
+    job = replace(job, config=with_section(job.config, "extract", item_timeout_s=5.0))
+    expected = tables_in_peace(job, tmp_path)
+    with job.started() as process:
+        job.wait_for_commits(process, FEW_COMMITS)
+        hits("decoder", signal.SIGSTOP)(process)
+        _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    rows = tables_of(job.config)["recordings"]
+    assert [row["uri"] for row in rows] == [row["uri"] for row in expected["recordings"]]
+    frozen = [row for row in rows if row["error_kind"] == "decoder_killed"]
+    assert len(frozen) == 1
+    code, said = job.finish("--retry-failed")
+    assert code == 0, said
+    assert tables_of(job.config) == expected
 
 
 @pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.ray)])
