@@ -303,6 +303,8 @@ class WriteGuard(Protocol):
 TAKEN_OVER_NAME: Final = "_run/taken_over.json"
 """Runs whose lock was taken over, each with the tables it had put until then; later ones, which
 were under way, do not count."""
+TABLES_NAME: Final = "_run/tables.json"
+"""Tables that the last finish left: listings that lag behind do not show them to the next run."""
 _TABLES_OF_RUNS = (OUTCOMES_FOLDER, RECORDINGS_FOLDER)
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
@@ -321,7 +323,7 @@ class OutputStore:
     def held(self, guard: WriteGuard) -> Self:
         """Return the folder as a run writes it that holds its lock."""
         held = copy.copy(self)
-        held._guard, held._changed = guard, {}
+        held._guard, held._changed = guard, dict.fromkeys(self.read_json(TABLES_NAME) or (), True)
         # A clock that was ahead before, or is behind now, must not turn around what came first.
         held._newest_ns = max(map(time_ns_of, self.names(OUTCOMES_FOLDER)), default=0)
         return held
@@ -336,6 +338,12 @@ class OutputStore:
         newest_ns = max(time.time_ns(), self._newest_ns + 1)
         run_id = None if self._guard is None else self._guard.run_id
         return unique_stem(newest_ns if time_ns is None else time_ns, run_id=run_id)
+
+    def note_tables(self) -> None:
+        """Tell later runs which tables there are."""
+        self.write_json(
+            TABLES_NAME, [name for each in _TABLES_OF_RUNS for name in self.names(each)]
+        )
 
     def close_run(self, run_id: str) -> None:
         """Let nothing count that this run has not put yet: its lock was taken over."""
@@ -537,7 +545,8 @@ class OutputStore:
         return (each for each in listed if not _is_late(each[0], taken_over))
 
     def _listed(self, folder: str) -> Iterator[tuple[str, int | None]]:
-        # What a run put or removed itself it knows, also where listings lag behind by minutes.
+        # A run knows what it put or removed itself, and what the one before left, also where
+        # listings lag behind by minutes.
         changed = list(self._changed.items()) if self._guard is not None else []
         gone = {name for name, there in changed if not there}
         hidden = {name for name, there in changed if there and name.startswith(f"{folder}/")}
