@@ -294,7 +294,9 @@ def _counts(results: pa.Table, rows: PartRows) -> pa.ChunkedArray:
 class WriteGuard(Protocol):
     """What lets a run write into its output folder; picklable."""
 
-    run_id: str
+    @property
+    def run_id(self) -> str:
+        """The run that may write."""
 
     def check(self) -> None:
         """Return while the run may write; else raise an `EngineError`."""
