@@ -125,7 +125,12 @@ def compressed(folder: Path) -> None:
 
 def expanded(folder: Path) -> None:
     # One number that stands for a matrix of any size, and a config that asks for just that.
-    sizes = {"d_model": 4096, "vocab_size": 10**6, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    sizes: dict[str, Any] = {
+        "d_model": 4096,
+        "vocab_size": 10**6,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    }
     says(**sizes)(folder)
     network = resolve(family_of(folder).slot_model)
     with torch.device("meta"):
