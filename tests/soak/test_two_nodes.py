@@ -22,8 +22,8 @@ from tests.support.killing import KillableJob, command_line, descendants, into, 
 from tests.support.tables import with_section
 
 STORE_BYTES = 150 * 1024 * 1024
-COPIES = 16
-BUSY_S = 8.0  # of which loading takes about half
+COPIES = 40
+BUSY_S = 6.0  # of which loading takes most
 GPU_MACHINE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE_BYTES}
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
