@@ -19,6 +19,8 @@ from tests.support.killing import (
     PAUSE,
     SILENT,
     KillableJob,
+    command_line,
+    descendants,
     kill_below,
     killable_job,
     tables_in_peace,
@@ -211,7 +213,9 @@ def test_shared_memory_that_fills_up(mounts: Mounts, tmp_path: Path):
     job = replace(job, within=mounts.enter)
     other = mounts.outside(Path("/dev/shm/other"))
 
-    def fill(_: Driver) -> None:
+    def fill(process: Driver) -> None:
+        names = [command_line(each) for each in descendants(process.pid)]
+        assert any("plasma_directory=/dev/shm" in name for name in names), names
         with contextlib.suppress(OSError), open(other, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(1 << 20))
