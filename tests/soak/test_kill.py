@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.pipelines import driver
 from tests.support import extractors
-from tests.support.engines import script, scripted_engine
-from tests.support.killing import PAUSE, KillableJob, into, kill_and_resume, killable_job, tables_of
+from tests.support.killing import (
+    PAUSE,
+    KillableJob,
+    kill_and_resume,
+    killable_job,
+    tables_in_peace,
+    tables_of,
+)
 from tests.support.stores import S3Server, environment, s3_server
 
 FILES, A_FEW = 240, 16
@@ -35,18 +40,6 @@ def job(request: pytest.FixtureRequest, tmp_path: Path) -> KillableJob:
         options["output"] = server.make_bucket(f"kill-{'ray' if ray else 'local'}")
         options["endpoint_url"] = server.endpoint_url
     return killable_job(tmp_path / "killed", files=files, ray=ray, **options)
-
-
-def tables_in_peace(job: KillableJob, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the tables of the same job in one process that nobody kills."""
-    undisturbed = into(job, folder / "undisturbed")
-    with pytest.MonkeyPatch.context() as patched:
-        script(patched.setattr, engine=scripted_engine)
-        driver.run(undisturbed.config, local=True, progress=None)
-    tables = tables_of(undisturbed.config)
-    assert len({row["uri"] for row in tables["recordings"]}) in (FILES, A_FEW)
-    assert {row["status"] for row in tables["outcomes"]} == {"ok", "no_speech", "failed"}
-    return tables
 
 
 def check(
