@@ -207,6 +207,7 @@ class Reporting:
         return os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(

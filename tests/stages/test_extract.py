@@ -115,6 +115,12 @@ def test_whatever_one_recording_does_the_next_is_extracted(stage: ExtractStage):
         assert rows[0]["error_kind"] == kind
 
 
+def test_a_number_that_no_sum_could_hold_is_the_failure_of_its_part(stage: ExtractStage):
+    rows = rows_of(stage, packs_of("x/parts=2/endless=0"))
+    assert brief(rows) == [(0, "failed", False), (1, "ok", True)]
+    assert "found decode_s inf, expected a finite number" in rows[0]["error_message"]
+
+
 def test_an_unusable_checkpoint_propagates(tmp_path: Path):
     stage = make_stage(tmp_path, extractor="tests.support.extractors:make_unusable")
     with closing(stage), pytest.raises(CheckpointError, match="scripted"):

@@ -22,6 +22,7 @@ from corpus_asr.storage.run_state.finish import (
     merge,
 )
 from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
@@ -64,6 +65,33 @@ def test_a_complete_finish_merges_what_was_written_in_small_pieces(tmp_path: Pat
     assert store.read_table(outcomes, OUTCOMES)["segments_object"].unique().to_pylist() == [
         segments
     ]
+
+
+def test_a_run_knows_what_it_and_the_last_one_put_where_the_listing_lags_behind(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listing stays as it was when the commits were there, their merging not."""
+    timing = Timing(settle_s=0.0)
+    with Lock(store, "run", timing=timing) as lock:
+        for name in "abcd":
+            commit(lock.store, results(part(name, 0, texts=[name])))
+        old = list(filesystem.list_objects(store.uri, store.options))
+        with monkeypatch.context() as lagging:
+            lagging.setattr(
+                filesystem,
+                "list_objects",
+                lambda uri, _: iter([each for each in old if each[0].startswith(f"{uri}/")]),
+            )
+            for _ in range(2):
+                counts = done(lock.store, files(*"abcd"))
+                assert (counts.ok, counts.remaining, counts.recordings) == (4, 0, 4)
+            assert len(lock.store.names("outcomes")) == len(lock.store.names("recordings")) == 1
+            assert len(store.names("outcomes")) == 4  # as one sees it that did not put them
+    monkeypatch.setattr(filesystem, "list_objects", lambda *_: iter(()))
+    with Lock(store, "next", timing=timing) as lock:
+        assert Ledger.load(lock.store).remaining(files(*"abcde"))["uri"].to_pylist() == ["/e"]
+        store.remove(lock.store.names("outcomes")[0])  # by somebody else
+        assert lock.store.names("outcomes") == []
 
 
 def test_nothing_is_merged_where_that_is_off_or_while_something_is_left(memory: str) -> None:

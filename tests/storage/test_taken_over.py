@@ -23,7 +23,7 @@ from tests.storage.test_ledger import done
 from tests.storage.test_lock import ELSEWHERE
 from tests.support.tables import commit, files, part, results, rows_of
 
-CHECKS_OF_A_FINISH = 11
+CHECKS_OF_A_FINISH = 12
 QUICK = Timing(heartbeat_s=0.01, looks=2, settle_s=0.01)
 
 

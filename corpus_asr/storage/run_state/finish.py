@@ -135,6 +135,7 @@ def finish(
         compact(store, target_mb * MEBIBYTE)
     counts = write_recordings(store, resolution, num_listed, run_id=run.run_id)
     remove_leftovers(store)
+    store.note_tables()
     store.write_json(
         RUN_NAME,
         {
