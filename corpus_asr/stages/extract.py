@@ -32,6 +32,7 @@ from corpus_asr.stages.parts import (
     DecodeProgress,
     ExtractedPart,
     ExtractRequest,
+    check_finite,
     check_size,
     failure_fields,
     one_row,
@@ -289,7 +290,9 @@ def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
 def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> pa.Table:
     of = identity | {"part": part.part, "last_part": last}
     try:
-        return one_row(PARTS, of | _columns(part))
+        columns = _columns(part)
+        check_finite(columns)
+        return one_row(PARTS, of | columns)
     except Exception as error:  # values that do not fit the table are that recording's failure
         return one_row(PARTS, of | failure_fields(error, stage="extract", of=of))
 

@@ -103,8 +103,8 @@ class IsolatedGenerator:
 
         Raises:
             DecodeError: kind `decoder_crashed`, the child died; kind `decoder_killed`, retryable,
-                somebody killed it; kind `decoder_timeout`, no message came for `timeout_s` and the
-                child was killed for that.
+                somebody killed or froze it; kind `decoder_timeout`, no message came for `timeout_s`
+                and the child was killed for that.
             EngineError: the child could not be started: no item is at fault.
             CheckpointError: the function's maker raised it; so for ConfigError.
             Exception: whatever the function raised, with the child's traceback as a note.
@@ -296,7 +296,19 @@ class _Child:
             if self._process.poll() is not None and not self._poll.poll(0):
                 raise self._death()
             if remaining_s <= 0:
+                if self._is_stopped():
+                    raise _DiedError("it was frozen from outside, so it was ended", killed=True)
                 raise _SilentError
+
+    def _is_stopped(self) -> bool:
+        """Tell whether somebody froze it (SIGSTOP): its item is not what made it silent."""
+        if not hasattr(os, "waitid"):
+            return False
+        stopped = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        try:
+            return os.waitid(os.P_PID, self._process.pid, stopped) is not None
+        except ChildProcessError:  # it has ended meanwhile
+            return False
 
     def _death(self) -> _DiedError:
         """Say how the child ended; it has closed its pipe, so it is about to."""

@@ -1,6 +1,7 @@
 """Parts of recordings on their way: messages of the extracting child, rows of tables, failures."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -71,6 +72,22 @@ def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
         for value, kind in values
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def check_finite(value: Any, name: str = "row") -> None:
+    """Raise a ValueError for a number, at any depth, that is not finite.
+
+    Sums over all recordings would be lost to it, and JSON cannot hold it.
+    """
+    if isinstance(value, float | np.floating):
+        if not math.isfinite(value):
+            raise ValueError(f"keeping a result: found {name} {value}, expected a finite number")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_finite(inner, key)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_finite(inner, name)
 
 
 def half_list(arrays: Sequence[Float16[np.ndarray, "..."]]) -> pa.ListArray:

@@ -24,7 +24,7 @@ from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemErr
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
-from corpus_asr.stages.parts import OK, failure_fields, half_views
+from corpus_asr.stages.parts import OK, check_finite, failure_fields, half_views
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.threads import spin_briefly
 
@@ -289,6 +289,7 @@ def _finish(
     try:
         transcript = future.result()
         result = carried | _transcribed(transcript)
+        check_finite(result)
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:  # whatever one part did, it is that part's row

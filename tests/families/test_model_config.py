@@ -105,7 +105,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Speech2TextConfig, {"conv_kernel_sizes": [5, 4]}, "expected odd numbers"),
     (Speech2TextConfig, {"conv_channels": 9}, "conv_channels is 9, expected an even number"),
     (Speech2TextConfig, {"d_model": 3} | dict.fromkeys(HEADS, 1), "at least 4"),
-    (Speech2TextConfig, {"input_feat_per_channel": 0}, "input_feat_per_channel is 0, expected at"),
+    (Speech2TextConfig, {"input_feat_per_channel": 0}, "input_feat_per_channel is 0, expected w"),
 ]
 
 

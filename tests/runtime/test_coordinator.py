@@ -207,6 +207,7 @@ class Reporting:
         return os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(
@@ -214,7 +215,8 @@ def test_a_frozen_worker_is_killed_so_that_another_takes_its_place(
 ) -> None:
     monkeypatch.setattr(exporting, "SILENT_S", 8.0)
     coordinator = start_coordinator()
-    frozen, well = Reporting.remote(coordinator), Reporting.remote(coordinator)
+    reporting: Any = Reporting
+    frozen, well = reporting.remote(coordinator), reporting.remote(coordinator)
     pids = ray.get([frozen.pid.remote(), well.pid.remote()])
     deadline = time.monotonic() + 60
     while ray.get(coordinator.num_heard.remote()) < 2:

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray._private import services
 
 from corpus_asr.errors import EngineError
 from corpus_asr.runtime import ray_cluster
@@ -101,8 +102,8 @@ def test_a_ray_without_the_function_that_is_replaced_is_said_to_listen_anywhere(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     started: dict[str, object] = {}
-    monkeypatch.delattr(ray_cluster.services, "resolve_ip_for_localhost")
-    monkeypatch.setattr(ray_cluster.ray, "init", lambda **options: started.update(options))
+    monkeypatch.delattr(services, "resolve_ip_for_localhost")
+    monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
     ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
     assert started["_node_ip_address"] == "127.0.0.1"
     assert "ray_may_listen_beyond_loopback" in caplog.text
@@ -117,7 +118,7 @@ def test_a_machine_that_is_too_busy_to_start_ray_is_tried_again(monkeypatch: pyt
         if len(tries) <= len(slow):
             raise slow[len(tries) - 1]
 
-    monkeypatch.setattr(ray_cluster.ray, "init", init)
+    monkeypatch.setattr(ray, "init", init)
     ray_cluster.start_ray(cpus=1, gpus=0, store_bytes=1)
     assert len(tries) == 2
     tries.clear()

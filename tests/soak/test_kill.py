@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.pipelines import driver
 from tests.support import extractors
-from tests.support.engines import script, scripted_engine
-from tests.support.killing import PAUSE, KillableJob, into, kill_and_resume, killable_job, tables_of
+from tests.support.killing import (
+    PAUSE,
+    KillableJob,
+    kill_and_resume,
+    killable_job,
+    tables_in_peace,
+    tables_of,
+)
 from tests.support.stores import S3Server, environment, s3_server
 
 FILES, A_FEW = 240, 16
@@ -37,20 +42,6 @@ def job(request: pytest.FixtureRequest, tmp_path: Path) -> KillableJob:
     return killable_job(tmp_path / "killed", files=files, ray=ray, **options)
 
 
-def tables_in_peace(job: KillableJob, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the tables of the same job in one process that nobody kills."""
-    undisturbed = into(job, folder / "undisturbed")
-    with pytest.MonkeyPatch.context() as patched:
-        script(patched.setattr, engine=scripted_engine)
-        driver.run(undisturbed.config, local=True, progress=None)
-    tables = tables_of(undisturbed.config)
-    assert len({row["uri"] for row in tables["recordings"]}) in (FILES, A_FEW)
-    assert {row["status"] for row in tables["outcomes"]} == {"ok", "no_speech", "failed"}
-    assert len(tables["speakers"]) == len(tables["recordings"])
-    assert {turn.speaker for row in tables["speakers"] for turn in row["turns"]} == {"S1", "S2"}
-    return tables
-
-
 def check(
     job: KillableJob, folder: Path, *, kills: int, most: int, victims: tuple[str, ...]
 ) -> None:
@@ -64,6 +55,7 @@ def check(
     assert tables_of(job.config) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [(False, False, A_FEW)], ids=["folder"], indirect=True)
 def test_a_driver_killed_three_times(job: KillableJob, tmp_path: Path):
     check(job, tmp_path, kills=3, most=5, victims=("driver",))

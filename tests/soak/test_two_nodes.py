@@ -22,8 +22,8 @@ from tests.support.killing import KillableJob, command_line, descendants, into, 
 from tests.support.tables import with_section
 
 STORE_BYTES = 150 * 1024 * 1024
-COPIES = 16
-BUSY_S = 8.0  # of which loading takes about half
+COPIES = 40
+BUSY_S = 6.0  # of which loading takes most
 GPU_MACHINE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE_BYTES}
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -108,6 +108,65 @@ def test_a_driver_that_is_killed_leaves_the_cluster_as_it_was(
     code, said = run.finish()
     assert code == 0, said
     cluster.remove_node(machine)
+    assert tables_of(run.config) == expected
+
+
+@pytest.fixture
+def apart() -> Iterator[Cluster]:
+    """A Ray whose head works on nothing: what was extracted lies on another machine."""
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES}
+    )
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def test_the_machine_that_holds_all_that_was_extracted_is_lost(
+    apart: Cluster, config: RunConfig, expected: dict, tmp_path: Path
+):
+    run = on_ray(with_section(config, "cluster", address=apart.address), tmp_path)
+    apart.add_node(**GPU_MACHINE)
+    machine = apart.add_node(num_cpus=3, object_store_memory=STORE_BYTES)
+    with run.started() as process:
+        wait_until_busy(process)
+        apart.remove_node(machine, allow_graceful=False)
+        lost_s = time.monotonic()
+        apart.add_node(num_cpus=3, object_store_memory=STORE_BYTES)
+        _, said = process.communicate(timeout=1200)
+    print(f"\ndone {time.monotonic() - lost_s:.0f} s later")  # noqa: T201 - what it is read for
+    assert process.returncode == 0, said
+    assert tables_of(run.config) == expected
+
+
+@pytest.mark.parametrize("victim", ["gcs", "raylet"])
+def test_a_head_that_dies_ends_the_run_and_another_cluster_continues_it(
+    apart: Cluster, victim: str, config: RunConfig, expected: dict, tmp_path: Path
+):
+    run = on_ray(with_section(config, "cluster", address=apart.address), tmp_path)
+    apart.add_node(**GPU_MACHINE)
+    apart.add_node(num_cpus=3, object_store_memory=STORE_BYTES)
+    with run.started() as process:
+        wait_until_busy(process)
+        if victim == "gcs":
+            apart.head_node.kill_gcs_server(check_alive=False)
+        else:
+            apart.head_node.kill_raylet(check_alive=False)
+        killed_s = time.monotonic()
+        _, said = process.communicate(timeout=1200)
+    print(f"\n{victim}: ended {time.monotonic() - killed_s:.0f} s later")  # noqa: T201
+    assert process.returncode == 3, said
+    assert "has died, expected it to answer" in said
+    apart.shutdown()
+    again = Cluster(initialize_head=True, head_node_args=GPU_MACHINE | {"num_cpus": 4})
+    try:
+        code, said = on_ray(
+            with_section(run.config, "cluster", address=again.address), tmp_path
+        ).finish()
+    finally:
+        again.shutdown()
+    assert code == 0, said
     assert tables_of(run.config) == expected
 
 

@@ -46,7 +46,7 @@ def test_every_part_is_one_table_and_the_last_is_marked(stage: ExtractStage):
     rows = rows_of(stage, packs_of("x/parts=3/silent=1"))
     assert brief(rows) == [(0, "ok", False), (1, "no_speech", False), (2, "ok", True)]
     first, silent, last = rows
-    assert (first["part_start_s"], first["part_end_s"]) == (0.0, 1.0)
+    assert [(row["part_start_s"], row["part_end_s"]) for row in rows] == [(0, 1), (1, 2), (2, 3)]
     assert first["speech_spans"] == [{"start_s": 0.25, "end_s": 0.75}]
     assert first["speech_s"] == 0.5
     assert first["features"] == [0.0] * (102 * 4)
@@ -113,6 +113,12 @@ def test_whatever_one_recording_does_the_next_is_extracted(stage: ExtractStage):
         rows = rows_of(stage, packs_of(f"x/parts=2/{what}=0", "y/parts=1"))
         assert brief(rows) == [(0, "failed", True), (0, "ok", True)], what
         assert rows[0]["error_kind"] == kind
+
+
+def test_a_number_that_no_sum_could_hold_is_the_failure_of_its_part(stage: ExtractStage):
+    rows = rows_of(stage, packs_of("x/parts=2/endless=0"))
+    assert brief(rows) == [(0, "failed", False), (1, "ok", True)]
+    assert "found decode_s inf, expected a finite number" in rows[0]["error_message"]
 
 
 def test_an_unusable_checkpoint_propagates(tmp_path: Path):

@@ -145,6 +145,17 @@ def test_a_silent_child_is_killed_after_its_time():
         assert list(generator.run(("count", 2))) == [0, 1]
 
 
+def test_a_child_that_was_frozen_from_outside_is_no_fault_of_its_item():
+    with fresh_child(timeout_s=0.5) as generator:
+        child = pid_of(generator)
+        os.kill(child, signal.SIGSTOP)
+        with pytest.raises(DecodeError, match=r"died \(it was frozen") as caught:
+            list(generator.run(("count", 2)))
+        assert (caught.value.kind, caught.value.retryable) == ("decoder_killed", True)
+        assert gone(child)
+        assert list(generator.run(("count", 2))) == [0, 1]
+
+
 def test_the_time_limit_is_for_each_message_and_not_for_the_consumer():
     with fresh_child(timeout_s=0.8) as generator:
         assert list(generator.run(("pause", 0.4))) == [0, 1, 2]

@@ -110,21 +110,25 @@ def test_what_no_table_can_hold_is_the_failure_of_its_part_with_a_traceback_in_t
             if request.recording_id == "refused":
                 raise KeyError("\ud800")
             future = super().submit(request)
-            if request.recording_id != "odd":
+            changes: dict[str, Any] = {
+                "odd": {"text": "\ud800"}, "half": {"avg_logprob": float("nan")}
+            }.get(request.recording_id, {})  # fmt: skip
+            if not changes:
                 return future
             transcript = future.result()
-            segments = [replace(each, text="\ud800") for each in transcript.segments]
+            segments = [replace(each, **changes) for each in transcript.segments]
             odd: Future[Any] = Future()
             odd.set_result(replace(transcript, segments=tuple(segments)))
             return odd
 
-    batch = pa.concat_tables([extracted(name) for name in ("a", "odd", "refused", "b")])
+    batch = pa.concat_tables([extracted(name) for name in ("a", "odd", "refused", "half", "b")])
     found = stage_with(Odd())(batch).to_pylist()
-    assert [row["status"] for row in found] == ["ok", "failed", "failed", "ok"]
-    for row in found[1:3]:
+    assert [row["status"] for row in found] == ["ok", "failed", "failed", "failed", "ok"]
+    for row in found[1:4]:
         assert (row["error_kind"], row["segments_written"], row["segments"]) == ("internal", 0, [])
     assert r"KeyError: '\ud800'" in found[2]["error_message"]
-    assert caplog.text.count("event=part_failed") == caplog.text.count("Traceback") == 2
+    assert "found avg_logprob nan, expected a finite number" in found[3]["error_message"]
+    assert caplog.text.count("event=part_failed") == caplog.text.count("Traceback") == 3
 
 
 def test_words_become_rows_of_their_segment_where_there_are_any(stage: TranscribeStage):

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import types
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -191,6 +192,25 @@ def test_the_web_is_read_only(web: WebServer) -> None:
         with pytest.raises(FetchError, match="read-only"):
             change()
     assert store.read_range(web.url("object"), 0, 9)[0] == b"a"
+
+
+# Folders of real stores, or of their emulators, with the libraries and credentials they need.
+CLOUDS = os.environ.get("CORPUS_ASR_TEST_CLOUDS", "").split()
+
+
+@pytest.mark.parametrize("folder", CLOUDS)
+def test_the_rules_hold_in_folders_that_the_environment_names(folder: str) -> None:
+    base, options = f"{folder}/{uuid.uuid4().hex}", StoreOptions(policy=QUICK)
+    check_rules(f"{base}/object", options)
+    test_of_many_swaps_one_wins((f"{base}/swapped", options))
+    with ThreadPoolExecutor(8) as pool:
+        won = list(
+            pool.map(
+                lambda number: filesystem.create(f"{base}/created", b"%d" % number, options),
+                range(8),
+            )
+        )
+    assert won.count(True) == 1
 
 
 # gs:// and az://, against filesystems scripted after gcsfs and adlfs.

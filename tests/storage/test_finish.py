@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from corpus_asr.storage.run_state.finish import (
     merge,
 )
 from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
@@ -63,6 +65,33 @@ def test_a_complete_finish_merges_what_was_written_in_small_pieces(tmp_path: Pat
     assert store.read_table(outcomes, OUTCOMES)["segments_object"].unique().to_pylist() == [
         segments
     ]
+
+
+def test_a_run_knows_what_it_and_the_last_one_put_where_the_listing_lags_behind(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listing stays as it was when the commits were there, their merging not."""
+    timing = Timing(settle_s=0.0)
+    with Lock(store, "run", timing=timing) as lock:
+        for name in "abcd":
+            commit(lock.store, results(part(name, 0, texts=[name])))
+        old = list(filesystem.list_objects(store.uri, store.options))
+        with monkeypatch.context() as lagging:
+            lagging.setattr(
+                filesystem,
+                "list_objects",
+                lambda uri, _: iter([each for each in old if each[0].startswith(f"{uri}/")]),
+            )
+            for _ in range(2):
+                counts = done(lock.store, files(*"abcd"))
+                assert (counts.ok, counts.remaining, counts.recordings) == (4, 0, 4)
+            assert len(lock.store.names("outcomes")) == len(lock.store.names("recordings")) == 1
+            assert len(store.names("outcomes")) == 4  # as one sees it that did not put them
+    monkeypatch.setattr(filesystem, "list_objects", lambda *_: iter(()))
+    with Lock(store, "next", timing=timing) as lock:
+        assert Ledger.load(lock.store).remaining(files(*"abcde"))["uri"].to_pylist() == ["/e"]
+        store.remove(lock.store.names("outcomes")[0])  # by somebody else
+        assert lock.store.names("outcomes") == []
 
 
 def test_nothing_is_merged_where_that_is_off_or_while_something_is_left(memory: str) -> None:
@@ -239,15 +268,18 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
     for operations in range(0, undying.changes, step):
         store = folder(f"after-{operations}")
         history(store)
+        gone = store.missing(store.named_segments())
         with life(operations) as process:
             done(store, listing)
         assert process.killed
         assert not store.exists("_SUCCESS")
         # What a run that continues here would do, and what a report would count, at this instant.
+        named = store.named_segments()
         ledger = Ledger.load(store)
         assert ledger.remaining(listing).num_rows == 0
         keep = ledger.resolve([listing]).keep
         assert _counting(store, keep) == expected["outcomes"]
+        assert store.missing(named) <= gone, "a reader would not find them"
         assert done(store, listing) == counts
         assert tables_of(store) == expected, operations
         assert store.exists("_SUCCESS")
@@ -259,3 +291,23 @@ def _counting(store: OutputStore, keep: dict[str, np.ndarray]) -> list[str]:
         table = store.read_table(name, OUTCOMES).drop_columns(["segments_object"])
         rows += (table.filter(keep[name]) if name in keep else table).to_pylist()
     return sorted(map(repr, rows))
+
+
+def test_a_reader_misses_no_recording_while_the_table_is_replaced(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"])))
+    done(store, files("a"))
+    seen: list[set[str]] = []
+    remove_all = OutputStore.remove_all
+
+    def watched(store: OutputStore, names: Iterable[str]) -> None:
+        remove_all(store, names)
+        seen.append({row["uri"] for row in rows_of(store.recordings(["uri"]))})
+
+    monkeypatch.setattr(OutputStore, "remove_all", watched)
+    commit(store, results(part("b", 0, texts=["x"])))
+    done(store, files("a", "b"))
+    assert all("/a" in each for each in seen), seen
+    assert seen[-1] == {"/a", "/b"}

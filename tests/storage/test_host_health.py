@@ -73,7 +73,9 @@ def test_the_wait_that_is_asked_for_is_a_number_or_a_date() -> None:
     in_a_minute = email.utils.formatdate(time.time() + 60, usegmt=True)
     assert 57 < asked_wait_s(in_a_minute) <= 60
     past = "Wed, 21 Oct 2015 07:28:00 GMT"
-    for text, wait_s in (("7", 7), (past, 0), ("soon", 0), ("-3", 0), ("", 0), (None, 0)):
+    waits: list[tuple[str | None, float]] = [("7", 7), (past, 0), ("soon", 0), ("-3", 0), ("", 0)]
+    endless = (past.replace("2015", "9" * 20), f"21 Oct 2015 07:28:00 +{'9' * 20}")
+    for text, wait_s in [*waits, (None, 0), *((each, 0) for each in endless)]:
         assert asked_wait_s(text) == wait_s
 
 

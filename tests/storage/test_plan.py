@@ -23,6 +23,7 @@ from corpus_asr.storage.run_state.plan import make_plan, pack, read_listing, rea
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore, parquet_writer
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import StoreOptions, write_atomic
 from corpus_asr.units import MEBIBYTE
 from tests.support.simulation import simulated
 from tests.support.tables import commit, part, results, rows_of, run_config, same_schema
@@ -53,6 +54,40 @@ def source(tmp_path: Path) -> Path:
         sparse(tmp_path / "in" / f"{name}.mp3", mebibytes * MEBIBYTE)
     (tmp_path / "in" / "notes.txt").touch()
     return tmp_path / "in"
+
+
+PRINTABLE = "".join(map(chr, range(32, 127))).replace("/", "")
+CONTROL = "".join(map(chr, range(1, 32))) + "\x7f"
+MOST_KEY_BYTES = 1024  # of S3, Google and Azure
+
+
+def test_keys_of_any_character_and_of_full_length_go_through_a_run(
+    place: tuple[str, StoreOptions], store: OutputStore
+) -> None:
+    base, options = place[0] + "-in", place[1]
+    taken = len("out-in/") + len(".mp3")
+    longest = ("0123456789/" * MOST_KEY_BYTES)[: MOST_KEY_BYTES - taken]
+    long_names = [longest, "\u00e9" * ((MOST_KEY_BYTES - taken) // 2)]
+    if base.startswith("/"):  # a name of a file has 255 bytes, a path many
+        long_names[1] = "\u00e9" * 120
+    names = [PRINTABLE, CONTROL, "a\nb", "two  spaces/ x ", *long_names]
+    uris = sorted(f"{base}/{name}.mp3" for name in names)
+    for uri in uris:
+        write_atomic(uri, b"sound", options)
+    source = {"uri": base, "endpoint_url": options.endpoint_url}
+    job = run_config("", "", source=source, output=source | {"uri": store.uri})
+    plan = make_plan(job, store, model_revision="revision")
+    run = begin_run(store, job, fingerprint(job, "revision"))
+    for row in pa.concat_tables(read_packs(store, plan)).to_pylist():
+        for file in row["files"]:
+            assert filesystem.read_bytes(file["uri"], options) == b"sound"
+            same = {"etag": file["etag"], "size_bytes": file["size_bytes"]}
+            commit(store, results(part("", 0, texts=["x"], uri=file["uri"], **same)))
+    finish(store, run, job, model_revision="revision", num_listed=plan.num_files,
+           listing=read_listing(store, plan), plan_name=plan.name)  # fmt: skip
+    for table in (store.segments, store.outcomes, store.recordings):
+        assert sorted(row["uri"] for row in rows_of(table(["uri"]))) == uris
+    assert make_plan(job, store, model_revision="revision").num_remaining == 0
 
 
 def test_long_files_come_first_and_alone(
@@ -142,8 +177,9 @@ def test_files_of_unknown_size_come_first_in_small_packs(tmp_path: Path, memory:
 def test_output_inside_the_source_is_not_transcribed(source: Path) -> None:
     store = OutputStore(str(source / "out"))
     store.write_bytes("_SUCCESS", b"")
+    sparse(source / "out-takes" / "a.mp3", MEBIBYTE)  # beside it, with a name that begins alike
     plan = make_plan(config(source, source / "out"), store)
-    assert (plan.num_files, plan.num_excluded) == (5, 2)
+    assert (plan.num_files, plan.num_excluded) == (6, 2)
 
 
 def test_shards_do_not_change_the_order(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.errors import EngineError
+from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, Lock, LockKey, Timing
@@ -22,7 +23,7 @@ from tests.storage.test_ledger import done
 from tests.storage.test_lock import ELSEWHERE
 from tests.support.tables import commit, files, part, results, rows_of
 
-CHECKS_OF_A_FINISH = 11
+CHECKS_OF_A_FINISH = 12
 QUICK = Timing(heartbeat_s=0.01, looks=2, settle_s=0.01)
 
 
@@ -165,5 +166,5 @@ def test_what_is_noted_of_a_run_is_kept_when_the_next_is_taken_over(tmp_path: Pa
     assert len(store.late_tables()) == 2
     # Names of other programs, and of runs that were never robbed, are read as before.
     for name in ("part-0.parquet", f"{tables.unique_stem(run_id='third')}.parquet"):
-        store.write_table(f"outcomes/{name}", tables.OUTCOMES.empty_table())
+        store.write_table(f"outcomes/{name}", OUTCOMES.empty_table())
     assert len(store.names("outcomes")) == 4

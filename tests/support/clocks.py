@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 from corpus_asr.pipelines import driver
@@ -60,7 +61,7 @@ def wrong_clock(*, seed: int | None = None) -> Iterator[WrongClock]:
     wrong = SimpleNamespace(
         datetime=Wrong, UTC=datetime.UTC, timedelta=datetime.timedelta, tzinfo=datetime.tzinfo
     )
-    patches = [mock.patch.object(module, "datetime", wrong) for module in _MODULES]
+    patches: list[Any] = [mock.patch.object(module, "datetime", wrong) for module in _MODULES]
     patches += [
         mock.patch.object(time, "time_ns", wrong_ns),
         mock.patch.object(time, "time", wrong_s),

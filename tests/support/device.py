@@ -174,6 +174,15 @@ def _index(device: Any) -> int:
     return 0 if device is None else torch.device(device).index or 0
 
 
+def _type_of(new: Callable[..., Stream]) -> type[Stream]:
+    """Return what makes streams by `new` and may stand in an annotation of another library."""
+
+    def make(_: type, device: Any = None, priority: int = 0) -> Stream:
+        return new(device, priority)
+
+    return type("Stream", (Stream,), {"__new__": make})
+
+
 @contextmanager
 def _on_stream(stream: Stream) -> Iterator[None]:
     streams, index = gpu_now().streams, stream.device.index or 0
@@ -240,7 +249,8 @@ def pretended_gpu(
         "device": lambda device: nullcontext(),
         "graph_pool_handle": lambda: (0, 1),
         "set_sync_debug_mode": _sync_debug_mode,
-        "Stream": gpu.streams.new, "Event": _Event, "CUDAGraph": _Graph, "graph": _Capture,
+        "Stream": _type_of(gpu.streams.new),
+        "Event": _Event, "CUDAGraph": _Graph, "graph": _Capture,
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, as_gpu(gpu):
         for name, stand_in in stand_ins.items():

@@ -1,7 +1,7 @@
 """A scripted extractor: parts without audio files, for tests of what happens around extraction.
 
-The address says what to do: `.../parts=3/silent=1/fail=2/crash=1/bug=1/stuck=1`, in parts from 0;
-`header=9` claims as many seconds.
+The address says what to do: `.../parts=3/silent=1/fail=2/crash=1/bug=1/stuck=1/endless=1`, in parts
+from 0; `header=9` claims as many seconds.
 """
 
 import ctypes
@@ -25,7 +25,9 @@ Message = ExtractedPart | DecodeProgress
 
 PAUSE = "CORPUS_ASR_TEST_EXTRACT_PAUSE_S"
 STUCK = "stuck"
-MEL = 4
+# Ray keeps what is larger than some 100 KB in shared memory: 5000 bins make a part a megabyte.
+MEL_BINS = "CORPUS_ASR_TEST_MEL_BINS"
+MEL = int(os.environ.get(MEL_BINS, "4"))
 PART_SAMPLES = 16_000
 FRAMES = 102
 
@@ -89,9 +91,10 @@ def _extract(request: ExtractRequest) -> Iterator[Message]:
             raise ZeroDivisionError("scripted bug")
         if part == said.get("memory"):
             raise MemoryError("scripted")
-        yield scripted_part(
+        made = scripted_part(
             part, wanted=part not in request.done_parts, silent=part == said.get("silent")
         )
+        yield replace(made, decode_s=float("inf")) if part == said.get("endless") else made
 
 
 def make_telling(**_: Any) -> Callable[[ExtractRequest], Iterator[Message]]:

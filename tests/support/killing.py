@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.pipelines import driver
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
-from tests.support.engines import ScriptedEngine, script, scripted_job
+from tests.support.engines import ScriptedEngine, script, scripted_engine, scripted_job
 from tests.support.tables import rows_of, with_section
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -45,8 +47,12 @@ _TITLES = {
     "board": "ray::RunCoordinator",
     "training": "RayTrainWorker",
     "decoder": "corpus_asr.stages.isolation import serve",
+    "raylet": "src/ray/raylet/raylet",
+    "gcs": "src/ray/gcs/gcs_server",
 }
 _SLOW_EXTRACTOR = "tests.support.extractors:make_slow"
+# Instead of the usual 300 s before a worker that reports nothing is taken for frozen.
+SILENT = "CORPUS_ASR_TEST_SILENT_S"
 # Machines of tests stop processes for minutes. Ray's agents need one to see that their Ray is dead.
 GONE_LIMIT_S = 180.0
 RUN_LIMIT_S = 1200.0
@@ -100,6 +106,8 @@ class KillableJob:
     """Whether engine and extractor are the scripted ones."""
     command: str = "run"
     """Of the command line."""
+    within: tuple[str, ...] = ()
+    """What the command line is run by, such as one that enters a namespace."""
     seen: set[psutil.Process] = field(default_factory=set)
     """The processes of its runs."""
 
@@ -125,7 +133,7 @@ class KillableJob:
         job = self.folder / "job.yaml"
         job.write_text(self.config.model_dump_json())
         program = ["-m", "tests.support.killing"] if self.scripted else ["-c", _COMMAND_LINE]
-        command = [sys.executable, *program, self.command, str(job), *options]
+        command = [*self.within, sys.executable, *program, self.command, str(job), *options]
         process = subprocess.Popen(
             command if self.ray else [*command, "--local"],
             cwd=REPOSITORY,
@@ -193,6 +201,19 @@ def into(job: KillableJob, output: Path) -> KillableJob:
     """Return the same job into a folder of its own, in one process."""
     config = with_section(job.config, "output", uri=str(output), endpoint_url=None)
     return KillableJob(config, output.with_name(f"{output.name}-job"), scripted=job.scripted)
+
+
+def tables_in_peace(job: KillableJob, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables of the same scripted job in this process, which nothing disturbs."""
+    undisturbed = into(job, folder / "undisturbed")
+    with pytest.MonkeyPatch.context() as patched:
+        script(patched.setattr, engine=scripted_engine)
+        driver.run(undisturbed.config, local=True, progress=None)
+    tables = tables_of(undisturbed.config)
+    assert {row["status"] for row in tables["outcomes"]} == {"ok", "no_speech", "failed"}
+    assert len(tables["speakers"]) == len(tables["recordings"])
+    assert {turn.speaker for row in tables["speakers"] for turn in row["turns"]} == {"S1", "S2"}
+    return tables
 
 
 def kill_and_resume(
@@ -266,12 +287,12 @@ def _wait_while_it_starts(job: KillableJob, done: int, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def kill_below(driver: int, victim: str) -> bool:
-    """Kill one of the `_TITLES` below this driver, if there is one; return whether it was."""
+def kill_below(driver: int, victim: str, number: signal.Signals = signal.SIGKILL) -> bool:
+    """Send a signal to one of the `_TITLES` below this driver; return whether there was one."""
     for process in descendants(driver):
         if _TITLES[victim] in command_line(process):
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+                process.send_signal(number)
                 return True
     return False
 
@@ -348,6 +369,10 @@ def _main() -> None:
     from corpus_asr.runtime import ray_dataset as dataset
 
     local.MIN_BYTES_PER_COMMIT = 1
+    if SILENT in os.environ:
+        from corpus_asr.runtime import coordinator
+
+        coordinator.SILENT_S = float(os.environ[SILENT])
     script(setattr, engine=slow_engine, extractor=_SLOW_EXTRACTOR)
     if "--local" not in sys.argv:
         dataset.run_on_ray = functools.partial(dataset.run_on_ray, extractor=_SLOW_EXTRACTOR)

@@ -35,10 +35,16 @@ from corpus_asr.storage.stores.filesystem import StoreOptions
 START_LIMIT_S = 60.0
 # moto looks at the condition of a conditional put and then puts, in a thread per request: of two
 # writers that looked at once both would win, which no real store lets them. So one put at a time.
+# And it knows no line breaks in keys, which real stores do.
 MOTO = """
 import threading
+from moto.moto_server.utilities import RegexConverter
 from moto.s3.responses import S3Response
 from moto.server import main
+as_it_is = RegexConverter.__init__
+def with_line_breaks(self, url_map, *items):
+    as_it_is(self, url_map, *(item.replace(".+", "(?s:.+)") for item in items))
+RegexConverter.__init__ = with_line_breaks
 put_object, alone = S3Response.put_object, threading.Lock()
 def put_alone(response):
     with alone:

@@ -94,8 +94,9 @@ class WhisperEncoder(FeatureEncoder):
         hidden = F.gelu(self.conv1(features))
         hidden = F.gelu(self.conv2(hidden))
         embedded: Tensor = hidden.transpose(1, 2) + self.embed_positions.weight[: hidden.shape[2]]
-        # Sums keep the layout of what is added to: each norm of each block would copy it.
-        return embedded.contiguous()
+        # Sums keep the layout of what is added to: each norm of each block would copy it. Dropout
+        # draws by layout, as in transformers.
+        return embedded if self.training else embedded.contiguous()
 
 
 def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> None:

@@ -139,6 +139,7 @@ def finish(
     counts = write_recordings(store, resolution, num_listed, run_id=run.run_id)
     remove_leftovers(store)
     before_success()
+    store.note_tables()
     store.write_json(
         RUN_NAME,
         {

@@ -295,7 +295,9 @@ def _counts(results: pa.Table, rows: PartRows) -> pa.ChunkedArray:
 class WriteGuard(Protocol):
     """What lets a run write into its output folder; picklable."""
 
-    run_id: str
+    @property
+    def run_id(self) -> str:
+        """The run that may write."""
 
     def check(self) -> None:
         """Return while the run may write; else raise an `EngineError`."""
@@ -304,6 +306,8 @@ class WriteGuard(Protocol):
 TAKEN_OVER_NAME: Final = "_run/taken_over.json"
 """Runs whose lock was taken over, each with the tables it had put until then; later ones, which
 were under way, do not count."""
+TABLES_NAME: Final = "_run/tables.json"
+"""Tables that the last finish left: listings that lag behind do not show them to the next run."""
 _TABLES_OF_RUNS = (OUTCOMES_FOLDER, RECORDINGS_FOLDER, SPEAKERS_FOLDER)
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
@@ -317,11 +321,12 @@ class OutputStore:
         self.options = StoreOptions(endpoint_url=endpoint_url)
         self._guard: WriteGuard | None = None
         self._newest_ns = 0
+        self._changed: dict[str, bool] = {}  # by name: whether it was put last, or removed
 
     def held(self, guard: WriteGuard) -> Self:
         """Return the folder as a run writes it that holds its lock."""
         held = copy.copy(self)
-        held._guard = guard
+        held._guard, held._changed = guard, dict.fromkeys(self.read_json(TABLES_NAME) or (), True)
         # A clock that was ahead before, or is behind now, must not turn around what came first.
         held._newest_ns = max(map(time_ns_of, self.names(OUTCOMES_FOLDER)), default=0)
         return held
@@ -336,6 +341,12 @@ class OutputStore:
         newest_ns = max(time.time_ns(), self._newest_ns + 1)
         run_id = None if self._guard is None else self._guard.run_id
         return unique_stem(newest_ns if time_ns is None else time_ns, run_id=run_id)
+
+    def note_tables(self) -> None:
+        """Tell later runs which tables there are."""
+        self.write_json(
+            TABLES_NAME, [name for each in _TABLES_OF_RUNS for name in self.names(each)]
+        )
 
     def close_run(self, run_id: str) -> None:
         """Let nothing count that this run has not put yet: its lock was taken over."""
@@ -401,7 +412,7 @@ class OutputStore:
         if _is_late(commit.outcomes_name, self._taken_over()):
             for name in (commit.outcomes_name, commit.segments_name):
                 if name is not None:
-                    filesystem.remove(self.address(name), self.options)
+                    self._remove(name)
 
     def write_commit(
         self,
@@ -537,9 +548,18 @@ class OutputStore:
         return (each for each in listed if not _is_late(each[0], taken_over))
 
     def _listed(self, folder: str) -> Iterator[tuple[str, int | None]]:
+        # A run knows what it put or removed itself, and what the one before left, also where
+        # listings lag behind by minutes.
+        changed = list(self._changed.items()) if self._guard is not None else []
+        gone = {name for name, there in changed if not there}
+        hidden = {name for name, there in changed if there and name.startswith(f"{folder}/")}
         base = self.address("")
         for uri, size, _ in filesystem.list_objects(self.address(folder), self.options):
-            yield uri.removeprefix(base), size
+            name = uri.removeprefix(base)
+            hidden.discard(name)
+            if name not in gone:
+                yield name, size
+        yield from ((name, None) for name in sorted(hidden - self.missing(hidden)))
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Put a table as one object."""
@@ -578,6 +598,7 @@ class OutputStore:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Put an object; before each attempt the lock is looked at."""
         filesystem.write_atomic(self.address(name), data, self.options, before=self.check)
+        self._changed[name] = True
 
     def write_json(self, name: str, value: Any) -> None:
         """Put a value as a JSON object, readable by people."""
@@ -611,22 +632,26 @@ class OutputStore:
     def remove(self, name: str) -> None:
         """Remove an object; one that is gone already is as good."""
         self.check()
+        self._remove(name)
+
+    def _remove(self, name: str) -> None:
         filesystem.remove(self.address(name), self.options)
+        self._changed[name] = False
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove objects, several at a time: each is a request that waits for the store."""
         self.check()
         with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
-            addresses = map(self.address, names)
-            for _ in pool.map(lambda uri: filesystem.remove(uri, self.options), addresses):
+            for _ in pool.map(self._remove, names):
                 pass
 
     def move_all(self, names: Iterable[str], folder: str) -> None:
         """Move objects below a folder, several at a time; one that is there already is as good."""
 
         def move(name: str) -> None:
-            target = self.address(f"{folder}/{name}")
-            filesystem.move(self.address(name), target, self.options)
+            target = f"{folder}/{name}"
+            filesystem.move(self.address(name), self.address(target), self.options)
+            self._changed |= {name: False, target: True}
 
         self.check()
         with ThreadPoolExecutor(READERS, thread_name_prefix="archive") as pool:

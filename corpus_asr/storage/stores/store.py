@@ -245,10 +245,10 @@ def asked_wait_s(retry_after: str | None) -> float:
     if retry_after.isdecimal():
         return float(retry_after)
     try:
-        when = email.utils.parsedate_to_datetime(retry_after)
-    except ValueError:
+        when_s = email.utils.parsedate_to_datetime(retry_after).timestamp()
+    except (ValueError, OverflowError):  # years and hours of twenty digits
         return 0.0
-    return max(0.0, when.timestamp() - time.time())
+    return max(0.0, when_s - time.time())
 
 
 def from_status(status: int, reason: str, *, retry_after: str | None = None) -> StoreError:

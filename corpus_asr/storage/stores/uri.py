@@ -21,10 +21,12 @@ _SECRET_PARAMETER = re.compile(
     re.IGNORECASE,
 )
 _AZURE_SIGNED = re.compile(r"s[a-z]{1,4}", re.ASCII)  # sv, sp, se, ..., beside `sig`
-_PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*://)[^/@]*:[^/]*@", re.ASCII)
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>\\]+", re.ASCII)
+# Bounded, and up to the first colon: else a word of a megabyte takes an hour to look through.
+_SCHEME_IN_TEXT = r"[a-z][a-z0-9+.\-]{0,30}://"
+_PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*://)[^/@:]*:[^/]*@", re.ASCII)
+_ADDRESS = re.compile(rf"(?i:{_SCHEME_IN_TEXT})[^\s'\"<>\\]+", re.ASCII)
 _AFTER_ADDRESS = ".,;:!)]}"
-_ADDRESS_IN_TEXT = re.compile(r"([a-z][a-z0-9+.\-]*://)([^\s/'\"@]*@)?([^\s'\"?]*)(\?[^\s'\")]*)?")
+_ADDRESS_IN_TEXT = re.compile(rf"({_SCHEME_IN_TEXT})([^\s/'\"@]*@)?([^\s'\"?]*)(\?[^\s'\")]*)?")
 
 
 def scheme_of(uri: str) -> str:
