@@ -302,8 +302,9 @@ def _of(recording: Recording) -> Hypothesis:
             for word in segment.words or ()
         ),
         failed=recording.failed,
-        turns=recording.turns
-        and tuple(SpokenSpan(turn.start_s, turn.end_s, turn.speaker) for turn in recording.turns),
+        turns=None
+        if recording.turns is None
+        else tuple(SpokenSpan(turn.start_s, turn.end_s, turn.speaker) for turn in recording.turns),
         said=_said(recording),
     )
 

@@ -142,6 +142,11 @@ class Report:
     speakers: dict[int, int] = field(default_factory=dict)
     """Recordings by number of speakers; empty where they were not looked for."""
 
+    @property
+    def num_speakers(self) -> int:
+        """Speakers of all recordings, each counted in each recording."""
+        return sum(number * recordings for number, recordings in self.speakers.items())
+
 
 def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     """Count what an output folder holds so far; a gatherer is shown all rows as they are read.

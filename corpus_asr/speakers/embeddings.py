@@ -43,8 +43,6 @@ FBANK_MELS = 80
 
 Samples = Float32[np.ndarray, " sample"]
 SampleSpan = tuple[int, int]
-# The inputs of one batch, cut out of a part: a row per window.
-_Cut = Callable[[Samples, Sequence[SampleSpan]], "Float32[np.ndarray, 'frame mel'] | Samples"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +228,8 @@ def _of_fbank(
     def cut(start: int, end: int) -> Float32[np.ndarray, "frame mel"]:
         values = kaldi_fbank(samples[start:end], num_mel_bins=FBANK_MELS)
         filled = _repeated(values, WINDOW_FRAMES)
-        return filled - filled.mean(axis=0)  # as these networks were trained
+        centered: Float32[np.ndarray, "frame mel"] = filled - filled.mean(axis=0)
+        return centered  # as these networks were trained
 
     return cut
 

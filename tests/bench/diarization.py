@@ -9,9 +9,10 @@ fitted`, on the other half of the speakers; the figures of the guide are those o
 """
 
 import argparse
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from corpus_asr.speakers.clustering import SpeakerBounds, find_speakers
 from corpus_asr.speakers.embeddings import SpeakerEmbedder, SpeechWindows
 from corpus_asr.speakers.turns import likeness_of, turns_of
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.conversations import ClipReader, Conversation, conversation, speakers_of
+from tests.support.audio import wav_bytes
+from tests.support.conversations import Clip, ClipReader, Conversation, conversation, speakers_of
 from tests.support.diarization import (
     NO_ERRORS,
     DiarizationErrors,
@@ -51,7 +53,7 @@ class Conversations:
         """Return the conversation of a seed: two to six speakers, 90 to 240 s."""
         draw = np.random.default_rng(seed + 1000)
         names = [list(self._rows)[at] for at in draw.permutation(len(self._rows))[: 2 + seed % 5]]
-        clips = {}
+        clips: dict[str, Sequence[Clip]] = {}
         for name in sorted(names):
             rows = self._rows[name]
             chosen = draw.permutation(len(rows))[:_MAX_CLIPS]
@@ -73,15 +75,40 @@ def windows_of(
     return SpeechWindows.joined(found)
 
 
+def write(conversations: Conversations, folder: Path, number: int) -> None:
+    """Write conversations, with and without overlap, and who says what when in them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for overlap in OVERLAPS:
+        for seed in range(number):
+            talk = conversations(seed, overlap=overlap)
+            name = f"{seed:02d}-{overlap:.0%}.wav".replace("%", "")
+            data = wav_bytes(talk.samples[None], rate_hz=SAMPLE_RATE_HZ)
+            (folder / name).write_bytes(data)
+            segments = [
+                {"start_s": start_s, "end_s": end_s, "speaker": speaker, "text": text}
+                for start_s, end_s, speaker, text in talk.texts
+            ]
+            row = {"path": name, "language": "en", "set": f"overlap {overlap:.0%}"}
+            lines.append(json.dumps(row | {"segments": segments}) + "\n")
+    (folder / "references.jsonl").write_text("".join(lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--speakers", choices=("reported", "fitted"), default="reported")
     parser.add_argument("--conversations", type=int, default=50)
     parser.add_argument("--model", help="an ONNX network; default: the packaged one")
+    parser.add_argument(
+        "--write", type=Path, help="write WAV files and references for `corpus-asr evaluate` here"
+    )
     options = parser.parse_args()
     conversations = Conversations(
         Path(os.environ["CORPUS_ASR_TEST_DATA"]) / "train", options.speakers
     )
+    if options.write is not None:
+        write(conversations, options.write, options.conversations)
+        return
     detector, embedder = SileroDetector(), SpeakerEmbedder(options.model)
     likeness = likeness_of(options.model)
 

@@ -9,9 +9,12 @@ from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.speakers import SPOKEN_SEGMENTS, read_segments, refuse_speakers, speakers_of
+from corpus_asr.report.html.page import write_page
+from corpus_asr.report.run import load_report, render
 from corpus_asr.runtime import diarization
 from corpus_asr.runtime.diarization import find_speakers_of_run
 from corpus_asr.schemas import SPEAKERS
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.speaker_turns import MAX_OBJECTS, read_turns
 from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
@@ -30,7 +33,7 @@ def spoken(name: str, index: int, **values: Any) -> dict[str, Any]:
         for start_s, end_s in zip(voices.start_s.tolist(), voices.end_s.tolist(), strict=True)
     ]
     data = voices.embeddings.astype("<f2").tobytes()
-    usual = {"texts": [f" Part {index}."], "voice_spans": spans, "voices": data}
+    usual: dict[str, Any] = {"texts": [f" Part {index}."], "voice_spans": spans, "voices": data}
     row = part(name, index, **usual | values)
     for segment in row["segments"] or ():
         segment |= {"start_s": index, "end_s": index + 1.0}
@@ -155,3 +158,18 @@ def test_segments_are_read_with_speakers_and_the_names_that_people_gave(store: O
     store.write_bytes("speakers.csv", b"file,who\n")
     with pytest.raises(ConfigError, match="found the columns file, who, expected uri, speaker"):
         speakers_of(store)
+
+
+def test_reports_count_recordings_by_number_of_speakers(store: OutputStore):
+    commit(store, results(*(spoken("a", at, last=at == 2) for at in range(3)), spoken("b", 0)))
+    silent = part("silent", 0, texts=None, status="no_speech", voice_spans=[], voices=b"")
+    commit(store, results(silent, spoken("c", 0)))
+    store.write_json(CONFIG_NAME, {})
+    assert load_report(store).speakers == {}
+    find_speakers_of_run(store, AUTO)
+    report = load_report(store)
+    assert (report.speakers, report.num_speakers) == ({0: 1, 1: 2, 2: 1}, 4)
+    shown = " ".join(render(report).split())
+    assert "speakers 0 in 1 recording, 1 in 2 recordings, 2 in 1 recording" in shown
+    write_page(store, f"{store.uri}/page.html")
+    assert "on average 1.0 per recording" in Path(store.uri, "page.html").read_text()

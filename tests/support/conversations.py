@@ -51,8 +51,8 @@ class Conversation:
     samples: np.ndarray
     turns: tuple[Turn, ...]
     """Sorted by start; where two overlap, both speak."""
-    texts: tuple[tuple[float, str, str], ...]
-    """Start, speaker and text of each clip."""
+    texts: tuple[tuple[float, float, str, str], ...]
+    """Start, end, speaker and text of each clip."""
 
     @property
     def speakers(self) -> set[str]:
@@ -137,7 +137,8 @@ def conversation(
             Turn((start + a) / SAMPLE_RATE_HZ, (start + b) / SAMPLE_RATE_HZ, clip.speaker)
             for a, b in clip.speech
         ]
-        texts.append((start / SAMPLE_RATE_HZ, clip.speaker, clip.text))
+        end = start + len(clip.samples)
+        texts.append((start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, clip.speaker, clip.text))
     return Conversation(
         np.clip(mixed, -1.0, 1.0).astype(np.float32),
         tuple(sorted(turns, key=lambda turn: (turn.start_s, turn.end_s))),

@@ -1,6 +1,7 @@
 """Diarization error rate and word errors per speaker, beside an oracle that counts frames."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_words_count_for_the_speaker_who_says_them():
 def test_a_score_has_speakers_where_both_sides_have_them():
     speech = (SpokenSpan(0, 5, "anna", "Yes, we can."), SpokenSpan(5, 10, "ben", "Why not?"))
     reference = Reference(uri="/a", text="Yes, we can. Why not?", language="en", speech=speech)
-    usual = {"text": "Yes we can why not", "language": "en", "duration_s": 10.0}
+    usual: dict[str, Any] = {"text": "Yes we can why not", "language": "en", "duration_s": 10.0}
     turns = (SpokenSpan(0, 5, "S1"), SpokenSpan(5, 10, "S2"))
     right = score(
         reference,
