@@ -12,14 +12,14 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.array_types import Float16, Float64
-from corpus_asr.schemas import OUTCOMES, SPEAKERS
+from corpus_asr.schemas import SPEAKERS
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
@@ -35,10 +35,9 @@ ROWS_PER_OBJECT = 250_000
 MAX_OBJECTS = 8
 
 _LOG = logging.getLogger(__name__)
-_LIGHT = (
-    "recording_id", "uri", "size_bytes", "etag", "part", "last_part", "channel", "run_id", "status",
-)  # fmt: skip
-_VOICES = ("recording_id", "part", "channel", "voice_spans", "voices")
+_VERSION = ("part", "run_id", "status", "etag", "size_bytes")
+_LIGHT = ("recording_id", "last_part", *_VERSION)
+_VOICES = ("recording_id", "uri", "part", "channel", "voice_spans", "voices")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,69 +78,62 @@ class RecordingVoices:
 def voices_left(store: OutputStore, settings: Mapping[str, Any]) -> Iterator[RecordingVoices]:
     """Yield the complete recordings without turns made of the same, as their parts are read.
 
-    In memory are the recordings whose parts are not all read yet. `settings` change turns.
+    In memory are the recordings whose parts are not all read yet, and a few hundred bytes of every
+    other. `settings` change turns.
     """
     complete = _complete(store, settings)
     known = _made(store)
     left = {each: key for each, key in complete.items() if known.get(each) != key.made_of}
+    del complete, known
     waiting: dict[str, RecordingVoices] = {}
-    schema = projected(OUTCOMES, _VOICES)
-    for name in store.names(OUTCOMES_FOLDER) if left else ():
-        for batch in store.batches(name, columns=schema.names):
-            ids = pa.array([*left], pa.string())
-            rows = batch.filter(pc.is_in(batch["recording_id"], value_set=ids))
-            for row in rows.to_pylist():
-                found = waiting.setdefault(
-                    row["recording_id"],
-                    RecordingVoices(
-                        recording_id=row["recording_id"],
-                        uri=left[row["recording_id"]].uri,
-                        made_of=left[row["recording_id"]].made_of,
-                    ),
-                )
-                found.parts[row["part"]] = _part_voices(row)
-                if len(found.parts) == left[found.recording_id].num_parts:
-                    yield waiting.pop(found.recording_id)
-                    del left[found.recording_id]
+    wanted = pa.array([*left], pa.string())
+    # One object at a time: several, read ahead, would be a gigabyte of voices.
+    objects = store.names(OUTCOMES_FOLDER) if left else ()
+    for batch in (each for name in objects for each in store.batches(name, columns=_VOICES)):
+        rows = batch.filter(pc.is_in(batch["recording_id"], value_set=wanted))
+        for row in rows.to_pylist():
+            if (expected := left.get(row["recording_id"])) is None:
+                continue  # a second commit of a part
+            found = waiting.setdefault(
+                row["recording_id"],
+                RecordingVoices(
+                    recording_id=row["recording_id"], uri=row["uri"], made_of=expected.made_of
+                ),
+            )
+            found.parts[row["part"]] = _part_voices(row)
+            if len(found.parts) == expected.num_parts:
+                del left[found.recording_id]
+                yield waiting.pop(found.recording_id)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Complete:
-    uri: str
-    made_of: str
+class _Complete(NamedTuple):
     num_parts: int
+    made_of: str
 
 
 def _complete(store: OutputStore, settings: Mapping[str, Any]) -> dict[str, _Complete]:
     """Return the recordings whose parts are all there, and what their turns are made of."""
-    parts: dict[str, dict[int, tuple[Any, ...]]] = {}
-    last: dict[str, int] = {}
-    uris: dict[str, str] = {}
+    chosen = json.dumps(settings, sort_keys=True)
+    sums: dict[str, tuple[int, int, int]] = {}  # parts, number of the last or -1, sum of hashes
     for batch in store.outcomes(_LIGHT):
         for row in batch.to_pylist():
-            each = row["recording_id"]
-            uris[each] = row["uri"]
-            version = (row["part"], row["run_id"], row["status"], row["etag"], row["size_bytes"])
-            parts.setdefault(each, {})[row["part"]] = version
-            if row["last_part"]:
-                last[each] = row["part"]
-    chosen = json.dumps(settings, sort_keys=True)
+            count, last, total = sums.get(row["recording_id"], (0, -1, 0))
+            version = repr((chosen, *(row[name] for name in _VERSION))).encode()
+            # In whatever order they are read, the same parts have the same sum.
+            total += int.from_bytes(hashlib.blake2b(version, digest_size=8).digest(), "big")
+            last = row["part"] if row["last_part"] else last
+            sums[row["recording_id"]] = (count + 1, last, total % 2**64)
     return {
-        each: _Complete(
-            uri=uris[each],
-            made_of=hashlib.blake2b(
-                repr((chosen, sorted(rows.items()))).encode(), digest_size=8
-            ).hexdigest(),
-            num_parts=len(rows),
-        )
-        for each, rows in parts.items()
-        if len(rows) == last.get(each, -1) + 1
+        each: _Complete(count, f"{total:016x}")
+        for each, (count, last, total) in sums.items()
+        if count == last + 1
     }
 
 
 def _part_voices(row: Mapping[str, Any]) -> PartVoices:
-    spans = tuple((each["start_s"], each["end_s"]) for each in row["voice_spans"] or ())
-    return PartVoices(channel=row["channel"], spans=spans, data=row["voices"] or b"")
+    # Objects of earlier versions lack these columns.
+    spans = tuple((each["start_s"], each["end_s"]) for each in row.get("voice_spans") or ())
+    return PartVoices(channel=row["channel"], spans=spans, data=row.get("voices") or b"")
 
 
 def _made(store: OutputStore) -> dict[str, str]:
