@@ -100,8 +100,10 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """
     name = os.fspath(path)
     document = _parse(_read_text(Path(path), name), name)
+    _write_out_sections(document)
     for override in overrides:
         _apply_override(document, override)
+        _write_out_sections(document)
     document.values = {
         key: _interpolate(value, (key,), document.problems)
         for key, value in document.values.items()
@@ -255,6 +257,19 @@ def _yaml_words(error: yaml.YAMLError, text: str) -> str:
     hint = "; indent with spaces, not tabs" if "\\t" in (error.problem or "") else ""
     shown = f"\n  {hide_secrets(source)}" if source else ""
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{hint}{shown}"
+
+
+SHORT_SECTIONS = {"speakers": "mode"}
+"""Sections that may be a single word, and the key that it is."""
+
+
+def _write_out_sections(document: Document) -> None:
+    for name, key in SHORT_SECTIONS.items():
+        word = document.values.get(name)
+        if isinstance(word, str):
+            document.values[name] = {key: word}
+            if (name,) in document.origins:
+                document.origins[name, key] = document.origins.pop((name,))
 
 
 def _apply_override(document: Document, override: str) -> None:

@@ -19,6 +19,7 @@ from corpus_asr.config.load import (
     settings_of,
 )
 from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -276,3 +277,23 @@ def test_whatever_a_file_holds_it_loads_or_is_refused_as_a_whole(
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     with contextlib.suppress(ConfigError):
         assert resolved(load_config(path, ["decoding.task=translate"]))
+
+
+def test_speakers_may_be_one_word_and_have_keys_all_the_same(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("source: {uri: a}\nspeakers: auto\noutput: {uri: c}\n")
+    assert load_config(job).speakers == SpeakerSettings(mode="auto")
+    for overrides in (["speakers.num_speakers=2"], ["speakers=auto", "speakers.num_speakers=2"]):
+        assert load_config(job, overrides).speakers == SpeakerSettings(mode="auto", num_speakers=2)
+    assert not load_config(job, ["speakers=none"]).speakers.wanted
+    for overrides, message in (
+        (
+            ["speakers=everybody"],
+            r'speakers\.mode: found the text "everybody", expected none or auto',
+        ),
+        (["extract.vad_filter=false"], "speakers need detected speech"),
+        (["pipeline=classify_audio", "model.checkpoint=b"], "expected a transcription"),
+        (["speakers.min_speakers=3", "speakers.max_speakers=2"], "min_speakers: 3 is more than"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(job, overrides)
