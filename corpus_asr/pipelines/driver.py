@@ -27,7 +27,6 @@ from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream, line_writer
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.runtime.survey import surveying
-from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
@@ -99,6 +98,9 @@ def prepare(config: RunConfig) -> Checkpoint:
     small = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
     check_transcribes(small, config.decoding.settings())
     if config.speakers.wanted:
+        # Loaded for this alone: native code that no other run needs.
+        from corpus_asr.speakers.embeddings import SpeakerEmbedder
+
         SpeakerEmbedder(config.speakers.model)
     return fetch_checkpoints(config)
 

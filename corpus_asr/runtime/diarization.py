@@ -8,8 +8,8 @@ from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.logs import event
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.speakers.clustering import SpeakerBounds
-from corpus_asr.speakers.embeddings import SpeechWindows
 from corpus_asr.speakers.turns import diarize, likeness_of
+from corpus_asr.speakers.windows import SpeechWindows
 from corpus_asr.storage.run_state.speaker_turns import (
     RecordingVoices,
     tidy_turns,

@@ -18,7 +18,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.segments import Segment, SpeechSpan
-from corpus_asr.speakers.embeddings import SpeechWindows
+from corpus_asr.speakers.windows import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.transcription.engine import PartTranscript

@@ -29,8 +29,8 @@ from corpus_asr.runtime.in_flight import (
 )
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.clustering import SpeakerBounds
-from corpus_asr.speakers.embeddings import SpeechWindows
 from corpus_asr.speakers.turns import diarize, likeness_of, with_speakers
+from corpus_asr.speakers.windows import SpeechWindows
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name

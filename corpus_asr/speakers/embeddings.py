@@ -6,31 +6,29 @@ gives (batch, width). Imports no torch: it runs where audio is decoded.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from corpus_asr.array_types import Float16, Float32, Float64
+from corpus_asr.array_types import Float32
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.fbank import kaldi_fbank
 from corpus_asr.features.mel import mel_filters, power_spectra
+from corpus_asr.speakers.windows import (
+    WINDOW_FRAMES,
+    WINDOW_SAMPLES,
+    SampleSpan,
+    SpeechWindows,
+    unpadded,
+    windows_of,
+)
 from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
 
 PACKAGED_ENCODER = "ge2e"
 
-# Of a window; GE2E was trained on this length (Resemblyzer, `hparams.py` partials_n_frames).
-WINDOW_FRAMES = 160  # 1.6 s
-WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
-# Halving the step again doubles the work; a change of speaker is found to half of it.
-STEP_FRAMES = 75
-# Less of somebody tells nothing: it is left to the turns around it.
-LEAST_FRAMES = 30
-# Of the padding around detected speech, this much is kept: what was found is seldom all of it.
-KEPT_PAD_S = 0.05
 # Larger batches leave a core's cache; smaller ones pay for each call.
 BATCH_WINDOWS = 8
 # Level of each window: mel power, unlike its logarithm, depends on it, and a voice is no other one
@@ -42,36 +40,6 @@ GE2E_MELS = 40
 FBANK_MELS = 80
 
 Samples = Float32[np.ndarray, " sample"]
-SampleSpan = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeechWindows:
-    """Windows of speech and what they sound like; those of one span touch or overlap."""
-
-    start_s: Float64[np.ndarray, " window"]
-    """From the start of the recording."""
-    end_s: Float64[np.ndarray, " window"]
-    embeddings: Float16[np.ndarray, "window width"]
-    """Of length 1."""
-
-    def __len__(self) -> int:
-        return len(self.start_s)
-
-    @classmethod
-    def joined(cls, parts: Sequence["SpeechWindows"]) -> "SpeechWindows":
-        """Return the windows of several parts, in order of time."""
-        filled = [part for part in parts if len(part)]
-        if not filled:
-            empty = np.zeros(0)
-            return cls(start_s=empty, end_s=empty, embeddings=np.zeros((0, 1), np.float16))
-        start_s = np.concatenate([part.start_s for part in filled])
-        order = np.argsort(start_s, kind="stable")
-        return cls(
-            start_s=start_s[order],
-            end_s=np.concatenate([part.end_s for part in filled])[order],
-            embeddings=np.concatenate([part.embeddings for part in filled])[order],
-        )
 
 
 class SpeakerEmbedder:
@@ -121,7 +89,7 @@ class SpeakerEmbedder:
         """
         spans = [(0, samples.size)] if speech is None else speech
         windows = [
-            window for span in spans for window in _windows(_unpadded(span, pad_s, samples.size))
+            window for span in spans for window in windows_of(unpadded(span, pad_s, samples.size))
         ]
         values = self._embedded(samples, windows)
         lengths = np.linalg.norm(values, axis=1, keepdims=True)
@@ -162,30 +130,6 @@ class SpeakerEmbedder:
         if np.ndim(values) != 2 or len(values) != self._batch:
             raise _unfit(path, f"an output {np.shape(values)} for an input {noise.shape}")
         return int(values.shape[1])
-
-
-def _windows(span: SampleSpan) -> list[SampleSpan]:
-    """Cut a span into windows; the last ends with it, and a short one is one window."""
-    first, last = span
-    if last - first < LEAST_FRAMES * HOP_SAMPLES:
-        return []
-    if last - first <= WINDOW_SAMPLES:
-        return [span]
-    step = STEP_FRAMES * HOP_SAMPLES
-    starts = [*range(first, last - WINDOW_SAMPLES + 1, step)]
-    if last - (starts[-1] + WINDOW_SAMPLES) >= step // 3:
-        starts.append(last - WINDOW_SAMPLES)
-    windows = [(start, start + WINDOW_SAMPLES) for start in starts]
-    return [*windows[:-1], (windows[-1][0], last)]
-
-
-def _unpadded(span: SampleSpan, pad_s: float, num_samples: int) -> SampleSpan:
-    """Return a span of speech without most of its padding, which ends at a part's borders."""
-    removed = round(max(0.0, pad_s - KEPT_PAD_S) * SAMPLE_RATE_HZ)
-    start = span[0] + removed if span[0] > 0 else 0
-    end = span[1] - removed if span[1] < num_samples else num_samples
-    # A part begins in silence, as a rule: then its first span is padded as far as that goes.
-    return (start, end) if end - start >= LEAST_FRAMES * HOP_SAMPLES else span
 
 
 _MEL, _FBANK, _AUDIO = "mel", "fbank", "audio"

@@ -16,7 +16,7 @@ from corpus_asr.speakers.clustering import (
     SpeakerBounds,
     find_speakers,
 )
-from corpus_asr.speakers.embeddings import SpeechWindows
+from corpus_asr.speakers.windows import SpeechWindows
 
 # Windows of one span touch; between spans lies at least the silence that ends speech.
 _APART_S = 1e-3

@@ -23,7 +23,8 @@ from corpus_asr.config.speakers import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.languages import language_window_starts
-from corpus_asr.speakers.embeddings import SpeakerEmbedder, SpeechWindows
+from corpus_asr.speakers.embeddings import SpeakerEmbedder
+from corpus_asr.speakers.windows import SpeechWindows
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.store import retries_so_far

@@ -16,7 +16,7 @@ from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS
-from corpus_asr.speakers.embeddings import SpeechWindows
+from corpus_asr.speakers.windows import SpeechWindows
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 

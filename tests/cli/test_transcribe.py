@@ -157,11 +157,6 @@ def given() -> dict[str, Any]:
         ("--condition_on_prev_tokens True", "condition_on_prev_tokens", True),
         ("--channels 1", "channels", 1),
         ("--channels mix", "channels", "mix"),
-        ("--diarize", "diarize", True),
-        ("--diarize --no-word-timestamps", "word_timestamps", False),
-        ("--diarize --num-speakers 2", "num_speakers", 2),
-        ("--diarize --min-speakers 2", "min_speakers", 2),
-        ("--diarize --max-speakers 4", "max_speakers", 4),
         ("--set no_repeat_ngram_size=3", "no_repeat_ngram_size", 3),
         ("--set decoding.temperature=0", "temperature", 0),
         ("--set extract.part_s=60", "part_s", 60),
@@ -172,6 +167,21 @@ def test_options_arrive_by_the_names_of_the_settings(typed: str, key: str, value
     result = call("a.wav", *typed.split())
     assert result.exit_code == 0, result.output
     assert given() == {key: value}
+
+
+@pytest.mark.parametrize(
+    ("typed", "also"),
+    [
+        ("", {}),
+        ("--no-word-timestamps", {"word_timestamps": False}),
+        ("--num-speakers 2", {"num_speakers": 2}),
+        ("--min-speakers 2 --max-speakers 4", {"min_speakers": 2, "max_speakers": 4}),
+    ],
+)
+def test_speakers_are_asked_for_with_word_times(typed: str, also: dict[str, Any]) -> None:
+    result = call("a.wav", "--diarize", *typed.split())
+    assert result.exit_code == 0, result.output
+    assert given() == {"diarize": True, "word_timestamps": True} | also
 
 
 def test_the_model_and_the_machine_are_chosen() -> None:
