@@ -217,7 +217,7 @@ def score(reference: Reference, hypothesis: Hypothesis) -> Score:
 
 
 def _of_speakers(reference: Reference, hypothesis: Hypothesis) -> dict[str, Any]:
-    if reference.speech is None or hypothesis.turns is None:
+    if not reference.speech or hypothesis.turns is None:
         return {}
 
     def words_of(text: str) -> list[str]:
@@ -229,11 +229,19 @@ def _of_speakers(reference: Reference, hypothesis: Hypothesis) -> dict[str, Any]
     expected, actual = (
         {name: words_of(text) for name, text in side.items()} for side in (said, hypothesis.said)
     )
+    # Before and after what the reference annotates, nobody knows who speaks.
+    first_s = min(span.start_s for span in reference.speech)
+    last_s = max(span.end_s for span in reference.speech)
+    turns = [
+        replace(turn, start_s=max(turn.start_s, first_s), end_s=min(turn.end_s, last_s))
+        for turn in hypothesis.turns
+        if turn.start_s < last_s and turn.end_s > first_s
+    ]
     pairs = paired_errors(expected, actual, lambda one, other: _errors(one, other).errors)
     return {
-        "turns": turn_errors(reference.speech, hypothesis.turns),
+        "turns": turn_errors(reference.speech, turns),
         "speaker_words": total(_errors(one, other) for one, other in pairs),
-        "speakers": (len(said), len({turn.speaker for turn in hypothesis.turns})),
+        "speakers": (len(said), len({turn.speaker for turn in turns})),
     }
 
 

@@ -101,6 +101,10 @@ def test_a_score_has_speakers_where_both_sides_have_them():
     assert right.turns is not None
     assert right.speaker_words is not None
     assert (right.turns.rate, right.speaker_words.errors, right.speakers) == (0.0, 0, (2, 2))
+    # What is outside the annotated time counts for nothing.
+    outside = (*turns, SpokenSpan(10, 30, "S3"))
+    more = score(reference, Hypothesis(**usual, turns=outside, said=right.hypothesis.said))
+    assert (more.turns, more.speakers) == (right.turns, right.speakers)
     # The same words by one speaker: two are missing of one, and too many of the other.
     one = score(
         reference,
