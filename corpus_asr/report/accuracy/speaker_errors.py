@@ -1,8 +1,8 @@
 """Speakers compared with references: diarization error rate, and word errors per speaker.
 
 Source: NIST, 2009 RT evaluation plan, section 6 (DER, a collar of 0.25 s); Watanabe et al. 2020,
-CHiME-6 challenge, section 4.3 (cpWER: speakers are paired so that word errors are fewest). The seconds are those of pyannote.metrics 4.2,
-whose collar is the whole width, within 1e-13 on 40 random talks.
+CHiME-6 challenge, section 4.3 (cpWER: speakers are paired so that word errors are fewest). Seconds
+are those of pyannote.metrics 4.2, whose collar is the whole width, within 1e-13 on 40 random talks.
 """
 
 from bisect import bisect_right
