@@ -33,6 +33,8 @@ def complete_option_override(incomplete: str) -> list[str]:
     from corpus_asr.config.options import OPTION_NAMES
 
     keys = {key.partition(".")[2]: kind for key, kind in _job().items()}
+    # What jobs call `speakers.mode` and `speakers.model`.
+    keys |= {"diarize": bool, "speaker_model": str}
     return _assignments(incomplete, {name: keys[name] for name in OPTION_NAMES})
 
 
