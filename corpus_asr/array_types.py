@@ -14,8 +14,10 @@ from typing import Annotated as Int
 from typing import Annotated as Int16
 from typing import Annotated as Int32
 from typing import Annotated as Int64
+from typing import Annotated as Num
 from typing import Annotated as UInt8
 
 __all__ = (
-    "Bool", "Float", "Float16", "Float32", "Float64", "Int", "Int16", "Int32", "Int64", "UInt8",
+    "Bool", "Float", "Float16", "Float32", "Float64", "Int", "Int16", "Int32", "Int64", "Num",
+    "UInt8",
 )  # fmt: skip

@@ -27,7 +27,10 @@ def encodable(text: str) -> str:
 
 
 class CorpusAsrError(Exception):
-    """Anything this package raises on purpose."""
+    """Anything this package raises on purpose; its message is one that UTF-8 can write."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(encodable(each) if isinstance(each, str) else each for each in args))
 
 
 class ConfigError(CorpusAsrError):
@@ -59,7 +62,7 @@ class ItemError(CorpusAsrError):
         kind: str | None = None,
         retryable: bool | None = None,
     ) -> None:
-        message = encodable(message)
+        message = encodable(message)  # which may make it longer
         if len(message) > MAX_MESSAGE_CHARACTERS:
             message = f"{message[:MAX_MESSAGE_CHARACTERS]}..."
         super().__init__(message)

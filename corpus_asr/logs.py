@@ -15,6 +15,8 @@ FORMAT_VARIABLE = "CORPUS_ASR_LOG_FORMAT"
 LEVEL_VARIABLE = "CORPUS_ASR_LOG_LEVEL"
 RUN_VARIABLE = "CORPUS_ASR_RUN_ID"
 
+# Of a message, a value or a traceback: a library's exception may quote megabytes.
+MAX_TEXT_CHARACTERS = 20_000
 # The attribute of a record that holds what `event` was given.
 _FIELDS = "fields"
 
@@ -105,8 +107,22 @@ def speaks_json() -> bool:
 
 
 def _plain(value: object) -> str:
-    text = str(value)
+    text = _cut(str(value))
     return text if text and text.isprintable() and not set(text) & set(" \"'=") else repr(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_CHARACTERS else f"{text[:MAX_TEXT_CHARACTERS]}..."
+
+
+def _shown(text: str, *, lines: bool) -> str:
+    """Return a text without what moves a terminal's cursor; a traceback keeps its lines."""
+    kept = "\n\t" if lines else ""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in kept else repr(each)[1:-1] for each in text
+    )
 
 
 # Writes to what stderr is at the time: a progress display or a test may replace it.
@@ -129,7 +145,19 @@ class _TextFormatter(logging.Formatter):
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = None  # another handler's, which would be taken as it is
         return self._redact(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = _shown(_cut(record.message), lines=False)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        # The end of a traceback tells what happened.
+        text = super().formatException(ei)
+        if len(text) > 2 * MAX_TEXT_CHARACTERS:
+            text = f"{text[:MAX_TEXT_CHARACTERS]}...\n...{text[-MAX_TEXT_CHARACTERS:]}"
+        return _shown(text, lines=True)
 
 
 class _JsonFormatter(_TextFormatter):
@@ -158,4 +186,4 @@ class _JsonFormatter(_TextFormatter):
             return {str(key): self._safe(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._safe(item) for item in value]
-        return self._redact(str(value))
+        return self._redact(_cut(str(value)))

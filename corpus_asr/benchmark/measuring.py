@@ -24,6 +24,7 @@ from corpus_asr.benchmark.orders import (
 from corpus_asr.benchmark.rounds import Row, measure, render, summarize
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of
+from corpus_asr.families.weights import without_weights
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
@@ -92,7 +93,7 @@ class Shape:
 
     def network(self) -> WhisperForConditionalGeneration:
         """Build the network on the meta device, which takes no memory."""
-        with torch.device("meta"):
+        with without_weights():
             return WhisperForConditionalGeneration(self.config())
 
     def write(self, folder: Path) -> Path:

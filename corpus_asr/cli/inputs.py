@@ -16,7 +16,15 @@ from corpus_asr.storage.listing import (
     first_magic,
     probably_meant,
 )
-from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, scheme_of
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    escaped_path,
+    local_path,
+    normalize,
+    parent,
+    redact_uri,
+    scheme_of,
+)
 
 STDIN = "-"
 _STDIN_NAME = "stdin"
@@ -59,7 +67,7 @@ class Pipe:
         """Read up to `size` bytes; nothing at the end."""
         if self._file is None:
             stdin = cast("io.BufferedIOBase", sys.stdin.buffer)
-            self._file = stdin if self.name == STDIN else open(self._path, "rb")  # noqa: SIM115
+            self._file = stdin if self.name == STDIN else open(local_path(self._path), "rb")  # noqa: SIM115
         data = self._file.read(size)
         if not data and self.name != STDIN:
             self._file.close()
@@ -101,10 +109,11 @@ def _named(word: str, inputs: Inputs) -> Iterator[Input]:
     if word == STDIN:
         yield _standard_input()
         return
+    word = escaped_path(word)  # as settings, tables and messages hold it
     uri, scheme = normalize(word), scheme_of(word)
     if scheme in ("http", "https"):  # the web has no folders: it is asked when it is read
         yield Input(name=word, uri=uri, base=parent(uri.partition("?")[0]) + "/")
-    elif scheme == LOCAL and os.path.exists(uri) and not os.path.isdir(uri):
+    elif scheme == LOCAL and os.path.exists(path := local_path(uri)) and not os.path.isdir(path):
         yield _local_file(word, uri)
     else:
         yield from _listed(word, uri, inputs)
@@ -125,7 +134,7 @@ def _no_audio(word: str) -> ConfigError:
 
 
 def _local_file(word: str, path: str) -> Input:
-    mode = os.stat(path).st_mode
+    mode = os.stat(local_path(path)).st_mode
     if stat.S_ISCHR(mode) and _is_terminal(path):
         raise _no_audio(word)
     # A shell's <(command) or a named pipe; and what is another file in the process that decodes.

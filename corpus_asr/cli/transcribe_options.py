@@ -26,7 +26,7 @@ ALL_FORMATS = ("txt", "srt", "vtt", "tsv", "json", "jsonl", "lrc")
 FORMATS = (*ALL_FORMATS, "whisperx", "nemo")
 ALL = "all"
 # The same as `model.compute_type`, whose module is too slow to import for `--help`.
-ComputeTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+ComputeTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16_fp8"]
 
 
 def _in_panel(panel: str) -> Callable[..., Any]:

@@ -89,7 +89,7 @@ class ExtractSettings(Settings):
     bombs."""
 
 
-ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16_fp8"]
 
 
 class ModelSettings(Settings):
@@ -111,7 +111,8 @@ class ModelSettings(Settings):
     compute_type: ComputeType = "auto"
     """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
     hardware computes in it, else float32. `int8` (CPUs only) is less accurate; measure its
-    speed."""
+    speed. `float16_fp8` (GPUs only, unmeasured): float16 with cross-attention keys and values in 8
+    bits."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
     reproducible: bool = False

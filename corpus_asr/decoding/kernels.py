@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corpus_asr.array_types import Bool, Float, Int
+from corpus_asr.array_types import Bool, Float, Int, Num
 
 logger = logging.getLogger(__name__)
 
@@ -290,14 +290,14 @@ def sum_diagonals(
 
 def attend_one(
     query: Float[Tensor, "batch head 1 head_dim"],
-    key: Float[Tensor, "batch head pos head_dim"],
-    value: Float[Tensor, "batch head pos head_dim"],
+    key: Num[Tensor, "batch head pos head_dim"],
+    value: Num[Tensor, "batch head pos head_dim"],
     unseen: Bool[Tensor, "batch 1 1 pos"] | None,
     scales: Float[Tensor, "2 batch head"] | None = None,
 ) -> Float[Tensor, "batch head 1 head_dim"]:
     """Attend with one query per row, reading keys and values once, in float32.
 
-    With `scales` of keys and values these are in 8 bits.
+    With `scales` of keys and values these are bytes, numbers of type `torch.float8_e4m3fn`.
     """
     batch, heads, _, width = query.shape
     positions = key.shape[2]
@@ -306,8 +306,6 @@ def attend_one(
     attended = torch.empty(programs, parts, width, dtype=torch.float32, device=query.device)
     sums = torch.empty(programs, parts, 2, dtype=torch.float32, device=query.device)
     result = torch.empty(batch, heads, 1, width, dtype=query.dtype, device=query.device)
-    if scales is not None:
-        key, value = key.view(torch.uint8), value.view(torch.uint8)
     wide = triton.next_power_of_2(width)
     launch: Any = _attend_part[(programs, parts)]
     launch(

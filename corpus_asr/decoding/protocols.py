@@ -365,7 +365,9 @@ class ModelSize:
     window_values: int
     """Values of a window's features."""
     element_bytes: int
-    """Of a weight, a hidden state, a cached key."""
+    """Of a weight, a hidden state, a cached key of a text."""
+    window_element_bytes: int
+    """Of a cached key of a window."""
     weight_bytes: int
 
 

@@ -8,7 +8,7 @@ import platform
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +22,7 @@ from corpus_asr.units import WINDOW_FRAMES
 logger = logging.getLogger(__name__)
 
 # Without the float64 that files may hold: nothing is decoded in it.
+FLOAT8_NAME = "float16_fp8"
 _DTYPES = {name: dtype for name, dtype in DTYPES.items() if name != "float64"}
 _OTHER_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
@@ -78,10 +79,27 @@ def _cuda() -> tuple[bool, str]:
     return available, "".join(f" ({w.message})" for w in caught[:1]).replace("\n", " ")
 
 
-def resolve_precision(name: str, device: torch.device) -> tuple[torch.dtype, bool]:
-    """Return the type for `auto`, `int8` or a type's name, and whether products are in 8 bits."""
+class Precision(NamedTuple):
+    """What numbers a model computes in."""
+
+    dtype: torch.dtype
+    int8: bool = False
+    """Whether products are in 8 bits."""
+    float8_windows: bool = False
+    """Whether keys and values of windows are kept in 8 bits."""
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """Return what `auto`, `int8`, `float16_fp8` or a type's name means on a device."""
+    if name == FLOAT8_NAME:
+        if device.type != "cuda":
+            raise ConfigError(
+                f"choosing compute type {name}: {device_name(device)} has no such path here, only "
+                "GPUs do; set compute_type to auto or int8"
+            )
+        return Precision(torch.float16, float8_windows=True)
     if name != "int8":
-        return resolve_dtype(name, device), False
+        return Precision(resolve_dtype(name, device))
     if device.type != "cpu":
         raise ConfigError(
             f"choosing dtype int8: {device_name(device)} has no such path here, only CPUs do; set "
@@ -92,7 +110,7 @@ def resolve_precision(name: str, device: torch.device) -> tuple[torch.dtype, boo
             "choosing dtype int8: this processor or this torch has no fast 8-bit products "
             "(AVX-512 VNNI through oneDNN); set the dtype to auto"
         )
-    return _cpu_dtype(), True
+    return Precision(_cpu_dtype(), int8=True)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -107,7 +125,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         meant = _OTHER_NAMES.get(name.lower())
         hint = f"; did you mean {meant}?" if meant else "; correct it"
         raise ConfigError(
-            f"choosing a compute type: found {name!r}, expected auto, int8, {known}{hint}"
+            f"choosing a compute type: found {name!r}, expected auto, int8, {FLOAT8_NAME}, "
+            f"{known}{hint}"
         )
     # GPUs before Ampere emulate bfloat16, where float16 is native.
     emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
@@ -140,11 +159,12 @@ def device_name(device: torch.device) -> str:
 def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
     """Load a checkpoint folder, for windows of 30 s or of the model's length, if less."""
     where = resolve_device(device)
-    weights_dtype, int8 = resolve_precision(dtype, where)
+    weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
     network = resolve(family_of(folder).slot_model)
     slot_model: Any = network.from_pretrained(folder, dtype=weights_dtype, device=where).slot_model(
         int8=int8
     )
+    slot_model.float8_windows = float8_windows
     # The network is gone by now: what the slot model does not share with it is free.
     logger.info(
         "model=%s device=%s dtype=%s weights=%s", folder.name, where, dtype, slot_model.dtype
@@ -158,10 +178,10 @@ def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
 def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
     """Load a checkpoint folder with classes of audio, in the form that gives a class as a token."""
     where = resolve_device(device)
-    weights_dtype, int8 = resolve_precision(dtype, where)
+    weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
     family = family_of(folder)
-    if family.audio_classifier is None or int8:
-        found = "int8" if int8 else f"the family {family.model_type}"
+    if family.audio_classifier is None or int8 or float8_windows:
+        found = dtype if int8 or float8_windows else f"the family {family.model_type}"
         raise ConfigError(
             f"loading {folder.name} as a classifier: found {found}, expected a "
             "WhisperForAudioClassification in a floating-point type; set model.compute_type to "

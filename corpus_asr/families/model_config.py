@@ -283,6 +283,11 @@ class ModelConfig(OpenSettings):
             content["id2label"] = _numbered_labels(num_labels)
         if "id2label" not in content:
             return content
+        if isinstance(content["id2label"], dict) and len(content["id2label"]) > MAX_LABELS:
+            raise ValueError(
+                f"making a {cls.__name__}: id2label names {len(content['id2label']):,} classes, "
+                f"expected at most {MAX_LABELS:,}; correct it"
+            )
         if num_labels is not None and num_labels != len(content["id2label"]):
             raise ValueError(
                 f"making a {cls.__name__}: num_labels is {num_labels}, but id2label names "

@@ -20,7 +20,12 @@ from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
 from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
-from corpus_asr.families.weights import load_weights, save_weights, share_parameter
+from corpus_asr.families.weights import (
+    load_weights,
+    save_weights,
+    share_parameter,
+    without_weights,
+)
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 
@@ -100,8 +105,7 @@ class PreTrainedModel(nn.Module, Uploads):
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
         try:
-            # No memory and no random numbers for weights about to be replaced.
-            with torch.device("meta"):
+            with without_weights():
                 model = cls(config)
         except ValueError as error:
             raise CheckpointError(
@@ -235,6 +239,8 @@ class PreTrainedModel(nn.Module, Uploads):
 
     @torch.no_grad()
     def _draw(self, name: str, parameter: Tensor) -> None:
+        if parameter.is_meta:  # of `without_weights`
+            return
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
         elif "layer_norm" in name:

@@ -10,7 +10,8 @@ import functools
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.foreign_weights import (
@@ -390,6 +392,23 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
 
 # Heads around the same networks store them under this prefix; the bare network stores none.
 _BASE_PREFIX = "model."
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out random numbers: for those of the meta device torch loads its compiler, for 1 s."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Build networks that have names and shapes, and neither memory nor random numbers."""
+    with torch.device("meta"), _Undrawn():
+        yield
 
 
 def load_weights(

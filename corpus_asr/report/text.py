@@ -66,14 +66,19 @@ def aligned(rows: Sequence[Sequence[str]], *, least: int = 0) -> list[list[str]]
 def table(label: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield lines of aligned columns, the first of them labelled."""
     for cells in aligned(rows):
-        yield row(label, "  ".join(cells)).rstrip()
+        yield row(label, harmless("  ".join(cells))).rstrip()
         label = ""
 
 
 def printable(text: str) -> str:
     """Return a text in one line, without control characters."""
+    return " ".join(harmless(text).split())
+
+
+def harmless(text: str) -> str:
+    """Return a text with blanks for control characters."""
     # A file name may hold escape sequences that rewrite what a terminal shows.
-    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def shortened(text: str, most: int) -> str:
@@ -98,7 +103,7 @@ def wrapped(
     """Break a long text into lines, the first behind its label."""
     indent = " " * (_LABEL_WIDTH + 2) if indented else ""
     yield from textwrap.wrap(
-        text,
+        harmless(text),
         line_width(),
         initial_indent=(row(label, "") if label else indent) + bullet,
         subsequent_indent=indent + " " * len(bullet),

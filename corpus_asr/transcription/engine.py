@@ -168,7 +168,14 @@ class Engine:
         transcriber = part_transcriber(folder)
         transcriber.check(decoding)
         model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))
-        return cls(model, transcriber, decoding=decoding, slots=slots, gpu_fraction=gpu_fraction)
+        return cls(
+            model,
+            transcriber,
+            decoding=decoding,
+            slots=slots,
+            gpu_fraction=gpu_fraction,
+            reproducible=reproducible,
+        )
 
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse by `ConfigError` what the checkpoint cannot do."""
@@ -333,6 +340,7 @@ def predicted_bytes(
     from the order in which their tensors come and go (tests/transcription/test_engine.py).
     """
     layer_row = 2 * size.layers * size.width * size.element_bytes  # a key and a value
+    window_row = 2 * size.layers * size.width * size.window_element_bytes
     encoding = size.positions * size.width * size.element_bytes
     # Queries, keys and values; the window's queries; the window's keys and values. With biases.
     fused = size.layers * 6 * size.width * (size.width + 1) * size.element_bytes
@@ -345,7 +353,7 @@ def predicted_bytes(
         weights=size.weight_bytes,
         fused_copies=fused,
         self_cache=slots * layer_row * size.tokens,
-        cross_cache=slots * layer_row * size.positions,
+        cross_cache=slots * window_row * size.positions,
         slot_rows=slots * (row + LONGEST_PHRASE * _LONG + scalars),
         step_buffers=slots * _STEP_POOLS * size.vocab_size * _STEP_BYTES_PER_TOKEN,
         kept_encodings=(slots + encode_batch) * encoding,

@@ -150,6 +150,21 @@ def test_every_kind_of_job_gives_what_a_cpu_gives(
         assert gpu.replays > gpu.captures
 
 
+def test_windows_in_8_bits_give_the_same_in_any_slots(folder: Path, alone: Any, gpu: Gpu) -> None:
+    # Jobs move from slot to slot, with their scales.
+    tasks = tasks_of(["greedy", "grammar", "beams", "align"], jobs=4)
+    model = load(folder, "cuda").slot_model()
+    model.float8_windows = True
+    found, _ = run(model, tasks, slots=3)
+    assert_all_same(run(model, tasks, slots=8)[0], found)
+    exact = alone(tasks)
+    first = [[one.logprobs[0] for results in both for one in results] for both in (found, exact)]
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], abs=0.2)
+    keys = model.new_state(3).layers[0].cross_keys
+    assert keys.element_size() == model.size.window_element_bytes == 1
+
+
 @pytest.mark.parametrize("temperature", [0.0, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_drafts_give_what_a_cpu_gives_without(
     folder: Path, alone: Any, tmp_path: Path, temperature: float

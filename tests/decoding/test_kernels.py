@@ -13,6 +13,7 @@ import torch
 
 from corpus_asr.decoding import alignment, kernels, options
 from corpus_asr.families.layers import blocks
+from corpus_asr.families.layers.kv_cache import to_float8
 
 # NumPy, by which the interpreter computes, warns of what a GPU is silent about.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -122,7 +123,7 @@ def test_one_query_attends_as_the_plain_products_do(
         unseen[0, ..., 8:33] = unseen[1] = True
         unseen[1, ..., 44] = False
         key.masked_fill_(unseen.transpose(2, 3), torch.nan)
-    given = query, key, value, unseen
+    given: tuple[Any, ...] = query, key, value, unseen, None
     found = interpreted.attend_one(*given)
     assert found.dtype == dtype
     assert blocks._is_same_attention(found, found, given)
@@ -130,6 +131,13 @@ def test_one_query_attends_as_the_plain_products_do(
         wrong = found.clone()
         wrong[row, 1, 0, 3] += 0.05
         assert not blocks._is_same_attention(wrong, found, given)
+    in_8_bits = [to_float8(held.nan_to_num()) for held in (key, value)]
+    scales = torch.stack([each for _, each in in_8_bits])
+    given = query, *(held for held, _ in in_8_bits), unseen, scales
+    rounded = interpreted.attend_one(*given)
+    assert blocks._is_same_attention(rounded, rounded, given)
+    assert 0.0 < (rounded - found).abs().max() < 0.2
+    given = query, key, value, unseen, None
     query[1, 1, 0, 3] = torch.nan
     spoilt = interpreted.attend_one(*given).isnan()
     assert spoilt[1, 1].all()

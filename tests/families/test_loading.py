@@ -88,8 +88,8 @@ def test_auto_is_bfloat16_on_cpus_that_have_it_and_compute_right_in_it(
 
 def test_int8_on_cpus_rounds_the_rest_to_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "can_use_int8", lambda: True)
-    assert resolve_precision("int8", CPU) == (resolve_dtype("auto", CPU), True)
-    assert resolve_precision("float32", CPU) == (torch.float32, False)
+    assert resolve_precision("int8", CPU) == (resolve_dtype("auto", CPU), True, False)
+    assert resolve_precision("float32", CPU) == (torch.float32, False, False)
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -100,6 +100,9 @@ def test_numbers_that_a_device_is_slow_in_are_refused(monkeypatch: pytest.Monkey
         resolve_precision("int8", CPU)
     with pytest.raises(ConfigError, match=r"NVIDIA H200 has no such path.*auto or float16"):
         resolve_precision("int8", CUDA)
+    with pytest.raises(ConfigError, match=r"cpu has no such path here, only GPUs.*auto or int8"):
+        resolve_precision("float16_fp8", CPU)
+    assert resolve_precision("float16_fp8", CUDA) == (torch.float16, False, True)
     with pytest.raises(ConfigError, match="NVIDIA H200 has no bfloat16 arithmetic"):
         resolve_dtype("bfloat16", CUDA)
 
@@ -108,7 +111,7 @@ def test_types_are_taken_at_their_word_and_others_named() -> None:
     assert resolve_dtype("auto", CUDA) == torch.float16
     for name in ("float32", "float16", "bfloat16"):
         assert resolve_dtype(name, CPU) == getattr(torch, name)
-    with pytest.raises(ConfigError, match="'int4', expected auto, int8, float32, float16, bfl"):
+    with pytest.raises(ConfigError, match="'int4', expected auto, int8, float16_fp8, float32, "):
         resolve_precision("int4", CPU)
     for name, meant in (("fp16", "float16"), ("bf16", "bfloat16")):
         with pytest.raises(ConfigError, match=f"did you mean {meant}"):

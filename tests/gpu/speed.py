@@ -145,6 +145,12 @@ def step(options: Options, say: Figures) -> None:
             say(f"{key}.read", least / ms / 1e6, "GB/s")
             say(f"{key}.sampled", _step_ms(options, batch, slots, sampled=True), "ms")
             del batch
+        if options.on_gpu:
+            model.float8_windows = True
+            batch = batch_of(options, model, slots, tokens=400, recorded=True)
+            say(f"slots_{slots}.fp8.greedy", _step_ms(options, batch, slots, sampled=False), "ms")
+            del batch
+            model.float8_windows = False
 
 
 def _step_ms(options: Options, batch: SlotBatch, slots: int, *, sampled: bool) -> float:

@@ -73,7 +73,11 @@ def outcomes(model: SlotModel, slots: int, *, check_every: int) -> list[list[Any
     return run_jobs(SlotScheduler(model, slots, encode_batch=2, check_every=check_every), tasks)
 
 
-@pytest.mark.parametrize("slots", [3, *(pytest.param(n, marks=pytest.mark.gpu) for n in (1, 8))])
+@pytest.mark.parametrize(
+    ("device", "slots"),
+    [("pretended", 3), *(pytest.param("cuda", n, marks=pytest.mark.gpu) for n in (1, 3, 8))],
+    indirect=["device"],
+)
 def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
     device: torch.device, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,7 @@ def slow(*values: Any) -> Any:
 @pytest.mark.parametrize(
     ("path", "seconds", "ours", "theirs"),
     [
-        (STORY, 36, EARLIER, THEIR_EARLIER),
+        slow(STORY, 36, EARLIER, THEIR_EARLIER),
         slow(STORY, 60, EARLIER, THEIR_EARLIER),
         slow(STORY, 60, {}, {}),
         slow(STORY, 45, KNIGHTS, KNIGHTS),
@@ -195,6 +195,7 @@ def test_recordings_match_segment_for_segment_and_word_for_word(
         assert segment.text == "".join(word.word for word in segment.words or ())
 
 
+@pytest.mark.slow
 def test_short_clips_match_with_the_language_detected_and_thresholds_on(
     speech: Path, loop: Loop
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
     assert store.exists(LOCK_NAME), "it is not ours to remove"
 
 
+@pytest.mark.slow
 def test_failures_are_done_again_part_by_part(config: RunConfig) -> None:
     first = driver.run(config, local=True, progress=None)
     assert (first.files, first.failed, first.failed_fraction) == (4, 1, 0.25)

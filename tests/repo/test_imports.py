@@ -70,10 +70,17 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 """
+# sympy comes with torch's compiler, which takes as long to load as torch.
+LOAD = """
+from corpus_asr.families.loading import load_slot_model
+from corpus_asr.storage.model_files import PACKAGED_FOLDER
+load_slot_model(PACKAGED_FOLDER / 'whisper-tiny.en', device='cpu', dtype='auto')
+"""
 HEAVY = {"torch", "ray", "numpy", "pyarrow", "av", "transformers"}
 LIGHT = {
     "import corpus_asr.runtime.local": {"ray"},
     "from corpus_asr.models.whisper import WhisperTokenizer": {"torch"},
+    LOAD: {"ray", "av", "sympy"},
     COMMAND.format(["--help"]): {*HEAVY, "pydantic"},
     COMMAND.format(["--version"]): {*HEAVY, "pydantic"},
     COMMAND.format(["transcribe", "--help"]): HEAVY,  # Typer itself loads pydantic for options

@@ -309,6 +309,7 @@ def test_what_is_missing_is_said_after_what_can_be_shown(
         assert len(outputs_of(kernel.last, "image/png")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.notebook
 def test_references_without_word_times_cost_the_last_section_alone(
     kernel: Kernel, runs: dict[str, Path], tmp_path: Path
@@ -325,6 +326,7 @@ def test_references_without_word_times_cost_the_last_section_alone(
         assert message in stopped
 
 
+@pytest.mark.slow
 @pytest.mark.notebook
 def test_a_run_without_word_times_is_told_how_to_get_them(kernel: Kernel, tmp_path: Path):
     store = OutputStore(str(tmp_path / "output"))

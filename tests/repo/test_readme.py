@@ -148,3 +148,17 @@ def test_every_test_in_the_reference_table_exists():
     assert len(rows) > 50
     for name, path in rows:
         assert f"\ndef {name}(" in (REPOSITORY / "docs" / path).read_text(), f"{path}::{name}"
+
+
+def test_each_claim_about_security_names_tests_that_exist() -> None:
+    section = (
+        (REPOSITORY / "SECURITY.md").read_text().partition("## Tested")[2].partition("\n## ")[0]
+    )
+    claims = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert claims
+    for claim in claims:
+        tests = re.findall(r"`([\w/]+\.py)::(\w+)`", claim)
+        assert len(tests) == claim.count("`, `") + 1, claim
+        for file, name in tests:
+            tree = ast.parse((REPOSITORY / "tests" / file).read_text())
+            assert name in {each.name for each in tree.body if isinstance(each, ast.FunctionDef)}

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from corpus_asr.errors import CheckpointError, EngineError
+from corpus_asr.errors import CheckpointError, EngineError, FetchError
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import CommitBuffer
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -125,6 +125,24 @@ def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
     )  # fmt: skip
     with pytest.raises(Exception, match="in the way"):
         run_scripted(config, [packs_of("a/parts=1")], committer=blocked)
+
+
+def test_a_store_that_fails_once_makes_no_failure_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commit, failures = OutputStore.commit, [FetchError("writing: no space")]
+
+    def commits(store: OutputStore, rows: pa.Table, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return commit(store, rows, **options)
+
+    monkeypatch.setattr(OutputStore, "commit", commits)
+    store = OutputStore(str(tmp_path))
+    committer = Committer(store=store, run_id="r", model="m", model_revision="1")
+    with pytest.raises(FetchError, match="no space"):
+        committer(results(part("a", 0, texts=[" x"])))
+    assert list(store.outcomes()) == []
 
 
 def test_a_row_that_cannot_be_committed_is_one_failure(

@@ -55,6 +55,7 @@ def check(
     assert tables_of(job.config) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [(False, False, A_FEW)], ids=["folder"], indirect=True)
 def test_a_driver_killed_three_times(job: KillableJob, tmp_path: Path):
     check(job, tmp_path, kills=3, most=5, victims=("driver",))

@@ -64,6 +64,7 @@ def test_a_month_of_nights(tmp_path: Path, seed: int, jumping: bool) -> None:
         settle(nights)
 
 
+@pytest.mark.slow
 def test_another_model_in_the_middle_of_the_week(tmp_path: Path) -> None:
     """A --new-run is killed again and again; what is in the tables is of one language only."""
     nights = Nights(tmp_path, seed=3, files=6)

@@ -56,6 +56,7 @@ def test_the_last_correction_of_a_segment_stands(tmp_path: Path) -> None:
             assert [each.text for each in Corrections.load(store)] == [text]
 
 
+@pytest.mark.slow
 def test_a_run_whose_clock_jumps_all_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

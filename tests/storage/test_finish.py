@@ -2,6 +2,7 @@
 
 import random
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -267,15 +268,18 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
     for operations in range(0, undying.changes, step):
         store = folder(f"after-{operations}")
         history(store)
+        gone = store.missing(store.named_segments())
         with life(operations) as process:
             done(store, listing)
         assert process.killed
         assert not store.exists("_SUCCESS")
         # What a run that continues here would do, and what a report would count, at this instant.
+        named = store.named_segments()
         ledger = Ledger.load(store)
         assert ledger.remaining(listing).num_rows == 0
         keep = ledger.resolve([listing]).keep
         assert _counting(store, keep) == expected["outcomes"]
+        assert store.missing(named) <= gone, "a reader would not find them"
         assert done(store, listing) == counts
         assert tables_of(store) == expected, operations
         assert store.exists("_SUCCESS")
@@ -287,3 +291,23 @@ def _counting(store: OutputStore, keep: dict[str, np.ndarray]) -> list[str]:
         table = store.read_table(name, OUTCOMES).drop_columns(["segments_object"])
         rows += (table.filter(keep[name]) if name in keep else table).to_pylist()
     return sorted(map(repr, rows))
+
+
+def test_a_reader_misses_no_recording_while_the_table_is_replaced(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"])))
+    done(store, files("a"))
+    seen: list[set[str]] = []
+    remove_all = OutputStore.remove_all
+
+    def watched(store: OutputStore, names: Iterable[str]) -> None:
+        remove_all(store, names)
+        seen.append({row["uri"] for row in rows_of(store.recordings(["uri"]))})
+
+    monkeypatch.setattr(OutputStore, "remove_all", watched)
+    commit(store, results(part("b", 0, texts=["x"])))
+    done(store, files("a", "b"))
+    assert all("/a" in each for each in seen), seen
+    assert seen[-1] == {"/a", "/b"}

@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import Retry
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
-from corpus_asr.storage.run_state.finish import OutcomeCounts, aggregate, finish
+from corpus_asr.storage.run_state.finish import (
+    OutcomeCounts,
+    aggregate,
+    finish,
+    remove_leftovers,
+)
 from corpus_asr.storage.run_state.ledger import Ledger, Reason, count_tries, note_tries
 from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.tables import (
@@ -117,6 +122,9 @@ def test_a_folder_at_work_is_not_marked_as_finished(memory: str) -> None:
     done(store, files("a"))
     assert store.exists("_SUCCESS")
     begin_run(store, config(), "f-r")
+    assert not store.exists("_SUCCESS")
+    done(store, files("a"))
+    assert done(store, files("a", "b")).remaining == 1
     assert not store.exists("_SUCCESS")
 
 
@@ -244,6 +252,27 @@ def test_outcomes_whose_segments_are_gone_do_not_count(tmp_path: Path) -> None:
     commit(store, results(part("a", 0, texts=["again"])))
     assert done(store, files("a", "b", "c")).remaining == 0
     assert sorted(row["text"] for row in plain_read(tmp_path, "segments")) == ["again", "y", "z"]
+
+
+@pytest.mark.parametrize("hidden", ["segments", "outcomes"])
+def test_what_a_listing_does_not_show_yet_is_neither_lost_nor_removed(
+    memory: str, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    store = OutputStore(memory)
+    made = commit(store, results(part("a", 0, texts=["x"])))
+    listed = OutputStore._listed
+    with monkeypatch.context() as lagging:
+        lagging.setattr(
+            OutputStore,
+            "_listed",
+            lambda store, folder: listed(store, folder) if folder != hidden else iter(()),
+        )
+        if hidden == "segments":
+            assert left(store, files("a")) == {}
+        remove_leftovers(store)
+    assert made.segments_name is not None
+    assert store.exists(made.segments_name)
+    assert left(store, files("a")) == {}
 
 
 def test_a_listing_that_lost_rows_is_no_success(memory: str) -> None:

@@ -105,6 +105,20 @@ def test_a_living_holder_is_not_robbed_even_if_its_clock_stands_still(
         held.key.check()
 
 
+def test_a_heartbeat_at_the_last_moment_keeps_the_lock(
+    local: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = left_by(local, ELSEWHERE)
+
+    def swap(*_: object) -> bool:
+        local.write_bytes(LOCK_NAME, replace(holder, beats=holder.beats + 1).encoded())
+        return False
+
+    monkeypatch.setattr(filesystem, "swap", swap)
+    with pytest.raises(LockedError, match="that is alive"):
+        Lock(local, "new", steal=True, timing=QUICK).__enter__()
+
+
 def test_the_holders_clock_does_not_matter(local: OutputStore) -> None:
     """Silence is what makes a lock stale, and only with leave; whatever time it shows."""
     for skew in ("1999-01-01T00:00:00+00:00", "2099-01-01T00:00:00+00:00", "?"):
@@ -159,6 +173,8 @@ def test_a_robbed_holder_commits_no_more_and_leaves_the_new_lock_alone(store: Ou
         thief = left_by(store, ELSEWHERE)
         with pytest.raises(EngineError, match=r"run old .*on other.*committed is kept"):
             held.key.check()
+        with pytest.raises(EngineError, match=r"run old .*on other.*committed is kept"):
+            held.store.write_bytes("outcomes/late.parquet", b"")
         held._thread.join(10)
         assert not held._thread.is_alive(), "it still beats"
     assert read_holder(store) == thief

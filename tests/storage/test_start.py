@@ -200,6 +200,7 @@ def killed_new_run(after: int) -> OutputStore | None:
     return store if process.killed else None
 
 
+@pytest.mark.slow
 def test_a_new_run_killed_anywhere_loses_nothing_and_goes_on() -> None:
     moments = 0
     while store := killed_new_run(moments):

@@ -140,6 +140,7 @@ def test_a_seed_decides_every_step(place: Path) -> None:
     assert first == again
 
 
+@pytest.mark.slow
 def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, both = Objective.__call__, threading.Barrier(2, timeout=60)
 
@@ -156,6 +157,7 @@ def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.Monk
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
     losses_of(place, "frozen", model={"freeze": ["model.encoder.*"]}, training={"max_steps": 1})
     changed = changed_weights(place, "frozen")
@@ -211,6 +213,7 @@ def test_a_start_that_stays_the_best_is_written_as_it_was_stored(
     assert json.loads((model / "config.json").read_text())["dtype"] == dtype
 
 
+@pytest.mark.slow
 def test_the_step_that_was_kept_is_known(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases: tuple[tuple[str, list[float | None], str, int], ...] = (
         ("best", [0.3, 0.1, 0.2], "best", 1),
@@ -275,6 +278,7 @@ def test_unusable_data_is_refused_before_training(place: Path, tmp_path: Path) -
             Finetune(training(place, place / "model", "untaught", data=data), group=Group())
 
 
+@pytest.mark.slow
 def test_data_that_changed_is_another_training(place: Path) -> None:
     manifest = place / "train" / "growing.jsonl"
     lines = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()

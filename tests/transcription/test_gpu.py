@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("kind", "slots"),
     [
         ("sampled", 12),
-        ("beams", 6),
+        pytest.param("beams", 6, marks=pytest.mark.slow),
         pytest.param("sampled", 3, marks=pytest.mark.slow),
         pytest.param("beams", 12, marks=pytest.mark.slow),
     ],
@@ -57,6 +57,7 @@ def test_slots_that_are_chosen_fit_and_take_what_is_reckoned(
         assert 0.85 < gpu.memory.peak / needed < 1.0
 
 
+@pytest.mark.slow
 def test_a_lane_of_beams_that_has_no_room_halves_the_slots(folder: Path) -> None:
     tasks = [[ask("beams", number)] for number in range(4)]
     expected = run_jobs(SlotScheduler(load(folder).slot_model(), 3), tasks)

@@ -91,6 +91,7 @@ def test_times_are_the_recording_s() -> None:
     assert own.next_speech(0, own.num_frames) == 0
     assert own.frame(605.0) == 500
     assert own.seconds(500) == pytest.approx(605.0)
+    assert own.end_s == pytest.approx(620.0)
 
 
 def test_speech_fraction_is_the_share_of_overlap() -> None:

@@ -18,7 +18,13 @@ from corpus_asr.families.layers.blocks import (
     merge_heads,
     split_heads,
 )
-from corpus_asr.families.layers.kv_cache import LayerCache, SlotCache, TokenView, WindowView
+from corpus_asr.families.layers.kv_cache import (
+    LayerCache,
+    SlotCache,
+    TokenView,
+    WindowView,
+    from_float8,
+)
 from corpus_asr.families.layers.packed import blocks_of, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
 from corpus_asr.families.layers.stack import TokenDecoder
@@ -112,7 +118,9 @@ class CachedDecoderBlock:
             if windows.ends:
                 keys, _ = cache.packed_window(windows.slots[0], windows.ends[0])
             else:
-                keys, _ = cache.window(windows.rows)
+                keys, _, scales = cache.window(windows.rows)
+                if scales is not None:
+                    keys = from_float8(keys, scales[0], hidden.dtype)
             query = split_heads(self._cross_query(hidden), self._heads).index_select(1, heads)
             scores = torch.matmul(query, keys.index_select(1, heads).transpose(-1, -2))
             if windows.unseen is not None:
@@ -151,6 +159,9 @@ class DecoderSlots(ABC):
 
     has_encoder = True
     frame_step = FRAMES_PER_SECOND
+
+    float8_windows = False
+    """Whether a GPU keeps the keys and values of windows in 8 bits."""
 
     _weight_bytes: int
     """Of encoder and decoder."""
@@ -202,6 +213,7 @@ class DecoderSlots(ABC):
             positions=positions,
             window_values=self.window_values,
             element_bytes=self.dtype.itemsize,
+            window_element_bytes=1 if self.float8_windows else self.dtype.itemsize,
             weight_bytes=self._weight_bytes,
         )
 
@@ -232,6 +244,7 @@ class DecoderSlots(ABC):
                 positions=self._max_source_positions,
                 dtype=self.dtype,
                 device=self.device,
+                float8_windows=self.float8_windows,
             )
 
     @torch.inference_mode()

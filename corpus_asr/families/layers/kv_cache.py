@@ -9,12 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corpus_asr.array_types import Bool, Float, Int
+from corpus_asr.array_types import Bool, Float, Int, Num, UInt8
 from corpus_asr.decoding.device import to_device
 
 Heads = Float[Tensor, "batch head token head_dim"]
 Keys = Float[Tensor, "batch head pos head_dim"]
 KeysAndValues = tuple[Keys, Keys]
+Held = Num[Tensor, "batch head pos head_dim"]
+Scales = Float[Tensor, "2 batch head"]
+Window = tuple[Held, Held, Scales | None]
+
+_FLOAT8 = torch.float8_e4m3fn
+_MOST = torch.finfo(_FLOAT8).max
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def to_float8(
+    given: Keys,
+) -> tuple[UInt8[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head"]]:
+    """Round to 8 bits, and say what each head's numbers are to be multiplied by."""
+    # Kept as bytes: torch neither indexes nor assigns numbers of this type.
+    scales = (given.abs().amax(dim=(2, 3)).float() / _MOST).clamp(min=_TINY)
+    return (given / scales[:, :, None, None]).to(_FLOAT8).view(torch.uint8), scales
+
+
+def from_float8(
+    held: UInt8[Tensor, "batch head pos head_dim"],
+    scales: Float[Tensor, "batch head"],
+    dtype: torch.dtype,
+) -> Keys:
+    """Return what `to_float8` rounded."""
+    return (held.view(_FLOAT8).to(torch.float32) * scales[:, :, None, None]).to(dtype)
 
 
 class KeyValues:
@@ -184,19 +209,28 @@ class LayerCache:
 
     text: Float[Tensor, "2 slot head token head_dim"]
     """Keys, then values of self-attention: written in one go, as every step writes both."""
-    cross_keys: Float[Tensor, "window head pos head_dim"]
-    cross_values: Float[Tensor, "window head pos head_dim"]
+    cross_keys: Num[Tensor, "window head pos head_dim"]
+    """With scales, bytes that stand for numbers of type `torch.float8_e4m3fn`."""
+    cross_values: Num[Tensor, "window head pos head_dim"]
+    cross_scales: Float[Tensor, "2 window head"] | None = None
+    """Of keys and values: what these are to be multiplied by."""
     beams: int = 1
     """Adjacent slots that share a window."""
 
-    def window(self, rows: slice | Tensor) -> KeysAndValues:
-        """Return the cross-attention keys and values of windows; a view if they are adjacent."""
-        return self.cross_keys[rows], self.cross_values[rows]
+    def window(self, rows: slice | Tensor) -> Window:
+        """Return the cross-attention keys and values of windows; views if they are adjacent."""
+        scales = None if self.cross_scales is None else self.cross_scales[:, rows]
+        return self.cross_keys[rows], self.cross_values[rows], scales
 
     def write_window(self, rows: slice | Tensor, keys: Keys, values: Keys) -> None:
         """Replace the cross-attention keys and values of windows."""
-        self.cross_keys[rows] = keys
-        self.cross_values[rows] = values
+        for number, (held, given) in enumerate(
+            ((self.cross_keys, keys), (self.cross_values, values))
+        ):
+            if self.cross_scales is None:
+                held[rows] = given
+            else:
+                held[rows], self.cross_scales[number, rows] = to_float8(given)
 
     def packed_window(self, slot: int, end: int) -> KeysAndValues:
         """Views of a slot's window of `end` positions, for writing and reading it."""
@@ -255,6 +289,7 @@ class SlotCache:
         positions: int,
         dtype: torch.dtype,
         device: torch.device,
+        float8_windows: bool = False,
     ) -> None:
         if beams < 1 or slots % beams:
             raise ValueError(
@@ -265,7 +300,11 @@ class SlotCache:
         text = (layers, 2, slots, heads, tokens, head_dim)
         self._text = torch.zeros(text, dtype=dtype, device=device)
         window = (layers, slots // beams, heads, positions, head_dim)
-        self._windows = tuple(torch.zeros(window, dtype=dtype, device=device) for _ in range(2))
+        held = torch.uint8 if float8_windows else dtype
+        self._windows = tuple(torch.zeros(window, dtype=held, device=device) for _ in range(2))
+        # Of an empty window, too: what stands in it is zero, whatever it is multiplied by.
+        scales = torch.ones(layers, 2, slots // beams, heads, device=device)
+        self._scales = scales if float8_windows else None
         self.beams = beams
         self.slots = slots
         self.on_cpu = device.type == "cpu"
@@ -284,8 +323,11 @@ class SlotCache:
         self._positions = positions
         self._ends = torch.full((slots // beams,), positions, device=device)
         self._any_short = False
-        tensors = zip(self._text, *self._windows, strict=True)  # layer by layer
-        self.layers = tuple(LayerCache(text, keys, values, beams) for text, keys, values in tensors)
+        all_scales = [None] * layers if self._scales is None else self._scales
+        tensors = zip(self._text, *self._windows, all_scales, strict=True)
+        self.layers = tuple(
+            LayerCache(text, keys, values, scales, beams) for text, keys, values, scales in tensors
+        )
 
     def note_prompts(self, slots: Sequence[int], length: int) -> None:
         """Note that `slots` hold new prompts of so many tokens, and nothing else."""
@@ -368,6 +410,8 @@ class SlotCache:
         self._text[:, :, target].copy_(self._text[:, :, source])
         for tensor in (*self._windows, self._ends.unsqueeze(0)):
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
+        if self._scales is not None:
+            self._scales[:, :, target // self.beams].copy_(self._scales[:, :, source // self.beams])
         for held in (self._written, self._holder):
             if held is not None:
                 held[target] = held[source]

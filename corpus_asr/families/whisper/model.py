@@ -40,7 +40,9 @@ class WhisperPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _draw(self, name: str, parameter: Tensor) -> None:
         if name.endswith(_POSITIONS):
-            parameter.requires_grad_(False).copy_(sinusoids(*parameter.shape))
+            parameter.requires_grad_(False)
+            if not parameter.is_meta:
+                parameter.copy_(sinusoids(*parameter.shape))
         else:
             super()._draw(name, parameter)
 

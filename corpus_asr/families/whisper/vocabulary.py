@@ -25,6 +25,8 @@ from corpus_asr.families.tokenizer import (
     added_token,
 )
 
+_MAX_ID = 2**32 - 1  # of the library
+
 
 def load_vocabulary(folder: Path) -> Tokenizer:
     """Load tokenizer.json, or build the same from vocab.json and merges.txt.
@@ -105,10 +107,12 @@ def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
 
 def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: Path) -> None:
     # Not `isinstance` for ids: true is an int for Python, but no id.
-    if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
+    if not isinstance(vocab, dict) or not all(
+        type(i) is int and 0 <= i <= _MAX_ID for i in vocab.values()
+    ):
         raise CheckpointError(
-            f"reading {path}: found no vocabulary, expected an object of tokens and their ids; "
-            f"fetch the checkpoint again"
+            f"reading {path}: found no vocabulary, expected an object of tokens and their ids, "
+            f"whole numbers of 0 to {_MAX_ID:,}; fetch the checkpoint again"
         )
     if not isinstance(merges, list):
         raise CheckpointError(

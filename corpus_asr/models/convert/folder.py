@@ -16,7 +16,12 @@ from torch import Tensor
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.layers.stack import sinusoids
 from corpus_asr.families.registry import family_of
-from corpus_asr.families.weights import quantized, save_weights, stored_tensors
+from corpus_asr.families.weights import (
+    quantized,
+    save_weights,
+    stored_tensors,
+    without_weights,
+)
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.generation_config import GenerationConfig, tokens_to_decode
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
@@ -225,7 +230,7 @@ def _read_folder(source: Path, dtype: str | None, adapter: Path | None) -> dict[
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: Path) -> None:
-    with torch.device("meta"):  # names and shapes without memory
+    with without_weights():
         expected = WhisperForConditionalGeneration(config).state_dict()
     expected.pop(_TIED, None)
     wrong = [

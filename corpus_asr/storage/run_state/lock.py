@@ -270,6 +270,9 @@ class Lock:
         if filesystem.swap(self._uri, mine, content, options):
             self._say(f"took over the lock of {_called(content)}, which is dead")
             return True
+        found = self._peek()
+        if holder is not None and replace(self.key, token=holder.token).is_of(found):
+            raise self._held(content, " that is alive")  # a heartbeat came meanwhile
         return False
 
     def _watch(self, content: bytes) -> None:

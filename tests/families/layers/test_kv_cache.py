@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from corpus_asr.families.layers.kv_cache import DecoderCache, KeyValues, SlotCache, TokenView, taken
+from corpus_asr.families.layers.kv_cache import (
+    DecoderCache,
+    KeyValues,
+    SlotCache,
+    TokenView,
+    from_float8,
+    taken,
+    to_float8,
+)
 
 
 def keys(batch: int = 2, tokens: int = 3, heads: int = 2) -> torch.Tensor:
@@ -125,3 +133,20 @@ def test_reordering_copies_no_more_than_what_differs() -> None:
     text = cache.layers[0].text
     assert torch.equal(text[:, 1, :, 3], text[:, 0, :, 3])
     assert text[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_8_bits_keep_three_digits_of_each_head_s_numbers(dtype: torch.dtype) -> None:
+    given = torch.randn(2, 3, 50, 4, generator=torch.Generator().manual_seed(0))
+    given[0, 1] *= 3000.0
+    given[1, 2] = 0.0
+    given = given.to(dtype)
+    held, scales = to_float8(given)
+    assert held.dtype == torch.uint8
+    found = from_float8(held, scales, dtype)
+    most = given.abs().amax(dim=(2, 3), keepdim=True)
+    # Three bits behind the first, or for small numbers a fixed step.
+    assert ((found - given).abs() <= given.abs() / 15 + most / 100_000).all()
+    assert torch.equal(found[1, 2], given[1, 2])
+    given[0, 0, 7, 1] = torch.nan
+    assert from_float8(*to_float8(given), dtype).isnan().any()
