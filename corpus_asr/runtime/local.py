@@ -59,19 +59,20 @@ def run_local(
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
         stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
+        extracting = [
+            ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
+        ]
+        room = _Room(resources.ahead_bytes)
+        # The first recordings are decoded while the model is loaded.
+        parts = stack.enter_context(_extracted(extracting, packs, room))
         spec = EngineSpec(
             config=config, device=resources.device, num_threads=resources.transcribe_threads
         )
         stage = TranscribeStage(spec, engine_factory=engine_factory)
         stack.enter_context(_closed(stage))
-        extracting = [
-            ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
-        ]
         progress.read_activity = lambda: Activity.total(
             (committed, stage.activity, *(extractor.activity for extractor in extracting))
         )
-        room = _Room(resources.ahead_bytes)
-        parts = stack.enter_context(closing(_extracted(extracting, packs, room)))
         results = _transcribed(stage, parts, stop, room, in_flight=resources.parts_in_flight)
         for result in stack.enter_context(closing(results)):
             if result is None:
@@ -147,10 +148,11 @@ def _ready(running: set[Future[pa.Table]], *, timeout_s: float) -> Iterator[pa.T
         yield future.result()
 
 
+@contextmanager
 def _extracted(
     stages: Sequence[ExtractStage], packs: Iterable[pa.Table], room: "_Room"
-) -> Generator[pa.Table | None, None, None]:
-    """Yield parts from a thread per stage, and None when a while passed without one."""
+) -> Iterator[Iterator[pa.Table | None]]:
+    """Give parts from a thread per stage, and None when a while passed without one."""
     # Unbounded in number: what bounds it in bytes is `room`.
     extracted: queue.SimpleQueue[_Extracted] = queue.SimpleQueue()
     shared = _Shared(packs)
@@ -162,20 +164,8 @@ def _extracted(
     ]
     for thread in threads:
         thread.start()
-    left = len(threads)
     try:
-        while left:
-            try:
-                table = extracted.get(timeout=POLL_S)
-            except queue.Empty:
-                yield None
-                continue
-            if isinstance(table, BaseException):
-                raise table
-            if table is None:
-                left -= 1
-            else:
-                yield table
+        yield _taken(extracted, threads=len(threads))
     finally:
         shared.stopped = True
         room.close()
@@ -185,6 +175,23 @@ def _extracted(
             thread.join(max(0.0, deadline - time.monotonic()))
         for stage in stages:
             stage.close()
+
+
+def _taken(
+    extracted: "queue.SimpleQueue[_Extracted]", *, threads: int
+) -> Iterator[pa.Table | None]:
+    while threads:
+        try:
+            table = extracted.get(timeout=POLL_S)
+        except queue.Empty:
+            yield None
+            continue
+        if isinstance(table, BaseException):
+            raise table
+        if table is None:
+            threads -= 1
+        else:
+            yield table
 
 
 def _extract(

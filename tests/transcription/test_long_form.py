@@ -358,6 +358,13 @@ def test_a_text_that_was_cut_short_lasts_to_the_end_of_its_audio() -> None:
     assert advance == 438
 
 
+def test_decoding_goes_on_at_the_last_timestamp_if_unfinished_text_follows_it() -> None:
+    first, last = CLOCK.timestamp_begin, CLOCK.timestamp_begin + 5
+    unfinished = [first, 1, last, last, 1]
+    assert split(unfinished, 60)[1] == 5 * CLOCK.input_stride
+    assert split([*unfinished, last + 5], 60)[1] == 60
+
+
 @given(st.lists(st.integers(80, 119), max_size=14))
 @example(tokens=[100, 100, 1])
 def test_spans_share_out_a_windows_tokens_in_order(tokens: list[int]) -> None:
