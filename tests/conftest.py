@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +55,16 @@ if "hypothesis" not in _ABSENT:
     # Not the usual hundred: what breaks does so within a few examples, and another run has others.
     settings.register_profile("patient", deadline=None, max_examples=15)
     settings.load_profile("patient")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what no UTF-8 can write out of what workers send, such as logs of hostile names."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 def pytest_report_header() -> list[str]:

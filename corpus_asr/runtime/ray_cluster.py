@@ -173,8 +173,8 @@ def _raylet_descriptor() -> int | None:
 def _died(what: str) -> EngineError:
     return EngineError(
         f"running the pipeline on Ray: {what} has died, expected it to answer; look for lack of "
-        "memory (dmesg) and into the newest folder of Ray's logs; everything committed so far is "
-        "kept, and running again continues from there"
+        "memory (dmesg), a full /dev/shm, and into the newest folder of Ray's logs; everything "
+        "committed so far is kept, and running again continues from there"
     )
 
 

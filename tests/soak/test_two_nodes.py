@@ -149,10 +149,11 @@ def test_a_head_that_dies_ends_the_run_and_another_cluster_continues_it(
     apart.add_node(num_cpus=3, object_store_memory=STORE_BYTES)
     with run.started() as process:
         wait_until_busy(process)
+        head: Any = apart.head_node
         if victim == "gcs":
-            apart.head_node.kill_gcs_server(check_alive=False)
+            head.kill_gcs_server(check_alive=False)
         else:
-            apart.head_node.kill_raylet(check_alive=False)
+            head.kill_raylet(check_alive=False)
         killed_s = time.monotonic()
         _, said = process.communicate(timeout=1200)
     print(f"\n{victim}: ended {time.monotonic() - killed_s:.0f} s later")  # noqa: T201

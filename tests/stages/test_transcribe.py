@@ -110,9 +110,11 @@ def test_what_no_table_can_hold_is_the_failure_of_its_part_with_a_traceback_in_t
             if request.recording_id == "refused":
                 raise KeyError("\ud800")
             future = super().submit(request)
-            changes: dict[str, Any] = {
-                "odd": {"text": "\ud800"}, "half": {"avg_logprob": float("nan")}
-            }.get(request.recording_id, {})  # fmt: skip
+            odd_fields: dict[str, dict[str, Any]] = {
+                "odd": {"text": "\ud800"},
+                "half": {"avg_logprob": float("nan")},
+            }
+            changes = odd_fields.get(request.recording_id, {})
             if not changes:
                 return future
             transcript = future.result()
