@@ -45,7 +45,8 @@ class Likeness:
     """Of probabilities: their logarithms are cosines times this."""
 
 
-# Fitted on 100 conversations of 41 speakers; those reported are of others (docs/speakers.md).
+# Fitted on 50 conversations of 41 speakers; those reported are of others (docs/speakers.md). The
+# sharpness is a choice: confidences are not calibrated.
 GE2E_LIKENESS = Likeness(merge_above=0.84, small_merge=0.2, switch_cost=0.1, sharpness=20.0)
 # Cosines of different speakers are near 0 in models trained with margins, and 0.45 in GE2E: these
 # are the values above, moved to that scale. They were not fitted.

@@ -33,7 +33,8 @@ PACKAGED_ENCODER = "ge2e"
 BATCH_WINDOWS = 8
 # Level of each window: mel power, unlike its logarithm, depends on it, and a voice is no other one
 # for being louder. Resemblyzer raises whole recordings to -30 dBFS; of -35 to -20 dBFS for each
-# window, -25 told 41 speakers apart best, and as well as levels did that were left as they were.
+# window, -25 told the speakers of 18 conversations apart best, a little better than levels left as
+# they were.
 GE2E_RMS = 10 ** (-25 / 20)
 _QUIETEST_RMS = 1e-6
 GE2E_MELS = 40
