@@ -112,7 +112,7 @@ class ModelSettings(Settings):
     compute_type: ComputeType = "auto"
     """Data type of weights and computation. `auto`: float16 on CUDA; on CPUs bfloat16 if the
     hardware computes in it, else float32. `int8` (CPUs only) is less accurate; measure its
-    speed. `float16_fp8` (GPUs only, unmeasured): float16 with cross-attention keys and values in 8
+    speed. `float16_fp8` (GPUs only, unmeasured): float16 with keys and values of windows in 8
     bits."""
     device: str = "auto"
     """Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."""
