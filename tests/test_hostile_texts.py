@@ -211,9 +211,11 @@ def test_files_hold_one_cue_and_one_line_for_each_segment(
     store: OutputStore, tmp_path: Path
 ) -> None:
     to = tmp_path / "to"
-    export(store, str(to), ExportOptions(formats=tuple(ExportFormat)), Selection())
+    needy = {ExportFormat.rttm, ExportFormat.ctm}  # of speakers, and of times of words
+    formats = tuple(each for each in ExportFormat if each not in needy)
+    export(store, str(to), ExportOptions(formats=formats), Selection())
     made = [path for path in to.rglob("*") if path.is_file()]
-    assert len(made) == len(WRITABLE) * len(ExportFormat)
+    assert len(made) == len(WRITABLE) * len(formats)
     for path in made:
         assert path.resolve().is_relative_to(to)
         assert not ON_TERMINALS & set(str(path))

@@ -79,6 +79,7 @@ def test_what_cannot_be_done_is_told(place: Path) -> None:
         assert refused.stdout == ""
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(place: Path) -> None:
     many = {"training": {"max_steps": 10_000}, "data": {"workers": 1}}
     config = training(place, place / "model", "stopped", **many)

@@ -47,7 +47,14 @@ def here(loaded: Transcriber, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("command", sorted({here for _, here, _ in ROWS}))
+@pytest.mark.parametrize(
+    "command",
+    [
+        # A soak runs all of them.
+        pytest.param(command, marks=[pytest.mark.slow] if number % 4 else [])
+        for number, command in enumerate(sorted({here for _, here, _ in ROWS}))
+    ],
+)
 def test_the_command_runs(command: str) -> None:
     before, _, after = command.rpartition("|")
     piped = Path(before.split()[1]).read_bytes() if before else None

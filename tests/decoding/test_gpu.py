@@ -152,11 +152,11 @@ def test_every_kind_of_job_gives_what_a_cpu_gives(
 
 def test_windows_in_8_bits_give_the_same_in_any_slots(folder: Path, alone: Any, gpu: Gpu) -> None:
     # Jobs move from slot to slot, with their scales.
-    tasks = tasks_of(["greedy", "grammar", "beams", "align"], jobs=4)
+    tasks = tasks_of(["greedy", "beams", "align"], jobs=2)
     model = load(folder, "cuda").slot_model()
     model.float8_windows = True
-    found, _ = run(model, tasks, slots=3)
-    assert_all_same(run(model, tasks, slots=8)[0], found)
+    found, _ = run(model, tasks, slots=2)
+    assert_all_same(run(model, tasks, slots=3)[0], found)
     exact = alone(tasks)
     first = [[one.logprobs[0] for results in both for one in results] for both in (found, exact)]
     assert first[0] != first[1]
@@ -480,6 +480,7 @@ def test_nothing_starts_more_kernels_than_its_budget(folder: Path, gpu: Gpu) -> 
     assert found == LAUNCHES
 
 
+@pytest.mark.slow
 def test_two_engines_never_capture_at_once(folder: Path) -> None:
     tasks = [[ask(kind, 3)] * 4 for kind in ("greedy", "sampled", "greedy")]
     with pretended_gpu(capture_s=0.02) as gpu:
@@ -507,7 +508,7 @@ DRAWS = 60
 
 
 @pytest.mark.parametrize(
-    "draws", [range(9, DRAWS, 25), pytest.param(range(DRAWS), marks=pytest.mark.slow)]
+    "draws", [range(9, DRAWS, 60), pytest.param(range(DRAWS), marks=pytest.mark.slow)]
 )
 def test_wherever_memory_fails_results_stay_and_nothing_is_kept(
     folder: Path, alone: Any, draws: range
@@ -551,7 +552,10 @@ def test_out_of_memory_by_any_name_is_halved(
     assert (gpu.memory.failures, scheduler.statistics.halvings) == (1, 1)
 
 
-@pytest.mark.parametrize("kind", ["greedy", "sampled", "beams", "align"])
+@pytest.mark.parametrize(
+    "kind", ["greedy", pytest.param("sampled", marks=pytest.mark.slow), "align",
+             pytest.param("beams", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_a_window_that_is_not_a_number_fails_its_task_and_no_other(
     folder: Path, alone: Any, gpu: Gpu, kind: str
 ) -> None:

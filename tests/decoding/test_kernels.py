@@ -68,7 +68,10 @@ COMPILED: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if "masked" in name else [pytest.mark.slow]) for name in COMPILED],
+)
 def test_kernels_compile_for_a_gpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +105,12 @@ def test_sums_along_diagonals_are_those_of_torch(
     assert torch.equal(interpreted.sum_diagonals(costs), alignment._sum_diagonals(costs))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, *(pytest.param(each, marks=pytest.mark.slow)
+                      for each in (torch.float32, torch.bfloat16))],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("masked", [False, True])
 def test_one_query_attends_as_the_plain_products_do(
     interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, masked: bool

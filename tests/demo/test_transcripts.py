@@ -117,7 +117,7 @@ def test_the_transcriber_says_the_same_and_writes_the_same_files(
     output: Path, tmp_path: Path
 ) -> None:
     path = str(SPOKEN["inaugural.flac"].path)
-    formats = get_args(FormatName)
+    formats = [name for name in get_args(FormatName) if name != "rttm"]  # which needs speakers
     with Transcriber("whisper-tiny.en") as transcriber:
         found = transcriber.transcribe(path, word_timestamps=True)
     saved = found.save(tmp_path / "saved", *formats)

@@ -161,6 +161,7 @@ def test_streams_are_read_as_needed(ours: Any) -> None:
     ahead.close()
 
 
+@pytest.mark.slow
 def test_data_sets_are_streams(ours: Any) -> None:
     class Numbered(torch.utils.data.Dataset):
         def __len__(self) -> int:

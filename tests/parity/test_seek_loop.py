@@ -308,6 +308,7 @@ def generated(
     return both.both(inputs.input_features, return_timestamps=True, return_segments=True, **options)
 
 
+@pytest.mark.slow
 def test_short_clips_in_a_batch(both: Pair, checkpoint: Path, speech: Path) -> None:
     clips = [read_audio(speech / "english_short" / name) for name in CLIPS]
     same(*generated(both, checkpoint, clips, "max_length", max_new_tokens=40))

@@ -83,6 +83,7 @@ def said(found: Transcript) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_a_file_says_the_same_whatever_shares_the_slots(
     transcriber: Transcriber, translating: Path
 ) -> None:

@@ -85,6 +85,7 @@ runpy.run_module("tests.gpu.validate", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_the_gpu_tests_are_collected_and_skipped_without_a_gpu(site: Path) -> None:
     done = run_bare(site, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -151,6 +151,7 @@ def test_the_language_of_a_recording_is_what_is_spoken_most(
     assert [one.language for one in found.segments] == ["en", "de"]
 
 
+@pytest.mark.slow
 def test_a_language_has_a_model_of_its_own(tmp_path: Path, files: list[str]) -> None:
     tiny_tokenizer(tmp_path / "tokenizer")
     main, other = (

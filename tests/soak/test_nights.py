@@ -47,6 +47,7 @@ def settle(nights: Nights) -> None:
     nights.check()
 
 
+@pytest.mark.slow
 def test_a_few_nights(tmp_path: Path) -> None:
     nights = Nights(tmp_path, seed=1, files=6)
     assert spend(nights, 3, seed=1)

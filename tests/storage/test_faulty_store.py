@@ -46,6 +46,7 @@ def job(faulty: FaultyStore, bucket: str) -> RunConfig:
     return run_config("", "", source=source, output=output)
 
 
+@pytest.mark.slow
 def test_plan_fetch_commit_and_finish_end_exact(
     faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,9 +146,17 @@ class Page:
 
     def wait_for(self, condition: str, *, limit_s: float = 30.0) -> None:
         deadline = time.monotonic() + limit_s
-        while not self.value(f"Boolean({condition})"):
+        while not self._is_true(condition):
             assert time.monotonic() < deadline, f"{condition} did not become true"
             time.sleep(0.05)
+
+    def _is_true(self, condition: str) -> bool:
+        try:
+            return bool(self.value(f"Boolean({condition})"))
+        except AssertionError as error:
+            if "target navigated" in str(error):  # another page is coming
+                return False
+            raise
 
     def click(self, selector: str, *, across: float = 0.5) -> None:
         """Click in an element, as a hand does: in its middle, or elsewhere across its width."""

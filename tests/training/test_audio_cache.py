@@ -107,6 +107,7 @@ def test_silence_of_any_length_is_cut_into_windows(tmp_path: Path) -> None:
     assert found.silent.tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_same_material_is_not_decoded_again(tmp_path: Path) -> None:
     samples = wav(tmp_path / "a.wav", 2.0)
     (tmp_path / "cache").mkdir()

@@ -117,6 +117,7 @@ def losses_of(place: Path, output: str, **sections: Any) -> list[float]:
     return [event.loss for event in events if isinstance(event, Record)]
 
 
+@pytest.mark.slow
 def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
     losses = []
     for size, accumulated in ((1, 2), (2, 1)):
@@ -130,6 +131,7 @@ def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_seed_decides_every_step(place: Path) -> None:
     """Threads that compute windows side by side end in no certain order."""
     sections = {

@@ -79,6 +79,7 @@ def test_segments_of_a_run_are_utterances_but_for_known_hallucinations(
     assert [p.text.strip() for p in sure] == ["The ship.", "Go."]
 
 
+@pytest.mark.slow
 def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
     transcribed = Transcribed(tmp_path)
     write_tones(transcribed.audio / "call.wav", seconds=4, num_channels=2)
@@ -110,6 +111,7 @@ def test_a_data_set_of_label_is_learnt_from_without_its_recordings(
         given(transcribed.folder / "set", split="validation")
 
 
+@pytest.mark.slow
 def test_parquet_with_audio_from_elsewhere_will_do(
     transcribed: Transcribed, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def segments_of(device: str, decoding: dict[str, Any]) -> tuple[Segment, ...]:
         return transcriber.transcribe(str(CLIP), **decoding).segments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["words", pytest.param("beams and a penalty", marks=pytest.mark.slow)]
 )

@@ -71,11 +71,13 @@ def _written(path: Path, samples: Samples) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_written_where_nobody_speaks(name: str, texts: dict[str, str]) -> None:
     assert texts[name] == ""
 
 
+@pytest.mark.slow
 def test_a_sentence_alone_in_five_minutes_of_noise_is_written_whole(
     texts: dict[str, str], clips: Path
 ) -> None:

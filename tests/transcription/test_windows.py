@@ -265,7 +265,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if number % 2 else [])
+        for number, name in enumerate(OPTIONS)
+    ],
+)
 def test_parts_say_what_networks_say_that_were_made_for_their_lengths(
     network: WhisperForConditionalGeneration, checkpoint: Path, name: str
 ) -> None:

@@ -106,7 +106,13 @@ def same_words(words: Sequence[Word], expected: Sequence[tuple[str, float, float
 
 
 @pytest.mark.parametrize(
-    ("seed", "language"), [(0, "en"), (1, "de"), (2, "ja"), (3, "en"), (4, "de")]
+    ("seed", "language"),
+    [
+        (0, "en"),
+        (1, "de"),
+        (2, "ja"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((3, "en"), (4, "de"))),
+    ],
 )
 def test_words_times_and_probabilities_are_those_of_openai_whisper(
     network: whisper.Whisper, own: PromptFormat, language: str, seed: int

@@ -51,6 +51,7 @@ def token_ids(tokenizer):
     )
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60)
 def test_any_chunks_merge_as_in_transformers(pairs, data):
