@@ -187,6 +187,7 @@ def _of_mel(
     # What ends within a frame is still a frame.
     padded = np.pad(samples, (0, FFT_SAMPLES))
     mel = np.concatenate([power @ filters for power in power_spectra(padded)])  # (frame, mel)
+    mel = mel.astype(np.float32, copy=False)  # NumPy 1 transforms in float64
 
     def cut(start: int, end: int) -> Float32[np.ndarray, "frame mel"]:
         first = start // HOP_SAMPLES
