@@ -27,7 +27,8 @@ demo: $(INSTALLED) ## Transcribe tests/data/spoken, show the text and its errors
 	@echo "tables (Parquet): output/demo/segments, outcomes and recordings; page: output/demo/report.html"
 
 test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
-	@# Three, since tests wait for processes and stores, too. As they stand: by number of tests, the longest files, which have few, would come last.
+	@# Three at a time, since some wait for processes and stores. In the order in which they stand: by
+	@# number of tests, the longest files, which have few, would come last.
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-lowest: ## Run the tests with the lowest versions of constraints-lowest.txt, in .venv-lowest
