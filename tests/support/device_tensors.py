@@ -269,7 +269,7 @@ def _here() -> tuple[str, tuple[str, ...]]:
 def tree_map(function: Callable[[Any], Any], value: Any) -> Any:
     """As torch's of this name, of the containers that operations take, in a tenth of the time."""
     if isinstance(value, tuple | list):
-        return type(value)([tree_map(function, one) for one in value])  # type: ignore[call-arg]
+        return type(value)([tree_map(function, one) for one in value])
     if isinstance(value, dict):
         return {key: tree_map(function, one) for key, one in value.items()}
     return function(value)
