@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, model_of
-from corpus_asr.export.speakers import speakers_of
+from corpus_asr.export.speaker_names import SpeakerNames, name_speaker, read_names
+from corpus_asr.export.speakers import named
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.segments import SpeakerTurn
@@ -32,6 +33,7 @@ from corpus_asr.storage.run_state.corrections import (
 from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
+from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,
@@ -130,6 +132,8 @@ class View:
     """None until they have been read for the first time."""
     corrections: Corrections
     """What people said of segments; the texts have it."""
+    names: SpeakerNames
+    """Of speakers, as people gave them."""
     version: int
     """Higher with each change."""
     rows_read: int = 0
@@ -152,6 +156,7 @@ class Library:
             catalogue=read_catalogue(store),
             texts=None,
             corrections=Corrections(self._saved),
+            names=read_names(store),
             version=0,
         )
         self._files = TextFiles()
@@ -194,6 +199,14 @@ class Library:
             self._correct(self._view, self._saved)
         return name
 
+    def name(self, uri: str, speaker: str, name: str, *, seen: str) -> str | None:
+        """Name a speaker as `name_speaker` does; the view has it when this returns."""
+        other = name_speaker(self.store, uri, speaker, name, seen=seen)
+        names = read_names(self.store)
+        with self._lock:
+            self._view = replace(self._view, names=names, version=self._view.version + 1)
+        return other
+
     def _correct(self, view: View, saved: Saved) -> None:
         # With the lock held.
         corrections, texts = Corrections(saved), view.texts
@@ -211,16 +224,21 @@ class Library:
                 catalogue = replace(catalogue, finished=finished)
             if names != self._names or texts is None:
                 texts = self._read_texts(catalogue)
-            saved = read_saved(self.store, known)
+            saved, given = read_saved(self.store, known), read_names(self.store)
             with self._lock:
                 # What was saved here meanwhile need not be in the listing.
                 meanwhile = {n: each for n, each in self._saved.items() if n not in known}
                 saved = {**saved, **meanwhile}
                 changed = catalogue is not view.catalogue or texts is not view.texts
-                if changed or saved.keys() != self._saved.keys() or view.problem:
+                if self._view.names is not view.names:
+                    given = dict(self._view.names)  # named here while the file was read
+                changed |= given != self._view.names or saved.keys() != self._saved.keys()
+                if changed or view.problem:
                     # Together: the texts' owners are positions in this very catalogue.
                     self._saved = saved
-                    fresh = replace(self._view, catalogue=catalogue, texts=texts, problem=None)
+                    fresh = replace(
+                        self._view, catalogue=catalogue, texts=texts, names=given, problem=None
+                    )
                     self._correct(fresh, saved)
             self._names = names
         except _ClosingError:
@@ -386,12 +404,12 @@ class Transcripts:
         return self._corrected(places, version, said)
 
     def turns(self, view: View, position: int) -> tuple[SpeakerTurn, ...]:
-        """Return who speaks when in a recording; nothing where speakers are not known."""
+        """Return who speaks when in a recording, as the run names them; nothing where unknown."""
         return self._turns(view.catalogue.row(position)["recording_id"], id(view.catalogue))
 
     def _read_turns(self, recording_id: str, catalogue: int) -> tuple[SpeakerTurn, ...]:
         # Another catalogue is read while a run continues: its turns may be others.
-        found = speakers_of(self._store, [recording_id]) or {}
+        found = read_turns(self._store, [recording_id]) or {}
         return tuple(found.get(recording_id, ()))
 
     def _correct(
@@ -423,7 +441,9 @@ class Transcripts:
         kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.edits]
         recording = Recording.of(view.catalogue.row(position), kept, model_of(self._store))
         turns = self.turns(view, position)
-        return recording.spoken_by(turns) if turns else recording
+        if not turns:
+            return recording
+        return recording.spoken_by(named(turns, recording.recording_id, view.names))
 
 
 def _windows(labels: pa.Table) -> pa.Table:
