@@ -1,5 +1,6 @@
 """Speakers of a run: made of what its parts carry, once, whatever happened on the way."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.speakers import SPOKEN_SEGMENTS, read_segments, refuse_speakers, speakers_of
 from corpus_asr.report.html.page import write_page
-from corpus_asr.report.run import load_report, render
+from corpus_asr.report.run import as_data, load_report, render
 from corpus_asr.runtime import diarization
 from corpus_asr.runtime.diarization import find_speakers_of_run
 from corpus_asr.schemas import SPEAKERS
@@ -19,6 +20,7 @@ from corpus_asr.storage.run_state.speaker_turns import MAX_OBJECTS, read_turns
 from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.extractors import scripted_part, scripted_voices
+from tests.support.pages import parsed
 from tests.support.tables import commit, part, results
 
 AUTO = SpeakerSettings(mode="auto")
@@ -165,11 +167,36 @@ def test_reports_count_recordings_by_number_of_speakers(store: OutputStore):
     silent = part("silent", 0, texts=None, status="no_speech", voice_spans=[], voices=b"")
     commit(store, results(silent, spoken("c", 0)))
     store.write_json(CONFIG_NAME, {})
-    assert load_report(store).speakers == {}
+    assert load_report(store).speakers == ()
     find_speakers_of_run(store, AUTO)
     report = load_report(store)
-    assert (report.speakers, report.num_speakers) == ({0: 1, 1: 2, 2: 1}, 4)
+    groups = [
+        (each.number, each.recordings, round(each.speech_s, 3), round(each.most_s, 3))
+        for each in report.speakers
+    ]
+    assert groups == [(0, 1, 0.0, 0.0), (1, 2, 2.0, 2.0), (2, 1, 3.0, 2.0)]
+    assert (report.num_speakers, report.most_share) == (4, pytest.approx(2 / 3))
+    assert as_data(report)["speakers"][2] == asdict(report.speakers[2])
     shown = " ".join(render(report).split())
-    assert "speakers 0 in 1 recording, 1 in 2 recordings, 2 in 1 recording" in shown
+    assert (
+        "speakers 0 in 1 recording, 1 in 2 recordings, 2 in 1 recording; where several speak, "
+        "67% by the one who speaks most"
+    ) in shown
     write_page(store, f"{store.uri}/page.html")
-    assert "on average 1.0 per recording" in Path(store.uri, "page.html").read_text()
+    page = parsed(Path(store.uri, "page.html").read_text())
+    assert "on average 1.0 per recording" in page.text
+    assert "the one who speaks most has 67% of the speech" in page.text
+    (table,) = page.all("table", id="recordings-table")
+    heads = [each.text for each in table.all("th", scope="col")]
+    places = [heads.index("speakers"), heads.index("most by one")]
+    cells = {
+        row.children[0].text: [row.children[at].text for at in places] for row in table.all("tr")
+    }
+    assert cells["/a"] == ["2", "67%"]
+    assert (cells["/b"], cells["/silent"]) == (["1", "100%"], ["0", "-"])
+    # Of what two objects hold, after a finish that was killed, the newest counts.
+    (name,) = store.names(SPEAKERS_FOLDER)
+    older = store.read_table(name, SPEAKERS)
+    find_speakers_of_run(store, SpeakerSettings(mode="auto", num_speakers=1))
+    store.write_table(f"{SPEAKERS_FOLDER}/0000000000000000001-x.parquet", older)
+    assert [each.number for each in load_report(store).speakers] == [0, 1]
