@@ -37,12 +37,27 @@ def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None
     return {each: named(own, each, names) for each, own in turns.items()}
 
 
+def persons_of(store: OutputStore) -> Turns | None:
+    """Return the same with names that are one person's in all recordings.
+
+    Without a name, speakers are called by the recording and their number in it.
+    """
+    turns = read_turns(store)
+    if turns is None:
+        return None
+    names = read_names(store)
+    return {each: named(own, each, names, unnamed=f"{each}-") for each, own in turns.items()}
+
+
 def named(
-    turns: Iterable[SpeakerTurn], recording_id: str, names: SpeakerNames
+    turns: Iterable[SpeakerTurn], recording_id: str, names: SpeakerNames, *, unnamed: str = ""
 ) -> list[SpeakerTurn]:
-    """Return the turns of a recording with the names that people gave."""
+    """Return the turns of a recording with the names that people gave.
+
+    `unnamed` stands before the number of those who have none.
+    """
     return [
-        replace(turn, speaker=names.get((recording_id, turn.speaker), turn.speaker))
+        replace(turn, speaker=names.get((recording_id, turn.speaker), f"{unnamed}{turn.speaker}"))
         for turn in turns
     ]
 
