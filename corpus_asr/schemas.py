@@ -232,7 +232,18 @@ SPEAKERS = _schema(
     _field("speaker", pa.string(), "S1, S2 ... by first appearance in the recording"),
     _field("confidence", pa.float32(), "estimated probability that it is this one of the speakers "
            "found, 0-1"),
+    _field("embedding", pa.binary(), "mean embedding of the speaker, of length 1, as little-endian "
+           "float16; in the first of the speaker's turns alone"),
     _field("made_of", pa.string(), "hash of the parts and settings that the turns were made of"),
+)  # fmt: skip
+
+VOICES = _schema(
+    "voices",
+    _RECORDING_ID, _URI,
+    _field("speaker", pa.string(), "S1, S2 ... of the recording"),
+    _field("voice", pa.string(), "V1, V2 ... by first appearance in the corpus, sorted by URI; the "
+           "same in all recordings of one person, as far as likeness tells"),
+    _field("made_of", pa.string(), "hash of all speakers that the voices were made of"),
 )  # fmt: skip
 
 _HEARD = {field.name: field for field in SEGMENT_FIELDS}

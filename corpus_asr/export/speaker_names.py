@@ -36,6 +36,20 @@ def read_names(store: OutputStore) -> dict[tuple[str, str], str]:
     return _names(_rows(store, _read(store)))
 
 
+def with_voices(given: SpeakerNames, voices: SpeakerNames) -> SpeakerNames:
+    """Return the names of all speakers that have one: given, or of their voice.
+
+    A name that was given to a speaker is that of the voice in all recordings, unless several were;
+    without any it is `V1` and so on. `voices` is empty where voices were not compared.
+    """
+    of_voice: dict[str, set[str]] = {}
+    for key, name in given.items():
+        if key in voices:
+            of_voice.setdefault(voices[key], set()).add(name)
+    shared = {voice: min(names) for voice, names in of_voice.items() if len(names) == 1}
+    return {key: shared.get(voice, voice) for key, voice in voices.items()} | dict(given)
+
+
 def name_speaker(store: OutputStore, uri: str, speaker: str, name: str, *, seen: str) -> str | None:
     """Give a speaker a name, or none if it is empty, where the name is still `seen`.
 

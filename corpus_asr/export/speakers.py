@@ -7,12 +7,13 @@ import pyarrow as pa
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Selection, Turns, segment_from
-from corpus_asr.export.speaker_names import SpeakerNames, read_names
+from corpus_asr.export.speaker_names import SpeakerNames, read_names, with_voices
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.voices import read_voices
 from corpus_asr.storage.stores.uri import redact_uri
 
 _SPEAKER = pa.field("speaker", pa.string(), metadata={"doc": "who says it; null: not known"})
@@ -27,13 +28,15 @@ SPOKEN_SEGMENTS = SEGMENTS.set(
 def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None) -> Turns | None:
     """Return the turns of all recordings, or of these, by recording; None without speakers.
 
+    Speakers are called as people named them, else by their voice with `speakers: corpus`.
+
     Raises:
         ConfigError: `speakers.csv` has no columns uri, speaker and name.
     """
     turns = read_turns(store, recording_ids)
-    names = {} if turns is None else read_names(store)
-    if turns is None or not names:
-        return turns
+    if turns is None:
+        return None
+    names = with_voices(read_names(store), read_voices(store))
     return {each: named(own, each, names) for each, own in turns.items()}
 
 
@@ -45,14 +48,14 @@ def persons_of(store: OutputStore) -> Turns | None:
     turns = read_turns(store)
     if turns is None:
         return None
-    names = read_names(store)
+    names = with_voices(read_names(store), read_voices(store))
     return {each: named(own, each, names, unnamed=f"{each}-") for each, own in turns.items()}
 
 
 def named(
     turns: Iterable[SpeakerTurn], recording_id: str, names: SpeakerNames, *, unnamed: str = ""
 ) -> list[SpeakerTurn]:
-    """Return the turns of a recording with the names that people gave.
+    """Return the turns of a recording with these names.
 
     `unnamed` stands before the number of those who have none.
     """

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.export.speaker_names import SpeakerNames
 from corpus_asr.export.write import Names, common_folder
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.formats.writers import ExportFormat, file_texts
@@ -213,7 +212,7 @@ class Answers:
             "low_confidence": LOW_CONFIDENCE,
             "high_confidence": HIGH_CONFIDENCE,
             "apart": transcript.channels,
-            **_turns(row["recording_id"], self.transcripts.turns(view, position), view.names),
+            **_turns(row["recording_id"], self.transcripts.turns(view, position), view),
             "editable": self.editable and not catalogue.classified,
             "corrected": len(transcript.edits),
             "stale": [correction_data(each) for each in sorted(transcript.stale.items())],
@@ -342,8 +341,7 @@ class Answers:
         if naming.speaker not in {turn.speaker for turn in turns}:
             raise NotFoundError(f"this recording has no speaker {naming.speaker!r:.100}")
         save_name(self.library, view.catalogue.row(position)["uri"], naming)
-        names = self.library.current().names
-        return {"speakers": _turns(naming.id, turns, names)["speakers"]}
+        return {"speakers": _turns(naming.id, turns, self.library.current())["speakers"]}
 
     def _check_editable(self) -> None:
         if not self.editable:
@@ -433,7 +431,7 @@ def _visible(pieces: list[tuple[str, bool]]) -> list[list[Any]]:
     return [[visible(piece), matches] for piece, matches in pieces]
 
 
-def _turns(recording_id: str, turns: Sequence[SpeakerTurn], names: SpeakerNames) -> dict[str, Any]:
+def _turns(recording_id: str, turns: Sequence[SpeakerTurn], view: View) -> dict[str, Any]:
     """Return who speaks, by appearance, what share of all speech, and the numbers of who when."""
     spoken_s: dict[str, float] = {}
     for turn in sorted(turns, key=lambda turn: turn.start_s):
@@ -445,8 +443,8 @@ def _turns(recording_id: str, turns: Sequence[SpeakerTurn], names: SpeakerNames)
             {
                 "speaker": speaker,
                 # As it is, to be changed; the other is shown.
-                "given": (given := names.get((recording_id, speaker), "")),
-                "name": visible(given or speaker),
+                "given": view.given.get((recording_id, speaker), ""),
+                "name": visible(view.names.get((recording_id, speaker), speaker)),
                 "share": lasts_s / total_s,
             }
             for speaker, lasts_s in spoken_s.items()

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, model_of
-from corpus_asr.export.speaker_names import SpeakerNames, name_speaker, read_names
+from corpus_asr.export.speaker_names import SpeakerNames, name_speaker, read_names, with_voices
 from corpus_asr.export.speakers import named
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
@@ -41,6 +41,7 @@ from corpus_asr.storage.run_state.tables import (
     PartRows,
     projected,
 )
+from corpus_asr.storage.run_state.voices import read_voices
 from corpus_asr.view.facets import Trees
 from corpus_asr.view.texts import TextFiles, Texts
 from corpus_asr.view.waveform import Pauses
@@ -123,7 +124,7 @@ def _details(
     return details.take(pc.index_in(ids, value_set=details["recording_id"].combine_chunks()))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """An output folder at one moment."""
 
@@ -132,14 +133,21 @@ class View:
     """None until they have been read for the first time."""
     corrections: Corrections
     """What people said of segments; the texts have it."""
-    names: SpeakerNames
-    """Of speakers, as people gave them."""
+    given: SpeakerNames
+    """Names of speakers, as people gave them."""
+    voices: SpeakerNames
+    """The same speakers across recordings; empty where they were not compared."""
     version: int
     """Higher with each change."""
     rows_read: int = 0
     """Of the texts, while they are read."""
     problem: str | None = None
     """Why the folder could not be refreshed."""
+
+    @cached_property
+    def names(self) -> SpeakerNames:
+        """Names of speakers: given, or of their voice."""
+        return with_voices(self.given, self.voices)
 
 
 class Library:
@@ -156,7 +164,8 @@ class Library:
             catalogue=read_catalogue(store),
             texts=None,
             corrections=Corrections(self._saved),
-            names=read_names(store),
+            given=read_names(store),
+            voices=read_voices(store),
             version=0,
         )
         self._files = TextFiles()
@@ -202,9 +211,9 @@ class Library:
     def name(self, uri: str, speaker: str, name: str, *, seen: str) -> str | None:
         """Name a speaker as `name_speaker` does; the view has it when this returns."""
         other = name_speaker(self.store, uri, speaker, name, seen=seen)
-        names = read_names(self.store)
+        given = read_names(self.store)
         with self._lock:
-            self._view = replace(self._view, names=names, version=self._view.version + 1)
+            self._view = replace(self._view, given=given, version=self._view.version + 1)
         return other
 
     def _correct(self, view: View, saved: Saved) -> None:
@@ -225,19 +234,28 @@ class Library:
             if names != self._names or texts is None:
                 texts = self._read_texts(catalogue)
             saved, given = read_saved(self.store, known), read_names(self.store)
+            voices = view.voices
+            if catalogue is not view.catalogue:  # only a finish makes others
+                voices = read_voices(self.store)
             with self._lock:
                 # What was saved here meanwhile need not be in the listing.
                 meanwhile = {n: each for n, each in self._saved.items() if n not in known}
                 saved = {**saved, **meanwhile}
                 changed = catalogue is not view.catalogue or texts is not view.texts
-                if self._view.names is not view.names:
-                    given = dict(self._view.names)  # named here while the file was read
-                changed |= given != self._view.names or saved.keys() != self._saved.keys()
+                if self._view.given is not view.given:
+                    given = dict(self._view.given)  # named here while the file was read
+                changed |= (given, voices) != (self._view.given, self._view.voices)
+                changed |= saved.keys() != self._saved.keys()
                 if changed or view.problem:
                     # Together: the texts' owners are positions in this very catalogue.
                     self._saved = saved
                     fresh = replace(
-                        self._view, catalogue=catalogue, texts=texts, names=given, problem=None
+                        self._view,
+                        catalogue=catalogue,
+                        texts=texts,
+                        given=given,
+                        voices=voices,
+                        problem=None,
                     )
                     self._correct(fresh, saved)
             self._names = names

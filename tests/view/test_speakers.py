@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.export import speaker_names
 from corpus_asr.export.speaker_names import NAMES_NAME, name_speaker, read_names
 from corpus_asr.export.speakers import read_segments
+from corpus_asr.schemas import VOICES
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
@@ -144,3 +146,26 @@ def test_what_is_no_name_is_refused(url: str, store: OutputStore) -> None:
     store.write_bytes(NAMES_NAME, "uri,speaker,name\n/a.wav,S1,J\xf6rg\n".encode("latin-1"))
     refused = name(url, "S1", "Anna")
     assert (refused.status, b"no UTF-8" in refused.body) == (400, True)
+
+
+def test_a_name_is_shown_in_every_recording_of_the_voice(store: OutputStore) -> None:
+    says(store, "/b.wav", (0.0, 2.0, "S1"))
+    rows = [("/a.wav", "S1", "V1"), ("/a.wav", "S2", "V2"), ("/b.wav", "S1", "V2")]
+    table = [
+        {"recording_id": recording_id(uri), "uri": uri, "speaker": speaker, "voice": voice}
+        for uri, speaker, voice in rows
+    ]
+    store.write_table("voices/1.parquet", pa.Table.from_pylist(table, VOICES))
+    with serving(store) as server:
+        assert names(server.url) == ["V1", "V2"]
+        answer = sent(
+            server.url, "api/name", {"id": recording_id("/b.wav"), "speaker": "S1", "name": "Anna"}
+        )
+        assert answer.status == 200
+        speakers = get(server.url, "recording", id=ID)["speakers"]
+        assert [(each["name"], each["given"]) for each in speakers] == [("V1", ""), ("Anna", "")]
+        # Here it is somebody else; what was given in /b.wav stays.
+        assert name(server.url, "S2", "Ben").status == 200
+        assert names(server.url) == ["V1", "Ben"]
+        saved = fetch(asked(server.url, "saved", id=recording_id("/b.wav"), format="txt"))
+        assert saved.body.decode() == "[Anna] other\n"

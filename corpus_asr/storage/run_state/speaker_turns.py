@@ -9,7 +9,7 @@ two objects hold, after a finish that was killed, the newest counts.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ MAX_OBJECTS = 8
 _LOG = logging.getLogger(__name__)
 _VERSION = ("part", "run_id", "status", "etag", "size_bytes")
 _LIGHT = ("recording_id", "last_part", *_VERSION)
+_TURN = ("recording_id", "channel", "start_s", "end_s", "speaker", "confidence")
 _VOICES = ("recording_id", "uri", "part", "channel", "voice_spans", "voices")
 
 
@@ -143,16 +144,29 @@ def _made(store: OutputStore) -> dict[str, str]:
     return made
 
 
-def turn_rows(recording: RecordingVoices, turns: Iterable[SpeakerTurn]) -> list[dict[str, Any]]:
-    """Return the rows of a recording's turns; one without a speaker says that it has none."""
+def turn_rows(
+    recording: RecordingVoices,
+    turns: Iterable[SpeakerTurn],
+    embeddings: Mapping[str, Sequence[float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of a recording's turns; one without a speaker says that it has none.
+
+    The first turn of a speaker has the mean embedding.
+    """
+    left = dict(embeddings or {})
     identity = {name: getattr(recording, name) for name in ("recording_id", "uri", "made_of")}
     rows = [
         identity
         | {"channel": turn.channel, "start_s": turn.start_s, "end_s": turn.end_s,
-           "speaker": turn.speaker, "confidence": turn.confidence}
+           "speaker": turn.speaker, "confidence": turn.confidence,
+           "embedding": _stored(left.pop(turn.speaker, None))}
         for turn in turns
     ]  # fmt: skip
     return rows or [identity]
+
+
+def _stored(embedding: Sequence[float] | None) -> bytes | None:
+    return None if embedding is None else np.array(embedding, dtype="<f2").tobytes()
 
 
 def write_turns(store: OutputStore, rows: Iterable[list[dict[str, Any]]]) -> int:
@@ -248,8 +262,9 @@ def read_turns(
         return None
     only = None if recording_ids is None else pa.array([*recording_ids], pa.string())
     turns: dict[str, list[SpeakerTurn]] = {}
+    schema = projected(SPEAKERS, _TURN)
     for name in names:  # in order of time
-        table = store.read_table(name, SPEAKERS)
+        table = store.read_table(name, schema)
         if only is not None:
             table = table.filter(pc.is_in(table["recording_id"], value_set=only))
         turns |= {each: [] for each in table["recording_id"].unique().to_pylist()}
