@@ -32,6 +32,7 @@ def no_ffmpeg(tmp_path, monkeypatch):
     return programs
 
 
+@pytest.mark.slow
 def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpeg):
     said: list[str] = []
     command.run(["--extract", str(clip), "--runs", "1"], say=said.append)

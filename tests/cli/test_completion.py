@@ -95,6 +95,7 @@ def test_bash_is_offered_commands_keys_and_values(tmp_path: Path) -> None:
     load_config(file, [key + value for key, value in values.items()])
 
 
+@pytest.mark.slow
 def test_other_shells_are_offered_values_behind_the_key() -> None:
     offered = asked("zsh", "corpus-asr run x.yaml --set model.compute_type=b")
     assert "model.compute_type=bfloat16" in offered

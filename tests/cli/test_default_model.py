@@ -52,6 +52,7 @@ def test_transcribe_writes_english_without_network_and_only_text_on_stdout(tmp_p
     assert "dimensions varying from 30 feet by" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_transcriber_without_arguments_logs_its_model(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), Transcriber() as transcriber:
         found = transcriber.transcribe(CLIP)
@@ -66,6 +67,7 @@ def test_a_transcriber_without_arguments_logs_its_model(caplog: pytest.LogCaptur
     assert not caplog.messages
 
 
+@pytest.mark.slow
 def test_a_job_without_a_model_says_which_one_it_takes(job: str) -> None:
     line = NOTICE.format("model.checkpoint: small or large-v3")
     planned = call("plan", job)
@@ -80,7 +82,9 @@ def test_a_job_without_a_model_says_which_one_it_takes(job: str) -> None:
     assert named.stderr == ""
 
 
-@pytest.mark.parametrize("model", [[], ["--model", "whisper-tiny.en"]])
+@pytest.mark.parametrize(
+    "model", [[], pytest.param(["--model", "whisper-tiny.en"], marks=pytest.mark.slow)]
+)
 def test_more_than_english_is_refused_before_loading_with_a_model_that_can(
     model: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,7 @@ def test_every_kind_of_job_gives_what_a_cpu_gives(
         assert gpu.replays > gpu.captures
 
 
+@pytest.mark.slow
 def test_windows_in_8_bits_give_the_same_in_any_slots(folder: Path, alone: Any, gpu: Gpu) -> None:
     # Jobs move from slot to slot, with their scales.
     tasks = tasks_of(["greedy", "beams", "align"], jobs=2)

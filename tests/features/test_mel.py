@@ -65,7 +65,7 @@ def test_no_bins_and_less_than_one_hop_are_refused() -> None:
             next(power_spectra(np.zeros(num_samples, dtype=np.float32)))
 
 
-@pytest.mark.parametrize("num_mel_bins", [80, 128])
+@pytest.mark.parametrize("num_mel_bins", [pytest.param(80, marks=pytest.mark.slow), 128])
 def test_sounds_and_real_clips_equal_both_references(speech: Path, num_mel_bins: int) -> None:
     sounds = made_sounds(WINDOW_SAMPLES)
     for item in read_manifest(speech / "english_short")[::5]:

@@ -75,7 +75,11 @@ def outcomes(model: SlotModel, slots: int, *, check_every: int) -> list[list[Any
 
 @pytest.mark.parametrize(
     ("device", "slots"),
-    [("pretended", 3), *(pytest.param("cuda", n, marks=pytest.mark.gpu) for n in (1, 3, 8))],
+    [
+        # tests/decoding/test_gpu.py has more of the pretended one.
+        pytest.param("pretended", 3, marks=pytest.mark.slow),
+        *(pytest.param("cuda", n, marks=pytest.mark.gpu) for n in (1, 3, 8)),
+    ],
     indirect=["device"],
 )
 def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(

@@ -40,6 +40,7 @@ def after(options: Options, say: Figures) -> None:
     say("works", 3, "things")
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_reported_and_the_next_ones_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -177,7 +177,7 @@ def slow(*values: Any) -> Any:
             STORY, 50, {"clip_timestamps": (3, 12.5, 20, 41)}, {"clip_timestamps": "3,12.5,20,41"}
         ),
         slow(STORY, 33, WORDS, WORDS),
-        ("timings/LJ002-0092.flac", 30, WORDS, WORDS),
+        slow("timings/LJ002-0092.flac", 30, WORDS, WORDS),
     ],
 )
 def test_recordings_match_segment_for_segment_and_word_for_word(

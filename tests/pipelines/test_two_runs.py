@@ -27,6 +27,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_second_run_leaves_and_one_after_a_killed_one_takes_over(tmp_path: Path) -> None:
     job = killable_job(tmp_path, files=FILES, environment={PAUSE: "2"})
     lock = tmp_path / "output" / LOCK_NAME

@@ -150,6 +150,7 @@ def test_a_signal_to_everything_of_a_run_keeps_what_is_being_decoded(
     assert len(tables_of(job.config)["recordings"]) == 24
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path: Path):
     job = killable_job(tmp_path, files=24, environment={PAUSE: "3600"})
     with job.started() as process:

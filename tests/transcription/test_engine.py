@@ -242,7 +242,7 @@ def of_three(checkpoint: Path, dtype: str) -> dict[int, tuple[Segment, ...]]:
     return found
 
 
-@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_any_number_of_slots_and_any_order_give_the_same(
     checkpoint: Path, of_three: dict[int, tuple[Segment, ...]], slots: int, dtype: str
 ) -> None:

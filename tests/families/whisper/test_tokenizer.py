@@ -116,7 +116,13 @@ def test_every_text_of_the_data_encodes_and_decodes_as_in_transformers(real, spe
         assert ours.decode_text(ids) == text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in ("tiny", "v3") else pytest.mark.slow)
+        for kind in KINDS
+    ],
+)
 def test_every_token_is_the_same(pairs, kind):
     ours, theirs = pairs[kind]
     ids = list(range(len(theirs)))

@@ -21,7 +21,11 @@ TEXTS = [
 
 @pytest.mark.parametrize(
     ("name", "vocab_size", "languages"),
-    [("multilingual", 51865, 99), ("multilingual", 51866, 100), ("gpt2", 51864, 99)],
+    [
+        pytest.param("multilingual", 51865, 99, marks=pytest.mark.slow),
+        ("multilingual", 51866, 100),
+        pytest.param("gpt2", 51864, 99, marks=pytest.mark.slow),
+    ],
 )
 def test_ids_are_those_of_openai_whisper(
     tmp_path: Path, name: str, vocab_size: int, languages: int
