@@ -67,6 +67,20 @@ Listener = Callable[[float, Sequence[Segment]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnownText:
+    """What is said in a recording, to be placed in its parts in place of what is recognized."""
+
+    text: str
+    """Of the whole recording."""
+    is_first: bool = True
+    """Whether nothing of the text can lie before this part."""
+    is_last: bool = True
+    """Whether nothing of the text can lie after this part."""
+    place: tuple[float, float] | None = None
+    """Where the part lies in the recording, as fractions of it; None: not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartRequest:
     """One part of a recording, ready to be transcribed."""
 
@@ -83,6 +97,8 @@ class PartRequest:
     """Whole windows to detect the language in, one after the other, if they lie in another part."""
     listener: "Listener | None" = None
     """Told of each window, from the engine's thread."""
+    known_text: KnownText | None = None
+    """In place of recognition; None for recordings of which the text is not known."""
 
     @property
     def num_frames(self) -> int:
