@@ -20,7 +20,7 @@ from corpus_asr import confidence
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.segments import Segment, SpeakerTurn, Word
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import Corrector
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
@@ -76,6 +76,7 @@ class Recording:
     model: str | None = None
     """Checkpoint of the run, as configured."""
     turns: tuple[SpeakerTurn, ...] | None = None
+    missing: tuple[MissingWord, ...] | None = None
     """Who speaks when; None where the run did not look for speakers."""
 
     @classmethod

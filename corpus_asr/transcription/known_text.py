@@ -10,7 +10,8 @@ passing over them.
 
 import math
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -21,7 +22,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.errors import AlignmentError
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import MissingWord, Segment, Word
 from corpus_asr.transcription.anchors import Pair, find_pairs, folded
 from corpus_asr.transcription.engine import PartTranscript, PlacedText
 from corpus_asr.transcription.whisper_prompt import PromptFormat
@@ -45,6 +46,7 @@ from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_S, counted
 
 # Nobody speaks faster for long: what would have to be is not all said. Fast speech is 25 letters/s.
 _MAX_LETTERS_PER_S = 30.0
+_USUAL_LETTERS_PER_S = 18.0
 # Times of recognized words are off by a few tenths of a second.
 _SLACK_S = 0.5
 # Audio before the first word of a window and after its last one, where there is silence.
@@ -80,7 +82,7 @@ class TextWords:
         return tuple(text for text, _ in self.spelled)
 
     @classmethod
-    def of(cls, text: str, prompt_format: PromptFormat) -> "TextWords":
+    def of(cls, known: KnownText, prompt_format: PromptFormat) -> "TextWords":
         """Split a text at blanks; where a script has none, by the characters that tokens spell.
 
         Marks that stand alone belong to the word before them, opening ones to that after.
@@ -89,11 +91,16 @@ class TextWords:
             AlignmentError: it has no letter or digit, or control tokens in it.
         """
         pieces: list[Spelled] = []
-        known: dict[str, list[Spelled]] = {}
-        for chunk in text.split():
-            if chunk not in known:
-                known[chunk] = list(_pieces(chunk, prompt_format))
-            pieces += known[chunk]
+        spelled: dict[str, list[Spelled]] = {}
+        for chunk in known.text.split():
+            if chunk not in spelled:
+                try:
+                    spelled[chunk] = list(_pieces(chunk, prompt_format))
+                except ValueError as error:
+                    raise AlignmentError(
+                        f"aligning the text of {known.name}: {error}", kind="no_text"
+                    ) from error
+            pieces += spelled[chunk]
         words: list[Spelled] = []
         opening: Spelled = ("", ())
         for piece in pieces:
@@ -106,19 +113,16 @@ class TextWords:
                 words[-1] = _joined(words[-1], piece)
         if not words:
             raise AlignmentError(
-                f"aligning a text: found {text.strip()[:60]!r}, expected words with letters or "
-                "digits; give what is said in the recording",
+                f"aligning the text of {known.name}: found {known.text.strip()[:60]!r}, expected "
+                "words with letters or digits; give what is said in the recording",
                 kind="no_text",
             )
         words[-1] = _joined(words[-1], opening)
-        return cls(tuple(words), not any(map(_without_blanks, text)))
+        return cls(tuple(words), not any(map(_without_blanks, known.text)))
 
 
 def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[Spelled]:
-    try:
-        tokens = prompt_format.encode(chunk)
-    except ValueError as error:
-        raise AlignmentError(f"aligning a text: {error}", kind="no_text") from error
+    tokens = prompt_format.encode(chunk)
     if any(_without_blanks(letter) for letter in chunk):
         yield from split_characters(tokens, prompt_format.text)
     else:
@@ -193,7 +197,7 @@ class KnownTextAligner:
         )
         words = [word for some in placed for word in some]
         if self._known.is_first and self._known.is_last:
-            check_found(len(words), len(self._text.spelled), len(_said(recognized)))
+            _check_found(len(words), len(self._text.spelled), recognized, self._known.name)
         groups = list(_segments(words))
         return replace(
             recognized,
@@ -214,14 +218,14 @@ class KnownTextAligner:
         if not anchors and not (self._known.is_first and self._known.is_last):
             return []
         begin_s, end_s = self._speech()
-        edges = [
-            # Beyond what the part's anchors say, only a recording's own ends are searched.
-            Pair(-1, -1 if self._known.is_first else anchors[0].given - 1, 0.0, True),
-            *anchors,
-            Pair(
-                len(said), len(given) if self._known.is_last else anchors[-1].given + 1, 0.0, True
-            ),
-        ]
+        first, last = -1, len(given)
+        if not self._known.is_first:
+            before = range(anchors[0].given - 1, -1, -1)
+            first = anchors[0].given - 1 - self._fitting(before, said[: anchors[0].said])
+        if not self._known.is_last:
+            after = range(anchors[-1].given + 1, len(given))
+            last = anchors[-1].given + 1 + self._fitting(after, said[anchors[-1].said + 1 :])
+        edges = [Pair(-1, first, 0.0, True), *anchors, Pair(len(said), last, 0.0, True)]
         places: list[_Place] = []
         for before, after in pairwise(edges):
             start_s = said[before.said].end_s if before.said >= 0 else begin_s
@@ -234,6 +238,18 @@ class KnownTextAligner:
                     _Place(index=after.given, start_s=word.start_s, end_s=word.end_s, anchor=True)
                 )
         return places
+
+    def _fitting(self, indices: Iterable[int], said: Sequence[Word]) -> int:
+        """Count words of the text that other recognized words at a seam may stand for."""
+        # As many as are usual in that time: the rest belongs to the part beyond the seam.
+        left = _USUAL_LETTERS_PER_S * (said[-1].end_s - said[0].start_s) if said else 0.0
+        count = 0
+        for index in indices:
+            left -= len(folded(self._text.spelled[index][0])) + 1
+            if left < 0:
+                break
+            count += 1
+        return count
 
     def _speech(self) -> tuple[float, float]:
         spans = self._part.speech
@@ -487,20 +503,81 @@ def _ends_a_sentence(word: str) -> bool:
     return word.rstrip(_CLOSING)[-1:] in tuple(SENTENCE_ENDS)
 
 
-def check_found(found: int, given: int, said: int) -> None:
-    """Refuse a text of which next to nothing is said.
+def _check_found(found: int, given: int, recognized: PartTranscript, name: str) -> None:
+    # The share is that of the text, or of what is said where that is less: a recording may be a
+    # small excerpt of its text.
+    said = len(_said(recognized))
+    if not found or found < _MIN_FOUND * min(given, said):
+        raise _not_found(name, found, given, f"{counted(said, 'word')} recognized in it")
 
-    The share is that of the text, or of what is said where that is less: a recording may be a small
-    excerpt of its text.
+
+def _not_found(name: str, found: int, given: int, instead: str) -> AlignmentError:
+    return AlignmentError(
+        f"aligning the text of {name}: found {found} of its {counted(given, 'word')} "
+        f"({found / max(1, given):.0%}) in the audio, with {instead}, expected most of them; check "
+        "that text and recording belong together, and the language"
+    )
+
+
+def joined_parts(
+    parts: Sequence[PartTranscript], *, text: str, name: str
+) -> tuple[list[Segment], tuple[MissingWord, ...]]:
+    """Join the parts of a recording: their segments, and the words of its text that none says.
+
+    Each part finds its own span of the text. Where two of them claim the same words, or a later
+    part claims earlier ones, as many words are kept as there can be in the order of the text.
 
     Raises:
-        AlignmentError: names the share.
+        AlignmentError: no part says anything of the text.
     """
-    if found and found >= _MIN_FOUND * min(given, said):
-        return
-    share = found / given
-    raise AlignmentError(
-        f"aligning a text: found {found} of its {counted(given, 'word')} ({share:.0%}) in the "
-        f"recording, in which {counted(said, 'word')} were recognized, expected most of either; "
-        "check that text and recording belong together, and the language"
-    )
+    claims = [
+        (index, word, number)
+        for number, part in enumerate(parts)
+        if part.placed is not None
+        for segment, indices in zip(part.segments, part.placed.indices, strict=True)
+        for word, index in zip(segment.words or (), indices, strict=True)
+    ]
+    kept = _longest_ascending([index for index, _, _ in claims])
+    if not kept:
+        raise _not_found(name, 0, len(text.split()), "no speech that fits")
+    ends = {claims[at][0]: claims[at][1].end_s for at in kept}
+    words = next(part.placed.words for part in parts if part.placed is not None)
+    missing, after_s = [], 0.0
+    for index, word in enumerate(words):
+        if index in ends:
+            after_s = ends[index]
+        else:
+            missing.append(MissingWord(word=word, index=index, after_s=after_s))
+    if len(kept) == len(claims):
+        return [segment for part in parts for segment in part.segments], tuple(missing)
+    return list(_with_words(parts, {id(claims[at][1]) for at in kept})), tuple(missing)
+
+
+def _with_words(parts: Sequence[PartTranscript], kept: Collection[int]) -> Iterator[Segment]:
+    for segment in (segment for part in parts for segment in part.segments):
+        words = tuple(word for word in segment.words or () if id(word) in kept)
+        if words:
+            yield replace(
+                segment,
+                words=words,
+                text="".join(word.word for word in words),
+                start_s=words[0].start_s,
+                end_s=max(segment.start_s, words[-1].end_s),
+            )
+
+
+def _longest_ascending(values: Sequence[int]) -> list[int]:
+    """Positions of the longest strictly ascending choice of values (Fredman 1975)."""
+    lowest: list[int] = []  # the least last value of an ascending choice of each length
+    last: list[int] = []  # where it stands
+    before: list[int] = []
+    for at, value in enumerate(values):
+        length = bisect_left(lowest, value)
+        lowest[length : length + 1] = [value]
+        last[length : length + 1] = [at]
+        before.append(last[length - 1] if length else -1)
+    found, at = [], last[-1] if last else -1
+    while at >= 0:
+        found.append(at)
+        at = before[at]
+    return found[::-1]

@@ -22,6 +22,7 @@ from corpus_asr.transcription.language import (
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import (
+    KnownText,
     Language,
     PartRequest,
     SpansInOrder,
@@ -78,7 +79,7 @@ class WhisperTranscriber:
         known = part.known_text
         if known is None:
             return (yield from self._recognize(part, settings))
-        words = self._words_of(known.text)
+        words = self._words_of(known)
         settings = replace(settings, word_timestamps=True)
         recognized = yield from self._recognize(_without_segments(part), settings)
         if recognized.language in self._elsewhere:
@@ -86,10 +87,10 @@ class WhisperTranscriber:
         aligner = KnownTextAligner(part, known, words, settings, self._prompt_format)
         return (yield from aligner.run(recognized))
 
-    def _words_of(self, text: str) -> TextWords:
+    def _words_of(self, known: KnownText) -> TextWords:
         # Parts of one recording come one after the other.
-        if self._known is None or self._known[0] != text:
-            self._known = text, TextWords.of(text, self._prompt_format)
+        if self._known is None or self._known[0] != known.text:
+            self._known = known.text, TextWords.of(known, self._prompt_format)
         return self._known[1]
 
     def _recognize(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:

@@ -72,12 +72,33 @@ class KnownText:
 
     text: str
     """Of the whole recording."""
+    name: str
+    """What messages call the recording."""
     is_first: bool = True
     """Whether nothing of the text can lie before this part."""
     is_last: bool = True
     """Whether nothing of the text can lie after this part."""
     place: tuple[float, float] | None = None
     """Where the part lies in the recording, as fractions of it; None: not known."""
+
+    @classmethod
+    def of_part(
+        cls,
+        text: str,
+        *,
+        name: str,
+        start_s: float,
+        end_s: float,
+        duration_s: float | None,
+        is_first: bool,
+        is_last: bool,
+    ) -> "KnownText":
+        """Return the text for a part of a recording that lasts as long as its header says."""
+        known = duration_s is not None and duration_s > 0
+        place = (
+            (start_s / max(duration_s, end_s), end_s / max(duration_s, end_s)) if known else None
+        )
+        return cls(text=text, name=name, is_first=is_first, is_last=is_last, place=place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
