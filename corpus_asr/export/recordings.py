@@ -76,8 +76,9 @@ class Recording:
     model: str | None = None
     """Checkpoint of the run, as configured."""
     turns: tuple[SpeakerTurn, ...] | None = None
-    missing: tuple[MissingWord, ...] | None = None
     """Who speaks when; None where the run did not look for speakers."""
+    missing: tuple[MissingWord, ...] | None = None
+    """None: tables do not hold which words of a given text are missing."""
 
     @classmethod
     def of(

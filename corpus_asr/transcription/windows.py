@@ -94,10 +94,10 @@ class KnownText:
         is_last: bool,
     ) -> "KnownText":
         """Return the text for a part of a recording that lasts as long as its header says."""
-        known = duration_s is not None and duration_s > 0
-        place = (
-            (start_s / max(duration_s, end_s), end_s / max(duration_s, end_s)) if known else None
-        )
+        place = None
+        if duration_s:
+            longest_s = max(duration_s, end_s)  # a header may be wrong
+            place = (start_s / longest_s, end_s / longest_s)
         return cls(text=text, name=name, is_first=is_first, is_last=is_last, place=place)
 
 
