@@ -77,6 +77,7 @@ def layout_of(
 def checked_inputs(
     files: Sequence[str], layout: "Layout", *, to_folder: bool, quiet: bool
 ) -> "Inputs":
+    """Return the recordings that arguments name; say what is wrong with the others."""
     from corpus_asr.cli.inputs import inputs_of
     from corpus_asr.units import counted
 
@@ -110,6 +111,7 @@ def _missing(transcript: "Transcript") -> str:
 
 
 def inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool) -> "list[Input]":
+    """Return the recordings whose files are not all there."""
     if output is None:
         return inputs.found
     left = [each for each in inputs.found if not output.is_done(each.name)]
@@ -124,6 +126,7 @@ def inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool)
 def loaded_transcriber(
     checkpoint: str, arguments: dict[str, Any], *, quiet: bool
 ) -> "Iterator[Transcriber]":
+    """Load a model, and close it in the end."""
     from corpus_asr.cli.display import waiting
 
     with waiting(f"loading {checkpoint} ...", shown=not quiet):

@@ -42,24 +42,31 @@ from corpus_asr.transcription.words import (
     split_characters,
     time_words,
 )
-from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_S, counted
+from corpus_asr.units import FRAMES_PER_SECOND, TIMESTAMP_STEP_S, WINDOW_S, counted
 
 # Nobody speaks faster for long: what would have to be is not all said. Fast speech is 25 letters/s.
 _MAX_LETTERS_PER_S = 30.0
 _USUAL_LETTERS_PER_S = 18.0
 # Times of recognized words are off by a few tenths of a second.
 _SLACK_S = 0.5
+# Where words of the text stand for others that were recognized, they have at least so many of their
+# letters, give or take a word.
+_MIN_OF_SAID, _FEW_LETTERS = 0.5, 10
 # Audio before the first word of a window and after its last one, where there is silence.
 _MARGIN_S = 0.5
 # A window ends at the longest pause in its last third: later than this part of it.
 _EARLIEST_CUT = 0.6
 # A pause of so many seconds between words that are no anchors counts as none between two anchors.
 _UNSURE_CUT_S = 1.0
+# What lies between words further apart is silence or other words: no window reaches over it.
+_HOLE_S = 2.0
 # Reading words that were not recognized may cost this much log-probability, in all. On LJ Speech
 # one that is not said costs whisper-tiny.en 14 to 27 and two and more 21 and more; of 43 runs of
 # words that are said, though not recognized, 40 cost less than 9. Words that were not found are
 # tried again, by a stricter measure, once others beside them are.
 _MAX_LOSSES = (10.0, 4.0, 4.0)
+# Where nothing was recognized rightly, the text may cost this much more than what was, per token.
+_MAX_LOSS_PER_TOKEN = 1.5
 # What a few common words find of an unrelated text is less.
 _MIN_FOUND = 0.1
 # A segment ends at a pause longer than this, and lasts a window at most.
@@ -189,10 +196,13 @@ class KnownTextAligner:
         # Nothing was recognized, and no language given: some language must be named.
         code = recognized.language or next(iter(self._prompt_format.languages), None)
         language = Language(code=code, probability=recognized.language_probability)
-        windows = list(self._windows(self._places(recognized), language))
+        recognized_words = _said(recognized)
+        windows = list(self._windows(self._places(recognized_words), language))
         before_s = [self._part.start_s, *(window[-1].end_s for window in windows)]
         placed: list[list[_Placed]] = yield Gather(
-            self._align(self._edges(windows, number), window, language, before_s[number])
+            self._align(
+                self._edges(windows, number), window, language, before_s[number], recognized_words
+            )
             for number, window in enumerate(windows)
         )
         words = [word for some in placed for word in some]
@@ -208,9 +218,9 @@ class KnownTextAligner:
             ),
         )
 
-    def _places(self, recognized: PartTranscript) -> list[_Place]:
+    def _places(self, said: Sequence[Word]) -> list[_Place]:
         """Find which words of the text may be said in the part, and about when."""
-        said, given = _said(recognized), self._text.words
+        given = self._text.words
         pairs = find_pairs([word.word for word in said], given, place=self._known.place)
         anchors = [pair for pair in pairs if pair.is_anchor]
         if len(anchors) < _MIN_FOUND * min(len(said), len(given)):
@@ -230,7 +240,8 @@ class KnownTextAligner:
         for before, after in pairwise(edges):
             start_s = said[before.said].end_s if before.said >= 0 else begin_s
             stop_s = said[after.said].start_s if after.said < len(said) else end_s
-            between = self._between(before, after, pairs)
+            other = said[before.said + 1 : after.said]
+            between = self._between(before, after, pairs if anchors else [], other)
             places += self._spread(between, start_s, max(start_s, stop_s))
             if after.said < len(said):
                 word = said[after.said]
@@ -257,14 +268,24 @@ class KnownTextAligner:
             return self._part.start_s, self._part.end_s
         return max(self._part.start_s, spans[0].start_s), min(self._part.end_s, spans[-1].end_s)
 
-    def _between(self, before: Pair, after: Pair, pairs: Sequence[Pair]) -> list[list[int]]:
+    def _between(
+        self, before: Pair, after: Pair, pairs: Sequence[Pair], said: Sequence[Word]
+    ) -> list[list[int]]:
         """The words of the text between two anchors; and those of them that resemble what is said.
 
-        The second are for where the time does not suffice for the first.
+        The second are for where the time does not suffice for the first, and alone where so much
+        more is said that the first cannot be all of it.
         """
         every = list(range(before.given + 1, after.given))
         alike = [pair.given for pair in pairs if before.said < pair.said < after.said]
-        return [every, [index for index in alike if before.given < index < after.given]]
+        alike = [index for index in alike if before.given < index < after.given]
+        too_few = (
+            self._letters(every) < _MIN_OF_SAID * sum(len(w.word) for w in said) - _FEW_LETTERS
+        )
+        return [alike] if too_few else [every, alike]
+
+    def _letters(self, indices: Iterable[int]) -> int:
+        return sum(len(folded(self._text.spelled[index][0])) + 1 for index in indices)
 
     def _spread(
         self, choices: Sequence[Sequence[int]], start_s: float, end_s: float
@@ -290,7 +311,10 @@ class KnownTextAligner:
             length_s = np.array([each.end_s for each in rest]) - rest[0].start_s
             fits = int(((length_s <= longest_s) & (tokens <= room)).sum())
             stop = max(1, fits)
-            if fits < len(rest):
+            hole = next((at for at in range(1, stop) if _cut(rest[at - 1], rest[at]) > _HOLE_S), 0)
+            if hole:
+                stop = hole
+            elif fits < len(rest):
                 cuts = [
                     at for at in range(1, stop + 1) if length_s[at - 1] >= _EARLIEST_CUT * longest_s
                 ]
@@ -318,6 +342,7 @@ class KnownTextAligner:
         places: Sequence[_Place],
         language: Language,
         last_speech_s: float,
+        recognized: Sequence[Word],
     ) -> Steps[list[_Placed]]:
         """Read the words of a window that are said in it."""
         reading = _Reading(
@@ -325,6 +350,14 @@ class KnownTextAligner:
             last_speech_s,
         )  # fmt: skip
         chosen = {place.index for place in places if place.anchor}
+        if not chosen:
+            # Between saying nothing and saying what was recognized is every other text.
+            every = [place.index for place in places]
+            said = "".join(word.word for word in recognized if _within(word, places))
+            least = yield from reading.total_of(self._prompt_format.encode(said))
+            least -= _MAX_LOSSES[0] + _MAX_LOSS_PER_TOKEN * len(reading.tokens(every))
+            found = (yield from reading.total(every)) >= least
+            return (yield from reading.placed(every)) if found else []
         runs = list(_runs(places, chosen))
         total = (yield from reading.total(chosen)) if runs else 0.0
         for loss in _MAX_LOSSES:
@@ -341,7 +374,11 @@ class KnownTextAligner:
                 break
             # Beside words that are found, others may prove to be said, too.
             runs = list(_runs(places, chosen))
-        return (yield from reading.placed(sorted(chosen)))
+        placed = yield from reading.placed(sorted(chosen))
+        crowded = {index for run in _crowded(placed, places) for index in run}
+        if crowded:
+            placed = yield from reading.placed(sorted(chosen - crowded))
+        return placed
 
     def _segment(self, group: Sequence[_Placed], language: Language) -> Segment:
         text = "".join(each.word.word for each in group)
@@ -369,6 +406,21 @@ class KnownTextAligner:
                 words=tuple(each.word for each in group),
             )
         )
+
+
+def _within(word: Word, places: Sequence[_Place]) -> bool:
+    return places[0].start_s <= (word.start_s + word.end_s) / 2 <= places[-1].end_s
+
+
+def _crowded(placed: Sequence[_Placed], places: Sequence[_Place]) -> Iterator[list[int]]:
+    """Runs of words that were not recognized, and have no time in which they can be said."""
+    anchors = {place.index for place in places if place.anchor}
+    for is_anchor, group in groupby(placed, key=lambda each: each.index in anchors):
+        run = list(group)
+        letters = sum(len(folded(each.word.word)) for each in run)
+        time_s = run[-1].word.end_s - run[0].word.start_s
+        if not is_anchor and letters > _MAX_LETTERS_PER_S * (time_s + TIMESTAMP_STEP_S):
+            yield [each.index for each in run]
 
 
 def _said(recognized: PartTranscript) -> list[Word]:
@@ -401,8 +453,12 @@ class _Reading:
 
     def total(self, indices: Collection[int]) -> Steps[float]:
         """The log-probability of these words and the end after them."""
+        return (yield from self.total_of(self.tokens(sorted(indices))))
+
+    def total_of(self, tokens: Sequence[int]) -> Steps[float]:
+        """The log-probability of a text and the end after it."""
         alignment, window = self._alignment(), self._window()
-        read = (*alignment.prompt, *self._tokens(sorted(indices)), alignment.end)
+        read = (*alignment.prompt, *tokens, alignment.end)[: alignment.room]
         result: AlignResult = yield AlignJob(
             features=window.features,
             window=window.name,
@@ -419,7 +475,7 @@ class _Reading:
             return []
         alignment, window = self._alignment(), self._window()
         start_s, end_s = self.part.seconds(window.seek), self.part.seconds(window.end)
-        tokens = self._tokens(indices)
+        tokens = self.tokens(indices)
         steps = time_words(
             [DraftSegment(tokens=tokens, start_s=start_s, end_s=end_s)],
             window,
@@ -435,7 +491,8 @@ class _Reading:
             (draft,) = done.value
         return list(self._words(indices, draft.words, logprobs))
 
-    def _tokens(self, indices: Sequence[int]) -> tuple[int, ...]:
+    def tokens(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """The tokens of these words."""
         return tuple(t for index in indices for t in self.text.spelled[index][1])
 
     def _alignment(self) -> AlignmentSpec:
