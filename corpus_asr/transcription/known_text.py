@@ -264,9 +264,15 @@ class KnownTextAligner:
 
     def _speech(self) -> tuple[float, float]:
         spans = self._part.speech
+        begin_s, end_s = self._bounds()
         if not spans:
-            return self._part.start_s, self._part.end_s
-        return max(self._part.start_s, spans[0].start_s), min(self._part.end_s, spans[-1].end_s)
+            return begin_s, end_s
+        return max(begin_s, spans[0].start_s), min(end_s, spans[-1].end_s)
+
+    def _bounds(self) -> tuple[float, float]:
+        # Of the audio that the text is of.
+        first_s, last_s = self._known.clip
+        return max(self._part.start_s, first_s), min(self._part.end_s, last_s)
 
     def _between(
         self, before: Pair, after: Pair, pairs: Sequence[Pair], said: Sequence[Word]
@@ -325,12 +331,13 @@ class KnownTextAligner:
     def _edges(self, windows: Sequence[Sequence[_Place]], number: int) -> tuple[int, int]:
         """Give the frames of a window: its words, and up to a margin of what lies around them."""
         part, window = self._part, windows[number]
-        if len(windows) == 1 and part.num_frames <= WINDOW_S * FRAMES_PER_SECOND:
-            return 0, part.num_frames
+        begin_s, stop_s = self._bounds()
+        if len(windows) == 1 and stop_s - begin_s <= WINDOW_S:
+            return part.frame(begin_s), part.frame(stop_s)
         start_s, end_s = window[0].start_s, window[-1].end_s
-        before_s = windows[number - 1][-1].end_s if number else part.start_s - 2 * _MARGIN_S
+        before_s = windows[number - 1][-1].end_s if number else begin_s - 2 * _MARGIN_S
         last = number == len(windows) - 1
-        after_s = part.end_s + 2 * _MARGIN_S if last else windows[number + 1][0].start_s
+        after_s = stop_s + 2 * _MARGIN_S if last else windows[number + 1][0].start_s
         start = part.frame(start_s - min(_MARGIN_S, max(0.0, start_s - before_s) / 2))
         end = part.frame(end_s + min(_MARGIN_S, max(0.0, after_s - end_s) / 2))
         start = min(start, part.num_frames - 1)

@@ -1,5 +1,6 @@
 """How Whisper transcribes one part, by openai-whisper's rules: its language, then its ranges."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +82,9 @@ class WhisperTranscriber:
             return (yield from self._recognize(part, settings))
         words = self._words_of(known)
         settings = replace(settings, word_timestamps=True)
+        if known.clip != (0.0, math.inf):
+            clip = [edge_s for edge_s in known.clip if edge_s < math.inf]
+            settings = replace(settings, clip_timestamps=tuple(clip))
         recognized = yield from self._recognize(_without_segments(part), settings)
         if recognized.language in self._elsewhere:
             return recognized
