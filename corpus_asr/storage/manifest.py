@@ -225,19 +225,20 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
         AlignmentError: there is no text, or times that are none; a failure of this recording alone.
     """
     columns = json.loads(metadata) if metadata else {}
-    row = Row(_Manifest("the manifest", False), redact_uri(uri), uri, columns)
-    try:
-        text = row.needed_text()
-        start_s, end_s = row.span()
-    except ConfigError as error:
-        raise AlignmentError(str(error), kind="no_text", uri=redact_uri(uri)) from error
-    if not text.strip():
+    shown = redact_uri(uri)
+    text = columns.get(TEXT[0])
+    if not isinstance(text, str) or not text.strip():
+        found = f"text {_REPR.repr(text)}" if TEXT[0] in columns else "no column text"
         raise AlignmentError(
-            f"aligning the text of {redact_uri(uri)}: found an empty one, expected what is said; "
-            "give it in the manifest's column text, or leave the recording out",
+            f"aligning the text of {shown}: found {found} in its row of the manifest, expected "
+            "what is said; give it there, or leave the recording out",
             kind="no_text",
-            uri=redact_uri(uri),
+            uri=shown,
         )
+    try:
+        start_s, end_s = Row(_Manifest("entry", False), shown, uri, columns).span()
+    except ConfigError as error:
+        raise AlignmentError(str(error), kind="no_text", uri=shown) from error
     end = math.inf if end_s is None else end_s
     return AlignedText(text=text, start_s=start_s, end_s=end)
 

@@ -230,11 +230,11 @@ class KnownTextAligner:
         begin_s, end_s = self._speech()
         first, last = -1, len(given)
         if not self._known.is_first:
-            before = range(anchors[0].given - 1, -1, -1)
-            first = anchors[0].given - 1 - self._fitting(before, said[: anchors[0].said])
+            earlier = range(anchors[0].given - 1, -1, -1)
+            first = anchors[0].given - 1 - self._fitting(earlier, said[: anchors[0].said])
         if not self._known.is_last:
-            after = range(anchors[-1].given + 1, len(given))
-            last = anchors[-1].given + 1 + self._fitting(after, said[anchors[-1].said + 1 :])
+            later = range(anchors[-1].given + 1, len(given))
+            last = anchors[-1].given + 1 + self._fitting(later, said[anchors[-1].said + 1 :])
         edges = [Pair(-1, first, 0.0, True), *anchors, Pair(len(said), last, 0.0, True)]
         places: list[_Place] = []
         for before, after in pairwise(edges):

@@ -88,15 +88,13 @@ def main() -> None:
     clips = references(options.folder, options.clips)
     whole = joined(clips)
     rate: dict[str, Any] = {"sampling_rate": SAMPLE_RATE_HZ}
+    parts: dict[str, Any] = {"part_s": PART_S}
+    ways = (("clips", clips, {}), ("joined", [whole], {}), ("joined, in parts", [whole], parts))
     print(f"{options.model}: {len(whole.words)} words, {len(whole.samples) / SAMPLE_RATE_HZ:.0f} s")
     print("| recording | words of | timed | median error | 90 % below | median, signed | missing |")
     print("|---|---|--:|--:|--:|--:|--:|")
     with Transcriber(options.model, language="en", temperature=0) as model:
-        for name, recordings, part in (
-            ("clips", clips, {}),
-            ("joined", [whole], {}),
-            (f"joined, parts of {PART_S:.0f} s", [whole], {"part_s": PART_S}),
-        ):
+        for name, recordings, part in ways:
             recognized = [
                 model.transcribe(each.samples, word_timestamps=True, **rate, **part)
                 for each in recordings
