@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from corpus_asr.array_types import Float, Int
+from corpus_asr.array_types import Float
 
 # Costs in words: one that only one side has costs 1, two that have nothing in common 2.
 _DIFFERENT = 2.0
@@ -86,10 +86,9 @@ def _similarities(
     said: Sequence[str], given: Sequence[str]
 ) -> Float[np.ndarray, "said_kind given_kind"]:
     # Sorensen-Dice of pairs of letters, the word's edges among them.
-    ours, theirs = _pair_counts(said), _pair_counts(given)
-    # The sum of the lesser counts, of counts of 0 or 1 a product.
-    common = (ours > 0).astype(np.float32) @ (theirs > 0).astype(np.float32).T
-    total = (ours > 0).sum(axis=1)[:, None] + (theirs > 0).sum(axis=1)[None, :]
+    ours, theirs = _has_pairs(said), _has_pairs(given)
+    common = ours @ theirs.T
+    total = ours.sum(axis=1)[:, None] + theirs.sum(axis=1)[None, :]
     similarity = (2 * common / np.maximum(total, 1)).astype(np.float32)
     same = np.array(said)[:, None] == np.array(given)[None, :]
     # Words of other letters may have the same pairs; nothing is the same as nothing.
@@ -98,13 +97,13 @@ def _similarities(
     return np.where(empty, np.float32(0), similarity)
 
 
-def _pair_counts(words: Sequence[str]) -> Int[np.ndarray, "word pair"]:
-    counts = np.zeros((len(words), _PAIR_KINDS), dtype=np.uint8)
+def _has_pairs(words: Sequence[str]) -> Float[np.ndarray, "word pair"]:
+    has = np.zeros((len(words), _PAIR_KINDS), dtype=np.float32)
     for row, word in enumerate(words):
         edged = f" {word} "
         for first, second in pairwise(edged):
-            counts[row, (ord(first) * 31 + ord(second)) % _PAIR_KINDS] = 1
-    return counts
+            has[row, (ord(first) * 31 + ord(second)) % _PAIR_KINDS] = 1
+    return has
 
 
 class _Table:

