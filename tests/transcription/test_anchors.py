@@ -6,37 +6,11 @@ import pytest
 
 from corpus_asr.transcription.anchors import find_pairs, folded
 
-TEXT = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "the",
-    "lazy",
-    "dog",
-    "and",
-    "then",
-    "it",
-    "went",
-    "home",
-    "to",
-    "sleep",
-    "under",
-    "a",
-    "large",
-    "tree",
-    "beside",
-    "the",
-    "river",
-    "where",
-    "nobody",
-    "ever",
-    "came",
-    "before",
-    "noon",
-]
+SENTENCE = (
+    "the quick brown fox jumps over the lazy dog and then it went home to sleep under a large "
+    "tree beside the river where nobody ever came before noon"
+)
+TEXT = SENTENCE.split()
 
 
 def anchored(said: str, text: list[str] = TEXT) -> list[tuple[int, int]]:
@@ -52,7 +26,8 @@ def anchored(said: str, text: list[str] = TEXT) -> list[tuple[int, int]]:
         ("quick brown fox well jumps over lazy dog and when it went home",
          [1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13]),
         # A page that is not read is skipped, whatever its length.
-        ("the quick brown fox jumps over the lazy dog beside the river where nobody ever came before noon",
+        ("the quick brown fox jumps over the lazy dog beside the river where nobody ever came "
+         "before noon",
          [*range(9), *range(20, 29)]),
     ],
 )  # fmt: skip

@@ -61,7 +61,7 @@ def test_a_long_recording_is_aligned_over_windows_and_parts(aligner: Transcriber
     starts_s = [word.start_s for word in words]
     assert starts_s == sorted(starts_s)
     assert all(word.start_s <= word.end_s for word in words)
-    reference = [(folded(each["word"]), each["start"]) for each in recording.words]
+    reference = [(folded(each["word"]), each["start_s"]) for each in recording.words]
     found = {(folded(w.word), round(w.start_s)): w.start_s for w in words}
     errors_s = [
         min(abs(found[key] - start_s) for key in keys)
