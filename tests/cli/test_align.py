@@ -135,8 +135,8 @@ def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
     [
         ("source: {uri: a.wav}", "found no source.manifest"),
         ("source: {manifest: m.jsonl}\nextract: {channels: each}", "found extract.channels: each"),
-        ("source: {manifest: m.jsonl}\npipeline: pseudo_label\nmodel: {checkpoint: small}",
-         "found pipeline pseudo_label"),
+        ("source: {manifest: m.jsonl}\npipeline: classify_audio\nmodel: {checkpoint: small}",
+         "found pipeline classify_audio"),
     ],
 )  # fmt: skip
 def test_a_job_that_cannot_align_says_so(lines: str, message: str, here: Path) -> None:
