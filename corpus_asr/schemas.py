@@ -244,7 +244,18 @@ SPEAKERS = _schema(
     _field("speaker", pa.string(), "S1, S2 ... by first appearance in the recording"),
     _field("confidence", pa.float32(), "estimated probability that it is this one of the speakers "
            "found, 0-1"),
+    _field("embedding", pa.binary(), "mean embedding of the speaker, of length 1, as little-endian "
+           "float16; in the first of the speaker's turns alone"),
     _field("made_of", pa.string(), "hash of the parts and settings that the turns were made of"),
+)  # fmt: skip
+
+VOICES = _schema(
+    "voices",
+    _RECORDING_ID, _URI,
+    _field("speaker", pa.string(), "S1, S2 ... of the recording"),
+    _field("voice", pa.string(), "V1, V2 ... by first appearance in the corpus, sorted by URI; the "
+           "same in all recordings of one person, as far as likeness tells"),
+    _field("made_of", pa.string(), "hash of all speakers that the voices were made of"),
 )  # fmt: skip
 
 _HEARD = {field.name: field for field in SEGMENT_FIELDS}
@@ -254,6 +265,11 @@ _EXAMPLE = _field("example_id", pa.string(), "recording, channel if separate, nu
 _DISAGREEMENT = "words that differ from the other run, per word of the other run; null without one"
 _WER = "word errors per word of the existing transcript; null without one"
 
+_PERSON = (
+    "by a name that is one person's in all recordings: given, of a voice, or recording and "
+    "speaker; null where it is not known"
+)
+
 SELECTION = _schema(
     "selection",
     _RECORDING_ID, _URI, _SIZE, _ETAG,
@@ -262,6 +278,7 @@ SELECTION = _schema(
     *(_HEARD[name] for name in ("start_s", "end_s", "text", "language", "language_probability",
                                 "task", *_SCORE_NAMES, "speech_fraction", "known_hallucination")),
     _field("corrected", pa.bool_(), "whether a person corrected or checked the text"),
+    _field("speaker", pa.string(), f"who says most of it, {_PERSON}"),
     _field("num_words", pa.int32(), "number of words; characters in scripts without spaces"),
     _field("num_letters", pa.int32(), "number of characters that are letters or digits"),
     _field("unique_words", pa.float32(), "different words per word; null under 10 words"),
@@ -302,6 +319,7 @@ EXAMPLES = _schema(
     _field("disagreement", pa.float32(), f"{_DISAGREEMENT}; greatest of its segments"),
     _field("wer", pa.float32(), f"{_WER}; greatest of its segments"),
     _field("corrected", pa.bool_(), "whether a person corrected or checked all its segments"),
+    _field("speaker", pa.string(), f"who says all of it, {_PERSON}; null where several do"),
     _field("reference", pa.string(), "existing transcript if the example covers the whole "
            "recording; else null"),
     *_MODEL,

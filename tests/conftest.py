@@ -40,9 +40,9 @@ _ABSENT = [name for name in ("beartype", "jaxtyping", "hypothesis") if find_spec
 
 _SHAPES_CHECKED = not {"beartype", "jaxtyping"} & {*_ABSENT}
 if _SHAPES_CHECKED:
-    from tests.support.shapes import begin_test, check_every_function
+    from tests.support.shapes import begin_test, check_shapes
 
-    check_every_function("corpus_asr")
+    check_shapes("corpus_asr")
 
 import pytest  # noqa: E402  (the environment and the hook come first)
 

@@ -448,6 +448,9 @@ class DatasetSettings(Settings):
     """Fraction of recordings in the validation split, selected by hash of their URI."""
     test_fraction: Share = 0.0
     """Fraction of recordings in the test split."""
+    split_by: Literal["recording", "speaker"] = "recording"
+    """What is in one split alone: a `recording`, or a `speaker` with all recordings of theirs;
+    fractions are then of audio. The latter needs a run with speakers."""
     workers: PositiveInt | Auto = "auto"
     """Number of processes that cut and encode audio; `auto`: one per CPU."""
 

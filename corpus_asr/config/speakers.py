@@ -10,9 +10,10 @@ from corpus_asr.config.settings import Settings
 class SpeakerSettings(Settings):
     """Who speaks: a table of turns, and a speaker for each segment and word."""
 
-    mode: Literal["none", "auto"] = "none"
-    """Speakers: `none`, or `auto`: those of each recording are found and named S1, S2 and so on in
-    order of appearance. `speakers: auto` is short for this key."""
+    mode: Literal["none", "auto", "corpus"] = "none"
+    """Speakers: `none`; `auto`: those of each recording are found and named S1, S2 and so on in
+    order of appearance; or `corpus`: voices are also compared across recordings, and named V1, V2
+    and so on. `speakers: auto` is short for this key."""
     num_speakers: int | None = Field(default=None, ge=1, le=50)
     """Exact number of speakers of each recording (of each channel, if `extract.channels` is
     `each`); null: it is found."""

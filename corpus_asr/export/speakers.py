@@ -1,25 +1,20 @@
 """Speakers of a run: their turns with the names that people gave, and the segments they say."""
 
-import csv
-import io
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 
 import pyarrow as pa
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Selection, Turns, segment_from
+from corpus_asr.export.speaker_names import SpeakerNames, read_names, with_voices
 from corpus_asr.schemas import SEGMENTS
-from corpus_asr.segments import Segment
+from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores import filesystem
-from corpus_asr.storage.stores.uri import recording_id, redact_uri
-
-NAMES_NAME = "speakers.csv"
-"""File of an output folder in which people name speakers: columns uri, speaker, name."""
-_COLUMNS = ["uri", "speaker", "name"]
+from corpus_asr.storage.run_state.voices import read_voices
+from corpus_asr.storage.stores.uri import redact_uri
 
 _SPEAKER = pa.field("speaker", pa.string(), metadata={"doc": "who says it; null: not known"})
 _WORDS = SEGMENTS.field("words")
@@ -33,17 +28,41 @@ SPOKEN_SEGMENTS = SEGMENTS.set(
 def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None) -> Turns | None:
     """Return the turns of all recordings, or of these, by recording; None without speakers.
 
+    Speakers are called as people named them, else by their voice with `speakers: corpus`.
+
     Raises:
         ConfigError: `speakers.csv` has no columns uri, speaker and name.
     """
     turns = read_turns(store, recording_ids)
-    names = {} if turns is None else read_names(store)
-    if turns is None or not names:
-        return turns
-    return {
-        each: [replace(turn, speaker=names.get((each, turn.speaker), turn.speaker)) for turn in own]
-        for each, own in turns.items()
-    }
+    if turns is None:
+        return None
+    names = with_voices(read_names(store), read_voices(store))
+    return {each: named(own, each, names) for each, own in turns.items()}
+
+
+def persons_of(store: OutputStore) -> Turns | None:
+    """Return the same with names that are one person's in all recordings.
+
+    Without a name, speakers are called by the recording and their number in it.
+    """
+    turns = read_turns(store)
+    if turns is None:
+        return None
+    names = with_voices(read_names(store), read_voices(store))
+    return {each: named(own, each, names, unnamed=f"{each}-") for each, own in turns.items()}
+
+
+def named(
+    turns: Iterable[SpeakerTurn], recording_id: str, names: SpeakerNames, *, unnamed: str = ""
+) -> list[SpeakerTurn]:
+    """Return the turns of a recording with these names.
+
+    `unnamed` stands before the number of those who have none.
+    """
+    return [
+        replace(turn, speaker=names.get((recording_id, turn.speaker), f"{unnamed}{turn.speaker}"))
+        for turn in turns
+    ]
 
 
 def refuse_speakers(store: OutputStore, selection: Selection, turns: Turns | None) -> None:
@@ -62,25 +81,6 @@ def refuse_speakers(store: OutputStore, selection: Selection, turns: Turns | Non
             f"selecting speakers of {redact_uri(store.uri)}: found {found}, expected "
             f"{', '.join(missing)}; correct --speaker, or transcribe with speakers: auto"
         )
-
-
-def read_names(store: OutputStore) -> dict[tuple[str, str], str]:
-    """Return the names that people gave, by `recording_id` and speaker."""
-    if not store.exists(NAMES_NAME):
-        return {}
-    text = filesystem.read_bytes(store.address(NAMES_NAME), store.options).decode("utf-8-sig")
-    rows = csv.DictReader(io.StringIO(text))
-    if not {*_COLUMNS} <= {*(rows.fieldnames or ())}:
-        raise ConfigError(
-            f"reading {redact_uri(store.address(NAMES_NAME))}: found the columns "
-            f"{', '.join(rows.fieldnames or ()) or 'none'}, expected {', '.join(_COLUMNS)}; "
-            "correct its first line"
-        )
-    return {
-        (recording_id(row["uri"]), row["speaker"].strip()): row["name"].strip()
-        for row in rows
-        if (row["name"] or "").strip()
-    }
 
 
 def read_segments(uri: str, *, speakers: bool = False, endpoint_url: str | None = None) -> pa.Table:

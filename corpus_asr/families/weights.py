@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -343,6 +342,9 @@ def save_weights(
     No two tensors may share memory. A file has at most `max_shard_size` bytes, such as `5GB`,
     unless a tensor is larger.
     """
+    # Here, since older hub clients load all of their own dependencies with it.
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
     if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
         base = INT8_NAME

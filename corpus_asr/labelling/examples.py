@@ -1,7 +1,6 @@
 """Examples of a dataset, made of the kept segments of a recording in shards.
 
-No example reaches into a segment that is not in it. A recording's split is drawn by its identity,
-so it is in one alone, whatever else is selected.
+No example reaches into a segment that is not in it.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section
 2.3: 30 s of audio with the transcript in them between timestamps in steps of 20 ms, sometimes after
@@ -16,13 +15,13 @@ from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from corpus_asr.config.run import WINDOWS, DatasetSettings
+from corpus_asr.labelling.splits import SPLITS
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.stages.cutting import ClipRange, CutRequest
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 
 Rows = Sequence[dict[str, Any]]
 
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 _SAMPLE_BYTES = 2  # shards are bounded by audio as it is before encoding
 # An example is as good as its worst segment.
 _LEAST = ("confidence", "avg_logprob")
@@ -124,6 +123,7 @@ def _example(
         "start_s": start_s,
         "end_s": end_s,
         "reference": None,
+        "speaker": _same([row["speaker"] for row in window]),
         "corrected": all(row["corrected"] for row in window),
     }
     values |= {name: _extreme(min, window, name) for name in _LEAST}
@@ -171,6 +171,10 @@ def joined(texts: Sequence[str], language: str | None) -> str:
     return "".join(parts).strip()
 
 
+def _same(values: Sequence[str | None]) -> str | None:
+    return values[0] if len({*values}) == 1 else None
+
+
 def _extreme(choose: Any, window: Rows, name: str) -> float | None:
     known = [row[name] for row in window if row[name] is not None]
     return choose(known) if known else None
@@ -205,15 +209,6 @@ class Shard:
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def split_of(recording_id: str, settings: DatasetSettings) -> str:
-    """Draw the split of a recording: uniform, and the same whenever it is asked for."""
-    # Of the recording alone: what else is selected moves none from training to a test set.
-    drawn = int(hashlib.blake2b(recording_id.encode(), digest_size=4).hexdigest(), 16) / (1 << 32)
-    if drawn < settings.test_fraction:
-        return TEST
-    return VALIDATION if drawn < settings.test_fraction + settings.validation_fraction else TRAIN
-
-
 def shards_of(
     recordings: Iterable[tuple[dict[str, Any], list[Example]]], settings: DatasetSettings
 ) -> Iterator[Shard]:
@@ -221,7 +216,7 @@ def shards_of(
     opened = {split: Shard(split=split) for split in SPLITS}
     limit = settings.shard_mb * MEBIBYTE
     for row, examples in recordings:
-        split = split_of(row["recording_id"], settings)
+        split = row["split"]
         while examples:
             shard = opened[split]
             taken = _that_fit(examples, limit - shard.num_bytes, at_least=not shard.cuts)

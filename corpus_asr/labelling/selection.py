@@ -24,10 +24,12 @@ from corpus_asr.export.recordings import (
     Index,
     Recording,
     Selection,
+    Turns,
     chosen,
     read_index,
     recordings,
 )
+from corpus_asr.export.speakers import persons_of
 from corpus_asr.languages import resolve_language
 from corpus_asr.report.accuracy.scoring import (
     WITHOUT_BLANKS,
@@ -243,7 +245,7 @@ _KINDS = ("equal", "substitute", "delete", "insert")  # as `Errors` counts them
 _COPIED = (
     "start_s", "end_s", "text", "language_probability", "task", "confidence", "avg_logprob",
     "no_speech_prob", "compression_ratio", "temperature", "speech_fraction", "known_hallucination",
-    "corrected",
+    "corrected", "speaker",
 )  # fmt: skip
 # Of the model's own text; unknown for a text that a person wrote or vouches for.
 _SCORES = ("avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
@@ -453,6 +455,8 @@ class Sources:
     other: tuple[OutputStore, Index] | None = None
     references: Mapping[str, Reference] | None = None
     corrections: Corrections | None = None
+    turns: Turns | None = None
+    """Who speaks when, by names that are one person's alone; None where it is not known."""
 
     def digest(self) -> str:
         """Name everything that is read: another digest, another data set."""
@@ -465,6 +469,9 @@ class Sources:
             digest.update(repr((identity, reference.text, reference.language)).encode())
         if self.corrections is not None:
             digest.update(self.corrections.digest().encode())
+        for each, turns in sorted((self.turns or {}).items()):
+            spans = [(turn.channel, turn.start_s, turn.end_s, turn.speaker) for turn in turns]
+            digest.update(repr((each, spans)).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
 
@@ -488,7 +495,12 @@ def read_sources(store: OutputStore, settings: SelectionSettings) -> Sources:
                       settings.references)  # fmt: skip
     corrections = Corrections.load(store) if settings.corrections else None
     return Sources(
-        store=store, index=index, other=other, references=references, corrections=corrections
+        store=store,
+        index=index,
+        other=other,
+        references=references,
+        corrections=corrections,
+        turns=persons_of(store),
     )
 
 
@@ -544,7 +556,8 @@ def _beside_the_other(
     corrector = None
     if sources.corrections is not None:
         corrector = Corrector(sources.corrections, sources.index.recordings)
-    for position, recording in _done(sources.store, sources.index, corrector=corrector):
+    ours = _done(sources.store, sources.index, corrector=corrector, turns=sources.turns)
+    for position, recording in ours:
         while candidate is not None and _place(candidate[1]) < _place(recording):
             candidate = next(theirs, None)
         same = candidate is not None and candidate[1].recording_id == recording.recording_id
@@ -555,20 +568,30 @@ def _place(recording: Recording) -> tuple[bytes, str]:
     return recording.uri.encode("utf-8", "surrogatepass"), recording.recording_id
 
 
+# Removed texts are dropped by a rule: examples are named by the numbers of segments.
+_EVERYTHING = Selection(removed=True)
+
+
+def done(index: Index) -> np.ndarray:
+    """Return a mask of the recordings that a data set can be made of."""
+    return chosen(index, _EVERYTHING)
+
+
 def _done(
     store: OutputStore,
     index: Index,
     *,
     among: Index | None = None,
     corrector: Corrector | None = None,
+    turns: Turns | None = None,
 ) -> Iterator[tuple[int, Recording]]:
-    # Removed texts are dropped by a rule: examples are named by the numbers of segments.
-    everything = Selection(removed=True)
-    wanted = chosen(index, everything)
+    wanted = done(index)
     if among is not None:
         ids = among.recordings["recording_id"].combine_chunks()
         wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
-    return recordings(store, index, wanted, everything, columns=_COLUMNS, corrector=corrector)
+    return recordings(
+        store, index, wanted, _EVERYTHING, columns=_COLUMNS, corrector=corrector, turns=turns
+    )
 
 
 def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[list[dict[str, Any]]]:

@@ -1,9 +1,11 @@
 """Turn a corpus into training data: transcribe it, select likely correct text, write a data set."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from corpus_asr.config.run import DEFAULT_OPTIONS, PseudoLabelConfig, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
@@ -14,18 +16,20 @@ from corpus_asr.labelling.dataset import (
     complete,
     result_settings,
 )
-from corpus_asr.labelling.examples import Example, examples_of, shards_of, split_of
+from corpus_asr.labelling.examples import Example, examples_of, shards_of
 from corpus_asr.labelling.selection import (
     Origin,
     Rule,
     SelectionTally,
     Sources,
     decided,
+    done,
     measure,
     read_origin,
     read_sources,
     rules_of,
 )
+from corpus_asr.labelling.splits import splits_of
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarize
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import RunSummary
@@ -63,6 +67,11 @@ def run(
 def _check(config: PseudoLabelConfig) -> None:
     rules_of(config.selection)
     _check_apart(config)
+    if config.dataset.split_by == "speaker" and not config.speakers.wanted:
+        raise ConfigError(
+            "splitting by speaker: found speakers: none, expected a run that looks for them; set "
+            "speakers: corpus, or dataset.split_by: recording"
+        )
     if config.selection.references is not None:
         read_references(config.selection.references, OutputStore.of(config.output).options)
 
@@ -90,9 +99,11 @@ def label(
         origin = read_origin(sources.store)
         # A run that went on since is another data set: its digest is among the settings.
         state = f"{origin.fingerprint} {sources.digest()}"
+        found = sources.index.recordings.filter(pa.array(done(sources.index)))
+        splits = splits_of(found, sources.turns, config.dataset, sources.store.uri)
         settings = result_settings(config.selection, config.dataset, state)
         begin(store, settings)
-        tally, written, languages = _write(config, store, sources, origin, rules, say=say)
+        tally, written, languages = _write(config, store, sources, origin, rules, splits, say=say)
         labelled = summarize(
             sources.index,
             rules,
@@ -118,6 +129,7 @@ def _write(
     sources: Sources,
     origin: Origin,
     rules: tuple[Rule, ...],
+    splits: Mapping[str, str],
     *,
     say: Callable[[str], None],
 ) -> tuple[SelectionTally, Written, set[str]]:
@@ -142,7 +154,9 @@ def _write(
         path = str(Path(folder) / "segments.parquet")
         hashes = measure(sources, config.selection, path)
         say(f"{counted(len(hashes), 'segment')} measured")
-        chosen = _with_examples(config, decided(path, hashes, rules), tally, table, languages)
+        chosen = _with_examples(
+            config, decided(path, hashes, rules), splits, tally, table, languages
+        )
         for note in maker.write(shards_of(chosen, config.dataset)):
             written.add(note)
             say(f"{note.name}: {counted(note.examples, 'example')}, {duration(note.seconds)}")
@@ -153,15 +167,15 @@ def _write(
 def _with_examples(
     config: PseudoLabelConfig,
     recordings: Iterator[list[dict[str, Any]]],
+    splits: Mapping[str, str],
     tally: SelectionTally,
     table: SelectionTable,
     languages: set[str],
 ) -> Iterator[tuple[dict[str, Any], list[Example]]]:
     for rows in recordings:
         examples = examples_of(rows, config.dataset)
-        split = split_of(rows[0]["recording_id"], config.dataset)
         for row in rows:
-            row["split"] = split
+            row["split"] = splits[row["recording_id"]]
             tally.add(row)
         table.add(rows)
         languages.update(each.row["language"] for each in examples if each.row["language"])

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.storage.run_state.speaker_turns import SPEAKING
 from corpus_asr.storage.run_state.tables import OutputStore
 
 # Of each list; up to so many recordings as all lists together, all are listed. With 150 rows of
@@ -51,6 +52,10 @@ class RecordingRow:
     extract_s: float
     transcribe_s: float
     """From submission to result, summed over parts."""
+    speakers: int | None = None
+    """None where they were not looked for."""
+    most_share: float | None = None
+    """Of speech, that of the speaker who speaks most; None without any."""
     lists: tuple[str, ...] = ()
     """Of `LISTS`, those that it is in."""
 
@@ -63,6 +68,7 @@ class Recordings:
         folded: those by recording, of `reconciliation.by_recording`.
         confidence: recording_id, and the sums `weight` and `weighted` of its segments.
         objects: names of the objects of outcomes with their numbers of `parts`.
+        speaking: rows of `SPEAKING`, or None.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Recordings:
         folded: pa.Table,
         confidence: pa.Table,
         objects: Sequence[tuple[str, int]],
+        speaking: pa.Table | None = None,
     ) -> None:
         self._store = store
         self._parts = parts
@@ -89,6 +96,8 @@ class Recordings:
         sums = {name: pc.fill_null(grouped[f"{name}_sum"], 0) for name in _SUMS}
         status = pc.if_else(folded["processed"], folded["status"], STARTED)
         folded = folded.append_column("state", status)
+        spoken = SPEAKING.empty_table() if speaking is None else speaking
+        most, speech = (_aligned(ids, spoken, name) for name in ("most_s", "speech_s"))
         weight, weighted = (_aligned(ids, confidence, name) for name in ("weight", "weighted"))
         self._table = pa.table(
             {
@@ -99,6 +108,8 @@ class Recordings:
                 "status": _aligned(ids, folded, "state"),
                 "decode_errors": _aligned(ids, folded, "decode_errors"),
                 "confidence": pc.divide(weighted, weight),
+                "speakers": _aligned(ids, spoken, "speakers"),
+                "most_share": pc.divide(most, speech),
             }
         )
 
@@ -143,6 +154,8 @@ class Recordings:
                 decode_errors=row["decode_errors"],
                 extract_s=row["decode_s"],
                 transcribe_s=row["transcribe_s"],
+                speakers=row["speakers"],
+                most_share=row["most_share"],
                 lists=tuple(identities[row["recording_id"]]),
             )
             for row in rows.to_pylist()

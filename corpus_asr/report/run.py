@@ -6,7 +6,7 @@ the memory of a laptop.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
@@ -46,7 +46,7 @@ from corpus_asr.storage.run_state.run_files import (
     read_snapshot,
     speed_of,
 )
-from corpus_asr.storage.run_state.speaker_turns import count_speakers
+from corpus_asr.storage.run_state.speaker_turns import speaking_times
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, projected
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
@@ -121,6 +121,18 @@ class RunCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakerGroup:
+    """Recordings in which as many speak."""
+
+    number: int
+    recordings: int
+    speech_s: float
+    """Of all their turns."""
+    most_s: float
+    """Of those who speak most, one in each recording."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A run's counts, together with what the run itself recorded."""
 
@@ -139,13 +151,20 @@ class Report:
     """The last one of that run."""
     nothing_to_do_at: str | None = None
     """When a later run found nothing to do."""
-    speakers: dict[int, int] = field(default_factory=dict)
-    """Recordings by number of speakers; empty where they were not looked for."""
+    speakers: tuple[SpeakerGroup, ...] = ()
+    """By number of speakers; empty where they were not looked for."""
 
     @property
     def num_speakers(self) -> int:
         """Speakers of all recordings, each counted in each recording."""
-        return sum(number * recordings for number, recordings in self.speakers.items())
+        return sum(group.number * group.recordings for group in self.speakers)
+
+    @property
+    def most_share(self) -> float | None:
+        """Share of speech of those who speak most, where several speak; None where nobody does."""
+        several = [group for group in self.speakers if group.number > 1]
+        speech_s = sum(group.speech_s for group in several)
+        return sum(group.most_s for group in several) / speech_s if speech_s else None
 
 
 def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
@@ -168,6 +187,9 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         store.recordings(RECORDING_COLUMNS) if finished else None,
         gatherer,
     )
+    speaking = speaking_times(store)
+    if gatherer is not None:
+        gatherer.speaking = speaking
     audio_by_run = dict(counts.audio_by_run_s)
     if run is not None and finished:
         model, revision = run["model"], run["model_revision"]
@@ -198,7 +220,24 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         statistics=counts,
         snapshot=snapshot,
         nothing_to_do_at=run["finished_at"] if finished and run and "last_work" in run else None,
-        speakers=count_speakers(store),
+        speakers=_speaker_groups(speaking),
+    )
+
+
+def _speaker_groups(speaking: pa.Table | None) -> tuple[SpeakerGroup, ...]:
+    if speaking is None:
+        return ()
+    sums = speaking.group_by("speakers").aggregate(
+        [("recording_id", "count"), ("speech_s", "sum"), ("most_s", "sum")]
+    )
+    return tuple(
+        SpeakerGroup(
+            number=row["speakers"],
+            recordings=row["recording_id_count"],
+            speech_s=row["speech_s_sum"] or 0.0,
+            most_s=row["most_s_sum"] or 0.0,
+        )
+        for row in sums.sort_by("speakers").to_pylist()
     )
 
 

@@ -84,6 +84,8 @@ class Gatherer:
         self.counted: tuple[pa.Table, pa.Table, pa.Table] | None = None
         """Parts that count, in the order of their outcomes, these by recording, and the sums of
         confidences; set once all have been read."""
+        self.speaking: pa.Table | None = None
+        """Rows of `SPEAKING`; None where speakers were not looked for."""
         self.failures = Failures(keep=True)
         """Replaced by those that were read."""
         self._labels = False
@@ -120,6 +122,7 @@ class Gatherer:
             folded=folded,
             confidence=confidence,
             objects=self._outcomes_seen,
+            speaking=self.speaking,
         )
         seconds = recordings.durations_s
         bins = np.searchsorted(list(DURATION_EDGES_S.values()), seconds[seconds > 0], side="right")

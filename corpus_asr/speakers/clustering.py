@@ -41,16 +41,22 @@ class Likeness:
     """By how much less alike if one of them has a single window; half of it with two windows."""
     switch_cost: float
     """What the likeness must gain in one window for the speaker to change."""
+    same_above: float
+    """Speakers of two recordings are one person if their mean embeddings are more alike."""
     sharpness: float
     """Of probabilities: their logarithms are cosines times this."""
 
 
 # Fitted on 50 conversations of 41 speakers; those reported are of others (docs/speakers.md). The
 # sharpness is a choice: confidences are not calibrated.
-GE2E_LIKENESS = Likeness(merge_above=0.84, small_merge=0.2, switch_cost=0.1, sharpness=20.0)
+GE2E_LIKENESS = Likeness(
+    merge_above=0.84, small_merge=0.2, switch_cost=0.1, same_above=0.87, sharpness=20.0
+)
 # Cosines of different speakers are near 0 in models trained with margins, and 0.45 in GE2E: these
 # are the values above, moved to that scale. They were not fitted.
-MARGIN_LIKENESS = Likeness(merge_above=0.72, small_merge=0.35, switch_cost=0.18, sharpness=11.0)
+MARGIN_LIKENESS = Likeness(
+    merge_above=0.72, small_merge=0.35, switch_cost=0.18, same_above=0.76, sharpness=11.0
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

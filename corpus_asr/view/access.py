@@ -182,7 +182,10 @@ class PasswordAccess:
         """End a session."""
         self._sessions.pop(_digest(request.cookies.get(_cookie(request), "")), None)
         response = web.json_response({})
-        response.del_cookie(_cookie(request), path="/", httponly=True, samesite="Strict")
+        # del_cookie() of older aiohttp has fewer attributes.
+        response.set_cookie(
+            _cookie(request), "", max_age=0, path="/", httponly=True, samesite="Strict"
+        )
         return response
 
     def _check(self, request: web.Request, password: str) -> None:

@@ -25,7 +25,15 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.access import RefusedError
 from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcripts, View
 from corpus_asr.view.downloads import hit_rows, pieces_of
-from corpus_asr.view.editing import ConflictError, correction_data, parse_change, save_change
+from corpus_asr.view.editing import (
+    Change,
+    ConflictError,
+    Naming,
+    correction_data,
+    parse_change,
+    save_change,
+    save_name,
+)
 from corpus_asr.view.facets import Facet
 from corpus_asr.view.query import Query, parse_query
 from corpus_asr.view.search import (
@@ -204,7 +212,7 @@ class Answers:
             "low_confidence": LOW_CONFIDENCE,
             "high_confidence": HIGH_CONFIDENCE,
             "apart": transcript.channels,
-            **_turns(self.transcripts.turns(view, position)),
+            **_turns(row["recording_id"], self.transcripts.turns(view, position), view),
             "editable": self.editable and not catalogue.classified,
             "corrected": len(transcript.edits),
             "stale": [correction_data(each) for each in sorted(transcript.stale.items())],
@@ -300,9 +308,8 @@ class Answers:
             NotFoundError: there is no such recording.
             ConfigError, ConflictError, FetchError: see `save_change`.
         """
-        if not self.editable:
-            raise RefusedError(403, "this server was started with --read-only")
-        change = parse_change(body)
+        self._check_editable()
+        change = parse_change(Change, body, doing="saving a correction")
         view, position = self._named(change.id)
         if view.catalogue.classified:
             raise NotFoundError("this run has labels, which cannot be corrected")
@@ -318,6 +325,27 @@ class Answers:
             ),
             "edition": _edition(view, change.id),
         }
+
+    def name(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Give a speaker a name; return the speakers of the recording as they are called then.
+
+        Raises:
+            RefusedError: the server was started with --read-only.
+            NotFoundError: there is no such recording, or no such speaker in it.
+            ConfigError, ConflictError, FetchError: see `save_name`.
+        """
+        self._check_editable()
+        naming = parse_change(Naming, body, doing="naming a speaker")
+        view, position = self._named(naming.id)
+        turns = self.transcripts.turns(view, position)
+        if naming.speaker not in {turn.speaker for turn in turns}:
+            raise NotFoundError(f"this recording has no speaker {naming.speaker!r:.100}")
+        save_name(self.library, view.catalogue.row(position)["uri"], naming)
+        return {"speakers": _turns(naming.id, turns, self.library.current())["speakers"]}
+
+    def _check_editable(self) -> None:
+        if not self.editable:
+            raise RefusedError(403, "this server was started with --read-only")
 
     def saved(self, request: Request) -> tuple[str, str]:
         """Return name and text of a file: a recording in one of the formats."""
@@ -403,15 +431,25 @@ def _visible(pieces: list[tuple[str, bool]]) -> list[list[Any]]:
     return [[visible(piece), matches] for piece, matches in pieces]
 
 
-def _turns(turns: Sequence[SpeakerTurn]) -> dict[str, Any]:
+def _turns(recording_id: str, turns: Sequence[SpeakerTurn], view: View) -> dict[str, Any]:
     """Return who speaks, by appearance, what share of all speech, and the numbers of who when."""
     spoken_s: dict[str, float] = {}
     for turn in sorted(turns, key=lambda turn: turn.start_s):
         spoken_s[turn.speaker] = spoken_s.get(turn.speaker, 0.0) + turn.end_s - turn.start_s
-    names, total_s = list(spoken_s), sum(spoken_s.values()) or 1.0
+    numbers = {speaker: number for number, speaker in enumerate(spoken_s)}
+    total_s = sum(spoken_s.values()) or 1.0
     return {
-        "speakers": [{"name": visible(name), "share": spoken_s[name] / total_s} for name in names],
-        "turns": [[turn.start_s, turn.end_s, names.index(turn.speaker)] for turn in turns],
+        "speakers": [
+            {
+                "speaker": speaker,
+                # As it is, to be changed; the other is shown.
+                "given": view.given.get((recording_id, speaker), ""),
+                "name": visible(view.names.get((recording_id, speaker), speaker)),
+                "share": lasts_s / total_s,
+            }
+            for speaker, lasts_s in spoken_s.items()
+        ],
+        "turns": [[turn.start_s, turn.end_s, numbers[turn.speaker]] for turn in turns],
     }
 
 
@@ -426,8 +464,7 @@ def _segment(
     values |= {"text": text.strip(), "pieces": _visible(pieces)}
     values["correction"] = correction_data(row["edit"])
     own = [turn for turn in turns if turn.channel == row["channel"]]
-    speaker = Timeline(own).speaker(row["start_s"], row["end_s"])
-    values["speaker"] = None if speaker is None else visible(speaker)
+    values["speaker"] = Timeline(own).speaker(row["start_s"], row["end_s"])
     if row["words"] is not None:
         values["words"] = list(_words(row["words"], pieces))
     return values

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, model_of
-from corpus_asr.export.speakers import speakers_of
+from corpus_asr.export.speaker_names import SpeakerNames, name_speaker, read_names, with_voices
+from corpus_asr.export.speakers import named
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.segments import SpeakerTurn
@@ -32,6 +33,7 @@ from corpus_asr.storage.run_state.corrections import (
 from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
+from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,
@@ -39,6 +41,7 @@ from corpus_asr.storage.run_state.tables import (
     PartRows,
     projected,
 )
+from corpus_asr.storage.run_state.voices import read_voices
 from corpus_asr.view.facets import Trees
 from corpus_asr.view.texts import TextFiles, Texts
 from corpus_asr.view.waveform import Pauses
@@ -121,7 +124,7 @@ def _details(
     return details.take(pc.index_in(ids, value_set=details["recording_id"].combine_chunks()))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
     """An output folder at one moment."""
 
@@ -130,12 +133,21 @@ class View:
     """None until they have been read for the first time."""
     corrections: Corrections
     """What people said of segments; the texts have it."""
+    given: SpeakerNames
+    """Names of speakers, as people gave them."""
+    voices: SpeakerNames
+    """The same speakers across recordings; empty where they were not compared."""
     version: int
     """Higher with each change."""
     rows_read: int = 0
     """Of the texts, while they are read."""
     problem: str | None = None
     """Why the folder could not be refreshed."""
+
+    @cached_property
+    def names(self) -> SpeakerNames:
+        """Names of speakers: given, or of their voice."""
+        return with_voices(self.given, self.voices)
 
 
 class Library:
@@ -152,6 +164,8 @@ class Library:
             catalogue=read_catalogue(store),
             texts=None,
             corrections=Corrections(self._saved),
+            given=read_names(store),
+            voices=read_voices(store),
             version=0,
         )
         self._files = TextFiles()
@@ -194,6 +208,14 @@ class Library:
             self._correct(self._view, self._saved)
         return name
 
+    def name(self, uri: str, speaker: str, name: str, *, seen: str) -> str | None:
+        """Name a speaker as `name_speaker` does; the view has it when this returns."""
+        other = name_speaker(self.store, uri, speaker, name, seen=seen)
+        given = read_names(self.store)
+        with self._lock:
+            self._view = replace(self._view, given=given, version=self._view.version + 1)
+        return other
+
     def _correct(self, view: View, saved: Saved) -> None:
         # With the lock held.
         corrections, texts = Corrections(saved), view.texts
@@ -211,16 +233,30 @@ class Library:
                 catalogue = replace(catalogue, finished=finished)
             if names != self._names or texts is None:
                 texts = self._read_texts(catalogue)
-            saved = read_saved(self.store, known)
+            saved, given = read_saved(self.store, known), read_names(self.store)
+            voices = view.voices
+            if catalogue is not view.catalogue:  # only a finish makes others
+                voices = read_voices(self.store)
             with self._lock:
                 # What was saved here meanwhile need not be in the listing.
                 meanwhile = {n: each for n, each in self._saved.items() if n not in known}
                 saved = {**saved, **meanwhile}
                 changed = catalogue is not view.catalogue or texts is not view.texts
-                if changed or saved.keys() != self._saved.keys() or view.problem:
+                if self._view.given is not view.given:
+                    given = dict(self._view.given)  # named here while the file was read
+                changed |= (given, voices) != (self._view.given, self._view.voices)
+                changed |= saved.keys() != self._saved.keys()
+                if changed or view.problem:
                     # Together: the texts' owners are positions in this very catalogue.
                     self._saved = saved
-                    fresh = replace(self._view, catalogue=catalogue, texts=texts, problem=None)
+                    fresh = replace(
+                        self._view,
+                        catalogue=catalogue,
+                        texts=texts,
+                        given=given,
+                        voices=voices,
+                        problem=None,
+                    )
                     self._correct(fresh, saved)
             self._names = names
         except _ClosingError:
@@ -386,12 +422,12 @@ class Transcripts:
         return self._corrected(places, version, said)
 
     def turns(self, view: View, position: int) -> tuple[SpeakerTurn, ...]:
-        """Return who speaks when in a recording; nothing where speakers are not known."""
+        """Return who speaks when in a recording, as the run names them; nothing where unknown."""
         return self._turns(view.catalogue.row(position)["recording_id"], id(view.catalogue))
 
     def _read_turns(self, recording_id: str, catalogue: int) -> tuple[SpeakerTurn, ...]:
         # Another catalogue is read while a run continues: its turns may be others.
-        found = speakers_of(self._store, [recording_id]) or {}
+        found = read_turns(self._store, [recording_id]) or {}
         return tuple(found.get(recording_id, ()))
 
     def _correct(
@@ -423,7 +459,9 @@ class Transcripts:
         kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.edits]
         recording = Recording.of(view.catalogue.row(position), kept, model_of(self._store))
         turns = self.turns(view, position)
-        return recording.spoken_by(turns) if turns else recording
+        if not turns:
+            return recording
+        return recording.spoken_by(named(turns, recording.recording_id, view.names))
 
 
 def _windows(labels: pa.Table) -> pa.Table:

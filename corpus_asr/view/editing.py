@@ -1,4 +1,4 @@
-"""Corrections from the pages: what is asked for is checked, saved and shown.
+"""Corrections and names from the pages: what is asked for is checked, saved and shown.
 
 A segment is named by its key, so that nothing is written over one that has changed meanwhile. Who
 saves says which correction they saw: another one in between is shown before it is replaced.
@@ -6,7 +6,7 @@ saves says which correction they saw: another one in between is shown before it 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.html.formatting import visible
@@ -43,16 +43,49 @@ class Change:
     """A stale correction to forget, in place of all above."""
 
 
-def parse_change(body: Mapping[str, Any]) -> Change:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """A name that a page gives to a speaker."""
+
+    id: str
+    """Of the recording."""
+    speaker: str = ""
+    """As the run names them, such as S1."""
+    name: str = ""
+    """Empty: none again."""
+    seen: str = ""
+    """The name that is replaced, or empty."""
+
+
+C = TypeVar("C", Change, Naming)
+
+
+def parse_change(kind: type[C], body: Mapping[str, Any], *, doing: str) -> C:
     """Read a change; unknown names are ignored."""
-    values = {field.name: body[field.name] for field in fields(Change) if field.name in body}
+    values = {field.name: body[field.name] for field in fields(kind) if field.name in body}
     for name, value in values.items():
         expected = bool if name in ("checked", "withdraw") else str
         if not isinstance(value, expected):
-            raise ConfigError(f"saving a correction: found {name} {value!r:.50}, expected text")
+            raise ConfigError(f"{doing}: found {name} {value!r:.50}, expected text")
     if "id" not in values:
-        raise ConfigError("saving a correction: found no id, expected that of a recording")
-    return Change(**values)
+        raise ConfigError(f"{doing}: found no id, expected that of a recording")
+    return kind(**values)
+
+
+def save_name(library: Library, uri: str, naming: Naming) -> None:
+    """Save the name of a speaker.
+
+    Raises:
+        ConfigError: it cannot be saved.
+        ConflictError: somebody else gave another name.
+        FetchError: the output folder cannot be written to.
+    """
+    other = library.name(uri, naming.speaker, naming.name, seen=naming.seen)
+    if other is not None:
+        given = f"called {naming.speaker} “{other}”" if other else "took the name away"
+        raise ConflictError(
+            f"somebody else has {given} meanwhile; save again to replace that", seen=other
+        )
 
 
 def save_change(

@@ -43,7 +43,8 @@ _LOG = logging.getLogger(__name__)
 _PAGES = {"": "index.html", "recording": "recording.html"} | {
     name: name
     for name in ("style.css", "view.css", "page.js", "search.js", "facets.js", "player.js",
-                 "transcript.js", "waveform.js", "editor.js", "recording.js", "login.js")
+                 "transcript.js", "waveform.js", "editor.js", "speakers.js", "recording.js",
+                 "login.js")
 }  # fmt: skip
 # What the form for the password is made of; nothing of the run is in it.
 _OPEN_TO_ALL = {"style.css", "view.css", "page.js", "login.js", "session"}
@@ -118,6 +119,7 @@ class ViewServer:
                 web.get(prefix + "/hits.{kind:csv|json}", self._hits),
                 web.get(prefix + "/api/{name}", self._answer),
                 web.post(prefix + "/api/correct", self._correct),
+                web.post(prefix + "/api/name", self._name),
                 web.get(prefix + "/{name:[^/]*}", self._page),
             ]
         )
@@ -216,6 +218,10 @@ class ViewServer:
     async def _correct(self, request: web.Request) -> web.Response:
         body = await self._body(request)
         return _json(await asyncio.to_thread(self._answers.correct, body))
+
+    async def _name(self, request: web.Request) -> web.Response:
+        body = await self._body(request)
+        return _json(await asyncio.to_thread(self._answers.name, body))
 
     def _is_known(self, host: str) -> bool:
         # Another site can make its name point here (DNS rebinding), but not an address.

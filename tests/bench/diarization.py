@@ -19,7 +19,8 @@ import numpy as np
 
 from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.vad import DEFAULT_CRITERIA, SileroDetector
-from corpus_asr.speakers.clustering import SpeakerBounds, find_speakers
+from corpus_asr.speakers.clustering import Likeness, SpeakerBounds, find_speakers
+from corpus_asr.speakers.corpus_voices import find_voices
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import likeness_of, turns_of
 from corpus_asr.speakers.windows import SpeechWindows
@@ -50,13 +51,16 @@ class Conversations:
         self._rows = {name: speakers[name] for name in sorted(names)}
         self._reader = ClipReader(folder)
 
-    def __call__(self, seed: int, *, overlap: float) -> Conversation:
-        """Return the conversation of a seed: two to six speakers, 90 to 240 s."""
+    def __call__(self, seed: int, *, overlap: float, half: int | None = None) -> Conversation:
+        """Return the conversation of a seed: two to six speakers, 90 to 240 s.
+
+        With a half, 0 or 1, of that half of each speaker's clips.
+        """
         draw = np.random.default_rng(seed + 1000)
         names = [list(self._rows)[at] for at in draw.permutation(len(self._rows))[: 2 + seed % 5]]
         clips: dict[str, Sequence[Clip]] = {}
         for name in sorted(names):
-            rows = self._rows[name]
+            rows = self._rows[name] if half is None else self._rows[name][half::2]
             chosen = draw.permutation(len(rows))[:_MAX_CLIPS]
             clips[name] = [self._reader(rows[at]) for at in chosen]
         return conversation(clips, seconds=draw.uniform(*_SECONDS), overlap=overlap, seed=seed)
@@ -74,6 +78,46 @@ def windows_of(
         pad_s, start_s = DEFAULT_CRITERIA.pad_s, part.start_sample / SAMPLE_RATE_HZ
         found.append(embedder(part.samples, spans, pad_s=pad_s, start_s=start_s))
     return SpeechWindows.joined(found)
+
+
+def measure_voices(
+    conversations: Conversations, number: int, detector: SileroDetector, embedder: SpeakerEmbedder,
+    likeness: Likeness, thresholds: Sequence[float],
+) -> None:  # fmt: skip
+    """Print how many pairs of speakers of two conversations are rightly and wrongly one voice.
+
+    Every second conversation is of other clips of the same people, and only pairs of one of each
+    count: no sentence is in both. Who a found speaker is, most of their time says.
+    """
+    centroids, recordings, persons = [], [], []
+    for seed in range(number):
+        talk = conversations(seed, overlap=0.0, half=seed % 2)
+        windows = windows_of(talk.samples, detector, embedder)
+        found = find_speakers(windows.embeddings.astype(np.float32), likeness)
+        turns = turns_of(windows, found.labels, found.confidences)
+        for speaker, centroid in enumerate(found.voices):
+            said: dict[str, float] = dict.fromkeys(talk.speakers, 0.0)
+            for turn in turns:
+                if turn.speaker == str(speaker):
+                    for true in talk.turns:
+                        shared_s = min(turn.end_s, true.end_s) - max(turn.start_s, true.start_s)
+                        said[true.speaker] += max(0.0, shared_s)
+            persons.append(max(said, key=lambda name: said[name]))
+            recordings.append(seed)
+            centroids.append(centroid)
+    vectors = np.stack(centroids).astype(np.float16).astype(np.float32)  # as they are stored
+    seeds, who = np.array(recordings), np.array(persons)
+    apart = np.triu(seeds[:, None] % 2 != seeds % 2)
+    same = apart & (who[:, None] == who)
+    print(f"{len(who)} speakers, {len({*persons})} persons, {same.sum()} pairs of one person,")
+    print(f"{(apart & ~same).sum()} of two")
+    print("| above | voices | pairs joined rightly | wrongly |")
+    print("|--:|--:|--:|--:|")
+    for above in thresholds:
+        voices = find_voices(vectors, seeds, same_above=above)
+        joined = apart & (voices[:, None] == voices)
+        right, wrong = (joined & same).sum(), (joined & ~same).sum()
+        print(f"| {above:.2f} | {voices.max() + 1} | {right} | {wrong} |")
 
 
 def write(conversations: Conversations, folder: Path, number: int) -> None:
@@ -99,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--speakers", choices=("reported", "fitted"), default="reported")
     parser.add_argument("--conversations", type=int, default=50)
+    parser.add_argument("--voices", action="store_true", help="measure voices across recordings")
     parser.add_argument("--model", help="an ONNX network; default: the packaged one")
     parser.add_argument(
         "--write", type=Path, help="write WAV files and references for `corpus-asr evaluate` here"
@@ -107,11 +152,20 @@ def main() -> None:
     conversations = Conversations(
         Path(os.environ["CORPUS_ASR_TEST_DATA"]) / "train", options.speakers
     )
+    likeness = likeness_of(options.model)
+    if options.voices:
+        thresholds = [likeness.same_above]
+        if options.speakers == "fitted":
+            thresholds = np.arange(likeness.same_above - 0.1, 1.0, 0.01).tolist()
+        detector, embedder = SileroDetector(), SpeakerEmbedder(options.model)
+        measure_voices(
+            conversations, options.conversations, detector, embedder, likeness, thresholds
+        )
+        return
     if options.write is not None:
         write(conversations, options.write, options.conversations)
         return
     detector, embedder = SileroDetector(), SpeakerEmbedder(options.model)
-    likeness = likeness_of(options.model)
 
     def found(windows: SpeechWindows, _: Conversation) -> np.ndarray:
         return find_speakers(windows.embeddings.astype(np.float32), likeness).labels

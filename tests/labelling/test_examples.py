@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import DatasetSettings
-from corpus_asr.labelling.examples import Example, examples_of, joined, shards_of, split_of
+from corpus_asr.labelling.examples import Example, examples_of, joined, shards_of
 from corpus_asr.stages.cutting import ClipRange
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
@@ -28,6 +28,7 @@ def row(start_s: float, end_s: float, text: str = " word", **values: Any) -> dic
         "confidence": 0.9, "avg_logprob": -0.1, "no_speech_prob": 0.0, "compression_ratio": 1.0,
         "temperature": 0.0, "disagreement": None, "wer": None, "reference": None,
         "corrected": False,
+        "speaker": None,
         "dropped_by": None, "example_id": None,
     }  # fmt: skip
     return usual | values
@@ -133,8 +134,10 @@ def test_every_kept_segment_is_in_one_example_and_no_other_is_heard(
 MIB_PER_SECOND = 2 * SAMPLE_RATE_HZ / MEBIBYTE
 
 
-def recording(name: str, *seconds: int) -> tuple[dict[str, Any], list[Example]]:
-    row = {"recording_id": name, "uri": f"/{name}", "size_bytes": 1, "etag": "e"}
+def recording(
+    name: str, *seconds: int, split: str = "train"
+) -> tuple[dict[str, Any], list[Example]]:
+    row = {"recording_id": name, "uri": f"/{name}", "size_bytes": 1, "etag": "e", "split": split}
     examples = [
         Example(clip=ClipRange(channel=None, start_sample=0, end_sample=lasts * SAMPLE_RATE_HZ),
                 row={"example_id": f"{name}-{at}"})
@@ -148,8 +151,12 @@ def recording(name: str, *seconds: int) -> tuple[dict[str, Any], list[Example]]:
     st.integers(5, 60),
 )
 def test_nothing_is_lost_and_no_shard_is_too_large(lengths: list[list[int]], most_s: int) -> None:
-    recordings = [recording(f"r{at}", *each) for at, each in enumerate(lengths)]
-    chosen = settings(shard_mb=most_s * MIB_PER_SECOND, validation_fraction=0.3)
+    splits = {f"r{at}": ("train", "validation")[at % 2] for at in range(len(lengths))}
+    recordings = [
+        recording(name, *each, split=split)
+        for (name, split), each in zip(splits.items(), lengths, strict=True)
+    ]
+    chosen = settings(shard_mb=most_s * MIB_PER_SECOND)
     found = list(shards_of(recordings, chosen))
     names = [row["example_id"] for shard in found for cuts in shard.cuts for row in cuts.rows]
     assert sorted(names) == sorted(e.row["example_id"] for _, all_ in recordings for e in all_)
@@ -158,24 +165,12 @@ def test_nothing_is_lost_and_no_shard_is_too_large(lengths: list[list[int]], mos
         seconds = sum(each.end_sample - each.start_sample for each in ranges) / SAMPLE_RATE_HZ
         assert seconds <= most_s or len(ranges) == 1
         for cuts in shard.cuts:
-            assert split_of(cuts.rows[0]["example_id"].partition("-")[0], chosen) == shard.split
+            assert splits[cuts.rows[0]["example_id"].partition("-")[0]] == shard.split
     assert [shard.name for shard in shards_of(recordings, chosen)] == [s.name for s in found]
     assert max(Counter(shard.name for shard in found).values(), default=1) == 1
     for split in ("train", "validation"):
         numbers = sorted(shard.number for shard in found if shard.split == split)
         assert numbers == list(range(len(numbers)))
-
-
-def test_splits_are_drawn_by_share_and_only_move_to_where_there_is_more() -> None:
-    names = [f"recording {at}" for at in range(4000)]
-    some = settings(validation_fraction=0.1, test_fraction=0.05)
-    counts = Counter(split_of(name, some) for name in names)
-    assert 150 < counts["test"] < 250
-    assert 320 < counts["validation"] < 480
-    more = settings(validation_fraction=0.2, test_fraction=0.05)
-    for name in names:
-        before, after = split_of(name, some), split_of(name, more)
-        assert before == after or (before, after) == ("train", "validation")
 
 
 def test_other_content_is_another_digest() -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
+from corpus_asr.export.speaker_names import name_speaker
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.pipelines import driver as pipeline
@@ -25,6 +26,7 @@ from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.stages.cutting import CutRequest
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.training.utterances import read_utterances
 from tests.support.audio import decode, wav_bytes
 from tests.support.runs import (
@@ -32,6 +34,7 @@ from tests.support.runs import (
     Said,
     Transcribed,
     correct_segment,
+    says,
     seconds_heard,
     write_tones,
 )
@@ -140,6 +143,51 @@ def test_what_people_corrected_is_labelled_with_certainty_and_marked(
     label(plain)
     texts = [row["text"] for row in rows_of(tmp_path / "plain")]
     assert not any("home" in text for text in texts)
+
+
+def test_examples_have_speakers_and_nobody_is_in_two_splits(
+    decoded: Transcribed, tmp_path: Path
+) -> None:
+    store = OutputStore(decoded.config().output.uri)
+    by_speaker = {"split_by": "speaker", "validation_fraction": 0.5}
+    with pytest.raises(ConfigError, match="looked for no speakers, expected their turns"):
+        label(decoded.config(dataset=by_speaker))
+    with pytest.raises(ConfigError, match="found speakers: none, expected a run that looks"):
+        run(decoded.config(dataset=by_speaker), local=True, progress=None)
+    talk, other = decoded.uri("a talk.wav"), decoded.uri("b.wav")
+    says(store, talk, (0.0, 5.0, "S1"), (5.0, 12.0, "S2"))
+    says(store, other, (1.0, 3.0, "S1"))
+    says(store, decoded.uri("quiet.wav"))
+    label(decoded.config(selection=SURE, dataset=WHOLE_SECONDS | by_speaker))
+    rows = {
+        row["text"]: (row["speaker"], split)
+        for split in ("train", "validation")
+        for row in rows_of(tmp_path / "set", split)
+    }
+    names = [f"{recording_id(talk)}-S1", f"{recording_id(talk)}-S2", f"{recording_id(other)}-S1"]
+    assert sorted(speaker for speaker, _ in rows.values()) == sorted(names)
+    assert {split for _, split in rows.values()} == {"train", "validation"}
+    assert rows["The old ship."][1] == rows["Nobody saw her lights. Until quite late."][1]
+    # The same person in both, by name: the recordings cannot be put apart any more.
+    for uri in (talk, other):
+        name_speaker(store, uri, "S1", "Anna", seen="")
+    with pytest.raises(ConfigError, match=r"found 1 group of recordings .*\(Anna in 2, "):
+        label(decoded.config(to="named", dataset=by_speaker))
+    name_speaker(store, other, "S1", "Cem", seen="Anna")
+    label(decoded.config(to="named", selection=SURE, dataset=WHOLE_SECONDS | by_speaker))
+    found = {
+        row["text"].strip(): (row["speaker"], row["split"])
+        for row in selection_of(tmp_path / "named")
+    }
+    assert found["The old ship."] == ("Anna", "train")
+    assert found["Until quite late."] == (names[1], "train")
+    assert found["Go."] == ("Cem", "validation")
+    name_speaker(store, talk, "S2", "Ben", seen="")
+    windows = {"validation_fraction": 0, "max_pause_s": 30}
+    label(decoded.config(to="several", dataset=WHOLE_SECONDS | windows))
+    assert {row["text"].split()[0]: row["speaker"] for row in rows_of(tmp_path / "several")} == {
+        "The": None, "Go.": "Cem"
+    }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -110,11 +110,11 @@ def test_a_second_finish_has_nothing_to_merge(memory: str) -> None:
     names = [f"r{index:02d}" for index in range(12)]
     for seed, name in enumerate(names):
         commit(store, results(part(name, 0, texts=[random.Random(seed).randbytes(100_000).hex()])))
-    done(store, files(*names), target_mb=0.5)
+    done(store, files(*names), target_mb=0.75)
     merged = store.sizes("segments")
-    assert 3 <= len(merged) <= 6
-    assert all(0.25 * MEBIBYTE < size <= 0.5 * MEBIBYTE for size in merged.values())
-    done(store, files(*names), target_mb=0.5)
+    assert 2 <= len(merged) <= 6
+    assert all(0.375 * MEBIBYTE < size <= 0.75 * MEBIBYTE for size in merged.values())
+    done(store, files(*names), target_mb=0.75)
     assert store.sizes("segments") == merged
 
 

@@ -252,6 +252,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on this machine, with an empty local cache."""
     download = huggingface_hub.snapshot_download
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    # Clients before 1.0 keep the session that a test without a network made.
+    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
     with serving(_HubHandler, Hub) as hub:
 
         def from_here(name: str, **options: Any) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from tests.support.device_streams import Clock, Stream
 from tests.support.device_tensors import (
@@ -26,6 +25,7 @@ from tests.support.device_tensors import (
     as_gpu,
     gpu_now,
     spoil,
+    tree_leaves,
     written_by,
 )
 

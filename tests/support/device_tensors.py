@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.support.device_streams import Clock, Stored, Streams
 
@@ -267,6 +266,26 @@ def _here() -> tuple[str, tuple[str, ...]]:
     return place, tuple(trace[:6])
 
 
+def tree_map(function: Callable[[Any], Any], value: Any) -> Any:
+    """As torch's of this name, of the containers that operations take, in a tenth of the time."""
+    if isinstance(value, tuple | list):
+        return type(value)([tree_map(function, one) for one in value])
+    if isinstance(value, dict):
+        return {key: tree_map(function, one) for key, one in value.items()}
+    return function(value)
+
+
+def tree_leaves(value: Any) -> Iterator[Any]:
+    """As torch's of this name, see `tree_map`."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for one in value:
+            yield from tree_leaves(one)
+    else:
+        yield value
+
+
 class DeviceTensor(Tensor):
     """Says that it is on a GPU, and holds a tensor of the CPU."""
 
@@ -436,13 +455,12 @@ class Host(TorchFunctionMode):
             return _make(func, args, kwargs)
         if name == "scaled_dot_product_attention" and isinstance(args[0], DeviceTensor):
             return run_as_one(func, "sdpa", args, kwargs)
-        if args and isinstance(args[0], Tensor):
-            handler = _HANDLERS.get(name)
-            ours = any(isinstance(leaf, DeviceTensor) for leaf in tree_leaves((args, kwargs)))
-            if handler is not None and (ours or name in _OF_THE_HOST):
-                found = handler(func, name, args, kwargs)
-                if found is not NotImplemented:
-                    return found
+        handler = _HANDLERS.get(name)
+        meant = handler is not None and args and isinstance(args[0], Tensor)
+        if handler and meant and (name in _OF_THE_HOST or _ours(args, kwargs)):
+            found = handler(func, name, args, kwargs)
+            if found is not NotImplemented:
+                return found
         return func(*args, **kwargs)
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from corpus_asr.decoding.device import CudaRecorder
+from tests.support.device_tensors import tree_leaves
 
 _READS = ("tolist", "item", "numpy", "cpu", "nonzero", "masked_select", "unique", "is_nonzero")
 _CASTS = ("__bool__", "__int__", "__float__", "__index__", "__contains__")

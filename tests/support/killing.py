@@ -32,6 +32,7 @@ from corpus_asr.pipelines import driver
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.voices import read_voices
 from tests.support.engines import ScriptedEngine, script, scripted_engine, scripted_job
 from tests.support.tables import rows_of, with_section
 
@@ -191,7 +192,7 @@ def killable_job(
         source={"uri": str(corpus)},
         extract={"pack_mb": 0.001, "workers": 1},
         output={"max_failed_fraction": 1.0} | target,
-        speakers="auto",
+        speakers="corpus",
     )
     (Path(config.model.checkpoint) / "model.safetensors").touch()
     return KillableJob(config, folder / "job", ray=ray, environment=environment or {})
@@ -213,6 +214,7 @@ def tables_in_peace(job: KillableJob, folder: Path) -> dict[str, list[dict[str, 
     assert {row["status"] for row in tables["outcomes"]} == {"ok", "no_speech", "failed"}
     assert len(tables["speakers"]) == len(tables["recordings"])
     assert {turn.speaker for row in tables["speakers"] for turn in row["turns"]} == {"S1", "S2"}
+    assert {row["voice"] for row in tables["voices"]} == {"V1", "V2"}
     return tables
 
 
@@ -310,6 +312,8 @@ def tables_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
         )
     turns = read_turns(store) or {}
     tables["speakers"] = [{"recording_id": each, "turns": turns[each]} for each in sorted(turns)]
+    voices = read_voices(store)
+    tables["voices"] = [{"speaker": each, "voice": voices[each]} for each in sorted(voices)]
     return tables
 
 

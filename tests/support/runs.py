@@ -10,12 +10,14 @@ import numpy as np
 
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.export.recordings import read_index
+from corpus_asr.segments import SpeakerTurn
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.corrections import correct, save_correction
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.storage.stores.uri import recording_id
@@ -257,3 +259,13 @@ def finished(store: OutputStore, *names: str) -> None:
     run = Run(run_id="run", fingerprint="f-r", started_at=started, continues=False)
     listing = [files(*names)]
     finish_run(store, run, config, model_revision="r", listing=listing, num_listed=len(names))
+
+
+def says(store: OutputStore, uri: str, *turns: tuple[float, float, str]) -> None:
+    """Write who speaks when in a recording, given start, end and speaker of each turn."""
+    voices = RecordingVoices(recording_id=recording_id(uri), uri=uri, made_of="test")
+    own = [
+        SpeakerTurn(start_s=start_s, end_s=end_s, speaker=speaker, confidence=1.0)
+        for start_s, end_s, speaker in turns
+    ]
+    write_turns(store, [turn_rows(voices, own)])

@@ -1,6 +1,6 @@
-"""The run-time check of annotations that is put on every function of the package in tests.
+"""The run-time check of shapes that is put on functions of the package in tests.
 
-A function or dataclass initialiser of the package goes in; the same comes out, checking shapes,
+A function or dataclass initialiser that names axes goes in; the same comes out, checking shapes,
 dtypes and types at each call. Knows nothing of what it does, and production never sees it.
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -30,18 +31,23 @@ _jaxtyped: Any = jaxtyping.jaxtyped
 _test = 0
 
 
-def check_every_function(package: str) -> None:
-    """Check the annotations of all that is imported from `package` from now on.
+def check_shapes(package: str) -> None:
+    """Check the annotations of functions that name axes, of all that is imported from now on.
 
-    jaxtyping's hook puts its decorator on every function, and that compares the sizes of a call's
-    axes at the cost of some 7 microseconds a call. A function that names no axis is given to
-    beartype alone, which costs 0.3: ten tests of tokenizers alone make 1.7 million calls. One that
-    names some is checked at its first calls in each test and now and then after these.
+    jaxtyping compares the sizes of a call's axes at the cost of some 7 microseconds: a function is
+    checked at its first calls in each test and now and then after these. Types alone are mypy's.
     """
     for name in array_types.__all__:
         setattr(array_types, name, getattr(jaxtyping, name))
     jaxtyping.jaxtyped = _checked  # type: ignore[assignment]
-    jaxtyping.install_import_hook(package, f"{__name__}.{check.__name__}")
+    # The hook compiles modules anew in each process: no others than those with such functions.
+    root = Path(array_types.__file__).parent
+    modules = [
+        ".".join((package, *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+        for path in root.rglob("*.py")
+        if "array_types" in path.read_text(encoding="utf-8")
+    ]
+    jaxtyping.install_import_hook(modules, f"{__name__}.{check.__name__}")
 
 
 def begin_test() -> None:
@@ -69,11 +75,10 @@ def _checked(decorated: Any = None, *, typechecker: Any) -> Any:
     if decorated is None:
         return lambda later: _checked(later, typechecker=typechecker)
     if isinstance(decorated, FunctionType) and not _names_axes(decorated):
-        return check(decorated)
+        return decorated
     if isinstance(decorated, type) and dataclasses.is_dataclass(decorated):
         initialiser = vars(decorated).get("__init__")
         if isinstance(initialiser, FunctionType) and not _names_axes(initialiser):
-            decorated.__init__ = check(initialiser)  # type: ignore[method-assign]
             return decorated
     checked = _jaxtyped(decorated, typechecker=typechecker)
     return _at_first(decorated, checked) if isinstance(decorated, FunctionType) else checked

@@ -142,9 +142,10 @@ def test_scripts_send_the_password_with_each_request(server: ViewServer) -> None
         assert fetch(server.url + "api/run", Authorization=header).status == 401
 
 
+@pytest.mark.parametrize("what", ["api/correct", "api/name"])
 @pytest.mark.parametrize("password", [None, PASSWORD], ids=["token", "password"])
 def test_only_pages_of_this_server_may_change_something(
-    run: OutputStore, password: str | None
+    run: OutputStore, password: str | None, what: str
 ) -> None:
     with serving(run, password=password) as server:
         session: dict[str, Any] = {"Cookie": cookie_of(log_in(server))} if password else {}
@@ -156,20 +157,20 @@ def test_only_pages_of_this_server_may_change_something(
             {"Sec_Fetch_Site": "same-site"}, {"X_Corpus_ASR": "0"}, {"Content_Type": "text/plain"},
             {"Content_Type": "application/x-www-form-urlencoded"},
         ):  # fmt: skip
-            refused = sent(server.url, "api/correct", body, **session, **headers)
+            refused = sent(server.url, what, body, **session, **headers)
             assert refused.status == 403, headers
         for headers in ({}, {"Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}):
-            asked = sent(server.url, "api/correct", body, **session, **headers)
+            asked = sent(server.url, what, body, **session, **headers)
             assert (asked.status, b"has no recording" in asked.body) == (404, True)
-        assert sent(server.url, "api/correct", body, **session, Host="evil.example").status == 403
+        assert sent(server.url, what, body, **session, Host="evil.example").status == 403
         for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
-            assert fetch(server.url + "api/correct", method=method, **session).status == 405
+            assert fetch(server.url + what, method=method, **session).status == 405
         assert sent(server.url, "api/run", body, **session).status == 405
         for data in (b"", b"{", b"[]", b"1"):
-            found = fetch(server.url + "api/correct", method="POST", body=data, **session,
+            found = fetch(server.url + what, method="POST", body=data, **session,
                           Content_Type="application/json", X_Corpus_ASR="1")  # fmt: skip
             assert (found.status, b"no JSON object" in found.body) == (400, True), data
-        huge = sent(server.url, "api/correct", {"id": "x", "text": "a" * 100_000}, **session)
+        huge = sent(server.url, what, {"id": "x", "text": "a" * 100_000}, **session)
         assert huge.status == 413
 
 

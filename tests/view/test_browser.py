@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from corpus_asr.export.speaker_names import read_names
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer
 from tests.support.audio import tone, video_bytes, wav_bytes
 from tests.support.pages import Chromium, Page, chromium_path
-from tests.support.runs import of_file, passage, run_of, spoken
+from tests.support.runs import of_file, passage, run_of, says, spoken
 from tests.view.conftest import HOSTILE_TEXT, PASSAGES, Shown, serving
 
 pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
@@ -162,6 +163,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ViewServer
         spoken(str(other), passage(0, "stiller Friede", language="de"), language="de",
                **of_file(other)),
     )  # fmt: skip
+    says(store, str(talk), (0.0, 6.0, "S1"), (6.0, 10.0, "S2"), (14.0, 20.0, "S1"))
     with serving(store, password=PASSWORD) as server:
         yield server, store
 
@@ -322,6 +324,37 @@ def test_a_person_corrects_a_segment_and_another_window_sees_it(
     assert len(complaints) == 1  # of the answer that said so
     assert "409" in complaints[0]
     other.close()
+
+
+def test_a_person_names_a_speaker_and_sees_it_everywhere(
+    inside: Page, shelf: tuple[ViewServer, OutputStore]
+) -> None:
+    inside.go(talk_url(inside))
+    inside.wait_for("document.querySelectorAll('.segment').length === 6")
+    shown = (
+        "['.segment .speaker', '.voices .who', '.lane .turn'].map((which) =>"
+        "[...document.querySelectorAll(which)].map((one) => one.innerText || one.title).join())"
+    )
+    turns = "{0} 0:00,{1} 0:06,{0} 0:14"
+    assert inside.value(shown) == [
+        "S1,S1,S1,S2,S2,S1", "S1 75%,S2 25%", turns.format("S1", "S2")
+    ]  # fmt: skip
+    inside.click('[data-at="4"] .speaker')
+    assert inside.value("document.getElementById('naming-title').innerText") == "Who is S2?"
+    inside.type("<b>Anna")
+    inside.press("Enter")
+    inside.wait_for("!document.getElementById('naming').open")
+    assert inside.value(shown) == [
+        "S1,S1,S1,<b>Anna,<b>Anna,S1", "S1 75%,<b>Anna 25%", turns.format("S1", "<b>Anna")
+    ]  # fmt: skip
+    color = "getComputedStyle(document.querySelector('[data-at=\"{}\"]')).borderLeftColor"
+    one, same, other = (inside.value(color.format(at)) for at in (1, 2, 4))
+    assert (one == same, one == other) == (True, False)
+    # In the lane's list, too; escape leaves the name as it is.
+    inside.click(".voices .who")
+    inside.type("Ben")
+    inside.press("Escape")
+    assert [*read_names(shelf[1]).values()] == ["<b>Anna"]
 
 
 def test_nothing_of_the_shelf_is_wider_than_the_window(

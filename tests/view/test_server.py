@@ -13,18 +13,11 @@ import pytest
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
-from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
-from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.query import MAX_QUERY_CHARS
 from corpus_asr.view.server import _PAGES
 from corpus_asr.view.sound import Sounds
 from tests.support.pages import asked, fetch
-from tests.support.runs import passage, run_of, spoken
-from tests.view.conftest import PASSAGES, SECONDS, Shown, serving
-
-A_WAV = recording_id("/a.wav")
-VOICES = RecordingVoices(recording_id=A_WAV, uri="/a.wav", made_of="test")
+from tests.view.conftest import PASSAGES, SECONDS, Shown
 
 
 def answer(shown: Shown, what: str, /, **parameters: Any) -> Any:
@@ -246,31 +239,3 @@ def test_sound_that_ends_early_ends_its_connection(
     monkeypatch.setattr(Sounds, "_source_bytes", broken)
     with pytest.raises(http.client.IncompleteRead):
         fetch(asked(shown.url, "audio", id=shown.id("plain.wav")))
-
-
-def test_speakers_are_shown_with_their_turns_and_shares(tmp_path: Path) -> None:
-    store = run_of(tmp_path / "output", spoken("/a.wav", passage(0, "one"), passage(1, "two")))
-    with serving(store) as server:
-        nobody = json.loads(fetch(asked(server.url, "api/recording", id=A_WAV)).body)
-        assert (nobody["speakers"], nobody["turns"]) == ([], [])
-        segments = json.loads(fetch(asked(server.url, "api/segments", id=A_WAV)).body)["segments"]
-        assert [each["speaker"] for each in segments] == [None, None]
-    first, second = (each["start_s"] for each in segments)
-    turns = [
-        SpeakerTurn(start_s=first, end_s=first + 1.5, speaker="S1", confidence=1.0),
-        SpeakerTurn(start_s=second, end_s=second + 0.5, speaker="S2", confidence=1.0),
-    ]
-    write_turns(store, [turn_rows(VOICES, turns)])
-    store.write_bytes("speakers.csv", "uri,speaker,name\n/a.wav,S2,\u202eAnna\n".encode())
-    with serving(store) as server:
-        shown = json.loads(fetch(asked(server.url, "api/recording", id=A_WAV)).body)
-        named = [each["name"] for each in shown["speakers"]]
-        assert [named[0], named[1][-4:]] == ["S1", "Anna"]
-        assert "\u202e" not in named[1]  # it would turn around what follows
-        assert [each["share"] for each in shown["speakers"]] == [0.75, 0.25]
-        assert shown["turns"] == [[first, first + 1.5, 0], [second, second + 0.5, 1]]
-        segments = json.loads(fetch(asked(server.url, "api/segments", id=A_WAV)).body)["segments"]
-        assert [each["speaker"] for each in segments] == named
-        saved = fetch(asked(server.url, "saved", id=A_WAV, format="txt")).body.decode()
-        assert saved.startswith("[S1] ")
-        assert "Anna] " in saved

@@ -142,14 +142,19 @@ def correct(
         **{name: segment[name] for name in ("channel", "start_s", "end_s")},
         original=original,
         original_hash=hash_of(original),
-        text=_plain("the corrected text", text, MAX_TEXT_CHARS),
+        text=plain_text("the corrected text", text, MAX_TEXT_CHARS),
         checked=checked,
-        name=_plain("the name", name, MAX_NAME_CHARS),
+        name=plain_text("the name", name, MAX_NAME_CHARS),
         saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
-def _plain(what: str, text: str, max_chars: int) -> str:
+def plain_text(what: str, text: str, max_chars: int) -> str:
+    """Return text that a person entered, with single spaces.
+
+    Raises:
+        ConfigError: it is too long, or has characters that are no text.
+    """
     if len(text) > max_chars:
         raise ConfigError(
             f"saving {what}: found {len(text):,} characters, expected {max_chars:,} at most; "

@@ -36,6 +36,7 @@ from corpus_asr.storage.run_state.tables import (
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
     SUFFIX,
+    VOICES_FOLDER,
     OutputStore,
     part_rows_named,
     projected,
@@ -499,7 +500,13 @@ def remove_leftovers(store: OutputStore) -> None:
     leftovers = {outcomes[name] for name in store.missing(outcomes)}
     leftovers |= {*store.late_tables()} | {
         name
-        for folder in (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER)
+        for folder in (
+            OUTCOMES_FOLDER,
+            *PART_ROWS_FOLDERS,
+            RECORDINGS_FOLDER,
+            SPEAKERS_FOLDER,
+            VOICES_FOLDER,
+        )
         for name in store.all_names(folder)
         if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
     }

@@ -23,6 +23,7 @@ from corpus_asr.storage.run_state.tables import (
     PART_ROWS_FOLDERS,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
+    VOICES_FOLDER,
     OutputStore,
 )
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
@@ -362,7 +363,7 @@ _ARCHIVED_NAMES = (
     RUN_NAME, REPORT_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
     CONFIG_NAME, FINGERPRINT_NAME,
 )  # fmt: skip
-_TABLES = (RECORDINGS_FOLDER, SPEAKERS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
+_TABLES = (RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {

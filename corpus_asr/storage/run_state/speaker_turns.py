@@ -9,8 +9,7 @@ two objects hold, after a finish that was killed, the newest counts.
 import hashlib
 import json
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,6 +36,7 @@ MAX_OBJECTS = 8
 _LOG = logging.getLogger(__name__)
 _VERSION = ("part", "run_id", "status", "etag", "size_bytes")
 _LIGHT = ("recording_id", "last_part", *_VERSION)
+_TURN = ("recording_id", "channel", "start_s", "end_s", "speaker", "confidence")
 _VOICES = ("recording_id", "uri", "part", "channel", "voice_spans", "voices")
 
 
@@ -144,16 +144,29 @@ def _made(store: OutputStore) -> dict[str, str]:
     return made
 
 
-def turn_rows(recording: RecordingVoices, turns: Iterable[SpeakerTurn]) -> list[dict[str, Any]]:
-    """Return the rows of a recording's turns; one without a speaker says that it has none."""
+def turn_rows(
+    recording: RecordingVoices,
+    turns: Iterable[SpeakerTurn],
+    embeddings: Mapping[str, Sequence[float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of a recording's turns; one without a speaker says that it has none.
+
+    The first turn of a speaker has the mean embedding.
+    """
+    left = dict(embeddings or {})
     identity = {name: getattr(recording, name) for name in ("recording_id", "uri", "made_of")}
     rows = [
         identity
         | {"channel": turn.channel, "start_s": turn.start_s, "end_s": turn.end_s,
-           "speaker": turn.speaker, "confidence": turn.confidence}
+           "speaker": turn.speaker, "confidence": turn.confidence,
+           "embedding": _stored(left.pop(turn.speaker, None))}
         for turn in turns
     ]  # fmt: skip
     return rows or [identity]
+
+
+def _stored(embedding: Sequence[float] | None) -> bytes | None:
+    return None if embedding is None else np.array(embedding, dtype="<f2").tobytes()
 
 
 def write_turns(store: OutputStore, rows: Iterable[list[dict[str, Any]]]) -> int:
@@ -206,21 +219,38 @@ def tidy_turns(store: OutputStore, recording_ids: Iterable[str]) -> None:
     store.remove_all(rewritten)
 
 
-def count_speakers(store: OutputStore) -> dict[int, int]:
-    """Return how many recordings have how many speakers; empty where none were looked for.
+SPEAKING = pa.schema(
+    [("recording_id", pa.string()), ("speakers", pa.int64()),
+     ("speech_s", pa.float64()), ("most_s", pa.float64())]
+)  # fmt: skip
+"""How many speak in each recording, how long all do, and the one who speaks most."""
+_SPANS = ("recording_id", "speaker", "start_s", "end_s")
 
-    Identities of recordings alone are in memory.
+
+def speaking_times(store: OutputStore) -> pa.Table | None:
+    """Return a row of `SPEAKING` per recording; None where speakers were not looked for.
+
+    Turns of one object at a time are in memory, and some 50 bytes of every recording.
     """
-    number_of: dict[str, int] = {}
-    for name in store.names(SPEAKERS_FOLDER):
-        rows = store.read_table(name, projected(SPEAKERS, ("recording_id", "speaker")))
-        found = rows.group_by("recording_id").aggregate([("speaker", "count_distinct")])
-        number_of |= zip(
-            found["recording_id"].to_pylist(),
-            found["speaker_count_distinct"].to_pylist(),
-            strict=True,
+    tables = []
+    for at, name in enumerate(store.names(SPEAKERS_FOLDER)):  # in order of time
+        turns = store.read_table(name, projected(SPEAKERS, _SPANS))
+        turns = turns.append_column("s", pc.subtract(turns["end_s"], turns["start_s"]))
+        said = turns.group_by(["recording_id", "speaker"]).aggregate([("s", "sum")])
+        own = said.group_by("recording_id").aggregate(
+            [("speaker", "count"), ("s_sum", "sum"), ("s_sum", "max")]
         )
-    return dict(sorted(Counter(number_of.values()).items()))
+        own = own.select(["recording_id", "speaker_count", "s_sum_sum", "s_sum_max"])
+        own = own.rename_columns(SPEAKING.names).cast(SPEAKING)
+        tables.append(own.append_column("object", pa.repeat(at, own.num_rows)))
+    if not tables:
+        return None
+    # Of a recording in two objects the newest counts.
+    rows = pa.concat_tables(tables)
+    newest = rows.group_by("recording_id").aggregate([("object", "max")])
+    places = pc.index_in(rows["recording_id"], newest["recording_id"].combine_chunks())
+    current = pc.equal(rows["object"], newest["object_max"].take(places))
+    return rows.filter(current).drop_columns(["object"])
 
 
 def read_turns(
@@ -232,8 +262,9 @@ def read_turns(
         return None
     only = None if recording_ids is None else pa.array([*recording_ids], pa.string())
     turns: dict[str, list[SpeakerTurn]] = {}
+    schema = projected(SPEAKERS, _TURN)
     for name in names:  # in order of time
-        table = store.read_table(name, SPEAKERS)
+        table = store.read_table(name, schema)
         if only is not None:
             table = table.filter(pc.is_in(table["recording_id"], value_set=only))
         turns |= {each: [] for each in table["recording_id"].unique().to_pylist()}

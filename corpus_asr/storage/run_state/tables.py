@@ -49,6 +49,7 @@ from corpus_asr.storage.stores.uri import normalize, public, public_text, redact
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
 SPEAKERS_FOLDER = "speakers"
+VOICES_FOLDER = "voices"
 SUFFIX = ".parquet"
 CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
@@ -308,7 +309,7 @@ TAKEN_OVER_NAME: Final = "_run/taken_over.json"
 were under way, do not count."""
 TABLES_NAME: Final = "_run/tables.json"
 """Tables that the last finish left: listings that lag behind do not show them to the next run."""
-_TABLES_OF_RUNS = (OUTCOMES_FOLDER, RECORDINGS_FOLDER, SPEAKERS_FOLDER)
+_TABLES_OF_RUNS = (OUTCOMES_FOLDER, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER)
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
 

@@ -2,8 +2,9 @@
 // also stands in the address behind the #.
 
 import { Editor } from "./editor.js";
-import { STATES, ask, byId, clock, counted, element, inField, language, long, percent, send, voice } from "./page.js";
+import { STATES, ask, byId, clock, counted, element, inField, language, long, send } from "./page.js";
 import { Player } from "./player.js";
+import { Speakers } from "./speakers.js";
 import { Transcript } from "./transcript.js";
 import { Waveform } from "./waveform.js";
 
@@ -15,6 +16,7 @@ let info = null;
 let transcript = null;
 let editor = null;
 let waveform = null;
+let speakers = null;
 let at = 0; // the moment that was last gone to, or is heard
 let hits = { query: "", starts: [], total: 0, pages: 0, index: -1 };
 
@@ -62,27 +64,6 @@ function heard(time) {
   const { top, bottom } = shown.getBoundingClientRect();
   const floor = byId("player").getBoundingClientRect().top;
   if (top < innerHeight * 0.1 || bottom > floor - innerHeight * 0.1) transcript.reveal(time, { smooth: true });
-}
-
-// Who speaks when, along the whole recording, and how much.
-function showTurns({ speakers, turns, duration_s }, above) {
-  if (!speakers.length) return;
-  const names = speakers.map(({ name, share }, number) => element("span", { className: `who ${voice(number)}` }, `${name} ${percent(share)}`));
-  const lane = element("div", { className: "lane" });
-  lane.setAttribute("role", "img");
-  lane.setAttribute("aria-label", `Turns of ${counted(speakers.length, "speaker")}`);
-  for (const [start_s, end_s, number] of turns) {
-    const turn = element("span", { className: `turn ${voice(number)}`, title: `${speakers[number].name} ${clock(start_s)}` });
-    turn.style.left = `${(100 * start_s) / duration_s}%`;
-    turn.style.width = `${(100 * (end_s - start_s)) / duration_s}%`;
-    turn.addEventListener("click", (event) => {
-      event.stopPropagation(); // what is below goes where the pointer is
-      go(start_s);
-    });
-    lane.append(turn);
-  }
-  above.slider.prepend(lane);
-  above.box.before(element("p", { className: "voices small" }, ...names));
 }
 
 // While playing, more often than browsers tell of their own accord.
@@ -189,6 +170,7 @@ function describeStale() {
 // What others have saved meanwhile, in other windows or through other servers.
 async function update() {
   const told = await ask("recording", { id });
+  speakers.update(told.speakers);
   byId("news").hidden = told.segments === info.segments && told.state === info.state;
   if (told.edition !== info.edition) {
     info.edition = told.edition;
@@ -311,12 +293,13 @@ try {
   info = await ask("recording", { id });
   describe();
   const pick = (time) => go(time, { play: true, reveal: false }).then(() => following(true));
-  transcript = new Transcript(byId("transcript"), info, { onPick: pick, onEdit: info.editable ? (segment) => editor.edit(segment) : null });
+  speakers = new Speakers(info, id, { onGo: go, onPlay: (time) => go(time, { play: true }), onNamed: () => transcript.rename() });
+  transcript = new Transcript(byId("transcript"), info, { speakers, onPick: pick, onEdit: info.editable ? (segment) => editor.edit(segment) : null });
   editor = new Editor(transcript, id, { onPlay: pick, onSaved: ({ edition }) => (info.edition = edition) });
   if (info.duration_s) {
     waveform = new Waveform(id, info.duration_s, { onSeek: (time) => go(time) });
     picture.replaceChildren(waveform.box);
-    showTurns(info, waveform);
+    speakers.above(waveform);
   }
   describeStale();
   const query = new URLSearchParams(location.search).get("q") ?? "";

@@ -1,16 +1,17 @@
 // The segments of a recording. Only blocks near what is seen are in the page, so that a day of
 // speech scrolls like a minute; the others hold their place.
 
-import { aboutCorrection, ask, clock, correctionBadge, element, pieces, voice } from "./page.js";
+import { aboutCorrection, ask, clock, correctionBadge, element, pieces } from "./page.js";
 
 const NEAR = "1500px";
 const KEPT_BLOCKS = 12;
 const SEGMENT_PX = 88; // a guess, until a block has been seen
 
 export class Transcript {
-  constructor(root, info, { onPick, onEdit = null }) {
+  constructor(root, info, { speakers, onPick, onEdit = null }) {
     this.root = root;
     this.info = info;
+    this.speakers = speakers;
     this.onPick = onPick;
     this.onEdit = onEdit;
     this.query = "";
@@ -140,13 +141,29 @@ export class Transcript {
     }
     const who = told.channel === null ? null : element("span", { className: "who small" }, `channel ${told.channel}`);
     if (who) who.classList.add(told.channel % 2 ? "second" : "first");
-    const voiced = this.info.speakers.findIndex(({ name }) => name === told.speaker);
-    const speaker = voiced < 0 ? null : element("span", { className: `who small ${voice(voiced)}` }, told.speaker);
-    const made = element("div", { className: "segment" }, element("div", { className: "side small" }, time, who, speaker), text, sure);
+    const made = element("div", { className: "segment" }, element("div", { className: "side small" }, time, who), text, sure);
+    this.voiced(made, told);
     made.classList.toggle("corrected", Boolean(said));
     made.dataset.block = block;
     made.dataset.at = at;
     return { start_s: told.start_s, end_s: told.end_s, words, element: made, told, text };
+  }
+
+  // Say who speaks a segment, in the color of their turns.
+  voiced(made, { speaker }) {
+    const number = this.speakers.number(speaker);
+    if (number < 0) return;
+    made.className = `${[...made.classList].filter((name) => !name.startsWith("voice")).join(" ")} ${this.speakers.color(number)}`;
+    const badge = this.speakers.badge(number);
+    badge.classList.add("speaker");
+    const old = made.querySelector(".speaker");
+    if (old) old.replaceWith(badge);
+    else made.querySelector(".side").append(badge);
+  }
+
+  // Speakers have other names than before.
+  rename() {
+    for (const { element: made, told } of this.blocks.flatMap((block) => block.segments ?? [])) this.voiced(made, told);
   }
 
   // Put what the server says of a segment now in its place.
