@@ -127,7 +127,10 @@ def _inputs(
 ) -> "tuple[Inputs, Mapping[str, str]]":
     """Return the recordings and the text of each by its name; what has none is a problem."""
     if text is None:
-        of_uri = _manifest_texts(audio)
+        from corpus_asr.storage.stores.uri import escaped_path
+
+        # By the names of inputs, which are escaped.
+        of_uri = {escaped_path(uri): said for uri, said in _manifest_texts(audio).items()}
         inputs = checked_inputs([*of_uri], layout, to_folder=to_folder, quiet=quiet)
         return inputs, {each.name: of_uri[each.name] for each in inputs.found}
     if audio == text == _STDIN:
