@@ -89,6 +89,7 @@ def main() -> None:
     whole = joined(clips)
     rate: dict[str, Any] = {"sampling_rate": SAMPLE_RATE_HZ}
     parts: dict[str, Any] = {"part_s": PART_S}
+    ways: tuple[tuple[str, list[Reference], dict[str, Any]], ...]
     ways = (("clips", clips, {}), ("joined", [whole], {}), ("joined, in parts", [whole], parts))
     print(f"{options.model}: {len(whole.words)} words, {len(whole.samples) / SAMPLE_RATE_HZ:.0f} s")
     print("| recording | words of | timed | median error | 90 % below | median, signed | missing |")

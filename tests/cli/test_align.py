@@ -45,6 +45,7 @@ def test_a_text_is_printed_with_times_and_what_is_missing_is_reported() -> None:
 
 
 def test_every_format_is_written_once_and_kept(here: Path) -> None:
+    wanted: list[str | Path]
     wanted = [INAUGURAL.path, "speech.txt", "-o", here / "out", "-f", ",".join(AS_FILES)]
     assert call(*wanted).exit_code == 0
     out = {path.name.partition(".")[2]: path for path in (here / "out").iterdir()}
@@ -102,6 +103,14 @@ def test_a_folder_of_recordings_has_a_folder_of_texts(here: Path) -> None:
     assert result.exit_code == 1
     assert "texts/b.txt" in result.stderr
     assert [path.name for path in (here / "out").iterdir()] == ["a.srt"]
+
+
+def test_a_manifest_names_recordings_and_texts(here: Path) -> None:
+    row = {"path": str(INAUGURAL.path), "text": INAUGURAL.text}
+    (here / "manifest.jsonl").write_text(json.dumps(row))
+    result = call("manifest.jsonl", "-o", "out", "-f", "txt", "-q")
+    assert result.exit_code == 0, result.output
+    assert (here / "out" / "inaugural.txt").read_text() == f"{INAUGURAL.text}\n"
 
 
 def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
