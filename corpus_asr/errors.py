@@ -5,6 +5,7 @@
     │  └─ LockedError    another run is at work on the output folder
     ├─ CheckpointError   the model folder is unusable: missing, unexpected or wrongly shaped keys
     ├─ ItemError         one recording failed: it becomes a failure row, the run goes on
+    │  ├─ AlignmentError  its given text cannot be placed in it
     │  ├─ DecodeError    bad or empty audio; trying again would not help
     │  └─ FetchError     the store failed; trying again may help
     └─ EngineError       a worker is unusable: the run ends with exit code 3, commits are kept
@@ -80,6 +81,12 @@ class DecodeError(ItemError):
     """The bytes were read but hold no usable audio."""
 
     default_kind = "decode"
+
+
+class AlignmentError(ItemError):
+    """The text given for a recording is missing, or is not what is said in it."""
+
+    default_kind = "text_not_found"
 
 
 class FetchError(ItemError):

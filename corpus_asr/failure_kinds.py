@@ -116,6 +116,10 @@ _KINDS = (
         "set extract.channels to mix, or to a channel that they have",
     ),
     FailureKind(
+        "no_text", "No usable text to align",
+        "give each a text in the manifest, as plain words, or leave them out",
+    ),
+    FailureKind(
         "not_a_number", "The model gave no numbers for them",
         "the data type of the weights cannot hold what the model computes: set "
         "model.compute_type to bfloat16 or float32, then run again with --retry-all-failed",
@@ -148,6 +152,10 @@ _KINDS = (
     FailureKind(
         "source_changed", "Replaced since they were transcribed",
         "these were replaced since they were transcribed: transcribe them again",
+    ),
+    FailureKind(
+        "text_not_found", "Their text is not what is said in them",
+        "check that these recordings and texts belong together, and decoding.language",
     ),
     FailureKind(
         TIMEOUT, "The store did not answer in time",

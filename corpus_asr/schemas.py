@@ -151,6 +151,14 @@ _LABEL = (
     _field("label_probability", pa.float32(), "that mean, 0-1"),
 )  # fmt: skip
 
+_WORD_SPANS = pa.list_(
+    pa.struct(
+        [
+            _field("first", pa.int32(), "number of a word in the text, from 0"),
+            _field("stop", pa.int32(), "number of the word after the last of the span"),
+        ]
+    )
+)
 _PART_RESULT = (
     _field("duration_s", pa.float64(), "audio decoded in this part", unit="second"),
     _field("speech_s", pa.float64(), "detected speech within the part; null if not looked for",
@@ -165,6 +173,10 @@ _PART_RESULT = (
     _field("device", pa.string(), "device that transcribed; null where none did"),
     _field("decode_s", pa.float64(), "time spent extracting", unit="second"),
     _field("transcribe_s", pa.float64(), "time from submission to result", unit="second"),
+    _field("text_words", pa.int32(), "words of the text that was given to be aligned; null without "
+           "`decoding.align`"),
+    _field("text_spans", _WORD_SPANS, "those of them that the part says; what no part says is not "
+           "in the audio"),
     *_LABEL,
     _field("label_means", _LABEL_MEANS, "the part's likeliest labels, at most 32, by mean over its "
            "windows weighted by speech"),

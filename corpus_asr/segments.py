@@ -36,6 +36,18 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MissingWord:
+    """A word of a given text that is not in the audio."""
+
+    word: str
+    """With its blanks and punctuation."""
+    index: int
+    """Its number in the text, from 0."""
+    after_s: float
+    """Where the last word before it that is in the audio ends; 0.0 if there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A span of text with its times and scores."""
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from corpus_asr.cli.align import align
 from corpus_asr.cli.failures import as_process, configure_logging, readable_errors
 from corpus_asr.cli.jobs import finetune, init, label, nightly, run
 from corpus_asr.cli.parsing import Command, Group
@@ -120,7 +121,10 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 
 # By panels of the help, with an example of each.
 _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
-    "Files": {transcribe: "corpus-asr transcribe talk.mp3 -o subtitles -f srt"},
+    "Files": {
+        transcribe: "corpus-asr transcribe talk.mp3 -o subtitles -f srt",
+        align: "corpus-asr align talk.mp3 talk.txt -o subtitles -f srt",
+    },
     "Corpora": {
         init: "corpus-asr init job.yaml --source 's3://podcasts/**/*.mp3' --output s3://transcripts",
         plan: "corpus-asr plan job.yaml --check",

@@ -36,6 +36,7 @@ class DecodingSettings:
     prefix: str | None = None
     padding_s: float | None = None
     word_timestamps: bool = False
+    align: bool = False
     hallucination_silence_threshold: float | None = None
     drop_nonspeech: bool = False
     drop_known_hallucinations: bool = False

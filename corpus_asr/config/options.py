@@ -122,7 +122,10 @@ class TranscriptionOptions(TypedDict, total=False):
 EXTRACT_OPTIONS = ("channels", "part_s", *(n for n in ExtractSettings.model_fields if "vad_" in n))
 BOUND_OPTIONS = ("num_speakers", "min_speakers", "max_speakers")
 SPEAKER_OPTIONS = ("diarize", *BOUND_OPTIONS, "speaker_model")
-OPTION_NAMES = (*DecodingSection.model_fields, *EXTRACT_OPTIONS, *SPEAKER_OPTIONS)
+# Whose text it is that is aligned, a call says by its method.
+ALIGN = "align"
+_DECODING_OPTIONS = tuple(name for name in DecodingSection.model_fields if name != ALIGN)
+OPTION_NAMES = (*_DECODING_OPTIONS, *EXTRACT_OPTIONS, *SPEAKER_OPTIONS)
 _SECTIONS = ("decoding.", "extract.", "speakers.")
 
 

@@ -300,6 +300,27 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _texts_to_align(self) -> "RunConfig":
+        if not self.decoding.align:
+            return self
+        if self.pipeline != "transcribe_corpus":
+            raise ValueError(
+                f"decoding.align: found pipeline {self.pipeline}, expected transcribe_corpus; "
+                "leave align out"
+            )
+        if self.source.manifest is None:
+            raise ValueError(
+                "decoding.align: found no source.manifest, expected one with the text of each "
+                "recording in a column text; name it, or leave align out"
+            )
+        if self.extract.channels == "each":
+            raise ValueError(
+                "decoding.align: found extract.channels: each, expected mix or one channel's "
+                "number, since there is one text for the recording; set one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_language_one_model(self) -> "RunConfig":
         if self.model.by_language and self.decoding.language_mode == "window":
             raise ValueError(

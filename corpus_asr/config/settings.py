@@ -144,6 +144,9 @@ class DecodingSection(Settings):
     training. Lower is faster for short clips but can change the text."""
     word_timestamps: bool = False
     """Compute start time, end time and probability of each word."""
+    align: bool = False
+    """Align the text of each recording, the column `text` of source.manifest, instead of
+    recognizing one: segments and words have its words, with times. Whisper only."""
     hallucination_silence_threshold: float | None = Field(default=None, gt=0)
     """Seconds of silence to skip around likely hallucinations; needs word_timestamps. null:
     none."""

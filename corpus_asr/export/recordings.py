@@ -20,7 +20,7 @@ from corpus_asr import confidence
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.segments import Segment, SpeakerTurn, Word
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import Corrector
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
@@ -77,6 +77,8 @@ class Recording:
     """Checkpoint of the run, as configured."""
     turns: tuple[SpeakerTurn, ...] | None = None
     """Who speaks when; None where the run did not look for speakers."""
+    missing: tuple[MissingWord, ...] | None = None
+    """None: tables do not hold which words of a given text are missing."""
 
     @classmethod
     def of(

@@ -13,7 +13,7 @@ from operator import add
 from typing import NamedTuple, Protocol
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.segments import Segment, SpeakerTurn
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 
 _SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
 _CLAUSE_END = re.compile(r"[,;:，、；：،؛–—]+[\"'”’»)\]」』]*$")  # noqa: RUF001
@@ -56,6 +56,10 @@ class Transcribed(Protocol):
     @property
     def turns(self) -> Sequence[SpeakerTurn] | None:
         """Who speaks when; None where speakers were not looked for."""
+
+    @property
+    def missing(self) -> Sequence[MissingWord] | None:
+        """Words of a given text that are not in the audio; None without such a text."""
 
     def by_channel(self) -> Mapping[int | None, Sequence[Segment]]:
         """Return the segments of each channel, sorted by time."""

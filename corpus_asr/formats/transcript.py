@@ -17,7 +17,7 @@ from corpus_asr.formats.writers import (
     file_texts,
     whisper_json,
 )
-from corpus_asr.segments import Segment, SpeakerTurn
+from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import normalize, scheme_of, within
 
@@ -86,6 +86,8 @@ class Transcript:
     """Checkpoint that transcribed it, as configured."""
     turns: tuple[SpeakerTurn, ...] | None = None
     """Who speaks when, by channel, then by time; None where speakers were not looked for."""
+    missing: tuple[MissingWord, ...] | None = None
+    """Words of the text that was given which are not in the audio; None without such a text."""
 
     @property
     def text(self) -> str:

@@ -187,7 +187,7 @@ def _tsv(recording: Transcribed, before: str = "") -> str:
 
 def whisper_json(recording: Transcribed) -> dict[str, Any]:
     """Return what openai-whisper writes as JSON, and where it comes from; times in milliseconds."""
-    return {
+    values: dict[str, Any] = {
         "text": recording.text,
         "segments": [_whisper_segment(at, each) for at, each in enumerate(recording.segments)],
         "language": recording.language,
@@ -196,6 +196,12 @@ def whisper_json(recording: Transcribed) -> dict[str, Any]:
         "model": recording.model,
         "version": f"corpus-asr {package_version()}",
     }
+    if recording.missing is not None:
+        values["missing"] = [
+            {"word": each.word, "index": each.index, "after": _milliseconds(each.after_s)}
+            for each in recording.missing
+        ]
+    return values
 
 
 @functools.cache

@@ -21,8 +21,9 @@ from corpus_asr.segments import Segment, SpeechSpan
 from corpus_asr.speakers.windows import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.engine import PartTranscript
-from corpus_asr.transcription.windows import Listener, PartRequest
+from corpus_asr.transcription.windows import KnownText, Listener, PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
@@ -73,6 +74,8 @@ class RecordingInFlight:
     """A recording that was begun."""
 
     audio: GivenAudio
+    text: str | None = None
+    """What is said in it, to be aligned; None: not known."""
     parts: list[PartInFlight] = field(default_factory=list)
     header_duration_s: float | None = None
     num_rows: int = 1
@@ -157,8 +160,8 @@ class CallInFlight:
         """Whether no recording is being extracted."""
         return self._last is None or self._last.extracted
 
-    def begin(self, audio: GivenAudio) -> RecordingInFlight:
-        """Extract a recording and submit its parts, in the background.
+    def begin(self, audio: GivenAudio, text: str | None = None) -> RecordingInFlight:
+        """Extract a recording and submit its parts, in the background, with its text if known.
 
         Raises:
             RuntimeError: another call is extracting with the same child.
@@ -169,7 +172,7 @@ class CallInFlight:
                 "another call; take all of that call's results or close its iterator first, or "
                 "make a second Transcriber"
             )
-        recording = self._last = RecordingInFlight(audio=audio)
+        recording = self._last = RecordingInFlight(audio=audio, text=text)
         # Daemon, so that a call that is never finished does not keep the process alive.
         self._thread = threading.Thread(
             target=self._extract_all, args=(recording,), name="extraction", daemon=True
@@ -224,12 +227,21 @@ class CallInFlight:
             settings=self._extract,
             speakers=self._speakers,
         )
+        held: ExtractedPart | None = None
         for part in self._child.run(request):
-            self._take(recording, part)
+            # Of a text it matters which part is the last: that is known with the next one.
+            ready = part if recording.text is None else held
+            held = part
+            if ready is not None:
+                self._take(recording, ready)
             if self._stopped:
-                break  # which ends the child: it is in the middle of the recording
+                return  # which ends the child: it is in the middle of the recording
+        if recording.text is not None and held is not None:
+            self._take(recording, held, is_last=True)
 
-    def _take(self, recording: RecordingInFlight, part: ExtractedPart) -> None:
+    def _take(
+        self, recording: RecordingInFlight, part: ExtractedPart, *, is_last: bool = False
+    ) -> None:
         """Submit a part once there is room."""
         recording.header_duration_s = part.header_duration_s
         recording.num_rows = part.channels if self._extract.channels == "each" else 1
@@ -245,7 +257,7 @@ class CallInFlight:
             self._room.acquire()
             if self._stopped:
                 return
-            request = _request(recording.audio.name, part, self._listener(added))
+            request = _request(recording, part, self._listener(added), is_last=is_last)
             added.transcript = self._engine.submit(request, decoding=self._decoding)
             self._waiting = [one for one in self._waiting if not one.done()]
             self._waiting.append(added.transcript)
@@ -266,12 +278,14 @@ class CallInFlight:
         return listen
 
 
-def _request(name: str, part: ExtractedPart, listener: Listener) -> PartRequest:
+def _request(
+    recording: RecordingInFlight, part: ExtractedPart, listener: Listener, *, is_last: bool
+) -> PartRequest:
     assert part.features is not None, "a part with speech has features"
     assert part.pad_value is not None, "features come with their pad value"
     speech = part.speech
     return PartRequest(
-        recording_id=name,
+        recording_id=recording.audio.name,
         part=part.part,
         features=part.features,
         num_samples=part.num_samples,
@@ -282,4 +296,15 @@ def _request(name: str, part: ExtractedPart, listener: Listener) -> PartRequest:
         else tuple(SpeechSpan(start_s=start, end_s=end) for start, end in speech),
         language_features=part.language_features,
         listener=listener,
+        known_text=None
+        if recording.text is None
+        else KnownText.of_part(
+            recording.text,
+            name=redact_uri(recording.audio.name),
+            start_s=part.start_sample / SAMPLE_RATE_HZ,
+            end_s=(part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
+            duration_s=part.header_duration_s,
+            is_first=part.part == 0,
+            is_last=is_last,
+        ),
     )

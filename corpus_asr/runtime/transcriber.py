@@ -35,7 +35,9 @@ from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import read_calibration
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.known_text import joined_parts
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
 
@@ -271,7 +273,71 @@ class Transcriber:
         if settings.extract.channels == "each" or settings.speakers.wanted:
             on_segment = None
         reporter = _Reporter(on_progress)
-        return self._many(audios, settings, sampling_rate, on_error, reporter, on_segment)
+        given = ((audio, None) for audio in audios)
+        return self._many(given, settings, sampling_rate, on_error, reporter, on_segment)
+
+    def align(
+        self,
+        audio: AudioInput,
+        text: str,
+        *,
+        sampling_rate: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[TranscriptionOptions],
+    ) -> Transcript:
+        """Find out when each word of a known text is said in a recording, both of any length.
+
+        The transcript has the text's words, with their times and the probability that the model
+        gives each; a segment is a sentence. Words that are not in the audio are in `missing`, and
+        in no segment. The recording is recognized first: the options are those of that.
+
+        Examples:
+            >>> transcript = transcriber.align("talk.wav", "Today, platform 1 is not used.")
+            >>> [word.word for word in transcript.missing]
+            [' platform', ' is', ' not']
+
+        Raises:
+            AlignmentError: the text has no words, or next to none of them are in the audio.
+            ItemError: the recording cannot be read, or holds no usable audio.
+            ValueError: it is no audio, or the text no string.
+            ConfigError: a wrong option, or the checkpoint is no Whisper.
+        """
+        return next(
+            self.align_many(
+                [(audio, text)], sampling_rate=sampling_rate, on_progress=on_progress, **options
+            )
+        )
+
+    def align_many(
+        self,
+        pairs: Iterable[tuple[AudioInput, str]],
+        *,
+        sampling_rate: float | None = None,
+        on_error: OnError | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[TranscriptionOptions],
+    ) -> Iterator[Transcript]:
+        """Align recordings with their texts as `align` does, sharing the slots; see there.
+
+        `on_error` is given each recording that failed, while the others go on.
+        """
+        settings = self._checked(options)
+        if settings.extract.channels == "each":
+            raise ConfigError(
+                "aligning a text: found channels: each, expected mix or one channel's number, "
+                "since there is one text; set one"
+            )
+        decoding = replace(settings.decoding, align=True)
+        self._engine.check(decoding)
+        reporter = _Reporter(on_progress)
+        return self._many(
+            ((audio, _checked_text(text)) for audio, text in pairs),
+            replace(settings, decoding=decoding),
+            sampling_rate,
+            on_error,
+            reporter,
+            None,
+        )
 
     def stream(
         self,
@@ -347,7 +413,7 @@ class Transcriber:
 
     def _many(
         self,
-        audios: Iterable[AudioInput],
+        audios: Iterable[tuple[AudioInput, str | None]],
         settings: CallSettings,
         sampling_rate: float | None,
         on_error: OnError | None,
@@ -361,7 +427,7 @@ class Transcriber:
             while more or flying:
                 while more and call.takes_another:
                     try:
-                        number, audio = next(numbered)
+                        number, (audio, text) = next(numbered)
                     except StopIteration:
                         more = False
                         break
@@ -370,7 +436,7 @@ class Transcriber:
                     except ItemError as error:
                         _note(error, str(error.uri), on_error)
                         continue
-                    flying.append(call.begin(given))
+                    flying.append(call.begin(given, text))
                 reporter.report(flying)
                 if on_segment is not None:
                     self._pass_on(flying, on_segment)
@@ -424,6 +490,13 @@ class Transcriber:
         parts = recording.parts
         numbers = sorted({part.channel for part in parts if part.channel is not None})
         whole = self._joined(parts, recording.audio.name)
+        if recording.text is not None:
+            found = [part.transcript.result() for part in parts if part.transcript is not None]
+            segments, missing = joined_parts(
+                found, text=recording.text, name=redact_uri(recording.audio.name)
+            )
+            aligned = tuple(map(self._calibrated, segments))
+            whole = replace(whole, segments=aligned, missing=missing)
         if recording.num_rows > 1:
             channels = tuple(
                 self._joined(
@@ -476,6 +549,15 @@ def named(transcript: Transcript, turns: Sequence[SpeakerTurn]) -> Transcript:
     else:
         segments = with_speakers(transcript.segments, turns)
     return replace(transcript, segments=segments, channels=channels, turns=tuple(turns))
+
+
+def _checked_text(text: object) -> str:
+    if not isinstance(text, str):
+        raise ValueError(
+            f"aligning a text: found {type(text).__name__}, expected str; give what is said in the "
+            "recording"
+        )
+    return text
 
 
 class _Reporter:

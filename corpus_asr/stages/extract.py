@@ -37,6 +37,7 @@ from corpus_asr.stages.parts import (
     failure_fields,
     one_row,
 )
+from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
 from corpus_asr.storage.stores.host_allowlist import WEB, host_of
@@ -111,6 +112,7 @@ class ExtractStage:
             timeout_s=settings.item_timeout_s,
         )
         self._max_file_gb = settings.max_file_gb
+        self._aligns = config.decoding.align
         self._began_s = time.monotonic()
         self._activity = Activity()
         # Which seconds are growing, since when, and what is decoded: read in another thread.
@@ -215,6 +217,8 @@ class ExtractStage:
         # As listed: a store without ranges would be asked for the whole object to tell its size.
         num_bytes, uri = file["size_bytes"] or 0, redact_uri(file["uri"])
         check_size(num_bytes, uri=uri, max_file_gb=self._max_file_gb)
+        if self._aligns:
+            aligned_text(file["uri"], file["metadata"])  # before anything is decoded
         yield from self._child.run(request)
 
     def _upcoming(self, following: list[dict[str, Any]]) -> tuple[str, ...]:

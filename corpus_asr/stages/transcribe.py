@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,12 +25,14 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.stages.parts import OK, check_finite, failure_fields, half_views
+from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
-    from corpus_asr.transcription.engine import PartTranscript
-    from corpus_asr.transcription.windows import PartRequest
+    from corpus_asr.transcription.engine import PartTranscript, PlacedText
+    from corpus_asr.transcription.windows import KnownText, PartRequest
 
 _LOG = logging.getLogger(__name__)
 
@@ -121,6 +123,7 @@ class TranscribeStage:
     """Transcribe batches of parts on one engine, which loads while other calls may wait."""
 
     def __init__(self, spec: EngineSpec, *, engine_factory: EngineFactory = load_engine) -> None:
+        self._aligns = spec.config.decoding.align
         # Loaded in the background: a failure to load surfaces in the first call with its own
         # type, which an exception raised here would lose on its way out of a Ray actor.
         loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-engine")
@@ -196,7 +199,9 @@ class TranscribeStage:
         features, languages = (half_views(parts.column(name)) for name in _FEATURES)
         # All of them before the first is waited for: the engine fills its slots from many parts.
         submitted = [
-            _submitted(engine, row, own, language, part) if row["status"] == OK else None
+            _submitted(engine, row, own, language, part, aligns=self._aligns)
+            if row["status"] == OK
+            else None
             for row, own, language, part in zip(rows, features, languages, through, strict=True)
         ]
         for future, part in zip(submitted, through, strict=True):
@@ -246,10 +251,13 @@ def _submitted(
     features: Float16[np.ndarray, " _"] | None,
     language_features: Float16[np.ndarray, " _"] | None,
     through: _Through,
+    *,
+    aligns: bool,
 ) -> "Future[PartTranscript]":
     """Hand a part to the engine; what it fails of at once is its result."""
     try:
-        return engine.submit(_request(row, features, language_features, through))
+        request = _request(row, features, language_features, through)
+        return engine.submit(replace(request, known_text=_known_text(row)) if aligns else request)
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:
@@ -279,6 +287,22 @@ def _request(
         speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
         language_features=None if language_features is None else language_features.reshape(-1, mel),
         listener=through.reach,
+    )
+
+
+def _known_text(row: dict[str, Any]) -> "KnownText":
+    from corpus_asr.transcription.windows import KnownText  # its package imports torch
+
+    entry = aligned_text(row["uri"], row["metadata"])
+    return KnownText.of_part(
+        entry.text,
+        name=redact_uri(row["uri"]),
+        start_s=row["part_start_s"],
+        end_s=row["part_end_s"],
+        duration_s=row["header_duration_s"],
+        is_first=row["part"] == 0,
+        is_last=row["last_part"],
+        clip=(entry.start_s, entry.end_s),
     )
 
 
@@ -315,7 +339,18 @@ def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
         "language_probability": transcript.language_probability,
         "transcribe_s": transcript.transcribe_s,
         **({} if transcript.labels is None else label_columns(transcript.labels)),
+        **({} if transcript.placed is None else _text_columns(transcript.placed)),
     }
+
+
+def _text_columns(placed: "PlacedText") -> dict[str, Any]:
+    spans: list[dict[str, int]] = []
+    for index in (index for indices in placed.indices for index in indices):
+        if spans and spans[-1]["stop"] == index:
+            spans[-1]["stop"] += 1
+        else:
+            spans.append({"first": index, "stop": index + 1})
+    return {"text_words": len(placed.words), "text_spans": spans}
 
 
 def label_columns(labels: PartLabels) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.errors import ConfigError, FetchError, encodable
+from corpus_asr.errors import AlignmentError, ConfigError, FetchError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.run_state.tables import parquet_batches, parquet_columns
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
@@ -205,6 +205,42 @@ def read_manifest(
         FetchError: it cannot be read.
     """
     return _Manifest(normalize(uri), allow_local_files).rows(options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignedText:
+    """What a job aligns with a recording."""
+
+    text: str
+    start_s: float
+    """Where what it says begins in the recording."""
+    end_s: float
+    """Where it ends; infinite: where the recording ends."""
+
+
+def aligned_text(uri: str, metadata: str | None) -> AlignedText:
+    """Read the text of a recording from the manifest's columns, as tables keep them.
+
+    Raises:
+        AlignmentError: there is no text, or times that are none; a failure of this recording alone.
+    """
+    columns = json.loads(metadata) if metadata else {}
+    shown = redact_uri(uri)
+    text = columns.get(TEXT[0])
+    if not isinstance(text, str) or not text.strip():
+        found = f"text {_REPR.repr(text)}" if TEXT[0] in columns else "no column text"
+        raise AlignmentError(
+            f"aligning the text of {shown}: found {found} in its row of the manifest, expected "
+            "what is said; give it there, or leave the recording out",
+            kind="no_text",
+            uri=shown,
+        )
+    try:
+        start_s, end_s = Row(_Manifest("entry", False), shown, uri, columns).span()
+    except ConfigError as error:
+        raise AlignmentError(str(error), kind="no_text", uri=shown) from error
+    end = math.inf if end_s is None else end_s
+    return AlignedText(text=text, start_s=start_s, end_s=end)
 
 
 def is_manifest(uri: str) -> bool:

@@ -28,6 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedText:
+    """Which words of a known text a part says."""
+
+    words: tuple[str, ...]
+    """All of the text, joined the text itself with single blanks."""
+    indices: tuple[tuple[int, ...], ...]
+    """Of each segment the number of each of its words in the text, ascending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartTranscript:
     """What one part says."""
 
@@ -38,6 +48,8 @@ class PartTranscript:
     """Wall time from submission to result, which the engine sets."""
     labels: PartLabels | None = None
     """In place of segments, where the part was classified."""
+    placed: PlacedText | None = None
+    """Where the text was known; its words are those of the segments."""
 
 
 class PartTranscriber(Protocol):

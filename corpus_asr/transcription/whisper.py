@@ -1,5 +1,6 @@
 """How Whisper transcribes one part, by openai-whisper's rules: its language, then its ranges."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules
+from corpus_asr.transcription.known_text import KnownTextAligner, TextWords
 from corpus_asr.transcription.language import (
     ask_language,
     find_language,
@@ -21,6 +23,7 @@ from corpus_asr.transcription.language import (
 from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import (
+    KnownText,
     Language,
     PartRequest,
     SpansInOrder,
@@ -51,6 +54,7 @@ class WhisperTranscriber:
     def __init__(self, prompt_format: PromptFormat, *, elsewhere: Collection[str] = ()) -> None:
         self._prompt_format = prompt_format
         self._elsewhere = frozenset(elsewhere)
+        self._known: tuple[str, TextWords] | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> "WhisperTranscriber":
@@ -66,7 +70,34 @@ class WhisperTranscriber:
         self._prompt_format.check(settings)
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
-        """Give the segments of all ranges that are asked for, and the part's language."""
+        """Give the segments of all ranges that are asked for, and the part's language.
+
+        Where the text is known, they are recognized to find their place in it, and have its words.
+
+        Raises:
+            AlignmentError: the text has no words, or is not what is said.
+        """
+        known = part.known_text
+        if known is None:
+            return (yield from self._recognize(part, settings))
+        words = self._words_of(known)
+        settings = replace(settings, word_timestamps=True)
+        if known.clip != (0.0, math.inf):
+            clip = [edge_s for edge_s in known.clip if edge_s < math.inf]
+            settings = replace(settings, clip_timestamps=tuple(clip))
+        recognized = yield from self._recognize(_without_segments(part), settings)
+        if recognized.language in self._elsewhere:
+            return recognized
+        aligner = KnownTextAligner(part, known, words, settings, self._prompt_format)
+        return (yield from aligner.run(recognized))
+
+    def _words_of(self, known: KnownText) -> TextWords:
+        # Parts of one recording come one after the other.
+        if self._known is None or self._known[0] != known.text:
+            self._known = known.text, TextWords.of(known, self._prompt_format)
+        return self._known[1]
+
+    def _recognize(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
         sequences = _sequences(part, settings)
         if not sequences:
             return PartTranscript()
@@ -96,6 +127,14 @@ class WhisperTranscriber:
             language=language.code if language else None,
             language_probability=language.probability if language else None,
         )
+
+
+def _without_segments(part: PartRequest) -> PartRequest:
+    # What is recognized is passed on to nobody, but how far it is.
+    listener = part.listener
+    if listener is None:
+        return part
+    return replace(part, listener=lambda transcribed_s, _: listener(transcribed_s, ()))
 
 
 def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple[int, int]]]:

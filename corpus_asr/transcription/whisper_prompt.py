@@ -91,6 +91,11 @@ class PromptFormat:
                 f"decoding.window_s: found {settings.window_s:g}, but windows that follow one "
                 "another are 30 s; set decoding.strategy: chunked, or leave it out"
             )
+        if settings.align and settings.task != "transcribe":
+            raise ConfigError(
+                f"decoding.align: found task {settings.task}, expected transcribe: a translation "
+                "has no word times in the audio; leave the task out"
+            )
         for name in ("initial_prompt", "hotwords", "prefix"):
             self._check_prompt(name, getattr(settings, name))
 

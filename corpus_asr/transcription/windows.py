@@ -7,10 +7,10 @@ that fits one window is encoded as a clip with digital silence after it. The las
 one is cut at its last whole frame and filled with 0.0, which no silence looks like.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil
 
 import numpy as np
 
@@ -67,6 +67,56 @@ Listener = Callable[[float, Sequence[Segment]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnownText:
+    """What is said in a recording, to be placed in its parts in place of what is recognized."""
+
+    text: str
+    """Of the whole recording."""
+    name: str
+    """What messages call the recording."""
+    is_first: bool = True
+    """Whether nothing of the text can lie before this part."""
+    is_last: bool = True
+    """Whether nothing of the text can lie after this part."""
+    place: tuple[float, float] | None = None
+    """Where the part lies in the recording, as fractions of it; None: not known."""
+    clip: tuple[float, float] = (0.0, math.inf)
+    """Seconds of the recording that the text is of."""
+
+    @classmethod
+    def of_part(
+        cls,
+        text: str,
+        *,
+        name: str,
+        start_s: float,
+        end_s: float,
+        duration_s: float | None,
+        is_first: bool,
+        is_last: bool,
+        clip: tuple[float, float] = (0.0, math.inf),
+    ) -> "KnownText":
+        """Return the text for a part of a recording that lasts as long as its header says."""
+        place = None
+        first_s, last_s = clip
+        if duration_s or last_s < math.inf:
+            last_s = min(last_s, max(duration_s or math.inf, end_s))  # a header may be wrong
+            length_s = max(last_s - first_s, end_s - start_s)
+            place = (
+                max(0.0, start_s - first_s) / length_s,
+                min(1.0, max(0.0, end_s - first_s) / length_s),
+            )
+        return cls(
+            text=text,
+            name=name,
+            is_first=is_first or start_s <= first_s < end_s,
+            is_last=is_last or start_s < last_s <= end_s,
+            place=place,
+            clip=clip,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartRequest:
     """One part of a recording, ready to be transcribed."""
 
@@ -83,6 +133,8 @@ class PartRequest:
     """Whole windows to detect the language in, one after the other, if they lie in another part."""
     listener: "Listener | None" = None
     """Told of each window, from the engine's thread."""
+    known_text: KnownText | None = None
+    """In place of recognition; None for recordings of which the text is not known."""
 
     @property
     def num_frames(self) -> int:
@@ -161,7 +213,7 @@ def frames_to_encode(content_frames: int, padding_s: float | None) -> int | None
     """
     if padding_s is None:
         return None  # as in training: every window of the references is 30 s
-    seconds = ceil(content_frames / FRAMES_PER_SECOND + padding_s)
+    seconds = math.ceil(content_frames / FRAMES_PER_SECOND + padding_s)
     frames = max(1, seconds) * FRAMES_PER_SECOND
     return frames if frames < WINDOW_FRAMES else None
 

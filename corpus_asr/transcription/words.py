@@ -38,7 +38,7 @@ def split_words(
     Source: openai-whisper `Tokenizer.split_to_word_tokens`. Differs where bytes are no UTF-8: there
     it loses tokens, or stops with an error.
     """
-    pieces = _split_characters(tokens, text)
+    pieces = split_characters(tokens, text)
     return pieces if language in _WITHOUT_BLANKS else _join_to_words(pieces)
 
 
@@ -65,7 +65,8 @@ def merge_punctuation(words: Sequence[str]) -> list[str]:
     return merged
 
 
-def _split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[Spelled]:
+def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[Spelled]:
+    """Split text tokens into the shortest runs that spell whole characters."""
     # Cut wherever the tokens before and after decode by themselves as they do together.
     rest = text(tokens)
     pieces: list[Spelled] = []

@@ -9,6 +9,7 @@ import pytest
 from corpus_asr.config import options
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.options import (
+    ALIGN,
     EXTRACT_OPTIONS,
     OPTION_NAMES,
     TranscriptionOptions,
@@ -20,7 +21,8 @@ from corpus_asr.config.settings import DecodingSection, admits_bool
 from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError
 
-FIELDS = DecodingSection.model_fields | {
+# What is aligned is no option: `Transcriber.align` is given the text.
+FIELDS = {name: f for name, f in DecodingSection.model_fields.items() if name != ALIGN} | {
     name: ExtractSettings.model_fields[name] for name in EXTRACT_OPTIONS
 }
 SPEAKERS = {"speaker_model" if name == "model" else name: field

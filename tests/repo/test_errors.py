@@ -50,7 +50,7 @@ def test_the_guide_quotes_the_table() -> None:
 
 
 # What makes an item's error; `StoreError` becomes a `FetchError` of the same kind.
-MAKERS = {"ItemError", "DecodeError", "FetchError", "StoreError"}
+MAKERS = {"ItemError", "AlignmentError", "DecodeError", "FetchError", "StoreError"}
 
 
 def trees() -> list[ast.Module]:

@@ -42,6 +42,7 @@ class ScriptedTranscript:
     language_probability: float | None = 0.75
     transcribe_s: float = 0.5
     labels: None = None
+    placed: None = None
 
 
 class ScriptedEngine:

@@ -16,6 +16,7 @@ class _Lent:
     def __init__(self, loaded: Transcriber, arguments: dict[str, Any]) -> None:
         options = {name: arguments[name] for name in arguments if name not in _FIXED}
         self.transcribe_many = partial(loaded.transcribe_many, **options)
+        self.align_many = partial(loaded.align_many, **options)
 
     def __enter__(self) -> "_Lent":
         return self

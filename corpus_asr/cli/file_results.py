@@ -1,0 +1,277 @@
+"""What commands do that turn files into transcripts: options read, work shown, results written.
+
+A command names recordings and what a loaded model makes of each; `FileResults` does the rest. Each
+recording that is over is written at once, so that an interrupt costs those under way alone.
+"""
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from corpus_asr.cli import transcribe_options as options
+from corpus_asr.cli.failures import EXIT_SOME_FAILED, note, say
+from corpus_asr.cli.options import model_or_default
+from corpus_asr.errors import ConfigError, ItemError
+from corpus_asr.runtime.shutdown import RunStoppedError
+
+if TYPE_CHECKING:
+    from corpus_asr.cli.inputs import Input, Inputs
+    from corpus_asr.cli.output_files import Layout, OutputFiles
+    from corpus_asr.formats.transcript import Transcript
+    from corpus_asr.runtime.transcriber import Transcriber, TranscriptionProgress
+    from corpus_asr.segments import Segment
+
+# What stdout may hold of several recordings.
+_PRINTED_FOR_MANY = ("txt", "jsonl")
+
+
+def formats_of(given: Sequence[str] | None, *, to_folder: bool) -> tuple[str, ...]:
+    """Read --format; to a folder the default is all of them."""
+    known = (*options.FORMATS, options.ALL)
+    words = [word.strip().lower() for text in given or () for word in text.split(",")]
+    for word in words:
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+            meant = f"; did you mean {near[0]}?" if near else "; correct it"
+            raise ConfigError(f"reading --format: found {word}, expected {_or(known)}{meant}")
+    chosen = words or ([options.ALL] if to_folder else ["txt"])
+    if options.ALL in chosen:
+        chosen = [*options.ALL_FORMATS, *(word for word in chosen if word != options.ALL)]
+    found = tuple(dict.fromkeys(chosen))
+    if not to_folder and len(found) > 1:
+        raise ConfigError(
+            f"printing {', '.join(found)}: found {len(found)} formats, expected one for standard "
+            "output; name a folder with --output-dir, such as -o ."
+        )
+    return found
+
+
+def _or(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def layout_of(
+    formats: tuple[str, ...],
+    *,
+    max_line_width: int | None,
+    max_line_count: int | None,
+    highlight_words: bool,
+) -> "Layout":
+    """Return how files look."""
+    from corpus_asr.cli.output_files import Layout
+    from corpus_asr.formats.cues import CueRules
+    from corpus_asr.formats.writers import WordStyle
+
+    return Layout(
+        formats=formats,
+        rules=CueRules(max_line_width=max_line_width, max_line_count=max_line_count),
+        words=WordStyle.highlight if highlight_words else WordStyle.plain,
+    )
+
+
+def checked_inputs(
+    files: Sequence[str], layout: "Layout", *, to_folder: bool, quiet: bool
+) -> "Inputs":
+    """Return the recordings that arguments name; say what is wrong with the others."""
+    from corpus_asr.cli.inputs import inputs_of
+    from corpus_asr.units import counted
+
+    inputs = inputs_of(files)
+    first = layout.formats[0]
+    if not to_folder and first not in _PRINTED_FOR_MANY and len(inputs.found) > 1:
+        raise ConfigError(
+            f"printing {first}: found {len(inputs.found)} recordings, expected one for standard "
+            "output; name a folder with --output-dir, or print txt or jsonl"
+        )
+    for problem in inputs.problems:
+        say(problem)
+    if inputs.num_excluded and inputs.found and not quiet:
+        note(f"note: skipped {counted(inputs.num_excluded, 'file')} of other kinds, by their names")
+    return inputs
+
+
+# Of words that are not in the audio so many are named.
+_NAMED = 12
+
+
+def _missing(transcript: "Transcript") -> str:
+    missing = transcript.missing or ()
+    found = sum(len(segment.words or ()) for segment in transcript.segments)
+    words = [each.word.strip() for each in missing[:_NAMED]]
+    more = ", ..." if len(missing) > _NAMED else ""
+    return (
+        f"{len(missing):,} of {found + len(missing):,} words are not in the audio: "
+        f"{', '.join(words)}{more}"
+    )
+
+
+def inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool) -> "list[Input]":
+    """Return the recordings whose files are not all there."""
+    if output is None:
+        return inputs.found
+    left = [each for each in inputs.found if not output.is_done(each.name)]
+    kept = len(inputs.found) - len(left)
+    if kept and not quiet:
+        which = "all files" if kept == len(inputs.found) else f"{kept} of {len(inputs.found)} files"
+        note(f"note: {which} have their outputs in {output.folder}; --overwrite replaces them")
+    return left
+
+
+@contextmanager
+def loaded_transcriber(
+    checkpoint: str, arguments: dict[str, Any], *, quiet: bool
+) -> "Iterator[Transcriber]":
+    """Load a model, and close it in the end."""
+    from corpus_asr.cli.display import waiting
+
+    with waiting(f"loading {checkpoint} ...", shown=not quiet):
+        from corpus_asr.runtime.transcriber import Transcriber
+
+        loaded = Transcriber.from_pretrained(checkpoint, **arguments)
+    with loaded:
+        yield loaded
+
+
+Transcripts = Callable[..., "Iterator[Transcript]"]
+"""What a loaded model makes of the recordings: given it, and `on_error`, `on_progress` and
+`on_segment` of `Transcriber.transcribe_many`."""
+
+
+def work_on_files(
+    inputs: "Inputs",
+    results: "FileResults",
+    transcripts: Transcripts,
+    *,
+    checkpoint: str | None,
+    arguments: dict[str, Any],
+    quiet: bool,
+) -> None:
+    """Load the model, work on all recordings, and exit with a code where some failed."""
+    if results.num_recordings:
+        chosen = model_or_default(checkpoint, quiet=quiet)
+        with ExitStack() as stack:
+            stack.enter_context(results.counting())
+            loading = loaded_transcriber(chosen, arguments, quiet=quiet)
+            results.work(stack.enter_context(loading), transcripts)
+    failed = len(inputs.problems) + results.num_failed
+    if failed:
+        say(f"{failed} of {inputs.total} files failed")
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+class FileResults:
+    """What becomes of recordings: they are transcribed, written, printed and counted."""
+
+    def __init__(
+        self,
+        inputs: "list[Input]",
+        layout: "Layout",
+        output: "OutputFiles | None",
+        *,
+        prints_text: bool,
+        times: bool,
+        quiet: bool,
+    ) -> None:
+        from corpus_asr.cli.display import Display, Meter, TextPrinter
+
+        self.num_failed = 0
+        self._inputs = {each.name: each for each in inputs}
+        self._layout = layout
+        self._output = output
+        self._quiet = quiet
+        self._meter = Meter([*self._inputs])
+        self._display = Display(self._meter, shown=not quiet)
+        self._printer = None
+        if prints_text:
+            self._printer = TextPrinter([*self._inputs], self._display, times=times)
+
+    def counting(self) -> AbstractContextManager[None]:
+        """Find out meanwhile how much audio there is."""
+        from corpus_asr.cli.display import lengths_of
+
+        uris = {name: each.uri for name, each in self._inputs.items() if not each.piped}
+        # A single one is opened at once.
+        return nullcontext() if self._quiet or len(uris) < 2 else lengths_of(self._meter, uris)
+
+    @property
+    def num_recordings(self) -> int:
+        """Those to work on."""
+        return len(self._inputs)
+
+    def work(self, loaded: "Transcriber", transcripts: Transcripts) -> None:
+        """Take the transcripts of all recordings; those that fail are counted."""
+        from corpus_asr.cli.display import is_terminal
+
+        found = transcripts(
+            loaded,
+            on_error=self._failed,
+            on_progress=self._progressed,
+            on_segment=None if self._printer is None else self._said,
+        )
+        with self._display:
+            try:
+                for transcript in found:
+                    self._finished(transcript)
+            except KeyboardInterrupt as interrupt:
+                if self._printer is not None:
+                    self._printer.end_early()
+                raise self._interrupted(interrupt) from None
+        done = self._meter.num_finished - self.num_failed
+        if done and (self._output is not None or is_terminal(sys.stderr)):
+            self._tell(self._meter.summary(done))
+
+    def _progressed(self, progress: "TranscriptionProgress") -> None:
+        self._meter.update(
+            progress.uri, done_s=progress.transcribed_s, length_s=progress.duration_s
+        )
+
+    def _said(self, name: str, segment: "Segment") -> None:
+        assert self._printer is not None, "segments are asked for to be printed"
+        self._printer.add(name, segment)
+
+    def _failed(self, name: str, error: ItemError) -> None:
+        self.num_failed += 1
+        self._meter.finish(name, None)
+        if self._printer is not None:
+            self._printer.end(name)
+        say(str(error))
+
+    def _finished(self, transcript: "Transcript") -> None:
+        from corpus_asr.report.text import duration
+        from corpus_asr.storage.stores.uri import redact_uri
+
+        name = transcript.uri or ""
+        self._meter.finish(name, transcript.duration_s)
+        transcripts = transcript.channels or (transcript,)
+        if self._output is not None:
+            self._tell(f"{redact_uri(name)}: {self._output.write(name, transcripts)}")
+        if self._printer is not None:
+            self._printer.end(name, transcripts)
+        elif self._output is None:
+            with self._display.aside():
+                for each in transcripts:
+                    for _, text in self._layout.texts(each, self._inputs[name].shown_uri):
+                        sys.stdout.write(text)
+                sys.stdout.flush()
+        if transcript.missing:
+            self._tell(f"note: {redact_uri(name)}: {_missing(transcript)}")
+        if not any(each.segments for each in transcripts):
+            searched = duration(transcript.duration_s)
+            self._tell(f"note: {redact_uri(name)}: no speech found in {searched}")
+
+    def _tell(self, words: str) -> None:
+        if not self._quiet:
+            note(words)
+
+    def _interrupted(self, interrupt: KeyboardInterrupt) -> RunStoppedError:
+        number = getattr(interrupt, "signal_number", signal.SIGINT)
+        done = self._meter.num_finished - self.num_failed
+        kept = f"; the files of {done} of {len(self._inputs)} recordings are written: run the same "
+        kept += "command again for the others"
+        how = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
+        return RunStoppedError(how + (kept if self._output else ""), signal_number=number)

@@ -1,0 +1,156 @@
+"""`corpus-asr align`, and jobs with `decoding.align`, with the packaged model on real speech."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+from typer.testing import CliRunner, Result
+
+from corpus_asr.cli import main as cli
+from corpus_asr.runtime.transcriber import Transcriber
+from tests.support.loaded import lend
+from tests.support.spoken import spoken
+
+INAUGURAL = spoken()["inaugural.flac"]
+CLIPS = INAUGURAL.path.parents[1] / "clips"
+AS_FILES = ("srt", "vtt", "lrc", "json", "whisperx", "ctm", "textgrid", "tsv", "nemo")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Transcriber]:
+    with Transcriber("whisper-tiny.en", num_threads=1, temperature=0) as transcriber:
+        yield transcriber
+
+
+@pytest.fixture(autouse=True)
+def here(loaded: Transcriber, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    lend(loaded, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "speech.txt").write_text(f"{INAUGURAL.text} Goodbye, geographers.\n")
+    return tmp_path
+
+
+def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(cli.app, ["align", *map(str, arguments)], input=stdin)
+
+
+def test_a_text_is_printed_with_times_and_what_is_missing_is_reported() -> None:
+    result = call(INAUGURAL.path, "-", stdin=Path("speech.txt").read_bytes())
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("[00:00.")
+    assert result.stdout.endswith(f"] {INAUGURAL.text}\n")
+    assert "2 of 24 words are not in the audio: Goodbye,, geographers." in result.stderr
+
+
+def test_every_format_is_written_once_and_kept(here: Path) -> None:
+    wanted: list[str | Path]
+    wanted = [INAUGURAL.path, "speech.txt", "-o", here / "out", "-f", ",".join(AS_FILES)]
+    assert call(*wanted).exit_code == 0
+    out = {path.name.partition(".")[2]: path for path in (here / "out").iterdir()}
+    assert len(out) == len(AS_FILES)
+    said = json.loads(out["json"].read_text())
+    assert said["text"] == INAUGURAL.text
+    assert [each["word"] for each in said["missing"]] == [" Goodbye,", " geographers."]
+    assert [each["index"] for each in said["missing"]] == [22, 23]
+    words = [word for segment in said["segments"] for word in segment["words"]]
+    assert "".join(word["word"] for word in words).strip() == INAUGURAL.text
+    assert all(0 <= word["probability"] <= 1 for word in words)
+    assert len(out["ctm"].read_text().splitlines()) == 22
+    assert 'text = "ask"' in out["TextGrid"].read_text()
+    before = out["srt"].stat().st_mtime_ns
+    assert "have their outputs" in call(*wanted).stderr
+    assert out["srt"].stat().st_mtime_ns == before
+    assert call(*wanted, "--overwrite", "-q").exit_code == 0
+    assert out["srt"].stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-", "-"], 2, "found it for audio and text"),
+        (["talk.mp3"], 2, "found no TEXT, expected a file with what is said"),
+        ([INAUGURAL.path, "nothing.txt"], 1, "nothing.txt"),
+        ([INAUGURAL.path, "bytes.txt"], 1, "found bytes that are no UTF-8 (at 3)"),
+        ([INAUGURAL.path, "speech.txt", "-f", "rttm"], 2, "found a text without speakers"),
+        ([INAUGURAL.path, "speech.txt", "--set", "align=true"], 2, "align: unknown key"),
+        ([INAUGURAL.path, "empty.txt"], 1, "expected words with letters or digits"),
+        ([CLIPS / "silence.flac", "speech.txt"], 1, "found 0 of its 24 words (0%)"),
+        ([CLIPS / "english.wav", "speech.txt"], 1, "check that text and recording belong together"),
+        (["twice.jsonl"], 2, "line 2: found another text"),
+        (["part.jsonl"], 2, "line 1: found a start at 2 s"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: list[str | Path], code: int, message: str) -> None:
+    Path("bytes.txt").write_bytes(b"abc\xff")
+    Path("empty.txt").write_text(" \n")
+    row = {"uri": str(INAUGURAL.path), "text": "a"}
+    Path("twice.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'text': 'b'})}\n")
+    Path("part.jsonl").write_text(json.dumps(row | {"start_s": 2}))
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    assert message in " ".join(result.stderr.split())
+
+
+def test_a_folder_of_recordings_has_a_folder_of_texts(here: Path) -> None:
+    (here / "talks").mkdir()
+    (here / "texts").mkdir()
+    (here / "talks" / "a.flac").write_bytes(INAUGURAL.path.read_bytes())
+    (here / "talks" / "b.flac").write_bytes(INAUGURAL.path.read_bytes())
+    (here / "texts" / "a.txt").write_text(INAUGURAL.text)
+    result = call("talks", "texts", "-o", "out", "-f", "srt")
+    assert result.exit_code == 1
+    assert "texts/b.txt" in result.stderr
+    assert [path.name for path in (here / "out").iterdir()] == ["a.srt"]
+
+
+def test_a_manifest_names_recordings_and_texts(here: Path) -> None:
+    row = {"path": str(INAUGURAL.path), "text": INAUGURAL.text}
+    (here / "manifest.jsonl").write_text(json.dumps(row))
+    result = call("manifest.jsonl", "-o", "out", "-f", "txt", "-q")
+    assert result.exit_code == 0, result.output
+    assert (here / "out" / "inaugural.txt").read_text() == f"{INAUGURAL.text}\n"
+
+
+def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
+    rows = [
+        {"uri": str(INAUGURAL.path), "text": "country, ask what you can do zebra", "start_s": 6},
+        {"uri": str(CLIPS / "english.wav"), "book": "without a text"},
+    ]
+    (here / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (here / "job.yaml").write_text(
+        "source: {manifest: manifest.jsonl}\n"
+        "decoding: {align: true, temperature: [0]}\n"
+        "output: {uri: out, max_failed_fraction: 0.5}\n"
+    )
+    result = CliRunner().invoke(cli.app, ["run", "job.yaml", "--local"])
+    assert result.exit_code == 0, result.output
+    segments = pyarrow.dataset.dataset(here / "out" / "segments").to_table().to_pylist()
+    words = [word for segment in segments for word in segment["words"]]
+    assert words[0]["start_s"] > 5.5
+    assert "".join(word["word"] for word in words).split()[-2:] == ["can", "do"]
+    outcomes = pyarrow.dataset.dataset(here / "out" / "outcomes").to_table().to_pylist()
+    of = {row["uri"].rpartition("/")[2]: row for row in outcomes}
+    assert of["inaugural.flac"]["text_words"] == 7
+    assert of["inaugural.flac"]["text_spans"] == [{"first": 0, "stop": 6}]
+    assert len(outcomes) == 2
+    assert of["english.wav"]["error_kind"] == "no_text"
+    assert "found no column text in its row" in of["english.wav"]["error_message"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("source: {uri: a.wav}", "found no source.manifest"),
+        ("source: {manifest: m.jsonl}\nextract: {channels: each}", "found extract.channels: each"),
+        ("source: {manifest: m.jsonl}\npipeline: classify_audio\nmodel: {checkpoint: small}",
+         "found pipeline classify_audio"),
+    ],
+)  # fmt: skip
+def test_a_job_that_cannot_align_says_so(lines: str, message: str, here: Path) -> None:
+    job = f"{lines}\ndecoding: {{align: true}}\noutput: {{uri: out}}\n"
+    (here / "job.yaml").write_text(job)
+    result = CliRunner().invoke(cli.app, ["run", "job.yaml", "--local"])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
