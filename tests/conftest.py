@@ -53,7 +53,7 @@ if "hypothesis" not in _ABSENT:
 
     # How long one example takes says more about the machine than about the code.
     # Not the usual hundred: what breaks does so within a few examples, and another run has others.
-    settings.register_profile("patient", deadline=None, max_examples=15)
+    settings.register_profile("patient", deadline=None, max_examples=10)
     settings.load_profile("patient")
 
 

@@ -292,9 +292,9 @@ class Transcriber:
         in no segment. The recording is recognized first: the options are those of that.
 
         Examples:
-            >>> transcript = transcriber.align("talk.wav", "Today, platform 1 is not used.")
+            >>> transcript = transcriber.align("talk.wav", "Once more: today platform 1 is used.")
             >>> [word.word for word in transcript.missing]
-            [' platform', ' is', ' not']
+            [' Once', ' more:']
 
         Raises:
             AlignmentError: the text has no words, or next to none of them are in the audio.

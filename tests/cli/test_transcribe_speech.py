@@ -178,6 +178,7 @@ def test_on_a_terminal_text_comes_above_a_bar() -> None:
     assert 0 < int(first) < 100
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_at_once_and_leaves_what_is_finished(tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     command = [sys.executable, "-m", "corpus_asr", "transcribe"]

@@ -211,6 +211,7 @@ def test_an_engine_with_kernels_gives_what_a_cpu_gives(
     assert gpu.replays > 0
 
 
+@pytest.mark.slow
 def test_reproducible_windows_are_computed_in_batches_that_others_do_not_change(
     folder: Path, alone: Any, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,8 +538,10 @@ def test_wherever_memory_fails_results_stay_and_nothing_is_kept(
     "message",
     [
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-        "CUDA error: out of memory",
+        *(
+            pytest.param(message, marks=pytest.mark.slow)
+            for message in ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+        ),
     ],
 )
 def test_out_of_memory_by_any_name_is_halved(

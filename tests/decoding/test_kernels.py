@@ -166,8 +166,14 @@ def test_one_query_attends_as_the_plain_products_do(
 VOCAB, BEGIN, END = 60, 40, 30
 
 
-@pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("begin", [BEGIN, VOCAB])
+@pytest.mark.parametrize(
+    ("begin", "sampled"),
+    [
+        (BEGIN, True),
+        (VOCAB, False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((BEGIN, False), (VOCAB, True))),
+    ],
+)
 def test_the_next_tokens_are_those_that_rules_and_noise_choose(
     interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch, sampled: bool, begin: int
 ) -> None:

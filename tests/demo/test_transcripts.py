@@ -112,6 +112,7 @@ def test_words_are_timed(transcribed: Heard, output: Path) -> None:
     assert times.end_median_s <= 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("transcribed")
 def test_the_transcriber_says_the_same_and_writes_the_same_files(
     output: Path, tmp_path: Path

@@ -72,6 +72,7 @@ def test_each_night_does_what_is_new_or_changed_or_failed_in_passing(archive: Ar
     assert [one["numbers"]["confidence"] for one in kept] == [0.5, 0.5, 0.5, None]
 
 
+@pytest.mark.slow
 def test_what_fails_night_after_night_is_left_alone_until_it_changes(archive: Archive) -> None:
     archive.set(retry_nights=2)
     archive.add("a", "b")

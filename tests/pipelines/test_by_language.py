@@ -79,6 +79,7 @@ def routed(
     return config
 
 
+@pytest.mark.slow
 def test_each_recording_is_transcribed_as_by_its_model_alone(
     routed: RunConfig, models: list[Path], codes: tuple[str, str], tmp_path: Path
 ) -> None:

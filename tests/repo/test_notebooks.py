@@ -285,6 +285,7 @@ def test_a_difference_shows_what_is_missing_and_what_is_new(monkeypatch: pytest.
 # Where something is missing.
 
 
+@pytest.mark.slow
 @pytest.mark.notebook
 @pytest.mark.parametrize(
     ("name", "missing", "message"),

@@ -71,6 +71,7 @@ def test_a_few_small_ranges_are_read_of_a_remote_file(tmp_path: Path):
     assert sum(int(last) + 1 - int(first) for first, last in ranges) < len(data) / 3
 
 
+@pytest.mark.slow
 def test_a_header_that_kills_its_reader_costs_one_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -24,8 +24,8 @@ _CONF = BeartypeConf(is_pep484_tower=True)
 
 # Of a function's calls in each test, so many are checked at first, and one in so many after them: a
 # shape goes wrong at the first call of its kind, and a search of one window makes thousands.
-_FIRST_CALLS = 16
-_ONE_IN = 64
+_FIRST_CALLS = 4
+_ONE_IN = 256
 
 _jaxtyped: Any = jaxtyping.jaxtyped
 _test = 0

@@ -197,7 +197,9 @@ def test_the_best_model_is_kept(place: Path) -> None:
     assert (place / "best" / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("dtype", "rank"), [("float32", None), ("float16", 2)])
+@pytest.mark.parametrize(
+    ("dtype", "rank"), [pytest.param("float32", None, marks=pytest.mark.slow), ("float16", 2)]
+)
 def test_a_start_that_stays_the_best_is_written_as_it_was_stored(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, rank: int | None
 ) -> None:

@@ -51,6 +51,7 @@ def align(model: Transcriber, audio: np.ndarray, text: str) -> Transcript:
     return model.align(audio, text, sampling_rate=SAMPLE_RATE_HZ)
 
 
+@pytest.mark.slow
 def test_a_long_recording_is_aligned_over_windows_and_parts(aligner: Transcriber) -> None:
     recording = spoken()["newgate.mp3"]
     transcript = aligner.align(recording.path, recording.text, part_s=60.0)
