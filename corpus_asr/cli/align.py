@@ -13,6 +13,7 @@ import typer
 from corpus_asr.cli import transcribe_options as options
 from corpus_asr.cli.failures import readable_errors, say
 from corpus_asr.cli.file_results import (
+    OF_THE_MODEL,
     FileResults,
     checked_inputs,
     formats_of,
@@ -20,7 +21,6 @@ from corpus_asr.cli.file_results import (
     layout_of,
     work_on_files,
 )
-from corpus_asr.cli.transcribe import OF_THE_MODEL
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.runtime.shutdown import ended_by_sigterm
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from corpus_asr.runtime.transcriber import Transcriber, TranscriptionProgress
     from corpus_asr.segments import Segment
 
+# Arguments of `Transcriber` that --set reaches as well.
+OF_THE_MODEL = ("slots", "revision", "calibration", "by_language")
 # What stdout may hold of several recordings.
 _PRINTED_FOR_MANY = ("txt", "jsonl")
 

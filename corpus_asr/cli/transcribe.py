@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from corpus_asr.cli import transcribe_options as options
 from corpus_asr.cli.failures import readable_errors
 from corpus_asr.cli.file_results import (
+    OF_THE_MODEL,
     FileResults,
     checked_inputs,
     formats_of,
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from corpus_asr.runtime.transcriber import Transcriber
 
 _EACH = "each"
-# Arguments of `Transcriber` that --set reaches as well.
-OF_THE_MODEL = ("slots", "revision", "calibration", "by_language")
 
 
 def transcribe(
