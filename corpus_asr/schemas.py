@@ -156,9 +156,12 @@ _WORD_SPANS = pa.list_(
         [
             _field("first", pa.int32(), "number of a word in the text, from 0"),
             _field("stop", pa.int32(), "number of the word after the last of the span"),
+            _field("end_s", pa.float64(), "where its last word ends", unit="second"),
         ]
     )
 )
+_TEXT_WORDS = _field("text_words", pa.int32(), "words of the text that was given to be aligned; "
+                     "null without `decoding.align`, and without speech")  # fmt: skip
 _PART_RESULT = (
     _field("duration_s", pa.float64(), "audio decoded in this part", unit="second"),
     _field("speech_s", pa.float64(), "detected speech within the part; null if not looked for",
@@ -173,10 +176,11 @@ _PART_RESULT = (
     _field("device", pa.string(), "device that transcribed; null where none did"),
     _field("decode_s", pa.float64(), "time spent extracting", unit="second"),
     _field("transcribe_s", pa.float64(), "time from submission to result", unit="second"),
-    _field("text_words", pa.int32(), "words of the text that was given to be aligned; null without "
-           "`decoding.align`"),
-    _field("text_spans", _WORD_SPANS, "those of them that the part says; what no part says is not "
-           "in the audio"),
+    _TEXT_WORDS,
+    _field("text_lengths", pa.list_(pa.int32()), "characters of each of these words, with a space"),
+    _field("text_found", pa.int32(), "number of them that the part says"),
+    _field("text_spans", _WORD_SPANS, "which of them the part says, ascending; what no part says "
+           "is not in the audio"),
     *_LABEL,
     _field("label_means", _LABEL_MEANS, "the part's likeliest labels, at most 32, by mean over its "
            "windows weighted by speech"),
@@ -230,6 +234,9 @@ RECORDINGS = _schema(
     _field("parts", pa.int32(), "parts committed"),
     _field("segments", pa.int32(), "segments written, or labels"),
     _field("languages", pa.list_(pa.string()), "languages decoded, most frequent first"),
+    _TEXT_WORDS,
+    _field("missing_words", pa.int32(), "number of them that are not in the audio; null without "
+           "`decoding.align`, and where a part failed"),
     *_LABEL,
 )  # fmt: skip
 

@@ -78,7 +78,7 @@ class Recording:
     turns: tuple[SpeakerTurn, ...] | None = None
     """Who speaks when; None where the run did not look for speakers."""
     missing: tuple[MissingWord, ...] | None = None
-    """None: tables do not hold which words of a given text are missing."""
+    """Words of a given text that are not in the audio; None: no text was given, or not known."""
 
     @classmethod
     def of(
@@ -400,16 +400,18 @@ def recordings(
     model: str | None = None,
     corrector: Corrector | None = None,
     turns: Turns | None = None,
+    missing: Mapping[str, tuple[MissingWord, ...]] | None = None,
 ) -> Iterator[tuple[int, Recording]]:
     """Yield the recordings of a mask with their positions in the index, sorted by URI.
 
     `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs. With a
     corrector of this index, segments are selected by their corrections; with the turns of speakers
-    by recording, segments have speakers.
+    by recording, segments have speakers; `missing` are words that a known text has beyond them.
     """
 
     def made(row: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> Recording:
         recording = Recording.of(row, segments, model)
+        recording = replace(recording, missing=(missing or {}).get(recording.recording_id))
         if turns is None:
             return recording
         spoken = recording.spoken_by(turns.get(recording.recording_id, ()))

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.export.missing_words import missing_words_of
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
     TEXT_COLUMNS,
@@ -241,6 +242,7 @@ def export(
         model=model_of(store),
         corrector=corrector,
         turns=turns,
+        missing=missing_words_of(store, index, wanted),
     )
     counted = _counted(rows, summary)
     if options.single:

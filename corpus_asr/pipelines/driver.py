@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Literal
 
+import pyarrow as pa
+
 from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
@@ -23,6 +25,7 @@ from corpus_asr.runtime.checkpoints import (
 )
 from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.diarization import find_speakers_of_run
+from corpus_asr.runtime.known_texts import place_words_once
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream, line_writer
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
@@ -333,8 +336,13 @@ class CorpusRun:
                 "activity": asdict(self._activity),
                 "calibration": (self._calibration or DEFAULT_MODEL).name,
             },
+            after_reconciling=self._place_words_once,
             before_success=self._find_speakers,
         )
+
+    def _place_words_once(self, complete_ids: pa.Array) -> None:
+        if self.config.decoding.align:
+            place_words_once(self.store, complete_ids)
 
     def _find_speakers(self) -> None:
         if self.config.speakers.wanted:

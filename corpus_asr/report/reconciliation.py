@@ -52,7 +52,10 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
 
 
 def by_recording(parts: pa.Table) -> pa.Table:
-    """Fold parts into recordings: recording_id, processed, status, decode_errors."""
+    """Fold parts into recordings: recording_id, processed, status, decode_errors, and the words.
+
+    These, text_words and missing_words, are null without a known text, and where a part failed.
+    """
     # A recording is processed when a part that was its last is there, and all parts before it.
     # Parts after it are possible: one attempt failed where another, cut short elsewhere, came
     # further. One whose speech gave no text counts as no_speech, as in the recordings table.
@@ -71,13 +74,20 @@ def by_recording(parts: pa.Table) -> pa.Table:
     failed, written = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
     failed[code[pc.equal(parts["status"], "failed").to_numpy()]] = True
     written[code[pc.fill_null(parts["segments_written"], 0).to_numpy() > 0]] = True
+    words, found = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int64)
+    np.maximum.at(words, code, pc.fill_null(parts["text_words"], 0).to_numpy())
+    np.add.at(found, code, pc.fill_null(parts["text_found"], 0).to_numpy())
+    processed = (end < nowhere) & (until_end == end + 1)
+    unknown = failed | ~processed | (words == 0)
     worst = np.where(failed, "failed", np.where(written, "ok", "no_speech"))
     return pa.table(
         {
             "recording_id": ids.dictionary,
-            "processed": pa.array((end < nowhere) & (until_end == end + 1)),
+            "processed": pa.array(processed),
             "status": pa.array(worst.astype(object), pa.string()),
             "decode_errors": pa.array(errors),
+            "text_words": pa.array(words, mask=unknown),
+            "missing_words": pa.array(words - found, mask=unknown),
         }
     )
 

@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 from corpus_asr.storage.run_state.speaker_turns import SPEAKING
 from corpus_asr.storage.run_state.tables import OutputStore
 
-# Of each list; up to so many recordings as all lists together, all are listed. With 150 rows of
-# 400 bytes the table takes 60 kB, whatever the size of the corpus.
+# Of each list; up to so many recordings as all lists together, all are listed. With 200 rows of
+# 400 bytes the table takes 80 kB, whatever the size of the corpus.
 LISTED = 50
 LISTS: Mapping[str, tuple[str, str]] = {
     "confidence": ("confidence", "ascending"),
     "longest": ("duration_s", "descending"),
     "slowest": ("took_s", "descending"),
+    "missing": ("missing_share", "descending"),
 }
 """Lists by name, each with the column and the order that choose its recordings."""
 STARTED = "partly done"
@@ -56,6 +57,10 @@ class RecordingRow:
     """None where they were not looked for."""
     most_share: float | None = None
     """Of speech, that of the speaker who speaks most; None without any."""
+    missing_words: int | None = None
+    """Words of its text that are not in the audio; None where no text was aligned."""
+    text_words: int | None = None
+    """Words of its text."""
     lists: tuple[str, ...] = ()
     """Of `LISTS`, those that it is in."""
 
@@ -98,6 +103,7 @@ class Recordings:
         folded = folded.append_column("state", status)
         spoken = SPEAKING.empty_table() if speaking is None else speaking
         most, speech = (_aligned(ids, spoken, name) for name in ("most_s", "speech_s"))
+        words, missing = (_aligned(ids, folded, name) for name in ("text_words", "missing_words"))
         weight, weighted = (_aligned(ids, confidence, name) for name in ("weight", "weighted"))
         self._table = pa.table(
             {
@@ -110,6 +116,12 @@ class Recordings:
                 "confidence": pc.divide(weighted, weight),
                 "speakers": _aligned(ids, spoken, "speakers"),
                 "most_share": pc.divide(most, speech),
+                "text_words": words,
+                "missing_words": missing,
+                # None are no reason to be looked at.
+                "missing_share": pc.if_else(
+                    pc.greater(missing, 0), pc.divide(missing.cast(pa.float64()), words), None
+                ),
             }
         )
 
@@ -124,7 +136,7 @@ class Recordings:
         return np.asarray(self._table["duration_s"])
 
     def listed(self) -> list[RecordingRow]:
-        """Read the least confident, the longest and the slowest; all of them if they are few."""
+        """Read the first of each of `LISTS`; all of them if they are few."""
         chosen: dict[str, list[str]] = {}
         for name, (column, order) in LISTS.items():
             known = self._table.filter(pc.is_valid(self._table[column]))
@@ -156,6 +168,8 @@ class Recordings:
                 transcribe_s=row["transcribe_s"],
                 speakers=row["speakers"],
                 most_share=row["most_share"],
+                missing_words=row["missing_words"],
+                text_words=row["text_words"],
                 lists=tuple(identities[row["recording_id"]]),
             )
             for row in rows.to_pylist()

@@ -54,7 +54,8 @@ from corpus_asr.units import counted
 OUTCOME_COLUMNS = (
     "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
     "speech_s", "segments_written", "decode_errors", "language", "device", "decode_s",
-    "transcribe_s", "label", "error_stage", "error_kind", "error_message", "retryable",
+    "transcribe_s", "label", "text_words", "text_found", "error_stage", "error_kind",
+    "error_message", "retryable",
 )  # fmt: skip
 SEGMENT_COLUMNS = ("recording_id", "confidence", "start_s", "end_s")
 LABEL_COLUMNS = ("recording_id", "rank", "probability", "start_s", "end_s")
@@ -107,6 +108,10 @@ class RunCounts:
     """By each part's likeliest label, of a classification."""
     mean_confidence: float | None = None
     """Of segments or windows, weighted by their length; None without any."""
+    text_words: int = 0
+    """Words of the known texts of recordings that are done; 0 where no texts were aligned."""
+    missing_words: int = 0
+    """Those of them that are not in the audio."""
 
     @property
     def outcomes(self) -> list[tuple[str, int]]:
@@ -337,6 +342,8 @@ def count_run(
         ),
         accounting=accounting,
         labels=_classes(parts, "label"),
+        text_words=int(sum_of(folded["text_words"])),
+        missing_words=int(sum_of(folded["missing_words"])),
     )
 
 

@@ -37,7 +37,7 @@ from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.known_text import joined_parts
+from corpus_asr.transcription.joined_text import joined_parts
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
 

@@ -29,9 +29,10 @@ from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
+from corpus_asr.transcription.joined_text import text_columns
 
 if TYPE_CHECKING:  # imports torch
-    from corpus_asr.transcription.engine import PartTranscript, PlacedText
+    from corpus_asr.transcription.engine import PartTranscript
     from corpus_asr.transcription.windows import KnownText, PartRequest
 
 _LOG = logging.getLogger(__name__)
@@ -339,18 +340,18 @@ def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
         "language_probability": transcript.language_probability,
         "transcribe_s": transcript.transcribe_s,
         **({} if transcript.labels is None else label_columns(transcript.labels)),
-        **({} if transcript.placed is None else _text_columns(transcript.placed)),
+        **_text_columns(transcript),
     }
 
 
-def _text_columns(placed: "PlacedText") -> dict[str, Any]:
-    spans: list[dict[str, int]] = []
-    for index in (index for indices in placed.indices for index in indices):
-        if spans and spans[-1]["stop"] == index:
-            spans[-1]["stop"] += 1
-        else:
-            spans.append({"first": index, "stop": index + 1})
-    return {"text_words": len(placed.words), "text_spans": spans}
+def _text_columns(transcript: "PartTranscript") -> dict[str, Any]:
+    placed = transcript.placed
+    if placed is None:
+        return {}
+    words = [word for segment in transcript.segments for word in segment.words or ()]
+    indices = [index for own in placed.indices for index in own]
+    found = zip(indices, (word.end_s for word in words), strict=True)
+    return text_columns([len(word) for word in placed.words], found)
 
 
 def label_columns(labels: PartLabels) -> dict[str, Any]:

@@ -10,7 +10,6 @@ passing over them.
 
 import math
 import zlib
-from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -21,10 +20,11 @@ from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import Gather, Steps
-from corpus_asr.errors import AlignmentError
-from corpus_asr.segments import MissingWord, Segment, Word
+from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.anchors import Pair, find_pairs, folded
 from corpus_asr.transcription.engine import PartTranscript, PlacedText
+from corpus_asr.transcription.joined_text import text_not_found
+from corpus_asr.transcription.text_words import TextWords
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import (
     KnownText,
@@ -34,11 +34,9 @@ from corpus_asr.transcription.windows import (
     frames_to_encode,
 )
 from corpus_asr.transcription.words import (
-    BEFORE_A_WORD,
     SENTENCE_ENDS,
     AlignmentSpec,
     DraftSegment,
-    Spelled,
     split_characters,
     time_words,
 )
@@ -73,82 +71,6 @@ _MIN_FOUND = 0.1
 _PAUSE_S = 1.5
 
 _CLOSING = "\"'”’»)]}」』"  # noqa: RUF001
-
-
-@dataclass(frozen=True, slots=True)
-class TextWords:
-    """A text in words that can be found one by one: each has a letter or digit, and its tokens."""
-
-    spelled: tuple[Spelled, ...]
-    has_blanks: bool
-    """Between its words; false if any of it is of a script without."""
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """With their blanks and marks; joined, they are the text."""
-        return tuple(text for text, _ in self.spelled)
-
-    @classmethod
-    def of(cls, known: KnownText, prompt_format: PromptFormat) -> "TextWords":
-        """Split a text at blanks; where a script has none, by the characters that tokens spell.
-
-        Marks that stand alone belong to the word before them, opening ones to that after.
-
-        Raises:
-            AlignmentError: it has no letter or digit, or control tokens in it.
-        """
-        pieces: list[Spelled] = []
-        spelled: dict[str, list[Spelled]] = {}
-        for chunk in known.text.split():
-            if chunk not in spelled:
-                try:
-                    spelled[chunk] = list(_pieces(chunk, prompt_format))
-                except ValueError as error:
-                    raise AlignmentError(
-                        f"aligning the text of {known.name}: {error}", kind="no_text"
-                    ) from error
-            pieces += spelled[chunk]
-        words: list[Spelled] = []
-        opening: Spelled = ("", ())
-        for piece in pieces:
-            if any(letter.isalnum() for letter in piece[0]):
-                words.append(_joined(opening, piece))
-                opening = ("", ())
-            elif not words or opening[0] or piece[0].strip() in BEFORE_A_WORD:
-                opening = _joined(opening, piece)
-            else:
-                words[-1] = _joined(words[-1], piece)
-        if not words:
-            raise AlignmentError(
-                f"aligning the text of {known.name}: found {known.text.strip()[:60]!r}, expected "
-                "words with letters or digits; give what is said in the recording",
-                kind="no_text",
-            )
-        words[-1] = _joined(words[-1], opening)
-        return cls(tuple(words), not any(map(_without_blanks, known.text)))
-
-
-def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[Spelled]:
-    tokens = prompt_format.encode(chunk)
-    if any(_without_blanks(letter) for letter in chunk):
-        yield from split_characters(tokens, prompt_format.text)
-    else:
-        yield f" {chunk}", tokens
-
-
-# Scripts written without blanks: Thai and Lao, Burmese, Khmer, kana and Chinese characters.
-_RANGES = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF),
-    (0x20000, 0x3FFFF),
-)  # fmt: skip
-
-
-def _without_blanks(letter: str) -> bool:
-    return any(first <= ord(letter) <= last for first, last in _RANGES)
-
-
-def _joined(first: Spelled, second: Spelled) -> Spelled:
-    return first[0] + second[0], first[1] + second[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -572,76 +494,4 @@ def _check_found(found: int, given: int, recognized: PartTranscript, name: str) 
     # small excerpt of its text.
     said = len(_said(recognized))
     if not found or found < _MIN_FOUND * min(given, said):
-        raise _not_found(name, found, given, f"{counted(said, 'word')} recognized in it")
-
-
-def _not_found(name: str, found: int, given: int, instead: str) -> AlignmentError:
-    return AlignmentError(
-        f"aligning the text of {name}: found {found} of its {counted(given, 'word')} "
-        f"({found / max(1, given):.0%}) in the audio, with {instead}, expected most of them; check "
-        "that text and recording belong together, and the language"
-    )
-
-
-def joined_parts(
-    parts: Sequence[PartTranscript], *, text: str, name: str
-) -> tuple[list[Segment], tuple[MissingWord, ...]]:
-    """Join the parts of a recording: their segments, and the words of its text that none says.
-
-    Each part finds its own span of the text. Where two of them claim the same words, or a later
-    part claims earlier ones, as many words are kept as there can be in the order of the text.
-
-    Raises:
-        AlignmentError: no part says anything of the text.
-    """
-    claims = [
-        (index, word, number)
-        for number, part in enumerate(parts)
-        if part.placed is not None
-        for segment, indices in zip(part.segments, part.placed.indices, strict=True)
-        for word, index in zip(segment.words or (), indices, strict=True)
-    ]
-    kept = _longest_ascending([index for index, _, _ in claims])
-    if not kept:
-        raise _not_found(name, 0, len(text.split()), "no speech that fits")
-    ends = {claims[at][0]: claims[at][1].end_s for at in kept}
-    words = next(part.placed.words for part in parts if part.placed is not None)
-    missing, after_s = [], 0.0
-    for index, word in enumerate(words):
-        if index in ends:
-            after_s = ends[index]
-        else:
-            missing.append(MissingWord(word=word, index=index, after_s=after_s))
-    if len(kept) == len(claims):
-        return [segment for part in parts for segment in part.segments], tuple(missing)
-    return list(_with_words(parts, {id(claims[at][1]) for at in kept})), tuple(missing)
-
-
-def _with_words(parts: Sequence[PartTranscript], kept: Collection[int]) -> Iterator[Segment]:
-    for segment in (segment for part in parts for segment in part.segments):
-        words = tuple(word for word in segment.words or () if id(word) in kept)
-        if words:
-            yield replace(
-                segment,
-                words=words,
-                text="".join(word.word for word in words),
-                start_s=words[0].start_s,
-                end_s=max(segment.start_s, words[-1].end_s),
-            )
-
-
-def _longest_ascending(values: Sequence[int]) -> list[int]:
-    """Positions of the longest strictly ascending choice of values (Fredman 1975)."""
-    lowest: list[int] = []  # the least last value of an ascending choice of each length
-    last: list[int] = []  # where it stands
-    before: list[int] = []
-    for at, value in enumerate(values):
-        length = bisect_left(lowest, value)
-        lowest[length : length + 1] = [value]
-        last[length : length + 1] = [at]
-        before.append(last[length - 1] if length else -1)
-    found, at = [], last[-1] if last else -1
-    while at >= 0:
-        found.append(at)
-        at = before[at]
-    return found[::-1]
+        raise text_not_found(name, found, given, f"{counted(said, 'word')} recognized in it")

@@ -10,12 +10,8 @@ import pytest
 from corpus_asr import Transcriber
 from corpus_asr.errors import AlignmentError, ConfigError
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import Word
 from corpus_asr.transcription.anchors import folded
-from corpus_asr.transcription.engine import PartTranscript, PlacedText
-from corpus_asr.transcription.known_text import TextWords, joined_parts
-from corpus_asr.transcription.whisper_prompt import PromptFormat
-from corpus_asr.transcription.windows import KnownText
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip
 from tests.support.spoken import REPOSITORY, spoken
@@ -171,54 +167,5 @@ def test_one_text_is_of_all_channels(aligner: Transcriber, inaugural: np.ndarray
         aligner.align(inaugural, SPEECH, sampling_rate=SAMPLE_RATE_HZ, channels="each")
 
 
-def test_scripts_without_blanks_are_split_into_characters() -> None:
-    prompt_format = PromptFormat.from_folder(packaged())
-    words = TextWords.of(
-        KnownText(text="今天\N{FULLWIDTH EXCLAMATION MARK}天气 “good” — x", name="a"), prompt_format
-    )
-    assert "".join(words.words).split() == [
-        "今天\N{FULLWIDTH EXCLAMATION MARK}天气",
-        "“good”",
-        "—",
-        "x",
-    ]
-    assert [folded(word) for word in words.words] == ["今", "天", "天", "气", "good", "x"]
-    assert not words.has_blanks
-    assert all(prompt_format.text(tokens) == text for text, tokens in words.spelled)
-
-
 def packaged() -> Path:
     return REPOSITORY / "corpus_asr" / "pretrained" / "whisper-tiny.en"
-
-
-def part(*indices: int) -> PartTranscript:
-    words = tuple(
-        Word(word=f" w{index}", start_s=float(index), end_s=index + 0.5, probability=1.0)
-        for index in indices
-    )
-    segment = Segment(
-        start_s=words[0].start_s, end_s=words[-1].end_s, text="".join(w.word for w in words),
-        tokens=(), language="en", language_probability=None, task="transcribe", confidence=1.0,
-        avg_logprob=0.0, no_speech_prob=None, compression_ratio=1.0, temperature=0.0,
-        speech_fraction=None, words=words,
-    )  # fmt: skip
-    text = tuple(f" w{number}" for number in range(8))
-    return PartTranscript(segments=(segment,), placed=PlacedText(words=text, indices=(indices,)))
-
-
-@pytest.mark.parametrize(
-    ("parts", "kept", "not_said"),
-    [
-        ([(0, 1, 2), (3, 4, 5, 6, 7)], [0, 1, 2, 3, 4, 5, 6, 7], []),
-        # Claimed twice, out of order, or by none.
-        ([(0, 1, 2), (2, 3, 5)], [0, 1, 2, 3, 5], [4, 6, 7]),
-        ([(0, 1), (6, 7), (2, 3, 4)], [0, 1, 2, 3, 4], [5, 6, 7]),
-    ],
-)
-def test_of_words_that_two_parts_claim_each_is_kept_once(
-    parts: list[tuple[int, ...]], kept: list[int], not_said: list[int]
-) -> None:
-    segments, missing = joined_parts([part(*each) for each in parts], text="", name="a")
-    assert [int(w.word[2:]) for s in segments for w in s.words or ()] == kept
-    assert [each.index for each in missing] == not_said
-    assert "".join(s.text for s in segments) == "".join(f" w{index}" for index in kept)

@@ -63,7 +63,8 @@ _FIRST_COLUMNS = (
 )  # fmt: skip
 PART_COLUMNS = (
     "recording_id", "run_id", "part", "channel", "status", "language", "duration_s", "speech_s",
-    "segments_written", "decode_errors", "label_means", "label_weight_s", *_FIRST_COLUMNS,
+    "segments_written", "decode_errors", "label_means", "label_weight_s", "text_words",
+    "text_found", *_FIRST_COLUMNS,
     *_ERROR_COLUMNS,
 )  # fmt: skip
 
@@ -114,6 +115,7 @@ def finish(
     plan_name: str | None = None,
     idle: bool = False,
     extra: dict[str, Any] | None = None,
+    after_reconciling: Callable[[pa.Array], object] = lambda _: None,
     before_success: Callable[[], object] = lambda: None,
 ) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
@@ -123,6 +125,8 @@ def finish(
         num_listed: how many rows the listing had when it was made; those missing count as left.
         plan_name: the plan that was worked off; None if there was none.
         idle: whether there was nothing to do; `run.json` then keeps what the last run did.
+        after_reconciling: called with the IDs of complete recordings once each part counts once; it
+            may commit parts again.
         before_success: called once the tables of outcomes, segments and recordings are exact.
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
     """
@@ -133,6 +137,7 @@ def finish(
     num_listed = max(num_listed, resolution.num_listed)
     # Second commits of a part, rows of replaced recordings, outcomes whose segments are gone.
     keep_only(store, resolution.keep)
+    after_reconciling(resolution.complete_ids)
     # While something is left, more commits are to come, and their names tell when work was done.
     target_mb = config.output.target_file_mb
     if target_mb is not None and len(resolution.listed_ids) == num_listed:
@@ -224,6 +229,8 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
             ("speech_s", "sum"),
             ("segments_written", "sum"),
             ("part", "count"),
+            ("text_words", "max"),
+            ("text_found", "sum"),
             ("channel", "count_distinct", pc.CountOptions(mode="only_valid")),
         ]
     )
@@ -243,6 +250,13 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
         "parts": grouped["part_count"],
         "segments": grouped["segments_written_sum"],
         "languages": _languages(parts, ids),
+        "text_words": grouped["text_words_max"],
+        # What a part that failed says is not known to be missing.
+        "missing_words": pc.if_else(
+            pc.equal(columns["status"], "failed"),
+            None,
+            pc.subtract(grouped["text_words_max"], grouped["text_found_sum"]),
+        ),
     }
     columns["status"] = pc.if_else(
         pc.equal(columns["status"], "failed"),

@@ -1,0 +1,156 @@
+"""Known texts of a run's recordings: each word placed once, when all parts are committed.
+
+Parts find their words of a text independently of one another. Where two of them claim the same
+words, the part that fits worse is committed again without them, and its first commit removed.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.logs import event
+from corpus_asr.schemas import OUTCOMES, SEGMENTS
+from corpus_asr.storage.run_state.finish import claimed_segments, keep_only
+from corpus_asr.storage.run_state.tables import OutputStore, projected
+from corpus_asr.transcription.joined_text import Claim, placed_once, text_columns
+
+_LOG = logging.getLogger(__name__)
+
+_Rows = list[dict[str, Any]]
+
+
+_EDGES = pa.schema(
+    [("id", pa.string()), ("part", pa.int32()), ("first", pa.int32()), ("stop", pa.int32())]
+)
+
+
+def place_words_once(store: OutputStore, complete_ids: pa.Array) -> int:
+    """Remove from parts the words of a text that another part has; return how many parts.
+
+    `complete_ids` are recordings whose parts are all committed, each once. May be repeated after
+    being killed anywhere: until a first commit is removed it counts, and the second does not.
+    """
+    contested = _contested(store, complete_ids)
+    if not len(contested):
+        return 0
+    names = dict.fromkeys(
+        batch.name
+        for batch in store.committed(("recording_id",))
+        if pc.any(pc.is_in(batch.rows["recording_id"], value_set=contested)).as_py()
+    )
+    claims: dict[str, list[Claim]] = {}
+    for name in names:
+        for row, segments in _parts(store, name, contested):
+            claims.setdefault(row["recording_id"], []).extend(_claims(row, segments))
+    kept: dict[str, set[Claim]] = {}
+    for recording_id, own in claims.items():
+        own.sort(key=lambda claim: (claim.part, claim.index))
+        kept[recording_id] = {own[at] for at in placed_once(own)}
+    return sum(_rewritten(store, name, contested, kept) for name in names)
+
+
+def _contested(store: OutputStore, complete_ids: pa.Array) -> pa.Array:
+    """Return the recordings in which a part claims a word that is not after all of an earlier."""
+    tables = [_EDGES.empty_table()]
+    for batch in store.outcomes(("recording_id", "part", "text_found", "text_spans")):
+        rows = batch.filter(pc.greater(pc.fill_null(batch["text_found"], 0), 0))
+        rows = rows.filter(pc.is_in(rows["recording_id"], value_set=complete_ids))
+        spans = rows["text_spans"]
+        ends = pc.subtract(pc.cumulative_sum(pc.list_value_length(spans)), 1)
+        last = pc.list_flatten(spans).take(ends)
+        columns = [rows["recording_id"], rows["part"],
+                   pc.struct_field(pc.list_element(spans, 0), "first"),
+                   pc.struct_field(last, "stop")]  # fmt: skip
+        tables.append(pa.table(columns, schema=_EDGES))
+    parts = pa.concat_tables(tables).sort_by([("id", "ascending"), ("part", "ascending")])
+    ids = parts["id"].combine_chunks().dictionary_encode()
+    if not len(ids):
+        return ids.dictionary
+    code, first, stop = (each.to_numpy() for each in (ids.indices, parts["first"], parts["stop"]))
+    # An earlier part that reaches further than the one after it contradicts that one, too.
+    contested = (code[1:] == code[:-1]) & (first[1:] < stop[:-1])
+    return ids.dictionary.take(pa.array(np.unique(code[1:][contested])))
+
+
+def _parts(
+    store: OutputStore, name: str, recordings: pa.Array
+) -> Iterator[tuple[dict[str, Any], _Rows]]:
+    """Yield the outcomes rows of these recordings in an object, each with its segments."""
+    outcomes = store.read_table(name, OUTCOMES)
+    wanted = pc.is_in(outcomes["recording_id"], value_set=recordings).to_numpy()
+    owners = np.repeat(np.arange(outcomes.num_rows), outcomes["segments_written"].to_numpy())
+    segments: dict[int, _Rows] = {}
+    start = 0
+    for table in claimed_segments(store, outcomes, name):
+        theirs = owners[start : start + table.num_rows]
+        start += table.num_rows
+        chosen = wanted[theirs]
+        rows = table.filter(pa.array(chosen)).to_pylist()
+        for owner, row in zip(theirs[chosen].tolist(), rows, strict=True):
+            segments.setdefault(owner, []).append(row)
+    for position in np.flatnonzero(wanted).tolist():
+        row = outcomes.slice(position, 1).to_pylist()[0]
+        if row["text_found"]:
+            yield row, segments.get(position, [])
+
+
+def _claims(row: Mapping[str, Any], segments: _Rows) -> list[Claim]:
+    indices = [index for each in row["text_spans"] for index in range(each["first"], each["stop"])]
+    words = [word for segment in segments for word in segment["words"]]
+    return [
+        Claim(part=row["part"], index=index, probability=word["probability"])
+        for index, word in zip(indices, words, strict=True)
+    ]
+
+
+def _rewritten(
+    store: OutputStore, name: str, recordings: pa.Array, kept: Mapping[str, set[Claim]]
+) -> int:
+    """Commit the parts of an object that lose words again, and remove them from it."""
+    outcomes: _Rows = []
+    segments: _Rows = []
+    for row, own in _parts(store, name, recordings):
+        claims = _claims(row, own)
+        keep = [claim in kept[row["recording_id"]] for claim in claims]
+        if all(keep):
+            continue
+        marks = iter(keep)
+        left = [_with_words(each, [w for w in each["words"] if next(marks)]) for each in own]
+        left = [each | {"segment": at} for at, each in enumerate(filter(None, left))]
+        ends_s = [word["end_s"] for each in left for word in each["words"]]
+        indices = [claim.index for claim, is_kept in zip(claims, keep, strict=True) if is_kept]
+        found = zip(indices, ends_s, strict=True)
+        columns = text_columns(row["text_lengths"], found)
+        outcomes.append(row | columns | {"segments_written": len(left)})
+        segments += left
+        event(
+            _LOG, logging.INFO, "words_claimed_twice", recording_id=row["recording_id"],
+            part=row["part"], words=len(keep) - sum(keep),
+        )  # fmt: skip
+    if outcomes:
+        store.write_commit(
+            pa.Table.from_pylist(outcomes, OUTCOMES), [pa.Table.from_pylist(segments, SEGMENTS)]
+        )
+        changed = {(row["recording_id"], row["part"]) for row in outcomes}
+        table = store.read_table(name, projected(OUTCOMES, ("recording_id", "part")))
+        keys = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        keep_only(store, {name: np.array([key not in changed for key in keys])})
+    return len(outcomes)
+
+
+def _with_words(segment: dict[str, Any], words: _Rows) -> dict[str, Any] | None:
+    if len(words) == len(segment["words"]):
+        return segment
+    if not words:
+        return None
+    return segment | {
+        "words": words,
+        "text": "".join(word["word"] for word in words),
+        "tokens": [],  # they are of all its words
+        "start_s": words[0]["start_s"],
+        "end_s": max(words[0]["start_s"], words[-1]["end_s"]),
+    }
