@@ -4,13 +4,17 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.dataset
 import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import read_clip, wav_bytes
 from tests.support.loaded import lend
+from tests.support.pages import parsed
 from tests.support.spoken import spoken
 
 INAUGURAL = spoken()["inaugural.flac"]
@@ -132,11 +136,47 @@ def test_a_job_aligns_the_texts_of_its_manifest(here: Path) -> None:
     assert "".join(word["word"] for word in words).split()[-2:] == ["can", "do"]
     outcomes = pyarrow.dataset.dataset(here / "out" / "outcomes").to_table().to_pylist()
     of = {row["uri"].rpartition("/")[2]: row for row in outcomes}
-    assert of["inaugural.flac"]["text_words"] == 7
-    assert of["inaugural.flac"]["text_spans"] == [{"first": 0, "stop": 6}]
+    said = of["inaugural.flac"]
+    assert (said["text_words"], said["text_found"]) == (7, 6)
+    end_s = words[-1]["end_s"]
+    assert said["text_spans"] == [{"first": 0, "stop": 6, "end_s": end_s}]
     assert len(outcomes) == 2
     assert of["english.wav"]["error_kind"] == "no_text"
     assert "found no column text in its row" in of["english.wav"]["error_message"]
+    # What is missing is counted, listed, exported and shown.
+    recordings = pyarrow.dataset.dataset(here / "out" / "recordings").to_table().to_pylist()
+    assert {row["uri"][-4:]: (row["text_words"], row["missing_words"]) for row in recordings} == {
+        "flac": (7, 1), ".wav": (None, None),
+    }  # fmt: skip
+    exported = CliRunner().invoke(cli.app, ["export", "out", "--to", "files", "--format", "json"])
+    assert exported.exit_code == 0, exported.output
+    (path,) = (here / "files").rglob("inaugural.json")
+    missing = {"word": " zebra", "index": 6, "after": round(end_s, 3)}
+    assert json.loads(path.read_text())["missing"] == [missing]
+    report = CliRunner().invoke(cli.app, ["report", "out"])
+    assert "1 of 7 words are not in the audio (14%)" in report.stdout
+    page = parsed((here / "out" / "report.html").read_text())
+    (row,) = (row for row in page.all("tr") if "missing" in row.attributes.get("data-lists", ""))
+    assert [cell.text for cell in row.all("td")][4:6] == ["7", "1"]
+    assert "of 7 in the texts" in page.text
+
+
+def test_of_a_text_that_repeats_itself_each_word_is_placed_once(here: Path) -> None:
+    once = read_clip(INAUGURAL.path)
+    audio = wav_bytes(np.concatenate([once] * 3)[None], rate_hz=SAMPLE_RATE_HZ)
+    (here / "thrice.wav").write_bytes(audio)
+    row = {"uri": str(here / "thrice.wav"), "text": " ".join([INAUGURAL.text] * 3)}
+    (here / "manifest.jsonl").write_text(json.dumps(row))
+    (here / "job.yaml").write_text(
+        "source: {manifest: manifest.jsonl}\nextract: {part_s: 30}\n"
+        "decoding: {align: true, temperature: [0]}\noutput: {uri: out}\n"
+    )
+    result = CliRunner().invoke(cli.app, ["run", "job.yaml", "--local"])
+    assert result.exit_code == 0, result.output
+    table = pyarrow.dataset.dataset(here / "out" / "segments").to_table().to_pylist()
+    segments = sorted(table, key=lambda segment: segment["start_s"])
+    assert {segment["part"] for segment in segments} == {0, 1}
+    assert "".join(segment["text"] for segment in segments).strip() == row["text"]
 
 
 @pytest.mark.parametrize(
