@@ -436,7 +436,8 @@ def read_origin(store: OutputStore) -> Origin:
     )
 
 
-# Words and tokens are most of the bytes, and nothing here measures them.
+# Words and tokens are most of the bytes, and nothing here measures them; words say where a segment
+# that two speakers share is split.
 _COLUMNS = tuple(
     name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")
     if name not in ("words", "tokens")
@@ -589,8 +590,9 @@ def _done(
     if among is not None:
         ids = among.recordings["recording_id"].combine_chunks()
         wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
+    columns = _COLUMNS if turns is None else (*_COLUMNS, "words")
     return recordings(
-        store, index, wanted, _EVERYTHING, columns=_COLUMNS, corrector=corrector, turns=turns
+        store, index, wanted, _EVERYTHING, columns=columns, corrector=corrector, turns=turns
     )
 
 

@@ -1,7 +1,9 @@
 """Segments are measured and compared; every rule drops what it says and can be turned off."""
 
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +15,15 @@ from corpus_asr.labelling.selection import (
     decide,
     errors_by_piece,
     listed_hashes,
+    measure,
     measured,
     most_repeats,
     rate,
+    read_sources,
     rules_of,
 )
 from corpus_asr.report.accuracy.scoring import Errors, aligned
+from tests.support.runs import correct_segment, passage, run_of, says, spoken
 from tests.support.tables import recording, segment
 
 GOOD: dict[str, Any] = {
@@ -215,3 +220,30 @@ def test_hits_substitutions_and_insertions_add_up_to_those_of_the_whole(
 def test_the_same_words_have_no_errors_however_they_are_cut(pieces: list[list[str]]) -> None:
     said = [word for piece in pieces for word in piece]
     assert not any(each.errors for each in errors_by_piece(pieces, said))
+
+
+def test_a_segment_that_two_speakers_share_is_split_at_word_times(tmp_path: Path) -> None:
+    uri = str(tmp_path / "talk.wav")
+    shared = passage(0, "Are you? Yes, I am.", probabilities=[0.9] * 5)
+    corrected = passage(1, "Mine and yurs.", probabilities=[0.9] * 3)
+    store = run_of(tmp_path / "run", spoken(uri, shared, corrected, passage(2, "No word times.")))
+    correct_segment(store, "Mine and yurs.", "Mine and yours.")
+
+    def measured_rows() -> list[dict[str, Any]]:
+        settings = SelectionSettings()
+        path = tmp_path / "selection.parquet"
+        measure(read_sources(store, settings), settings, str(path))
+        return pyarrow.parquet.read_table(path).to_pylist()
+
+    assert len(measured_rows()) == 3
+    says(store, uri, (0.0, 0.8, "S1"), (0.8, 2.9, "S2"), (2.9, 4.5, "S1"), (4.5, 6.0, "S2"))
+    rows = measured_rows()
+    assert [(row["text"].strip(), row["speaker"].rpartition("-")[2]) for row in rows] == [
+        ("Are you?", "S1"), ("Yes, I am.", "S2"),
+        ("Mine", "S2"), ("and yours.", "S1"),  # a corrected text, too
+        ("No word times.", "S2"),  # as most of it
+    ]  # fmt: skip
+    assert [round(row["start_s"], 2) for row in rows] == [0.0, 0.8, 2.0, 2.67, 4.0]
+    assert [round(row["end_s"], 2) for row in rows] == [0.8, 2.0, 2.67, 4.0, 6.0]
+    assert [row["num_words"] for row in rows] == [2, 3, 1, 2, 3]
+    assert [row["corrected"] for row in rows] == [False, False, True, True, False]
