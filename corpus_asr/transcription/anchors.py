@@ -21,6 +21,9 @@ _DIFFERENT = 2.0
 _MAX_SKIP = 8.0
 # Where a text says the same twice, what the part's place in the recording counts at most.
 _PLACE = 2.0
+# Recognized words before the first of the text, and after the last, cost so much less than those
+# between: of equal ways the one is taken that has the text in one piece.
+_OUTSIDE = 0.005
 # Rows of the table that are kept while the way back is looked for; between them it is made again.
 _ROWS_KEPT = 64
 # Hashed pairs of letters; few collide among a word's ten.
@@ -117,6 +120,8 @@ class _Table:
         self._similarity = _similarities(said_kinds.tolist(), given_kinds.tolist())
         self._at = np.arange(len(given) + 1, dtype=np.float64)
         self._first, self._last = self._edges(place)
+        self._alone = np.ones(len(given) + 1)
+        self._alone[[0, -1]] -= _OUTSIDE
 
     def _edges(self, place: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
         # What a way costs that begins or ends at each place of the text.
@@ -145,7 +150,7 @@ class _Table:
         """Give the costs after a recognized word, whence each comes along the text, and how."""
         similarity = self._similarity[self._said[row]][self._given]
         price = np.where(similarity >= _SIMILAR, _DIFFERENT * (1 - similarity), np.inf)
-        both, alone = costs[:-1] + price, costs + 1.0
+        both, alone = costs[:-1] + price, costs + self._alone
         paired = np.concatenate([[False], both <= alone[1:]])
         best = alone.copy()
         best[1:] = np.minimum(both, alone[1:])
@@ -199,6 +204,12 @@ def _supported(
         run = run + 1 if skipped[at] else 0
         if run > _AROUND:
             weights[at] = 0.0
+    # Nor does what is said before the first word of the text and after its last: it is not of it.
+    given_at = [at for at, step in enumerate(steps) if step[1] >= 0]
+    if given_at and steps[given_at[0]][1] == 0:
+        weights[: given_at[0]] = 0.0
+    if given_at and steps[given_at[-1]][1] == len(given) - 1:
+        weights[given_at[-1] + 1 :] = 0.0
     same = weights * np.array([step[2] if step[2] >= _NEAR else 0.0 for step in steps])
     sums, hits = (np.concatenate([[0.0], np.cumsum(each)]) for each in (weights, same))
     pairs = []

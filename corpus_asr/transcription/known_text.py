@@ -123,7 +123,11 @@ class KnownTextAligner:
         before_s = [self._part.start_s, *(window[-1].end_s for window in windows)]
         placed: list[list[_Placed]] = yield Gather(
             self._align(
-                self._edges(windows, number), window, language, before_s[number], recognized_words
+                self._edges(windows, number, recognized_words),
+                window,
+                language,
+                before_s[number],
+                recognized_words,
             )
             for number, window in enumerate(windows)
         )
@@ -250,16 +254,24 @@ class KnownTextAligner:
             yield rest[:stop]
             rest = rest[stop:]
 
-    def _edges(self, windows: Sequence[Sequence[_Place]], number: int) -> tuple[int, int]:
+    def _edges(
+        self, windows: Sequence[Sequence[_Place]], number: int, recognized: Sequence[Word]
+    ) -> tuple[int, int]:
         """Give the frames of a window: its words, and up to a margin of what lies around them."""
         part, window = self._part, windows[number]
         begin_s, stop_s = self._bounds()
-        if len(windows) == 1 and stop_s - begin_s <= WINDOW_S:
-            return part.frame(begin_s), part.frame(stop_s)
         start_s, end_s = window[0].start_s, window[-1].end_s
+        # What is recognized there is not of the text, and would draw its words.
+        others_before = [word.end_s for word in recognized if word.end_s <= start_s]
+        others_after = [word.start_s for word in recognized if word.start_s >= end_s]
+        alone = len(windows) == 1 and not others_before and not others_after
+        if alone and stop_s - begin_s <= WINDOW_S:
+            return part.frame(begin_s), part.frame(stop_s)
         before_s = windows[number - 1][-1].end_s if number else begin_s - 2 * _MARGIN_S
+        before_s = max([before_s, *others_before[-1:]])
         last = number == len(windows) - 1
         after_s = stop_s + 2 * _MARGIN_S if last else windows[number + 1][0].start_s
+        after_s = min([after_s, *others_after[:1]])
         start = part.frame(start_s - min(_MARGIN_S, max(0.0, start_s - before_s) / 2))
         end = part.frame(end_s + min(_MARGIN_S, max(0.0, after_s - end_s) / 2))
         start = min(start, part.num_frames - 1)

@@ -35,6 +35,15 @@ def test_words_are_found_in_order(said: str, given: list[int]) -> None:
     assert [index for _, index in anchored(said)] == given
 
 
+def test_an_excerpt_is_found_in_one_piece_to_its_ends() -> None:
+    said = "and so my fellow americans ask not what your country can do for you ask what you can do"
+    # Its words are also said over a longer span, in order: where they stand side by side, they are.
+    excerpt = ["what", "your", "country", "can", "do"]
+    assert anchored(f"{said} for your country", excerpt) == [(7 + at, at) for at in range(5)]
+    # What is said beyond it is not held against its last words.
+    assert anchored(said, said.split()[:5]) == [(at, at) for at in range(5)]
+
+
 @pytest.mark.parametrize("said", ["", "!", "a", "unlike anything a person over there said"])
 def test_few_words_in_common_mark_no_place(said: str) -> None:
     assert len(anchored(said)) <= 1

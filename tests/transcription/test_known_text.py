@@ -100,6 +100,25 @@ def test_words_that_are_not_said_are_reported(
     assert abs(last_s - 10.5) < 0.5, "the country is the last word in each"
 
 
+@pytest.mark.parametrize(
+    ("text", "start_s", "end_s"),
+    [
+        ("And so my fellow Americans \N{PARTY POPPER}", 0.3, 2.2),
+        ("what your country can do", 4.9, 6.9),
+        ("ask what you can do for your country", 7.9, 10.5),
+    ],
+)
+def test_an_excerpt_of_what_is_said_has_its_times(
+    text: str, start_s: float, end_s: float, aligner: Transcriber, inaugural: np.ndarray
+) -> None:
+    transcript = align(aligner, inaugural, text)
+    words = words_of(transcript)
+    assert not transcript.missing
+    assert abs(words[0].start_s - start_s) < 0.5
+    assert abs(words[-1].end_s - end_s) < 0.6
+    assert all(word.end_s - word.start_s < 1.0 for word in words)
+
+
 def test_numbers_that_are_recognized_as_figures_are_found(aligner: Transcriber) -> None:
     recording = spoken()["newgate.mp3"]
     text = "After that they fell as steadily, till, eighteen oh eight, the lowest point was"
