@@ -1,5 +1,6 @@
-"""Renew the pictures of the guides: `python docs/_site/pictures.py output/demo` after `make demo`.
+"""Renew the pictures of the guides: `python docs/_site/pictures.py output/demo` after the demo.
 
+Run the demo with speakers (`--set speakers=auto`), evaluate it, and name some in `speakers.csv`.
 Needs Chromium and Pillow. The report and the last recording in the viewer are opened in a browser
 without a window; the pictures are reduced to 128 colors, which keeps both below 300 kB.
 """
