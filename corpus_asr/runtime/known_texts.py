@@ -119,8 +119,8 @@ def _rewritten(
         if all(keep):
             continue
         marks = iter(keep)
-        left = [_with_words(each, [w for w in each["words"] if next(marks)]) for each in own]
-        left = [each | {"segment": at} for at, each in enumerate(filter(None, left))]
+        pieces = (_with_words(each, [w for w in each["words"] if next(marks)]) for each in own)
+        left = [each | {"segment": at} for at, each in enumerate(filter(None, pieces))]
         ends_s = [word["end_s"] for each in left for word in each["words"]]
         indices = [claim.index for claim, is_kept in zip(claims, keep, strict=True) if is_kept]
         found = zip(indices, ends_s, strict=True)

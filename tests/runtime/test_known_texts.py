@@ -31,7 +31,7 @@ def saying(
 ) -> dict[str, Any]:
     """A row of a part that says these words, a second each, in segments of two."""
     start_s = 10.0 * index
-    words = [
+    words: list[dict[str, Any]] = [
         {"word": WORDS[at], "start_s": start_s + place, "end_s": start_s + place + 0.5,
          "probability": probability}
         for place, at in enumerate(indices)
