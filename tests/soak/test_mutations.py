@@ -309,6 +309,30 @@ MUTATIONS = {
         "",
         "storage/test_ledger.py::test_the_first_success_counts_else_the_last_failure",
     ),
+    "words of a text that two parts claim stay in both": Mutation(
+        "runtime/known_texts.py",
+        "if not len(contested):",
+        "if True:",
+        "runtime/test_known_texts.py::test_the_part_that_fits_better_has_the_words",
+    ),
+    "a part that loses words keeps the count of its segments": Mutation(
+        "runtime/known_texts.py",
+        '{"segments_written": len(left)}',
+        '{"segments_written": len(own)}',
+        "runtime/test_known_texts.py::test_the_part_that_fits_better_has_the_words",
+    ),
+    "the first commit of a part that loses words stays": Mutation(
+        "runtime/known_texts.py",
+        "        keep_only(store, {name: ",
+        "        sorted({name: ",
+        "runtime/test_known_texts.py::test_the_part_that_fits_better_has_the_words",
+    ),
+    "the part that fits worse has the words": Mutation(
+        "transcription/joined_text.py",
+        "max(mean, 1e-6)",
+        "1.01 - mean",
+        "runtime/test_known_texts.py::test_the_part_that_fits_better_has_the_words",
+    ),
     "channels add up to a longer recording": Mutation(
         "storage/run_state/finish.py",
         'pc.divide(grouped["duration_s_sum"], num_channels)',
