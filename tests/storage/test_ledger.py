@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import Retry
@@ -449,6 +449,8 @@ attempt = st.sampled_from(["ok", "no_speech", "failed", "hopeless"])
 
 @settings(max_examples=12)
 @given(history=st.lists(attempt, min_size=1, max_size=6), together=st.booleans())
+@example(history=["failed", "hopeless", "failed"], together=False)
+@example(history=["failed", "ok", "no_speech", "ok"], together=True)
 def test_the_first_success_counts_else_the_last_failure(history: list[str], together: bool) -> None:
     store = OutputStore(f"memory://{uuid.uuid4().hex}")
     rows = []
