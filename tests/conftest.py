@@ -16,13 +16,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_THREADS = max(1, _CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-
 _ENVIRONMENT = {
-    # Threads beyond the cores make torch and numpy many times slower, not faster.
-    "OMP_NUM_THREADS": str(_THREADS),
-    "OPENBLAS_NUM_THREADS": str(_THREADS),
+    # The models of tests are so small that a second thread only spins until the first has ended:
+    # tests/parity/test_generate_search.py takes 7 CPU seconds with one, 71 with two on busy cores.
+    # Not the cores by the workers: these inherit what the process sets that starts them.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Seconds for a test. Not a key of pyproject.toml: pytest refuses it without pytest-timeout.
     "PYTEST_TIMEOUT": "300",
