@@ -177,8 +177,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keep the verdict for `pytest_unconfigure`."""
+    """Keep the verdict for `pytest_unconfigure`, and let what was imported be freed."""
     session.config.exit_status = int(exitstatus)  # type: ignore[attr-defined]
+    gc.unfreeze()  # or else duckdb writes a list of what was not freed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
