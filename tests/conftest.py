@@ -5,6 +5,7 @@ also runs where only pytest and what the engine needs are installed (tests/repo/
 """
 
 import faulthandler
+import gc
 import os
 import re
 import sys
@@ -16,13 +17,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_THREADS = max(1, _CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-
 _ENVIRONMENT = {
-    # Threads beyond the cores make torch and numpy many times slower, not faster.
-    "OMP_NUM_THREADS": str(_THREADS),
-    "OPENBLAS_NUM_THREADS": str(_THREADS),
+    # The models of tests are so small that a second thread only spins until the first has ended:
+    # tests/parity/test_generate_search.py takes 7 CPU seconds with one, 71 with two on busy cores.
+    # Not the cores by the workers: these inherit what the process sets that starts them.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Seconds for a test. Not a key of pyproject.toml: pytest refuses it without pytest-timeout.
     "PYTEST_TIMEOUT": "300",
@@ -65,6 +65,17 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for garbage neither while all is imported nor, later on, in what was imported."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_report_header() -> list[str]:
@@ -166,8 +177,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keep the verdict for `pytest_unconfigure`."""
+    """Keep the verdict for `pytest_unconfigure`, and let what was imported be freed."""
     session.config.exit_status = int(exitstatus)  # type: ignore[attr-defined]
+    gc.unfreeze()  # or else duckdb writes a list of what was not freed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
 )
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.layers import kv_cache as cache
+from corpus_asr.families.layers import kv_cache
 from tests.support.graph_capture import TapeRecorder
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
 from tests.support.slots import SOURCE_POSITIONS, assert_all_same, load, run_jobs
@@ -93,12 +94,12 @@ kinds = st.sampled_from([*KINDS, "align"])
 tasks_of_jobs = st.lists(
     st.lists(st.tuples(kinds, st.integers(0, 7)), max_size=5), min_size=1, max_size=12
 )
-# Alone, and in steps that nobody records.
-ALONE = {
-    (kind, number): run(MarkovModel(), [[ask(kind, number)]], slots=1)[0][0]
-    for kind in (*KINDS, "align")
-    for number in range(8)
-}
+
+
+@cache
+def alone(kind: str, number: int) -> Result:
+    """What a job gives alone, and in steps that nobody records."""
+    return run(MarkovModel(), [[ask(kind, number)]], slots=1)[0][0]
 
 
 @settings(max_examples=12, deadline=None)
@@ -108,7 +109,7 @@ def test_replays_give_what_steps_give(
 ) -> None:
     jobs = [[ask(kind, number) for kind, number in task] for task in tasks]
     found = run(Steady(), jobs, slots=slots, check_every=check_every, recorder=TapeRecorder())
-    assert_all_same(found, [[ALONE[one] for one in task] for task in tasks])
+    assert_all_same(found, [[alone(*one) for one in task] for task in tasks])
 
 
 def test_each_rung_is_recorded_once_and_replayed_from_then_on() -> None:
@@ -154,7 +155,7 @@ def test_a_network_s_replays_give_what_its_steps_give_at_any_size(
     ]
     expected = run(network, tasks, slots=5)
     # As it is where the cache is not on a CPU: the same shape for every step.
-    monkeypatch.setattr(cache, "_looked_at", lambda positions, *, max_positions: max_positions)
+    monkeypatch.setattr(kv_cache, "_looked_at", lambda positions, *, max_positions: max_positions)
     recorder = TapeRecorder()
     found = run(network, tasks, slots=slots, check_every=3, recorder=recorder)
     assert_all_same(found, expected)
@@ -182,7 +183,7 @@ def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
         "capturing; continuing without"
     ]
     kinds = ("greedy", "sampled")
-    assert_all_same(found, [[ALONE[kind, number] for kind in kinds] for number in range(5)])
+    assert_all_same(found, [[alone(kind, number) for kind in kinds] for number in range(5)])
 
 
 def test_a_step_is_recorded_once_it_has_been_run_often_enough() -> None:

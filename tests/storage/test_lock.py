@@ -37,7 +37,14 @@ def local(tmp_path: Path) -> OutputStore:
 def left_by(store: OutputStore, process: ProcessName, *, at: str = "2026-01-01T00:00:00+00:00"):
     """Leave a lock as a process would that died while holding it."""
     holder = Holder(token="t", run_id="old", process=process, started_at=at, heartbeat_at=at)
-    store.write_bytes(LOCK_NAME, holder.encoded())
+    uri, taken = store.address(LOCK_NAME), False
+    while not taken:  # what is merely written may be undone by a heartbeat that has just looked
+        found = filesystem.peek(uri, store.options)
+        taken = (
+            filesystem.create(uri, holder.encoded(), store.options)
+            if found is None
+            else filesystem.swap(uri, holder.encoded(), found, store.options)
+        )
     return holder
 
 
