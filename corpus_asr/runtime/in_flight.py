@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from corpus_asr.audio.inputs import GivenAudio
 from corpus_asr.config.decoding import DecodingSettings
@@ -22,9 +22,11 @@ from corpus_asr.speakers.windows import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.windows import KnownText, Listener, PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:  # imports torch
+    from corpus_asr.transcription.engine import PartTranscript
 
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
 _PARTS_PER_SLOT = 2

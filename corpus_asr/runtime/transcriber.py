@@ -4,11 +4,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from corpus_asr.audio.inputs import AudioInput, given_audio
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.config.options import (
     OPTION_NAMES,
@@ -36,10 +36,12 @@ from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.transcription.engine import Engine
+from corpus_asr.threads import spin_briefly
 from corpus_asr.transcription.joined_text import joined_parts
-from corpus_asr.transcription.language import spoken_most
-from corpus_asr.transcription.routing import RoutedEngine
+
+if TYPE_CHECKING:  # imports torch
+    from corpus_asr.transcription.engine import Engine
+    from corpus_asr.transcription.routing import RoutedEngine
 
 _LOG = logging.getLogger(__name__)
 ITEM_TIMEOUT_S: float = ExtractSettings.model_fields["item_timeout_s"].default
@@ -123,6 +125,7 @@ class Transcriber:
     """
 
     _calibration: ConfidenceModel = DEFAULT_MODEL
+    _engine: "Engine | RoutedEngine"
     _model: str
     # Languages with checkpoints of their own, which the calibration was not fitted for.
     _own_models: frozenset[str] = frozenset()
@@ -147,22 +150,25 @@ class Transcriber:
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
         fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
         main = Checkpoint.fetch(checkpoint, revision=revision)
-        check_transcribes(main, settings.decoding)
-        others = fetch_others(main, by_language or {}, weights=True)
-        folder = main.with_weights().folder
-        folders = {code: other.folder for code, other in others.items()}
-        load = partial(RoutedEngine.from_folders, folder, folders)
-        engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(
-            decoding=settings.decoding,
-            device=device,
-            dtype=compute_type,
-            slots=slots,
-            num_threads=num_threads,
-        )
-        self._set_up(engine, str(folder), options=options, item_timeout_s=item_timeout_s)
+        # Its process starts while this one imports torch.
+        self._set_up(str(main.folder), options=options, item_timeout_s=item_timeout_s)
+        try:
+            self._child.start()
+            self._engine = _load_engine(
+                main,
+                by_language or {},
+                settings.decoding,
+                device=device,
+                dtype=compute_type,
+                slots=slots,
+                num_threads=num_threads,
+            )
+        except BaseException:
+            self._child.close()
+            raise
         self._model = full_name(checkpoint)
         self._calibration = fitted
-        self._own_models = frozenset(others)
+        self._own_models = frozenset(by_language or ())
 
     @classmethod
     def from_pretrained(
@@ -174,25 +180,17 @@ class Transcriber:
     @classmethod
     def around(
         cls,
-        engine: Engine | RoutedEngine,
+        engine: "Engine | RoutedEngine",
         folder: str,
         options: TranscriptionOptions,
     ) -> Self:
         """Transcribe with a loaded engine, closed with this object, and its checkpoint's folder."""
         made = cls.__new__(cls)
-        made._set_up(engine, folder, options=options, item_timeout_s=ITEM_TIMEOUT_S)
-        made._model = folder
+        made._set_up(folder, options=options, item_timeout_s=ITEM_TIMEOUT_S)
+        made._engine, made._model = engine, folder
         return made
 
-    def _set_up(
-        self,
-        engine: Engine | RoutedEngine,
-        folder: str,
-        *,
-        options: TranscriptionOptions,
-        item_timeout_s: float,
-    ) -> None:
-        self._engine = engine
+    def _set_up(self, folder: str, *, options: TranscriptionOptions, item_timeout_s: float) -> None:
         self._options = options
         extract = options_from(options).extract
         self._child = IsolatedGenerator(
@@ -519,6 +517,8 @@ class Transcriber:
         spoken = [part for part in found if part.language is not None]
         language = spoken[0] if spoken else None
         if language is not None and any(part.language != language.language for part in spoken):
+            from corpus_asr.transcription.language import spoken_most
+
             most = spoken_most(segments)
             language = next(
                 (part for part in spoken if most and part.language == most.code), language
@@ -535,6 +535,23 @@ class Transcriber:
             channel=channel,
             model=self._model,
         )
+
+
+def _load_engine(
+    main: Checkpoint, by_language: Mapping[str, str], decoding: DecodingSettings, **options: Any
+) -> "Engine | RoutedEngine":
+    spin_briefly()
+    # Import torch.
+    from corpus_asr.transcription.engine import Engine
+    from corpus_asr.transcription.routing import RoutedEngine
+
+    check_transcribes(main, decoding)
+    others = fetch_others(main, by_language, weights=True)
+    folder = main.with_weights().folder
+    if not others:
+        return Engine.from_folder(folder, decoding=decoding, **options)
+    folders = {code: other.folder for code, other in others.items()}
+    return RoutedEngine.from_folders(folder, folders, decoding=decoding, **options)
 
 
 def named(transcript: Transcript, turns: Sequence[SpeakerTurn]) -> Transcript:

@@ -23,6 +23,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from corpus_asr.errors import CorpusAsrError, DecodeError, EngineError, ItemError
@@ -94,7 +95,18 @@ class IsolatedGenerator:
         self._init_kwargs = init_kwargs
         self._timeout_s = timeout_s
         self._child: _Child | None = None
+        self._starting: _Child | None = None
         self._busy = False
+
+    def start(self) -> None:
+        """Start the child without waiting for it, so that it is ready when `run` is called.
+
+        Raises:
+            EngineError: there can be no other process.
+        """
+        if self._child is None and self._starting is None:
+            with suppress(_DiedError):  # `run` tries again, and says what is wrong
+                self._starting = self._spawned()
 
     def run(self, item: Any) -> Iterator[Any]:
         """Yield the function's messages for one item, starting the child if there is none.
@@ -159,9 +171,10 @@ class IsolatedGenerator:
 
     def close(self) -> None:
         """End the child; the next `run` starts another."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        for child in (self._child, self._starting):
+            if child is not None:
+                child.kill()
+        self._child = self._starting = None
 
     def _handed_over(self, item: Any) -> "_Child":
         """Send an item to the child, to a new one if there is none or it died without an item."""
@@ -190,13 +203,21 @@ class IsolatedGenerator:
                 event(_LOG, logging.WARNING, "child_killed_at_start", why=str(failure))
         raise AssertionError("unreachable: the last start returns or raises")
 
-    def _started(self) -> "_Child":
+    def _spawned(self) -> "_Child":
         try:
             child = _Child()
         except OSError as error:
             raise self._no_start(f"{type(error).__name__}: {error}") from error
         try:
             child.send((self._target, self._init_kwargs))
+        except BaseException:
+            child.kill()
+            raise
+        return child
+
+    def _started(self) -> "_Child":
+        child, self._starting = self._starting or self._spawned(), None
+        try:
             kind, value = child.receive(_START_TIMEOUT_S)
         except BaseException:
             child.kill()

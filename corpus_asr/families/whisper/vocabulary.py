@@ -5,7 +5,7 @@ and panics, past `except Exception`, on a merge whose parts are not in the vocab
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,24 @@ def load_vocabulary(folder: Path) -> Tokenizer:
 
 def read_tokenizer_file(path: Path) -> Tokenizer:
     """Load a file in the format of tokenizer.json; raises CheckpointError."""
+    about = path.stat() if path.is_file() else None
+    _check_tokenizer_file(path, about and (about.st_mtime_ns, about.st_size))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise CheckpointError(
+            f"reading {path}: found no usable tokenizer ({error}); fetch the checkpoint again"
+        ) from error
+    # A file may ask for truncated or padded texts; calls alone decide that here.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+# Loading a model reads its tokenizer before its weights are fetched and again with them; the check
+# is most of a reading's time.
+@lru_cache(maxsize=64)
+def _check_tokenizer_file(path: Path, _version: tuple[int, int] | None) -> None:
     model = read_json_object(path).get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "BPE":
@@ -58,16 +76,6 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
         # Older files write a pair as one string.
         merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
     _check_vocabulary(model.get("vocab"), merges, path=path, merges_path=path)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
-        raise CheckpointError(
-            f"reading {path}: found no usable tokenizer ({error}); fetch the checkpoint again"
-        ) from error
-    # A file may ask for truncated or padded texts; calls alone decide that here.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def build_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
@@ -120,8 +128,9 @@ def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path:
             f"fetch the checkpoint again"
         )
     for number, pair in enumerate(merges):
-        fits = isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)
-        if not fits or not {*pair, "".join(pair)} <= vocab.keys():
+        left, right = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        fits = isinstance(left, str) and isinstance(right, str)
+        if not fits or not (left in vocab and right in vocab and left + right in vocab):
             raise CheckpointError(
                 f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "
                 f"of {path.name} that make a third; fetch the checkpoint again"

@@ -75,7 +75,7 @@ class Ledger:
     @classmethod
     def empty(cls) -> "Ledger":
         """Return the ledger of a folder without commits."""
-        return cls(_EMPTY_ROWS, [], {}, ())
+        return cls(_ROWS.empty_table(), [], {}, ())
 
     @classmethod
     def load(cls, store: OutputStore, *, leave_alone: Collection[str] = ()) -> "Ledger":
@@ -83,7 +83,7 @@ class Ledger:
         names = store.names(OUTCOMES_FOLDER)
         number = {name: index for index, name in enumerate(names)}
         counts = np.zeros(len(names), dtype=np.int32)
-        tables = [_EMPTY_ROWS]
+        tables = [_ROWS.empty_table()]
         promised: dict[str, set[str]] = {}
         needed = (*_LEDGER_COLUMNS, "status", "retryable", "segments_object")
         for batch in store.committed(needed, names):
@@ -96,7 +96,7 @@ class Ledger:
                 pa.array(np.full(len(rows), index, np.int32)),
                 pa.array(np.arange(counts[index], counts[index] + len(rows), dtype=np.int32)),
             ]
-            tables.append(pa.table(columns, schema=_EMPTY_ROWS.schema))
+            tables.append(pa.table(columns, schema=_ROWS))
             counts[index] += len(rows)
         # Listed after the outcomes were: each commit puts its segments first. Some stores' listings
         # lag behind by minutes, what they do not show may be there.
@@ -264,10 +264,10 @@ def counted(
         yield batch.rows, mask[start : seen[batch.name]]
 
 
-_EMPTY_ROWS = pa.schema([
+_ROWS = pa.schema([
     *projected(OUTCOMES, _LEDGER_COLUMNS), ("failed", pa.bool_()), ("retryable", pa.bool_()),
     ("object", pa.int32()), ("row", pa.int32()),
-]).empty_table()  # fmt: skip
+])  # fmt: skip
 
 
 def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
