@@ -184,7 +184,6 @@ def run(
     with readable_errors(on_interrupt=advice), ended_by_sigterm():
         from corpus_asr.config.load import load_config
         from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunOptions
-        from corpus_asr.pipelines import driver, pseudo_label
 
         settings = load_config(config, overrides or ())
         note_model_of(settings)
@@ -192,8 +191,11 @@ def run(
         options = RunOptions(
             steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
         )
-        pipeline = pseudo_label if settings.pipeline == PSEUDO_LABEL else driver
-        summary = pipeline.run(settings, local=local, progress=progress_lines(), options=options)
+        if settings.pipeline == PSEUDO_LABEL:
+            from corpus_asr.pipelines.pseudo_label import run as run_job
+        else:
+            from corpus_asr.pipelines.driver import run as run_job
+        summary = run_job(settings, local=local, progress=progress_lines(), options=options)
         print_summary(settings, summary)
 
 

@@ -11,9 +11,12 @@ import re
 import urllib.parse
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from corpus_asr.config.run import SourceSettings
 from corpus_asr.storage.stores.uri import LOCAL, scheme_of
+
+if TYPE_CHECKING:
+    from corpus_asr.config.run import SourceSettings
 
 WEB = frozenset({"http", "https"})
 # Their URIs name buckets of one service each, never a file here or a host of choice.
@@ -44,7 +47,7 @@ class HostRules:
     listed: tuple[str, ...] | None = None  # `source.allow_hosts`
 
     @classmethod
-    def of(cls, source: SourceSettings) -> "HostRules":
+    def of(cls, source: "SourceSettings") -> "HostRules":
         """Return the rules for a source."""
         written = (*source.uri, *((source.manifest,) if source.manifest else ()))
         hosts = (host_of(uri) for uri in written if scheme_of(uri) in WEB)
