@@ -129,8 +129,11 @@ def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path:
         )
     for number, pair in enumerate(merges):
         left, right = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
-        fits = isinstance(left, str) and isinstance(right, str)
-        if not fits or not (left in vocab and right in vocab and left + right in vocab):
+        if not (
+            isinstance(left, str)
+            and isinstance(right, str)
+            and {left, right, left + right} <= vocab.keys()
+        ):
             raise CheckpointError(
                 f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "
                 f"of {path.name} that make a third; fetch the checkpoint again"
