@@ -4,6 +4,7 @@ Extraction runs in threads, each with a child process, so that it overlaps with 
 waits between them is bounded in bytes. One engine, on one GPU at most.
 """
 
+import math
 import queue
 import threading
 import time
@@ -26,7 +27,7 @@ from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeSt
 # A commit is two objects: worth it for one long part or a hundred short recordings ...
 MIN_BYTES_PER_COMMIT = 64 * 1024
 # ... but nobody should lose more than this to a crash.
-MAX_COMMIT_AGE_S = 10.0
+MAX_COMMIT_AGE_S = 10.0  # since the last commit
 # How soon a signal, and the age of what waits to be committed, are noticed while nothing is ready.
 POLL_S = 1.0
 # How long extraction and the engine are waited for after a run broke off: extraction's processes
@@ -229,19 +230,17 @@ class CommitBuffer:
         self._max_age_s = max_age_s
         self._clock = clock
         self._waiting: list[pa.Table] = []
-        self._since = 0.0
+        self._committed_s = -math.inf  # what comes first is shown at once
 
     def add(self, results: pa.Table) -> None:
         """Take rows, and commit if that is due."""
-        if not self._waiting:
-            self._since = self._clock()
         self._waiting.append(results)
         self.poll()
 
     def poll(self) -> None:
         """Commit if that is due."""
         size = sum(table.nbytes for table in self._waiting)
-        if size >= self._min_bytes or self._clock() - self._since >= self._max_age_s:
+        if size >= self._min_bytes or self._clock() - self._committed_s >= self._max_age_s:
             self.flush()
 
     def flush(self) -> None:
@@ -249,6 +248,7 @@ class CommitBuffer:
         if self._waiting:
             self._commit(pa.concat_tables(self._waiting).combine_chunks())
             self._waiting = []
+            self._committed_s = self._clock()
 
 
 class _Room:
