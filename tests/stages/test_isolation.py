@@ -266,6 +266,24 @@ def test_a_child_that_is_killed_while_it_starts_is_started_again(tmp_path):
         assert notes.read_text() == "+++"
 
 
+def test_a_child_started_early_is_the_one_that_runs_and_closing_ends_it():
+    def children() -> set[int]:
+        lines = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        return {int(pid) for pid in lines}
+
+    before = children()
+    with fresh_child() as generator:
+        generator.start()
+        [started] = children() - before
+        generator.start()
+        assert pid_of(generator) == started
+    unused = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
+    unused.start()
+    [started] = children() - before
+    unused.close()
+    assert gone(started)
+
+
 def test_a_wrong_target_or_time_is_refused_at_once():
     for target, timeout_s in (("no_colon", 1.0), ("module:", 1.0), ("module:name", 0.0)):
         with pytest.raises(ValueError, match="expected"):
