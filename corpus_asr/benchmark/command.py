@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from corpus_asr.benchmark.orders import INSTALL, PEERS
+from corpus_asr.benchmark.orders import INSTALL, PEERS, SETTINGS
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
 from corpus_asr.threads import usable_cpus, usable_threads
@@ -223,8 +223,15 @@ def _parser() -> argparse.ArgumentParser:
         f"Without this all that are installed ({INSTALL})",
     )
     add("--dtype", type=_names, default=[], help="data types of this engine, separated by commas")
+    add(
+        "--settings",
+        type=_names,
+        default=",".join(SETTINGS),
+        help="with commas between: thresholds-off, one try per window for all engines; default, "
+        "what each engine does by itself, its beams included",
+    )
     add("--batch", type=int, default=8, help="windows per batch")
-    add("--beams", type=int, default=1, help="number of beams; 1 is greedy")
+    add("--beams", type=int, default=1, help="number of beams, thresholds off; 1 is greedy")
     add("--runs", type=int, default=3, help="measured rounds, after one warm-up")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--threads", type=int, default=usable_threads(), help="CPU threads of every engine")

@@ -252,18 +252,19 @@ class FasterWhisper(RecordingsRunner):
         return [self._text(path) for path in self.order.audio]
 
     def _text(self, path: str) -> str:
-        segments, _ = self._transcribe(
-            path,
-            language=self.order.language,
-            beam_size=self.order.beams,
-            temperature=0.0,
-            compression_ratio_threshold=None,
-            log_prob_threshold=None,
-            no_speech_threshold=None,
-            condition_on_previous_text=False,
-            without_timestamps=False,
-            vad_filter=True,
-        )
+        options: dict[str, Any] = {}
+        if self.order.settings == "thresholds-off":
+            options = {
+                "beam_size": self.order.beams,
+                "temperature": 0.0,
+                "compression_ratio_threshold": None,
+                "log_prob_threshold": None,
+                "no_speech_threshold": None,
+                "condition_on_previous_text": False,
+                "without_timestamps": False,
+                "vad_filter": True,
+            }
+        segments, _ = self._transcribe(path, language=self.order.language, **options)
         return " ".join(segment.text.strip() for segment in segments)
 
     def _transcribe(self, path: str, **options: Any) -> Any:
@@ -465,18 +466,23 @@ class OpenAI(RecordingsRunner):
     def texts(self) -> list[str]:
         with self.clock.stage("features"):
             recordings = [read_samples(path) for path in self.order.audio]
+        options: dict[str, Any] = {}
+        if self.order.settings == "thresholds-off":
+            options = {
+                "beam_size": self.order.beams if self.order.beams > 1 else None,
+                "temperature": 0.0,
+                "compression_ratio_threshold": None,
+                "logprob_threshold": None,
+                "no_speech_threshold": None,
+                "condition_on_previous_text": False,
+            }
         return [
             self._library.transcribe(
                 self._model,
                 samples,
                 language=self.order.language,
-                beam_size=self.order.beams if self.order.beams > 1 else None,
-                temperature=0.0,
-                compression_ratio_threshold=None,
-                logprob_threshold=None,
-                no_speech_threshold=None,
-                condition_on_previous_text=False,
                 fp16=self.order.dtype == "float16",
+                **options,
             )["text"].strip()
             for samples in recordings
         ]

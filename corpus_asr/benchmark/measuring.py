@@ -20,6 +20,7 @@ from corpus_asr.benchmark.orders import (
     nearest,
     our_cases,
     peer_cases,
+    with_settings,
 )
 from corpus_asr.benchmark.rounds import Row, measure, render, summarize
 from corpus_asr.errors import CheckpointError, ConfigError
@@ -152,10 +153,12 @@ class Bench:
             if (missing := case.missing_modules)
         }
         """Why a peer that was asked for is not measured, by its label."""
-        self._cases = [
+        cases = [
             *our_cases(options.dtype, cuda=cuda),
             *(case for case in peers if case.label not in self.left_out),
         ]
+        # A network alone has no thresholds.
+        self._cases = cases if self._shapes else with_settings(cases, options.settings)
         self._recordings: list[Recording] = []
         if not self._shapes:
             _check_checkpoint(Path(options.model))
@@ -206,6 +209,7 @@ class Bench:
             Order(
                 engine=case.engine,
                 dtype=case.dtype,
+                settings=case.settings,
                 runner=(ENGINES[case.engine].decoding if self._shapes else None)
                 or ENGINES[case.engine].transcribing,
                 model=str(model.resolve()),

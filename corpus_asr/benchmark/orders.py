@@ -6,10 +6,11 @@ No engine is imported: what is installed is found out without loading it.
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal, get_args
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -31,6 +32,8 @@ class Engine:
     cpu_dtypes: tuple[str, ...] = ("float32",)
     """Measured when no type is asked for."""
     cuda_dtypes: tuple[str, ...] = ("float16",)
+    has_thresholds: bool = True
+    """Whether its defaults differ from `thresholds-off`."""
 
 
 _RUNNERS = "corpus_asr.benchmark.engines"
@@ -62,6 +65,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
             modules=("transformers",),
             cpu_dtypes=("float32", "bfloat16"),
             cuda_dtypes=("float16", "bfloat16"),
+            has_thresholds=False,
         ),
         "openai-whisper": Engine(
             transcribing=f"{_RUNNERS}:OpenAI",
@@ -72,18 +76,24 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
 )
 PEERS = tuple(name for name in ENGINES if name != OURS)
 
+Settings = Literal["thresholds-off", "default"]
+SETTINGS: tuple[Settings, ...] = get_args(Settings)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One engine in one type: a row of the table."""
+    """One engine in one type with one set of decoding options: a row of the table."""
 
     engine: str
     dtype: str
+    settings: Settings = "thresholds-off"
+    """`thresholds-off`: one try per window, the same for all; `default`: the engine's own."""
 
     @property
     def label(self) -> str:
         """How the row is called."""
-        return f"{self.engine} {self.dtype}"
+        defaults = ", defaults" if self.settings == "default" else ""
+        return f"{self.engine} {self.dtype}{defaults}"
 
     @property
     def missing_modules(self) -> list[str]:
@@ -109,6 +119,7 @@ class Order(Case):
     threads: int
     batch: int
     beams: int
+    """Those of `thresholds-off`; defaults have their own number."""
     audio: tuple[str, ...] = ()
     language: str = "en"
     mode: str = "sequential"
@@ -161,6 +172,22 @@ def peer_cases(wanted: Sequence[str] | None, *, cuda: bool, shapes: bool) -> lis
         usual = ENGINES[name].cuda_dtypes if cuda else ENGINES[name].cpu_dtypes
         cases += [Case(engine=name, dtype=each) for each in ((dtype,) if dtype else usual)]
     return list(dict.fromkeys(cases))
+
+
+def with_settings(cases: Sequence[Case], wanted: Sequence[str]) -> list[Case]:
+    """Return each case once per set of options; an engine without thresholds once in all."""
+    for name in wanted or ("none",):
+        if name not in SETTINGS:
+            raise ConfigError(
+                f"choosing settings: found {name!r}, expected some of {', '.join(SETTINGS)}"
+                f"{nearest(name, SETTINGS)}"
+            )
+    chosen = [name for name in SETTINGS if name in wanted]
+    return [
+        replace(case, settings=name)
+        for case in cases
+        for name in (chosen if ENGINES[case.engine].has_thresholds else chosen[:1])
+    ]
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

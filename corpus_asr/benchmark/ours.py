@@ -87,20 +87,24 @@ class OurRecordings:
         decoding: TranscriptionOptions = {
             "language": order.language,
             "strategy": "chunked" if order.mode == "chunked" else "sequential",
-            "beam_size": order.beams,
-            # One try per window for everybody: what is measured must not depend on luck.
-            "temperature": 0.0,
-            "compression_ratio_threshold": None,
-            "logprob_threshold": None,
-            "no_speech_threshold": None,
         }
+        beams = 1
+        if order.settings == "thresholds-off":
+            beams = order.beams
+            decoding |= {
+                "beam_size": beams,
+                "temperature": 0.0,
+                "compression_ratio_threshold": None,
+                "logprob_threshold": None,
+                "no_speech_threshold": None,
+            }
         self._engine = ClockedEngine.from_folder(
             Path(order.model),
             decoding=decoding_from(decoding),
             device=order.device,
             dtype=order.dtype,
             # A slot is a row: a window searched with beams takes one for each.
-            slots=order.batch * order.beams,
+            slots=order.batch * beams,
             num_threads=order.threads,
         )
         self._transcriber = Transcriber.around(self._engine, order.model, options=decoding)

@@ -233,13 +233,14 @@ class Summary:
 
     engine: str
     dtype: str
+    settings: str
     label: str
     failed: str | None
     times_real_time: Spread | None
     median_total_s: float | None
     median_stages_s: dict[str, float]
     ours_times_as_fast: dict[str, Spread]
-    """How many times as fast as this row each of our own rows is, by its type."""
+    """How many times as fast as this row ours with the same settings are, by type."""
     peak_memory_mib: float | None
     peak_gpu_mib: float | None
     word_error_rate: float | None
@@ -259,7 +260,8 @@ def summarize(
     summaries = []
     for row in rows:
         first = row.runs[0] if row.runs else {}
-        spreads = {} if row in ours else {own.case.dtype: ratios(own, row) for own in ours}
+        same = [own for own in ours if own.case.settings == row.case.settings]
+        spreads = {} if row in ours else {own.case.dtype: ratios(own, row) for own in same}
         peaks = {
             key: max((run[key] for run in row.runs if run.get(key) is not None), default=None)
             for key in ("peak_memory_mib", "peak_gpu_mib")
@@ -268,6 +270,7 @@ def summarize(
             Summary(
                 engine=row.case.engine,
                 dtype=row.case.dtype,
+                settings=row.case.settings,
                 label=row.case.label,
                 failed=row.failed,
                 times_real_time=Spread.of([audio_s / total_s for total_s in row.totals_s]),

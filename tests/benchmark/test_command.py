@@ -19,7 +19,8 @@ from tests.support.corpora import tiny_model
 
 CLIP = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
 SUMMARY_KEYS = {
-    "engine", "dtype", "label", "failed", "times_real_time", "median_total_s", "median_stages_s",
+    "engine", "dtype", "settings", "label", "failed", "times_real_time", "median_total_s",
+    "median_stages_s",
     "ours_times_as_fast", "peak_memory_mib", "peak_gpu_mib", "word_error_rate", "runs",
 }  # fmt: skip
 
@@ -63,6 +64,7 @@ def measured(model, tmp_path_factory) -> tuple[str, dict]:
         printed, _ = bench(
             "--model", model, "--manifest", manifest, "--peers", "transformers:float32",
             "--dtype", "float32", "--runs", 2, "--batch", 2, "--json", folder / "result.json",
+            "--settings", "thresholds-off,default",
             "--threads", torch.get_num_threads(),
         )  # fmt: skip
     return printed, json.loads((folder / "result.json").read_text())
@@ -89,8 +91,9 @@ def test_the_json_holds_machine_versions_settings_and_every_run(measured):
     assert table["audio_s"] == pytest.approx(9.458, abs=0.01)
     for row in table["rows"]:
         assert set(row) == SUMMARY_KEYS
-    ours, theirs = table["rows"]
-    for row in (ours, theirs):
+    ours, with_defaults, theirs = table["rows"]
+    assert with_defaults["label"] == "corpus-asr float32, defaults"
+    for row in table["rows"]:
         assert len(row["runs"]) == 2
         assert list(row["median_stages_s"]) == ["features", "encode", "decode"]
         assert all(seconds > 0 for seconds in row["median_stages_s"].values())
@@ -134,10 +137,14 @@ def test_a_missing_peer_is_left_out_with_how_to_get_it(model, monkeypatch):
 
     monkeypatch.setattr(orders, "find_spec", lambda name: None if name == "whisper" else name)
     monkeypatch.setattr(measuring, "measure", measure)
-    _, messages = bench("--model", model, CLIP, "--peers", "openai-whisper,transformers:float32")
+    _, messages = bench("--model", model, CLIP, "--peers", "openai-whisper,transformers:float32",
+                        "--settings", "default")  # fmt: skip
     assert "openai-whisper float32 is skipped: whisper not installed" in messages
     assert "pip install 'corpus-asr[bench]'" in messages
-    assert [case.label for case in seen] == ["corpus-asr auto", "transformers float32"]
+    assert [case.label for case in seen] == [
+        "corpus-asr auto, defaults",
+        "transformers float32, defaults",
+    ]
 
 
 MISTAKES = [
@@ -148,6 +155,8 @@ MISTAKES = [
     (["--shape", "tiny", "--peers", "faster-wisper"], "choosing peers: found 'faster-wisper'"),
     (["--shape", "tiny", "--peers", "faster-wisper"], "; did you mean faster-whisper?"),
     (["--shape", "tiny", "--peers", "faster-whisper-batched"], "there is no audio"),
+    (["--model", "MODEL", "CLIP", "--settings", "defaults"], "found 'defaults', expected some of"),
+    (["--model", "MODEL", "CLIP", "--settings", "none"], "found 'none', expected some of"),
     (["--shape", "tiny", "--batch", "0"], "--batch: found 0, expected 1 or more"),
     (["--shape", "tiny", "--runs", "x"], "argument --runs: invalid int value"),
     (["--shape", "tiny", "--tokens-per-window", "225"], "expected at most 224"),
@@ -165,7 +174,8 @@ MISTAKES = [
 
 def test_each_mistake_has_one_clear_message(model):
     for arguments, message in MISTAKES:
-        words = [str(model) if word == "MODEL" else word for word in arguments]
+        named = {"MODEL": str(model), "CLIP": str(CLIP)}
+        words = [named.get(word, word) for word in arguments]
         with pytest.raises((ConfigError, FetchError)) as caught:
             bench(*words)
         assert message in str(caught.value), arguments
@@ -231,6 +241,6 @@ def test_every_engine_takes_part_in_a_process_of_its_own(float_model, tmp_path, 
         "--mode", mode, "--dtype", "float32", "--json", tmp_path / "found.json",
     )  # fmt: skip
     rows = json.loads((tmp_path / "found.json").read_text())["tables"][0]["rows"]
-    assert [row["failed"] for row in rows] == [None] * 6, messages
+    assert [row["failed"] for row in rows] == [None] * 10, messages
     assert all(len(row["runs"]) == 1 for row in rows)
-    assert all(row["ours_times_as_fast"].keys() == {"float32"} for row in rows[1:])
+    assert all(row["ours_times_as_fast"].keys() == {"float32"} for row in rows[2:])

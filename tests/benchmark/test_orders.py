@@ -11,6 +11,7 @@ from corpus_asr.benchmark.orders import (
     find_recordings,
     our_cases,
     peer_cases,
+    with_settings,
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.registry import resolve
@@ -50,6 +51,17 @@ def test_our_types_are_passed_on_as_they_are():
         "corpus-asr int8",
         "corpus-asr float32",
     ]
+
+
+def test_each_engine_is_measured_per_settings_but_once_where_there_are_no_thresholds():
+    cases = [*our_cases([], cuda=False), *peer_cases(["transformers"], cuda=True, shapes=False)]
+    assert labels(with_settings(cases, ["default", "thresholds-off"])) == [
+        "corpus-asr auto",
+        "corpus-asr auto, defaults",
+        "transformers float16",
+        "transformers bfloat16",
+    ]
+    assert {case.settings for case in with_settings(cases, ["default"])} == {"default"}
 
 
 def test_every_runner_named_exists():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.benchmark import rounds
-from corpus_asr.benchmark.orders import Case, Recording
+from corpus_asr.benchmark.orders import Case, Recording, Settings
 from corpus_asr.benchmark.rounds import (
     Row,
     environment,
@@ -84,10 +84,16 @@ def test_a_worker_sees_its_own_gpu_alone(tmp_path):
 SECONDS = st.lists(st.floats(min_value=1e-3, max_value=1e3), min_size=1, max_size=7)
 
 
-def row(label: str, totals: list[float], failed: str | None = None, **more: object) -> Row:
+def row(
+    label: str,
+    totals: list[float],
+    failed: str | None = None,
+    settings: Settings = "thresholds-off",
+    **more: object,
+) -> Row:
     engine, dtype = label.split()
     runs = [{"total_s": total, "stages": {"encode": total / 2}, **more} for total in totals]
-    return Row(case=Case(engine=engine, dtype=dtype), runs=runs, failed=failed)
+    return Row(case=Case(engine=engine, dtype=dtype, settings=settings), runs=runs, failed=failed)
 
 
 def said(*texts: str | None) -> list[Recording]:
@@ -119,6 +125,18 @@ def test_every_type_of_ours_is_compared_with_every_peer_and_not_with_itself():
     assert theirs.times_real_time is not None
     assert asdict(theirs.times_real_time) == {"median": 12.5, "min": 10.0, "max": 15.0}
     assert theirs.median_stages_s == {"encode": 2.5}
+
+
+def test_engines_are_compared_with_the_same_settings():
+    rows = [
+        row("corpus-asr auto", [2.0]),
+        row("corpus-asr auto", [3.0], settings="default"),
+        row("faster-whisper int8", [4.0]),
+        row("faster-whisper int8", [9.0], settings="default"),
+    ]
+    found = summarize(rows, audio_s=60.0)
+    assert [one.ours_times_as_fast["auto"].median for one in found[2:]] == [2.0, 3.0]
+    assert [one.label for one in found[:2]] == ["corpus-asr auto", "corpus-asr auto, defaults"]
 
 
 def test_word_errors_are_counted_after_whispers_normalizer():
