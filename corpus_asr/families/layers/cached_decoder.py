@@ -25,7 +25,7 @@ from corpus_asr.families.layers.kv_cache import (
     WindowView,
     from_float8,
 )
-from corpus_asr.families.layers.packed import blocks_of, run_per_sample
+from corpus_asr.families.layers.packed import blocks_of, copied_layers, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
 from corpus_asr.families.layers.stack import TokenDecoder
 from corpus_asr.units import FRAMES_PER_SECOND
@@ -173,6 +173,7 @@ class DecoderSlots(ABC):
         *,
         max_source_positions: int,
         int8: bool = False,
+        consume: bool = False,
     ) -> None:
         # Not the decoder itself: its linear maps need not stay in memory beside their copies.
         self._config = decoder.config
@@ -181,7 +182,7 @@ class DecoderSlots(ABC):
         self._heads = decoder.heads
         self._blocks = [
             CachedDecoderBlock(block, int8=int8)
-            for block in decoder.layers
+            for block in copied_layers(decoder.layers, consume=consume)
             if isinstance(block, DecoderBlock)
         ]
         self._vocabulary = Projection([projection], int8=int8)
