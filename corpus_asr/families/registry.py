@@ -35,7 +35,7 @@ class Family:
     windows in which languages are detected, None where they are not.
     """
     slot_model: str
-    """Class with `from_pretrained(folder, dtype=, device=)`, and with `slot_model(int8=, consume=)`;
+    """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model(int8=, consume=)`; it
     imports torch."""
     audio_classifier: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)` that meets `SlotModel`: it says a

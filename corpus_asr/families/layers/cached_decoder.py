@@ -180,6 +180,7 @@ class DecoderSlots(ABC):
         self._tokens = decoder.embed_tokens
         self._layer_norm = decoder.layer_norm
         self._heads = decoder.heads
+        self._int8 = int8
         self._blocks = [
             CachedDecoderBlock(block, int8=int8)
             for block in copied_layers(decoder.layers, consume=consume)
@@ -214,6 +215,7 @@ class DecoderSlots(ABC):
             positions=positions,
             window_values=self.window_values,
             element_bytes=self.dtype.itemsize,
+            linear_element_bytes=1 if self._int8 else self.dtype.itemsize,
             window_element_bytes=1 if self.float8_windows else self.dtype.itemsize,
             weight_bytes=self._weight_bytes,
         )
