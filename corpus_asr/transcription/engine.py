@@ -309,7 +309,7 @@ _MAX_CUDA_SLOTS = 64
 _RESERVED_SHARE = 0.2
 
 # The interpreter, torch and the other libraries. Measured with Python 3.11 and torch 2.13.
-PROCESS_BYTES = 430_000_000
+PROCESS_BYTES = 370_000_000
 
 _FLOAT, _LONG = 4, 8
 # At the peak of a sampled step, beside the logits: integers that the noise is mixed of, three or

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,12 +95,16 @@ def test_a_run_takes_what_is_predicted_of_it(way: str, dtype: str, tmp_path: Pat
     job.write_text(config.model_dump_json(exclude_unset=True))
     options = ["--local"] if way == "local" else []
     found = peaks_of([sys.executable, "-m", "corpus_asr", "run", str(job), *options])
-    size: ModelSize = load_slot_model(model, device="cpu", dtype=dtype).size
+    loaded: Any = load_slot_model(model, device="cpu", dtype=dtype)
     features = HOURS * 3600 * FEATURE_BYTES_PER_S * shape.num_mel_bins / MAX_MEL_BINS
     predict, machine = (
         (local_memory, this_machine()) if way == "local" else (ray_memory, local_machine())
     )
     use = predict(
-        config, machine, num_packs=1, model_bytes=predicted(size), features_bytes=int(features)
+        config,
+        machine,
+        num_packs=1,
+        model_bytes=predicted(loaded.size),
+        features_bytes=int(features),
     )
     assert found.total == pytest.approx(use.total, rel=WITHIN), found
