@@ -68,7 +68,8 @@ def plan(
                 from corpus_asr.runtime.preflight import ReadyCheck
 
                 prepare(settings)
-                ready = ReadyCheck(settings, store, found)
+                audio_s = None if audio is None else audio.value
+                ready = ReadyCheck(settings, store, found, audio_s=audio_s)
                 checked = [*ready.lines(), "ready"]
                 if ready.rtfx is not None:
                     machines.append(Machine(name=HERE, rtfx=ready.rtfx))

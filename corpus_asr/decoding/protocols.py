@@ -366,6 +366,8 @@ class ModelSize:
     """Values of a window's features."""
     element_bytes: int
     """Of a weight, a hidden state, a cached key of a text."""
+    linear_element_bytes: int
+    """Of a weight of a linear map, as packed: 1 with int8."""
     window_element_bytes: int
     """Of a cached key of a window."""
     weight_bytes: int

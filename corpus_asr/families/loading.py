@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from corpus_asr.decoding.device import return_freed_memory
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.families.foreign_weights import DTYPES
@@ -161,11 +162,12 @@ def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
     where = resolve_device(device)
     weights_dtype, int8, float8_windows = resolve_precision(dtype, where)
     network = resolve(family_of(folder).slot_model)
+    # Nobody else has the network: what the slot model does not share with it is let go of at once.
     slot_model: Any = network.from_pretrained(folder, dtype=weights_dtype, device=where).slot_model(
-        int8=int8
+        int8=int8, consume=True
     )
     slot_model.float8_windows = float8_windows
-    # The network is gone by now: what the slot model does not share with it is free.
+    return_freed_memory()
     logger.info(
         "model=%s device=%s dtype=%s weights=%s", folder.name, where, dtype, slot_model.dtype
     )

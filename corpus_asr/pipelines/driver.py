@@ -28,7 +28,13 @@ from corpus_asr.runtime.diarization import find_speakers_of_run
 from corpus_asr.runtime.known_texts import place_words_once
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream, line_writer
-from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
+from corpus_asr.runtime.resources import (
+    Resources,
+    local_machine,
+    resolve_resources,
+    store_bytes_for,
+    this_machine,
+)
 from corpus_asr.runtime.survey import surveying
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
@@ -265,7 +271,7 @@ class CorpusRun:
             yield resources, partial(run_local, config, read_packs(self.store, plan))
             return
         # Ray takes seconds to import, and local runs do without it.
-        from corpus_asr.runtime.ray_cluster import connected, local_machine
+        from corpus_asr.runtime.ray_cluster import connected
         from corpus_asr.runtime.ray_dataset import run_on_ray
 
         packs = [self.store.address(name) for name in plan.pack_names]

@@ -4,8 +4,10 @@ Works in this process: of a cluster it sees the machines and their GPUs, not whe
 has the model's memory.
 """
 
+import math
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +16,17 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, DecodeError, EngineError
-from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
+from corpus_asr.runtime.resources import (
+    FEATURE_BYTES_PER_S,
+    MAX_MEL_BINS,
+    Resources,
+    local_machine,
+    local_memory,
+    ray_memory,
+    resolve_resources,
+    store_bytes_for,
+    this_machine,
+)
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.parts import FAILED, cut_part
@@ -37,8 +49,12 @@ _GIBIBYTE = 1024 * MEBIBYTE
 class ReadyCheck:
     """Tries what a job needs, and how fast this machine is with it."""
 
-    def __init__(self, config: RunConfig, store: OutputStore, plan: Plan) -> None:
+    def __init__(
+        self, config: RunConfig, store: OutputStore, plan: Plan, *, audio_s: float | None = None
+    ) -> None:
+        """`audio_s` is what there is to transcribe; None if that is unknown."""
         self._config, self._store, self._plan = config, store, plan
+        self._audio_s = math.inf if audio_s is None else audio_s
         self._part: pa.Table | None = None
         self.rtfx: float | None = None
         """Of this machine alone, with its slots filled; None where nothing was transcribed."""
@@ -57,7 +73,7 @@ class ReadyCheck:
         yield f"machines   {resources.describe().splitlines()[1]}"
         with closing(self._load(resources)) as stage:
             yield f"model      {self._loaded(stage)}"
-            yield f"memory     {_memory(config, resources)}"
+            yield f"memory     {self._memory(stage)}"
             if self._part is not None:
                 yield f"speed      {self._measured(stage, self._part)}"
 
@@ -102,6 +118,18 @@ class ReadyCheck:
         spent_s = time.monotonic() - began_s
         return f"{checkpoint} loaded in {spent_s:.1f} s on {stage.device_name}"
 
+    def _memory(self, stage: TranscribeStage) -> str:
+        model_bytes = stage.predicted_bytes or _peak_bytes()
+        if self._config.cluster.address != "local":
+            return f"a model process takes about {model_bytes / _GIBIBYTE:.1f} GiB"
+        features = min(self._audio_s * _feature_bytes_per_s(self._part), sys.maxsize)
+        return _fitting(
+            self._config,
+            num_packs=max(1, self._plan.num_packs),
+            model_bytes=model_bytes,
+            features_bytes=int(features),
+        )
+
     def _measured(self, stage: TranscribeStage, part: pa.Table) -> str:
         """Transcribe pieces of a part: the first alone, then as many at once as time allows."""
         pieces = cut_part(part, PIECE_S)
@@ -133,6 +161,17 @@ def _seconds(piece: pa.Table) -> float:
     return float(piece["part_end_s"][0].as_py() - piece["part_start_s"][0].as_py())
 
 
+def _peak_bytes() -> int:
+    """What this process came to need; of a GPU's model nothing better is known."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+
+
+def _feature_bytes_per_s(part: pa.Table | None) -> float:
+    """Bytes of features for each second of a part; of the most mel bins where there are none."""
+    values = None if part is None else part["num_mel_bins"][0].as_py()
+    return FEATURE_BYTES_PER_S * (values or MAX_MEL_BINS) / MAX_MEL_BINS
+
+
 def _single(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
     """Yield the first recordings of the plan, each as a pack of its own."""
     tried = 0
@@ -158,26 +197,29 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
         )
 
 
-def _memory(config: RunConfig, resources: Resources) -> str:
-    """Reckon a machine's memory; the model's share is what this process came to need."""
-    machine = this_machine()
-    memory_bytes = machine.memory_bytes
-    model = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
-    if config.cluster.address != "local":
-        return f"this process needed {model / _GIBIBYTE:.1f} GiB with the model loaded"
-    store_bytes = store_bytes_for(config, machine)
-    extract = resources.extract_workers * (resources.extract_memory_bytes or memory_bytes)
-    needed = model * resources.transcribe_workers + extract + store_bytes
-    if needed > memory_bytes:
+def _fitting(config: RunConfig, **needs: int) -> str:
+    """Say what a run takes on this machine, with and without Ray."""
+    here = this_machine()
+    with_ray = ray_memory(config, local_machine(), **needs)
+    local = local_memory(config, here, **needs)
+    if with_ray.total > here.memory_bytes:
         raise ConfigError(
-            f"checking memory: found {memory_bytes / _GIBIBYTE:.1f} GiB here, expected about "
-            f"{needed / _GIBIBYTE:.1f} (model {model / _GIBIBYTE:.1f} x "
-            f"{resources.transcribe_workers}, extraction {extract / _GIBIBYTE:.1f}, object store "
-            f"{store_bytes / _GIBIBYTE:.1f}); use a smaller model.checkpoint, lower "
-            "extract.part_s, extract.workers or transcribe.workers, or give the container more"
+            f"checking memory: found {_gib(here.memory_bytes)} GiB here, expected about "
+            f"{_gib(with_ray.total)} (models {_gib(with_ray.models)}, extraction "
+            f"{_gib(with_ray.extraction)}, features {_gib(with_ray.features)}, Ray "
+            f"{_gib(with_ray.ray)}), or {_gib(local.total)} for run --local; use a smaller "
+            "model.checkpoint, lower transcribe.slots, extract.part_s, extract.workers or "
+            "transcribe.workers, or give the container more"
         )
-    line = f"about {needed / _GIBIBYTE:.1f} of {memory_bytes / _GIBIBYTE:.1f} GiB are needed"
-    return line + _shared_memory(store_bytes)
+    line = (
+        f"about {_gib(with_ray.total)} of {_gib(here.memory_bytes)} GiB are needed, "
+        f"{_gib(local.total)} with --local"
+    )
+    return line + _shared_memory(store_bytes_for(config, local_machine()))
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIBIBYTE:.1f}"
 
 
 def _shared_memory(store_bytes: int) -> str:

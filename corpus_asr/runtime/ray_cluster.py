@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,11 @@ from ray.exceptions import AuthenticationError
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.runtime.ray_address import check_reachable, refused, unreachable
-from corpus_asr.runtime.resources import NodeShape, this_machine
+from corpus_asr.runtime.resources import NodeShape, local_machine, this_machine
 
 if TYPE_CHECKING:
     import ray.train.torch
 
-# With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
-MIN_LOGICAL_CPUS = 4
 _RAY_STARTS = 3
 _TOO_SLOW = "timed out during startup"
 # Of a training whose processes died.
@@ -64,12 +62,6 @@ class Cluster:
 
     nodes: tuple[NodeShape, ...]
     store_bytes: int
-
-
-def local_machine() -> NodeShape:
-    """Return this machine's shape as a Ray started here sees it."""
-    machine = this_machine()
-    return replace(machine, cpus=max(MIN_LOGICAL_CPUS, machine.cpus))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,12 +41,24 @@ MAX_STORE_SHARE_OF_MEMORY = 0.3
 # mp3); the actor around it is an estimate.
 EXTRACT_BASE_BYTES = 630 * MEBIBYTE
 EXTRACT_COPIES_OF_PART = 4
+# What processes take at the peak of a run, beside parts, features and the model's own: measured as
+# proportional set sizes, in which a page that several share counts once (docs/scaling.md). What is
+# reserved above is more: it counts shared pages in each.
+EXTRACT_CHILD_BYTES = 110 * MEBIBYTE
+RAY_EXTRACT_ACTOR_BYTES = 170 * MEBIBYTE
+RAY_MODEL_ACTOR_BYTES = 40 * MEBIBYTE
+# GCS, raylet, agents, coordinator, the command, and the workers that read plans and write tables.
+RAY_BYTES = 730 * MEBIBYTE
+# Ray starts a worker for each CPU before there is work for it.
+RAY_WORKER_BYTES = 75 * MEBIBYTE
 # One core extracts about 250 times faster than real time, far ahead of a model on the other three.
 CORES_PER_EXTRACT_WORKER_ON_CPU = 4
 # While one waits for a store that answers late, another feeds the GPU.
 MIN_EXTRACT_WORKERS_GPU = 2
 # Reading the plan and writing results must find a CPU when the actors hold all others.
 SPARE_CPUS = 1
+# With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
+MIN_LOGICAL_CPUS = 4
 # What `auto` leaves to extraction at least, and the smallest share of a CPU that is reserved.
 MIN_EXTRACT_CPUS = 0.5
 CPU_STEP = 0.001
@@ -125,6 +137,12 @@ def this_machine() -> NodeShape:
     )
 
 
+def local_machine() -> NodeShape:
+    """Return this machine's shape as a Ray started here sees it."""
+    machine = this_machine()
+    return replace(machine, cpus=max(MIN_LOGICAL_CPUS, machine.cpus))
+
+
 def _visible_gpus() -> int:
     """Count NVIDIA GPUs without loading anything of CUDA, which costs seconds and memory."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -201,6 +219,63 @@ def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
         ahead_bytes = (AHEAD_SHARE_IN_FLIGHT * in_flight + held) * _part_bytes(config)
     needed = int(ahead_bytes / STORE_SHARE_AHEAD)
     return max(MIN_STORE_BYTES, min(needed, int(node.memory_bytes * MAX_STORE_SHARE_OF_MEMORY)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Bytes that a run takes at its peak on one machine, by what they are for."""
+
+    models: int
+    extraction: int
+    features: int
+    """Extracted and not yet transcribed; with Ray, what is used of its object store."""
+    ray: int = 0
+    """Its own processes, its other workers and the command."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.models + self.extraction + self.features + self.ray
+
+
+def local_memory(
+    config: RunConfig,
+    machine: NodeShape,
+    *,
+    num_packs: int,
+    model_bytes: int,
+    features_bytes: int,
+) -> MemoryUse:
+    """Predict what a run takes at its peak without Ray.
+
+    `model_bytes` is of a process with the model, `features_bytes` of all features of the job.
+    """
+    resources = resolve_resources(config, (machine,), num_packs=num_packs, in_process=True)
+    return MemoryUse(
+        models=model_bytes,
+        extraction=resources.extract_workers * _extract_child_bytes(config),
+        features=min(features_bytes, resources.ahead_bytes),
+    )
+
+
+def ray_memory(
+    config: RunConfig,
+    machine: NodeShape,
+    *,
+    num_packs: int,
+    model_bytes: int,
+    features_bytes: int,
+) -> MemoryUse:
+    """Predict the same of a run that starts Ray on this machine."""
+    store_bytes = store_bytes_for(config, machine)
+    resources = resolve_resources(config, (machine,), num_packs=num_packs, store_bytes=store_bytes)
+    worker = _extract_child_bytes(config) + RAY_EXTRACT_ACTOR_BYTES
+    return MemoryUse(
+        models=resources.transcribe_workers * (model_bytes + RAY_MODEL_ACTOR_BYTES),
+        extraction=resources.extract_workers * worker,
+        features=min(features_bytes, resources.ahead_bytes),
+        ray=RAY_BYTES + int(RAY_WORKER_BYTES * machine.cpus),
+    )
 
 
 def _check_fits(resources: Resources, nodes: tuple[NodeShape, ...]) -> None:
@@ -366,6 +441,11 @@ def _part_bytes(config: RunConfig) -> int:
 def _extract_bytes(config: RunConfig) -> int:
     samples = config.extract.part_s * SAMPLE_RATE_HZ * 4  # float32
     return EXTRACT_BASE_BYTES + int(EXTRACT_COPIES_OF_PART * samples)
+
+
+def _extract_child_bytes(config: RunConfig) -> int:
+    samples = config.extract.part_s * SAMPLE_RATE_HZ * 4  # float32
+    return EXTRACT_CHILD_BYTES + int(EXTRACT_COPIES_OF_PART * samples)
 
 
 def memory_limit_bytes() -> int | None:

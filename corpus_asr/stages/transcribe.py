@@ -49,6 +49,10 @@ class TranscribingEngine(Protocol):
     def device_name(self) -> str:
         """What the outcome's `device` column says."""
 
+    @property
+    def predicted_bytes(self) -> int | None:
+        """What its process is predicted to take at its peak, where that is known."""
+
     def submit(self, request: "PartRequest") -> "Future[PartTranscript]":
         """Queue one part; thread-safe."""
 
@@ -166,6 +170,11 @@ class TranscribeStage:
     def device_name(self) -> str:
         """What the engine runs on, once it is loaded."""
         return self._engine.result().device_name
+
+    @property
+    def predicted_bytes(self) -> int | None:
+        """What the engine's process is predicted to take, once it is loaded; None if unknown."""
+        return self._engine.result().predicted_bytes
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per row of `parts`, in the same order.

@@ -115,6 +115,7 @@ class Engine:
         """
         transcriber.check(decoding)
         self.device_name = device_name(model.device)
+        self._model_size: ModelSize | None = getattr(model, "size", None)  # a classifier has none
         self._transcriber = transcriber
         self._decoding = decoding
         kind = model.device.type
@@ -219,6 +220,18 @@ class Engine:
         """Windows decoded side by side; fewer than at first where memory did not suffice."""
         return self._scheduler.slots
 
+    @property
+    def predicted_bytes(self) -> int | None:
+        """What this process is predicted to take at its peak; None but for decoders on CPUs."""
+        if self._model_size is None or self.device_name != "cpu":
+            return None
+        return predicted_cpu_bytes(
+            self._model_size,
+            slots=self.slots,
+            encode_batch=encode_batch_on("cpu"),
+            num_beams=self._decoding.beam_size,
+        )
+
     def statistics(self) -> Activity:
         """What has been done since the engine began, as of now; at any time, from any thread."""
         # A copy, as the thread goes on counting.
@@ -296,7 +309,7 @@ _MAX_CUDA_SLOTS = 64
 _RESERVED_SHARE = 0.2
 
 # The interpreter, torch and the other libraries. Measured with Python 3.11 and torch 2.13.
-_PROCESS_BYTES = 430_000_000
+PROCESS_BYTES = 370_000_000
 
 _FLOAT, _LONG = 4, 8
 # At the peak of a sampled step, beside the logits: integers that the noise is mixed of, three or
@@ -384,14 +397,25 @@ def _beam_lane(size: ModelSize, slots: int, num_beams: int) -> int:
     )
 
 
-def predicted_cpu_bytes(size: ModelSize, *, slots: int, encode_batch: int) -> int:
+def predicted_cpu_bytes(
+    size: ModelSize, *, slots: int, encode_batch: int, num_beams: int = 1
+) -> int:
     """Bytes that a process takes at its peak that decodes in `slots` on a CPU.
 
-    All weights are copied there, not the decoder's alone; of those that were let go for it, the
-    memory stays with the process.
+    That is while it loads, or later: of the weights that it reads it then has packed copies alone.
     """
-    parts = predicted_bytes(size, slots=slots, encode_batch=encode_batch)
-    return _PROCESS_BYTES + size.weight_bytes + parts.total
+    parts = predicted_bytes(size, slots=slots, encode_batch=encode_batch, num_beams=num_beams)
+    working = parts.total - parts.weights - parts.fused_copies
+    return PROCESS_BYTES + max(size.weight_bytes, _packed_bytes(size) + working)
+
+
+def _packed_bytes(size: ModelSize) -> int:
+    # The tokens' table is read by row, and is the projection to the vocabulary as well. The maps
+    # that make keys and values of windows are never in 8 bits.
+    table = size.vocab_size * size.width
+    window_maps = 2 * size.layers * size.width * size.width
+    others = size.weight_bytes // size.element_bytes - table - window_maps
+    return (table + window_maps) * size.element_bytes + (table + others) * size.linear_element_bytes
 
 
 def fitting_slots(

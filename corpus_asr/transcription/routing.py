@@ -20,6 +20,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.engine import (
+    PROCESS_BYTES,
     Engine,
     PartTranscriber,
     PartTranscript,
@@ -89,6 +90,14 @@ class RoutedEngine:
     def slots(self) -> int:
         """Windows decoded side by side, of all models."""
         return sum(engine.slots for engine in self._engines)
+
+    @property
+    def predicted_bytes(self) -> int | None:
+        """What this process is predicted to take at its peak, as of `Engine`."""
+        each = [engine.predicted_bytes for engine in self._engines]
+        if None in each:
+            return None
+        return PROCESS_BYTES + sum(one - PROCESS_BYTES for one in each if one is not None)
 
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse what the checkpoints cannot do."""

@@ -176,3 +176,16 @@ def test_8_bits_stand_beside_what_the_processor_has(
     assert not torch.equal(low, eight)
     expected = logits(load_slot_model(checkpoint, device="cpu", dtype="float32"))
     assert (eight - expected).norm() < TOLERANCES["int8"] * expected.norm()
+
+
+@needs_int8
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_network_that_is_let_go_of_on_the_way_gives_the_same_model(
+    int8: bool, tmp_path: Path
+) -> None:
+    network = load(tmp_path, torch.bfloat16)
+    kept = network.slot_model(int8=int8)
+    consumed = network.slot_model(int8=int8, consume=True)
+    assert len(network.model.encoder.layers) == len(network.model.decoder.layers) == 0
+    assert consumed.size == kept.size
+    assert torch.equal(logits(consumed), logits(kept))

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.layers.stack import sinusoids
-from corpus_asr.families.weights import INT8_NAME, dequantized, quantized
+from corpus_asr.families.weights import INT8_NAME, dequantized, quantized, stored_tensors
 from corpus_asr.families.whisper.model import WhisperModel
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.convert.folder import convert
@@ -341,3 +341,12 @@ def test_the_packaged_model_is_int8_small_and_comes_with_licence_and_card() -> N
     assert model.num_parameters() == 37_760_256
     assert (folder / "LICENSE").read_text().startswith("MIT License")
     assert "SHA-256" in (folder / "README.md").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_a_file_is_not_held_in_memory_while_its_other_tensors_are_read(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path)
+    found = stored_tensors(tmp_path)
+    copies = [tensor.read().clone() for tensor in found.values()]
+    assert len(copies) == len(found)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()

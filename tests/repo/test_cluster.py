@@ -475,6 +475,7 @@ def size_of(name: str) -> ModelSize:
         positions=config.max_source_positions,
         window_values=config.num_mel_bins * 2 * config.max_source_positions,
         element_bytes=2,
+        linear_element_bytes=2,
         window_element_bytes=2,
         weight_bytes=2 * SHAPES[name].network().num_parameters(),
     )

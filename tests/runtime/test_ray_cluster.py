@@ -13,11 +13,10 @@ from corpus_asr.runtime import ray_cluster
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import start_coordinator
 from corpus_asr.runtime.ray_cluster import (
-    MIN_LOGICAL_CPUS,
     Cluster,
     connected,
-    local_machine,
 )
+from corpus_asr.runtime.resources import MIN_LOGICAL_CPUS, local_machine
 
 
 def test_this_machine_gets_enough_logical_cpus_not_to_wait_for_itself():

@@ -5,7 +5,13 @@ from pydantic import ValidationError
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.resources import NodeShape, resolve_resources, store_bytes_for
+from corpus_asr.runtime.resources import (
+    NodeShape,
+    local_memory,
+    ray_memory,
+    resolve_resources,
+    store_bytes_for,
+)
 from corpus_asr.units import MEBIBYTE
 from tests.support.tables import run_config
 
@@ -156,3 +162,34 @@ def test_a_store_started_here_holds_what_is_in_flight_twice_and_two_parts_per_ex
     found = resolve_resources(config(), (GPU_BOX,), num_packs=9999)
     parts = 2 * found.parts_in_flight + 2 * found.extract_workers
     assert store_bytes_for(config(), GPU_BOX) == 2 * parts * 600 * 25_600
+
+
+def test_memory_is_the_model_extraction_features_and_what_ray_takes() -> None:
+    needs = {"num_packs": 1, "model_bytes": GIBIBYTE, "features_bytes": 100 * MEBIBYTE}
+    local = local_memory(config(), TWO_CORES, **needs)
+    assert (local.models, local.features, local.ray) == (GIBIBYTE, 100 * MEBIBYTE, 0)
+    assert local.total == local.models + local.extraction + local.features
+    with_ray = ray_memory(config(), LAPTOP, **needs)
+    assert with_ray.features == local.features
+    assert with_ray.total == sum(
+        (with_ray.models, with_ray.extraction, with_ray.features, with_ray.ray)
+    )
+    # Actors beside the child, a worker for each of four CPUs, and Ray's own processes.
+    assert GIBIBYTE < with_ray.total - local.total < 1.5 * GIBIBYTE
+
+
+def test_memory_grows_with_workers_and_parts_and_features_only_up_to_their_bound() -> None:
+    needs = {"num_packs": 100, "model_bytes": GIBIBYTE, "features_bytes": 1 << 60}
+    local = local_memory(config(), TWO_CORES, **needs)
+    bound = resolve_resources(config(), (TWO_CORES,), num_packs=100).ahead_bytes
+    assert local.features == bound
+    store_bytes = store_bytes_for(config(), LAPTOP)
+    assert ray_memory(config(), LAPTOP, **needs).features == store_bytes // 2
+    two = config(extract={"workers": 2, "part_s": 1200.0})
+    one = config(extract={"workers": 1, "part_s": 1200.0})
+    longer = local_memory(one, TWO_CORES, **needs).extraction
+    assert longer - local.extraction == 4 * 600 * 16_000 * 4
+    assert local_memory(two, TWO_CORES, **needs).extraction == 2 * longer
+    models = config(transcribe={"workers": 2})
+    one_model, two_models = (ray_memory(c, LAPTOP, **needs).models for c in (config(), models))
+    assert two_models == 2 * one_model > 2 * GIBIBYTE

@@ -129,5 +129,5 @@ class LevelsModel:
     ) -> Self:
         return cls(LevelsConfig.from_pretrained(folder))
 
-    def slot_model(self, *, int8: bool = False) -> Any:
+    def slot_model(self, *, int8: bool = False, consume: bool = False) -> Any:
         return LevelsSlots(self._config.threshold)

@@ -3,30 +3,37 @@
 import contextlib
 import dataclasses
 import random
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.options import choose
 from corpus_asr.decoding.protocols import ModelSize
+from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.errors import ConfigError, EngineError, ItemError
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import (
+    PROCESS_BYTES,
     Engine,
     PartTranscript,
     auto_slots,
     fitting_slots,
     predicted_bytes,
+    predicted_cpu_bytes,
 )
 from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
@@ -272,6 +279,7 @@ LARGE = ModelSize(
     positions=1500,
     window_values=128 * 3000,
     element_bytes=2,
+    linear_element_bytes=2,
     window_element_bytes=2,
     weight_bytes=3_086_981_120,
 )
@@ -349,6 +357,37 @@ def test_a_sampled_step_s_peak_is_what_is_predicted(model: WhisperSlotModel) -> 
     pools = 2
     # A checked function holds its arguments longer than the same unchecked.
     assert 0.75 < peak_bytes(step) / (predicted.step_buffers / pools) < 1.01
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_on_a_cpu_weights_are_packed_or_still_being_read(int8: bool) -> None:
+    network = SHAPES["large-v3"].network()
+    config = network.config
+    size = replace(LARGE, linear_element_bytes=1 if int8 else 2)
+    maps = [
+        (name, module.weight.numel())
+        for name, module in network.model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    of_windows = sum(n for name, n in maps if re.search(r"encoder_attn\.[kv]_proj", name))
+    linear = sum(n for _, n in maps) - of_windows
+    table = config.vocab_size * config.d_model
+    packed = 2 * (table + of_windows) + (1 if int8 else 2) * (table + linear)
+    parts = predicted_bytes(size, slots=SLOTS, encode_batch=2)
+    working = parts.total - parts.weights - parts.fused_copies
+    found = predicted_cpu_bytes(size, slots=SLOTS, encode_batch=2)
+    assert found - PROCESS_BYTES == pytest.approx(packed + working, rel=0.01)
+    # With little to work with it is while they are read that the most is taken.
+    if int8:
+        alone = predicted_cpu_bytes(size, slots=1, encode_batch=1)
+        assert alone - PROCESS_BYTES == size.weight_bytes
+
+
+def test_an_engine_says_what_its_process_takes_on_a_cpu(model: WhisperSlotModel) -> None:
+    with Engine(model, transcriber(), decoding=DecodingSettings(beam_size=2), slots=3) as engine:
+        batch = encode_batch_on("cpu")
+        expected = predicted_cpu_bytes(model.size, slots=3, encode_batch=batch, num_beams=2)
+        assert engine.predicted_bytes == expected
 
 
 def test_speech2text_takes_what_is_predicted(tmp_path: Path) -> None:

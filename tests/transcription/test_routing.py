@@ -11,7 +11,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.segments import Segment
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
-from corpus_asr.transcription.engine import Engine, PartTranscript
+from corpus_asr.transcription.engine import PROCESS_BYTES, Engine, PartTranscript
 from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import tiny_whisper
@@ -166,4 +166,6 @@ def test_checkpoints_that_do_not_do_what_they_are_for_are_refused(
         load(folders["main"], {"de": folders["en"]})
     engine = load(folders["main"], {"en": folders["en"], "de": folders["main"]})
     assert engine.slots == 2  # the main one is not loaded twice
+    main, english = (load(folders[name], {}).predicted_bytes for name in ("main", "en"))
+    assert engine.predicted_bytes == main + english - PROCESS_BYTES
     engine.close()

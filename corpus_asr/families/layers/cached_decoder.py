@@ -25,7 +25,7 @@ from corpus_asr.families.layers.kv_cache import (
     WindowView,
     from_float8,
 )
-from corpus_asr.families.layers.packed import blocks_of, run_per_sample
+from corpus_asr.families.layers.packed import blocks_of, copied_layers, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
 from corpus_asr.families.layers.stack import TokenDecoder
 from corpus_asr.units import FRAMES_PER_SECOND
@@ -173,15 +173,17 @@ class DecoderSlots(ABC):
         *,
         max_source_positions: int,
         int8: bool = False,
+        consume: bool = False,
     ) -> None:
         # Not the decoder itself: its linear maps need not stay in memory beside their copies.
         self._config = decoder.config
         self._tokens = decoder.embed_tokens
         self._layer_norm = decoder.layer_norm
         self._heads = decoder.heads
+        self._int8 = int8
         self._blocks = [
             CachedDecoderBlock(block, int8=int8)
-            for block in decoder.layers
+            for block in copied_layers(decoder.layers, consume=consume)
             if isinstance(block, DecoderBlock)
         ]
         self._vocabulary = Projection([projection], int8=int8)
@@ -213,6 +215,7 @@ class DecoderSlots(ABC):
             positions=positions,
             window_values=self.window_values,
             element_bytes=self.dtype.itemsize,
+            linear_element_bytes=1 if self._int8 else self.dtype.itemsize,
             window_element_bytes=1 if self.float8_windows else self.dtype.itemsize,
             weight_bytes=self._weight_bytes,
         )

@@ -5,7 +5,7 @@ product of one window do so thousands of times: on busy machines the difference 
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus_asr.array_types import Float
+from corpus_asr.decoding.device import return_freed_memory
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.projection import (
     Fused,
@@ -190,6 +191,19 @@ def _attend_by_head(query: Heads, key: Heads, value: Heads, valid: int) -> Heads
 
     run_per_sample(attend, range(len(query)), size=lambda head: 1)
     return attended
+
+
+def copied_layers(layers: nn.ModuleList, *, consume: bool) -> Iterator[nn.Module]:
+    """Yield the layers of a network to be copied; with `consume` it loses each on the way.
+
+    Else all originals are in memory beside all copies, at the peak of loading.
+    """
+    if not consume:
+        yield from layers
+        return
+    while len(layers):
+        yield layers.pop(0)
+        return_freed_memory()
 
 
 def blocks_of(rows: Float[Tensor, "pos width"]) -> tuple[Tensor, ...]:

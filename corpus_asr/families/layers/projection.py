@@ -22,6 +22,7 @@ _TINY = 1e-12  # keeps the scale of all-zero numbers above zero
 _SMALLEST = 1e-4  # of what is raised to a power
 _SPREAD = 3.0  # standard deviations that a normed channel is taken to reach
 _WEIGHT_STEPS = 127
+_ROUNDED_ROWS = 4096
 _ROW_STEPS = 127
 _BLOCK_STEPS = 254  # one less than fits, so that rounding the zero point cannot overflow
 
@@ -47,9 +48,12 @@ class Int8Weights:
     def __init__(
         self, weight: Float[Tensor, "out width"], bias: Float[Tensor, " out"] | None
     ) -> None:
-        wide = weight.float()
-        self._scales = (wide.abs().amax(dim=1) / _WEIGHT_STEPS).clamp(min=_TINY)
-        rounded = (wide / self._scales.unsqueeze(1)).round_().to(torch.int8)
+        self._scales = (weight.abs().amax(dim=1).float() / _WEIGHT_STEPS).clamp(min=_TINY)
+        # Some rows after others: a vocabulary in float32 is the largest of all while a model loads.
+        parts = zip(*(torch.split(t, _ROUNDED_ROWS) for t in (weight, self._scales)), strict=True)
+        rounded = torch.cat(
+            [(part.float() / scale.unsqueeze(1)).round_().to(torch.int8) for part, scale in parts]
+        )
         self._row_scales = self._scales / _ROW_STEPS
         self._packed: Tensor = _ONEDNN.qlinear_prepack(rounded, [_PACKED_ROWS, weight.shape[1]])
         self._zeros = torch.zeros(len(weight), dtype=torch.long)

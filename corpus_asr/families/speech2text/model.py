@@ -192,6 +192,6 @@ class Speech2TextSeq2SeqLM(Vocabulary):
         )
         return self._scored(outputs, labels, return_dict)
 
-    def slot_model(self, *, int8: bool = False) -> Speech2TextSlotModel:
+    def slot_model(self, *, int8: bool = False, consume: bool = False) -> Speech2TextSlotModel:
         """Return the form of this model that search runs; see `Speech2TextSlotModel`."""
-        return Speech2TextSlotModel(self, int8=int8)
+        return Speech2TextSlotModel(self, int8=int8, consume=consume)

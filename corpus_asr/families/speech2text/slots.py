@@ -101,19 +101,24 @@ class Speech2TextSlotModel(DecoderSlots):
     """A `Speech2TextSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
 
     On GPUs it shares the encoder of `model`, with fused queries, keys and values. Windows are of
-    `window_frames`, at first `max_source_positions`.
+    `window_frames`, at first `max_source_positions`. With `consume` the decoder of `model` loses
+    every block as soon as it is copied.
     """
 
     frame_step = 1
 
-    def __init__(self, model: "Speech2TextSeq2SeqLM", *, int8: bool = False) -> None:
+    def __init__(
+        self, model: "Speech2TextSeq2SeqLM", *, int8: bool = False, consume: bool = False
+    ) -> None:
         config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
+        self._weight_bytes = sum(weight.nbytes for weight in model.model.parameters())
         self.window_frames = config.max_source_positions
         super().__init__(
             decoder,
             model.lm_head,
             max_source_positions=shorter(self.window_frames, config.num_conv_layers),
             int8=int8,
+            consume=consume,
         )
         self._embed_scale = decoder.embed_scale
         self._padding_row = decoder.embed_positions.padding_row
@@ -123,7 +128,6 @@ class Speech2TextSlotModel(DecoderSlots):
         on_cpu = self.device.type == "cpu"
         self._encoder: Speech2TextEncoder = encoder if on_cpu else fused_encoder(encoder)
         self._packed = PackedSpeech2TextEncoder(encoder, int8=int8) if on_cpu else None
-        self._weight_bytes = sum(weight.nbytes for weight in model.model.parameters())
 
     def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
         """Return this model for shorter windows and sequences; it shares all weights."""

@@ -246,9 +246,9 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         )
         return self._scored(outputs, labels, return_dict)
 
-    def slot_model(self, *, int8: bool = False) -> WhisperSlotModel:
+    def slot_model(self, *, int8: bool = False, consume: bool = False) -> WhisperSlotModel:
         """Return the form of this model that search runs; see `WhisperSlotModel`."""
-        return WhisperSlotModel(self, int8=int8)
+        return WhisperSlotModel(self, int8=int8, consume=consume)
 
 
 class _DecoderOnly(nn.Module):

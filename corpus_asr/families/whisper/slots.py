@@ -14,6 +14,7 @@ from corpus_asr.families.layers.fused import fused_encoder
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
+    copied_layers,
     run_per_sample,
 )
 from corpus_asr.families.layers.stack import check_heard
@@ -31,7 +32,7 @@ class PackedWhisperEncoder:
     `encoder`. Equal to it within the rounding of its type.
     """
 
-    def __init__(self, encoder: WhisperEncoder, *, int8: bool) -> None:
+    def __init__(self, encoder: WhisperEncoder, *, int8: bool, consume: bool = False) -> None:
         self._num_mel_bins, self._num_frames = encoder.num_mel_bins, encoder.num_frames
         self._conv1 = PackedConvolution(encoder.conv1, after="gelu")
         self._conv2 = PackedConvolution(encoder.conv2, after="gelu")
@@ -39,7 +40,7 @@ class PackedWhisperEncoder:
             self._positions = encoder.embed_positions.weight.float()
         self._blocks = [
             PackedEncoderBlock(block, int8=int8)
-            for block in encoder.layers
+            for block in copied_layers(encoder.layers, consume=consume)
             if isinstance(block, EncoderBlock)
         ]
         self._layer_norm = encoder.layer_norm
@@ -76,12 +77,22 @@ class WhisperDecoderSlots(DecoderSlots):
     has_encoder = False
 
     def __init__(
-        self, decoder: "WhisperDecoder", projection: nn.Linear, *, int8: bool = False
+        self,
+        decoder: "WhisperDecoder",
+        projection: nn.Linear,
+        *,
+        int8: bool = False,
+        consume: bool = False,
     ) -> None:
-        positions = decoder.max_source_positions
-        super().__init__(decoder, projection, max_source_positions=positions, int8=int8)
-        self._token_positions = decoder.embed_positions
         self._weight_bytes = sum(weight.nbytes for weight in decoder.parameters())
+        super().__init__(
+            decoder,
+            projection,
+            max_source_positions=decoder.max_source_positions,
+            int8=int8,
+            consume=consume,
+        )
+        self._token_positions = decoder.embed_positions
 
     @property
     def window_values(self) -> int:
@@ -118,22 +129,25 @@ class WhisperSlotModel(WhisperDecoderSlots):
     """A `WhisperSeq2SeqLM` as a `SlotModel`.
 
     Shares the encoder of `model` too, on GPUs with fused queries, keys and values; but on CPUs, in
-    bfloat16 and with `int8`, it is a packed copy.
+    bfloat16 and with `int8`, it is a packed copy. With `consume`, `model` loses every block that is
+    copied, as soon as it is, and cannot be used after.
     """
 
     has_encoder = True
 
-    def __init__(self, model: "WhisperSeq2SeqLM", *, int8: bool = False) -> None:
-        super().__init__(model.model.decoder, model.proj_out, int8=int8)
+    def __init__(
+        self, model: "WhisperSeq2SeqLM", *, int8: bool = False, consume: bool = False
+    ) -> None:
+        super().__init__(model.model.decoder, model.proj_out, int8=int8, consume=consume)
         encoder = model.model.encoder
+        self._weight_bytes += sum(weight.nbytes for weight in encoder.parameters())
         self._encoder: WhisperEncoder | PackedWhisperEncoder
         if self.device.type != "cpu":
             self._encoder = fused_encoder(encoder)
         elif int8 or self.dtype == torch.bfloat16:
-            self._encoder = PackedWhisperEncoder(encoder, int8=int8)
+            self._encoder = PackedWhisperEncoder(encoder, int8=int8, consume=consume)
         else:
             self._encoder = encoder
-        self._weight_bytes += sum(weight.nbytes for weight in encoder.parameters())
 
     @torch.inference_mode()
     def encode(

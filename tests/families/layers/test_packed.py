@@ -1,8 +1,10 @@
 """Samples in threads of their own; packed blocks and convolutions against those they pack."""
 
+import gc
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from corpus_asr.families.layers.blocks import EncoderBlock
-from corpus_asr.families.layers.packed import PackedConvolution, PackedEncoderBlock, run_per_sample
+from corpus_asr.families.layers.packed import (
+    PackedConvolution,
+    PackedEncoderBlock,
+    copied_layers,
+    run_per_sample,
+)
 from corpus_asr.families.whisper.config import WhisperConfig
 from tests.support.slots import needs_int8
 
@@ -297,3 +304,16 @@ def test_it_gives_what_the_convolution_gives() -> None:
     across = PackedConvolution(conv, after="gelu")(seen.t())
     torch.testing.assert_close(across, nn.functional.gelu(conv(seen[None])[0].t()))
     assert torch.equal(torch.get_rng_state(), before)  # making it draws no numbers
+
+
+def test_layers_are_let_go_of_as_they_are_copied_or_kept() -> None:
+    kept = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    assert [*copied_layers(kept, consume=False)] == [*kept]
+    layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    seen = [weakref.ref(layer) for layer in layers]
+    alive = []
+    for _layer in copied_layers(layers, consume=True):
+        gc.collect()
+        alive.append(sum(each() is not None for each in seen))
+    assert alive == [3, 2, 1]
+    assert len(layers) == 0
