@@ -192,27 +192,51 @@ def _unusable(path: Path, found: str) -> CheckpointError:
 def _safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         check_header(path)
-        file: Any = safe_open(path, framework="pt", device="cpu")
+        file = _MappedFile(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise broken(path, error) from error
-    tensors = {}
-    for name in file.keys():  # noqa: SIM118  (a file, not a mapping)
-        described = file.get_slice(name)
-        tensors[name] = StoredTensor(
-            path=path,
-            shape=tuple(described.get_shape()),
-            dtype=_STORED_DTYPES.get(described.get_dtype()),
-            read=functools.partial(_read_safetensor, path, name),
+    return {
+        name: StoredTensor(
+            path=path, shape=shape, dtype=dtype, read=functools.partial(file.read, name)
         )
-    return tensors
+        for name, (shape, dtype) in file.described().items()
+    }
 
 
-def _read_safetensor(path: Path, name: str) -> Tensor:
-    # Opened for each: what was read of a mapped file counts as this process's memory while it is
-    # open, which at the end were all weights once more (0.9 ms a tensor, large-v3).
-    with safe_open(path, framework="pt", device="cpu") as file:
-        tensor: Tensor = file.get_tensor(name)
-    return tensor
+# Opening a file again takes about a millisecond.
+_MAX_MAPPED_BYTES = 256 * MEBIBYTE
+
+
+class _MappedFile:
+    """A safetensors file, mapped again after some reading.
+
+    What was read of a mapping counts as this process's memory until it is closed: in the end all
+    weights once more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        self._file: Any = safe_open(self._path, framework="pt", device="cpu")
+        self._read_bytes = 0
+
+    def described(self) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+        """Return the shape and type of each tensor."""
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        return {
+            name: (tuple(found.get_shape()), _STORED_DTYPES.get(found.get_dtype()))
+            for name, found in slices.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """Copy a tensor."""
+        if self._read_bytes > _MAX_MAPPED_BYTES:
+            self._open()
+        tensor: Tensor = self._file.get_tensor(name)
+        self._read_bytes += tensor.nbytes
+        return tensor
 
 
 def check_header(path: Path) -> None:
