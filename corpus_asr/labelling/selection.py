@@ -42,9 +42,10 @@ from corpus_asr.report.accuracy.scoring import (
 )
 from corpus_asr.schemas import SELECTION
 from corpus_asr.segments import Segment
+from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections, Corrector
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME
-from corpus_asr.storage.run_state.tables import OutputStore, parquet_batches, parquet_writer
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
 Row = Mapping[str, Any]
