@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from corpus_asr.cli.inputs import Input, Inputs
     from corpus_asr.cli.output_files import Layout, OutputFiles
     from corpus_asr.formats.transcript import Transcript
-    from corpus_asr.runtime.transcriber import Transcriber, TranscriptionProgress
+    from corpus_asr.runtime.in_flight import TranscriptionProgress
+    from corpus_asr.runtime.transcriber import Transcriber
     from corpus_asr.segments import Segment
 
 # Arguments of `Transcriber` that --set reaches as well.
