@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 if _TYPE_CHECKING:
     from corpus_asr.export.speakers import read_segments
     from corpus_asr.formats.transcript import Transcript
-    from corpus_asr.runtime.transcriber import Transcriber, TranscriptionProgress
+    from corpus_asr.runtime.in_flight import TranscriptionProgress
+    from corpus_asr.runtime.transcriber import Transcriber
     from corpus_asr.segments import Segment, SpeakerTurn, Word
 
     __version__: str
@@ -29,7 +30,7 @@ _MODULES = {
     "SpeakerTurn": "corpus_asr.segments",
     "Transcriber": "corpus_asr.runtime.transcriber",
     "Transcript": "corpus_asr.formats.transcript",
-    "TranscriptionProgress": "corpus_asr.runtime.transcriber",
+    "TranscriptionProgress": "corpus_asr.runtime.in_flight",
     "Word": "corpus_asr.segments",
     "read_segments": "corpus_asr.export.speakers",
 }

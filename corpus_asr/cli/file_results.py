@@ -18,12 +18,14 @@ from corpus_asr.cli.failures import EXIT_SOME_FAILED, note, say
 from corpus_asr.cli.options import model_or_default
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.runtime.shutdown import RunStoppedError
+from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from corpus_asr.cli.inputs import Input, Inputs
     from corpus_asr.cli.output_files import Layout, OutputFiles
     from corpus_asr.formats.transcript import Transcript
-    from corpus_asr.runtime.transcriber import Transcriber, TranscriptionProgress
+    from corpus_asr.runtime.in_flight import TranscriptionProgress
+    from corpus_asr.runtime.transcriber import Transcriber
     from corpus_asr.segments import Segment
 
 # Arguments of `Transcriber` that --set reaches as well.
@@ -81,7 +83,6 @@ def checked_inputs(
 ) -> "Inputs":
     """Return the recordings that arguments name; say what is wrong with the others."""
     from corpus_asr.cli.inputs import inputs_of
-    from corpus_asr.units import counted
 
     inputs = inputs_of(files)
     first = layout.formats[0]
@@ -162,7 +163,7 @@ def work_on_files(
             results.work(stack.enter_context(loading), transcripts)
     failed = len(inputs.problems) + results.num_failed
     if failed:
-        say(f"{failed} of {inputs.total} files failed")
+        say(f"{failed:,} of {counted(inputs.total, 'file')} failed")
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -273,7 +274,8 @@ class FileResults:
     def _interrupted(self, interrupt: KeyboardInterrupt) -> RunStoppedError:
         number = getattr(interrupt, "signal_number", signal.SIGINT)
         done = self._meter.num_finished - self.num_failed
-        kept = f"; the files of {done} of {len(self._inputs)} recordings are written: run the same "
-        kept += "command again for the others"
+        of = counted(len(self._inputs), "recording")
+        kept = f"; the files of {done:,} of {of} are written: run the same command again for the "
+        kept += "others"
         how = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
         return RunStoppedError(how + (kept if self._output else ""), signal_number=number)

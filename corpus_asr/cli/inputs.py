@@ -25,6 +25,7 @@ from corpus_asr.storage.stores.uri import (
     redact_uri,
     scheme_of,
 )
+from corpus_asr.units import counted
 
 STDIN = "-"
 _STDIN_NAME = "stdin"
@@ -177,10 +178,9 @@ def _shown(word: str, uri: str) -> str:
 def _nothing(word: str, uri: str, num_excluded: int) -> str:
     shown = redact_uri(word)
     if num_excluded:
-        files = "1 file" if num_excluded == 1 else f"{num_excluded:,} files"
         return (
-            f"reading {shown}: found no recording ({files} of other kinds, by their names); name a "
-            "file itself to transcribe it all the same"
+            f"reading {shown}: found no recording ({counted(num_excluded, 'file')} of other "
+            "kinds, by their names); name a file itself to transcribe it all the same"
         )
     if scheme_of(uri) == LOCAL and os.path.isdir(uri):
         return f"reading {shown}: found an empty folder, expected recordings; name another one"

@@ -201,13 +201,16 @@ def run(
 
 def print_summary(config: "RunConfig", summary: "RunSummary") -> None:
     """Print what a run did, and exit with 1 if more of its recordings failed than may."""
+    from corpus_asr.units import counted
+
     typer.echo(_summary_words(summary))
     allowed = config.output.max_failed_fraction
     if summary.failed_fraction > allowed:
         say(
-            f"{summary.processed_failed} of {summary.processed_files} recordings of this run "
-            f"failed ({summary.failed_fraction:.1%}), more than output.max_failed_fraction allows "
-            f"({allowed:.1%}){_mostly(config)}; see corpus-asr report {summary.output_uri}"
+            f"{summary.processed_failed:,} of {counted(summary.processed_files, 'recording')} of "
+            f"this run failed ({summary.failed_fraction:.1%}), more than "
+            f"output.max_failed_fraction allows ({allowed:.1%}){_mostly(config)}; see corpus-asr "
+            f"report {summary.output_uri}"
         )
         raise SystemExit(EXIT_SOME_FAILED)
 

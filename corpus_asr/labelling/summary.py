@@ -16,7 +16,7 @@ import pyarrow as pa
 from corpus_asr.config.run import DatasetSettings
 from corpus_asr.export.recordings import Index
 from corpus_asr.labelling.dataset import DATA_FOLDER, LOSSES, SELECTION_FOLDER, Note, manifest_name
-from corpus_asr.labelling.selection import Amount, Rule, SelectionTally
+from corpus_asr.labelling.rules import Amount, Rule, SelectionTally
 from corpus_asr.labelling.splits import SPLITS
 from corpus_asr.report.text import (
     duration,

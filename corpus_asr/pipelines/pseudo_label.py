@@ -17,17 +17,15 @@ from corpus_asr.labelling.dataset import (
     result_settings,
 )
 from corpus_asr.labelling.examples import Example, examples_of, shards_of
+from corpus_asr.labelling.rules import Rule, SelectionTally, rules_of
 from corpus_asr.labelling.selection import (
     Origin,
-    Rule,
-    SelectionTally,
     Sources,
     decided,
     done,
     measure,
     read_origin,
     read_sources,
-    rules_of,
 )
 from corpus_asr.labelling.splits import splits_of
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarize

@@ -8,7 +8,7 @@ Only the calling thread takes results, reports and raises; the others fill in `R
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
@@ -137,6 +137,46 @@ class RecordingInFlight:
             if not done:
                 return
             self.parts_taken, self.segments_taken = self.parts_taken + 1, 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscriptionProgress:
+    """How far one recording is."""
+
+    uri: str
+    """What its transcript is called."""
+    decoded_s: float
+    """Seconds of audio decoded and searched for speech."""
+    transcribed_s: float
+    """Of them transcribed; grows window by window."""
+    duration_s: float | None
+    """Seconds of audio in all, of the file's header until all is decoded; None: it says nothing."""
+
+
+OnProgress = Callable[[TranscriptionProgress], None]
+
+
+class ProgressReporter:
+    """Reports each recording whose figures have changed."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+        self._last: dict[str, TranscriptionProgress] = {}
+
+    def report(self, recordings: Iterable[RecordingInFlight]) -> None:
+        """Report those of some recordings."""
+        if self._on_progress is None:
+            return
+        for recording in recordings:
+            progress = TranscriptionProgress(
+                uri=recording.audio.name,
+                decoded_s=recording.decoded_s,
+                transcribed_s=recording.transcribed_s,
+                duration_s=recording.duration_s,
+            )
+            if progress.decoded_s and progress != self._last.get(progress.uri):
+                self._last[progress.uri] = progress
+                self._on_progress(progress)
 
 
 class CallInFlight:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from corpus_asr.audio.inputs import AudioInput, given_audio
@@ -24,7 +24,9 @@ from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_
 from corpus_asr.runtime.in_flight import (
     NO_LIMITS,
     CallInFlight,
+    OnProgress,
     PartInFlight,
+    ProgressReporter,
     RecordingInFlight,
 )
 from corpus_asr.segments import Segment, SpeakerTurn
@@ -74,21 +76,6 @@ class TranscriberOptions(TranscriptionOptions, total=False):
 _FIXED = ("checkpoint", *(TranscriberOptions.__annotations__.keys() - {*OPTION_NAMES}))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TranscriptionProgress:
-    """How far one recording is."""
-
-    uri: str
-    """What its transcript is called."""
-    decoded_s: float
-    """Seconds of audio decoded and searched for speech."""
-    transcribed_s: float
-    """Of them transcribed; grows window by window."""
-    duration_s: float | None
-    """Seconds of audio in all, of the file's header until all is decoded; None: it says nothing."""
-
-
-OnProgress = Callable[[TranscriptionProgress], None]
 OnError = Callable[[str, ItemError], None]
 OnSegment = Callable[[str, Segment], None]
 
@@ -270,7 +257,7 @@ class Transcriber:
         settings = self._checked(options)
         if settings.extract.channels == "each" or settings.speakers.wanted:
             on_segment = None
-        reporter = _Reporter(on_progress)
+        reporter = ProgressReporter(on_progress)
         given = ((audio, None) for audio in audios)
         return self._many(given, settings, sampling_rate, on_error, reporter, on_segment)
 
@@ -327,7 +314,7 @@ class Transcriber:
             )
         decoding = replace(settings.decoding, align=True)
         self._engine.check(decoding)
-        reporter = _Reporter(on_progress)
+        reporter = ProgressReporter(on_progress)
         return self._many(
             ((audio, _checked_text(text)) for audio, text in pairs),
             replace(settings, decoding=decoding),
@@ -374,7 +361,7 @@ class Transcriber:
                 "once all of a recording is; leave it out, or use transcribe"
             )
         given = given_audio(audio, sampling_rate=sampling_rate)
-        reporter = _Reporter(on_progress)
+        reporter = ProgressReporter(on_progress)
 
         def segments() -> Iterator[Segment]:
             with CallInFlight(self._child, self._engine, settings) as call:
@@ -415,7 +402,7 @@ class Transcriber:
         settings: CallSettings,
         sampling_rate: float | None,
         on_error: OnError | None,
-        reporter: "_Reporter",
+        reporter: ProgressReporter,
         on_segment: OnSegment | None,
     ) -> Iterator[Transcript]:
         numbered = enumerate(audios)
@@ -575,28 +562,6 @@ def _checked_text(text: object) -> str:
             "recording"
         )
     return text
-
-
-class _Reporter:
-    """Reports each recording whose figures have changed."""
-
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self._on_progress = on_progress
-        self._last: dict[str, TranscriptionProgress] = {}
-
-    def report(self, recordings: Iterable[RecordingInFlight]) -> None:
-        if self._on_progress is None:
-            return
-        for recording in recordings:
-            progress = TranscriptionProgress(
-                uri=recording.audio.name,
-                decoded_s=recording.decoded_s,
-                transcribed_s=recording.transcribed_s,
-                duration_s=recording.duration_s,
-            )
-            if progress.decoded_s and progress != self._last.get(progress.uri):
-                self._last[progress.uri] = progress
-                self._on_progress(progress)
 
 
 def _note(error: ItemError, uri: str, on_error: OnError | None) -> None:

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from corpus_asr.errors import AlignmentError, ConfigError, FetchError, encodable
 from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
-from corpus_asr.storage.run_state.tables import parquet_batches, parquet_columns
+from corpus_asr.storage.parquet import parquet_batches, parquet_columns
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import may_name
 from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, resolve, scheme_of

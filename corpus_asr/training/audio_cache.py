@@ -30,7 +30,7 @@ from corpus_asr.audio.decode import open_audio
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.run_state.tables import parquet_rows
+from corpus_asr.storage.parquet import parquet_rows
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.utterances import Recording, Utterance

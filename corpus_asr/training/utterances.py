@@ -19,7 +19,8 @@ from corpus_asr.export.recordings import SCORE_COLUMNS, Selection, chosen, read_
 from corpus_asr.labelling.dataset import DATA_FOLDER, SETTINGS_NAME
 from corpus_asr.languages import resolve_language
 from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
-from corpus_asr.storage.run_state.tables import OutputStore, parquet_batches, parquet_columns
+from corpus_asr.storage.parquet import parquet_batches, parquet_columns
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
 

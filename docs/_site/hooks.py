@@ -51,7 +51,7 @@ PYTHON = {
     "Transcriber": (
         "corpus_asr.runtime.transcriber.Transcriber",
         "corpus_asr.config.options.TranscriptionOptions",
-        "corpus_asr.runtime.transcriber.TranscriptionProgress",
+        "corpus_asr.runtime.in_flight.TranscriptionProgress",
     ),
     "Results": (
         "corpus_asr.formats.transcript.Transcript",

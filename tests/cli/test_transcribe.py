@@ -283,6 +283,10 @@ def test_nothing_is_loaded_where_no_argument_names_a_recording() -> None:
     assert result.stderr.splitlines()[-1] == "corpus-asr: 2 of 2 files failed"
 
 
+def test_one_file_that_failed_is_not_called_files() -> None:
+    assert call("none.wav").stderr.splitlines()[-1] == "corpus-asr: 1 of 1 file failed"
+
+
 def test_existing_files_are_kept_and_only_missing_ones_are_written() -> None:
     assert call("a.wav", "-o", "out", "-f", "txt").exit_code == 0
     Path("out/a.txt").write_text("corrected by hand")
@@ -431,4 +435,4 @@ def test_sigterm_ends_it_as_an_interrupt_does(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ScriptedTranscriber, "transcribe_many", end)
     result = call("a.wav", "-o", "out")
     assert result.exit_code == 143
-    assert "corpus-asr: stopped by SIGTERM; the files of 0 of 1 recordings" in result.stderr
+    assert "corpus-asr: stopped by SIGTERM; the files of 0 of 1 recording" in result.stderr

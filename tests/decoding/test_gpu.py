@@ -35,8 +35,9 @@ from corpus_asr.families.layers import blocks
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.decoding.test_kernels import interpreted as interpreted
 from tests.support.device import pretended_gpu
+from tests.support.device_state import Gpu
 from tests.support.device_streams import RaceError
-from tests.support.device_tensors import Gpu, run_as_one
+from tests.support.device_tensors import run_as_one
 from tests.support.searches import END, GRAMMAR, PLAIN, small_whisper
 from tests.support.slots import assert_all_same, outcomes, run_jobs
 

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
+from corpus_asr.labelling.rules import SelectionTally, decide, rules_of
 from corpus_asr.labelling.selection import (
-    SelectionTally,
-    decide,
     errors_by_piece,
     listed_hashes,
     measure,
@@ -20,7 +19,6 @@ from corpus_asr.labelling.selection import (
     most_repeats,
     rate,
     read_sources,
-    rules_of,
 )
 from corpus_asr.report.accuracy.scoring import Errors, aligned
 from tests.support.runs import correct_segment, passage, run_of, says, spoken

@@ -14,6 +14,7 @@ from corpus_asr.cli import main as cli
 from corpus_asr.confidence import DEFAULT_MODEL, evidence_of
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.storage.parquet import CALIBRATION_KEY
 from corpus_asr.storage.run_state.finish import compact
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
@@ -23,7 +24,7 @@ from corpus_asr.storage.run_state.run_files import (
     read_calibration,
     write_calibration,
 )
-from corpus_asr.storage.run_state.tables import CALIBRATION_KEY, OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.tables import part, results, rows_of, run_config
 

@@ -109,7 +109,7 @@ def test_parquet_is_read_and_written_in_one_module_only():
     # import-linter does not look inside external packages.
     paths = python_files("corpus_asr")
     users = {relative(path) for path in paths if "pyarrow.parquet" in imported_names(path)}
-    assert users == {"corpus_asr/storage/run_state/tables.py"}
+    assert users == {"corpus_asr/storage/parquet.py"}
 
 
 def imported_names(path: Path) -> set[str]:

@@ -19,7 +19,8 @@ from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, segment_eviden
 from corpus_asr.config.options import OPTION_NAMES, options_from
 from corpus_asr.errors import ConfigError, DecodeError, FetchError, ItemError
 from corpus_asr.runtime import in_flight
-from corpus_asr.runtime.transcriber import Transcriber, TranscriberOptions, TranscriptionProgress
+from corpus_asr.runtime.in_flight import TranscriptionProgress
+from corpus_asr.runtime.transcriber import Transcriber, TranscriberOptions
 from corpus_asr.segments import Segment
 from corpus_asr.stages.parts import ExtractRequest
 from corpus_asr.storage.run_state.run_files import write_calibration

@@ -442,7 +442,7 @@ MUTATIONS = {
         "storage/test_host_allowlist.py::test_outcomes_cannot_name_anything_but_segments",
     ),
     "ranges start one row late": Mutation(
-        "storage/run_state/tables.py",
+        "storage/parquet.py",
         "range(start - first, stop - first)",
         "range(start - first + 1, stop - first)",
         "view/test_catalogue.py::test_parts_in_many_objects_and_row_groups_are_one_transcript",

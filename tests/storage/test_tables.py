@@ -10,11 +10,11 @@ import pytest
 
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
+from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.finish import aggregate
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     OutputStore,
-    conform,
     outcomes_of,
     part_rows_named,
     unique_stem,

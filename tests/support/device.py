@@ -1,8 +1,9 @@
 """A pretended GPU: inside `pretended_gpu()` the CUDA path of the package runs as it is.
 
-Its tensors are `device_tensors`; here are what makes `torch.cuda` work with them: streams, events,
-memory, and graphs. A captured graph is a tape of operations at fixed addresses, whose intermediates
-are overwritten after each replay, as other graphs of its pool would.
+Its tensors are `device_tensors`, what it holds and notes is `device_state`; here are what makes
+`torch.cuda` work with them: streams, events, memory, and graphs. A captured graph is a tape of
+operations at fixed addresses, whose intermediates are overwritten after each replay, as other
+graphs of its pool would.
 
 Of kernels, float16 and timing it knows nothing.
 """
@@ -17,13 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.device_state import Gpu, gpu_now
 from tests.support.device_streams import Clock, Stream
 from tests.support.device_tensors import (
     DeviceTensor,
-    Gpu,
     Host,
     as_gpu,
-    gpu_now,
     spoil,
     tree_leaves,
     written_by,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.storage.run_state import tables
+from corpus_asr.storage import parquet
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcript, Transcripts
 from tests.support.runs import finished, passage, run_of, spoken
@@ -21,7 +21,7 @@ def transcript_of(store: OutputStore, position: int = 0) -> Transcript:
 def test_parts_in_many_objects_and_row_groups_are_one_transcript(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 70)
+    monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 70)
     store = run_of(tmp_path)
     others = [spoken(f"/{name}.wav", passage(0, name)) for name in "bcd"]
     texts = [f"p{at}" for at in range(2 * BLOCK_ROWS + 30)]

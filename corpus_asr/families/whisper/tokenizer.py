@@ -6,15 +6,13 @@ multilingual and large-v3 checkpoints.
 """
 
 import codecs
-import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.processors import TemplateProcessing
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import optional_object, read_json_object, write_json_object
@@ -40,9 +38,12 @@ from corpus_asr.families.whisper.timestamps import (
 )
 from corpus_asr.families.whisper.vocabulary import (
     build_vocabulary,
+    encoding_of,
+    fitting_tokenizer,
     load_vocabulary,
     read_tokenizer_file,
     token_bytes,
+    write_vocabulary,
 )
 from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.text.normalize import (
@@ -354,11 +355,14 @@ class WhisperTokenizer(PretrainedTokenizer):
         return self.eot if self.eos_token_id is None else self.eos_token_id
 
     def _text_ids(self, text: str) -> list[int]:
-        return list(self._encoding(text, words=False).ids)
+        return list(encoding_of(self._tokenizer, text, words=False).ids)
 
     def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
         several, pairs = text_pairs(text, pair, words=options.words)
-        fitting = self._fitting(options)
+        self._text_limit(options)
+        around = (self.prefix_tokens, self._end) if options.special else None
+        fitting = fitting_tokenizer(options, around=around, truncation_side=self.truncation_side)
+        encoded = partial(encoding_of, self._tokenizer, words=options.words)
         rows, sources = [], []
         for number, (first, second) in enumerate(pairs):
             if options.overflow and second is not None:
@@ -367,8 +371,8 @@ class WhisperTokenizer(PretrainedTokenizer):
                     "encoding pairs: found return_overflowing_tokens=True, expected it for single "
                     "texts only; encode the texts one by one"
                 )
-            text = self._encoding(first, words=options.words)
-            pair = None if second is None else self._encoding(second, words=options.words)
+            text = encoded(first)
+            pair = None if second is None else encoded(second)
             try:
                 whole = fitting.post_process(text, pair, options.special)
             except Exception as error:  # the library raises nothing more precise
@@ -389,56 +393,6 @@ class WhisperTokenizer(PretrainedTokenizer):
         if not several and options.tensors is None and not options.overflow:
             return BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
         return batch.convert_to_tensors(options.tensors)
-
-    def _fitting(self, options: EncodeOptions) -> Tokenizer:
-        # Only puts special tokens around encodings and truncates them. Truncation set on the
-        # tokenizer itself would be seen by threads that encode with it at the same time; making
-        # this one takes 25 us.
-        self._text_limit(options)
-        fitting = Tokenizer(BPE())
-        if options.special:
-            prefix, end = self.prefix_tokens, self._end
-            before = [f"{token}:0" for token in prefix]
-            fitting.post_processor = TemplateProcessing(
-                single=[*before, "$A:0", f"{end}:0"],
-                pair=[*before, "$A:0", "$B:1", f"{end}:1"],
-                special_tokens=[(str(token), token) for token in {*prefix, end}],
-            )
-        lengths = options.lengths
-        if lengths.limit == NO_LIMIT:
-            return fitting
-        try:
-            fitting.enable_truncation(
-                lengths.limit,
-                stride=options.stride,
-                strategy=lengths.truncation,
-                direction=self.truncation_side,
-            )
-        except (ValueError, OverflowError) as error:
-            raise ValueError(
-                f"encoding texts: found stride={options.stride} and max_length={lengths.limit} "
-                f"({error}), expected a stride from 0 and below the tokens of text in a row; "
-                f"change one of them"
-            ) from error
-        return fitting
-
-    def _encoding(self, text: Any, *, words: bool) -> Encoding:
-        of_words = isinstance(text, list | tuple) and all(isinstance(word, str) for word in text)
-        if not (of_words if words else isinstance(text, str)):
-            expected = "a list of words" if words else "a text"
-            raise ValueError(
-                f"encoding texts: found {str(text)[:40]!r} of type {type(text).__name__}, expected "
-                f"{expected}; correct it or is_split_into_words"
-            )
-        try:
-            return self._tokenizer.encode(
-                list(text) if words else text, is_pretokenized=words, add_special_tokens=False
-            )
-        except TypeError as error:
-            raise ValueError(
-                f"encoding {text[:40]!r}: found {type(text).__name__} that is no valid Unicode "
-                f"text; decode it with errors='replace' first"
-            ) from error
 
     # Ids to text
 
@@ -601,11 +555,7 @@ class WhisperTokenizer(PretrainedTokenizer):
         vocab, merges, normalizer = vocabulary_paths(
             save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
         )
-        write_json_object(vocab, self._tokenizer.get_vocab(with_added_tokens=False))
-        # The library's model has no attribute for its merges.
-        pairs = json.loads(self._tokenizer.to_str())["model"]["merges"]
-        lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
-        merges.write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
+        write_vocabulary(self._tokenizer, vocab, merges)
         spellings = self.english_spelling_normalizer
         write_json_object(
             normalizer, dict(american_spellings() if spellings is None else spellings)

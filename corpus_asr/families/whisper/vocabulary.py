@@ -1,19 +1,26 @@
-"""Whisper's byte-level BPE vocabulary as a `tokenizers.Tokenizer`, read from a checkpoint's files.
+"""Whisper's byte-level BPE vocabulary as a `tokenizers.Tokenizer`: read, written, encoded with.
 
 The files are checked here before the library sees them: it ignores a vocabulary that is no object
 and panics, past `except Exception`, on a merge whose parts are not in the vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.saved_files import optional_object, read_json_object, read_saved_bytes
+from corpus_asr.families.saved_files import (
+    optional_object,
+    read_json_object,
+    read_saved_bytes,
+    write_json_object,
+)
 from corpus_asr.families.tokenizer import (
     ADDED_NAME,
     MERGES_NAME,
@@ -24,6 +31,7 @@ from corpus_asr.families.tokenizer import (
     VOCAB_NAME,
     added_token,
 )
+from corpus_asr.families.truncation_padding import NO_LIMIT, EncodeOptions
 
 _MAX_ID = 2**32 - 1  # of the library
 
@@ -187,6 +195,79 @@ def _special_tokens(content: Mapping[str, Any]) -> Iterator[str]:
                 token = entry.get("content") if isinstance(entry, dict) else entry
                 if isinstance(token, str) and token:
                     yield token
+
+
+def write_vocabulary(tokenizer: Tokenizer, vocab_path: Path, merges_path: Path) -> None:
+    """Write a tokenizer's vocabulary and merges, without the tokens added to them."""
+    write_json_object(vocab_path, tokenizer.get_vocab(with_added_tokens=False))
+    # The library's model has no attribute for its merges.
+    pairs = json.loads(tokenizer.to_str())["model"]["merges"]
+    lines = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+    merges_path.write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
+
+
+def fitting_tokenizer(
+    options: EncodeOptions, *, around: tuple[Sequence[int], int] | None, truncation_side: str
+) -> Tokenizer:
+    """Return what truncates encodings and puts special tokens around them, and does no more.
+
+    `around` are the ids before a text and the one after it.
+
+    Raises:
+        ValueError: the stride does not fit the length.
+    """
+    # Truncation set on the vocabulary's own tokenizer would be seen by threads that encode with it
+    # at the same time; making this one takes 25 us.
+    fitting = Tokenizer(BPE())
+    if around is not None:
+        prefix, end = around
+        before = [f"{token}:0" for token in prefix]
+        fitting.post_processor = TemplateProcessing(
+            single=[*before, "$A:0", f"{end}:0"],
+            pair=[*before, "$A:0", "$B:1", f"{end}:1"],
+            special_tokens=[(str(token), token) for token in {*prefix, end}],
+        )
+    lengths = options.lengths
+    if lengths.limit == NO_LIMIT:
+        return fitting
+    try:
+        fitting.enable_truncation(
+            lengths.limit,
+            stride=options.stride,
+            strategy=lengths.truncation,
+            direction=truncation_side,
+        )
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"encoding texts: found stride={options.stride} and max_length={lengths.limit} "
+            f"({error}), expected a stride from 0 and below the tokens of text in a row; "
+            f"change one of them"
+        ) from error
+    return fitting
+
+
+def encoding_of(tokenizer: Tokenizer, text: Any, *, words: bool) -> Encoding:
+    """Encode a text, or a list of words, without special tokens.
+
+    Raises:
+        ValueError: it is no such thing, or no valid Unicode.
+    """
+    of_words = isinstance(text, list | tuple) and all(isinstance(word, str) for word in text)
+    if not (of_words if words else isinstance(text, str)):
+        expected = "a list of words" if words else "a text"
+        raise ValueError(
+            f"encoding texts: found {str(text)[:40]!r} of type {type(text).__name__}, expected "
+            f"{expected}; correct it or is_split_into_words"
+        )
+    try:
+        return tokenizer.encode(
+            list(text) if words else text, is_pretokenized=words, add_special_tokens=False
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"encoding {text[:40]!r}: found {type(text).__name__} that is no valid Unicode "
+            f"text; decode it with errors='replace' first"
+        ) from error
 
 
 def token_bytes(token: str) -> bytes:

@@ -19,17 +19,11 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions, SourceSettings
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
 from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.run_state.sample import FileSample
-from corpus_asr.storage.run_state.tables import (
-    SUFFIX,
-    OutputStore,
-    parquet_batches,
-    parquet_writer,
-    time_ns_of,
-    without_credentials,
-)
+from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, time_ns_of, without_credentials
 from corpus_asr.units import MEBIBYTE
 
 PLANS_FOLDER = "_run/plan"

@@ -1,4 +1,4 @@
-"""The tables of a run and their commit protocol; the only place that touches Parquet.
+"""The tables of a run and their commit protocol.
 
 Each commit puts a segments object under a unique name, then an outcomes object that names it: the
 second put is the commit. A segments object that no outcomes object names is an orphan, unseen by
@@ -25,35 +25,26 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from corpus_asr.confidence import (
-    DEFAULT_MODEL,
-    EVIDENCE_COLUMNS,
-    ConfidenceModel,
-    evidence_of,
-)
+from corpus_asr.confidence import DEFAULT_MODEL, EVIDENCE_COLUMNS, ConfidenceModel, evidence_of
 from corpus_asr.config.run import DatasetSettings, OutputSettings
 from corpus_asr.errors import CorpusAsrError, EngineError
-from corpus_asr.schemas import (
-    LABELS,
-    OUTCOMES,
-    RECORDINGS,
-    RESULTS,
-    SEGMENTS,
+from corpus_asr.schemas import LABELS, OUTCOMES, RECORDINGS, RESULTS, SEGMENTS
+from corpus_asr.storage.parquet import (
+    BATCH_ROWS,
+    conform,
+    encode_parquet,
+    parquet_batches,
+    parquet_rows,
 )
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
 from corpus_asr.storage.stores.uri import normalize, public, public_text, redact_uri, within
 
-SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
-SPEAKERS_FOLDER = "speakers"
-VOICES_FOLDER = "voices"
+OUTCOMES_FOLDER, RECORDINGS_FOLDER = "outcomes", "recordings"
+SPEAKERS_FOLDER, VOICES_FOLDER = "speakers", "voices"
 SUFFIX = ".parquet"
-CALIBRATION_KEY = "corpus_asr.calibration"
-ROW_GROUP_ROWS = 50_000
-BATCH_ROWS = 65_536
 # Of each object that is read ahead: a small commit as a whole, a merged one only at its beginning.
 READ_AHEAD_ROWS = 16_384
 READERS = 8  # commits are many small objects: reading them is waiting for the store
@@ -72,90 +63,6 @@ class CommittedBatch(NamedTuple):
 
     name: str
     rows: pa.RecordBatch
-
-
-def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
-    """Return rows as one zstd Parquet object, which names the calibrations of its confidences."""
-    sink = io.BytesIO()
-    calibrations: set[str] = set()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-            if "calibration" in table.schema.names:
-                calibrations.update(table["calibration"].unique().drop_null().to_pylist())
-        if calibrations:
-            writer.add_key_value_metadata({CALIBRATION_KEY: ", ".join(sorted(calibrations))})
-    return sink.getvalue()
-
-
-def parquet_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a local Parquet file to write table by table, for what is too large for memory."""
-    return pq.ParquetWriter(path, schema, compression="zstd")
-
-
-def parquet_columns(file: io.BufferedReader | str) -> list[str]:
-    """Return the column names of a Parquet file."""
-    return list(pq.read_schema(file).names)
-
-
-def parquet_batches(
-    file: io.BufferedReader | str,
-    *,
-    columns: Sequence[str] | None = None,
-    batch_rows: int = BATCH_ROWS,
-) -> Iterator[pa.RecordBatch]:
-    """Yield a Parquet file's rows, a bounded number at a time."""
-    with pq.ParquetFile(file, pre_buffer=False) as parquet:
-        wanted = (
-            None if columns is None else [c for c in columns if c in parquet.schema_arrow.names]
-        )
-        yield from parquet.iter_batches(batch_size=batch_rows, columns=wanted)
-
-
-def parquet_rows(
-    file: io.BufferedReader, columns: Sequence[str], ranges: Sequence[tuple[int, int]]
-) -> Iterator[pa.Table]:
-    """Yield ranges (first row, row after the last) of a Parquet file; each row group read once."""
-    with pq.ParquetFile(file, pre_buffer=False) as parquet:
-        wanted = [name for name in columns if name in parquet.schema_arrow.names]
-        first = 0
-        for group in range(parquet.metadata.num_row_groups):
-            after = first + parquet.metadata.row_group(group).num_rows
-            inside = [(max(start, first), min(stop, after)) for start, stop in ranges]
-            inside = [(start, stop) for start, stop in inside if start < stop]
-            if inside:
-                rows = parquet.read_row_group(group, columns=wanted, use_threads=False)
-                for start, stop in inside:
-                    # Taken, not sliced: a slice would keep the whole group in memory.
-                    yield rows.take(pa.array(range(start - first, stop - first)))
-            first = after
-
-
-def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return rows in exactly this schema; columns that are missing (older writers) become null."""
-    names, expected = set(rows.schema.names), set(schema.names)
-    unknown = [name for name in rows.schema.names if name not in expected]
-    if unknown:
-        raise ValueError(f"conforming rows to {_title(schema)}: unknown columns {unknown}")
-    columns = []
-    for field in schema:
-        if field.name not in names:
-            columns.append(pa.nulls(rows.num_rows, field.type))
-            continue
-        column = rows.column(field.name)
-        try:
-            columns.append(column if column.type == field.type else column.cast(field.type))
-        except pa.ArrowException as error:
-            raise ValueError(
-                f"conforming rows to {_title(schema)}: column {field.name} is {column.type}, "
-                f"expected {field.type} ({error})"
-            ) from error
-    return pa.table(columns, schema=schema)
-
-
-def _title(schema: pa.Schema) -> str:
-    metadata: dict[bytes, bytes] = schema.metadata or {}
-    return metadata.get(b"corpus_asr.table", b"a table").decode()
 
 
 def without_credentials(rows: pa.Table) -> pa.Table:
@@ -194,11 +101,6 @@ def part_rows_named(names: Iterable[str | None]) -> PartRows:
     """Tell by the names of their objects which rows some outcomes have."""
     folders = {name.partition("/")[0] for name in names if name is not None}
     return _only("rewriting commits", [rows for rows in PART_ROWS if rows.folder in folders])
-
-
-def _part_rows_in(results: pa.Table) -> PartRows:
-    held = [rows for rows in PART_ROWS if pc.sum(_counts(results, rows)).as_py()]
-    return _only("committing results", held)
 
 
 def _only(doing: str, kinds: list[PartRows]) -> PartRows:
@@ -345,18 +247,14 @@ class OutputStore:
 
     def note_tables(self) -> None:
         """Tell later runs which tables there are."""
-        self.write_json(
-            TABLES_NAME, [name for each in _TABLES_OF_RUNS for name in self.names(each)]
-        )
+        self.write_json(TABLES_NAME, self._tables())
+
+    def _tables(self) -> list[str]:
+        return [name for folder in _TABLES_OF_RUNS for name in self.names(folder)]
 
     def close_run(self, run_id: str) -> None:
         """Let nothing count that this run has not put yet: its lock was taken over."""
-        put = [
-            name
-            for folder in _TABLES_OF_RUNS
-            for name in self.names(folder)
-            if _run_of(name) == run_id
-        ]
+        put = [name for name in self._tables() if _run_of(name) == run_id]
         self.write_json(TAKEN_OVER_NAME, {**self._taken_over(), run_id: put})
 
     def _taken_over(self) -> dict[str, list[str]]:
@@ -391,7 +289,8 @@ class OutputStore:
         results = conform(results, RESULTS).combine_chunks()
         _check_accountable(results)
         results = without_credentials(results)
-        kind = _part_rows_in(results)
+        held = [rows for rows in PART_ROWS if pc.sum(_counts(results, rows)).as_py()]
+        kind = _only("committing results", held)
         part_rows = rows_of(
             results,
             kind,

@@ -1,0 +1,202 @@
+"""Rules: what a selection drops, why, and how much each of them drops.
+
+In come measured rows of the SELECTION table; how they were measured the rules do not know.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from corpus_asr.config.run import SelectionSettings
+from corpus_asr.errors import ConfigError
+from corpus_asr.languages import resolve_language
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is dropped, and why."""
+
+    name: str
+    says: str
+    """What is dropped, for people."""
+    drops: Callable[[Row], bool]
+
+
+def _duration_s(row: Row) -> float:
+    return max(0.0, float(row["end_s"] - row["start_s"]))
+
+
+def _measure(row: Row, name: str) -> float | None:
+    """Return the value of a column, or of `NAME per s`; None where it is not known."""
+    duration_s = _duration_s(row)
+    if name == "duration_s":
+        return duration_s
+    column, _, per_second = name.partition(" per ")
+    value: float | None = row[column]
+    if not per_second or value is None:
+        return value
+    return value / duration_s if duration_s else None
+
+
+# Tables hold 32 bits: 0.9 there is a little less than 0.9 in the settings.
+_ROUNDING = 1e-6
+
+# In the order of evaluation: name, setting (null turns the rule off; `min_...` drops what is below,
+# the others what is above), measure, and what is dropped.
+_BOUNDS = (
+    ("too_short", "min_duration_s", "duration_s", "shorter than {} s"),
+    ("too_long", "max_duration_s", "duration_s", "longer than {} s"),
+    ("language_probability", "min_language_probability", "language_probability",
+     "language less probable than {}"),
+    ("no_speech", "max_no_speech_prob", "no_speech_prob",
+     "no speech more probable than {}"),
+    ("outside_speech", "min_speech_fraction", "speech_fraction",
+     "less than {} of it in detected speech"),
+    ("confidence", "min_confidence", "confidence", "confidence below {}"),
+    ("avg_logprob", "min_avg_logprob", "avg_logprob", "mean log-probability below {}"),
+    ("compression_ratio", "max_compression_ratio", "compression_ratio",
+     "compression ratio above {}"),
+    ("temperature", "max_temperature", "temperature", "temperature above {}"),
+    ("too_slow", "min_words_per_s", "num_words per s", "fewer than {} words per second"),
+    ("too_fast", "max_words_per_s", "num_words per s", "more than {} words per second"),
+    ("too_many_letters", "max_chars_per_s", "num_letters per s",
+     "more than {} characters per second"),
+    ("repeats", "max_repeats", "repeats", "the same words more than {} times in a row"),
+    ("few_unique_words", "min_unique_words", "unique_words",
+     "fewer than {} different words per word"),
+    ("long_word", "max_word_chars", "longest_word", "a word of more than {} characters"),
+    ("copies", "max_copies", "copies", "more than {} segments with the same text"),
+    ("disagreement", "max_disagreement", "disagreement",
+     "more than {} of the words differ from the other run, or no result there"),
+    ("wer", "max_wer", "wer",
+     "word error rate above {} against the existing transcript, or none there"),
+)  # fmt: skip
+_NEEDS = {"disagreement": "against", "wer": "references"}
+# Rules that judge the model; a person who corrected or checked a segment knows better.
+_JUDGE_THE_MODEL = {
+    "known_hallucination", "language_probability", "no_speech", "outside_speech", "confidence",
+    "avg_logprob", "compression_ratio", "temperature", "disagreement", "wer",
+}  # fmt: skip
+
+
+def rules_of(settings: SelectionSettings) -> tuple[Rule, ...]:
+    """Return the rules that settings turn on, in their order."""
+    rules = [
+        Rule("no_letters", "no letter or digit", lambda row: not row["num_letters"]),
+        _language(settings),
+    ]
+    if settings.drop_texts:
+        rules.append(Rule("listed", "a text of drop_texts", lambda row: bool(row["listed"])))
+    if settings.drop_known_hallucinations:
+        says = "a known hallucination of Whisper models without speech"
+        rules.append(
+            Rule("known_hallucination", says, lambda row: bool(row["known_hallucination"]))
+        )
+    for name, setting, measure, says in _BOUNDS:
+        bound = getattr(settings, setting)
+        # Without another run or transcripts there is nothing to compare with.
+        compared = name not in _NEEDS or getattr(settings, _NEEDS[name]) is not None
+        if bound is not None and compared:
+            drops = partial(
+                _drops,
+                measure=measure,
+                bound=bound,
+                is_least=setting.startswith("min_"),
+                # What could not be compared is not confirmed by anything.
+                if_unknown=name in _NEEDS,
+            )
+            rules.append(Rule(name, says.format(f"{bound:g}"), drops))
+    return tuple(rules)
+
+
+def _drops(row: Row, *, measure: str, bound: float, is_least: bool, if_unknown: bool) -> bool:
+    value = _measure(row, measure)
+    if value is None:
+        return if_unknown
+    return value < bound - _ROUNDING if is_least else value > bound + _ROUNDING
+
+
+def _language(settings: SelectionSettings) -> Rule:
+    try:
+        codes = frozenset(resolve_language(language) for language in settings.languages)
+    except ValueError as error:
+        raise ConfigError(f"reading selection.languages: {error}") from error
+    if codes:
+        says = f"not in {', '.join(sorted(codes))}"
+        return Rule("language", says, lambda row: row["language"] not in codes)
+
+    def is_another(row: Row) -> bool:
+        expected, detected = row["reference_language"], row["language"]
+        return expected is not None and detected is not None and expected != detected
+
+    return Rule("language", "not the transcript's language", is_another)
+
+
+def decide(row: dict[str, Any], rules: Sequence[Rule]) -> None:
+    """Note in a row which rules drop it, and the first."""
+    passed_over = _JUDGE_THE_MODEL if row["corrected"] else ()
+    row["rules"] = [rule.name for rule in rules if rule.name not in passed_over and rule.drops(row)]
+    row["dropped_by"] = next(iter(row["rules"]), None)
+
+
+SHOWN_EACH = 2
+
+
+@dataclass(slots=True)
+class Amount:
+    """So many, so long together."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        """Take more into account."""
+        self.count += count
+        self.seconds += seconds
+
+
+@dataclass(slots=True)
+class RuleTally:
+    """What one rule does."""
+
+    dropped: Amount = field(default_factory=Amount)
+    """Segments that count under it: no rule before it drops them."""
+    matching: Amount = field(default_factory=Amount)
+    """Segments that it would drop if it were the only rule."""
+    alone: Amount = field(default_factory=Amount)
+    """Segments that no other rule drops: what turning it off would win."""
+    shown: list[tuple[str, str]] = field(default_factory=list)
+    """Text and address of some that count under it."""
+
+
+@dataclass(slots=True)
+class SelectionTally:
+    """What a selection does."""
+
+    rules: dict[str, RuleTally]
+    everything: Amount = field(default_factory=Amount)
+    kept: Amount = field(default_factory=Amount)
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "SelectionTally":
+        """Begin to count for rules of these names."""
+        return cls({name: RuleTally() for name in names})
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a decided row."""
+        seconds = _duration_s(row)
+        self.everything.add(seconds)
+        if row["dropped_by"] is None:
+            self.kept.add(seconds)
+            return
+        first = self.rules[row["dropped_by"]]
+        first.dropped.add(seconds)
+        if len(first.shown) < SHOWN_EACH:
+            first.shown.append((row["text"], row["uri"]))
+        for name in row["rules"]:
+            self.rules[name].matching.add(seconds)
+        if len(row["rules"]) == 1:
+            first.alone.add(seconds)
