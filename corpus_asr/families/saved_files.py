@@ -69,7 +69,8 @@ def _check_depth(content: Any) -> None:
         level = [
             inner
             for value in level
-            if isinstance(value, dict | list)
+            # No union, which would be made anew for each of a tokenizer's 150,000 values.
+            if isinstance(value, (dict, list))
             for inner in (value.values() if isinstance(value, dict) else value)
         ]
     if level:

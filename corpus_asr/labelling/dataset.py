@@ -32,8 +32,8 @@ from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemErr
 from corpus_asr.labelling.examples import Shard
 from corpus_asr.labelling.selection import Origin
 from corpus_asr.schemas import EXAMPLES, SCHEMA_VERSION, SELECTION
-from corpus_asr.stages.cutting import CHANGED, CUT_SHORT, Clip
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip
 from corpus_asr.storage.parquet import parquet_writer
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem

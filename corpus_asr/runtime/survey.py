@@ -15,8 +15,8 @@ from corpus_asr.activity import FileSums
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, DecodeError
 from corpus_asr.logs import event
-from corpus_asr.stages.headers import Header
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.messages import Header
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.sample import SampledFile, sums_of
 from corpus_asr.storage.stores.filesystem import StoreOptions

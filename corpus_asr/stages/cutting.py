@@ -8,7 +8,6 @@ seconds.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,51 +15,17 @@ from corpus_asr.array_types import Float32
 from corpus_asr.audio.decode import AudioDecoder, AudioFormat, encode_audio, open_audio
 from corpus_asr.audio.resample import Channels
 from corpus_asr.errors import DecodeError
+from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 
-CHANGED = "source_changed"
-CUT_SHORT = "cut_short"
 # Timestamps are in steps of 20 ms and may point a little behind the end.
 _MAX_MISSING_SAMPLES = SAMPLE_RATE_HZ // 2
 # A decoder needs some packets before what it gives is right, and a resampler some samples.
 _LEAD_S = 2.0
 # Up to this much is skipped by decoding it, which takes 0.1 s; beyond, by seeking.
 _SKIP_S = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClipRange:
-    """A part of a recording, in samples at 16 kHz."""
-
-    channel: int | None
-    """None: all of them mixed."""
-    start_sample: int
-    end_sample: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CutRequest:
-    """A recording as it was transcribed, and the ranges to cut out."""
-
-    uri: str
-    size_bytes: int | None
-    etag: str | None
-    ranges: tuple[ClipRange, ...]
-    seek: bool = False
-    """Jump to the first range. Not in a damaged recording, whose times are those of what could be
-    decoded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """One range, encoded."""
-
-    number: int
-    """Of its range in the request."""
-    data: bytes
-    num_samples: int
 
 
 class ClipCutter:

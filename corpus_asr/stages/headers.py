@@ -7,11 +7,11 @@ a corpus before it is worked on.
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 
 from corpus_asr.audio.probe import read_header
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import FetchError, ItemError
+from corpus_asr.stages.messages import Header
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
@@ -21,20 +21,6 @@ READERS = 8
 _BLOCK_BYTES = 256 * 1024
 # ... or an index of some megabytes; libav looks at five of them to find out what it has.
 _MOST_BYTES = 16 * MEBIBYTE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
-    """What the header of one recording says."""
-
-    index: int
-    """Its place among those that were asked for."""
-    audio_s: float | None = None
-    """Seconds to transcribe, of each channel where they are apart; None where it does not say."""
-    failure: str | None = None
-    """The kind of failure that the recording will have."""
-    is_known: bool = True
-    """False where the store failed: the recording itself may be in order."""
 
 
 class HeaderReader:

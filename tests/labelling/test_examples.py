@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.run import DatasetSettings
 from corpus_asr.labelling.examples import Example, examples_of, joined, shards_of
-from corpus_asr.stages.cutting import ClipRange
+from corpus_asr.stages.messages import ClipRange
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>")

@@ -23,7 +23,7 @@ from corpus_asr.labelling.summary import as_data
 from corpus_asr.pipelines import driver as pipeline
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.pipelines.pseudo_label import label, run
-from corpus_asr.stages.cutting import CutRequest
+from corpus_asr.stages.messages import CutRequest
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id

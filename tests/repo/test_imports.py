@@ -78,7 +78,10 @@ load_slot_model(PACKAGED_FOLDER / 'whisper-tiny.en', device='cpu', dtype='auto')
 """
 HEAVY = {"torch", "ray", "numpy", "pyarrow", "av", "transformers"}
 LIGHT = {
-    "import corpus_asr.runtime.local": {"ray"},
+    "import corpus_asr.stages.isolation": {"email", "numpy"},  # `importlib.metadata` loads email
+    "import corpus_asr.stages.cutting": {"fsspec", "pydantic"},
+    "import corpus_asr.stages.extraction": {"fsspec", "torch", "ray"},
+    "import corpus_asr.pipelines.driver": {"ray", "torch", "av", "onnxruntime", "fsspec"},
     "from corpus_asr.models.whisper import WhisperTokenizer": {"torch"},
     LOAD: {"ray", "av", "sympy"},
     COMMAND.format(["--help"]): {*HEAVY, "pydantic"},
@@ -90,6 +93,11 @@ LIGHT = {
 @pytest.mark.parametrize("statement", LIGHT)
 def test_what_must_be_quick_loads_nothing_heavy(statement):
     assert not loaded_by(statement) & LIGHT[statement]
+
+
+def test_only_a_training_loads_the_settings_of_one():
+    code = "import sys; from corpus_asr.config import load; print('{0}' in sys.modules, end='')"
+    assert python(code.format("corpus_asr.config.finetune")) == "False"
 
 
 def test_help_answers_at_once():

@@ -16,7 +16,8 @@ from corpus_asr.runtime.outlook import BENCHMARKED, given_machines, known_machin
 from corpus_asr.runtime.preflight import ReadyCheck
 from corpus_asr.runtime.survey import Survey, surveying
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.headers import Header, HeaderReader
+from corpus_asr.stages.headers import HeaderReader
+from corpus_asr.stages.messages import Header
 from corpus_asr.stages.transcribe import TranscribeStage
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import write_snapshot

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.pipelines.pseudo_label import label
-from corpus_asr.stages.cutting import ClipCutter, ClipRange, CutRequest
+from corpus_asr.stages.cutting import ClipCutter
+from corpus_asr.stages.messages import ClipRange, CutRequest
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ

@@ -8,7 +8,8 @@ import pytest
 
 from corpus_asr.audio.decode import AudioDecoder
 from corpus_asr.errors import DecodeError
-from corpus_asr.stages.cutting import Clip, ClipCutter, ClipRange, CutRequest
+from corpus_asr.stages.cutting import ClipCutter
+from corpus_asr.stages.messages import Clip, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, describe
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, encode, noise, tone

@@ -15,7 +15,7 @@ import numpy as np
 from corpus_asr.errors import CheckpointError, DecodeError, FetchError
 
 if TYPE_CHECKING:  # loads Arrow, which starts a thread
-    from corpus_asr.stages.headers import Header
+    from corpus_asr.stages.messages import Header
 
 Function = Callable[[Any], Iterator[Any]]
 
@@ -196,7 +196,7 @@ SEGFAULT = int(signal.SIGSEGV)
 
 def make_crashing_reader(**_: Any) -> Callable[[Sequence[str]], Iterator["Header"]]:
     """Return a reader of headers that dies of every recording called `crash`."""
-    from corpus_asr.stages.headers import Header
+    from corpus_asr.stages.messages import Header
 
     def read(uris: Sequence[str]) -> Iterator["Header"]:
         for index, uri in enumerate(uris):
@@ -209,7 +209,7 @@ def make_crashing_reader(**_: Any) -> Callable[[Sequence[str]], Iterator["Header
 
 def make_silent_reader(**_: Any) -> Callable[[Sequence[str]], Iterator["Header"]]:
     """Return a reader of headers that says nothing after its first one."""
-    from corpus_asr.stages.headers import Header
+    from corpus_asr.stages.messages import Header
 
     def read(_: Sequence[str]) -> Iterator["Header"]:
         yield Header(index=0, audio_s=10.0)

@@ -135,12 +135,15 @@ def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path:
             f"reading {merges_path}: found no merges, expected a list of pairs; "
             f"fetch the checkpoint again"
         )
+    known = vocab.keys()  # texts, as keys of JSON are
     for number, pair in enumerate(merges):
-        left, right = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        left, right = pair if type(pair) is list and len(pair) == 2 else (None, None)
         if not (
-            isinstance(left, str)
-            and isinstance(right, str)
-            and {left, right, left + right} <= vocab.keys()
+            type(left) is str
+            and type(right) is str
+            and left in known
+            and right in known
+            and left + right in known
         ):
             raise CheckpointError(
                 f"reading {merges_path}: merge {number} is {str(pair)[:60]}, expected two tokens "

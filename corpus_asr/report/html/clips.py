@@ -16,6 +16,7 @@ from corpus_asr.logs import event
 from corpus_asr.report.recordings import RecordingRow
 from corpus_asr.report.samples import Sample
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.messages import ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -119,9 +120,6 @@ def cut_clips(
 
 
 def _clip(cutter: IsolatedGenerator, sample: Sample, recording: RecordingRow | None) -> SampleClip:
-    # Imported here: it imports native decoders, which a run without a page has no use for.
-    from corpus_asr.stages.cutting import ClipRange, CutRequest
-
     if recording is None:
         return SampleClip(why="its recording is not in the tables")
     start, end = _range(sample, recording.duration_s)

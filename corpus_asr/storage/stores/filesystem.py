@@ -15,9 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-import fsspec
-from fsspec import AbstractFileSystem
-
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import CHANGED, FETCH, NOT_FOUND, UNSUPPORTED_SCHEME
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
@@ -39,6 +36,8 @@ from corpus_asr.storage.stores.uri import LOCAL, normalize, scheme_of
 from corpus_asr.units import MEBIBYTE
 
 if TYPE_CHECKING:  # 0.1 s in each process that reads audio
+    from fsspec import AbstractFileSystem
+
     from corpus_asr.config.run import SourceSettings
 
 T = TypeVar("T")
@@ -102,10 +101,12 @@ def _request(
     )
 
 
-def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple[AbstractFileSystem, str]:
+def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple["AbstractFileSystem", str]:
     """Return an fsspec filesystem and the path in it, for libraries that ask for one."""
     uri = normalize(uri)
     if scheme_of(uri) == LOCAL:
+        import fsspec  # with asyncio 0.06 s, which nothing else of a local run needs
+
         return fsspec.filesystem("file"), uri
     store = store_for(uri, options)
     filesystem: AbstractFileSystem = store.filesystem  # type: ignore[attr-defined]

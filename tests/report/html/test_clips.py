@@ -12,7 +12,7 @@ from corpus_asr.report.html import clips
 from corpus_asr.report.html.clips import CLIP_LIMIT_S, MAX_CLIP_S, SampleClip, cut_clips
 from corpus_asr.report.recordings import RecordingRow
 from corpus_asr.report.samples import Sample
-from corpus_asr.stages.cutting import CutRequest
+from corpus_asr.stages.messages import CutRequest
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, describe
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import SAMPLE_RATE_HZ
