@@ -126,11 +126,28 @@ def test_chunks_fit_windows_keep_all_speech_and_never_overlap(
 
 def test_without_detection_chunks_cover_everything_and_cut_at_quiet_moments() -> None:
     own = part(70)
-    own.features[2700] = -9.0
+    own.features[2700] = -90.0  # shorter than a pause
+    own.features[2300:2340] = -9.0
     chunks = chunk_ranges(own, [(0, own.num_frames)])
-    assert chunks[0] == (0, 2700)
+    assert chunks[0][0] == 0
+    assert 2310 <= chunks[0][1] <= 2330
     assert chunks[-1][1] == own.num_frames
     assert all(left[1] == right[0] for left, right in pairwise(chunks))
+
+
+def test_windows_are_filled_and_cut_at_pauses_near_their_ends() -> None:
+    own = part(60, [(0.0, 20.0), (21.0, 35.0), (36.0, 50.0)])
+    assert chunk_ranges(own, [(0, own.num_frames)]) == [(0, 2000), (2100, 5000)]
+    # The pause would leave more than a third of the window empty: the next span begins in it.
+    own = part(60, [(0.0, 12.0), (13.0, 40.0)])
+    own.features[2500:2540] = -9.0
+    (first, second) = chunk_ranges(own, [(0, own.num_frames)])
+    assert first[0] == 0
+    assert 2510 <= first[1] == second[0] <= 2530
+    assert second[1] == 4000
+    # Long pauses are left out all the same.
+    found = chunk_ranges(own, [(0, own.num_frames)], pause_frames=50)
+    assert found == [(0, 1200), (1300, 4000)]
 
 
 def test_chunks_of_clips_stay_inside_them() -> None:
