@@ -148,7 +148,8 @@ class Activity:
     transcribe_alive_s: float = 0.0
     """Time since a transcribe worker's model was loaded."""
     # Seconds of an engine are the host's: on a CPU those of the work, on a GPU those of queueing
-    # it, where what the device takes beyond that shows as `wait_s`.
+    # it, where what the device takes beyond that shows as `wait_s`. Windows that a CPU encodes in
+    # a thread beside the one that decodes are not in `encode_s`.
     encode_s: float = 0.0
     fill_s: float = 0.0
     prefill_s: float = 0.0

@@ -33,7 +33,7 @@ class StageClock:
 
     def __init__(self, *, cuda: bool) -> None:
         self._cuda = _torch_cuda() if cuda else None
-        self._seconds: dict[str, float] = {}
+        self._taken: list[tuple[str, float]] = []  # several threads add to it
         self._marks: list[tuple[str, Any, Any]] = []
 
     @contextmanager
@@ -43,7 +43,7 @@ class StageClock:
         if self._cuda is None:
             started_s = time.perf_counter()
             yield
-            self._add(name, time.perf_counter() - started_s)
+            self._taken.append((name, time.perf_counter() - started_s))
             return
         begin, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -51,16 +51,15 @@ class StageClock:
         end.record()
         self._marks.append((name, begin, end))
 
-    def _add(self, name: str, seconds: float) -> None:
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-
     def take(self) -> dict[str, float]:
         """Return the seconds of every stage since the last call."""
         if self._cuda is not None:
             self._cuda.synchronize()
-        for name, begin, end in self._marks:
-            self._add(name, begin.elapsed_time(end) / 1000)
-        taken, self._seconds, self._marks = self._seconds, {}, []
+        marked = [(name, begin.elapsed_time(end) / 1000) for name, begin, end in self._marks]
+        taken: dict[str, float] = {}
+        for name, seconds in self._taken + marked:
+            taken[name] = taken.get(name, 0.0) + seconds
+        self._taken, self._marks = [], []
         return taken
 
 

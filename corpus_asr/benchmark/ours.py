@@ -116,18 +116,22 @@ class OurRecordings:
         started_s = time.perf_counter()
         self._extract()
         extract_s = time.perf_counter() - started_s
-        worked_s = self._engine.statistics().engine_s
+        decode_s = self._decode_s()
         started_s = time.perf_counter()
         results = {each.uri: each for each in self._transcriber.transcribe_many(self._paths)}
         total_s = time.perf_counter() - started_s
-        worked_s = self._engine.statistics().engine_s - worked_s
+        decode_s = self._decode_s() - decode_s
         encode_s = self._clock.take().get("encode", 0.0)
         texts = [
             " ".join(segment.text.strip() for segment in results[path].segments)
             for path in self._paths
         ]
-        stages = {"features": extract_s, "encode": encode_s, "decode": worked_s - encode_s}
+        stages = {"features": extract_s, "encode": encode_s, "decode": decode_s}
         return {"total_s": total_s, "stages": stages, "texts": texts}
+
+    def _decode_s(self) -> float:
+        found = self._engine.statistics()
+        return found.engine_s - found.encode_s
 
     def _extract(self) -> None:
         from corpus_asr.stages.parts import ExtractRequest

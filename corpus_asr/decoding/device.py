@@ -1,7 +1,8 @@
-"""What keeps a GPU busy: steps replayed as CUDA graphs, and copies that seldom make the host wait.
+"""What keeps a device busy: steps replayed as CUDA graphs, copies that seldom make the host wait.
 
-On a GPU a plain copy of pageable memory waits for everything the device still has to do. Here
-uploads are pinned, and what comes back is read after more work is queued.
+On a CPU windows are encoded in some threads while others decode. On a GPU a plain copy of pageable
+memory waits for everything the device still has to do. Here uploads are pinned, and what comes back
+is read after more work is queued.
 """
 
 import ctypes
@@ -11,8 +12,9 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from corpus_asr.threads import usable_threads
 logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
+Result = TypeVar("Result")
 
 # Engines work in threads of their own, and CUDA captures one graph at a time in a process: while
 # one does, no other thread may wait for the whole device or give back memory.
@@ -113,6 +116,51 @@ class SideStream:
             current = torch.cuda.current_stream(self._device)
             for mark in {id(mark): mark for mark in marks}.values():
                 current.wait_event(mark)
+
+
+class SideThread:
+    """A CPU's thread for work that need not come before what is computed next.
+
+    A decoding step on several threads ends each of its hundreds of small operations when the last
+    thread does. With 8 slots of whisper-base on two cores it takes 17 to 19 ms of both cores, on
+    one alone 24 ms, also while the other encodes (a window: 0.54 s, two at a time 0.56 s).
+    """
+
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._queued: list[Future[Any]] = []
+
+    @property
+    def width(self) -> int:
+        """How many windows it encodes at once, a thread each."""
+        return self._threads // 2
+
+    @property
+    def queued(self) -> int:
+        """How many works wait here or go on."""
+        self._queued = [work for work in self._queued if not work.done()]
+        return len(self._queued)
+
+    def run(self, work: Callable[[], Result]) -> "Future[Result]":
+        """Queue work; to be called from the thread that goes on."""
+
+        def apart() -> Result:
+            # Asked for once, as the first product would: after that, what is set here stays.
+            torch.get_num_threads()
+            torch.set_num_threads(self.width)
+            return work()
+
+        future = self._pool.submit(apart)
+        self._queued.append(future)
+        return future
+
+    def share(self) -> int:
+        """Leave it its threads while it works; returns how many the calling thread has now."""
+        left = self._threads - (self.width if self.queued else 0)
+        if left != torch.get_num_threads():
+            torch.set_num_threads(left)
+        return left
 
 
 class CudaRecorder:

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -24,6 +25,7 @@ from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import (
     CudaRecorder,
     SideStream,
+    SideThread,
     free_cached_memory,
     out_of_memory_by_name,
 )
@@ -61,11 +63,24 @@ class Gather(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """A window's encoding, which a stream beside the one that decodes may still work on."""
+    """A window's encoding, which a stream or thread beside may still work on."""
 
-    states: Float[Tensor, "pos width"]
-    ready: Any
+    batch: "list[Tensor] | Future[list[Tensor]]"
+    """The hidden states (pos, width) of windows encoded together."""
+    row: int
+    ready: Any = None
     """As `SideStream.mark` gives it."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the host need not wait for it."""
+        return not isinstance(self.batch, Future) or self.batch.done()
+
+    @property
+    def states(self) -> Float[Tensor, "pos width"]:
+        """The window's hidden states; waits for the thread that computes them."""
+        batch = self.batch.result() if isinstance(self.batch, Future) else self.batch
+        return batch[self.row]
 
 
 @dataclass(slots=True)
@@ -85,6 +100,11 @@ class Running:
     def is_encoded(self) -> bool:
         """Whether the encoder has nothing to do for the job."""
         return self.encoded is not None or self.job.encoded is not None
+
+    @property
+    def waits_for_encoder(self) -> bool:
+        """Whether the thread beside still encodes the job's window."""
+        return self.encoded is not None and not self.encoded.is_there
 
     def resume(self, result: Outcome, model: SlotModel) -> "list[Running]":
         """Send a result; returns what runs next, of which the first may take this one's place."""
@@ -155,7 +175,8 @@ class SearchQueue:
 
     Windows are encoded in batches of `encode_batch`: with those that are needed now go some of jobs
     that still wait. A job whose window is encoded goes before one whose window is not. A GPU
-    encodes what waits next, half a batch at a time, while it decodes.
+    encodes what waits next, half a batch at a time, while it decodes. So does a CPU with a thread
+    for it; a window that is needed meanwhile is encoded at once by the thread that decodes.
 
     Whatever leaves a method for want of memory, every task is in exactly one place or queue, and
     has not been sent the result of its present job: `empty` then gives all that are to be started
@@ -167,6 +188,7 @@ class SearchQueue:
         # Not a circle: a GPU's memory must come back at once, not with the next collection.
         self._scheduler: SlotScheduler = weakref.proxy(scheduler)
         self._encode_batch = scheduler.encode_batch
+        self._beside = scheduler.beside
         self._statistics = scheduler.statistics
         self._waiting: deque[Running] = deque()
         self._encoded: deque[Running] = deque()  # these wait too, and need no encoder
@@ -202,6 +224,8 @@ class SearchQueue:
         began_s = time.perf_counter()
         active = len(self._active)
         sampled = any(_is_sampled(running.job) for running in self._active.values())
+        if self._beside is not None:
+            self._beside.share()
         with self._statistics.timing("step_s"):
             for left in range(steps, 0, -1):
                 if left == 1:
@@ -228,17 +252,32 @@ class SearchQueue:
             tasks.clear()
         return found
 
+    @property
+    def _num_startable(self) -> int:
+        """Waiting tasks worth a place now: no window is waited for while there is other work."""
+        if self._beside is None:
+            return self._num_waiting
+        there = sum(not running.waits_for_encoder for running in self._encoded)
+        if not self._active:
+            return there + len(self._waiting) or len(self._encoded)
+        # A thread that has nothing to do takes the next window, and the slots go on meanwhile.
+        return there + (len(self._waiting) if self._beside.queued else 0)
+
     def _refill(self) -> None:
-        while self._num_waiting and len(self._active) < self._batch.places:
+        while len(self._active) < self._batch.places and (startable := self._num_startable):
             first = len(self._active)
-            places = range(first, min(self._batch.places, first + self._num_waiting))
+            places = range(first, min(self._batch.places, first + startable))
             for place in places:
                 self._active[place] = self._next()
             self._admit(places)
             self._finish(self._ended())  # a job may end with its first token
 
     def _next(self) -> Running:
-        return (self._encoded or self._waiting).popleft()
+        for running in self._encoded:
+            if not running.waits_for_encoder:
+                self._encoded.remove(running)
+                return running
+        return (self._waiting or self._encoded).popleft()
 
     def _admit(self, places: Sequence[int]) -> None:
         starting = [self._active[place] for place in places]
@@ -261,20 +300,34 @@ class SearchQueue:
             running.filled = True
 
     def _encode(self, needed: Sequence[Running]) -> None:
-        for first in range(0, len(needed), self._encode_batch):
-            some = list(needed[first : first + self._encode_batch])
-            some += self._take_to_encode(self._encode_batch - len(some))
+        size = self._encode_batch
+        if self._beside is not None:
+            size = min(size, self._beside.share())
+        for first in range(0, len(needed), size):
+            some = list(needed[first : first + size])
+            some += self._take_to_encode(size - len(some))
             self._encode_together(some)
 
     def _encode_ahead(self) -> None:
         # Half of what may lie encoded: the other half is used up meanwhile. A window that is ready
         # late holds up all slots.
+        if self._beside is not None:
+            self._encode_beside(self._beside)
+            return
         whole = self._scheduler.reproducible
         size = self._encode_batch if whole else max(1, self._encode_batch // 2)
         if not self._scheduler.side.is_apart or len(self._encoded) + size > self._encode_batch:
             return
         if len(self._waiting) >= size or (self._waiting and not self._encoded):
             self._encode_together(self._take_to_encode(size))
+
+    def _encode_beside(self, thread: SideThread) -> None:
+        # One batch waits there for another to end: the thread must not wait for the next look.
+        while self._waiting and thread.queued < 2 and len(self._encoded) < 2 * self._encode_batch:
+            some = self._take_to_encode(thread.width)
+            jobs = [running.job for running in some]
+            batch = thread.run(partial(self._encoded_rows, jobs))
+            self._note_encoded(some, batch)
 
     def _take_to_encode(self, most: int) -> list[Running]:
         some = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
@@ -285,14 +338,19 @@ class SearchQueue:
         side = self._scheduler.side
         with self._statistics.timing("encode_s"):
             with side.work():
-                encoded = self._encoded_windows([running.job for running in some])
-                # Copies, so that a row does not keep its whole batch in memory.
-                rows = [row.clone() for row in encoded]
+                rows = self._encoded_rows([running.job for running in some])
             ready = side.mark()
-        for running, row in zip(some, rows, strict=True):
-            running.encoded = Encoding(row, ready)
+        self._note_encoded(some, rows, ready)
+
+    def _note_encoded(self, some: Sequence[Running], batch: Any, ready: Any = None) -> None:
+        for row, running in enumerate(some):
+            running.encoded = Encoding(batch, row, ready)
         self._statistics.windows += len(some)
         self._statistics.encoder_batches += 1
+
+    def _encoded_rows(self, jobs: Sequence[Job]) -> list[Tensor]:
+        # Copies, so that a row does not keep its whole batch in memory.
+        return [row.clone() for row in self._encoded_windows(jobs)]
 
     def _encoded_windows(self, jobs: Sequence[Job]) -> Tensor:
         size = self._encode_batch if self._scheduler.reproducible else None
@@ -334,7 +392,7 @@ class SearchQueue:
         return False
 
     def _refill_freed(self, free: Iterable[int]) -> list[int]:
-        refilled = sorted(free)[: self._num_waiting]
+        refilled = sorted(free)[: self._num_startable]
         for place in refilled:
             self._active[place] = self._next()
         self._statistics.refills += len(refilled)
@@ -416,12 +474,13 @@ class SlotScheduler:
         recorder: CudaRecorder | None = None,
         num_beams: int = 1,
         reproducible: bool = False,
+        encode_beside: bool = False,
     ) -> None:
         """Allocate `slots` for the queue of searches with `num_beams`; others come with their jobs.
 
         `check_every` steps lie between looks for finished slots, None: as many as take some
-        milliseconds. Without a `recorder` steps are
-        recorded on GPUs alone, as CUDA graphs.
+        milliseconds. Without a `recorder` steps are recorded on GPUs alone, as CUDA graphs. With
+        `encode_beside` a CPU of several threads encodes in half of them while it decodes.
 
         A GPU has other kernels for other sizes of a batch, which round otherwise. With
         `reproducible` sizes do not depend on what else there is: steps take all slots along,
@@ -437,7 +496,9 @@ class SlotScheduler:
             recorder = CudaRecorder(model.device)
         self._recorder = recorder
         self.side = SideStream(model.device)
-        """Where windows are encoded."""
+        """Where windows are encoded on a GPU."""
+        self.beside = SideThread() if encode_beside and torch.get_num_threads() > 1 else None
+        """Where windows are encoded on a CPU while others are decoded."""
         self._search = Search(num_beams=num_beams)
         # The CPU's kernels are chosen, and threads divided, so that rows are independent.
         self.reproducible = reproducible and model.device.type != "cpu"

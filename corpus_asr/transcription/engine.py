@@ -139,6 +139,7 @@ class Engine:
                     encode_batch=encode_batch,
                     check_every=check_every,
                     reproducible=reproducible,
+                    encode_beside=kind == "cpu",
                 )
             )
         except torch.OutOfMemoryError as error:

@@ -1,5 +1,6 @@
 import math
-from collections.abc import Generator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -218,3 +219,91 @@ def test_the_first_error_of_a_gathered_task_ends_the_one_that_waits() -> None:
 
     (error,) = outcomes(SlotScheduler(ScriptedModel([[5] * 9, [6]]), 2), [parent()])
     assert str(error) == "bad"
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+class Beside(ScriptedModel):
+    """Ends the first window of the other thread when a step was taken meanwhile."""
+
+    def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
+        super().__init__(scripts)
+        self.threads: list[int] = []  # of torch, in steps
+        self.beside = 0
+        self._begun, self._stepped = threading.Event(), threading.Event()
+
+    def encode(self, features: torch.Tensor, **options: Any) -> torch.Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            assert torch.get_num_threads() == 1
+            self.beside += len(features)
+            self._begun.set()
+            assert self._stepped.wait(60), "the slots waited for the encoder"
+        return super().encode(features, **options)
+
+    def step(self, *args: Any, **options: Any) -> torch.Tensor:
+        self.threads.append(torch.get_num_threads())
+        if self.threads[-1] == 1:
+            assert self._begun.wait(60)
+            self._stepped.set()
+        return super().step(*args, **options)
+
+
+def test_a_cpu_encodes_windows_in_one_thread_while_the_other_decodes(two_threads: None) -> None:
+    scripts = [[5] * 20, *([number] * (3 + number) for number in range(1, 7))]
+    tasks = [[job(0, name=number) for number in range(9)], *[[job(n)] for n in range(1, 7)]]
+    model = Beside(scripts)
+    scheduler = SlotScheduler(model, 3, encode_batch=2, encode_beside=True)
+    found = run_jobs(scheduler, tasks)
+    said = [[cast("WindowResult", result).tokens for result in results] for results in found]
+    assert said == run(ScriptedModel(scripts), tasks, slots=3)
+    assert model.beside > 0
+    assert set(model.threads) == {1, 2}
+    assert scheduler.statistics.windows == 15
+    assert len(model.encoded) == 15
+
+
+def test_a_window_that_is_needed_is_encoded_at_once_while_the_other_thread_is_busy(
+    two_threads: None,
+) -> None:
+    class Slow(ScriptedModel):
+        """The other thread ends its first window when all other texts are said."""
+
+        free = threading.Event()
+        alone = 0
+
+        def encode(self, features: torch.Tensor, **options: Any) -> torch.Tensor:
+            if threading.current_thread() is not threading.main_thread():
+                assert self.free.wait(60)
+            elif self.steps:
+                self.alone += len(features)
+            return super().encode(features, **options)
+
+        def step(self, *args: Any, **options: Any) -> torch.Tensor:
+            if len(self.encoded) == 9:
+                self.free.set()
+            return super().step(*args, **options)
+
+    model = Slow([[5] * 20, [6] * 4])
+    scheduler = SlotScheduler(model, 2, encode_batch=2, encode_beside=True)
+    tasks = [[job(0, name=100)], *[[job(1, name=number)] for number in range(10)]]
+    found = run_jobs(scheduler, tasks)
+    assert [len(cast("WindowResult", result).tokens) for (result,) in found] == [20, *[4] * 10]
+    assert model.alone > 0
+
+
+def test_an_error_of_the_other_thread_s_encoder_is_the_scheduler_s(two_threads: None) -> None:
+    class Broken(ScriptedModel):
+        def encode(self, features: torch.Tensor, **options: Any) -> torch.Tensor:
+            if threading.current_thread() is not threading.main_thread():
+                raise RuntimeError("no such kernel")
+            return super().encode(features, **options)
+
+    scheduler = SlotScheduler(Broken([[5] * 20]), 2, encode_batch=2, encode_beside=True)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        run_jobs(scheduler, [[job(0, name=number)] for number in range(9)])

@@ -10,12 +10,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.layers.projection import can_use_int8
+from corpus_asr.families.loading import load_slot_model
 from corpus_asr.families.whisper.encoder import WhisperEncoder
 from corpus_asr.families.whisper.model import WhisperForCausalLM
 from corpus_asr.families.whisper.slots import PackedWhisperEncoder, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from tests.support.slots import (
     POSITIONS,
     SOURCE_POSITIONS,
@@ -65,6 +68,32 @@ def test_steps_equal_the_whole_sequence_at_every_position(
         found = model.step(state, tokens[:, position], torch.full((3,), position))
         assert found.dtype == torch.float32
         assert (found - expected[:, position]).abs().max() < tolerance, position
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("int8", marks=needs_int8)])
+def test_a_step_gives_the_same_whatever_the_number_of_threads(dtype: str) -> None:
+    # A CPU decodes on fewer threads while others encode: when that is depends on the time.
+    folder = PACKAGED_FOLDER / PACKAGED_CHECKPOINT
+    model: SlotModel = load_slot_model(folder, device="cpu", dtype=dtype)
+    encoded = torch.randn(3, *model.window_shape, generator=torch.Generator().manual_seed(0)).to(
+        model.dtype
+    )
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            state = model.new_state(3)
+            model.fill(state, [0, 1, 2], encoded)
+            said = [model.prefill(state, [0, 1, 2], torch.full((3, 3), 50), [3, 3, 3])]
+            for position in range(3, 8):
+                tokens = torch.arange(3) + position
+                said.append(model.step(state, tokens, torch.full((3,), position), reach=16))
+            found.append(said)
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.equal(one, other)
 
 
 def decode_alone(model: WhisperSlotModel, feature: Tensor, prompt: Tensor, steps: int) -> Tensor:
