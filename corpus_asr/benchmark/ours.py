@@ -10,7 +10,8 @@ import torch
 from corpus_asr.benchmark.engines import StageClock, WindowsRunner, batches
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
-from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
+from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
+from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.loading import load_slot_model
 
 

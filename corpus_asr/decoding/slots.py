@@ -1,25 +1,22 @@
 """Continuous batching: many tasks share the decoder's slots, and a freed slot is refilled at once.
 
-A task is a generator that yields one job at a time, or a `Gather` of other tasks, and is sent what
-came of it; an `ItemError` is raised in it. Recordings, fallback retries, language detection and
-alignment mix freely; each kind of search has a queue of its own.
+Recordings, fallback retries, language detection and alignment mix freely; each kind of search has a
+queue of its own.
 """
 
 import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from corpus_asr.activity import Activity
-from corpus_asr.array_types import Float
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import (
@@ -36,138 +33,11 @@ from corpus_asr.decoding.protocols import (
     SlotModel,
     WindowJob,
     WindowResult,
-    check_job,
 )
 from corpus_asr.decoding.speculative import SpeculativeBatch
-from corpus_asr.errors import ItemError
+from corpus_asr.decoding.tasks import Done, Encoding, Running, Task, start
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-Steps = Generator["Job | Gather[Any]", Any, T]
-"""Yields jobs, is sent the result of each, and returns something in the end."""
-Task = Steps[Any]
-Done = Callable[[Any, Exception | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Gather(Generic[T]):
-    """Tasks to run side by side; the task that yields it is sent what they return, in order.
-
-    The first task continues in the slot of the one that yields, so that a window of both is encoded
-    once. The first error of a task ends the one that yields with it.
-    """
-
-    tasks: Iterable[Steps[T]]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """A window's encoding, which a stream or thread beside may still work on."""
-
-    batch: "list[Tensor] | Future[list[Tensor]]"
-    """The hidden states (pos, width) of windows encoded together."""
-    row: int
-    ready: Any = None
-    """As `SideStream.mark` gives it."""
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the host need not wait for it."""
-        return not isinstance(self.batch, Future) or self.batch.done()
-
-    @property
-    def states(self) -> Float[Tensor, "pos width"]:
-        """The window's hidden states; waits for the thread that computes them."""
-        batch = self.batch.result() if isinstance(self.batch, Future) else self.batch
-        return batch[self.row]
-
-
-@dataclass(slots=True)
-class Running:
-    """A task, the job it waits for, and what follows its end."""
-
-    task: Task
-    ended: "Ended"
-    """Told what the task returned or raised; returns what can run because of that."""
-    job: Job
-    filled: bool = False
-    """Whether the place it sits in already holds the job's window."""
-    encoded: Encoding | None = None
-    """The job's window, once encoded: ahead of need, or for a search the task asks for later."""
-
-    @property
-    def is_encoded(self) -> bool:
-        """Whether the encoder has nothing to do for the job."""
-        return self.encoded is not None or self.job.encoded is not None
-
-    @property
-    def waits_for_encoder(self) -> bool:
-        """Whether the thread beside still encodes the job's window."""
-        return self.encoded is not None and not self.encoded.is_there
-
-    def resume(self, result: Outcome, model: SlotModel) -> "list[Running]":
-        """Send a result; returns what runs next, of which the first may take this one's place."""
-        following = start(self.task, self.ended, model, result)
-        if following and _window_of(following[0]) == _window_of(self):
-            following[0].filled, following[0].encoded = self.filled, self.encoded
-        return following
-
-    def fail(self, error: Exception) -> None:
-        """End the task with `error`."""
-        self.task.close()
-        self.ended(None, error)
-
-
-Ended = Callable[[Any, Exception | None], list[Running]]
-
-
-def _window_of(running: Running) -> tuple[object, ...]:
-    return running.job.window, running.job.num_frames
-
-
-def start(task: Task, ended: Ended, model: SlotModel, answer: Any = None) -> list[Running]:
-    """Send something to a task; returns what runs next: it, those it gathers, or what waited."""
-    try:
-        request = task.throw(answer) if isinstance(answer, ItemError) else task.send(answer)
-        if isinstance(request, Gather):
-            tasks = list(request.tasks)
-        else:
-            check_job(request, model)
-    except StopIteration as stop:
-        return ended(stop.value, None)
-    except Exception as error:  # a task's failure is its owner's to handle
-        task.close()
-        return ended(None, error)
-    if isinstance(request, Gather):
-        return _gather(task, ended, model, tasks)
-    return [Running(task, ended, request)]
-
-
-def _gather(task: Task, ended: Ended, model: SlotModel, gathered: Sequence[Task]) -> list[Running]:
-    if not gathered:
-        return start(task, ended, model, [])
-    results: list[Any] = [None] * len(gathered)
-    waiting = set(range(len(gathered)))  # emptied by the first error
-
-    def collect(index: int, result: Any, error: Exception | None) -> list[Running]:
-        if not waiting:
-            return []
-        if error is not None:
-            waiting.clear()
-            task.close()
-            return ended(None, error)
-        results[index] = result
-        waiting.remove(index)
-        return [] if waiting else start(task, ended, model, results)
-
-    running: list[Running] = []
-    for index, one in enumerate(gathered):
-        if waiting:
-            running += start(one, partial(collect, index), model)
-        else:
-            one.close()
-    return running
 
 
 class SearchQueue:

@@ -16,7 +16,8 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.device import free_cached_memory, set_threads
 from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
-from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
+from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
+from corpus_asr.decoding.tasks import Steps
 from corpus_asr.errors import EngineError
 from corpus_asr.families.loading import device_name, load_slot_model
 from corpus_asr.families.registry import family_of, resolve

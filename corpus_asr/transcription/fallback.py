@@ -13,7 +13,7 @@ from corpus_asr.array_types import Float
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
-from corpus_asr.decoding.slots import Steps
+from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.segments import Segment
 from corpus_asr.text.known_hallucinations import is_known_hallucination

@@ -19,7 +19,7 @@ import numpy as np
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
-from corpus_asr.decoding.slots import Gather, Steps
+from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.anchors import Pair, find_pairs, folded
 from corpus_asr.transcription.engine import PartTranscript, PlacedText

@@ -9,7 +9,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.slots import Gather, Steps
+from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules

@@ -9,13 +9,12 @@ import torch
 from corpus_asr.decoding import slots as slots_module
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import (
-    Gather,
     SlotScheduler,
-    Steps,
     check_every_on,
     encode_batch_on,
     steps_between_looks,
 )
+from corpus_asr.decoding.tasks import Gather, Steps
 from tests.support.slots import END, LENGTH, ScriptedModel, outcomes, run_jobs, window
 
 RULES = TokenRules(end=END)

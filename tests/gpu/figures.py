@@ -14,7 +14,8 @@ import torch
 from corpus_asr.benchmark import measuring
 from corpus_asr.benchmark.measuring import Shape
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
-from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
+from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
+from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.loading import device_name
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.units import WINDOW_FRAMES

@@ -16,7 +16,7 @@ from torch import Tensor
 from corpus_asr.array_types import Float32
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules, WindowJob
-from corpus_asr.decoding.slots import Steps
+from corpus_asr.decoding.tasks import Steps
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.model_config import ModelConfig, Probability, Size
 from corpus_asr.families.registry import PartFeatures

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from corpus_asr.decoding.protocols import AlignResult, Job, Result, WindowResult
-from corpus_asr.decoding.slots import SlotScheduler, Task
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.tasks import Task
 from corpus_asr.families.layers.kv_cache import SlotCache
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig

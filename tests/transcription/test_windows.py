@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Job, Result
-from corpus_asr.decoding.slots import Gather, SlotScheduler, Task
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.tasks import Gather, Task
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine

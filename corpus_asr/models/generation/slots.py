@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.slots import SlotScheduler, Task, check_every_on, encode_batch_on
+from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
+from corpus_asr.decoding.tasks import Task
 from corpus_asr.families.loading import resolve_dtype
 
 # A slot holds keys and values of a whole text: this bounds what a large batch takes.
