@@ -155,6 +155,11 @@ class SideThread:
         self._queued.append(future)
         return future
 
+    def cancel(self) -> None:
+        """Drop what has not begun: nobody wants it any more."""
+        for work in self._queued:
+            work.cancel()
+
     def share(self) -> int:
         """Leave it its threads while it works; returns how many the calling thread has now."""
         left = self._threads - (self.width if self.queued else 0)

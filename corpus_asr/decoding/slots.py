@@ -470,6 +470,8 @@ class SlotScheduler:
         )
 
     def _strand(self) -> None:
+        if self.beside is not None:
+            self.beside.cancel()  # else a process that ends would wait for it
         for queue in self._queues.values():
             self._stranded.extend(queue.empty())
 

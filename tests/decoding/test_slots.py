@@ -306,3 +306,29 @@ def test_an_error_of_the_other_thread_s_encoder_is_the_scheduler_s(two_threads: 
     scheduler = SlotScheduler(Broken([[5] * 20]), 2, encode_batch=2, encode_beside=True)
     with pytest.raises(RuntimeError, match="no such kernel"):
         run_jobs(scheduler, [[job(0, name=number)] for number in range(9)])
+
+
+def test_tasks_that_fail_leave_nothing_to_encode(two_threads: None) -> None:
+    class Held(ScriptedModel):
+        begun, free = threading.Event(), threading.Event()
+
+        def encode(self, features: torch.Tensor, **options: Any) -> torch.Tensor:
+            if threading.current_thread() is not threading.main_thread():
+                self.begun.set()
+                assert self.free.wait(60)
+            return super().encode(features, **options)
+
+    model = Held([[5] * 20])
+    scheduler = SlotScheduler(model, 2, encode_batch=2, encode_beside=True)
+    errors: list[Exception | None] = []
+    for number in range(9):
+        scheduler.add(reader([job(0, name=number)]), lambda _, error: errors.append(error))
+    scheduler.advance()
+    assert model.begun.wait(60)
+    beside = scheduler.beside
+    assert beside is not None
+    assert beside.queued == 2  # one goes on and one waits for it
+    scheduler.fail(RuntimeError("closed"))
+    assert [str(error) for error in errors] == ["closed"] * 9
+    assert beside.queued == 1
+    model.free.set()
