@@ -247,8 +247,8 @@ def holds_the_beginning(part: PartRequest, clip_timestamps: Sequence[float]) -> 
     return part.start_s <= first_s < part.end_s
 
 
-# How far before a window's end a cut may lie, if that is no third of it: within ten seconds nearly
-# everybody pauses. Figures in docs/benchmarks.
+# How far before a window's end a cut may lie, if that is no third of it. With 5 s whisper-base had
+# 0.2 points more of WER on 12 and 39 min of English than with 10 s.
 _SEARCH_FRAMES = 10 * FRAMES_PER_SECOND
 # Loudness is averaged over so many: a stop consonant is quiet too, but shorter than a pause.
 _PAUSE_FRAMES = 30
