@@ -70,24 +70,14 @@ class SampleClip:
         return f"data:audio/ogg;base64,{base64.b64encode(self.data or b'').decode()}"
 
 
-def cut_clips(
-    samples: Iterable[Sample],
-    recordings: Mapping[str, RecordingRow],
-    *,
-    store: StoreOptions,
-    channels: "Channels",
-    budget_s: float = BUDGET_S,
-) -> dict[Sample, SampleClip]:
-    """Return the clip of each sample.
+def clip_cutter(store: StoreOptions, channels: "Channels") -> IsolatedGenerator:
+    """Return what `cut_clips` works with; its child process starts with the first clip.
 
     Args:
-        recordings: those of the samples, by recording_id; samples of others have no clip.
         store: how the recordings are reached; its retries are cut down to `PATIENCE`.
         channels: which channels were transcribed, `extract.channels` of the run.
-        budget_s: after so many seconds no further clip is started.
     """
-    deadline = time.monotonic() + budget_s
-    cutter = IsolatedGenerator(
+    return IsolatedGenerator(
         CUTTER,
         init_kwargs={
             "store": replace(store, policy=PATIENCE),
@@ -97,6 +87,23 @@ def cut_clips(
         },
         timeout_s=CLIP_LIMIT_S,
     )
+
+
+def cut_clips(
+    samples: Iterable[Sample],
+    recordings: Mapping[str, RecordingRow],
+    cutter: IsolatedGenerator,
+    *,
+    budget_s: float = BUDGET_S,
+) -> dict[Sample, SampleClip]:
+    """Return the clip of each sample, and end the cutter's process.
+
+    Args:
+        recordings: those of the samples, by recording_id; samples of others have no clip.
+        cutter: `clip_cutter`, for the store and the channels of the run.
+        budget_s: after so many seconds no further clip is started.
+    """
+    deadline = time.monotonic() + budget_s
     clips: dict[Sample, SampleClip] = {}
     num_bytes, stopped = 0, ""
     try:
