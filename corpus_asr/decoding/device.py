@@ -11,10 +11,8 @@ import platform
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +23,6 @@ from corpus_asr.threads import usable_threads
 logger = logging.getLogger(__name__)
 
 Step = Callable[[], None]
-Result = TypeVar("Result")
 
 # Engines work in threads of their own, and CUDA captures one graph at a time in a process: while
 # one does, no other thread may wait for the whole device or give back memory.
@@ -73,99 +70,6 @@ def set_threads(number: int | None = None) -> None:
     wanted = min(torch.get_num_threads(), usable_threads()) if number is None else number
     if wanted != torch.get_num_threads():
         torch.set_num_threads(wanted)
-
-
-class SideStream:
-    """A GPU's second stream, for work that need not come before what is queued next.
-
-    On a CPU there is none, and all is done at once.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether anything is done side by side."""
-        return self._stream is not None
-
-    @contextmanager
-    def work(self) -> Iterator[None]:
-        """Queue work here, to begin after what is queued on the current stream by now."""
-        if self._stream is None:
-            yield
-            return
-        # What the host lets go of is given to the next work here, though the current stream, which
-        # was to read it, may not have come so far.
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            yield
-
-    def mark(self) -> Any:
-        """Return what `wait_for` takes to wait for the work that is queued here by now."""
-        if self._stream is None:
-            return None
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(self._stream)
-        return event
-
-    def wait_for(self, marks: Iterable[Any]) -> None:
-        """Let what is queued next begin after that; the host goes on at once."""
-        if self._stream is not None:
-            current = torch.cuda.current_stream(self._device)
-            for mark in {id(mark): mark for mark in marks}.values():
-                current.wait_event(mark)
-
-
-class SideThread:
-    """A CPU's thread for work that need not come before what is computed next.
-
-    A decoding step on several threads ends each of its hundreds of small operations when the last
-    thread does. With 8 slots of whisper-base on two cores it takes 17 to 19 ms of both cores, on
-    one alone 24 ms, also while the other encodes (a window: 0.54 s, two at a time 0.56 s).
-    """
-
-    def __init__(self) -> None:
-        self._threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._queued: list[Future[Any]] = []
-
-    @property
-    def width(self) -> int:
-        """How many windows it encodes at once, a thread each."""
-        return self._threads // 2
-
-    @property
-    def queued(self) -> int:
-        """How many works wait here or go on."""
-        self._queued = [work for work in self._queued if not work.done()]
-        return len(self._queued)
-
-    def run(self, work: Callable[[], Result]) -> "Future[Result]":
-        """Queue work; to be called from the thread that goes on."""
-
-        def apart() -> Result:
-            # Asked for once, as the first product would: after that, what is set here stays.
-            torch.get_num_threads()
-            torch.set_num_threads(self.width)
-            return work()
-
-        future = self._pool.submit(apart)
-        self._queued.append(future)
-        return future
-
-    def cancel(self) -> None:
-        """Drop what has not begun: nobody wants it any more."""
-        for work in self._queued:
-            work.cancel()
-
-    def share(self) -> int:
-        """Leave it its threads while it works; returns how many the calling thread has now."""
-        left = self._threads - (self.width if self.queued else 0)
-        if left != torch.get_num_threads():
-            torch.set_num_threads(left)
-        return left
 
 
 class CudaRecorder:

@@ -21,11 +21,10 @@ from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import (
     CudaRecorder,
-    SideStream,
-    SideThread,
     free_cached_memory,
     out_of_memory_by_name,
 )
+from corpus_asr.decoding.encoding import Encodings, Work, encoder_on
 from corpus_asr.decoding.protocols import (
     Job,
     Outcome,
@@ -35,7 +34,7 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
 )
 from corpus_asr.decoding.speculative import SpeculativeBatch
-from corpus_asr.decoding.tasks import Done, Encoding, Running, Task, start
+from corpus_asr.decoding.tasks import Done, Running, Task, start
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class SearchQueue:
         # Not a circle: a GPU's memory must come back at once, not with the next collection.
         self._scheduler: SlotScheduler = weakref.proxy(scheduler)
         self._encode_batch = scheduler.encode_batch
-        self._beside = scheduler.beside
+        self._encoder = scheduler.encoder
         self._statistics = scheduler.statistics
         self._waiting: deque[Running] = deque()
         self._encoded: deque[Running] = deque()  # these wait too, and need no encoder
@@ -94,8 +93,7 @@ class SearchQueue:
         began_s = time.perf_counter()
         active = len(self._active)
         sampled = any(_is_sampled(running.job) for running in self._active.values())
-        if self._beside is not None:
-            self._beside.share()
+        self._encoder.share(self._encode_batch)
         with self._statistics.timing("step_s"):
             for left in range(steps, 0, -1):
                 if left == 1:
@@ -125,13 +123,10 @@ class SearchQueue:
     @property
     def _num_startable(self) -> int:
         """Waiting tasks worth a place now: no window is waited for while there is other work."""
-        if self._beside is None:
-            return self._num_waiting
         there = sum(not running.waits_for_encoder for running in self._encoded)
         if not self._active:
             return there + len(self._waiting) or len(self._encoded)
-        # A thread that has nothing to do takes the next window, and the slots go on meanwhile.
-        return there + (len(self._waiting) if self._beside.queued else 0)
+        return there + (0 if self._encoder.takes_more else len(self._waiting))
 
     def _refill(self) -> None:
         while len(self._active) < self._batch.places and (startable := self._num_startable):
@@ -156,8 +151,6 @@ class SearchQueue:
         with self._statistics.timing("fill_s"):
             for first in range(0, len(empty), self._encode_batch):
                 some = empty[first : first + self._encode_batch]
-                known = [self._active[place].encoded for place in some]
-                self._scheduler.side.wait_for(one.ready for one in known if one is not None)
                 jobs: list[Any] = [_with_encoding(self._active[place]) for place in some]
                 self._batch.fill(some, jobs, self._encoded_windows(jobs))
         with self._statistics.timing("prefill_s"):
@@ -170,51 +163,31 @@ class SearchQueue:
             running.filled = True
 
     def _encode(self, needed: Sequence[Running]) -> None:
-        size = self._encode_batch
-        if self._beside is not None:
-            size = min(size, self._beside.share())
+        size = self._encoder.share(self._encode_batch)
         for first in range(0, len(needed), size):
             some = list(needed[first : first + size])
             some += self._take_to_encode(size - len(some))
-            self._encode_together(some)
+            self._encode_together(some, self._encoder.now)
 
     def _encode_ahead(self) -> None:
-        # Half of what may lie encoded: the other half is used up meanwhile. A window that is ready
-        # late holds up all slots.
-        if self._beside is not None:
-            self._encode_beside(self._beside)
-            return
-        whole = self._scheduler.reproducible
-        size = self._encode_batch if whole else max(1, self._encode_batch // 2)
-        if not self._scheduler.side.is_apart or len(self._encoded) + size > self._encode_batch:
-            return
-        if len(self._waiting) >= size or (self._waiting and not self._encoded):
-            self._encode_together(self._take_to_encode(size))
-
-    def _encode_beside(self, thread: SideThread) -> None:
-        # One batch waits there for another to end: the thread must not wait for the next look.
-        while self._waiting and thread.queued < 2 and len(self._encoded) < 2 * self._encode_batch:
-            some = self._take_to_encode(thread.width)
-            jobs = [running.job for running in some]
-            batch = thread.run(partial(self._encoded_rows, jobs))
-            self._note_encoded(some, batch)
+        size = self._encoder.num_ahead(
+            waiting=len(self._waiting), encoded=len(self._encoded), batch=self._encode_batch
+        )
+        if size:
+            self._encode_together(self._take_to_encode(size), self._encoder.later)
 
     def _take_to_encode(self, most: int) -> list[Running]:
         some = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
         self._encoded += some
         return some
 
-    def _encode_together(self, some: Sequence[Running]) -> None:
-        side = self._scheduler.side
+    def _encode_together(
+        self, some: Sequence[Running], encode: Callable[[Work], Encodings]
+    ) -> None:
         with self._statistics.timing("encode_s"):
-            with side.work():
-                rows = self._encoded_rows([running.job for running in some])
-            ready = side.mark()
-        self._note_encoded(some, rows, ready)
-
-    def _note_encoded(self, some: Sequence[Running], batch: Any, ready: Any = None) -> None:
+            batch = encode(partial(self._encoded_rows, [running.job for running in some]))
         for row, running in enumerate(some):
-            running.encoded = Encoding(batch, row, ready)
+            running.encoded = batch, row
         self._statistics.windows += len(some)
         self._statistics.encoder_batches += 1
 
@@ -283,7 +256,8 @@ class SearchQueue:
 def _with_encoding(running: Running) -> Job:
     if running.encoded is None or running.job.encoded is not None:
         return running.job
-    return replace(running.job, encoded=running.encoded.states)
+    batch, row = running.encoded
+    return replace(running.job, encoded=batch.row(row))
 
 
 def _is_sampled(job: Job) -> bool:
@@ -365,13 +339,12 @@ class SlotScheduler:
         if recorder is None and model.device.type == "cuda":
             recorder = CudaRecorder(model.device)
         self._recorder = recorder
-        self.side = SideStream(model.device)
-        """Where windows are encoded on a GPU."""
-        self.beside = SideThread() if encode_beside and torch.get_num_threads() > 1 else None
-        """Where windows are encoded on a CPU while others are decoded."""
         self._search = Search(num_beams=num_beams)
         # The CPU's kernels are chosen, and threads divided, so that rows are independent.
         self.reproducible = reproducible and model.device.type != "cpu"
+        self.encoder = encoder_on(
+            model.device, beside=encode_beside, whole_batches=self.reproducible
+        )
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
         self._stranded: deque[Running] = deque()  # tasks whose queue is to be made again
@@ -470,8 +443,7 @@ class SlotScheduler:
         )
 
     def _strand(self) -> None:
-        if self.beside is not None:
-            self.beside.cancel()  # else a process that ends would wait for it
+        self.encoder.cancel()  # else a process that ends would wait for it
         for queue in self._queues.values():
             self._stranded.extend(queue.empty())
 

@@ -4,14 +4,11 @@ A task yields one job at a time, or a `Gather` of other tasks; an `ItemError` is
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor
-
-from corpus_asr.array_types import Float
+from corpus_asr.decoding.encoding import Encodings
 from corpus_asr.decoding.protocols import Job, Outcome, SlotModel, check_job
 from corpus_asr.errors import ItemError
 
@@ -33,28 +30,6 @@ class Gather(Generic[T]):
     tasks: Iterable[Steps[T]]
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """A window's encoding, which a stream or thread beside may still work on."""
-
-    batch: "list[Tensor] | Future[list[Tensor]]"
-    """The hidden states (pos, width) of windows encoded together."""
-    row: int
-    ready: Any = None
-    """As `SideStream.mark` gives it."""
-
-    @property
-    def is_there(self) -> bool:
-        """Whether the host need not wait for it."""
-        return not isinstance(self.batch, Future) or self.batch.done()
-
-    @property
-    def states(self) -> Float[Tensor, "pos width"]:
-        """The window's hidden states; waits for the thread that computes them."""
-        batch = self.batch.result() if isinstance(self.batch, Future) else self.batch
-        return batch[self.row]
-
-
 @dataclass(slots=True)
 class Running:
     """A task, the job it waits for, and what follows its end."""
@@ -65,8 +40,8 @@ class Running:
     job: Job
     filled: bool = False
     """Whether the place it sits in already holds the job's window."""
-    encoded: Encoding | None = None
-    """The job's window, once encoded: ahead of need, or for a search the task asks for later."""
+    encoded: tuple[Encodings, int] | None = None
+    """Where the job's window is, once encoded: ahead of need, or for a search that follows."""
 
     @property
     def is_encoded(self) -> bool:
@@ -75,8 +50,8 @@ class Running:
 
     @property
     def waits_for_encoder(self) -> bool:
-        """Whether the thread beside still encodes the job's window."""
-        return self.encoded is not None and not self.encoded.is_there
+        """Whether the job's window is still being encoded, and not where a device does so."""
+        return self.encoded is not None and not self.encoded[0].is_there
 
     def resume(self, result: Outcome, model: SlotModel) -> "list[Running]":
         """Send a result; returns what runs next, of which the first may take this one's place."""

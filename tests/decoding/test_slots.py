@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from corpus_asr.decoding import slots as slots_module
+from corpus_asr.decoding.encoding import ThreadEncoder
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import (
     SlotScheduler,
@@ -325,10 +326,11 @@ def test_tasks_that_fail_leave_nothing_to_encode(two_threads: None) -> None:
         scheduler.add(reader([job(0, name=number)]), lambda _, error: errors.append(error))
     scheduler.advance()
     assert model.begun.wait(60)
-    beside = scheduler.beside
-    assert beside is not None
-    assert beside.queued == 2  # one goes on and one waits for it
+    scheduler.advance()
+    encoder = scheduler.encoder
+    assert isinstance(encoder, ThreadEncoder)
+    assert encoder.queued == 2  # one goes on and one waits for it
     scheduler.fail(RuntimeError("closed"))
     assert [str(error) for error in errors] == ["closed"] * 9
-    assert beside.queued == 1
+    assert encoder.queued == 1
     model.free.set()
