@@ -152,24 +152,29 @@ class Progress:
         # Parts whose worker died are decoded and transcribed twice.
         done_s = max(tally.audio_s, min(activity.decoded_s, activity.transcribed_s))
         audio = estimate_audio(self._planned, activity.durations, self.sampled)
-        if not self.files_left:
+        files = tally.files
+        # The last part of a recording may overtake others of it.
+        if activity.parts_ready or activity.parts_in_engines:
+            files = min(files, self._total_files - 1)
+        left = max(0, self._total_files - files)
+        if not left:
             audio = Estimate(done_s, done_s, done_s)
         elif audio is not None:
             audio = Estimate(*(max(done_s, each) for each in (audio.value, audio.low, audio.high)))
         now = Mark(
             working_s=activity.transcribe_alive_s / self._workers,
             audio_s=done_s,
-            files=tally.files - tally.failed,
+            files=files - tally.failed,
         )
         self._estimator.note(now)
         known = sum(activity.durations.values(), FileSums())
-        rest = self._rest(audio, now, known, activity)
+        rest = self._rest(audio, now, known, activity, files_left=left)
         all_open = known.files >= self._total_files
         extract, transcribe = self._stages.words(activity, elapsed_s, all_open=all_open)
         return Standing(
             elapsed_s=elapsed_s,
             planned=self._total_files,
-            files=tally.files,
+            files=files,
             failed=tally.failed,
             audio_s=tally.audio_s,
             rtfx=rtfx(tally.audio_s, elapsed_s),
@@ -183,13 +188,19 @@ class Progress:
         )
 
     def _rest(
-        self, audio: Estimate | None, now: Mark, known: FileSums, activity: Activity
+        self,
+        audio: Estimate | None,
+        now: Mark,
+        known: FileSums,
+        activity: Activity,
+        *,
+        files_left: int,
     ) -> Estimate | None:
-        if not self.files_left:
+        if not files_left:
             return Estimate(0.0, 0.0, 0.0)
         # Failed recordings take no time: as many of the others are expected as of those known.
         share = 1 - known.empty / known.files if known.files else 1.0
-        files = min(self.files_left, max(0.0, share * self._total_files - now.files))
+        files = min(files_left, max(0.0, share * self._total_files - now.files))
         return self._estimator.rest_s(
             audio,
             now,

@@ -93,6 +93,23 @@ def test_the_line_moves_before_anything_is_committed_and_says_what_waits():
     assert (done.share_done, done.audio_expected_s, done.eta_s) == (1.0, 14_000.0, 0.0)
 
 
+def test_a_recording_whose_last_part_came_first_is_not_done():
+    tally = Tally(parts=9, files=4, audio_s=3000.0)
+    for changes in (
+        {"parts_extracted": 12, "parts_started": 9, "parts_transcribed": 9},
+        {"parts_extracted": 12, "parts_started": 12, "parts_transcribed": 9},
+    ):
+        standing = standing_at(400.0, tally, at_work(**changes))
+        assert standing.files == 3
+        assert standing.share_done is not None
+        assert standing.share_done < 0.5
+        assert standing.eta_s is not None
+        assert standing.eta_s > 60
+    ended = dict.fromkeys(("parts_extracted", "parts_started", "parts_transcribed"), 12)
+    standing = standing_at(400.0, tally, at_work(**ended))
+    assert (standing.files, standing.share_done, standing.eta_s) == (4, 1.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "extract", "transcribe"),
     [
