@@ -95,7 +95,7 @@ class ReadyCheck:
         finally:
             stage.close()
         raise DecodeError(
-            f"trying the first {len(failures)} of {self._plan.num_remaining} recordings: all "
+            f"trying the first recordings, {len(failures)} of {self._plan.num_remaining:,}: all "
             f"failed, expected one to be readable; the first: {failures[0]}"
         )
 

@@ -190,7 +190,7 @@ def test_plan_checks_output_recording_model_and_memory(
     command = ["plan", job, "--check", "--set", f"model.checkpoint={checkpoint}"]
     undecodable = CliRunner().invoke(cli.app, command)
     assert undecodable.exit_code == 3
-    assert "trying the first 1 of 1 recordings: all failed" in undecodable.stderr
+    assert "trying the first recordings, 1 of 1: all failed" in undecodable.stderr
     assert not [path for path in Path("out").rglob("*") if path.is_file()]
     # Of real weights: random ones say more in a second than a person in an hour.
     command += ["--set", f"source.uri={silence}", "--set", "transcribe.slots=1"]
