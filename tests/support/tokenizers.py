@@ -22,6 +22,7 @@ from tokenizers.trainers import BpeTrainer
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.languages import LANGUAGES
 
+KINDS = ["tiny", "tiny-english", "v2", "v3", "english"]  # layouts of files
 END = "<|endoftext|>"
 CODES_V3 = tuple(LANGUAGES)
 CODES_V2 = CODES_V3[:-1]  # Cantonese came with large-v3
