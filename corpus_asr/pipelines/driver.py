@@ -4,7 +4,7 @@ import datetime
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Literal
@@ -356,7 +356,9 @@ class CorpusRun:
         if self.config.report.embed_audio:
             store = StoreOptions.of(self.config.source)
             self._cutter = clip_cutter(store, self.config.extract.channels)
-            self._cutter.start()
+            # It is tried again for the first clip, and the page says what is wrong.
+            with suppress(EngineError):
+                self._cutter.start()
 
     def _place_words_once(self, complete_ids: pa.Array) -> None:
         if self.config.decoding.align:
