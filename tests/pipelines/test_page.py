@@ -100,6 +100,7 @@ def test_a_run_goes_on_where_no_process_for_clips_can_be_started(
         raise EngineError("starting a child process: out of processes")
 
     monkeypatch.setattr(IsolatedGenerator, "start", no_start)
-    summary = driver.run(config, local=True, progress=None)
+    wanted = with_section(config, "report", embed_audio=True)
+    summary = driver.run(wanted, local=True, progress=None)
     assert (summary.done, summary.failed) == (3, 1)
     assert state_on(Path(config.output.uri) / PAGE_NAME) == "Finished"
