@@ -74,7 +74,8 @@ class SlotBatch:
         self._whole = whole
         self._state: Any = model.new_state(slots)
         length, device = model.max_target_positions, model.device
-        self._rules = SlotRules(slots, model.vocab_size, device)
+        by_row = device.type == "cpu" and recorder is None
+        self._rules = SlotRules(slots, model.vocab_size, device, by_row=by_row)
         self._repetition = RepetitionDetector(slots, model.vocab_size, device)
         # Prompt and text; a column to spare, for what finished slots say until they are collected.
         self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)

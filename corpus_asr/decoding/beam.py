@@ -166,7 +166,8 @@ class BeamBatch:
         self.num_beams = num_beams
         self._state: Any = model.new_state(places * num_beams, beams=num_beams)
         device = model.device
-        self._rules = SlotRules(places * num_beams, model.vocab_size, device)
+        rows, by_row = places * num_beams, device.type == "cpu"
+        self._rules = SlotRules(rows, model.vocab_size, device, by_row=by_row)
         # A column to spare, for what finished places say until they are collected.
         self._running = Beams.new(places, num_beams, model.max_target_positions + 1, device)
         self._running.length.fill_(1)  # also where nothing is: a step may take these along

@@ -30,9 +30,13 @@ class SlotRules:
     token for token (tests/decoding/test_rules.py).
     """
 
-    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, slots: int, vocab_size: int, device: torch.device, *, by_row: bool = False
+    ) -> None:
+        """Hold rules for `slots`; `by_row` is that of `apply_rules`."""
         self._vocab_size = vocab_size
         self._device = device
+        self._by_row = by_row
         self._timestamp_begin = vocab_size  # no grammar seen yet: an empty range of timestamps
         self._end = 0
         self._masks: dict[TokenRules, tuple[Tensor, Tensor, Tensor]] = {}
@@ -69,7 +73,7 @@ class SlotRules:
 
     def apply(self, logits: Float[Tensor, "slot vocab"]) -> Float[Tensor, "slot vocab"]:
         """Forbid, in place, what the first `len(logits)` slots may not say next."""
-        return apply_rules(logits, *self.of_first(len(logits)), *self.layout)
+        return apply_rules(logits, *self.of_first(len(logits)), *self.layout, by_row=self._by_row)
 
     def of_first(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What `apply_rules` takes of the first `count` slots."""
@@ -160,10 +164,13 @@ def apply_rules(
     last_timestamp: Int[Tensor, " slot"],
     begin: int,
     end: int,
+    *,
+    by_row: bool = False,
 ) -> Float[Tensor, "slot vocab"]:
     """Forbid, in place, what slots with such rules and grammar states may not say next.
 
-    Timestamps are the tokens from `begin` on; `last_timestamp` counts from there.
+    Timestamps are the tokens from `begin` on; `last_timestamp` counts from there. With `by_row` the
+    host asks which slots are concerned: faster on a CPU, but no step to be recorded.
     """
     logits += bias
     pair_complete = (grammar & last_is_timestamp & before_is_timestamp).unsqueeze(1)
@@ -172,19 +179,34 @@ def apply_rules(
     lowest = last_timestamp + (~pair_open).long()
     too_early = grammar.unsqueeze(1) & (steps < lowest.unsqueeze(1))  # (slot, timestamp)
     logits[:, begin:].masked_fill_(pair_complete | too_early, FORBIDDEN)
-    logits[:, :end].masked_fill_(pair_open.unsqueeze(1), FORBIDDEN)
-    return _prefer_timestamps(logits, grammar, begin)
+    _forbid(logits[:, :end], pair_open, by_row)
+    return _prefer_timestamps(logits, grammar, begin, by_row)
 
 
 def _prefer_timestamps(
-    logits: Float[Tensor, "slot vocab"], grammar: Bool[Tensor, " slot"], begin: int
+    logits: Float[Tensor, "slot vocab"],
+    grammar: Bool[Tensor, " slot"],
+    begin: int,
+    by_row: bool = False,
 ) -> Float[Tensor, "slot vocab"]:
     if begin < logits.shape[1]:
         # The softmax's denominator is the same on both sides, so raw logits compare alike.
         together = logits[:, begin:].logsumexp(dim=1)
         likelier = together > logits[:, :begin].amax(dim=1)
-        logits[:, :begin].masked_fill_((grammar & likelier).unsqueeze(1), FORBIDDEN)
+        _forbid(logits[:, :begin], grammar & likelier, by_row)
     return logits
+
+
+def _forbid(
+    tokens: Float[Tensor, "slot token"], slots: Bool[Tensor, " slot"], by_row: bool
+) -> None:
+    if not by_row:
+        tokens.masked_fill_(slots.unsqueeze(1), FORBIDDEN)
+        return
+    # A masked fill goes through the whole vocabulary even where it changes nothing: twice 0.3 ms of
+    # a step's 29 (8 slots of whisper-base, one thread).
+    for slot in slots.nonzero().flatten().tolist():
+        tokens[slot].fill_(FORBIDDEN)
 
 
 class RepetitionDetector:

@@ -37,19 +37,25 @@ def oracle(prefix: list[list[int]], logits: torch.Tensor) -> torch.Tensor:
     return masked
 
 
-def ruled(*rules: TokenRules) -> SlotRules:
+def ruled(*rules: TokenRules, by_row: bool = False) -> SlotRules:
     """Slots under rules, with nothing said yet."""
-    found = SlotRules(len(rules), VOCAB, torch.device("cpu"))
+    found = SlotRules(len(rules), VOCAB, torch.device("cpu"), by_row=by_row)
     found.admit(torch.arange(len(rules)), rules)
     return found
 
 
-@given(seed=st.integers(0, 999), timestamp_boost=st.sampled_from([-3.0, 0.0, 2.0]))
+@given(
+    seed=st.integers(0, 999),
+    timestamp_boost=st.sampled_from([-3.0, 0.0, 2.0]),
+    by_row=st.booleans(),
+)
 @settings(deadline=None, max_examples=30)
-def test_every_step_forbids_what_openai_whisper_forbids(seed: int, timestamp_boost: float) -> None:
+def test_every_step_forbids_what_openai_whisper_forbids(
+    seed: int, timestamp_boost: float, by_row: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     slots = 4
-    rules = ruled(*[RULES] * slots)
+    rules = ruled(*[RULES] * slots, by_row=by_row)
     said: list[list[int]] = [[] for _ in range(slots)]
     for step in range(25):
         logits = torch.randn(slots, VOCAB, generator=generator)
@@ -63,8 +69,9 @@ def test_every_step_forbids_what_openai_whisper_forbids(seed: int, timestamp_boo
             row.append(token)
 
 
-def test_slots_without_timestamps_are_left_alone_beside_slots_with_them() -> None:
-    rules = ruled(RULES, PLAIN)
+@pytest.mark.parametrize("by_row", [False, True])
+def test_slots_without_timestamps_are_left_alone_beside_slots_with_them(by_row: bool) -> None:
+    rules = ruled(RULES, PLAIN, by_row=by_row)
     logits = torch.zeros(2, VOCAB)
     logits[:, BEGIN:] = 5.0
     found = rules.apply_first(logits.clone(), [RULES, PLAIN])
