@@ -289,8 +289,8 @@ def _scores(query: Heads, key: Keys) -> Float[Tensor, "batch head token pos"]:
     if one and torch.cpu._is_amx_tile_supported():
         return torch.matmul(key, query.transpose(-1, -2)).transpose(-1, -2)
     if one:
-        # oneDNN copies keys that are part of a longer cache, and slowly once transposed: with 128 of
-        # 448 tokens a step's six products take 1.9 ms, and 0.7 with this copy (one thread).
+        # oneDNN copies keys that are part of a longer cache, and slowly once transposed: with 128
+        # of 448 tokens a step's six products take 1.9 ms, and 0.7 with this copy (one thread).
         key = key.contiguous()
     return torch.matmul(query, key.transpose(-1, -2))
 
