@@ -4,7 +4,7 @@ import datetime
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Literal
@@ -16,7 +16,6 @@ from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.logs import event, name_run
-from corpus_asr.report.html.clips import clip_cutter
 from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
@@ -37,7 +36,6 @@ from corpus_asr.runtime.resources import (
     this_machine,
 )
 from corpus_asr.runtime.survey import surveying
-from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
@@ -53,7 +51,6 @@ from corpus_asr.storage.run_state.run_files import (
     speed_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.filesystem import StoreOptions
 
 # Between looks at the tables of a store whose listing lags behind what was put.
 LISTING_WAITS_S = (2.0, 5.0, 15.0, 30.0)
@@ -163,8 +160,6 @@ class CorpusRun:
     _calibration: ConfidenceModel | None = None
     _committed: Tally = field(default_factory=Tally)
     _activity: Activity = field(default_factory=Activity)
-    _cutter: IsolatedGenerator | None = None
-    """For the page's clips, started while the last recordings are transcribed."""
     _started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     _started_s: float = field(default_factory=time.monotonic)
 
@@ -273,8 +268,7 @@ class CorpusRun:
             resources = resolve_resources(
                 config, (this_machine(),), num_packs=plan.num_packs, in_process=True
             )
-            work = partial(run_local, config, read_packs(self.store, plan))
-            yield resources, partial(work, after_extraction=self._start_cutter)
+            yield resources, partial(run_local, config, read_packs(self.store, plan))
             return
         # Ray takes seconds to import, and local runs do without it.
         from corpus_asr.runtime.ray_cluster import connected
@@ -308,7 +302,7 @@ class CorpusRun:
             counts = self._finish_tables(plan, self._begun)
         speed = speed_of(store.read_json(RUN_NAME) or {})
         # After `finish`, whose counts it shows; `report.html` is never what a run fails for.
-        write_page_at_the_end(store, num_recordings=counts.recordings, cutter=self._cutter)
+        write_page_at_the_end(store, num_recordings=counts.recordings)
         if counts.remaining and not out_of_time:
             raise EngineError(
                 f"finishing {store.uri}: {counts.remaining} of {counts.listed} recordings are "
@@ -351,14 +345,6 @@ class CorpusRun:
             after_reconciling=self._place_words_once,
             before_success=self._find_speakers,
         )
-
-    def _start_cutter(self) -> None:
-        if self.config.report.embed_audio:
-            store = StoreOptions.of(self.config.source)
-            self._cutter = clip_cutter(store, self.config.extract.channels)
-            # It is tried again for the first clip, and the page says what is wrong.
-            with suppress(EngineError):
-                self._cutter.start()
 
     def _place_words_once(self, complete_ids: pa.Array) -> None:
         if self.config.decoding.align:

@@ -48,12 +48,8 @@ def run_local(
     engine_factory: EngineFactory = load_engine,
     extractor: str = REPORTING_EXTRACTOR,
     stop_at: float | None = None,
-    after_extraction: Callable[[], None] | None = None,
 ) -> None:
-    """Transcribe `packs` in this process and commit all results.
-
-    `after_extraction` is called once all features are there, while the rest is transcribed.
-    """
+    """Transcribe `packs` in this process and commit all results."""
     committed = Activity()
 
     def commit(results: pa.Table) -> None:
@@ -78,13 +74,7 @@ def run_local(
         progress.read_activity = lambda: Activity.total(
             (committed, stage.activity, *(extractor.activity for extractor in extracting))
         )
-        results = _transcribed(
-            stage,
-            _followed(parts, after_extraction),
-            stop,
-            room,
-            in_flight=resources.parts_in_flight,
-        )
+        results = _transcribed(stage, parts, stop, room, in_flight=resources.parts_in_flight)
         for result in stack.enter_context(closing(results)):
             if result is None:
                 buffer.poll()
@@ -132,14 +122,6 @@ def _transcribed(
     while running and not stop.expired:
         yield from _ready(running, timeout_s=POLL_S)
         yield None
-
-
-def _followed(
-    parts: Iterator[pa.Table | None], call: Callable[[], None] | None
-) -> Iterator[pa.Table | None]:
-    yield from parts
-    if call is not None:
-        call()
 
 
 def _transcribing(stage: TranscribeStage, parts: pa.Table, room: "_Room") -> Future[pa.Table]:
@@ -229,7 +211,6 @@ def _extract(
     except BaseException as error:  # raised again in the main thread
         extracted.put(error)
     else:
-        stage.close()  # its process takes memory
         extracted.put(None)
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from corpus_asr.config.run import RunConfig, RunOptions
-from corpus_asr.errors import EngineError, FetchError
+from corpus_asr.errors import FetchError
 from corpus_asr.pipelines import driver
 from corpus_asr.report.html import page
 from corpus_asr.report.run import load_report, render
-from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import script, scripted_engine
@@ -91,16 +90,3 @@ def test_a_page_that_cannot_be_written_costs_the_run_nothing(
     assert (output / SUCCESS_NAME).exists()
     assert not (output / PAGE_NAME).exists()
     assert "page_not_written" in caplog.text
-
-
-def test_a_run_goes_on_where_no_process_for_clips_can_be_started(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_start(self: IsolatedGenerator) -> None:
-        raise EngineError("starting a child process: out of processes")
-
-    monkeypatch.setattr(IsolatedGenerator, "start", no_start)
-    wanted = with_section(config, "report", embed_audio=True)
-    summary = driver.run(wanted, local=True, progress=None)
-    assert (summary.done, summary.failed) == (3, 1)
-    assert state_on(Path(config.output.uri) / PAGE_NAME) == "Finished"

@@ -73,32 +73,6 @@ def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_ar
     assert engine.closed
 
 
-def test_what_follows_extraction_begins_while_the_engine_is_busy(tmp_path: Path):
-    config = scripted_job(tmp_path)
-    engine = ScriptedEngine(held=True)
-    done: list[int] = []
-
-    def after_extraction() -> None:
-        done.append(len(outcomes_by_part(config)))
-        engine.release()
-
-    packs = [packs_of("a/parts=2"), packs_of("b/parts=1")]
-    run_scripted(config, packs, engine=always(engine), after_extraction=after_extraction)
-    assert done == [0]
-    assert len(outcomes_by_part(config)) == 3
-
-
-def test_nothing_follows_an_extraction_that_failed(tmp_path: Path):
-    def packs() -> Iterator[pa.Table]:
-        yield packs_of("a/parts=1")
-        raise FetchError("reading the plan: gone")
-
-    done: list[int] = []
-    with pytest.raises(FetchError, match="gone"):
-        run_scripted(scripted_job(tmp_path), packs(), after_extraction=lambda: done.append(1))
-    assert not done
-
-
 def test_a_part_larger_than_all_room_goes_through_alone(tmp_path: Path):
     config = scripted_job(tmp_path, extract={"max_buffered_features_mb": 1e-6})
     assert run_scripted(config, [packs_of(f"{number}/parts=2") for number in range(5)]).parts == 10

@@ -176,7 +176,6 @@ def run_scripted(
     committer: Committer | None = None,
     files: int = 1,
     stop_at: float | None = None,
-    after_extraction: Callable[[], None] | None = None,
 ) -> Tally:
     """Work off packs in this process, and return what was committed."""
     resources = resolve_resources(config, (this_machine(),), num_packs=8)
@@ -190,6 +189,5 @@ def run_scripted(
         engine_factory=engine,
         extractor=extractor,
         stop_at=stop_at,
-        after_extraction=after_extraction,
     )
     return progress.tally

@@ -70,14 +70,24 @@ class SampleClip:
         return f"data:audio/ogg;base64,{base64.b64encode(self.data or b'').decode()}"
 
 
-def clip_cutter(store: StoreOptions, channels: "Channels") -> IsolatedGenerator:
-    """Return what `cut_clips` works with; its child process starts with the first clip.
+def cut_clips(
+    samples: Iterable[Sample],
+    recordings: Mapping[str, RecordingRow],
+    *,
+    store: StoreOptions,
+    channels: "Channels",
+    budget_s: float = BUDGET_S,
+) -> dict[Sample, SampleClip]:
+    """Return the clip of each sample.
 
     Args:
+        recordings: those of the samples, by recording_id; samples of others have no clip.
         store: how the recordings are reached; its retries are cut down to `PATIENCE`.
         channels: which channels were transcribed, `extract.channels` of the run.
+        budget_s: after so many seconds no further clip is started.
     """
-    return IsolatedGenerator(
+    deadline = time.monotonic() + budget_s
+    cutter = IsolatedGenerator(
         CUTTER,
         init_kwargs={
             "store": replace(store, policy=PATIENCE),
@@ -87,23 +97,6 @@ def clip_cutter(store: StoreOptions, channels: "Channels") -> IsolatedGenerator:
         },
         timeout_s=CLIP_LIMIT_S,
     )
-
-
-def cut_clips(
-    samples: Iterable[Sample],
-    recordings: Mapping[str, RecordingRow],
-    cutter: IsolatedGenerator,
-    *,
-    budget_s: float = BUDGET_S,
-) -> dict[Sample, SampleClip]:
-    """Return the clip of each sample, and end the cutter's process.
-
-    Args:
-        recordings: those of the samples, by recording_id; samples of others have no clip.
-        cutter: `clip_cutter`, for the store and the channels of the run.
-        budget_s: after so many seconds no further clip is started.
-    """
-    deadline = time.monotonic() + budget_s
     clips: dict[Sample, SampleClip] = {}
     num_bytes, stopped = 0, ""
     try:

@@ -22,7 +22,7 @@ from corpus_asr.logs import event
 from corpus_asr.report.comparison import VERSION, compare, numbers_of, previous, remember
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
-from corpus_asr.report.html.clips import MAX_CLIP_S, clip_cutter, cut_clips
+from corpus_asr.report.html.clips import MAX_CLIP_S, cut_clips
 from corpus_asr.report.html.formatting import cut, link, shared, visible
 from corpus_asr.report.reconciliation import balance_problems
 from corpus_asr.report.recordings import LISTED
@@ -38,7 +38,6 @@ from corpus_asr.report.status import (
     load_status,
 )
 from corpus_asr.report.text import clock, duration
-from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     EVALUATION_NAME,
@@ -77,13 +76,11 @@ def write_page(
     at_the_end: bool = False,
     embed_audio: bool | None = None,
     viewer_url: str | None = None,
-    cutter: IsolatedGenerator | None = None,
 ) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts.
 
-    Next to it goes a CSV file of all failures, if there are any. `embed_audio` and `viewer_url` are
-    for settings of the run's section `report`, in place of what they were; `cutter` is the run's
-    `clip_cutter`, where there is one already.
+    Next to it goes a CSV file of all failures, if there are any. The last two are for settings of
+    the run's section `report`, in place of what they were.
     """
     uri = normalize(uri)
     # All rows are read once, for counts and samples alike.
@@ -95,7 +92,7 @@ def write_page(
     values = {
         **_values(store, report, details, config, at_the_end=at_the_end),
         **_compared(store, report, config, at_the_end=at_the_end),
-        **_clips(store, details, config, settings, cutter),
+        **_clips(store, details, config, settings),
         # Files are linked to only from a page that lies on this machine.
         "link": partial(
             link,
@@ -117,16 +114,14 @@ def write_page(
     return report
 
 
-def write_page_at_the_end(
-    store: OutputStore, *, num_recordings: int, cutter: IsolatedGenerator | None = None
-) -> None:
+def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
     """Write the page of a run that has just ended into its output folder, or log why not."""
     why = None
     if num_recordings > MOST_AT_THE_END:
         why = f"{num_recordings:,} recordings: write it with `corpus-asr report --html`"
     else:
         try:
-            write_page(store, store.address(PAGE_NAME), at_the_end=True, cutter=cutter)
+            write_page(store, store.address(PAGE_NAME), at_the_end=True)
         except Exception as error:  # a page is no reason for a run to fail
             why = f"{type(error).__name__}: {error}"
     if why is not None:
@@ -228,11 +223,7 @@ def _report_settings(
 
 
 def _clips(
-    store: OutputStore,
-    details: Details,
-    config: dict[str, Any],
-    settings: ReportSettings,
-    cutter: IsolatedGenerator | None,
+    store: OutputStore, details: Details, config: dict[str, Any], settings: ReportSettings
 ) -> dict[str, Any]:
     """Return the clips of samples, and why there is none at all."""
     samples = (*details.unsure, *details.random)
@@ -240,13 +231,17 @@ def _clips(
         return {"clips": {}, "no_clips": "audio is switched off for this report"}
     if not config.get("source"):
         return {"clips": {}, "no_clips": "the run's settings are missing"}
-    if cutter is None:
-        try:
-            options = source_options(store)
-        except ConfigError:
-            return {"clips": {}, "no_clips": "the run's settings are of another version"}
-        cutter = clip_cutter(options, (config.get("extract") or {}).get("channels", "mix"))
-    return {"clips": cut_clips(samples, details.of_samples, cutter), "no_clips": ""}
+    try:
+        options = source_options(store)
+    except ConfigError:
+        return {"clips": {}, "no_clips": "the run's settings are of another version"}
+    clips = cut_clips(
+        samples,
+        details.of_samples,
+        store=options,
+        channels=(config.get("extract") or {}).get("channels", "mix"),
+    )
+    return {"clips": clips, "no_clips": ""}
 
 
 def _compared(

@@ -9,13 +9,7 @@ import pytest
 
 from corpus_asr.errors import DecodeError, EngineError
 from corpus_asr.report.html import clips
-from corpus_asr.report.html.clips import (
-    CLIP_LIMIT_S,
-    MAX_CLIP_S,
-    SampleClip,
-    clip_cutter,
-    cut_clips,
-)
+from corpus_asr.report.html.clips import CLIP_LIMIT_S, MAX_CLIP_S, SampleClip, cut_clips
 from corpus_asr.report.recordings import RecordingRow
 from corpus_asr.report.samples import Sample
 from corpus_asr.stages.messages import CutRequest
@@ -60,8 +54,8 @@ def sample(row: RecordingRow, start_s: float, end_s: float, channel: int | None 
 def cut(
     *samples: Sample, rows: tuple[RecordingRow, ...], **options: Any
 ) -> dict[Sample, SampleClip]:
-    cutter = clip_cutter(DEFAULT_STORE, "each")
-    return cut_clips(samples, {each.recording_id: each for each in rows}, cutter, **options)
+    usual: dict[str, Any] = {"store": DEFAULT_STORE, "channels": "each"}
+    return cut_clips(samples, {each.recording_id: each for each in rows}, **usual | options)
 
 
 def test_a_clip_is_its_segment_from_its_channel_and_ends_with_the_recording(tones: Path) -> None:
