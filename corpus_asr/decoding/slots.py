@@ -93,7 +93,7 @@ class SearchQueue:
         began_s = time.perf_counter()
         active = len(self._active)
         sampled = any(_is_sampled(running.job) for running in self._active.values())
-        self._encoder.share(self._encode_batch)
+        self._encoder.share(self._encode_batch)  # steps take what threads are left
         with self._statistics.timing("step_s"):
             for left in range(steps, 0, -1):
                 if left == 1:

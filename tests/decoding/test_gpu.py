@@ -21,6 +21,7 @@ from corpus_asr.decoding import device
 from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder
+from corpus_asr.decoding.encoding import StreamEncoder
 from corpus_asr.decoding.protocols import (
     AlignJob,
     Job,
@@ -36,7 +37,7 @@ from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.decoding.test_kernels import interpreted as interpreted
 from tests.support.device import pretended_gpu
 from tests.support.device_state import Gpu
-from tests.support.device_streams import RaceError, Stream
+from tests.support.device_streams import RaceError
 from tests.support.device_tensors import run_as_one
 from tests.support.searches import END, GRAMMAR, PLAIN, small_whisper
 from tests.support.slots import assert_all_same, outcomes, run_jobs
@@ -307,7 +308,14 @@ def test_the_next_windows_are_encoded_while_slots_decode(
 def test_a_wait_that_is_forgotten_is_an_error(
     folder: Path, gpu: Gpu, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stream, name, lambda self, other: None)
+    make = StreamEncoder.__init__
+
+    def make_forgetful(self: Any, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        waiting = self._stream if name == "wait_stream" else self._current()
+        monkeypatch.setattr(waiting, name, lambda other: None)  # recorders wait on others
+
+    monkeypatch.setattr(StreamEncoder, "__init__", make_forgetful)
     tasks: list[list[Job]] = [[ask("greedy", number)] for number in range(4)]
     with pytest.raises(RaceError, match="reads what another wrote"):
         run(load(folder, "cuda").slot_model(), tasks, slots=3)
