@@ -9,11 +9,15 @@
     │  ├─ DecodeError    bad or empty audio; trying again would not help
     │  └─ FetchError     the store failed; trying again may help
     └─ EngineError       a worker is unusable: the run ends with exit code 3, commits are kept
+       ├─ ClosedError    the object was closed, perhaps by another thread
+       └─ ForkedError    the object was made in the process of which this one is a fork
 
 A message says what was being done, to which thing, what was found against what was expected, and
 what to do. Attributes are keyword-only with defaults: Ray rebuilds exceptions from `args` alone,
 and a class that cannot be rebuilt so arrives without its type.
 """
+
+import os
 
 # A library's message may hold what it read: megabytes of it.
 MAX_MESSAGE_CHARACTERS = 4_000
@@ -98,3 +102,25 @@ class FetchError(ItemError):
 
 class EngineError(CorpusAsrError):
     """The run cannot go on: device lost, out of memory, a worker that will not start."""
+
+
+class ClosedError(EngineError):
+    """The object was closed, before the call or while it was at work."""
+
+
+class ForkedError(EngineError):
+    """The object has threads or child processes, which are in the process that made it alone."""
+
+
+def check_same_process(doing: str, thing: str, *, made_in: int) -> None:
+    """Refuse to work in a fork of the process that made `thing`, where it would wait forever.
+
+    Raises:
+        ForkedError: this process is another one.
+    """
+    if os.getpid() != made_in:
+        raise ForkedError(
+            f"{doing}: this {thing} was made in process {made_in}, and process {os.getpid()} is a "
+            f"fork, which has neither its threads nor its child processes; make the {thing} in "
+            "this process, after the fork"
+        )

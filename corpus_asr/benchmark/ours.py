@@ -137,6 +137,10 @@ class OurRecordings:
     def _extract(self) -> None:
         from corpus_asr.stages.parts import ExtractRequest
 
+        pool = self._transcriber._pool
+        child = pool.take(lambda: True)
+        assert child is not None, "it is wanted"
         for path in self._paths:
-            for _ in self._transcriber._child.run(ExtractRequest(uri=path)):
+            for _ in child.run(ExtractRequest(uri=path)):
                 pass
+        pool.give_back(child)

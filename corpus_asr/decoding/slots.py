@@ -5,6 +5,7 @@ queue of its own.
 """
 
 import logging
+import os
 import time
 import weakref
 from collections import deque
@@ -35,6 +36,7 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.decoding.tasks import Done, Running, Task, start
+from corpus_asr.errors import check_same_process
 
 logger = logging.getLogger(__name__)
 
@@ -331,6 +333,7 @@ class SlotScheduler:
         windows are encoded in full batches, short ones alone, and prompts and alignments are run
         one by one.
         """
+        self._made_in = os.getpid()
         self._model = model
         self._slots = slots
         self.encode_batch = encode_batch
@@ -362,7 +365,12 @@ class SlotScheduler:
         return len(self._stranded) + sum(queue.pending for queue in self._queues.values())
 
     def add(self, task: Task, done: Done) -> None:
-        """Start `task`; `done(result, error)` is called from within `add` or `advance`."""
+        """Start `task`; `done(result, error)` is called from within `add` or `advance`.
+
+        Raises:
+            ForkedError: this is a fork of the process that made the scheduler; so for `advance`.
+        """
+        check_same_process("decoding", "scheduler", made_in=self._made_in)
 
         def ended(result: Any, error: Exception | None) -> list[Running]:
             done(result, error)
@@ -373,6 +381,7 @@ class SlotScheduler:
 
     def advance(self) -> None:
         """Refill free slots, then decode until the next look and deal with what ended."""
+        check_same_process("decoding", "scheduler", made_in=self._made_in)
         self._halve_while_needed(self._advance_queues)
 
     def fail(self, error: Exception) -> None:

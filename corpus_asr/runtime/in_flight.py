@@ -1,6 +1,6 @@
 """Recordings on their way through a `Transcriber`: extracted in a thread, transcribed, collected.
 
-    calling thread  -- recording -->  thread: extracting child -- parts -->  engine
+    calling thread  -- recording -->  thread: extracting child -- parts -->  engine, of all calls
                     <-- wake, whenever a part, a window or a recording is done --
 
 Only the calling thread takes results, reports and raises; the others fill in `RecordingInFlight`.
@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -17,6 +18,8 @@ from corpus_asr.audio.inputs import GivenAudio
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.config.run import ExtractSettings
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.runtime.extractor_pool import ExtractorPool
 from corpus_asr.segments import Segment, SpeechSpan
 from corpus_asr.speakers.windows import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -32,7 +35,8 @@ if TYPE_CHECKING:  # imports torch
 _PARTS_PER_SLOT = 2
 # The caller chose the recordings: nothing is too large or too long.
 NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
-_JOIN_S = 0.05
+# A call that is left waits so long for its thread, which has temporary files to remove.
+_LEAVE_S = 5.0
 
 
 class PartEngine(Protocol):
@@ -180,12 +184,16 @@ class ProgressReporter:
 
 
 class CallInFlight:
-    """The work of one call; a context manager, whose end stops what is not done."""
+    """The work of one call; a context manager, whose end stops what is not done.
 
-    def __init__(
-        self, child: IsolatedGenerator, engine: PartEngine, settings: CallSettings
-    ) -> None:
-        self._child = child
+    Other calls, of this thread or of others, take turns at the pool and share the engine.
+    """
+
+    def __init__(self, pool: ExtractorPool, engine: PartEngine, settings: CallSettings) -> None:
+        self._pool = pool
+        # The child that works for this call, if any; it is interrupted only under the lock.
+        self._child: IsolatedGenerator | None = None
+        self._lending = threading.RLock()
         self._engine = engine
         self._decoding = settings.decoding
         self._speakers = settings.speakers
@@ -206,14 +214,9 @@ class CallInFlight:
         """Extract a recording and submit its parts, in the background, with its text if known.
 
         Raises:
-            RuntimeError: another call is extracting with the same child.
+            EngineError: as of `ExtractorPool.check`.
         """
-        if self._child.busy:
-            raise RuntimeError(
-                f"transcribing {audio.name}: this Transcriber is still decoding the recording of "
-                "another call; take all of that call's results or close its iterator first, or "
-                "make a second Transcriber"
-            )
+        self._pool.check()
         recording = self._last = RecordingInFlight(audio=audio, text=text)
         # Daemon, so that a call that is never finished does not keep the process alive.
         self._thread = threading.Thread(
@@ -228,28 +231,34 @@ class CallInFlight:
         # Before the caller looks: what is done from here on wakes it again.
         self._wake.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Extract and submit nothing more, and wake the calling thread; from any thread."""
         self._stopped = True
         self._room.release()
-        if self._thread is None or self._last is None:
-            return
+        self._wake.set()
+        with self._lending:
+            if self._child is not None:
+                self._child.interrupt()
+        self._pool.leave(self)
         # What the caller gave may be a pipe that nobody writes to: a thread that reads it is left,
-        # and does nothing more.
-        interrupted = False
-        while self._last.is_file and not self._last.extracted:
-            self._child.interrupt()  # again and again: it may be starting
-            interrupted = True
-            self._thread.join(_JOIN_S)
-        if self._last.is_file:
-            self._thread.join()
-        if interrupted:
-            # It may have ended its work and be dying idle: the next call is not to find it so.
-            self._child.close()
+        # and does nothing more. An iterator may be collected in any thread, this one included.
+        thread, last = self._thread, self._last
+        if last is not None and last.is_file and thread is not threading.current_thread():
+            assert thread is not None, "a recording has a thread"
+            thread.join(_LEAVE_S)
+
+    def __enter__(self) -> Self:
+        self._pool.enter(self)
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not self._pool.is_here:  # the thread, the child and the slots are another process's
+            return
+        self.stop()
         for future in self._waiting:
             future.cancel()  # of parts that no slot has taken up
+        if isinstance(error, CorpusAsrError):
+            self._pool.check()  # whatever broke when all was closed: that is why
 
     def _extract_all(self, recording: RecordingInFlight) -> None:
         try:
@@ -259,6 +268,8 @@ class CallInFlight:
                     self._extract_parts(recording, uri)
         except Exception as error:  # raised in the calling thread
             recording.error = error
+        if self._pool.closed:  # not all of it may have come
+            recording.error = self._pool.closed_error()
         recording.extracted = True
         self._wake.set()
 
@@ -270,16 +281,33 @@ class CallInFlight:
             speakers=self._speakers,
         )
         held: ExtractedPart | None = None
-        for part in self._child.run(request):
-            # Of a text it matters which part is the last: that is known with the next one.
-            ready = part if recording.text is None else held
-            held = part
-            if ready is not None:
-                self._take(recording, ready)
-            if self._stopped:
-                return  # which ends the child: it is in the middle of the recording
+        child = self._pool.take(lambda: not self._stopped)
+        if child is None:
+            return
+        try:
+            with self._lending:
+                self._child = child
+            # Closed in the middle of a recording, this ends the child.
+            with closing(child.run(request)) as parts:
+                for part in parts:
+                    # Of a text it matters which part is the last: that is known with the next one.
+                    ready = part if recording.text is None else held
+                    held = part
+                    if ready is not None:
+                        self._take(recording, ready)
+                    if self._stopped:
+                        return
+        finally:
+            self._give_back(child)
         if recording.text is not None and held is not None:
             self._take(recording, held, is_last=True)
+
+    def _give_back(self, child: IsolatedGenerator) -> None:
+        with self._lending:
+            self._child = None
+        if self._stopped:
+            child.close()  # it may have ended its work and be dying idle
+        self._pool.give_back(child)
 
     def _take(
         self, recording: RecordingInFlight, part: ExtractedPart, *, is_last: bool = False

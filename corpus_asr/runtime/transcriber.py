@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
 from corpus_asr.audio.inputs import AudioInput, given_audio
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
@@ -21,6 +21,7 @@ from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
+from corpus_asr.runtime.extractor_pool import ExtractorPool
 from corpus_asr.runtime.in_flight import (
     NO_LIMITS,
     CallInFlight,
@@ -83,6 +84,9 @@ OnSegment = Callable[[str, Segment], None]
 class Transcriber:
     """A loaded model that transcribes audio. Use as a context manager, or call `close`.
 
+    Any number of threads may call it at once: their calls share the model's slots. It works only
+    in the process that made it; it raises in a fork, and cannot be pickled.
+
     Examples:
         >>> from corpus_asr import Transcriber
         >>> with Transcriber("whisper-tiny.en", temperature=0) as transcriber:
@@ -140,7 +144,7 @@ class Transcriber:
         # Its process starts while this one imports torch.
         self._set_up(str(main.folder), options=options, item_timeout_s=item_timeout_s)
         try:
-            self._child.start()
+            self._pool.start()
             self._engine = _load_engine(
                 main,
                 by_language or {},
@@ -151,7 +155,7 @@ class Transcriber:
                 num_threads=num_threads,
             )
         except BaseException:
-            self._child.close()
+            self._pool.close()
             raise
         self._model = full_name(checkpoint)
         self._calibration = fitted
@@ -179,13 +183,14 @@ class Transcriber:
 
     def _set_up(self, folder: str, *, options: TranscriptionOptions, item_timeout_s: float) -> None:
         self._options = options
-        extract = options_from(options).extract
-        self._child = IsolatedGenerator(
-            EXTRACTOR,
-            # The caller chose the files: nothing is too large or too long.
-            init_kwargs={"folder": folder, "settings": extract.model_copy(update=NO_LIMITS)},
-            timeout_s=item_timeout_s,
-        )
+        # The caller chose the files: nothing is too large or too long.
+        extract = options_from(options).extract.model_copy(update=NO_LIMITS)
+
+        def extractor() -> IsolatedGenerator:
+            kwargs = {"folder": folder, "settings": extract}
+            return IsolatedGenerator(EXTRACTOR, init_kwargs=kwargs, timeout_s=item_timeout_s)
+
+        self._pool = ExtractorPool(extractor)
 
     def transcribe(
         self,
@@ -364,12 +369,15 @@ class Transcriber:
         reporter = ProgressReporter(on_progress)
 
         def segments() -> Iterator[Segment]:
-            with CallInFlight(self._child, self._engine, settings) as call:
+            with CallInFlight(self._pool, self._engine, settings) as call:
                 recording = call.begin(given)
                 while True:
+                    self._pool.check()
                     reporter.report([recording])
                     extracted = recording.extracted  # before the parts are looked at
-                    yield from map(self._calibrated, recording.take_segments())
+                    for segment in recording.take_segments():
+                        yield self._calibrated(segment)
+                        self._pool.check()  # where it goes on may be a fork
                     if extracted and recording.parts_taken == len(recording.parts):
                         break
                     call.wait()
@@ -380,8 +388,11 @@ class Transcriber:
         return segments()
 
     def close(self) -> None:
-        """Stop the engine and the decoding process."""
-        self._child.close()
+        """Stop the engine and the decoding processes; calls in other threads end with an error.
+
+        Does nothing in a fork of the process that made this object, which has neither.
+        """
+        self._pool.close()
         self._engine.close()
 
     def __enter__(self) -> Self:
@@ -390,8 +401,16 @@ class Transcriber:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "pickling or copying a Transcriber: found a loaded model with threads and child "
+            "processes, which stay in the process that made them; make a Transcriber in each "
+            "process, and send the checkpoint's name and options instead"
+        )
+
     def _checked(self, options: TranscriptionOptions) -> CallSettings:
         # Before anything is opened: a wrong option costs no decoding.
+        self._pool.check()
         settings = options_from({**self._options, **options}, fixed=_FIXED)
         self._engine.check(settings.decoding)
         return settings
@@ -408,8 +427,9 @@ class Transcriber:
         numbered = enumerate(audios)
         flying: list[RecordingInFlight] = []
         more = True
-        with CallInFlight(self._child, self._engine, settings) as call:
+        with CallInFlight(self._pool, self._engine, settings) as call:
             while more or flying:
+                self._pool.check()
                 while more and call.takes_another:
                     try:
                         number, (audio, text) = next(numbered)
@@ -440,6 +460,7 @@ class Transcriber:
                     if on_segment is not None:
                         self._pass_on([recording], on_segment)
                     yield transcript
+                    self._pool.check()
                 if flying and not ended:
                     call.wait()
 

@@ -22,11 +22,17 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from corpus_asr.errors import CorpusAsrError, DecodeError, EngineError, ItemError
+from corpus_asr.errors import (
+    CorpusAsrError,
+    DecodeError,
+    EngineError,
+    ItemError,
+    check_same_process,
+)
 from corpus_asr.logs import LogSettings, configure, event
 from corpus_asr.storage.stores.uri import without_secrets
 
@@ -96,7 +102,8 @@ class IsolatedGenerator:
         self._timeout_s = timeout_s
         self._child: _Child | None = None
         self._starting: _Child | None = None
-        self._busy = False
+        self._busy = self._interrupted = False
+        self._made_in = os.getpid()
 
     def start(self) -> None:
         """Start the child without waiting for it, so that it is ready when `run` is called.
@@ -104,11 +111,12 @@ class IsolatedGenerator:
         Raises:
             EngineError: there can be no other process.
         """
+        check_same_process("decoding", "decoder", made_in=self._made_in)
         if self._child is None and self._starting is None:
             with suppress(_DiedError):  # `run` tries again, and says what is wrong
                 self._starting = self._spawned()
 
-    def run(self, item: Any) -> Iterator[Any]:
+    def run(self, item: Any) -> Generator[Any, None, None]:
         """Yield the function's messages for one item, starting the child if there is none.
 
         A generator closed before its end replaces the child: it may be in the middle of anything.
@@ -118,13 +126,17 @@ class IsolatedGenerator:
                 somebody killed or froze it; kind `decoder_timeout`, no message came for `timeout_s`
                 and the child was killed for that.
             EngineError: the child could not be started: no item is at fault.
+            ForkedError: this is a fork of the process that made this object.
             CheckpointError: the function's maker raised it; so for ConfigError.
             Exception: whatever the function raised, with the child's traceback as a note.
             RuntimeError: the previous item's generator is neither finished nor closed.
         """
+        name = _name(item)
+        check_same_process(f"decoding {name}", "decoder", made_in=self._made_in)
         if self._busy:
             raise RuntimeError(
-                f"{self._target} is still at its last item; finish or close it first"
+                f"decoding {name}: found the decoder at its last item, expected it idle; finish or "
+                "close that item's iterator first"
             )
         self._busy = True
         finished = False
@@ -140,17 +152,16 @@ class IsolatedGenerator:
                 raise value
         except _DiedError as death:
             raise DecodeError(
-                f"running {self._target} on {_name(item)}: its child process died ({death}), "
-                "expected messages; the recording fails, others continue in a new child",
+                f"decoding {name}: its child process died ({death}), expected it to finish; the "
+                "recording fails, others continue in a new child process",
                 kind="decoder_killed" if death.killed else "decoder_crashed",
                 # Memory that ran out once may suffice the next time; a crash repeats itself.
                 retryable=death.killed,
             ) from None
         except _SilentError:
             raise DecodeError(
-                f"running {self._target} on {_name(item)}: no message for {self._timeout_s:g} s, "
-                "so its child process was killed; the recording fails, others continue in a new "
-                "child",
+                f"decoding {name}: no progress for {self._timeout_s:g} s, so its child process "
+                "was killed; the recording fails, others continue in a new child process",
                 kind="decoder_timeout",
             ) from None
         finally:
@@ -158,19 +169,22 @@ class IsolatedGenerator:
             if not finished:
                 self.close()
 
-    @property
-    def busy(self) -> bool:
-        """Whether an item's generator is neither finished nor closed."""
-        return self._busy
-
     def interrupt(self) -> None:
-        """End the child while another thread is in `run`, which then raises `DecodeError`."""
+        """End the child; `run`, begun or about to be in another thread, raises `DecodeError`.
+
+        `close` makes it forget that.
+        """
+        self._interrupted = True
         child = self._child
         if child is not None:
             child.interrupt()
 
     def close(self) -> None:
         """End the child; the next `run` starts another."""
+        self._drop_child()
+        self._interrupted = False
+
+    def _drop_child(self) -> None:
         for child in (self._child, self._starting):
             if child is not None:
                 child.kill()
@@ -184,11 +198,17 @@ class IsolatedGenerator:
                 self._child.send(item)
                 return self._child
             except _DiedError as death:
+                self._refuse_interrupted()
                 event(_LOG, logging.WARNING, "idle_child_replaced", why=str(death))
-                self.close()
+                self._drop_child()
         child = self._child = self._start()
+        self._refuse_interrupted()
         child.send(item)
         return child
+
+    def _refuse_interrupted(self) -> None:
+        if self._interrupted:
+            raise _DiedError("it was interrupted", killed=True)
 
     def _start(self) -> "_Child":
         """Start a child; whatever goes wrong here is the machine's fault, never an item's."""
@@ -231,7 +251,7 @@ class IsolatedGenerator:
 
     def _no_start(self, what: str) -> EngineError:
         return EngineError(
-            f"starting a child process for {self._target}: {what}, expected it to be ready; its "
+            f"starting a child process that decodes: {what}, expected it to be ready; its "
             "standard error, in this process's, says more; repair the machine or the installation "
             "and run again"
         )
@@ -374,7 +394,8 @@ def _rebuild(sent: tuple[bytes | None, str, str]) -> BaseException:
 
 
 def _name(item: Any) -> str:
-    text = without_secrets(repr(item))  # an item may hold a URI
+    said = getattr(item, "name", None) or getattr(item, "uri", None)
+    text = without_secrets(said if isinstance(said, str) else repr(item))
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 

@@ -1,6 +1,7 @@
 """The engine: one model, its slots, and a thread that keeps them full; a future for each part."""
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from corpus_asr.decoding.protocols import ModelSize, SlotModel
 from corpus_asr.decoding.rules import LONGEST_PHRASE
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.decoding.tasks import Steps
-from corpus_asr.errors import EngineError
+from corpus_asr.errors import ClosedError, EngineError, check_same_process
 from corpus_asr.families.loading import device_name, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import PartLabels, Segment
@@ -151,6 +152,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped: EngineError | None = None
+        self._made_in = os.getpid()
         # Daemon, so that an engine that was not closed does not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -206,14 +208,16 @@ class Engine:
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
             EngineError: the engine is closed, or broke down earlier.
+            ForkedError: this is a fork of the process that made it.
         """
+        check_same_process(f"transcribing {part.recording_id}", "engine", made_in=self._made_in)
         if decoding is not None:
             self.check(decoding)
         future: Future[PartTranscript] = Future()
         with self._lock:
             # Under the lock: nothing may be queued once a broken engine has emptied its inbox.
             if self._stopped is not None:
-                raise EngineError(str(self._stopped)) from self._stopped
+                raise type(self._stopped)(str(self._stopped)) from self._stopped
             self._inbox.put((part, decoding or self._decoding, future))
         return future
 
@@ -240,10 +244,15 @@ class Engine:
         return replace(self._scheduler.statistics)
 
     def close(self) -> None:
-        """Stop within a decoding step; what is not done yet fails with `EngineError`."""
+        """Stop within a decoding step; what is not done yet fails with `ClosedError`.
+
+        Does nothing in a fork, where nothing runs.
+        """
+        if os.getpid() != self._made_in:
+            return
         with self._lock:
             if self._stopped is None:
-                self._stopped = EngineError("the engine is closed; make a new one")
+                self._stopped = ClosedError("the engine is closed; make a new one")
                 self._inbox.put(None)
         self._thread.join()
 
@@ -267,7 +276,7 @@ class Engine:
             except queue.Empty:
                 return True
             if order is None:
-                self._scheduler.fail(EngineError("the engine was closed before this was done"))
+                self._scheduler.fail(ClosedError("the engine was closed before this was done"))
                 return False
             self._start(*order)
 

@@ -142,7 +142,7 @@ class RoutedEngine:
         return replace(Activity.total(each), slots=sum(one.slots for one in each))
 
     def close(self) -> None:
-        """Stop within a decoding step; what is not done yet fails with `EngineError`."""
+        """Stop within a decoding step; what is not done yet fails with `ClosedError`."""
         for engine in self._engines:
             engine.close()
 

@@ -16,6 +16,7 @@ from corpus_asr.decoding.slots import (
     steps_between_looks,
 )
 from corpus_asr.decoding.tasks import Gather, Steps
+from tests.support.forks import in_fork
 from tests.support.slots import END, LENGTH, ScriptedModel, outcomes, run_jobs, window
 
 RULES = TokenRules(end=END)
@@ -51,6 +52,12 @@ def run(
     scheduler = SlotScheduler(model, slots, check_every=check_every, encode_batch=encode_batch)
     found = run_jobs(scheduler, tasks)
     return [[cast("WindowResult", result).tokens for result in results] for results in found]
+
+
+def test_a_fork_is_refused_where_the_thread_that_encodes_is_missing() -> None:
+    scheduler = SlotScheduler(ScriptedModel([[5, 6, 7, 8, 9]]), 1, encode_beside=True)
+    assert in_fork(lambda: run_jobs(scheduler, [[job(0)]])).startswith("ForkedError: decoding")
+    assert in_fork(scheduler.advance).startswith("ForkedError: decoding")
 
 
 def test_a_job_stops_at_its_limit_without_an_end_token() -> None:

@@ -22,7 +22,6 @@ from corpus_asr.runtime import in_flight
 from corpus_asr.runtime.in_flight import TranscriptionProgress
 from corpus_asr.runtime.transcriber import Transcriber, TranscriberOptions
 from corpus_asr.segments import Segment
-from corpus_asr.stages.parts import ExtractRequest
 from corpus_asr.storage.run_state.run_files import write_calibration
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.engine import PartTranscript
@@ -297,7 +296,7 @@ def test_a_pipe_that_nobody_writes_to_holds_nobody_up(
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe, open(writer, "wb"):
         call = in_flight.CallInFlight(
-            transcriber._child, transcriber._engine, options_from({"part_s": 30.0})
+            transcriber._pool, transcriber._engine, options_from({"part_s": 30.0})
         )
         with call:
             call.begin(given_audio(pipe, sampling_rate=None))
@@ -322,21 +321,6 @@ def test_a_stream_that_is_left_stops_and_the_next_call_works(
     with pytest.raises(ZeroDivisionError, match=threading.current_thread().name):
         transcriber.transcribe(files[0], on_progress=fail)
     assert transcriber.transcribe(files[1]) == expected
-
-
-def test_a_call_within_a_call_that_still_decodes_is_refused(
-    transcriber: Transcriber, files: list[str]
-) -> None:
-    decoding = transcriber._child.run(ExtractRequest(uri=files[0]))
-    next(decoding)
-    with pytest.raises(RuntimeError, match=r"tone\.wav: this Transcriber is still decoding"):
-        transcriber.transcribe(files[1])
-    decoding.close()  # type: ignore[attr-defined]
-    stream = transcriber.stream(files[0], temperature=0.0)
-    next(stream)  # all of it is decoded, so the child is free
-    if not transcriber._child.busy:
-        assert transcriber.transcribe(files[1]).uri == files[1]
-    assert list(stream)
 
 
 def test_a_damaged_recording_streams_what_is_good_of_it(

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 from corpus_asr.errors import CheckpointError, DecodeError, EngineError, FetchError
 from corpus_asr.stages.isolation import IsolatedGenerator
 from tests.support import isolated
+from tests.support.forks import in_fork
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TARGET = "tests.support.isolated:make"
@@ -137,7 +139,7 @@ def test_a_silent_child_is_killed_after_its_time():
         for doing in ("hang", "hang_with_the_lock_held"):
             child = pid_of(generator)
             started = time.monotonic()
-            with pytest.raises(DecodeError, match=r"no message for 1 s") as caught:
+            with pytest.raises(DecodeError, match=r"no progress for 1 s") as caught:
                 list(generator.run((doing, None)))
             assert caught.value.kind == "decoder_timeout"
             assert 0.9 < time.monotonic() - started < 10
@@ -180,7 +182,7 @@ def test_a_consumer_that_stops_or_fails_leaves_nothing_out_of_step(run, shared_c
 def test_two_items_at_once_are_refused(run, shared_child):
     first = shared_child.run(("count", 3))
     assert next(first) == 0
-    with pytest.raises(RuntimeError, match="still at its last item"):
+    with pytest.raises(RuntimeError, match="at its last item"):
         next(shared_child.run(("count", 3)))
     assert list(first) == [1, 2]
 
@@ -349,3 +351,48 @@ def test_the_child_dies_with_its_parent(tmp_path, number, doing):
         parent.send_signal(number)
         parent.wait(20)
     assert gone(child)
+
+
+def test_a_fork_is_refused_and_the_parents_child_lives_on():
+    item = isolated.RecordingItem("hang", uri="s3://key:secret@bucket/talk.wav")
+    with fresh_child(answer=1) as unused, fresh_child(answer=1) as generator:
+        child = pid_of(generator)
+        for one in (unused, generator):
+            for use in (one.start, lambda one=one: list(one.run(item))):
+                said = in_fork(use)
+                assert said.startswith("ForkedError: decoding")
+                assert f"made in process {os.getpid()}" in said
+                assert "secret" not in said
+            assert in_fork(one.close) == "None"
+        assert pid_of(generator) == child
+
+
+def test_messages_name_the_recording_and_no_class():
+    item = isolated.RecordingItem("hang")
+    with fresh_child(timeout_s=0.5) as generator:
+        with pytest.raises(DecodeError, match=r"^decoding s3://bucket/talk\.wav: no progress for"):
+            list(generator.run(item))
+        held = generator.run(("count", 2))
+        next(held)
+        with pytest.raises(RuntimeError, match=r"^decoding s3://bucket/talk\.wav: .*finish or"):
+            next(generator.run(item))
+        held.close()
+    with pytest.raises(EngineError) as caught, fresh_child("tests.nowhere:make") as generator:
+        list(generator.run(item))
+    assert "starting a child process that decodes: ModuleNotFoundError" in str(caught.value)
+
+
+@pytest.mark.parametrize("when", ["before", "while it starts", "at work"])
+def test_an_item_is_interrupted_at_any_time_and_the_next_one_is_not(when):
+    with fresh_child() as generator:
+        if when == "before":
+            generator.start()
+            generator.interrupt()
+        timer = threading.Timer(0.01 if when == "while it starts" else 1.0, generator.interrupt)
+        if when != "before":
+            timer.start()
+        with pytest.raises(DecodeError, match="its child process died"):
+            list(generator.run(("hang", None)))
+        timer.cancel()
+        generator.close()
+        assert list(generator.run(("count", 2))) == [0, 1]

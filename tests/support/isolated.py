@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,11 +35,19 @@ class StubbornError(Exception):
         super().__init__(f"code {code}")
 
 
+class RecordingItem(NamedTuple):
+    """What to do, its arguments, and the recording that messages name."""
+
+    what: str
+    argument: Any = None
+    uri: str = "s3://bucket/talk.wav"
+
+
 def make(**settings: Any) -> Function:
     """The function most tests run: an item is (what to do, its arguments)."""
 
     def function(item: tuple[str, Any]) -> Iterator[Any]:
-        name, argument = item
+        name, argument = item[:2]
         yield from globals()[f"_{name}"](argument, settings)
 
     return function

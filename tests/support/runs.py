@@ -1,7 +1,7 @@
 """Outputs of runs whose results are written by hand, without a model."""
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ class InThisProcess(IsolatedGenerator):
         assert timeout_s > 0
         self._cut = getattr(importlib.import_module(module), name)(**init_kwargs)
 
-    def run(self, item: Any) -> Iterator[Any]:
+    def run(self, item: Any) -> Generator[Any, None, None]:
         yield from self._cut(item)
 
     def close(self) -> None:

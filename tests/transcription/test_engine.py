@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.options import choose
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
-from corpus_asr.errors import ConfigError, EngineError, ItemError
+from corpus_asr.errors import ClosedError, ConfigError, EngineError, ItemError
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
@@ -39,6 +40,7 @@ from corpus_asr.transcription.whisper import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
 from tests.support import prompt_formats
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
+from tests.support.forks import in_fork
 from tests.support.markov import MarkovModel
 from tests.support.prompt_formats import BEGIN, END, GERMAN, prompt_format
 from tests.support.slots import ScriptedModel, held_bytes, needs_int8, peak_bytes
@@ -119,8 +121,16 @@ def test_closing_does_not_wait_for_work() -> None:
     futures = [engine.submit(part(0)) for _ in range(500)]
     engine.close()
     assert sum(future.exception() is not None for future in futures) > 0
-    with pytest.raises(EngineError, match="closed"):
+    with pytest.raises(ClosedError, match="closed"):
         engine.submit(part(0))
+
+
+def test_a_fork_is_refused_and_closes_nothing(engine: Engine) -> None:
+    said = in_fork(lambda: engine.submit(part(0)).result())
+    assert said.startswith("ForkedError: transcribing")
+    assert f"this engine was made in process {os.getpid()}" in said
+    assert in_fork(engine.close) == "None"
+    assert engine.submit(part(0)).result(timeout=30).segments
 
 
 def test_a_cancelled_part_harms_nobody(engine: Engine) -> None:
