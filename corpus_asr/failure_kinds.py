@@ -12,6 +12,7 @@ TIMEOUT = "timeout"
 CHANGED = "changed"
 FETCH = "fetch"
 UNSUPPORTED_SCHEME = "unsupported_scheme"
+REFUSED_FILE = "refused_file"
 REFUSED_HOST = "refused_host"
 NO_SPACE = "no_space"
 
@@ -143,6 +144,12 @@ _KINDS = (
     FailureKind(
         "refused_format", "Texts, pictures or playlists",
         "these are texts, pictures or playlists: list the recordings themselves",
+    ),
+    FailureKind(
+        REFUSED_FILE, "On this machine, outside the folders that may be read",
+        "add their folder to source.uri to allow reading them",
+        read_advice="to allow it, name its folder: with --audio-folder of corpus-asr view, in "
+        "source.uri for corpus-asr label",
     ),
     FailureKind(
         REFUSED_HOST, "On a host that is not allowed",

@@ -9,6 +9,7 @@ import gc
 import os
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Generator, Iterator
 from importlib import metadata
@@ -30,6 +31,8 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Workers write to their log files only; what fails reaches the driver as an exception.
     "RAY_LOG_TO_DRIVER": "0",
+    # Where runs keep what they sign with: not in the home of who runs the tests.
+    "XDG_STATE_HOME": str(Path(tempfile.gettempdir()) / f"corpus-asr-tests-{os.getuid()}"),
     # A dead S3 metadata address costs seconds per client when credentials are looked for.
     "AWS_EC2_METADATA_DISABLED": "true",
 }

@@ -47,6 +47,14 @@ def view(
             help="Replace the prefix BEFORE of recording URIs by NOW; may be repeated.",
         ),
     ] = None,
+    audio_folder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of this machine, or http(s) host, whose recordings may be played "
+            "although no run of this user here read them; may be repeated.",
+        ),
+    ] = None,
     password_file: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +102,12 @@ def view(
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         with ExitStack() as opened, ended_by_sigterm():
             library = opened.enter_context(closing(Library(store)))
-            sounds = Sounds(store, moved=_moved(audio or ()), endpoint_url=audio_endpoint_url)
+            sounds = Sounds(
+                store,
+                moved=_moved(audio or ()),
+                endpoint_url=audio_endpoint_url,
+                folders=audio_folder or (),
+            )
             opened.enter_context(closing(sounds))
             answers = Answers(
                 library,

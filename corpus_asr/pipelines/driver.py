@@ -207,6 +207,7 @@ class CorpusRun:
             run_id=self.lock.run_id,
             new_run=self.options.new_run,
             started=self._started,
+            listing=read_listing(store, self.plan),
         )
         name_run(self._begun.run_id)
         # That of the folder is archived with results of other settings, and is then not ours.

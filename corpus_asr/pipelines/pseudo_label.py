@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,13 @@ from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.resources import this_machine
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.own_sources import read_own_sources, source_folders
 from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.host_allowlist import FileRules
 from corpus_asr.storage.stores.uri import normalize, redact_uri
 from corpus_asr.units import counted
 
@@ -140,7 +144,7 @@ def _write(
         config.dataset,
         origin,
         cutter={
-            "store": StoreOptions.of(config.source),
+            "store": _recordings(config, sources.store),
             "channels": origin.channels,
             "audio_format": config.dataset.audio_format,
         },
@@ -160,6 +164,15 @@ def _write(
             say(f"{note.name}: {counted(note.examples, 'example')}, {duration(note.seconds)}")
     table.close()
     return tally, written, languages
+
+
+def _recordings(config: PseudoLabelConfig, output: OutputStore) -> StoreOptions:
+    """Return how recordings are read: tables from elsewhere may name any file of this machine."""
+    own = read_own_sources(output)
+    # A manifest is read again only where no run of this user recorded its folders.
+    listing = FileListing(config.source) if own is None else ()
+    folders = (*source_folders(config.source, listing), *(own.folders if own is not None else ()))
+    return replace(StoreOptions.of(config.source), files=FileRules(folders=folders))
 
 
 def _with_examples(

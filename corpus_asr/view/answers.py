@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.write import Names, common_folder
-from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
 from corpus_asr.formats.writers import ExportFormat, file_texts
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.segments import SpeakerTurn
@@ -55,6 +55,10 @@ from corpus_asr.view.waveform import MAX_PEAKS, Waveforms
 # What openai-whisper writes, too; the rest is for data sets, not for one recording.
 _SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "lrc", "txt", "tsv", "json"))
 _ELSEWHERE = "; if it was moved, name its new location: corpus-asr view ... --audio BEFORE=NOW"
+_HINTS = {
+    REFUSED_FILE: "",  # its advice says it
+    REFUSED_HOST: ", or start corpus-asr view ... --audio-folder http://HOST/",
+}
 MAX_CHARS = 2_000
 
 
@@ -261,7 +265,8 @@ class Answers:
                 # One sample after the header of the WAV: whether it can be decoded shows here.
                 next(self.sounds.decoded(sound, channel=request.channel).read(44, 46))
         except FetchError as error:
-            return answer | {"state": "missing", "message": visible(f"{error}{_ELSEWHERE}")}
+            hint = _HINTS.get(error.kind, _ELSEWHERE)
+            return answer | {"state": "missing", "message": visible(f"{error}{hint}")}
         except ItemError as error:
             return answer | {"state": "unplayable", "message": visible(str(error))}
         return answer | {"state": "changed" if changed else "ok", "message": ""}

@@ -130,7 +130,8 @@ class Sounds:
     """Opens recordings for playback. Thread-safe.
 
     `moved` are prefixes of URIs with their replacements; `endpoint_url` is that of the recordings,
-    if it is not the run's.
+    if it is not the run's. Of this machine, only what this user's own runs read, replacements, and
+    what lies in `folders` is opened.
     """
 
     def __init__(
@@ -139,15 +140,16 @@ class Sounds:
         *,
         moved: Sequence[tuple[str, str]] = (),
         endpoint_url: str | None = None,
+        folders: Sequence[str] = (),
     ) -> None:
         self._moved = tuple(moved)
-        options = source_options(store)
+        options = source_options(store, allowed=(*folders, *(now for _, now in self._moved)))
         self._store = replace(
             options, endpoint_url=endpoint_url or options.endpoint_url, policy=PATIENCE
         )
         # A player asks for one range after the other. Files that fall out of the cache are closed
         # when the last thread has read from them.
-        self._file = functools.lru_cache(OPEN_FILES)(lambda uri: _OpenFile(self._open(uri)))
+        self._file = functools.lru_cache(OPEN_FILES)(self._opened_audio)
         self._decoding = threading.Lock()
         self._decoder = IsolatedGenerator(
             EXCERPTS, init_kwargs={"store": self._store}, timeout_s=DECODER_TIMEOUT_S
@@ -180,7 +182,11 @@ class Sounds:
         return any(a is not None and b is not None and a != b for a, b in pairs)
 
     def as_it_is(self, sound: Sound) -> "Playable":
-        """Return a recording's own bytes."""
+        """Return a recording's own bytes.
+
+        Raises:
+            ItemError: it cannot be read, or holds no audio.
+        """
         kind = sound.browser_type or "application/octet-stream"  # browsers look into it themselves
         read = functools.partial(self._source_bytes, sound.uri)
         return Playable(kind, self._file(sound.uri).size_bytes, read)
@@ -213,6 +219,14 @@ class Sounds:
         )
         with self._decoding:
             return b"".join(self._decoder.run(request)) or None
+
+    def _opened_audio(self, uri: str) -> _OpenFile:
+        # Tables may name any file: only of one that the decoder takes are the bytes handed out.
+        first = ExcerptRequest(uri=uri, channel=None, exact=True, start_sample=0, num_samples=1)
+        with self._decoding:
+            for _ in self._decoder.run(first):
+                pass
+        return _OpenFile(self._open(uri))
 
     def _source_bytes(self, uri: str, start: int, stop: int) -> Iterator[bytes]:
         while start < stop:

@@ -521,3 +521,24 @@ def summary_of(folder: Path, *, left: int = 0) -> RunSummary:
         remaining=left, segments=1, audio_s=4.0, planned_files=1, processed_files=1,
         processed_failed=0, processed_audio_s=4.0, wall_s=1.0,
     )  # fmt: skip
+
+
+def test_transcripts_from_elsewhere_lead_to_no_file_outside_the_own_source(
+    decoded: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    own = decoded.folder / "own"
+    own.mkdir()
+    (decoded.audio / "b.wav").rename(own / "b.wav")
+    (decoded.audio / "b.wav").symlink_to(own / "b.wav")
+    talk, link = decoded.uri("a talk.wav"), decoded.uri("b.wav")
+    for number, (folders, expected) in enumerate(
+        (([decoded.audio], {talk}), ([decoded.audio, own], {talk, link}), ([own], {link}))
+    ):
+        to = f"set-{number}"
+        label(decoded.config(to=to, source={"uri": [str(folder) for folder in folders]}))
+        assert {row["uri"] for row in rows_of(decoded.folder / to)} == expected
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("uri\naudio/a talk.wav\n")
+    label(decoded.config(to="listed", source={"manifest": str(manifest)}))
+    assert {row["uri"] for row in rows_of(decoded.folder / "listed")} == {decoded.uri("a talk.wav")}

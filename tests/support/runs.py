@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.config.run import PseudoLabelConfig, SourceSettings
 from corpus_asr.export.recordings import read_index
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.corrections import correct, save_correction
 from corpus_asr.storage.run_state.finish import finish as finish_run
+from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
@@ -233,8 +234,10 @@ def of_file(path: Path) -> dict[str, Any]:
 
 
 def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
+    """Write tables and settings as a run of this user that read all of this machine."""
     store = OutputStore(str(folder))
     store.write_json(CONFIG_NAME, {"source": {"uri": ["/"]}, **config})
+    record_sources(store, SourceSettings(uri=("/",)), ())
     if rows:
         commit(store, results(*rows))
     return store

@@ -33,9 +33,11 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) ->
         port = str(free.getsockname()[1])
     process = subprocess.Popen(
         [sys.executable, "-m", "corpus_asr", "view", str(tmp_path / "output"), "--no-browser",
-         "--port", port, "--password-file", str(password)],
+         "--port", port, "--password-file", str(password), "--audio-folder", str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
+        # As another user, who has to name the folder of the recordings.
+        env=os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1",
+                          "XDG_STATE_HOME": str(tmp_path / "state")},
     )  # fmt: skip
     assert process.stdout is not None
     url = process.stdout.readline().strip()

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.errors import ConfigError, DecodeError, FetchError
+from corpus_asr.errors import ConfigError, DecodeError, FetchError, ItemError
+from corpus_asr.failure_kinds import REFUSED_FILE
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view import sound as sound_module
 from corpus_asr.view.excerpts import Excerpts
 from corpus_asr.view.sound import MAX_SAMPLES, ExcerptRequest, Sound, Sounds
@@ -126,6 +129,46 @@ def test_recordings_in_a_bucket_are_read_at_the_runs_endpoint(tmp_path: Path) ->
             whole = sounds.as_it_is(sounds.of(row))
             assert b"".join(whole.read(1000, 5000)) == data[1000:5000]
             assert np.abs(stretch(sounds, row, 1, 2) - samples(data[32_044:64_044])).max() <= 2
+
+
+def foreign(folder: Path) -> OutputStore:
+    """Write the settings of a run that read all of this machine, as somebody else can."""
+    store = OutputStore(str(folder))
+    store.write_json(CONFIG_NAME, {"source": {"uri": ["/"]}})
+    return store
+
+
+def test_an_output_from_elsewhere_plays_no_file_of_this_machine(tmp_path: Path) -> None:
+    path, text = tmp_path / "private.wav", tmp_path / "private.txt"
+    path.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))
+    text.write_text("secret")
+    with closing(Sounds(foreign(tmp_path / "output"))) as sounds:
+        for uri in (str(path), f"file://{path}", str(text), "/no/such/file"):
+            row = ROW | {"uri": uri, "duration_s": 2.0}
+            for ask in (
+                lambda: sounds.as_it_is(sounds.of(row)),  # noqa: B023 - called here
+                lambda: sounds.changed(sounds.of(row)),  # noqa: B023
+                lambda: stretch(sounds, row, 0, 1),  # noqa: B023
+                lambda: sounds.peaks(sounds.of(row), 0.0, 50, channel=None),  # noqa: B023
+            ):
+                with pytest.raises(FetchError, match="--audio-folder") as caught:
+                    ask()
+                assert caught.value.kind == REFUSED_FILE
+    for options in ({"folders": [str(tmp_path)]}, {"moved": [("/there", str(tmp_path))]}):
+        with closing(Sounds(foreign(tmp_path / "output"), **options)) as sounds:
+            uri = str(path) if "folders" in options else "/there/private.wav"
+            whole = sounds.as_it_is(sounds.of(ROW | {"uri": uri}))
+            assert b"".join(whole.read(0, whole.size_bytes)) == path.read_bytes()
+
+
+def test_bytes_that_are_no_audio_are_not_handed_out(tmp_path: Path, sounds: Sounds) -> None:
+    for name, data in (
+        ("private.txt", b"secret"), ("renamed.wav", b"secret"), ("empty.wav", b""),
+        ("page.wav", b"<html><script>alert(1)</script>"), ("half.wav", b"RIFF\xff\xff"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ItemError):
+            sounds.as_it_is(sounds.of(ROW | {"uri": str(tmp_path / name)}))
 
 
 class Crashing(Excerpts):

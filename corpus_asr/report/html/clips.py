@@ -43,6 +43,7 @@ _PAD_S = 0.2  # words begin a little before the time that a model gives
 _WHY: Mapping[str, str] = {
     failure_kinds.ACCESS_DENIED: "the store does not let it be read",
     failure_kinds.NOT_FOUND: "the recording is no longer there",
+    failure_kinds.REFUSED_FILE: "it lies outside the folders that this user's runs read",
     failure_kinds.REFUSED_HOST: "its host is not in source.allow_hosts",
     failure_kinds.TIMEOUT: "the store did not answer in time",
     "source_changed": "the recording has changed since it was transcribed",

@@ -6,11 +6,13 @@ import json
 import logging
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from enum import StrEnum
 from importlib import metadata
 from typing import Any, Final
+
+import pyarrow as pa
 
 from corpus_asr.activity import Activity, Estimate, FailureCount, clock_time, in_hours, rtfx
 from corpus_asr.confidence import FEATURES, ConfidenceModel
@@ -18,6 +20,11 @@ from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig, SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.logs import event
 from corpus_asr.storage.model_files import full_name
+from corpus_asr.storage.run_state.own_sources import (
+    OWN_SOURCES_FOLDER,
+    read_own_sources,
+    record_sources,
+)
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
@@ -26,8 +33,15 @@ from corpus_asr.storage.run_state.tables import (
     VOICES_FOLDER,
     OutputStore,
 )
-from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
-from corpus_asr.storage.stores.uri import public, redact_uri, without_secrets
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.host_allowlist import WEB, FileRules, HostRules, host_of
+from corpus_asr.storage.stores.uri import (
+    normalize,
+    public,
+    redact_uri,
+    scheme_of,
+    without_secrets,
+)
 from corpus_asr.units import counted
 
 logger = logging.getLogger(__name__)
@@ -318,13 +332,30 @@ def _safe(value: Any) -> Any:
     return value
 
 
-def source_options(store: OutputStore) -> StoreOptions:
-    """Return how a run reached its recordings; the defaults where the tables came without it."""
+def source_options(store: OutputStore, *, allowed: Iterable[str] = ()) -> StoreOptions:
+    """Return how a run reached its recordings, which its tables name.
+
+    Of this machine and the hosts that only it reaches, what this user's own runs recorded may be
+    read, and what lies below the `allowed` URIs: settings and tables may come from elsewhere.
+    """
+    allowed = tuple(map(normalize, allowed))
+    own = read_own_sources(store)
+    hosts = HostRules(trusted_names=False) if own is None else HostRules.of(own.source)
+    named = tuple(host_of(uri) for uri in allowed if scheme_of(uri) in WEB)
+    return StoreOptions(
+        endpoint_url=_source_endpoint(store),
+        hosts=replace(hosts, own_hosts=(*hosts.own_hosts, *named)),
+        files=FileRules(folders=(*allowed, *(own.folders if own is not None else ()))),
+    )
+
+
+def _source_endpoint(store: OutputStore) -> str | None:
     config = store.read_json(CONFIG_NAME)
-    if config is None:
-        return DEFAULT_STORE
+    if config is None:  # the tables came without it
+        return None
     try:
-        return StoreOptions.of(SourceSettings.model_validate_json(json.dumps(config["source"])))
+        source = SourceSettings.model_validate_json(json.dumps(config["source"]))
+        return source.endpoint_url
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"reading {CONFIG_NAME} of a run: found no usable settings of its source ({error}), "
@@ -363,7 +394,10 @@ _ARCHIVED_NAMES = (
     RUN_NAME, REPORT_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
     CONFIG_NAME, FINGERPRINT_NAME,
 )  # fmt: skip
-_TABLES = (RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
+_ARCHIVED_FOLDERS = (
+    OWN_SOURCES_FOLDER, RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, *PART_ROWS_FOLDERS,
+    OUTCOMES_FOLDER,
+)  # fmt: skip
 
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {
@@ -473,10 +507,12 @@ def begin_run(
     run_id: str | None = None,
     new_run: bool = False,
     started: datetime.datetime | None = None,
+    listing: Iterable[pa.RecordBatch] = (),
 ) -> Run:
     """Begin a run in an output folder, or continue the ones before it; no `_SUCCESS` meanwhile.
 
-    It `started` now, if it did not list and plan before.
+    It `started` now, if it did not list and plan before; `listing` are FILES batches of what it
+    listed, by which the folders of a manifest's recordings are known.
     """
     earlier = check_fingerprint(store, config, fingerprint, new_run=new_run)
     started = started or datetime.datetime.now(datetime.UTC)
@@ -489,7 +525,10 @@ def begin_run(
     if earlier is Earlier.other:
         archive_previous_results(store, run)
     store.remove(SUCCESS_NAME)
-    store.write_json(CONFIG_NAME, safe_config(config))
+    safe = safe_config(config)
+    store.write_json(CONFIG_NAME, safe)
+    source = SourceSettings.model_validate_json(json.dumps(safe["source"]))
+    record_sources(store, source, listing)
     store.write_json(
         FINGERPRINT_NAME, {"fingerprint": fingerprint, "settings": result_settings(config)}
     )
@@ -507,8 +546,8 @@ def archive_previous_results(store: OutputStore, run: Run) -> None:
     store.write_json(ARCHIVE_NOTE_NAME, {**note, "fingerprint": run.fingerprint})
     # The mark of a finished run is the first to go here and the last to come there.
     store.remove(SUCCESS_NAME)
-    for table in _TABLES:
-        store.move_all(list(store.all_names(table)), note["folder"])
+    for folder in _ARCHIVED_FOLDERS:
+        store.move_all(list(store.all_names(folder)), note["folder"])
     store.move_all(filter(store.exists, _ARCHIVED_NAMES), note["folder"])
     if note["finished"]:
         store.write_bytes(f"{note['folder']}/{SUCCESS_NAME}", b"")

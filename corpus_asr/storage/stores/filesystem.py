@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.failure_kinds import CHANGED, FETCH, NOT_FOUND, UNSUPPORTED_SCHEME
-from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.failure_kinds import CHANGED, FETCH, NOT_FOUND, REFUSED_FILE, UNSUPPORTED_SCHEME
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, FileRules, HostRules
 from corpus_asr.storage.stores.local import LocalStore
 from corpus_asr.storage.stores.store import (
     DEFAULT_POLICY,
@@ -55,6 +55,7 @@ class StoreOptions:
     endpoint_url: str | None = None  # the S3 endpoint, where it is not Amazon's
     policy: RetryPolicy = DEFAULT_POLICY
     hosts: HostRules = ANY_NAMED_HOST  # which hosts a web address may lead to
+    files: FileRules | None = None  # which files of this machine may be read; None: any
 
     @classmethod
     def of(cls, source: "SourceSettings") -> "StoreOptions":
@@ -67,6 +68,9 @@ DEFAULT_STORE = StoreOptions()
 
 def store_for(uri: str, options: StoreOptions = DEFAULT_STORE) -> Store:
     """Return the store a URI belongs to."""
+    if options.files is not None and not options.files.admits(uri):
+        found = "refused to read it: no run of this user on this machine read recordings there"
+        raise fetch_error("opening", uri, StoreError(REFUSED_FILE, found))
     scheme = scheme_of(uri)
     if scheme == LOCAL:
         return LocalStore()

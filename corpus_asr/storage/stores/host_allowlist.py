@@ -1,19 +1,22 @@
-"""What may be read on untrusted input: a manifest from elsewhere, a redirect on the way.
+"""What may be read on untrusted input: a manifest or tables from elsewhere, a redirect on the way.
 
 The URIs in `source.uri`, and those in a manifest on this machine, are the user's own. A
-manifest read from a remote store is not: it must not make this machine read its own files, nor ask
-hosts that only this machine can reach.
+manifest read from a remote store is not, nor are the tables of an output folder: they must not make
+this machine read its own files, nor ask hosts that only this machine can reach.
 """
 
 import fnmatch
+import functools
 import ipaddress
+import os
 import re
 import urllib.parse
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from corpus_asr.storage.stores.uri import LOCAL, scheme_of
+from corpus_asr.storage.stores.uri import LOCAL, local_path, scheme_of
 
 if TYPE_CHECKING:
     from corpus_asr.config.run import SourceSettings
@@ -25,6 +28,13 @@ _OBJECT_STORES = frozenset(
 )  # fmt: skip
 
 _NUMERIC = re.compile(r"(?:(?:0x[0-9a-f]*|[0-9]+)(?:\.|$))+")
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Source: IANA, IPv6 Address Space: all else is reserved, deprecated, or for one network's own use,
+# such as site-local addresses, NAT64 prefixes of one's own, and forms that carry an IPv4 address.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+# Unknown to `is_global` of older Pythons: relays of 6to4 (RFC 7526), documentation (RFC 9637).
+_RESERVED = (ipaddress.IPv4Network("192.88.99.0/24"), ipaddress.IPv6Network("3fff::/20"))
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -79,6 +89,32 @@ ANY_NAMED_HOST = HostRules()
 """The host that an address names, and from there public ones."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRules:
+    """Which URIs may be opened that lead to neither an object store nor a web server."""
+
+    folders: tuple[str, ...]
+    """Folders, or single files, in normal form: what lies below them may be opened."""
+
+    def admits(self, uri: str) -> bool:
+        """Tell whether a URI in normal form may be opened; the web has rules of its own."""
+        scheme = scheme_of(uri)
+        if scheme in WEB or scheme in _OBJECT_STORES:
+            return True
+        if scheme == LOCAL:
+            # Where a link leads is what counts; a path was made absolute without "..".
+            path = PurePosixPath(os.path.realpath(local_path(uri)))
+            return not _real_paths(self.folders).isdisjoint((path, *path.parents))
+        below = any(uri == each or uri.startswith(each.rstrip("/") + "/") for each in self.folders)
+        return below and ".." not in uri.split("/")
+
+
+@functools.lru_cache(maxsize=8)
+def _real_paths(uris: tuple[str, ...]) -> frozenset[PurePosixPath]:
+    local = (local_path(uri) for uri in uris if scheme_of(uri) == LOCAL)
+    return frozenset(PurePosixPath(os.path.realpath(path)) for path in local)
+
+
 def comes_from_elsewhere(manifest: str | None) -> bool:
     """Tell whether a manifest is read from a remote store."""
     return manifest is not None and scheme_of(manifest) != LOCAL
@@ -110,13 +146,16 @@ def is_public(address: IPAddress) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         # Forms that carry an IPv4 address: mapped, 6to4, Teredo, NAT64.
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in ipaddress.ip_network("64:ff9b::/96"):
+        if address in _NAT64:
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         if any(found is not None and not is_public(found) for found in inner):
             return False
-        if address.ipv4_mapped is not None:
+        if address.ipv4_mapped is not None or address in _NAT64:
             return True
-    return address.is_global and not address.is_multicast
+        if address not in _GLOBAL_UNICAST:
+            return False
+    reserved = any(address in network for network in _RESERVED)
+    return address.is_global and not address.is_multicast and not reserved
 
 
 def _fits(host: str, pattern: str) -> bool:

@@ -1,0 +1,147 @@
+"""Which folders this user's own runs read recordings in, signed, in the output folder.
+
+An output folder may come from elsewhere, its settings and tables with it: what these say must not
+make files of this machine readable. So each run leaves a record there, signed with a key that does
+not leave the user's own state folder.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import itertools
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.run import SourceSettings
+from corpus_asr.logs import event
+from corpus_asr.storage.listing import first_magic
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.host_allowlist import FileRules
+from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, public, scheme_of
+
+_LOG = logging.getLogger(__name__)
+
+OWN_SOURCES_FOLDER = "_run/sources"
+MOST_FOLDERS = 10_000
+"""Beyond so many, the folders above them are recorded."""
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnSources:
+    """What this user's runs on this machine recorded in an output folder."""
+
+    source: SourceSettings
+    """That of the last run."""
+    folders: tuple[str, ...]
+    """Of all runs: folders and single files, in normal form."""
+
+
+def record_sources(
+    store: OutputStore, source: SourceSettings, listing: Iterable[pa.RecordBatch]
+) -> None:
+    """Add the folders of a run's recordings to the record of this user.
+
+    Args:
+        source: without secrets.
+        listing: FILES batches of the run, read for the folders of a manifest.
+    """
+    try:
+        key = _key() or _new_key()
+    except OSError as error:  # no home, or one that cannot be written to: `view` says what to do
+        event(_LOG, logging.INFO, "sources_not_recorded", why=str(error))
+        return
+    known = _recorded(store, key)
+    folders = {*source_folders(source, listing), *(known.folders if known else ())}
+    while len(folders) > MOST_FOLDERS:
+        folders = {parent(folder) or "/" for folder in folders}
+    settings = source.model_dump(mode="json")
+    signed = json.dumps({"source": settings, "folders": sorted(folders)})
+    record = {"signed": signed, "signature": _signature(key, signed)}
+    name = _name(key)
+    if store.read_json(name) != record:
+        store.write_json(name, record)
+
+
+def read_own_sources(store: OutputStore) -> OwnSources | None:
+    """Return what this user's runs recorded here; None if another user or machine made it."""
+    try:
+        key = _key()
+    except OSError as error:
+        event(_LOG, logging.INFO, "own_sources_unknown", why=str(error))
+        return None
+    return None if key is None else _recorded(store, key)
+
+
+def source_folders(source: SourceSettings, listing: Iterable[pa.RecordBatch]) -> Iterator[str]:
+    """Yield the folders and files that a source names, and those of a manifest's local rows.
+
+    As tables name them, without credentials.
+    """
+    for uri in map(public, map(normalize, source.uri)):
+        first = first_magic(uri)
+        # The literal reading first, as in a listing: a name may hold what else makes a glob.
+        literal = first is None or (scheme_of(uri) == LOCAL and os.path.lexists(uri))
+        yield uri if literal else uri[: uri.rindex("/", 0, first)] or "/"
+    if source.manifest is not None:
+        for batch in listing:
+            found = pc.unique(pc.replace_substring_regex(batch.column("uri"), "/[^/]*$", ""))
+            folders = (folder or "/" for folder in found.to_pylist())
+            yield from map(public, itertools.filterfalse(FileRules(folders=()).admits, folders))
+
+
+def _recorded(store: OutputStore, key: bytes) -> OwnSources | None:
+    record = store.read_json(_name(key))
+    if not isinstance(record, dict):
+        return None
+    signed, signature = str(record.get("signed")), str(record.get("signature"))
+    if not hmac.compare_digest(_signature(key, signed).encode(), signature.encode()):
+        return None
+    content = json.loads(signed)
+    try:
+        source = SourceSettings.model_validate_json(json.dumps(content["source"]))
+    except ValueError as error:  # signed, but by another version of this program
+        event(_LOG, logging.INFO, "own_sources_unknown", why=str(error))
+        return None
+    return OwnSources(source=source, folders=tuple(content["folders"]))
+
+
+def _signature(key: bytes, signed: str) -> str:
+    return hmac.digest(key, signed.encode(), "sha256").hex()
+
+
+def _name(key: bytes) -> str:
+    # One record of each user: those who share an output folder keep theirs.
+    return f"{OWN_SOURCES_FOLDER}/{hashlib.sha256(key).hexdigest()[:16]}.json"
+
+
+def _key_path() -> Path:
+    # Source: XDG Base Directory Specification 0.8; relative values are to be ignored.
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state) if os.path.isabs(state) else Path(os.path.expanduser("~/.local/state"))
+    return base / "corpus-asr" / "sources.key"
+
+
+def _key() -> bytes | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        key = _key_path().read_bytes()
+        # Shorter while another process writes it.
+        return key if len(key) == _KEY_BYTES else None
+    return None
+
+
+def _new_key() -> bytes:
+    path, key = _key_path(), secrets.token_bytes(_KEY_BYTES)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(key)
+    return key

@@ -1,0 +1,188 @@
+"""What tables may make this machine read: what this user's own runs read, or what is allowed."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import FetchError
+from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST
+from corpus_asr.storage.run_state import own_sources
+from corpus_asr.storage.run_state.own_sources import OWN_SOURCES_FOLDER
+from corpus_asr.storage.run_state.plan import make_plan, read_listing
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, begin_run, source_options
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import StoreOptions, read_bytes
+from tests.support.stores import web_server
+from tests.support.tables import run_config
+
+SECRET = b"of this machine"
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user who has run nothing yet."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture(name="audio")
+def audio_folder(tmp_path: Path) -> Path:
+    for name in ("audio/a.wav", "audio/deep/b.wav", "audio2/c.wav", "private.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(SECRET)
+    return tmp_path / "audio"
+
+
+def begun(config: RunConfig) -> OutputStore:
+    store = OutputStore(config.output.uri)
+    plan = make_plan(config, store)
+    begin_run(store, config, "settings", listing=read_listing(store, plan))
+    return store
+
+
+def opens(uri: object, options: StoreOptions) -> bool:
+    try:
+        return read_bytes(str(uri), options) == SECRET
+    except FetchError as error:
+        if error.kind != REFUSED_FILE or "--audio-folder" not in str(error):
+            raise
+        return False
+
+
+def test_below_the_source_of_an_own_run_all_is_read_and_nothing_else(audio: Path) -> None:
+    options = source_options(begun(run_config(audio, audio.parent / "output")))
+    for inside in (
+        audio / "a.wav",
+        audio / "deep" / ".." / "deep" / "b.wav",
+        f"file://{audio}/a.wav",
+    ):
+        assert opens(inside, options)
+    outside = audio.parent / "private.txt"
+    (audio / "link.wav").symlink_to(outside)
+    (audio / "up").symlink_to(audio.parent)
+    for uri in (
+        outside, audio.parent / "audio2" / "c.wav", audio / ".." / "private.txt",
+        audio / "link.wav", audio / "up" / "private.txt", f"file://{outside}", f"FILE://{outside}",
+        f"file://localhost{outside}", f"file://{audio}/../private.txt", f"local://{outside}",
+        f"simplecache::file://{outside}", f"zip://a::{outside}", f"filecache://{outside}",
+        os.path.relpath(outside), "/proc/self/environ", "/dev/stdin",
+        f"sftp://localhost{outside}", f"{audio}/../no such file", "memory://a",
+    ):  # fmt: skip
+        assert not opens(uri, options), uri
+    with pytest.raises(FetchError, match="not found"):  # a name like any other
+        read_bytes(f"{audio}/%2e%2e/private.txt", options)
+
+
+@pytest.mark.parametrize("pattern", ["audio/*.wav", "audio/a.wav", "audio/**/b.wav"])
+def test_globs_and_single_files_count_as_sources(audio: Path, pattern: str) -> None:
+    options = source_options(begun(run_config(audio.parent / pattern, audio.parent / "output")))
+    assert opens(audio / ("deep/b.wav" if "**" in pattern else "a.wav"), options)
+    assert not opens(audio.parent / "audio2" / "c.wav", options)
+
+
+def test_a_manifests_recordings_are_read_and_its_neighbors_are_not(audio: Path) -> None:
+    manifest = audio.parent / "list.csv"
+    manifest.write_text("uri\naudio/deep/b.wav\ns3://bucket/a.wav\n")
+    source = {"manifest": str(manifest)}
+    config = run_config(audio, audio.parent / "output", source=source)
+    options = source_options(begun(config))
+    assert options.files is not None
+    assert options.files.folders == (str(audio / "deep"),)
+    assert opens(audio / "deep" / "b.wav", options)
+    assert not opens(audio / "a.wav", options)
+    assert not opens(audio.parent / "private.txt", options)
+
+
+def test_later_runs_over_other_folders_keep_what_earlier_ones_read(audio: Path) -> None:
+    output = audio.parent / "output"
+    for folder in (audio, audio.parent / "audio2"):
+        store = begun(run_config(folder, output))
+    assert opens(audio / "a.wav", source_options(store))
+    assert opens(audio.parent / "audio2" / "c.wav", source_options(store))
+    begin_run(store, run_config(audio / "deep", output), "others", new_run=True)
+
+
+def test_where_many_folders_are_read_those_above_them_are_recorded(
+    audio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_sources, "MOST_FOLDERS", 2)
+    uris = [str(audio / name / "x.wav") for name in "abcd"]
+    store = OutputStore(str(audio.parent / "output"))
+    begin_run(store, run_config("", store.uri, source={"uri": uris}), "settings")
+    assert opens(audio / "a.wav", source_options(store))
+    assert not opens(audio.parent / "private.txt", source_options(store))
+
+
+def test_what_an_output_folder_says_of_itself_opens_nothing(
+    audio: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = begun(run_config("/", audio.parent / "output", source={"uri": [str(audio)]}))
+    (name,) = store.all_names(OWN_SOURCES_FOLDER)
+    record = store.read_json(name)
+    # Another user, or another machine: settings and record are those of its own run.
+    monkeypatch.setenv("XDG_STATE_HOME", str(state.parent / "other"))
+    assert not opens(audio / "a.wav", source_options(store))
+    begun(run_config("s3://bucket/audio", audio.parent / "mine", source={"uri": [str(audio)]}))
+    assert not opens(audio / "a.wav", source_options(store))
+    # Forged: more folders under a signature of others.
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    assert opens(audio / "a.wav", source_options(store))
+    wider = record["signed"].replace(str(audio), str(audio.parent))
+    records: list[Any] = [record | {"signed": wider}, record | {"signature": "é"}, {}, [], "x"]
+    for forged in records:
+        store.write_json(name, forged)
+        assert not opens(audio.parent / "private.txt", source_options(store))
+    store.remove(name)
+    assert store.read_json(CONFIG_NAME)["source"]["uri"] == [str(audio)]
+    assert not opens(audio / "a.wav", source_options(store))
+    assert opens(audio / "a.wav", source_options(store, allowed=[str(audio)]))
+
+
+def test_a_copied_output_folder_keeps_its_recordings(audio: Path) -> None:
+    begun(run_config(audio, audio.parent / "output"))
+    copy = shutil.copytree(audio.parent / "output", audio.parent / "copy")
+    assert opens(audio / "a.wav", source_options(OutputStore(str(copy))))
+
+
+def test_a_link_to_what_may_be_read_is_followed(audio: Path) -> None:
+    (audio / "link.wav").symlink_to(audio.parent / "audio2" / "c.wav")
+    store = begun(run_config(audio, audio.parent / "output"))
+    assert not opens(audio / "link.wav", source_options(store))
+    allowed = source_options(store, allowed=[str(audio.parent / "audio2")])
+    assert opens(audio / "link.wav", allowed)
+
+
+def test_without_a_place_for_the_key_a_run_begins_all_the_same(
+    audio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(audio / "a.wav" / "below a file"))
+    store = begun(run_config(audio, audio.parent / "output"))
+    assert list(store.all_names(OWN_SOURCES_FOLDER)) == []
+    assert not opens(audio / "a.wav", source_options(store))
+
+
+def test_the_key_is_for_its_user_alone(audio: Path, state: Path) -> None:
+    begun(run_config(audio, audio.parent / "output"))
+    key = state / "corpus-asr" / "sources.key"
+    assert key.stat().st_mode & 0o077 == 0
+    assert key.parent.stat().st_mode & 0o077 == 0
+
+
+def test_hosts_of_this_network_are_asked_for_own_runs_and_allowed_ones_only(
+    audio: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with web_server() as web:
+        web.files["a.wav"] = SECRET
+        uri = web.url("a.wav")
+        store = begun(run_config(uri, audio.parent / "output"))
+        assert read_bytes(uri, source_options(store)) == SECRET
+        monkeypatch.setenv("XDG_STATE_HOME", str(state.parent / "other"))
+        with pytest.raises(FetchError) as caught:
+            read_bytes(uri, source_options(store))
+        assert caught.value.kind == REFUSED_HOST
+        allowed = source_options(store, allowed=[web.url("")])
+        assert read_bytes(uri, allowed) == SECRET
