@@ -4,13 +4,15 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.recordings import Selection, Turns, segment_from
+from corpus_asr.export.recordings import Selection, Turns, read_index, segment_from
 from corpus_asr.export.speaker_names import SpeakerNames, read_names, with_voices
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
+from corpus_asr.storage.run_state.corrections import Corrections, Corrector
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.run_state.voices import read_voices
@@ -83,8 +85,14 @@ def refuse_speakers(store: OutputStore, selection: Selection, turns: Turns | Non
         )
 
 
-def read_segments(uri: str, *, speakers: bool = False, endpoint_url: str | None = None) -> pa.Table:
+def read_segments(
+    uri: str, *, corrected: bool = True, speakers: bool = False, endpoint_url: str | None = None
+) -> pa.Table:
     """Return the segments of a run as an Arrow table, in the order of its tables.
+
+    With `corrected`, texts, words and confidences are as people corrected them in the viewer, as
+    in `show` and `export`: segments whose whole text was removed are left out. Without, they are
+    the model's, as in the Parquet tables.
 
     With `speakers`, segments and words have one more column, `speaker`, and segments with words are
     split where the speaker changes; pieces have no token ids. All of it is in memory: read larger
@@ -96,6 +104,8 @@ def read_segments(uri: str, *, speakers: bool = False, endpoint_url: str | None 
     store = OutputStore(uri, endpoint_url=endpoint_url)
     batches = [batch.cast(SEGMENTS) for batch in store.segments()]
     table = pa.Table.from_batches(batches, SEGMENTS)
+    if corrected:
+        table = _corrected(store, table)
     if not speakers:
         return table
     turns = speakers_of(store)
@@ -111,6 +121,17 @@ def read_segments(uri: str, *, speakers: bool = False, endpoint_url: str | None 
         ]
         rows += [row | _columns(piece) for piece in with_speakers([segment_from(row)], own)]
     return pa.Table.from_pylist(rows, SPOKEN_SEGMENTS)
+
+
+def _corrected(store: OutputStore, segments: pa.Table) -> pa.Table:
+    corrections = Corrections.load(store)
+    if not len(corrections):
+        return segments
+    recordings = read_index(store).recordings
+    owners = pc.index_in(segments["recording_id"], value_set=recordings["recording_id"])
+    corrector = Corrector(corrections, recordings)
+    rows = corrector.apply(segments, pc.fill_null(owners, -1).to_numpy())
+    return rows.filter(pa.array(Selection().segments(rows))).drop_columns(["corrected"])
 
 
 def _columns(segment: Segment) -> dict[str, object]:

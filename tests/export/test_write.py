@@ -17,13 +17,14 @@ from corpus_asr.cli import main as cli
 from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import ExternalSort, Selection
+from corpus_asr.export.speakers import read_segments
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.formats.writers import ExportFormat, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.runtime.diarization import find_speakers_of_run
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
-from tests.support.runs import correct_segment, finished
+from tests.support.runs import correct_segment, finished, says
 from tests.support.tables import commit, part, results
 
 
@@ -293,6 +294,31 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     assert "max_line_count without max_line_width" in done.stderr
 
 
+def test_segments_are_read_as_people_corrected_them_unless_the_models_are_asked_for(
+    store: OutputStore,
+) -> None:
+    segments = rows(0, "one", "two", "tree")
+    word = {"word": " tree", "start_s": 2.0, "end_s": 2.5, "probability": 0.5}
+    segments[2]["words"] = [word]
+    add(store, part("a.wav", 0, texts=None, segments=segments, language="en"))
+    add(store, transcribed("b.wav", 0, "one more"))
+    assert read_segments(store.uri).equals(read_segments(store.uri, corrected=False))
+    correct_segment(store, "one", "won")
+    correct_segment(store, "two", "")  # nobody speaks there
+    correct_segment(store, "tree", "three")
+    model, people = read_segments(store.uri, corrected=False), read_segments(store.uri)
+    assert model["text"].to_pylist() == [" one", " two", " tree", " one more"]
+    assert people["text"].to_pylist() == [" won", " three", " one more"]
+    assert people.schema.equals(model.schema)
+    assert people["confidence"].to_pylist()[:2] == [1.0, 1.0]
+    corrected = [{**word, "word": " three", "probability": 1.0}]
+    assert people["words"][1].as_py() == corrected
+    says(store, model["uri"][0].as_py(), (0.0, 9.0, "S1"))
+    spoken = read_segments(store.uri, speakers=True)
+    assert spoken["text"].to_pylist() == [" won", " three", " one more"]
+    assert spoken["speaker"].to_pylist() == ["S1", "S1", None]
+
+
 def test_what_people_corrected_is_written_unless_the_models_text_is_asked_for(
     store: OutputStore, to: Path
 ) -> None:
@@ -331,7 +357,9 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["duckdb", "pandas", "join", "speakers"])
+@pytest.mark.parametrize(
+    "code", EXAMPLES, ids=["duckdb", "pandas", "join", "corrections", "speakers"]
+)
 def test_an_example_of_the_guide_to_reading_shows_every_recording(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
