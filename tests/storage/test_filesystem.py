@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import pickle
 import random
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +27,7 @@ from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     exists,
     list_objects,
+    move,
     open_binary,
     open_store,
     read_bytes,
@@ -34,7 +37,7 @@ from corpus_asr.storage.stores.filesystem import (
 )
 from corpus_asr.storage.stores.s3 import from_exception
 from corpus_asr.storage.stores.store import RetryPolicy, with_retries
-from tests.support.stores import S3Server, WebServer
+from tests.support.stores import REFUSALS, S3Server, WebServer, faulty_store
 
 HOSTILE_NAMES = (
     "two words.mp3", "a#b.mp3", "a?b.mp3", "a%20b.mp3", "line\nbreak.mp3", "\N{GRINNING FACE}.mp3",
@@ -324,6 +327,55 @@ def test_an_upload_that_fails_says_where(s3: S3Server, tmp_path: Path) -> None:
     for uri in ("s3://no-such-bucket-here/key", str(tmp_path / "file" / "below")):
         with pytest.raises(FetchError, match=r"writing .*(no-such-bucket-here/key|file/below)"):
             upload(str(tmp_path / "source"), uri, s3.options)
+
+
+@pytest.mark.parametrize("calculation", [None, "when_supported", "when_required"])
+def test_a_bucket_with_object_lock_takes_all_that_is_written(
+    s3: S3Server,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    calculation: str | None,
+) -> None:
+    if calculation is not None:
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", calculation)
+    with faulty_store(s3.endpoint_url, {}, seed=1) as store:
+        store.object_lock = True
+        uri, options = f"s3://{bucket}/{uuid.uuid4().hex}", store.options
+        write_atomic(f"{uri}/written", b"", options)
+        write_atomic(f"{uri}/written", b"data", options)
+        assert filesystem.create(f"{uri}/created", b"a", options)
+        assert filesystem.swap(f"{uri}/created", b"b", b"a", options)
+        move(f"{uri}/created", f"{uri}/moved", options)
+        source = tmp_path / "source"
+        for content in (b"", b"few", b"parts" * 25_000_000):  # the last one in several
+            source.write_bytes(content)
+            upload(str(source), f"{uri}/uploaded", options)
+            assert read_bytes(f"{uri}/uploaded", options) == content
+        assert read_bytes(f"{uri}/moved", options) == b"b"
+        assert store.injected.total() == 0
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("fault", ["no_checksum", "no_encryption"])
+def test_what_a_store_says_of_a_refusal_is_passed_on(
+    s3: S3Server, bucket: str, fault: str
+) -> None:
+    status, code, words = REFUSALS[fault]
+    with faulty_store(s3.endpoint_url, {fault: 1.0}, seed=1) as store:
+        options = replace(store.options, policy=QUICK)
+        for refused in (
+            lambda: write_atomic(f"s3://{bucket}/key", b"x", options),
+            lambda: read_bytes(f"s3://{bucket}/key", options),
+            lambda: read_bytes(f"{store.endpoint_url}/{bucket}/key", options),
+        ):
+            requests = store.requests
+            with pytest.raises(FetchError) as caught:
+                refused()
+            assert words in str(caught.value)
+            assert str(status) in str(caught.value) or code in str(caught.value)
+            assert not caught.value.retryable, "the same command would be refused again"
+            assert store.requests - requests <= 2, "a refusal is no reason to ask again"
 
 
 def full_after(num_bytes: int) -> Callable[..., Any]:

@@ -7,7 +7,9 @@ A faulty store is a proxy that passes requests and answers unchanged, signatures
 the faults. Which request meets which fault is drawn from the seed and the number of the request.
 """
 
+import base64
 import contextlib
+import hashlib
 import html
 import http.client
 import http.server
@@ -281,13 +283,18 @@ BAD_NIGHT = {
     "done_500": 0.02,
 }  # fmt: skip
 
-_REFUSALS = {
+REFUSALS = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
     "too_many": (429, "TooManyRequests", "Too many requests."),
     "internal": (500, "InternalError", "We encountered an internal error."),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
     "denied": (403, "AccessDenied", "Access Denied"),
-}
+    # What Amazon says of a bucket with Object Lock, and of one whose policy wants encryption.
+    "no_checksum": (400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- HTTP header is required "
+                    "for Put Object requests with Object Lock parameters"),
+    "no_encryption": (403, "AccessDenied", "User: arn:aws:iam::1:user/night is not authorized to "
+                      "perform: s3:PutObject with an explicit deny in a resource-based policy"),
+}  # fmt: skip
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "expect"}
 DRIP_S = 0.25
 _UPSTREAM_LIMIT_S = 300.0  # the machine of a test may be stopped for minutes
@@ -300,12 +307,14 @@ class FaultyStore:
     endpoint_url: str
     upstream: str
     rates: dict[str, float]
-    """By fault, the share of requests that meet it: one of `_REFUSALS`, or `reset` (before the
+    """By fault, the share of requests that meet it: one of `REFUSALS`, or `reset` (before the
     request is done), `lost_answer` and `done_500` (after it is done), `truncated`, `slow`,
     `changed` (the ETag of a later range is another one), `no_xml` (of a listing)."""
     seed: int
     max_in_a_row: int | None = None
     """So often at most the same request fails; for tests that must end."""
+    object_lock: bool = False
+    """Whether what is put without a checksum is refused."""
     slow_s: float = 0.2
     lag_s: float = 0.0
     """Listings show what was put so much later."""
@@ -368,11 +377,13 @@ class _Proxy(Handler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = (self.command, self.path, self.headers.get("Range") or "")
         fault = state.draw(request, self._possible())
+        if state.object_lock and self.command == "PUT" and not self._has_checksum(body):
+            fault = "no_checksum"
         if fault == "slow":
             time.sleep(state.slow_s)
         if fault == "reset":
             self._hang_up()
-        elif fault in _REFUSALS:
+        elif fault in REFUSALS:
             self._refuse(fault)
         elif fault == "no_xml":
             self._send(200, [("Content-Type", "application/xml")], b"<ListBucketResult><Cont")
@@ -381,8 +392,16 @@ class _Proxy(Handler):
         if self.command == "PUT":
             state.put_s[urllib.parse.unquote(self.path.partition("?")[0])] = time.monotonic()
 
+    def _has_checksum(self, body: bytes) -> bool:
+        if "x-amz-copy-source" in self.headers:
+            return True
+        said = self.headers.get("Content-MD5")
+        if said is None:
+            return any(name.lower().startswith("x-amz-checksum-") for name in self.headers)
+        return said == base64.b64encode(hashlib.md5(body).digest()).decode()
+
     def _possible(self) -> frozenset[str]:
-        every = {*_REFUSALS, "reset", "lost_answer", "done_500", "slow"}
+        every = {*REFUSALS, "reset", "lost_answer", "done_500", "slow"}
         listing = "list-type=" in self.path
         if self.command == "GET":
             every |= {"truncated", "no_xml"} if listing else {"truncated"}
@@ -459,7 +478,7 @@ class _Proxy(Handler):
         self.close_connection = True
 
     def _refuse(self, fault: str) -> None:
-        status, code, message = _REFUSALS[fault]
+        status, code, message = REFUSALS[fault]
         text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
         headers = [("Content-Type", "application/xml")]
         if fault == "too_many":

@@ -1,8 +1,11 @@
 """Objects behind http(s) URLs as a read-only store, and JSON posted to a webhook."""
 
 import asyncio
+import html
 import ipaddress
 import json
+import logging
+import re
 import socket
 import time
 import urllib.parse
@@ -18,6 +21,7 @@ from fsspec.asyn import get_loop, sync
 from fsspec.implementations.http import HTTPFileSystem
 
 from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, REFUSED_HOST, TIMEOUT
+from corpus_asr.logs import event
 from corpus_asr.storage.stores.host_allowlist import WEB, HostRules, Verdict, host_of, is_public
 from corpus_asr.storage.stores.host_health import HostHealth
 from corpus_asr.storage.stores.store import (
@@ -26,6 +30,7 @@ from corpus_asr.storage.stores.store import (
     RetryPolicy,
     Store,
     StoreError,
+    answer_of,
     failure_of,
     from_os_error,
     from_status,
@@ -34,6 +39,7 @@ from corpus_asr.storage.stores.store import (
 from corpus_asr.units import MEBIBYTE
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10
 CONNECT_ATTEMPTS = 5  # about four seconds
@@ -176,7 +182,7 @@ class WebStore(Store):
                         continue
                     if response.status >= 400 and response.status != 416:
                         retry_after = response.headers.get("Retry-After")
-                        reason = response.reason or ""
+                        reason = answer_of(response.reason or "", await _words_of(response))
                         raise from_status(response.status, reason, retry_after=retry_after)
                     return await use(response)
             raise StoreError(FETCH, f"found more than {MAX_REDIRECTS} redirects")
@@ -251,6 +257,27 @@ class WebStore(Store):
                 raise StoreError(FETCH, found, transient=True)
 
         self._request("GET", uri, {}, use, limit_s=None)
+
+
+# A page of HTML says nothing in a message; what APIs say is short.
+_MOST_ANSWER_BYTES = 4096
+_WORDS = re.compile(r"<Message>([^<]*)</Message>|\"(?:message|detail|error)\"\s*:\s*\"([^\"]*)\"")
+
+
+async def _words_of(response: aiohttp.ClientResponse) -> str:
+    """Return what a refusal says of itself: plain text, or a message in XML or JSON."""
+    if response.status >= 500:  # it is asked again, and its words are of no use
+        return ""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            body = await response.content.read(_MOST_ANSWER_BYTES)
+    except (TimeoutError, aiohttp.ClientError) as error:
+        event(_LOG, logging.DEBUG, "no_words", why=repr(error))
+        return ""
+    text = body.decode("utf-8", "replace").strip()
+    if found := _WORDS.search(text):
+        return html.unescape(found[1] or found[2])
+    return text if response.content_type == "text/plain" and "<" not in text else ""
 
 
 def _address(uri: str) -> yarl.URL:

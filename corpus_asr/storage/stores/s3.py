@@ -1,6 +1,9 @@
 """S3 and its relatives as a store: s3://bucket/key, the key taken literally."""
 
 import asyncio
+import base64
+import hashlib
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -17,12 +20,14 @@ from corpus_asr.storage.stores.store import (
     RetryPolicy,
     Store,
     StoreError,
+    answer_of,
     asked_wait_s,
     fetch_error,
     from_os_error,
     from_status,
     with_retries,
 )
+from corpus_asr.units import MEBIBYTE
 
 T = TypeVar("T")
 
@@ -36,10 +41,11 @@ CLIENT_OPTIONS = {
     "read_timeout": READ_TIMEOUT_S,
     "retries": {"total_max_attempts": 1, "mode": "standard"},
     "max_pool_connections": 32,
-    # Stores other than Amazon's refuse the checksum trailers that newer clients send by default.
-    "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
 }
+# Stores other than Amazon's refuse the checksum trailers that newer clients send by default. All
+# take the older header, without which buckets with Object Lock refuse every write.
+_TRAILERS = "request_checksum_calculation"
 
 
 class _NoConditionsError(Exception):
@@ -58,8 +64,11 @@ class S3Store(Store):
     def __init__(self, endpoint_url: str | None, policy: RetryPolicy) -> None:
         self._policy = policy
         self._renew = False
+        # Whoever sets it wants these trailers, or none: the client reads the variable itself.
+        chosen = f"AWS_{_TRAILERS.upper()}" in os.environ
         self.filesystem = s3fs.S3FileSystem(
-            endpoint_url=endpoint_url, config_kwargs=dict(CLIENT_OPTIONS),
+            endpoint_url=endpoint_url,
+            config_kwargs=CLIENT_OPTIONS | ({} if chosen else {_TRAILERS: "when_required"}),
             use_listings_cache=False, skip_instance_cache=True,
         )  # fmt: skip
 
@@ -73,12 +82,18 @@ class S3Store(Store):
 
         async def limited() -> T:
             # Making a client reads files and asks for credentials: not part of a request's time.
-            client = await self.filesystem.set_session(refresh=self._renew)
-            self._renew = False
-            return await asyncio.wait_for(call(client), limit_s)
+            return await asyncio.wait_for(call(await self._client()), limit_s)
 
         result: T = sync(self.filesystem.loop, limited)
         return result
+
+    async def _client(self) -> Any:
+        client = await self.filesystem.set_session(refresh=self._renew)
+        self._renew = False
+        for operation in ("PutObject", "UploadPart"):
+            event = f"before-call.s3.{operation}"
+            client.meta.events.register(event, _add_checksum, unique_id=f"checksum-{operation}")
+        return client
 
     def info(self, uri: str) -> ObjectInfo:
         bucket, key = _object(uri)
@@ -110,6 +125,7 @@ class S3Store(Store):
         self._put(uri, data)
 
     def upload(self, path: str, uri: str) -> None:
+        sync(self.filesystem.loop, self._client)
         self.filesystem.put_file(path, "/".join(split(uri)))
 
     def create(self, uri: str, data: bytes) -> bool:
@@ -208,6 +224,22 @@ class S3Store(Store):
                 failure = StoreError(FETCH, "a page is not the last but names none after it")
                 raise fetch_error("listing", prefix, failure)
             options["ContinuationToken"] = following
+
+
+def _add_checksum(params: dict[str, Any], **_: Any) -> None:
+    """Add the MD5 of what is sent, unless another checksum goes with it."""
+    headers, body = params["headers"], params["body"]
+    if any(name.lower().startswith(("x-amz-checksum-", "x-amz-trailer")) for name in headers):
+        return
+    digest = hashlib.md5(usedforsecurity=False)
+    if isinstance(body, bytes | bytearray):
+        digest.update(body)
+    else:  # a file
+        start = body.tell()
+        while piece := body.read(MEBIBYTE):
+            digest.update(piece)
+        body.seek(start)
+    headers["Content-MD5"] = base64.b64encode(digest.digest()).decode()
 
 
 def _object(uri: str) -> tuple[str, str]:
@@ -313,7 +345,7 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
     if code == "NoSuchBucket":
         return StoreError(NO_BUCKET, "there is no such bucket (NoSuchBucket)")
     if code in _NO_SUCH:
-        return StoreError(NOT_FOUND, f"not found ({code})")
+        return StoreError(NOT_FOUND, f"not found ({answer_of(code, message)})")
     # Presigned requests and other stores say it in words only.
     if code in _EXPIRED or (status in (401, 403) and "expired" in message.lower()):
         return _expired(f"{status} {code}")
@@ -321,7 +353,7 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
         meaning, advice = _WRONG_KEYS[code]
         return StoreError(ACCESS_DENIED, f"access denied ({code}): {meaning}", advice=advice)
     if code in _DENIED:
-        return StoreError(ACCESS_DENIED, f"access denied ({code})")
+        return StoreError(ACCESS_DENIED, f"access denied ({answer_of(code, message)})")
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     if code in _ELSEWHERE:
         region = headers.get("x-amz-bucket-region") or error.response["Error"].get("Region")
@@ -332,9 +364,10 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
         )
     asked_for = headers.get("retry-after")
     if code in _BUSY:
-        return StoreError(FETCH, f"the store answered {status} {code}", transient=True,
+        found = f"the store answered {status} {answer_of(code, message)}"
+        return StoreError(FETCH, found, transient=True,
                           retry_after_s=asked_wait_s(asked_for))  # fmt: skip
-    return from_status(status, code, retry_after=asked_for)
+    return from_status(status, answer_of(code, message), retry_after=asked_for)
 
 
 def _expired(reason: str) -> StoreError:

@@ -251,6 +251,18 @@ def asked_wait_s(retry_after: str | None) -> float:
     return max(0.0, when_s - time.time())
 
 
+# Long enough for any sentence of a store, short enough for a message and a table.
+_MOST_WORDS_CHARS = 300
+
+
+def answer_of(code: str, words: str) -> str:
+    """Return a store's code with what it says in its own words, on one line and bounded."""
+    said = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    said = said if len(said) <= _MOST_WORDS_CHARS else f"{said[:_MOST_WORDS_CHARS]}..."
+    # Some stores repeat the code in place of words.
+    return f"{code}: {said}" if said and said != code else code
+
+
 def from_status(status: int, reason: str, *, retry_after: str | None = None) -> StoreError:
     """Translate an HTTP status that is no success."""
     found = f"the store answered {status} {reason}".rstrip()
