@@ -16,9 +16,11 @@ from corpus_asr.cli.file_results import (
     OF_THE_MODEL,
     FileResults,
     checked_inputs,
+    existing_of,
     formats_of,
     inputs_to_do,
     layout_of,
+    made_by,
     work_on_files,
 )
 from corpus_asr.errors import ConfigError, FetchError
@@ -55,6 +57,7 @@ def align(
     output_dir: options.OutputDir = None,
     formats: options.Formats = None,
     overwrite: options.Overwrite = False,
+    skip_existing: options.SkipExisting = False,
     timestamps: options.Timestamps = True,
     max_line_width: options.MaxLineWidth = None,
     max_line_count: options.MaxLineCount = None,
@@ -95,7 +98,13 @@ def align(
             from corpus_asr.cli.output_files import OutputFiles
 
             output = OutputFiles(
-                output_dir, inputs.found, layout, overwrite=overwrite, channels_apart=False
+                output_dir,
+                inputs.found,
+                layout,
+                existing=existing_of(overwrite=overwrite, skip=skip_existing),
+                channels_apart=False,
+                made_by=made_by(model, compute_type, of_model | keys),
+                texts=texts,
             )
         left = inputs_to_do(inputs, output, quiet=quiet)
         prints_text = verbose if output else layout.formats == ("txt",)

@@ -7,7 +7,7 @@ recording that is over is written at once, so that an interrupt costs those unde
 import difflib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from corpus_asr.cli.inputs import Input, Inputs
-    from corpus_asr.cli.output_files import Layout, OutputFiles
+    from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.in_flight import TranscriptionProgress
     from corpus_asr.runtime.transcriber import Transcriber
@@ -113,15 +113,35 @@ def _missing(transcript: "Transcript") -> str:
     )
 
 
+def existing_of(*, overwrite: bool, skip: bool) -> "Existing":
+    """Return what is to be done where outputs exist."""
+    from corpus_asr.cli.output_files import Existing
+
+    if overwrite and skip:
+        raise ConfigError(
+            "reading the options: found --overwrite and --skip-existing, expected one of them"
+        )
+    return Existing.overwrite if overwrite else Existing.skip if skip else Existing.known
+
+
+def made_by(
+    checkpoint: str | None, compute_type: str, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the model and the options that change what is written."""
+    model = {"model": model_or_default(checkpoint, quiet=True), "compute_type": compute_type}
+    return model | {name: arguments[name] for name in arguments if name != "slots"}
+
+
 def inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool) -> "list[Input]":
-    """Return the recordings whose files are not all there."""
+    """Return the recordings whose files are not all there, or of something else."""
     if output is None:
         return inputs.found
     left = [each for each in inputs.found if not output.is_done(each.name)]
     kept = len(inputs.found) - len(left)
     if kept and not quiet:
         which = "all files" if kept == len(inputs.found) else f"{kept} of {len(inputs.found)} files"
-        note(f"note: {which} have their outputs in {output.folder}; --overwrite replaces them")
+        again = "--overwrite transcribes again"
+        note(f"note: {which} have their outputs in {output.folder}; {again}")
     return left
 
 

@@ -1,19 +1,34 @@
-"""Files of transcripts below a folder: their names, which are there already, and the writing."""
+"""Files of transcripts below a folder: their names, which are there already, and the writing.
 
+    FOLDER/NAME.SUFFIX                     the files of a recording
+    FOLDER/.corpus-asr/RECORDING_ID.json   its record: name, content version, model and options
+    FOLDER/.corpus-asr/names/HASH          whose a name is: of two calls at once, one gets it
+
+Nothing that no record knows is replaced, so a lost record costs a transcription, never a file.
+"""
+
+import hashlib
+import itertools
 import json
+import logging
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any
 
 import pyarrow as pa
 
 from corpus_asr.cli.inputs import Input
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.write import WRITERS, Names
 from corpus_asr.formats.cues import CueRules
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.formats.writers import ExportFormat, WordStyle, file_suffix, file_texts
+from corpus_asr.logs import event
+from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (
     LOCAL,
@@ -26,6 +41,7 @@ from corpus_asr.storage.stores.uri import (
 )
 
 JSON_LINES = "jsonl"
+_LOG = logging.getLogger(__name__)
 
 
 def suffix_of(name: str) -> str:
@@ -57,8 +73,40 @@ class Layout:
                 )
 
 
+class Existing(StrEnum):
+    """What is done where outputs exist."""
+
+    known = "known"
+    """Those of the same recording, model and options are kept; other files are not replaced."""
+    skip = "skip"
+    """A recording is skipped by the names of its files, whatever made them."""
+    overwrite = "overwrite"
+    """All is done again; only files of other recordings are not replaced."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Record:
+    """What was written for a recording; one object below `RECORDS_FOLDER`."""
+
+    source: str
+    name: str
+    """Of its files, without their suffixes."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By suffix: `of`, what made it or null while it is written, and `hashes` of its content."""
+
+    def is_current(self, suffix: str, of: str) -> bool:
+        return suffix in self.files and self.files[suffix]["of"] == of
+
+    def wrote(self, suffix: str, content: bytes) -> bool:
+        return suffix in self.files and _hash_of(content) in self.files[suffix]["hashes"]
+
+
 class OutputFiles:
-    """A file per recording and format; what is there is kept unless it is to be overwritten."""
+    """A file per recording and format, and a record of what each was made of.
+
+    A recording has one name in the folder, which it finds again; another recording of that name,
+    or files that no record knows, make it `NAME-2`, `NAME-3` and so on.
+    """
 
     def __init__(
         self,
@@ -66,22 +114,50 @@ class OutputFiles:
         inputs: Sequence[Input],
         layout: Layout,
         *,
-        overwrite: bool,
+        existing: Existing,
         channels_apart: bool,
+        made_by: Mapping[str, Any],
+        texts: Mapping[str, str] | None = None,
     ) -> None:
+        """Look at what is there.
+
+        Args:
+            folder: path or URI.
+            inputs: recordings.
+            layout: how files look.
+            existing: what is done where files exist.
+            channels_apart: whether each channel has files of its own.
+            made_by: model and options that change what is written.
+            texts: known text of each recording, by its name.
+        """
         self.folder = redact_uri(folder).rstrip("/") or "/"
         """As it is shown."""
         self._root = _checked_folder(folder)
         self._layout = layout
+        self._existing = existing
         self._channels_apart = channels_apart
-        self._uris = {each.name: each.shown_uri for each in inputs}
-        self._names = self._named(inputs)
-        self._missing: Mapping[str, tuple[str, ...]] = (
-            dict.fromkeys(self._names, layout.formats) if overwrite else self._look_up()
-        )
+        self._made_by = repr((sorted(made_by.items()), layout.rules, layout.words))
+        self._texts = texts or {}
+        self._inputs = {each.name: each for each in inputs}
+        self._records: dict[str, _Record] = {}
+        self._of: dict[str, str] = {}
+        # What comes through a pipe is another recording each time.
+        self._ids = {
+            each.name: uuid.uuid4().hex if each.piped else recording_id(public(each.uri))
+            for each in inputs
+        }
+        self._wanted = self._named(inputs)
+        # As many at once as are written: each is some questions to the stores.
+        with ThreadPoolExecutor(WRITERS, thread_name_prefix="look-up") as pool:
+            found = list(pool.map(self._read, self._inputs.values()))
+            for each, record in zip(inputs, found, strict=True):
+                fresh = _Record(source=public(each.shown_uri), name=self._wanted[each.name])
+                self._records[each.name] = record or fresh
+            missing = pool.map(self._look_up, self._inputs)
+            self._missing = dict(zip(self._inputs, missing, strict=True))
 
     def is_done(self, name: str) -> bool:
-        """Return whether all files of a recording were there at first."""
+        """Return whether all files of a recording were there at first, and are current."""
         return not self._missing[name]
 
     def write(self, name: str, transcripts: Sequence[Transcript]) -> str:
@@ -93,51 +169,113 @@ class OutputFiles:
         Raises:
             FetchError: the folder cannot be written to.
         """
-        written = []
+        uri, texts = self._inputs[name].shown_uri, {}
         # The first channel comes last: where its files are, those of the others are, too.
         for transcript in sorted(transcripts, key=lambda each: -(each.channel or 0)):
-            stem = self._stem(name, transcript.channel)
-            for suffix, text in self._layout.texts(
-                transcript, self._uris[name], self._missing[name]
-            ):
-                address = within(self._root, stem + suffix)
-                filesystem.write_atomic(address, text.encode("utf-8", "replace"))
-                written.append(stem + suffix)
-        if len(written) == 1:
-            return f"{self.folder}/{written[0]}"
-        return f"{self.folder}/{self._names[name]}.* ({len(written)} files)"
+            channel = self._channel(transcript.channel)
+            for suffix, text in self._layout.texts(transcript, uri, self._missing[name]):
+                texts[channel + suffix] = text.encode("utf-8", "replace")
+        record = self._claim(name, texts)
+        # What a file may hold is known before it does: a call that is cut short finds its own.
+        for suffix, content in texts.items():
+            before = record.files.get(suffix, {"hashes": []})["hashes"]
+            record.files[suffix] = {"of": None, "hashes": [*before[-1:], _hash_of(content)]}
+        self._note(name, record)
+        for suffix, content in texts.items():
+            filesystem.write_atomic(within(self._root, record.name + suffix), content)
+            record.files[suffix] = {"of": self._of[name], "hashes": [_hash_of(content)]}
+        self._note(name, record)
+        if len(texts) == 1:
+            return f"{self.folder}/{record.name}{next(iter(texts))}"
+        return f"{self.folder}/{record.name}.* ({len(texts)} files)"
 
     def _named(self, inputs: Sequence[Input]) -> dict[str, str]:
         uris = [each.uri for each in inputs]
         ids = [recording_id(uri) for uri in uris]
         table = pa.table({"uri": uris, "recording_id": ids})
-        suffixes = [self._stem("", 0) + suffix_of(name) for name in self._layout.formats]
+        suffixes = [self._channel(0) + suffix_of(name) for name in self._layout.formats]
         names = Names(table, suffixes, [each.base for each in inputs])
         return {each.name: names[at] for at, each in enumerate(inputs)}
 
-    def _stem(self, name: str, channel: int | None) -> str:
-        return f"{self._names[name] if name else ''}" + (
-            f".channel{channel}" if self._channels_apart else ""
+    def _channel(self, channel: int | None) -> str:
+        return f".channel{channel}" if self._channels_apart else ""
+
+    def _read(self, each: Input) -> _Record | None:
+        """Return the record of a recording, and note what its files are to be made of."""
+        version = _version_of(each)
+        of = (self._made_by, version, self._texts.get(each.name))
+        self._of[each.name] = _hash_of(repr(of).encode("utf-8", "surrogatepass"))
+        address = self._record_address(each.name)
+        if self._existing is Existing.skip or not filesystem.exists(address):
+            return None
+        try:
+            record = _Record(**json.loads(filesystem.read_bytes(address)))
+            within(self._root, record.name)
+            return record
+        except (ValueError, TypeError) as error:
+            # Its files then count as unknown ones, which nothing replaces.
+            event(_LOG, logging.WARNING, "record_unreadable", uri=address, why=str(error))
+            return None
+
+    def _look_up(self, name: str) -> tuple[str, ...]:
+        """Return the formats of a recording that are to be written."""
+        if self._existing is Existing.overwrite:
+            return self._layout.formats
+        record, skip = self._records[name], self._existing is Existing.skip
+
+        def is_missing(file_format: str) -> bool:
+            suffix = self._channel(0) + suffix_of(file_format)
+            current = skip or record.is_current(suffix, self._of[name])
+            return not (current and filesystem.exists(within(self._root, record.name + suffix)))
+
+        return tuple(each for each in self._layout.formats if is_missing(each))
+
+    def _claim(self, name: str, texts: Mapping[str, bytes]) -> _Record:
+        """Return the record of a recording under a name at which all its files may be written."""
+        record = self._records[name]
+        if self._existing is Existing.skip:
+            return record
+        wanted, owner = self._wanted[name], self._ids[name].encode()
+        others = (f"{wanted}-{number}" for number in itertools.count(2))
+        for candidate in itertools.chain([record.name, wanted], others):
+            if candidate != record.name:
+                record.name, record.files = candidate, {}
+            known = self._existing is Existing.known
+            if known and not all(self._may_replace(record, suffix) for suffix in texts):
+                continue
+            claim = f"{RECORDS_FOLDER}/names/{_hash_of(candidate.encode())}"
+            if filesystem.create(within(self._root, claim), owner):
+                return record
+        raise AssertionError("numbers end")
+
+    def _may_replace(self, record: _Record, suffix: str) -> bool:
+        address = within(self._root, record.name + suffix)
+        return not filesystem.exists(address) or record.wrote(
+            suffix, filesystem.read_bytes(address)
         )
 
-    def _look_up(self) -> dict[str, tuple[str, ...]]:
-        wanted = [(name, each) for name in self._names for each in self._layout.formats]
+    def _note(self, name: str, record: _Record) -> None:
+        if self._existing is not Existing.skip:
+            text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
+            filesystem.write_atomic(self._record_address(name), text.encode("utf-8", "replace"))
 
-        def is_missing(file: tuple[str, str]) -> bool:
-            address = within(self._root, self._stem(file[0], 0) + suffix_of(file[1]))
-            return not filesystem.exists(address)
+    def _record_address(self, name: str) -> str:
+        return within(self._root, f"{RECORDS_FOLDER}/{self._ids[name]}.json")
 
-        # As many at once as are written: each is a question to the store.
-        with ThreadPoolExecutor(WRITERS, thread_name_prefix="look-up") as pool:
-            missing = [
-                file
-                for file, is_it in zip(wanted, pool.map(is_missing, wanted), strict=True)
-                if is_it
-            ]
-        found: dict[str, list[str]] = {name: [] for name in self._names}
-        for name, each in missing:
-            found[name].append(each)
-        return {name: tuple(formats) for name, formats in found.items()}
+
+def _version_of(each: Input) -> tuple[str | None, int | None]:
+    if each.piped:
+        return (None, None)
+    try:
+        info = filesystem.describe(each.uri)
+    except FetchError as error:  # it is told when the recording is read
+        event(_LOG, logging.DEBUG, "version_unknown", uri=redact_uri(each.uri), why=str(error))
+        return (None, None)
+    return (info.etag, info.size_bytes)
+
+
+def _hash_of(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _checked_folder(folder: str) -> str:

@@ -12,9 +12,11 @@ from corpus_asr.cli.file_results import (
     OF_THE_MODEL,
     FileResults,
     checked_inputs,
+    existing_of,
     formats_of,
     inputs_to_do,
     layout_of,
+    made_by,
     work_on_files,
 )
 from corpus_asr.errors import ConfigError
@@ -34,6 +36,7 @@ def transcribe(
     output_dir: options.OutputDir = None,
     formats: options.Formats = None,
     overwrite: options.Overwrite = False,
+    skip_existing: options.SkipExisting = False,
     timestamps: options.Timestamps = True,
     max_line_width: options.MaxLineWidth = None,
     max_line_count: options.MaxLineCount = None,
@@ -119,8 +122,9 @@ def transcribe(
                 output_dir,
                 inputs.found,
                 layout,
-                overwrite=overwrite,
+                existing=existing_of(overwrite=overwrite, skip=skip_existing),
                 channels_apart=keys.get("channels") == _EACH,
+                made_by=made_by(model, compute_type, of_model | keys),
             )
         left = inputs_to_do(inputs, output, quiet=quiet)
         prints_text = verbose if output else layout.formats == ("txt",)

@@ -67,7 +67,11 @@ Formats = Annotated[
     ),
 ]  # fmt: skip
 Overwrite = Annotated[
-    bool, _output("--overwrite", "Replace files that exist; default: keep them and skip the work.")
+    bool, _output("--overwrite", "Transcribe again, also what has its files in the folder already.")
+]
+SkipExisting = Annotated[
+    bool,
+    _output("--skip-existing", "Skip what has files of its name, whatever they were made of."),
 ]
 Timestamps = Annotated[
     bool, _output("--timestamps/--no-timestamps", "Print times before the text.")

@@ -37,6 +37,10 @@ class NothingFoundError(ConfigError):
     """An address names neither a file nor anything that is listed."""
 
 
+RECORDS_FOLDER = ".corpus-asr"
+"""Of this program's own notes in a folder of transcripts, which may hold recordings as well."""
+
+
 class FileListing:
     """FILES batches of a page or a chunk each; the counts are final once it is exhausted."""
 
@@ -107,6 +111,8 @@ class FileListing:
             kept = []
             for index, uri in enumerate(page.uris):
                 if pattern.regex is not None and not pattern.regex.fullmatch(uri):
+                    continue
+                if f"/{RECORDS_FOLDER}/" in uri:
                     continue
                 if self._excluded is not None and self._excluded.match(uri.rpartition("/")[2]):
                     self.num_excluded += 1

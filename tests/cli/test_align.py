@@ -52,7 +52,7 @@ def test_every_format_is_written_once_and_kept(here: Path) -> None:
     wanted: list[str | Path]
     wanted = [INAUGURAL.path, "speech.txt", "-o", here / "out", "-f", ",".join(AS_FILES)]
     assert call(*wanted).exit_code == 0
-    out = {path.name.partition(".")[2]: path for path in (here / "out").iterdir()}
+    out = {path.name.partition(".")[2]: path for path in (here / "out").glob("[!.]*")}
     assert len(out) == len(AS_FILES)
     said = json.loads(out["json"].read_text())
     assert said["text"] == INAUGURAL.text
@@ -106,7 +106,7 @@ def test_a_folder_of_recordings_has_a_folder_of_texts(here: Path) -> None:
     result = call("talks", "texts", "-o", "out", "-f", "srt")
     assert result.exit_code == 1
     assert "texts/b.txt" in result.stderr
-    assert [path.name for path in (here / "out").iterdir()] == ["a.srt"]
+    assert [path.name for path in (here / "out").glob("[!.]*")] == ["a.srt"]
 
 
 def test_a_manifest_names_recordings_and_texts(here: Path) -> None:

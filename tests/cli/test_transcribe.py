@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,9 +15,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
+from corpus_asr.cli.inputs import inputs_of
+from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
 from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemError
+from corpus_asr.formats.cues import CueRules
 from corpus_asr.formats.transcript import Transcript
+from corpus_asr.formats.writers import WordStyle
 from corpus_asr.segments import Segment
+from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores.filesystem import read_bytes
 from tests.support.stores import default_s3
 from tests.support.tables import segment
@@ -119,6 +125,7 @@ def call(*arguments: str, stdin: bytes | None = None, model: bool = True) -> Res
 
 def written(folder: str = "out") -> list[str]:
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    paths = [path for path in paths if RECORDS_FOLDER not in path.parts]
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
@@ -293,18 +300,108 @@ def test_existing_files_are_kept_and_only_missing_ones_are_written() -> None:
     again = call("a.wav", "b.wav", "-o", "out", "-f", "txt")
     assert again.exit_code == 0
     assert ScriptedTranscriber.read == ["a.wav", "b.wav"]
-    assert "note: 1 of 2 files have their outputs in out; --overwrite replaces" in again.stderr
+    assert "note: 1 of 2 files have their outputs in out; --overwrite transcribes" in again.stderr
     ScriptedTranscriber.loaded = None
     nothing = call("a.wav", "b.wav", "-o", "out", "-f", "txt")
     assert (nothing.exit_code, ScriptedTranscriber.loaded) == (0, None)
     assert nothing.stderr == (
-        "note: all files have their outputs in out; --overwrite replaces them\n"
+        "note: all files have their outputs in out; --overwrite transcribes again\n"
     )
     more = call("a.wav", "-o", "out", "-f", "txt", "-f", "srt")
     assert "a.wav: out/a.srt\n" in more.stderr
     assert Path("out/a.txt").read_text() == "corrected by hand"
     assert call("a.wav", "-o", "out", "-f", "txt", "--overwrite").exit_code == 0
     assert Path("out/a.txt").read_text() == "Hällo.\nUnsure.\n"
+
+
+def outputs(*arguments: str, **options: Any) -> dict[str, str]:
+    """Write texts, and return all that are there."""
+    result = call(*arguments, "-o", "out", "-f", "txt", **options)
+    assert result.exit_code == 0, result.stderr
+    return {name: Path("out", name).read_text() for name in written()}
+
+
+TEXT = "Hällo.\nUnsure.\n"
+
+
+def test_another_recording_of_the_same_name_gets_a_name_of_its_own_and_finds_it_again() -> None:
+    assert outputs("one/a.mp3") == {"a.txt": TEXT}
+    Path("out/a.txt").write_text("of one")
+    assert outputs("two/a.mp3") == {"a.txt": "of one", "a-2.txt": TEXT}
+    assert outputs("two/a.wav") == {"a.txt": "of one", "a-2.txt": TEXT, "a-3.txt": TEXT}
+    for again in (("two/a.mp3",), ("one/a.mp3", "two/a.wav"), (os.path.abspath("two/a.mp3"),)):
+        assert len(outputs(*again)) == 3
+    assert ScriptedTranscriber.read == ["one/a.mp3", "two/a.mp3", "two/a.wav"]
+    assert outputs("two/a.mp3", "--overwrite")["a.txt"] == "of one"
+    # As it was done before, by the name alone.
+    assert len(outputs("a.wav", "b.wav", "--skip-existing")) == 4
+    assert ScriptedTranscriber.read[3:] == ["two/a.mp3", "b.wav"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: Path("a.wav").write_bytes(b"longer"),
+        lambda: os.utime("a.wav", (1, 1)),
+        lambda: ["--language", "de"],
+        lambda: ["--set", "beam_size=5"],
+        lambda: ["--compute-type", "int8"],
+        lambda: ["--max-line-width", "3"],
+        lambda: ["--model", "base"],
+    ],
+    ids=["content", "time", "language", "set", "compute-type", "layout", "model"],
+)
+def test_a_changed_recording_or_other_options_are_transcribed_again(
+    change: Callable[[], Any],
+) -> None:
+    outputs("a.wav")
+    options = change()
+    options = options if isinstance(options, list) else []
+    for times in (2, 2):  # once
+        assert outputs("a.wav", *options, model="--model" not in options) == {"a.txt": TEXT}
+        assert ScriptedTranscriber.read == ["a.wav"] * times
+    # What changes nothing in a text is no reason.
+    outputs("a.wav", *options, "--threads", "1", model="--model" not in options)
+    assert len(ScriptedTranscriber.read) == 2
+
+
+def test_files_that_no_record_knows_are_never_replaced() -> None:
+    Path("out").mkdir()
+    Path("out/a.txt").write_text("my notes")
+    assert outputs("a.wav") == {"a.txt": "my notes", "a-2.txt": TEXT}
+    # Nor is a text that a person changed, where it would be made of other options.
+    Path("out/a-2.txt").write_text("Hello.")
+    found = outputs("a.wav", "--language", "de")
+    assert found == {"a.txt": "my notes", "a-2.txt": "Hello.", "a-3.txt": TEXT}
+    # Without their records, outputs are files as any others.
+    for record in Path("out", RECORDS_FOLDER).glob("*.json"):
+        record.write_text("{")
+    found = outputs("a.wav")
+    assert {found.pop("a-4.txt"), *found.values()} == {"my notes", "Hello.", TEXT}
+    assert outputs("a.wav", "--overwrite") == {**found, "a-4.txt": TEXT}
+
+
+def test_of_calls_at_once_each_recording_gets_a_name_of_its_own() -> None:
+    folders = [f"at{number}" for number in range(8)]
+    for folder in folders:
+        Path(folder).mkdir()
+        Path(folder, "talk.wav").touch()
+    files = []
+    for folder in folders:  # all have looked before the first one writes
+        (found,) = inputs_of([f"{folder}/talk.wav"]).found
+        layout = Layout(formats=("txt",), rules=CueRules(), words=WordStyle.plain)
+        output = OutputFiles("out", [found], layout, existing=Existing.known,
+                             channels_apart=False, made_by={})  # fmt: skip
+        files.append((output, found.name))
+
+    def write(one: tuple[OutputFiles, str]) -> None:
+        output, name = one
+        output.write(name, [transcript(name, [segment(f" {name}", 0.0, 1.0)])])
+
+    with ThreadPoolExecutor(len(files)) as pool:
+        list(pool.map(write, files))
+    texts = {name: Path("out", name).read_text() for name in written()}
+    assert sorted(texts.values()) == [f"{folder}/talk.wav\n" for folder in folders]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +454,7 @@ def test_a_folder_may_hold_its_own_outputs() -> None:
     assert (again.exit_code, ScriptedTranscriber.read) == (0, ["two/deep/d.mp4"])
     assert again.stderr.splitlines() == [
         "note: skipped 7 files of other kinds, by their names",
-        "note: all files have their outputs in two/deep; --overwrite replaces them",
+        "note: all files have their outputs in two/deep; --overwrite transcribes again",
     ]
 
 
@@ -370,6 +467,10 @@ def test_standard_input_is_transcribed_and_named() -> None:
     assert call("-", stdin=b"12345").stdout == "[00:00.000 --> 00:01.000] 5 bytes.\n"
     assert call("-", "-o", "out", "-f", "txt", stdin=b"1234").exit_code == 0
     assert Path("out/stdin.txt").read_text() == "4 bytes.\n"
+    # Another recording each time, whatever its name.
+    assert call("-", "-o", "out", "-f", "txt", stdin=b"123").exit_code == 0
+    assert Path("out/stdin.txt").read_text() == "4 bytes.\n"
+    assert Path("out/stdin-2.txt").read_text() == "3 bytes.\n"
 
 
 def test_an_interrupt_keeps_what_is_finished() -> None:

@@ -358,9 +358,7 @@ def test_a_bucket_with_object_lock_takes_all_that_is_written(
 
 @pytest.mark.usefixtures("s3")
 @pytest.mark.parametrize("fault", ["no_checksum", "no_encryption"])
-def test_what_a_store_says_of_a_refusal_is_passed_on(
-    s3: S3Server, bucket: str, fault: str
-) -> None:
+def test_what_a_store_says_of_a_refusal_is_passed_on(s3: S3Server, bucket: str, fault: str) -> None:
     status, code, words = REFUSALS[fault]
     with faulty_store(s3.endpoint_url, {fault: 1.0}, seed=1) as store:
         options = replace(store.options, policy=QUICK)

@@ -1,7 +1,7 @@
 """Outputs of runs whose results are written by hand, without a model."""
 
 import importlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
