@@ -287,6 +287,8 @@ class FailureCount:
     retryable: bool
     examples: tuple[str, ...]
     """Addresses of the first few, without credentials."""
+    message: str = ""
+    """What the first of them failed with."""
 
 
 def merged(counts: Iterable[FailureCount]) -> tuple[FailureCount, ...]:

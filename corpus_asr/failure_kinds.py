@@ -1,25 +1,45 @@
-"""Every kind of failure that a recording can have: its title, what to do, whether to try again."""
+"""Every kind of failure that a recording can have: its title, who can change it, what to do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
 
 # Of the stores; the other kinds are named where they are raised.
 NOT_FOUND = "not_found"
 NO_BUCKET = "no_bucket"
 ACCESS_DENIED = "access_denied"
+ARCHIVED = "archived"
 TIMEOUT = "timeout"
 CHANGED = "changed"
 FETCH = "fetch"
 UNSUPPORTED_SCHEME = "unsupported_scheme"
+REFUSED = "refused"
 REFUSED_FILE = "refused_file"
 REFUSED_HOST = "refused_host"
 NO_SPACE = "no_space"
 
-_RETRY = "trying again may help: run again with --retry-failed"
+
+class Origin(StrEnum):
+    """Who can change a failure; from this follow its advice and which runs try again."""
+
+    file = "file"
+    """The file itself: final until it is replaced."""
+    environment = "environment"
+    """Store, permissions, network, machine, manifest: each later run tries again."""
+    settings = "settings"
+    """A setting of the job: tried again with --retry-failed."""
+    program = "program"
+    """This program or its host: tried again with --retry-failed, and in a few nights."""
+
+
+_EACH_RUN = "then run again: each run tries these again"
+_RETRY = "then run again with --retry-failed"
 _NO_RETRY = "running again will not help: replace or exclude them of the source"
 _CONVERT = "convert them (ffmpeg -i IN OUT.flac) and list those instead"
 _REPLACE = "they are damaged or of another format than their name: replace or exclude them"
+# These settings change results, so that a folder with results refuses others.
+_NEW_RUN = "and transcribe all again with --new-run, or these alone into another output.uri"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,166 +48,185 @@ class FailureKind:
 
     name: str
     title: str
+    origin: Origin
     advice: str
-    retryable: bool = False
-    """Whether another try may succeed, unless the error itself says otherwise."""
+    transient: bool = False
+    """Whether it may pass while nobody does anything, unless the error itself says otherwise."""
     read_advice: str = ""
     """What to do about one object that a store did not give; "" for kinds of no store."""
     write_advice: str = ""
     """The same for one that it did not take; "" for `read_advice`."""
 
+    @property
+    def retryable(self) -> bool:
+        """Whether a later run may do better with the same file."""
+        return self.origin is not Origin.file
+
 
 _KINDS = (
     FailureKind(
-        ACCESS_DENIED, "The store did not let them be read",
-        "check the credentials and their permissions for these URIs, then run again with "
-        "--retry-failed",
+        ACCESS_DENIED, "The store did not let them be read", Origin.environment,
+        f"check the credentials and their permissions for these URIs, {_EACH_RUN}",
         read_advice="check the credentials and that they may read and list here",
         write_advice="check the credentials and that they may read, list, write and delete here, "
         "or choose another output",
     ),
-    FailureKind("bad_samples", "Samples that are not finite", _NO_RETRY),
-    FailureKind("bad_stream", "Their sound cannot be decoded", _REPLACE),
     FailureKind(
-        CHANGED, "Replaced while they were read",
-        "these were replaced while being read: run again with --retry-failed when nothing writes "
-        "there",
-        retryable=True,
+        ARCHIVED, "In an archive of the store, such as Glacier", Origin.environment,
+        f"restore these objects (aws s3api restore-object), {_EACH_RUN}",
+        read_advice="restore the object (aws s3api restore-object), or exclude it of the source",
+    ),
+    FailureKind("bad_samples", "Samples that are not finite", Origin.file, _NO_RETRY),
+    FailureKind("bad_stream", "Their sound cannot be decoded", Origin.file, _REPLACE),
+    FailureKind(
+        CHANGED, "Replaced while they were read", Origin.environment,
+        f"these were replaced while being read: wait until nothing writes there, {_EACH_RUN}",
+        transient=True,
         read_advice="try again once nothing writes to it any more",
     ),
     FailureKind(
-        "cut_short", "They end before the segment to be cut",
+        "cut_short", "They end before the segment to be cut", Origin.file,
         "these end before the segment to be cut: transcribe them again",
     ),
     FailureKind(
-        "damaged", "Damaged on the way", f"what was good of them is transcribed; {_REPLACE}"
+        "damaged", "Damaged on the way", Origin.file,
+        f"what was good of them is transcribed; {_REPLACE}",
     ),
-    FailureKind("decode", "Their sound cannot be decoded", _REPLACE),
+    FailureKind("decode", "Their sound cannot be decoded", Origin.file, _REPLACE),
     FailureKind(
-        "decoder_crashed", "The decoder crashed on them", f"their decoder crashed: {_CONVERT}"
+        "decoder_crashed", "The decoder crashed on them", Origin.file,
+        f"their decoder crashed: {_CONVERT}",
     ),
     FailureKind(
-        "decoder_killed", "The decoder was killed from outside",
+        "decoder_killed", "The decoder was killed from outside", Origin.environment,
         "their decoder was killed, perhaps for lack of memory: give extraction more of it (fewer "
-        "extract.workers), then run again with --retry-failed",
-        retryable=True,
+        f"extract.workers), {_EACH_RUN}",
+        transient=True,
     ),
     FailureKind(
-        "decoder_timeout", "Decoding took too long",
-        f"raise extract.item_timeout_s, or {_CONVERT}",
+        "decoder_timeout", "Decoding took too long", Origin.environment,
+        f"check the store, or raise extract.item_timeout_s, {_EACH_RUN}; else {_CONVERT}",
     ),
-    FailureKind("empty_audio", "No audio in them", _NO_RETRY),
-    FailureKind("empty_file", "Empty files", _NO_RETRY),
+    FailureKind("empty_audio", "No audio in them", Origin.file, _NO_RETRY),
+    FailureKind("empty_file", "Empty files", Origin.file, _NO_RETRY),
     FailureKind(
-        FETCH, "Could not be read from the store",
-        "check the store, then run again with --retry-failed",
-        retryable=True,
+        FETCH, "Could not be read from the store", Origin.environment,
+        f"check the store, {_EACH_RUN}",
+        transient=True,
         read_advice="check the store, then try again",
     ),
     FailureKind(
-        "internal", "A failure of this program or its host",
-        "this program or its host failed, not the recording: read the log, report it, and "
-        "run again with --retry-failed",
-        retryable=True,
+        "internal", "A failure of this program or its host", Origin.program,
+        f"this program or its host failed, not the recording: read the log, report it, {_RETRY}",
+        transient=True,
     ),
-    FailureKind("item", "Could not be processed", _NO_RETRY),
+    FailureKind("item", "Could not be processed", Origin.file, _NO_RETRY),
     FailureKind(
-        "long_header", "No length in what was read of their headers",
+        "long_header", "No length in what was read of their headers", Origin.file,
         "their length is known once they are decoded: nothing needs to be done",
     ),
     FailureKind(
-        "no_audio_stream", "No sound track in them",
+        "no_audio_stream", "No sound track in them", Origin.file,
         "these contain no audio: exclude them (source.exclude)",
     ),
     FailureKind(
-        NO_BUCKET, "The bucket does not exist",
-        "these name a bucket that is not there: correct its name or the endpoint_url, then run "
-        "again with --retry-all-failed",
+        NO_BUCKET, "The bucket does not exist", Origin.environment,
+        "these name a bucket that is not there: create it, or correct its name or the "
+        f"endpoint_url, {_EACH_RUN}",
         read_advice="correct the bucket's name, or endpoint_url if it is of another store",
     ),
     FailureKind(
-        NO_SPACE, "No room for temporary files",
-        "make room where this program keeps its files, or give it another TMPDIR, then run again "
-        "with --retry-failed",
-        retryable=True,
+        NO_SPACE, "No room for temporary files", Origin.environment,
+        "make room where this program keeps its files, or give it another TMPDIR, "
+        f"{_EACH_RUN}",
+        transient=True,
         read_advice="free some, or raise the quota, then run the same command again to continue",
     ),
     FailureKind(
-        "no_such_channel", "Without the requested channel",
-        "set extract.channels to mix, or to a channel that they have",
+        "no_such_channel", "Without the requested channel", Origin.settings,
+        f"set extract.channels to mix, or to a channel that they have, {_NEW_RUN}",
     ),
     FailureKind(
-        "no_text", "No usable text to align",
-        "give each a text in the manifest, as plain words, or leave them out",
+        "no_text", "No usable text to align", Origin.environment,
+        f"give each a text in the manifest, as plain words, or leave them out, {_EACH_RUN}",
     ),
     FailureKind(
-        "not_a_number", "The model gave no numbers for them",
+        "not_a_number", "The model gave no numbers for them", Origin.settings,
         "the data type of the weights cannot hold what the model computes: set "
-        "model.compute_type to bfloat16 or float32, then run again with --retry-all-failed",
+        f"model.compute_type to bfloat16 or float32, {_NEW_RUN}",
     ),
     FailureKind(
-        "not_audio", "Not audio",
+        "not_audio", "Not audio", Origin.file,
         "these are no audio, or damaged at their beginning: leave them out (source.exclude)",
     ),
     FailureKind(
-        NOT_FOUND, "Gone when they were to be read",
-        "these were gone when they were read: the next run lists again",
+        NOT_FOUND, "Gone when they were to be read", Origin.environment,
+        f"these were gone when they were read: put them there, or unlist them, {_EACH_RUN}",
         read_advice="check the URI, or remove it from the source",
         write_advice="choose another output",
     ),
     FailureKind(
-        "poison", "They brought model workers down",
+        "poison", "They brought model workers down", Origin.program,
         "they brought a model worker down twice: look for lack of memory in its log, try them one "
-        "by one with `corpus-asr transcribe`",
-        retryable=True,
+        f"by one with `corpus-asr transcribe`, {_RETRY}",
+        transient=True,
     ),
     FailureKind(
-        "refused_format", "Texts, pictures or playlists",
+        "refused_format", "Texts, pictures or playlists", Origin.file,
         "these are texts, pictures or playlists: list the recordings themselves",
     ),
     FailureKind(
+        REFUSED, "The store refuses the request", Origin.environment,
+        f"change the store's settings or permissions as it says, {_EACH_RUN}",
+        read_advice="change the store's settings or permissions as it says",
+        write_advice="change the settings of the store as it says, or choose another output",
+    ),
+    FailureKind(
         REFUSED_FILE, "On this machine, outside the folders that may be read",
-        "add their folder to source.uri to allow reading them",
+        Origin.environment,
+        f"add their folder to source.uri to allow reading them, {_EACH_RUN}",
         read_advice="to allow it, name its folder: with --audio-folder of corpus-asr view, in "
         "source.uri for corpus-asr label",
     ),
     FailureKind(
-        REFUSED_HOST, "On a host that is not allowed",
-        "name the host in source.allow_hosts to allow requests to it",
+        REFUSED_HOST, "On a host that is not allowed", Origin.environment,
+        f"name the host in source.allow_hosts to allow requests to it, {_EACH_RUN}",
         read_advice="list the host in source.allow_hosts to allow requests to it",
     ),
     FailureKind(
-        "source_changed", "Replaced since they were transcribed",
+        "source_changed", "Replaced since they were transcribed", Origin.file,
         "these were replaced since they were transcribed: transcribe them again",
     ),
     FailureKind(
-        "text_not_found", "Their text is not what is said in them",
-        "check that these recordings and texts belong together, and decoding.language",
+        "text_not_found", "Their text is not what is said in them", Origin.settings,
+        "check that these recordings and texts belong together, and decoding.language: correct "
+        f"their text in the manifest, {_RETRY}",
     ),
     FailureKind(
-        TIMEOUT, "The store did not answer in time",
-        "the store did not answer in time: run again with --retry-failed",
-        retryable=True,
+        TIMEOUT, "The store did not answer in time", Origin.environment,
+        f"the store did not answer in time: check the network, {_EACH_RUN}",
+        transient=True,
         read_advice="check the network, then try again",
     ),
     FailureKind(
-        "too_large", "Larger than allowed",
-        "raise extract.max_file_gb if these are recordings, then run again with "
-        "--retry-all-failed",
+        "too_large", "Larger than allowed", Origin.settings,
+        f"raise extract.max_file_gb if these are recordings, {_RETRY}",
     ),
     FailureKind(
-        "too_long", "Longer than allowed",
+        "too_long", "Longer than allowed", Origin.settings,
         "their first hours are transcribed; if they really are that long, raise "
-        "extract.max_duration_h and run again with --retry-all-failed",
+        f"extract.max_duration_h, {_RETRY}",
     ),
     FailureKind(
-        "too_many_channels", "More channels than can be transcribed separately",
-        "set extract.channels to mix or to one channel's number",
+        "too_many_channels", "More channels than can be transcribed separately", Origin.settings,
+        f"set extract.channels to mix or to one channel's number, {_NEW_RUN}",
     ),
-    FailureKind("unsupported_codec", "A codec that cannot be decoded", _CONVERT),
     FailureKind(
-        UNSUPPORTED_SCHEME, "URIs of an unknown scheme",
-        "correct these URIs, or install what fsspec needs for them",
+        "unsupported_codec", "A codec that cannot be decoded", Origin.file, _CONVERT
+    ),
+    FailureKind(
+        UNSUPPORTED_SCHEME, "URIs of an unknown scheme", Origin.environment,
+        f"correct these URIs, or install what fsspec needs for them, {_EACH_RUN}",
     ),
 )  # fmt: skip
 FAILURE_KINDS: Mapping[str, FailureKind] = MappingProxyType({kind.name: kind for kind in _KINDS})
@@ -199,4 +238,7 @@ def failure_kind(name: str, *, retryable: bool = False) -> FailureKind:
     if kind is not None:
         return kind
     title = name.replace("_", " ").capitalize()[:60]
-    return FailureKind(name, title, _RETRY if retryable else _NO_RETRY, retryable)
+    if retryable:
+        advice = "trying again may help: run again with --retry-failed"
+        return FailureKind(name, title, Origin.program, advice)
+    return FailureKind(name, title, Origin.file, _NO_RETRY)

@@ -38,7 +38,11 @@ _ERRORS = (
     _field("error_stage", pa.string(), "stage that failed: extract or transcribe"),
     _field("error_kind", pa.string(), "short stable name of the failure"),
     _field("error_message", pa.string(), "what happened and what to do"),
-    _field("retryable", pa.bool_(), "whether another try may succeed; null unless failed"),
+    _field(
+        "retryable",
+        pa.bool_(),
+        "whether a later run may do better with the same file; null unless failed",
+    ),
 )
 _AUDIO = (
     _field("codec", pa.string(), "audio codec as ffmpeg names it"),

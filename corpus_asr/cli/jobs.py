@@ -166,7 +166,11 @@ def run(
     local: Local = False,
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed", help="Retry recordings whose failure is marked retryable."),
+        typer.Option(
+            "--retry-failed",
+            help="Also retry what failed by a setting or by this program; what failed by the "
+            "store, permissions, network or machine is always retried.",
+        ),
     ] = False,
     retry_all_failed: Annotated[
         bool, typer.Option("--retry-all-failed", help="Retry all failed recordings.")
@@ -187,7 +191,7 @@ def run(
 
         settings = load_config(config, overrides or ())
         note_model_of(settings)
-        retry = Retry.retryable if retry_failed else Retry.none
+        retry = Retry.failed if retry_failed else Retry.environment
         options = RunOptions(
             steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
         )
@@ -236,6 +240,9 @@ def _summary_words(summary: "RunSummary") -> str:
     from corpus_asr.units import counted
 
     made = counted(summary.segments, summary.made.removesuffix("s"))
+    earlier = ""
+    if summary.earlier:
+        earlier = f" ({summary.earlier:,} not done keep the text of an earlier version)"
     this_run = (
         f"this run: {counted(summary.processed_files, 'recording')}, "
         f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
@@ -243,7 +250,7 @@ def _summary_words(summary: "RunSummary") -> str:
     )
     return (
         f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
-        f"({summary.no_speech:,} without speech), {summary.failed:,} failed; "
+        f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
         f"{made} from {duration(summary.audio_s)} of audio\n"
     ) + (this_run if summary.planned_files else "this run: nothing to do")
 

@@ -1,7 +1,9 @@
 """One job: a settings model per section of its YAML in the order data flows, and `RunOptions`."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -10,6 +12,7 @@ from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
 from corpus_asr.config.settings import ONE_OR_MANY, Auto, DecodingSection, Settings, Texts
 from corpus_asr.config.speakers import SpeakerSettings
+from corpus_asr.failure_kinds import Origin
 
 # What usually lies beside recordings and is no recording.
 SIDECAR_PATTERNS = tuple(
@@ -217,8 +220,9 @@ class NightlySettings(Settings):
     """Time limit in hours. After it no new work starts, work in progress gets up to ten more
     minutes, and the next run continues. null: no limit."""
     retry_nights: int = Field(default=3, ge=0)
-    """Number of later nightly runs that retry a transient failure; after that the recording is
-    skipped until its content changes."""
+    """Number of later nightly runs that retry a failure of this program (internal, poison); after
+    that the recording is skipped until its content changes. Failures of store, permissions, network
+    or machine are retried in each run."""
     max_failed_fraction: float | None = Field(default=0.1, ge=0, le=1)
     """Fraction of the run's recordings that may fail before the command exits with code 1; a single
     failure never exceeds it unless it is 0. null: no limit."""
@@ -331,12 +335,27 @@ class RunConfig(Settings):
 
 
 class Retry(StrEnum):
-    """Which failed recordings are done again."""
+    """Which failed recordings are done again, by who can change the failure."""
 
-    none = "none"
-    retryable = "retryable"
-    """Those of which another try may come out otherwise: a store that did not answer, say."""
+    environment = "environment"
+    """What each run tries again: store, permissions, network, machine."""
+    nightly = "nightly"
+    """Those, and what failed by this program, which nights try a few times."""
+    failed = "failed"
+    """Those, and what failed by a setting: all but failures of the file itself."""
     all = "all"
+
+    def includes(self, origin: Origin) -> bool:
+        """Tell whether failures of this origin are done again."""
+        return origin in _RETRIED[self]
+
+
+_RETRIED: Final[Mapping[Retry, Collection[Origin]]] = MappingProxyType({
+    Retry.environment: (Origin.environment,),
+    Retry.nightly: (Origin.environment, Origin.program),
+    Retry.failed: (Origin.environment, Origin.program, Origin.settings),
+    Retry.all: tuple(Origin),
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,10 +364,10 @@ class RunOptions:
 
     steal_lock: bool = False
     """Take over the lock of a run that shows no sign of life."""
-    retry: Retry = Retry.none
+    retry: Retry = Retry.environment
     leave_alone: frozenset[str] = frozenset()
     """`recording_id` of failed recordings that are not retried, whatever `retry` says, until their
-    content changes."""
+    content changes; failures of the environment are."""
     stop_at: float | None = None
     """Time, by `time.monotonic()`, after which no new work starts; None: never."""
     new_run: bool = False

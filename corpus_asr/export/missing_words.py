@@ -50,8 +50,8 @@ def missing_words_of(store: OutputStore, index: Index, wanted: np.ndarray) -> Mi
 
 
 def _rows(store: OutputStore, ids: pa.Array) -> Iterator[_Row]:
-    keep = Ledger.load(store).resolve(()).keep
-    for batch, counts in counted(store, keep, _COLUMNS):
+    masks = Ledger.load(store).resolve(()).counts
+    for batch, counts in counted(store, masks, _COLUMNS):
         ours = pc.is_in(batch["recording_id"], value_set=ids)
         yield from batch.filter(pc.and_(ours, pa.array(counts))).to_pylist()
 

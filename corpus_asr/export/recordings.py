@@ -31,6 +31,7 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     PartRows,
     projected,
+    table_of,
 )
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
@@ -243,7 +244,7 @@ def index_of(
     store: OutputStore, names: Sequence[str], resolution: CommitResolution, rows: PartRows
 ) -> Index:
     """Return the index of outcomes objects, given which of their rows count."""
-    parts, objects = _parts(store, names, resolution.keep, rows)
+    parts, objects = _parts(store, names, resolution.counts, rows)
     recordings = _recordings(parts, resolution.complete_ids)
     owner = pc.index_in(parts["recording_id"], value_set=recordings["recording_id"])
     # Recordings none of whose parts count have no position; nor do their rows.
@@ -259,12 +260,12 @@ _PARTS = (
 
 
 def _parts(
-    store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray], rows: PartRows
+    store: OutputStore, names: Sequence[str], masks: dict[str, np.ndarray], rows: PartRows
 ) -> tuple[pa.Table, list[str]]:
     # Objects of segments as numbers: their names would be most of the memory of an index.
     objects: dict[str, int] = {}
     tables = [_PARTS.empty_table()]
-    for batch, counts in counted(store, keep, _PART_COLUMNS, names):
+    for batch, counts in counted(store, masks, _PART_COLUMNS, names):
         named = batch.column("segments_object").to_pylist()
         _refuse_others(store, named, rows)
         numbers = [-1 if name is None else objects.setdefault(name, len(objects)) for name in named]
@@ -281,7 +282,7 @@ _PIPELINE_OF = {
 
 
 def _refuse_others(store: OutputStore, named: Iterable[str | None], rows: PartRows) -> None:
-    if all(name is None or name.startswith(f"{rows.folder}/") for name in named):
+    if all(name is None or table_of(name) == rows.folder for name in named):
         return
     other = LABEL_ROWS if rows is SEGMENT_ROWS else SEGMENT_ROWS
     raise ConfigError(

@@ -15,8 +15,10 @@ from corpus_asr.activity import Activity, Strata, rtfx
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
+from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event, name_run
 from corpus_asr.report.html.page import write_page_at_the_end
+from corpus_asr.report.text import shortened
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
     check_classifies,
@@ -27,7 +29,7 @@ from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.diarization import find_speakers_of_run
 from corpus_asr.runtime.known_texts import place_words_once
 from corpus_asr.runtime.local import run_local
-from corpus_asr.runtime.progress import Progress, ProgressWriter, Stream, line_writer
+from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter, Stream, line_writer
 from corpus_asr.runtime.resources import (
     Resources,
     local_machine,
@@ -51,9 +53,14 @@ from corpus_asr.storage.run_state.run_files import (
     speed_of,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import counted
 
 # Between looks at the tables of a store whose listing lags behind what was put.
 LISTING_WAITS_S = (2.0, 5.0, 15.0, 30.0)
+
+# One recording that fails is one that failed.
+FEWEST_ALIKE = 2
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,6 +91,8 @@ class RunSummary:
     processed_audio_s: float
     """Audio this run committed."""
     wall_s: float
+    earlier: int = 0
+    """Failed or remaining recordings whose text is kept: that of an earlier version."""
     made: Literal["segments", "labels"] = "segments"
 
     @property
@@ -158,6 +167,7 @@ class CorpusRun:
     """What there is to do, once the source is listed."""
     _begun: Run | None = None
     _calibration: ConfidenceModel | None = None
+    _gave_up: bool = False
     _committed: Tally = field(default_factory=Tally)
     _activity: Activity = field(default_factory=Activity)
     _started: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
@@ -260,6 +270,7 @@ class CorpusRun:
                     stop_at=self.options.stop_at,
                 )
         self._committed, self._activity = progress.tally, progress.read_activity()
+        self._gave_up = progress.is_futile(progress.tally)
 
     @contextmanager
     def _workers(self, plan: Plan) -> Iterator[tuple[Resources, Callable[..., None]]]:
@@ -304,6 +315,8 @@ class CorpusRun:
         speed = speed_of(store.read_json(RUN_NAME) or {})
         # After `finish`, whose counts it shows; `report.html` is never what a run fails for.
         write_page_at_the_end(store, num_recordings=counts.recordings)
+        if (futile := self._futile(plan, counts.remaining)) is not None:
+            raise futile
         if counts.remaining and not out_of_time:
             raise EngineError(
                 f"finishing {store.uri}: {counts.remaining} of {counts.listed} recordings are "
@@ -324,7 +337,31 @@ class CorpusRun:
             processed_failed=counts.processed_failed,
             processed_audio_s=speed.audio_s,
             wall_s=speed.wall_s,
+            earlier=counts.earlier,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
+        )
+
+    def _futile(self, plan: Plan, remaining: int) -> EngineError | None:
+        """Return what tells that all recordings of the run failed for one reason outside them."""
+        alike = self._committed.alike
+        if alike is None or alike.count < FEWEST_ALIKE:
+            return None
+        all_tried = alike.count >= plan.num_remaining
+        # A few that keep failing in an archive that is done otherwise say nothing of a run.
+        known = plan.num_retried == plan.num_remaining and plan.num_done > 0
+        if all_tried and known and alike.count < ENOUGH_ALIKE:
+            return None
+        if not all_tried and not self._gave_up:
+            return None
+        what = "recordings" if all_tried else "recordings that were tried"
+        example = alike.message or ", ".join(alike.examples[:1])
+        rest = "" if all_tried else (
+            f"; no new work was started, and {counted(remaining, 'recording')} remain"
+        )  # fmt: skip
+        return EngineError(
+            f"running {redact_uri(self.store.uri)}: all {alike.count:,} {what} failed alike "
+            f"({alike.kind}), expected some to be read; such as: {shortened(example, 500)}; "
+            f"{failure_kind(alike.kind).advice}{rest}"
         )
 
     def _finish_tables(self, plan: Plan, begun: Run) -> OutcomeCounts:

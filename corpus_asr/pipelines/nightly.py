@@ -108,7 +108,7 @@ class _Attempt:
             local=local,
             progress=progress,
             options=RunOptions(
-                retry=Retry.retryable,  # other failures are for good until the file changes
+                retry=Retry.nightly,
                 leave_alone=self.alone,
                 stop_at=None if hours is None else self.begun_s + 3600 * hours,
             ),
@@ -171,7 +171,12 @@ class _Attempt:
             audio_s=audio_s,
             rtfx=rtfx(audio_s, wall_s),
             findings=Findings(),
-            archive=Archive(done=summary.done, failed=summary.failed, audio_s=summary.audio_s)
+            archive=Archive(
+                done=summary.done,
+                failed=summary.failed,
+                audio_s=summary.audio_s,
+                earlier=summary.earlier,
+            )
             if summary
             else None,
             skipped=len(self.alone),

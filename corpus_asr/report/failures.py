@@ -79,7 +79,8 @@ class Failures:
         for failure in failed.to_pylist():
             key = (failure["error_stage"] or _UNKNOWN, failure["error_kind"] or _UNKNOWN)
             self._ids[key].add(failure["recording_id"])
-            if failure["retryable"]:
+            # By kind: an earlier version of this program may have stored something else.
+            if failure_kind(key[1], retryable=bool(failure["retryable"])).retryable:
                 self._retryable.add(key)
             messages = self._messages[key]
             messages[failure["uri"]] = failure["error_message"] or ""
@@ -161,7 +162,9 @@ def _each(table: pa.Table) -> Iterator[Failure]:
                 stage=row["error_stage"],
                 kind=row["error_kind"],
                 message=row["error_message_first"] or "",
-                retryable=bool(row["retryable_first"]),
+                retryable=failure_kind(
+                    row["error_kind"], retryable=bool(row["retryable_first"])
+                ).retryable,
             )
 
 

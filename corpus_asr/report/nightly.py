@@ -33,6 +33,7 @@ from corpus_asr.report.text import (
     shortened,
     text_template,
 )
+from corpus_asr.storage.run_state.ledger import Ledger, failing_rows
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, READERS, OutputStore
 from corpus_asr.storage.stores.http import post_json
@@ -145,6 +146,8 @@ class Archive:
     done: int
     failed: int
     audio_s: float
+    earlier: int = 0
+    """Failed or remaining recordings whose text is kept: that of an earlier version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,18 +241,30 @@ def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Fi
         ours = batch.filter(pc.equal(batch["run_id"], run_id))
         failures.add(ours.filter(pc.equal(ours["status"], "failed")))
         rows += ours.to_pylist()
+    newer = _newer_failures(store, run_id, failures)
     statuses = Counter(row["status"] for row in rows)
     unsure, mean = _unsure(store, run_id, rows, low_confidence)
     return Findings(
         done=statuses["ok"] + statuses["no_speech"],
         no_speech=statuses["no_speech"],
-        failed=statuses["failed"],
+        failed=statuses["failed"] + newer,
         failures=failures.groups(),
         languages=_languages(rows),
         confidence=mean,
         low_confidence=len(unsure),
         least_sure=tuple(unsure[:MOST_UNSURE]),
     )
+
+
+def _newer_failures(store: OutputStore, run_id: str, failures: Failures) -> int:
+    """Add the failures of a run where an earlier version counts; return how many recordings."""
+    recordings: set[str] = set()
+    resolution = Ledger.load(store).resolve(())
+    for batch in failing_rows(store, resolution, (*FAILURE_COLUMNS, "run_id")):
+        ours = batch.filter(pc.equal(batch["run_id"], run_id))
+        failures.add(ours)
+        recordings |= set(ours["recording_id"].to_pylist())
+    return len(recordings)
 
 
 def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
@@ -264,7 +279,10 @@ def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
             kind=failure.kind,
             recordings=failure.count,
             retryable=failure.retryable,
-            examples=tuple(FailureExample(uri=uri, message="") for uri in failure.examples),
+            examples=tuple(
+                FailureExample(uri=uri, message="" if at else failure.message)
+                for at, uri in enumerate(failure.examples)
+            ),
         )
         for failure in snapshot.failures
     )

@@ -32,6 +32,10 @@ class Accounting:
     """Recordings with outcomes that are not listed any more; their rows are kept."""
     superseded_parts: int
     """Rows that do not count: a part committed twice, or an object replaced since."""
+    outdated: int = 0
+    """Of the processed, listed files whose present version is not done: an earlier one counts."""
+    failed_since: int = 0
+    """Listed files whose present version failed: the text of an earlier one counts."""
     problems: tuple[str, ...]
 
     @property
@@ -43,10 +47,11 @@ class Accounting:
 def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
     """Return what is wrong with an accounting, in words."""
     problems = list(accounting.problems)
-    if finished and accounting.unfinished + accounting.waiting:
+    waiting = accounting.waiting + accounting.outdated
+    if finished and accounting.unfinished + waiting:
         problems.append(
             f"the run finished, yet left {counted(accounting.unfinished, 'recording')} only "
-            f"started and {accounting.waiting:,} waiting"
+            f"started and {waiting:,} waiting"
         )
     return problems
 
@@ -100,11 +105,15 @@ def reconcile(
     *,
     listing: Iterable[pa.RecordBatch] | None,
     recordings: Iterable[pa.RecordBatch] | None,
+    current: pa.Array | None = None,
+    failed_since: pa.Array | None = None,
 ) -> Accounting:
     """Compare the tables with the listing and with each other.
 
     Of the outcomes `committed`, `parts` count; `folded` are these by recording; `written` has
-    `recording_id` and `rows`, the number of rows in the segments table.
+    `recording_id` and `rows`, the number of rows in the segments table. The parts of `current`
+    recordings are of the listed version, those of `failed_since` of one before it that failed;
+    without these, all parts are of the listed version.
     """
     started, num_listed, waiting, unlisted = folded, None, 0, 0
     problems: list[str] = []
@@ -125,6 +134,11 @@ def reconcile(
     if recordings is not None:
         problems += _recordings_problems(folded, recordings)
     processed = int(sum_of(started["processed"]))
+    num_failed = 0 if failed_since is None else len(failed_since)
+    done = started.filter(started["processed"])["recording_id"]
+    num_current = processed
+    if listing is not None and current is not None:
+        num_current = num_failed + int(sum_of(pc.is_in(done, value_set=current)))
     return Accounting(
         listed=num_listed,
         processed=processed,
@@ -132,6 +146,8 @@ def reconcile(
         waiting=waiting,
         unlisted=unlisted,
         superseded_parts=committed.num_rows - parts.num_rows,
+        outdated=processed - num_current,
+        failed_since=num_failed,
         problems=tuple(problems),
     )
 

@@ -33,7 +33,7 @@ from corpus_asr.report.samples import Gatherer
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, failing_rows
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
@@ -47,7 +47,13 @@ from corpus_asr.storage.run_state.run_files import (
     speed_of,
 )
 from corpus_asr.storage.run_state.speaker_turns import speaking_times
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, projected
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    SEGMENT_ROWS,
+    OutputStore,
+    projected,
+    table_of,
+)
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
@@ -184,13 +190,15 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
     files = chain.from_iterable(map(store.batches, listing or ()))
-    keep = Ledger.load(store).resolve(files).keep
+    resolution = Ledger.load(store).resolve(files)
     counts = count_run(
-        _outcomes(store, names, keep, gatherer),
+        _outcomes(store, names, resolution.counts, gatherer),
         _part_rows(store, names, gatherer, pipeline=config.get("pipeline")),
         None if listing is None else chain.from_iterable(map(store.batches, listing)),
         store.recordings(RECORDING_COLUMNS) if finished else None,
         gatherer,
+        failing=failing_rows(store, resolution, FAILURE_COLUMNS),
+        resolution=None if listing is None else resolution,
     )
     speaking = speaking_times(store)
     if gatherer is not None:
@@ -255,7 +263,7 @@ def _part_rows(
     columns = LABEL_COLUMNS if labels else SEGMENT_COLUMNS
     schema = projected(rows.schema, columns)
     named = store.named_segments(names)
-    ours = [name for name in named if name.startswith(f"{rows.folder}/")]
+    ours = [name for name in named if table_of(name) == rows.folder]
     for name, rows_of_name in store.read_tables(ours, schema):
         for batch in rows_of_name.to_batches():
             if labels:
@@ -279,13 +287,16 @@ def _latest_listing(store: OutputStore) -> list[str] | None:
 
 
 def _outcomes(
-    store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray], gatherer: Gatherer | None
+    store: OutputStore,
+    names: Sequence[str],
+    masks: dict[str, np.ndarray],
+    gatherer: Gatherer | None,
 ) -> Iterator[pa.RecordBatch]:
     position: dict[str, int] = {}
     for batch in store.committed(OUTCOME_COLUMNS, names):
         start = position.get(batch.name, 0)
         stop = position[batch.name] = start + batch.rows.num_rows
-        mask = keep.get(batch.name)
+        mask = masks.get(batch.name)
         counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
         if gatherer is not None:
             gatherer.outcomes(batch.name, int(np.count_nonzero(counts)))
@@ -298,14 +309,20 @@ def count_run(
     listing: Iterable[pa.RecordBatch] | None,
     recordings: Iterable[pa.RecordBatch] | None = None,
     gatherer: Gatherer | None = None,
+    *,
+    failing: Iterable[pa.RecordBatch] = (),
+    resolution: CommitResolution | None = None,
 ) -> RunCounts:
     """Count a run from batches of its tables, in any order of rows.
 
     `outcomes` have `OUTCOME_COLUMNS` and `COUNTS`, `segments` have `SEGMENT_COLUMNS`, `listing`
-    has `recording_id` (None if it is not known); `recordings` are those of a finished run.
+    has `recording_id` (None if it is not known); `recordings` are those of a finished run;
+    `failing` are failures of versions in whose place an earlier one counts.
     """
     failures = Failures(keep=gatherer is not None)
     committed = _collect_outcomes(outcomes, failures)
+    for batch in failing:
+        failures.add(batch)
     parts = _in_recording_time(committed.filter(committed["counts"]))
     folded = by_recording(parts)
     confidence, written = _collect_segments(segments)
@@ -313,7 +330,14 @@ def count_run(
         gatherer.counted = (parts, folded, written)
         gatherer.failures = failures
     accounting = reconcile(
-        committed, parts, folded, written, listing=listing, recordings=recordings
+        committed,
+        parts,
+        folded,
+        written,
+        listing=listing,
+        recordings=recordings,
+        current=None if resolution is None else resolution.listed_ids,
+        failed_since=None if resolution is None else resolution.failed_ids,
     )
     with_status = Counter(folded.filter(pc.field("processed"))["status"].to_pylist())
     packets = folded["decode_errors"]

@@ -6,7 +6,7 @@ Committing the same part twice is harmless: the finish keeps one.
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.errors import CorpusAsrError
+from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, RESULTS
 from corpus_asr.stages.parts import FAILED, failure_fields
@@ -39,6 +40,17 @@ class Tally:
     """Parts that were tried more than once."""
     failures: tuple[FailureCount, ...] = ()
 
+    @property
+    def alike(self) -> FailureCount | None:
+        """What all recordings so far failed with, where that is of the environment; else None."""
+        kinds = {each.kind for each in self.failures}
+        if len(kinds) != 1 or self.failed < self.parts:
+            return None
+        first = self.failures[0]
+        if failure_kind(first.kind).origin is not Origin.environment:
+            return None
+        return replace(first, count=self.files)
+
     def __add__(self, other: "Tally") -> "Tally":
         names = (field.name for field in fields(self))
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
@@ -60,15 +72,17 @@ def tally_of(results: pa.Table) -> Tally:
 
 
 _IDENTITY = [*FILES.names, "part", "last_part"]
-_FAILURE = ["error_stage", "error_kind", "retryable", "uri"]
+_FAILURE = ["error_stage", "error_kind", "retryable", "uri", "error_message"]
 
 
 def _failure_of(row: dict[str, Any]) -> FailureCount:
+    kind = row["error_kind"] or "unknown"
     return FailureCount(
         stage=row["error_stage"] or "unknown",
-        kind=row["error_kind"] or "unknown",
+        kind=kind,
         count=1,
-        retryable=bool(row["retryable"]),
+        retryable=failure_kind(kind, retryable=bool(row["retryable"])).retryable,
+        message=row["error_message"] or "",
         examples=(redact_uri(public(row["uri"])),),
     )
 

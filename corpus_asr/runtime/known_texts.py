@@ -136,9 +136,14 @@ def _rewritten(
             pa.Table.from_pylist(outcomes, OUTCOMES), [pa.Table.from_pylist(segments, SEGMENTS)]
         )
         changed = {(row["recording_id"], row["part"]) for row in outcomes}
-        table = store.read_table(name, projected(OUTCOMES, ("recording_id", "part")))
-        keys = zip(*(column.to_pylist() for column in table.columns), strict=True)
-        keep_only(store, {name: np.array([key not in changed for key in keys])})
+        # A failure of a newer version of the recording has no words, and stays.
+        keys = ("recording_id", "part", "status")
+        rows = store.read_table(name, projected(OUTCOMES, keys)).to_pylist()
+        kept_rows = [
+            row["status"] == "failed" or (row["recording_id"], row["part"]) not in changed
+            for row in rows
+        ]
+        keep_only(store, {name: np.array(kept_rows)})
     return len(outcomes)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.commit import Committer, tally_of
+from corpus_asr.runtime.commit import Committer, Tally, tally_of
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
@@ -50,7 +50,7 @@ def run_local(
     stop_at: float | None = None,
 ) -> None:
     """Transcribe `packs` in this process and commit all results."""
-    committed = Activity()
+    committed, seen = Activity(), Tally()
 
     def commit(results: pa.Table) -> None:
         nonlocal committed
@@ -80,6 +80,10 @@ def run_local(
                 buffer.poll()
             else:
                 buffer.add(result)
+                if seen.failed == seen.parts:  # nothing succeeded so far
+                    seen += tally_of(result)
+                    if progress.is_futile(seen):
+                        stop.give_up()
         buffer.flush()
         if stop.expired:
             raise KeyboardInterrupt  # nobody waits for the engine

@@ -57,6 +57,9 @@ _LOG = logging.getLogger(__name__)
 # A log file keeps every line: two a minute of them. A terminal shows one, as fast as it is read.
 PLAIN_EVERY_S = 30.0
 REDRAW_EVERY_S = 0.5
+# Recordings at the beginning of a run that fail alike before it is given up: one host or folder may
+# have a few such in a row, and a store that is down or denies costs no more requests than these.
+ENOUGH_ALIKE = 20
 # More points than a chart has room for say nothing, and the file is written every few seconds.
 MOST_MOMENTS = 120
 
@@ -137,6 +140,18 @@ class Progress:
         if tally.parts != self.tally.parts:
             self.committed_at = datetime.datetime.now(datetime.UTC)
         self.tally = tally
+
+    def is_futile(self, tally: Tally) -> bool:
+        """Tell whether so many recordings failed alike, and none was read, that all others would.
+
+        `tally` is of the results so far, committed or not.
+        """
+        alike = tally.alike
+        if alike is None or alike.count < ENOUGH_ALIKE:
+            return False
+        # Failures are committed sooner than what is decoded meanwhile; the sample is of all.
+        read = self.read_activity().decoded_s > 0
+        return not read and not any(sums.audio_s > 0 for sums in self.sampled.values())
 
     @property
     def elapsed_s(self) -> float:

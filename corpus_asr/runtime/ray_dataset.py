@@ -56,6 +56,8 @@ MAX_ACTOR_INIT_DEATHS = 3
 POLL_S = 1.0
 # Questions to the coordinator, two seconds each, after which it is taken for frozen.
 MOST_UNANSWERED = 60
+# Looks, a second each, at a run that seems futile: what workers decode is known seconds later.
+FUTILE_LOOKS = 10
 # For Ray Data to take its things down when Ray has died.
 LEAVE_S = 15.0
 _STOPPED_BY_FAILURE = 3
@@ -303,6 +305,7 @@ class _Poll(threading.Thread):
         self._stop_asked = stop
         self._watch = RayWatch()
         self._unanswered = 0
+        self._futile = 0
         self._finished = threading.Event()
 
     def __enter__(self) -> None:
@@ -336,6 +339,10 @@ class _Poll(threading.Thread):
             self._progress.set(ray.get(self._coordinator.read.remote(), timeout=POLL_S))
             activity: Activity = ray.get(self._coordinator.activity.remote(), timeout=POLL_S)
             self._progress.read_activity = lambda: activity
+            futile = self._progress.is_futile(self._progress.tally)
+            self._futile = self._futile + 1 if futile else 0
+            if self._futile == FUTILE_LOOKS:
+                self._stop_asked.give_up()
             for why in ray.get(self._coordinator.take_replaced.remote(), timeout=POLL_S):
                 event(_LOG, logging.WARNING, "worker_replaced", why=why)
             self._unanswered = 0

@@ -44,13 +44,22 @@ class Stop:
         self._at_s = float("inf") if at is None else at
         self._deadline_s = self._at_s + DRAIN_S
         self.signal_number: int | None = None
+        self.futile = False
+        """Whether nothing can be done: the run ends as if its time were over."""
         self.failure: Exception | None = None
         """What the next signal raises: another thread saw that the work cannot go on."""
 
     @property
     def requested(self) -> bool:
         """Whether nothing new is to be started."""
-        return self.signal_number is not None or time.monotonic() >= self._at_s
+        over = self.futile or time.monotonic() >= self._at_s
+        return over or self.signal_number is not None
+
+    def give_up(self) -> None:
+        """Start nothing new, since no recording can be done."""
+        if not self.futile:
+            self.futile = True
+            self._deadline_s = min(self._deadline_s, time.monotonic() + self._grace_s)
 
     @property
     def expired(self) -> bool:

@@ -263,8 +263,8 @@ def _host_fails(parts: pa.Table, file: dict[str, Any], pending: Iterable[dict[st
     """Return whether a web host gave nothing of a file while files of others wait."""
     if scheme_of(file["uri"]) not in WEB:
         return False
-    row = parts.select(["part", "status", "error_kind", "retryable"]).to_pylist()[0]
-    if row["part"] or row["status"] != FAILED or not row["retryable"]:
+    row = parts.select(["part", "status", "error_kind"]).to_pylist()[0]
+    if row["part"] or row["status"] != FAILED:
         return False
     host = host_of(file["uri"])
     return row["error_kind"] in (TIMEOUT, FETCH) and any(

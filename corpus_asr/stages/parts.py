@@ -14,6 +14,7 @@ from corpus_asr.array_types import Float16
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
+from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS
 from corpus_asr.speakers.windows import SpeechWindows
@@ -46,8 +47,7 @@ def failure_fields(
             _LOG, logging.ERROR, "part_failed", stage=stage, recording_id=of.get("recording_id"),
             part=of.get("part"), uri=redact_uri(of.get("uri", "")), exc_info=error,
         )  # fmt: skip
-        # A bug repeats itself; running out of memory, files or processes need not.
-        kind, retryable = INTERNAL, isinstance(error, MemoryError | OSError)
+        kind, retryable = INTERNAL, True
         # Words of a library: they may hold the address as it was given.
         message = str(ItemError(without_secrets(f"{type(error).__name__}: {error}")))
     return {
@@ -55,7 +55,7 @@ def failure_fields(
         "error_stage": stage,
         "error_kind": kind,
         "error_message": message,
-        "retryable": retryable,
+        "retryable": failure_kind(kind, retryable=retryable).retryable,
     }
 
 

@@ -115,7 +115,7 @@ def _details(
     for start in range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT):
         some = ids.slice(start, RECORDINGS_PER_OBJECT)
         tables = [schema.empty_table()]
-        for batch, counts in counted(store, resolution.keep, PART_COLUMNS, names):
+        for batch, counts in counted(store, resolution.counts, PART_COLUMNS, names):
             theirs = pc.is_in(batch.column("recording_id"), value_set=some)
             wanted = pc.and_(theirs, pa.array(counts))
             tables.append(pa.Table.from_batches([batch]).filter(wanted).cast(schema))

@@ -284,6 +284,14 @@ def _arrow_words(kind: pa.DataType) -> str:
     return re.sub(r"<(element|item): ", "<", str(kind))
 
 
+_RETRIED = {
+    failure_kinds.Origin.file: "no run, until the file changes",
+    failure_kinds.Origin.environment: "each run",
+    failure_kinds.Origin.settings: "`--retry-failed`",
+    failure_kinds.Origin.program: "`--retry-failed`, a few nights",
+}
+
+
 def failures() -> str:
     """Return the page of exit codes and failure kinds."""
     reliability = (REPOSITORY / "docs" / "reliability.md").read_text()
@@ -291,13 +299,13 @@ def failures() -> str:
     if codes is None:
         raise ValueError("docs/reliability.md: found no table below '## Exit codes', expected one")
     rows = [
-        (f"`{kind.name}`", kind.title, kind.advice, "yes" if kind.retryable else "no")
+        (f"`{kind.name}`", kind.title, kind.advice, _RETRIED[kind.origin])
         for kind in sorted(failure_kinds._KINDS, key=lambda kind: kind.name)
     ]
-    header = ("Kind", "Meaning", "What to do", "Retryable")
+    header = ("Kind", "Meaning", "What to do", "Retried by")
     return "\n".join(["# Exit codes and failures", "", "## Exit codes", "", codes[1], "",
                       "## Failure kinds", "", "Column `error_kind` of the tables `outcomes` and "
-                      "`recordings` holds a kind. `--retry-failed` retries the retryable kinds.",
+                      "`recordings` holds a kind. `--retry-all-failed` retries all kinds.",
                       "", _table(header, rows)])  # fmt: skip
 
 

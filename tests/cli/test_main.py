@@ -72,7 +72,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
 def test_run_passes_on_what_is_chosen(pipeline: FakePipeline) -> None:
     for arguments, expected in (
         ((), DEFAULT_OPTIONS),
-        (("--retry-failed",), RunOptions(retry=Retry.retryable)),
+        (("--retry-failed",), RunOptions(retry=Retry.failed)),
         (("--retry-all-failed",), RunOptions(retry=Retry.all)),
         (("--retry-failed", "--retry-all-failed"), RunOptions(retry=Retry.all)),
         (("--new-run", "--steal-lock"), RunOptions(new_run=True, steal_lock=True)),

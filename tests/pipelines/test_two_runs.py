@@ -85,7 +85,7 @@ def test_failures_are_done_again_part_by_part(config: RunConfig) -> None:
     first = driver.run(config, local=True, progress=None)
     assert (first.files, first.failed, first.failed_fraction) == (4, 1, 0.25)
     before = outcomes_by_part(config)
-    for retry in (Retry.none, Retry.retryable):
+    for retry in (Retry.environment, Retry.failed):
         options = RunOptions(retry=retry)
         idle = driver.run(config, local=True, progress=None, options=options)
         assert (idle.planned_files, idle.processed_files, idle.failed) == (0, 0, 1)

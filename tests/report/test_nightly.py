@@ -64,7 +64,8 @@ def test_everything_stands_in_the_summary() -> None:
         "10.0 h of audio in 1.0 h, RTFx 10.0; ",
         "; from 01:00 (UTC+01:00) to 02:00 (UTC+01:00).",
         "The archive: 998 of 1,000 listed recordings done, 2 failed, 1,000.0 h of audio.",
-        "- **timeout** (extract): 1,234; retried in the next runs",
+        "- **timeout** (extract): 1,234; the store did not answer in time: check the network, "
+        "then run again: each run tries these again",
         "    - `s3://pod/a.mp3`: no answer",
         "- **not\\_audio** (extract): 1,234; these are no audio",
         "Skipped after too many failed attempts: 7 recordings.",
@@ -122,7 +123,7 @@ def test_a_night_is_read_back_as_a_past_one() -> None:
     data = json.loads(json.dumps(as_data(FULL)))
     assert past_from(data) == FULL.as_past()
     assert data["planned"] == 1244
-    assert data["archive"] == {"done": 998, "failed": 2, "audio_s": 3_600_000.0}
+    assert data["archive"] == {"done": 998, "failed": 2, "audio_s": 3_600_000.0, "earlier": 0}
     assert Archive(**data["archive"]) == FULL.archive
     others: tuple[Any, ...] = (None, [], {}, {"numbers": {}}, {"numbers": None}, "text")
     for other in others:

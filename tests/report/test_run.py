@@ -280,14 +280,18 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     assert (found.wall_s, found.rtfx, found.snapshot) == (60.0, 2.0, seen)
 
 
-def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
+def test_an_object_replaced_since_keeps_its_text_until_it_is_done_again(job: ManualRun) -> None:
     done(job, *NAMES)
     (job.source / "a.wav").write_bytes(b"something longer")
     job.begin()
     found = load_report(job.store)
     assert not found.finished
     accounting = found.statistics.accounting
-    assert (accounting.processed, accounting.waiting, accounting.superseded_parts) == (2, 1, 1)
+    assert (accounting.processed, accounting.waiting, accounting.outdated) == (3, 0, 1)
+    assert accounting.superseded_parts == 0
+    words = " ".join(render(found).split())
+    assert "changed 1 recording with the text of an earlier version: 1 to be transcribed" in words
+    assert "2 of 3 listed files have an outcome of their present version" in words
     job.commit("a.wav", duration_s=90.0)
     assert load_report(job.store).statistics.audio_s == 210.0
 

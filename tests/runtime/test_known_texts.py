@@ -120,7 +120,7 @@ def test_killed_between_two_commits_it_is_done_by_the_next(
             place_words_once(store, ALL)
     assert len(rows_of(store.outcomes())) == 5
     resolution = Ledger.load(store).resolve(())
-    keep_only(store, resolution.keep)  # as a finish does first
+    keep_only(store, resolution.places)  # as a finish does first
     assert place_words_once(store, resolution.complete_ids) == 1
     check(store)
 

@@ -10,6 +10,7 @@ import pytest
 from corpus_asr.errors import CheckpointError, EngineError, FetchError
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import CommitBuffer
+from corpus_asr.runtime.progress import ENOUGH_ALIKE
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.engines import (
@@ -186,3 +187,35 @@ def test_the_first_result_is_committed_at_once_and_others_together_in_time():
     assert len(commits) == 3
     buffer.flush()
     assert len(commits) == 4
+
+
+def test_a_run_in_which_all_fails_alike_starts_nothing_more(tmp_path: Path):
+    config = scripted_job(tmp_path)
+    given = []
+
+    def packs() -> Iterator[pa.Table]:
+        for number in range(500):
+            given.append(number)
+            yield packs_of(f"a{number}/denied=0")
+
+    tally = run_scripted(config, packs(), files=500)
+    assert ENOUGH_ALIKE <= tally.files == len(outcomes_by_part(config)) < 500
+    assert len(given) < 500
+    alike = tally.alike
+    assert alike is not None
+    assert (alike.kind, alike.count) == ("access_denied", tally.files)
+    assert "403 scripted" in alike.message
+
+
+@pytest.mark.parametrize("other", ["z/parts=1", "z/fail=0", "z/hang_up=0", "z/parts=2/denied=1"])
+def test_a_run_in_which_one_recording_does_otherwise_goes_on(tmp_path: Path, other: str):
+    config = scripted_job(tmp_path)
+    packs = [packs_of(other), *(packs_of(f"a{number}/denied=0") for number in range(40))]
+    tally = run_scripted(config, packs, files=41)
+    assert (tally.files, tally.alike) == (41, None)
+
+
+def test_failures_of_the_files_themselves_end_no_run(tmp_path: Path):
+    config = scripted_job(tmp_path)
+    tally = run_scripted(config, [packs_of(f"a{n}/fail=0") for n in range(40)], files=40)
+    assert (tally.files, tally.alike) == (40, None)

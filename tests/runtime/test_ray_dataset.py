@@ -12,9 +12,10 @@ import ray
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, FetchError
+from corpus_asr.runtime import ray_dataset
 from corpus_asr.runtime.commit import Tally
 from corpus_asr.runtime.coordinator import CoordinatorClient, start_coordinator
-from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.runtime.ray_dataset import own_error, run_on_ray
 from corpus_asr.runtime.resources import resolve_resources
@@ -155,6 +156,18 @@ def test_the_extract_actor_has_no_torch(ray_session: Cluster, tmp_path: Path):
     run(ray_session, config, packs_of("modules"), extractor="tests.support.extractors:make_telling")
     (row,) = outcomes_by_part(config).values()
     assert row["codec"] == "arrow raylet"
+
+
+def test_a_run_in_which_all_fails_alike_starts_nothing_more(
+    ray_session: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ray_dataset, "FUTILE_LOOKS", 2)
+    config = scripted_job(tmp_path)
+    packs = [packs_of(f"a{number}/denied=0") for number in range(2000)]
+    tally = run(ray_session, config, *packs, files=2000)
+    assert ENOUGH_ALIKE <= tally.files < 2000
+    assert len(outcomes_by_part(config)) >= ENOUGH_ALIKE
+    assert tally.alike is not None
 
 
 @pytest.mark.slow

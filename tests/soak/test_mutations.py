@@ -106,22 +106,50 @@ MUTATIONS = {
     ),
     "a changed size is the same version": Mutation(
         "storage/run_state/ledger.py",
-        '_same(etag, now["etag"]) & _same(size, now["size_bytes"])',
-        '_same(etag, now["etag"])',
+        '        same &= _same(size, files["size_bytes"])\n',
+        "",
         "storage/test_ledger.py::test_only_the_present_version_is_covered_and_unknown_"
         "ones_fit_any",
     ),
     "rows of replaced content count": Mutation(
         "storage/run_state/ledger.py",
-        "stale[rows] = ~self._fresh(rows, files, batch)",
-        "stale[rows] = False",
-        "storage/test_finish.py::test_a_recording_replaced_after_it_was_merged_leaves_no_trace",
+        "fresh[versions] = self._versions.fit(versions, batch.take(pa.array(files)))",
+        "fresh[versions] = True",
+        "storage/test_versions.py::test_a_version_that_failed_leaves_the_text_before_it"
+        "_and_is_known",
     ),
     "what is no longer listed is dropped": Mutation(
         "storage/run_state/ledger.py",
-        "stale |= ~listed & self._superseded()",
-        "stale |= ~listed",
+        "fresh |= ~listed[owner] & self._versions.fit_newest()",
+        "owner = owner[fresh]; every = np.flatnonzero(fresh)",
         "storage/test_ledger.py::test_finishing_says_what_there_is",
+    ),
+    "the listed version counts, whatever it holds": Mutation(
+        "storage/run_state/ledger.py",
+        "np.lexsort((newest, wanted, rank, owners))",
+        "np.lexsort((newest, rank, wanted, owners))",
+        "storage/test_versions.py::test_a_version_that_failed_leaves_the_text_before_it"
+        "_and_is_known",
+    ),
+    "a version with a failed part is as good as one without": Mutation(
+        "storage/run_state/ledger.py",
+        "np.where(complete & ~failed, _Rank.good, partly)",
+        "np.where(complete, _Rank.good, partly)",
+        "storage/test_versions.py::test_a_version_that_failed_leaves_the_text_before_it"
+        "_and_is_known",
+    ),
+    "the failure of a newer version is dropped": Mutation(
+        "storage/run_state/ledger.py",
+        "np.where(self._failed[rows], Place.tables, Place.pending)",
+        "np.where(self._failed[rows], Place.nowhere, Place.pending)",
+        "storage/test_versions.py::test_a_version_that_failed_leaves_the_text_before_it"
+        "_and_is_known",
+    ),
+    "a half-done version lies beside the one that counts": Mutation(
+        "storage/run_state/ledger.py",
+        "np.where(self._failed[rows], Place.tables, Place.pending)",
+        "Place.tables",
+        "storage/test_versions.py::test_a_half_done_version_is_hidden_and_gone_on_with",
     ),
     "commits without their segments count": Mutation(
         "storage/run_state/ledger.py",
@@ -137,14 +165,14 @@ MUTATIONS = {
     ),
     "failures that would come again are retried": Mutation(
         "storage/run_state/ledger.py",
-        "again if retry is Retry.all else again & self._retryable[rows]",
-        "again",
+        "self._failed[rows] & tried[origins]",
+        "self._failed[rows]",
         "storage/test_ledger.py::test_what_is_done_again",
     ),
     "recordings left alone are retried": Mutation(
         "storage/run_state/ledger.py",
-        "self._failed[rows] & ~self._spared[self._code[rows]]",
-        "self._failed[rows].copy()",
+        " & (always[origins] | ~spared)",
+        "",
         "storage/test_ledger.py::test_what_is_to_be_left_alone_is_retried_with_new_content_only",
     ),
     "the place of an earlier end stays taken": Mutation(
@@ -256,8 +284,8 @@ MUTATIONS = {
     ),
     "the smallest come first": Mutation(
         "storage/run_state/plan.py",
-        "np.lexsort((ids, -sizes, ~unknown))",
-        "np.lexsort((ids, sizes, ~unknown))",
+        "np.lexsort((ids, -sizes, ~unknown, retried))",
+        "np.lexsort((ids, sizes, ~unknown, retried))",
         "storage/test_plan.py::test_long_files_come_first_and_alone",
     ),
     "a plan of a slow clock is older than the last": Mutation(
@@ -305,7 +333,7 @@ MUTATIONS = {
     ),
     "second commits stay": Mutation(
         "storage/run_state/finish.py",
-        "    keep_only(store, resolution.keep)\n",
+        "    keep_only(store, resolution.places)\n",
         "",
         "storage/test_ledger.py::test_the_first_success_counts_else_the_last_failure",
     ),
@@ -437,8 +465,8 @@ MUTATIONS = {
     ),
     "outcomes may name any object": Mutation(
         "storage/run_state/tables.py",
-        "if not (named.partition",
-        "if False and not (named.partition",
+        "if not (table_of(named)",
+        "if False and not (table_of(named)",
         "storage/test_host_allowlist.py::test_outcomes_cannot_name_anything_but_segments",
     ),
     "ranges start one row late": Mutation(

@@ -11,7 +11,7 @@ from tests.support.clocks import wrong_clock
 from tests.support.nightly import Nights
 from tests.support.tables import with_section
 
-RETRY = RunOptions(retry=Retry.retryable)
+RETRY = RunOptions(retry=Retry.failed)
 RETRY_ALL = RunOptions(retry=Retry.all)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.config.run import Retry, RunOptions
 from corpus_asr.pipelines import driver
 from corpus_asr.storage.stores.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -90,6 +89,5 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
         name: kind if "drips" in name else None for name in found
     }
     store.dripping = None
-    retry = Retry.retryable if kind == "timeout" else Retry.all
-    driver.run(config, local=True, progress=None, options=RunOptions(retry=retry))
+    driver.run(config, local=True, progress=None)
     assert {row["status"] for row in tables_of(config)["recordings"]} == {"ok"}

@@ -52,14 +52,14 @@ def test_a_failure_is_recorded_with_its_kind_and_without_secrets():
         "retryable": True,
     }
     signed = OSError("connecting to https://user:pass@host/a.mp3?X-Amz-Signature=secret failed")
-    for error, message, retryable in (
-        (signed, "OSError: connecting to https://host/a.mp3?[hidden] failed", True),
-        (MemoryError("m"), "MemoryError: m", True),
-        (KeyError("k"), "KeyError: 'k'", False),
+    for error, message in (
+        (signed, "OSError: connecting to https://host/a.mp3?[hidden] failed"),
+        (MemoryError("m"), "MemoryError: m"),
+        (KeyError("k"), "KeyError: 'k'"),
     ):
         fields = failure_fields(error, stage="transcribe")
         assert (fields["error_kind"], fields["error_message"]) == ("internal", message)
-        assert fields["retryable"] is retryable
+        assert fields["retryable"], "another version of this program may do better"
 
 
 def test_a_part_is_cut_into_whole_pieces_in_which_somebody_speaks():

@@ -98,7 +98,7 @@ def test_an_error_of_one_part_is_that_parts_failure_alone(stage: TranscribeStage
     assert (item["error_stage"], item["error_kind"], item["segments"]) == (
         "transcribe", "scripted", [],
     )  # fmt: skip
-    assert (bug["error_kind"], bug["retryable"]) == ("internal", False)
+    assert (bug["error_kind"], bug["retryable"]) == ("internal", True)
     assert bug["error_message"] == "RuntimeError: scripted bug"
 
 

@@ -401,3 +401,18 @@ def test_a_full_disk_leaves_what_was_there_and_says_where_it_is(
             assert words in str(caught.value)
         assert [path.name for path in tmp_path.iterdir()] == ["object"]
         assert target.read_bytes() == b"before"
+
+
+def test_an_object_in_an_archive_is_no_question_of_credentials() -> None:
+    answer = {
+        "Error": {"Code": "InvalidObjectState", "Message": "not valid for the storage class"},
+        "ResponseMetadata": {"HTTPStatusCode": 403},
+    }
+
+    def archived() -> None:
+        raise from_exception(exceptions.ClientError(answer, "GetObject"))
+
+    with pytest.raises(FetchError, match="restore the object") as failure:
+        with_retries("reading", "s3://pod/a.mp3", archived)
+    assert failure.value.kind == "archived"
+    assert "not valid for the storage class" in str(failure.value)

@@ -277,7 +277,7 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
         named = store.named_segments()
         ledger = Ledger.load(store)
         assert ledger.remaining(listing).num_rows == 0
-        keep = ledger.resolve([listing]).keep
+        keep = ledger.resolve([listing]).counts
         assert _counting(store, keep) == expected["outcomes"]
         assert store.missing(named) <= gone, "a reader would not find them"
         assert done(store, listing) == counts

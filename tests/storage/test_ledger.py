@@ -56,7 +56,7 @@ def done(
 
 
 def left(
-    store: OutputStore, batch: pa.RecordBatch, retry: Retry = Retry.none
+    store: OutputStore, batch: pa.RecordBatch, retry: Retry = Retry.environment
 ) -> dict[str, list[int]]:
     table = Ledger.load(store).remaining(batch, retry)
     return {row["uri"].lstrip("/"): row["done_parts"] for row in table.to_pylist()}
@@ -374,12 +374,13 @@ def test_any_history_ends_exact(
 
 
 def failed(name: str, index: int = 0, *, retryable: bool = True, **values: Any) -> dict[str, Any]:
-    kind: dict[str, Any] = {"error_stage": "extract", "error_kind": "fetch", "retryable": retryable}
+    kind: dict[str, Any] = {"error_stage": "extract", "retryable": retryable,
+                            "error_kind": "poison" if retryable else "decode"}  # fmt: skip
     return part(name, index, texts=None, status="failed", **(kind | values))
 
 
 def reasons(store: OutputStore, ledger: Ledger, batch: pa.RecordBatch) -> dict[str, Reason]:
-    rows = ledger.remaining(batch, Retry.retryable).to_pylist()
+    rows = ledger.remaining(batch, Retry.failed).to_pylist()
     return {row["uri"].lstrip("/"): Reason(row["reason"]) for row in rows}
 
 
@@ -425,9 +426,9 @@ def mixed(store: OutputStore) -> tuple[str, ...]:
 def test_what_is_done_again(memory: str) -> None:
     store = OutputStore(memory)
     names = mixed(store)
-    assert left(store, files(*names), Retry.none) == {}
+    assert left(store, files(*names), Retry.environment) == {}
     retryable = {"down": [], "half": [0, 2], "both": [0]}
-    assert left(store, files(*names), Retry.retryable) == retryable
+    assert left(store, files(*names), Retry.failed) == retryable
     everything = retryable | {"both": [], "bad": [], "unsaid": []}
     assert left(store, files(*names), Retry.all) == everything
 
@@ -436,9 +437,9 @@ def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:
     """A recording broke off at part 1; done again, it has four parts, and is killed on the way."""
     store = OutputStore(str(tmp_path))
     commit(store, results(part("a", 0, texts=["x"], last=False), failed("a", 1)))
-    assert left(store, files("a"), Retry.none) == {}
+    assert left(store, files("a"), Retry.environment) == {}
     commit(store, results(part("a", 1, texts=["x"], last=False), part("a", 3, texts=["x"])))
-    assert left(store, files("a"), Retry.none) == {"a": [0, 1, 3]}
+    assert left(store, files("a"), Retry.environment) == {"a": [0, 1, 3]}
     commit(store, results(part("a", 2, texts=["x"], last=False)))
     assert done(store, files("a")).ok == 1
     assert [row["part"] for row in plain_read(tmp_path, "outcomes")] == [0, 1, 2, 3]
@@ -465,7 +466,7 @@ def test_the_first_success_counts_else_the_last_failure(history: list[str], toge
     good = [number for number, what in enumerate(history) if what in ("ok", "no_speech")]
     expected = good[0] if good else len(history) - 1
     again: dict[str, list[int]] = {"a": []} if not good and history[-1] == "failed" else {}
-    assert left(store, files("a"), Retry.retryable) == again
+    assert left(store, files("a"), Retry.failed) == again
     for _ in range(2):
         done(store, files("a"))
         [row] = rows_of(store.outcomes())
@@ -485,11 +486,11 @@ def test_a_retry_killed_anywhere_ends_exact() -> None:
             done(store, files(*names))
         if not process.killed:
             break
-        for name, parts in left(store, files(*names), Retry.retryable).items():
+        for name, parts in left(store, files(*names), Retry.failed).items():
             for index in {"down": [0], "half": [1], "both": [1]}[name]:
                 assert index not in parts
                 commit(store, results(part(name, index, texts=["new"], last=index == 0)))
-        assert left(store, files(*names), Retry.none) == {"both": [0, 1]}
+        assert left(store, files(*names), Retry.environment) == {"both": [0, 1]}
         commit(store, results(part("both", 2, texts=["new"])))
         counts = done(store, files(*names))
         assert (counts.ok, counts.failed, counts.remaining) == (3, 3, 0)

@@ -110,6 +110,21 @@ def test_long_files_come_first_and_alone(
     assert [table["pack_id"][0].as_py() for table in read_packs(store, plan)] == [0, 1, 2]
 
 
+def test_what_failed_before_comes_last(source: Path, memory: str) -> None:
+    store, job = OutputStore(memory), config(source, memory)
+    uri = next(name for files in planned(store, make_plan(job, store)) for name, _ in files)
+    [listed] = [row for row in rows_of(read_listing(store, make_plan(job, store)))
+                if row["uri"].endswith(uri)]  # fmt: skip
+    version = {name: listed[name] for name in ("uri", "size_bytes", "etag")}
+    commit(
+        store, results(part("", 0, texts=None, status="failed", error_kind="timeout", **version))
+    )
+    plan = make_plan(job, store)
+    order = [name for files in planned(store, plan) for name, _ in files]
+    assert plan.num_retried == 1
+    assert order[-1] == uri, "the longest, which was the first"
+
+
 def named(folder: Path, num_files: int) -> Path:
     """Write a manifest of files of unknown size."""
     lines = "".join(f'{{"uri": "{index}.mp3"}}\n' for index in range(num_files))

@@ -83,6 +83,8 @@ def _extract(request: ExtractRequest) -> Iterator[Message]:
             raise DecodeError(f"decoding {request.uri}: scripted", kind="scripted")
         if part == said.get("hang_up"):
             raise FetchError(f"reading {request.uri}: scripted", kind="timeout")
+        if part == said.get("denied"):
+            raise FetchError(f"reading {request.uri}: 403 scripted", kind="access_denied")
         if part == said.get("crash"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if part == said.get(STUCK):

@@ -21,7 +21,13 @@ import pyarrow.ipc
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
-from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger
+from corpus_asr.storage.run_state.ledger import (
+    CommitResolution,
+    Ledger,
+    Place,
+    counted,
+    failing_rows,
+)
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -31,8 +37,11 @@ from corpus_asr.storage.run_state.run_files import (
     safe_config,
 )
 from corpus_asr.storage.run_state.tables import (
+    ALL_PART_ROWS_FOLDERS,
+    COMMIT_FOLDERS,
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
+    PENDING,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
     SUFFIX,
@@ -55,6 +64,7 @@ GROWTH = 2
 SORTED_ROWS = 32_768  # of segments, sorted at once; a row group of what is written
 # Memory is bounded by one object as it is written, its outcomes, and this.
 CHUNK_BYTES = 32 * MEBIBYTE  # of segments, in memory, before they go to the scratch file
+_FAILED_COLUMNS = ("recording_id", "run_id")
 _ERROR_COLUMNS = ("error_stage", "error_kind", "error_message", "retryable")
 # The same in every part; what only some parts know (a failed one has no codec) comes from those.
 _FIRST_COLUMNS = (
@@ -80,6 +90,8 @@ class OutcomeCounts:
     remaining: int = 0
     """Listed recordings of which not all parts are committed: the run was cut short. Rows that
     the listing should have and has not are among them."""
+    earlier: int = 0
+    """Failed or remaining recordings whose text is kept: that of an earlier version."""
     processed: int = 0  # of the listed, those that this run made done or failed
     processed_failed: int = 0
     recordings: int = 0  # rows of the recordings table; those of earlier listings are among them
@@ -102,6 +114,18 @@ class OutcomeCounts:
         ours = recordings.filter(pc.and_(listed, pc.equal(recordings["run_id"], run_id)))
         self.processed += ours.num_rows
         self.processed_failed += pc.sum(pc.equal(ours["status"], "failed")).as_py() or 0
+
+    def add_failed(self, rows: Iterable[pa.RecordBatch], failed_ids: pa.Array, run_id: str) -> None:
+        """Count recordings that failed in a version in whose place an earlier one counts."""
+        ours: set[str] = set()
+        for batch in rows:
+            known = pc.is_in(batch["recording_id"], value_set=failed_ids)
+            theirs = batch.filter(pc.and_(known, pc.equal(batch["run_id"], run_id)))
+            ours |= set(theirs["recording_id"].to_pylist())
+        self.failed += len(failed_ids)
+        self.remaining -= len(failed_ids)
+        self.processed += len(ours)
+        self.processed_failed += len(ours)
 
 
 def finish(
@@ -136,11 +160,11 @@ def finish(
         logger.warning("listing rows=%d, expected %d", resolution.num_listed, num_listed)
     num_listed = max(num_listed, resolution.num_listed)
     # Second commits of a part, rows of replaced recordings, outcomes whose segments are gone.
-    keep_only(store, resolution.keep)
+    keep_only(store, resolution.places)
     after_reconciling(resolution.complete_ids)
     # While something is left, more commits are to come, and their names tell when work was done.
     target_mb = config.output.target_file_mb
-    if target_mb is not None and len(resolution.listed_ids) == num_listed:
+    if target_mb is not None and resolution.num_done == num_listed:
         compact(store, target_mb * MEBIBYTE)
     counts = write_recordings(store, resolution, num_listed, run_id=run.run_id)
     remove_leftovers(store)
@@ -188,30 +212,38 @@ def write_recordings(
 ) -> OutcomeCounts:
     """Replace the recordings table by one row for each complete recording; count them."""
     old = store.names(RECORDINGS_FOLDER)
-    stem, counts = store.stem(), OutcomeCounts(listed=num_listed, remaining=num_listed)
-    ids = resolution.complete_ids.sort()
+    counts = OutcomeCounts(
+        listed=num_listed, remaining=num_listed, earlier=len(resolution.earlier_ids)
+    )
+    stem, ids = store.stem(), resolution.complete_ids.sort()
+    # Read again only where not all rows of the tables count: they may lie in other objects by now.
+    now = Ledger.load(store).resolve(()) if resolution.failing else None
     # No recordings are one empty slice: an empty table says so.
     for index, start in enumerate(range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT)):
-        table = aggregate(_outcomes_of(store, ids.slice(start, RECORDINGS_PER_OBJECT)))
+        some = ids.slice(start, RECORDINGS_PER_OBJECT)
+        table = aggregate(_outcomes_of(store, some, {} if now is None else now.counts))
         counts.add(table, resolution.listed_ids, run_id)
         store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{index:05d}{SUFFIX}", table)
+    if now is not None:
+        counts.add_failed(failing_rows(store, now, _FAILED_COLUMNS), resolution.failed_ids, run_id)
     # Last: a reader sees rows twice for a moment, and never misses one.
     store.remove_all(old)
     return counts
 
 
-def _outcomes_of(store: OutputStore, ids: pa.Array) -> pa.Table:
+def _outcomes_of(store: OutputStore, ids: pa.Array, counts: Mapping[str, np.ndarray]) -> pa.Table:
     schema = projected(OUTCOMES, PART_COLUMNS)
     tables = [schema.empty_table()]
     if not len(ids):
         return tables[0]
-    for batch in store.outcomes(PART_COLUMNS):
+    for batch, mask in counted(store, counts, PART_COLUMNS, store.names(OUTCOMES_FOLDER)):
         # By range first: commits are small, and a hash table of all identities is not.
         within = pc.and_(
             pc.greater_equal(batch.column("recording_id"), ids[0]),
             pc.less_equal(batch.column("recording_id"), ids[-1]),
         )
-        tables.append(pa.Table.from_batches([batch]).filter(within).cast(schema))
+        wanted = pc.and_(within, pa.array(mask))
+        tables.append(pa.Table.from_batches([batch]).filter(wanted).cast(schema))
     table = pa.concat_tables(tables)
     return table.filter(pc.is_in(table["recording_id"], value_set=ids))
 
@@ -437,17 +469,22 @@ def _chunks(segments: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def keep_only(store: OutputStore, keep: Mapping[str, np.ndarray]) -> None:
-    """Rewrite or remove outcomes objects, and the segments objects they name."""
+def keep_only(store: OutputStore, places: Mapping[str, np.ndarray]) -> None:
+    """Rewrite or remove outcomes objects, and the segments objects they name.
+
+    `places` has the `Place` of each of their rows, or whether it stays in the tables.
+    """
     # One at a time: they may be large. Those that lost as a whole are not even read.
-    for name in sorted(name for name, mask in keep.items() if mask.any()):
-        mask = keep[name]
+    for name in sorted(name for name, place in places.items() if place.any()):
         outcomes = store.read_table(name, OUTCOMES)
-        segments = claimed_segments(store, outcomes, name)
         rows = part_rows_named(outcomes["segments_object"].unique().to_pylist())
-        store.write_commit(outcomes.filter(mask), _filtered(segments, outcomes, mask), rows=rows)
-        logger.info("reconciled object=%s kept=%d of=%d", name, int(mask.sum()), len(mask))
-    remove_commits(store, sorted(keep), store.named_segments(sorted(keep)))
+        for place, under in ((Place.tables, ""), (Place.pending, PENDING)):
+            mask = places[name] == place
+            if mask.any():
+                segments = _filtered(claimed_segments(store, outcomes, name), outcomes, mask)
+                store.write_commit(outcomes.filter(mask), segments, rows=rows, under=under)
+            logger.info("reconciled object=%s %s=%d", name, place.name, int(mask.sum()))
+    remove_commits(store, sorted(places), store.named_segments(sorted(places)))
 
 
 def remove_commits(
@@ -506,17 +543,17 @@ def remove_leftovers(store: OutputStore) -> None:
     """Remove segments objects that no outcomes object names, and files of killed local writes."""
     # Another run's commit between its two puts loses its segments object: its outcomes then name
     # an object that is gone, do not count, and their recordings are transcribed again.
-    leftovers = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
-    leftovers -= set(store.named_segments())
+    leftovers = {name for folder in ALL_PART_ROWS_FOLDERS for name in store.names(folder)}
+    leftovers -= set(store.named_segments(store.commit_names()))
     # Both objects of a commit have one stem: where a listing lags, the one that names these is
     # there and not shown.
-    outcomes = {f"{OUTCOMES_FOLDER}/{name.partition('/')[2]}": name for name in leftovers}
+    outcomes = {_outcomes_beside(name): name for name in leftovers}
     leftovers = {outcomes[name] for name in store.missing(outcomes)}
     leftovers |= {*store.late_tables()} | {
         name
         for folder in (
-            OUTCOMES_FOLDER,
-            *PART_ROWS_FOLDERS,
+            *COMMIT_FOLDERS,
+            *ALL_PART_ROWS_FOLDERS,
             RECORDINGS_FOLDER,
             SPEAKERS_FOLDER,
             VOICES_FOLDER,
@@ -527,3 +564,8 @@ def remove_leftovers(store: OutputStore) -> None:
     for name in sorted(leftovers):
         store.remove(name)
         logger.info("removed orphan=%s", name)
+
+
+def _outcomes_beside(name: str) -> str:
+    under = PENDING if name.startswith(PENDING) else ""
+    return f"{under}{OUTCOMES_FOLDER}/{name.rpartition('/')[2]}"

@@ -11,17 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import Retry
+from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.schemas import FILES, OUTCOMES
 from corpus_asr.storage.run_state.tables import (
-    OUTCOMES_FOLDER,
-    PART_ROWS_FOLDERS,
+    ALL_PART_ROWS_FOLDERS,
+    PENDING,
     OutputStore,
     projected,
 )
 
 logger = logging.getLogger(__name__)
 
-_LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part")
+_LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part", "run_id")
 _DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
 _REASON = pa.field("reason", pa.int8())
 REMAINING = FILES.append(_DONE_PARTS).append(_REASON)
@@ -36,12 +37,34 @@ class Reason(IntEnum):
     continued = 3  # some of its parts are committed, not all
 
 
+class Place(IntEnum):
+    """Where a committed row belongs once a run has finished."""
+
+    nowhere = 0
+    tables = 1
+    pending = 2  # a part of a new version that is not complete, while an earlier one counts
+
+
+class _Rank(IntEnum):
+    """How much of a recording a version holds: a better one is replaced by no worse one."""
+
+    none = 0  # not complete, or failed without any text
+    failed = 1  # complete, and some parts failed
+    good = 2  # complete
+
+
+_ORIGINS = tuple(Origin)
+
+
 class Ledger:
     """The committed parts of an output folder, in memory.
 
     Rows are sorted by recording and part, and so that of several commits of one part the one that
     counts comes first: the oldest that did not fail, else the newest failure, which knows most.
     Commits whose segments object is gone are left out: what they transcribed is to be done again.
+
+    A version of a recording is an ETag and a size. One version of each recording counts: the
+    listed one once it is complete without a failure, until then an earlier one that has more.
     """
 
     def __init__(
@@ -64,13 +87,18 @@ class Ledger:
         self._code = codes[order]
         self._row, self._object, self._part = (key[order] for key in keys)
         self._last = rows["last_part"].to_numpy()[order]
-        self._failed, self._retryable = failed[order], rows["retryable"].to_numpy()[order]
-        versions = rows.select(["etag", "size_bytes"]).take(order)
-        self._etag = versions["etag"].combine_chunks().dictionary_encode()
-        self._size = versions["size_bytes"].combine_chunks()
-        self._starts = np.searchsorted(self._code, np.arange(len(self._ids) + 1))
+        self._failed, self._origin = failed[order], rows["origin"].to_numpy()[order]
+        self._written = rows["written"].to_numpy()[order]
+        self._versions = _Versions(rows.take(order), self._code)
         self._names = names
         self._lost = lost
+        # Of each version the rows that count if it does, by version and part.
+        pairs_row, pairs_version = self._versions.pairs()
+        first = _first_of_runs(pairs_version, self._part[pairs_row])
+        self._winner, self._of_version = pairs_row[first], pairs_version[first]
+        edges = np.arange(len(self._versions) + 1)
+        self._winner_starts = np.searchsorted(self._of_version, edges)
+        self._complete, self._rank = self._ranks()
 
     @classmethod
     def empty(cls) -> "Ledger":
@@ -80,19 +108,20 @@ class Ledger:
     @classmethod
     def load(cls, store: OutputStore, *, leave_alone: Collection[str] = ()) -> "Ledger":
         """Read the committed outcomes of a folder."""
-        names = store.names(OUTCOMES_FOLDER)
+        names = store.commit_names()
         number = {name: index for index, name in enumerate(names)}
         counts = np.zeros(len(names), dtype=np.int32)
         tables = [_ROWS.empty_table()]
         promised: dict[str, set[str]] = {}
-        needed = (*_LEDGER_COLUMNS, "status", "retryable", "segments_object")
+        needed = (*_LEDGER_COLUMNS, *_FAILURE_COLUMNS, "segments_written", "segments_object")
         for batch in store.committed(needed, names):
             index, rows = number[batch.name], batch.rows
             segments = rows["segments_object"].unique().drop_null()
             promised.setdefault(batch.name, set()).update(segments.to_pylist())
             columns = [rows[name] for name in _LEDGER_COLUMNS] + [
                 pc.equal(rows["status"], "failed"),
-                pc.fill_null(rows["retryable"], False),
+                _origins(rows),
+                pc.greater(pc.fill_null(rows["segments_written"], 0), 0),
                 pa.array(np.full(len(rows), index, np.int32)),
                 pa.array(np.arange(counts[index], counts[index] + len(rows), dtype=np.int32)),
             ]
@@ -100,7 +129,7 @@ class Ledger:
             counts[index] += len(rows)
         # Listed after the outcomes were: each commit puts its segments first. Some stores' listings
         # lag behind by minutes, what they do not show may be there.
-        present = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
+        present = {name for folder in ALL_PART_ROWS_FOLDERS for name in store.names(folder)}
         gone_names = store.missing(set().union(*promised.values()) - present)
         lost = {
             name: int(counts[number[name]])
@@ -117,19 +146,28 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._code)
 
-    def remaining(self, batch: pa.RecordBatch, retry: Retry = Retry.none) -> pa.Table:
+    def _ranks(self) -> tuple[np.ndarray, np.ndarray]:
+        rows, versions, number = self._winner, self._of_version, len(self._versions)
+        complete = self._covered(rows, versions, number)
+        failed, written = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
+        failed[versions[self._failed[rows]]] = True
+        written[versions[self._written[rows]]] = True
+        partly = np.where(complete & written, _Rank.failed, _Rank.none)
+        return complete, np.where(complete & ~failed, _Rank.good, partly)
+
+    def remaining(self, batch: pa.RecordBatch, retry: Retry = Retry.environment) -> pa.Table:
         """Return the FILES rows that are not fully committed, with the parts that are, and why.
 
         Failed parts count as committed unless `retry` is for them.
         """
-        rows, files = self._rows_of(batch)
+        versions, files = self._versions.of(self._ids, batch)
         known = np.bincount(files, minlength=batch.num_rows) > 0
-        fresh = self._fresh(rows, files, batch)
-        rows, files = rows[fresh], files[fresh]
+        fresh = self._versions.fit(versions, batch.take(pa.array(files)))
+        versions, files = versions[fresh], files[fresh]
+        best = self._best(versions, files)
+        rows, files = self._winners_of(versions[best], files[best])
         reasons = np.where(known, Reason.changed, Reason.new)
         reasons[files] = Reason.continued
-        first = _first_of_runs(files, self._part[rows])
-        rows, files = rows[first], files[first]
         again = self._again(rows, retry)
         due = np.bincount(files[again], minlength=batch.num_rows) > 0
         reasons[due] = Reason.retried
@@ -146,34 +184,30 @@ class Ledger:
         return kept.append_column(_REASON, pa.array(reasons[left].astype(np.int8))).cast(REMAINING)
 
     def _again(self, rows: np.ndarray, retry: Retry) -> np.ndarray:
-        if retry is Retry.none:
-            return np.zeros(len(rows), dtype=bool)
-        again: np.ndarray = self._failed[rows] & ~self._spared[self._code[rows]]
-        return again if retry is Retry.all else again & self._retryable[rows]
+        tried = np.array([retry.includes(origin) for origin in _ORIGINS])
+        # What failed too often is left alone, but never for what the environment did to it.
+        always = np.array([origin is Origin.environment for origin in _ORIGINS])
+        origins, spared = self._origin[rows], self._spared[self._code[rows]]
+        again: np.ndarray = self._failed[rows] & tried[origins] & (always[origins] | ~spared)
+        return again
 
-    def _rows_of(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        # The ledger's rows of a batch of files, and each one's position in the batch.
-        if not len(self):
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        found = pc.index_in(self._ids, value_set=batch.column("recording_id"))
-        codes = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
-        positions = found.drop_null().to_numpy()
-        by_position = np.argsort(positions, kind="stable")
-        codes, positions = codes[by_position], positions[by_position]
-        counts = self._starts[codes + 1] - self._starts[codes]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(self._starts[codes], counts) + within, np.repeat(positions, counts)
+    def _best(
+        self, versions: np.ndarray, owners: np.ndarray, listed: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return of each owner the place of its best version; of equals a listed, then a newer."""
+        wanted = np.zeros(len(versions), bool) if listed is None else listed[versions]
+        newest, rank = self._versions.newest[versions], self._rank[versions]
+        order = np.lexsort((newest, wanted, rank, owners))
+        last = np.append(np.diff(owners[order]) != 0, True)[: len(order)]
+        best: np.ndarray = order[last]
+        return best
 
-    def _fresh(self, rows: np.ndarray, files: np.ndarray, batch: pa.RecordBatch) -> np.ndarray:
-        # Web servers and manifests often tell no version: an unknown one fits any.
-        etag, size = self._version(rows)
-        now = batch.take(pa.array(files))
-        fresh: np.ndarray = _same(etag, now["etag"]) & _same(size, now["size_bytes"])
-        return fresh
-
-    def _version(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
-        taken = pa.array(rows)
-        return self._etag.take(taken).cast(pa.string()), self._size.take(taken)
+    def _winners_of(
+        self, versions: np.ndarray, owners: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        starts = self._winner_starts
+        places, repeated = _ranges(starts[versions], starts[versions + 1])
+        return self._winner[places], owners[repeated]
 
     def _covered(self, rows: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
         # Every part up to one that was the last; parts may lie beyond it, where that one failed.
@@ -187,92 +221,231 @@ class Ledger:
 
     def resolve(self, listing: Iterable[pa.RecordBatch]) -> "CommitResolution":
         """Decide which committed rows count, against the present listing."""
-        stale = np.zeros(len(self), dtype=bool)
-        listed = np.zeros(len(self), dtype=bool)
+        owner = self._versions.owner
+        fresh = np.zeros(len(self._versions), dtype=bool)
+        listed = np.zeros(len(self._ids), dtype=bool)
         num_listed = 0
         for batch in listing:
             num_listed += batch.num_rows
-            rows, files = self._rows_of(batch)
-            listed[rows] = True
-            stale[rows] = ~self._fresh(rows, files, batch)
-        stale |= ~listed & self._superseded()
-        fresh = np.flatnonzero(~stale)
-        winners = fresh[_first_of_runs(self._code[fresh], self._part[fresh])]
-        keep = np.zeros(len(self), dtype=bool)
-        keep[winners] = True
-        complete = self._covered(winners, self._code[winners], len(self._ids))
-        now_listed = np.zeros(len(self._ids), dtype=bool)
-        now_listed[self._code[listed]] = True
+            versions, files = self._versions.of(self._ids, batch)
+            listed[owner[versions]] = True
+            fresh[versions] = self._versions.fit(versions, batch.take(pa.array(files)))
+        # For recordings that are no longer listed, the newest commit stands for the listing.
+        fresh |= ~listed[owner] & self._versions.fit_newest()
+        every = np.arange(len(self._versions))
+        counting = every[self._best(every, owner, fresh)]
+        asked = every[fresh]
+        present = np.full(len(self._ids), -1)
+        best = asked[self._best(asked, owner[asked])]
+        present[owner[best]] = best
+        counts = np.zeros(len(self), dtype=bool)
+        place = np.full(len(self), Place.nowhere, dtype=np.int8)
+        rows, _ = self._winners_of(best, best)
+        place[rows] = np.where(self._failed[rows], Place.tables, Place.pending)
+        mine, _ = self._winners_of(counting, counting)
+        counts[mine], place[mine] = True, Place.tables
+        failing = np.zeros(len(self), dtype=bool)
+        failing[rows] = self._failed[rows] & ~counts[rows]
+        home = np.array([name.startswith(PENDING) for name in self._names], dtype=bool)
+        home = np.where(home, Place.pending, Place.tables)
+        lost = {name: np.zeros(count, dtype=bool) for name, count in self._lost.items()}
+        complete, current = self._complete[counting], counting == present
+        failed_now = (present >= 0) & self._complete[present] & ~current if len(present) else listed
+        earlier = listed & ~current & (self._rank[counting] > _Rank.none)
         return CommitResolution(
             num_listed=num_listed,
-            keep=self._masks(keep)
-            | {name: np.zeros(count, dtype=bool) for name, count in self._lost.items()},
+            counts=self._masks(counts, ~counts) | lost,
+            places=self._masks(place, place != home[self._object])
+            | {name: mask.astype(np.int8) for name, mask in lost.items()},
+            failing=self._masks(failing, failing),
             complete_ids=self._ids.filter(pa.array(complete)),
-            listed_ids=self._ids.filter(pa.array(complete & now_listed)),
+            listed_ids=self._ids.filter(pa.array(complete & current & listed)),
+            failed_ids=self._ids.filter(pa.array(failed_now & listed)),
+            earlier_ids=self._ids.filter(pa.array(earlier)),
         )
 
-    def _superseded(self) -> np.ndarray:
-        # For recordings that are no longer listed, the newest commit stands for the listing.
-        if not len(self):
-            return np.zeros(0, dtype=bool)
-        newest = np.lexsort((self._row, self._object, self._code))[self._starts[1:] - 1]
-        reference = newest[self._code]
-        etag, size = self._version(np.arange(len(self)))
-        newest_etag, newest_size = self._version(reference)
-        same: np.ndarray = _same(etag, newest_etag) & _same(size, newest_size)
-        return ~same
-
-    def _masks(self, keep: np.ndarray) -> dict[str, np.ndarray]:
-        # Of objects with rows that lose only: no others are rewritten.
+    def _masks(self, values: np.ndarray, where: np.ndarray) -> dict[str, np.ndarray]:
+        # Of objects with such rows only: the values of all their rows, in their order.
         in_order = np.lexsort((self._row, self._object))
         objects = self._object[in_order]
-        losing = np.unique(self._object[~keep])
+        found = np.unique(self._object[where])
         bounds = zip(
-            np.searchsorted(objects, losing, "left").tolist(),
-            np.searchsorted(objects, losing, "right").tolist(),
+            np.searchsorted(objects, found, "left").tolist(),
+            np.searchsorted(objects, found, "right").tolist(),
             strict=True,
         )
         return {
-            self._names[index]: keep[in_order[start:stop]]
-            for index, (start, stop) in zip(losing.tolist(), bounds, strict=True)
+            self._names[index]: values[in_order[start:stop]]
+            for index, (start, stop) in zip(found.tolist(), bounds, strict=True)
         }
+
+
+class _Versions:
+    """The versions of recordings that have committed rows, by recording.
+
+    Web servers and manifests often tell no version: an unknown one fits any.
+    """
+
+    def __init__(self, rows: pa.Table, code: np.ndarray) -> None:
+        etags = rows["etag"].combine_chunks().dictionary_encode()
+        etag = pc.fill_null(etags.indices, -1).to_numpy()
+        size = pc.fill_null(rows["size_bytes"], -1).to_numpy()
+        order = np.lexsort((size, etag, code))
+        keys = [key[order] for key in (code, etag, size)]
+        first = np.zeros(len(order), dtype=bool)
+        first[:1] = True
+        for key in keys:
+            first[1:] |= key[1:] != key[:-1]
+        self._by_version = order
+        self._starts = np.append(np.flatnonzero(first), len(order))
+        self.owner, self._etag, self._size = (key[first] for key in keys)
+        self._etags = etags.dictionary
+        # Runs are named by the time that they began, also where rows were put into another object.
+        runs = rows["run_id"].combine_chunks().dictionary_encode()
+        rank = np.argsort(np.argsort(runs.dictionary.to_numpy(zero_copy_only=False)))
+        run = rank[runs.indices.to_numpy()] if len(rank) else np.empty(0, np.int64)
+        by_age = np.lexsort((rows["row"].to_numpy(), rows["object"].to_numpy(), run))
+        age = np.empty(len(order), np.int64)
+        age[by_age] = np.arange(len(order))
+        self.newest = np.maximum.reduceat(age[order], self._starts[:-1]) if len(order) else age
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows with their version, by version and row; unknown versions' rows with each."""
+        of_row, of_version = [self._by_version], [np.repeat(np.arange(len(self)), self._lengths)]
+        for version in np.flatnonzero((self._etag < 0) | (self._size < 0)).tolist():
+            theirs = np.searchsorted(self.owner, self.owner[version] + np.arange(2))
+            for other in range(*theirs.tolist()):
+                fits = all(key[version] in (key[other], -1) for key in (self._etag, self._size))
+                if other != version and fits:
+                    some = self._by_version[self._starts[version] : self._starts[version + 1]]
+                    of_row.append(some)
+                    of_version.append(np.full(len(some), other))
+        rows, versions = np.concatenate(of_row), np.concatenate(of_version)
+        order = np.lexsort((rows, versions))
+        return rows[order], versions[order]
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        return np.diff(self._starts)
+
+    def of(self, ids: pa.Array, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Return the versions of a batch of files, and each one's position in the batch."""
+        if not len(self):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        codes = pc.index_in(batch.column("recording_id"), value_set=ids)
+        files = np.flatnonzero(codes.is_valid().to_numpy(zero_copy_only=False))
+        known = codes.drop_null().to_numpy()
+        starts, stops = (np.searchsorted(self.owner, known, side) for side in ("left", "right"))
+        versions, repeated = _ranges(starts, stops)
+        return versions, files[repeated]
+
+    def fit(self, versions: np.ndarray, files: pa.RecordBatch) -> np.ndarray:
+        """Return whether each of these versions is that of the file at its place."""
+        etag = self._etags.take(pa.array(self._etag[versions], mask=self._etag[versions] < 0))
+        size = pa.array(self._size[versions], mask=self._size[versions] < 0)
+        same: np.ndarray = _same(etag.cast(pa.string()), files["etag"])
+        same &= _same(size, files["size_bytes"])
+        return same
+
+    def fit_newest(self) -> np.ndarray:
+        """Return whether each version fits the newest one of its recording."""
+        if not len(self):
+            return np.empty(0, dtype=bool)
+        by_age = np.lexsort((self.newest, self.owner))
+        last = np.searchsorted(self.owner, self.owner, side="right") - 1
+        newest = by_age[last]
+        same = np.ones(len(self), dtype=bool)
+        for key in (self._etag, self._size):
+            same &= (key == key[newest]) | (key < 0) | (key[newest] < 0)
+        return same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitResolution:
-    """Which committed rows count."""
+    """Which committed rows count. Masks are over the rows of an outcomes object, by its name."""
 
     num_listed: int
-    keep: dict[str, np.ndarray]
-    """Per outcomes object with rows that do not count: a mask over its rows."""
-    complete_ids: pa.Array  # recordings all of whose parts are committed
-    listed_ids: pa.Array  # those of them in the present listing
+    counts: dict[str, np.ndarray]
+    """Whether rows count; of objects in which some do not."""
+    places: dict[str, np.ndarray]
+    """The `Place` of rows; of objects in which some lie elsewhere."""
+    failing: dict[str, np.ndarray]
+    """Whether rows are failures of a version in whose place an earlier one counts."""
+    complete_ids: (
+        pa.Array
+    )  # recordings all of whose parts are committed, of the version that counts
+    listed_ids: pa.Array  # those of them whose listed version it is
+    failed_ids: pa.Array  # those whose listed version failed, so that an earlier one counts
+    earlier_ids: pa.Array  # listed recordings that have the text of an earlier version
+
+    @property
+    def num_done(self) -> int:
+        """Listed recordings whose listed version is done or failed."""
+        return len(self.listed_ids) + len(self.failed_ids)
 
 
 def counted(
     store: OutputStore,
-    keep: Mapping[str, np.ndarray],
+    counts: Mapping[str, np.ndarray],
     columns: Sequence[str],
     names: Iterable[str] | None = None,
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """Yield outcomes rows, in the order of their commits, each with whether it counts."""
     seen: Counter[str] = Counter()
-    for batch in store.committed(columns, names):
+    for batch in store.committed(columns, store.commit_names() if names is None else names):
         start = seen[batch.name]
         seen[batch.name] += batch.rows.num_rows
-        mask = keep.get(batch.name, np.ones(seen[batch.name], dtype=bool))
+        mask = counts.get(batch.name, np.ones(seen[batch.name], dtype=bool))
         yield batch.rows, mask[start : seen[batch.name]]
 
 
+def failing_rows(
+    store: OutputStore, resolution: CommitResolution, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the failures of versions in whose place an earlier one counts."""
+    masks = resolution.failing
+    for rows, mask in counted(store, masks, columns, sorted(masks)):
+        yield rows.filter(pa.array(mask))
+
+
+_FAILURE_COLUMNS = ("status", "error_kind", "retryable")
 _ROWS = pa.schema([
-    *projected(OUTCOMES, _LEDGER_COLUMNS), ("failed", pa.bool_()), ("retryable", pa.bool_()),
-    ("object", pa.int32()), ("row", pa.int32()),
+    *projected(OUTCOMES, _LEDGER_COLUMNS), ("failed", pa.bool_()), ("origin", pa.int8()),
+    ("written", pa.bool_()), ("object", pa.int32()), ("row", pa.int32()),
 ])  # fmt: skip
+
+
+def _origins(rows: pa.RecordBatch) -> pa.Array:
+    # By kind: what `retryable` says is of the version of this program that wrote it.
+    kinds = pa.StructArray.from_arrays(
+        [pc.fill_null(rows["error_kind"], ""), pc.fill_null(rows["retryable"], False)],
+        ["kind", "retryable"],
+    )
+    known: dict[tuple[str, bool], int] = {}
+    codes = np.zeros(len(rows), np.int8)
+    for at in np.flatnonzero(pc.equal(rows["status"], "failed").to_numpy(zero_copy_only=False)):
+        kind = kinds[int(at)].as_py()
+        key = (kind["kind"], kind["retryable"])
+        if key not in known:
+            known[key] = _ORIGINS.index(failure_kind(key[0], retryable=key[1]).origin)
+        codes[at] = known[key]
+    return pa.array(codes)
 
 
 def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
     equal: np.ndarray = pc.fill_null(pc.equal(left, right), True).to_numpy(zero_copy_only=False)
     return equal
+
+
+def _ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of ranges one after the other, and the place of each one's range."""
+    counts = stops - starts
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    places = np.repeat(np.arange(len(counts)), counts)
+    return starts[places] + within, places
 
 
 def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -290,7 +463,7 @@ _FAILING = pa.schema([
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failing:
-    """A recording that failed, and of which another try may come out otherwise."""
+    """A recording that this program failed on, so that nights try it again a few times."""
 
     recording_id: str
     uri: str
@@ -314,9 +487,10 @@ def count_tries(store: OutputStore) -> list[Failing]:
             noted[row["recording_id"]] = Failing(**row)
     columns = _FAILING.names[:-1]
     latest: dict[str, Failing] = {}
-    for batch in store.outcomes([*columns, "status", "retryable"]):
-        retryable = pc.fill_null(batch["retryable"], False)
-        failed = pc.and_(pc.equal(batch["status"], "failed"), retryable)
+    program = _ORIGINS.index(Origin.program)
+    for batch in store.outcomes([*columns, *_FAILURE_COLUMNS]):
+        failed = pc.equal(batch["status"], "failed")
+        failed = pc.and_(failed, pc.equal(_origins(batch), program))
         for row in batch.filter(failed).select(columns).to_pylist():
             before = latest.get(row["recording_id"])
             # Identities of runs sort by the time that they began.

@@ -98,11 +98,14 @@ def make_plan(
     plan = Plan(uri=store.address(f"{name}/packs"), name=name)
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
         scratch = str(Path(folder) / "remaining.parquet")
-        sizes, ids = _list_source(plan, store, config.source, ledger, options.retry, scratch)
+        sizes, ids, retried = _list_source(
+            plan, store, config.source, ledger, options.retry, scratch
+        )
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
         plan.num_remaining_bytes = int(sizes[sizes >= 0].sum())
-        _write_packs(plan, store, sizes, ids, config.extract.pack_mb * MEBIBYTE, scratch)
+        pack_bytes = config.extract.pack_mb * MEBIBYTE
+        _write_packs(plan, store, sizes, ids, retried, pack_bytes, scratch)
     return plan
 
 
@@ -152,9 +155,10 @@ def _list_source(
     ledger: Ledger,
     retry: Retry,
     scratch: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    # Sizes (-1 where unknown) and identities of the remaining files: all that is held of them.
-    sizes, ids = [np.empty(0, np.int64)], [np.empty(0, "S16")]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # Sizes (-1 where unknown) and identities of the remaining files, and whether they failed
+    # before: all that is held of them.
+    sizes, ids, retried = [np.empty(0, np.int64)], [np.empty(0, "S16")], [np.empty(0, bool)]
     reasons: Counter[int] = Counter()
     with parquet_writer(scratch, REMAINING) as remaining_file:
         for shard, files in enumerate(_shards(plan, store, source)):
@@ -168,13 +172,14 @@ def _list_source(
             sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
             names = remaining["recording_id"].to_pylist()
             ids.append(np.array(names, "S16"))
+            retried.append(remaining["reason"].to_numpy() == Reason.retried)
             plan.remaining.add(
                 names, remaining["uri"].to_pylist(), remaining["size_bytes"].to_pylist()
             )
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]
-    return np.concatenate(sizes), np.concatenate(ids)
+    return np.concatenate(sizes), np.concatenate(ids), np.concatenate(retried)
 
 
 def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
@@ -201,6 +206,7 @@ def _write_packs(
     store: OutputStore,
     sizes: np.ndarray,
     ids: np.ndarray,
+    retried: np.ndarray,
     pack_bytes: float,
     scratch: str,
 ) -> None:
@@ -210,7 +216,8 @@ def _write_packs(
     fair_share = max(MIN_PACK_BYTES, float(weights.sum()) / MIN_PACKS)
     max_files = min(MAX_FILES_PER_PACK, max(MIN_FULL_PACK, count // MIN_PACKS))
     # Unknown sizes first, since any of them may be the longest; identities for a stable order.
-    order = np.lexsort((ids, -sizes, ~unknown))
+    # What failed before comes last: the first recordings of a run tell whether it can do any.
+    order = np.lexsort((ids, -sizes, ~unknown, retried))
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
     for shard, name in enumerate(plan.pack_names):

@@ -26,8 +26,9 @@ from corpus_asr.storage.run_state.own_sources import (
     record_sources,
 )
 from corpus_asr.storage.run_state.tables import (
+    ALL_PART_ROWS_FOLDERS,
+    COMMIT_FOLDERS,
     OUTCOMES_FOLDER,
-    PART_ROWS_FOLDERS,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
     VOICES_FOLDER,
@@ -251,7 +252,7 @@ def write_calibration(
 
 def outcomes_names(store: OutputStore) -> list[str]:
     """Return the names of a run's outcomes objects; empty if it has just started."""
-    names = store.names(OUTCOMES_FOLDER)
+    names = store.commit_names()
     if not names and not store.exists(CONFIG_NAME):
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
@@ -395,8 +396,8 @@ _ARCHIVED_NAMES = (
     CONFIG_NAME, FINGERPRINT_NAME,
 )  # fmt: skip
 _ARCHIVED_FOLDERS = (
-    OWN_SOURCES_FOLDER, RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, *PART_ROWS_FOLDERS,
-    OUTCOMES_FOLDER,
+    OWN_SOURCES_FOLDER, RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, *ALL_PART_ROWS_FOLDERS,
+    *COMMIT_FOLDERS,
 )  # fmt: skip
 
 # How the work is spread and bounded; results do not depend on it.

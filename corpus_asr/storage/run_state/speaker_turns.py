@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from corpus_asr.array_types import Float16, Float64
 from corpus_asr.schemas import SPEAKERS
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.ledger import Ledger, counted
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     SPEAKERS_FOLDER,
@@ -81,7 +82,8 @@ def voices_left(store: OutputStore, settings: Mapping[str, Any]) -> Iterator[Rec
     In memory are the recordings whose parts are not all read yet, and a few hundred bytes of every
     other. `settings` change turns.
     """
-    complete = _complete(store, settings)
+    counts = Ledger.load(store).resolve(()).counts
+    complete = _complete(store, settings, counts)
     known = _made(store)
     left = {each: key for each, key in complete.items() if known.get(each) != key.made_of}
     del complete, known
@@ -89,8 +91,11 @@ def voices_left(store: OutputStore, settings: Mapping[str, Any]) -> Iterator[Rec
     wanted = pa.array([*left], pa.string())
     # One object at a time: several, read ahead, would be a gigabyte of voices.
     objects = store.names(OUTCOMES_FOLDER) if left else ()
-    for batch in (each for name in objects for each in store.batches(name, columns=_VOICES)):
-        rows = batch.filter(pc.is_in(batch["recording_id"], value_set=wanted))
+    for batch, mask in (
+        each for name in objects for each in counted(store, counts, _VOICES, [name])
+    ):
+        theirs = pc.is_in(batch["recording_id"], value_set=wanted)
+        rows = batch.filter(pc.and_(theirs, pa.array(mask)))
         for row in rows.to_pylist():
             if (expected := left.get(row["recording_id"])) is None:
                 continue  # a second commit of a part
@@ -111,12 +116,14 @@ class _Complete(NamedTuple):
     made_of: str
 
 
-def _complete(store: OutputStore, settings: Mapping[str, Any]) -> dict[str, _Complete]:
+def _complete(
+    store: OutputStore, settings: Mapping[str, Any], counts: Mapping[str, np.ndarray]
+) -> dict[str, _Complete]:
     """Return the recordings whose parts are all there, and what their turns are made of."""
     chosen = json.dumps(settings, sort_keys=True)
     sums: dict[str, tuple[int, int, int]] = {}  # parts, number of the last or -1, sum of hashes
-    for batch in store.outcomes(_LIGHT):
-        for row in batch.to_pylist():
+    for batch, mask in counted(store, counts, _LIGHT, store.names(OUTCOMES_FOLDER)):
+        for row in batch.filter(pa.array(mask)).to_pylist():
             count, last, total = sums.get(row["recording_id"], (0, -1, 0))
             version = repr((chosen, *(row[name] for name in _VERSION))).encode()
             # In whatever order they are read, the same parts have the same sum.

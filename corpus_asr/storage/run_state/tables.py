@@ -44,6 +44,10 @@ from corpus_asr.storage.stores.uri import normalize, public, public_text, redact
 
 OUTCOMES_FOLDER, RECORDINGS_FOLDER = "outcomes", "recordings"
 SPEAKERS_FOLDER, VOICES_FOLDER = "speakers", "voices"
+PENDING: Final = "_run/pending/"
+"""Where a finish keeps the done parts of a new version of a recording while an earlier one counts:
+commits of their own, in folders named like the tables."""
+COMMIT_FOLDERS = (OUTCOMES_FOLDER, f"{PENDING}{OUTCOMES_FOLDER}")
 SUFFIX = ".parquet"
 # Of each object that is read ahead: a small commit as a whole, a merged one only at its beginning.
 READ_AHEAD_ROWS = 16_384
@@ -95,11 +99,17 @@ SEGMENT_ROWS = PartRows("segments", SEGMENTS)
 LABEL_ROWS = PartRows("labels", LABELS)
 PART_ROWS = (SEGMENT_ROWS, LABEL_ROWS)
 PART_ROWS_FOLDERS = tuple(rows.folder for rows in PART_ROWS)
+ALL_PART_ROWS_FOLDERS = (*PART_ROWS_FOLDERS, *(PENDING + folder for folder in PART_ROWS_FOLDERS))
+
+
+def table_of(name: str) -> str:
+    """Return the table that an object belongs to, wherever it lies."""
+    return name.removeprefix(PENDING).partition("/")[0]
 
 
 def part_rows_named(names: Iterable[str | None]) -> PartRows:
     """Tell by the names of their objects which rows some outcomes have."""
-    folders = {name.partition("/")[0] for name in names if name is not None}
+    folders = {table_of(name) for name in names if name is not None}
     return _only("rewriting commits", [rows for rows in PART_ROWS if rows.folder in folders])
 
 
@@ -211,9 +221,9 @@ TAKEN_OVER_NAME: Final = "_run/taken_over.json"
 were under way, do not count."""
 TABLES_NAME: Final = "_run/tables.json"
 """Tables that the last finish left: listings that lag behind do not show them to the next run."""
-_TABLES_OF_RUNS = (OUTCOMES_FOLDER, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER)
+_TABLES_OF_RUNS = (*COMMIT_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER)
 _TIME_DIGITS = 20
-_BY_RUN = re.compile(r"[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
+_BY_RUN = re.compile(r"(_run/pending/)?[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
 
 
 class OutputStore:
@@ -231,7 +241,7 @@ class OutputStore:
         held = copy.copy(self)
         held._guard, held._changed = guard, dict.fromkeys(self.read_json(TABLES_NAME) or (), True)
         # A clock that was ahead before, or is behind now, must not turn around what came first.
-        held._newest_ns = max(map(time_ns_of, self.names(OUTCOMES_FOLDER)), default=0)
+        held._newest_ns = max(map(time_ns_of, self.commit_names()), default=0)
         return held
 
     def check(self) -> None:
@@ -321,17 +331,21 @@ class OutputStore:
         *,
         rows: PartRows = SEGMENT_ROWS,
         stem: str | None = None,
+        under: str = "",
     ) -> Commit:
-        """Write outcomes rows and their segments or labels, which stand in the same order."""
+        """Write outcomes rows and their segments or labels, which stand in the same order.
+
+        `under` is "", or `PENDING` to keep them out of the tables.
+        """
         stem = stem or self.stem()
         segments_name = None
         if pc.sum(outcomes["segments_written"]).as_py():
-            segments_name = f"{rows.folder}/{stem}{SUFFIX}"
+            segments_name = f"{under}{rows.folder}/{stem}{SUFFIX}"
             self.write_bytes(segments_name, encode_parquet(rows.schema, segments))
         named = pa.repeat(pa.scalar(segments_name, pa.string()), outcomes.num_rows)
         position = OUTCOMES.get_field_index("segments_object")
         outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
-        outcomes_name = f"{OUTCOMES_FOLDER}/{stem}{SUFFIX}"
+        outcomes_name = f"{under}{OUTCOMES_FOLDER}/{stem}{SUFFIX}"
         # This put is the commit: killed before it, the rows above are an orphan that nobody reads.
         self.write_table(outcomes_name, outcomes.cast(OUTCOMES))
         return Commit(outcomes_name, segments_name, outcomes.num_rows)
@@ -357,7 +371,7 @@ class OutputStore:
             return
         for named in table["segments_object"].unique().drop_null().to_pylist():
             self.address(named)
-            if not (named.partition("/")[0] in PART_ROWS_FOLDERS and _is_table(named)):
+            if not (table_of(named) in PART_ROWS_FOLDERS and _is_table(named)):
                 folders = " or ".join(f"{folder}/" for folder in PART_ROWS_FOLDERS)
                 raise CorpusAsrError(
                     f"reading {redact_uri(self.address(name))}: found the segments object "
@@ -382,7 +396,7 @@ class OutputStore:
     ) -> Iterator[pa.RecordBatch]:
         schema = projected(rows.schema, columns)
         named = self.named_segments(outcomes_names)
-        ours = [name for name in named if name.startswith(f"{rows.folder}/")]
+        ours = [name for name in named if table_of(name) == rows.folder]
         for _, table in self.read_tables(ours, schema):
             yield from table.to_batches()
 
@@ -429,6 +443,11 @@ class OutputStore:
     def address(self, name: str) -> str:
         """Return the address of an object of this folder."""
         return within(self.uri, name)
+
+    def commit_names(self) -> list[str]:
+        """Return the names of all outcomes objects by time, those of pending parts among them."""
+        names = [name for folder in COMMIT_FOLDERS for name in self.names(folder)]
+        return sorted(names, key=lambda name: name.rpartition("/")[2])
 
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's Parquet objects, sorted."""

@@ -20,7 +20,7 @@ from aiohttp.resolver import ThreadedResolver
 from fsspec.asyn import get_loop, sync
 from fsspec.implementations.http import HTTPFileSystem
 
-from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, REFUSED_HOST, TIMEOUT
+from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, REFUSED, REFUSED_HOST, TIMEOUT
 from corpus_asr.logs import event
 from corpus_asr.storage.stores.host_allowlist import WEB, HostRules, Verdict, host_of, is_public
 from corpus_asr.storage.stores.host_health import HostHealth
@@ -216,7 +216,7 @@ class WebStore(Store):
             return self._request("HEAD", uri, {}, use, limit_s=limit_s)
         except StoreError as error:
             # Addresses signed for GET answer 403 to HEAD; simple servers 405 or 501.
-            if error.kind not in (ACCESS_DENIED, FETCH) or (
+            if error.kind not in (ACCESS_DENIED, FETCH, REFUSED) or (
                 error.transient and "501" not in str(error)
             ):
                 raise

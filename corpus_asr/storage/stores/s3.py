@@ -12,7 +12,7 @@ from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
-from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, NO_BUCKET, NOT_FOUND, TIMEOUT
+from corpus_asr.failure_kinds import ACCESS_DENIED, ARCHIVED, FETCH, NO_BUCKET, NOT_FOUND, TIMEOUT
 from corpus_asr.storage.stores.store import (
     FEW_ATTEMPTS,
     ObjectInfo,
@@ -258,7 +258,7 @@ def _bare(etag: str | None) -> str | None:
 
 
 _NO_SUCH = {"NoSuchKey", "NotFound", "404"}
-_DENIED = {"AccessDenied", "AllAccessDisabled", "InvalidObjectState", "403"}
+_DENIED = {"AccessDenied", "AllAccessDisabled", "403"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"}
 _BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError",
          "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed"}  # fmt: skip
@@ -352,6 +352,8 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
     if code in _WRONG_KEYS:
         meaning, advice = _WRONG_KEYS[code]
         return StoreError(ACCESS_DENIED, f"access denied ({code}): {meaning}", advice=advice)
+    if code == "InvalidObjectState":  # such as in Glacier
+        return StoreError(ARCHIVED, f"the object is in the store's archive ({code}: {message})")
     if code in _DENIED:
         return StoreError(ACCESS_DENIED, f"access denied ({answer_of(code, message)})")
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
@@ -364,8 +366,7 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
         )
     asked_for = headers.get("retry-after")
     if code in _BUSY:
-        found = f"the store answered {status} {answer_of(code, message)}"
-        return StoreError(FETCH, found, transient=True,
+        return StoreError(FETCH, f"the store answered {status} {code}", transient=True,
                           retry_after_s=asked_wait_s(asked_for))  # fmt: skip
     return from_status(status, answer_of(code, message), retry_after=asked_for)
 

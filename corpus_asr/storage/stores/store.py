@@ -18,6 +18,7 @@ from corpus_asr.failure_kinds import (
     FETCH,
     NO_SPACE,
     NOT_FOUND,
+    REFUSED,
     TIMEOUT,
 )
 from corpus_asr.logs import event
@@ -215,7 +216,7 @@ def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -
     usual = (kind.write_advice if doing in _WRITING else "") or kind.read_advice
     advice = _EXPIRED_ADVICE if error.expired else error.advice or usual
     message = f"{doing} {redact_uri(uri)}: {without_secrets(str(error))}{tries}; {advice}"
-    return FetchError(message, uri=uri, kind=kind.name, retryable=error.expired or kind.retryable)
+    return FetchError(message, uri=uri, kind=kind.name, retryable=error.expired or kind.transient)
 
 
 def from_os_error(error: OSError) -> StoreError:
@@ -274,5 +275,6 @@ def from_status(status: int, reason: str, *, retry_after: str | None = None) -> 
         return StoreError(TIMEOUT, found, transient=True)
     if status == 412:
         return StoreError(CHANGED, f"{found}: the object changed while it was read")
-    return StoreError(FETCH, found, transient=status in (425, 429) or status >= 500,
+    transient = status in (425, 429) or status >= 500
+    return StoreError(FETCH if transient else REFUSED, found, transient=transient,
                       retry_after_s=asked_wait_s(retry_after))  # fmt: skip
