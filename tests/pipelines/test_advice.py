@@ -32,7 +32,7 @@ CHANGED = {
     "source.allow_hosts": "[example.com]",
 }
 # These are named in advice, and are none of the change that is tried here.
-OTHERS = {"source.exclude", "decoding.language"}
+OTHERS = {"source.exclude", "source.uri", "decoding.language"}
 every = pytest.mark.parametrize("kind", FAILURE_KINDS.values(), ids=FAILURE_KINDS)
 
 
