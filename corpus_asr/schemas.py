@@ -166,6 +166,13 @@ _WORD_SPANS = pa.list_(
 )
 _TEXT_WORDS = _field("text_words", pa.int32(), "words of the text that was given to be aligned; "
                      "null without `decoding.align`, and without speech")  # fmt: skip
+_WITHOUT_TEXT = _field(
+    "speech_without_text_s",
+    pa.float64(),
+    "detected speech in gaps between segments with 2 s of it or more; null where speech was not "
+    "looked for, and where nothing was transcribed",
+    unit="second",
+)
 _PART_RESULT = (
     _field("duration_s", pa.float64(), "audio decoded in this part", unit="second"),
     _field("speech_s", pa.float64(), "detected speech within the part; null if not looked for",
@@ -180,6 +187,7 @@ _PART_RESULT = (
     _field("device", pa.string(), "device that transcribed; null where none did"),
     _field("decode_s", pa.float64(), "time spent extracting", unit="second"),
     _field("transcribe_s", pa.float64(), "time from submission to result", unit="second"),
+    _WITHOUT_TEXT,
     _TEXT_WORDS,
     _field("text_lengths", pa.list_(pa.int32()), "characters of each of these words, with a space"),
     _field("text_found", pa.int32(), "number of them that the part says"),
@@ -235,6 +243,7 @@ RECORDINGS = _schema(
     *_ERRORS, *_AUDIO,
     _field("duration_s", pa.float64(), "audio decoded", unit="second"),
     _field("speech_s", pa.float64(), "detected speech", unit="second"),
+    _WITHOUT_TEXT,
     _field("parts", pa.int32(), "parts committed"),
     _field("segments", pa.int32(), "segments written, or labels"),
     _field("languages", pa.list_(pa.string()), "languages decoded, most frequent first"),

@@ -283,7 +283,10 @@ class FileResults:
                 sys.stdout.flush()
         if transcript.missing:
             self._tell(f"note: {redact_uri(name)}: {_missing(transcript)}")
-        if not any(each.segments for each in transcripts):
+        if without_s := sum(each.speech_without_text_s or 0.0 for each in transcripts):
+            seconds = duration(without_s)
+            self._tell(f"note: {redact_uri(name)}: {seconds} of detected speech have no text")
+        elif not any(each.segments for each in transcripts):
             searched = duration(transcript.duration_s)
             self._tell(f"note: {redact_uri(name)}: no speech found in {searched}")
 

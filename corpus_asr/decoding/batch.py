@@ -259,14 +259,15 @@ class SlotBatch:
             self._jobs[slot] = job
             self._longest[slot] = len(job.prompt) + 1
         rules = [job.rules for job in jobs]
-        self._rules.admit(index, rules)
+        prefixes = [job.prefix for job in jobs]
+        self._rules.admit(index, rules, prefixes)
         self._repetition.admit(slots, jobs)
         self._options.admit(slots, index, [job.search for job in jobs])
 
         options = self._options.layout(slots)
         logits = self._options.before_rules(logits, slots, index, options)
         self._take(
-            self._rules.apply_first(logits, rules),
+            self._rules.apply_first(logits, rules, index, prefixes),
             index,
             slots=slots,
             sampled=any(job.search.temperature > 0 for job in jobs),

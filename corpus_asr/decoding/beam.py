@@ -219,7 +219,8 @@ class BeamBatch:
         self.model.reorder(self._state, self._slots(places), sources)
         self._begin(index, prompts, jobs)
         rules = [job.rules for job in jobs for _ in range(self.num_beams)]
-        self._rules.admit(slots, rules)
+        prefixes = [job.prefix for job in jobs for _ in range(self.num_beams)]
+        self._rules.admit(slots, rules, prefixes)
         if (found := token_scores(self.model, hidden, jobs)) is not None:
             self._token_score.index_copy_(0, index, found)
         for place, job in zip(places, jobs, strict=True):
@@ -234,7 +235,7 @@ class BeamBatch:
         scores = self._options.before_rules(
             scores, self._slots(places), slots, options, logits=logits
         )
-        self._take(self._rules.apply_first(scores, rules), places, index)
+        self._take(self._rules.apply_first(scores, rules, slots, prefixes), places, index)
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
@@ -457,7 +458,7 @@ class BeamBatch:
                 looped[row] = repeats_itself(
                     candidates.text[row],
                     length,
-                    starts=torch.full_like(length, len(job.prompt)),
+                    starts=torch.full_like(length, len(job.prompt) - job.num_prefix),
                     alike_from=torch.full_like(length, begin or self.model.vocab_size),
                 )
             if job.search.stopping and not bool(self._ended[place, 0]):

@@ -268,6 +268,13 @@ class WindowJob(_HeardWindow):
     score_token: int | None = None
     """A token (no-speech) whose raw probability is wanted, as said after `score_position`."""
     score_position: int = 0
+    num_prefix: int = 0
+    """Last tokens of the prompt that count as the text's first; results do not repeat them."""
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """These tokens."""
+        return self.prompt[len(self.prompt) - self.num_prefix :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -415,6 +422,11 @@ def _check_window(job: WindowJob, model: SlotModel) -> None:
         raise ValueError(
             f"scoring token {job.score_token} after position {job.score_position}: the prompt has "
             f"positions 0 to {length - 1}; correct score_position"
+        )
+    if not 0 <= job.num_prefix <= length:
+        raise ValueError(
+            f"decoding after a prefix of {job.num_prefix} tokens: the prompt has {length}, "
+            "expected at most these; correct num_prefix"
         )
     _check_ids(job.prompt, model, what="prompt")
     if job.search.assistant is not None:

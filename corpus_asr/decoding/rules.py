@@ -51,8 +51,13 @@ class SlotRules:
         """What `apply` and `update` depend on beside tensors; changes with `admit` alone."""
         return self._timestamp_begin, self._end
 
-    def admit(self, slots: Int[Tensor, " batch"], rules: Sequence[TokenRules]) -> None:
-        """Give `slots` new rules and forget what they said before."""
+    def admit(
+        self,
+        slots: Int[Tensor, " batch"],
+        rules: Sequence[TokenRules],
+        prefixes: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """Give `slots` new rules and forget what they said before; their texts begin so."""
         for rule in rules:
             self._note_layout(rule)
         always, _, grammar = zip(*map(self._mask, rules), strict=True)
@@ -62,14 +67,30 @@ class SlotRules:
         self._last_is_timestamp.index_fill_(0, slots, True)
         self._one_before_is_timestamp.index_fill_(0, slots, True)
         self._last_timestamp.index_fill_(0, slots, -1)
+        for row, prefix in enumerate(prefixes):
+            for token in prefix:
+                (said,) = upload(self._device, [token])
+                self.update(said, slots[row : row + 1])
 
     def apply_first(
-        self, logits: Float[Tensor, "slot vocab"], rules: Sequence[TokenRules]
-    ) -> Float[Tensor, "slot vocab"]:
-        """Forbid, in place, what may not come directly after the prompt."""
-        _, first, grammar = zip(*map(self._mask, rules), strict=True)
-        logits += torch.stack(first)
-        return _prefer_timestamps(logits, torch.stack(grammar), self._timestamp_begin)
+        self,
+        logits: Float[Tensor, "batch vocab"],
+        rules: Sequence[TokenRules],
+        slots: Int[Tensor, " batch"],
+        prefixes: Sequence[Sequence[int]] = (),
+    ) -> Float[Tensor, "batch vocab"]:
+        """Forbid, in place, what may not come directly after the prompt, or after a prefix."""
+        always, first, grammar = zip(*map(self._mask, rules), strict=True)
+        if not any(prefixes):
+            logits += torch.stack(first)
+            return _prefer_timestamps(logits, torch.stack(grammar), self._timestamp_begin)
+        rows = zip(prefixes, always, first, strict=True)
+        bias = torch.stack([after if prefix else begin for prefix, after, begin in rows])
+        (goes_on,) = upload(self._device, [int(bool(prefix)) for prefix in prefixes])
+        own = torch.stack(grammar)
+        last, before, latest = (held[slots] for held in self._said())
+        logits = apply_rules(logits, bias, own & goes_on.bool(), last, before, latest, *self.layout)
+        return _prefer_timestamps(logits, own, self._timestamp_begin)
 
     def apply(self, logits: Float[Tensor, "slot vocab"]) -> Float[Tensor, "slot vocab"]:
         """Forbid, in place, what the first `len(logits)` slots may not say next."""
@@ -241,7 +262,7 @@ class RepetitionDetector:
             list(slots),
             [int(job.search.stop_loops) for job in jobs],
             [self._vocab_size if begin is None else begin for begin in begins],
-            [len(job.prompt) for job in jobs],
+            [len(job.prompt) - job.num_prefix for job in jobs],
         )
         self._watched.index_copy_(0, index, watched.bool())
         self._alike_from.index_copy_(0, index, alike_from)

@@ -74,6 +74,8 @@ class Transcript:
     """Seconds of audio decoded."""
     speech_s: float | None = None
     """Of them detected speech; None without detection."""
+    speech_without_text_s: float | None = None
+    """Of that, what lies in gaps between segments with 2 s or more; None without detection."""
     uri: str | None = None
     """Its address, or what it is called."""
     metadata: dict[str, str] = field(default_factory=dict)

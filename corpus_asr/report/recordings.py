@@ -24,10 +24,11 @@ LISTS: Mapping[str, tuple[str, str]] = {
     "longest": ("duration_s", "descending"),
     "slowest": ("took_s", "descending"),
     "missing": ("missing_share", "descending"),
+    "gaps": ("gaps_s", "descending"),
 }
 """Lists by name, each with the column and the order that choose its recordings."""
 STARTED = "partly done"
-_SUMS = ("duration_s", "decode_s", "transcribe_s", "segments_written")
+_SUMS = ("duration_s", "decode_s", "transcribe_s", "segments_written", "speech_without_text_s")
 _SOURCE_COLUMNS = ("recording_id", "uri", "size_bytes", "etag")
 
 
@@ -53,6 +54,8 @@ class RecordingRow:
     extract_s: float
     transcribe_s: float
     """From submission to result, summed over parts."""
+    speech_without_text_s: float
+    """Detected speech in gaps between segments."""
     speakers: int | None = None
     """None where they were not looked for."""
     most_share: float | None = None
@@ -110,6 +113,12 @@ class Recordings:
                 "recording_id": ids,
                 "object": grouped["object_min"],
                 **sums,
+                # None are no reason to be looked at; so it is with missing words.
+                "gaps_s": pc.if_else(
+                    pc.greater(sums["speech_without_text_s"], 0),
+                    sums["speech_without_text_s"],
+                    None,
+                ),
                 "took_s": pc.add(sums["decode_s"], sums["transcribe_s"]),
                 "status": _aligned(ids, folded, "state"),
                 "decode_errors": _aligned(ids, folded, "decode_errors"),
@@ -118,7 +127,6 @@ class Recordings:
                 "most_share": pc.divide(most, speech),
                 "text_words": words,
                 "missing_words": missing,
-                # None are no reason to be looked at.
                 "missing_share": pc.if_else(
                     pc.greater(missing, 0), pc.divide(missing.cast(pa.float64()), words), None
                 ),
@@ -166,6 +174,7 @@ class Recordings:
                 decode_errors=row["decode_errors"],
                 extract_s=row["decode_s"],
                 transcribe_s=row["transcribe_s"],
+                speech_without_text_s=row["speech_without_text_s"],
                 speakers=row["speakers"],
                 most_share=row["most_share"],
                 missing_words=row["missing_words"],

@@ -59,8 +59,8 @@ from corpus_asr.units import counted
 
 OUTCOME_COLUMNS = (
     "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
-    "speech_s", "segments_written", "decode_errors", "language", "device", "decode_s",
-    "transcribe_s", "label", "text_words", "text_found", "error_stage", "error_kind",
+    "speech_s", "speech_without_text_s", "segments_written", "decode_errors", "language", "device",
+    "decode_s", "transcribe_s", "label", "text_words", "text_found", "error_stage", "error_kind",
     "error_message", "retryable",
 )  # fmt: skip
 SEGMENT_COLUMNS = ("recording_id", "confidence", "start_s", "end_s")
@@ -114,6 +114,8 @@ class RunCounts:
     """By each part's likeliest label, of a classification."""
     mean_confidence: float | None = None
     """Of segments or windows, weighted by their length; None without any."""
+    speech_without_text_s: float = 0.0
+    """Detected speech in gaps between segments; 0.0 where speech was not looked for."""
     text_words: int = 0
     """Words of the known texts of recordings that are done; 0 where no texts were aligned."""
     missing_words: int = 0
@@ -351,6 +353,7 @@ def count_run(
         parts=parts.num_rows,
         audio_s=sum_of(parts["duration_s"]),
         speech_s=None if speech_s.null_count == len(speech_s) else sum_of(speech_s),
+        speech_without_text_s=sum_of(parts["speech_without_text_s"]),
         segments=int(sum_of(parts["segments_written"])),
         extract_s=sum_of(parts["decode_s"]),
         transcribe_s=sum_of(parts["transcribe_s"]),
@@ -389,7 +392,7 @@ def _in_recording_time(parts: pa.Table) -> pa.Table:
     )
     place = pc.index_in(parts["recording_id"], value_set=owners["recording_id"].combine_chunks())
     channels = pc.max_element_wise(owners["channel_count_distinct"].take(place), 1)
-    for name in ("duration_s", "speech_s"):
+    for name in ("duration_s", "speech_s", "speech_without_text_s"):
         position = parts.schema.get_field_index(name)
         shared = pc.divide(parts[name], channels.cast(pa.float64()))
         parts = parts.set_column(position, parts.schema.field(position), shared)

@@ -539,6 +539,9 @@ class Transcriber:
             duration_s=sum(part.duration_s for part in parts),
             # Not detected in a part is not known of the whole.
             speech_s=None if None in speech else sum(filter(None, speech), 0.0),
+            speech_without_text_s=None
+            if None in speech
+            else sum(part.speech_without_text_s or 0.0 for part in found),
             uri=uri,
             channel=channel,
             model=self._model,

@@ -348,6 +348,7 @@ def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
         "language": transcript.language,
         "language_probability": transcript.language_probability,
         "transcribe_s": transcript.transcribe_s,
+        "speech_without_text_s": transcript.speech_without_text_s,
         **({} if transcript.labels is None else label_columns(transcript.labels)),
         **_text_columns(transcript),
     }

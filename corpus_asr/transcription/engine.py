@@ -24,7 +24,7 @@ from corpus_asr.families.loading import device_name, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.windows import PartRequest, speech_without_text_s
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class PartTranscript:
     language_probability: float | None = None
     transcribe_s: float = 0.0
     """Wall time from submission to result, which the engine sets."""
+    speech_without_text_s: float | None = None
+    """Detected speech in gaps of text, which the engine sets; None where that is not known."""
     labels: PartLabels | None = None
     """In place of segments, where the part was classified."""
     placed: PlacedText | None = None
@@ -291,9 +293,15 @@ class Engine:
         def done(transcript: Any, error: Exception | None) -> None:
             if error is not None:
                 future.set_exception(error)
-            else:
-                taken_s = time.monotonic() - started_s
-                future.set_result(replace(transcript, transcribe_s=taken_s))
+                return
+            without_s = None
+            if transcript.labels is None:
+                clips = decoding.clip_timestamps
+                without_s = speech_without_text_s(part, transcript.segments, clips)
+            taken_s = time.monotonic() - started_s
+            future.set_result(
+                replace(transcript, transcribe_s=taken_s, speech_without_text_s=without_s)
+            )
 
         self._scheduler.add(self._transcriber.transcribe(part, decoding), done)
 

@@ -4,7 +4,7 @@ import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from torch import Tensor
@@ -82,9 +82,11 @@ class DecodingRules(ABC):
                 seed=self.seed(window, temperature),
                 score_token=self.no_speech,
                 score_position=window.start_position,
+                num_prefix=window.num_prefix,
                 num_frames=window.num_frames,
                 encoded=self.encoded,
             )
+            result = _with_prefix(result, window)
             attempt = Attempt(
                 window=window,
                 number=number,
@@ -94,11 +96,12 @@ class DecodingRules(ABC):
                 compression_ratio=self.compression_ratio(result),
             )
             self.note(attempt)
-            if not self._fails(attempt):
+            if not self.fails(attempt):
                 break
         return attempt
 
-    def _fails(self, attempt: Attempt) -> bool:
+    def fails(self, attempt: Attempt) -> bool:
+        """Whether a threshold asks for the next temperature."""
         limits = self.thresholds
         improbable = (
             limits.logprob_threshold is not None and attempt.mean_logprob < limits.logprob_threshold
@@ -118,6 +121,14 @@ class DecodingRules(ABC):
         """Whether the window probably holds no speech, whatever its text."""
         limit, score = self.thresholds.no_speech_threshold, attempt.result.score
         return limit is not None and score is not None and score > limit
+
+
+def _with_prefix(result: WindowResult, window: Window) -> WindowResult:
+    # As in faster-whisper: what was given is part of the text, and certain.
+    given = window.prompt[len(window.prompt) - window.num_prefix :]
+    return replace(
+        result, tokens=given + result.tokens, logprobs=(0.0,) * len(given) + result.logprobs
+    )
 
 
 # Detected speech is padded, so that what was invented beside it may touch it.

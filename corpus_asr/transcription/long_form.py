@@ -107,6 +107,8 @@ class LongFormRules(DecodingRules, Generic[S]):
     clock: Clock
     window_frames: int
     segments: list[S]
+    num_prefix: int = 0
+    """Last tokens of the newest prompt with which its window's text begins."""
 
     @abstractmethod
     def next_speech(self, frame: int, end: int) -> int | None:
@@ -149,6 +151,14 @@ class LongFormRules(DecodingRules, Generic[S]):
     def keep(self, attempt: Attempt, spans: Sequence[TokenSpan], seek: int) -> Steps[int]:
         """Add what a window said to `segments`; returns the frame to go on at, `seek` or other."""
 
+    def passed_over(self, window: Window, after: int) -> Steps[int]:
+        """Look at what a window's text leaves out; returns the frame to go on at, `after` or other.
+
+        Called after each window, whether anything is kept of it or not.
+        """
+        yield from ()
+        return after
+
     def advanced(self, frame: int) -> None:
         """Called after each window, with the frame up to which `segments` are final."""
 
@@ -172,6 +182,7 @@ class LongFormRules(DecodingRules, Generic[S]):
                     found = yield from self.keep(attempt, spans, seek + advance)
                     # Text that ends where its window starts would be decoded for ever.
                     after = found if found > seek else after
+                after = yield from self.passed_over(window, after)
                 self.advanced(after)
                 seek = self.next_speech(after, end)
                 number += 1
@@ -193,5 +204,6 @@ class LongFormRules(DecodingRules, Generic[S]):
             language=language,
             prompt=prompt,
             start_position=start_position,
+            num_prefix=self.num_prefix,
             max_new_tokens=self.max_new_tokens(prompt),
         )

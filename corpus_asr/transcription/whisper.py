@@ -10,7 +10,7 @@ import numpy as np
 from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.tasks import Gather, Steps
-from corpus_asr.segments import Segment, Word
+from corpus_asr.segments import Segment, Word, speech_without_text
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules
 from corpus_asr.transcription.known_text import KnownTextAligner
@@ -28,6 +28,7 @@ from corpus_asr.transcription.windows import (
     Language,
     PartRequest,
     SpansInOrder,
+    Window,
     chunk_ranges,
     clip_ranges,
     frames_to_encode,
@@ -146,6 +147,8 @@ def _sequences(part: PartRequest, settings: DecodingSettings) -> list[list[tuple
     return [[chunk] for chunk in chunk_ranges(part, clips, window_frames=window_frames)]
 
 
+# A window that would begin no further than this after the one before is the same one.
+_LEAST_ADVANCE_FRAMES = FRAMES_PER_SECOND
 # Above this temperature the text is too uncertain to prompt the next window with: openai-whisper's.
 _MAX_TEMPERATURE = 0.5
 
@@ -153,7 +156,8 @@ _MAX_TEMPERATURE = 0.5
 class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     """openai-whisper's rules for the windows of spans of a part.
 
-    Source: openai-whisper `transcribe`, with these differences: long silence is jumped over; a
+    Source: openai-whisper `transcribe`, with these differences: long silence is jumped over; speech
+    that was detected and that a window's text leaves out is decoded again (`passed_over`); a
     window may say as many tokens as the decoder holds (as in `transformers`), not half of them; a
     window of blanks, where it would creep on by tenths of a second, has no words to go by; and in a
     recording that fits one window the audio is followed by digital silence (as `transformers` has
@@ -170,11 +174,13 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         language: Language | None,
         at_beginning: bool = True,
         passed: tuple[SpansInOrder, int] | None = None,
+        again: bool = False,
     ) -> None:
         """Begin before the first window; `language` of None is asked for in every window.
 
         Only the first window that is asked for of the recording, `at_beginning`, has the prefix.
-        What is said is `passed` on window by window, as the span of that index.
+        What is said is `passed` on window by window, as the span of that index. With `again` the
+        range was decoded before, in a window whose text leaves it out.
         """
         super().__init__(part, settings, prompt_format.text)
         self.token_rules = prompt_format.text_rules
@@ -195,7 +201,15 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._prefix = self._encoded(settings.prefix) if at_beginning else ()
         self._last_speech_s = part.start_s
         self._passed = passed
-        self._num_passed = 0
+        self._num_final = 0
+        self._texts: list[tuple[float, float]] = []  # where those of the newest window lie
+        self._try_again(or_else=part.num_frames if again else None)
+
+    def _try_again(self, *, or_else: int | None) -> None:
+        # What was decoded before is decoded once more, without fallback: `or_else` is where to go
+        # on if that fails. None: what comes next was not decoded before.
+        self._or_else = or_else
+        self.temperatures = self.settings.temperature[: None if or_else is None else 1]
 
     def _encoded(self, text: str | None) -> tuple[int, ...]:
         return () if text is None else self._prompt_format.encode(text)
@@ -229,6 +243,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     def prompt(self, language: Language) -> tuple[tuple[int, ...], int]:
         """Put what earlier windows said, or the hotwords, before the request."""
         prefix, self._prefix = self._prefix, ()
+        self.num_prefix = 1 + len(prefix) if prefix else 0
         return self._prompt_format.prompt(
             language.code,
             self.settings.task,
@@ -248,14 +263,56 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
     def is_silence(self, attempt: Attempt) -> bool:
         """Whether there is probably no speech and the text is improbable, if that counts."""
         limit = self.thresholds.logprob_threshold
-        return self.lacks_speech(attempt) and (limit is None or attempt.mean_logprob <= limit)
+        silence = self.lacks_speech(attempt) and (limit is None or attempt.mean_logprob <= limit)
+        # Where a first try found no text, a doubtful one is more often invented than said.
+        doubtful = self.lacks_speech(attempt) or self.fails(attempt)
+        return silence or (self._or_else is not None and doubtful)
+
+    def passed_over(self, window: Window, after: int) -> Steps[int]:
+        """Decode again, once, where detected speech has no text.
+
+        What lies before text is a range of its own; what lies after all of it begins the next
+        window, and if nothing is found there, decoding goes on where it would have without.
+        """
+        texts, self._texts = self._texts, []
+        or_else = self._or_else
+        self._try_again(or_else=None)
+        if self.part.speech is None:
+            return after
+        if or_else is not None and not texts:
+            return or_else
+        start_s, end_s = self.part.seconds(window.seek), self.part.seconds(min(after, window.end))
+        last_s = max((text_end_s for _, text_end_s in texts), default=start_s)
+        for gap in speech_without_text(self.part.speech, texts, start_s, end_s):
+            first, stop = self.part.frame(gap[0].start_s), self.part.frame(gap[-1].end_s)
+            if gap[0].start_s >= last_s:
+                if first - window.seek < _LEAST_ADVANCE_FRAMES:
+                    return after  # the same window once more
+                self._try_again(or_else=after)
+                return first
+            yield from self._decode_again(first, stop)
+        return after
+
+    def _decode_again(self, first: int, stop: int) -> Steps[None]:
+        loop = WhisperLongForm(
+            self.part,
+            self.settings,
+            self._prompt_format,
+            language=self._language,
+            at_beginning=False,
+            again=True,
+        )
+        found = yield from loop.run([(first, stop)])
+        # Those of the windows before are passed on already.
+        own = [*self.segments[self._num_final :], *found]
+        self.segments[self._num_final :] = sorted(own, key=lambda segment: segment.start_s)
 
     def advanced(self, frame: int) -> None:
         """Pass on what the window added."""
         if self._passed is not None:
             spans, index = self._passed
-            spans.add(index, self.segments[self._num_passed :], frame=frame)
-            self._num_passed = len(self.segments)
+            spans.add(index, self.segments[self._num_final :], frame=frame)
+        self._num_final = len(self.segments)
 
     def run(self, ranges: Sequence[tuple[int, int]]) -> Steps[list[Segment]]:
         """Transcribe ranges of frames, in this order."""
@@ -273,6 +330,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             if timed is None:
                 return seek
             drafts = timed
+        self._texts = [(one.start_s, one.end_s) for one in drafts if self.text(one.tokens).strip()]
         tokens = attempt.result.tokens
         # Of the spans, the first ones may be all that is kept.
         for span, draft in zip(spans, drafts, strict=False):

@@ -130,10 +130,14 @@ class PromptFormat:
     ) -> tuple[tuple[int, ...], int]:
         """Build a window's prompt; returns it and the position of the start token.
 
-        Of the tokens said before the latest fit, fewer where there are many hotwords; the window
-        begins with the prefix.
+        Of the tokens said before the latest fit, fewer where there are many hotwords. The prompt
+        ends with the prefix.
+
+        Source: faster-whisper 1.2, `get_prompt`.
         """
-        start = (*self.request(language, task, True), *prefix)
+        # The text begins where its window does: without the timestamp the model would say so next.
+        said = (self.timestamp_begin, *prefix) if prefix else ()
+        start = (*self.request(language, task, True), *said)
         # A quarter of the decoder is left to what the window says.
         room = self.max_target_positions * 3 // 4 - 1 - len(hotwords) - len(start)
         kept = tuple(previous)[max(0, len(previous) - max(0, min(self.prompt_room, room))) :]

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from corpus_asr.array_types import Float, Float16
-from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
 from corpus_asr.units import (
     FRAMES_PER_SECOND,
     HOP_SAMPLES,
@@ -54,6 +54,8 @@ class Window:
     prompt: tuple[int, ...]
     start_position: int = 0
     """Of the start token in the prompt."""
+    num_prefix: int = 0
+    """Last tokens of the prompt with which the text begins."""
     max_new_tokens: int
 
     @property
@@ -239,6 +241,23 @@ def clip_ranges(part: PartRequest, clip_timestamps: Sequence[float]) -> list[tup
     if len(frames) % 2:
         frames.append(part.num_frames)
     return [(start, end) for start, end in list(pairwise(frames))[::2] if end > start]
+
+
+def speech_without_text_s(
+    part: PartRequest, segments: Sequence[Segment], clip_timestamps: Sequence[float]
+) -> float | None:
+    """Seconds of detected speech without text in a part; None without detection."""
+    if part.speech is None:
+        return None
+    known = part.known_text
+    if known is not None and known.clip != (0.0, math.inf):
+        clip_timestamps = [edge_s for edge_s in known.clip if edge_s < math.inf]
+    texts = [(segment.start_s, segment.end_s) for segment in segments]
+    gaps = (
+        speech_without_text(part.speech, texts, part.seconds(start), part.seconds(end))
+        for start, end in clip_ranges(part, clip_timestamps)
+    )
+    return sum(seconds_of(gap) for some in gaps for gap in some)
 
 
 def holds_the_beginning(part: PartRequest, clip_timestamps: Sequence[float]) -> bool:

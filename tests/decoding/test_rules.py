@@ -1,6 +1,7 @@
 """The vectorised grammar equals openai-whisper's; loops are noticed when they are certain."""
 
 import random
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,41 +28,51 @@ RULES = TokenRules(
 PLAIN = TokenRules(end=END)
 
 
-def oracle(prefix: list[list[int]], logits: torch.Tensor) -> torch.Tensor:
+def oracle(said: list[list[int]], logits: torch.Tensor) -> torch.Tensor:
     tokenizer = SimpleNamespace(
         no_timestamps=NO_TIMESTAMPS, timestamp_begin=BEGIN, eot=END, encode=None
     )
     rule = ApplyTimestampRules(tokenizer, sample_begin=0, max_initial_timestamp_index=5)
     masked = logits.clone()
-    rule.apply(masked, torch.tensor(prefix, dtype=torch.long).reshape(len(prefix), -1))
+    for row, tokens in enumerate(said):
+        rule.apply(masked[row : row + 1], torch.tensor([tokens], dtype=torch.long))
     return masked
 
 
-def ruled(*rules: TokenRules, by_row: bool = False) -> SlotRules:
-    """Slots under rules, with nothing said yet."""
+def ruled(
+    *rules: TokenRules, by_row: bool = False, prefixes: Sequence[Sequence[int]] = ()
+) -> SlotRules:
+    """Slots under rules, with nothing said yet but a prefix."""
     found = SlotRules(len(rules), VOCAB, torch.device("cpu"), by_row=by_row)
-    found.admit(torch.arange(len(rules)), rules)
+    found.admit(torch.arange(len(rules)), rules, prefixes)
     return found
+
+
+SLOTS = torch.arange(4)
+PREFIXES = st.sampled_from([(), (BEGIN, 5, 6), (BEGIN,), (5,), (BEGIN + 3, 5, BEGIN + 9)])
 
 
 @given(
     seed=st.integers(0, 999),
     timestamp_boost=st.sampled_from([-3.0, 0.0, 2.0]),
     by_row=st.booleans(),
+    prefixes=st.lists(PREFIXES, min_size=4, max_size=4),
 )
 @settings(deadline=None, max_examples=30)
 def test_every_step_forbids_what_openai_whisper_forbids(
-    seed: int, timestamp_boost: float, by_row: bool
+    seed: int, timestamp_boost: float, by_row: bool, prefixes: list[tuple[int, ...]]
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    slots = 4
-    rules = ruled(*[RULES] * slots, by_row=by_row)
-    said: list[list[int]] = [[] for _ in range(slots)]
+    slots = len(prefixes)
+    own = [RULES] * slots
+    rules = ruled(*own, by_row=by_row, prefixes=prefixes)
+    said: list[list[int]] = [[*prefix] for prefix in prefixes]
     for step in range(25):
         logits = torch.randn(slots, VOCAB, generator=generator)
         logits[:, BEGIN:] += timestamp_boost
         expected = oracle(said, logits)
-        found = rules.apply(logits) if step else rules.apply_first(logits, [RULES] * slots)
+        first = step == 0
+        found = rules.apply_first(logits, own, SLOTS, prefixes) if first else rules.apply(logits)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
         tokens = torch.multinomial(found.softmax(dim=1), 1, generator=generator).squeeze(1)
         rules.update(tokens, torch.arange(slots))
@@ -74,7 +85,7 @@ def test_slots_without_timestamps_are_left_alone_beside_slots_with_them(by_row: 
     rules = ruled(RULES, PLAIN, by_row=by_row)
     logits = torch.zeros(2, VOCAB)
     logits[:, BEGIN:] = 5.0
-    found = rules.apply_first(logits.clone(), [RULES, PLAIN])
+    found = rules.apply_first(logits.clone(), [RULES, PLAIN], SLOTS[:2])
     assert torch.equal(found[1], logits[1])
     rules.update(torch.tensor([BEGIN, BEGIN]), torch.tensor([0, 1]))
     assert torch.equal(rules.apply(logits.clone())[1], logits[1])
@@ -83,13 +94,13 @@ def test_slots_without_timestamps_are_left_alone_beside_slots_with_them(by_row: 
 def test_suppressed_tokens_stay_forbidden_and_first_ones_only_at_first() -> None:
     own, only = TokenRules(end=END, suppress=(3,), suppress_first=(END,)), (11, 12)
     rules = ruled(own)
-    first = rules.apply_first(torch.zeros(1, VOCAB), [own])[0]
+    first = rules.apply_first(torch.zeros(1, VOCAB), [own], SLOTS[:1])[0]
     assert first.isinf().nonzero().flatten().tolist() == [3, END]
     rules.update(torch.tensor([7]), torch.tensor([0]))
     assert rules.apply(torch.zeros(1, VOCAB))[0].isinf().nonzero().flatten().tolist() == [3]
     # Where some are named, they alone are allowed.
     own = TokenRules(end=END, only=only)
-    first = ruled(own).apply_first(torch.zeros(1, VOCAB), [own])[0]
+    first = ruled(own).apply_first(torch.zeros(1, VOCAB), [own], SLOTS[:1])[0]
     assert tuple(first.isfinite().nonzero().flatten().tolist()) == only
 
 

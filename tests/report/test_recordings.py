@@ -1,4 +1,4 @@
-"""The recordings that a page lists are those of its three lists, with what the tables say."""
+"""The recordings that a page lists are those of its lists, with what the tables say."""
 
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,10 @@ def test_of_many_recordings_the_lists_are_the_extremes(
 ) -> None:
     monkeypatch.setattr(recordings, "LISTED", 2)
     rows = [
-        row(f"r{n}", confidences=((n + 1) / 10,), duration_s=10.0 * ((3 * n) % 10 + 1),
-            transcribe_s=float((7 * n) % 10))
-        for n in range(9)
+        row(f"r{n}", confidences=((n + 1) / 12,), duration_s=10.0 * ((3 * n) % 10 + 1),
+            transcribe_s=float((7 * n) % 10),
+            speech_without_text_s={2: 3.0, 5: 9.0, 8: 2.0}.get(n))
+        for n in range(11)
     ]  # fmt: skip
     found = listed(tmp_path, rows[:4], rows[4:])
     assert {name: each.lists for name, each in found.items()} == {
@@ -73,7 +74,10 @@ def test_of_many_recordings_the_lists_are_the_extremes(
         "r6": ("longest",),
         "r4": ("slowest",),
         "r7": ("slowest",),
+        "r5": ("gaps",),
+        "r2": ("gaps",),
     }
+    assert found["r5"].speech_without_text_s == 9.0
     # Few are listed as a whole.
     monkeypatch.setattr(recordings, "LISTED", 3)
-    assert len(listed(tmp_path / "other", rows)) == 9
+    assert len(listed(tmp_path / "other", rows)) == 11

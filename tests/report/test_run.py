@@ -319,6 +319,7 @@ FULL = Report(
     model="openai/whisper-small", model_revision="abc123", wall_s=7200.0, rtfx=120.5,
     statistics=RunCounts(
         ok=95, no_speech=3, failed=2, parts=140, audio_s=360_000.0, speech_s=180_000.0,
+        speech_without_text_s=1800.0,
         segments=12_345, extract_s=900.0, transcribe_s=1400.0, skipped_packets=7,
         recordings_with_skipped_packets=1, devices=(("NVIDIA H200", 140),),
         languages=(
@@ -344,6 +345,7 @@ def test_a_full_report_says_everything_within_the_width() -> None:
         "openai/whisper-small, revision abc123",
         "100: 95 with text, 3 without speech, 2 failed",
         "100.0 h in 140 parts; 50.0 h of it speech (50%)",
+        "no text     30.0 min of the speech",
         "RTFx 120.5 in the last run, which took 2.0 h",
         "10.0 s per part from queue to result, on NVIDIA H200",
         "7 broken packets skipped in 1 recording",

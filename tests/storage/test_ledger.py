@@ -531,7 +531,7 @@ def test_each_of_many_recordings_keeps_its_own() -> None:
     rows = [
         part(f"r{number}", index, texts=["x"] * (number % 3 + 1), last=index == 1,
              language=f"l{number}" if index else f"l{number % 7}", codec=f"c{number}",
-             speech_s=float(number))
+             speech_s=float(number), speech_without_text_s=2.5 if number % 2 else None)
         for number in range(300) for index in range(2)
     ]  # fmt: skip
     outcomes: pa.Table = outcomes_of(results(*rows), run_id="run").cast(OUTCOMES)
@@ -543,4 +543,5 @@ def test_each_of_many_recordings_keeps_its_own() -> None:
         row = recordings[f"/r{number}"]
         assert set(row["languages"]) == {f"l{number}", f"l{number % 7}"}
         assert (row["codec"], row["speech_s"]) == (f"c{number}", 2.0 * number)
+        assert row["speech_without_text_s"] == (5.0 if number % 2 else None)
         assert (row["parts"], row["segments"]) == (2, 2 * (number % 3 + 1))

@@ -205,22 +205,26 @@ def test_parts_share_clips_without_loss_or_overlap(edges: list[int], part_s: int
 
 
 def test_prompts_hotwords_and_the_prefix() -> None:
-    windows = [said(BEGIN, 1, BEGIN + 50)] * 3
+    windows = [said(1, BEGIN + 50), *[said(BEGIN, 1, BEGIN + 50)] * 2]
     settings: dict[str, Any] = {
         "initial_prompt": "w7 w8", "hotwords": "w9", "prefix": "w6"
     }  # fmt: skip
-    _, jobs = loop(windows, seconds=80, **settings)
+    segments, jobs = loop(windows, seconds=80, **settings)
+    assert [(one.text, one.start_s, one.end_s) for one in segments[:2]] == [
+        (" w6 w1", 0.0, 1.0), (" w1", 30.0, 31.0)
+    ]  # fmt: skip
     assert [job.prompt for job in jobs] == [
-        (PREVIOUS, 7, 8, START, ENGLISH, 6),  # hotwords give way to the prefix
+        (PREVIOUS, 7, 8, START, ENGLISH, BEGIN, 6),  # hotwords give way to the prefix
         (PREVIOUS, 9, START, ENGLISH),
         (PREVIOUS, 9, START, ENGLISH),
     ]
     assert [job.score_position for job in jobs] == [3, 2, 2]
+    assert [job.num_prefix for job in jobs] == [2, 0, 0]
     _, jobs = loop(windows, seconds=80, condition_on_prev_tokens=True, **settings)
-    text = (BEGIN, 1, BEGIN + 50)
+    first, text = (BEGIN, 6, 1, BEGIN + 50), (BEGIN, 1, BEGIN + 50)
     assert [job.prompt for job in jobs[1:]] == [
-        (PREVIOUS, 9, 7, 8, *text, START, ENGLISH),
-        (PREVIOUS, 9, 7, 8, *text, *text, START, ENGLISH),
+        (PREVIOUS, 9, 7, 8, *first, START, ENGLISH),
+        (PREVIOUS, 9, 7, 8, *first, *text, START, ENGLISH),
     ]
     _, jobs = loop(windows, seconds=80, start_s=600.0, **settings)
     assert jobs[0].prompt == (PREVIOUS, 9, 7, 8, START, ENGLISH)  # not where the recording begins
@@ -260,7 +264,7 @@ def test_segments_outside_speech_are_dropped_when_that_is_asked_for() -> None:
     kept, jobs = loop(
         [window, said(BEGIN, 3, BEGIN + 100)],
         seconds=40,
-        speech=[(0.0, 2.2), (31.0, 34.0)],
+        speech=[(0.0, 2.2), (31.0, 33.0)],
         drop_nonspeech=True,
         condition_on_prev_tokens=True,
     )

@@ -73,8 +73,8 @@ _FIRST_COLUMNS = (
 )  # fmt: skip
 PART_COLUMNS = (
     "recording_id", "run_id", "part", "channel", "status", "language", "duration_s", "speech_s",
-    "segments_written", "decode_errors", "label_means", "label_weight_s", "text_words",
-    "text_found", *_FIRST_COLUMNS,
+    "speech_without_text_s", "segments_written", "decode_errors", "label_means", "label_weight_s",
+    "text_words", "text_found", *_FIRST_COLUMNS,
     *_ERROR_COLUMNS,
 )  # fmt: skip
 
@@ -259,6 +259,7 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
             ("decode_errors", "max"),
             ("duration_s", "sum"),
             ("speech_s", "sum"),
+            ("speech_without_text_s", "sum"),
             ("segments_written", "sum"),
             ("part", "count"),
             ("text_words", "max"),
@@ -279,6 +280,7 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
         "decode_errors": grouped["decode_errors_max"],
         "duration_s": pc.divide(grouped["duration_s_sum"], num_channels),
         "speech_s": pc.divide(grouped["speech_s_sum"], num_channels),
+        "speech_without_text_s": pc.divide(grouped["speech_without_text_s_sum"], num_channels),
         "parts": grouped["part_count"],
         "segments": grouped["segments_written_sum"],
         "languages": _languages(parts, ids),

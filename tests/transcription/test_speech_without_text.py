@@ -1,0 +1,219 @@
+"""Detected speech that a window's text leaves out is decoded once more; what stays is counted."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import WindowJob, WindowResult
+from corpus_asr.report.accuracy.scoring import normalized
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.segments import Segment, SpeechSpan, seconds_of, speech_without_text
+from corpus_asr.transcription.whisper import WhisperTranscriber
+from corpus_asr.transcription.windows import KnownText, speech_without_text_s
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import read_clip, read_manifest
+from tests.support.prompt_formats import BEGIN, NO_SPEECH, part, prompt_format
+
+DATA = Path(__file__).parents[1] / "data"
+Speech = Sequence[tuple[float, float]]
+Text = tuple[int, float, float]
+"""A word, where it starts and where it ends, in seconds of its window."""
+
+
+def window(*texts: Text, logprob: float = -0.1, no_speech: float = 0.0) -> WindowResult:
+    tokens = [
+        token
+        for word, start_s, end_s in texts
+        for token in (BEGIN + round(start_s * 50), word, BEGIN + round(end_s * 50))
+    ]
+    return WindowResult(
+        tokens=tuple(tokens), logprobs=(logprob,) * len(tokens), end_logprob=logprob,
+        score=no_speech,
+    )  # fmt: skip
+
+
+def decoded(
+    results: list[WindowResult], *, seconds: float, speech: Speech | None, **settings: Any
+) -> tuple[list[tuple[str, float, float]], list[tuple[float, float]]]:
+    """What is kept of windows that are decoded to `results`, and where they lie."""
+    found, jobs = decoded_jobs(results, seconds=seconds, speech=speech, **settings)
+    texts = [(one.text.strip(), one.start_s, one.end_s) for one in found]
+    return texts, [(job.window[0] / 100, job.window[1] / 100) for job in jobs]
+
+
+def decoded_jobs(
+    results: list[WindowResult], *, seconds: float, speech: Speech | None, **settings: Any
+) -> tuple[list[Segment], list[WindowJob]]:
+    chosen = DecodingSettings(**{"language": "en"} | settings)
+    prompts = prompt_format(no_speech=NO_SPEECH, max_target_positions=448)
+    steps: Any = WhisperTranscriber(prompts).transcribe(part(seconds, speech), chosen)
+    # One range alone is what it gathers here.
+    (loop,) = next(steps).tasks
+    jobs = [next(loop)]
+    for result in results:
+        try:
+            jobs.append(loop.send(result))
+        except StopIteration as stop:
+            assert result is results[-1], "more windows were expected"
+            return stop.value, jobs
+    raise AssertionError(f"a window at {jobs[-1].window} was not expected")
+
+
+def test_speech_behind_a_window_s_text_begins_the_next_window() -> None:
+    texts, windows = decoded(
+        [window((1, 0, 9)), window((2, 0, 5)), window((3, 0, 25))],
+        seconds=39, speech=[(0.0, 39.0)],
+    )  # fmt: skip
+    assert windows == [(0, 39), (9, 39), (14, 39)]
+    assert texts == [("w1", 0, 9), ("w2", 9, 14), ("w3", 14, 39)]
+
+
+def test_where_nothing_is_found_decoding_goes_on_as_without_a_second_try() -> None:
+    for again in (
+        window(),
+        window((2, 0, 5), logprob=-1.2),  # improbable
+        window((2, 0, 5), no_speech=0.7),  # which alone is no silence the first time
+    ):
+        texts, windows = decoded(
+            [window((1, 0, 9)), again, window((3, 0, 10))], seconds=40, speech=[(0.0, 40.0)]
+        )
+        assert windows == [(0, 40), (9, 40), (30, 40)]
+        assert texts == [("w1", 0, 9), ("w3", 30, 40)]
+
+
+def test_a_second_try_has_no_fallback_and_the_next_window_has_it_again() -> None:
+    _, jobs = decoded_jobs(
+        [
+            window((1, 0, 9)),
+            window((2, 0, 5), logprob=-3.0),
+            window((3, 0, 10), logprob=-3.0),
+            window((3, 0, 10)),
+        ],
+        seconds=40, speech=[(0.0, 40.0)], temperature=(0.0, 0.4),
+    )  # fmt: skip
+    assert [(job.window[0], job.search.temperature) for job in jobs] == [
+        (0, 0.0), (900, 0.0), (3000, 0.0), (3000, 0.4)
+    ]  # fmt: skip
+
+
+def test_speech_before_and_between_texts_is_a_range_of_its_own_and_stays_in_order() -> None:
+    texts, windows = decoded(
+        [
+            window((4, 5, 8), (5, 20, 30)),
+            window((1, 0, 2)),  # and 2 s behind it
+            window((2, 0, 3)),
+            window((3, 0, 11)),
+        ],
+        seconds=30, speech=[(0.5, 30.0)],
+    )  # fmt: skip
+    assert windows == [(0, 30), (0.5, 5), (2.5, 5), (8, 20)]
+    assert texts == [
+        ("w1", 0.5, 2.5), ("w2", 2.5, 5), ("w4", 5, 8), ("w3", 8, 19), ("w5", 20, 30)
+    ]  # fmt: skip
+
+
+def test_text_found_later_is_in_no_prompt_of_what_follows() -> None:
+    _, jobs = decoded_jobs(
+        [window((4, 10, 20), (5, 20, 22)), window((1, 0, 10)), window((2, 0, 8))],
+        seconds=30, speech=[(0.0, 30.0)], condition_on_prev_tokens=True,
+    )  # fmt: skip
+    words = [[token for token in job.prompt if token < 10] for job in jobs]
+    assert words == [[], [], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    "speech",
+    [
+        None,  # speech was not looked for
+        [(0.0, 9.0)],
+        [(0.0, 9.0), (11.0, 12.9)],  # less than 2 s
+        [(0.0, 10.9), (20.0, 20.0)],
+    ],
+)
+def test_without_speech_enough_a_window_is_decoded_once(speech: Speech | None) -> None:
+    texts, windows = decoded([window((1, 0, 9))], seconds=30, speech=speech)
+    assert (texts, windows) == ([("w1", 0, 9)], [(0, 30)])
+
+
+def test_a_window_without_text_is_not_decoded_at_the_same_place_again() -> None:
+    assert decoded([window()], seconds=30, speech=[(0.9, 30.0)])[1] == [(0, 30)]
+    texts, windows = decoded([window(), window((1, 0, 3))], seconds=30, speech=[(4.0, 7.0)])
+    assert (texts, windows) == ([("w1", 4, 7)], [(0, 30), (4, 30)])
+
+
+def test_chunks_are_filled_too() -> None:
+    texts, windows = decoded(
+        [window((1, 0, 9)), window((2, 0, 15))],
+        seconds=30, speech=[(0.0, 24.0)], strategy="chunked",
+    )  # fmt: skip
+    assert windows == [(0, 24), (9, 24)]
+    assert texts == [("w1", 0, 9), ("w2", 9, 24)]
+
+
+spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=6)
+
+
+@given(speech=spans, texts=spans, start=st.integers(0, 30), length=st.integers(0, 40))
+def test_what_counts_is_speech_in_long_gaps_second_by_second(
+    speech: list[tuple[int, int]], texts: list[tuple[int, int]], start: int, length: int
+) -> None:
+    spoken = [any(a <= at < b for a, b in speech) for at in range(60)]
+    written = [any(a <= at < b for a, b in texts) for at in range(60)]
+    stop = min(60, start + length)
+    gaps: list[int] = [0]
+    for at in range(start, stop):
+        if written[at]:
+            gaps.append(0)
+        else:
+            gaps[-1] += spoken[at]
+    own = [SpeechSpan(start_s=float(at), end_s=at + 1.0) for at in range(60) if spoken[at]]
+    given_texts = [(float(a), float(b)) for a, b in texts if a < b]
+    found = speech_without_text(own, given_texts, float(start), float(stop))
+    assert sum(map(seconds_of, found)) == sum(gap for gap in gaps if gap >= 2)
+
+
+def test_speech_that_nobody_asked_to_transcribe_does_not_count() -> None:
+    own = part(60, [(0.0, 60.0)])
+    assert speech_without_text_s(own, (), ()) == pytest.approx(60)
+    assert speech_without_text_s(own, (), (10, 20, 50)) == pytest.approx(20)
+    assert speech_without_text_s(part(60), (), ()) is None
+    known = KnownText(text="w1", name="r", clip=(10.0, 20.0))
+    own = part(60, [(0.0, 60.0)], known_text=known)
+    assert speech_without_text_s(own, (), ()) == pytest.approx(10)
+
+
+def test_what_tiny_en_leaves_out_after_the_first_sentence_is_transcribed() -> None:
+    # With these first words its first window ends at 2 s; 9 s of speech follow.
+    with Transcriber("whisper-tiny.en", num_threads=1) as transcriber:
+        path = DATA / "spoken" / "inaugural.flac"
+        found = transcriber.transcribe(path, prefix="Good evening to all of you")
+    assert "ask what you can do for your country" in normalized(found.text, "en")
+    starts = [segment.start_s for segment in found.segments]
+    assert starts == sorted(starts)
+    assert found.speech_without_text_s == 0.0
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "chunked"}, {"word_timestamps": True}])
+def test_a_second_language_in_one_window_is_not_lost(
+    whisper_base: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    clips = DATA / "speech" / "english_short"
+    english = next(item for item in read_manifest(clips) if item["id"].startswith("LJ002"))
+    german = read_clip(DATA / "clips" / "german.opus")
+    audio = np.concatenate([read_clip(clips / english["path"]), german])
+    with Transcriber(str(whisper_base), num_threads=1) as transcriber:
+        found = transcriber.transcribe(
+            audio, sampling_rate=SAMPLE_RATE_HZ, language_mode="window", **options
+        )
+    assert {segment.language for segment in found.segments} == {"en", "de"}
+    assert found.segments[-1].end_s > len(audio) / SAMPLE_RATE_HZ - 2
+    assert found.speech_without_text_s == 0.0
+    words = normalized(found.text, "de").split()
+    assert all(before != after for before, after in pairwise(words))
