@@ -166,9 +166,9 @@ _KINDS = (
         write_advice="choose another output",
     ),
     FailureKind(
-        "poison", "They brought model workers down", Origin.program,
-        "they brought a model worker down twice: look for lack of memory in its log, try them one "
-        f"by one with `corpus-asr transcribe`, {_RETRY}",
+        "poison", "They brought workers down", Origin.program,
+        "they brought down each worker that they were alone with: look for lack of memory in its "
+        f"log, try them one by one with `corpus-asr transcribe`, {_RETRY}",
         transient=True,
     ),
     FailureKind(

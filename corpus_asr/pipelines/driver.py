@@ -271,6 +271,8 @@ class CorpusRun:
                 )
         self._committed, self._activity = progress.tally, progress.read_activity()
         self._gave_up = progress.is_futile(progress.tally)
+        for worker in progress.taken_out:
+            line_writer(self.progress)(f"taken out of work, as it failed alone: {worker}")
 
     @contextmanager
     def _workers(self, plan: Plan) -> Iterator[tuple[Resources, Callable[..., None]]]:

@@ -303,6 +303,8 @@ def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
     ]
     if words := [f"{counted(count, noun)} {why}" for count, noun, why in repeated if count]:
         facts.append(("Repeated", ", ".join(words)))
+    if seen.workers_out:
+        facts.append(("Taken out", "; ".join(seen.workers_out)))
     return facts
 
 

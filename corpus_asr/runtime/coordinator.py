@@ -1,45 +1,36 @@
-"""What the workers of a run on Ray share: counts, metrics, requests to stop, and deaths.
+"""What the workers of a run on Ray share: counts, metrics, requests to stop, and who can work.
 
-One actor per run counts results and remembers which parts were started; without its answer work
-goes on. Parts that were started in a worker that died are tried again alone, so that the next death
-names the culprit, and one that has seen too many deaths becomes a failure row of kind `poison`.
+One actor per run adds up what workers report. It holds nothing that a run needs: it may die at any
+time, the driver tells its successor whether to stop and the workers what they did, and without its
+answer work goes on.
 """
 
-import collections
 import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
-import pyarrow as pa
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from corpus_asr.activity import Activity
-from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
-from corpus_asr.stages.parts import OK
-from corpus_asr.stages.transcribe import TranscribeStage, refuse
+from corpus_asr.runtime.tries import Device
 from corpus_asr.storage.run_state.lock import ProcessName
-from corpus_asr.storage.stores.uri import redact_uri
 
 _LOG = logging.getLogger(__name__)
 
-PartKey = tuple[str, int]
-"""`recording_id` and index of a part."""
-
-# Workers that may become unusable one after the other while no part is finished: what breaks each
-# of them is then not one of them.
-MAX_REPLACEMENTS = 3
 # How often a worker in the middle of something asks whether to stop.
 ASK_EVERY_S = 1.0
 # How often a worker says what it did, beside the ends of its calls; at first more often, so that
@@ -49,6 +40,8 @@ FIRST_REPORT_S = 0.5
 # A worker that reports nothing for so long is frozen, whatever it works on: reports have a thread
 # of their own.
 SILENT_S = 300.0
+# Where nothing moves for so long, nothing will: three reports of each worker.
+QUIET_S = 15.0
 # An answer that takes so long is not worth waiting for; work goes on without.
 ANSWER_S = 60.0
 NOTHING = Activity()
@@ -165,6 +158,33 @@ class WorkerPlace(NamedTuple):
         return cls(ray.get_runtime_context().get_node_id(), ProcessName.mine())
 
 
+class WorkerState(NamedTuple):
+    """A worker of a pass: all processes of one actor."""
+
+    token: str
+    """Of the pass."""
+    stage: str
+    worker: str
+    device: Device
+    out: str | None = None
+    """Why it was taken out of work; None for one that works."""
+
+
+def this_device() -> Device:
+    """Return what this worker computes on."""
+    context = ray.get_runtime_context()
+    gpus = context.get_accelerator_ids().get("GPU", [])
+    return Device(
+        node_id=context.get_node_id(), host=socket.gethostname(), gpus=tuple(map(str, gpus))
+    )
+
+
+def this_worker() -> tuple[str, bool]:
+    """Return the name of this actor, and whether an earlier process of it ended."""
+    context = ray.get_runtime_context()
+    return str(context.get_actor_id()), bool(context.was_current_actor_reconstructed)
+
+
 @ray.remote(num_cpus=0, max_retries=0)
 def _end_frozen(process: ProcessName) -> bool:
     """End a process of this machine, so that Ray starts another; return if it was there."""
@@ -175,19 +195,18 @@ def _end_frozen(process: ProcessName) -> bool:
 
 
 class RunCoordinator:
-    """The actor. A part that was started and never ended was in an actor that died."""
+    """The actor."""
 
     def __init__(self, _: None = None, *, silent_s: float = SILENT_S) -> None:
         self._tally = Tally()
         self._silent_s = silent_s
-        self._begun: collections.Counter[PartKey] = collections.Counter()
         self._stopping = False
-        self._replaced_in_a_row = 0
         self._replaced: list[str] = []
         self._own = Activity()
         self._workers: dict[str, Activity] = {}
         self._heard: dict[str, tuple[float, WorkerPlace]] = {}
-        self._looked_s = time.monotonic()
+        self._states: dict[str, WorkerState] = {}
+        self._looked_s = self._moved_s = time.monotonic()
         self._ending: list[Any] = []
         self._metrics = Metrics()
 
@@ -195,12 +214,23 @@ class RunCoordinator:
         """Count committed results, and what committing them took."""
         self._tally += tally
         self._own += spent
+        self._moved_s = time.monotonic()
         self._metrics.committed(spent.commit_s)
         self._metrics.update(self._tally, self.activity())
 
-    def report(self, worker: str, activity: Activity, place: WorkerPlace | None = None) -> None:
-        """Take a worker's counts since it began, in place of those it sent before."""
+    def report(
+        self,
+        worker: str,
+        activity: Activity,
+        place: WorkerPlace | None = None,
+        state: WorkerState | None = None,
+    ) -> None:
+        """Take a process's counts since it began, in place of those it sent before."""
+        if _work(activity) != _work(self._workers.get(worker, NOTHING)):
+            self._moved_s = time.monotonic()
         self._workers[worker] = activity
+        if state is not None:
+            self._states[state.worker] = state
         if place is not None:
             self._heard[worker] = (time.monotonic(), place)
         self._metrics.update(self._tally, self.activity())
@@ -217,20 +247,16 @@ class RunCoordinator:
         """Return the count."""
         return self._tally
 
-    def unfinished(self, parts: Iterable[PartKey]) -> list[int]:
-        """Return how often each part was started without an end."""
-        return [self._begun[part] for part in parts]
+    def quiet_s(self) -> float:
+        """Return for how long no worker has done anything, as far as is known."""
+        return time.monotonic() - self._moved_s
 
-    def begin(self, parts: Iterable[PartKey]) -> None:
-        """Note that a worker starts on these parts."""
-        self._begun.update(parts)
-
-    def end(self, parts: Iterable[PartKey]) -> None:
-        """Note that a worker has these parts' results."""
-        for part in parts:
-            self._begun.pop(part, None)
-        # Where a part is finished, engines work: what broke the others was theirs.
-        self._replaced_in_a_row = 0
+    def out_of_work(self, token: str) -> tuple[list[WorkerState], list[str]]:
+        """Return which workers of a pass are out of work, and the stages that have no other."""
+        states = [state for state in self._states.values() if state.token == token]
+        working = {state.stage for state in states if state.out is None}
+        out = [state for state in states if state.out is not None]
+        return out, sorted({state.stage for state in states} - working)
 
     def stop(self) -> None:
         """Ask all workers to begin nothing new."""
@@ -240,14 +266,10 @@ class RunCoordinator:
         """Return whether nothing new is to be started."""
         return self._stopping
 
-    def replace(self, why: str) -> bool:
-        """Note that a worker is unusable; return whether another is to take its place."""
-        self._replaced_in_a_row += 1
-        if self._replaced_in_a_row > MAX_REPLACEMENTS:
-            return False
+    def replace(self, why: str) -> None:
+        """Note that a worker is unusable, and that another process takes its place."""
         self._replaced.append(why)
         self._own += Activity(workers_replaced=1)
-        return True
 
     def take_replaced(self) -> list[str]:
         """Return why workers were replaced since the last call; for calls a second apart."""
@@ -282,6 +304,14 @@ class RunCoordinator:
             self._own += Activity(workers_replaced=1)
 
 
+def _work(activity: Activity) -> tuple[float, ...]:
+    """Return counts of which one grows as long as a process does something."""
+    return (
+        activity.extract_s, activity.decoded_s, activity.load_s, activity.windows, activity.steps,
+        activity.tokens, activity.parts_started, activity.parts_transcribed,
+    )  # fmt: skip
+
+
 def start_coordinator() -> Any:
     """Start the run's coordinator and return its handle; it ends with the last handle.
 
@@ -296,7 +326,11 @@ def start_coordinator() -> Any:
     # https://github.com/ray-project/ray/issues/53727; may go once Ray Data's workers are exempt.
     with _stderr_without(_RESTART_WARNING):
         placed = coordinator.options(scheduling_strategy=here)
-        return placed.remote(ray.put(None), silent_s=SILENT_S)
+        argument = ray.put(None)
+        handle = placed.remote(argument, silent_s=SILENT_S)
+    # A restart needs the object: it is kept for as long as the driver has the handle.
+    weakref.finalize(handle, lambda _: None, argument)
+    return handle
 
 
 _RESTART_WARNING = b"the actor restart will fail"
@@ -324,9 +358,14 @@ def _stderr_without(words: bytes) -> Iterator[None]:
 class Reporter(threading.Thread):
     """Sends a worker's counts to the coordinator every few seconds, and on request."""
 
-    def __init__(self, coordinator: Any, read: Callable[[], Activity]) -> None:
+    def __init__(
+        self,
+        coordinator: Any,
+        read: Callable[[], Activity],
+        state: Callable[[], WorkerState | None] = lambda: None,
+    ) -> None:
         super().__init__(name="report-activity", daemon=True)
-        self._coordinator, self._read = coordinator, read
+        self._coordinator, self._read, self._state = coordinator, read, state
         self._worker, self._place = uuid.uuid4().hex, WorkerPlace.mine()
 
     def run(self) -> None:
@@ -339,7 +378,7 @@ class Reporter(threading.Thread):
 
     def send(self) -> None:
         """Report now; nobody waits for it: only a count is late."""
-        self._coordinator.report.remote(self._worker, self._read(), self._place)
+        self._coordinator.report.remote(self._worker, self._read(), self._place, self._state())
 
 
 class CoordinatorClient:
@@ -351,19 +390,6 @@ class CoordinatorClient:
         self._stopping = False
         self._asked_s = float("-inf")
 
-    def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
-        """Return how often each part was started without an end; 0 where that is not known."""
-        counts: list[int] | None = self._ask("unfinished", parts)
-        return [0] * len(parts) if counts is None else counts
-
-    def begin(self, parts: Sequence[PartKey]) -> None:
-        """Note that a worker starts on these parts."""
-        self._ask("begin", parts)
-
-    def end(self, parts: Sequence[PartKey]) -> None:
-        """Note that a worker has these parts' results."""
-        self._ask("end", parts)
-
     def stopping(self) -> bool:
         """Return whether nothing new is to be started; asks at most once a second."""
         if not self._stopping and time.monotonic() - self._asked_s >= ASK_EVERY_S:
@@ -371,116 +397,27 @@ class CoordinatorClient:
             self._stopping = bool(self._ask("stopping"))
         return self._stopping
 
-    def leave(self, error: EngineError) -> None:
-        """End this process, so that Ray starts another; return if that was done too often.
+    def stand_by(self) -> None:
+        """Return once the others have nothing left to do, or when nobody can say."""
+        while not self.stopping():
+            quiet_s = self._ask("quiet_s")
+            if quiet_s is None or quiet_s >= QUIET_S:
+                return
+            time.sleep(ASK_EVERY_S)
 
-        Parts in flight count a death: one of them may be what breaks the engine.
-        """
-        # Every call in flight sees the same error; it is one worker all the same.
+    def leave(self, why: str) -> NoReturn:
+        """End this process, so that Ray starts another."""
+        # Every call in flight may come here with the same error; it is one worker all the same.
         with self._leaving:
-            if self._ask("replace", str(error)):
-                event(_LOG, logging.ERROR, "worker_unusable", error=str(error))
-                logging.shutdown()
-                os._exit(_EXIT_CODE)
+            self._ask("replace", why)
+            event(_LOG, logging.ERROR, "worker_unusable", error=why)
+            logging.shutdown()
+            os._exit(_EXIT_CODE)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         try:
             return ray.get(getattr(self._coordinator, method).remote(*arguments), timeout=ANSWER_S)
         except ray.exceptions.RayError as error:
-            # Only a part that kills its worker is harder to find now.
+            # Only a count is late, and what the driver shows.
             event(_LOG, logging.WARNING, "board_lost", method=method, error=repr(error))
             return None
-
-
-# A part that was being transcribed in this many workers when they died is given up.
-MAX_DEATHS = 2
-
-
-class Quarantine:
-    """Calls `stage` for batches of parts; safe to call from several threads."""
-
-    def __init__(self, stage: TranscribeStage, memory: "CoordinatorClient") -> None:
-        self._stage = stage
-        self._memory = memory
-        self._turns = _Turns()
-
-    def __call__(self, parts: pa.Table) -> pa.Table:
-        """Return one RESULTS row per part, in order."""
-        keys = _keys(parts)
-        if keys:
-            self._stage.wait_until_loaded()
-        # A death does not tell which part of its call was to blame: all of them are suspects.
-        if any(self._memory.unfinished(keys)):
-            with self._turns.alone():
-                rows = [self._try_alone(parts.slice(row, 1)) for row in range(parts.num_rows)]
-            return pa.concat_tables(rows)
-        with self._turns.together():
-            self._memory.begin(keys)
-            results = self._stage(parts)
-            self._memory.end(keys)
-        return results
-
-    def _try_alone(self, part: pa.Table) -> pa.Table:
-        keys = _keys(part)
-        deaths = max(self._memory.unfinished(keys), default=0)
-        if deaths >= MAX_DEATHS:
-            uri = redact_uri(part.column("uri")[0].as_py())
-            error = ItemError(
-                f"transcribing part {keys[0][1]} of {uri}: the worker died {deaths} times while "
-                "it was being decoded, expected a result; look into the worker's log (out of "
-                "memory?) and try the recording by itself with another output.uri",
-                uri=uri,
-                kind="poison",
-                retryable=True,
-            )
-            return refuse(part, error, attempts=deaths)
-        self._memory.begin(keys)
-        results = self._stage(part)
-        self._memory.end(keys)
-        return _with_attempts(results, deaths + 1)
-
-
-def _keys(parts: pa.Table) -> list[PartKey]:
-    columns = parts.select(["recording_id", "part", "status"]).to_pylist()
-    return [(row["recording_id"], row["part"]) for row in columns if row["status"] == OK]
-
-
-def _with_attempts(results: pa.Table, attempts: int) -> pa.Table:
-    index = results.schema.get_field_index("attempts")
-    column = pa.array([attempts] * results.num_rows, type=pa.int32())
-    return results.set_column(index, results.schema.field(index), column)
-
-
-class _Turns:
-    """Many together, or one alone; whoever wants to be alone goes first."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0  # -1: one, alone
-        self._waiting_alone = 0
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._inside >= 0 and self._waiting_alone == 0)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._changed:
-            self._waiting_alone += 1
-            self._changed.wait_for(lambda: self._inside == 0)
-            self._waiting_alone -= 1
-            self._inside = -1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside = 0
-                self._changed.notify_all()

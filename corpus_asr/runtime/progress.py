@@ -127,6 +127,8 @@ class Progress:
         """When results were committed last."""
         self.read_activity: Callable[[], Activity] = Activity
         """Returns what the workers did so far, quickly and in any thread."""
+        self.taken_out: tuple[str, ...] = ()
+        """Workers that no longer get work: device, machine and error of each."""
         self.sampled: Strata = {}
         """Seconds of recordings that were drawn by lot, once their headers are read."""
 
@@ -379,6 +381,7 @@ class ProgressWriter:
             extract_workers=self._resources.extract_workers,
             transcribe_workers=self._resources.transcribe_workers,
             failures=tally.failures,
+            workers_out=progress.taken_out,
             activity=activity,
             history=self._history.with_now(_moment(standing, activity)),
         )

@@ -11,37 +11,46 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasink, ExecutionResources
 from ray.data.block import Block
-from ray.data.datasource import WriteResult  # noqa: F401  (named in the base class)
+from ray.data.datasource import WriteResult
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, configure, event
-from corpus_asr.runtime.commit import Committer, tally_of
-from corpus_asr.runtime.coordinator import (
-    CoordinatorClient,
-    Quarantine,
-    Reporter,
-    start_coordinator,
+from corpus_asr.runtime.commit import Committer, Tally, tally_of
+from corpus_asr.runtime.coordinator import WorkerState, start_coordinator
+from corpus_asr.runtime.passes import (
+    FEW_PER_WORKER,
+    MAX_PASSES,
+    WRITTEN,
+    Committed,
+    Suspects,
+    know_last_parts,
+    next_pass,
+    packs_of,
+    resources_for,
+    written,
 )
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
+from corpus_asr.runtime.tries import EXTRACT, TRANSCRIBE, Pass, avoided, read_deaths
+from corpus_asr.runtime.workers import ExtractWorker, TranscribeWorker
 from corpus_asr.schemas import RESULTS
-from corpus_asr.stages.extract import REPORTING_EXTRACTOR, ExtractStage
-from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
+from corpus_asr.stages.extract import REPORTING_EXTRACTOR
+from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
 from corpus_asr.storage.stores.uri import without_secrets
-from corpus_asr.units import MEBIBYTE
+from corpus_asr.units import MEBIBYTE, counted
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,65 +82,6 @@ _FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 _RAY_ADVICE = "\nFailed to apply UDF transform"
 
 
-class ExtractWorker:
-    """The extract stage of one actor, which begins nothing new once the run is to stop."""
-
-    def __init__(
-        self, config: RunConfig, *, coordinator: Any, logs: LogSettings, extractor: str
-    ) -> None:
-        configure(logs, redact=without_secrets)
-        self._coordinator = CoordinatorClient(coordinator)
-        self._stage = ExtractStage(config, extractor=extractor)
-        self._reporter = Reporter(coordinator, lambda: self._stage.activity)
-        self._reporter.start()
-
-    def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
-        """Yield PARTS tables; those of a run that stops are not all."""
-        if self._coordinator.stopping():
-            return
-        try:
-            for parts in self._stage(packs):
-                yield parts
-                if self._coordinator.stopping():
-                    return
-        except EngineError as error:
-            self._coordinator.leave(error)
-            raise
-        finally:
-            self._reporter.send()
-
-
-class TranscribeWorker:
-    """The transcribe stage of one actor, with the run's coordinator as its memory of deaths."""
-
-    def __init__(
-        self,
-        spec: EngineSpec,
-        *,
-        coordinator: Any,
-        logs: LogSettings,
-        engine_factory: EngineFactory,
-    ) -> None:
-        configure(logs, redact=without_secrets)
-        self._coordinator = CoordinatorClient(coordinator)
-        own = TranscribeStage(spec, engine_factory=engine_factory)
-        self._stage = Quarantine(own, self._coordinator)
-        self._reporter = Reporter(coordinator, lambda: own.activity)
-        self._reporter.start()
-
-    def __call__(self, parts: pa.Table) -> pa.Table:
-        """Return one RESULTS row per part, or none of a run that stops; several calls at once."""
-        if self._coordinator.stopping():
-            return RESULTS.empty_table()
-        try:
-            return self._stage(parts)
-        except EngineError as error:
-            self._coordinator.leave(error)
-            raise
-        finally:
-            self._reporter.send()
-
-
 def run_on_ray(
     config: RunConfig,
     packs: Sequence[str],
@@ -143,28 +93,129 @@ def run_on_ray(
     extractor: str = REPORTING_EXTRACTOR,
     stop_at: float | None = None,
 ) -> None:
-    """Transcribe what a plan's objects of packs name on the connected Ray, and commit all of it."""
+    """Transcribe what a plan's objects of packs name on the connected Ray, and commit all of it.
+
+    Raises:
+        EngineError: no worker can work, or something is not done after the last pass.
+    """
     coordinator = start_coordinator()
+    total = Tally()
     with (
         stoppable(lambda: progress.files_left, at=stop_at) as stop,
         DataContext.current(_context(config, resources)),
-        _Poll(coordinator, progress, stop),
     ):
-        dataset = build(
-            config,
-            packs,
-            resources=resources,
-            coordinator=coordinator,
-            engine=engine_factory,
-            extractor=extractor,
-        )
-        try:
-            dataset.write_datasink(
-                ResultsSink(committer, coordinator=coordinator, min_bytes=resources.commit_bytes),
-                ray_remote_args={"num_cpus": WRITE_CPUS},
+        with _Poll(coordinator, progress, stop) as poll:
+            passes = _Passes(config, packs, committer, resources, coordinator, poll)
+            try:
+                total = passes.run(lambda: stop.requested, engine_factory, extractor)
+            except Exception as error:
+                raise own_error(error) from error
+        # The coordinator's count is of what it has seen: it may have died meanwhile.
+        progress.set(total)
+
+
+class _Passes:
+    """The passes of a run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        packs: Sequence[str],
+        committer: Committer,
+        resources: Resources,
+        coordinator: Any,
+        poll: "_Poll",
+    ) -> None:
+        self._config, self._committer = config, committer
+        self._resources, self._coordinator, self._poll = resources, coordinator, poll
+        self._packs = packs
+        self._committed = Committed()
+        self._suspects = Suspects()
+        self._total = Tally()
+
+    def run(self, stopping: Callable[[], bool], engine: EngineFactory, extractor: str) -> Tally:
+        """Work until everything is committed; return the count of that."""
+        current, resources = Pass(), self._resources
+        planned = planned_packs(self._config, self._packs)
+        while True:
+            self._poll.watch(current)
+            sink = ResultsSink(
+                self._committer, coordinator=self._coordinator, min_bytes=resources.commit_bytes
             )
-        except Exception as error:
-            raise own_error(error) from error
+            dataset = build(
+                self._config,
+                planned,
+                resources=resources,
+                coordinator=self._coordinator,
+                engine=engine,
+                extractor=extractor,
+                of=current,
+            )
+            dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS})
+            self._total += sink.tally
+            left = [] if stopping() else self._left(current, sink.written)
+            if not left:
+                return self._total
+            if current.number == MAX_PASSES:
+                raise _not_done(len(left), self._suspects)
+            current, resources = self._next(current, len(left))
+            planned = ray.data.from_arrow(packs_of(left))
+
+    def _left(self, current: Pass, rows: pa.Table) -> list[dict[str, Any]]:
+        """Return the files that are not complete, once what ended workers twice is given up."""
+        store = self._committer.store
+        deaths = read_deaths(store, current)
+        self._committed.add(rows)
+        if not deaths.num_rows and not self._poll.disturbed:
+            return []
+        self._suspects.add(deaths, current)
+        left = self._remaining(self._plan())
+        if partly := [file for file in left if file["done_parts"]]:
+            know_last_parts(store, partly, self._committed)
+            left = self._remaining([packs_of(left)])
+        poison = self._suspects.take_poison(left)
+        if poison.num_rows:
+            self._total += tally_of(poison)
+            self._coordinator.add.remote(tally_of(poison), self._committer.timed(poison))
+            self._committed.add(written(poison))
+            left = self._remaining([packs_of(left)])
+        return left
+
+    def _plan(self) -> Iterator[pa.Table]:
+        planned = planned_packs(self._config, self._packs)
+        for batch in planned.iter_batches(batch_format="pyarrow", batch_size=64):
+            assert isinstance(batch, pa.Table)
+            yield batch
+
+    def _remaining(self, packs: Iterable[pa.Table]) -> list[dict[str, Any]]:
+        return list(self._committed.remaining(packs))
+
+    def _next(self, current: Pass, num_left: int) -> tuple[Pass, Resources]:
+        resources = self._resources
+        alive: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = [node for node in alive if node["Alive"]]
+        gpus = sum(int(node["Resources"].get("GPU", 0)) for node in nodes)
+        following = next_pass(
+            current,
+            self._suspects,
+            few=num_left <= FEW_PER_WORKER * resources.transcribe_workers,
+            bad=self._poll.bad_gpus,
+            devices={EXTRACT: len(nodes), TRANSCRIBE: gpus or len(nodes)},
+        )
+        less = resources_for(following, resources, num_files=num_left, num_nodes=max(1, len(nodes)))
+        event(
+            _LOG, logging.WARNING, "next_pass", number=following.number, recordings=num_left,
+            alone=following.alone, why=list(self._suspects.reasons)[-3:],
+        )  # fmt: skip
+        return following, less
+
+
+def _not_done(num_files: int, suspects: Suspects) -> EngineError:
+    return EngineError(
+        f"transcribing: {counted(num_files, 'recording')} not done after {MAX_PASSES} tries on "
+        f"different workers, expected none; workers failed: {'; '.join(suspects.reasons)}; see "
+        "their logs, and run again to continue: what was committed is kept"
+    )
 
 
 def _context(config: RunConfig, resources: Resources) -> DataContext:
@@ -196,19 +247,24 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
     return context
 
 
+def planned_packs(config: RunConfig, packs: Sequence[str]) -> Dataset:
+    """Return the PACKS rows of a plan's objects."""
+    options = StoreOptions(endpoint_url=config.output.endpoint_url)
+    filesystems, paths = zip(*(open_store(uri, options) for uri in packs), strict=True)
+    return ray.data.read_parquet(list(paths), filesystem=filesystems[0])
+
+
 def build(
     config: RunConfig,
-    packs: Sequence[str],
+    planned: Dataset,
     *,
     resources: Resources,
     coordinator: Any,
     engine: EngineFactory,
     extractor: str,
+    of: Pass,
 ) -> Dataset:
     """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
-    options = StoreOptions(endpoint_url=config.output.endpoint_url)
-    filesystems, paths = zip(*(open_store(uri, options) for uri in packs), strict=True)
-    planned = ray.data.read_parquet(list(paths), filesystem=filesystems[0])
     # A pack is a task of its own, so that idle workers find one as long as there are any.
     parts = planned.repartition(target_num_rows_per_block=1).map_batches(
         ExtractWorker,
@@ -216,6 +272,7 @@ def build(
         fn_constructor_kwargs={
             "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
+            "of": of,
             "extractor": extractor,
         },
         compute=ActorPoolStrategy(
@@ -235,6 +292,7 @@ def build(
         fn_constructor_kwargs={
             "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
+            "of": of,
             "spec": EngineSpec(
                 config=config,
                 device=resources.device,
@@ -296,7 +354,11 @@ def _no_room(error: BaseException) -> EngineError:
 
 
 class _Poll(threading.Thread):
-    """Copies counts from the coordinator, and requests to stop to it."""
+    """Copies counts from the coordinator, and requests to stop to it.
+
+    A coordinator that died is followed by one that knows nothing: it is told each time, and what
+    its predecessor had counted is kept.
+    """
 
     def __init__(self, coordinator: Any, progress: Progress, stop: Stop) -> None:
         super().__init__(name="poll-coordinator", daemon=True)
@@ -307,9 +369,26 @@ class _Poll(threading.Thread):
         self._unanswered = 0
         self._futile = 0
         self._finished = threading.Event()
+        self._before = self._counted = Tally()
+        self._current = Pass()
+        self.disturbed = False
+        """Whether a worker was replaced, or the coordinator, during the pass."""
+        self._out: dict[str, WorkerState] = {}
+        self._no_worker: EngineError | None = None
 
-    def __enter__(self) -> None:
+    def watch(self, current: Pass) -> None:
+        """Look after the workers of this pass from now on."""
+        self._current, self.disturbed = current, False
+
+    @property
+    def bad_gpus(self) -> frozenset[str]:
+        """The GPUs whose workers were taken out of work, as `Pass.avoided`."""
+        out = [state for state in self._out.values() if state.device.gpus]
+        return frozenset(avoided(state.stage, state.device.id) for state in out)
+
+    def __enter__(self) -> Self:
         self.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._finished.set()
@@ -318,7 +397,7 @@ class _Poll(threading.Thread):
 
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
-            self._stop_asked.failure = self._watch.lost()
+            self._stop_asked.failure = self._watch.lost() or self._no_worker
             if self._stop_asked.failure is None:
                 self._copy()
             if self._stop_asked.failure or self._stop_asked.expired:
@@ -336,7 +415,7 @@ class _Poll(threading.Thread):
         try:
             if self._stop_asked.requested:
                 self._coordinator.stop.remote()
-            self._progress.set(ray.get(self._coordinator.read.remote(), timeout=POLL_S))
+            self._count(ray.get(self._coordinator.read.remote(), timeout=POLL_S))
             activity: Activity = ray.get(self._coordinator.activity.remote(), timeout=POLL_S)
             self._progress.read_activity = lambda: activity
             futile = self._progress.is_futile(self._progress.tally)
@@ -345,19 +424,53 @@ class _Poll(threading.Thread):
                 self._stop_asked.give_up()
             for why in ray.get(self._coordinator.take_replaced.remote(), timeout=POLL_S):
                 event(_LOG, logging.WARNING, "worker_replaced", why=why)
+                self.disturbed = True
+            out = self._coordinator.out_of_work.remote(self._current.token)
+            self._take_out(*ray.get(out, timeout=POLL_S))
             self._unanswered = 0
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
             event(_LOG, logging.DEBUG, "board_not_read", exc_info=True)
             self._unanswered += 1
+            self.disturbed = True
         if self._unanswered == MOST_UNANSWERED:
             self._unanswered = 0
             event(_LOG, logging.WARNING, "worker_replaced", why="the coordinator does not answer")
             ray.kill(self._coordinator, no_restart=False)
 
+    def _count(self, tally: Tally) -> None:
+        if tally.parts < self._counted.parts:  # of another coordinator than before
+            self._before += self._counted
+            self.disturbed = True
+        self._counted = tally
+        self._progress.set(self._before + tally)
 
-class ResultsSink(Datasink[int]):
+    def _take_out(self, out: list[WorkerState], idle_stages: list[str]) -> None:
+        for state in out:
+            if state.worker not in self._out:
+                self._out[state.worker] = state
+                self.disturbed = True
+                event(
+                    _LOG, logging.ERROR, "worker_taken_out", stage=state.stage,
+                    device=str(state.device), node=state.device.node_id, error=state.out,
+                )  # fmt: skip
+                self._progress.taken_out += (f"{state.device}: {state.out}",)
+        if out and idle_stages:
+            whys = dict.fromkeys(f"{s.device}: {s.out}" for s in out if s.stage in idle_stages)
+            self._no_worker = EngineError(
+                f"no {' and no '.join(idle_stages)} worker can work, expected at least one: "
+                f"{'; '.join(whys)}; what was committed is kept, and running again continues "
+                "from there"
+            )
+
+
+class ResultsSink(Datasink[tuple[Tally, pa.Table]]):
     """Commits each bundle of results it is given."""
+
+    tally = Tally()
+    """What was committed, once all is written; counted by the tasks that did it."""
+    written = WRITTEN.empty_table()
+    """The parts of it."""
 
     def __init__(self, committer: Committer, *, coordinator: Any, min_bytes: int) -> None:
         self._committer = committer
@@ -365,16 +478,23 @@ class ResultsSink(Datasink[int]):
         self._min_bytes = min_bytes
         self._logs = LogSettings.from_environment()  # of the driver; it is pickled with the rest
 
-    def write(self, blocks: Iterable[Block], ctx: Any) -> int:
-        """Commit the rows of `blocks` together and return their number."""
+    def write(self, blocks: Iterable[Block], ctx: Any) -> tuple[Tally, pa.Table]:
+        """Commit the rows of `blocks` together and return which they are."""
         configure(self._logs, redact=without_secrets)
         tables = [block for block in blocks if block.num_rows]
         if not tables:
-            return 0
+            return Tally(), WRITTEN.empty_table()
         results = pa.concat_tables(tables).cast(RESULTS).combine_chunks()
+        tally = tally_of(results)
         # Nobody waits for it: only progress is lost.
-        self._coordinator.add.remote(tally_of(results), self._committer.timed(results))
-        return int(results.num_rows)
+        self._coordinator.add.remote(tally, self._committer.timed(results))
+        return tally, written(results)
+
+    def on_write_complete(self, write_result: WriteResult[tuple[Tally, pa.Table]]) -> None:
+        """Add up, in the driver, what was written."""
+        tallies, tables = zip(*write_result.write_returns, strict=True)
+        self.tally = sum(tallies, Tally())
+        self.written = pa.concat_tables(tables)
 
     @property
     def min_bytes_per_write(self) -> int:

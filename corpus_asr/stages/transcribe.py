@@ -30,6 +30,7 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 from corpus_asr.transcription.joined_text import text_columns
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.engine import PartTranscript
@@ -151,10 +152,11 @@ class TranscribeStage:
                 transcribed_s=self._transcribed_s,
                 longest_left_s=max((part.left_s for part in self._parts), default=0.0),
             )
-        loaded = self._engine.done() and not self._engine.cancelled()
-        if not loaded or self._engine.exception() is not None:
-            return parts
         now_s = time.monotonic()
+        if not self._engine.done():
+            return parts + Activity(load_s=now_s - self._began_s)
+        if self._engine.cancelled() or self._engine.exception() is not None:
+            return parts
         loaded_s = min(now_s, self._loaded_s)
         loading = Activity(load_s=loaded_s - self._began_s, transcribe_alive_s=now_s - loaded_s)
         return parts + loading + self._engine.result().statistics()
@@ -165,6 +167,32 @@ class TranscribeStage:
     def wait_until_loaded(self) -> None:
         """Return once the engine is there, so that no part is blamed for what loading does."""
         self._engine.result()
+
+    def transcribe_silence(self, parts: pa.Table) -> None:
+        """Have the engine transcribe a second of silence, with the features' shape of `parts`.
+
+        Raises:
+            EngineError: no part is to blame for what the engine does.
+        """
+        from corpus_asr.transcription.windows import PartRequest  # its package imports torch
+
+        row = parts.select(["num_mel_bins", "pad_value"]).to_pylist()[0]
+        frames = SAMPLE_RATE_HZ // HOP_SAMPLES + TAIL_FRAMES
+        silence = PartRequest(
+            recording_id="silence",
+            part=0,
+            features=np.full((frames, row["num_mel_bins"]), row["pad_value"], np.float16),
+            num_samples=SAMPLE_RATE_HZ,
+            pad_value=row["pad_value"],
+            start_s=0.0,
+            speech=None,
+        )
+        try:
+            self._engine.result().submit(silence).result()
+        except (CheckpointError, ConfigError, EngineError):
+            raise
+        except Exception as error:  # the engine answered, whatever it makes of silence
+            event(_LOG, logging.INFO, "silence_not_transcribed", error=repr(error))
 
     @property
     def device_name(self) -> str:

@@ -216,6 +216,8 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
     ):
         assert messages in " ".join(text.split()), messages
     assert max(len(line) for line in lines) <= 100
+    out = shown(snapshot(workers_out=("GPU 3 of gpu-1: device lost",)))
+    assert any("taken out" in line and "GPU 3 of gpu-1: device lost" in line for line in out)
     # Without counts, only queues are shown.
     labels = [line[2:14].strip() for line in shown(snapshot(activity=Activity(), failures=()))[1:]]
     assert labels == ["counted", "this run", "audio", "progress", "ETA", "now", "queues"]

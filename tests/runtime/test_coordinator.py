@@ -2,13 +2,11 @@ import os
 import re
 import signal
 import socket
-import threading
 import time
 from collections import Counter as Counts
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import ray
 
@@ -19,94 +17,18 @@ from corpus_asr.runtime.coordinator import (
     COMMIT_SECONDS,
     COUNTERS,
     GAUGES,
-    MAX_REPLACEMENTS,
     OCCUPANCY,
     PREFIX,
     RECORDINGS,
-    CoordinatorClient,
     Metrics,
-    Quarantine,
     Reporter,
     RunCoordinator,
     WorkerPlace,
+    WorkerState,
     start_coordinator,
 )
-from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
+from corpus_asr.runtime.tries import Device
 from corpus_asr.storage.run_state.lock import ProcessName
-from tests.support.engines import ScriptedEngine, always
-from tests.support.tables import extracted, run_config
-
-SPEC = EngineSpec(config=run_config("/in", "/out"), device="cpu")
-
-
-class Here(CoordinatorClient):
-    """A client of a coordinator in this process, which writes down what was begun and ended."""
-
-    def __init__(self, *died_with: str) -> None:
-        super().__init__(RunCoordinator())
-        self._coordinator.begin((name, 0) for name in died_with)
-        self.calls: list[tuple[str, int]] = []
-
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        if method in ("begin", "end"):
-            self.calls.append((method, len(*arguments)))
-        return getattr(self._coordinator, method)(*arguments)
-
-
-def parts_of(*names: str) -> pa.Table:
-    return pa.concat_tables(
-        extracted(name, uri=f"https://host/{name}?sig=secret") for name in names
-    )
-
-
-def quarantine(engine: ScriptedEngine, memory: Here) -> Quarantine:
-    stage = TranscribeStage(SPEC, engine_factory=always(engine))
-    return Quarantine(stage, memory)
-
-
-def test_untroubled_parts_go_together_and_leave_no_trace():
-    memory = Here()
-    results = quarantine(ScriptedEngine(), memory)(parts_of("a", "b"))
-    assert results.column("attempts").to_pylist() == [1, 1]
-    assert memory.calls == [("begin", 2), ("end", 2)]
-    assert memory.unfinished([("a", 0), ("b", 0)]) == [0, 0]
-
-
-def test_suspects_are_tried_one_by_one():
-    memory = Here("a", "b")
-    results = quarantine(ScriptedEngine(), memory)(parts_of("a", "b", "c"))
-    assert results.column("status").to_pylist() == ["ok"] * 3
-    assert results.column("attempts").to_pylist() == [2, 2, 1]
-    assert memory.calls == [("begin", 1), ("end", 1)] * 3
-
-
-def test_a_part_that_saw_two_deaths_is_poison_and_the_others_are_not():
-    engine, memory = ScriptedEngine(), Here("a", "a", "b")
-    rows = quarantine(engine, memory)(parts_of("a", "b")).to_pylist()
-    assert [row["status"] for row in rows] == ["failed", "ok"]
-    assert rows[0]["error_kind"] == "poison"
-    assert rows[0]["attempts"] == 2
-    assert "part 0 of https://host/a?[hidden]: the worker died 2 times" in rows[0]["error_message"]
-    assert [request.recording_id for request in engine.requests] == ["b"]
-
-
-def test_a_suspect_runs_with_nothing_else_in_flight():
-    engine, memory = ScriptedEngine(held=True), Here("suspect")
-    stage = quarantine(engine, memory)
-    usual = threading.Thread(target=stage, args=(parts_of("a"),))
-    usual.start()
-    with engine.submitted:
-        assert engine.submitted.wait_for(lambda: len(engine.requests) == 1, timeout=10)
-    alone = threading.Thread(target=stage, args=(parts_of("suspect"),))
-    alone.start()
-    alone.join(timeout=0.2)
-    assert [request.recording_id for request in engine.requests] == ["a"]
-    engine.release()
-    for caller in (usual, alone):
-        caller.join(timeout=10)
-        assert not caller.is_alive()
-    assert [request.recording_id for request in engine.requests] == ["a", "suspect"]
-
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "watching.md"
 
@@ -179,7 +101,7 @@ def test_the_board_adds_up_workers_and_replaces_what_one_sent_before(exported: E
     coordinator.report("two", Activity(tokens=4, slots=8))
     coordinator.report("one", Activity(tokens=5))
     coordinator.add(Tally(parts=1, files=1), Activity(commits=1, commit_s=0.25))
-    assert coordinator.replace("no memory")
+    coordinator.replace("no memory")
     assert coordinator.activity() == Activity(
         tokens=9, slots=8, commits=1, commit_s=0.25, workers_replaced=1
     )
@@ -260,7 +182,7 @@ def test_every_metric_is_documented_and_no_other() -> None:
     assert len(documented) == len(names)
 
 
-def test_a_coordinator_adds_up_remembers_what_was_begun_and_passes_on_the_wish_to_stop():
+def test_a_coordinator_adds_up_and_passes_on_the_wish_to_stop() -> None:
     coordinator = RunCoordinator()
     assert not coordinator.stopping()
     coordinator.stop()
@@ -268,17 +190,41 @@ def test_a_coordinator_adds_up_remembers_what_was_begun_and_passes_on_the_wish_t
     coordinator.add(Tally(parts=1, audio_s=2.0))
     coordinator.add(Tally(parts=2, audio_s=3.0))
     assert coordinator.read() == Tally(parts=3, audio_s=5.0)
-    coordinator.begin([("a", 0), ("b", 0)])
-    coordinator.begin([("a", 0)])
-    coordinator.end([("b", 0), ("never begun", 0)])
-    assert coordinator.unfinished([("a", 0), ("b", 0), ("c", 0)]) == [2, 0, 0]
-
-
-def test_workers_are_replaced_as_long_as_parts_are_finished():
-    coordinator = RunCoordinator()
-    assert all(coordinator.replace("device lost") for _ in range(MAX_REPLACEMENTS))
-    assert not coordinator.replace("device lost")
-    coordinator.end([("a", 0)])
-    assert coordinator.replace("again")
-    assert coordinator.take_replaced() == ["device lost"] * MAX_REPLACEMENTS + ["again"]
+    coordinator.replace("device lost")
+    assert coordinator.take_replaced() == ["device lost"]
     assert coordinator.take_replaced() == []
+
+
+def test_a_coordinator_knows_which_workers_of_a_pass_are_out_and_whether_any_is_left() -> None:
+    coordinator = RunCoordinator()
+
+    def report(worker: str, *, token: str = "now", out: str | None = None) -> None:
+        gpu = Device(node_id="node", host="host", gpus=(worker,))
+        state = WorkerState(token, "transcribe", worker, gpu, out)
+        coordinator.report(worker, Activity(), None, state)
+
+    report("0", token="before")
+    report("1")
+    report("2", out="device lost")
+    (out,), idle = coordinator.out_of_work("now")
+    assert (str(out.device), out.out, idle) == ("GPU 2 of host", "device lost", [])
+    report("1", out="no memory")
+    out_now, idle = coordinator.out_of_work("now")
+    assert (len(out_now), idle) == (2, ["transcribe"])
+    # A coordinator that took its place learns it from the next reports.
+    coordinator = RunCoordinator()
+    assert coordinator.out_of_work("now") == ([], [])
+    report("2", out="device lost")
+    assert coordinator.out_of_work("now")[1] == ["transcribe"]
+
+
+def test_a_run_is_quiet_once_no_worker_does_anything() -> None:
+    coordinator = RunCoordinator()
+    coordinator._moved_s -= 100
+    coordinator.report("idle", Activity(transcribe_alive_s=5.0, backpressure_s=3.0))
+    assert coordinator.quiet_s() >= 100
+    coordinator.report("busy", Activity(load_s=1.0))
+    assert coordinator.quiet_s() < 100
+    coordinator._moved_s -= 100
+    coordinator.add(Tally(parts=1))
+    assert coordinator.quiet_s() < 100

@@ -37,7 +37,8 @@ def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
         coordinator = start_coordinator()
         ray.get(coordinator.add.remote(Tally(parts=1)))
         assert ray.get(coordinator.read.remote()) == Tally(parts=1)
-        # One that died is replaced by an empty one: what is counted and remembered starts anew.
+        # One that died is replaced by an empty one, also long after it was made.
+        time.sleep(6)
         ray.kill(coordinator, no_restart=False)
         deadline = time.monotonic() + 60
         while ray.get(coordinator.read.remote(), timeout=60) != Tally():

@@ -83,11 +83,11 @@ def test_crashes_on_either_side_cost_one_part_and_nothing_is_lost_or_doubled(
         ("a/parts=3/silent=1", 2): ("ok", None),
         ("crashing/parts=3/crash=1", 0): ("ok", None),
         ("crashing/parts=3/crash=1", 1): ("failed", "decoder_crashed"),
-        # The extract process died with its parts; the actor died twice before it was given up.
+        # The extract process died with its parts; a worker died of it in each of three passes.
         ("kill/parts=1", 0): ("failed", "poison"),
         ("item-error/parts=1", 0): ("failed", "scripted"),
     }
-    assert outcomes["kill/parts=1", 0]["attempts"] == 2
+    assert outcomes["kill/parts=1", 0]["attempts"] == 3
     assert all(
         outcomes[f"{n}/parts=2", part]["status"] == "ok" for n in range(5) for part in (0, 1)
     )
@@ -102,7 +102,8 @@ def test_a_worker_whose_engine_is_lost_is_replaced(ray_session: Cluster, tmp_pat
     run(ray_session, config, packs_of("engine-error/parts=1", *names), packs_of("z/parts=2"))
     outcomes = outcomes_by_part(config)
     lost = outcomes.pop(("engine-error/parts=1", 0))
-    assert (lost["status"], lost["error_kind"], lost["attempts"]) == ("failed", "poison", 2)
+    assert (lost["status"], lost["error_kind"], lost["attempts"]) == ("failed", "poison", 3)
+    assert "the device is lost (scripted)" in lost["error_message"]
     assert len(outcomes) == 14
     assert {row["status"] for row in outcomes.values()} == {"ok"}
 
@@ -136,17 +137,18 @@ def ask_until_dead(coordinator: Any) -> None:
 
 
 @pytest.mark.ray
-def test_a_lost_board_is_a_memory_without_memories(ray_session: Cluster):
+def test_workers_go_on_without_a_coordinator(ray_session: Cluster):
     coordinator = start_coordinator()
-    memory = CoordinatorClient(coordinator)
-    memory.begin([("a", 0)])
-    assert memory.unfinished([("a", 0), ("b", 0)]) == [1, 0]
+    client = CoordinatorClient(coordinator)
+    assert not client.stopping()
     ray.kill(coordinator)
     with pytest.raises(ray.exceptions.RayActorError):
         ask_until_dead(coordinator)
-    memory.begin([("a", 0)])
-    assert memory.unfinished([("a", 0), ("b", 0)]) == [0, 0]
-    memory.end([("a", 0)])
+    client._asked_s = float("-inf")
+    assert not client.stopping()
+    began_s = time.monotonic()
+    client.stand_by()  # nobody can say whether others work
+    assert time.monotonic() - began_s < 5
 
 
 @pytest.mark.slow
@@ -178,7 +180,8 @@ def test_an_engine_that_gives_up_ends_the_run_with_its_own_words(
     config = scripted_job(tmp_path)
     with pytest.raises(EngineError) as caught:
         run(ray_session, config, packs_of("a"), engine=broken_engine)
-    assert str(caught.value) == f"loading {config.model.checkpoint}: no device (scripted)"
+    assert str(caught.value).startswith("no transcribe worker can work, expected at least one: CPU")
+    assert f"loading {config.model.checkpoint}: no device (scripted)" in str(caught.value)
 
 
 def test_own_errors_are_found_below_rays_and_others_say_what_is_kept():

@@ -162,6 +162,8 @@ class Snapshot(Standing):
     transcribe_workers: int
     failures: tuple[FailureCount, ...]
     activity: Activity
+    workers_out: tuple[str, ...] = ()
+    """Workers that were taken out of work: device, machine and error of each."""
     history: tuple[Moment, ...] = ()
     """How it came to this: moments about evenly spaced, the last of them this one."""
 
@@ -191,6 +193,7 @@ def read_snapshot(store: OutputStore) -> Snapshot | None:
         history = values.get("history", ())
         values["history"] = tuple(Moment(**_values(Moment, then)) for then in history)
         values["activity"] = Activity.from_data(values["activity"])
+        values["workers_out"] = tuple(values.get("workers_out", ()))
         for name in ("audio_expected_range_s", "eta_range_s"):
             if values.get(name) is not None:
                 low, high = values[name]

@@ -1,0 +1,201 @@
+"""The passes of a run: what is tried again, in which company, and what is given up.
+
+In: what a pass planned, committed and noted of its workers' deaths. Out: the plan of the next pass.
+The first takes the plan as it is. What is left of it, since its worker died or was taken out of
+work, is tried on other workers, in smaller groups and then alone; a part that ended two workers
+while it was alone with them becomes a failure of kind `poison`. A pass is as good as a run that was
+killed and started again: it leaves out what is committed. Knows no Ray.
+"""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.runtime.resources import Resources
+from corpus_asr.runtime.tries import DIED, EXTRACT, PartKey, Pass, avoided
+from corpus_asr.schemas import PACKS, RESULTS
+from corpus_asr.stages.parts import FAILED
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
+
+# The first over the plan, one in small groups, two alone; the others for what strikes meanwhile.
+MAX_PASSES = 6
+# Workers that a part may end while nothing else was in work there.
+MAX_DEATHS_ALONE = 2
+# As few recordings for each worker are tried alone at once; more are tried in small groups first.
+FEW_PER_WORKER = 16
+# By so much the parts are fewer that one worker has in a small group.
+SMALLER = 8
+
+WRITTEN = pa.schema([RESULTS.field(each) for each in ("recording_id", "part", "last_part")]).append(
+    pa.field("failed", pa.bool_())
+)
+
+
+def written(results: pa.Table) -> pa.Table:
+    """Return what a driver keeps of committed RESULTS rows."""
+    failed = pc.equal(results["status"], FAILED)
+    return results.select(WRITTEN.names[:3]).append_column(WRITTEN.field("failed"), failed)
+
+
+@dataclass(slots=True)
+class Committed:
+    """The parts that a run committed, by recording: whether it was the last, and failed."""
+
+    parts: dict[str, dict[int, tuple[bool, bool]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows of WRITTEN."""
+        for row in rows.to_pylist():
+            self.parts[row["recording_id"]][row["part"]] = row["last_part"], row["failed"]
+
+    def remaining(self, packs: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
+        """Yield the files of PACKS rows that are not complete, without the parts that are done."""
+        for pack in packs:
+            for file in pc.list_flatten(pack["files"]).to_pylist():
+                parts = self.parts.get(file["recording_id"], {})
+                # What is done is none that failed last: such a failure may come again.
+                done = set(file["done_parts"] or ()) | {
+                    part for part, (last, failed) in parts.items() if not (last and failed)
+                }
+                if not _covers(done | set(parts), parts):
+                    yield file | {"done_parts": sorted(done)}
+
+
+def _covers(done: set[int], parts: dict[int, tuple[bool, bool]]) -> bool:
+    end = min((part for part, (last, _) in parts.items() if last), default=None)
+    return end is not None and done.issuperset(range(end + 1))
+
+
+def know_last_parts(store: OutputStore, files: Iterable[dict[str, Any]], into: Committed) -> None:
+    """Add the last parts that earlier runs committed of files of which parts were done before."""
+    versions = {file["recording_id"]: (file["etag"], file["size_bytes"]) for file in files}
+    columns = ["recording_id", "etag", "size_bytes", "part", "last_part", "status"]
+    for batch in store.outcomes(columns) if versions else ():
+        last = batch.filter(batch.column("last_part"))
+        for row in last.to_pylist():
+            found = versions.get(row["recording_id"])
+            if found == (row["etag"], row["size_bytes"]) and row["status"] != FAILED:
+                into.parts[row["recording_id"]].setdefault(row["part"], (True, False))
+
+
+@dataclass(slots=True)
+class Suspects:
+    """What is known of the parts that were in work when their workers ended."""
+
+    tried: Counter[PartKey] = field(default_factory=Counter)
+    reasons: dict[str, None] = field(default_factory=dict)
+    """Why workers ended, each once, the first first."""
+    _alone: dict[tuple[str, str, int], list[dict[str, Any]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """Rows of parts that were alone, by stage, recording and part."""
+
+    def add(self, deaths: pa.Table, of: Pass) -> None:
+        """Take what was noted in a pass."""
+        self.reasons.update(dict.fromkeys(deaths["error_message"].to_pylist()))
+        died = [row for row in deaths.to_pylist() if row["error_kind"] == DIED]
+        # Once for a pass: two of them are two workers.
+        rows = {(row["error_stage"], row["recording_id"], row["part"]): row for row in died}
+        for (_, recording, part), row in rows.items():
+            self.tried[recording, part] += 1
+            if of.alone:
+                self._alone[row["error_stage"], recording, part].append(row)
+
+    def take_poison(self, remaining: Iterable[dict[str, Any]]) -> pa.Table:
+        """Return RESULTS rows of the parts of these files that are given up."""
+        files = {file["recording_id"]: file for file in remaining}
+        open_ = {
+            (stage, recording, part): rows
+            for (stage, recording, part), rows in self._alone.items()
+            if recording in files
+            and (stage == EXTRACT or part not in files[recording]["done_parts"])
+        }
+        given_up = {key: rows for key, rows in open_.items() if len(rows) >= MAX_DEATHS_ALONE}
+        self._alone = defaultdict(list, {k: rows for k, rows in open_.items() if k not in given_up})
+        poison = [
+            self._poison(rows, set(files[recording]["done_parts"]))
+            for (_, recording, _), rows in given_up.items()
+        ]
+        return pa.Table.from_pylist(poison, schema=RESULTS)
+
+    def _poison(self, rows: list[dict[str, Any]], done: set[int]) -> dict[str, Any]:
+        row = rows[-1]
+        part, doing = row["part"], f"transcribing part {row['part']} of"
+        if row["error_stage"] == EXTRACT:
+            # A done part keeps its outcome: the failure takes the first index still open.
+            part = next(index for index in range(len(done) + 1) if index not in done)
+            doing = "extracting"
+        attempts = self.tried[row["recording_id"], row["part"]]
+        whys = "; ".join(dict.fromkeys(each["error_message"] for each in rows))
+        message = (
+            f"{doing} {redact_uri(row['uri'])}: its worker ended {attempts} times, {len(rows)} of "
+            f"them with nothing else in work ({whys}), expected a result; look into the worker's "
+            "log (out of memory?) and try the recording by itself with another output.uri"
+        )
+        return row | {"part": part, "error_message": message, "attempts": attempts, "device": None}
+
+    def devices(self) -> set[tuple[str, str]]:
+        """Return where parts that are to be tried again have ended a worker: stage and device."""
+        alone = self._alone.items()
+        return {(stage, row["device"]) for (stage, _, _), rows in alone for row in rows}
+
+
+def next_pass(
+    before: Pass,
+    suspects: Suspects,
+    *,
+    few: bool,
+    bad: frozenset[str],
+    devices: Mapping[str, int],
+) -> Pass:
+    """Return the pass after one that left something to do.
+
+    Args:
+        before: the pass that left something.
+        suspects: what is known of it.
+        few: whether there are so few recordings that each may be tried alone.
+        bad: devices that fail by themselves, as `Pass.avoided`.
+        devices: how many there are for each stage; where all are avoided, none is.
+    """
+    ended = suspects.devices()
+    elsewhere = {
+        avoided(stage, device)
+        for stage, device in ended
+        if sum(other == stage for other, _ in ended) < devices[stage]
+    }
+    return Pass(
+        number=before.number + 1,
+        alone=few or before.number > 1,
+        avoided=bad | elsewhere,
+        tried=dict(suspects.tried),
+    )
+
+
+def resources_for(of: Pass, resources: Resources, *, num_files: int, num_nodes: int) -> Resources:
+    """Return what the workers of a pass after the first get: less at a time."""
+    calls = 1 if of.alone else max(1, resources.parts_in_flight // SMALLER)
+    # Decoders that run out of memory together may not do so alone.
+    extract = min(num_nodes if of.alone else resources.extract_workers, num_files)
+    return dataclasses.replace(
+        resources,
+        extract_workers=max(1, min(extract, resources.extract_workers)),
+        rows_per_call=1,
+        calls_in_flight=calls,
+    )
+
+
+def packs_of(files: list[dict[str, Any]]) -> pa.Table:
+    """Return a pack for each file."""
+    rows = [
+        {"pack_id": number, "pack_bytes": file["size_bytes"] or 0, "files": [file]}
+        for number, file in enumerate(files)
+    ]
+    return pa.Table.from_pylist(rows, schema=PACKS)

@@ -1,0 +1,237 @@
+"""Runs on Ray whose workers fail, die, or lose their coordinator."""
+
+import dataclasses
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from corpus_asr.errors import EngineError
+from corpus_asr.runtime import coordinator as coordinating
+from corpus_asr.runtime import ray_dataset
+from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.ray_cluster import Cluster, connected, start_ray
+from corpus_asr.runtime.ray_dataset import run_on_ray
+from corpus_asr.runtime.resources import resolve_resources
+from corpus_asr.schemas import PACKS
+from corpus_asr.storage.parquet import encode_parquet
+from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.bad_workers import (
+    KILLING_EXTRACTOR,
+    failing_engine,
+    failing_gpu_engine,
+    first_failing_engine,
+    notes,
+    usual_engine,
+)
+from tests.support.cluster import OBJECT_STORE_BYTES
+from tests.support.engines import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
+from tests.support.tables import packs_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+# What Ray keeps for a moment is gone by then.
+LATER_S = 6.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A Ray that has two GPUs, as far as it knows."""
+    ray.shutdown()
+    start_ray(cpus=6, gpus=2, store_bytes=OBJECT_STORE_BYTES)
+    with connected("local", store_bytes=0) as found:
+        yield found
+    ray.shutdown()
+
+
+@dataclass
+class Done:
+    """What a run left."""
+
+    folder: Path
+    outcomes: dict[tuple[str, int], dict[str, Any]]
+    progress: Progress
+
+    @property
+    def failed(self) -> dict[tuple[str, int], dict[str, Any]]:
+        return {key: row for key, row in self.outcomes.items() if row["status"] == "failed"}
+
+
+def work(
+    cluster: Cluster,
+    folder: Path,
+    *packs: pa.Table,
+    engine: Any = usual_engine,
+    extractor: str = EXTRACTOR,
+    stop_at: float | None = None,
+    **transcribe: Any,
+) -> Done:
+    usual = {"workers": 1, "gpus_per_worker": 0.0, "cpus_per_worker": 1}
+    config = scripted_job(folder, extract={"workers": 1}, transcribe=usual | transcribe)
+    plan = folder / "packs.parquet"
+    numbered = [
+        pack.set_column(0, "pack_id", pa.array([at], pa.int64())) for at, pack in enumerate(packs)
+    ]
+    plan.write_bytes(encode_parquet(PACKS, [pack.cast(PACKS) for pack in numbered]))
+    resources = resolve_resources(
+        config, cluster.nodes, num_packs=len(packs), store_bytes=cluster.store_bytes
+    )
+    progress = Progress(total_files=sum(map(num_files, packs)), stream=None)
+    run_on_ray(
+        config,
+        [str(plan)],
+        committer_of(config),
+        resources=dataclasses.replace(resources, device="cpu", commit_bytes=1),
+        progress=progress,
+        engine_factory=engine,
+        extractor=extractor,
+        stop_at=stop_at,
+    )
+    assert not list(OutputStore(config.output.uri).all_names("_run/deaths"))
+    return Done(folder, outcomes_by_part(config), progress)
+
+
+def num_files(pack: pa.Table) -> int:
+    return sum(map(len, pack["files"].to_pylist()))
+
+
+def numbered(count: int, *, parts: int = 1) -> list[pa.Table]:
+    return [packs_of(f"{number}/parts={parts}") for number in range(count)]
+
+
+def strike_coordinator(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Any], None]) -> None:
+    """Do something to the coordinator once what it was started with could be gone."""
+    start = coordinating.start_coordinator
+
+    def started() -> Any:
+        coordinator = start()
+        ray.get(coordinator.read.remote())
+
+        def later() -> None:
+            time.sleep(LATER_S)
+            strike(coordinator)
+
+        threading.Thread(target=later, daemon=True).start()
+        return coordinator
+
+    monkeypatch.setattr(ray_dataset, "start_coordinator", started)
+
+
+STRIKES: dict[str, Callable[[Any], None]] = {
+    "alive": lambda _: None,
+    "restarted": lambda coordinator: ray.kill(coordinator, no_restart=False),
+    "dead": lambda coordinator: ray.kill(coordinator, no_restart=True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coordinator", STRIKES)
+def test_a_recording_that_kills_model_workers_is_one_failure_and_costs_no_other(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coordinator: str
+) -> None:
+    strike_coordinator(monkeypatch, STRIKES[coordinator])
+    shared = packs_of("a/parts=2", "kill-me/parts=3", "b/parts=2")
+    done = work(cluster, tmp_path, *numbered(4), shared, *numbered(8)[4:])
+    poison = {key: row["error_kind"] for key, row in done.failed.items()}
+    # All of its parts do: each is decoded alone before it is blamed.
+    assert poison == {("kill-me/parts=3", part): "poison" for part in range(3)}
+    assert len(done.outcomes) == 8 + 4 + 3
+    assert {row["attempts"] for row in done.failed.values()} <= {2, 3}
+    assert len(notes(tmp_path)) <= 12
+    assert done.progress.tally.files == 11
+    (message,) = {done.failed["kill-me/parts=3", 0]["error_message"]}
+    assert "its process was killed, or ran out of memory" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coordinator", STRIKES)
+def test_a_recording_that_kills_extract_workers_is_one_failure_and_costs_no_other(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coordinator: str
+) -> None:
+    strike_coordinator(monkeypatch, STRIKES[coordinator])
+    shared = packs_of("a/parts=2", "killparent/parts=3", "b/parts=2")
+    done = work(cluster, tmp_path, *numbered(4), shared, extractor=KILLING_EXTRACTOR)
+    (((recording, _), row),) = done.failed.items()
+    assert (recording, row["error_kind"], row["error_stage"]) == (
+        "killparent/parts=3", "poison", "extract"
+    )  # fmt: skip
+    assert row["retryable"]
+    assert notes(tmp_path).count("extract worker killed") == row["attempts"] == 3
+    assert {("a/parts=2", 0), ("a/parts=2", 1), ("b/parts=2", 0), ("b/parts=2", 1)} < {
+        key for key, each in done.outcomes.items() if each["status"] == "ok"
+    }
+    assert done.progress.tally.files == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "transcribe", "device"),
+    [
+        (first_failing_engine, {}, "CPUs of "),
+        (failing_gpu_engine, {"gpus_per_worker": 1.0, "cpus_per_worker": "auto"}, "GPU 0 of "),
+    ],
+)
+def test_a_worker_that_fails_alone_is_taken_out_and_blames_nobody(
+    cluster: Cluster, tmp_path: Path, engine: Any, transcribe: dict[str, Any], device: str
+) -> None:
+    done = work(cluster, tmp_path, *numbered(40), engine=engine, workers=2, **transcribe)
+    assert Counter(row["status"] for row in done.outcomes.values()) == {"ok": 40}
+    assert done.progress.tally.files == 40
+    (out,) = done.progress.taken_out
+    assert out.startswith(device)
+    assert out.endswith("an illegal memory access (scripted)")
+    assert notes(tmp_path).count("bad load") == 3
+
+
+@pytest.mark.slow
+def test_a_run_without_a_worker_that_can_work_ends_and_names_each(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError) as caught:
+        work(
+            cluster, tmp_path, *numbered(8),
+            engine=failing_engine, workers=2, gpus_per_worker=1.0, cpus_per_worker="auto",
+        )  # fmt: skip
+    for number in (0, 1):
+        assert f"GPU {number} of " in str(caught.value)
+    assert "an illegal memory access (scripted)" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_died_loses_neither_counts_nor_the_request_to_stop(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_s: list[float] = []
+
+    def strike(coordinator: Any) -> None:
+        while not ray.get(coordinator.read.remote()).parts:
+            time.sleep(0.1)
+        ray.kill(coordinator, no_restart=False)
+        killed_s.append(time.monotonic())
+
+    strike_coordinator(monkeypatch, strike)
+    stop_at = time.monotonic() + 45
+    done = work(cluster, tmp_path, *numbered(3000), stop_at=stop_at)
+    assert killed_s
+    assert killed_s[0] < stop_at
+    assert time.monotonic() < stop_at + 30
+    assert 0 < len(done.outcomes) < 3000
+    assert done.progress.tally.parts == len(done.outcomes)
+
+
+def test_a_coordinator_is_started_again_long_after_it_was_made(cluster: Cluster) -> None:
+    coordinator = coordinating.start_coordinator()
+    ray.get(coordinator.stop.remote())
+    time.sleep(LATER_S)
+    ray.kill(coordinator, no_restart=False)
+    deadline = time.monotonic() + 60
+    while ray.get(coordinator.stopping.remote(), timeout=60):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
