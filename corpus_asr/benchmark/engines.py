@@ -260,7 +260,6 @@ class FasterWhisper(RecordingsRunner):
                 "log_prob_threshold": None,
                 "no_speech_threshold": None,
                 "condition_on_previous_text": False,
-                "without_timestamps": False,
                 "vad_filter": True,
             }
         segments, _ = self._transcribe(path, language=self.order.language, **options)
