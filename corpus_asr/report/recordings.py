@@ -54,7 +54,7 @@ class RecordingRow:
     extract_s: float
     transcribe_s: float
     """From submission to result, summed over parts."""
-    speech_without_text_s: float
+    speech_without_text_s: float = 0.0
     """Detected speech in gaps between segments."""
     speakers: int | None = None
     """None where they were not looked for."""

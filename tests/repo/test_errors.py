@@ -87,7 +87,7 @@ def kinds_in_code() -> set[str]:
                 if called(node) == "StoreError":
                     given += node.args[:1]
                 found |= {kind for value in given for kind in kinds_of(value, constants)}
-    return found | {constants["INTERNAL"]}
+    return found | {constants["INTERNAL"], constants["DIED"]}
 
 
 def called(node: ast.Call) -> str:

@@ -1,7 +1,6 @@
 """One transcriber for many threads, iterators and forks: each call has its own results, or ends."""
 
 import asyncio
-import atexit
 import copy
 import gc
 import multiprocessing
@@ -275,7 +274,6 @@ def test_a_fork_is_refused_at_once_and_leaves_the_parent_alone(
         with transcriber:
             unused.close()
         transcriber.close()
-        atexit._run_exitfuncs()
         return "ended"
 
     assert in_fork(end) == "ended"

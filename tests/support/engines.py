@@ -41,6 +41,7 @@ class ScriptedTranscript:
     language: str | None = "en"
     language_probability: float | None = 0.75
     transcribe_s: float = 0.5
+    speech_without_text_s: float | None = None
     labels: None = None
     placed: None = None
 
