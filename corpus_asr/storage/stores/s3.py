@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import s3fs
 from botocore import exceptions
 from botocore.parsers import ResponseParserError
+from botocore.session import Session
 from fsspec.asyn import sync
 
 from corpus_asr.failure_kinds import ACCESS_DENIED, ARCHIVED, FETCH, NO_BUCKET, NOT_FOUND, TIMEOUT
@@ -64,8 +65,8 @@ class S3Store(Store):
     def __init__(self, endpoint_url: str | None, policy: RetryPolicy) -> None:
         self._policy = policy
         self._renew = False
-        # Whoever sets it wants these trailers, or none: the client reads the variable itself.
-        chosen = f"AWS_{_TRAILERS.upper()}" in os.environ
+        # Whoever sets it wants these trailers, or none: the client reads the setting itself.
+        chosen = f"AWS_{_TRAILERS.upper()}" in os.environ or _TRAILERS in _aws_settings()
         self.filesystem = s3fs.S3FileSystem(
             endpoint_url=endpoint_url,
             config_kwargs=CLIENT_OPTIONS | ({} if chosen else {_TRAILERS: "when_required"}),
@@ -226,10 +227,19 @@ class S3Store(Store):
             options["ContinuationToken"] = following
 
 
+def _aws_settings() -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = Session().get_scoped_config()
+    except exceptions.BotoCoreError:  # such as a profile that is not there: said at a request
+        return {}
+    return found
+
+
 def _add_checksum(params: dict[str, Any], **_: Any) -> None:
     """Add the MD5 of what is sent, unless another checksum goes with it."""
     headers, body = params["headers"], params["body"]
-    if any(name.lower().startswith(("x-amz-checksum-", "x-amz-trailer")) for name in headers):
+    # The client adds its own later, over TLS as a trailer in a body of another form.
+    if params["context"].get("checksum", {}).get("request_algorithm"):
         return
     digest = hashlib.md5(usedforsecurity=False)
     if isinstance(body, bytes | bytearray):
@@ -262,6 +272,9 @@ _DENIED = {"AccessDenied", "AllAccessDisabled", "403"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"}
 _BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError",
          "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed"}  # fmt: skip
+# What was sent did not arrive as it was.
+_GARBLED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch",
+            "XAmzContentSHA256Mismatch"}  # fmt: skip
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint",
               "IllegalLocationConstraintException"}  # fmt: skip
 _WRONG_KEYS = {
@@ -351,7 +364,8 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
         return _expired(f"{status} {code}")
     if code in _WRONG_KEYS:
         meaning, advice = _WRONG_KEYS[code]
-        return StoreError(ACCESS_DENIED, f"access denied ({code}): {meaning}", advice=advice)
+        found = f"access denied ({answer_of(code, message)}): {meaning}"
+        return StoreError(ACCESS_DENIED, found, advice=advice)
     if code == "InvalidObjectState":  # such as in Glacier
         return StoreError(ARCHIVED, f"the object is in the store's archive ({code}: {message})")
     if code in _DENIED:
@@ -364,6 +378,9 @@ def _from_answer(error: exceptions.ClientError) -> StoreError:
             f"the store answered {status} {code} ({message})",
             advice=f"set AWS_DEFAULT_REGION to the bucket's region{f', {region}' * bool(region)}",
         )
+    if code in _GARBLED:
+        found = f"the store answered {status} {answer_of(code, message)}"
+        return StoreError(FETCH, found, transient=True, attempts=FEW_ATTEMPTS)
     asked_for = headers.get("retry-after")
     if code in _BUSY:
         return StoreError(FETCH, f"the store answered {status} {code}", transient=True,

@@ -4,6 +4,7 @@ import email.utils
 import errno
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -254,11 +255,19 @@ def asked_wait_s(retry_after: str | None) -> float:
 
 # Long enough for any sentence of a store, short enough for a message and a table.
 _MOST_WORDS_CHARS = 300
+# Parameters of signed URLs and headers that a store repeats, and what is as long as a token.
+_SECRET_WORDS = re.compile(
+    r"(\b(?:x-amz-[\w-]+|x-goog-[\w-]+|awsaccesskeyid|googleaccessid|credential|signature|sig"
+    r"|(?:\w+[_-])?token|(?:\w+[_-])?key|password|secret)=|\b(?:authorization|x-amz-security-token)"
+    r":\s*|\b(?:bearer|basic)\s+)[^\s&,;\"']+|\b[A-Za-z0-9+/=]{80,}",
+    re.IGNORECASE,
+)
 
 
 def answer_of(code: str, words: str) -> str:
-    """Return a store's code with what it says in its own words, on one line and bounded."""
+    """Return a store's code with its own words: one line, bounded, without secrets."""
     said = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    said = _SECRET_WORDS.sub(lambda match: f"{match[1] or ''}[hidden]", without_secrets(said))
     said = said if len(said) <= _MOST_WORDS_CHARS else f"{said[:_MOST_WORDS_CHARS]}..."
     # Some stores repeat the code in place of words.
     return f"{code}: {said}" if said and said != code else code
