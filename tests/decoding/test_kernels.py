@@ -46,7 +46,7 @@ def interpreted() -> Iterator[ModuleType]:
 HALF, FLOAT, LONG, FLAG, BYTE = "*fp16", "*fp32", "*i64", "*i1", "*u8"
 SUMS = {"attended": FLOAT, "sums": FLOAT}
 CACHED = {"queries": HALF, "keys": HALF, "values": HALF, **SUMS}
-SIZES = {"PART": 512, "AT_ONCE": 32, "WIDTH": 64}
+SIZES = {"PART": 512, "AT_ONCE": 32, "WIDTH": 64, "STAGES": 3}
 ROWS = {
     "logits": FLOAT, "bias": FLOAT, "grammar": FLAG, "last_is_timestamp": FLAG,
     "before_is_timestamp": FLAG, "last_timestamp": LONG, "temperatures": FLOAT, "seeds": LONG,
@@ -58,12 +58,17 @@ COMPILED: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "attend": (
         "_attend_part",
         CACHED,
-        SIZES | {"MASKED": False, "FLOAT8": False, "unseen": None, "scales": None},
+        SIZES | {"MASKED": False, "FLOAT8": False, "NATIVE": True, "unseen": None, "scales": None},
     ),
     "attend, masked, in 8 bits": (
         "_attend_part",
         CACHED | {"keys": BYTE, "values": BYTE, "unseen": FLAG, "scales": FLOAT},
-        SIZES | {"MASKED": True, "FLOAT8": True},
+        SIZES | {"MASKED": True, "FLOAT8": True, "NATIVE": True},
+    ),
+    "attend in 8 bits, as older GPUs do": (
+        "_attend_part",
+        CACHED | {"keys": BYTE, "values": BYTE, "scales": FLOAT},
+        SIZES | {"MASKED": False, "FLOAT8": True, "NATIVE": False, "unseen": None},
     ),
     "parts": ("_attend_whole", SUMS | {"result": HALF}, {"PARTS": 4, "WIDTH": 64}),
     "choose": ("_choose", ROWS, {"SAMPLED": True, "BLOCK": 1024}),

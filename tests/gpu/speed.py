@@ -217,7 +217,8 @@ def memory(options: Options, say: Figures) -> None:
     """Compare the memory that is calculated with what is taken; then leave too little of it."""
     if not options.on_gpu:
         raise SkipTest("there is no memory of a GPU to fill")
-    device = options.device
+    # A share of its memory is only set of a device with a number.
+    device = torch.device("cuda", options.device.index or 0)
     model: Any = random_network(options).slot_model()
     encode_batch = encode_batch_on(device.type)
     say("auto_slots", auto_slots(model, encode_batch=encode_batch), "slots")

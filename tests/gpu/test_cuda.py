@@ -100,6 +100,8 @@ def test_jobs_of_every_kind_say_what_they_say_on_a_cpu(
     assert bool(recorded) == (device.type == "cuda"), "without recordings this shows little"
 
 
+# torch says so, once in a process, when it is asked to find waits.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_step_admission_or_move_makes_the_host_wait(
     device: torch.device, tmp_path: Path
 ) -> None:
@@ -114,8 +116,8 @@ def test_no_step_admission_or_move_makes_the_host_wait(
     batch.step(4, sampled=False)
     scattered = [0, 2, 5]
     set_mode = torch.cuda.set_sync_debug_mode if device.type == "cuda" else lambda mode: None
-    set_mode("error")
     try:
+        set_mode("error")
         batch.look()
         batch.step(6, sampled=True)
         batch.fill(scattered, [jobs[slot] for slot in scattered], encoded[:3])
