@@ -361,7 +361,7 @@ def test_a_bucket_with_object_lock_takes_all_that_is_written(
 def test_what_a_store_says_of_a_refusal_is_passed_on(s3: S3Server, bucket: str, fault: str) -> None:
     status, code, words = REFUSALS[fault]
     with faulty_store(s3.endpoint_url, {fault: 1.0}, seed=1) as store:
-        options = replace(store.options, policy=QUICK)
+        options = replace(store.options, policy=replace(QUICK, request_timeout_s=30))
         for refused in (
             lambda: write_atomic(f"s3://{bucket}/key", b"x", options),
             lambda: read_bytes(f"s3://{bucket}/key", options),

@@ -26,6 +26,8 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 
 QUICK = Timing(heartbeat_s=0.05, looks=4, settle_s=0.2)
+# Of many threads on a busy machine, none may look dead because it has not been scheduled.
+RACING = Timing(heartbeat_s=0.4, looks=10, settle_s=0.4)
 ELSEWHERE = ProcessName(host="other", user="someone", pid=7)
 
 
@@ -201,7 +203,7 @@ def race(store: OutputStore, racers: int, *, steal: bool = False) -> list[str]:
     ready, all_tried = threading.Barrier(racers), threading.Barrier(racers)
 
     def one(index: int) -> str | None:
-        held = Lock(store, f"run-{index}", steal=steal, timing=replace(QUICK, heartbeat_s=0.1))
+        held = Lock(store, f"run-{index}", steal=steal, timing=RACING)
         ready.wait(60)
         try:
             with held:
