@@ -318,6 +318,7 @@ class SlotScheduler:
         encode_batch: int = 8,
         check_every: int | None = 1,
         recorder: CudaRecorder | None = None,
+        record: bool = True,
         num_beams: int = 1,
         reproducible: bool = False,
         encode_beside: bool = False,
@@ -325,7 +326,8 @@ class SlotScheduler:
         """Allocate `slots` for the queue of searches with `num_beams`; others come with their jobs.
 
         `check_every` steps lie between looks for finished slots, None: as many as take some
-        milliseconds. Without a `recorder` steps are recorded on GPUs alone, as CUDA graphs. With
+        milliseconds. Without a `recorder` steps are recorded on GPUs alone, as CUDA graphs, and
+        without `record` nowhere: of a model whose steps run Python that counts. With
         `encode_beside` a CPU of several threads encodes in half of them while it decodes.
 
         A GPU has other kernels for other sizes of a batch, which round otherwise. With
@@ -339,7 +341,7 @@ class SlotScheduler:
         self.encode_batch = encode_batch
         """Windows encoded at once."""
         self._check_every = check_every
-        if recorder is None and model.device.type == "cuda":
+        if recorder is None and record and model.device.type == "cuda":
             recorder = CudaRecorder(model.device)
         self._recorder = recorder
         self._search = Search(num_beams=num_beams)

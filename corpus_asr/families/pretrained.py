@@ -15,6 +15,7 @@ from corpus_asr.errors import CheckpointError
 from corpus_asr.families.foreign_weights import DTYPES
 from corpus_asr.families.generation_config import GENERATION_NAME
 from corpus_asr.families.layers.blocks import Attention
+from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.layers.stack import Stack, check_tokens
 from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
@@ -369,6 +370,17 @@ class Vocabulary(TokenTables):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the projection to the vocabulary."""
         setattr(self, self._projection, new_embeddings)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: DecoderCache | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the arguments of `forward` for the next tokens: those that are not kept yet.
+
+        `generate` calls it where a class overrides it, or where modules are not the family's own.
+        """
+        start = 0 if past_key_values is None else past_key_values.get_seq_length()
+        tokens = input_ids[:, start:]
+        return {"decoder_input_ids": tokens, "past_key_values": past_key_values, **kwargs}
 
     def _add_projection(self) -> None:
         config = self.config

@@ -35,8 +35,8 @@ class Family:
     windows in which languages are detected, None where they are not.
     """
     slot_model: str
-    """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model(int8=, consume=)`; it
-    imports torch."""
+    """Class with `from_pretrained(folder, dtype=, device=)`, `slot_model(int8=, consume=)` and
+    `module_slots()`; it imports torch."""
     audio_classifier: str | None = None
     """Class with `from_pretrained(folder, dtype=, device=)` that meets `SlotModel`: it says a
     window's class as one token. None where there is none; imports torch."""

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from corpus_asr.config.finetune import LoraSettings
 from corpus_asr.errors import CheckpointError, ConfigError
@@ -49,7 +50,6 @@ class LoraAdapters:
         assert rank is not None, "without a rank there are no adapters"
         self._config = config
         self._scale = config.alpha / rank
-        self._merged = False
         network.requires_grad_(False)
         self._layers = _target_layers(network, config.target_modules)
         self.parameters: dict[str, nn.Parameter] = {}
@@ -64,13 +64,15 @@ class LoraAdapters:
             device = layer.weight.device
             self.parameters[name + _A] = nn.Parameter(down.to(device))
             self.parameters[name + _B] = nn.Parameter(up.to(device))
-            layer.register_forward_hook(partial(self._add, name))
+        self._hooks = self._hooked()
+
+    def _hooked(self) -> list[RemovableHandle]:
+        layers = self._layers.items()
+        return [layer.register_forward_hook(partial(self._add, name)) for name, layer in layers]
 
     def _add(
         self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> Tensor | None:
-        if self._merged:
-            return None
+    ) -> Tensor:
         hidden = F.dropout(inputs[0], self._config.dropout, layer.training)
         low = F.linear(hidden, self.parameters[name + _A])
         return output + self._scale * F.linear(low, self.parameters[name + _B])
@@ -84,11 +86,13 @@ class LoraAdapters:
         for name, layer in self._layers.items():
             down, up = self.parameters[name + _A], self.parameters[name + _B]
             layer.weight.add_(self._scale * (up @ down))
-        self._merged = True
+        # Gone, not idle: layers with hooks are slow to generate with.
+        for hook in self._hooks:
+            hook.remove()
         try:
             yield
         finally:
-            self._merged = False
+            self._hooks = self._hooked()
             for name, layer in self._layers.items():
                 layer.weight.copy_(before[name])
 

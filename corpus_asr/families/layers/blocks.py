@@ -22,6 +22,7 @@ from corpus_asr.families.layers.kv_cache import (
     Scales,
     from_float8,
 )
+from corpus_asr.families.layers.plain import plain
 
 Activation = Callable[[Tensor], Tensor]
 Hidden = Float[Tensor, "batch token width"]
@@ -56,6 +57,7 @@ def activation(name: str) -> Activation:
     return _ACTIVATIONS[name]
 
 
+@plain
 class Attention(nn.Module):
     """Self-attention, or cross-attention to a `context`; `eager` uses plain products always."""
 
@@ -357,6 +359,7 @@ class _Block(nn.Module):
         return self._add(hidden, inner)
 
 
+@plain
 class EncoderBlock(_Block):
     """Self-attention, then two linear layers."""
 
@@ -380,6 +383,7 @@ class EncoderBlock(_Block):
         return bounded(self._feed_forward(self._add(hidden, attended)))
 
 
+@plain
 class DecoderBlock(_Block):
     """Causal self-attention, cross-attention, then two linear layers."""
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Bool, Float, Int
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
+from corpus_asr.families.layers.plain import plain
 from corpus_asr.families.layers.stack import (
     FeatureEncoder,
     check_heard,
@@ -23,6 +24,7 @@ from corpus_asr.families.speech2text.config import Speech2TextConfig
 _Length = TypeVar("_Length", int, Tensor)
 
 
+@plain
 class Speech2TextPositions(nn.Module):
     """Sinusoids, counted over what is no padding from `padding_row` + 1 on; that row holds zeros.
 
@@ -72,6 +74,7 @@ class Speech2TextPositions(nn.Module):
         return table
 
 
+@plain
 class Conv1dSubsampler(nn.Module):
     """Convolutions over time, each of which halves the frames and gates its channels.
 
@@ -109,6 +112,7 @@ class Conv1dSubsampler(nn.Module):
         return hidden.transpose(1, 2).contiguous()
 
 
+@plain
 class Speech2TextEncoder(FeatureEncoder):
     """Gated convolutions, sinusoidal positions, pre-norm blocks and a last norm.
 

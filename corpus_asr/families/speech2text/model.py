@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Float
 from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.families.layers.plain import plain, plain_network
 from corpus_asr.families.layers.stack import TokenDecoder
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
@@ -24,7 +25,10 @@ from corpus_asr.families.speech2text.encoder import (
     padding_row,
     valid_positions,
 )
-from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
+from corpus_asr.families.speech2text.slots import (
+    Speech2TextModuleSlots,
+    Speech2TextSlotModel,
+)
 
 # Old checkpoints store what is computed here.
 _COMPUTED = (
@@ -35,6 +39,7 @@ _COMPUTED = (
 )
 
 
+@plain
 class Speech2TextDecoder(TokenDecoder):
     """Scaled token embeddings, sinusoidal positions, pre-norm blocks and a last norm.
 
@@ -68,6 +73,7 @@ class Speech2TextDecoder(TokenDecoder):
         return embedded + positions
 
 
+@plain_network
 class Speech2TextModel(TokenTables):
     """Encoder and decoder, without the projection to the vocabulary."""
 
@@ -133,6 +139,7 @@ class Speech2TextModel(TokenTables):
         return seq2seq_output(encoded, decoded).as_asked(self.config, return_dict)
 
 
+@plain_network
 class Speech2TextSeq2SeqLM(Vocabulary):
     """Encoder, decoder and the projection to the vocabulary, tied to the token embedding or not."""
 
@@ -195,3 +202,7 @@ class Speech2TextSeq2SeqLM(Vocabulary):
     def slot_model(self, *, int8: bool = False, consume: bool = False) -> Speech2TextSlotModel:
         """Return the form of this model that search runs; see `Speech2TextSlotModel`."""
         return Speech2TextSlotModel(self, int8=int8, consume=consume)
+
+    def module_slots(self) -> Speech2TextModuleSlots:
+        """Return the form that calls this model's own modules; see `Speech2TextModuleSlots`."""
+        return Speech2TextModuleSlots(self)

@@ -1,8 +1,8 @@
-"""Speech2Text in the form that search runs: caches in numbered slots, a packed encoder on CPUs."""
+"""Speech2Text in the forms that search runs: caches in numbered slots, a packed encoder on CPUs."""
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from corpus_asr.decoding.device import to_device
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
 from corpus_asr.families.layers.fused import fused_encoder
+from corpus_asr.families.layers.module_slots import ModuleSlots
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
@@ -97,15 +98,61 @@ class PackedSpeech2TextEncoder:
 _ALIKE = 0.8
 
 
-class Speech2TextSlotModel(DecoderSlots):
+class Speech2TextWindows:
+    """Windows of `window_frames`, which may be fewer than the model takes."""
+
+    _config: Any
+    _max_source_positions: int
+    window_frames: int
+    max_target_positions: int
+    frame_step = 1
+
+    def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
+        """Return this model for shorter windows and sequences; it shares all weights."""
+        config = self._config
+        max_tokens = self.max_target_positions if max_tokens is None else max_tokens
+        for found, name in (
+            (num_frames, "max_source_positions"),
+            (max_tokens, "max_target_positions"),
+        ):
+            if not 1 <= found <= getattr(config, name):
+                raise ValueError(
+                    f"making slots for windows of {num_frames} frames and {max_tokens} tokens: "
+                    f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
+                    f"shorter windows, or request fewer tokens"
+                )
+        # Shallow: weights and their packed copies are shared.
+        other = copy.copy(self)
+        other.window_frames = num_frames
+        other._max_source_positions = shorter(num_frames, config.num_conv_layers)
+        other.max_target_positions = max_tokens
+        return other
+
+    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
+        check_heard(num_frames, windows=windows, whole=self.window_frames)
+        return [shorter(number, self._config.num_conv_layers) for number in num_frames]
+
+    def _lengths(self, features: Tensor, num_frames: Sequence[int] | None) -> list[int]:
+        config = self._config
+        whole = (config.input_feat_per_channel * config.input_channels, self.window_frames)
+        if features.ndim != 3 or tuple(features.shape[1:]) != whole or not len(features):
+            raise ValueError(
+                f"encoding windows: found shape {tuple(features.shape)}, expected one window or "
+                f"more of {whole} (mel bins, frames); pad or cut the features to that, or take "
+                "for_windows"
+            )
+        lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
+        check_heard(lengths, windows=len(features), whole=self.window_frames)
+        return lengths
+
+
+class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
     """A `Speech2TextSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
 
     On GPUs it shares the encoder of `model`, with fused queries, keys and values. Windows are of
     `window_frames`, at first `max_source_positions`. With `consume` the decoder of `model` loses
     every block as soon as it is copied.
     """
-
-    frame_step = 1
 
     def __init__(
         self, model: "Speech2TextSeq2SeqLM", *, int8: bool = False, consume: bool = False
@@ -129,27 +176,6 @@ class Speech2TextSlotModel(DecoderSlots):
         self._encoder: Speech2TextEncoder = encoder if on_cpu else fused_encoder(encoder)
         self._packed = PackedSpeech2TextEncoder(encoder, int8=int8) if on_cpu else None
 
-    def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
-        """Return this model for shorter windows and sequences; it shares all weights."""
-        config = self._config
-        max_tokens = self.max_target_positions if max_tokens is None else max_tokens
-        for found, name in (
-            (num_frames, "max_source_positions"),
-            (max_tokens, "max_target_positions"),
-        ):
-            if not 1 <= found <= getattr(config, name):
-                raise ValueError(
-                    f"making slots for windows of {num_frames} frames and {max_tokens} tokens: "
-                    f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
-                    f"shorter windows, or request fewer tokens"
-                )
-        # Shallow: weights and their packed copies are shared.
-        other = copy.copy(self)
-        other.window_frames = num_frames
-        other._max_source_positions = shorter(num_frames, config.num_conv_layers)
-        other.max_target_positions = max_tokens
-        return other
-
     def _embed(
         self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token width"]:
@@ -168,10 +194,6 @@ class Speech2TextSlotModel(DecoderSlots):
     @property
     def window_values(self) -> int:
         return self._encoder.num_mel_bins * self.window_frames
-
-    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        check_heard(num_frames, windows=windows, whole=self.window_frames)
-        return [shorter(number, self._config.num_conv_layers) for number in num_frames]
 
     @torch.inference_mode()
     def encode(
@@ -194,18 +216,6 @@ class Speech2TextSlotModel(DecoderSlots):
         sizes = self._config.conv_kernel_sizes
         reach = sum(size // 2 * 2**layer for layer, size in enumerate(sizes)) + 2 ** len(sizes)
         return self._encode_windows(features, self._lengths(features, num_frames), reach=reach)
-
-    def _lengths(self, features: Tensor, num_frames: Sequence[int] | None) -> list[int]:
-        whole = (self._encoder.num_mel_bins, self.window_frames)
-        if features.ndim != 3 or tuple(features.shape[1:]) != whole or not len(features):
-            raise ValueError(
-                f"encoding windows: found shape {tuple(features.shape)}, expected one window or "
-                f"more of {whole} (mel bins, frames); pad or cut the features to that, or take "
-                "for_windows"
-            )
-        lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
-        check_heard(lengths, windows=len(features), whole=self.window_frames)
-        return lengths
 
     def _encode_windows(
         self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int], *, reach: int
@@ -243,6 +253,40 @@ class Speech2TextSlotModel(DecoderSlots):
                 states = self._encoder.encode(some, num_frames=own)
             encoded += zip(rows, states, strict=True)
         return encoded
+
+
+class Speech2TextModuleSlots(Speech2TextWindows, ModuleSlots):
+    """A `Speech2TextSeq2SeqLM` whose modules are called as they are."""
+
+    def __init__(self, network: Any) -> None:
+        self.window_frames = network.config.max_source_positions
+        positions = shorter(self.window_frames, network.config.num_conv_layers)
+        super().__init__(network, max_source_positions=positions)
+
+    def encode(
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch pos width"]:
+        rows = zip(features, self._lengths(features, num_frames), strict=True)
+        # One by one: convolutions see no padding.
+        encoded = [self._encode(row[None, :, :end], [end])[0] for row, end in rows]
+        whole = self.window_shape[0]
+        return torch.stack([F.pad(states, (0, 0, 0, whole - len(states))) for states in encoded])
+
+    def encode_padded(
+        self, features: Float[Tensor, "batch mel frame"], *, num_frames: Sequence[int]
+    ) -> Float[Tensor, "batch pos width"]:
+        """Encode windows as `transformers` does a padded batch: convolutions see the padding."""
+        return self._encode(features, self._lengths(features, num_frames))
+
+    def _encode(
+        self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int]
+    ) -> Float[Tensor, "batch pos width"]:
+        given = features.to(self.device, self.dtype).transpose(1, 2)
+        frames = torch.tensor(list(lengths), device=given.device)
+        return self._encoded(given, within(frames, given.shape[1]).long())
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Bool, Float
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
+from corpus_asr.families.layers.plain import plain
 from corpus_asr.families.layers.stack import FeatureEncoder, check_heard, check_values
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.units import FRAMES_PER_POSITION
 
 
+@plain
 class WhisperEncoder(FeatureEncoder):
     """Two convolutions, sinusoidal positions, pre-norm blocks and a last norm.
 

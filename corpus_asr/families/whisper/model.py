@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corpus_asr.array_types import Float
+from corpus_asr.families.layers.kv_cache import DecoderCache
+from corpus_asr.families.layers.plain import plain, plain_network
 from corpus_asr.families.layers.stack import TokenDecoder, check_tokens, sinusoids
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
@@ -22,7 +24,11 @@ from corpus_asr.families.pretrained import PreTrainedModel, TokenTables, Vocabul
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.encoder import WhisperEncoder, mask_features
 from corpus_asr.families.whisper.generation_config import GenerationConfig
-from corpus_asr.families.whisper.slots import WhisperDecoderSlots, WhisperSlotModel
+from corpus_asr.families.whisper.slots import (
+    WhisperDecoderSlots,
+    WhisperModuleSlots,
+    WhisperSlotModel,
+)
 
 _POSITIONS = "encoder.embed_positions.weight"
 
@@ -47,6 +53,7 @@ class WhisperPreTrainedModel(PreTrainedModel):
             super()._draw(name, parameter)
 
 
+@plain
 class WhisperDecoder(TokenDecoder):
     """Token and learned position embeddings, pre-norm blocks and a last norm.
 
@@ -119,6 +126,7 @@ class WhisperWithVocabulary(WhisperPreTrainedModel, Vocabulary):
             )
 
 
+@plain_network
 class WhisperModel(WhisperPreTrainedModel, TokenTables):
     """Encoder and decoder, without the projection to the vocabulary."""
 
@@ -189,6 +197,7 @@ class WhisperModel(WhisperPreTrainedModel, TokenTables):
         return seq2seq_output(encoded, decoded).as_asked(self.config, return_dict)
 
 
+@plain_network
 class WhisperSeq2SeqLM(WhisperWithVocabulary):
     """Encoder, decoder and the projection to the vocabulary, tied to the token embedding."""
 
@@ -250,7 +259,12 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         """Return the form of this model that search runs; see `WhisperSlotModel`."""
         return WhisperSlotModel(self, int8=int8, consume=consume)
 
+    def module_slots(self) -> WhisperModuleSlots:
+        """Return the form that calls this model's own modules; see `WhisperModuleSlots`."""
+        return WhisperModuleSlots(self)
 
+
+@plain_network
 class _DecoderOnly(nn.Module):
     # Checkpoints have the decoder's weights under `model.decoder`.
     def __init__(self, config: WhisperConfig) -> None:
@@ -258,6 +272,7 @@ class _DecoderOnly(nn.Module):
         self.decoder = WhisperDecoder(config)
 
 
+@plain_network
 class WhisperForCausalLM(WhisperWithVocabulary):
     """Decoder and projection; loads from a whole checkpoint too, whose encoder it leaves out.
 
@@ -336,6 +351,17 @@ class WhisperForCausalLM(WhisperWithVocabulary):
     def slot_model(self) -> WhisperDecoderSlots:
         """Return the form of this model that search drafts with; see `WhisperDecoderSlots`."""
         return WhisperDecoderSlots(self.model.decoder, self.proj_out)
+
+    def module_slots(self) -> WhisperModuleSlots:
+        """Return the form that calls this model's own modules; see `WhisperModuleSlots`."""
+        return WhisperModuleSlots(self)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: DecoderCache | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the arguments of `forward` for the next tokens."""
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values, **kwargs)
+        return {"input_ids": inputs.pop("decoder_input_ids"), **inputs}
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: a decoder alone has no encoder."""

@@ -1,7 +1,7 @@
-"""Whisper in the form that search runs: caches in numbered slots, and a packed encoder for CPUs."""
+"""Whisper in the forms that search runs: caches in numbered slots, a packed encoder for CPUs."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from corpus_asr.array_types import Float, Int
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
 from corpus_asr.families.layers.fused import fused_encoder
+from corpus_asr.families.layers.module_slots import ModuleSlots
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
@@ -19,7 +20,7 @@ from corpus_asr.families.layers.packed import (
 )
 from corpus_asr.families.layers.stack import check_heard
 from corpus_asr.families.whisper.encoder import WhisperEncoder, check_windows
-from corpus_asr.units import FRAMES_PER_POSITION
+from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     from corpus_asr.families.whisper.model import WhisperDecoder, WhisperSeq2SeqLM
@@ -103,9 +104,7 @@ class WhisperDecoderSlots(DecoderSlots):
         return int(self._config.max_source_positions) * FRAMES_PER_POSITION
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        step = FRAMES_PER_POSITION
-        check_heard(num_frames, windows=windows, whole=self._whole_frames, step=step)
-        return [number // step for number in num_frames]
+        return _positions_heard(num_frames, windows=windows, whole=self._whole_frames)
 
     def encode(
         self,
@@ -157,3 +156,35 @@ class WhisperSlotModel(WhisperDecoderSlots):
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         return self._encoder.encode(features.to(self.device, self.dtype), num_frames=num_frames)
+
+
+class WhisperModuleSlots(ModuleSlots):
+    """A Whisper network, whole or a decoder alone, whose modules are called as they are."""
+
+    frame_step = FRAMES_PER_SECOND
+
+    def __init__(self, network: Any) -> None:
+        super().__init__(network, max_source_positions=network.config.max_source_positions)
+        self.has_encoder = network.config.is_encoder_decoder
+
+    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
+        whole = self._config.max_source_positions * FRAMES_PER_POSITION
+        return _positions_heard(num_frames, windows=windows, whole=whole)
+
+    def encode(
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch pos width"]:
+        if num_frames is not None:
+            raise ValueError(
+                f"encoding {list(num_frames)} frames of windows: modules that are not the "
+                "family's own encode whole windows alone; leave num_frames out"
+            )
+        return self._encoded(features.to(self.device, self.dtype))
+
+
+def _positions_heard(num_frames: Sequence[int], *, windows: int, whole: int) -> list[int]:
+    check_heard(num_frames, windows=windows, whole=whole, step=FRAMES_PER_POSITION)
+    return [number // FRAMES_PER_POSITION for number in num_frames]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corpus_asr.array_types import Float
 from corpus_asr.decoding.slots import encode_batch_on
-from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
+from corpus_asr.families.speech2text.slots import Speech2TextModuleSlots, Speech2TextSlotModel
 from corpus_asr.models.generation.settings import encoded_of, features_of, lengths_of
 from corpus_asr.models.generation.slots import slot_model
 
@@ -139,7 +139,7 @@ class Audio:
 class PaddedBatch:
     """A batch of recordings, padded at the end."""
 
-    model: Speech2TextSlotModel
+    model: Speech2TextSlotModel | Speech2TextModuleSlots
     """For windows as long as the batch."""
     features: Float[Tensor, "batch frame mel"] | None
     given: Float[Tensor, "batch pos width"] | None
@@ -153,7 +153,7 @@ class PaddedBatch:
     ) -> "PaddedBatch":
         """Check the arguments."""
         slots = slot_model(model)
-        assert isinstance(slots, Speech2TextSlotModel)
+        assert isinstance(slots, Speech2TextSlotModel | Speech2TextModuleSlots)
         if features is None and encoder_outputs is None:
             raise ValueError(
                 "generating text: found neither `inputs` (`input_features`) nor `encoder_outputs`, "

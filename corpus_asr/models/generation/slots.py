@@ -1,8 +1,12 @@
-"""The slot model of a network, made once for each state of its weights, and tasks run on it."""
+"""The slot model of a network, made once for each state of its weights, and tasks run on it.
+
+Where modules of a network are not the family's own, the slot model calls the modules themselves.
+"""
 
 import copy
 import functools
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,13 +20,11 @@ from corpus_asr.decoding.device import set_threads
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.decoding.tasks import Task
+from corpus_asr.families.layers.plain import called_modules, first_changed
 from corpus_asr.families.loading import resolve_dtype
 
 # A slot holds keys and values of a whole text: this bounds what a large batch takes.
 _MAX_SLOTS = {"cpu": 8, "cuda": 64}
-
-# Values looked at in each parameter to see that nobody changed it behind torch's back.
-_SAMPLES = 64
 _HALVES = (torch.float16, torch.bfloat16)
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ class _Slots:
 
 # Beside the networks, not in them: copies and pickles of a network leave its slots behind.
 _slots: WeakKeyDictionary[nn.Module, _Slots] = WeakKeyDictionary()
+# By network, the module that was warned of last.
+_warned: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def slot_model(network: Any) -> SlotModel:
@@ -51,7 +55,21 @@ def slot_model(network: Any) -> SlotModel:
     Where nobody chose the type of the weights, it computes in the one that is best on a CPU: in
     float16, in which most large checkpoints are stored, CPUs are several times slower.
     """
-    return _slots_of(network).model
+    changed = first_changed(network)
+    if changed is None:
+        return _slots_of(network).model
+    _slots.pop(network, None)
+    if _warned.get(network) != changed:
+        _warned[network] = changed
+        warnings.warn(
+            f"generating text: {changed}, where the fast decoder knows the family's own modules "
+            "alone; the modules themselves are called, which takes several times as long. Merge "
+            "adapters (merge_and_unload) and remove hooks to generate fast",
+            stacklevel=2,
+        )
+    # Not kept: it holds the network, and is made at once.
+    model: SlotModel = network.module_slots()
+    return model
 
 
 def _slots_of(network: Any) -> _Slots:
@@ -88,22 +106,43 @@ def _tell_once(stored: str, best: str) -> None:
 
 
 @torch.no_grad()
-def _state(model: nn.Module) -> tuple[Any, ...]:
+def _state(network: nn.Module) -> tuple[Any, ...]:
     # Torch counts changes made in place, and new storage has another address; changes through
-    # `.data` are not counted, so some values of every parameter are compared too.
-    parameters = list(model.parameters())
+    # `.data` are not counted, so contents are compared too.
+    parameters = list(network.parameters())
     marks = tuple((p.data_ptr(), p._version, p.dtype, p.device, p.shape) for p in parameters)
-    # Of one type all at once: a copy for each of a thousand parameters is a launch each on a GPU.
-    samples: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        samples.setdefault(parameter.dtype, []).append(_sample(parameter))
-    values = [torch.cat(some).view(torch.uint8).cpu() for some in samples.values()]
-    return marks, b"".join(some.numpy().tobytes() for some in values)
+    # Together: a copy for each of a thousand parameters is a launch each on a GPU.
+    sums = torch.cat([_sums(parameter.detach()) for parameter in parameters]).cpu()
+    return marks, sums.numpy().tobytes(), _attributes(network)
 
 
-def _sample(parameter: Tensor) -> Tensor:
-    flat = parameter.detach().reshape(-1) if parameter.is_contiguous() else parameter.flatten()
-    return flat[:: max(1, flat.numel() // _SAMPLES)][: 2 * _SAMPLES]
+def _sums(weight: Tensor) -> Tensor:
+    """Sum bits along both axes: rows that are exchanged, too, have other sums."""
+    rows = weight.flatten(1) if weight.ndim > 1 else weight.reshape(1, -1)
+    # In the widest integers that fit: they are added fastest.
+    bits = next(
+        (kind for kind in (torch.int64, torch.int32, torch.int16) if _fits(rows, kind)), torch.uint8
+    )
+    numbers = rows.contiguous().view(bits)
+    return torch.cat([numbers.sum(dim=0), numbers.sum(dim=1)])
+
+
+def _fits(rows: Tensor, kind: torch.dtype) -> bool:
+    return rows.shape[1] * rows.itemsize % kind.itemsize == 0 and (
+        rows.storage_offset() * rows.itemsize % kind.itemsize == 0
+    )
+
+
+def _attributes(network: nn.Module) -> tuple[Any, ...]:
+    # Such as a norm's `eps` or a block's activation; not what training switches, nor what users
+    # note in networks of their own.
+    return tuple(
+        (id(module), name, id(value) if callable(value) else value)
+        for place, module in called_modules(network)
+        for name, value in vars(module).items()
+        if place not in ("", "model") and name != "training"
+        if callable(value) or isinstance(value, int | float | str)
+    )
 
 
 def run(
@@ -113,8 +152,9 @@ def run(
 
     `model` is the network's slot model for other windows, where it is not the usual one.
     """
-    slots = _slots_of(network)
-    model = model or slots.model
+    model = slot_model(network) if model is None else model
+    # None where modules are called.
+    slots = _slots.get(network)
     shape = beams, model.window_shape, model.max_target_positions
     results: list[Any] = [None] * len(tasks)
     errors: list[Exception] = []
@@ -125,11 +165,12 @@ def run(
         results[number] = result
 
     # Taken away while it is used: threads never share one, nor is one kept that broke down.
-    scheduler = slots.kept.pop(shape, None)
-    slots.kept.clear()
+    scheduler = slots.kept.pop(shape, None) if slots else None
+    if slots:
+        slots.kept.clear()
     if scheduler is None or scheduler.slots < _num_slots(model, len(tasks), beams):
         scheduler = None  # before there is another
-        scheduler = _scheduler(model, len(tasks), beams)
+        scheduler = _scheduler(model, len(tasks), beams, record=slots is not None)
     for number, task in enumerate(tasks):
         scheduler.add(task, partial(done, number))
     while scheduler.pending and not errors:
@@ -137,7 +178,7 @@ def run(
     if errors:
         scheduler.fail(errors[0])
         raise errors[0]
-    if model.device.type == "cuda":
+    if slots and model.device.type == "cuda":
         slots.kept[shape] = scheduler
     return results
 
@@ -146,12 +187,13 @@ def _num_slots(model: SlotModel, texts: int, beams: int) -> int:
     return max(1, min(texts, _MAX_SLOTS.get(model.device.type, 8))) * beams
 
 
-def _scheduler(model: SlotModel, texts: int, beams: int) -> SlotScheduler:
+def _scheduler(model: SlotModel, texts: int, beams: int, *, record: bool) -> SlotScheduler:
     kind = model.device.type
     return SlotScheduler(
         model,
         _num_slots(model, texts, beams),
         encode_batch=encode_batch_on(kind),
         check_every=check_every_on(kind),
+        record=record,
         num_beams=beams,
     )

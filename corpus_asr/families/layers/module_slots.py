@@ -1,0 +1,247 @@
+"""A network as search runs it whose modules are not the family's own: the network itself is called.
+
+In and out as `DecoderSlots`, to which it is equal within rounding where modules are plain; slower,
+since every slot is called for by itself. Hooks, adapters and overridden methods have their effect.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corpus_asr.array_types import Float, Int
+from corpus_asr.families.layers.kv_cache import DecoderCache
+from corpus_asr.families.outputs import as_encoder_output
+
+Window = Float[Tensor, "pos width"]
+
+
+@dataclass(slots=True)
+class _Slot:
+    cache: DecoderCache
+    tokens: list[int] = field(default_factory=list)
+    """Those that were read; the cache holds the keys and values of them, or is not used."""
+
+    def copy(self) -> "_Slot":
+        cache = DecoderCache(len(self.cache))
+        for own, other in zip(cache.layers, self.cache.layers, strict=True):
+            # Pairs are replaced as they grow, never changed.
+            own.own.pair, own.cross.pair = other.own.pair, other.cross.pair
+        return _Slot(cache, list(self.tokens))
+
+
+@dataclass(slots=True)
+class ModuleState:
+    """What the slots hold; each `beams` adjacent ones share a window."""
+
+    slots: list[_Slot]
+    windows: list[Window | None]
+    beams: int
+
+
+class ModuleSlots(ABC):
+    """A `decoding.protocols.SlotModel` that calls `network`; each family adds its encoder.
+
+    Its hidden states are the logits already: the network's `forward` gives nothing before.
+    """
+
+    has_encoder = True
+
+    def __init__(self, network: Any, *, max_source_positions: int) -> None:
+        self._network = network
+        self._max_source_positions = max_source_positions
+        self._config = network.config
+        self._layers = len(getattr(network.get_decoder(), "layers", ()))
+        self._keeps = self._layers > 0
+        self.vocab_size: int = network.config.vocab_size
+        self.max_target_positions: int = network.config.max_target_positions
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: weights that were moved away have hooks that bring them back."""
+        devices = (weight.device for weight in self._network.parameters())
+        return next((found for found in devices if found.type != "meta"), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._network.dtype
+        return dtype
+
+    @property
+    def window_shape(self) -> tuple[int, int]:
+        return self._max_source_positions, self._config.d_model
+
+    @abstractmethod
+    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
+        """Return how many encoder positions so many frames of each of some windows make."""
+
+    @torch.inference_mode()
+    def _encoded(self, *features: Tensor) -> Float[Tensor, "batch pos width"]:
+        encoder = self._network.get_encoder()
+        with _evaluating(encoder):
+            output = as_encoder_output(encoder(*features, return_dict=True))
+        assert output.last_hidden_state is not None, "checked by as_encoder_output"
+        return output.last_hidden_state
+
+    def new_state(self, slots: int, *, beams: int = 1) -> ModuleState:
+        empty = [_Slot(DecoderCache(self._layers)) for _ in range(slots)]
+        return ModuleState(empty, [None] * (slots // beams), beams)
+
+    def fill(
+        self,
+        state: ModuleState,
+        slots: Sequence[int],
+        encoded: Float[Tensor, "batch pos width"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> None:
+        ends = [encoded.shape[1]] * len(slots)
+        if num_frames is not None:
+            ends = self.positions_heard(num_frames, windows=len(encoded))
+        for slot, window, end in zip(slots, encoded, ends, strict=True):
+            state.windows[slot // state.beams] = window[:end]
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        state: ModuleState,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        lengths: Sequence[int],
+    ) -> Float[Tensor, "batch token vocab"]:
+        rows = zip(slots, tokens.tolist(), lengths, strict=True)
+        scored: list[Tensor] = []
+        for slot, prompt, length in rows:
+            state.slots[slot] = _Slot(DecoderCache(self._layers))
+            logits = self._read(state, slot, prompt[:length], 0)
+            scored.append(F.pad(logits, (0, 0, 0, len(prompt) - length)))
+        return torch.stack(scored)
+
+    def step(
+        self,
+        state: ModuleState,
+        tokens: Int[Tensor, " slot"],
+        positions: Int[Tensor, " slot"],
+        *,
+        reach: int | None = None,
+    ) -> Float[Tensor, "slot vocab"]:
+        return self.extend(state, range(len(tokens)), tokens.unsqueeze(1), positions).squeeze(1)
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        state: ModuleState,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        positions: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch token vocab"]:
+        rows = zip(slots, tokens.tolist(), positions.tolist(), strict=True)
+        return torch.stack([self._read(state, slot, some, start) for slot, some, start in rows])
+
+    def logits(self, hidden: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        return hidden
+
+    @torch.inference_mode()
+    def align(
+        self,
+        state: ModuleState,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        lengths: Sequence[int],
+        heads: Sequence[tuple[int, int]],
+    ) -> tuple[Float[Tensor, "batch head token pos"], Float[Tensor, "batch token vocab"]]:
+        longest, positions = tokens.shape[1], self._max_source_positions
+        weights: list[Tensor] = []
+        scored: list[Tensor] = []
+        for slot, text, length in zip(slots, tokens.tolist(), lengths, strict=True):
+            window = state.windows[slot // state.beams]
+            assert window is not None, "aligned in an empty slot"
+            output = self._called(window, text[:length], None, output_attentions=True)
+            found = self._weights(output.cross_attentions, heads)
+            rest = longest - length
+            weights.append(F.pad(found, (0, positions - found.shape[2], 0, rest)))
+            scored.append(F.pad(output.logits[0].float(), (0, 0, 0, rest)))
+        return torch.stack(weights), torch.stack(scored)
+
+    def _weights(
+        self, by_layer: Sequence[Tensor] | None, heads: Sequence[tuple[int, int]]
+    ) -> Float[Tensor, "head token pos"]:
+        found, num_heads = len(by_layer or ()), self._config.decoder_attention_heads
+        if by_layer is None or found != self._layers:
+            raise ValueError(
+                f"aligning tokens: found the cross-attention weights of {found} decoder layers, "
+                f"expected those of {self._layers}; let replaced layers append theirs to "
+                "`record.cross`, or generate without times of tokens"
+            )
+        for layer, head in heads:
+            if not (0 <= layer < found and 0 <= head < num_heads):
+                raise ValueError(
+                    f"aligning with head {head} of decoder layer {layer}: the model has {found} "
+                    f"layers of {num_heads} heads; correct the alignment heads"
+                )
+        return torch.stack([by_layer[layer][0, head].float() for layer, head in heads])
+
+    def move(self, state: ModuleState, source: int, target: int) -> None:
+        state.slots[target] = state.slots[source].copy()
+        state.windows[target // state.beams] = state.windows[source // state.beams]
+
+    def reorder(
+        self, state: ModuleState, slots: Sequence[int], sources: Int[Tensor, " slot"]
+    ) -> None:
+        copies = [state.slots[source].copy() for source in sources.tolist()]
+        for slot, copied in zip(slots, copies, strict=True):
+            state.slots[slot] = copied
+
+    def _read(
+        self, state: ModuleState, number: int, tokens: list[int], start: int
+    ) -> Float[Tensor, "token vocab"]:
+        slot, window = state.slots[number], state.windows[number // state.beams]
+        if window is None or start > len(slot.tokens):
+            # A free slot that a step takes along: nobody looks at what it gives.
+            return torch.zeros(len(tokens), self.vocab_size, device=self.device)
+        slot.tokens = slot.tokens[:start] + tokens
+        output = self._next(window, slot, start)
+        logits: Tensor = output.logits[0, -len(tokens) :].float()
+        return logits
+
+    def _next(self, window: Window, slot: _Slot, start: int) -> Any:
+        if self._keeps:
+            slot.cache.crop(start)
+            output = self._called(window, slot.tokens, slot.cache)
+            kept = {layer.own.length for layer in slot.cache.layers}
+            if kept == {len(slot.tokens)}:
+                return output
+            # A replaced layer that keeps nothing would see the newest tokens alone.
+            self._keeps = False
+        return self._called(window, slot.tokens, None)
+
+    def _called(
+        self, window: Window, tokens: list[int], past: DecoderCache | None, **options: Any
+    ) -> Any:
+        network = self._network
+        inputs = network.prepare_inputs_for_generation(
+            torch.tensor([tokens], device=self.device),
+            past_key_values=past,
+            use_cache=past is not None,
+            encoder_outputs=as_encoder_output((window.unsqueeze(0),)),
+        )
+        with _evaluating(network):
+            return network(**inputs, **options, return_dict=True)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    # As plain modules are run: without dropout, whatever a training loop has set.
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,120 @@
+"""Whether the modules of a network compute what its fast decoder was written after.
+
+Classes say by `plain` that they do. A module that somebody wrapped, replaced, hooked or patched is
+found by `first_changed`. Knows neither families nor what is done about it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+Module = TypeVar("Module", bound=type[nn.Module])
+
+_PACKAGE = __name__.partition(".")[0] + "."
+# What calling a module goes through before its `forward`.
+_CALL = ("__call__", "_call_impl", "__getattr__", "forward")
+# What `generate` needs of a whole network; others may be overridden.
+_NETWORK = (
+    *_CALL,
+    "get_encoder",
+    "get_decoder",
+    "get_output_embeddings",
+    "prepare_inputs_for_generation",
+    "_scored",
+)
+
+# By class, what its methods were when it was defined.
+_modules: dict[type, dict[str, Any]] = {}
+_networks: dict[type, dict[str, Any]] = {}
+
+
+def plain(cls: Module) -> Module:
+    """Note a class whose instances the fast decoder stands for, as long as all methods stay."""
+    own = [one for one in cls.__mro__ if one.__module__.startswith(_PACKAGE)]
+    names = {name for one in own for name, held in vars(one).items() if callable(held)}
+    _modules[cls] = _held(cls, *_CALL, *(name for name in names if not name.startswith("__")))
+    return cls
+
+
+def plain_network(cls: Module) -> Module:
+    """Note a class of whole networks, of which users make subclasses: few methods have to stay."""
+    _networks[cls] = _held(cls, *_NETWORK)
+    return cls
+
+
+def _held(cls: type, *names: str) -> dict[str, Any]:
+    return {name: getattr(cls, name, None) for name in sorted(names)}
+
+
+_LEAVES = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv1d)
+for _leaf in _LEAVES:
+    _modules[_leaf] = _held(_leaf, *_CALL, "_conv_forward")
+_modules[nn.ModuleList] = _held(nn.ModuleList, "__iter__", "__getitem__", "__len__")
+
+
+def first_changed(network: Any) -> str | None:
+    """Name the first module of an encoder-decoder or decoder that is not plain, and say why."""
+    for kind in ("forward_hooks", "forward_pre_hooks"):
+        if getattr(torch_module, f"_global_{kind}"):
+            return f"every module has hooks (register_module_{kind[:-1]})"
+    for name, module in called_modules(network):
+        why = _why_class(type(module)) or _why_module(module)
+        if why is not None:
+            return f"{name or 'the network itself'} {why}"
+    return None
+
+
+def called_modules(network: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that a text is generated with, and their names in the network."""
+    yield "", network
+    inner = getattr(network, "model", network)
+    yield "model", inner
+    for name in ("encoder", "decoder"):
+        if (tower := getattr(inner, name, None)) is not None:
+            yield from tower.named_modules(prefix=f"model.{name}")
+    projection = network.get_output_embeddings()
+    if projection is not None:
+        yield from projection.named_modules(prefix=network._projection)
+
+
+def _noted(kind: type) -> dict[str, Any] | None:
+    known = (_networks[one] for one in kind.__mro__ if one in _networks)
+    return _modules.get(kind) or next(known, None)
+
+
+def _why_class(kind: type) -> str | None:
+    noted = _noted(kind)
+    shown = f"is a {kind.__module__}.{kind.__qualname__}"
+    if noted is None:
+        return shown
+    changed = [name for name, held in noted.items() if getattr(kind, name, None) is not held]
+    return f"{shown} with a {changed[0]} of its own" if changed else None
+
+
+def _why_module(module: nn.Module) -> str | None:
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has forward hooks"
+    if replaced := (_noted(type(module)) or {}).keys() & vars(module).keys():
+        return f"has its {min(replaced)} replaced"
+    if isinstance(module, _LEAVES) and module._parameters.get("weight") is None:
+        return "has a weight that is no parameter"
+    for name, parameter in module._parameters.items():
+        if parameter is not None and not _is_dense(parameter):
+            return f"has a {name} of type {type(parameter).__name__} on {parameter.device.type}"
+    if isinstance(module, nn.Conv1d) and not _is_padded_by_half(module):
+        return "has another padding, dilation or number of groups than the family's"
+    return None
+
+
+def _is_dense(parameter: Tensor) -> bool:
+    dense = parameter.layout == torch.strided and parameter.is_floating_point()
+    return type(parameter) is nn.Parameter and dense and not parameter.is_meta
+
+
+def _is_padded_by_half(conv: nn.Conv1d) -> bool:
+    half = (conv.kernel_size[0] // 2,)
+    usual = (conv.groups, conv.dilation, conv.padding_mode) == (1, (1,), "zeros")
+    return usual and conv.padding == half and conv.bias is not None

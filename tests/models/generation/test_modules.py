@@ -1,0 +1,399 @@
+"""`generate` with modules that are not the family's own: adapters, hooks, other layers, weights."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from corpus_asr.families.layers.blocks import DecoderBlock
+from corpus_asr.models.generation.slots import slot_model
+from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
+from tests.support.references import WINDOW, same, sound
+from tests.support.tokenizers import tiny_tokenizer
+
+CALLED = "the modules themselves are called"
+MELS = 16
+# Searches of one window, and of several for Whisper.
+SEARCHES: list[dict[str, Any]] = [
+    {"max_new_tokens": 12},
+    {"num_beams": 3, "max_new_tokens": 12},
+    {"do_sample": True, "max_new_tokens": 12},
+]
+WHISPER_SEARCHES: list[dict[str, Any]] = [
+    *({"return_timestamps": True, **search} for search in SEARCHES),
+    {"return_token_timestamps": True, "max_new_tokens": 9},
+]
+LAYER = "model.decoder.layers.1."
+
+
+class Whisper:
+    """A tiny Whisper and what it is given."""
+
+    def __init__(self, folder: Path) -> None:
+        tiny_tokenizer(folder / "tokenizer")
+        tiny_whisper(
+            folder / "model",
+            seed=1,
+            tokenizer=folder / "tokenizer",
+            spread=0.25,
+            d_model=32,
+            heads=2,
+            max_source_positions=WINDOW // 2,
+            max_target_positions=40,
+        )
+        self.network: Any = WhisperForConditionalGeneration.from_pretrained(folder / "model")
+        self.network.generation_config.alignment_heads = [[0, 1], [1, 0]]
+
+    def say(self, network: Any) -> list[Any]:
+        """Generate in many ways."""
+        short, long = sound(3, WINDOW, seed=1), sound(1, 2 * WINDOW + 30, seed=2)
+        found = [said(network, short, **search) for search in WHISPER_SEARCHES]
+        found.append(said(network, long, return_timestamps=True, max_new_tokens=12))
+        return [*found, network.detect_language(short)]
+
+
+class Speech2Text:
+    """A tiny Speech2Text and what it is given."""
+
+    def __init__(self, folder: Path) -> None:
+        tiny_speech2text(
+            folder,
+            seed=1,
+            d_model=32,
+            vocab_size=90,
+            spread=0.25,
+            input_feat_per_channel=MELS,
+            tie_word_embeddings=False,
+        )
+        self.network: Any = Speech2TextForConditionalGeneration.from_pretrained(folder)
+
+    def say(self, network: Any) -> list[Any]:
+        """Generate in many ways."""
+        lengths = torch.tensor([100, 63, 7])
+        mask = (torch.arange(100)[None] < lengths[:, None]).long()
+        features = torch.randn(3, 100, MELS, generator=torch.Generator().manual_seed(0))
+        return [
+            said(network, features * mask[:, :, None], attention_mask=mask, **search)
+            for search in SEARCHES
+        ]
+
+
+def said(network: Any, features: Tensor, **arguments: Any) -> Any:
+    torch.manual_seed(7)
+    return network.generate(features, **arguments)
+
+
+Family = Whisper | Speech2Text
+
+
+@pytest.fixture(scope="module", params=[Whisper, Speech2Text], ids=lambda kind: kind.__name__)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    kind: type[Family] = request.param
+    return kind(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="module")
+def usual(family: Family) -> list[Any]:
+    """What the plain network says."""
+    return family.say(family.network)
+
+
+class Adapted(nn.Module):
+    """A linear map with an adapter, as PEFT wraps one: `weight` is that of the map alone."""
+
+    def __init__(self, inner: nn.Linear, seed: int) -> None:
+        super().__init__()
+        self.base_layer = inner
+        self.enabled = True
+        draw = torch.Generator().manual_seed(seed)
+        self.down = nn.Parameter(torch.randn(2, inner.in_features, generator=draw) * 0.3)
+        self.up = nn.Parameter(torch.randn(inner.out_features, 2, generator=draw) * 0.3)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base_layer.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.base_layer(hidden)
+        return output + hidden @ self.down.T @ self.up.T if self.enabled else output
+
+    def merged(self) -> nn.Linear:
+        layer = copy.deepcopy(self.base_layer)
+        layer.weight.data += self.up.data @ self.down.data
+        return layer
+
+
+def adapt(network: Any) -> list[str]:
+    names = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(("q_proj", "v_proj", "fc1"))
+    ]
+    for seed, name in enumerate(names):
+        network.set_submodule(name, Adapted(network.get_submodule(name), seed))
+    return names
+
+
+def test_adapters_say_what_they_say_merged(family: Family, usual: list[Any]) -> None:
+    network = copy.deepcopy(family.network)
+    names = adapt(network)
+    with pytest.warns(UserWarning, match=f"model.encoder.layers.0.*Adapted.*{CALLED}"):
+        adapted = family.say(network)
+    for name in names:
+        network.get_submodule(name).enabled = False
+    same(family.say(network), usual)
+    for name in names:
+        network.set_submodule(name, network.get_submodule(name).merged())
+    same(adapted, family.say(network))
+    assert adapted[0].tolist() != usual[0].tolist()
+
+
+def test_an_adapter_of_peft_says_what_it_says_merged(family: Family, usual: list[Any]) -> None:
+    targets = r".*(q_proj|v_proj|fc1)"
+    for config in (
+        peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False),
+        peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False, use_dora=True),
+        peft.LoHaConfig(r=2, target_modules=targets, init_weights=False),
+        peft.IA3Config(
+            target_modules=targets, feedforward_modules=r".*fc1", init_ia3_weights=False
+        ),
+    ):
+        torch.manual_seed(0)
+        network = peft.get_peft_model(copy.deepcopy(family.network), config)
+        with pytest.warns(UserWarning, match=CALLED):
+            adapted = family.say(network)
+        with network.disable_adapter():
+            same(family.say(network), usual)
+        same(adapted, family.say(network.merge_and_unload()))
+
+
+class Keyword(nn.Module):
+    """A layer that has neither a weight nor a bias."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = [inner]
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        return self.inner[0](*inputs, **keywords)
+
+
+class Overridden(DecoderBlock):
+    """A block of which a user wrote `forward` again."""
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
+        return super().forward(*inputs, **keywords)
+
+
+class Halved(nn.Module):
+    """Parametrizes a weight by half of it."""
+
+    def forward(self, half: Tensor) -> Tensor:
+        return half * 2
+
+
+def _patched(network: Any) -> None:
+    block = network.get_submodule(LAYER + "self_attn")
+    block.forward = partial(type(block).forward, block)
+
+
+def _parametrized(network: Any) -> None:
+    layer = network.get_submodule(LAYER + "fc1")
+    layer.weight.data /= 2
+    parametrize.register_parametrization(layer, "weight", Halved())
+
+
+def _recast(network: Any) -> None:
+    network.get_submodule(LAYER.rstrip(".")).__class__ = Overridden
+
+
+def _wrapped(name: str, network: Any) -> None:
+    network.set_submodule(name, Keyword(network.get_submodule(name)))
+
+
+NEUTRAL: dict[str, Callable[[Any], None]] = {
+    "a layer without weights": partial(_wrapped, LAYER + "fc1"),
+    "a norm without weights": partial(_wrapped, LAYER + "final_layer_norm"),
+    "an attention": partial(_wrapped, LAYER + "encoder_attn"),
+    "a whole block": partial(_wrapped, LAYER.rstrip(".")),
+    "a subclass of a block": _recast,
+    "a forward of an instance": _patched,
+    "a parametrization": _parametrized,
+}
+
+
+@pytest.mark.parametrize("change", NEUTRAL.values(), ids=NEUTRAL)
+def test_modules_that_compute_the_same_say_the_same(
+    family: Family, usual: list[Any], change: Callable[[Any], None]
+) -> None:
+    network = copy.deepcopy(family.network)
+    change(network)
+    with pytest.warns(UserWarning, match=f"model.decoder.layers.1.*{CALLED}") as warned:
+        same(family.say(network), usual)
+    assert len(warned) == 1
+
+
+HOOKED = (
+    "model", "model.encoder", "model.decoder", "model.encoder.layers.0", "model.decoder.layers.0",
+    "model.decoder.layers.1.fc1", "model.decoder.embed_tokens", "",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:generating text")
+def test_hooks_are_run(family: Family, usual: list[Any]) -> None:
+    network = copy.deepcopy(family.network)
+    for name in (*HOOKED, network._projection):
+        module = network.get_submodule(name)
+        calls: list[str] = []
+        before = module.register_forward_pre_hook(lambda *_, calls=calls: calls.append("before"))
+        after = module.register_forward_hook(lambda *_, calls=calls: calls.append("after"))
+        same(family.say(network), usual)
+        assert {*calls} == {"before", "after"}, name
+        before.remove()
+        after.remove()
+    slot_model(network)
+
+
+def test_a_hook_of_all_modules_is_run(family: Family, usual: list[Any]) -> None:
+    calls: list[str] = []
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: calls.append(type(module).__name__)
+    )
+    try:
+        with pytest.warns(UserWarning, match="every module has hooks"):
+            same(family.say(family.network), usual)
+    finally:
+        hook.remove()
+    assert {"DecoderBlock", "Linear"} <= set(calls)
+
+
+def test_a_hook_that_changes_the_scores_changes_the_text(family: Family) -> None:
+    network = copy.deepcopy(family.network)
+    network.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: output.index_fill(-1, torch.tensor([11]), 1e4)
+    )
+    with pytest.warns(UserWarning, match=f"{network._projection} has forward hooks"):
+        found = family.say(network)[0]
+    assert set(found[0].tolist()) >= {11}
+
+
+class Skipped(nn.Module):
+    """A block that does nothing."""
+
+    def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden
+
+
+@pytest.mark.filterwarnings("ignore:generating text")
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_block_that_keeps_nothing_is_given_the_whole_text(family: Family, number: int) -> None:
+    network, shorter = copy.deepcopy(family.network), copy.deepcopy(family.network)
+    network.model.decoder.layers[number] = Skipped()
+    del shorter.model.decoder.layers[number]
+    for search in SEARCHES:
+        features = sound(2, WINDOW, seed=3)
+        if isinstance(family, Speech2Text):
+            features = features[:, :MELS].transpose(1, 2)
+        same(said(network, features, **search), said(shorter, features, **search))
+
+
+@pytest.mark.filterwarnings("ignore:generating text")
+def test_a_network_with_inputs_or_a_forward_of_its_own_is_called(
+    family: Family, usual: list[Any]
+) -> None:
+    calls: list[str] = []
+    kind: Any = type(family.network)
+
+    class Mine(kind):  # type: ignore[misc]
+        def forward(self, *inputs: Any, **keywords: Any) -> Any:
+            calls.append("forward")
+            return super().forward(*inputs, **keywords)
+
+    class Prepared(kind):  # type: ignore[misc]
+        def prepare_inputs_for_generation(self, *inputs: Any, **keywords: Any) -> Any:
+            calls.append("inputs")
+            return super().prepare_inputs_for_generation(*inputs, **keywords)
+
+    for mine in (Mine, Prepared):
+        network = copy.deepcopy(family.network)
+        network.__class__ = mine
+        same(family.say(network), usual)
+    assert {*calls} == {"forward", "inputs"}
+
+
+def test_training_changes_no_text(family: Family, usual: list[Any]) -> None:
+    network = copy.deepcopy(family.network)
+    network.model.decoder.layers[0].fc1.register_forward_hook(lambda *_: None)
+    network.gradient_checkpointing_enable()
+    for module in network.modules():
+        module.dropout = 0.5
+    network.train()
+    with pytest.warns(UserWarning, match=CALLED):
+        same(family.say(network), usual)
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:generating text", "ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor"
+)
+def test_dynamically_quantized_layers_are_called(family: Family) -> None:
+    network = torch.ao.quantization.quantize_dynamic(
+        copy.deepcopy(family.network), {nn.Linear}, dtype=torch.qint8
+    )
+    calls: list[int] = []
+    network.model.decoder.layers[0].fc1.register_forward_hook(lambda *_: calls.append(1))
+    assert len(family.say(network)[0])
+    assert calls
+
+
+def _rows(weight: Tensor) -> None:
+    weight.data[3] = 0
+
+
+def _one(weight: Tensor) -> None:
+    weight.data[5, 17] += 0.5
+
+
+def _swap(weight: Tensor) -> None:
+    weight.data[[4, 6]] = weight.data[[6, 4]]
+
+
+def _columns(weight: Tensor) -> None:
+    weight.data[:, [4, 7]] = weight.data[:, [7, 4]]
+
+
+@pytest.mark.parametrize("change", [_rows, _one, _swap, _columns])
+def test_weights_changed_through_data_are_seen(
+    family: Family, change: Callable[[Tensor], None]
+) -> None:
+    for name in ("embed_tokens", "layers.1.fc2", "layers.0.self_attn.k_proj"):
+        network = copy.deepcopy(family.network)
+        family.say(network)
+        change(network.get_submodule("model.decoder." + name).weight)
+        same(family.say(network), family.say(copy.deepcopy(network)))
+        before = slot_model(network)
+        change(network.get_submodule("model.decoder." + name).weight)
+        assert change is _rows or slot_model(network) is not before
+
+
+def test_attributes_that_are_changed_are_seen(family: Family, usual: list[Any]) -> None:
+    network = copy.deepcopy(family.network)
+    family.say(network)
+    network.model.decoder.layers[0].activate = torch.tanh
+    network.model.decoder.layers[1].final_layer_norm.eps = 0.5
+    found = family.say(network)
+    same(found, family.say(copy.deepcopy(network)))
+    assert found[0].tolist() != usual[0].tolist()
