@@ -160,6 +160,8 @@ def test_the_extract_actor_has_no_torch(ray_session: Cluster, tmp_path: Path):
     assert row["codec"] == "arrow raylet"
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_a_run_in_which_all_fails_alike_starts_nothing_more(
     ray_session: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
