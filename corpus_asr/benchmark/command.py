@@ -98,7 +98,7 @@ def run(
     bench = Bench(options, device=device, tell=tell)
     about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": _hardware(gpu=device_name(device).partition(":")[2] or None),
+        "hardware": hardware(gpu=device_name(device).partition(":")[2] or None),
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         "settings": vars(options),
     }
@@ -127,7 +127,8 @@ def _headline(about: dict[str, Any], options: argparse.Namespace, *, on_gpu: boo
     ]
 
 
-def _hardware(*, gpu: str | None) -> dict[str, Any]:
+def hardware(*, gpu: str | None) -> dict[str, Any]:
+    """Describe this machine: processor, memory, GPU, system."""
     cpu = _first_processor()
     flags = (cpu.get("flags") or cpu.get("Features") or "").split()
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -77,6 +78,17 @@ def peak_memory() -> dict[str, float | None]:
         # Engines that do not allocate through torch cannot be seen there.
         "peak_gpu_mib": round(gpu, 1) or None,
     }
+
+
+def tree_cpu_s(pid: int | str = "self") -> float:
+    """Return user and system seconds of a process, its children, and those that it waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        listed = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it has ended: its parent has its seconds
+        return 0.0
+    own_s = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return own_s + sum(tree_cpu_s(child) for children in listed for child in children.split())
 
 
 def _peak_kib(pid: str) -> int | None:
@@ -167,13 +179,13 @@ class RecordingsRunner(ABC):
         """Transcribe every file."""
 
     def run(self) -> dict[str, Any]:
-        """Return `total_s`, seconds by stage, and `texts`."""
-        started_s = time.perf_counter()
+        """Return `total_s`, `cpu_s` of all threads and children, seconds by stage, and `texts`."""
+        started_s, cpu_s = time.perf_counter(), tree_cpu_s()
         texts = self.texts()
-        total_s = time.perf_counter() - started_s
+        total_s, cpu_s = time.perf_counter() - started_s, tree_cpu_s() - cpu_s
         stages = dict.fromkeys(_STAGES, 0.0) | self.clock.take()
         stages[self.remainder] = total_s - sum(stages.values())
-        return {"total_s": total_s, "stages": stages, "texts": texts}
+        return {"total_s": total_s, "cpu_s": cpu_s, "stages": stages, "texts": texts}
 
 
 class WindowsRunner(ABC):
@@ -261,7 +273,7 @@ class FasterWhisper(RecordingsRunner):
                 "no_speech_threshold": None,
                 "condition_on_previous_text": False,
                 "vad_filter": True,
-            }
+            }  # `without_timestamps` is each one's own: the batched one loses sentences with them
         segments, _ = self._transcribe(path, language=self.order.language, **options)
         return " ".join(segment.text.strip() for segment in segments)
 

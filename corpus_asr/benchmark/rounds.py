@@ -238,6 +238,8 @@ class Summary:
     failed: str | None
     times_real_time: Spread | None
     median_total_s: float | None
+    median_cpu_s: float | None
+    """Of all threads and child processes; None where the network alone is timed."""
     median_stages_s: dict[str, float]
     ours_times_as_fast: dict[str, Spread]
     """How many times as fast as this row ours with the same settings are, by type."""
@@ -275,6 +277,11 @@ def summarize(
                 failed=row.failed,
                 times_real_time=Spread.of([audio_s / total_s for total_s in row.totals_s]),
                 median_total_s=statistics.median(row.totals_s) if row.runs else None,
+                median_cpu_s=(
+                    statistics.median(run["cpu_s"] for run in row.runs)
+                    if "cpu_s" in first
+                    else None
+                ),
                 median_stages_s={
                     name: statistics.median(run["stages"][name] for run in row.runs)
                     for name in first.get("stages", ())
@@ -290,6 +297,11 @@ def summarize(
             )
         )
     return summaries
+
+
+def _median_of(runs: Sequence[dict[str, Any]], key: str) -> float | None:
+    values = [run[key] for run in runs if key in run]
+    return statistics.median(values) if values else None
 
 
 def ratios(ours: Row, other: Row) -> Spread | None:
@@ -329,6 +341,7 @@ def render(summaries: Sequence[Summary]) -> str:
         *([f"{name.replace('_', ' ')} s",
            *(_number(row.median_stages_s.get(name), ".2f") for row in done)] for name in stages),
         ["total s", *(_number(row.median_total_s, ".2f") for row in done)],
+        ["CPU s", *(_number(row.median_cpu_s, ".2f") for row in done)],
         *([f"{name} is x as fast",
            *(_spread(row.ours_times_as_fast.get(name), ".2f") for row in done)] for name in dtypes),
         ["peak MiB", *(_number(row.peak_memory_mib, ".0f") for row in done)],

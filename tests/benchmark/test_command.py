@@ -20,7 +20,7 @@ from tests.support.corpora import tiny_model
 CLIP = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
 SUMMARY_KEYS = {
     "engine", "dtype", "settings", "label", "failed", "times_real_time", "median_total_s",
-    "median_stages_s",
+    "median_stages_s", "median_cpu_s",
     "ours_times_as_fast", "peak_memory_mib", "peak_gpu_mib", "word_error_rate", "runs",
 }  # fmt: skip
 

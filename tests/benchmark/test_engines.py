@@ -1,5 +1,8 @@
 """Every engine says exactly as many tokens as it is asked for, and measures all its stages."""
 
+import inspect
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.benchmark.engines import OpenAIWindows, TransformersWindows, WindowsRunner
+from corpus_asr.benchmark.engines import (
+    BatchedFasterWhisper,
+    OpenAIWindows,
+    TransformersWindows,
+    WindowsRunner,
+    tree_cpu_s,
+)
 from corpus_asr.benchmark.measuring import Shape
 from corpus_asr.benchmark.orders import ENGINES, Order
 from corpus_asr.benchmark.ours import OurWindows
@@ -104,3 +113,41 @@ def test_a_checkpoint_that_cannot_be_converted_is_one_row(tmp_path):
     with Worker(replace(broken, runner=runner, scratch=str(tmp_path))) as worker:
         assert worker.failed is not None
         assert "converting" in worker.failed
+
+
+def test_cpu_seconds_are_of_children_that_live_and_of_those_that_ended():
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    before_s = tree_cpu_s()
+    with subprocess.Popen(
+        [sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        living_s = tree_cpu_s() - before_s
+        child.communicate(b"\n")
+    ended_s = tree_cpu_s() - before_s
+    assert living_s >= 0.25  # counted in ticks of 10 ms
+    assert ended_s >= living_s
+    assert tree_cpu_s(child.pid) == 0.0
+
+
+@pytest.mark.parametrize("settings", ["thresholds-off", "default"])
+def test_batched_faster_whisper_decides_by_itself_on_timestamps(folder, settings):
+    """Forced to write them, it loses sentences."""
+    library = pytest.importorskip("faster_whisper")
+    transcribe = inspect.signature(library.BatchedInferencePipeline.transcribe)
+    calls = []
+
+    class Pipeline:
+        def transcribe(self, *args, **options):
+            calls.append(transcribe.bind(self, *args, **options))
+            return [], None
+
+    runner = object.__new__(BatchedFasterWhisper)  # without a model
+    runner.order = replace(order_for(folder, "faster-whisper-batched"), settings=settings)
+    runner._pipeline = Pipeline()
+    runner._text("a.wav")
+    (call,) = calls
+    call.apply_defaults()
+    assert call.arguments["without_timestamps"] is True
+    assert call.arguments["vad_filter"] is True

@@ -158,7 +158,7 @@ def test_without_references_or_jiwer_there_is_no_word_error_rate(monkeypatch):
 
 def test_the_table_shows_medians_with_their_spread_and_leaves_out_what_nobody_knows():
     rows = [
-        row("corpus-asr auto", [1.0, 2.0, 4.0], peak_memory_mib=512.4),
+        row("corpus-asr auto", [1.0, 2.0, 4.0], peak_memory_mib=512.4, cpu_s=3.0),
         row("transformers float32", [3.0, 6.0, 8.0], peak_memory_mib=None),
         row("faster-whisper int8", [], failed="its process ended with -9"),
     ]
@@ -166,7 +166,9 @@ def test_the_table_shows_medians_with_their_spread_and_leaves_out_what_nobody_kn
     assert "peak MiB" in lines[0]
     assert "GPU" not in lines[0]
     assert "WER" not in lines[0]
-    assert lines[1].split() == ["corpus-asr", "auto", "6.0", "(3.0..12.0)", "1.00", "2.00", "512"]
+    assert "CPU s" in lines[0]
+    seconds = ["1.00", "2.00", "3.00"]
+    assert lines[1].split() == ["corpus-asr", "auto", "6.0", "(3.0..12.0)", *seconds, "512"]
     assert lines[2].split()[-2:] == ["3.00", "(2.00..3.00)"]
     assert lines[3] == "faster-whisper int8  failed: its process ended with -9"
     assert len(lines) == 4

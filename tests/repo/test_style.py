@@ -162,6 +162,7 @@ def test_every_top_level_test_folder_mirrors_the_package():
     packages = {path.name for path in (REPOSITORY / "corpus_asr").iterdir() if path.is_dir()}
     others = {
         "repo", "data", "support", "pipelines", "parity", "demo", "soak", "bench", "gpu",
+        "benchmarks",
         "__pycache__",
     }  # fmt: skip
     folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()}

@@ -1,0 +1,218 @@
+"""What is measured: rows (an engine with its options) and sets (rows, recordings, threads)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+# What the published checkpoints of one language do not take.
+_LANGUAGES: Mapping[str, dict[str, Any]] = {
+    "corpus-asr": {"language": "en"},
+    "openvino": {"language": "<|en|>", "task": "transcribe"},
+    "transformers": {"language": "en", "task": "transcribe"},
+}
+_ALWAYS = {"faster-whisper": {"language": "en"}, "whisper.cpp": {"language": "en"}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One engine with one set of options."""
+
+    name: str
+    engine: str
+    layout: str
+    """Of the model; the folder of models has `LAYOUT-CHECKPOINT`."""
+    speed: float
+    """Seconds of audio per CPU second with whisper-base, as far as known: plans the time alone."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    split: bool = False
+    """Whether each thread is a worker of its own, which takes whole recordings."""
+    peer: bool = True
+    """Whether it runs in the environment of the peers."""
+
+    def request(self, model: str, threads: int) -> dict[str, Any]:
+        """Return what the worker needs to load it."""
+        options = dict(self.options) | _ALWAYS.get(self.engine, {})
+        if not model.endswith(".en"):
+            language = _LANGUAGES.get(self.engine, {})
+            if self.engine == "transformers":
+                options["generate"] = {**options["generate"], **language}
+            else:
+                options |= language
+        return {
+            "engine": self.engine,
+            "options": options,
+            "threads": 1 if self.split else threads,
+            "workers": threads if self.split else 1,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Set:
+    """Rows that are measured in turns on the same recordings: a table."""
+
+    name: str
+    rows: tuple[str, ...]
+    threads: int
+    model: str = "whisper-base"
+    folder: str = "long"
+    minutes: float | None = 30.0
+    """At least so much audio of the folder; None for all of it."""
+    rounds: int = 2
+    faster: float = 1.0
+    """How many times as fast as whisper-base the model is; plans the time alone."""
+
+    def smaller(self, *, minutes: float | None, rounds: int | None) -> Self:
+        """Return the set with less of the audio or fewer rounds, to try the rows."""
+        return replace(self, minutes=minutes or self.minutes, rounds=rounds or self.rounds)
+
+
+def _ours(name: str, speed: float, **options: Any) -> Row:
+    return Row(
+        name=f"corpus-asr {name}",
+        engine="corpus-asr",
+        layout="hf",
+        speed=speed,
+        options=options,
+        peer=False,
+    )
+
+
+def _faster_whisper(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
+    return Row(
+        name=f"faster-whisper int8 {name}",
+        engine="faster-whisper",
+        layout="ct2-int8",
+        speed=speed,
+        options=options,
+        split=split,
+        peer=False,
+    )
+
+
+def _openvino(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
+    return Row(
+        name=f"OpenVINO GenAI int8 {name}",
+        engine="openvino",
+        layout="openvino-int8",
+        speed=speed,
+        options=options,
+        split=split,
+    )
+
+
+def _whisper_cpp(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
+    return Row(
+        name=f"whisper.cpp q8_0 {name}",
+        engine="whisper.cpp",
+        layout="ggml-q8_0",
+        speed=speed,
+        options=options,
+        split=split,
+    )
+
+
+def _transformers(name: str, speed: float, dtype: str, **options: Any) -> Row:
+    return Row(
+        name=f"transformers {dtype} {name}",
+        engine="transformers",
+        layout="hf",
+        speed=speed,
+        options={"dtype": dtype, "generate": {"num_beams": 1}} | options,
+        peer=False,
+    )
+
+
+# Greedy, one temperature, speech detection, no prompt of previous text.
+_FASTER_BEST: Mapping[str, Any] = {
+    "beam_size": 1,
+    "temperature": 0.0,
+    "condition_on_previous_text": False,
+    "vad_filter": True,
+}
+
+ROWS: Mapping[str, Row] = {
+    "ours": _ours("(defaults: sequential)", 6.0),
+    "ours-chunked": _ours("best: chunked", 7.0, strategy="chunked"),
+    "ours-int8": _ours("int8, chunked", 8.0, strategy="chunked", compute_type="int8"),
+    "ours-beams": _ours("beam 5, sequential", 4.0, beam_size=5),
+    "ours-chunked-beams": _ours("beam 5, chunked", 4.0, strategy="chunked", beam_size=5),
+    "faster-batched": _faster_whisper("batched (defaults: beam 5, batch 8)", 7.0, batched=True),
+    "faster-batched-best": _faster_whisper(
+        "batched, best: beam 1, batch 8",
+        9.0,
+        batched=True,
+        split=True,
+        batch_size=8,
+        **_FASTER_BEST,
+    ),
+    "faster-batched-one": _faster_whisper(
+        "batched, beam 1, batch 8", 9.0, batched=True, batch_size=8, **_FASTER_BEST
+    ),
+    "faster": _faster_whisper("sequential (defaults: beam 5)", 4.0),
+    "faster-best": _faster_whisper(
+        "sequential, best: beam 1, VAD", 6.0, split=True, **_FASTER_BEST
+    ),
+    "openvino": _openvino("(defaults)", 9.0),
+    "openvino-best": _openvino("best: timestamps", 9.0, split=True, return_timestamps=True),
+    "openvino-one": _openvino("timestamps", 9.0, return_timestamps=True),
+    "whisper.cpp": _whisper_cpp("(defaults of its program: beam 5)", 3.0, beams=True),
+    "whisper.cpp-best": _whisper_cpp(
+        "best: greedy, no fallback",
+        5.5,
+        split=True,
+        greedy={"best_of": 1},
+        temperature_inc=0.0,
+        n_max_text_ctx=0,
+    ),
+    "transformers-beams": _transformers(
+        "sequential (defaults of its pipeline: beam 5)",
+        1.5,
+        "float32",
+        generate={},
+        return_timestamps=True,
+    ),
+    "transformers": _transformers("sequential, greedy", 2.7, "float32", return_timestamps=True),
+    "transformers-chunked": _transformers(
+        "best: chunks of 30 s, batch 8, greedy", 4.4, "float32", chunk_length_s=30, batch_size=8
+    ),
+    "transformers-bfloat16": _transformers(
+        "chunks of 30 s, batch 8", 5.0, "bfloat16", chunk_length_s=30, batch_size=8
+    ),
+}
+
+_CORE = (
+    "ours", "ours-chunked", "faster-batched", "faster-batched-best", "openvino", "openvino-best",
+)  # fmt: skip
+_BEST = ("ours", "ours-chunked", "faster-batched-best", "openvino-best")
+_OTHERS = (
+    "ours", "ours-chunked", "ours-int8", "faster", "faster-best", "faster-batched-one",
+    "openvino-one", "whisper.cpp", "whisper.cpp-best", "transformers-beams", "transformers",
+    "transformers-chunked",
+)  # fmt: skip
+_BEAMS = ("ours", "ours-beams", "ours-chunked", "ours-chunked-beams")
+
+# The most important first: what does not fit into the time limit is skipped.
+SETS: tuple[Set, ...] = (
+    Set(name="base, 2 threads", threads=2, rows=_CORE),
+    Set(name="base, 1 thread", threads=1, rows=_BEST, rounds=1),
+    Set(name="base, 2 threads, others", threads=2, rows=_OTHERS, minutes=6.0, rounds=1),
+    Set(name="base, 2 threads, beams", threads=2, rows=_BEAMS, minutes=6.0, rounds=1),
+    Set(
+        name="tiny.en, 2 threads",
+        threads=2,
+        rows=_CORE,
+        model="whisper-tiny.en",
+        minutes=9.0,
+        rounds=1,
+        faster=1.8,
+    ),
+    # A clip of 5 s costs a window of 30 s.
+    Set(
+        name="base, 2 threads, clips",
+        threads=2,
+        rows=_BEST,
+        folder="short",
+        minutes=None,
+        faster=0.2,
+    ),
+)

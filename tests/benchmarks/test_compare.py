@@ -1,0 +1,127 @@
+"""Rounds alternate, are kept when interrupted, and become tables; peers are a scripted process."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare, rows
+from benchmarks.rows import ROWS, Set
+
+# It answers as benchmarks/engines.py does: the wrong text for one row, and a failure for another.
+PEER = """#!{python}
+import json, sys, time
+request = json.loads(sys.stdin.readline())
+name = "split" if request["workers"] > 1 else "one"
+if "beams" in request["options"]:
+    print(json.dumps({{"failed": "RuntimeError: no such model"}}), flush=True)
+    sys.exit(1)
+print(json.dumps({{"ready": True, "versions": {{"openvino-genai": "9.9"}}}}), flush=True)
+for _ in sys.stdin:
+    with open({turns!r}, "a") as file:
+        file.write(name + chr(10))
+    started = time.process_time()
+    while name == "one" and time.process_time() < started + 0.2:
+        pass
+    text = "four score and nine" if name == "one" else "Four score, and seven!"
+    print(json.dumps({{"wall_s": 2.0, "texts": [text] * len(request["audio"])}}), flush=True)
+"""
+PEERS = ("openvino", "openvino-best", "whisper.cpp")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "SETTLE_S", 0.0)
+    small = Set(name="small", rows=PEERS, threads=2)
+    slow = Set(name="slow", rows=PEERS, threads=1, minutes=600.0)
+    monkeypatch.setattr(compare, "SETS", (small, slow))
+    peer = tmp_path / "peer"
+    peer.write_text(PEER.format(python=sys.executable, turns=str(tmp_path / "turns")))
+    peer.chmod(0o755)
+    folder = tmp_path / "long"
+    folder.mkdir()
+    known = [("a.wav", 1000), ("b.wav", 1000), ("c.wav", 30_000)]
+    lines = [
+        json.dumps({"path": name, "text": "Four score and seven", "duration_s": seconds})
+        for name, seconds in known
+    ]
+    (folder / "manifest.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def run(place: Path, *more: object) -> dict:
+    paths = ("--audio", place, "--models", place, "--peers", place / "peer")
+    compare.main([str(each) for each in (place / "out", *paths, *more)])
+    found: dict = json.loads((place / "out" / "results.json").read_text())
+    return found
+
+
+def turns(place: Path) -> list[str]:
+    return (place / "turns").read_text().split()
+
+
+def test_rounds_alternate_and_medians_stand_with_error_rates_and_failures(place):
+    pytest.importorskip("jiwer")
+    found = run(place)
+    assert turns(place) == ["one", "split"] * 2
+    (table,) = found["sets"]
+    assert table["num_recordings"] == 2  # of which half an hour is reached
+    assert table["audio_s"] == 2000.0
+    one, split, failed = table["rows"]
+    assert one["name"] == ROWS["openvino"].name
+    assert one["word_error_rate"] == 0.25
+    assert split["word_error_rate"] == 0.0
+    assert split["wall_s"] == 2.0
+    assert one["cpu_s"] >= 0.15 > split["cpu_s"]  # counted in ticks of 10 ms
+    assert failed["failed"] == "RuntimeError: no such model"
+    assert failed["runs"] == []
+    assert found["versions"]["openvino-genai"] == "9.9"
+    assert found["hardware"]["cores"] >= 1
+
+
+def test_a_set_that_does_not_fit_is_skipped_and_named(place, capsys):
+    assert [each["name"] for each in run(place)["sets"]] == ["small"]
+    printed = capsys.readouterr().err
+    assert "slow is skipped" in printed
+    assert "small is skipped" not in printed
+
+
+def test_an_interrupted_measurement_keeps_its_rounds(place):
+    run(place, "--sets", "small", "--rounds", 1)
+    assert turns(place) == ["one", "split"]
+    run(place)
+    assert turns(place) == ["one", "split"] * 2
+    assert len((place / "out" / "rounds.jsonl").read_text().splitlines()) == 4 + 2  # failures
+    run(place)
+    assert turns(place) == ["one", "split"] * 2
+
+
+def test_rows_on_other_audio_are_no_rounds_of_this(place):
+    run(place, "--sets", "small", "--only-min", 1)
+    run(place)
+    assert turns(place) == ["one", "split"] * 4
+
+
+def test_every_set_names_rows_and_each_of_them_defaults_or_options():
+    for each in rows.SETS:
+        assert set(each.rows) <= set(ROWS)
+        assert ROWS[each.rows[0]].engine == "corpus-asr"
+
+
+def test_checkpoints_of_one_language_are_given_none():
+    base, english = (
+        ROWS["transformers"].request(f"whisper-{name}", threads=2) for name in ("base", "tiny.en")
+    )
+    assert base["options"]["generate"] == {
+        "num_beams": 1,
+        "language": "en",
+        "task": "transcribe",
+    }
+    assert english["options"]["generate"] == {"num_beams": 1}
+    assert ROWS["openvino"].request("whisper-tiny.en", threads=1)["options"] == {}
+
+
+def test_workers_and_threads_are_as_many_as_the_set_has_threads():
+    sizes = [ROWS[key].request("whisper-base", threads=2) for key in ("openvino", "openvino-best")]
+    assert [(size["workers"], size["threads"]) for size in sizes] == [(1, 2), (2, 1)]
