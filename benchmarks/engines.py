@@ -97,7 +97,10 @@ def openvino(model: str, *, threads: int, workers: int, **options: Any) -> Engin
     import openvino_genai
 
     def load() -> Callable[[str], str]:
-        pipeline = openvino_genai.WhisperPipeline(model, "CPU", INFERENCE_NUM_THREADS=threads)
+        settings = {"INFERENCE_NUM_THREADS": threads}
+        if workers > 1:
+            settings["ENABLE_CPU_PINNING"] = False  # else all are tied to the same cores
+        pipeline = openvino_genai.WhisperPipeline(model, "CPU", **settings)
         return lambda path: pipeline.generate(samples(path).tolist(), **options).texts[0]
 
     return spread([load() for _ in range(workers)])
