@@ -39,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "rounds.jsonl"
     deadline_s = time.monotonic() + 60 * options.limit_min
-    sets = [each for each in SETS if not options.sets or each.name in options.sets]
-    sets = [each.smaller(minutes=options.only_min, rounds=options.rounds) for each in sets]
+    sets = [each.smaller(minutes=options.only_min, rounds=options.rounds) for each in SETS]
     for each in sets:
+        if options.sets and each.name not in options.sets:
+            continue
         rows = {key: ROWS[key] for key in each.rows if not options.rows or key in options.rows}
         recordings = selected(options.audio / each.folder, each.minutes)
         needed_s = estimate_s(each, rows, recordings, read_runs(log))

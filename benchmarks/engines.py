@@ -18,7 +18,7 @@ import time
 import wave
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -27,10 +27,14 @@ import numpy as np
 
 Engine = Callable[[Sequence[str]], list[str]]
 _PCM_SCALE = 1 / 32768
-_PACKAGES = (
-    "corpus-asr", "torch", "onnxruntime", "faster-whisper", "ctranslate2", "transformers",
-    "openvino", "openvino-genai", "pywhispercpp",
-)  # fmt: skip
+# What each engine computes with: another environment may have another version of the rest.
+_PACKAGES = {
+    "corpus-asr": ("corpus-asr", "torch", "onnxruntime"),
+    "faster-whisper": ("faster-whisper", "ctranslate2"),
+    "openvino": ("openvino", "openvino-genai"),
+    "whisper.cpp": ("pywhispercpp",),
+    "transformers": ("transformers",),
+}
 
 
 def samples(path: str) -> Any:
@@ -170,7 +174,7 @@ def serve(reply: Callable[[dict[str, Any]], None]) -> None:
         sizes = {"threads": request["threads"], "workers": request["workers"]}
         engine = load(request["model"], **sizes, **request["options"])
         engine([request["warm_up"]] * request["workers"])
-        reply({"ready": True, "versions": versions()})
+        reply({"ready": True, "versions": versions(request["engine"])})
         for _ in sys.stdin:
             started_s = time.perf_counter()
             texts = engine(request["audio"])
@@ -182,15 +186,9 @@ def serve(reply: Callable[[dict[str, Any]], None]) -> None:
         raise
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what is installed here."""
-    found = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def versions(engine: str) -> dict[str, str]:
+    """Return the versions of an engine and of what it computes with."""
+    return {package: version(package) for package in _PACKAGES[engine]}
 
 
 def main() -> None:

@@ -97,6 +97,12 @@ def test_an_interrupted_measurement_keeps_its_rounds(place):
     assert turns(place) == ["one", "split"] * 2
 
 
+def test_sets_that_are_measured_one_by_one_stand_in_one_file(place):
+    run(place, "--sets", "small")
+    found = run(place, "--sets", "slow", "--limit-min", 1e6)
+    assert [each["name"] for each in found["sets"]] == ["small", "slow"]
+
+
 def test_rows_on_other_audio_are_no_rounds_of_this(place):
     run(place, "--sets", "small", "--only-min", 1)
     run(place)

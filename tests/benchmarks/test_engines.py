@@ -50,6 +50,7 @@ def test_a_request_is_answered_and_a_failure_named(monkeypatch):
         return engine
 
     monkeypatch.setitem(engines.ENGINES, "fake", load)
+    monkeypatch.setitem(engines._PACKAGES, "fake", ("pytest",))
     request = {
         "engine": "fake", "model": "m", "threads": 1, "workers": 2, "options": {"loud": True},
         "audio": ["a", "b"], "warm_up": "w",
@@ -57,7 +58,7 @@ def test_a_request_is_answered_and_a_failure_named(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request) + "\nrun\n"))
     serve(replies.append)
     assert seen == [["w", "w"], ["a", "b"]]
-    assert replies[0]["ready"] is True
+    assert replies[0] == {"ready": True, "versions": {"pytest": pytest.__version__}}
     assert replies[1]["texts"] == ["m a True", "m b True"]
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(request | {"options": {}})))
     with pytest.raises(TypeError):
