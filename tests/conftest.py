@@ -8,6 +8,7 @@ import faulthandler
 import gc
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -38,6 +39,10 @@ _ENVIRONMENT = {
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+# A shell's background jobs ignore it, and so would all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _ABSENT = [name for name in ("beartype", "jaxtyping", "hypothesis") if find_spec(name) is None]
 

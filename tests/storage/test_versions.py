@@ -203,6 +203,13 @@ attempt = st.tuples(
     ("v2", {0, 1, 2}, "decode", 1, None), ("v1", set(), "good", 0, None),
     ("v3", {1}, "access_denied", 0, 3), ("v3", {0, 1, 2}, "good", 0, None),
 ])  # fmt: skip
+@example(history=[
+    (None, {0}, "access_denied", 1, None), ("v3", {0, 1}, "good", 0, None),
+    ("v3", set(), "good", 0, None),
+])  # fmt: skip
+@example(history=[
+    ("v1", {2}, "good", 0, None), (None, {0}, "good", 0, None), (None, set(), "good", 0, None),
+])  # fmt: skip
 def test_whatever_happens_complete_text_stays_complete(
     tmp_path_factory: pytest.TempPathFactory, history: Sequence[tuple[Any, ...]]
 ) -> None:

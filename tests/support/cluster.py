@@ -10,13 +10,13 @@ from corpus_asr.runtime.ray_cluster import Cluster, connected, start_ray
 OBJECT_STORE_BYTES = 250 * 1024 * 1024
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def ray_session() -> Iterator[Cluster]:
-    """A Ray started as by a run, with four logical CPUs; every later connection uses it."""
-    started = not ray.is_initialized()
-    if started:
+    """A Ray started as by a run, with four logical CPUs, which later tests and connections use.
+
+    Tests with a Ray of their own end this one: it is started again for the next that asks.
+    """
+    if not ray.is_initialized():
         start_ray(cpus=4, gpus=0, store_bytes=OBJECT_STORE_BYTES)
     with connected("local", store_bytes=0) as cluster:
         yield cluster
-    if started:
-        ray.shutdown()

@@ -152,7 +152,10 @@ class Ledger:
         failed, written = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
         failed[versions[self._failed[rows]]] = True
         written[versions[self._written[rows]]] = True
-        partly = np.where(complete & written, _Rank.failed, _Rank.none)
+        # Where a version with an unknown one's rows is less complete, it has since been gone on
+        # with in the place of a failure of theirs.
+        included = self._versions.included
+        partly = np.where(complete & written & ~included, _Rank.failed, _Rank.none)
         return complete, np.where(complete & ~failed, _Rank.good, partly)
 
     def remaining(self, batch: pa.RecordBatch, retry: Retry = Retry.environment) -> pa.Table:
@@ -194,10 +197,14 @@ class Ledger:
     def _best(
         self, versions: np.ndarray, owners: np.ndarray, listed: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return of each owner the place of its best version; of equals a listed, then a newer."""
+        """Return of each owner the place of its best version.
+
+        Of equals a listed one is better, then one whose rows no other has as well, then a newer.
+        """
         wanted = np.zeros(len(versions), bool) if listed is None else listed[versions]
         newest, rank = self._versions.newest[versions], self._rank[versions]
-        order = np.lexsort((newest, wanted, rank, owners))
+        own = ~self._versions.included[versions]
+        order = np.lexsort((newest, own, wanted, rank, owners))
         last = np.append(np.diff(owners[order]) != 0, True)[: len(order)]
         best: np.ndarray = order[last]
         return best
@@ -308,6 +315,10 @@ class _Versions:
         age = np.empty(len(order), np.int64)
         age[by_age] = np.arange(len(order))
         self.newest = np.maximum.reduceat(age[order], self._starts[:-1]) if len(order) else age
+        self._inclusions = [*self._fitting()]
+        self.included = np.zeros(len(self), dtype=bool)
+        """Whether each is an unknown version whose rows another one of its recording has as well."""
+        self.included[[version for version, _ in self._inclusions]] = True
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -315,17 +326,21 @@ class _Versions:
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return rows with their version, by version and row; unknown versions' rows with each."""
         of_row, of_version = [self._by_version], [np.repeat(np.arange(len(self)), self._lengths)]
+        for version, other in self._inclusions:
+            some = self._by_version[self._starts[version] : self._starts[version + 1]]
+            of_row.append(some)
+            of_version.append(np.full(len(some), other))
+        rows, versions = np.concatenate(of_row), np.concatenate(of_version)
+        order = np.lexsort((rows, versions))
+        return rows[order], versions[order]
+
+    def _fitting(self) -> Iterator[tuple[int, int]]:
         for version in np.flatnonzero((self._etag < 0) | (self._size < 0)).tolist():
             theirs = np.searchsorted(self.owner, self.owner[version] + np.arange(2))
             for other in range(*theirs.tolist()):
                 fits = all(key[version] in (key[other], -1) for key in (self._etag, self._size))
                 if other != version and fits:
-                    some = self._by_version[self._starts[version] : self._starts[version + 1]]
-                    of_row.append(some)
-                    of_version.append(np.full(len(some), other))
-        rows, versions = np.concatenate(of_row), np.concatenate(of_version)
-        order = np.lexsort((rows, versions))
-        return rows[order], versions[order]
+                    yield version, other
 
     @property
     def _lengths(self) -> np.ndarray:
