@@ -31,6 +31,11 @@ MEBIBYTE = 1 << 20
 LONG_SILENCE_S = 5.0
 
 
+def shortened(text: str, most: int) -> str:
+    """Return at most so many characters of a text; dots stand for the rest."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def counted(count: int, noun: str) -> str:
     """Write a count with its noun."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

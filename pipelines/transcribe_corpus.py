@@ -13,6 +13,7 @@ from corpus_asr.cli.options import note_model_of, progress_lines
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunOptions
 from corpus_asr.pipelines.driver import CorpusRun, prepare
+from corpus_asr.report.html.page import write_page_at_the_end
 
 
 def main(path: str, *overrides: str, steal_lock: bool = False) -> None:
@@ -22,9 +23,10 @@ def main(path: str, *overrides: str, steal_lock: bool = False) -> None:
     checkpoint = prepare(config)  # fetch the checkpoint, refuse what it cannot do
     options = RunOptions(steal_lock=steal_lock)
     with CorpusRun.open(config, checkpoint, progress=progress_lines(), options=options) as run:
+        run.after_finish = write_page_at_the_end
         run.start()  # list the source, leave out what is committed
         run.process()  # decode and extract on CPUs, transcribe, commit tables as they come
-        summary = run.finish()  # compact and count the tables, write report.json and the page
+        summary = run.finish()  # compact and count the tables, write report.json, then the page
     print_summary(config, summary)  # exits with 1 where too many recordings failed
 
 

@@ -199,7 +199,15 @@ def run(
             from corpus_asr.pipelines.pseudo_label import run as run_job
         else:
             from corpus_asr.pipelines.driver import run as run_job
-        summary = run_job(settings, local=local, progress=progress_lines(), options=options)
+        from corpus_asr.report.html.page import write_page_at_the_end
+
+        summary = run_job(
+            settings,
+            local=local,
+            progress=progress_lines(),
+            options=options,
+            after_finish=write_page_at_the_end,
+        )
         print_summary(settings, summary)
 
 

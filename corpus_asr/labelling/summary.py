@@ -21,10 +21,10 @@ from corpus_asr.labelling.splits import SPLITS
 from corpus_asr.report.text import (
     duration,
     printable,
-    shortened,
     text_template,
 )
 from corpus_asr.schemas import EXAMPLES
+from corpus_asr.units import shortened
 
 MAX_SHOWN = 10
 # The size categories of the Hub.

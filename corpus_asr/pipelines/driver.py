@@ -17,8 +17,6 @@ from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, Ru
 from corpus_asr.errors import EngineError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event, name_run
-from corpus_asr.report.html.page import write_page_at_the_end
-from corpus_asr.report.text import shortened
 from corpus_asr.runtime.checkpoints import (
     Checkpoint,
     check_classifies,
@@ -54,13 +52,16 @@ from corpus_asr.storage.run_state.run_files import (
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.units import counted
+from corpus_asr.units import counted, shortened
 
 # Between looks at the tables of a store whose listing lags behind what was put.
 LISTING_WAITS_S = (2.0, 5.0, 15.0, 30.0)
 
 # One recording that fails is one that failed.
 FEWEST_ALIKE = 2
+
+AfterFinish = Callable[[OutputStore, int], object]
+"""What is done with an output folder and its number of recordings, while the run has its lock."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -129,8 +130,12 @@ def run(
     local: bool = False,
     progress: Stream | None = None,
     options: RunOptions = DEFAULT_OPTIONS,
+    after_finish: AfterFinish | None = None,
 ) -> RunSummary:
     """Do what is left of a job, and finish its output folder.
+
+    `after_finish` is given the folder and how many recordings its tables have, once these are
+    finished, also where the run then raises since recordings are left.
 
     Raises:
         ConfigError: the job cannot be done as configured, or another run is at work in the output
@@ -143,6 +148,7 @@ def run(
     with CorpusRun.open(
         config, checkpoint, local=local, progress=progress, options=options
     ) as corpus_run:
+        corpus_run.after_finish = after_finish
         corpus_run.start()
         corpus_run.process()
         return corpus_run.finish()
@@ -163,6 +169,7 @@ class CorpusRun:
     local: bool = False
     progress: Stream | None = None
     options: RunOptions = DEFAULT_OPTIONS
+    after_finish: AfterFinish | None = None
     plan: Plan | None = None
     """What there is to do, once the source is listed."""
     _begun: Run | None = None
@@ -301,7 +308,7 @@ class CorpusRun:
             yield resources, partial(run_on_ray, config, packs)
 
     def finish(self) -> RunSummary:
-        """Compact the tables, count them, and write report.json and the page."""
+        """Compact the tables, count them, and write report.json."""
         assert self.plan is not None, "start() comes first"
         assert self._begun is not None
         plan, store = self.plan, self.store
@@ -315,8 +322,8 @@ class CorpusRun:
             time.sleep(wait_s)
             counts = self._finish_tables(plan, self._begun)
         speed = speed_of(store.read_json(RUN_NAME) or {})
-        # After `finish`, whose counts it shows; `report.html` is never what a run fails for.
-        write_page_at_the_end(store, num_recordings=counts.recordings)
+        if self.after_finish is not None:
+            self.after_finish(store, counts.recordings)
         if (futile := self._futile(plan, counts.remaining)) is not None:
             raise futile
         if counts.remaining and not out_of_time:

@@ -15,6 +15,7 @@ from corpus_asr.errors import ConfigError, FetchError, LockedError
 from corpus_asr.logs import event
 from corpus_asr.pipelines.driver import CorpusRun, RunSummary, prepare
 from corpus_asr.report.html.nights import write_nights_page
+from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.nightly import (
     Archive,
     Findings,
@@ -107,6 +108,7 @@ class _Attempt:
             lock=lock,
             local=local,
             progress=progress,
+            after_finish=write_page_at_the_end,
             options=RunOptions(
                 retry=Retry.nightly,
                 leave_alone=self.alone,

@@ -31,7 +31,7 @@ from corpus_asr.labelling.selection import (
 from corpus_asr.labelling.splits import splits_of
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarize
 from corpus_asr.pipelines import driver
-from corpus_asr.pipelines.driver import RunSummary
+from corpus_asr.pipelines.driver import AfterFinish, RunSummary
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream, line_writer
@@ -53,11 +53,14 @@ def run(
     local: bool,
     progress: Stream | None,
     options: RunOptions = DEFAULT_OPTIONS,
+    after_finish: AfterFinish | None = None,
 ) -> RunSummary:
     """Transcribe what is left; if that is all, select and write."""
     assert isinstance(config, PseudoLabelConfig)
     _check(config)
-    summary = driver.run(config, local=local, progress=progress, options=options)
+    summary = driver.run(
+        config, local=local, progress=progress, options=options, after_finish=after_finish
+    )
     if summary.remaining:  # what is selected now would be another data set when the rest is done
         outcome = f"nothing selected yet: {counted(summary.remaining, 'recording')} remaining"
     else:

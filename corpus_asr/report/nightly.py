@@ -30,7 +30,6 @@ from corpus_asr.report.text import (
     aligned,
     duration,
     printable,
-    shortened,
     text_template,
 )
 from corpus_asr.storage.run_state.ledger import Ledger, failing_rows
@@ -38,7 +37,7 @@ from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, READERS, OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.units import counted
+from corpus_asr.units import counted, shortened
 
 logger = logging.getLogger(__name__)
 

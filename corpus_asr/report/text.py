@@ -81,11 +81,6 @@ def harmless(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
-def shortened(text: str, most: int) -> str:
-    """Return at most so many characters of a text; dots stand for the rest."""
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
 def rounded(value: Any) -> Any:
     """Return data for JSON with numbers rounded to six digits, and null in place of NaN."""
     if isinstance(value, dict):

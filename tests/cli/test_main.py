@@ -52,7 +52,13 @@ class FakePipeline:
     progress: list[object] = field(default_factory=list)
 
     def run(
-        self, config: RunConfig, *, local: bool, progress: object, options: RunOptions
+        self,
+        config: RunConfig,
+        *,
+        local: bool,
+        progress: object,
+        options: RunOptions,
+        after_finish: object,
     ) -> RunSummary:
         self.calls.append((config, local))
         self.options.append(options)

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import FetchError
 from corpus_asr.pipelines import driver
 from corpus_asr.report.html import page
+from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -18,6 +20,8 @@ from tests.support.engines import script, scripted_engine
 from tests.support.killing import killable_job
 from tests.support.pages import parsed
 from tests.support.tables import with_section
+
+run = partial(driver.run, after_finish=write_page_at_the_end)
 
 
 @pytest.fixture
@@ -33,13 +37,13 @@ def state_on(page: Path) -> str:
 
 def test_a_run_leaves_its_page_and_a_new_one_moves_it_aside(config: RunConfig) -> None:
     output = Path(config.output.uri)
-    driver.run(config, local=True, progress=io.StringIO())
+    run(config, local=True, progress=io.StringIO())
     page = parsed((output / PAGE_NAME).read_text())
     assert page.all("span", class_="badge")[0].text == "Finished"
     assert "All 4 listed files have exactly one outcome." in page.text
     assert page.all("dl", class_="facts")
     other = with_section(config, "decoding", language="de")
-    driver.run(other, local=True, progress=None, options=RunOptions(new_run=True))
+    run(other, local=True, progress=None, options=RunOptions(new_run=True))
     [earlier] = (output / "_earlier").iterdir()
     assert state_on(earlier / PAGE_NAME) == "Finished"
     assert state_on(output / PAGE_NAME) == "Finished"
@@ -49,12 +53,12 @@ def test_a_run_with_nothing_to_do_keeps_the_figures_of_the_last_that_had(
     config: RunConfig,
 ) -> None:
     output = Path(config.output.uri)
-    first = driver.run(config, local=True, progress=io.StringIO())
+    first = run(config, local=True, progress=io.StringIO())
     before = parsed((output / PAGE_NAME).read_text())
     report = load_report(OutputStore(str(output)))
     assert report.nothing_to_do_at is None
     for _ in range(2):
-        driver.run(config, local=True, progress=None)
+        run(config, local=True, progress=None)
         page = parsed((output / PAGE_NAME).read_text())
         assert state_on(output / PAGE_NAME) == "Finished"
         # Speed, time and charts are those of the run that worked.
@@ -68,13 +72,13 @@ def test_a_run_with_nothing_to_do_keeps_the_figures_of_the_last_that_had(
     assert "since       nothing to do at 20" in render(idle)
     assert replace(idle, nothing_to_do_at=None) == report
     (Path(config.source.uri[0]) / "new.wav").write_bytes(b"x")
-    last = driver.run(config, local=True, progress=None)
+    last = run(config, local=True, progress=None)
     assert last.run_id == load_report(OutputStore(str(output))).run_id
     assert "Nothing to do" not in parsed((output / PAGE_NAME).read_text()).text
 
 
 def test_a_run_whose_time_is_over_says_so_on_its_page(config: RunConfig) -> None:
-    driver.run(config, local=True, progress=None, options=RunOptions(stop_at=0.0))
+    run(config, local=True, progress=None, options=RunOptions(stop_at=0.0))
     assert state_on(Path(config.output.uri) / PAGE_NAME) == "Not running"
 
 
@@ -85,7 +89,7 @@ def test_a_page_that_cannot_be_written_costs_the_run_nothing(
         raise FetchError("the store is full", uri="x")
 
     monkeypatch.setattr(page, "load_report", refuse)
-    assert driver.run(config, local=True, progress=None).remaining == 0
+    assert run(config, local=True, progress=None).remaining == 0
     output = Path(config.output.uri)
     assert (output / SUCCESS_NAME).exists()
     assert not (output / PAGE_NAME).exists()

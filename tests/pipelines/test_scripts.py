@@ -13,6 +13,7 @@ import pytest
 from corpus_asr.pipelines import nightly
 from corpus_asr.pipelines.driver import CorpusRun
 from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
 from tests.support.nightly import QUICK
@@ -97,6 +98,7 @@ def test_a_corpus_is_transcribed_and_evaluated_by_the_scripts(
     assert code == 1, err
     assert "2 recordings, 1 done" in out
     assert "1 of 2 recordings of this run failed" in err
+    assert (tmp_path / "output" / PAGE_NAME).exists()
     references = tmp_path / "references.jsonl"
     references.write_text(f'{{"uri": "{tmp_path}/corpus/clip.wav", "text": "words"}}\n')
     code, out, err = script("evaluate_model", tmp_path / "output", references)

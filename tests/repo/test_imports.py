@@ -165,10 +165,17 @@ LAYERS = [
 DOTTED = re.compile(r"(corpus_asr(?:\.\w+)+)(?::\w+)?")
 
 
+WINGS = next(contract for contract in CONTRACTS if "wings" in contract["name"])
+
+
+def belongs(module: str, rooms: list[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in rooms)
+
+
 def height(module: str) -> int:
     """Return how many layers lie below that of a module."""
     for below, layer in enumerate(reversed(LAYERS)):
-        if any(module == name or module.startswith(f"{name}.") for name in layer):
+        if belongs(module, layer):
             return below
     raise AssertionError(f"{module} is in no layer of pyproject.toml")
 
@@ -179,7 +186,7 @@ def is_module(name: str) -> bool:
 
 
 def upward_references(module: str, tree: ast.Module) -> list[str]:
-    """Return the higher modules that a source names in a string or imports anywhere in it."""
+    """Return the higher modules, of the core also wings, that a source imports or names."""
     typing_only = {
         inner
         for node in ast.walk(tree)
@@ -199,11 +206,13 @@ def upward_references(module: str, tree: ast.Module) -> list[str]:
             named += [node.module]
         elif isinstance(node, ast.Import):
             named += [alias.name for alias in node.names]
-    own = height(module)
+    own, core = height(module), belongs(module, WINGS["source_modules"])
     return [
         f"{module} names {name}"
         for name in named
-        if name.startswith("corpus_asr.") and is_module(name) and height(name) > own
+        if name.startswith("corpus_asr.")
+        and is_module(name)
+        and (height(name) > own or (core and belongs(name, WINGS["forbidden_modules"])))
     ]
 
 
@@ -225,3 +234,7 @@ def test_the_layer_check_sees_strings_and_late_imports():
         tree = ast.parse(planted)
         assert len(upward_references("corpus_asr.transcription.engine", tree)) == 1, planted
         assert upward_references("corpus_asr.cli.main", tree) == [], planted
+    wing = ast.parse('PAGE = "corpus_asr.report.html.page"')
+    for core in ("corpus_asr.runtime.local", "corpus_asr.pipelines.driver"):
+        assert upward_references(core, wing) == [f"{core} names corpus_asr.report.html.page"]
+    assert upward_references("corpus_asr.pipelines.nightly", wing) == []

@@ -14,8 +14,9 @@ import numpy as np
 from corpus_asr.confidence import CONFIDENCE_EDGES
 from corpus_asr.report.accuracy.scoring import Errors, Score, total
 from corpus_asr.report.accuracy.speaker_errors import TurnErrors
-from corpus_asr.report.text import printable, rounded, shortened, text_template
+from corpus_asr.report.text import printable, rounded, text_template
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import shortened
 
 NUM_WORST = 10
 # A p-value of 0.05 then has a standard error of 0.007.

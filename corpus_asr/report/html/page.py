@@ -114,7 +114,7 @@ def write_page(
     return report
 
 
-def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
+def write_page_at_the_end(store: OutputStore, num_recordings: int) -> None:
     """Write the page of a run that has just ended into its output folder, or log why not."""
     why = None
     if num_recordings > MOST_AT_THE_END:

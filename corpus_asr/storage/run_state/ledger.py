@@ -317,7 +317,7 @@ class _Versions:
         self.newest = np.maximum.reduceat(age[order], self._starts[:-1]) if len(order) else age
         self._inclusions = [*self._fitting()]
         self.included = np.zeros(len(self), dtype=bool)
-        """Whether each is an unknown version whose rows another one of its recording has as well."""
+        """Whether each is unknown, and another one of its recording has its rows as well."""
         self.included[[version for version, _ in self._inclusions]] = True
 
     def __len__(self) -> int:

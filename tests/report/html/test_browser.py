@@ -175,7 +175,7 @@ def test_the_last_run_is_compared_with(browser: Chromium, tmp_path: Path) -> Non
         if changes:
             job.commit("c.wav", language="de")
         job.finish()
-        write_page_at_the_end(job.store, num_recordings=3)
+        write_page_at_the_end(job.store, 3)
         return opened(browser, tmp_path / "output" / PAGE_NAME)
 
     page = done()

@@ -69,7 +69,7 @@ def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
     job.fail("c.wav")
     job.finish()
     write_snapshot(job.store, replace(snapshot(), run_id=job.run.run_id))
-    write_page_at_the_end(job.store, num_recordings=3)
+    write_page_at_the_end(job.store, 3)
     page = parsed((tmp_path / "output" / PAGE_NAME).read_text())
     figures = {
         each.all("dt")[0].text: each.all("strong")[0].text
@@ -241,7 +241,7 @@ def test_a_page_of_too_many_recordings_is_left_to_the_command(
 ) -> None:
     monkeypatch.setattr(page_module, "MOST_AT_THE_END", 2)
     with caplog.at_level(logging.WARNING):
-        write_page_at_the_end(job.store, num_recordings=3)
+        write_page_at_the_end(job.store, 3)
     assert "report --html" in str(caplog.records[-1].__dict__)
     assert not (tmp_path / "output" / PAGE_NAME).exists()
 
