@@ -98,7 +98,7 @@ def test_drivers_and_workers_on_ray_killed_twenty_times(job: KillableJob, tmp_pa
     ],
     ids=["local", "ray"],
 )
-def test_recordings_whose_decoder_was_killed_are_done_by_a_retry(
+def test_recordings_whose_decoder_was_killed_are_done_by_a_later_run(
     ray: bool, victims: tuple[str, ...], pauses: dict[str, str], tmp_path: Path
 ):
     job = killable_job(tmp_path / "killed", files=FILES, ray=ray, environment=pauses)
@@ -111,10 +111,10 @@ def test_recordings_whose_decoder_was_killed_are_done_by_a_retry(
     # Each file ended once, and none is blamed for what happened to another.
     listed = [row["uri"] for row in expected["recordings"]]
     assert [row["uri"] for row in found["recordings"]] == listed
-    lost = kinds.pop("decoder_killed")
-    assert 0 < lost <= killed["decoder"]
+    # What the machine did to them is tried again by every later run.
+    assert kinds.pop("decoder_killed", 0) <= killed["decoder"]
     assert set(kinds) == {"scripted"}
-    code, said = job.finish("--retry-failed")
+    code, said = job.finish()
     assert code == 0, said
     assert tables_of(job.config) == expected
 
