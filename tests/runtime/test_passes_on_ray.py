@@ -221,7 +221,8 @@ def test_a_coordinator_that_died_loses_neither_counts_nor_the_request_to_stop(
     done = work(cluster, tmp_path, *numbered(3000), stop_at=stop_at)
     assert killed_s
     assert killed_s[0] < stop_at
-    assert time.monotonic() < stop_at + 30
+    # What nobody works on any more passes through Ray all the same, some 15 ms each.
+    assert time.monotonic() < stop_at + 120
     assert 0 < len(done.outcomes) < 3000
     assert done.progress.tally.parts == len(done.outcomes)
 
