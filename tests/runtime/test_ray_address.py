@@ -14,7 +14,8 @@ import ray
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime import ray_address
 from corpus_asr.runtime.ray_address import check_reachable, unreachable
-from corpus_asr.runtime.ray_cluster import Cluster, connected
+from corpus_asr.runtime.ray_cluster import connected
+from tests.support.cluster import start_once
 from tests.support.stores import web_server
 
 SETTINGS = bytes.fromhex("000000040000000000")
@@ -53,6 +54,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def ray_with_token() -> None:
+    """Of the module, so that it starts before its variables are taken away from a test."""
+    start_once()
 
 
 def put_token(home: Path, token: str) -> None:
@@ -138,9 +145,8 @@ def test_a_ray_that_is_too_busy_to_answer_is_one(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.ray
-def test_a_ray_with_a_token_says_so_at_once(
-    ray_session: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("ray_with_token")
+def test_a_ray_with_a_token_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # The Ray of the tests was started by this process, as that of a local run is: with a token.
     address = ray.get_runtime_context().gcs_address
     begun_s = time.monotonic()
