@@ -203,6 +203,7 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
         self._passed = passed
         self._num_final = 0
         self._texts: list[tuple[float, float]] = []  # where those of the newest window lie
+        self._again = again
         self._try_again(or_else=part.num_frames if again else None)
 
     def _try_again(self, *, or_else: int | None) -> None:
@@ -281,6 +282,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             return after
         if or_else is not None and not texts:
             return or_else
+        if self._again:
+            return after  # once: what is left now is left
         start_s, end_s = self.part.seconds(window.seek), self.part.seconds(min(after, window.end))
         last_s = max((text_end_s for _, text_end_s in texts), default=start_s)
         for gap in speech_without_text(self.part.speech, texts, start_s, end_s):
