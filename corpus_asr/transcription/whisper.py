@@ -282,8 +282,6 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
             return after
         if or_else is not None and not texts:
             return or_else
-        if self._again:
-            return after  # once: what is left now is left
         start_s, end_s = self.part.seconds(window.seek), self.part.seconds(min(after, window.end))
         last_s = max((text_end_s for _, text_end_s in texts), default=start_s)
         for gap in speech_without_text(self.part.speech, texts, start_s, end_s):
@@ -293,7 +291,8 @@ class WhisperLongForm(OpenAIRules, LongFormRules[Segment]):
                     return after  # the same window once more
                 self._try_again(or_else=after)
                 return first
-            yield from self._decode_again(first, stop)
+            if not self._again:  # a range within a range could be the same one
+                yield from self._decode_again(first, stop)
         return after
 
     def _decode_again(self, first: int, stop: int) -> Steps[None]:

@@ -119,6 +119,18 @@ def test_speech_before_and_between_texts_is_a_range_of_its_own_and_stays_in_orde
     ]  # fmt: skip
 
 
+def test_what_lies_before_text_is_decoded_again_once() -> None:
+    # The second window leaves out what the first one did.
+    texts, windows = decoded(
+        [window((3, 10, 20), (4, 20, 30)), window((1, 5, 8), (2, 8, 10)), window((5, 0, 10))],
+        seconds=40, speech=[(0.0, 40.0)],
+    )  # fmt: skip
+    assert windows == [(0, 40), (0, 10), (30, 40)]
+    assert texts == [
+        ("w1", 5, 8), ("w2", 8, 10), ("w3", 10, 20), ("w4", 20, 30), ("w5", 30, 40)
+    ]  # fmt: skip
+
+
 def test_text_found_later_is_in_no_prompt_of_what_follows() -> None:
     _, jobs = decoded_jobs(
         [window((4, 10, 20), (5, 20, 22)), window((1, 0, 10)), window((2, 0, 8))],
