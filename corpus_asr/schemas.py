@@ -246,7 +246,7 @@ RECORDINGS = _schema(
     _WITHOUT_TEXT,
     _field("parts", pa.int32(), "parts committed"),
     _field("segments", pa.int32(), "segments written, or labels"),
-    _field("languages", pa.list_(pa.string()), "languages decoded, most frequent first"),
+    _field("languages", pa.list_(pa.string()), "languages decoded, that of most speech first"),
     _TEXT_WORDS,
     _field("missing_words", pa.int32(), "number of them that are not in the audio; null without "
            "`decoding.align`, and where a part failed"),

@@ -4,7 +4,9 @@ Outcomes hold the text itself among the manifest's columns, the lengths of its w
 them each part says.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,8 @@ import pyarrow.compute as pc
 from corpus_asr.export.recordings import Index
 from corpus_asr.segments import MissingWord
 from corpus_asr.storage.manifest import aligned_text
-from corpus_asr.storage.run_state.ledger import Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.joined_text import missing_words, words_of_lengths
 
@@ -23,9 +25,11 @@ MissingWords = Mapping[str, tuple[MissingWord, ...]]
 """Words that are not in the audio, by `recording_id`."""
 
 _Row = dict[str, Any]
-_COLUMNS = (
-    "recording_id", "uri", "part", "last_part", "metadata", "text_lengths", "text_spans",
-)  # fmt: skip
+_COLUMNS = ("uri", "metadata", "text_lengths", "text_spans")
+_PARTS = f"""
+select recording_id, {", ".join(_COLUMNS)} from parts semi join wanted using (recording_id)
+order by recording_id, part
+"""
 
 
 def missing_words_of(store: OutputStore, index: Index, wanted: np.ndarray) -> MissingWords | None:
@@ -42,28 +46,15 @@ def missing_words_of(store: OutputStore, index: Index, wanted: np.ndarray) -> Mi
     whole = pc.and_(table["complete"], pc.invert(table["failed"])).to_numpy() & wanted
     ids = table["recording_id"].filter(pa.array(whole)).combine_chunks()
     found: dict[str, tuple[MissingWord, ...]] = {}
-    for parts in _recordings(_rows(store, ids)):
-        lengths = next((row["text_lengths"] for row in parts if row["text_lengths"]), None)
-        if lengths is not None:
-            found[parts[0]["recording_id"]] = _missing(parts, lengths)
+    with RunTables(store, columns=(*VERSION_COLUMNS, *_COLUMNS)) as tables:
+        tables.add("wanted", pa.table({"recording_id": ids}))
+        rows = (row for batch in tables.batches(_PARTS) for row in batch.to_pylist())
+        for recording_id, theirs in groupby(rows, key=itemgetter("recording_id")):
+            parts = list(theirs)
+            lengths = next((row["text_lengths"] for row in parts if row["text_lengths"]), None)
+            if lengths is not None:
+                found[recording_id] = _missing(parts, lengths)
     return found
-
-
-def _rows(store: OutputStore, ids: pa.Array) -> Iterator[_Row]:
-    masks = Ledger.load(store).resolve(()).counts
-    for batch, counts in counted(store, masks, _COLUMNS):
-        ours = pc.is_in(batch["recording_id"], value_set=ids)
-        yield from batch.filter(pc.and_(ours, pa.array(counts))).to_pylist()
-
-
-def _recordings(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    waiting: dict[str, list[_Row]] = {}
-    for row in rows:
-        parts = waiting.setdefault(row["recording_id"], [])
-        parts.append(row)
-        last = next((each["part"] for each in parts if each["last_part"]), None)
-        if last is not None and len(parts) > last:
-            yield sorted(waiting.pop(row["recording_id"]), key=lambda each: each["part"])
 
 
 def _missing(parts: Sequence[_Row], lengths: Sequence[int]) -> tuple[MissingWord, ...]:

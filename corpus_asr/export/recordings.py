@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 from corpus_asr import confidence
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.languages import resolve_language
-from corpus_asr.schemas import OUTCOMES, SEGMENTS
+from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import Corrector
-from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,
@@ -36,10 +36,6 @@ from corpus_asr.storage.run_state.tables import (
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
 
-_PART_COLUMNS = (
-    "recording_id", "uri", "size_bytes", "etag", "status", "part_end_s", "language",
-    "segments_written", "segments_object",
-)  # fmt: skip
 _ORDER = ("start_s", "channel", "part", "segment")
 TEXT_COLUMNS = (
     "recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "language",
@@ -237,44 +233,35 @@ def model_of(store: OutputStore) -> str | None:
 
 def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
     """Read the index of the output folder of a run that wrote segments, or labels."""
-    return index_of(store, outcomes_names(store), Ledger.load(store).resolve(()), rows)
+    with RunTables(store, names=outcomes_names(store)) as tables:
+        return index_of(store, tables, rows)
 
 
-def index_of(
-    store: OutputStore, names: Sequence[str], resolution: CommitResolution, rows: PartRows
-) -> Index:
-    """Return the index of outcomes objects, given which of their rows count."""
-    parts, objects = _parts(store, names, resolution.counts, rows)
-    recordings = _recordings(parts, resolution.complete_ids)
-    owner = pc.index_in(parts["recording_id"], value_set=recordings["recording_id"])
-    # Recordings none of whose parts count have no position; nor do their rows.
-    parts = parts.append_column("owner", pc.fill_null(owner, -1).cast(pa.int64()))
-    return Index(recordings, parts, objects)
-
-
-_PARTS = (
-    projected(OUTCOMES, _PART_COLUMNS[:-1])
-    .append(pa.field("object", pa.int64()))
-    .append(pa.field("counts", pa.bool_()))
-)
-
-
-def _parts(
-    store: OutputStore, names: Sequence[str], masks: dict[str, np.ndarray], rows: PartRows
-) -> tuple[pa.Table, list[str]]:
+def index_of(store: OutputStore, tables: RunTables, rows: PartRows) -> Index:
+    """Return the index of an output folder, given what counts of it."""
+    _refuse_others(store, [name for (name,) in tables.rows(_NAMES)], rows)
+    parts = tables.table(_PARTS)
     # Objects of segments as numbers: their names would be most of the memory of an index.
-    objects: dict[str, int] = {}
-    tables = [_PARTS.empty_table()]
-    for batch, counts in counted(store, masks, _PART_COLUMNS, names):
-        named = batch.column("segments_object").to_pylist()
-        _refuse_others(store, named, rows)
-        numbers = [-1 if name is None else objects.setdefault(name, len(objects)) for name in named]
-        table = pa.Table.from_batches([batch]).drop_columns(["segments_object"])
-        table = table.append_column("object", pa.array(numbers, pa.int64()))
-        tables.append(table.append_column("counts", pa.array(counts)).cast(_PARTS))
-    return pa.concat_tables(tables).combine_chunks(), list(objects)
+    objects = parts["segments_object"].combine_chunks().dictionary_encode()
+    parts = parts.append_column("object", objects.indices).drop_columns(["segments_object"])
+    return Index(tables.table(_RECORDINGS), parts, objects.dictionary.to_pylist())
 
 
+_NAMES = "select distinct segments_object from outcomes where segments_object is not null"
+_RECORDINGS = """
+select recording_id, uri, size_bytes, etag, coalesce(end_s, 0.0) as duration_s,
+       languages[1] as language, failed, succeeded, complete, segments::bigint as segments
+from recordings order by uri, recording_id
+"""
+# Rows that do not count are there for their places: segments lie in the order of outcomes.
+_PARTS = """
+with placed as (
+  select recording_id, row_number() over (order by uri, recording_id) - 1 as owner from recordings)
+select segments_object, coalesce(owner, -1) as owner, segments_written,
+       coalesce(counts, false) as counts
+from outcomes left join standing using (id) left join placed using (recording_id)
+where segments_object is not null order by id
+"""
 _PIPELINE_OF = {
     SEGMENT_ROWS.folder: ("the segments of a transcription", "transcribed"),
     LABEL_ROWS.folder: ("the labels of a classification", "classified"),
@@ -290,41 +277,6 @@ def _refuse_others(store: OutputStore, named: Iterable[str | None], rows: PartRo
         f"{_PIPELINE_OF[rows.folder][0]}: this run {_PIPELINE_OF[other.folder][1]}; read its table "
         f"of {other.folder} as it is"
     )
-
-
-def _recordings(parts: pa.Table, complete_ids: pa.Array) -> pa.Table:
-    parts = parts.filter(parts["counts"])
-    failed = pc.equal(parts["status"], "failed")
-    table = parts.append_column("failed", failed).append_column("succeeded", pc.invert(failed))
-    kinds = {
-        "uri": "first", "size_bytes": "first", "etag": "first", "part_end_s": "max",
-        "failed": "any", "succeeded": "any", "segments_written": "sum",
-    }  # fmt: skip
-    groups = table.group_by("recording_id", use_threads=False).aggregate(list(kinds.items()))
-    ids = groups["recording_id"]
-    columns = {name: groups[f"{name}_{kind}"] for name, kind in kinds.items()}
-    return pa.table(
-        {
-            "recording_id": ids,
-            "duration_s": pc.fill_null(columns.pop("part_end_s"), 0.0),
-            "language": _languages(parts, ids),
-            "complete": pc.is_in(ids, value_set=complete_ids),
-            "segments": columns.pop("segments_written"),
-            **columns,
-        }
-    ).sort_by([("uri", "ascending"), ("recording_id", "ascending")])
-
-
-def _languages(parts: pa.Table, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    # That of most parts; the first by name among equals, so that the same tables say the same.
-    spoken = parts.filter(pc.is_valid(parts["language"]))
-    counts = spoken.group_by(["recording_id", "language"], use_threads=False).aggregate(
-        [("uri", "count")]
-    )
-    best = counts.sort_by(
-        [("recording_id", "ascending"), ("uri_count", "descending"), ("language", "ascending")]
-    )
-    return best["language"].take(pc.index_in(ids, value_set=best["recording_id"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

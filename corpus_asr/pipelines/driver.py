@@ -393,9 +393,10 @@ class CorpusRun:
             before_success=self._find_speakers,
         )
 
-    def _place_words_once(self, complete_ids: pa.Array) -> None:
-        if self.config.decoding.align:
-            place_words_once(self.store, complete_ids)
+    def _place_words_once(self, complete_ids: pa.Array) -> int:
+        if not self.config.decoding.align:
+            return 0
+        return place_words_once(self.store, complete_ids)
 
     def _find_speakers(self) -> None:
         if self.config.speakers.wanted:

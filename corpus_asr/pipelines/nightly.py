@@ -30,7 +30,7 @@ from corpus_asr.report.nightly import (
 )
 from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.shutdown import RunStoppedError
-from corpus_asr.storage.run_state.ledger import Failing, count_tries, note_tries
+from corpus_asr.storage.run_state.failing import Failing, count_tries, note_tries
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import new_run_id

@@ -32,8 +32,8 @@ from corpus_asr.report.text import (
     printable,
     text_template,
 )
-from corpus_asr.storage.run_state.ledger import Ledger, failing_rows
 from corpus_asr.storage.run_state.run_files import read_snapshot
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, READERS, OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
@@ -257,12 +257,13 @@ def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Fi
 
 def _newer_failures(store: OutputStore, run_id: str, failures: Failures) -> int:
     """Add the failures of a run where an earlier version counts; return how many recordings."""
+    columns = (*VERSION_COLUMNS, "uri", "error_stage", "error_message")
+    query = f"select {', '.join(FAILURE_COLUMNS)} from failing where run_id = $run_id order by id"
     recordings: set[str] = set()
-    resolution = Ledger.load(store).resolve(())
-    for batch in failing_rows(store, resolution, (*FAILURE_COLUMNS, "run_id")):
-        ours = batch.filter(pc.equal(batch["run_id"], run_id))
-        failures.add(ours)
-        recordings |= set(ours["recording_id"].to_pylist())
+    with RunTables(store, columns=columns) as tables:
+        for batch in tables.batches(query, run_id=run_id):
+            failures.add(batch)
+            recordings |= set(batch["recording_id"].to_pylist())
     return len(recordings)
 
 

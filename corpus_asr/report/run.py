@@ -33,7 +33,6 @@ from corpus_asr.report.samples import Gatherer
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, failing_rows
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
@@ -46,6 +45,7 @@ from corpus_asr.storage.run_state.run_files import (
     read_snapshot,
     speed_of,
 )
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import speaking_times
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
@@ -67,6 +67,14 @@ SEGMENT_COLUMNS = ("recording_id", "confidence", "start_s", "end_s")
 LABEL_COLUMNS = ("recording_id", "rank", "probability", "start_s", "end_s")
 # Added to outcomes as they are read: whether the row is the one that counts for its part.
 COUNTS = pa.field("counts", pa.bool_())
+_OUTCOMES = f"""
+select {", ".join(OUTCOME_COLUMNS)}, coalesce(counts, false) as counts
+from outcomes left join standing using (id) order by id
+"""
+_COUNTING = (
+    "select name, count(*) from parts join objects using (object) group by all order by min(id)"
+)
+_FAILING = f"select {', '.join(FAILURE_COLUMNS)} from failing order by id"
 CONFIDENCE_BINS = 10  # of equal width over 0-1
 _MOST_LABELS = 20  # a classifier may know thousands
 
@@ -192,16 +200,20 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
     files = chain.from_iterable(map(store.batches, listing or ()))
-    resolution = Ledger.load(store).resolve(files)
-    counts = count_run(
-        _outcomes(store, names, resolution.counts, gatherer),
-        _part_rows(store, names, gatherer, pipeline=config.get("pipeline")),
-        None if listing is None else chain.from_iterable(map(store.batches, listing)),
-        store.recordings(RECORDING_COLUMNS) if finished else None,
-        gatherer,
-        failing=failing_rows(store, resolution, FAILURE_COLUMNS),
-        resolution=None if listing is None else resolution,
-    )
+    with RunTables(store, names=names, listing=files) as tables:
+        if gatherer is not None:
+            for name, num_rows in tables.rows(_COUNTING):
+                gatherer.outcomes(name, num_rows)
+        counts = count_run(
+            tables.batches(_OUTCOMES),
+            _part_rows(store, names, gatherer, pipeline=config.get("pipeline")),
+            None if listing is None else chain.from_iterable(map(store.batches, listing)),
+            store.recordings(RECORDING_COLUMNS) if finished else None,
+            gatherer,
+            failing=tables.batches(_FAILING),
+            current=None if listing is None else tables.ids("listed and current"),
+            failed_since=None if listing is None else tables.ids("failed_since"),
+        )
     speaking = speaking_times(store)
     if gatherer is not None:
         gatherer.speaking = speaking
@@ -288,23 +300,6 @@ def _latest_listing(store: OutputStore) -> list[str] | None:
     return None if newest is None else listings.get(newest, [])
 
 
-def _outcomes(
-    store: OutputStore,
-    names: Sequence[str],
-    masks: dict[str, np.ndarray],
-    gatherer: Gatherer | None,
-) -> Iterator[pa.RecordBatch]:
-    position: dict[str, int] = {}
-    for batch in store.committed(OUTCOME_COLUMNS, names):
-        start = position.get(batch.name, 0)
-        stop = position[batch.name] = start + batch.rows.num_rows
-        mask = masks.get(batch.name)
-        counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
-        if gatherer is not None:
-            gatherer.outcomes(batch.name, int(np.count_nonzero(counts)))
-        yield batch.rows.append_column(COUNTS, pa.array(counts))
-
-
 def count_run(
     outcomes: Iterable[pa.RecordBatch],
     segments: Iterable[pa.RecordBatch],
@@ -313,13 +308,15 @@ def count_run(
     gatherer: Gatherer | None = None,
     *,
     failing: Iterable[pa.RecordBatch] = (),
-    resolution: CommitResolution | None = None,
+    current: pa.Array | None = None,
+    failed_since: pa.Array | None = None,
 ) -> RunCounts:
     """Count a run from batches of its tables, in any order of rows.
 
     `outcomes` have `OUTCOME_COLUMNS` and `COUNTS`, `segments` have `SEGMENT_COLUMNS`, `listing`
     has `recording_id` (None if it is not known); `recordings` are those of a finished run;
-    `failing` are failures of versions in whose place an earlier one counts.
+    `failing` are failures of versions in whose place an earlier one counts; `current` and
+    `failed_since` are recordings, as in `reconcile`.
     """
     failures = Failures(keep=gatherer is not None)
     committed = _collect_outcomes(outcomes, failures)
@@ -338,8 +335,8 @@ def count_run(
         written,
         listing=listing,
         recordings=recordings,
-        current=None if resolution is None else resolution.listed_ids,
-        failed_since=None if resolution is None else resolution.failed_ids,
+        current=current,
+        failed_since=failed_since,
     )
     with_status = Counter(folded.filter(pc.field("processed"))["status"].to_pylist())
     packets = folded["decode_errors"]

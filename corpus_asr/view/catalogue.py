@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -19,8 +19,9 @@ from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_o
 from corpus_asr.export.speaker_names import SpeakerNames, name_speaker, read_names, with_voices
 from corpus_asr.export.speakers import named
 from corpus_asr.logs import event
-from corpus_asr.schemas import OUTCOMES
+from corpus_asr.schemas import OUTCOMES, RECORDINGS
 from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.corrections import (
     Correction,
     Corrections,
@@ -30,9 +31,8 @@ from corpus_asr.storage.run_state.corrections import (
     read_saved,
     save_correction,
 )
-from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
-from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import read_turns
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
@@ -52,11 +52,13 @@ REFRESH_S = 10.0
 BLOCK_ROWS = 100
 KEPT = 4  # transcripts in memory
 SHOWN_LABELS = 3
-_DETAILS = (
-    "recording_id", "status", "error_stage", "error_kind", "error_message", "retryable",
-    "codec", "sample_rate_hz", "channels", "decode_errors", "speech_s", "languages",
-    "label", "label_probability", "run_id",
-)  # fmt: skip
+_DETAILS_SCHEMA = projected(RECORDINGS, (
+    "status", "error_stage", "error_kind", "error_message", "retryable", "codec", "sample_rate_hz",
+    "channels", "decode_errors", "speech_s", "languages", "label", "label_probability", "run_id",
+))  # fmt: skip
+_DETAILS = f"""
+select {", ".join(_DETAILS_SCHEMA.names)} from recordings order by uri, recording_id
+"""
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,33 +97,14 @@ def read_catalogue(store: OutputStore) -> Catalogue:
     names = outcomes_names(store)
     classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
     rows = LABEL_ROWS if classified else SEGMENT_ROWS
-    resolution = Ledger.load(store).resolve(())
-    index = index_of(store, names, resolution, rows)
-    recordings = index.recordings
-    details = _details(store, names, resolution, recordings["recording_id"].combine_chunks())
-    for name in _DETAILS[1:]:
+    with RunTables(store, names=names) as tables:
+        index = index_of(store, tables, rows)
+        recordings = index.recordings
+        details = conform(tables.table(_DETAILS), _DETAILS_SCHEMA)
+    for name in details.schema.names:
         recordings = recordings.append_column(name, details[name])
     trees = Trees.of(recordings)
     return Catalogue(rows, index, recordings, trees, finished=store.exists(SUCCESS_NAME))
-
-
-def _details(
-    store: OutputStore, names: Sequence[str], resolution: CommitResolution, ids: pa.Array
-) -> pa.Table:
-    # What the parts of each recording come to together, in the order of `ids`.
-    schema = projected(OUTCOMES, PART_COLUMNS)
-    aggregated = []
-    # Parts of this many recordings fit in memory.
-    for start in range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT):
-        some = ids.slice(start, RECORDINGS_PER_OBJECT)
-        tables = [schema.empty_table()]
-        for batch, counts in counted(store, resolution.counts, PART_COLUMNS, names):
-            theirs = pc.is_in(batch.column("recording_id"), value_set=some)
-            wanted = pc.and_(theirs, pa.array(counts))
-            tables.append(pa.Table.from_batches([batch]).filter(wanted).cast(schema))
-        aggregated.append(aggregate(pa.concat_tables(tables)).select(_DETAILS))
-    details = pa.concat_tables(aggregated)
-    return details.take(pc.index_in(ids, value_set=details["recording_id"].combine_chunks()))
 
 
 @dataclass(frozen=True, kw_only=True)

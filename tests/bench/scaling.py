@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import compact, write_recordings
-from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.tables import run_config
@@ -77,25 +77,23 @@ class Bench:
         begin_run(store, self.config, fingerprint(self.config, "revision"))
         plan = self.timed("plan, nothing done", plan_of, count, "file")
         self.timed("commit", lambda: self._commit(plan), objects, "commit")
-        ledger = self.timed(
-            f"ledger of {objects} objects", lambda: Ledger.load(store), count, "part"
-        )
-        self.timed("settle", lambda: ledger.resolve(read_listing(store, plan)), count, "file")
+        self._read(plan, objects).close()
         self.timed("merge small commits", lambda: compact(store, 128 * MEBIBYTE), count, "part")
-        ledger = self.timed(
-            f"ledger of {len(store.names('outcomes'))} objects", lambda: Ledger.load(store), count,
-            "part",
-        )  # fmt: skip
-        done = ledger.resolve(read_listing(store, plan))
-        self.timed(
-            "recordings", lambda: write_recordings(store, done, count, run_id="run"), count,
-            "recording",
-        )  # fmt: skip
+        with self._read(plan, len(store.names("outcomes"))) as tables:
+            self.timed("recordings", lambda: write_recordings(store, tables), count, "recording")
         again = self.timed("plan, all done", plan_of, count, "file")
         assert again.num_remaining == 0
         for name in ("outcomes", "segments", "recordings"):
             sizes = store.sizes(name)
             print(f"{name}: {len(sizes)} objects, {sum(sizes.values()) / count:.1f} bytes/file")
+
+    def _read(self, plan: Plan, objects: int) -> RunTables:
+        listing = read_listing(self.store, plan)
+        tables: RunTables = self.timed(
+            f"tables of {objects} objects", lambda: RunTables(self.store, listing=listing),
+            self.files, "part",
+        )  # fmt: skip
+        return tables
 
     def _commit(self, plan: Plan) -> None:
         chance = np.random.default_rng(0)

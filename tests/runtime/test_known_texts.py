@@ -12,13 +12,19 @@ from corpus_asr.export.missing_words import missing_words_of
 from corpus_asr.export.recordings import Selection, chosen, read_index
 from corpus_asr.runtime import known_texts
 from corpus_asr.runtime.known_texts import place_words_once
-from corpus_asr.storage.run_state.finish import aggregate, compact, keep_only
-from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.finish import compact, keep_only
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.transcription.joined_text import text_columns
-from tests.support.tables import commit, part, results, rows_of
+from tests.support.tables import (
+    commit,
+    complete,
+    part,
+    results,
+    rows_of,
+)
 
 # A refrain of three words is said twice in the text, numbers 2 to 4 and 6 to 8.
 WORDS = [" so", " we", " row", " the", " boat", " and", " row", " the", " boat", " home"]
@@ -81,7 +87,7 @@ def check(store: OutputStore) -> None:
     }  # fmt: skip
     assert rows["/a", 0]["segments_written"] == 1
     assert rows["/a", 0]["text_spans"] == [{"first": 0, "stop": 2, "end_s": 1.5}]
-    recordings = aggregate(pa.Table.from_batches(store.outcomes())).to_pylist()
+    recordings = complete(store)
     missing = {row["uri"]: (row["missing_words"], row["text_words"]) for row in recordings}
     assert missing == {"/a": (4, 10), "/b": (1, 10)}
     index = read_index(store)
@@ -119,16 +125,16 @@ def test_killed_between_two_commits_it_is_done_by_the_next(
         with pytest.raises(CorpusAsrError, match="killed"):
             place_words_once(store, ALL)
     assert len(rows_of(store.outcomes())) == 5
-    resolution = Ledger.load(store).resolve(())
-    keep_only(store, resolution.places)  # as a finish does first
-    assert place_words_once(store, resolution.complete_ids) == 1
+    with RunTables(store) as tables:
+        keep_only(store, tables.places())  # as a finish does first
+        assert place_words_once(store, tables.ids("complete")) == 1
     check(store)
 
 
 def test_a_recording_of_which_a_part_failed_has_no_missing_words(store: OutputStore) -> None:
     commit(store, results(saying("c", 0, 0, 1, probability=0.9, last=False),
                           part("c", 1, texts=None, status="failed", error_kind="x")))  # fmt: skip
-    table = aggregate(pa.Table.from_batches(store.outcomes())).to_pylist()
+    table = complete(store)
     of = {row["uri"]: row for row in table}
     assert (of["/c"]["text_words"], of["/c"]["missing_words"]) == (10, None)
     index = read_index(store)

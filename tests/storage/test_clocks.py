@@ -10,7 +10,7 @@ from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER, make_plan, retire_plans
 from corpus_asr.storage.run_state.run_files import RUN_NAME, speed_of
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.storage.test_ledger import done
+from tests.storage.test_run_tables import done
 from tests.support.clocks import DAY_S, wrong_clock
 from tests.support.engines import script, scripted_engine
 from tests.support.killing import killable_job

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,20 +14,30 @@ from hypothesis import strategies as st
 
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
+from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state import finish as finish_module
 from corpus_asr.storage.run_state.finish import (
     compact,
     groups_to_merge,
     merge,
 )
-from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.lock import Lock, Timing
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import OutputStore, projected
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
-from tests.storage.test_ledger import done
+from tests.storage.test_run_tables import done
 from tests.support.stores import S3Server, life
-from tests.support.tables import commit, files, orphan, part, results, rows_of, same_schema
+from tests.support.tables import (
+    commit,
+    files,
+    orphan,
+    part,
+    remaining,
+    results,
+    rows_of,
+    same_schema,
+)
 
 
 def tables_of(store: OutputStore) -> dict[str, list[Any]]:
@@ -89,7 +98,7 @@ def test_a_run_knows_what_it_and_the_last_one_put_where_the_listing_lags_behind(
             assert len(store.names("outcomes")) == 4  # as one sees it that did not put them
     monkeypatch.setattr(filesystem, "list_objects", lambda *_: iter(()))
     with Lock(store, "next", timing=timing) as lock:
-        assert Ledger.load(lock.store).remaining(files(*"abcde"))["uri"].to_pylist() == ["/e"]
+        assert [row["uri"] for row in remaining(lock.store, files(*"abcde"))] == ["/e"]
         store.remove(lock.store.names("outcomes")[0])  # by somebody else
         assert lock.store.names("outcomes") == []
 
@@ -275,22 +284,19 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
         assert not store.exists("_SUCCESS")
         # What a run that continues here would do, and what a report would count, at this instant.
         named = store.named_segments()
-        ledger = Ledger.load(store)
-        assert ledger.remaining(listing).num_rows == 0
-        keep = ledger.resolve([listing]).counts
-        assert _counting(store, keep) == expected["outcomes"]
+        assert not remaining(store, listing)
+        assert _counting(store, listing) == expected["outcomes"]
         assert store.missing(named) <= gone, "a reader would not find them"
         assert done(store, listing) == counts
         assert tables_of(store) == expected, operations
         assert store.exists("_SUCCESS")
 
 
-def _counting(store: OutputStore, keep: dict[str, np.ndarray]) -> list[str]:
-    rows = []
-    for name in store.names("outcomes"):
-        table = store.read_table(name, OUTCOMES).drop_columns(["segments_object"])
-        rows += (table.filter(keep[name]) if name in keep else table).to_pylist()
-    return sorted(map(repr, rows))
+def _counting(store: OutputStore, listing: pa.RecordBatch) -> list[str]:
+    with RunTables(store, columns=OUTCOMES.names, listing=[listing]) as run:
+        names = [name for name in OUTCOMES.names if name != "segments_object"]
+        found = run.table(f"select {', '.join(names)} from parts")
+    return sorted(repr(row) for row in conform(found, projected(OUTCOMES, names)).to_pylist())
 
 
 def test_a_reader_misses_no_recording_while_the_table_is_replaced(

@@ -16,7 +16,7 @@ from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import read_manifest
-from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
 from corpus_asr.storage.stores.host_allowlist import HostRules, Verdict, is_public, may_name
@@ -192,7 +192,7 @@ def test_outcomes_cannot_name_anything_but_segments(tmp_path: Path) -> None:
     ):  # fmt: skip
         forged = outcomes.set_column(position, OUTCOMES.field(position), [pa.array([named])])
         store.write_table(written.outcomes_name, forged)
-        for use in (lambda: Ledger.load(store), lambda: list(store.segments())):
+        for use in (lambda: RunTables(store), lambda: list(store.segments())):
             with pytest.raises(CorpusAsrError, match=r"leads out of the folder|expected a name in"):
                 use()
     assert victim.read_bytes() == b"mine"

@@ -19,9 +19,9 @@ from corpus_asr.schemas import PACKS
 from corpus_asr.storage.parquet import parquet_writer
 from corpus_asr.storage.run_state import plan as plan_module
 from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.ledger import REMAINING
 from corpus_asr.storage.run_state.plan import make_plan, pack, read_listing, read_packs
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_tables import REMAINING
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions, write_atomic

@@ -12,13 +12,18 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
-from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.storage.test_ledger import config
+from tests.storage.test_run_tables import config
 from tests.support.stores import life
-from tests.support.tables import commit, files, part, results
+from tests.support.tables import (
+    commit,
+    files,
+    part,
+    remaining,
+    results,
+)
 
 
 def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:
@@ -90,7 +95,7 @@ def begin(store: OutputStore, config: RunConfig, *, new_run: bool = False) -> Ru
 def complete(store: OutputStore, config: RunConfig, run: Run) -> OutcomeCounts:
     """Do what is left, in the language of the settings, and finish."""
     language = str(config.decoding.language)
-    for row in Ledger.load(store).remaining(files(*NAMES)).to_pylist():
+    for row in remaining(store, files(*NAMES)):
         name = row["uri"].lstrip("/")
         commit(store, results(part(name, 0, texts=[f"{name} {language}"])), run_id=run.run_id)
     listing = [files(*NAMES)]

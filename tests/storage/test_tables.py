@@ -11,17 +11,24 @@ import pytest
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.parquet import conform
-from corpus_asr.storage.run_state.finish import aggregate
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     OutputStore,
-    outcomes_of,
     part_rows_named,
     unique_stem,
     without_credentials,
 )
-from tests.storage.test_ledger import done
-from tests.support.tables import commit, files, orphan, part, results, rows_of, same_schema
+from tests.storage.test_run_tables import done
+from tests.support.tables import (
+    commit,
+    complete,
+    files,
+    orphan,
+    part,
+    results,
+    rows_of,
+    same_schema,
+)
 
 
 def test_a_commit_is_read_back_exactly(store: OutputStore) -> None:
@@ -215,7 +222,7 @@ def test_many_small_commits_of_labels_become_one(tmp_path: Path) -> None:
     assert {row["label"] for row in rows_of(store.recordings())} == {"en"}
 
 
-def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights() -> None:
+def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights(memory: str) -> None:
     found = [
         labelled("a", 0, ("en", 0.6), ("de", 0.4), weight_s=10.0, last=False),
         labelled("a", 1, ("de", 0.9), ("en", 0.1), weight_s=30.0),
@@ -223,8 +230,9 @@ def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights() -> None:
         labelled("c", 0),
         part("d", 0, texts=None, status="no_speech"),
     ]
-    outcomes: pa.Table = outcomes_of(results(*found), run_id="run").cast(OUTCOMES)
-    messages = {row["uri"]: row for row in aggregate(outcomes).to_pylist()}
+    store = OutputStore(memory)
+    commit(store, results(*found))
+    messages = {row["uri"]: row for row in complete(store)}
     assert messages["/a"]["label"] == "de"
     assert messages["/a"]["label_probability"] == pytest.approx((0.4 * 10 + 0.9 * 30) / 40)
     assert messages["/b"]["label"] == "da"  # of two as likely, the first by name

@@ -14,14 +14,20 @@ import pytest
 from corpus_asr.errors import EngineError
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state import tables
-from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, Lock, LockKey, Timing
 from corpus_asr.storage.run_state.run_files import SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import TAKEN_OVER_NAME, OutputStore
 from corpus_asr.storage.stores import filesystem
-from tests.storage.test_ledger import done
 from tests.storage.test_lock import ELSEWHERE
-from tests.support.tables import commit, files, part, results, rows_of
+from tests.storage.test_run_tables import done
+from tests.support.tables import (
+    commit,
+    files,
+    part,
+    remaining,
+    results,
+    rows_of,
+)
 
 CHECKS_OF_A_FINISH = 12
 QUICK = Timing(heartbeat_s=0.01, looks=2, settle_s=0.01)
@@ -58,7 +64,7 @@ def taken_over(store: OutputStore, *listed: str) -> None:
     """Have another run take the folder over, do what is missing, and finish."""
     with Lock(store, "new", steal=True, timing=QUICK) as lock:
         for name in listed:
-            if Ledger.load(store).remaining(files(name)).num_rows:
+            if remaining(store, files(name)):
                 commit(lock.store, results(part(name, 0, texts=["by new"])), run_id="new")
         assert done(lock.store, files(*listed)).remaining == 0
 

@@ -13,15 +13,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
-from corpus_asr.report.failures import FAILURE_COLUMNS
 from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
-from corpus_asr.storage.run_state.ledger import Ledger, failing_rows
 from corpus_asr.storage.run_state.run_files import Run, begin_run
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import read_catalogue
 from tests.support.stores import life
-from tests.support.tables import commit, files, part, results, rows_of, run_config
+from tests.support.tables import (
+    commit,
+    files,
+    part,
+    remaining,
+    results,
+    run_config,
+)
 
 PARTS = {"a": 1, "b": 3}
 
@@ -84,8 +90,7 @@ class Folder:
         return {each.uri[1:]: [segment.text for segment in each.segments] for _, each in found}
 
     def left(self, listing: pa.RecordBatch) -> dict[str, list[int]]:
-        table = Ledger.load(self.store).remaining(listing)
-        return {row["uri"][1:]: row["done_parts"] for row in table.to_pylist()}
+        return {row["uri"][1:]: row["done_parts"] for row in remaining(self.store, listing)}
 
 
 @pytest.fixture
@@ -182,9 +187,8 @@ def test_the_newer_failure_is_found_in_merged_commits(folder: Folder) -> None:
     folder.run(*whole("a", "v1"), *whole("b", "v1"), listing=NOW)
     folder.run(*(failure(name, 0, etag="v2", kind="decode") for name in "ab"), listing=NEW)
     assert len(folder.store.names("outcomes")) == 1, "merged"
-    resolution = Ledger.load(folder.store).resolve(())
-    found = rows_of(failing_rows(folder.store, resolution, FAILURE_COLUMNS))
-    assert sorted(row["uri"] for row in found) == ["/a", "/b"]
+    with RunTables(folder.store) as run:
+        assert run.rows("select uri from failing order by uri") == [("/a",), ("/b",)]
 
 
 attempt = st.tuples(

@@ -8,13 +8,15 @@ import numpy as np
 import pyarrow as pa
 
 from corpus_asr.activity import Activity, FailureCount
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import Retry, RunConfig
 from corpus_asr.export.recordings import Recording
 from corpus_asr.schemas import FILES, PACKS, PARTS, RESULTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.parts import one_row
 from corpus_asr.storage.run_state import tables
+from corpus_asr.storage.run_state.finish import recordings_rows
 from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, Commit, OutputStore, PartRows
 from corpus_asr.storage.stores.uri import recording_id
 
@@ -31,6 +33,24 @@ def run_config(
         "report": {"embed_audio": False},
     }
     return RunConfig.model_validate(usual | sections)
+
+
+def remaining(
+    store: OutputStore,
+    batch: pa.RecordBatch,
+    retry: Retry = Retry.environment,
+    *,
+    leave_alone: Iterable[str] = (),
+) -> list[dict[str, Any]]:
+    """Return the files that a run has to do, as a plan finds them."""
+    with RunTables(store, columns=VERSION_COLUMNS) as run:
+        return run.remaining(batch, retry, leave_alone=list(leave_alone)).to_pylist()
+
+
+def complete(store: OutputStore) -> list[dict[str, Any]]:
+    """Return the recordings that are complete, as a finish would write them."""
+    with RunTables(store) as run:
+        return [row for rows in recordings_rows(run) for row in rows.to_pylist()]
 
 
 def with_section(config: RunConfig, name: str, **changes: Any) -> RunConfig:

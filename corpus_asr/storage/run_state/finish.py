@@ -8,7 +8,6 @@ commit's name sorts before those of the commits it was made of, so the ledger co
 import datetime
 import logging
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,13 +20,7 @@ import pyarrow.ipc
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
-from corpus_asr.storage.run_state.ledger import (
-    CommitResolution,
-    Ledger,
-    Place,
-    counted,
-    failing_rows,
-)
+from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -36,6 +29,7 @@ from corpus_asr.storage.run_state.run_files import (
     code_versions,
     safe_config,
 )
+from corpus_asr.storage.run_state.run_tables import Place, RunTables
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
     COMMIT_FOLDERS,
@@ -48,7 +42,6 @@ from corpus_asr.storage.run_state.tables import (
     VOICES_FOLDER,
     OutputStore,
     part_rows_named,
-    projected,
     time_ns_of,
 )
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
@@ -64,19 +57,6 @@ GROWTH = 2
 SORTED_ROWS = 32_768  # of segments, sorted at once; a row group of what is written
 # Memory is bounded by one object as it is written, its outcomes, and this.
 CHUNK_BYTES = 32 * MEBIBYTE  # of segments, in memory, before they go to the scratch file
-_FAILED_COLUMNS = ("recording_id", "run_id")
-_ERROR_COLUMNS = ("error_stage", "error_kind", "error_message", "retryable")
-# The same in every part; what only some parts know (a failed one has no codec) comes from those.
-_FIRST_COLUMNS = (
-    "uri", "size_bytes", "etag", "metadata", "codec", "sample_rate_hz", "channels",
-    "header_duration_s",
-)  # fmt: skip
-PART_COLUMNS = (
-    "recording_id", "run_id", "part", "channel", "status", "language", "duration_s", "speech_s",
-    "speech_without_text_s", "segments_written", "decode_errors", "label_means", "label_weight_s",
-    "text_words", "text_found", *_FIRST_COLUMNS,
-    *_ERROR_COLUMNS,
-)  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,33 +79,33 @@ class OutcomeCounts:
     audio_s: float = 0.0
     speech_s: float = 0.0
 
-    def add(self, recordings: pa.Table, listed_ids: pa.Array, run_id: str) -> None:
-        """Count rows of the recordings table, those of a run on their own."""
-        self.recordings += recordings.num_rows
-        self.segments += pc.sum(recordings["segments"]).as_py() or 0
-        self.audio_s += pc.sum(recordings["duration_s"]).as_py() or 0.0
-        self.speech_s += pc.sum(recordings["speech_s"]).as_py() or 0.0
-        listed = pc.is_in(recordings["recording_id"], value_set=listed_ids)
-        statuses = Counter(recordings["status"].filter(listed).to_pylist())
-        self.ok += statuses["ok"]
-        self.no_speech += statuses["no_speech"]
-        self.failed += statuses["failed"]
-        self.remaining = self.listed - self.ok - self.no_speech - self.failed
-        ours = recordings.filter(pc.and_(listed, pc.equal(recordings["run_id"], run_id)))
-        self.processed += ours.num_rows
-        self.processed_failed += pc.sum(pc.equal(ours["status"], "failed")).as_py() or 0
+    @classmethod
+    def of(cls, tables: RunTables, num_listed: int, *, run_id: str) -> "OutcomeCounts":
+        """Count the recordings of a folder, those of a run on their own."""
+        (ok, no_speech, failed, earlier, processed, processed_failed, recordings, segments,
+         audio_s, speech_s), *_ = tables.rows(_COUNTS, run_id=run_id)  # fmt: skip
+        return cls(
+            listed=num_listed, ok=ok, no_speech=no_speech, failed=failed, earlier=earlier,
+            remaining=num_listed - ok - no_speech - failed, processed=processed,
+            processed_failed=processed_failed, recordings=recordings, segments=int(segments or 0),
+            audio_s=audio_s or 0.0, speech_s=speech_s or 0.0,
+        )  # fmt: skip
 
-    def add_failed(self, rows: Iterable[pa.RecordBatch], failed_ids: pa.Array, run_id: str) -> None:
-        """Count recordings that failed in a version in whose place an earlier one counts."""
-        ours: set[str] = set()
-        for batch in rows:
-            known = pc.is_in(batch["recording_id"], value_set=failed_ids)
-            theirs = batch.filter(pc.and_(known, pc.equal(batch["run_id"], run_id)))
-            ours |= set(theirs["recording_id"].to_pylist())
-        self.failed += len(failed_ids)
-        self.remaining -= len(failed_ids)
-        self.processed += len(ours)
-        self.processed_failed += len(ours)
+
+# A recording whose listed version failed counts as failed, also where an earlier one has text.
+_COUNTS = """
+with tried as (
+  select *, listed and current as here, failed_since and recording_id in (
+      select recording_id from failing where run_id = $run_id) as failed_now
+  from recordings)
+select count(*) filter (here and status = 'ok'), count(*) filter (here and status = 'no_speech'),
+  count(*) filter (here and status = 'failed' or failed_since), count(*) filter (earlier),
+  count(*) filter (here and run_id = $run_id or failed_now),
+  count(*) filter (here and run_id = $run_id and status = 'failed' or failed_now),
+  count(*) filter (complete), sum(segments) filter (complete),
+  exact_sum(if(complete, duration_s, null)), exact_sum(if(complete, speech_s, null))
+from tried
+"""
 
 
 def finish(
@@ -139,7 +119,7 @@ def finish(
     plan_name: str | None = None,
     idle: bool = False,
     extra: dict[str, Any] | None = None,
-    after_reconciling: Callable[[pa.Array], object] = lambda _: None,
+    after_reconciling: Callable[[pa.Array], int] = lambda _: 0,
     before_success: Callable[[], object] = lambda: None,
 ) -> OutcomeCounts:
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
@@ -149,24 +129,27 @@ def finish(
         num_listed: how many rows the listing had when it was made; those missing count as left.
         plan_name: the plan that was worked off; None if there was none.
         idle: whether there was nothing to do; `run.json` then keeps what the last run did.
-        after_reconciling: called with the IDs of complete recordings once each part counts once; it
-            may commit parts again.
+        after_reconciling: called with the IDs of complete recordings once each part counts once;
+            returns how many parts it committed again.
         before_success: called once the tables of outcomes, segments and recordings are exact.
         extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
     """
     store.remove(SUCCESS_NAME)
-    resolution = Ledger.load(store).resolve(listing)
-    if resolution.num_listed != num_listed:
-        logger.warning("listing rows=%d, expected %d", resolution.num_listed, num_listed)
-    num_listed = max(num_listed, resolution.num_listed)
-    # Second commits of a part, rows of replaced recordings, outcomes whose segments are gone.
-    keep_only(store, resolution.places)
-    after_reconciling(resolution.complete_ids)
-    # While something is left, more commits are to come, and their names tell when work was done.
-    target_mb = config.output.target_file_mb
-    if target_mb is not None and resolution.num_done == num_listed:
-        compact(store, target_mb * MEBIBYTE)
-    counts = write_recordings(store, resolution, num_listed, run_id=run.run_id)
+    with RunTables(store, listing=listing) as tables:
+        if tables.num_listed != num_listed:
+            logger.warning("listing rows=%d, expected %d", tables.num_listed, num_listed)
+        num_listed = max(num_listed, tables.num_listed)
+        # Second commits of a part, rows of replaced recordings, outcomes whose segments are gone.
+        keep_only(store, tables.places())
+        if after_reconciling(tables.ids("complete")):
+            tables.reread(store)
+        counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)
+        # While something is left, more commits are to come, and their names tell when work was
+        # done.
+        target_mb = config.output.target_file_mb
+        if target_mb is not None and not counts.remaining:
+            compact(store, target_mb * MEBIBYTE)
+        write_recordings(store, tables)
     remove_leftovers(store)
     before_success()
     store.note_tables()
@@ -207,150 +190,26 @@ def _last_work(store: OutputStore, run: Run) -> dict[str, Any] | None:
     return {name: before[name] for name in names if name in before}
 
 
-def write_recordings(
-    store: OutputStore, resolution: CommitResolution, num_listed: int, *, run_id: str
-) -> OutcomeCounts:
-    """Replace the recordings table by one row for each complete recording; count them."""
+def write_recordings(store: OutputStore, tables: RunTables) -> None:
+    """Replace the recordings table by one row for each complete recording, sorted by identity."""
     old = store.names(RECORDINGS_FOLDER)
-    counts = OutcomeCounts(
-        listed=num_listed, remaining=num_listed, earlier=len(resolution.earlier_ids)
-    )
-    stem, ids = store.stem(), resolution.complete_ids.sort()
-    # Read again only where not all rows of the tables count: they may lie in other objects by now.
-    now = Ledger.load(store).resolve(()) if resolution.failing else None
-    # No recordings are one empty slice: an empty table says so.
-    for index, start in enumerate(range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT)):
-        some = ids.slice(start, RECORDINGS_PER_OBJECT)
-        table = aggregate(_outcomes_of(store, some, {} if now is None else now.counts))
-        counts.add(table, resolution.listed_ids, run_id)
-        store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{index:05d}{SUFFIX}", table)
-    if now is not None:
-        counts.add_failed(failing_rows(store, now, _FAILED_COLUMNS), resolution.failed_ids, run_id)
+    stem = store.stem()
+    for number, rows in enumerate(recordings_rows(tables)):
+        store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{number:05d}{SUFFIX}", rows)
     # Last: a reader sees rows twice for a moment, and never misses one.
     store.remove_all(old)
-    return counts
 
 
-def _outcomes_of(store: OutputStore, ids: pa.Array, counts: Mapping[str, np.ndarray]) -> pa.Table:
-    schema = projected(OUTCOMES, PART_COLUMNS)
-    tables = [schema.empty_table()]
-    if not len(ids):
-        return tables[0]
-    for batch, mask in counted(store, counts, PART_COLUMNS, store.names(OUTCOMES_FOLDER)):
-        # By range first: commits are small, and a hash table of all identities is not.
-        within = pc.and_(
-            pc.greater_equal(batch.column("recording_id"), ids[0]),
-            pc.less_equal(batch.column("recording_id"), ids[-1]),
-        )
-        wanted = pc.and_(within, pa.array(mask))
-        tables.append(pa.Table.from_batches([batch]).filter(wanted).cast(schema))
-    table = pa.concat_tables(tables)
-    return table.filter(pc.is_in(table["recording_id"], value_set=ids))
-
-
-def aggregate(outcomes: pa.Table) -> pa.Table:
-    """Return the RECORDINGS rows of complete recordings, sorted by identity."""
-    parts = outcomes.sort_by([("recording_id", "ascending"), ("part", "ascending")])
-    # One thread: "first" is only defined in order.
-    grouped = parts.group_by("recording_id", use_threads=False).aggregate(
-        [
-            *((name, "first") for name in _FIRST_COLUMNS),
-            ("run_id", "max"),
-            ("decode_errors", "max"),
-            ("duration_s", "sum"),
-            ("speech_s", "sum"),
-            ("speech_without_text_s", "sum"),
-            ("segments_written", "sum"),
-            ("part", "count"),
-            ("text_words", "max"),
-            ("text_found", "sum"),
-            ("channel", "count_distinct", pc.CountOptions(mode="only_valid")),
-        ]
-    )
-    grouped = grouped.sort_by("recording_id")  # groups come in no order
-    ids = grouped["recording_id"].combine_chunks()
-    columns = {name: grouped[f"{name}_first"] for name in _FIRST_COLUMNS}
-    columns |= _first_failures(parts, ids) | _likeliest_labels(parts, ids)
-    # Channels transcribed separately cover the same time span; mixed ones, and a recording that
-    # failed before its channels were known, have no number.
-    num_channels = pc.max_element_wise(grouped["channel_count_distinct"], 1).cast(pa.float64())
-    columns |= {
-        "run_id": grouped["run_id_max"],
-        "recording_id": ids,
-        "decode_errors": grouped["decode_errors_max"],
-        "duration_s": pc.divide(grouped["duration_s_sum"], num_channels),
-        "speech_s": pc.divide(grouped["speech_s_sum"], num_channels),
-        "speech_without_text_s": pc.divide(grouped["speech_without_text_s_sum"], num_channels),
-        "parts": grouped["part_count"],
-        "segments": grouped["segments_written_sum"],
-        "languages": _languages(parts, ids),
-        "text_words": grouped["text_words_max"],
-        # What a part that failed says is not known to be missing.
-        "missing_words": pc.if_else(
-            pc.equal(columns["status"], "failed"),
-            None,
-            pc.subtract(grouped["text_words_max"], grouped["text_found_sum"]),
-        ),
-    }
-    columns["status"] = pc.if_else(
-        pc.equal(columns["status"], "failed"),
-        "failed",
-        pc.if_else(pc.greater(columns["segments"], 0), "ok", "no_speech"),
-    )
-    arrays = [columns[field.name].cast(field.type) for field in RECORDINGS]
-    return pa.table(arrays, schema=RECORDINGS)
-
-
-def _first_failures(parts: pa.Table, ids: pa.Array) -> dict[str, pa.ChunkedArray]:
-    failed = parts.filter(pc.equal(parts["status"], "failed"))
-    # The first occurrence is the lowest part: parts are sorted.
-    rows = pc.index_in(ids, value_set=failed["recording_id"].combine_chunks())
-    columns = {name: failed[name].take(rows) for name in _ERROR_COLUMNS}
-    return columns | {"status": pc.fill_null(failed["status"].take(rows), "")}
-
-
-def _likeliest_labels(parts: pa.Table, ids: pa.Array) -> dict[str, pa.ChunkedArray]:
-    means = parts["label_means"].combine_chunks()
-    owners = pc.list_parent_indices(means)
-    weights = pc.fill_null(parts["label_weight_s"], 0.0)
-    flat = pc.list_flatten(means)
-    summed = pa.table(
-        {
-            "recording_id": parts["recording_id"].take(owners),
-            "label": pc.struct_field(flat, "label"),
-            "sum": pc.multiply(
-                pc.struct_field(flat, "probability").cast(pa.float64()), weights.take(owners)
-            ),
-        }
-    )
-    # One thread: sums in another order would differ in their last digits.
-    summed = summed.group_by(["recording_id", "label"], use_threads=False)
-    best = summed.aggregate([("sum", "sum")]).sort_by(
-        [("recording_id", "ascending"), ("sum_sum", "descending"), ("label", "ascending")]
-    )
-    totals = pa.table({"recording_id": parts["recording_id"], "weight": weights})
-    totals = totals.group_by("recording_id", use_threads=False).aggregate([("weight", "sum")])
-    # The first occurrence is the likeliest: they are sorted.
-    rows = pc.index_in(ids, value_set=best["recording_id"].combine_chunks())
-    total = totals["weight_sum"].take(
-        pc.index_in(ids, value_set=totals["recording_id"].combine_chunks())
-    )
-    return {
-        "label": best["label"].take(rows),
-        "label_probability": pc.divide(best["sum_sum"].take(rows), total),
-    }
-
-
-def _languages(parts: pa.Table, ids: pa.Array) -> pa.Array:
-    spoken = parts.filter(pc.is_valid(parts["language"]))
-    counts = spoken.group_by(["recording_id", "language"]).aggregate([("part", "count")])
-    counts = counts.sort_by(
-        [("recording_id", "ascending"), ("part_count", "descending"), ("language", "ascending")]
-    )
-    owners = pc.index_in(counts["recording_id"].combine_chunks(), value_set=ids).to_numpy()
-    lengths = np.bincount(owners.astype(np.int64), minlength=len(ids))
-    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), counts["language"].combine_chunks())
+def recordings_rows(tables: RunTables) -> Iterator[pa.Table]:
+    """Yield the RECORDINGS rows of complete recordings, sorted, an object's at a time."""
+    columns = ", ".join(RECORDINGS.names)
+    query = f"select {columns} from recordings where complete order by recording_id"
+    found = False
+    for rows in tables.batches(query, rows=RECORDINGS_PER_OBJECT):
+        found = True
+        yield conform(rows, RECORDINGS)
+    if not found:
+        yield RECORDINGS.empty_table()  # without recordings, an empty table says so
 
 
 def compact(store: OutputStore, target_bytes: float) -> None:

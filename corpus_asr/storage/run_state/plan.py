@@ -1,4 +1,4 @@
-"""What a run has to do: the listing without what the ledger covers, packed, largest first.
+"""What a run has to do: the listing without what is committed, packed, largest first.
 
 Only sizes and identities are held for all files; rows pass through in bounded batches. Packs and
 listing hold URIs as they were given, signatures included, until the run is finished.
@@ -16,12 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions, SourceSettings
+from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions, SourceSettings
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
-from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
 from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
+from corpus_asr.storage.run_state.run_tables import (
+    REMAINING,
+    VERSION_COLUMNS,
+    Reason,
+    RunTables,
+)
 from corpus_asr.storage.run_state.sample import FileSample
 from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, time_ns_of, without_credentials
 from corpus_asr.units import MEBIBYTE
@@ -88,19 +93,19 @@ def make_plan(
     if model_revision is not None:
         name = fingerprint(config, model_revision)
         earlier = check_fingerprint(store, config, name, new_run=options.new_run)
-    ledger = Ledger.empty()
-    if earlier is not Earlier.other:  # a new run moves such results away before it begins
-        ledger = Ledger.load(store, leave_alone=options.leave_alone)
+    # A new run moves results that were made otherwise away before it begins.
+    committed = None if earlier is Earlier.other else store
     # The newest plan is the one in use, whatever clocks say.
     plans = {_plan_of(name) for name in store.all_names(PLANS_FOLDER)}
     newest_ns = max(map(time_ns_of, plans), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
     plan = Plan(uri=store.address(f"{name}/packs"), name=name)
-    with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder,
+        RunTables(committed, columns=VERSION_COLUMNS) as tables,
+    ):
         scratch = str(Path(folder) / "remaining.parquet")
-        sizes, ids, retried = _list_source(
-            plan, store, config.source, ledger, options.retry, scratch
-        )
+        sizes, ids, retried = _list_source(plan, store, config.source, tables, options, scratch)
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
         plan.num_remaining_bytes = int(sizes[sizes >= 0].sum())
@@ -152,8 +157,8 @@ def _list_source(
     plan: Plan,
     store: OutputStore,
     source: SourceSettings,
-    ledger: Ledger,
-    retry: Retry,
+    tables: RunTables,
+    options: RunOptions,
     scratch: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # Sizes (-1 where unknown) and identities of the remaining files, and whether they failed
@@ -166,7 +171,9 @@ def _list_source(
             plan.num_files += files.num_rows
             plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
             plan.num_unknown_sizes += files["size_bytes"].null_count
-            remaining = ledger.remaining(files.to_batches()[0], retry)
+            remaining = tables.remaining(
+                files.to_batches()[0], options.retry, leave_alone=options.leave_alone
+            )
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())

@@ -6,12 +6,11 @@ the turns of a recording were made of: what is there already is not made again. 
 two objects hold, after a finish that was killed, the newest counts.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,8 @@ import pyarrow.compute as pc
 from corpus_asr.array_types import Float16, Float64
 from corpus_asr.schemas import SPEAKERS
 from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.run_state.ledger import Ledger, counted
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import (
-    OUTCOMES_FOLDER,
     SPEAKERS_FOLDER,
     SUFFIX,
     OutputStore,
@@ -35,8 +33,6 @@ ROWS_PER_OBJECT = 250_000
 MAX_OBJECTS = 8
 
 _LOG = logging.getLogger(__name__)
-_VERSION = ("part", "run_id", "status", "etag", "size_bytes")
-_LIGHT = ("recording_id", "last_part", *_VERSION)
 _TURN = ("recording_id", "channel", "start_s", "end_s", "speaker", "confidence")
 _VOICES = ("recording_id", "uri", "part", "channel", "voice_spans", "voices")
 
@@ -82,59 +78,55 @@ def voices_left(store: OutputStore, settings: Mapping[str, Any]) -> Iterator[Rec
     In memory are the recordings whose parts are not all read yet, and a few hundred bytes of every
     other. `settings` change turns.
     """
-    counts = Ledger.load(store).resolve(()).counts
-    complete = _complete(store, settings, counts)
-    known = _made(store)
-    left = {each: key for each, key in complete.items() if known.get(each) != key.made_of}
-    del complete, known
+    known = pa.concat_tables([_MADE.empty_table(), *_made(store)])
+    with RunTables(store, columns=VERSION_COLUMNS) as tables:
+        tables.add("made", known)
+        chosen = json.dumps(settings, sort_keys=True)
+        tables.add("wanted", tables.table(_WANTED, settings=chosen))
+        expected = {
+            each: (made_of, parts) for each, made_of, parts in tables.rows("select * from wanted")
+        }
+        places = tables.rows(_PLACES)
     waiting: dict[str, RecordingVoices] = {}
-    wanted = pa.array([*left], pa.string())
     # One object at a time: several, read ahead, would be a gigabyte of voices.
-    objects = store.names(OUTCOMES_FOLDER) if left else ()
-    for batch, mask in (
-        each for name in objects for each in counted(store, counts, _VOICES, [name])
-    ):
-        theirs = pc.is_in(batch["recording_id"], value_set=wanted)
-        rows = batch.filter(pc.and_(theirs, pa.array(mask)))
-        for row in rows.to_pylist():
-            if (expected := left.get(row["recording_id"])) is None:
-                continue  # a second commit of a part
+    for name, rows in places:
+        for row in _rows_at(store, name, rows):
+            made_of, num_parts = expected[row["recording_id"]]
             found = waiting.setdefault(
                 row["recording_id"],
-                RecordingVoices(
-                    recording_id=row["recording_id"], uri=row["uri"], made_of=expected.made_of
-                ),
+                RecordingVoices(recording_id=row["recording_id"], uri=row["uri"], made_of=made_of),
             )
             found.parts[row["part"]] = _part_voices(row)
-            if len(found.parts) == expected.num_parts:
-                del left[found.recording_id]
+            if len(found.parts) == num_parts:
                 yield waiting.pop(found.recording_id)
 
 
-class _Complete(NamedTuple):
-    num_parts: int
-    made_of: str
+# Complete recordings whose turns were not made of the same parts with the same settings.
+_WANTED = """
+with keys as (
+  select recording_id, count(*) as parts, md5($settings || string_agg(concat_ws('|', part, run_id,
+      status, coalesce(etag, ''), coalesce(size_bytes, -1)), '/' order by part)) as made_of
+  from parts join chosen using (recording_id)
+  join (select version, whole from versions) on version = counting
+  where whole group by recording_id)
+select recording_id, keys.made_of, parts from keys
+left join (select recording_id, arg_max(made_of, number) as made_of from made group by all) latest
+  using (recording_id)
+where latest.made_of is distinct from keys.made_of
+"""
+_PLACES = """
+select name, list(row order by row) from parts join objects using (object)
+where recording_id in (select recording_id from wanted) group by name order by min(id)
+"""
+_MADE = projected(SPEAKERS, ("recording_id", "made_of")).append(pa.field("number", pa.int32()))
 
 
-def _complete(
-    store: OutputStore, settings: Mapping[str, Any], counts: Mapping[str, np.ndarray]
-) -> dict[str, _Complete]:
-    """Return the recordings whose parts are all there, and what their turns are made of."""
-    chosen = json.dumps(settings, sort_keys=True)
-    sums: dict[str, tuple[int, int, int]] = {}  # parts, number of the last or -1, sum of hashes
-    for batch, mask in counted(store, counts, _LIGHT, store.names(OUTCOMES_FOLDER)):
-        for row in batch.filter(pa.array(mask)).to_pylist():
-            count, last, total = sums.get(row["recording_id"], (0, -1, 0))
-            version = repr((chosen, *(row[name] for name in _VERSION))).encode()
-            # In whatever order they are read, the same parts have the same sum.
-            total += int.from_bytes(hashlib.blake2b(version, digest_size=8).digest(), "big")
-            last = row["part"] if row["last_part"] else last
-            sums[row["recording_id"]] = (count + 1, last, total % 2**64)
-    return {
-        each: _Complete(count, f"{total:016x}")
-        for each, (count, last, total) in sums.items()
-        if count == last + 1
-    }
+def _rows_at(store: OutputStore, name: str, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+    wanted, start = pa.array(rows), 0
+    for batch in store.committed(_VOICES, [name]):
+        numbers = pa.array(range(start, start + len(batch.rows)))
+        start += len(batch.rows)
+        yield from batch.rows.filter(pc.is_in(numbers, value_set=wanted)).to_pylist()
 
 
 def _part_voices(row: Mapping[str, Any]) -> PartVoices:
@@ -143,12 +135,11 @@ def _part_voices(row: Mapping[str, Any]) -> PartVoices:
     return PartVoices(channel=row["channel"], spans=spans, data=row.get("voices") or b"")
 
 
-def _made(store: OutputStore) -> dict[str, str]:
-    made: dict[str, str] = {}
-    for name in store.names(SPEAKERS_FOLDER):
-        for batch in store.batches(name, columns=["recording_id", "made_of"]):
-            made |= zip(*(batch[column].to_pylist() for column in batch.schema.names), strict=True)
-    return made
+def _made(store: OutputStore) -> Iterator[pa.Table]:
+    for number, name in enumerate(store.names(SPEAKERS_FOLDER)):
+        made = store.read_table(name, projected(SPEAKERS, ("recording_id", "made_of")))
+        numbers = pa.repeat(pa.scalar(number, pa.int32()), made.num_rows)
+        yield made.append_column("number", numbers).cast(_MADE)
 
 
 def turn_rows(

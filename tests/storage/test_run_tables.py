@@ -4,6 +4,7 @@ import functools
 import json
 import random
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,27 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import Retry
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
+from corpus_asr.storage.run_state.failing import count_tries, note_tries
 from corpus_asr.storage.run_state.finish import (
     OutcomeCounts,
-    aggregate,
     finish,
     remove_leftovers,
 )
-from corpus_asr.storage.run_state.ledger import Ledger, Reason, count_tries, note_tries
 from corpus_asr.storage.run_state.run_files import Run, begin_run
+from corpus_asr.storage.run_state.run_tables import Reason
 from corpus_asr.storage.run_state.tables import (
     OutputStore,
-    outcomes_of,
     unique_stem,
 )
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.stores import life
 from tests.support.tables import (
     commit,
+    complete,
     files,
     orphan,
     part,
+    remaining,
     results,
     rows_of,
     run_config,
@@ -58,8 +60,8 @@ def done(
 def left(
     store: OutputStore, batch: pa.RecordBatch, retry: Retry = Retry.environment
 ) -> dict[str, list[int]]:
-    table = Ledger.load(store).remaining(batch, retry)
-    return {row["uri"].lstrip("/"): row["done_parts"] for row in table.to_pylist()}
+    rows = remaining(store, batch, retry)
+    return {row["uri"].lstrip("/"): row["done_parts"] for row in rows}
 
 
 def plain_read(folder: Path, name: str) -> list[dict]:
@@ -156,7 +158,7 @@ def test_finishing_says_what_there_is(tmp_path: Path) -> None:
     assert set(rows) == {"/a", "/b", "/c", "/earlier"}
     a, b, c = rows["/a"], rows["/b"], rows["/c"]
     assert (a["status"], a["parts"], a["segments"], a["decode_errors"]) == ("ok", 2, 3, 3)
-    assert (a["languages"], a["speech_s"], a["codec"]) == (["de", "en"], 9.0, "mp3")
+    assert (a["languages"], a["speech_s"], a["codec"]) == (["en", "de"], 9.0, "mp3")
     assert (b["status"], b["error_kind"], b["retryable"]) == ("failed", "timeout", True)
     assert (b["languages"], b["segments"], b["duration_s"]) == (["en", "de"], 3, 40.0)
     assert (c["status"], c["error_kind"], c["languages"], c["speech_s"]) == (
@@ -379,8 +381,10 @@ def failed(name: str, index: int = 0, *, retryable: bool = True, **values: Any) 
     return part(name, index, texts=None, status="failed", **(kind | values))
 
 
-def reasons(store: OutputStore, ledger: Ledger, batch: pa.RecordBatch) -> dict[str, Reason]:
-    rows = ledger.remaining(batch, Retry.failed).to_pylist()
+def reasons(
+    store: OutputStore, batch: pa.RecordBatch, *, leave_alone: Iterable[str] = ()
+) -> dict[str, Reason]:
+    rows = remaining(store, batch, Retry.failed, leave_alone=leave_alone)
     return {row["uri"].lstrip("/"): Reason(row["reason"]) for row in rows}
 
 
@@ -390,7 +394,7 @@ def test_each_recording_is_left_for_a_reason(memory: str) -> None:
     commit(store, results(failed("bad", retryable=False), part("half", 0, texts=["x"], last=False)))
     commit(store, results(part("other", 0, texts=["x"], etag="v0"), failed("was", etag="v0")))
     batch = files("good", "down", "bad", "half", "other", "was", "fresh")
-    assert reasons(store, Ledger.load(store), batch) == {
+    assert reasons(store, batch) == {
         "down": Reason.retried,
         "half": Reason.continued,
         "other": Reason.changed,
@@ -403,8 +407,7 @@ def test_what_is_to_be_left_alone_is_retried_with_new_content_only(memory: str) 
     store = OutputStore(memory)
     commit(store, results(failed("down"), failed("hopeless"), failed("was", etag="v0")))
     alone = {recording_id(f"/{name}") for name in ("hopeless", "was", "absent")}
-    ledger = Ledger.load(store, leave_alone=alone)
-    assert reasons(store, ledger, files("down", "hopeless", "was")) == {
+    assert reasons(store, files("down", "hopeless", "was"), leave_alone=alone) == {
         "down": Reason.retried,
         "was": Reason.changed,
     }
@@ -526,18 +529,20 @@ def test_new_content_is_counted_anew(memory: str) -> None:
     assert night(store, 3, failed("a", etag="v2")) == {"a": 2, "b": 1}
 
 
-def test_each_of_many_recordings_keeps_its_own() -> None:
+def test_each_of_many_recordings_keeps_its_own(memory: str) -> None:
     """Many, since a hash table may look sorted while it is small."""
+    store = OutputStore(memory)
     rows = [
         part(f"r{number}", index, texts=["x"] * (number % 3 + 1), last=index == 1,
              language=f"l{number}" if index else f"l{number % 7}", codec=f"c{number}",
              speech_s=float(number), speech_without_text_s=2.5 if number % 2 else None)
         for number in range(300) for index in range(2)
     ]  # fmt: skip
-    outcomes: pa.Table = outcomes_of(results(*rows), run_id="run").cast(OUTCOMES)
-    found = aggregate(outcomes)
-    assert found["recording_id"].to_pylist() == sorted(found["recording_id"].to_pylist())
-    recordings = {row["uri"]: row for row in found.to_pylist()}
+    commit(store, results(*rows))
+    found = complete(store)
+    ids = [row["recording_id"] for row in found]
+    assert ids == sorted(ids)
+    recordings = {row["uri"]: row for row in found}
     assert len(recordings) == 300
     for number in range(300):
         row = recordings[f"/r{number}"]

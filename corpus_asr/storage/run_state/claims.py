@@ -1,0 +1,73 @@
+"""Whose the rows of objects of segments are: each belongs to the outcome that committed it."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import OutputStore, PartRows, projected, table_of
+from corpus_asr.storage.stores.uri import redact_uri
+
+_KEY = ("recording_id", "part")
+# Those that do not count are there for their places: rows lie in the order of their outcomes.
+_CLAIMS = """
+select segments_object, id, recording_id, part, segments_written, coalesce(counts, false) as counts
+from outcomes left join standing using (id)
+where segments_object is not null and segments_written > 0
+  and segments_object in (select segments_object from parts)
+order by min(id) over (partition by segments_object), id
+"""
+
+
+class ClaimedRows(NamedTuple):
+    """Rows of one object of segments, or labels, that count."""
+
+    name: str
+    rows: pa.Table
+    outcomes: pa.Array
+    """The `id` of each one's outcome."""
+
+
+def claimed_rows(
+    store: OutputStore, tables: RunTables, kind: PartRows, columns: Sequence[str]
+) -> Iterator[ClaimedRows]:
+    """Yield the segments or labels of parts that count, object by object, a bounded number at once.
+
+    Raises:
+        CorpusAsrError: an object has other rows than its outcomes say.
+    """
+    claims = tables.table(_CLAIMS).combine_chunks()
+    objects = claims["segments_object"].combine_chunks().dictionary_encode()
+    starts = np.searchsorted(objects.indices.to_numpy(), np.arange(len(objects.dictionary) + 1))
+    names = objects.dictionary.to_pylist()
+    schema = projected(kind.schema, tuple(dict.fromkeys((*_KEY, *columns))))
+    number, seen = dict(zip(names, range(len(names)), strict=True)), dict.fromkeys(names, 0)
+    ours = [name for name in names if table_of(name) == kind.folder]
+    for name, table in store.read_tables(ours, schema):
+        own = claims.slice(starts[number[name]], starts[number[name] + 1] - starts[number[name]])
+        owners = np.repeat(np.arange(own.num_rows), own["segments_written"].to_numpy())
+        theirs = owners[seen[name] : seen[name] + table.num_rows]
+        seen[name] += table.num_rows
+        expected = own.take(pa.array(theirs))
+        if not expected.select(_KEY).equals(table.select(_KEY).cast(expected.select(_KEY).schema)):
+            raise _broken(store, name, len(owners))
+        counts = expected["counts"]
+        yield ClaimedRows(
+            name, table.filter(counts).select(columns),
+            expected["id"].filter(counts).combine_chunks(),
+        )  # fmt: skip
+    for name in ours:
+        own = claims.slice(starts[number[name]], starts[number[name] + 1] - starts[number[name]])
+        written = int(own["segments_written"].to_numpy().sum())
+        if seen[name] != written:
+            raise _broken(store, name, written)
+
+
+def _broken(store: OutputStore, name: str, expected: int) -> CorpusAsrError:
+    return CorpusAsrError(
+        f"reading {redact_uri(store.address(name))}: found other rows than the {expected} that its "
+        "outcomes say; restore it, or remove it to have its recordings transcribed again"
+    )

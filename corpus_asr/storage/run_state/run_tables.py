@@ -1,0 +1,503 @@
+"""What an output folder holds, as one database: which rows count, and what recordings came to.
+
+A version of a recording is an ETag and a size; one that is not known fits any. One version of each
+recording counts: the listed one once it is complete without a failure, until then an earlier one
+that has more. Of several commits of one part the oldest that did not fail counts, else the newest
+failure, which knows most. Commits whose object of segments is gone are left out: what they
+transcribed is to be done again.
+
+Relations, for `RunTables.sql`:
+
+- `outcomes`: all committed rows, with `id` (their order), `object` and `row` (their place);
+- `objects`: the objects of outcomes, with `pending` and `gone`;
+- `versions`: of recordings, with `rank` and whether they are `listed` and `fresh` (the listed one);
+- `winners`: of each version the rows that count if it does;
+- `standing`: of outcomes that are not gone, whether the row `counts`, is `failing`, and its `place`
+  after a finish;
+- `parts`: the outcomes that count, one for each part of a recording;
+- `failing`: failures of a version in whose place an earlier one counts;
+- `recordings`: one row for each recording with any part, see `_RECORDINGS`.
+"""
+
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from corpus_asr.config.run import Retry
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.failure_kinds import Origin, failure_kind
+from corpus_asr.schemas import FILES, OUTCOMES
+from corpus_asr.storage.parquet import BATCH_ROWS, conform
+from corpus_asr.storage.run_state.tables import (
+    ALL_PART_ROWS_FOLDERS,
+    PENDING,
+    OutputStore,
+    projected,
+)
+from corpus_asr.storage.stores.uri import redact_uri
+
+logger = logging.getLogger(__name__)
+
+_DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
+_REASON = pa.field("reason", pa.int8())
+REMAINING = FILES.append(_DONE_PARTS).append(_REASON)
+# What tells which rows count; what else there is of a part, but what is large and seldom asked for.
+VERSION_COLUMNS = (
+    "run_id", "recording_id", "size_bytes", "etag", "part", "last_part", "status", "error_kind",
+    "retryable", "segments_written", "segments_object",
+)  # fmt: skip
+_LARGE = ("voice_spans", "voices", "text_lengths", "text_spans")
+PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
+_INSERTED_ROWS = 65_536  # at once; commits have some hundreds
+_ID, _ROW = pa.field("id", pa.int64()), pa.field("row", pa.int32())
+_OBJECT = pa.field("object", pa.int32())
+_OBJECTS = pa.schema([
+    _OBJECT, ("name", pa.string()), ("pending", pa.bool_()), ("gone", pa.bool_()),
+])  # fmt: skip
+_ORIGINS = pa.schema([
+    ("error_kind", pa.string()), ("retryable", pa.bool_()), ("origin", pa.string()),
+])  # fmt: skip
+# The same in every part; what only some parts know (a failed one has no codec) comes from those.
+_FIRST_COLUMNS = (
+    "uri", "size_bytes", "etag", "metadata", "codec", "sample_rate_hz", "channels",
+    "header_duration_s",
+)  # fmt: skip
+_NO_ROOM = (duckdb.OutOfMemoryException, duckdb.IOException)
+MEMORY_VARIABLE = "CORPUS_ASR_TABLES_MB"
+_MEMORY_MB = 512  # beside one worker's, on the smallest machines that transcribe
+_MOST_THREADS = 4  # each takes memory of its own for what it sorts
+
+
+class Reason(IntEnum):
+    """Why a listed recording is left to be done."""
+
+    new = 0
+    changed = 1  # only other versions of it are committed
+    retried = 2  # it failed, and is to be done again
+    continued = 3  # some of its parts are committed, not all
+
+
+class Place(IntEnum):
+    """Where a committed row belongs once a run has finished."""
+
+    nowhere = 0
+    tables = 1
+    pending = 2  # a part of a new version that is not complete, while an earlier one counts
+
+
+# The same sum in whatever order, so that tables do not depend on threads: to the nanosecond.
+_SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
+
+# Runs are named by the time that they began, also where rows were put into another object.
+_VERSIONS = """
+create or replace table live as
+select id, recording_id, etag, size_bytes, part, last_part, status = 'failed' as failed,
+       coalesce(segments_written, 0) > 0 as written, origin,
+       row_number() over (order by run_id, id) as age
+from outcomes join objects using (object)
+left join origins on outcomes.error_kind is not distinct from origins.error_kind
+  and outcomes.retryable is not distinct from origins.retryable
+where not gone;
+
+create or replace table known as
+select row_number() over (order by recording_id, etag, size_bytes) as version, *
+from (select recording_id, etag, size_bytes, max(age) as newest from live group by all);
+
+create or replace table winners as
+select version, id, part, last_part, failed, written, origin
+from known join live using (recording_id)
+where (live.etag is null or live.etag = known.etag)
+  and (live.size_bytes is null or live.size_bytes = known.size_bytes)
+qualify row_number() over (partition by version, part
+                           order by failed, if(failed, -id, id)) = 1;
+"""
+
+# Complete: all parts up to the first that was a last one; parts may lie beyond it, where that one
+# failed. A version is included in another one that has its rows as well: where it is less complete,
+# it has since been gone on with in the place of a failure of theirs.
+_RANKS = """
+create or replace table ranks as
+with reach as (
+  select *, min(part) filter (last_part) over (partition by version) as until from winners),
+held as (
+  select version, coalesce(count(*) filter (part <= until) = any_value(until) + 1, false) as whole,
+         bool_or(failed) as failed, bool_or(written) as written
+  from reach group by version),
+included as (
+  select distinct one.version
+  from (select * from known where etag is null or size_bytes is null) one
+  join known other on one.recording_id = other.recording_id and one.version != other.version
+   and (one.etag is null or one.etag = other.etag)
+   and (one.size_bytes is null or one.size_bytes = other.size_bytes))
+select known.*, held.whole, held.failed, included.version is not null as included,
+       case when whole and not held.failed then 2
+            when whole and written and included.version is null then 1 else 0 end as rank
+from known join held using (version) left join included using (version);
+"""
+
+# For recordings that are not listed, the newest version stands for the listing. Of equals a
+# listed version is better, then one that is not included, then a newer.
+_COUNTING = """
+create or replace table versions as
+with newest as (select recording_id, max_by({etag: etag, size: size_bytes}, newest) as v
+                from ranks group by all)
+select ranks.*, listing.recording_id is not null as listed,
+       coalesce(ranks.etag = if(listing.recording_id is null, v.etag, listing.etag), true)
+   and coalesce(ranks.size_bytes = if(listing.recording_id is null, v.size, listing.size_bytes),
+                true) as fresh
+from ranks join newest using (recording_id) left join listing using (recording_id);
+
+create or replace table chosen as
+select recording_id, any_value(listed) as listed,
+       arg_max(version, (rank, fresh, not included, newest)) as counting,
+       arg_max(version, (rank, not included, newest)) filter (fresh) as present,
+       max(rank) > 0 as has_text
+from versions group by recording_id;
+
+create or replace table standing as
+with mine as (select id from winners join chosen on version = counting),
+theirs as (select id, failed from winners join chosen on version = present)
+select live.id, mine.id is not null as counts,
+       mine.id is null and coalesce(theirs.failed, false) as failing,
+       case when mine.id is not null or theirs.failed then 1
+            when theirs.id is not null then 2 else 0 end as place
+from live left join mine using (id) left join theirs using (id);
+
+create or replace view parts as
+select * from outcomes semi join (select id from standing where counts) using (id);
+
+create or replace view failing as
+select * from outcomes semi join (select id from standing where failing) using (id);
+"""
+
+# Channels transcribed separately cover the same span of time; mixed ones, and a recording that
+# failed before its channels were known, have no number. What only some parts know (a failed one has
+# no codec) comes from the first of those. What a part that failed says is not known to be missing.
+_RECORDINGS = """
+create or replace table recordings as
+with spoken as (
+  select recording_id, list(language order by speech_s desc, language) as languages
+  from (select recording_id, language, exact_sum(coalesce(speech_s, duration_s, 0)) as speech_s
+        from parts where language is not null group by all)
+  group by all),
+likely as (
+  select recording_id, label, exact_sum(probability * coalesce(label_weight_s, 0)) as weighted
+  from (select recording_id, label_weight_s, unnest(label_means, recursive := true) from parts)
+  group by all),
+labelled as (
+  select recording_id,
+         arg_min({{label: label, weighted: weighted}}, (-weighted, label)) as likeliest
+  from likely group by all),
+folded as (
+  select recording_id, max(run_id) as run_id,
+    {first},
+    arg_min({{stage: error_stage, kind: error_kind, message: error_message,
+             retryable: retryable}}, part) filter (status = 'failed') as error,
+    bool_or(status = 'failed') as failed, bool_or(status != 'failed') as succeeded,
+    max(decode_errors) as decode_errors,
+    greatest(count(distinct channel), 1) as separate,
+    exact_sum(duration_s) / separate as duration_s,
+    exact_sum(speech_s) / separate as speech_s,
+    exact_sum(speech_without_text_s) / separate as speech_without_text_s,
+    max(part_end_s) as end_s, exact_sum(decode_s) as decode_s,
+    exact_sum(transcribe_s) as transcribe_s,
+    count(*) as parts, sum(segments_written) as segments, max(text_words) as text_words,
+    if(failed, null, max(text_words) - sum(text_found)) as missing_words,
+    exact_sum(label_weight_s) as label_weight_s
+  from parts group by recording_id)
+select folded.* exclude (error, separate, label_weight_s), coalesce(languages, []) as languages,
+  case when failed then 'failed' when segments > 0 then 'ok' else 'no_speech' end as status,
+  error.stage as error_stage, error.kind as error_kind, error.message as error_message,
+  error.retryable as retryable, likeliest.label as label,
+  likeliest.weighted / nullif(label_weight_s, 0) as label_probability,
+  own.whole as complete, listed, own.whole and counting is not distinct from present as current,
+  coalesce(listed and latest.whole and counting != present, false) as failed_since,
+  listed and has_text and counting is distinct from present as earlier
+from folded join chosen using (recording_id)
+join (select version, whole from versions) own on own.version = counting
+left join (select version, whole from versions) latest on latest.version = present
+left join spoken using (recording_id) left join labelled using (recording_id)
+""".format(first=",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS))
+
+# What a run is to do of some files: the best of the versions that fit each, without what is tried
+# again. A failure that ended an incomplete recording may come again: its place has to be free.
+_REMAINING = """
+with asked as (
+  select position, recording_id, version
+  from files join versions using (recording_id)
+  where coalesce(versions.etag = files.etag, true)
+    and coalesce(versions.size_bytes = files.size_bytes, true)
+  qualify row_number() over (partition by position
+                             order by rank desc, included, newest desc) = 1),
+held as (
+  select position, part, last_part, failed,
+         failed and origin in (select unnest($tried))
+           and (origin = 'environment' or recording_id not in (select unnest($spared))) as again
+  from asked join winners using (version)),
+reach as (
+  select *, min(part) filter (last_part and not again) over (partition by position) as until
+  from held),
+state as (
+  select position, bool_or(again) as due,
+         list(part order by part) filter (not again and not (failed and last_part)) as kept,
+         coalesce(count(*) filter (not again and part <= until) = any_value(until) + 1, false)
+           as whole
+  from reach group by position)
+select files.* exclude (position), coalesce(kept, []) as done_parts,
+       case when due then {retried} when state.position is not null then {continued}
+            when recording_id in (select recording_id from versions) then {changed}
+            else {new} end as reason
+from files left join state using (position)
+where state.position is null or due or not whole
+order by position
+""".format(**{reason.name: int(reason) for reason in Reason})
+
+
+class RunTables:
+    """The committed rows of an output folder as a database: in memory, beyond it on local disk."""
+
+    def __init__(
+        self,
+        store: OutputStore | None,
+        *,
+        columns: Sequence[str] = PART_COLUMNS,
+        names: Iterable[str] | None = None,
+        listing: Iterable[pa.RecordBatch] = (),
+    ) -> None:
+        """Read the committed outcomes of a folder; without one, there are none.
+
+        Args:
+            columns: those of OUTCOMES that are asked for, `VERSION_COLUMNS` among them.
+            names: objects of outcomes, all by default; others do not count.
+            listing: FILES batches of what there is now.
+        """
+        self._uri = "nothing" if store is None else redact_uri(store.uri)
+        self._schema = projected(OUTCOMES, columns)
+        self._db = _connect()
+        try:
+            self._list(listing)
+            if names is None:
+                names = () if store is None else store.commit_names()
+            self._read(store, list(names))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the tables, to be closed at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the database."""
+        self.close()
+
+    def close(self) -> None:
+        """Give back memory and disk."""
+        self._db.close()
+
+    def reread(self, store: OutputStore) -> None:
+        """Read the committed outcomes again, with the listing as it is."""
+        self._read(store, store.commit_names())
+
+    def _read(self, store: OutputStore | None, names: list[str]) -> None:
+        schema = self._schema
+        number = {name: index for index, name in enumerate(names)}
+        counts = dict.fromkeys(names, 0)
+        placed = schema.append(_ID).append(_OBJECT).append(_ROW)
+        promised: dict[str, set[str]] = {}
+        self._create("outcomes", placed)
+        waiting: list[pa.RecordBatch] = []
+        num_waiting = first = 0
+        for name, rows in () if store is None else store.committed(schema.names, names):
+            promised.setdefault(name, set()).update(
+                rows["segments_object"].unique().drop_null().to_pylist()
+            )
+            places = (
+                pa.array(np.arange(first, first + len(rows))),
+                pa.repeat(pa.scalar(number[name], pa.int32()), len(rows)),
+                pa.array(np.arange(counts[name], counts[name] + len(rows), dtype=np.int32)),
+            )
+            waiting.append(pa.RecordBatch.from_arrays([*rows.columns, *places], schema=placed))
+            counts[name] += len(rows)
+            first += len(rows)
+            num_waiting += len(rows)
+            if num_waiting >= _INSERTED_ROWS:
+                self._insert("outcomes", pa.Table.from_batches(waiting))
+                waiting, num_waiting = [], 0
+        self._insert("outcomes", pa.Table.from_batches(waiting, placed))
+        gone = set() if store is None else _gone(store, promised)
+        for name in sorted(gone):
+            logger.warning("segments are gone: outcomes=%s", name)
+        objects = [
+            {"object": index, "name": name, "pending": name.startswith(PENDING),
+             "gone": name in gone}
+            for name, index in number.items()
+        ]  # fmt: skip
+        self.add("objects", pa.Table.from_pylist(objects, _OBJECTS))
+        # By kind: what `retryable` says is of the version of this program that wrote it.
+        kinds = self.rows(
+            "select distinct error_kind, retryable from outcomes where status = 'failed'"
+        )
+        origins = [
+            {"error_kind": kind, "retryable": retryable,
+             "origin": str(failure_kind(kind or "", retryable=bool(retryable)).origin)}
+            for kind, retryable in kinds
+        ]  # fmt: skip
+        self.add("origins", pa.Table.from_pylist(origins, _ORIGINS))
+        for statements in (_VERSIONS, _RANKS, _COUNTING):
+            self._run(statements)
+        if set(PART_COLUMNS) <= set(schema.names):
+            self._run(_RECORDINGS)
+
+    def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
+        schema = projected(FILES, ("recording_id", "etag", "size_bytes"))
+        self._create("listed", schema)
+        for batch in listing:
+            self._insert("listed", conform(batch.select(schema.names), schema))
+        self._run(
+            "create table listing as select recording_id, max(etag) as etag, "
+            "max(size_bytes) as size_bytes from listed group by all"
+        )
+
+    def add(self, table: str, rows: pa.Table) -> None:
+        """Make a table that queries may name."""
+        self._create(table, rows.schema)
+        self._insert(table, rows)
+
+    def _create(self, table: str, schema: pa.Schema) -> None:
+        with self._registered(schema.empty_table()):
+            self._run(f"create or replace table {table} as from arriving")
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
+        with self._registered(rows):
+            self._run(f"insert into {table} from arriving")
+
+    @contextmanager
+    def _registered(self, rows: pa.Table) -> Iterator[None]:
+        self._db.register("arriving", rows)
+        try:
+            yield
+        finally:
+            self._db.unregister("arriving")
+
+    def _run(self, statements: str) -> None:
+        try:
+            self._db.execute(statements)
+        except _NO_ROOM as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> CorpusAsrError:
+        return CorpusAsrError(
+            f"asking the tables of {self._uri}: {error}; give them more memory "
+            f"({MEMORY_VARIABLE}, MB) or more room in {tempfile.gettempdir()} (TMPDIR)"
+        )
+
+    def rows(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Return what a query gives, as values; `$name` stands for a parameter."""
+        try:
+            return self._db.cursor().execute(query, parameters or None).fetchall()
+        except _NO_ROOM as error:
+            raise self._failed(error) from error
+
+    def batches(
+        self, query: str, *, rows: int = BATCH_ROWS, **parameters: Any
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield what a query gives, at most so many rows at a time."""
+        try:
+            relation = self._db.cursor().sql(query, params=parameters or None)
+            yield from relation.to_arrow_reader(rows)
+        except _NO_ROOM as error:
+            raise self._failed(error) from error
+
+    def table(self, query: str, **parameters: Any) -> pa.Table:
+        """Return what a query gives."""
+        try:
+            relation = self._db.cursor().sql(query, params=parameters or None)
+            return relation.to_arrow_table()
+        except _NO_ROOM as error:
+            raise self._failed(error) from error
+
+    def ids(self, condition: str) -> pa.Array:
+        """Return the recordings that a condition on `recordings` holds for, sorted."""
+        query = f"select recording_id from recordings where {condition} order by all"
+        return self.table(query)["recording_id"].combine_chunks()
+
+    @property
+    def num_listed(self) -> int:
+        """Rows of the listing."""
+        [(number,)] = self.rows("select count(*) from listed")
+        return int(number)
+
+    def places(self) -> dict[str, np.ndarray]:
+        """Return the `Place` of each row of the objects in which some lie elsewhere, by name."""
+        found = self.rows(
+            """select name, list(coalesce(place, 0) order by row)
+               from outcomes join objects using (object) left join standing using (id)
+               group by name, pending
+               having bool_or(coalesce(place, 0) != if(pending, 2, 1)) order by name"""
+        )
+        return {name: np.array(places, dtype=np.int8) for name, places in found}
+
+    def remaining(
+        self, files: pa.RecordBatch, retry: Retry = Retry.environment,
+        *, leave_alone: Collection[str] = (),
+    ) -> pa.Table:  # fmt: skip
+        """Return the FILES rows that are not fully committed, with the parts that are, and why.
+
+        Failed parts count as committed unless `retry` is for them; what `leave_alone` names is
+        tried again only for what the environment did to it.
+        """
+        positions = pa.array(range(files.num_rows), pa.int64())
+        db = self._db.cursor()
+        db.register("files", files.append_column("position", positions))
+        tried = [str(origin) for origin in Origin if retry.includes(origin)]
+        parameters = {"tried": tried, "spared": list(leave_alone)}
+        try:
+            return conform(db.sql(_REMAINING, params=parameters).to_arrow_table(), REMAINING)
+        except _NO_ROOM as error:
+            raise self._failed(error) from error
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    memory_mb = int(os.environ.get(MEMORY_VARIABLE) or _MEMORY_MB)
+    folder = Path(tempfile.gettempdir()) / f"corpus-asr-tables-{uuid.uuid4().hex}"
+    db = duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": f"{memory_mb}MB",
+            "threads": min(_MOST_THREADS, os.cpu_count() or 1),
+            "temp_directory": str(folder),  # made when it is needed, and removed at the end
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "python_enable_replacements": False,  # a misspelled table is no variable of ours
+            "preserve_insertion_order": False,  # where order matters, queries name it
+        },
+    )
+    db.execute("set enable_external_access = false")
+    db.execute(_SUM)
+    return db
+
+
+def _gone(store: OutputStore, promised: Mapping[str, set[str]]) -> set[str]:
+    """Return the objects of outcomes that name objects of segments which are not there."""
+    # Listed after the outcomes were: each commit puts its segments first. Some stores' listings
+    # lag behind by minutes, what they do not show may be there.
+    present = {name for folder in ALL_PART_ROWS_FOLDERS for name in store.names(folder)}
+    missing = store.missing(set().union(*promised.values()) - present)
+    return {name for name, segments in promised.items() if segments & missing}
