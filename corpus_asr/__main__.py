@@ -17,13 +17,18 @@ def main() -> None:
     # Of 3.6 s for a clip of 11 s the collector took 0.1 looking through what is being imported, and
     # 0.3 at the end looking for garbage in a process that is over.
     gc.set_threshold(_OBJECTS_PER_COLLECTION, *gc.get_threshold()[1:])
-    atexit.register(gc.freeze)
+    atexit.register(_keep_garbage)
     try:
         from corpus_asr.cli.main import main as run
     except KeyboardInterrupt:
         sys.stderr.write("corpus-asr: interrupted\n")
         sys.exit(_INTERRUPTED)
     run()
+
+
+def _keep_garbage() -> None:
+    if "duckdb" not in sys.modules:  # else it writes a list of what was not freed
+        gc.freeze()
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import FAILURE_KINDS, FailureKind, Origin
 from corpus_asr.pipelines import driver
+from corpus_asr.pipelines.nightly import count_tries
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
-from corpus_asr.storage.run_state.failing import count_tries
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.tables import commit, part, results
 

@@ -15,9 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import Retry
+from corpus_asr.pipelines.nightly import count_tries, note_tries
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
-from corpus_asr.storage.run_state.failing import count_tries, note_tries
 from corpus_asr.storage.run_state.finish import (
     OutcomeCounts,
     finish,

@@ -28,9 +28,8 @@ from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -46,6 +45,9 @@ from corpus_asr.storage.run_state.tables import (
     projected,
 )
 from corpus_asr.storage.stores.uri import redact_uri
+
+if TYPE_CHECKING:
+    import duckdb
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,6 @@ _FIRST_COLUMNS = (
     "uri", "size_bytes", "etag", "metadata", "codec", "sample_rate_hz", "channels",
     "header_duration_s",
 )  # fmt: skip
-_NO_ROOM = (duckdb.OutOfMemoryException, duckdb.IOException)
 MEMORY_VARIABLE = "CORPUS_ASR_TABLES_MB"
 _MEMORY_MB = 512  # beside one worker's, on the smallest machines that transcribe
 _MOST_THREADS = 4  # each takes memory of its own for what it sorts
@@ -397,41 +398,39 @@ class RunTables:
             self._db.unregister("arriving")
 
     def _run(self, statements: str) -> None:
-        try:
+        with self._asking():
             self._db.execute(statements)
-        except _NO_ROOM as error:
-            raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> CorpusAsrError:
-        return CorpusAsrError(
-            f"asking the tables of {self._uri}: {error}; give them more memory "
-            f"({MEMORY_VARIABLE}, MB) or more room in {tempfile.gettempdir()} (TMPDIR)"
-        )
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        import duckdb
+
+        try:
+            yield
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise CorpusAsrError(
+                f"asking the tables of {self._uri}: {error}; give them more memory "
+                f"({MEMORY_VARIABLE}, in MB) or more room in {tempfile.gettempdir()} (TMPDIR)"
+            ) from error
 
     def rows(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Return what a query gives, as values; `$name` stands for a parameter."""
-        try:
+        with self._asking():
             return self._db.cursor().execute(query, parameters or None).fetchall()
-        except _NO_ROOM as error:
-            raise self._failed(error) from error
 
     def batches(
         self, query: str, *, rows: int = BATCH_ROWS, **parameters: Any
     ) -> Iterator[pa.RecordBatch]:
         """Yield what a query gives, at most so many rows at a time."""
-        try:
+        with self._asking():
             relation = self._db.cursor().sql(query, params=parameters or None)
             yield from relation.to_arrow_reader(rows)
-        except _NO_ROOM as error:
-            raise self._failed(error) from error
 
     def table(self, query: str, **parameters: Any) -> pa.Table:
         """Return what a query gives."""
-        try:
+        with self._asking():
             relation = self._db.cursor().sql(query, params=parameters or None)
             return relation.to_arrow_table()
-        except _NO_ROOM as error:
-            raise self._failed(error) from error
 
     def ids(self, condition: str) -> pa.Array:
         """Return the recordings that a condition on `recordings` holds for, sorted."""
@@ -468,13 +467,13 @@ class RunTables:
         db.register("files", files.append_column("position", positions))
         tried = [str(origin) for origin in Origin if retry.includes(origin)]
         parameters = {"tried": tried, "spared": list(leave_alone)}
-        try:
+        with self._asking():
             return conform(db.sql(_REMAINING, params=parameters).to_arrow_table(), REMAINING)
-        except _NO_ROOM as error:
-            raise self._failed(error) from error
 
 
-def _connect() -> duckdb.DuckDBPyConnection:
+def _connect() -> "duckdb.DuckDBPyConnection":
+    import duckdb  # here: most commands ask no tables, and reading it takes 0.1 s
+
     memory_mb = int(os.environ.get(MEMORY_VARIABLE) or _MEMORY_MB)
     folder = Path(tempfile.gettempdir()) / f"corpus-asr-tables-{uuid.uuid4().hex}"
     db = duckdb.connect(
