@@ -103,15 +103,37 @@ def test_a_run_knows_what_it_and_the_last_one_put_where_the_listing_lags_behind(
         assert lock.store.names("outcomes") == []
 
 
-def test_nothing_is_merged_where_that_is_off_or_while_something_is_left(memory: str) -> None:
+def test_nothing_is_merged_where_that_is_off(memory: str) -> None:
     store = OutputStore(memory)
     for name in "ab":
         commit(store, results(part(name, 0, texts=["x"])))
     names = store.names("outcomes")
     assert done(store, files(*"ab"), target_mb=None).remaining == 0
     assert store.names("outcomes") == names
-    assert done(store, files(*"abc")).remaining == 1
-    assert store.names("outcomes") == names
+
+
+def test_what_a_night_reads_depends_on_the_night_though_something_is_always_left(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, names = OutputStore(memory), [f"r{index:03d}" for index in range(81)]
+    opened: list[str] = []
+    open_binary = filesystem.open_binary
+
+    def watched(uri: str, *arguments: Any) -> Any:
+        opened.append(uri)
+        return open_binary(uri, *arguments)
+
+    monkeypatch.setattr(filesystem, "open_binary", watched)
+    reads = []
+    for night in range(8):
+        for name in names[10 * night : 10 * night + 10]:
+            commit(store, results(part(name, 0, texts=["x"])))
+        opened.clear()
+        assert not remaining(store, files(*names[:10]))
+        assert done(store, files(*names)).remaining == 81 - 10 * (night + 1)
+        reads.append(len(opened))
+        assert len(store.names("outcomes")) <= 4
+    assert max(reads[1:]) <= reads[0] + 3 * 4  # of which each may be read three times
 
 
 def test_a_second_finish_has_nothing_to_merge(memory: str) -> None:

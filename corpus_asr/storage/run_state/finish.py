@@ -2,7 +2,7 @@
 
 Safe to be killed anywhere: a replacement is put before what it replaces is removed. So for a while
 some rows are there twice, which the next finish resolves like any second commit of a part. A merged
-commit's name sorts before those of the commits it was made of, so the ledger counts its rows.
+commit's name sorts before those of the commits it was made of, so its rows count.
 """
 
 import datetime
@@ -144,10 +144,9 @@ def finish(
         if after_reconciling(tables.ids("complete")):
             tables.reread(store)
         counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)
-        # While something is left, more commits are to come, and their names tell when work was
-        # done.
+        # Also while something is left: each later run reads what this one leaves.
         target_mb = config.output.target_file_mb
-        if target_mb is not None and not counts.remaining:
+        if target_mb is not None:
             compact(store, target_mb * MEBIBYTE)
         write_recordings(store, tables)
     remove_leftovers(store)
@@ -168,9 +167,9 @@ def finish(
             **({"last_work": _last_work(store, run)} if idle else {}),
         },
     )
+    if plan_name is not None:
+        retire_plans(store, plan_name)
     if counts.remaining == 0:
-        if plan_name is not None:
-            retire_plans(store, plan_name)
         store.write_bytes(SUCCESS_NAME, b"")
     logger.info(
         "finished run_id=%s listed=%d remaining=%d", run.run_id, counts.listed, counts.remaining

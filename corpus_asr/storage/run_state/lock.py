@@ -1,7 +1,7 @@
 """One run at a time on an output folder: a lock object with a heartbeat.
 
 Whether a holder still lives is never read from its clock: a process of this machine is looked up,
-any other is watched for whether its lock changes. Losing the lock loses no results (the ledger
+any other is watched for whether its lock changes. Losing the lock loses no results (the tables
 distinguishes commits of two runs): it keeps two runs from doing the same work, and from deleting
 each other's files.
 """

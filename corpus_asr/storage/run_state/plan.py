@@ -130,7 +130,7 @@ def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
 
 
 def retire_plans(store: OutputStore, finished: str) -> None:
-    """Remove the plans before one that is worked off, and the raw URIs that one holds."""
+    """Remove the plans before that of a run at its end, and the raw URIs that one holds."""
     for name in list(store.all_names(PLANS_FOLDER)):
         # Names begin with the time they were made; younger plans may be in use.
         if _plan_of(name) < finished:
