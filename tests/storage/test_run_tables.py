@@ -3,6 +3,7 @@
 import functools
 import json
 import random
+import tempfile
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import Retry
+from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.pipelines.nightly import count_tries, note_tries
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
@@ -24,7 +26,7 @@ from corpus_asr.storage.run_state.finish import (
     remove_leftovers,
 )
 from corpus_asr.storage.run_state.run_files import Run, begin_run
-from corpus_asr.storage.run_state.run_tables import Reason
+from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE, Reason, RunTables
 from corpus_asr.storage.run_state.tables import (
     OutputStore,
     unique_stem,
@@ -550,3 +552,21 @@ def test_each_of_many_recordings_keeps_its_own(memory: str) -> None:
         assert (row["codec"], row["speech_s"]) == (f"c{number}", 2.0 * number)
         assert row["speech_without_text_s"] == (5.0 if number % 2 else None)
         assert (row["parts"], row["segments"]) == (2, 2 * (number % 3 + 1))
+
+
+def test_tables_that_find_no_room_say_so_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OutputStore(str(tmp_path / "out"))
+    commit(store, results(*(part(f"r{number}", 0, texts=["x"]) for number in range(200))))
+    names = sorted(store.all_names(""))
+    full = tmp_path / "full"
+    full.write_text("no folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(full))
+    monkeypatch.setenv(MEMORY_VARIABLE, "2")
+    with pytest.raises(CorpusAsrError, match=rf"asking the tables of .*{MEMORY_VARIABLE}"):
+        RunTables(store)
+    assert sorted(store.all_names("")) == names
+    monkeypatch.setenv(MEMORY_VARIABLE, "much")
+    with pytest.raises(ConfigError, match=f"{MEMORY_VARIABLE}.*found 'much', expected"):
+        RunTables(store)

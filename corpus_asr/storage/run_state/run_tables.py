@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpus_asr.config.run import Retry
-from corpus_asr.errors import CorpusAsrError
+from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.schemas import FILES, OUTCOMES
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
@@ -62,6 +62,7 @@ VERSION_COLUMNS = (
 _LARGE = ("voice_spans", "voices", "text_lengths", "text_spans")
 PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
 _INSERTED_ROWS = 65_536  # at once; commits have some hundreds
+_PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
 _ID, _ROW = pa.field("id", pa.int64()), pa.field("row", pa.int32())
 _OBJECT = pa.field("object", pa.int32())
 _OBJECTS = pa.schema([
@@ -186,15 +187,15 @@ select * from outcomes semi join (select id from standing where failing) using (
 # failed before its channels were known, have no number. What only some parts know (a failed one has
 # no codec) comes from the first of those. What a part that failed says is not known to be missing.
 _RECORDINGS = """
-create or replace table recordings as
-with spoken as (
+with mine as (select * from parts where hash(recording_id) % {slices} = {index}),
+spoken as (
   select recording_id, list(language order by speech_s desc, language) as languages
   from (select recording_id, language, exact_sum(coalesce(speech_s, duration_s, 0)) as speech_s
-        from parts where language is not null group by all)
+        from mine where language is not null group by all)
   group by all),
 likely as (
   select recording_id, label, exact_sum(probability * coalesce(label_weight_s, 0)) as weighted
-  from (select recording_id, label_weight_s, unnest(label_means, recursive := true) from parts)
+  from (select recording_id, label_weight_s, unnest(label_means, recursive := true) from mine)
   group by all),
 labelled as (
   select recording_id,
@@ -216,7 +217,7 @@ folded as (
     count(*) as parts, sum(segments_written) as segments, max(text_words) as text_words,
     if(failed, null, max(text_words) - sum(text_found)) as missing_words,
     exact_sum(label_weight_s) as label_weight_s
-  from parts group by recording_id)
+  from mine group by recording_id)
 select folded.* exclude (error, separate, label_weight_s), coalesce(languages, []) as languages,
   case when failed then 'failed' when segments > 0 then 'ok' else 'no_speech' end as status,
   error.stage as error_stage, error.kind as error_kind, error.message as error_message,
@@ -229,7 +230,8 @@ from folded join chosen using (recording_id)
 join (select version, whole from versions) own on own.version = counting
 left join (select version, whole from versions) latest on latest.version = present
 left join spoken using (recording_id) left join labelled using (recording_id)
-""".format(first=",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS))
+"""
+_FIRST = ",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS)
 
 # What a run is to do of some files: the best of the versions that fit each, without what is tried
 # again. A failure that ended an incomplete recording may come again: its place has to be free.
@@ -364,7 +366,12 @@ class RunTables:
         for statements in (_VERSIONS, _RANKS, _COUNTING):
             self._run(statements)
         if set(PART_COLUMNS) <= set(schema.names):
-            self._run(_RECORDINGS)
+            # In slices: what groups have of text and lists stays in memory until all are made.
+            slices = 1 + sum(counts.values()) // _PARTS_AT_ONCE
+            for index in range(slices):
+                query = _RECORDINGS.format(first=_FIRST, slices=slices, index=index)
+                begin = "insert into" if index else "create or replace table"
+                self._run(f"{begin} recordings {'' if index else 'as'} {query}")
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         schema = projected(FILES, ("recording_id", "etag", "size_bytes"))
@@ -408,8 +415,9 @@ class RunTables:
         try:
             yield
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            reason = str(error).partition("\n")[0]  # advice of its own follows
             raise CorpusAsrError(
-                f"asking the tables of {self._uri}: {error}; give them more memory "
+                f"asking the tables of {self._uri}: {reason}; give them more memory "
                 f"({MEMORY_VARIABLE}, in MB) or more room in {tempfile.gettempdir()} (TMPDIR)"
             ) from error
 
@@ -474,7 +482,12 @@ class RunTables:
 def _connect() -> "duckdb.DuckDBPyConnection":
     import duckdb  # here: most commands ask no tables, and reading it takes 0.1 s
 
-    memory_mb = int(os.environ.get(MEMORY_VARIABLE) or _MEMORY_MB)
+    memory_mb = os.environ.get(MEMORY_VARIABLE) or str(_MEMORY_MB)
+    if not memory_mb.isdecimal() or not int(memory_mb):
+        raise ConfigError(
+            f"reading {MEMORY_VARIABLE}: found {memory_mb!r}, expected the megabytes that tables "
+            "may take in memory; correct or unset it"
+        )
     folder = Path(tempfile.gettempdir()) / f"corpus-asr-tables-{uuid.uuid4().hex}"
     db = duckdb.connect(
         ":memory:",
