@@ -93,7 +93,7 @@ def random_folder(store: OutputStore, chance: random.Random) -> tuple[list[Row],
     there: list[Row] = []
     ids = itertools.count()
     for number in range(chance.randint(0, 7)):
-        rows = []
+        rows: list[Row] = []
         for _ in range(chance.randint(1, 8)):
             failed = chance.random() < 0.3
             name, part, written = chance.choice(names), chance.randint(0, 2), chance.randint(0, 2)
