@@ -6,6 +6,7 @@ nothing but Python's own is imported before they can be answered.
 
 import atexit
 import gc
+import os
 import sys
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -17,18 +18,34 @@ def main() -> None:
     # Of 3.6 s for a clip of 11 s the collector took 0.1 looking through what is being imported, and
     # 0.3 at the end looking for garbage in a process that is over.
     gc.set_threshold(_OBJECTS_PER_COLLECTION, *gc.get_threshold()[1:])
-    atexit.register(_keep_garbage)
+    end = _End()
+    atexit.register(end.now)  # registered first, called last
     try:
-        from corpus_asr.cli.main import main as run
-    except KeyboardInterrupt:
-        sys.stderr.write("corpus-asr: interrupted\n")
-        sys.exit(_INTERRUPTED)
-    run()
+        try:
+            from corpus_asr.cli.main import main as run
+        except KeyboardInterrupt:
+            sys.stderr.write("corpus-asr: interrupted\n")
+            sys.exit(_INTERRUPTED)
+        run()
+        end.code = 0
+    except SystemExit as error:
+        end.code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
 
 
-def _keep_garbage() -> None:
-    if "duckdb" not in sys.modules:  # else it writes a list of what was not freed
-        gc.freeze()
+class _End:
+    """The end of the process once threads have ended and all that is registered was called."""
+
+    code = 1  # of an error that nobody caught
+
+    def now(self) -> None:
+        """End without freeing what the process holds, object by object."""
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        except OSError:  # nobody reads any more
+            self.code = self.code or 1
+        os._exit(self.code)
 
 
 if __name__ == "__main__":
