@@ -16,7 +16,8 @@ Relations, for `RunTables.sql`:
   after a finish;
 - `parts`: the outcomes that count, one for each part of a recording;
 - `failing`: failures of a version in whose place an earlier one counts;
-- `recordings`: one row for each recording with any part, see `_RECORDINGS`.
+- `recordings`: one row for each recording with any part, see `_RECORDINGS`; its `separate` channels
+  cover the same span of time, by which the time of a part is to be divided.
 """
 
 import logging
@@ -218,7 +219,7 @@ folded as (
     if(failed, null, max(text_words) - sum(text_found)) as missing_words,
     exact_sum(label_weight_s) as label_weight_s
   from mine group by recording_id)
-select folded.* exclude (error, separate, label_weight_s), coalesce(languages, []) as languages,
+select folded.* exclude (error, label_weight_s), coalesce(languages, []) as languages,
   case when failed then 'failed' when segments > 0 then 'ok' else 'no_speech' end as status,
   error.stage as error_stage, error.kind as error_kind, error.message as error_message,
   error.retryable as retryable, likeliest.label as label,
@@ -364,21 +365,21 @@ class RunTables:
         ]  # fmt: skip
         self.add("origins", pa.Table.from_pylist(origins, _ORIGINS))
         for statements in (_VERSIONS, _RANKS, _COUNTING):
-            self._run(statements)
+            self.execute(statements)
         if set(PART_COLUMNS) <= set(schema.names):
             # In slices: what groups have of text and lists stays in memory until all are made.
             slices = 1 + sum(counts.values()) // _PARTS_AT_ONCE
             for index in range(slices):
                 query = _RECORDINGS.format(first=_FIRST, slices=slices, index=index)
                 begin = "insert into" if index else "create or replace table"
-                self._run(f"{begin} recordings {'' if index else 'as'} {query}")
+                self.execute(f"{begin} recordings {'' if index else 'as'} {query}")
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         schema = projected(FILES, ("recording_id", "etag", "size_bytes"))
         self._create("listed", schema)
         for batch in listing:
             self._insert("listed", conform(batch.select(schema.names), schema))
-        self._run(
+        self.execute(
             "create table listing as select recording_id, max(etag) as etag, "
             "max(size_bytes) as size_bytes from listed group by all"
         )
@@ -389,24 +390,21 @@ class RunTables:
         self._insert(table, rows)
 
     def _create(self, table: str, schema: pa.Schema) -> None:
-        with self._registered(schema.empty_table()):
-            self._run(f"create or replace table {table} as from arriving")
+        self.execute(f"create or replace table {table} as from arriving", schema.empty_table())
 
     def _insert(self, table: str, rows: pa.Table) -> None:
-        with self._registered(rows):
-            self._run(f"insert into {table} from arriving")
+        self.execute(f"insert into {table} from arriving", rows)
 
-    @contextmanager
-    def _registered(self, rows: pa.Table) -> Iterator[None]:
-        self._db.register("arriving", rows)
+    def execute(self, statement: str, rows: pa.Table | None = None, **parameters: Any) -> None:
+        """Change tables of the caller's by a statement, to which `rows` are `arriving`."""
+        if rows is not None:
+            self._db.register("arriving", rows)
         try:
-            yield
+            with self._asking():
+                self._db.execute(statement, parameters or None)
         finally:
-            self._db.unregister("arriving")
-
-    def _run(self, statements: str) -> None:
-        with self._asking():
-            self._db.execute(statements)
+            if rows is not None:
+                self._db.unregister("arriving")
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
