@@ -12,7 +12,7 @@ from typing import Any
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
-from corpus_asr.report.run import CONFIDENCE_BINS, Report
+from corpus_asr.report.run import Report
 from corpus_asr.report.text import duration
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -43,7 +43,7 @@ class RunNumbers:
     """Or labels."""
     mean_confidence: float | None
     low_confidence: float | None
-    """Share of segments below `LOW_CONFIDENCE`."""
+    """Share of the recordings with text, or labels, whose confidence is below `LOW_CONFIDENCE`."""
     rtfx: float | None
     wall_s: float | None
     failures: Mapping[str, int]
@@ -91,8 +91,6 @@ def numbers_of(
     counts = report.statistics
     if report.run_id is None or report.run_id not in dict(counts.audio_by_run_s):
         return None
-    segments = sum(counts.confidence)
-    low = sum(counts.confidence[: round(LOW_CONFIDENCE * CONFIDENCE_BINS)])
     failures: dict[str, int] = {}
     for group in counts.failures:
         failures[group.kind] = failures.get(group.kind, 0) + group.recordings
@@ -105,7 +103,7 @@ def numbers_of(
         audio_s=counts.audio_s,
         segments=counts.segments,
         mean_confidence=counts.mean_confidence,
-        low_confidence=low / segments if segments else None,
+        low_confidence=counts.low_confidence / counts.ok if counts.ok else None,
         rtfx=report.rtfx,
         wall_s=report.wall_s,
         failures=failures,

@@ -1,32 +1,58 @@
-"""Failures of a run: by kind with some examples, and each of them for a page and a CSV file."""
+"""Failures of a run: by kind with some examples, and each of them for a page and a CSV file.
+
+All are queries of the table that `collect_failures` makes: a row for each recording and kind, also
+of failures of new versions while an earlier one counts.
+"""
 
 import csv
 import io
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Any
 
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.run_state.tables import projected
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import public, without_secrets
 
 EXAMPLES = 3
-# What failures are grouped by and shown with; URIs and messages are held of a few only, unless
-# all are to be listed.
-FAILURE_COLUMNS = (
-    "recording_id", "error_stage", "error_kind", "retryable", "uri", "error_message",
-)  # fmt: skip
-_KEY = ("recording_id", "error_stage", "error_kind")
-_VALUES = ("retryable", "uri", "error_message")
-_UNKNOWN = "unknown"
 CSV_COLUMNS = ("uri", "recording_id", "stage", "kind", "retryable", "message", "advice")
 # A spreadsheet takes a cell that begins so for a formula, and file names come from anywhere.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What a part says first stands for the recording.
+_FAILURES = """
+create or replace table failures as
+with failed as (
+  select recording_id, uri, coalesce(nullif(error_stage, ''), 'unknown') as stage,
+    coalesce(nullif(error_kind, ''), 'unknown') as kind,
+    coalesce(error_message, '') as message, coalesce(retryable, false) as retryable,
+    {{newer: not counts, id: id}} as place
+  from outcomes join standing using (id)
+  where status = 'failed' and (counts or failing) and ({which}))
+select stage, kind, recording_id, arg_min(uri, place) as uri, arg_min(message, place) as message,
+  bool_or(retryable) as retryable
+from failed group by all
+"""
+_KINDS = """
+create or replace table failure_groups as
+select row_number() over (order by count(*) desc, stage, kind) - 1 as number,
+  stage, kind, count(*) as recordings, bool_or(retryable) as retryable
+from failures group by stage, kind
+"""
+_GROUPS = """
+with first as (
+  select stage, kind, uri, message, row_number() over (partition by stage, kind
+                                                       order by uri, recording_id) as place
+  from failures)
+select any_value(failure_groups) as "group",
+  list({uri: uri, message: message} order by place) as examples
+from failure_groups join first using (stage, kind) where place <= $most
+group by number order by number
+"""
+_EACH = """
+select number as "group", recording_id, uri, stage, kind, message, failures.retryable
+from failures join failure_groups using (stage, kind)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,110 +88,60 @@ class Failure:
     retryable: bool
 
 
-class Failures:
-    """Failed parts or recordings, grouped by stage and kind; `keep` holds each to be listed."""
+def collect_failures(tables: RunTables, which: str = "true", **parameters: Any) -> None:
+    """Make the tables of failures; `which` is a condition on outcomes and whether they count."""
+    tables.execute(_FAILURES.format(which=which), **parameters)
+    tables.execute(_KINDS)
 
-    def __init__(self, *, keep: bool = False) -> None:
-        self._ids: dict[tuple[str, str], set[str]] = defaultdict(set)
-        self._messages: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-        self._retryable: set[tuple[str, str]] = set()
-        self._kept: list[pa.RecordBatch] | None = [] if keep else None
 
-    def add(self, failed: pa.RecordBatch) -> None:
-        """Take rows with `FAILURE_COLUMNS`."""
-        failed = failed.select(list(FAILURE_COLUMNS))
-        if self._kept is not None and failed.num_rows:
-            self._kept.append(failed)
-        for failure in failed.to_pylist():
-            key = (failure["error_stage"] or _UNKNOWN, failure["error_kind"] or _UNKNOWN)
-            self._ids[key].add(failure["recording_id"])
-            # By kind: an earlier version of this program may have stored something else.
-            if failure_kind(key[1], retryable=bool(failure["retryable"])).retryable:
-                self._retryable.add(key)
-            messages = self._messages[key]
-            messages[failure["uri"]] = failure["error_message"] or ""
-            if len(messages) > 100 * EXAMPLES:  # sorted once in a while: failures can be many
-                self._messages[key] = {uri: messages[uri] for uri in sorted(messages)[:EXAMPLES]}
-
-    def groups(self) -> tuple[FailureGroup, ...]:
-        """Return the groups, the most frequent first, with the first examples by address."""
-        groups = [
-            FailureGroup(
-                stage=stage,
-                kind=kind,
-                recordings=len(ids),
-                retryable=(stage, kind) in self._retryable,
-                examples=tuple(
-                    FailureExample(uri=uri, message=message)
-                    for uri, message in sorted(self._messages[stage, kind].items())[:EXAMPLES]
-                ),
-            )
-            for (stage, kind), ids in self._ids.items()
-        ]
-        return tuple(sorted(groups, key=lambda group: (-group.recordings, group.stage, group.kind)))
-
-    def listed(self, most: int) -> list[Failure]:
-        """Return failures by group and address; of more than `most`, some of each group."""
-        table, counts = self._table(), [group.recordings for group in self.groups()]
-        chosen, start = [], 0
-        for count, quota in zip(counts, quotas(counts, most), strict=True):
-            chosen.append(table.slice(start, quota))
-            start += count
-        return list(_each(pa.concat_tables(chosen))) if chosen else []
-
-    def as_csv(self) -> bytes:
-        """Return all failures with what to do about them; column `uri` makes it a manifest."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
-        for failure in _each(self._table()):
-            advice = failure_kind(failure.kind, retryable=failure.retryable).advice
-            cells = (
-                public(failure.uri), failure.recording_id, failure.stage, failure.kind,
-                "yes" if failure.retryable else "no",
-                hide_secrets(without_secrets(failure.message)), advice,
-            )  # fmt: skip
-            writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
-        return text.getvalue().encode("utf-8", "replace")
-
-    def _table(self) -> pa.Table:
-        """Return one row for each recording and kind, by group and address."""
-        assert self._kept is not None, "made with keep=True"
-        schema = projected(OUTCOMES, FAILURE_COLUMNS)
-        table = pa.Table.from_batches([batch.cast(schema) for batch in self._kept], schema)
-        for name in _KEY[1:]:
-            place = schema.get_field_index(name)
-            known = pc.if_else(pc.equal(table[name], ""), _UNKNOWN, table[name])
-            table = table.set_column(place, name, pc.fill_null(known, _UNKNOWN))
-        # One thread: "first" is only defined in order.
-        table = table.group_by(list(_KEY), use_threads=False).aggregate(
-            [(name, "first") for name in _VALUES]
+def failure_groups(tables: RunTables) -> tuple[FailureGroup, ...]:
+    """Return the groups, the most frequent first, with the first examples by address."""
+    return tuple(
+        FailureGroup(
+            stage=group["stage"],
+            kind=group["kind"],
+            recordings=group["recordings"],
+            retryable=_is_retryable(group),
+            examples=tuple(FailureExample(**example) for example in examples),
         )
-        groups = pa.array([_joined(group.stage, group.kind) for group in self.groups()])
-        joined = pc.binary_join_element_wise(*(table[name] for name in _KEY[1:]), "\n")
-        place = pc.index_in(joined, value_set=groups.cast(pa.string()))
-        table = table.append_column("group", place)
-        return table.sort_by([("group", "ascending"), ("uri_first", "ascending")])
+        for group, examples in tables.rows(_GROUPS, most=EXAMPLES)
+    )
 
 
-def _joined(stage: str, kind: str) -> str:
-    return f"{stage}\n{kind}"
+def list_failures(tables: RunTables, most: int) -> list[Failure]:
+    """Return failures by group and address; of more than `most`, some of each group."""
+    counts = tables.rows("select recordings from failure_groups order by number")
+    shares = quotas([count for (count,) in counts], most)
+    query = f"""{_EACH} qualify row_number() over (partition by number order by uri, recording_id)
+                <= $shares[number + 1] order by number, uri, recording_id"""
+    return list(_each(tables, query, shares=shares)) if shares else []
 
 
-def _each(table: pa.Table) -> Iterator[Failure]:
-    for batch in table.to_batches(max_chunksize=10_000):
+def failures_csv(tables: RunTables) -> bytes:
+    """Return all failures with what to do about them; column `uri` makes it a manifest."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for failure in _each(tables, f"{_EACH} order by number, uri, recording_id"):
+        advice = failure_kind(failure.kind, retryable=failure.retryable).advice
+        cells = (
+            public(failure.uri), failure.recording_id, failure.stage, failure.kind,
+            "yes" if failure.retryable else "no",
+            hide_secrets(without_secrets(failure.message)), advice,
+        )  # fmt: skip
+        writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _each(tables: RunTables, query: str, **parameters: Any) -> Iterator[Failure]:
+    for batch in tables.batches(query, **parameters):
         for row in batch.to_pylist():
-            yield Failure(
-                group=row["group"],
-                recording_id=row["recording_id"],
-                uri=row["uri_first"],
-                stage=row["error_stage"],
-                kind=row["error_kind"],
-                message=row["error_message_first"] or "",
-                retryable=failure_kind(
-                    row["error_kind"], retryable=bool(row["retryable_first"])
-                ).retryable,
-            )
+            yield Failure(**(row | {"retryable": _is_retryable(row)}))
+
+
+def _is_retryable(failure: dict[str, Any]) -> bool:
+    # By kind: an earlier version of this program may have stored something else.
+    return failure_kind(failure["kind"], retryable=failure["retryable"]).retryable
 
 
 def quotas(counts: Sequence[int], most: int) -> list[int]:

@@ -8,7 +8,7 @@ import html
 import logging
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -18,14 +18,17 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
-from corpus_asr.report.failures import FAILURE_COLUMNS, FailureExample, FailureGroup, Failures
-from corpus_asr.report.run import ClassShare, weighted_confidence
+from corpus_asr.report.confidences import read_confidences
+from corpus_asr.report.failures import (
+    FailureExample,
+    FailureGroup,
+    collect_failures,
+    failure_groups,
+)
+from corpus_asr.report.run import ClassShare, class_shares, mean_confidence
 from corpus_asr.report.text import (
     aligned,
     duration,
@@ -33,8 +36,8 @@ from corpus_asr.report.text import (
     text_template,
 )
 from corpus_asr.storage.run_state.run_files import read_snapshot
-from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, READERS, OutputStore
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import READERS, SEGMENT_ROWS, OutputStore
 from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted, shortened
@@ -44,13 +47,6 @@ logger = logging.getLogger(__name__)
 # A summary, not a table: of languages and transcripts of low confidence it has the first.
 MOST_LANGUAGES = 10
 MOST_UNSURE = 10
-_RECORDING_COLUMNS = (
-    *FAILURE_COLUMNS, "run_id", "status", "duration_s", "segments", "languages",
-)  # fmt: skip
-_SEGMENT_COLUMNS = ("run_id", "recording_id", "start_s", "end_s", "confidence")
-_WEIGHTED = pa.schema(
-    [("recording_id", pa.string()), ("weight", pa.float64()), ("sure", pa.float64())]
-)
 MIN_PAST = 3  # runs it takes to say what is usual
 # Fewer failures, or transcripts of low confidence, warn of nothing in any number of files.
 _FEW = 3
@@ -231,40 +227,47 @@ def past_from(data: Any) -> PastNight | None:
         return None
 
 
+# A recording is of the run that committed its last part.
+_OF_RUN = "recording_id in (select recording_id from recordings where complete and run_id = $run)"
+_DONE = """
+select status, count(*) from recordings where complete and run_id = $run group by all
+"""
+_LOW = """
+select count(*) over (), uri, confidence, duration_s
+from recordings join confidences using (recording_id)
+where complete and run_id = $run and status = 'ok' and confidence < $low
+order by confidence, uri limit $most
+"""
+
+
 def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Findings:
     """Return what the tables of a finished run hold of its recordings."""
-    rows: list[dict[str, Any]] = []
-    failures = Failures()
-    for batch in store.recordings(_RECORDING_COLUMNS):
-        # The table also holds the recordings of all earlier runs.
-        ours = batch.filter(pc.equal(batch["run_id"], run_id))
-        failures.add(ours.filter(pc.equal(ours["status"], "failed")))
-        rows += ours.to_pylist()
-    newer = _newer_failures(store, run_id, failures)
-    statuses = Counter(row["status"] for row in rows)
-    unsure, mean = _unsure(store, run_id, rows, low_confidence)
-    return Findings(
-        done=statuses["ok"] + statuses["no_speech"],
-        no_speech=statuses["no_speech"],
-        failed=statuses["failed"] + newer,
-        failures=failures.groups(),
-        languages=_languages(rows),
-        confidence=mean,
-        low_confidence=len(unsure),
-        least_sure=tuple(unsure[:MOST_UNSURE]),
-    )
-
-
-def _newer_failures(store: OutputStore, run_id: str, failures: Failures) -> int:
-    """Add the failures of a run where an earlier version counts; return how many recordings."""
-    columns = (*VERSION_COLUMNS, "uri", "error_stage", "error_message")
-    query = f"select {', '.join(FAILURE_COLUMNS)} from failing where run_id = $run_id order by id"
-    recordings: set[str] = set()
-    with RunTables(store, columns=columns) as tables:
-        for batch in tables.batches(query, run_id=run_id):
-            failures.add(batch)
-            recordings |= set(batch["recording_id"].to_pylist())
-    return len(recordings)
+    with RunTables(store) as tables:
+        # The objects without rows of the run's recordings need not be opened.
+        counting = f"counts and (run_id = $run or {_OF_RUN})"
+        read_confidences(store, tables, SEGMENT_ROWS, which=counting, run=run_id)
+        # Also those of new versions while an earlier one counts.
+        which = f"if(counts, {_OF_RUN}, run_id = $run)"
+        collect_failures(tables, which, run=run_id)
+        [(newer,)] = tables.rows(
+            "select count(distinct recording_id) from failing where run_id = $run", run=run_id
+        )
+        done = defaultdict(int, tables.rows(_DONE, run=run_id))
+        low = tables.rows(_LOW, run=run_id, low=low_confidence, most=MOST_UNSURE)
+        languages = class_shares(tables, "language", _OF_RUN, run=run_id)
+        return Findings(
+            done=done["ok"] + done["no_speech"],
+            no_speech=done["no_speech"],
+            failed=done["failed"] + newer,
+            failures=failure_groups(tables),
+            languages=languages[:MOST_LANGUAGES],
+            confidence=mean_confidence(tables, "run_id = $run", run=run_id),
+            low_confidence=low[0][0] if low else 0,
+            least_sure=tuple(
+                Unsure(uri=uri, confidence=confidence, audio_s=audio_s)
+                for _, uri, confidence, audio_s in low
+            ),
+        )
 
 
 def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
@@ -288,53 +291,6 @@ def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
     )
     done = snapshot.files - failed
     return Findings(done=done, failed=failed, failures=groups), snapshot.audio_s
-
-
-def _languages(rows: list[dict[str, Any]]) -> tuple[ClassShare, ...]:
-    # A recording counts for the language that most of its parts are in.
-    spoken: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["languages"]:
-            spoken[row["languages"][0]].append(row)
-    shares = [
-        ClassShare(
-            name=language,
-            recordings=len(recordings),
-            audio_s=sum(row["duration_s"] for row in recordings),
-            segments=sum(row["segments"] for row in recordings),
-        )
-        for language, recordings in spoken.items()
-    ]
-    return tuple(sorted(shares, key=lambda share: (-share.audio_s, share.name))[:MOST_LANGUAGES])
-
-
-def _unsure(
-    store: OutputStore, run_id: str, rows: list[dict[str, Any]], low_confidence: float
-) -> tuple[list[Unsure], float | None]:
-    """Return the recordings of low confidence, the lowest first, and the mean of all segments."""
-    # By the mean of their segments over time.
-    weighted = [_WEIGHTED.empty_table()]
-    # The segments of commits without rows of the run need not be opened.
-    commits = {
-        batch.name: None
-        for batch in store.committed(["run_id"], store.names(OUTCOMES_FOLDER))
-        if pc.any(pc.equal(batch.rows["run_id"], run_id)).as_py()
-    }
-    for batch in store.segments(_SEGMENT_COLUMNS, list(commits)):
-        ours = batch.filter(pc.equal(batch["run_id"], run_id))
-        columns = [ours["recording_id"], *weighted_confidence(ours)]
-        weighted.append(pa.table(columns, schema=_WEIGHTED).drop_null())
-    sums = pa.concat_tables(weighted).group_by("recording_id", use_threads=False)
-    added = sums.aggregate([("sure", "sum"), ("weight", "sum")]).to_pylist()
-    means = {row["recording_id"]: row["sure_sum"] / row["weight_sum"] for row in added}
-    unsure = [
-        Unsure(uri=row["uri"], confidence=means[row["recording_id"]], audio_s=row["duration_s"])
-        for row in rows
-        if row["status"] == "ok" and means.get(row["recording_id"], 1.0) < low_confidence
-    ]
-    weight = sum(row["weight_sum"] for row in added)
-    mean = sum(row["sure_sum"] for row in added) / weight if weight else None
-    return sorted(unsure, key=lambda recording: (recording.confidence, recording.uri)), mean
 
 
 def over_limit(night: Night, budget: NightlySettings) -> str | None:

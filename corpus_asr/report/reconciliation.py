@@ -1,19 +1,14 @@
-"""Whether every listed file has exactly one outcome, counted again from the tables.
-
-Shares no code with what writes the tables, on purpose: this is the check of it.
-"""
+"""Whether every listed file has exactly one outcome, and the tables of a run say the same."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.units import counted
 
-RECORDING_COLUMNS = ("recording_id", "status")
-_EXAMPLES = 3
+_WRITTEN = pa.schema([("recording_id", pa.string()), ("status", pa.string())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,140 +51,83 @@ def balance_problems(accounting: Accounting, *, finished: bool) -> list[str]:
     return problems
 
 
-def by_recording(parts: pa.Table) -> pa.Table:
-    """Fold parts into recordings: recording_id, processed, status, decode_errors, and the words.
-
-    These, text_words and missing_words, are null without a known text, and where a part failed.
-    """
-    # A recording is processed when a part that was its last is there, and all parts before it.
-    # Parts after it are possible: one attempt failed where another, cut short elsewhere, came
-    # further. One whose speech gave no text counts as no_speech, as in the recordings table.
-    ids = parts["recording_id"].combine_chunks().dictionary_encode()
-    code, part = ids.indices.to_numpy(), parts["part"].to_numpy()
-    last = parts["last_part"].to_numpy()
-    number = len(ids.dictionary)
-    # Above all parts: the end of recordings whose last part is not committed.
-    nowhere = np.iinfo(np.int32).max
-    end = np.full(number, nowhere, dtype=np.int64)
-    np.minimum.at(end, code[last], part[last])
-    until_end = np.bincount(code[part <= end[code]], minlength=number)
-    # Each part counts them from the start of the recording: the largest count is that of all.
-    errors = np.zeros(number, dtype=np.int64)
-    np.maximum.at(errors, code, pc.fill_null(parts["decode_errors"], 0).to_numpy())
-    failed, written = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
-    failed[code[pc.equal(parts["status"], "failed").to_numpy()]] = True
-    written[code[pc.fill_null(parts["segments_written"], 0).to_numpy() > 0]] = True
-    words, found = np.zeros(number, dtype=np.int64), np.zeros(number, dtype=np.int64)
-    np.maximum.at(words, code, pc.fill_null(parts["text_words"], 0).to_numpy())
-    np.add.at(found, code, pc.fill_null(parts["text_found"], 0).to_numpy())
-    processed = (end < nowhere) & (until_end == end + 1)
-    unknown = failed | ~processed | (words == 0)
-    worst = np.where(failed, "failed", np.where(written, "ok", "no_speech"))
-    return pa.table(
-        {
-            "recording_id": ids.dictionary,
-            "processed": pa.array(processed),
-            "status": pa.array(worst.astype(object), pa.string()),
-            "decode_errors": pa.array(errors),
-            "text_words": pa.array(words, mask=unknown),
-            "missing_words": pa.array(words - found, mask=unknown),
-        }
-    )
+# Without a listing all files with outcomes are counted, and none are known to have changed.
+_FILES = """
+select count(*) filter (complete and (listed or not $is_listed)) as processed,
+  count(*) filter (not complete and (listed or not $is_listed)) as unfinished,
+  count(*) filter (not listed and $is_listed) as unlisted,
+  count(*) filter (complete and listed and not current and not failed_since) as outdated,
+  count(*) filter (failed_since) as failed_since,
+  (select count(*) from outcomes) - (select count(*) from parts) as superseded_parts
+from recordings
+"""
+_LISTED = "select count(distinct recording_id), count(*) from listed"
+# A part is named by its recording and number: twice among those that count is never right.
+_TWICE = "select count(*) - count(distinct (recording_id, part)) from parts"
+_WRITTEN_TWICE = "select count(*) - count(distinct recording_id) from written"
+_FIRST = "(list(recording_id order by recording_id))[:3]"
+# Outer: segments without outcomes, and outcomes without their segments, are wrong, too.
+_OTHER_SEGMENTS = f"""
+with claimed as (
+  select recording_id, sum(segments_written) as claim from outcomes group by all),
+found as (select recording_id, sum(rows) as num from scored group by all),
+joined as (
+  select recording_id, coalesce(claim, 0) as claim, coalesce(num, 0) as num
+  from claimed full join found using (recording_id))
+select count(*), {_FIRST}, (select sum(num) from joined)::bigint,
+  (select sum(claim) from joined)::bigint
+from joined where claim != num
+"""
+_OTHER_RECORDINGS = f"""
+select count(*), {_FIRST}
+from (select recording_id, status from recordings where complete) ended
+full join written using (recording_id) where ended.status is distinct from written.status
+"""
 
 
 def reconcile(
-    committed: pa.Table,
-    parts: pa.Table,
-    folded: pa.Table,
-    written: pa.Table,
-    *,
-    listing: Iterable[pa.RecordBatch] | None,
-    recordings: Iterable[pa.RecordBatch] | None,
-    current: pa.Array | None = None,
-    failed_since: pa.Array | None = None,
+    tables: RunTables, written: Iterable[pa.RecordBatch] | None = None, *, is_listed: bool
 ) -> Accounting:
-    """Compare the tables with the listing and with each other.
+    """Compare the tables with the listing and with each other, once confidences were read.
 
-    Of the outcomes `committed`, `parts` count; `folded` are these by recording; `written` has
-    `recording_id` and `rows`, the number of rows in the segments table. The parts of `current`
-    recordings are of the listed version, those of `failed_since` of one before it that failed;
-    without these, all parts are of the listed version.
+    `written` are rows of the recordings table, with recording_id and status; None if there is none
+    yet. `is_listed` says whether there is a listing.
     """
-    started, num_listed, waiting, unlisted = folded, None, 0, 0
-    problems: list[str] = []
-    if listing is not None:
-        rows = pa.chunked_array([batch["recording_id"] for batch in listing], pa.string())
-        ids = pc.unique(rows)
-        num_listed = len(ids)
-        started = folded.filter(pc.is_in(folded["recording_id"], value_set=ids))
-        waiting = num_listed - started.num_rows
-        unlisted = folded.num_rows - started.num_rows
-        if repeated := len(rows) - num_listed:
-            problems.append(f"listed more than once: {counted(repeated, 'file')}")
-    # A part is named by its recording and number: twice among those that count is never right.
-    distinct = parts.group_by(["recording_id", "part"]).aggregate([])
-    if repeated := parts.num_rows - distinct.num_rows:
+    [[num_listed, rows]] = tables.rows(_LISTED)
+    [files] = tables.table(_FILES, is_listed=is_listed).to_pylist()
+    waiting = num_listed - files["processed"] - files["unfinished"] if is_listed else 0
+    problems = []
+    if repeated := rows - num_listed:
+        problems.append(f"listed more than once: {counted(repeated, 'file')}")
+    if repeated := tables.rows(_TWICE)[0][0]:
         problems.append(f"counted more than once: {counted(repeated, 'part')}")
-    problems += _segment_problems(committed, written)
-    if recordings is not None:
-        problems += _recordings_problems(folded, recordings)
-    processed = int(sum_of(started["processed"]))
-    num_failed = 0 if failed_since is None else len(failed_since)
-    done = started.filter(started["processed"])["recording_id"]
-    num_current = processed
-    if listing is not None and current is not None:
-        num_current = num_failed + int(sum_of(pc.is_in(done, value_set=current)))
+    [[num, first, found, claimed]] = tables.rows(_OTHER_SEGMENTS)
+    if num:
+        problems.append(
+            f"other segments than their outcomes claim: {counted(num, 'recording')}, such as "
+            f"{', '.join(first)} ({found:,} rows in all, {claimed:,} claimed)"
+        )
+    if written is not None:
+        problems += _recordings_problems(tables, written)
     return Accounting(
-        listed=num_listed,
-        processed=processed,
-        unfinished=started.num_rows - processed,
+        **files,
+        listed=num_listed if is_listed else None,
         waiting=waiting,
-        unlisted=unlisted,
-        superseded_parts=committed.num_rows - parts.num_rows,
-        outdated=processed - num_current,
-        failed_since=num_failed,
         problems=tuple(problems),
     )
 
 
-def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch]) -> list[str]:
-    schema = pa.schema([(name, pa.string()) for name in RECORDING_COLUMNS])
-    batches = [batch.select(schema.names).cast(schema) for batch in recordings]
-    table = pa.Table.from_batches(batches, schema)
-    ended = folded.filter(pc.field("processed")).select(["recording_id", "status"])
+def _recordings_problems(tables: RunTables, written: Iterable[pa.RecordBatch]) -> list[str]:
+    tables.add("written", _WRITTEN.empty_table())
+    for batch in written:
+        tables.execute("insert into written from arriving", pa.Table.from_batches([batch]))
     problems = []
-    if repeated := table.num_rows - len(pc.unique(table["recording_id"])):
+    if repeated := tables.rows(_WRITTEN_TWICE)[0][0]:
         problems.append(f"twice in the recordings table: {counted(repeated, 'recording')}")
-    # Outer again: a recording may be missing on either side.
-    both = ended.rename_columns(["recording_id", "expected"]).join(
-        table, keys="recording_id", join_type="full outer"
-    )
-    differs = pc.invert(pc.fill_null(pc.equal(both["expected"], both["status"]), False))
-    if (differing := both.filter(differs)).num_rows:
-        count, names = counted(differing.num_rows, "recording"), _names(differing)
-        problems.append(f"recordings table and outcomes differ on {count}, such as {names}")
+    [[num, first]] = tables.rows(_OTHER_RECORDINGS)
+    if num:
+        problems.append(
+            f"recordings table and outcomes differ on {counted(num, 'recording')}, such as "
+            f"{', '.join(first)}"
+        )
     return problems
-
-
-def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
-    claimed = committed.group_by("recording_id").aggregate([("segments_written", "sum")])
-    # Outer: segments without outcomes, and outcomes without their segments, are wrong, too.
-    both = claimed.join(written, keys="recording_id", join_type="full outer")
-    claim = pc.fill_null(both["segments_written_sum"], 0)
-    rows = pc.fill_null(both["rows"], 0)
-    off = both.filter(pc.not_equal(claim, rows))
-    if not off.num_rows:
-        return []
-    return [
-        f"other segments than their outcomes claim: {counted(off.num_rows, 'recording')}, such as "
-        f"{_names(off)} ({int(sum_of(rows)):,} rows in all, {int(sum_of(claim)):,} claimed)"
-    ]
-
-
-def _names(recordings: pa.Table) -> str:
-    return ", ".join(sorted(recordings["recording_id"].to_pylist())[:_EXAMPLES])
-
-
-def sum_of(column: pa.ChunkedArray | pa.Array) -> float:
-    """Return the sum of a column; 0 for one without values."""
-    return float(pc.sum(column).as_py() or 0)

@@ -1,38 +1,27 @@
-"""A run's report: what its output folder holds, counted, and shown as text or plain data.
+"""A run's report: what its output folder holds, counted, and shown as text or plain data."""
 
-Of each part narrow columns are held (about 60 bytes), so a report of millions of recordings fits
-the memory of a laptop.
-"""
-
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.run import CLASSIFY_AUDIO
+from corpus_asr.report.confidences import CONFIDENCE_BINS, read_confidences
 from corpus_asr.report.failures import (
-    FAILURE_COLUMNS,
     FailureExample,
     FailureGroup,
-    Failures,
+    collect_failures,
+    failure_groups,
 )
-from corpus_asr.report.reconciliation import (
-    RECORDING_COLUMNS,
-    Accounting,
-    balance_problems,
-    by_recording,
-    reconcile,
-    sum_of,
-)
-from corpus_asr.report.samples import Gatherer
+from corpus_asr.report.reconciliation import Accounting, balance_problems, reconcile
+from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
-from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
@@ -46,36 +35,12 @@ from corpus_asr.storage.run_state.run_files import (
     speed_of,
 )
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.speaker_turns import speaking_times
-from corpus_asr.storage.run_state.tables import (
-    LABEL_ROWS,
-    SEGMENT_ROWS,
-    OutputStore,
-    projected,
-    table_of,
-)
+from corpus_asr.storage.run_state.speaker_turns import SPEAKING, speaking_times
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
-OUTCOME_COLUMNS = (
-    "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
-    "speech_s", "speech_without_text_s", "segments_written", "decode_errors", "language", "device",
-    "decode_s", "transcribe_s", "label", "text_words", "text_found", "error_stage", "error_kind",
-    "error_message", "retryable",
-)  # fmt: skip
-SEGMENT_COLUMNS = ("recording_id", "confidence", "start_s", "end_s")
-LABEL_COLUMNS = ("recording_id", "rank", "probability", "start_s", "end_s")
-# Added to outcomes as they are read: whether the row is the one that counts for its part.
-COUNTS = pa.field("counts", pa.bool_())
-_OUTCOMES = f"""
-select {", ".join(OUTCOME_COLUMNS)}, coalesce(counts, false) as counts
-from outcomes left join standing using (id) order by id
-"""
-_COUNTING = (
-    "select name, count(*) from parts join objects using (object) group by all order by min(id)"
-)
-_FAILING = f"select {', '.join(FAILURE_COLUMNS)} from failing order by id"
-CONFIDENCE_BINS = 10  # of equal width over 0-1
+_LISTING_COLUMNS = ("recording_id", "etag", "size_bytes")
 _MOST_LABELS = 20  # a classifier may know thousands
 
 
@@ -122,6 +87,8 @@ class RunCounts:
     """By each part's likeliest label, of a classification."""
     mean_confidence: float | None = None
     """Of segments or windows, weighted by their length; None without any."""
+    low_confidence: int = 0
+    """Recordings with text or labels whose confidence is below `LOW_CONFIDENCE`."""
     speech_without_text_s: float = 0.0
     """Detected speech in gaps between segments; 0.0 where speech was not looked for."""
     text_words: int = 0
@@ -188,10 +155,22 @@ class Report:
         return sum(group.most_s for group in several) / speech_s if speech_s else None
 
 
-def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
-    """Count what an output folder holds so far; a gatherer is shown all rows as they are read.
+def load_report(store: OutputStore) -> Report:
+    """Count what an output folder holds so far.
 
     Raises `FetchError` also while a run is merging tables here: try again.
+    """
+    with counted_run(store) as (report, _):
+        return report
+
+
+@contextmanager
+def counted_run(
+    store: OutputStore, sampler: Sampler | None = None
+) -> Iterator[tuple[Report, RunTables]]:
+    """Give the report of an output folder and the tables that it was counted from.
+
+    A sampler is shown the segments as they are read.
     """
     # Names first: what is committed while the tables are read belongs to the next report.
     names = outcomes_names(store)
@@ -199,32 +178,34 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
-    files = chain.from_iterable(map(store.batches, listing or ()))
-    with RunTables(store, names=names, listing=files) as tables:
-        if gatherer is not None:
-            for name, num_rows in tables.rows(_COUNTING):
-                gatherer.outcomes(name, num_rows)
-        counts = count_run(
-            tables.batches(_OUTCOMES),
-            _part_rows(store, names, gatherer, pipeline=config.get("pipeline")),
-            None if listing is None else chain.from_iterable(map(store.batches, listing)),
-            store.recordings(RECORDING_COLUMNS) if finished else None,
-            gatherer,
-            failing=tables.batches(_FAILING),
-            current=None if listing is None else tables.ids("listed and current"),
-            failed_since=None if listing is None else tables.ids("failed_since"),
-        )
-    speaking = speaking_times(store)
-    if gatherer is not None:
-        gatherer.speaking = speaking
-    audio_by_run = dict(counts.audio_by_run_s)
-    if run is not None and finished:
+    files = map(partial(store.batches, columns=_LISTING_COLUMNS), listing or ())
+    rows = LABEL_ROWS if config.get("pipeline") == CLASSIFY_AUDIO else SEGMENT_ROWS
+    with RunTables(store, names=names, listing=chain.from_iterable(files)) as tables:
+        if sampler is None:
+            read_confidences(store, tables, rows)
+        else:
+            sampler.read(tables, rows)
+        speaking = speaking_times(store)
+        tables.add("speaking", SPEAKING.empty_table() if speaking is None else speaking)
+        written = store.recordings(("recording_id", "status")) if finished else None
+        counts = count_run(tables, written, is_listed=listing is not None)
+        yield _report(store, counts, config, run if finished else None, _speakers(tables)), tables
+
+
+def _report(
+    store: OutputStore,
+    counts: RunCounts,
+    config: dict[str, Any],
+    run: dict[str, Any] | None,
+    speakers: tuple[SpeakerGroup, ...],
+) -> Report:
+    if run is not None:
         model, revision = run["model"], run["model_revision"]
         work = run.get("last_work") or run
         run_id = work["run_id"]
         speed: Speed | None = speed_of(work)
     else:
-        run_id = max(audio_by_run, default=None)  # IDs begin with their time
+        run_id = max(dict(counts.audio_by_run_s), default=None)  # IDs begin with their time
         model = config.get("model", {}).get("checkpoint")
         fingerprint = store.read_json(FINGERPRINT_NAME) or {}
         revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
@@ -238,7 +219,7 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         speed = speed or Speed(snapshot.audio_s, snapshot.elapsed_s)
     return Report(
         uri=redact_uri(store.uri),
-        finished=finished,
+        finished=run is not None,
         run_id=run_id,
         model=model,
         model_revision=revision,
@@ -246,45 +227,18 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
         rtfx=speed.rtfx if speed is not None and speed.audio_s else None,
         statistics=counts,
         snapshot=snapshot,
-        nothing_to_do_at=run["finished_at"] if finished and run and "last_work" in run else None,
-        speakers=_speaker_groups(speaking),
+        nothing_to_do_at=run["finished_at"] if run is not None and "last_work" in run else None,
+        speakers=speakers,
     )
 
 
-def _speaker_groups(speaking: pa.Table | None) -> tuple[SpeakerGroup, ...]:
-    if speaking is None:
-        return ()
-    sums = speaking.group_by("speakers").aggregate(
-        [("recording_id", "count"), ("speech_s", "sum"), ("most_s", "sum")]
+def _speakers(tables: RunTables) -> tuple[SpeakerGroup, ...]:
+    rows = tables.table(
+        """select speakers as number, count(*) as recordings,
+             coalesce(exact_sum(speech_s), 0) as speech_s, coalesce(exact_sum(most_s), 0) as most_s
+           from speaking group by all order by all"""
     )
-    return tuple(
-        SpeakerGroup(
-            number=row["speakers"],
-            recordings=row["recording_id_count"],
-            speech_s=row["speech_s_sum"] or 0.0,
-            most_s=row["most_s_sum"] or 0.0,
-        )
-        for row in sums.sort_by("speakers").to_pylist()
-    )
-
-
-def _part_rows(
-    store: OutputStore, names: Sequence[str], gatherer: Gatherer | None, *, pipeline: str | None
-) -> Iterator[pa.RecordBatch]:
-    # Of these outcomes alone: a run in progress may have committed others since.
-    labels = pipeline == CLASSIFY_AUDIO
-    rows = LABEL_ROWS if labels else SEGMENT_ROWS
-    columns = LABEL_COLUMNS if labels else SEGMENT_COLUMNS
-    schema = projected(rows.schema, columns)
-    named = store.named_segments(names)
-    ours = [name for name in named if table_of(name) == rows.folder]
-    for name, rows_of_name in store.read_tables(ours, schema):
-        for batch in rows_of_name.to_batches():
-            if labels:
-                batch = as_segments(batch)
-            if gatherer is not None:
-                gatherer.part_rows(name, batch["confidence"], batch["recording_id"])
-            yield batch
+    return tuple(SpeakerGroup(**row) for row in rows.to_pylist())
 
 
 def _latest_listing(store: OutputStore) -> list[str] | None:
@@ -300,166 +254,82 @@ def _latest_listing(store: OutputStore) -> list[str] | None:
     return None if newest is None else listings.get(newest, [])
 
 
+_TOTALS = """
+select count(*) filter (complete and status = 'ok') as ok,
+  count(*) filter (complete and status = 'no_speech') as no_speech,
+  count(*) filter (complete and status = 'failed') as failed,
+  count(*) filter (complete and status = 'ok' and confidence < $low) as low_confidence,
+  coalesce(sum(parts), 0)::bigint as parts, coalesce(sum(segments), 0)::bigint as segments,
+  coalesce(exact_sum(duration_s), 0) as audio_s, exact_sum(speech_s) as speech_s,
+  coalesce(exact_sum(speech_without_text_s), 0) as speech_without_text_s,
+  coalesce(exact_sum(decode_s), 0) as extract_s,
+  coalesce(exact_sum(transcribe_s), 0) as transcribe_s,
+  coalesce(sum(decode_errors), 0)::bigint as skipped_packets,
+  count(*) filter (decode_errors > 0) as recordings_with_skipped_packets,
+  coalesce(sum(if(complete and missing_words is not null, text_words, 0)), 0)::bigint
+    as text_words,
+  coalesce(sum(missing_words) filter (complete), 0)::bigint as missing_words
+from recordings left join confidences using (recording_id)
+"""
+_DEVICES = "select device, count(*) from parts where device is not null group by all order by all"
+_BY_RUN = """
+select coalesce(parts.run_id, ''), coalesce(exact_sum(parts.duration_s / separate), 0)
+from parts join recordings using (recording_id) group by all order by all
+"""
+_BINS = "select bin, sum(rows)::bigint from scored where counts and bin is not null group by all"
+# Each part for itself, in recording time: channels transcribed separately share its length.
+_CLASSES = """
+select parts.{column} as name, count(distinct recording_id) as recordings,
+  coalesce(exact_sum(parts.duration_s / separate), 0) as audio_s,
+  coalesce(sum(segments_written), 0)::bigint as segments
+from parts join recordings using (recording_id)
+where parts.{column} is not null and ({which}) group by all order by audio_s desc, name
+"""
+
+
 def count_run(
-    outcomes: Iterable[pa.RecordBatch],
-    segments: Iterable[pa.RecordBatch],
-    listing: Iterable[pa.RecordBatch] | None,
-    recordings: Iterable[pa.RecordBatch] | None = None,
-    gatherer: Gatherer | None = None,
-    *,
-    failing: Iterable[pa.RecordBatch] = (),
-    current: pa.Array | None = None,
-    failed_since: pa.Array | None = None,
+    tables: RunTables, written: Iterable[pa.RecordBatch] | None = None, *, is_listed: bool
 ) -> RunCounts:
-    """Count a run from batches of its tables, in any order of rows.
+    """Count a run whose confidences were read, and check its tables against each other.
 
-    `outcomes` have `OUTCOME_COLUMNS` and `COUNTS`, `segments` have `SEGMENT_COLUMNS`, `listing`
-    has `recording_id` (None if it is not known); `recordings` are those of a finished run;
-    `failing` are failures of versions in whose place an earlier one counts; `current` and
-    `failed_since` are recordings, as in `reconcile`.
+    `written` are rows of the recordings table of a finished run, with recording_id and status;
+    `is_listed` says whether there is a listing.
     """
-    failures = Failures(keep=gatherer is not None)
-    committed = _collect_outcomes(outcomes, failures)
-    for batch in failing:
-        failures.add(batch)
-    parts = _in_recording_time(committed.filter(committed["counts"]))
-    folded = by_recording(parts)
-    confidence, written = _collect_segments(segments)
-    if gatherer is not None:
-        gatherer.counted = (parts, folded, written)
-        gatherer.failures = failures
-    accounting = reconcile(
-        committed,
-        parts,
-        folded,
-        written,
-        listing=listing,
-        recordings=recordings,
-        current=current,
-        failed_since=failed_since,
-    )
-    with_status = Counter(folded.filter(pc.field("processed"))["status"].to_pylist())
-    packets = folded["decode_errors"]
-    speech_s = parts["speech_s"]
-    devices = pc.value_counts(parts["device"].drop_null()).to_pylist()
-    by_run = parts.group_by("run_id").aggregate([("duration_s", "sum")]).to_pylist()
+    collect_failures(tables)
+    [totals] = tables.table(_TOTALS, low=LOW_CONFIDENCE).to_pylist()
+    bins = dict(tables.rows(_BINS))
     return RunCounts(
-        ok=with_status["ok"],
-        no_speech=with_status["no_speech"],
-        failed=with_status["failed"],
-        parts=parts.num_rows,
-        audio_s=sum_of(parts["duration_s"]),
-        speech_s=None if speech_s.null_count == len(speech_s) else sum_of(speech_s),
-        speech_without_text_s=sum_of(parts["speech_without_text_s"]),
-        segments=int(sum_of(parts["segments_written"])),
-        extract_s=sum_of(parts["decode_s"]),
-        transcribe_s=sum_of(parts["transcribe_s"]),
-        skipped_packets=int(sum_of(packets)),
-        recordings_with_skipped_packets=int(sum_of(pc.greater(packets, 0))),
-        devices=tuple(sorted((each["values"], each["counts"]) for each in devices)),
-        languages=_classes(parts, "language"),
-        confidence=confidence,
-        mean_confidence=_mean_confidence(written),
-        failures=failures.groups(),
-        audio_by_run_s=tuple(
-            sorted((row["run_id"] or "", row["duration_s_sum"] or 0.0) for row in by_run)
-        ),
-        accounting=accounting,
-        labels=_classes(parts, "label"),
-        text_words=int(sum_of(folded["text_words"])),
-        missing_words=int(sum_of(folded["missing_words"])),
+        **totals,
+        devices=tuple(tables.rows(_DEVICES)),
+        languages=class_shares(tables, "language"),
+        labels=class_shares(tables, "label"),
+        confidence=tuple(bins.get(number, 0) for number in range(CONFIDENCE_BINS)),
+        mean_confidence=mean_confidence(tables),
+        failures=failure_groups(tables),
+        audio_by_run_s=tuple(tables.rows(_BY_RUN)),
+        accounting=reconcile(tables, written, is_listed=is_listed),
     )
 
 
-def _collect_outcomes(outcomes: Iterable[pa.RecordBatch], failures: Failures) -> pa.Table:
-    # Addresses and messages are the bulk of a row: they are kept of failures alone.
-    narrow = [name for name in OUTCOME_COLUMNS if name not in FAILURE_COLUMNS[1:]]
-    schema = projected(OUTCOMES, narrow).append(COUNTS)
-    kept: list[pa.RecordBatch] = []
-    for batch in outcomes:
-        kept.append(batch.select(schema.names).cast(schema))
-        failures.add(batch.filter(pc.and_(pc.equal(batch["status"], "failed"), batch["counts"])))
-    return pa.Table.from_batches(kept, schema)
+def class_shares(
+    tables: RunTables, column: str, which: str = "true", **parameters: Any
+) -> tuple[ClassShare, ...]:
+    """Return the audio by `language`, or `label`, of parts, the most first.
+
+    `which` is a condition on `recordings`.
+    """
+    query = _CLASSES.format(column=column, which=which)
+    return tuple(ClassShare(**row) for row in tables.table(query, **parameters).to_pylist())
 
 
-def _in_recording_time(parts: pa.Table) -> pa.Table:
-    # Channels transcribed separately hold the same span of time, so they share its length.
-    owners = parts.group_by("recording_id").aggregate(
-        [("channel", "count_distinct", pc.CountOptions(mode="only_valid"))]
-    )
-    place = pc.index_in(parts["recording_id"], value_set=owners["recording_id"].combine_chunks())
-    channels = pc.max_element_wise(owners["channel_count_distinct"].take(place), 1)
-    for name in ("duration_s", "speech_s", "speech_without_text_s"):
-        position = parts.schema.get_field_index(name)
-        shared = pc.divide(parts[name], channels.cast(pa.float64()))
-        parts = parts.set_column(position, parts.schema.field(position), shared)
-    return parts
+def mean_confidence(tables: RunTables, which: str = "true", **parameters: Any) -> float | None:
+    """Return the mean over the time of all segments that count; None without any.
 
-
-def _collect_segments(segments: Iterable[pa.RecordBatch]) -> tuple[tuple[int, ...], pa.Table]:
-    bins = np.zeros(CONFIDENCE_BINS, dtype=np.int64)
-    schema = pa.schema(
-        [("recording_id", pa.string()), ("rows", pa.int64()),
-         ("weight", pa.float64()), ("weighted", pa.float64())]
-    )  # fmt: skip
-    sums = [schema.empty_table()]
-    for batch in segments:
-        confidence = batch["confidence"].drop_null().to_numpy(zero_copy_only=False)
-        # A confidence of 1 belongs to the last bin.
-        index = np.clip((confidence * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
-        bins += np.bincount(index, minlength=CONFIDENCE_BINS)
-        weight, weighted = weighted_confidence(batch)
-        rows = pa.repeat(1, batch.num_rows)
-        table = pa.table([batch["recording_id"], rows, weight, weighted], schema=schema)
-        sums.append(_by_recording(table))
-    table = _by_recording(pa.concat_tables(sums))
-    return tuple(int(count) for count in bins), table
-
-
-def _by_recording(table: pa.Table) -> pa.Table:
-    names = table.schema.names[1:]
-    grouped = table.group_by("recording_id").aggregate([(name, "sum") for name in names])
-    return grouped.rename_columns(table.schema.names).cast(table.schema)
-
-
-def weighted_confidence(segments: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
-    """Return the weight of each segment in means of confidence, its length, and their product."""
-    seconds = pc.subtract(segments["end_s"], segments["start_s"])
-    weight = pc.add(pc.max_element_wise(seconds, 0.0), 1e-3)  # a segment may have no length
-    weight = pc.if_else(pc.is_valid(segments["confidence"]), weight, None)
-    return weight, pc.multiply(pc.cast(segments["confidence"], pa.float64()), weight)
-
-
-def _mean_confidence(written: pa.Table) -> float | None:
-    weight = sum_of(written["weight"])
-    # Rounded: sums in another order differ in their last digits.
-    return round(sum_of(written["weighted"]) / weight, 6) if weight else None
-
-
-def as_segments(labels: pa.RecordBatch) -> pa.RecordBatch:
-    """Return `LABEL_COLUMNS` as `SEGMENT_COLUMNS`, with a confidence for likeliest labels only."""
-    # The outcomes count all labels as rows written, but a window is as sure as its first.
-    first = pc.equal(labels["rank"], 1)
-    probability = pc.if_else(first, labels["probability"], pa.scalar(None, pa.float32()))
-    columns = [labels["recording_id"], probability, labels["start_s"], labels["end_s"]]
-    return pa.RecordBatch.from_arrays(columns, list(SEGMENT_COLUMNS))
-
-
-def _classes(parts: pa.Table, column: str) -> tuple[ClassShare, ...]:
-    grouped = parts.filter(pc.is_valid(parts[column])).group_by(column)
-    sums = grouped.aggregate(
-        [("recording_id", "count_distinct"), ("duration_s", "sum"), ("segments_written", "sum")]
-    )
-    shares = [
-        ClassShare(
-            name=row[column],
-            recordings=row["recording_id_count_distinct"],
-            audio_s=row["duration_s_sum"] or 0.0,
-            segments=row["segments_written_sum"] or 0,
-        )
-        for row in sums.to_pylist()
-    ]
-    return tuple(sorted(shares, key=lambda share: (-share.audio_s, share.name)))
+    `which` is a condition on `scored`.
+    """
+    query = f"select exact_sum(weighted) / exact_sum(weight) from scored where counts and ({which})"
+    [(mean,)] = tables.rows(query, **parameters)
+    return None if mean is None else round(mean, 6)
 
 
 def as_data(report: Report) -> dict[str, Any]:

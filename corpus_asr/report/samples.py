@@ -1,24 +1,28 @@
 """What a page shows of segments and recordings: samples to read, lengths, a table of some.
 
-Of each part some numbers are held, of each segment nothing: what is chosen is read again.
+Places of samples are chosen while segments are read; what is chosen is read again.
 """
 
-import heapq
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
-from corpus_asr.report.failures import Failures
-from corpus_asr.report.recordings import RecordingRow, Recordings
+from corpus_asr.report.confidences import read_confidences
+from corpus_asr.report.recordings import (
+    RecordingRow,
+    count_lengths,
+    list_recordings,
+    num_recordings,
+    recordings_of,
+)
 from corpus_asr.schemas import LABELS, SEGMENTS
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_rows_named, projected
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows, projected
 
 SAMPLES = 12  # of each sort
 # Edges of bins by length: about even steps on a logarithmic scale, at lengths people say.
@@ -37,6 +41,21 @@ _TEXT = projected(SEGMENTS, ("text", "language"))
 _PLACE = ("recording_id", "uri", "channel", "start_s", "end_s")
 _SAMPLE = projected(SEGMENTS, (*_PLACE, "text", "language", "confidence", "words"))
 _WINDOW = projected(LABELS, (*_PLACE, "part", "window", "rank", "label", "probability"))
+# Rows with the smallest keys so far. Of the unsure many more than are shown: most may be of one
+# recording, of which two are taken.
+_NONE = "create or replace table {table} (key double, source int, row bigint, recording_id varchar)"
+_MOST = {"unsure": 50 * SAMPLES, "drawn": SAMPLES}
+_SMALLEST = """
+create or replace table {table} as
+from (from {table} union all select {key}::double, source, row, recording_id from arrived
+      where counts and confidence is not null)
+order by key, source, row limit {most}
+"""
+_SHOWN = """
+select name, row from {table} join sources using (source)
+qualify row_number() over (partition by recording_id order by key, source, row) <= $most
+order by key, source, row limit $samples
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,88 +95,68 @@ class Details:
     words_estimated: bool
 
 
-class Gatherer:
-    """Chooses recordings and samples from the rows of a store while `load_report` reads them."""
+class Sampler:
+    """Chooses samples from the segments or labels of a store while these are read."""
 
     def __init__(self, store: OutputStore) -> None:
         self._store = store
-        self.counted: tuple[pa.Table, pa.Table, pa.Table] | None = None
-        """Parts that count, in the order of their outcomes, these by recording, and the sums of
-        confidences; set once all have been read."""
-        self.speaking: pa.Table | None = None
-        """Rows of `SPEAKING`; None where speakers were not looked for."""
-        self.failures = Failures(keep=True)
-        """Replaced by those that were read."""
         self._labels = False
-        self._outcomes_seen: list[tuple[str, int]] = []
-        self._rows_seen: dict[str, int] = {}
-        # Seeded: the same output gives the same page.
-        self._random = np.random.default_rng(0)
-        # Many more than are shown: most may be of one recording, of which two are taken.
-        self._unsure = _Smallest(50 * SAMPLES)
-        self._drawn = _Smallest(SAMPLES)
+        self._words: int | None = 0  # None where not all are read
 
-    def outcomes(self, name: str, num_rows: int) -> None:
-        """Take how many of an object's next outcomes count."""
-        self._outcomes_seen.append((name, num_rows))
+    def read(self, tables: RunTables, rows: PartRows) -> None:
+        """Read the confidences of all segments or labels, and choose."""
+        self._labels = rows is LABEL_ROWS
+        [(written,)] = tables.rows("select coalesce(sum(segments_written), 0) from outcomes")
+        if self._labels or written > COUNT_ALL_WORDS:
+            self._words = None
+        for table in _MOST:
+            tables.execute(_NONE.format(table=table))
+        read_confidences(
+            self._store, tables, rows,
+            texts=() if self._words is None else _TEXT.names, each=partial(self._choose, tables),
+        )  # fmt: skip
 
-    def part_rows(self, name: str, confidence: pa.Array, ids: pa.Array) -> None:
-        """Take the confidence and recording of an object's next rows; null is never chosen."""
-        self._labels = part_rows_named([name]) is LABEL_ROWS
-        start = self._rows_seen.get(name, 0)
-        self._rows_seen[name] = start + len(confidence)
-        places = np.flatnonzero(pc.is_valid(confidence).to_numpy(zero_copy_only=False))
-        known = confidence.drop_null().to_numpy().astype(np.float64)
-        ids = ids.take(pa.array(places))
-        self._unsure.add(known, name, start + places, ids)
-        self._drawn.add(self._random.random(len(places)), name, start + places, ids)
+    def _choose(self, tables: RunTables) -> None:
+        for table, key in (("unsure", "confidence"), ("drawn", "draw")):
+            tables.execute(_SMALLEST.format(table=table, key=key, most=_MOST[table]))
+        if self._words is not None:
+            self._words += count_words(
+                tables.table("select text, language from arrived where counts")
+            )
 
-    def details(self) -> Details:
+    def details(self, tables: RunTables) -> Details:
         """Read what was chosen."""
-        assert self.counted is not None, "the rows have passed by"
-        parts, folded, confidence = self.counted
-        recordings = Recordings(
-            self._store,
-            parts=parts,
-            folded=folded,
-            confidence=confidence,
-            objects=self._outcomes_seen,
-            speaking=self.speaking,
+        lowest, drawn = (
+            tables.rows(_SHOWN.format(table=table), most=most, samples=SAMPLES)
+            for table, most in (("unsure", _MOST_OF_A_RECORDING), ("drawn", SAMPLES))
         )
-        seconds = recordings.durations_s
-        bins = np.searchsorted(list(DURATION_EDGES_S.values()), seconds[seconds > 0], side="right")
-        unsure = tuple(map(self._sample, _of_different(self._unsure.rows)))
-        drawn = tuple(map(self._sample, self._drawn.rows))
-        words, estimated = self._words()
+        unsure, random = (tuple(map(self._sample, places)) for places in (lowest, drawn))
+        words, estimated = self._words, self._words is None and not self._labels
         return Details(
-            durations=tuple(np.bincount(bins, minlength=len(DURATION_EDGES_S) + 1).tolist()),
-            recordings=tuple(recordings.listed()),
-            num_recordings=recordings.num_recordings,
-            of_samples=recordings.of({sample.recording_id: () for sample in (*unsure, *drawn)}),
+            durations=count_lengths(tables, list(DURATION_EDGES_S.values())),
+            recordings=tuple(list_recordings(tables)),
+            num_recordings=num_recordings(tables),
+            of_samples=recordings_of(tables, {one.recording_id: () for one in (*unsure, *random)}),
             unsure=unsure,
-            random=drawn,
-            words=words,
+            random=random,
+            words=self._estimated_words(tables, drawn) if estimated else words,
             words_estimated=estimated,
         )
 
-    def _words(self) -> tuple[int | None, bool]:
-        total = sum(self._rows_seen.values())
-        if self._labels:
-            return None, False
-        if total <= COUNT_ALL_WORDS:
-            tables = self._store.read_tables(self._rows_seen, _TEXT)
-            return sum(count_words(table) for _, table in tables), False
-        counted = rows = 0
+    def _estimated_words(self, tables: RunTables, drawn: Sequence[tuple[str, int]]) -> int:
         # The samples are drawn evenly over all rows, so the rows around them are a fair draw, too.
-        for _, name, place, _ in self._drawn.rows:
+        total: int
+        [(total,)] = tables.rows("select coalesce(sum(rows), 0)::bigint from scored where counts")
+        words = rows = 0
+        for name, place in drawn:
             start = max(0, place - _AROUND)
             table = self._store.rows(name, _TEXT, [(start, place + _AROUND)])
-            counted += count_words(table)
+            words += count_words(table)
             rows += table.num_rows
-        return round(total * counted / max(1, rows)), True
+        return round(total * words / max(1, rows))
 
-    def _sample(self, chosen: "_Chosen") -> Sample:
-        _, name, place, _ = chosen
+    def _sample(self, chosen: tuple[str, int]) -> Sample:
+        name, place = chosen
         if self._labels:
             rows = self._store.rows(name, _WINDOW, [(place, place + _ALTERNATIVES)]).to_pylist()
             return _window(rows)
@@ -175,35 +174,6 @@ def count_words(rows: pa.Table) -> int:
         pc.count_substring_regex(rows["text"], r"\S+"),
     )
     return int(pc.sum(counts).as_py() or 0)
-
-
-_Chosen = tuple[float, str, int, str]  # key, object, row, recording
-
-
-class _Smallest:
-    # The rows with the smallest keys of any number, in order.
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.rows: list[_Chosen] = []
-
-    def add(self, keys: np.ndarray, name: str, places: np.ndarray, ids: pa.Array) -> None:
-        # In NumPy first: after some batches, few rows need become Python values.
-        limit = self.rows[-1][0] if len(self.rows) == self._most else np.inf
-        best = np.flatnonzero(keys < limit)
-        best = best[np.argsort(keys[best], kind="stable")][: self._most]
-        owners = ids.take(pa.array(best)).to_pylist()
-        rows = zip(keys[best].tolist(), repeat(name), places[best].tolist(), owners, strict=False)
-        self.rows = heapq.nsmallest(self._most, [*self.rows, *rows])
-
-
-def _of_different(rows: Sequence[_Chosen]) -> list[_Chosen]:
-    seen: Counter[str] = Counter()
-    chosen = []
-    for row in rows:
-        seen[row[3]] += 1
-        if seen[row[3]] <= _MOST_OF_A_RECORDING:
-            chosen.append(row)
-    return chosen[:SAMPLES]
 
 
 def _window(rows: Sequence[dict[str, Any]]) -> Sample:

@@ -88,7 +88,7 @@ def test_a_page_that_cannot_be_written_costs_the_run_nothing(
     def refuse(*_: Any, **__: Any) -> None:
         raise FetchError("the store is full", uri="x")
 
-    monkeypatch.setattr(page, "load_report", refuse)
+    monkeypatch.setattr(page, "counted_run", refuse)
     assert run(config, local=True, progress=None).remaining == 0
     output = Path(config.output.uri)
     assert (output / SUCCESS_NAME).exists()

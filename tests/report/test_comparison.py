@@ -20,7 +20,7 @@ from corpus_asr.report.comparison import (
 )
 from corpus_asr.report.run import load_report
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.runs import ManualRun
+from tests.support.runs import NAMES, ManualRun
 
 NUMBERS = RunNumbers(
     run_id="run-1", finished_at="2026-01-01T00:00:00+00:00", ok=90, no_speech=5, failed=5,
@@ -89,21 +89,22 @@ def test_numbers_of_another_version_are_no_comparison(data: Any, tmp_path: Path)
 
 
 def test_a_run_that_committed_nothing_has_no_numbers(tmp_path: Path) -> None:
-    job = ManualRun(tmp_path)
+    job = ManualRun(tmp_path, (*NAMES, "d.wav"))
     job.begin()
     assert numbers_of(load_report(job.store), finished_at="", settings={}) is None
     job.commit("a.wav", segments=[
         {"segment": n, "start_s": 0.0, "end_s": 1.0, "text": "x", "confidence": c}
         for n, c in enumerate((0.2, 0.69, 0.7, 1.0))
     ])  # fmt: skip
+    job.commit("d.wav")
     job.fail("b.wav")
     job.fail("c.wav", error_kind="timeout")
     job.finish()
     found = numbers_of(load_report(job.store), finished_at="then", settings={"a": None})
     assert found is not None
-    assert (found.run_id, found.ok, found.failed) == (job.run.run_id, 1, 2)
-    assert (found.failures, found.languages) == ({"not_audio": 1, "timeout": 1}, {"en": 60.0})
-    assert (found.mean_confidence, found.low_confidence) == pytest.approx((0.6475, 0.5))
+    assert (found.run_id, found.ok, found.failed) == (job.run.run_id, 2, 2)
+    assert (found.failures, found.languages) == ({"not_audio": 1, "timeout": 1}, {"en": 120.0})
+    assert (found.mean_confidence, found.low_confidence) == pytest.approx((0.708, 0.5))
     # An idle run has another identity, and nothing of its own.
     job.begin()
     job.finish()

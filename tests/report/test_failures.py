@@ -2,6 +2,9 @@
 
 import csv
 import io
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +14,72 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.report.failures import CSV_COLUMNS, FAILURE_COLUMNS, Failures, quotas
+from corpus_asr.report.failures import (
+    CSV_COLUMNS,
+    collect_failures,
+    failure_groups,
+    failures_csv,
+    list_failures,
+    quotas,
+)
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.listing import FileListing
-from corpus_asr.storage.run_state.tables import projected
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import OutputStore
 
 
 def failed(recording: str, kind: str | None = "not_audio", **values: Any) -> dict[str, Any]:
     usual = {
-        "recording_id": recording, "uri": f"/audio/{recording}.mp3", "error_stage": "extract",
-        "error_kind": kind, "error_message": f"decoding {recording}", "retryable": False,
+        "run_id": "run", "recording_id": recording, "uri": f"/audio/{recording}.mp3",
+        "last_part": True, "status": "failed", "error_stage": "extract", "error_kind": kind,
+        "error_message": f"decoding {recording}", "retryable": False,
     }  # fmt: skip
     return usual | values
 
 
-def collected(*rows: dict[str, Any], size: int = 3) -> Failures:
-    failures = Failures(keep=True)
-    table = pa.Table.from_pylist(list(rows), schema=projected(OUTCOMES, FAILURE_COLUMNS))
+@contextmanager
+def collected(*rows: dict[str, Any], size: int = 3) -> Iterator[RunTables]:
+    store = OutputStore(f"memory://{uuid.uuid4().hex}")
+    table = pa.Table.from_pylist([{"part": at, **row} for at, row in enumerate(rows)], OUTCOMES)
     for batch in table.to_batches(max_chunksize=size):
-        failures.add(batch)
-    return failures
+        store.write_commit(pa.Table.from_batches([batch]), [])
+    with RunTables(store) as tables:
+        collect_failures(tables)
+        yield tables
 
 
-def in_csv(failures: Failures) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(failures.as_csv().decode())))
+def in_csv(tables: RunTables) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(failures_csv(tables).decode())))
 
 
 def test_each_recording_and_kind_is_listed_once_by_kind_and_address() -> None:
     rows = [failed("c"), failed("a"), failed("a", error_message="its second part")]
     rows += [failed("a", "timeout", retryable=True), failed("b", None, error_stage="")]
-    found = collected(*rows).listed(10)
+    with collected(*rows) as tables:
+        found, groups = list_failures(tables, 10), failure_groups(tables)
     assert [(each.uri[-5:], each.kind, each.message, each.retryable) for each in found] == [
         ("a.mp3", "not_audio", "decoding a", False),
         ("c.mp3", "not_audio", "decoding c", False),
         ("a.mp3", "timeout", "decoding a", True),
         ("b.mp3", "unknown", "decoding b", False),
     ]
-    groups = collected(*rows).groups()
     assert [each.group for each in found] == [0, 0, 1, 2]
     assert [(each.kind, each.recordings) for each in groups] == [
         ("not_audio", 2), ("timeout", 1), ("unknown", 1),
     ]  # fmt: skip
-    assert collected().listed(10) == []
+    assert [example.message for example in groups[0].examples] == ["decoding a", "decoding c"]
+    with collected() as tables:
+        assert list_failures(tables, 10) == []
 
 
 def test_of_too_many_failures_each_kind_is_in_the_list_and_all_are_in_the_file() -> None:
     rows = [failed(f"{number:04}") for number in range(500)]
     rows += [failed(f"t{number}", "timeout") for number in range(3)]
-    failures = collected(*rows, size=100)
-    found = failures.listed(20)
+    with collected(*rows, size=100) as tables:
+        found, all_of_them = list_failures(tables, 20), in_csv(tables)
     assert [each.kind for each in found] == ["not_audio"] * 17 + ["timeout"] * 3
     assert [each.uri for each in found[:2]] == ["/audio/0000.mp3", "/audio/0001.mp3"]
-    assert len(in_csv(failures)) == 503
+    assert len(all_of_them) == 503
 
 
 @given(counts=st.lists(st.integers(1, 50)), most=st.integers(0, 100))
@@ -81,11 +98,11 @@ def test_the_file_says_what_to_do_and_is_a_manifest(tmp_path: Path) -> None:
         failed("b", error_message=f"reading https://u:{secret}@h/x?token={secret}:\nno"),
         failed("c", "=cmd|' /C calc'!A0", error_message="@SUM(1)", error_stage="-1+1"),
     ]
-    failures = collected(*rows)
     path = tmp_path / "page.failures.csv"
-    path.write_bytes(failures.as_csv())
+    with collected(*rows) as tables:
+        path.write_bytes(failures_csv(tables))
+        found = {row["recording_id"]: row for row in in_csv(tables)}
     assert secret not in path.read_text()
-    found = {row["recording_id"]: row for row in in_csv(failures)}
     assert tuple(found["a"]) == CSV_COLUMNS
     assert found["a"]["uri"] == rows[0]["uri"]
     assert (found["a"]["retryable"], found["b"]["retryable"]) == ("yes", "no")

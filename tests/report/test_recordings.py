@@ -7,8 +7,8 @@ import pytest
 
 from corpus_asr.report import recordings
 from corpus_asr.report.recordings import STARTED, RecordingRow
-from corpus_asr.report.run import load_report
-from corpus_asr.report.samples import Gatherer
+from corpus_asr.report.run import counted_run
+from corpus_asr.report.samples import Sampler
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.tables import commit, part, results
@@ -29,8 +29,9 @@ def listed(folder: Path, *commits: list[dict[str, Any]]) -> dict[str, RecordingR
     store.write_json(CONFIG_NAME, {})
     for rows in commits:
         commit(store, results(*rows))
-    load_report(store, gatherer := Gatherer(store))
-    return {found.uri.rpartition("/")[2]: found for found in gatherer.details().recordings}
+    with counted_run(store, sampler := Sampler(store)) as (_, tables):
+        details = sampler.details(tables)
+    return {found.uri.rpartition("/")[2]: found for found in details.recordings}
 
 
 def test_rows_say_what_the_tables_say(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import re
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,34 +15,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.report.confidences import read_confidences
 from corpus_asr.report.failures import FailureExample, FailureGroup
 from corpus_asr.report.reconciliation import Accounting
 from corpus_asr.report.run import (
-    COUNTS,
     ClassShare,
     Report,
     RunCounts,
     as_data,
-    as_segments,
     count_run,
     load_report,
     render,
 )
 from corpus_asr.report.text import duration
-from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS, SEGMENTS
+from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.run_state.run_files import write_snapshot
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    SEGMENT_ROWS,
+    OutputStore,
+    PartRows,
+    projected,
+)
 from tests.support.runs import NAMES, REVISION, ManualRun
 from tests.support.tables import snapshot
 
-SETTLED = OUTCOMES.append(COUNTS)
+_SHARED = {"recording_id", "part", "confidence"}
 
 
 def outcome(recording: str, part: int = 0, **values: Any) -> dict[str, Any]:
     status = values.get("status", "ok")
     spoken = status == "ok"
     row = {
-        "run_id": "run-1", "counts": True, "recording_id": recording,
+        "run_id": "run-1", "recording_id": recording,
         "uri": f"s3://bucket/{recording}.mp3", "part": part, "last_part": True, "status": status,
         "duration_s": 0.0 if status == "failed" else 100.0, "speech_s": 60.0 if spoken else 0.0,
         "segments_written": 2 if spoken else 0, "decode_errors": 0,
@@ -55,37 +63,54 @@ def outcome(recording: str, part: int = 0, **values: Any) -> dict[str, Any]:
     return row | values
 
 
-def segments_of(rows: list[dict[str, Any]], confidence: float = 0.95) -> list[dict[str, Any]]:
+def segments_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {"recording_id": row["recording_id"], "confidence": confidence}
+        {"confidence": 0.95} | {name: row[name] for name in _SHARED & row.keys()}
         for row in rows
         for _ in range(row["segments_written"])
     ]
 
 
-def batches(
-    rows: list[dict[str, Any]], schema: pa.Schema, size: int = 3
-) -> Iterator[pa.RecordBatch]:
-    table = pa.Table.from_pylist(rows, schema=schema)
-    yield from table.to_batches(max_chunksize=size)
+@contextmanager
+def read(
+    rows: list[dict[str, Any]],
+    segments: list[dict[str, Any]] | None = None,
+    *,
+    listed: list[str] | None = None,
+    size: int = 100,
+    kind: PartRows = SEGMENT_ROWS,
+) -> Iterator[RunTables]:
+    """Commit outcomes, so many at once, and read them with their segments."""
+    store = OutputStore(f"memory://{uuid.uuid4().hex}")
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        theirs = segments_of(some) if segments is None else segments
+        store.write_commit(
+            pa.Table.from_pylist(some, OUTCOMES), [pa.Table.from_pylist(theirs, kind.schema)],
+            rows=kind,
+        )  # fmt: skip
+    files = [{"recording_id": name, "uri": name} for name in listed or ()]
+    listing = pa.Table.from_pylist(files, FILES).to_batches()
+    with RunTables(store, listing=listing) as tables:
+        read_confidences(store, tables, kind)
+        yield tables
 
 
 def count(
     rows: list[dict[str, Any]],
-    *,
     segments: list[dict[str, Any]] | None = None,
+    *,
     listed: list[str] | None = None,
-    recordings: dict[str, str] | None = None,
+    recordings: list[tuple[str, str]] | None = None,
+    **reading: Any,
 ) -> RunCounts:
-    segments = segments_of(rows) if segments is None else segments
-    listing = None
-    if listed is not None:
-        listing = batches([{"recording_id": name, "uri": name} for name in listed], FILES)
-    table = None
+    written = None
     if recordings is not None:
-        pairs = [{"recording_id": name, "status": status} for name, status in recordings.items()]
-        table = batches(pairs, RECORDINGS)
-    return count_run(batches(rows, SETTLED), batches(segments, SEGMENTS), listing, table)
+        pairs = [{"recording_id": name, "status": status} for name, status in recordings]
+        schema = projected(RECORDINGS, ("recording_id", "status"))
+        written = pa.Table.from_pylist(pairs, schema).to_batches(max_chunksize=2)
+    with read(rows, segments, listed=listed, **reading) as tables:
+        return count_run(tables, written, is_listed=listed is not None)
 
 
 def test_a_folder_without_outcomes_counts_nothing() -> None:
@@ -127,36 +152,51 @@ def test_a_recording_ends_with_its_last_part_and_all_before_it() -> None:
 
 
 def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> None:
-    rows = [outcome("a"), outcome("b"), outcome("a", duration_s=999.0, counts=False)]
+    rows = [outcome("a"), outcome("b"), outcome("a", duration_s=999.0)]
     found = count(rows)
     assert (found.audio_s, found.parts, found.segments) == (200.0, 2, 4)
     assert found.audio_by_run_s == (("run-1", 200.0),)
     assert found.accounting.superseded_parts == 1
     assert found.accounting.problems == ()
-    failed = count([outcome("a"), outcome("a", status="failed", counts=False)])
+    failed = count([outcome("a"), outcome("a", status="failed")])
     assert failed.failures == ()
+
+
+def test_only_segments_of_rows_that_count_are_in_bins_and_means() -> None:
+    rows = [outcome("a"), outcome("a", confidence=0.05), outcome("b", confidence=0.55)]
+    found = count(rows, size=1)
+    assert found.confidence == (0, 0, 0, 0, 0, 2, 0, 0, 0, 2)
+    assert (found.mean_confidence, found.low_confidence) == (0.75, 1)
+    assert found.accounting.problems == ()
 
 
 def test_contradictions_between_tables_are_told() -> None:
     rows = [outcome("a"), outcome("b", status="failed"), outcome("c", status="no_speech")]
-    truth = {"a": "ok", "b": "failed", "c": "no_speech"}
+    truth = [("a", "ok"), ("b", "failed"), ("c", "no_speech")]
     assert count(rows, recordings=truth, listed=["a", "b", "c"]).accounting.problems == ()
     differ = "recordings table and outcomes differ on 1 recording, such as b"
     spoken = [outcome("a"), outcome("b")]
     cases: tuple[tuple[list[dict[str, Any]], dict[str, Any], str], ...] = (
-        (rows, {"recordings": truth | {"b": "ok"}}, differ),
-        (rows, {"recordings": {"a": "ok", "c": "no_speech"}}, differ),
+        (rows, {"recordings": [truth[0], ("b", "ok"), truth[2]]}, differ),
+        (rows, {"recordings": [truth[0], truth[2]]}, differ),
+        (rows, {"recordings": [*truth, truth[1]]},
+         "twice in the recordings table: 1 recording"),
         (spoken, {"segments": segments_of(spoken)[:-1]},
          "other segments than their outcomes claim: 1 recording, such as b (3 rows in all, "
          "4 claimed)"),
-        ([], {"segments": segments_of(spoken)},
-         "other segments than their outcomes claim: 2 recordings, such as a, b (4 rows in all, "
-         "0 claimed)"),
-        ([outcome("a"), outcome("b"), outcome("a")], {}, "counted more than once: 1 part"),
+        ([outcome("c", segments_written=1)], {"segments": segments_of(spoken)},
+         "other segments than their outcomes claim: 3 recordings, such as a, b, c (4 rows in all, "
+         "1 claimed)"),
         ([outcome("a")], {"listed": ["a", "a"]}, "listed more than once: 1 file"),
     )  # fmt: skip
     for messages, others, problem in cases:
         assert count(messages, **others).accounting.problems == (problem,)
+    with read([outcome("a"), outcome("b"), outcome("a")]) as tables:
+        ids = pa.array(range(3))
+        mistaken = pa.table({"id": ids, "counts": [True] * 3, "failing": [False] * 3})
+        tables.add("standing", mistaken)
+        accounting = count_run(tables, is_listed=False).accounting
+    assert accounting.problems == ("counted more than once: 1 part",)
 
 
 def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
@@ -174,13 +214,11 @@ def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
 
 
 def test_languages_come_by_audio_and_confidence_by_tenths() -> None:
-    rows = [outcome("a"), outcome("b", language="de", duration_s=500.0), outcome("c")]
-    segments = [
-        each
-        for row, confidence in zip(rows, (0.0, 0.55, 1.0), strict=True)
-        for each in segments_of([row], confidence)
-    ]
-    found = count(rows, segments=segments)
+    rows = [
+        outcome("a", confidence=0.0), outcome("c", confidence=1.0),
+        outcome("b", language="de", duration_s=500.0, confidence=0.55),
+    ]  # fmt: skip
+    found = count(rows)
     assert [(one.name, one.audio_s) for one in found.languages] == [("de", 500), ("en", 200)]
     assert [share.recordings for share in found.languages] == [1, 2]
     assert found.confidence == (2, 0, 0, 0, 0, 2, 0, 0, 0, 2)
@@ -192,10 +230,7 @@ def test_the_order_and_size_of_batches_do_not_matter(order: list[int], size: int
     rows += [outcome("c", status="failed"), outcome("d", language="de")]
     rows += [outcome("e", status="failed", error_kind="timeout")]
     shuffled = [rows[index] for index in order]
-    found = count_run(
-        batches(shuffled, SETTLED, size), batches(segments_of(shuffled), SEGMENTS, size), None
-    )
-    assert found == count(rows)
+    assert count(shuffled, size=size) == count(rows)
 
 
 def test_failures_without_words_and_skipped_packets_are_counted_once_per_recording() -> None:
@@ -220,24 +255,26 @@ def test_channels_apart_hold_the_same_time() -> None:
 
 
 def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
-    columns = {
-        "recording_id": ["a", "a", "b", "b"],
-        "rank": pa.array([1, 2, 1, 2], pa.int32()),
-        "probability": pa.array([0.95, 0.05, 0.5, 0.5], pa.float32()),
-        "start_s": [0.0, 0.0, 30.0, 30.0],
-        "end_s": [30.0, 30.0, 40.0, 40.0],
-    }
-    turned = as_segments(pa.RecordBatch.from_pydict(columns))
-    assert turned["recording_id"].to_pylist() == ["a", "a", "b", "b"]
-    assert turned["confidence"].is_valid().to_pylist() == [True, False, True, False]
     rows = [
         outcome("a", 0, label="music", duration_s=30.0, last_part=False),
         outcome("a", 1, label="music", duration_s=30.0),
         outcome("b", 0, label="speech", duration_s=40.0),
         outcome("c", 0),
     ]
-    found = count(rows).labels
-    totals = [(one.name, one.recordings, one.audio_s) for one in found]
+    labels = [
+        {"recording_id": name, "part": part, "rank": rank, "probability": probability,
+         "start_s": 0.0, "end_s": seconds}
+        for name, part, seconds, probabilities in (
+            ("a", 0, 30.0, (0.95, 0.05)), ("a", 1, 30.0, (0.95, 0.05)), ("b", 0, 10.0, (0.5, 0.5)),
+            ("c", 0, 10.0, (0.5, 0.5)),
+        )
+        for rank, probability in enumerate(probabilities, start=1)
+    ]  # fmt: skip
+    counts = count(rows, labels, kind=LABEL_ROWS)
+    assert counts.confidence == (0, 0, 0, 0, 0, 2, 0, 0, 0, 2)
+    assert counts.mean_confidence == pytest.approx((0.95 * 60 + 0.5 * 20) / 80, abs=1e-4)
+    assert counts.accounting.problems == ()
+    totals = [(one.name, one.recordings, one.audio_s) for one in counts.labels]
     assert totals == [("music", 1, 60.0), ("speech", 1, 40.0)]
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from corpus_asr.report import samples
 from corpus_asr.report.html.page import write_page
-from corpus_asr.report.run import load_report
-from corpus_asr.report.samples import SAMPLES, Details, Gatherer, count_words
+from corpus_asr.report.run import counted_run
+from corpus_asr.report.samples import SAMPLES, Details, Sampler, count_words
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -55,8 +55,8 @@ def corpus(folder: Path, recordings: int, *, each: int = 2, objects: int = 3) ->
 
 
 def gathered(store: OutputStore) -> Details:
-    load_report(store, gatherer := Gatherer(store))
-    return gatherer.details()
+    with counted_run(store, sampler := Sampler(store)) as (_, tables):
+        return sampler.details(tables)
 
 
 def test_the_least_confident_are_found_and_the_draw_stays(tmp_path: Path) -> None:

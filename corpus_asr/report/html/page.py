@@ -20,14 +20,15 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
 from corpus_asr.report.comparison import VERSION, compare, numbers_of, previous, remember
+from corpus_asr.report.failures import failures_csv, list_failures
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
 from corpus_asr.report.html.clips import MAX_CLIP_S, cut_clips
 from corpus_asr.report.html.formatting import cut, link, shared, visible
 from corpus_asr.report.reconciliation import balance_problems
 from corpus_asr.report.recordings import LISTED
-from corpus_asr.report.run import Report, load_report
-from corpus_asr.report.samples import DURATION_EDGES_S, Details, Gatherer
+from corpus_asr.report.run import Report, counted_run
+from corpus_asr.report.samples import DURATION_EDGES_S, Details, Sampler
 from corpus_asr.report.status import (
     DEAD,
     FINISHED,
@@ -83,12 +84,14 @@ def write_page(
     the run's section `report`, in place of what they were.
     """
     uri = normalize(uri)
+    sampler = Sampler(store)
     # All rows are read once, for counts and samples alike.
-    gatherer = Gatherer(store)
-    report = load_report(store, gatherer)
+    with counted_run(store, sampler) as (report, tables):
+        details = sampler.details(tables)
+        failures = list_failures(tables, MOST_FAILURES)
+        in_csv = failures_csv(tables) if report.statistics.failures else None
     config = store.read_json(CONFIG_NAME) or {}
     settings = _report_settings(config, embed_audio=embed_audio, viewer_url=viewer_url)
-    details = gatherer.details()
     values = {
         **_values(store, report, details, config, at_the_end=at_the_end),
         **_compared(store, report, config, at_the_end=at_the_end),
@@ -100,14 +103,14 @@ def write_page(
             viewer=settings.viewer_url,
         ),
         "has_viewer": settings.viewer_url is not None,
-        "failures": gatherer.failures.listed(MOST_FAILURES),
+        "failures": failures,
         # A colon in the first step would be taken for a scheme.
         "failures_file": f"./{quote(failures_name(uri.rpartition('/')[2]))}",
     }
     html = render_document(environment().get_template("page.html.j2"), **values)
     # First what the page links to.
-    if report.statistics.failures:
-        filesystem.write_atomic(failures_name(uri), gatherer.failures.as_csv(), store.options)
+    if in_csv is not None:
+        filesystem.write_atomic(failures_name(uri), in_csv, store.options)
     elif filesystem.exists(failures_name(uri), store.options):
         filesystem.remove(failures_name(uri), store.options)
     filesystem.write_atomic(uri, html.encode(), store.options)

@@ -1,0 +1,137 @@
+"""How sure a model was: the segments of a run, read once and summed by recording.
+
+A recording's confidence is the mean of its segments over time; of a classification, that of its
+windows by their likeliest label. Of each object and part rows are summed in a table that goes to
+disk when it is large, so that memory does not grow with segments.
+
+Tables, in addition to those of `RunTables`:
+
+- `scored`: by recording and run, rows by whether they count (`counts`) and their bin of confidence,
+  with the sums of their `weight` in seconds and of confidence times weight;
+- `confidences`: recording_id and `confidence` of recordings with segments that count;
+- `arrived`: rows as they are read, with their place: `source`, an index into `sources`, and `row`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    OutputStore,
+    PartRows,
+    projected,
+    table_of,
+)
+
+CONFIDENCE_BINS = 10  # of equal width over 0-1
+_READ_ROWS = 65_536  # at once; commits have some thousands
+_COLUMNS = ("recording_id", "part", "start_s", "end_s")
+_SOURCES = pa.schema([("source", pa.int32()), ("name", pa.string())])
+_OBJECTS = """
+select segments_object from outcomes left join standing using (id)
+where segments_object is not null and segments_written > 0 and ({which})
+group by all order by min(outcomes.id)
+"""
+# By object, recording and part, not by position: an object with other rows than its outcomes say is
+# to be told, not to end a report.
+_CLAIMS = """
+create or replace table claims as
+select source, recording_id, part, any_value(run_id) as run_id, bool_or(counts) as counts
+from outcomes join sources on segments_object = name left join standing using (id)
+group by all order by source
+"""
+_SCORED = """
+create or replace table scored (recording_id varchar, run_id varchar, counts boolean, bin tinyint,
+                                rows bigint, weight double, weighted double)
+"""
+_ARRIVED = """
+create or replace table arrived as
+select arriving.*, run_id, coalesce(counts, false) as counts,
+       if(confidence is null, null, greatest(end_s - start_s, 0) + 1e-3) as weight
+from arriving left join (from claims where source between $first and $last)
+  using (source, recording_id, part)
+"""  # a segment may have no length
+_SUMMED = f"""
+insert into scored
+select recording_id, run_id, counts,
+       if(confidence is null, null,
+          least(floor(confidence * {CONFIDENCE_BINS}::float), {CONFIDENCE_BINS - 1})) as bin,
+       count(*), exact_sum(weight), exact_sum(confidence * weight)
+from arrived group by all
+"""
+_CONFIDENCES = """
+create or replace view confidences as
+select recording_id, exact_sum(weighted) / exact_sum(weight) as confidence
+from scored where counts and weight is not null group by all
+"""
+
+
+def read_confidences(
+    store: OutputStore,
+    tables: RunTables,
+    rows: PartRows,
+    *,
+    which: str = "true",
+    texts: Sequence[str] = (),
+    each: Callable[[], object] = lambda: None,
+    **parameters: Any,
+) -> None:
+    """Read the segments or labels that outcomes have.
+
+    Args:
+        which: a condition on outcomes, and whether they count; of theirs all rows are read.
+        texts: further columns of segments for `arrived`.
+        each: called for each of the tables `arrived`.
+    """
+    objects = tables.rows(_OBJECTS.format(which=which), **parameters)
+    names = [name for (name,) in objects if table_of(name) == rows.folder]
+    numbers = range(len(names))
+    tables.add("sources", pa.table([numbers, names], schema=_SOURCES))
+    for statement in (_CLAIMS, _SCORED, _CONFIDENCES):
+        tables.execute(statement)
+    chances = np.random.default_rng(0)  # seeded: the same output gives the same samples
+    for arriving in _gathered(_placed(store, rows, names, texts)):
+        known = pc.is_valid(arriving["confidence"]).to_numpy()
+        draw = np.full(len(known), np.inf)
+        draw[known] = chances.random(int(known.sum()))
+        first, last = (arriving["source"][place].as_py() for place in (0, -1))
+        arriving = arriving.append_column("draw", pa.array(draw))
+        tables.execute(_ARRIVED, arriving, first=first, last=last)
+        tables.execute(_SUMMED)
+        each()
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    num_rows = 0
+    for table in tables:
+        waiting.append(table)
+        num_rows += table.num_rows
+        if num_rows >= _READ_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting, num_rows = [], 0
+    if num_rows:
+        yield pa.concat_tables(waiting)
+
+
+def _placed(
+    store: OutputStore, rows: PartRows, names: Sequence[str], texts: Sequence[str]
+) -> Iterator[pa.Table]:
+    labels = rows is LABEL_ROWS
+    found = ("rank", "probability") if labels else ("confidence", *texts)
+    number, seen = {name: at for at, name in enumerate(names)}, dict.fromkeys(names, 0)
+    for name, table in store.read_tables(names, projected(rows.schema, (*_COLUMNS, *found))):
+        if labels:
+            # A window has several rows, and is as sure as its first.
+            first = pc.equal(table["rank"], 1)
+            likeliest = pc.if_else(first, table["probability"], pa.scalar(None, pa.float32()))
+            table = table.select(_COLUMNS).append_column("confidence", likeliest)
+        places = np.arange(seen[name], seen[name] + table.num_rows)
+        seen[name] += table.num_rows
+        source = pa.repeat(pa.scalar(number[name], pa.int32()), table.num_rows)
+        yield table.append_column("source", source).append_column("row", pa.array(places))
