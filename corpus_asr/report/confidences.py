@@ -41,9 +41,9 @@ group by all order by min(outcomes.id)
 # to be told, not to end a report.
 _CLAIMS = """
 create or replace table claims as
-select source, recording_id, part, any_value(run_id) as run_id, bool_or(counts) as counts
+select source, recording_id, part, run_id, coalesce(counts, false) as counts
 from outcomes join sources on segments_object = name left join standing using (id)
-group by all order by source
+order by source
 """
 _SCORED = """
 create or replace table scored (recording_id varchar, run_id varchar, counts boolean, bin tinyint,
@@ -53,7 +53,9 @@ _ARRIVED = """
 create or replace table arrived as
 select arriving.*, run_id, coalesce(counts, false) as counts,
        if(confidence is null, null, greatest(end_s - start_s, 0) + 1e-3) as weight
-from arriving left join (from claims where source between $first and $last)
+from arriving
+left join (select source, recording_id, part, any_value(run_id) as run_id, bool_or(counts) as counts
+           from claims where source between $first and $last group by all)
   using (source, recording_id, part)
 """  # a segment may have no length
 _SUMMED = f"""

@@ -6,6 +6,7 @@ of failures of new versions while an earlier one counts.
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +20,15 @@ EXAMPLES = 3
 CSV_COLUMNS = ("uri", "recording_id", "stage", "kind", "retryable", "message", "advice")
 # A spreadsheet takes a cell that begins so for a formula, and file names come from anywhere.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-# What a part says first stands for the recording.
+# Addresses and messages are looked up of those that are shown: groups of text take memory.
 _FAILURES = """
 create or replace table failures as
 with failed as (
-  select recording_id, uri, coalesce(nullif(error_stage, ''), 'unknown') as stage,
-    coalesce(nullif(error_kind, ''), 'unknown') as kind,
-    coalesce(error_message, '') as message, coalesce(retryable, false) as retryable,
-    {{newer: not counts, id: id}} as place
+  select recording_id, id, coalesce(nullif(error_stage, ''), 'unknown') as stage,
+    coalesce(nullif(error_kind, ''), 'unknown') as kind, coalesce(retryable, false) as retryable
   from outcomes join standing using (id)
   where status = 'failed' and (counts or failing) and ({which}))
-select stage, kind, recording_id, arg_min(uri, place) as uri, arg_min(message, place) as message,
-  bool_or(retryable) as retryable
+select stage, kind, recording_id, min(id) as id, bool_or(retryable) as retryable
 from failed group by all
 """
 _KINDS = """
@@ -39,19 +37,16 @@ select row_number() over (order by count(*) desc, stage, kind) - 1 as number,
   stage, kind, count(*) as recordings, bool_or(retryable) as retryable
 from failures group by stage, kind
 """
-_GROUPS = """
-with first as (
-  select stage, kind, uri, message, row_number() over (partition by stage, kind
-                                                       order by uri, recording_id) as place
-  from failures)
-select any_value(failure_groups) as "group",
-  list({uri: uri, message: message} order by place) as examples
-from failure_groups join first using (stage, kind) where place <= $most
-group by number order by number
-"""
-_EACH = """
-select number as "group", recording_id, uri, stage, kind, message, failures.retryable
-from failures join failure_groups using (stage, kind)
+# Of each group the first by address; what a recording's first part says stands for it.
+_SHOWN = """
+with places as (
+  select number, id, failures.retryable,
+    row_number() over (partition by number order by uri, id) as place
+  from failures join failure_groups using (stage, kind) join outcomes using (id))
+select number as "group", recording_id, uri, stage, kind,
+  coalesce(error_message, '') as message, places.retryable
+from places join failure_groups using (number) join outcomes using (id)
+where place <= {most} order by number, place
 """
 
 
@@ -96,15 +91,15 @@ def collect_failures(tables: RunTables, which: str = "true", **parameters: Any) 
 
 def failure_groups(tables: RunTables) -> tuple[FailureGroup, ...]:
     """Return the groups, the most frequent first, with the first examples by address."""
+    groups = tables.table("select * exclude (number) from failure_groups order by number")
+    examples = defaultdict(list)
+    for failure in _each(tables, EXAMPLES):
+        examples[failure.group].append(FailureExample(uri=failure.uri, message=failure.message))
     return tuple(
         FailureGroup(
-            stage=group["stage"],
-            kind=group["kind"],
-            recordings=group["recordings"],
-            retryable=_is_retryable(group),
-            examples=tuple(FailureExample(**example) for example in examples),
+            **(group | {"retryable": _is_retryable(group)}), examples=tuple(examples[number])
         )
-        for group, examples in tables.rows(_GROUPS, most=EXAMPLES)
+        for number, group in enumerate(groups.to_pylist())
     )
 
 
@@ -112,9 +107,7 @@ def list_failures(tables: RunTables, most: int) -> list[Failure]:
     """Return failures by group and address; of more than `most`, some of each group."""
     counts = tables.rows("select recordings from failure_groups order by number")
     shares = quotas([count for (count,) in counts], most)
-    query = f"""{_EACH} qualify row_number() over (partition by number order by uri, recording_id)
-                <= $shares[number + 1] order by number, uri, recording_id"""
-    return list(_each(tables, query, shares=shares)) if shares else []
+    return list(_each(tables, "$shares[number + 1]", shares=shares)) if shares else []
 
 
 def failures_csv(tables: RunTables) -> bytes:
@@ -122,7 +115,7 @@ def failures_csv(tables: RunTables) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for failure in _each(tables, f"{_EACH} order by number, uri, recording_id"):
+    for failure in _each(tables, "recordings"):
         advice = failure_kind(failure.kind, retryable=failure.retryable).advice
         cells = (
             public(failure.uri), failure.recording_id, failure.stage, failure.kind,
@@ -133,8 +126,9 @@ def failures_csv(tables: RunTables) -> bytes:
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _each(tables: RunTables, query: str, **parameters: Any) -> Iterator[Failure]:
-    for batch in tables.batches(query, **parameters):
+def _each(tables: RunTables, most: str | int, **parameters: Any) -> Iterator[Failure]:
+    """Yield so many failures of each group."""
+    for batch in tables.batches(_SHOWN.format(most=most), **parameters):
         for row in batch.to_pylist():
             yield Failure(**(row | {"retryable": _is_retryable(row)}))
 

@@ -73,8 +73,9 @@ left join (select recording_id, speakers, most_s, speech_s as speech_of_all_s fr
 """
 _LIST = """
 select recording_id, {place} as list, '{name}' as name,
-  row_number() over (order by {number} {order}, recording_id) as rank
-from shown where {number} is not null qualify rank <= $most
+  row_number() over (order by number {order}, recording_id) as rank
+from (select recording_id, {number} as number from shown where number is not null
+      order by number {order}, recording_id limit $most)
 """
 _CHOSEN = """
 select recording_id, list(name order by list) as lists from ({lists})
