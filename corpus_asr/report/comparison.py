@@ -173,8 +173,8 @@ def compare(before: RunNumbers, now: RunNumbers, *, classifies: bool) -> Compari
         _count(what, before.segments, now.segments),
         _share("Mean confidence", before.mean_confidence, now.mean_confidence, more="good"),
         _share(
-            f"Below {LOW_CONFIDENCE:.0%} confidence", before.low_confidence, now.low_confidence,
-            more="bad",
+            f"Recordings below {LOW_CONFIDENCE:.0%} confidence",
+            before.low_confidence, now.low_confidence, more="bad",
         ),
         _number("RTFx", before.rtfx, now.rtfx, "{:,.1f}".format, factor=True),
         _number("Time", before.wall_s, now.wall_s, duration),

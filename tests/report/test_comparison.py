@@ -44,7 +44,7 @@ def test_differences_are_counted_and_those_for_the_worse_are_marked() -> None:
         "Audio": ("1.0 h", "1.0 h", NO_CHANGE, ""),
         "Segments": ("1,000", "1,000", NO_CHANGE, ""),
         "Mean confidence": ("90.0%", "85.0%", f"{MINUS}5.0 points", "bad"),
-        "Below 70% confidence": ("5.0%", "-", NO_CHANGE, ""),
+        "Recordings below 70% confidence": ("5.0%", "-", NO_CHANGE, ""),
         "RTFx": ("20.0", "15.0", f"{MINUS}25%", ""),
         "Time": ("3.0 min", "3.0 min", NO_CHANGE, ""),
     }

@@ -1,6 +1,9 @@
 """What is chosen from a run's tables for its page, however its rows are spread over objects."""
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +11,7 @@ import pytest
 
 from corpus_asr.report import samples
 from corpus_asr.report.html.page import write_page
+from corpus_asr.report.nightly import findings_of
 from corpus_asr.report.run import counted_run
 from corpus_asr.report.samples import SAMPLES, Details, Sampler, count_words
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
@@ -72,6 +76,24 @@ def test_the_least_confident_are_found_and_the_draw_stays(tmp_path: Path) -> Non
     assert len({(one.uri, one.start_s) for one in found.random}) == SAMPLES
     assert max(one.confidence for one in found.random) > 0.5
     assert gathered(store) == found
+
+
+def test_each_object_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read = corpus(tmp_path, 50), Counter[str]()
+    batches = OutputStore.batches
+
+    def counted(self: OutputStore, name: str, **options: Any) -> Iterator[pa.RecordBatch]:
+        read[name] += 1
+        return batches(self, name, **options)
+
+    monkeypatch.setattr(OutputStore, "batches", counted)
+    found = gathered(store)
+    assert found.words == 300
+    assert read == dict.fromkeys((*store.names("outcomes"), *store.names("segments")), 1)
+    read.clear()
+    findings = findings_of(store, "run", low_confidence=0.5)
+    assert (findings.done, findings.low_confidence) == (50, 25)
+    assert set(read.values()) == {1}
 
 
 def test_of_many_segments_words_are_estimated_and_the_page_is_small(

@@ -1,0 +1,166 @@
+"""Page, report, night and comparison say what the queries of docs/reading.md give on the tables."""
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from corpus_asr.confidence import LOW_CONFIDENCE
+from corpus_asr.report.comparison import numbers_of
+from corpus_asr.report.nightly import Findings, findings_of
+from corpus_asr.report.run import Report, counted_run
+from corpus_asr.report.samples import Details, Sampler
+from tests.support.runs import ManualRun
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
+QUERIES = dict(re.findall(r"^```sql\n-- (.*?)\n(.*?)^```$", GUIDE, re.M | re.S))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> ManualRun:
+    """A folder of two runs: parts in several languages, channels, versions, failures."""
+    chance = random.Random(7)
+    job = ManualRun(tmp_path_factory.mktemp("job"), [f"{n:02}.wav" for n in range(30)])
+    job.begin()
+    for number in range(27):
+        commit(job, f"{number:02}.wav", chance)
+    job.commit("27.wav", status="no_speech", segments=None, language=None)
+    job.commit("28.wav", last_part=False, segments=[segment(0, 0.05)])
+    job.finish()
+    (job.source / "00.wav").unlink()
+    for name in ("01.wav", "02.wav"):
+        (job.source / name).write_bytes(b"of other content")
+    job.begin()
+    job.fail("01.wav")
+    job.commit("02.wav", language="fr")
+    job.commit("28.wav", part=1, segments=[segment(0, 0.9)])
+    commit(job, "29.wav", chance)
+    job.finish()
+    return job
+
+
+def segment(number: int, confidence: float, **values: Any) -> dict[str, Any]:
+    start_s = 2.0 * number
+    usual = {"segment": number, "start_s": start_s, "end_s": start_s + 1.0, "text": " Hi."}
+    return usual | {"confidence": confidence} | values
+
+
+def commit(job: ManualRun, name: str, chance: random.Random) -> None:
+    num_parts, apart = chance.randint(1, 4), chance.random() < 0.3
+    for part in range(num_parts):
+        common: dict[str, Any] = {
+            "part": part, "last_part": part == num_parts - 1, "channel": part if apart else None,
+        }  # fmt: skip
+        if chance.random() < 0.05:
+            job.fail(name, **common)
+            continue
+        duration_s = chance.choice([7.5, 30.0, 61.25])
+        common |= {"duration_s": duration_s, "speech_s": duration_s * chance.choice([0.25, 0.75])}
+        if chance.random() < 0.2:
+            job.commit(name, status="no_speech", segments=None, language=None, **common)
+            continue
+        sure = chance.choice([0.4, 0.6, 0.9])
+        segments = [
+            segment(at, sure + chance.uniform(-0.1, 0.1), end_s=2.0 * at + chance.choice([0, 1.5]))
+            for at in range(chance.randint(1, 4))
+        ]
+        job.commit(name, segments=segments, language=chance.choice(["en", "de", "es"]), **common)
+
+
+@pytest.fixture(scope="module")
+def told(job: ManualRun) -> tuple[Report, Details, Findings]:
+    """What the report, the page and the night of the last run say."""
+    with counted_run(job.store, sampler := Sampler(job.store)) as (report, tables):
+        details = sampler.details(tables)
+    findings = findings_of(job.store, job.run.run_id, low_confidence=LOW_CONFIDENCE)
+    return report, details, findings
+
+
+def ask(job: ManualRun, name: str, *, where: str | None = None) -> list[tuple[Any, ...]]:
+    """Run a query of the guide; `where` narrows the recordings."""
+    query, folder = QUERIES[name], job.store.uri
+    if where is not None:
+        for table in ("recordings", "outcomes"):
+            mine = f"(SELECT recording_id FROM '{folder}/recordings/*.parquet' WHERE {where})"
+            query = query.replace(
+                f"'output/demo/{table}/*.parquet'",
+                f"(SELECT * FROM '{folder}/{table}/*.parquet' WHERE recording_id IN {mine})",
+            )
+    with duckdb.connect() as db:
+        return db.execute(query.replace("output/demo", folder)).fetchall()
+
+
+Told = tuple[Report, Details, Findings]
+
+
+def test_complete(job: ManualRun, told: Told) -> None:
+    report, details, findings = told
+    by_status = dict(ask(job, "complete"))
+    counts = report.statistics
+    assert by_status == {"ok": counts.ok, "no_speech": counts.no_speech, "failed": counts.failed}
+    assert min(by_status.values()) > 0
+    assert details.num_recordings == sum(by_status.values())
+    mine = dict(ask(job, "complete", where=f"run_id = '{job.run.run_id}'"))
+    # That of a newer version than the one that counts is none of the recordings table.
+    assert (findings.done, findings.failed) == (mine["ok"], mine.get("failed", 0) + 1)
+
+
+def test_the_language_of_a_recording(job: ManualRun, told: Told) -> None:
+    _, details, _ = told
+    found: dict[str, int] = {}
+    for row in details.recordings:
+        if row.language is not None:
+            found[row.language] = found.get(row.language, 0) + 1
+    assert found == dict(ask(job, "language"))
+    assert len(found) == 4
+
+
+def test_hours_of_a_language(job: ManualRun, told: Told) -> None:
+    report, _, findings = told
+    numbers = numbers_of(report, finished_at="", settings={})
+    assert numbers is not None
+    expected = ask(job, "hours")
+    shares = report.statistics.languages
+    assert [(each.name, each.recordings) for each in shares] == [row[:2] for row in expected]
+    hours = {language: pytest.approx(hours) for language, _, hours in expected}
+    assert {each.name: each.audio_s / 3600 for each in shares} == hours
+    assert {name: audio_s / 3600 for name, audio_s in numbers.languages.items()} == hours
+    mine = ask(job, "hours", where=f"run_id = '{job.run.run_id}'")
+    assert [(each.name, each.recordings) for each in findings.languages] == [r[:2] for r in mine]
+    assert [each.audio_s / 3600 for each in findings.languages] == pytest.approx(
+        [hours for *_, hours in mine]
+    )
+
+
+def test_low_confidence(job: ManualRun, told: Told) -> None:
+    report, details, findings = told
+    low = dict(ask(job, "low confidence"))
+    numbers = numbers_of(report, finished_at="", settings={})
+    assert numbers is not None
+    assert 0 < len(low) < report.statistics.ok
+    assert report.statistics.low_confidence == len(low)
+    assert numbers.low_confidence == len(low) / report.statistics.ok
+    assert {
+        row.uri: row.confidence
+        for row in details.recordings
+        if row.status == "ok" and row.confidence is not None and row.confidence < LOW_CONFIDENCE
+    } == {uri: pytest.approx(confidence) for uri, confidence in low.items()}
+    mine = ask(job, "low confidence", where=f"run_id = '{job.run.run_id}'")
+    assert findings.low_confidence == len(mine) > 0
+    assert [each.uri for each in findings.least_sure] == [uri for uri, _ in mine]
+    assert [each.confidence for each in findings.least_sure] == pytest.approx(
+        [confidence for _, confidence in mine]
+    )
+
+
+def test_listed_done_and_gone(job: ManualRun, told: Told) -> None:
+    report, _, _ = told
+    [(listed, done, gone)] = ask(job, "listed")
+    counts, accounting = report.statistics, report.statistics.accounting
+    assert (listed, gone) == (29, 1)
+    assert (accounting.listed, accounting.unlisted) == (listed, gone)
+    assert counts.ok + counts.no_speech == done
+    assert accounting.problems == ()
