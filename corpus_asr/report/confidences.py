@@ -37,8 +37,8 @@ select segments_object from outcomes left join standing using (id)
 where segments_object is not null and segments_written > 0 and ({which})
 group by all order by min(outcomes.id)
 """
-# By object, recording and part, not by position: an object with other rows than its outcomes say is
-# to be told, not to end a report.
+# By object, recording and part, not by position: of an object with other rows than its outcomes say
+# a report tells, and goes on. Of a part that is twice in one object, both count.
 _CLAIMS = """
 create or replace table claims as
 select source, recording_id, part, run_id, coalesce(counts, false) as counts
@@ -49,6 +49,7 @@ _SCORED = """
 create or replace table scored (recording_id varchar, run_id varchar, counts boolean, bin tinyint,
                                 rows bigint, weight double, weighted double)
 """
+# A segment may have no length, and still weighs something.
 _ARRIVED = """
 create or replace table arrived as
 select arriving.*, run_id, coalesce(counts, false) as counts,
@@ -57,7 +58,7 @@ from arriving
 left join (select source, recording_id, part, any_value(run_id) as run_id, bool_or(counts) as counts
            from claims where source between $first and $last group by all)
   using (source, recording_id, part)
-"""  # a segment may have no length
+"""
 _SUMMED = f"""
 insert into scored
 select recording_id, run_id, counts,

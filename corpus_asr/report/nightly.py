@@ -8,7 +8,6 @@ import html
 import logging
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -28,13 +27,8 @@ from corpus_asr.report.failures import (
     collect_failures,
     failure_groups,
 )
-from corpus_asr.report.run import ClassShare, class_shares, mean_confidence
-from corpus_asr.report.text import (
-    aligned,
-    duration,
-    printable,
-    text_template,
-)
+from corpus_asr.report.run import ClassShare, class_shares, mean_confidence, sum_recordings
+from corpus_asr.report.text import aligned, duration, printable, text_template
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import READERS, SEGMENT_ROWS, OutputStore
@@ -227,46 +221,36 @@ def past_from(data: Any) -> PastNight | None:
         return None
 
 
-# A recording is of the run that committed its last part.
+# A recording is of the last run that committed parts of it.
 _OF_RUN = "recording_id in (select recording_id from recordings where complete and run_id = $run)"
-_DONE = """
-select status, count(*) from recordings where complete and run_id = $run group by all
-"""
 _LOW = """
-select count(*) over (), uri, confidence, duration_s
+select uri, confidence, duration_s as audio_s
 from recordings join confidences using (recording_id)
 where complete and run_id = $run and status = 'ok' and confidence < $low
 order by confidence, uri limit $most
 """
+_NEWER = "select count(distinct recording_id) from failing where run_id = $run"
 
 
 def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Findings:
     """Return what the tables of a finished run hold of its recordings."""
     with RunTables(store) as tables:
-        # The objects without rows of the run's recordings need not be opened.
+        # Objects without parts of the run or its recordings need not be opened.
         counting = f"counts and (run_id = $run or {_OF_RUN})"
         read_confidences(store, tables, SEGMENT_ROWS, which=counting, run=run_id)
         # Also those of new versions while an earlier one counts.
-        which = f"if(counts, {_OF_RUN}, run_id = $run)"
-        collect_failures(tables, which, run=run_id)
-        [(newer,)] = tables.rows(
-            "select count(distinct recording_id) from failing where run_id = $run", run=run_id
-        )
-        done = defaultdict(int, tables.rows(_DONE, run=run_id))
-        low = tables.rows(_LOW, run=run_id, low=low_confidence, most=MOST_UNSURE)
-        languages = class_shares(tables, "language", _OF_RUN, run=run_id)
+        collect_failures(tables, f"if(counts, {_OF_RUN}, run_id = $run)", run=run_id)
+        sums = sum_recordings(tables, _OF_RUN, low_confidence=low_confidence, run=run_id)
+        low = tables.table(_LOW, run=run_id, low=low_confidence, most=MOST_UNSURE).to_pylist()
         return Findings(
-            done=done["ok"] + done["no_speech"],
-            no_speech=done["no_speech"],
-            failed=done["failed"] + newer,
+            done=sums["ok"] + sums["no_speech"],
+            no_speech=sums["no_speech"],
+            failed=sums["failed"] + tables.rows(_NEWER, run=run_id)[0][0],
             failures=failure_groups(tables),
-            languages=languages[:MOST_LANGUAGES],
+            languages=class_shares(tables, "language", _OF_RUN, run=run_id)[:MOST_LANGUAGES],
             confidence=mean_confidence(tables, "run_id = $run", run=run_id),
-            low_confidence=low[0][0] if low else 0,
-            least_sure=tuple(
-                Unsure(uri=uri, confidence=confidence, audio_s=audio_s)
-                for _, uri, confidence, audio_s in low
-            ),
+            low_confidence=sums["low_confidence"],
+            least_sure=tuple(Unsure(**row) for row in low),
         )
 
 

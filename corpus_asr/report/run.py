@@ -269,7 +269,7 @@ select count(*) filter (complete and status = 'ok') as ok,
   coalesce(sum(if(complete and missing_words is not null, text_words, 0)), 0)::bigint
     as text_words,
   coalesce(sum(missing_words) filter (complete), 0)::bigint as missing_words
-from recordings left join confidences using (recording_id)
+from recordings left join confidences using (recording_id) where {which}
 """
 _DEVICES = "select device, count(*) from parts where device is not null group by all order by all"
 _BY_RUN = """
@@ -296,10 +296,9 @@ def count_run(
     `is_listed` says whether there is a listing.
     """
     collect_failures(tables)
-    [totals] = tables.table(_TOTALS, low=LOW_CONFIDENCE).to_pylist()
     bins = dict(tables.rows(_BINS))
     return RunCounts(
-        **totals,
+        **sum_recordings(tables, low_confidence=LOW_CONFIDENCE),
         devices=tuple(tables.rows(_DEVICES)),
         languages=class_shares(tables, "language"),
         labels=class_shares(tables, "label"),
@@ -309,6 +308,18 @@ def count_run(
         audio_by_run_s=tuple(tables.rows(_BY_RUN)),
         accounting=reconcile(tables, written, is_listed=is_listed),
     )
+
+
+def sum_recordings(
+    tables: RunTables, which: str = "true", *, low_confidence: float, **parameters: Any
+) -> dict[str, Any]:
+    """Return the sums over recordings, by the names that they have in `RunCounts`.
+
+    `which` is a condition on `recordings`.
+    """
+    query = _TOTALS.format(which=which)
+    sums: list[dict[str, Any]] = tables.table(query, low=low_confidence, **parameters).to_pylist()
+    return sums[0]
 
 
 def class_shares(

@@ -64,7 +64,8 @@ _LOG = logging.getLogger(__name__)
 # In the page; a CSV file next to it has all. With 600 bytes each, 1.2 MB at most.
 MOST_FAILURES = 2_000
 MOST_GROUPS = 12  # of an evaluation
-# About 1 GiB per million, which the driver of a larger run may not have to spare.
+# About 600 MiB, and 200 MiB and a minute for each million, which the driver of a larger run may not
+# have to spare.
 MOST_AT_THE_END = 2_000_000
 _BADGES = {DEAD: "bad", STOPPED: "warn", SILENT: "warn", FINISHED: "good"}
 _STAGES = {"extract": "extracting", "transcribe": "transcribing"}

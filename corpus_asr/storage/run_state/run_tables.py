@@ -396,7 +396,7 @@ class RunTables:
         self.execute(f"insert into {table} from arriving", rows)
 
     def execute(self, statement: str, rows: pa.Table | None = None, **parameters: Any) -> None:
-        """Change tables of the caller's by a statement, to which `rows` are `arriving`."""
+        """Run a statement that makes or changes tables; in it `rows` are the table `arriving`."""
         if rows is not None:
             self._db.register("arriving", rows)
         try:
