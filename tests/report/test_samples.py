@@ -78,6 +78,13 @@ def test_the_least_confident_are_found_and_the_draw_stays(tmp_path: Path) -> Non
     assert gathered(store) == found
 
 
+def test_parts_committed_again_change_nothing(tmp_path: Path) -> None:
+    found = gathered(corpus(tmp_path, 40))
+    again = corpus(tmp_path, 40)
+    assert len(again.names("segments")) == 6
+    assert gathered(again) == found
+
+
 def test_each_object_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, read = corpus(tmp_path, 50), Counter[str]()
     batches = OutputStore.batches
