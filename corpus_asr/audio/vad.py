@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 
 from corpus_asr.array_types import Bool, Float32
+from corpus_asr.config.decoding import AudioSettings
 from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -65,21 +66,21 @@ class _Memory:
     context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, dtype=np.float32))
 
 
+_DEFAULTS = AudioSettings()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechCriteria:
-    """What counts as speech, given the probabilities of steps; `extract.vad_...` in the settings.
+    """What counts as speech, given the probabilities of steps: `extract.vad_...`."""
 
-    Source of the first two defaults: silero-vad's own.
-    """
-
-    threshold: float = 0.5
+    threshold: float = _DEFAULTS.vad_threshold
     """Probability at which speech begins; it may have ended below `negative_threshold`."""
-    min_speech_s: float = 0.25
+    min_speech_s: float = _DEFAULTS.vad_min_speech_s
     """Longest run that is dropped as no speech: a tone's onset may look like it for 160 ms."""
-    min_silence_s: float = 0.5
+    min_silence_s: float = _DEFAULTS.vad_min_silence_s
     """Runs closer than this are one. Hesitant probabilities are the rule in quiet speech, and with
     0.4 s of padding on both sides such runs would become one span anyway."""
-    pad_s: float = 0.4
+    pad_s: float = _DEFAULTS.vad_pad_s
     """Audio kept before and after a run."""
     min_speech_at_end_s: float = MIN_SPEECH_AT_END_S
     """As `min_speech_s`, if that is not less, for a run that reaches the recording's end."""

@@ -30,12 +30,9 @@ def complete_training_override(incomplete: str) -> list[str]:
 
 def complete_option_override(incomplete: str) -> list[str]:
     """Complete `key=value` of one transcription."""
-    from corpus_asr.config.options import OPTION_NAMES
+    from corpus_asr.config.options import OPTIONS
 
-    keys = {key.partition(".")[2]: kind for key, kind in _job().items()}
-    # What jobs call `speakers.mode` and `speakers.model`.
-    keys |= {"diarize": bool, "speaker_model": str}
-    return _assignments(incomplete, {name: keys[name] for name in OPTION_NAMES})
+    return _assignments(incomplete, {name: key.annotation for name, key in OPTIONS.items()})
 
 
 def complete_format(incomplete: str) -> list[str]:

@@ -1,13 +1,41 @@
-"""How text is searched for, as plain values: what engines take, without pydantic.
+"""Options of a transcription as plain values: what engines take, without pydantic.
 
-Names, types and defaults are those of the keys of the `decoding` section, which
-`config.settings.DecodingSection` describes and checks (tests/config/test_decoding.py).
+Each is declared here once: name, type, default, bounds (`metadata`) and text. They are the keys of
+the section `decoding` and the first ones of `extract`, of which `settings.keys_from` makes
+models that check them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from corpus_asr.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioSettings:
+    """Settings of extraction that change the text."""
+
+    part_s: float = field(default=600.0, metadata={"ge": 30.0, "le": 3600.0})
+    """Maximum length in seconds of a part, the unit of transcription and retry; longer recordings
+    are cut at silences. Bounds memory."""
+    channels: Literal["mix", "each"] | int = "mix"
+    """Channels: `mix` down to mono, `each` channel separately, or the number of one channel,
+    counted from 0."""
+    vad_filter: bool = True
+    """Detect speech (Silero VAD): parts are cut at silences and long silence is skipped; false
+    transcribes all audio."""
+    # A probability: at 0 all would be speech, which is `vad_filter: false`, and at 1 nothing.
+    vad_threshold: float = field(default=0.5, metadata={"gt": 0.0, "lt": 1.0})
+    """Probability at which speech begins; it ends below this less 0.15. Higher: less noise counts
+    as speech; lower: fewer quiet words are lost."""
+    # What lasts 5 s and more is a sentence, and a pause of more than 10 s a third of a window.
+    vad_min_speech_s: float = field(default=0.25, metadata={"ge": 0.0, "le": 5.0})
+    """Seconds up to which a sound is too short to be speech; at the end of a recording, at most
+    0.1."""
+    vad_min_silence_s: float = field(default=0.5, metadata={"ge": 0.0, "le": 10.0})
+    """Seconds of silence that end a span of speech; shorter pauses belong to it."""
+    vad_pad_s: float = field(default=0.4, metadata={"ge": 0.0, "le": 5.0})
+    """Seconds of audio kept before and after detected speech."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,31 +43,75 @@ class DecodingSettings:
     """Settings that change the text; values are not checked here."""
 
     language: str | tuple[str, ...] = "auto"
+    """Language: `auto` (detected), a code or name such as `en` or `English`, or a list of
+    candidates for detection."""
     language_mode: Literal["recording", "part", "window"] = "recording"
+    """Scope of one language: `recording`, `part`, or `window` (for speakers who switch
+    languages)."""
     task: Literal["transcribe", "translate"] = "transcribe"
+    """Task: `transcribe` in the spoken language, or `translate` into English."""
     target_language: str | None = None
+    """Code of the language that a multilingual Speech2Text checkpoint translates into, such as
+    `fr`."""
     strategy: Literal["sequential", "chunked"] = "sequential"
+    """Long-form strategy: `sequential` moves window by window along predicted timestamps; `chunked`
+    cuts windows at silences and decodes them independently."""
     clip_timestamps: tuple[float, ...] = ()
-    window_s: float | None = None
-    temperature: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    compression_ratio_threshold: float | None = 2.4
-    logprob_threshold: float | None = -1.0
-    no_speech_threshold: float | None = 0.6
-    beam_size: int = 1
+    """Clips to transcribe, as start, end, start, end ... in seconds of the recording; without the
+    last end, up to the end. A list, or text such as `10,20`. Default: everything."""
+    window_s: float | None = field(default=None, metadata={"ge": 1, "le": 30})
+    """Maximum window length in seconds of Speech2Text or of a `chunked` Whisper (faster only with
+    padding_s); null: 30 for Whisper, 15 for Speech2Text."""
+    temperature: tuple[float, ...] = field(
+        default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), metadata={"min_length": 1}
+    )
+    """Temperature fallback schedule: temperatures tried in order until a window passes the
+    thresholds below. 0 is greedy or beam search."""
+    compression_ratio_threshold: float | None = field(default=2.4, metadata={"gt": 0})
+    """Compression ratio above which a window counts as repetitive and falls back to the next
+    temperature; null: no limit."""
+    logprob_threshold: float | None = field(default=-1.0, metadata={"le": 0})
+    """Mean log-probability below which a window falls back to the next temperature; null: no
+    limit."""
+    no_speech_threshold: float | None = field(default=0.6, metadata={"ge": 0, "le": 1})
+    """No-speech probability above which a window with a low log-probability is dropped as silence;
+    null: none is."""
+    beam_size: int = field(default=1, metadata={"ge": 1, "le": 64})
+    """Number of beams at temperature 0; 1 is greedy search."""
     length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    """Exponent of the length by which the log-probability of a beam is divided."""
+    repetition_penalty: float = field(default=1.0, metadata={"gt": 0})
+    """Penalty on tokens that already occurred; above 1 makes them less likely."""
+    no_repeat_ngram_size: int = field(default=0, metadata={"ge": 0})
+    """Length in tokens of sequences that may not occur twice; 0: no limit."""
     stop_loops: bool = True
+    """Stop decoding a window that has entered a repetition loop; it then falls back to the next
+    temperature."""
     condition_on_prev_tokens: bool = False
+    """Prompt each window with the text before it (`sequential` only)."""
     initial_prompt: str | None = None
+    """Prompt text placed before each part (before each window when `strategy` is `chunked`)."""
     hotwords: str | None = None
+    """Names and terms to expect, in the prompt of each window."""
     prefix: str | None = None
-    padding_s: float | None = None
+    """Text that the first window starts with; the model continues it."""
+    padding_s: float | None = field(default=None, metadata={"ge": 0})
+    """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
+    training. Lower is faster for short clips but can change the text: on a CPU 10
+    doubles the speed at about the same word error rate, with 2 errors more than double."""
     word_timestamps: bool = False
+    """Compute start time, end time and probability of each word."""
     align: bool = False
-    hallucination_silence_threshold: float | None = None
+    """Align the text of each recording, the column `text` of source.manifest, instead of
+    recognizing one: segments and words have its words, with times. Whisper only."""
+    hallucination_silence_threshold: float | None = field(default=None, metadata={"gt": 0})
+    """Seconds of silence to skip around likely hallucinations; needs word_timestamps. null:
+    none."""
     drop_nonspeech: bool = False
+    """Drop segments outside detected speech."""
     drop_known_hallucinations: bool = False
+    """Drop segments whose whole text is a known hallucination of Whisper models without speech;
+    otherwise the column `known_hallucination` marks them."""
 
 
 ADVICE = "name a multilingual model, such as --model base (model.checkpoint: base)"

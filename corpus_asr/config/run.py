@@ -4,13 +4,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
+from corpus_asr.config.decoding import AudioSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
-from corpus_asr.config.settings import ONE_OR_MANY, Auto, DecodingSection, Settings, Texts
+from corpus_asr.config.settings import (
+    ONE_OR_MANY,
+    Auto,
+    DecodingSection,
+    Settings,
+    Texts,
+    keys_from,
+)
 from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.failure_kinds import Origin
 
@@ -52,30 +60,17 @@ class SourceSettings(Settings):
         return self
 
 
-class ExtractSettings(Settings):
+if TYPE_CHECKING:
+    _AudioKeys = AudioSettings
+else:
+    _AudioKeys = keys_from(
+        AudioSettings, channels=Literal["mix", "each"] | Annotated[int, Field(ge=0)]
+    )
+
+
+class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are frozen
     """Decoding, speech detection and feature extraction, on CPUs."""
 
-    part_s: float = Field(default=600.0, ge=30.0, le=3600.0)
-    """Maximum length in seconds of a part, the unit of transcription and retry; longer recordings
-    are cut at silences. Bounds memory."""
-    channels: Literal["mix", "each"] | Annotated[int, Field(ge=0)] = "mix"
-    """Channels: `mix` down to mono, `each` channel separately, or the number of one channel,
-    counted from 0."""
-    vad_filter: bool = True
-    """Detect speech (Silero VAD): parts are cut at silences and long silence is skipped; false
-    transcribes all audio."""
-    # A probability: at 0 all would be speech, which is `vad_filter: false`, and at 1 nothing.
-    vad_threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Probability at which speech begins; it ends below this less 0.15. Higher: less noise counts
-    as speech; lower: fewer quiet words are lost."""
-    # What lasts 5 s and more is a sentence, and a pause of more than 10 s a third of a window.
-    vad_min_speech_s: float = Field(default=0.25, ge=0.0, le=5.0)
-    """Seconds up to which a sound is too short to be speech; at the end of a recording, at most
-    0.1."""
-    vad_min_silence_s: float = Field(default=0.5, ge=0.0, le=10.0)
-    """Seconds of silence that end a span of speech; shorter pauses belong to it."""
-    vad_pad_s: float = Field(default=0.4, ge=0.0, le=5.0)
-    """Seconds of audio kept before and after detected speech."""
     pack_mb: float = Field(default=64.0, gt=0)
     """Size in MiB up to which short files share a task."""
     workers: PositiveInt | Auto = "auto"

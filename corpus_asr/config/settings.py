@@ -4,9 +4,12 @@ What is checked here goes on as plain values (`config.decoding`), so that engine
 is not installed.
 """
 
+import ast
+import inspect
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import pairwise
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -14,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -79,83 +83,42 @@ def keys_of(
             yield from keys_of(section, (*above, name))
 
 
-Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
-Seconds = Annotated[float, Field(ge=0.0)]
+def keys_from(plain: Any, **types: Any) -> Any:
+    """Return a model for a section to inherit, whose keys are the fields of a plain dataclass.
+
+    The text below a field describes its key, and the field's `metadata` are the bounds, in the
+    words of pydantic's `Field`. `types` are those that say more than the field's own.
+    """
+    (declared,) = ast.parse(inspect.getsource(plain)).body
+    assert isinstance(declared, ast.ClassDef)
+    texts = {
+        ast.unparse(key.target): inspect.cleandoc(ast.literal_eval(text.value))
+        for key, text in pairwise(declared.body)
+        if isinstance(key, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+    keys: dict[str, Any] = {
+        each.name: (
+            types.get(each.name, each.type),
+            Field(default=each.default, description=texts[each.name], **each.metadata),
+        )
+        for each in fields(plain)
+    }
+    return create_model(plain.__name__, **keys)
 
 
-class DecodingSection(Settings):
-    """Settings that change the text."""
-
-    language: str | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
-    """Language: `auto` (detected), a code or name such as `en` or `English`, or a list of
-    candidates for detection."""
-    language_mode: Literal["recording", "part", "window"] = "recording"
-    """Scope of one language: `recording`, `part`, or `window` (for speakers who switch
-    languages)."""
-    task: Literal["transcribe", "translate"] = "transcribe"
-    """Task: `transcribe` in the spoken language, or `translate` into English."""
-    target_language: str | None = None
-    """Code of the language that a multilingual Speech2Text checkpoint translates into, such as
-    `fr`."""
-    strategy: Literal["sequential", "chunked"] = "sequential"
-    """Long-form strategy: `sequential` moves window by window along predicted timestamps; `chunked`
-    cuts windows at silences and decodes them independently."""
-    clip_timestamps: tuple[Seconds, ...] = ()
-    """Clips to transcribe, as start, end, start, end ... in seconds of the recording; without the
-    last end, up to the end. A list, or text such as `10,20`. Default: everything."""
-    window_s: float | None = Field(default=None, ge=1, le=30)
-    """Maximum window length in seconds of Speech2Text or of a `chunked` Whisper (faster only with
-    padding_s); null: 30 for Whisper, 15 for Speech2Text."""
-    temperature: tuple[Temperature, ...] = Field(
-        default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), min_length=1
+if TYPE_CHECKING:
+    _DecodingKeys = DecodingSettings
+else:
+    _DecodingKeys = keys_from(
+        DecodingSettings,
+        language=str | Annotated[tuple[str, ...], Field(min_length=1)],
+        clip_timestamps=tuple[Annotated[float, Field(ge=0.0)], ...],
+        temperature=tuple[Annotated[float, Field(ge=0.0, le=2.0)], ...],
     )
-    """Temperature fallback schedule: temperatures tried in order until a window passes the
-    thresholds below. 0 is greedy or beam search."""
-    compression_ratio_threshold: float | None = Field(default=2.4, gt=0)
-    """Compression ratio above which a window counts as repetitive and falls back to the next
-    temperature; null: no limit."""
-    logprob_threshold: float | None = Field(default=-1.0, le=0)
-    """Mean log-probability below which a window falls back to the next temperature; null: no
-    limit."""
-    no_speech_threshold: float | None = Field(default=0.6, ge=0, le=1)
-    """No-speech probability above which a window with a low log-probability is dropped as silence;
-    null: none is."""
-    beam_size: int = Field(default=1, ge=1, le=64)
-    """Number of beams at temperature 0; 1 is greedy search."""
-    length_penalty: float = 1.0
-    """Exponent of the length by which the log-probability of a beam is divided."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
-    """Penalty on tokens that already occurred; above 1 makes them less likely."""
-    no_repeat_ngram_size: int = Field(default=0, ge=0)
-    """Length in tokens of sequences that may not occur twice; 0: no limit."""
-    stop_loops: bool = True
-    """Stop decoding a window that has entered a repetition loop; it then falls back to the next
-    temperature."""
-    condition_on_prev_tokens: bool = False
-    """Prompt each window with the text before it (`sequential` only)."""
-    initial_prompt: str | None = None
-    """Prompt text placed before each part (before each window when `strategy` is `chunked`)."""
-    hotwords: str | None = None
-    """Names and terms to expect, in the prompt of each window."""
-    prefix: str | None = None
-    """Text that the first window starts with; the model continues it."""
-    padding_s: float | None = Field(default=None, ge=0)
-    """Seconds of silent padding after a window shorter than 30 s; null pads to 30 s, as in
-    training. Lower is faster for short clips but can change the text: on a CPU 10
-    doubles the speed at about the same word error rate, with 2 errors more than double."""
-    word_timestamps: bool = False
-    """Compute start time, end time and probability of each word."""
-    align: bool = False
-    """Align the text of each recording, the column `text` of source.manifest, instead of
-    recognizing one: segments and words have its words, with times. Whisper only."""
-    hallucination_silence_threshold: float | None = Field(default=None, gt=0)
-    """Seconds of silence to skip around likely hallucinations; needs word_timestamps. null:
-    none."""
-    drop_nonspeech: bool = False
-    """Drop segments outside detected speech."""
-    drop_known_hallucinations: bool = False
-    """Drop segments whose whole text is a known hallucination of Whisper models without speech;
-    otherwise the column `known_hallucination` marks them."""
+
+
+class DecodingSection(_DecodingKeys, Settings):  # type: ignore[misc]  # both are frozen
+    """Settings that change the text."""
 
     @field_validator("language")
     @classmethod

@@ -51,26 +51,16 @@ ITEM_TIMEOUT_S: float = ExtractSettings.model_fields["item_timeout_s"].default
 
 
 class TranscriberOptions(TranscriptionOptions, total=False):
-    """Keywords of `Transcriber.from_pretrained`, those of the class."""
+    """Keywords of `Transcriber.from_pretrained`, those of the class, which describes them."""
 
     revision: str | None
-    """Hub branch, tag or commit."""
     device: str
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
     compute_type: ComputeType
-    """Data type of weights and computation; `auto` is the best that the device computes in."""
     slots: int | Literal["auto"]
-    """Windows decoded side by side."""
     num_threads: int | None
-    """CPU threads for the model; None leaves torch's own choice."""
     by_language: Mapping[str, str] | None
-    """Checkpoints for recordings in some languages, by code; `checkpoint` detects the language and
-    transcribes all others."""
     calibration: str | None
-    """Output folder or .json file of `corpus-asr evaluate --calibrate`, which gives `confidence`;
-    None means the default."""
     item_timeout_s: float
-    """Seconds without a new part after which a recording fails."""
 
 
 # What no call can change.

@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 from corpus_asr import failure_kinds, schemas
 from corpus_asr.cli.main import app
 from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.options import OPTIONS
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.config.settings import section_of
 from corpus_asr.runtime import coordinator
@@ -50,7 +51,6 @@ _SETTING = ("Key", "Value", "Description")
 PYTHON = {
     "Transcriber": (
         "corpus_asr.runtime.transcriber.Transcriber",
-        "corpus_asr.config.options.TranscriptionOptions",
         "corpus_asr.runtime.in_flight.TranscriptionProgress",
     ),
     "Results": (
@@ -330,4 +330,8 @@ def python() -> str:
             "[Transformers compatibility](../transformers.md).", ""]  # fmt: skip
     for title, names in PYTHON.items():
         text += [f"## {title}", "", *(f"::: {name}\n" for name in names)]
+        if title == "Transcriber":
+            rows = [_setting(*item) for item in OPTIONS.items()]
+            text += ["### TranscriptionOptions", "", "Keywords of `Transcriber` and its methods.",
+                     "", _table(_SETTING, rows)]  # fmt: skip
     return "\n".join(text)

@@ -1,59 +1,33 @@
 """Options of a transcription are the settings: the same names, texts, values and refusals."""
 
-import ast
-import inspect
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from corpus_asr.config import options
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.options import (
-    ALIGN,
-    EXTRACT_OPTIONS,
     OPTION_NAMES,
+    OPTIONS,
     TranscriptionOptions,
     option_overrides,
     options_from,
 )
 from corpus_asr.config.run import ExtractSettings
-from corpus_asr.config.settings import DecodingSection, admits_bool
-from corpus_asr.config.speakers import SpeakerSettings
+from corpus_asr.config.settings import admits_bool
 from corpus_asr.errors import ConfigError
 
-# What is aligned is no option: `Transcriber.align` is given the text.
-FIELDS = {name: f for name, f in DecodingSection.model_fields.items() if name != ALIGN} | {
-    name: ExtractSettings.model_fields[name] for name in EXTRACT_OPTIONS
-}
-SPEAKERS = {"speaker_model" if name == "model" else name: field
-            for name, field in SpeakerSettings.model_fields.items() if name != "mode"}  # fmt: skip
-FIELDS |= SPEAKERS
-# `speakers.mode`, of which a single call has no more than two values.
-DIARIZE = "diarize"
+
+def test_editors_know_the_options_and_each_is_described() -> None:
+    assert tuple(TranscriptionOptions.__annotations__) == OPTION_NAMES
+    assert [name for name, key in OPTIONS.items() if not key.description] == []
 
 
-def test_an_editor_shows_what_the_settings_say() -> None:
-    (keys,) = (
-        node for node in ast.parse(inspect.getsource(options)).body
-        if isinstance(node, ast.ClassDef) and node.name == TranscriptionOptions.__name__
-    )  # fmt: skip
-    texts = {}
-    for key, text in zip(keys.body[1::2], keys.body[2::2], strict=True):
-        assert isinstance(key, ast.AnnAssign)
-        assert isinstance(key.target, ast.Name)
-        assert isinstance(text, ast.Expr)
-        texts[key.target.id] = " ".join(ast.literal_eval(text.value).split())
-    assert texts.pop(DIARIZE).endswith(".")
-    assert texts == {name: field.description for name, field in FIELDS.items()}
-    assert {*texts, DIARIZE} == set(OPTION_NAMES)
-
-
-@pytest.mark.parametrize("name", sorted({*OPTION_NAMES} - {DIARIZE}))
+@pytest.mark.parametrize("name", OPTION_NAMES)
 def test_types_are_those_of_the_settings(name: str) -> None:
-    hint = get_type_hints(TranscriptionOptions)[name]
+    hint, known = get_type_hints(TranscriptionOptions)[name], OPTIONS[name].annotation
     kinds = get_args(hint) or (hint,)
-    assert (bool in kinds) == admits_bool(FIELDS[name].annotation)
-    assert (type(None) in kinds) == (type(None) in get_args(FIELDS[name].annotation)) or (
+    assert (bool in kinds) == admits_bool(known)
+    assert (type(None) in kinds) == (type(None) in get_args(known)) or (
         name == "language"  # where None is `auto`, as in other libraries
     )
 
