@@ -69,7 +69,7 @@ def layout_of(
     """Return how files look."""
     from corpus_asr.cli.output_files import Layout
     from corpus_asr.formats.cues import CueRules
-    from corpus_asr.formats.writers import WordStyle
+    from corpus_asr.formats.names import WordStyle
 
     return Layout(
         formats=formats,

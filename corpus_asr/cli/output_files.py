@@ -25,8 +25,9 @@ from corpus_asr.cli.inputs import Input
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.write import WRITERS, Names
 from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.formats.writers import ExportFormat, WordStyle, file_suffix, file_texts
+from corpus_asr.formats.writers import file_suffix, file_texts
 from corpus_asr.logs import event
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores import filesystem

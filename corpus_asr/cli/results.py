@@ -7,8 +7,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +24,7 @@ from corpus_asr.cli.options import (
     Uris,
     print_result,
 )
+from corpus_asr.formats.names import ExportFormat, WordStyle
 
 if TYPE_CHECKING:
     from corpus_asr.export.write import ExportSummary
@@ -64,30 +64,13 @@ def status(
             time.sleep(WATCH_EVERY_S)
 
 
-# The same as `formats.writers.ExportFormat`, whose module loads Arrow.
-class FormatName(StrEnum):
-    """The formats by name."""
-
-    srt = "srt"
-    vtt = "vtt"
-    lrc = "lrc"
-    txt = "txt"
-    tsv = "tsv"
-    json = "json"
-    whisperx = "whisperx"
-    nemo = "nemo"
-    rttm = "rttm"
-    ctm = "ctm"
-    textgrid = "textgrid"
-
-
 def export(
     output_uri: OutputUri,
     to: Annotated[
         str, typer.Option("--to", metavar="FOLDER", help="Folder of the files: any URI.")
     ],
     formats: Annotated[
-        list[FormatName], typer.Option("--format", help="Format of the files; may be repeated.")
+        list[ExportFormat], typer.Option("--format", help="Format of the files; may be repeated.")
     ],
     single: Annotated[
         bool,
@@ -121,11 +104,11 @@ def export(
         float, typer.Option(help="Pause in seconds before the next cue.", rich_help_panel=_PANEL)
     ] = 0.0,
     words: Annotated[
-        Literal["plain", "highlight", "karaoke"],
+        WordStyle,
         typer.Option(
             help="Style of the spoken word; needs word timestamps.", rich_help_panel=_PANEL
         ),
-    ] = "plain",
+    ] = WordStyle.plain,
     no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
@@ -134,12 +117,11 @@ def export(
     from corpus_asr.export.write import ExportOptions
     from corpus_asr.export.write import export as write_files
     from corpus_asr.formats.cues import CueRules
-    from corpus_asr.formats.writers import ExportFormat, WordStyle
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors(on_interrupt="run the same command again to replace it"):
         options = ExportOptions(
-            formats=tuple(dict.fromkeys(ExportFormat(each) for each in formats)),
+            formats=tuple(dict.fromkeys(formats)),
             single=single,
             rules=CueRules(
                 max_line_width=max_line_width,
@@ -148,7 +130,7 @@ def export(
                 min_duration_s=min_duration_s,
                 min_gap_s=min_gap_s,
             ),
-            words=WordStyle(words),
+            words=words,
             corrections=not no_corrections,
         )
         selection = Selection(

@@ -5,7 +5,7 @@ settings' own.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -20,13 +20,13 @@ from corpus_asr.cli.options import (
     complete_task,
     overrides_of,
 )
+from corpus_asr.config import default_model
+from corpus_asr.formats.names import ExportFormat
 
-# Those of `formats.writers.ExportFormat`, whose module loads Arrow, and one for standard output.
+# What `all` stands for; jsonl alone is no format of exports.
 ALL_FORMATS = ("txt", "srt", "vtt", "tsv", "json", "jsonl", "lrc")
-FORMATS = (*ALL_FORMATS, "whisperx", "nemo", "rttm", "ctm", "textgrid")
+FORMATS = (*ALL_FORMATS, *(name.value for name in ExportFormat if name not in ALL_FORMATS))
 ALL = "all"
-# The same as `model.compute_type`, whose module is too slow to import for `--help`.
-ComputeTypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16_fp8"]
 
 
 def _in_panel(panel: str) -> Callable[..., Any]:
@@ -190,7 +190,7 @@ Device = Annotated[
     str, _model("--device", "auto, cpu, cuda or cuda:N.", autocompletion=complete_device)
 ]
 ComputeType = Annotated[
-    ComputeTypeName, _model("--compute-type", "Data type of weights and computation.")
+    default_model.ComputeType, _model("--compute-type", "Data type of weights and computation.")
 ]
 Threads = Annotated[
     int | None, _model("--threads", "CPU threads of the model; default: all CPUs.", min=1)

@@ -1,6 +1,11 @@
-"""The model that transcribes where none is named, and the line that says so."""
+"""The model that transcribes where none is named, and the line that says so; types it computes in.
 
-from typing import Final
+Free of pydantic, so that a command line can import it for its help.
+"""
+
+from typing import Final, Literal
+
+ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16_fp8"]
 
 # Comes with the package, in int8.
 PACKAGED_CHECKPOINT: Final = "whisper-tiny.en"

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.decoding import AudioSettings
-from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
+from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, ComputeType
 from corpus_asr.config.settings import (
     ONE_OR_MANY,
     Auto,
@@ -86,9 +86,6 @@ class ExtractSettings(_AudioKeys, Settings):  # type: ignore[misc]  # both are f
     max_duration_h: float = Field(default=48.0, gt=0)
     """Maximum duration in hours; the rest of a longer recording fails. Guards against decompression
     bombs."""
-
-
-ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16_fp8"]
 
 
 class ModelSettings(Settings):

@@ -9,21 +9,12 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.cues import CueRules
-from corpus_asr.formats.writers import (
-    ExportFormat,
-    WordStyle,
-    check_words,
-    file_suffix,
-    file_texts,
-    whisper_json,
-)
+from corpus_asr.formats.names import ExportFormat, FormatName, WordStyle
+from corpus_asr.formats.writers import check_words, file_suffix, file_texts, whisper_json
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import normalize, scheme_of, within
 
-FormatName = Literal[
-    "srt", "vtt", "lrc", "txt", "tsv", "json", "whisperx", "nemo", "rttm", "ctm", "textgrid"
-]
 _AUDIO_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}$")
 
 

@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib import metadata
 from typing import Any
 
@@ -24,6 +23,8 @@ import numpy as np
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.annotations import ctm_text, rttm_text, textgrid_text
 from corpus_asr.formats.cues import Cue, CueRules, Piece, Transcribed, cues_of, one_line
+from corpus_asr.formats.names import ExportFormat as ExportFormat
+from corpus_asr.formats.names import WordStyle as WordStyle
 from corpus_asr.segments import Segment, Word, timestamp
 
 # SubRip has no escapes: a sign that a player could take for a tag becomes one that looks like it.
@@ -32,30 +33,6 @@ _OVERRIDE_IN_SRT = re.compile(r"\{(?=\\)")  # of SubStation Alpha, which players
 # LRC has no escapes either: a time within a text becomes none.
 _TIME_IN_LRC = re.compile(r"[\[<](?=\s*\d+\s*:)")
 _OUTER_SPACES = re.compile(r"^(\s*)(.*)$", re.DOTALL)
-
-
-class ExportFormat(StrEnum):
-    """Formats of exported files."""
-
-    srt = "srt"
-    vtt = "vtt"
-    lrc = "lrc"
-    txt = "txt"
-    tsv = "tsv"
-    json = "json"
-    whisperx = "whisperx"
-    nemo = "nemo"
-    rttm = "rttm"
-    ctm = "ctm"
-    textgrid = "textgrid"
-
-
-class WordStyle(StrEnum):
-    """How subtitles show the word that is being spoken, if words have times."""
-
-    plain = "plain"
-    highlight = "highlight"  # one cue per word, in which it is underlined, as openai-whisper's
-    karaoke = "karaoke"  # times within the cue, of WebVTT and LRC
 
 
 def srt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:

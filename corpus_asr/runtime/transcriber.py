@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 from corpus_asr.audio.inputs import AudioInput, given_audio
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
+from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, ComputeType, default_model_notice
 from corpus_asr.config.options import (
     OPTION_NAMES,
     CallSettings,
     TranscriptionOptions,
     options_from,
 )
-from corpus_asr.config.run import ComputeType, ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript

@@ -9,7 +9,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import typer
@@ -248,8 +248,8 @@ def _parameter(parameter: Any) -> tuple[str, ...]:
     names = ", ".join(f"`{each}`" for each in (*parameter.opts, *parameter.secondary_opts))
     label = names if is_option else f"`{parameter.metavar or parameter.name.upper()}`"
     kind = parameter.type_descriptor.annotation
-    members = getattr(kind, "__members__", {})
-    value = ", ".join(f"`{each.value}`" for each in members.values())
+    choices = [getattr(each, "__members__", {}) for each in (kind, *get_args(kind))]
+    value = ", ".join(f"`{each.value}`" for members in choices for each in members.values())
     value = value or ("flag" if kind is bool else _type_words(kind))
     default = parameter.default
     if parameter.required:

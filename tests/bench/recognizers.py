@@ -18,8 +18,8 @@ import torch
 
 from corpus_asr.benchmark.engines import converted, read_samples
 from corpus_asr.benchmark.orders import Order
+from corpus_asr.config.default_model import ComputeType
 from corpus_asr.config.load import decoding_from
-from corpus_asr.config.run import ComputeType
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.report.accuracy.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber

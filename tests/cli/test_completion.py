@@ -6,13 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from corpus_asr.cli.transcribe_options import ComputeTypeName
 from corpus_asr.config.load import load_config
-from corpus_asr.config.run import ModelSettings
 
 BINARIES = Path(sys.executable).parent
 COMMAND = str(BINARIES / "corpus-asr")
@@ -130,8 +127,3 @@ def test_completing_a_key_loads_nothing_heavy_and_is_quick() -> None:
     assert "decoding.language=" in offered
     assert not HEAVY & set(json.loads(modules))
     assert min(spent_s) < LIMIT_S
-
-
-def test_number_types_are_those_of_the_settings() -> None:
-    known = ModelSettings.model_fields["compute_type"].annotation
-    assert get_args(known) == get_args(ComputeTypeName)

@@ -19,8 +19,8 @@ from corpus_asr.cli.inputs import inputs_of
 from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
 from corpus_asr.errors import CheckpointError, DecodeError, EngineError, ItemError
 from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.names import WordStyle
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.formats.writers import WordStyle
 from corpus_asr.segments import Segment
 from corpus_asr.storage.listing import RECORDS_FOLDER
 from corpus_asr.storage.stores.filesystem import read_bytes

@@ -8,8 +8,9 @@ import pytest
 import webvtt
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.formats.names import ExportFormat
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.formats.writers import ExportFormat, file_texts
+from corpus_asr.formats.writers import file_texts
 from corpus_asr.segments import Segment, SpeakerTurn
 from tests.support.tables import segment
 

@@ -11,8 +11,9 @@ import pytest
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats import transcript as module
+from corpus_asr.formats.names import ExportFormat
 from corpus_asr.formats.transcript import SubtitleOptions, Transcript
-from corpus_asr.formats.writers import SUBTITLES, ExportFormat
+from corpus_asr.formats.writers import SUBTITLES
 from corpus_asr.segments import Segment
 from tests.support.tables import segment
 

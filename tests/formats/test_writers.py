@@ -15,15 +15,8 @@ from whisper.utils import get_writer
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import Recording
 from corpus_asr.formats.cues import CueRules, cues_of
-from corpus_asr.formats.writers import (
-    ExportFormat,
-    WordStyle,
-    check_words,
-    file_texts,
-    lrc_text,
-    srt_text,
-    vtt_text,
-)
+from corpus_asr.formats.names import ExportFormat, WordStyle
+from corpus_asr.formats.writers import check_words, file_texts, lrc_text, srt_text, vtt_text
 from tests.support.tables import recording, segment
 
 TEXTS = (
