@@ -5,24 +5,22 @@ be wrong with texts and options is found before a model is loaded.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from corpus_asr.cli import transcribe_options as options
 from corpus_asr.cli.failures import readable_errors, say
 from corpus_asr.cli.file_results import (
-    OF_THE_MODEL,
-    FileResults,
+    check_keys,
     checked_inputs,
-    existing_of,
     formats_of,
-    inputs_to_do,
+    keys_of,
     layout_of,
-    made_by,
     work_on_files,
 )
+from corpus_asr.cli.parsing import with_groups
+from corpus_asr.cli.transcribe_options import FileOptions, Language, Overrides
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.runtime.shutdown import ended_by_sigterm
 
@@ -51,88 +49,39 @@ Text = Annotated[
 ]
 
 
+@with_groups
 def align(
     audio: Audio,
     text: Text = None,
-    output_dir: options.OutputDir = None,
-    formats: options.Formats = None,
-    overwrite: options.Overwrite = False,
-    skip_existing: options.SkipExisting = False,
-    timestamps: options.Timestamps = True,
-    max_line_width: options.MaxLineWidth = None,
-    max_line_count: options.MaxLineCount = None,
-    highlight_words: options.HighlightWords = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    model: options.Model = None,
-    device: options.Device = "auto",
-    compute_type: options.ComputeType = "auto",
-    threads: options.Threads = None,
-    language: options.Language = None,
-    overrides: options.Overrides = None,
+    *,
+    chosen: FileOptions,
+    language: Language = None,
+    overrides: Overrides = None,
 ) -> None:
     """Find when each word of a known text is said: subtitles and word times of your own words."""
     with readable_errors(), ended_by_sigterm():
-        from corpus_asr.config.options import option_overrides, options_from
-
-        keys = option_overrides(overrides or ())
-        keys |= {} if language is None else {"language": language}
-        of_model = {name: keys.pop(name) for name in OF_THE_MODEL if name in keys}
-        options_from(keys)
-        to_folder = output_dir is not None
-        chosen = formats_of(formats, to_folder=to_folder)
-        if "rttm" in chosen:
+        keys = keys_of(overrides, {"language": language})
+        check_keys(keys)
+        formats = formats_of(chosen)
+        if "rttm" in formats:
             raise ConfigError(
                 "writing rttm: found a text without speakers, expected who speaks when; leave out "
                 "the format"
             )
-        layout = layout_of(
-            chosen,
-            max_line_width=max_line_width,
-            max_line_count=max_line_count,
-            highlight_words=highlight_words,
-        )
-        inputs, texts = _inputs(audio, text, layout, to_folder=to_folder, quiet=quiet)
-        output = None
-        if output_dir is not None:
-            from corpus_asr.cli.output_files import OutputFiles
-
-            output = OutputFiles(
-                output_dir,
-                inputs.found,
-                layout,
-                existing=existing_of(overwrite=overwrite, skip=skip_existing),
-                channels_apart=False,
-                made_by=made_by(model, compute_type, of_model | keys),
-                texts=texts,
-            )
-        left = inputs_to_do(inputs, output, quiet=quiet)
-        prints_text = verbose if output else layout.formats == ("txt",)
-        results = FileResults(
-            left, layout, output, prints_text=prints_text, times=timestamps, quiet=quiet
-        )
+        layout = layout_of(formats, chosen)
+        inputs, texts = _inputs(audio, text, layout, chosen)
 
         def aligned(
-            loaded: "Transcriber", *, on_segment: object, **calls: Any
+            loaded: "Transcriber", to_do: "Sequence[Input]", *, on_segment: object, **calls: Any
         ) -> "Iterator[Transcript]":
             del on_segment  # segments are known once all of a recording is
-            pairs = ((each.audio, texts[each.name]) for each in left)
-            return loaded.align_many(pairs, **calls)
+            return loaded.align_many(((each.audio, texts[each.name]) for each in to_do), **calls)
 
-        work_on_files(
-            inputs,
-            results,
-            aligned,
-            checkpoint=model,
-            arguments={"device": device, "compute_type": compute_type, "num_threads": threads}
-            | of_model
-            | keys,
-            quiet=quiet,
-        )
+        work_on_files(inputs, layout, chosen, keys, aligned, texts=texts)
 
 
 def _inputs(
-    audio: str, text: str | None, layout: "Layout", *, to_folder: bool, quiet: bool
+    audio: str, text: str | None, layout: "Layout", chosen: FileOptions
 ) -> "tuple[Inputs, Mapping[str, str]]":
     """Return the recordings and the text of each by its name; what has none is a problem."""
     if text is None:
@@ -140,14 +89,14 @@ def _inputs(
 
         # By the names of inputs, which are escaped.
         of_uri = {escaped_path(uri): said for uri, said in _manifest_texts(audio).items()}
-        inputs = checked_inputs([*of_uri], layout, to_folder=to_folder, quiet=quiet)
+        inputs = checked_inputs([*of_uri], layout, chosen)
         return inputs, {each.name: of_uri[each.name] for each in inputs.found}
     if audio == text == _STDIN:
         raise ConfigError(
             "reading -: found it for audio and text, expected it for one of them; name a file for "
             "the other"
         )
-    inputs = checked_inputs([audio], layout, to_folder=to_folder, quiet=quiet)
+    inputs = checked_inputs([audio], layout, chosen)
     texts: dict[str, str] = {}
     for each in list(inputs.found):
         try:

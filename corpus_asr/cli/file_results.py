@@ -5,6 +5,7 @@ recording that is over is written at once, so that an interrupt costs those unde
 """
 
 import difflib
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,40 +14,41 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from corpus_asr.cli import transcribe_options as options
 from corpus_asr.cli.failures import EXIT_SOME_FAILED, note, say
 from corpus_asr.cli.options import model_or_default
+from corpus_asr.cli.transcribe_options import ALL, ALL_FORMATS, FORMATS, FileOptions
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.units import counted
 
 if TYPE_CHECKING:
     from corpus_asr.cli.inputs import Input, Inputs
-    from corpus_asr.cli.output_files import Existing, Layout, OutputFiles
+    from corpus_asr.cli.output_files import Layout, OutputFiles
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.in_flight import TranscriptionProgress
     from corpus_asr.runtime.transcriber import Transcriber
     from corpus_asr.segments import Segment
 
 # Arguments of `Transcriber` that --set reaches as well.
-OF_THE_MODEL = ("slots", "revision", "calibration", "by_language")
+_OF_THE_MODEL = ("slots", "revision", "calibration", "by_language")
 # What stdout may hold of several recordings.
 _PRINTED_FOR_MANY = ("txt", "jsonl")
 
 
-def formats_of(given: Sequence[str] | None, *, to_folder: bool) -> tuple[str, ...]:
+def formats_of(chosen: FileOptions) -> tuple[str, ...]:
     """Read --format; to a folder the default is all of them."""
-    known = (*options.FORMATS, options.ALL)
-    words = [word.strip().lower() for text in given or () for word in text.split(",")]
+    known = (*FORMATS, ALL)
+    words = [word.strip().lower() for text in chosen.formats or () for word in text.split(",")]
     for word in words:
         if word not in known:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
             meant = f"; did you mean {near[0]}?" if near else "; correct it"
             raise ConfigError(f"reading --format: found {word}, expected {_or(known)}{meant}")
-    chosen = words or ([options.ALL] if to_folder else ["txt"])
-    if options.ALL in chosen:
-        chosen = [*options.ALL_FORMATS, *(word for word in chosen if word != options.ALL)]
-    found = tuple(dict.fromkeys(chosen))
+    to_folder = chosen.output_dir is not None
+    names = words or ([ALL] if to_folder else ["txt"])
+    if ALL in names:
+        names = [*ALL_FORMATS, *(word for word in names if word != ALL)]
+    found = tuple(dict.fromkeys(names))
     if not to_folder and len(found) > 1:
         raise ConfigError(
             f"printing {', '.join(found)}: found {len(found)} formats, expected one for standard "
@@ -59,13 +61,7 @@ def _or(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def layout_of(
-    formats: tuple[str, ...],
-    *,
-    max_line_width: int | None,
-    max_line_count: int | None,
-    highlight_words: bool,
-) -> "Layout":
+def layout_of(formats: tuple[str, ...], chosen: FileOptions) -> "Layout":
     """Return how files look."""
     from corpus_asr.cli.output_files import Layout
     from corpus_asr.formats.cues import CueRules
@@ -73,27 +69,25 @@ def layout_of(
 
     return Layout(
         formats=formats,
-        rules=CueRules(max_line_width=max_line_width, max_line_count=max_line_count),
-        words=WordStyle.highlight if highlight_words else WordStyle.plain,
+        rules=CueRules(max_line_width=chosen.max_line_width, max_line_count=chosen.max_line_count),
+        words=WordStyle.highlight if chosen.highlight_words else WordStyle.plain,
     )
 
 
-def checked_inputs(
-    files: Sequence[str], layout: "Layout", *, to_folder: bool, quiet: bool
-) -> "Inputs":
+def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) -> "Inputs":
     """Return the recordings that arguments name; say what is wrong with the others."""
     from corpus_asr.cli.inputs import inputs_of
 
     inputs = inputs_of(files)
     first = layout.formats[0]
-    if not to_folder and first not in _PRINTED_FOR_MANY and len(inputs.found) > 1:
+    if chosen.output_dir is None and first not in _PRINTED_FOR_MANY and len(inputs.found) > 1:
         raise ConfigError(
             f"printing {first}: found {len(inputs.found)} recordings, expected one for standard "
             "output; name a folder with --output-dir, or print txt or jsonl"
         )
     for problem in inputs.problems:
         say(problem)
-    if inputs.num_excluded and inputs.found and not quiet:
+    if inputs.num_excluded and inputs.found and not chosen.quiet:
         note(f"note: skipped {counted(inputs.num_excluded, 'file')} of other kinds, by their names")
     return inputs
 
@@ -113,26 +107,52 @@ def _missing(transcript: "Transcript") -> str:
     )
 
 
-def existing_of(*, overwrite: bool, skip: bool) -> "Existing":
-    """Return what is to be done where outputs exist."""
-    from corpus_asr.cli.output_files import Existing
+def keys_of(overrides: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of --set and of options of their own, those without a value left out."""
+    from corpus_asr.config.options import option_overrides
 
-    if overwrite and skip:
+    values = {name: value for name, value in given.items() if value is not None}
+    return option_overrides(overrides or ()) | values
+
+
+def check_keys(keys: Mapping[str, Any]) -> None:
+    """Refuse wrong keys and values before anything is opened."""
+    from corpus_asr.config.options import options_from
+
+    options_from({name: value for name, value in keys.items() if name not in _OF_THE_MODEL})
+
+
+def _files_of(
+    inputs: "Inputs",
+    layout: "Layout",
+    chosen: FileOptions,
+    keys: Mapping[str, Any],
+    texts: Mapping[str, str] | None,
+) -> "OutputFiles | None":
+    if chosen.output_dir is None:
+        return None
+    from corpus_asr.cli.output_files import Existing, OutputFiles
+
+    if chosen.overwrite and chosen.skip_existing:
         raise ConfigError(
             "reading the options: found --overwrite and --skip-existing, expected one of them"
         )
-    return Existing.overwrite if overwrite else Existing.skip if skip else Existing.known
+    existing = Existing.skip if chosen.skip_existing else Existing.known
+    model = model_or_default(chosen.model, quiet=True)
+    made_by = {"model": model, "compute_type": chosen.compute_type, **keys}
+    made_by.pop("slots", None)  # changes nothing that is written
+    return OutputFiles(
+        chosen.output_dir,
+        inputs.found,
+        layout,
+        existing=Existing.overwrite if chosen.overwrite else existing,
+        channels_apart=texts is None and keys.get("channels") == "each",
+        made_by=made_by,
+        texts=texts,
+    )
 
 
-def made_by(
-    checkpoint: str | None, compute_type: str, arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the model and the options that change what is written."""
-    model = {"model": model_or_default(checkpoint, quiet=True), "compute_type": compute_type}
-    return model | {name: arguments[name] for name in arguments if name != "slots"}
-
-
-def inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool) -> "list[Input]":
+def _inputs_to_do(inputs: "Inputs", output: "OutputFiles | None", *, quiet: bool) -> "list[Input]":
     """Return the recordings whose files are not all there, or of something else."""
     if output is None:
         return inputs.found
@@ -161,26 +181,34 @@ def loaded_transcriber(
 
 
 Transcripts = Callable[..., "Iterator[Transcript]"]
-"""What a loaded model makes of the recordings: given it, and `on_error`, `on_progress` and
+"""What a loaded model makes of recordings: given it, them, and `on_error`, `on_progress` and
 `on_segment` of `Transcriber.transcribe_many`."""
 
 
 def work_on_files(
     inputs: "Inputs",
-    results: "FileResults",
+    layout: "Layout",
+    chosen: FileOptions,
+    keys: Mapping[str, Any],
     transcripts: Transcripts,
     *,
-    checkpoint: str | None,
-    arguments: dict[str, Any],
-    quiet: bool,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Load the model, work on all recordings, and exit with a code where some failed."""
-    if results.num_recordings:
-        chosen = model_or_default(checkpoint, quiet=quiet)
+    """Load the model, work on all recordings, and exit with a code where some failed.
+
+    `texts` are those of recordings by their names, where they are aligned.
+    """
+    output = _files_of(inputs, layout, chosen, keys, texts)
+    to_do = _inputs_to_do(inputs, output, quiet=chosen.quiet)
+    results = FileResults(to_do, layout, output, chosen)
+    if to_do:
+        checkpoint = model_or_default(chosen.model, quiet=chosen.quiet)
+        arguments = {"device": chosen.device, "compute_type": chosen.compute_type,
+                     "num_threads": chosen.threads, **keys}  # fmt: skip
         with ExitStack() as stack:
             stack.enter_context(results.counting())
-            loading = loaded_transcriber(chosen, arguments, quiet=quiet)
-            results.work(stack.enter_context(loading), transcripts)
+            loading = loaded_transcriber(checkpoint, arguments, quiet=chosen.quiet)
+            results.work(functools.partial(transcripts, stack.enter_context(loading), to_do))
     failed = len(inputs.problems) + results.num_failed
     if failed:
         say(f"{failed:,} of {counted(inputs.total, 'file')} failed")
@@ -195,10 +223,7 @@ class FileResults:
         inputs: "list[Input]",
         layout: "Layout",
         output: "OutputFiles | None",
-        *,
-        prints_text: bool,
-        times: bool,
-        quiet: bool,
+        chosen: FileOptions,
     ) -> None:
         from corpus_asr.cli.display import Display, Meter, TextPrinter
 
@@ -206,12 +231,12 @@ class FileResults:
         self._inputs = {each.name: each for each in inputs}
         self._layout = layout
         self._output = output
-        self._quiet = quiet
+        self._quiet = chosen.quiet
         self._meter = Meter([*self._inputs])
-        self._display = Display(self._meter, shown=not quiet)
+        self._display = Display(self._meter, shown=not chosen.quiet)
         self._printer = None
-        if prints_text:
-            self._printer = TextPrinter([*self._inputs], self._display, times=times)
+        if chosen.verbose if output else layout.formats == ("txt",):
+            self._printer = TextPrinter([*self._inputs], self._display, times=chosen.timestamps)
 
     def counting(self) -> AbstractContextManager[None]:
         """Find out meanwhile how much audio there is."""
@@ -221,17 +246,11 @@ class FileResults:
         # A single one is opened at once.
         return nullcontext() if self._quiet or len(uris) < 2 else lengths_of(self._meter, uris)
 
-    @property
-    def num_recordings(self) -> int:
-        """Those to work on."""
-        return len(self._inputs)
-
-    def work(self, loaded: "Transcriber", transcripts: Transcripts) -> None:
+    def work(self, transcripts: Transcripts) -> None:
         """Take the transcripts of all recordings; those that fail are counted."""
         from corpus_asr.cli.display import is_terminal
 
         found = transcripts(
-            loaded,
             on_error=self._failed,
             on_progress=self._progressed,
             on_segment=None if self._printer is None else self._said,

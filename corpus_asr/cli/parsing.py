@@ -4,9 +4,12 @@ Underscores in an option are hyphens, and a flag may be followed by True or Fals
 it: `--word_timestamps True`. Knows no command.
 """
 
+import functools
+import inspect
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -14,6 +17,33 @@ from typer.core import TyperCommand, TyperGroup
 _TRUTH = {"true": True, "false": False}
 # How whisper.cpp asks for a format. -o with a value would take it for a folder named `srt`.
 _FORMAT_SWITCH = re.compile(r"-o(txt|srt|vtt|csv|json|lrc|wts|j|jf)")
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command for Typer, to which each field of a dataclass is a parameter of its own.
+
+    `command` has a parameter for each such group of options.
+    """
+    given = inspect.signature(command).parameters
+    groups: dict[str, Any] = {
+        name: each.annotation for name, each in given.items() if is_dataclass(each.annotation)
+    }
+    parameters = []
+    for name, each in given.items():
+        flat = [each.replace(name=f.name, default=f.default, annotation=f.type)
+                for f in fields(groups[name])] if name in groups else [each]  # fmt: skip
+        parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in flat]
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{each.name: values.pop(each.name) for each in fields(group)})
+        command(**values)
+
+    # What Typer looks at.
+    called.__dict__["__signature__"] = inspect.Signature(parameters)
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called
 
 
 class Command(TyperCommand):
@@ -130,7 +160,7 @@ def _meant(unknown: str, command: str | None, params: Sequence[Any]) -> str:
         from corpus_asr.config.options import OPTION_NAMES
 
         own = {param.name for param in params}
-        keys = [key for key in OPTION_NAMES if key.removesuffix("_s") not in own]
+        keys = [key for key in OPTION_NAMES if key not in own]
     hint = name_hint(unknown, known, keys)
     for key in keys:
         hint = hint.replace(f" {key}?", f" --set {key}=...?")

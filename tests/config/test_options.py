@@ -1,10 +1,13 @@
 """Options of a transcription are the settings: the same names, texts, values and refusals."""
 
+import re
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.load import yaml_value
 from corpus_asr.config.options import (
     OPTION_NAMES,
     OPTIONS,
@@ -30,6 +33,14 @@ def test_types_are_those_of_the_settings(name: str) -> None:
     assert (type(None) in kinds) == (type(None) in get_args(known)) or (
         name == "language"  # where None is `auto`, as in other libraries
     )
+
+
+def test_the_guide_says_the_defaults_of_speech_detection() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text()
+    rows = re.findall(r"^\| `(vad_\w+)` \| (\S+) \|", guide, re.MULTILINE)
+    assert rows == [
+        (name, yaml_value(key.default)) for name, key in OPTIONS.items() if name.startswith("vad_")
+    ]
 
 
 def test_options_are_checked_together_and_per_section() -> None:
