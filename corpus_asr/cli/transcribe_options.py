@@ -1,6 +1,7 @@
 """The options of `corpus-asr transcribe` and `align`, in groups, by the panels of their help.
 
-Those that set a key have its name, with hyphens and without its unit.
+Typer makes the name of an option from that of its field, unless one is given here. Those that set
+a key have its name, with hyphens and without its unit.
 """
 
 from collections.abc import Callable
@@ -75,19 +76,23 @@ class FileOptions:
     output_dir: Annotated[
         str | None,
         _output(
-            "--output-dir", "-o", "Write files to this folder or URI; default: print the text.",
+            "--output-dir",
+            "-o",
+            "Write files to this folder or URI; default: print the text.",
             metavar="DIR",
         ),
-    ] = None  # fmt: skip
+    ] = None
     formats: Annotated[
         list[str] | None,
         _output(
-            "--format", "-f",
+            "--format",
+            "-f",
             f"{', '.join(FORMATS)}, or all for the first {len(ALL_FORMATS)}; "
             "several with commas or repeated; default: txt, with -o all.",
-            metavar="FORMAT", autocompletion=complete_format,
+            metavar="FORMAT",
+            autocompletion=complete_format,
         ),
-    ] = None  # fmt: skip
+    ] = None
     overwrite: Annotated[
         bool,
         _output("--overwrite", "Transcribe again, also what has its files in the folder already."),
@@ -96,36 +101,28 @@ class FileOptions:
         bool,
         _output("--skip-existing", "Skip what has files of its name, whatever they were made of."),
     ] = False
-    timestamps: Annotated[
-        bool, _output("--timestamps/--no-timestamps", "Print times before the text.")
-    ] = True
+    timestamps: Annotated[bool, _output("Print times before the text.")] = True
     max_line_width: Annotated[
-        int | None, _output("--max-line-width", "Maximum characters per line of subtitles.", min=1)
+        int | None, _output("Maximum characters per line of subtitles.", min=1)
     ] = None
     max_line_count: Annotated[
-        int | None,
-        _output("--max-line-count", "Maximum lines per subtitle; needs --max-line-width.", min=1),
+        int | None, _output("Maximum lines per subtitle; needs --max-line-width.", min=1)
     ] = None
     highlight_words: Annotated[
-        bool,
-        _output("--highlight-words", "Underline the spoken word; includes --word-timestamps."),
+        bool, _output("--highlight-words", "Underline the spoken word; includes --word-timestamps.")
     ] = False
     quiet: Annotated[bool, _output("--quiet", "-q", "Report errors only.")] = False
     verbose: Annotated[bool, _output("--verbose", "-v", "With -o: print the text as well.")] = False
     model: Annotated[
         str | None,
-        _model(
-            "--model", CHECKPOINT_HELP, metavar="CHECKPOINT", autocompletion=complete_checkpoint
-        ),
+        _model(CHECKPOINT_HELP, metavar="CHECKPOINT", autocompletion=complete_checkpoint),
     ] = None
-    device: Annotated[
-        str, _model("--device", "auto, cpu, cuda or cuda:N.", autocompletion=complete_device)
-    ] = "auto"
-    compute_type: Annotated[
-        ComputeType, _model("--compute-type", "Data type of weights and computation.")
-    ] = "auto"
+    device: Annotated[str, _model("auto, cpu, cuda or cuda:N.", autocompletion=complete_device)] = (
+        "auto"
+    )
+    compute_type: Annotated[ComputeType, _model("Data type of weights and computation.")] = "auto"
     threads: Annotated[
-        int | None, _model("--threads", "CPU threads of the model; default: all CPUs.", min=1)
+        int | None, _model("CPU threads of the model; default: all CPUs.", min=1)
     ] = None
 
 
@@ -135,69 +132,56 @@ class RecognitionOptions:
 
     language: Language = None
     task: Annotated[
-        str | None,
-        _text("--task", "transcribe, or translate into English.", autocompletion=complete_task),
+        str | None, _text("transcribe, or translate into English.", autocompletion=complete_task)
     ] = None
     strategy: Annotated[
         str | None,
         _text(
-            "--strategy", "sequential, or chunked: faster for long recordings, with more errors.",
+            "sequential, or chunked: faster for long recordings, with more errors.",
             autocompletion=complete_strategy,
         ),
-    ] = None  # fmt: skip
+    ] = None
     beam_size: Annotated[
         int | None,
-        _text(
-            "--beam-size",
-            f"Beams at temperature 0; default: {_DECODING.beam_size}, which is greedy.",
-        ),
+        _text(f"Beams at temperature 0; default: {_DECODING.beam_size}, which is greedy."),
     ] = None
     temperature: Annotated[
         str | None,
         _text(
-            "--temperature", "One, or several to try in order: 0,0.2,0.4; default: 0 to 1 in 0.2.",
-            metavar="NUMBERS",
+            "One, or several to try in order: 0,0.2,0.4; default: 0 to 1 in 0.2.", metavar="NUMBERS"
         ),
-    ] = None  # fmt: skip
+    ] = None
     initial_prompt: Annotated[
-        str | None, _text("--initial-prompt", "Text to continue, for its style and spelling.")
+        str | None, _text("Text to continue, for its style and spelling.")
     ] = None
-    hotwords: Annotated[str | None, _text("--hotwords", "Names and terms to expect.")] = None
-    word_timestamps: Annotated[
-        bool | None,
-        _text("--word-timestamps/--no-word-timestamps", "Compute the times of words.", **_UNSET),
-    ] = None
+    hotwords: Annotated[str | None, _text("Names and terms to expect.")] = None
+    word_timestamps: Annotated[bool | None, _text("Compute the times of words.", **_UNSET)] = None
     condition_on_prev_tokens: Annotated[
-        bool | None,
-        _text(
-            "--condition-on-prev-tokens/--no-condition-on-prev-tokens",
-            "Prompt each window with the text before it.", **_UNSET,
-        ),
-    ] = None  # fmt: skip
+        bool | None, _text("Prompt each window with the text before it.", **_UNSET)
+    ] = None
     clip_timestamps: Annotated[
-        str | None,
-        _text("--clip-timestamps", "Only these clips: start,end,start,end...", **_SECONDS),
+        str | None, _text("Only these clips: start,end,start,end...", **_SECONDS)
     ] = None
     channels: Annotated[
         str | None,
         _speech(
-            "--channels", "mix, each: a transcript per channel, or one's number from 0; "
-            f"default: {_AUDIO.channels}.", metavar="CHANNELS",
+            "mix, each: a transcript per channel, or one's number from 0; "
+            f"default: {_AUDIO.channels}.",
+            metavar="CHANNELS",
         ),
-    ] = None  # fmt: skip
+    ] = None
     vad_filter: Annotated[
         bool | None,
         _speech(
-            "--vad-filter/--no-vad-filter", " /--no-vad", "Skip what Silero finds no speech in; "
-            "default: on.", **_UNSET,
+            "--vad-filter/--no-vad-filter",
+            " /--no-vad",
+            "Skip what Silero finds no speech in; default: on.",
+            **_UNSET,
         ),
-    ] = None  # fmt: skip
+    ] = None
     vad_threshold: Annotated[
         float | None,
-        _speech(
-            "--vad-threshold",
-            f"Probability at which speech begins; default: {_AUDIO.vad_threshold}.",
-        ),
+        _speech(f"Probability at which speech begins; default: {_AUDIO.vad_threshold}."),
     ] = None
     vad_min_speech_s: Annotated[
         float | None,
@@ -230,12 +214,6 @@ class RecognitionOptions:
             "segments where the speaker changes.",
         ),
     ] = False  # fmt: skip
-    num_speakers: Annotated[
-        int | None, _speakers("--num-speakers", "Exact number, if it is known.", min=1)
-    ] = None
-    min_speakers: Annotated[
-        int | None, _speakers("--min-speakers", "Minimum; default: 1.", min=1)
-    ] = None
-    max_speakers: Annotated[
-        int | None, _speakers("--max-speakers", "Maximum; default: 12.", min=1)
-    ] = None
+    num_speakers: Annotated[int | None, _speakers("Exact number, if it is known.", min=1)] = None
+    min_speakers: Annotated[int | None, _speakers("Minimum; default: 1.", min=1)] = None
+    max_speakers: Annotated[int | None, _speakers("Maximum; default: 12.", min=1)] = None
