@@ -81,6 +81,8 @@ def test_rttm_has_a_line_per_turn():
     assert text_of("rttm", turns=()) == ""
     of_channel = text_of("rttm", turns=(turn(0, 1, "S1", channel=1),))
     assert of_channel.split()[2] == "2"
+    of_both = text_of("rttm", turns=(turn(1, 2, "S1", channel=0), turn(0, 3, "S2", channel=1)))
+    assert [line.split()[2:4] for line in of_both.splitlines()] == [["2", "0.000"], ["1", "1.000"]]
     with pytest.raises(ConfigError, match="found no speakers, expected their turns; transcribe"):
         text_of("rttm", turns=None)
 
@@ -109,3 +111,15 @@ def test_textgrid_tiers_cover_the_time_without_overlaps():
         assert int(re.findall(r"intervals: size = (\d+)", tier)[0]) == len(starts)
     empty = text_of("textgrid", segments=())
     assert empty.count("intervals [1]") == 1
+
+
+def test_textgrid_intervals_are_longer_than_none_and_text_may_last_to_the_end():
+    said = (
+        segment(" One.", 0.0, 1.0), segment(" Nothing.", 2.0, 2.0), segment(" End.", 3.0, 4.0),
+    )  # fmt: skip
+    text = text_of("textgrid", segments=said)
+    assert re.findall(r"name = (.*)", text) == ['"text"']
+    assert re.findall(r"intervals: size = (.*)", text) == ["3"]
+    assert re.findall(r"xm.. = (\S+)\n +xm.. = (\S+)\n +text = (.*)", text) == [
+        ("0.000", "1.000", '"One."'), ("1.000", "3.000", '""'), ("3.000", "4.000", '"End."'),
+    ]  # fmt: skip

@@ -58,13 +58,16 @@ def test_long_segments_are_broken_by_time_and_long_words_cut_short() -> None:
 
 
 def test_short_cues_stay_until_the_next_and_gaps_are_kept() -> None:
-    rules = CueRules(min_duration_s=1.0, min_gap_s=0.1)
     found = recording(
         segment(" a", 0.0, 0.2), segment(" b", 0.5, 0.6), segment(" c", 5.0, 5.1),
         segment(" d", 5.05, 9.0),
     )  # fmt: skip
-    times = [(cue.start_s, round(cue.end_s, 3)) for cue in cues_of(found, rules)]
-    assert times == [(0.0, 0.4), (0.5, 1.5), (5.0, 5.05), (5.05, 9.0)]
+    for rules, ends in (
+        (CueRules(min_duration_s=1.0, min_gap_s=0.1), [0.4, 1.5, 5.05, 9.0]),
+        (CueRules(min_duration_s=1.0), [0.5, 1.5, 5.05, 9.0]),
+        (CueRules(min_gap_s=0.4), [0.1, 0.6, 5.05, 9.0]),
+    ):
+        assert [round(cue.end_s, 3) for cue in cues_of(found, rules)] == ends
 
 
 def test_channels_do_not_cut_each_other_short() -> None:

@@ -70,7 +70,8 @@ def test_files_are_named_after_the_recording_or_as_told(tmp_path: Path) -> None:
     saved = own.save(tmp_path / "new" / "folder", "srt", "whisperx", "srt", max_line_width=5)
     assert saved == [f"{tmp_path}/new/folder/a.b.srt", f"{tmp_path}/new/folder/a.b.whisperx.json"]
     assert Path(saved[0]).read_text() == own.to_srt(max_line_width=5)
-    for name, text in (("x.vtt", own.to_vtt()), ("x.json", own.to_json())):
+    (x,) = [text for _, text in own._texts([ExportFormat.whisperx], {})]
+    for name, text in (("x.vtt", own.to_vtt()), ("x.json", own.to_json()), ("x.whisperx.json", x)):
         assert own.save(tmp_path / name) == [str(tmp_path / name)]
         assert (tmp_path / name).read_text() == text
     assert own.save(str(tmp_path / "x.nemo.jsonl")) == [str(tmp_path / "x.nemo.jsonl")]

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import pysubs2
@@ -17,6 +18,7 @@ from corpus_asr.export.recordings import Recording
 from corpus_asr.formats.cues import CueRules, cues_of
 from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.writers import check_words, file_texts, lrc_text, srt_text, vtt_text
+from corpus_asr.segments import Segment, Word
 from tests.support.tables import recording, segment
 
 TEXTS = (
@@ -59,7 +61,10 @@ def test_lines_are_whispers_where_nothing_can_be_balanced() -> None:
     text = " aaaa bbbb cccc dddd eeee ffff gggg hhhh"
     found = recording(segment(text, 0.0, 8.0, words=True))
     cues = cues_of(found, CueRules(max_line_width=9, max_line_count=2))
-    assert srt_text(cues) == whispers("srt", found, max_line_width=9, max_line_count=2)
+    width = {"max_line_width": 9, "max_line_count": 2}
+    assert srt_text(cues) == whispers("srt", found, **width)
+    marked = whispers("srt", found, **width, highlight_words=True)
+    assert srt_text(cues, WordStyle.highlight) == marked
 
 
 HOSTILE = (
@@ -116,6 +121,42 @@ def test_only_words_with_times_are_marked() -> None:
     cues = cues_of(recording(segment(" one two", 1.0, 4.0)), CueRules())
     for style in WordStyle:
         assert vtt_text(cues, style) == "WEBVTT\n\n00:01.000 --> 00:04.000\none two\n\n"
+
+
+def test_words_that_are_blank_are_not_marked_and_those_that_meet_make_no_arrow() -> None:
+    said = timed_words(" a", " ", " --", ">", " b")
+    cues = cues_of(recording(said), CueRules())
+    texts = srt_text(cues, WordStyle.highlight).splitlines()[2::4]
+    assert texts == [
+        "<u>a</u> -> b", "a -> b", "a <u>--</u>> b", "a --<u>></u> b", "a -> <u>b</u>",
+    ]  # fmt: skip
+
+
+def timed_words(*words: str) -> Segment:
+    timed = tuple(
+        Word(word=word, start_s=float(at), end_s=at + 1.0, probability=0.5)
+        for at, word in enumerate(words)
+    )
+    return replace(segment("".join(words), 0.0, float(len(words))), words=timed)
+
+
+def test_json_holds_scores_corrections_and_text_as_it_is_read() -> None:
+    found = recording(segment(" Größe", 0.0, 2.0), segment(" Länge", 2.0, 3.0, corrected=True))
+    ((_, text),) = file_texts(found, [ExportFormat.json])
+    assert "Größe" in text
+    first, second = json.loads(text)["segments"]
+    scores = ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
+    assert [first[name] for name in scores] == [0.0, -0.25, 1.5, 0.01]
+    assert (first.get("corrected"), second["corrected"]) == (None, True)
+
+
+def test_nemo_has_no_line_without_text() -> None:
+    found = recording(segment(" ", 0.0, 2.0), segment(" One.", 2.0, 3.5))
+    ((_, text),) = file_texts(found, [ExportFormat.nemo])
+    assert json.loads(text) == {
+        "audio_filepath": "/clips/talk.mp3", "offset": 2.0, "duration": 1.5, "text": "One.",
+        "lang": "en",
+    }  # fmt: skip
 
 
 def test_lrc_has_a_time_before_each_line_and_before_each_word_where_they_have_some() -> None:
