@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.finetune import AugmentationSettings, FinetuneConfig
 from corpus_asr.config.load import load_finetune
 from corpus_asr.config.settings import Settings
 from corpus_asr.errors import ConfigError
@@ -43,6 +43,14 @@ def test_the_example_loads_and_says_the_defaults() -> None:
     assert shown.output.save_steps == 200
 
 
+def test_augmentation_is_off_unless_asked_for_and_ranges_arrive_as_written() -> None:
+    plain = AugmentationSettings()
+    assert (plain.speed, plain.gain_db) == ((1.0, 1.0), (0.0, 0.0))
+    values = plain.model_dump()
+    assert {values[name] for name in values if name.endswith(("_prob", "_probability"))} == {0.0}
+    assert load_finetune(EXAMPLE).augmentation.speed == (0.9, 1.1)
+
+
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(MINIMAL), encoding="utf-8")
@@ -51,6 +59,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         ("training.gradient_accumulation_steps=0", "expected a whole number above 0"),
         ("training.adam_beta2=1", "at least 0 and below 1"),
         ("lora.rank=0", "expected a whole number above 0"),
+        ("windows.max_pause_s=11", "at least 0 and at most 10"),
+        ("augmentation.mask_feature_length=61", "at least 1 and at most 60"),
         ("augmentation.speed=[1.1, 0.9]", "smaller number first"),
         ("augmentation.speed=[0.1, 1]", "factors from 0.5 to 2"),
         ("training.lerning_rate=1", "learning_rate"),

@@ -1,6 +1,7 @@
 """A job is read whole, or refused in one message that names every key that is wrong."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +10,20 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.load import (
     decoding_from,
     load_config,
     load_finetune,
     resolved,
     settings_of,
+    yaml_value,
 )
 from corpus_asr.config.run import PseudoLabelConfig
+from corpus_asr.config.settings import Settings, keys_of, section_of
 from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError
 
@@ -97,6 +102,18 @@ def test_a_language_per_window_cannot_go_to_several_models(write: Write) -> None
     routed = ["model.by_language.de=other", "decoding.language_mode=window"]
     assert load_config(path, routed[:1]).model.by_language == {"de": "other"}
     assert "model.by_language needs one language" in refusal(path, *routed)
+
+
+def test_texts_are_aligned_in_a_transcription_of_one_channel_with_a_manifest(write: Write) -> None:
+    path = write("source: {manifest: m.jsonl}\noutput: {uri: out}\ndecoding: {align: true}\n")
+    assert load_config(path).decoding.align
+    assert load_config(path, ["extract.channels=1"]).decoding.align
+    for override, messages in (
+        ("source={uri: recordings}", "found no source.manifest"),
+        ("extract.channels=each", "found extract.channels: each"),
+        ("pipeline=classify_audio", "found pipeline classify_audio"),
+    ):
+        assert messages in refusal(path, override, "model.checkpoint=base")
 
 
 def test_a_transcription_needs_no_model_and_other_jobs_do(write: Write) -> None:
@@ -251,6 +268,49 @@ def test_the_podcast_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) 
     for section in (shown.extract, shown.decoding, shown.classification, shown.transcribe):
         assert section == type(section)()
     assert shown.output.max_failed_fraction == 0.01
+
+
+LOG_PROBABILITIES = {"logprob_threshold", "min_avg_logprob"}
+ANY_SIGN = {"length_penalty"}
+FRACTION = re.compile(r"_(fraction|prob|probability|confidence)$|no_speech_threshold|vad_threshold")
+
+
+@pytest.mark.parametrize(
+    "model", [PseudoLabelConfig, FinetuneConfig], ids=lambda each: each.__name__
+)
+def test_numbers_have_the_bounds_of_what_they_measure(model: type[Settings]) -> None:
+    for path, field in keys_of(model):
+        name, kinds = path[-1], str(field.annotation)
+        if section_of(field) is not None or not re.search(r"\b(int|float)\b", kinds):
+            continue
+        section = functools.reduce(section_below, path[:-1], model)
+        if name not in LOG_PROBABILITIES | ANY_SIGN and "tuple" not in kinds:
+            assert is_refused(section, name, -1), path
+        if name in LOG_PROBABILITIES or FRACTION.search(name):
+            assert is_refused(section, name, 1.1), path
+            assert not is_refused(section, name, -0.5 if name in LOG_PROBABILITIES else 0.5), path
+        assert is_refused(section, name, float("inf")), path
+
+
+def section_below(model: type[Settings], key: str) -> type[Settings]:
+    section = section_of(model.model_fields[key])
+    assert section is not None
+    return section
+
+
+def is_refused(section: type[Settings], name: str, value: float) -> bool:
+    try:
+        section.model_validate({name: value})
+    except ValidationError as error:
+        return any(name in each["loc"] for each in error.errors())
+    return False
+
+
+def test_a_value_is_written_plainly_and_read_as_it_was() -> None:
+    for value in ("true", "Null", "a b", "a: b", "1e3", "-", "größe", '"', "", "s3://a/b-1.mp3"):
+        assert yaml.safe_load(yaml_value(value)) == value
+    assert yaml_value("s3://a/b-1.mp3") == "s3://a/b-1.mp3"
+    assert yaml_value("größe") == '"größe"'
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
