@@ -27,7 +27,7 @@ from corpus_asr.report.run import (
     load_report,
     render,
 )
-from corpus_asr.report.text import duration
+from corpus_asr.report.text import duration, print_segment
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.run_state.run_files import write_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -39,7 +39,7 @@ from corpus_asr.storage.run_state.tables import (
     projected,
 )
 from tests.support.runs import NAMES, REVISION, ManualRun
-from tests.support.tables import snapshot
+from tests.support.tables import segment, snapshot
 
 _SHARED = {"recording_id", "part", "confidence"}
 
@@ -413,6 +413,16 @@ def test_a_balance_that_is_not_even_says_why_or_how_to_go_on() -> None:
     )
     broken = replace(SOUND, problems=("committed more than once: 1 part",))
     assert with_balance(broken) == "- committed more than once: 1 part"
+
+
+def test_a_line_of_a_transcript_has_times_and_the_speaker(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = segment(" So.", 1.0, 2.5)
+    print_segment(said)
+    print_segment(replace(said, speaker="S1"), times=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["[00:01.000 --> 00:02.500] So.", "[S1] So."]
 
 
 def test_labels_are_told_in_place_of_text_the_most_frequent_first() -> None:

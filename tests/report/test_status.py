@@ -184,6 +184,7 @@ def test_what_is_busy_is_what_held_it_up(counts, stage, setting):
     messages = verdict(**counts)
     assert messages.stage == stage
     assert setting in messages.advice
+    assert ("halved" in messages.advice) == ("halvings" in counts)
     assert bottleneck_of(snapshot(activity=Activity())) is None
 
 

@@ -99,6 +99,12 @@ def test_names_do_not_matter_and_borders_of_the_reference_do_not_count(found, ex
     assert turn_errors([], found).rate is None
 
 
+def test_errors_of_recordings_add_up():
+    one, two = TurnErrors(1.0, 2.0, 3.0, 40.0), TurnErrors(0.5, 0.25, 0.125, 10.0)
+    assert one + two == TurnErrors(1.5, 2.25, 3.125, 50.0)
+    assert (one + two).rate == 6.875 / 50
+
+
 def test_pairs_are_those_of_least_cost():
     draw = np.random.default_rng(0)
     for rows, columns in itertools.product(range(1, 7), repeat=2):

@@ -71,6 +71,9 @@ def test_every_night_is_a_row_and_a_bar(nights: Path) -> None:
     assert [height > 0 for height in heights] == [False, True, False, False, False]
     bars = [each.text for each in failures.all("title")]
     assert bars[1] == "2026-11-20: 2 of 10 recordings"
+    [speeds] = [each for each in page.all("figure") if "RTFx" in each.text]
+    heights = [float(bar.attributes["height"]) for bar in speeds.all("rect", class_="bar")]
+    assert [height > 0 for height in heights] == [True, True, False, True, True]
 
 
 def test_nights_lead_to_their_summaries_wherever_these_are(nights: Path, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.report.comparison import VERSION, previous
 from corpus_asr.report.html import page as page_module
 from corpus_asr.report.html.page import write_page, write_page_at_the_end
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     EVALUATION_NAME,
     PAGE_NAME,
+    RUN_NAME,
     STOPPED,
     Moment,
     write_snapshot,
@@ -69,7 +71,14 @@ def test_a_finished_run(job: ManualRun, tmp_path: Path) -> None:
     job.fail("c.wav")
     job.finish()
     write_snapshot(job.store, replace(snapshot(), run_id=job.run.run_id))
+    run = job.store.read_json(RUN_NAME) | {"versions": {"torch": "2.0"}}
+    job.store.write_json(RUN_NAME, run)
     write_page_at_the_end(job.store, 3)
+    # What the page of the next run compares with.
+    numbers = previous(job.store, "another run")
+    assert numbers is not None
+    assert numbers.finished_at == run["finished_at"]
+    assert numbers.settings[f"{VERSION}torch"] == "2.0"
     page = parsed((tmp_path / "output" / PAGE_NAME).read_text())
     figures = {
         each.all("dt")[0].text: each.all("strong")[0].text
