@@ -132,7 +132,7 @@ VERSION = {"size_bytes": 100, "etag": "v1"}
 def test_words_in_a_row_are_counted() -> None:
     for text, times in (
         ("", 0), ("one two", 1), ("no no", 2), ("a b a b a b", 3), ("a a a b a a", 3),
-        ("x a b c d e a b c d e y", 2), ("a b a", 1),
+        ("x a b c d e a b c d e y", 2), ("a b a", 1), ("a b c d e f a b c d e f", 1),
     ):  # fmt: skip
         assert most_repeats(text.split()) == times, text
 

@@ -59,7 +59,7 @@ def test_differences_are_counted_and_those_for_the_worse_are_marked() -> None:
     # A run that is not finished has no versions: that is no change.
     assert found.settings == [("decoding.num_beams", "1", "5")]
     assert found.changed
-    renewed = replace(NUMBERS, settings=NUMBERS.settings | {f"{VERSION}torch": "2.1"})
+    renewed = replace(NUMBERS, settings={**NUMBERS.settings, f"{VERSION}torch": "2.1"})
     found = compare(NUMBERS, renewed, classifies=False)
     assert found.settings == [(f"{VERSION}torch", "2.0", "2.1")]
     slower = compare(NUMBERS, replace(NUMBERS, rtfx=1.0, wall_s=3600.0), classifies=False)

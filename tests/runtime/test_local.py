@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.errors import CheckpointError, EngineError, FetchError
-from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.local import CommitBuffer
 from corpus_asr.runtime.progress import ENOUGH_ALIKE
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -39,6 +39,20 @@ def test_every_part_is_committed_and_counted(tmp_path: Path):
     }
     assert (tally.parts, tally.files, tally.failed) == (6, 3, 2)
     assert tally.audio_s == pytest.approx(5.0)
+
+
+def test_a_tally_counts_what_was_tried_again_and_each_failure_once():
+    failure = {"status": "failed", "error_stage": "extract", "error_kind": "not_audio"}
+    found = tally_of(
+        results(
+            part("a", 0, texts=["x"], last=False),
+            part("a", 1, texts=["x"], attempts=2),
+            part("b", 0, texts=None, attempts=3, **failure),
+        )
+    )
+    assert (found.parts, found.files, found.failed, found.retried) == (3, 2, 1, 2)
+    [counted] = (found + found).failures
+    assert (counted.kind, counted.count) == ("not_audio", 2)
 
 
 def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_are_full(
