@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from hypothesis import given
@@ -230,7 +231,8 @@ def test_a_segment_that_two_speakers_share_is_split_at_word_times(tmp_path: Path
     def measured_rows() -> list[dict[str, Any]]:
         settings = SelectionSettings()
         path = tmp_path / "selection.parquet"
-        measure(read_sources(store, settings), settings, str(path))
+        hashes = measure(read_sources(store, settings), settings, str(path))
+        assert (hashes.dtype, len(set(hashes))) == (np.uint64, len(hashes))
         return pyarrow.parquet.read_table(path).to_pylist()
 
     assert len(measured_rows()) == 3
