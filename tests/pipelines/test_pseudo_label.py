@@ -237,7 +237,7 @@ def test_nemo_finds_audio_duration_and_text(decoded: Transcribed, tmp_path: Path
 def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
     decoded: Transcribed, tmp_path: Path
 ) -> None:
-    drops = {"drop_texts": ["go"], "min_confidence": 0.5}
+    drops = {"drop_texts": ["go", "größe"], "min_confidence": 0.5}
     hostile = " <script>alert(1)</script> | a *b*\n# c"
     decoded.run({"b.wav": [(1.0, 3.0, hostile, {"confidence": 0.1})]}, output="other")
     label(decoded.config(selection=drops))
@@ -250,6 +250,8 @@ def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
     assert "| `listed` | a text of drop\\_texts | 1 | 2.0 s | 2.0 s | 2.0 s |" in card.text
     assert "| **kept** |  | 3 | 10.0 s |  |  |" in card.text
     assert "| `checkpoint` | some/model |" in card.text
+    assert "größe" in card.text
+    assert "| `audio` | audio |" in card.text
     label(decoded.config(output="other", to="hostile", selection=drops))
     page = (tmp_path / "hostile" / "README.md").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a \\*b\\* \\# c |" in page
