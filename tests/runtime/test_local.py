@@ -42,7 +42,9 @@ def test_every_part_is_committed_and_counted(tmp_path: Path):
 
 
 def test_a_tally_counts_what_was_tried_again_and_each_failure_once():
-    failure = {"status": "failed", "error_stage": "extract", "error_kind": "not_audio"}
+    failure: dict[str, Any] = {
+        "status": "failed", "error_stage": "extract", "error_kind": "not_audio",
+    }  # fmt: skip
     found = tally_of(
         results(
             part("a", 0, texts=["x"], last=False),
