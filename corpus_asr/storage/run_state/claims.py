@@ -12,12 +12,13 @@ from corpus_asr.storage.run_state.tables import OutputStore, PartRows, projected
 from corpus_asr.storage.stores.uri import redact_uri
 
 _KEY = ("recording_id", "part")
-# Those that do not count are there for their places: rows lie in the order of their outcomes.
+# Others of the same objects are there for their places: rows lie in the order of their outcomes.
 _CLAIMS = """
-select segments_object, id, recording_id, part, segments_written, coalesce(counts, false) as counts
-from outcomes left join standing using (id)
-where segments_object is not null and segments_written > 0
-  and segments_object in (select segments_object from parts)
+with asked as (select id, segments_object from {of})
+select segments_object, id, recording_id, part, segments_written,
+       id in (select id from asked) as counts
+from outcomes
+where segments_written > 0 and segments_object in (select segments_object from asked)
 order by min(id) over (partition by segments_object), id
 """
 
@@ -32,14 +33,22 @@ class ClaimedRows(NamedTuple):
 
 
 def claimed_rows(
-    store: OutputStore, tables: RunTables, kind: PartRows, columns: Sequence[str]
+    store: OutputStore,
+    tables: RunTables,
+    kind: PartRows,
+    columns: Sequence[str],
+    *,
+    of: str = "parts",
 ) -> Iterator[ClaimedRows]:
     """Yield the segments or labels of parts that count, object by object, a bounded number at once.
+
+    Args:
+        of: in SQL the outcomes whose rows are wanted, some of `parts`.
 
     Raises:
         CorpusAsrError: an object has other rows than its outcomes say.
     """
-    claims = tables.table(_CLAIMS).combine_chunks()
+    claims = tables.table(_CLAIMS.format(of=of)).combine_chunks()
     objects = claims["segments_object"].combine_chunks().dictionary_encode()
     starts = np.searchsorted(objects.indices.to_numpy(), np.arange(len(objects.dictionary) + 1))
     names = objects.dictionary.to_pylist()
