@@ -77,6 +77,6 @@ def claimed_rows(
 
 def _broken(store: OutputStore, name: str, expected: int) -> CorpusAsrError:
     return CorpusAsrError(
-        f"reading {redact_uri(store.address(name))}: found other rows than the {expected} that its "
-        "outcomes say; restore it, or remove it to have its recordings transcribed again"
+        f"reading {redact_uri(store.address(name))}: found other rows, expected the {expected} "
+        "that its outcomes say; restore it, or remove it to have its recordings transcribed again"
     )

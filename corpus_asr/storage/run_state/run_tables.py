@@ -79,6 +79,7 @@ _FIRST_COLUMNS = (
 )  # fmt: skip
 MEMORY_VARIABLE = "CORPUS_ASR_TABLES_MB"
 _MEMORY_MB = 512  # beside one worker's, on the smallest machines that transcribe
+_SORTING_MB = 128
 _MOST_THREADS = 4  # each takes memory of its own for what it sorts
 
 
@@ -384,6 +385,11 @@ class RunTables:
             "max(size_bytes) as size_bytes from listed group by all"
         )
 
+    def sort_on_disk(self) -> None:
+        """Take little more memory than the tables hold so far, since sorting takes all it may."""
+        [(held_mb,)] = self.rows("select sum(memory_usage_bytes) // 1000000 from duckdb_memory()")
+        self.execute(f"set memory_limit = '{min(_memory_mb(), int(held_mb) + _SORTING_MB)}MB'")
+
     def add(self, table: str, rows: pa.Table) -> None:
         """Make a table that queries may name."""
         self._create(table, rows.schema)
@@ -477,20 +483,24 @@ class RunTables:
             return conform(db.sql(_REMAINING, params=parameters).to_arrow_table(), REMAINING)
 
 
-def _connect() -> "duckdb.DuckDBPyConnection":
-    import duckdb  # here: most commands ask no tables, and reading it takes 0.1 s
-
+def _memory_mb() -> int:
     memory_mb = os.environ.get(MEMORY_VARIABLE) or str(_MEMORY_MB)
     if not memory_mb.isdecimal() or not int(memory_mb):
         raise ConfigError(
             f"reading {MEMORY_VARIABLE}: found {memory_mb!r}, expected the megabytes that tables "
             "may take in memory; correct or unset it"
         )
+    return int(memory_mb)
+
+
+def _connect() -> "duckdb.DuckDBPyConnection":
+    import duckdb  # here: most commands ask no tables, and reading it takes 0.1 s
+
     folder = Path(tempfile.gettempdir()) / f"corpus-asr-tables-{uuid.uuid4().hex}"
     db = duckdb.connect(
         ":memory:",
         config={
-            "memory_limit": f"{memory_mb}MB",
+            "memory_limit": f"{_memory_mb()}MB",
             "threads": min(_MOST_THREADS, os.cpu_count() or 1),
             "temp_directory": str(folder),  # made when it is needed, and removed at the end
             "autoinstall_known_extensions": False,
