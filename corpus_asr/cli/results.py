@@ -326,14 +326,14 @@ def show(
         TEXT_COLUMNS,
         WORD_COLUMNS,
         Selection,
-        chosen,
-        read_index,
+        corrector_of,
+        open_selection,
         recordings,
     )
     from corpus_asr.export.speakers import refuse_speakers, speakers_of
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.report.text import print_transcript
-    from corpus_asr.storage.run_state.corrections import Corrections, Corrector, read_saved
+    from corpus_asr.storage.run_state.corrections import Corrections
     from corpus_asr.storage.run_state.tables import OutputStore
     from corpus_asr.storage.stores.uri import redact_uri
 
@@ -347,21 +347,19 @@ def show(
             speakers=tuple(speaker or ()),
         )
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
-        index = read_index(store)
         turns = speakers_of(store)
         refuse_speakers(store, selection, turns)
-        corrections = Corrections({} if no_corrections else read_saved(store))
-        corrector = Corrector(corrections, index.recordings)
-        wanted = chosen(index, selection)
         columns = TEXT_COLUMNS if turns is None else WORD_COLUMNS
-        for _, found in recordings(
-            store, index, wanted, selection, columns=columns, corrector=corrector, turns=turns
-        ):
-            transcript = Transcript(
-                uri=redact_uri(found.uri),
-                segments=found.segments,
-                language=found.language,
-                language_probability=None,
-                duration_s=found.duration_s,
-            )
-            print_transcript(transcript, heading=True)
+        with open_selection(store, selection) as tables:
+            corrector = None if no_corrections else corrector_of(tables, Corrections.load(store))
+            for found in recordings(
+                store, tables, selection, columns=columns, corrector=corrector, turns=turns
+            ):
+                transcript = Transcript(
+                    uri=redact_uri(found.uri),
+                    segments=found.segments,
+                    language=found.language,
+                    language_probability=None,
+                    duration_s=found.duration_s,
+                )
+                print_transcript(transcript, heading=True)

@@ -9,11 +9,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from corpus_asr.export.recordings import Index
 from corpus_asr.segments import MissingWord
 from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
@@ -32,22 +29,20 @@ order by recording_id, part
 """
 
 
-def missing_words_of(store: OutputStore, index: Index, wanted: np.ndarray) -> MissingWords | None:
-    """Return the missing words of the recordings of a mask; None where the run aligned no texts.
+def missing_words_of(store: OutputStore, ids: pa.Table) -> MissingWords | None:
+    """Return the missing words of recordings; None where the run aligned no texts.
 
-    Of a recording of which a part failed or is not committed, and of one without speech, they are
-    not known. In memory are the recordings whose parts are not all read, and the words found to be
-    missing.
+    Of those without speech they are not known. In memory are the words found to be missing.
+
+    Args:
+        ids: recording_id of recordings of which all parts are committed and none failed.
     """
     config = store.read_json(CONFIG_NAME) or {}
     if not config.get("decoding", {}).get("align"):
         return None
-    table = index.recordings
-    whole = pc.and_(table["complete"], pc.invert(table["failed"])).to_numpy() & wanted
-    ids = table["recording_id"].filter(pa.array(whole)).combine_chunks()
     found: dict[str, tuple[MissingWord, ...]] = {}
     with RunTables(store, columns=(*VERSION_COLUMNS, *_COLUMNS)) as tables:
-        tables.add("wanted", pa.table({"recording_id": ids}))
+        tables.add("wanted", ids)
         rows = (row for batch in tables.batches(_PARTS) for row in batch.to_pylist())
         for recording_id, theirs in groupby(rows, key=itemgetter("recording_id")):
             parts = list(theirs)

@@ -1,15 +1,15 @@
 """A run's recordings with their segments, read from its tables in bounded memory.
 
-An index made of outcomes says which rows of the segments count and whose they are, in less than a
-kilobyte per recording. Parts of a recording may lie in different objects: an external sort on local
-disk brings them together.
+Parts of a recording may lie in different objects: the database of the run's tables, in memory and
+beyond it on local disk, sorts the segments that count and are selected.
 """
 
-import fnmatch
-import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from fnmatch import fnmatchcase
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,26 +17,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr import confidence
-from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
-from corpus_asr.storage.run_state.corrections import Corrector
+from corpus_asr.storage.run_state.claims import claimed_rows
+from corpus_asr.storage.run_state.corrections import Corrections, Corrector
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,
     OutputStore,
-    PartRows,
     projected,
     table_of,
 )
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.units import MEBIBYTE
 
-_ORDER = ("start_s", "channel", "part", "segment")
 TEXT_COLUMNS = (
     "recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "language",
     "confidence", "known_hallucination",
@@ -47,8 +45,12 @@ SCORE_COLUMNS = (
     "temperature",
 )  # fmt: skip
 EVIDENCE_COLUMNS = (*TEXT_COLUMNS, *confidence.EVIDENCE_COLUMNS)
-_INDEX_CHUNK_ROWS = 10_000  # of the index as Python values at a time
+_ROWS_AT_A_TIME = 2_048  # as Python values, with their words
 
+
+_OF_RECORDING = (
+    "recording_id", "uri", "duration_s", "language", "etag", "size_bytes", "failed",
+)  # fmt: skip
 
 Turns = Mapping[str, Sequence[SpeakerTurn]]
 """Turns of speakers by `recording_id`."""
@@ -63,7 +65,10 @@ class Recording:
     duration_s: float
     """Of what was decoded."""
     language: str | None
-    """Of most of its parts."""
+    """Of most seconds of speech."""
+    etag: str | None = None
+    """Of what was transcribed, as is the size."""
+    size_bytes: int | None = None
     failed: bool = False
     """Wholly or in part."""
     segments: tuple[Segment, ...] = ()
@@ -84,11 +89,10 @@ class Recording:
         segments: Sequence[Mapping[str, Any]],
         model: str | None = None,
     ) -> "Recording":
-        """Return a recording of a row of `Index.recordings` and rows of the segments table."""
+        """Return a recording of its row and those of its segments."""
         return cls(
             model=model,
-            **{name: row[name] for name in ("recording_id", "uri", "duration_s", "language")},
-            failed=row["failed"],
+            **{name: row[name] for name in _OF_RECORDING},
             segments=tuple(segment_from(each) for each in segments),
             channels=tuple(each["channel"] for each in segments),
         )
@@ -168,115 +172,11 @@ def _word(row: Mapping[str, Any]) -> Word:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """Whose the rows of one object of segments are, in their order."""
-
-    owners: np.ndarray
-    """Positions in the index."""
-    counts: np.ndarray
-    """False if another commit of the same part counts."""
-
-
-class Index:
-    """The recordings of an output folder, sorted by URI.
-
-    `recordings` has recording_id, uri, size_bytes and etag (of what was transcribed), duration_s,
-    language, failed (a part did), succeeded (a part did not), complete (no part is missing), and
-    segments.
-    """
-
-    def __init__(self, recordings: pa.Table, parts: pa.Table, names: Sequence[str]) -> None:
-        self.recordings = recordings
-        self._names = names
-        self._object = parts["object"].to_numpy()
-        self._owner = parts["owner"].to_numpy()
-        self._written = parts["segments_written"].to_numpy()
-        self._counts = parts["counts"].to_numpy()
-        # Stable: parts of one object keep the order in which their rows lie.
-        self._order = np.argsort(self._object, kind="stable")
-        self._starts = np.searchsorted(
-            self._object[self._order], np.arange(len(names) + 1), side="left"
-        )
-
-    def __len__(self) -> int:
-        return int(self.recordings.num_rows)
-
-    def objects(self) -> Iterator[tuple[str, Claims]]:
-        """Yield the objects with rows that count, and the owners of their rows."""
-        for number, name in enumerate(self._names):
-            rows = self._order[self._starts[number] : self._starts[number + 1]]
-            written = self._written[rows]
-            claims = Claims(
-                np.repeat(self._owner[rows], written), np.repeat(self._counts[rows], written)
-            )
-            if claims.counts.any():
-                yield name, claims
-
-    def places(self, position: int) -> Iterator[tuple[str, int, int]]:
-        """Yield where a recording's rows lie: an object, the first row, and the row after."""
-        theirs = (self._owner == position) & self._counts & (self._written > 0)
-        for number in np.unique(self._object[theirs]).tolist():
-            rows = self._order[self._starts[number] : self._starts[number + 1]]
-            stops = np.cumsum(self._written[rows])
-            starts = stops - self._written[rows]
-            for at in np.flatnonzero(theirs[rows]).tolist():
-                yield self._names[number], int(starts[at]), int(stops[at])
-
-
 def model_of(store: OutputStore) -> str | None:
     """Return the checkpoint of a run, as configured; None where its configuration is gone."""
     config = store.read_json(CONFIG_NAME) or {}
     checkpoint: str | None = config.get("model", {}).get("checkpoint")
     return checkpoint
-
-
-def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
-    """Read the index of the output folder of a run that wrote segments, or labels."""
-    with RunTables(store, names=outcomes_names(store)) as tables:
-        return index_of(store, tables, rows)
-
-
-def index_of(store: OutputStore, tables: RunTables, rows: PartRows) -> Index:
-    """Return the index of an output folder, given what counts of it."""
-    _refuse_others(store, [name for (name,) in tables.rows(_NAMES)], rows)
-    parts = tables.table(_PARTS)
-    # Objects of segments as numbers: their names would be most of the memory of an index.
-    objects = parts["segments_object"].combine_chunks().dictionary_encode()
-    parts = parts.append_column("object", objects.indices).drop_columns(["segments_object"])
-    return Index(tables.table(_RECORDINGS), parts, objects.dictionary.to_pylist())
-
-
-_NAMES = "select distinct segments_object from outcomes where segments_object is not null"
-_RECORDINGS = """
-select recording_id, uri, size_bytes, etag, coalesce(end_s, 0.0) as duration_s,
-       languages[1] as language, failed, succeeded, complete, segments::bigint as segments
-from recordings order by uri, recording_id
-"""
-# Rows that do not count are there for their places: segments lie in the order of outcomes.
-_PARTS = """
-with placed as (
-  select recording_id, row_number() over (order by uri, recording_id) - 1 as owner from recordings)
-select segments_object, coalesce(owner, -1) as owner, segments_written,
-       coalesce(counts, false) as counts
-from outcomes left join standing using (id) left join placed using (recording_id)
-where segments_object is not null order by id
-"""
-_PIPELINE_OF = {
-    SEGMENT_ROWS.folder: ("the segments of a transcription", "transcribed"),
-    LABEL_ROWS.folder: ("the labels of a classification", "classified"),
-}
-
-
-def _refuse_others(store: OutputStore, named: Iterable[str | None], rows: PartRows) -> None:
-    if all(name is None or table_of(name) == rows.folder for name in named):
-        return
-    other = LABEL_ROWS if rows is SEGMENT_ROWS else SEGMENT_ROWS
-    raise ConfigError(
-        f"reading {redact_uri(store.uri)}: found {other.folder}/, expected "
-        f"{_PIPELINE_OF[rows.folder][0]}: this run {_PIPELINE_OF[other.folder][1]}; read its table "
-        f"of {other.folder} as it is"
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,6 +208,10 @@ class Selection:
                 "expected a fraction between 0 and 1; correct it"
             )
 
+    def matches(self, uri: str) -> bool:
+        """Tell whether recordings of this URI are meant."""
+        return not self.uris or any(fnmatchcase(uri, pattern) for pattern in self.uris)
+
     def segments(self, rows: pa.Table) -> np.ndarray:
         """Return a mask of the selected segments."""
         keep = np.ones(rows.num_rows, dtype=bool)
@@ -324,29 +228,60 @@ class Selection:
         return keep
 
 
-def chosen(index: Index, selection: Selection) -> np.ndarray:
-    """Return a mask of the selected recordings, as far as outcomes tell."""
-    table = index.recordings
-    wanted = matching(index, selection)
-    wanted &= table["succeeded"].to_numpy()
-    if not selection.partial:
-        wanted &= table["complete"].to_numpy()
-    return wanted
+@contextmanager
+def open_selection(
+    store: OutputStore, selection: Selection, *, among: pa.Array | None = None
+) -> Iterator[RunTables]:
+    """Open the tables of a run that wrote segments, finished or not.
+
+    Its table `meant` has the recordings that are asked for, `wanted` those of them that are
+    exported, as far as outcomes tell. `among` are IDs of recordings, all by default.
+
+    Raises:
+        ConfigError: no output folder of a run, or that of a classification.
+    """
+    with RunTables(store, names=outcomes_names(store)) as tables:
+        _refuse_labels(store, tables)
+        meant = tables.table("select recording_id, uri from recordings")
+        if among is not None:
+            meant = meant.filter(pc.is_in(meant["recording_id"], value_set=among))
+        if selection.uris:
+            matches = [selection.matches(uri) for uri in meant["uri"].to_pylist()]
+            meant = meant.filter(pa.array(matches, pa.bool_()))
+        tables.add("meant", meant.select(["recording_id"]))
+        tables.execute(_WANTED, partial=selection.partial)
+        yield tables
 
 
-def matching(index: Index, selection: Selection) -> np.ndarray:
-    """Return a mask of the recordings that are meant, whatever became of them."""
-    uris = index.recordings["uri"].to_pylist() if selection.uris else []
-    if not uris:
-        return np.ones(len(index), dtype=bool)
-    patterns = selection.uris
-    return np.array([any(fnmatch.fnmatchcase(uri, each) for each in patterns) for uri in uris])
+_WANTED = """
+create table wanted as
+select recording_id, uri, size_bytes, etag, coalesce(end_s, 0.0) as duration_s,
+       languages[1] as main_language, failed, complete
+from recordings semi join meant using (recording_id)
+where succeeded and (complete or $partial)
+"""
+
+
+def _refuse_labels(store: OutputStore, tables: RunTables) -> None:
+    names = tables.rows(
+        "select distinct segments_object from outcomes where segments_object is not null"
+    )
+    if any(table_of(name) == LABEL_ROWS.folder for (name,) in names):
+        raise ConfigError(
+            f"reading {redact_uri(store.uri)}: found {LABEL_ROWS.folder}/, expected the segments "
+            f"of a transcription: this run classified; read its table of {LABEL_ROWS.folder} as it "
+            "is"
+        )
+
+
+def corrector_of(tables: RunTables, corrections: Corrections) -> Corrector:
+    """Return what applies corrections to the recordings that are wanted."""
+    return Corrector(corrections, tables.table("select recording_id, etag, size_bytes from wanted"))
 
 
 def recordings(
     store: OutputStore,
-    index: Index,
-    wanted: np.ndarray,
+    tables: RunTables,
     selection: Selection,
     *,
     columns: Sequence[str] = TEXT_COLUMNS,
@@ -354,167 +289,51 @@ def recordings(
     corrector: Corrector | None = None,
     turns: Turns | None = None,
     missing: Mapping[str, tuple[MissingWord, ...]] | None = None,
-) -> Iterator[tuple[int, Recording]]:
-    """Yield the recordings of a mask with their positions in the index, sorted by URI.
+) -> Iterator[Recording]:
+    """Yield the recordings of `open_selection` that are wanted, sorted by URI.
 
     `columns` of the segments table include `TEXT_COLUMNS`; `model` is said to be theirs. With a
-    corrector of this index, segments are selected by their corrections; with the turns of speakers
-    by recording, segments have speakers; `missing` are words that a known text has beyond them.
+    corrector segments are selected by their corrections; with the turns of speakers by recording,
+    segments have speakers; `missing` are words that a known text has beyond them.
     """
-
-    def made(row: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> Recording:
-        recording = Recording.of(row, segments, model)
-        recording = replace(recording, missing=(missing or {}).get(recording.recording_id))
-        if turns is None:
-            return recording
-        spoken = recording.spoken_by(turns.get(recording.recording_id, ()))
-        return spoken.only(selection.speakers) if selection.speakers else spoken
-
-    counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
-    with ExternalSort(counts, order=_ORDER) as sorting:
-        schema = projected(SEGMENTS, columns)
-        for _, rows, claims in claimed_rows(store, index, dict(index.objects()), schema):
-            counted = claims.counts & wanted[claims.owners]
-            if corrector is not None:
-                rows = corrector.apply(rows, np.where(counted, claims.owners, -1))
-            keep = counted & selection.segments(rows)
-            sorting.add(rows.filter(pa.array(keep)), claims.owners[keep])
-        by_owner = sorting.by_owner()
-        # Recordings without segments, such as silent ones, have no rows: they are put in between.
-        following = next(by_owner, None)
-        for position, row in _wanted_rows(index, wanted):
-            if following is not None and following[0] == position:
-                yield position, made(row, following[1].to_pylist())
-                following = next(by_owner, None)
-            elif not selection.languages:
-                yield position, made(row, ())
+    _add_segments(store, tables, selection, columns, corrector)
+    # Silent recordings have no segments.
+    join = "join" if selection.languages else "left join"
+    batches = tables.batches(_SEGMENTS.format(join=join), rows=_ROWS_AT_A_TIME)
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for recording_id, group in groupby(rows, key=itemgetter("recording_id")):
+        segments = list(group)
+        row = segments[0] | {"language": segments[0]["main_language"]}
+        recording = Recording.of(row, [] if row["part"] is None else segments, model)
+        recording = replace(recording, missing=(missing or {}).get(recording_id))
+        if turns is not None:
+            recording = recording.spoken_by(turns.get(recording_id, ()))
+            recording = recording.only(selection.speakers) if selection.speakers else recording
+        yield recording
 
 
-def _wanted_rows(index: Index, wanted: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    for start in range(0, len(index), _INDEX_CHUNK_ROWS):
-        rows = index.recordings.slice(start, _INDEX_CHUNK_ROWS).to_pylist()
-        yield from ((at, row) for at, row in enumerate(rows, start) if wanted[at])
+_SEGMENTS = """
+select * from wanted {join} selected using (recording_id)
+order by uri, recording_id, start_s, channel, part, segment
+"""
 
 
-def claimed_rows(
-    store: OutputStore, index: Index, claims: Mapping[str, Claims], schema: pa.Schema
-) -> Iterator[tuple[str, pa.Table, Claims]]:
-    """Yield the rows of objects that the index names, a bounded number at a time.
-
-    `schema` has the columns to read, `recording_id` among them.
-    """
-    ids = index.recordings["recording_id"].combine_chunks()
-    seen = dict.fromkeys(claims, 0)
-    for name, table in store.read_tables(claims, schema):
-        whole, start = claims[name], seen[name]
-        stop = seen[name] = start + table.num_rows
-        theirs = Claims(whole.owners[start:stop], whole.counts[start:stop])
-        if stop > len(whole.owners) or not _are_of(table, ids, theirs):
-            raise _broken(store, name, whole, stop)
-        yield name, table, theirs
-    for name, whole in claims.items():
-        if seen[name] != len(whole.owners):
-            raise _broken(store, name, whole, seen[name])
-
-
-def _are_of(table: pa.Table, ids: pa.Array, claims: Claims) -> bool:
-    owners = pa.array(claims.owners[claims.counts])
-    expected = pa.chunked_array([ids.take(owners)], pa.string())
-    return bool(table["recording_id"].filter(pa.array(claims.counts)).equals(expected))
-
-
-def _broken(store: OutputStore, name: str, claims: Claims, found: int) -> CorpusAsrError:
-    return CorpusAsrError(
-        f"reading {redact_uri(store.address(name))}: found {found} rows or more, or those of other "
-        f"recordings, expected the {len(claims.owners)} that its outcomes say; restore it, or "
-        "remove it to have its recordings transcribed again"
-    )
-
-
-# Memory is one bucket of rows with their words; files are as many as buckets.
-BUCKET_ROWS = 50_000
-WAITING_BYTES = 64 * MEBIBYTE
-OWNER = "owner"
-
-
-class ExternalSort:
-    """Rows of many recordings grouped by recording, through buckets on local disk.
-
-    Rows come in any order, each with its owner's number; they leave by owner, sorted by `order`.
-    Memory holds the rows that wait to be written, and then one bucket: as many owners as have
-    `bucket_rows` rows, or one that has more.
-    """
-
-    def __init__(
-        self,
-        rows_of_owner: np.ndarray,
-        *,
-        order: Sequence[str],
-        bucket_rows: int = BUCKET_ROWS,
-        waiting_bytes: int = WAITING_BYTES,
-    ) -> None:
-        before = np.cumsum(rows_of_owner) - rows_of_owner
-        # By number, so that buckets in their order hold owners in theirs.
-        self._bucket_of_owner = before // bucket_rows
-        self._order = [(OWNER, "ascending"), *((name, "ascending") for name in order)]
-        self._waiting_limit = waiting_bytes
-        self._waiting: dict[int, list[pa.Table]] = {}
-        self._waiting_bytes = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="corpus-asr-export-")
-
-    def __enter__(self) -> "ExternalSort":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
-
-    def add(self, rows: pa.Table, owners: np.ndarray) -> None:
-        """Take rows, each with its owner's number."""
-        rows = rows.append_column(OWNER, pa.array(owners, pa.int64()))
-        buckets = self._bucket_of_owner[owners]
-        order = np.argsort(buckets, kind="stable")
-        for positions in np.split(order, np.flatnonzero(np.diff(buckets[order])) + 1):
-            if len(positions):
-                some = rows.take(pa.array(positions))
-                self._waiting.setdefault(int(buckets[positions[0]]), []).append(some)
-                self._waiting_bytes += some.nbytes
-        if self._waiting_bytes > self._waiting_limit:
-            self._write_waiting()
-
-    def by_owner(self) -> Iterator[tuple[int, pa.Table]]:
-        """Yield the rows of each owner that has some, by number, in order."""
-        self._write_waiting()
-        for bucket in range(int(self._bucket_of_owner.max(initial=-1)) + 1):
-            if not self._path(bucket).exists():
-                continue
-            # All at once: Arrow takes as long to sort a few rows as thousands.
-            rows = self._read(bucket).sort_by(self._order).combine_chunks()
-            owners = rows[OWNER].to_numpy()
-            rows = rows.drop_columns([OWNER])
-            starts = np.flatnonzero(np.diff(owners, prepend=-1))
-            stops = np.append(starts[1:], len(owners))
-            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-                yield int(owners[start]), rows.slice(start, stop - start)
-
-    def _path(self, bucket: int) -> Path:
-        return Path(self._folder.name) / f"{bucket}.arrows"
-
-    def _write_waiting(self) -> None:
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        for bucket, tables in self._waiting.items():
-            rows = pa.concat_tables(tables).combine_chunks()
-            # One stream after the other in a file that is not kept open: there may be thousands.
-            with (
-                self._path(bucket).open("ab") as file,
-                pa.ipc.new_stream(file, rows.schema, options=options) as stream,
-            ):
-                stream.write_table(rows)
-        self._waiting, self._waiting_bytes = {}, 0
-
-    def _read(self, bucket: int) -> pa.Table:
-        tables, path = [], self._path(bucket)
-        with path.open("rb") as file:
-            while file.tell() < path.stat().st_size:
-                with pa.ipc.open_stream(file) as stream:
-                    tables.append(stream.read_all())
-        return pa.concat_tables(tables)
+def _add_segments(
+    store: OutputStore,
+    tables: RunTables,
+    selection: Selection,
+    columns: Sequence[str],
+    corrector: Corrector | None,
+) -> None:
+    """Make a table of the segments that are selected: DuckDB sorts more than memory holds."""
+    schema = projected(SEGMENTS, columns)
+    if corrector is not None:
+        schema = schema.append(pa.field("corrected", pa.bool_()))
+    tables.sort_on_disk()
+    tables.add("selected", schema.empty_table())
+    wanted = "parts semi join wanted using (recording_id)"
+    for _, rows, _ in claimed_rows(store, tables, SEGMENT_ROWS, columns, of=wanted):
+        if corrector is not None:
+            rows = corrector.apply(rows)
+        kept = rows.filter(pa.array(selection.segments(rows)))
+        tables.execute("insert into selected from arriving", kept)

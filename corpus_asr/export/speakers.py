@@ -4,10 +4,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.recordings import Selection, Turns, read_index, segment_from
+from corpus_asr.export.recordings import Selection, Turns, open_selection, segment_from
 from corpus_asr.export.speaker_names import SpeakerNames, read_names, with_voices
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
@@ -127,10 +126,9 @@ def _corrected(store: OutputStore, segments: pa.Table) -> pa.Table:
     corrections = Corrections.load(store)
     if not len(corrections):
         return segments
-    recordings = read_index(store).recordings
-    owners = pc.index_in(segments["recording_id"], value_set=recordings["recording_id"])
-    corrector = Corrector(corrections, recordings)
-    rows = corrector.apply(segments, pc.fill_null(owners, -1).to_numpy())
+    with open_selection(store, Selection()) as tables:
+        recordings = tables.table("select recording_id, etag, size_bytes from recordings")
+    rows = Corrector(corrections, recordings).apply(segments)
     return rows.filter(pa.array(Selection().segments(rows))).drop_columns(["corrected"])
 
 

@@ -26,10 +26,9 @@ from corpus_asr.export.recordings import (
     WORD_COLUMNS,
     Recording,
     Selection,
-    chosen,
-    matching,
+    corrector_of,
     model_of,
-    read_index,
+    open_selection,
     recordings,
 )
 from corpus_asr.export.speakers import refuse_speakers, speakers_of
@@ -44,7 +43,7 @@ from corpus_asr.formats.writers import (
     file_suffix,
     file_texts,
 )
-from corpus_asr.storage.run_state.corrections import Corrections, Corrector
+from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
@@ -79,6 +78,15 @@ class Names:
         first = _PLAIN_STAGE if bases is None else _PLAIN_STAGE - 1
         self._stage = np.full(recordings.num_rows, first, dtype=np.uint8)
         self._make_distinct()
+        longer = np.flatnonzero(self._stage != first)
+        self._longer = dict(
+            zip(self._ids.take(longer).to_pylist(), self._stage[longer].tolist(), strict=True)
+        )
+
+    def of(self, uri: str, recording_id: str) -> str:
+        """Return the name of one of the recordings, where these have no bases."""
+        stage = self._longer.get(recording_id, _PLAIN_STAGE)
+        return self._name(uri, recording_id, stage, self._prefix)
 
     def __getitem__(self, position: int) -> str:
         """Return a recording's name, with slashes between folders."""
@@ -219,51 +227,55 @@ def export(
             f"exporting to {redact_uri(to)}: found an http URL, expected a folder or an "
             "object store that can be written to; choose another --to"
         )
-    index = read_index(store)
-    table = index.recordings
-    succeeded, complete = (table[name].to_numpy() for name in ("succeeded", "complete"))
-    meant = matching(index, selection)
-    summary = ExportSummary(
-        to=redact_uri(to),
-        failed=int((meant & ~succeeded & complete).sum()),
-        unfinished=0 if selection.partial else int((meant & ~complete).sum()),
-    )
-    turns = speakers_of(store)
-    refuse_speakers(store, selection, turns)
-    columns = _columns(options.formats, spoken=turns is not None)
-    wanted = chosen(index, selection)
-    corrector = Corrector(Corrections.load(store), table) if options.corrections else None
-    rows = recordings(
-        store,
-        index,
-        wanted,
-        selection,
-        columns=columns,
-        model=model_of(store),
-        corrector=corrector,
-        turns=turns,
-        missing=missing_words_of(store, index, wanted),
-    )
-    counted = _counted(rows, summary)
-    if options.single:
-        summary.files = _write_single(counted, to, options, store.options)
-    else:
-        names = Names(table, [file_suffix(each) for each in options.formats])
-        summary.files = _write_each(counted, names, to, options, store.options)
-    if corrector is not None:
-        summary.stale_corrections = len(corrector.stale(wanted))
+    with open_selection(store, selection) as tables:
+        [(failed, unfinished)] = tables.rows(_OMITTED)
+        summary = ExportSummary(
+            to=redact_uri(to), failed=failed, unfinished=0 if selection.partial else unfinished
+        )
+        turns = speakers_of(store)
+        refuse_speakers(store, selection, turns)
+        corrector = None
+        if options.corrections:
+            corrector = corrector_of(tables, Corrections.load(store))
+        rows = recordings(
+            store,
+            tables,
+            selection,
+            columns=_columns(options.formats, spoken=turns is not None),
+            model=model_of(store),
+            corrector=corrector,
+            turns=turns,
+            missing=missing_words_of(store, tables.table(_WHOLE)),
+        )
+        counted = _counted(rows, summary)
+        if options.single:
+            summary.files = _write_single(counted, to, options, store.options)
+        else:
+            # Of all recordings: names do not depend on what is selected.
+            named = tables.table(
+                "select recording_id, uri from recordings order by uri, recording_id"
+            )
+            names = Names(named, [file_suffix(each) for each in options.formats])
+            summary.files = _write_each(counted, names, to, options, store.options)
+        if corrector is not None:
+            summary.stale_corrections = len(corrector.stale)
     return summary
 
 
-def _counted(
-    rows: Iterator[tuple[int, Recording]], summary: ExportSummary
-) -> Iterator[tuple[int, Recording]]:
-    for position, recording in rows:
+_OMITTED = """
+select count(*) filter (complete and not succeeded), count(*) filter (not complete)
+from recordings semi join meant using (recording_id)
+"""
+_WHOLE = "select recording_id from wanted where complete and not failed"
+
+
+def _counted(rows: Iterator[Recording], summary: ExportSummary) -> Iterator[Recording]:
+    for recording in rows:
         summary.recordings += 1
         summary.segments += len(recording.segments)
         summary.corrected += sum(segment.corrected for segment in recording.segments)
         summary.partly_failed += recording.failed
-        yield position, recording
+        yield recording
 
 
 def _columns(formats: Sequence[ExportFormat], *, spoken: bool) -> Sequence[str]:
@@ -276,7 +288,7 @@ def _columns(formats: Sequence[ExportFormat], *, spoken: bool) -> Sequence[str]:
 
 
 def _write_each(
-    rows: Iterator[tuple[int, Recording]],
+    rows: Iterator[Recording],
     names: Names,
     to: str,
     options: ExportOptions,
@@ -286,11 +298,12 @@ def _write_each(
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="export") as pool:
         try:
-            for position, recording in rows:
+            for recording in rows:
+                name = names.of(recording.uri, recording.recording_id)
                 for suffix, text in file_texts(
                     recording, options.formats, rules=options.rules, words=options.words
                 ):
-                    address = within(to, names[position] + suffix)
+                    address = within(to, name + suffix)
                     data = text.encode("utf-8", "replace")
                     waiting.append(
                         pool.submit(filesystem.write_atomic, address, data, store_options)
@@ -308,7 +321,7 @@ def _write_each(
 
 
 def _write_single(
-    rows: Iterator[tuple[int, Recording]],
+    rows: Iterator[Recording],
     to: str,
     options: ExportOptions,
     store_options: StoreOptions,
@@ -321,7 +334,7 @@ def _write_single(
             path = Path(folder) / name
             files[name] = opened.enter_context(path.open("w", encoding="utf-8", newline=""))
             files[name].write(kind.single_header)
-        for _, recording in rows:
+        for recording in rows:
             for name, kind in kinds.items():
                 files[name].write(kind.single_text(recording))
         for name, kind in kinds.items():

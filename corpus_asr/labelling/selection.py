@@ -8,6 +8,7 @@ the existing transcripts.
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
@@ -20,12 +21,11 @@ from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
-    Index,
     Recording,
     Selection,
     Turns,
-    chosen,
-    read_index,
+    corrector_of,
+    open_selection,
     recordings,
 )
 from corpus_asr.export.speakers import persons_of
@@ -42,8 +42,9 @@ from corpus_asr.report.accuracy.scoring import (
 from corpus_asr.schemas import SELECTION
 from corpus_asr.segments import Segment
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
-from corpus_asr.storage.run_state.corrections import Corrections, Corrector
+from corpus_asr.storage.run_state.corrections import Corrections
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -90,7 +91,6 @@ def rate(errors: Errors) -> float:
 
 def measured(
     recording: Recording,
-    version: Mapping[str, Any],
     *,
     other: Recording | None = None,
     reference: Reference | None = None,
@@ -114,8 +114,8 @@ def measured(
             words = _words(segment.text, segment.language or recording.language)
             text_hash = hash_of(" ".join(words))
             row = _row(recording, segment, words) | {
-                "size_bytes": version["size_bytes"],
-                "etag": version["etag"],
+                "size_bytes": recording.size_bytes,
+                "etag": recording.etag,
                 "channel": channel,
                 "listed": text_hash in listed,
                 "disagreement": disagreement,
@@ -253,8 +253,13 @@ _COLUMNS = tuple(
     if name not in ("words", "tokens")
 )  # fmt: skip
 # What changes whenever a recording is transcribed again.
-_VERSION_COLUMNS = ["recording_id", "etag", "segments", "complete", "failed"]
+_VERSIONS = """
+select recording_id, etag, segments::bigint as segments, complete, failed
+from recordings order by uri, recording_id
+"""
 _ROWS_AT_A_TIME = 10_000
+# Removed texts are dropped by a rule: examples are named by the numbers of segments.
+_EVERYTHING = Selection(removed=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,8 +267,8 @@ class Sources:
     """What a selection reads."""
 
     store: OutputStore
-    index: Index
-    other: tuple[OutputStore, Index] | None = None
+    tables: RunTables
+    other: tuple[OutputStore, RunTables] | None = None
     references: Mapping[str, Reference] | None = None
     corrections: Corrections | None = None
     turns: Turns | None = None
@@ -272,9 +277,9 @@ class Sources:
     def digest(self) -> str:
         """Name everything that is read: another digest, another data set."""
         digest = hashlib.blake2b(digest_size=8)
-        for _, index in filter(None, ((self.store, self.index), self.other)):
-            table = index.recordings.select(_VERSION_COLUMNS)
-            for rows in table.to_batches(max_chunksize=_ROWS_AT_A_TIME):
+        for _, tables in filter(None, ((self.store, self.tables), self.other)):
+            versions = tables.table(_VERSIONS).combine_chunks()
+            for rows in versions.to_batches(max_chunksize=_ROWS_AT_A_TIME):
                 digest.update(repr(rows.to_pylist()).encode())
         for identity, reference in sorted((self.references or {}).items()):
             digest.update(repr((identity, reference.text, reference.language)).encode())
@@ -286,42 +291,45 @@ class Sources:
         return digest.hexdigest()
 
 
-def read_sources(store: OutputStore, settings: SelectionSettings) -> Sources:
-    """Read what is there to select from."""
-    index = read_index(store)
-    other = references = None
-    if settings.against is not None:
-        there = OutputStore(settings.against, endpoint_url=store.options.endpoint_url)
-        if there.uri == store.uri:
-            raise ConfigError(
-                f"reading selection.against: found {redact_uri(there.uri)}, which is output.uri "
-                "itself, expected another run over the same recordings; it always agrees with "
-                "itself"
-            )
-        other = (there, read_index(there))
-        _check_shared(index, other[1].recordings["recording_id"], there.uri)
-    if settings.references is not None:
-        references = read_references(settings.references, store.options)
-        _check_shared(index, pa.chunked_array([list(references)], pa.string()),
-                      settings.references)  # fmt: skip
-    corrections = Corrections.load(store) if settings.corrections else None
-    return Sources(
-        store=store,
-        index=index,
-        other=other,
-        references=references,
-        corrections=corrections,
-        turns=persons_of(store),
-    )
+@contextmanager
+def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[Sources]:
+    """Open what is there to select from."""
+    with ExitStack() as opened:
+        tables = opened.enter_context(open_selection(store, _EVERYTHING))
+        ours = tables.ids("true")
+        other = references = None
+        if settings.against is not None:
+            there = OutputStore(settings.against, endpoint_url=store.options.endpoint_url)
+            if there.uri == store.uri:
+                raise ConfigError(
+                    f"reading selection.against: found {redact_uri(there.uri)}, which is "
+                    "output.uri itself, expected another run over the same recordings; it always "
+                    "agrees with itself"
+                )
+            theirs = opened.enter_context(open_selection(there, _EVERYTHING, among=ours))
+            other = (there, theirs)
+            _check_shared(tables, theirs.ids("true"), there.uri)
+        if settings.references is not None:
+            references = read_references(settings.references, store.options)
+            _check_shared(tables, pa.array(references, pa.string()), settings.references)
+        yield Sources(
+            store=store,
+            tables=tables,
+            other=other,
+            references=references,
+            corrections=Corrections.load(store) if settings.corrections else None,
+            turns=persons_of(store),
+        )
 
 
-def _check_shared(index: Index, ids: pa.ChunkedArray, uri: str) -> None:
-    ours = index.recordings["recording_id"]
-    if len(ours) and not pc.any(pc.is_in(ours, value_set=ids.combine_chunks())).as_py():
-        example = redact_uri(index.recordings["uri"][0].as_py())
+def _check_shared(tables: RunTables, ids: pa.Array, uri: str) -> None:
+    ours = tables.ids("true")
+    if len(ours) and not pc.any(pc.is_in(ours, value_set=ids)).as_py():
+        [(example,)] = tables.rows("select min(uri) from recordings")
         raise ConfigError(
             f"selecting by {redact_uri(uri)}: found none of this run's recordings there, expected "
-            f"them under the same URIs (such as {example}); correct it, or everything is dropped"
+            f"them under the same URIs (such as {redact_uri(example)}); correct it, or everything "
+            "is dropped"
         )
 
 
@@ -333,17 +341,15 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     """
     listed = listed_hashes(settings.drop_texts)
     references = sources.references or {}
-    versions = sources.index.recordings.select(["size_bytes", "etag"])
     # 8 bytes each, since those of all segments are in memory.
     hashes = array("Q")
     waiting: list[dict[str, Any]] = []
     file = parquet_writer(path, SELECTION)
     try:
-        for position, recording, other in _beside_the_other(sources):
+        for recording, other in _beside_the_other(sources):
             reference = references.get(recording.recording_id)
-            version = versions.slice(position, 1).to_pylist()[0]
             for row, text_hash in measured(
-                recording, version, other=other, reference=reference, listed=listed
+                recording, other=other, reference=reference, listed=listed
             ):
                 waiting.append(row)
                 hashes.append(text_hash)
@@ -358,52 +364,28 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
     return np.frombuffer(hashes, dtype=np.uint64) if hashes else np.zeros(0, dtype=np.uint64)
 
 
-def _beside_the_other(
-    sources: Sources,
-) -> Iterator[tuple[int, Recording, Recording | None]]:
+def _beside_the_other(sources: Sources) -> Iterator[tuple[Recording, Recording | None]]:
     # Both are sorted by URI, so that one pass over each finds the pairs.
-    theirs = _done(*sources.other, among=sources.index) if sources.other else iter(())
+    theirs = (
+        recordings(*sources.other, _EVERYTHING, columns=_COLUMNS) if sources.other else iter(())
+    )
     candidate = next(theirs, None)
     corrector = None
     if sources.corrections is not None:
-        corrector = Corrector(sources.corrections, sources.index.recordings)
-    ours = _done(sources.store, sources.index, corrector=corrector, turns=sources.turns)
-    for position, recording in ours:
-        while candidate is not None and _place(candidate[1]) < _place(recording):
+        corrector = corrector_of(sources.tables, sources.corrections)
+    columns = _COLUMNS if sources.turns is None else (*_COLUMNS, "words")
+    for recording in recordings(
+        sources.store, sources.tables, _EVERYTHING,
+        columns=columns, corrector=corrector, turns=sources.turns,
+    ):  # fmt: skip
+        while candidate is not None and _place(candidate) < _place(recording):
             candidate = next(theirs, None)
-        same = candidate is not None and candidate[1].recording_id == recording.recording_id
-        yield position, recording, candidate[1] if candidate is not None and same else None
+        same = candidate is not None and candidate.recording_id == recording.recording_id
+        yield recording, candidate if same else None
 
 
 def _place(recording: Recording) -> tuple[bytes, str]:
     return recording.uri.encode("utf-8", "surrogatepass"), recording.recording_id
-
-
-# Removed texts are dropped by a rule: examples are named by the numbers of segments.
-_EVERYTHING = Selection(removed=True)
-
-
-def done(index: Index) -> np.ndarray:
-    """Return a mask of the recordings that a data set can be made of."""
-    return chosen(index, _EVERYTHING)
-
-
-def _done(
-    store: OutputStore,
-    index: Index,
-    *,
-    among: Index | None = None,
-    corrector: Corrector | None = None,
-    turns: Turns | None = None,
-) -> Iterator[tuple[int, Recording]]:
-    wanted = done(index)
-    if among is not None:
-        ids = among.recordings["recording_id"].combine_chunks()
-        wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
-    columns = _COLUMNS if turns is None else (*_COLUMNS, "words")
-    return recordings(
-        store, index, wanted, _EVERYTHING, columns=columns, corrector=corrector, turns=turns
-    )
 
 
 def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[list[dict[str, Any]]]:

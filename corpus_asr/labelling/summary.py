@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.config.run import DatasetSettings
-from corpus_asr.export.recordings import Index
 from corpus_asr.labelling.dataset import DATA_FOLDER, LOSSES, SELECTION_FOLDER, Note, manifest_name
 from corpus_asr.labelling.rules import Amount, Rule, SelectionTally
 from corpus_asr.labelling.splits import SPLITS
@@ -24,6 +23,7 @@ from corpus_asr.report.text import (
     text_template,
 )
 from corpus_asr.schemas import EXAMPLES
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.units import shortened
 
 MAX_SHOWN = 10
@@ -99,22 +99,29 @@ class Labelled:
 
 
 def summarize(
-    index: Index, rules: Sequence[Rule], tally: SelectionTally, written: Written, **named: Any
+    tables: RunTables, rules: Sequence[Rule], tally: SelectionTally, written: Written, **named: Any
 ) -> Labelled:
     """Put the numbers together."""
-    # A recording of which all parts failed is complete, too.
-    succeeded, complete = (index.recordings[name].to_numpy() for name in ("succeeded", "complete"))
-    done = succeeded & complete
+    [(recordings, failed, unfinished, audio_s)] = tables.rows(_COUNTS)
     return Labelled(
-        recordings=int(done.sum()),
-        failed=int((~succeeded & complete).sum()),
-        unfinished=int((~complete).sum()),
-        audio_s=float(index.recordings["duration_s"].to_numpy()[done].sum()),
+        recordings=recordings,
+        failed=failed,
+        unfinished=unfinished,
+        audio_s=audio_s,
         rules=rules,
         tally=tally,
         written=written,
         **named,
     )
+
+
+# A recording of which all parts failed is complete, too.
+_COUNTS = """
+select count(*) filter (complete and succeeded), count(*) filter (complete and not succeeded),
+       count(*) filter (not complete),
+       coalesce(exact_sum(if(complete and succeeded, end_s, 0)), 0.0)
+from recordings
+"""
 
 
 def as_data(labelled: Labelled) -> dict[str, Any]:

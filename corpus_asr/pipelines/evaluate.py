@@ -8,22 +8,18 @@ confidences; runs that come after a calibration use it.
 
 import datetime
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.export.recordings import (
     EVIDENCE_COLUMNS,
     WORD_COLUMNS,
-    Index,
     Recording,
     Selection,
-    chosen,
-    read_index,
+    open_selection,
     recordings,
 )
 from corpus_asr.export.speakers import speakers_of
@@ -153,15 +149,11 @@ class _Checked:
 def _checked(
     store: OutputStore, language: str | None, columns: Sequence[str] = WORD_COLUMNS
 ) -> Iterator[_Checked]:
-    index, corrections = read_index(store), Corrections.load(store)
-    ids = pa.array({each.recording_id for each in corrections if each.checked}, pa.string())
-    selection = Selection()
-    wanted = chosen(index, selection)
-    wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
-    found = False
-    for position, recording in recordings(store, index, wanted, selection, columns=columns):
-        version = index.recordings.select(_VERSION).slice(position, 1).to_pylist()[0]
-        checked = _with_checked_only(recording, corrections.version(**version), language)
+    corrections, found = Corrections.load(store), False
+    ids = {each.recording_id for each in corrections if each.checked}
+    for recording in _read(store, ids, columns):
+        said = corrections.version(recording.recording_id, recording.etag, recording.size_bytes)
+        checked = _with_checked_only(recording, said, language)
         if checked is not None:
             found = True
             yield checked
@@ -173,7 +165,10 @@ def _checked(
         )
 
 
-_VERSION = ["recording_id", "etag", "size_bytes"]
+def _read(store: OutputStore, ids: Iterable[str], columns: Sequence[str]) -> Iterator[Recording]:
+    selection = Selection()
+    with open_selection(store, selection, among=pa.array(ids, pa.string())) as tables:
+        yield from recordings(store, tables, selection, columns=columns)
 
 
 def _with_checked_only(
@@ -207,48 +202,35 @@ def _with_checked_only(
 def _scores(
     store: OutputStore, expected: Mapping[str, Reference], manifest: str
 ) -> dict[str, Score]:
-    index = read_index(store)
-    scores = {
-        identity: score(expected[identity], hypothesis)
-        for identity, hypothesis in _hypotheses(store, index, expected)
-    }
+    selection, ids = Selection(), pa.array(expected, pa.string())
+    with open_selection(store, selection, among=ids) as tables:
+        turns = speakers_of(store)
+        found = recordings(store, tables, selection, columns=WORD_COLUMNS, turns=turns)
+        scores = {}
+        for recording in found:
+            reference = expected[recording.recording_id]
+            hypothesis = _of(_within(recording, reference.spans))
+            scores[recording.recording_id] = score(reference, hypothesis)
+        # A failed recording counts as silence: a run must not look better for what it left out.
+        silence = Hypothesis(text="", language=None, duration_s=0.0, failed=True)
+        for (identity,) in tables.rows(_FAILED):
+            scores[identity] = score(expected[identity], silence)
+        [(example,)] = tables.rows("select min(uri) from recordings")
     if not scores:
+        example = "none: it has no results" if example is None else redact_uri(example)
         raise ConfigError(
             f"comparing {redact_uri(store.uri)} with {redact_uri(manifest)}: found none of its "
             f"{len(expected):,} recordings there, expected those of this run under the same URIs "
-            f"(such as {_example(index)}); correct the manifest's URIs; relative ones are resolved "
+            f"(such as {example}); correct the manifest's URIs; relative ones are resolved "
             "against its folder"
         )
     return scores
 
 
-def _example(index: Index) -> str:
-    return (
-        redact_uri(index.recordings["uri"][0].as_py()) if len(index) else "none: it has no results"
-    )
-
-
-def _of_references(index: Index, expected: Mapping[str, Reference]) -> np.ndarray:
-    """Return which recordings there are references for."""
-    identities = index.recordings["recording_id"]
-    return np.asarray(pc.is_in(identities, value_set=pa.array(list(expected), pa.string())))
-
-
-def _hypotheses(
-    store: OutputStore, index: Index, expected: Mapping[str, Reference]
-) -> Iterator[tuple[str, Hypothesis]]:
-    table, ours, selection = index.recordings, _of_references(index, expected), Selection()
-    wanted = chosen(index, selection) & ours
-    turns = speakers_of(store)
-    for _, recording in recordings(
-        store, index, wanted, selection, columns=WORD_COLUMNS, turns=turns
-    ):
-        spans = expected[recording.recording_id].spans
-        yield recording.recording_id, _of(_within(recording, spans))
-    # A failed recording counts as silence: a run must not look better for what it left out.
-    failed = ours & table["complete"].to_numpy() & ~table["succeeded"].to_numpy()
-    for identity in table["recording_id"].filter(pa.array(failed)).to_pylist():
-        yield identity, Hypothesis(text="", language=None, duration_s=0.0, failed=True)
+_FAILED = """
+select recording_id from recordings semi join meant using (recording_id)
+where complete and not succeeded order by uri, recording_id
+"""
 
 
 def _within(recording: Recording, spans: Spans) -> Recording:
@@ -370,9 +352,7 @@ def _outcomes(store: OutputStore, references: str, language: str | None) -> list
             outcomes += _compared(each.recording, each.reference)
         return outcomes
     expected = read_references(references, store.options, language=language)
-    index, selection = read_index(store), Selection()
-    wanted = chosen(index, selection) & _of_references(index, expected)
-    for _, recording in recordings(store, index, wanted, selection, columns=EVIDENCE_COLUMNS):
+    for recording in _read(store, expected, EVIDENCE_COLUMNS):
         reference = expected[recording.recording_id]
         outcomes += _compared(_within(recording, reference.spans), reference)
     return outcomes

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from corpus_asr.config.run import DEFAULT_OPTIONS, PseudoLabelConfig, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.dataset import (
@@ -23,10 +21,9 @@ from corpus_asr.labelling.selection import (
     Origin,
     Sources,
     decided,
-    done,
     measure,
+    open_sources,
     read_origin,
-    read_sources,
 )
 from corpus_asr.labelling.splits import splits_of
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarize
@@ -97,20 +94,23 @@ def label(
     store = OutputStore.of(config.dataset)
     _check_apart(config)
     rules = rules_of(config.selection)
-    sources = read_sources(OutputStore.of(config.output), config.selection)
     say = line_writer(progress)
-    with Lock(store, new_run_id(), steal=steal_lock, say=say) as lock:
+    output = OutputStore.of(config.output)
+    with (
+        open_sources(output, config.selection) as sources,
+        Lock(store, new_run_id(), steal=steal_lock, say=say) as lock,
+    ):
         store = lock.store
-        origin = read_origin(sources.store)
+        origin = read_origin(output)
         # A run that went on since is another data set: its digest is among the settings.
         state = f"{origin.fingerprint} {sources.digest()}"
-        found = sources.index.recordings.filter(pa.array(done(sources.index)))
-        splits = splits_of(found, sources.turns, config.dataset, sources.store.uri)
+        found = sources.tables.table("select recording_id, duration_s from wanted")
+        splits = splits_of(found, sources.turns, config.dataset, output.uri)
         settings = result_settings(config.selection, config.dataset, state)
         begin(store, settings)
         tally, written, languages = _write(config, store, sources, origin, rules, splits, say=say)
         labelled = summarize(
-            sources.index,
+            sources.tables,
             rules,
             tally,
             written,

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.recordings import SCORE_COLUMNS, Selection, chosen, read_index, recordings
+from corpus_asr.export.recordings import SCORE_COLUMNS, Selection, open_selection, recordings
 from corpus_asr.labelling.dataset import DATA_FOLDER, SETTINGS_NAME
 from corpus_asr.languages import resolve_language
 from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
@@ -168,16 +168,15 @@ def utterances_of(uri: str, data: DataSettings, *, split: str) -> Iterator[Utter
         for file in _dataset_files(store, split):
             yield from read_dataset(file, **options)
         return
-    index = read_index(store)
     selection = Selection(min_confidence=data.min_confidence, drop_known_hallucinations=True)
-    wanted = chosen(index, selection)
-    for _, recording in recordings(store, index, wanted, selection, columns=SCORE_COLUMNS):
-        for segment, channel in zip(recording.segments, recording.channels, strict=True):
-            yield Utterance(
-                channel=channel,
-                uri=recording.uri,
-                text=segment.text,
-                start_s=segment.start_s,
-                end_s=segment.end_s,
-                language=segment.language or data.language,
-            )
+    with open_selection(store, selection) as tables:
+        for recording in recordings(store, tables, selection, columns=SCORE_COLUMNS):
+            for segment, channel in zip(recording.segments, recording.channels, strict=True):
+                yield Utterance(
+                    channel=channel,
+                    uri=recording.uri,
+                    text=segment.text,
+                    start_s=segment.start_s,
+                    end_s=segment.end_s,
+                    language=segment.language or data.language,
+                )

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, model_of
+from corpus_asr.export.recordings import WORD_COLUMNS, Recording, model_of
 from corpus_asr.export.speaker_names import SpeakerNames, name_speaker, read_names, with_voices
 from corpus_asr.export.speakers import named
 from corpus_asr.logs import event
@@ -25,7 +25,6 @@ from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.corrections import (
     Correction,
     Corrections,
-    Corrector,
     Saved,
     key_of,
     read_saved,
@@ -43,6 +42,7 @@ from corpus_asr.storage.run_state.tables import (
 )
 from corpus_asr.storage.run_state.voices import read_voices
 from corpus_asr.view.facets import Trees
+from corpus_asr.view.index import Corrector, Index, index_of
 from corpus_asr.view.texts import TextFiles, Texts
 from corpus_asr.view.waveform import Pauses
 

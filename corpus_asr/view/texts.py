@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.export.recordings import Claims, Index, claimed_rows
-from corpus_asr.storage.run_state.corrections import Correction, Corrector
+from corpus_asr.storage.run_state.corrections import Correction
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows, projected
+from corpus_asr.view.index import Claims, Corrector, Index, claimed_rows
 from corpus_asr.view.query import folded_lines
 
 # Arrow's kernels cost some microseconds a call, which is nothing over so many rows.

@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.recordings import ExternalSort, Selection
+from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.export.speakers import read_segments
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.formats.writers import ExportFormat, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.runtime.diarization import find_speakers_of_run
+from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
 from tests.support.runs import correct_segment, finished, says
@@ -259,23 +260,35 @@ def test_segments_that_are_not_what_the_outcomes_say_are_noticed(
         export(store, str(to), options("txt"), Selection())
 
 
-def test_many_recordings_pass_through_small_buckets(tmp_path: Path) -> None:
+def test_more_segments_than_memory_holds_come_in_the_order_of_recordings_and_time(
+    store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(3)
-    counts = rng.integers(0, 9, 400)
-    counts[17] = 500  # more than a bucket holds
-    owners = rng.permutation(np.repeat(np.arange(400), counts))
-    with ExternalSort(counts, order=["at"], bucket_rows=50, waiting_bytes=4_000) as sorting:
-        folder = Path(sorting._folder.name)
-        for start in range(0, len(owners), 64):
-            some = owners[start : start + 64]
-            sorting.add(pa.table({"at": np.arange(start, start + len(some))}), some)
-            waiting = sum(table.num_rows for each in sorting._waiting.values() for table in each)
-            assert waiting < 400
-        assert len(list(folder.iterdir())) > 20
-        found = [(owner, table["at"].to_pylist()) for owner, table in sorting.by_owner()]
-    assert [owner for owner, _ in found] == np.flatnonzero(counts).tolist()
-    assert all(at == np.flatnonzero(owners == owner).tolist() for owner, at in found)
-    assert not folder.exists()
+    sizes = rng.integers(1, 9, 100)
+    sizes[17] = 400
+    parts = [(f"{at:03d}.wav", index) for at in range(100) for index in range(sizes[at] // 3 + 1)]
+    expected = {f"/{name}": 0 for name, _ in parts}
+    for some in np.array_split(rng.permutation(parts), 20):
+        add(store, *(
+            transcribed(name, int(index), *["word " * 800] * 30, last=(name, int(index) + 1)
+                        not in parts)
+            for name, index in some.tolist()
+        ))  # fmt: skip
+        for name, _ in some.tolist():
+            expected[f"/{name}"] += 30
+    monkeypatch.setenv(MEMORY_VARIABLE, "96")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "spilled"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "spilled").mkdir()
+    with open_selection(store, Selection()) as tables:
+        found = list(recordings(store, tables, Selection()))
+        assert list((tmp_path / "spilled").rglob("*.tmp"))
+    assert [(each.uri, len(each.segments)) for each in found] == sorted(expected.items())
+    for each in found:
+        assert [segment.start_s for segment in each.segments] == sorted(
+            10.0 * index + at for index in range(len(each.segments) // 30) for at in range(30)
+        )
+    assert not list((tmp_path / "spilled").iterdir())
 
 
 def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> None:

@@ -1,5 +1,6 @@
 """Segments are measured and compared; every rule drops what it says and can be turned off."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from corpus_asr.labelling.selection import (
     measure,
     measured,
     most_repeats,
+    open_sources,
     rate,
-    read_sources,
 )
 from corpus_asr.report.accuracy.scoring import Errors, aligned
 from tests.support.runs import correct_segment, passage, run_of, says, spoken
@@ -127,9 +128,6 @@ def test_tallies_say_what_is_dropped_first_at_all_and_by_one_rule_alone() -> Non
     assert (copies.dropped.count, copies.matching.count, copies.alone.count) == (2, 2, 1)
 
 
-VERSION = {"size_bytes": 100, "etag": "v1"}
-
-
 def test_words_in_a_row_are_counted() -> None:
     for text, times in (
         ("", 0), ("one two", 1), ("no no", 2), ("a b a b a b", 3), ("a a a b a a", 3),
@@ -140,7 +138,8 @@ def test_words_in_a_row_are_counted() -> None:
 
 def test_a_segment_is_measured() -> None:
     text = " The cat, the cat and the Donaudampfschifffahrt: 12 of them, the cat said."
-    ((row, _),) = measured(recording(segment(text, 1.0, 5.0)), VERSION)
+    talk = replace(recording(segment(text, 1.0, 5.0)), size_bytes=100, etag="v1")
+    ((row, _),) = measured(talk)
     assert row["num_words"] == 13
     assert row["num_letters"] == 57
     assert row["longest_word"] == 21
@@ -151,7 +150,7 @@ def test_a_segment_is_measured() -> None:
 
 def test_letters_are_words_where_words_are_not_parted() -> None:
     text = "你好你好你好世界和平万岁"
-    ((row, _),) = measured(recording(segment(text, 0, 5, language="zh")), VERSION)
+    ((row, _),) = measured(recording(segment(text, 0, 5, language="zh")))
     assert row["num_words"] == 12
     assert (row["unique_words"], row["longest_word"]) == (None, None)
     assert row["repeats"] == 3
@@ -167,7 +166,6 @@ def test_texts_that_say_the_same_have_one_number_and_listed_ones_are_known() -> 
                 segment("谢谢观看。", 2, 3, language="zh"),
                 segment(" Thanks for watching me", 3, 4),
             ),
-            VERSION,
             listed=listed,
         )
     ]
@@ -231,7 +229,8 @@ def test_a_segment_that_two_speakers_share_is_split_at_word_times(tmp_path: Path
     def measured_rows() -> list[dict[str, Any]]:
         settings = SelectionSettings()
         path = tmp_path / "selection.parquet"
-        hashes = measure(read_sources(store, settings), settings, str(path))
+        with open_sources(store, settings) as sources:
+            hashes = measure(sources, settings, str(path))
         assert hashes.dtype == np.uint64  # compared as numbers with decimals some would be equal
         return pyarrow.parquet.read_table(path).to_pylist()
 

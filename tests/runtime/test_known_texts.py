@@ -8,8 +8,7 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.missing_words import missing_words_of
-from corpus_asr.export.recordings import Selection, chosen, read_index
+from corpus_asr.export.missing_words import MissingWords, missing_words_of
 from corpus_asr.runtime import known_texts
 from corpus_asr.runtime.known_texts import place_words_once
 from corpus_asr.storage.run_state.finish import compact, keep_only
@@ -78,6 +77,12 @@ SAID = {
 }
 
 
+def missing_words(store: OutputStore) -> MissingWords | None:
+    with RunTables(store) as tables:
+        whole = tables.table("select recording_id from recordings where complete and not failed")
+    return missing_words_of(store, whole)
+
+
 def check(store: OutputStore) -> None:
     assert said(store) == SAID
     rows = {(row["uri"], row["part"]): row for row in rows_of(store.outcomes())}
@@ -90,8 +95,7 @@ def check(store: OutputStore) -> None:
     recordings = complete(store)
     missing = {row["uri"]: (row["missing_words"], row["text_words"]) for row in recordings}
     assert missing == {"/a": (4, 10), "/b": (1, 10)}
-    index = read_index(store)
-    words = missing_words_of(store, index, chosen(index, Selection())) or {}
+    words = missing_words(store) or {}
     assert [(w.word, w.index, w.after_s) for w in words[recording_id("/a")]] == [
         (" and", 5, 12.5), (" row", 6, 12.5), (" the", 7, 12.5), (" boat", 8, 12.5),
     ]  # fmt: skip
@@ -137,8 +141,7 @@ def test_a_recording_of_which_a_part_failed_has_no_missing_words(store: OutputSt
     table = complete(store)
     of = {row["uri"]: row for row in table}
     assert (of["/c"]["text_words"], of["/c"]["missing_words"]) == (10, None)
-    index = read_index(store)
-    words = missing_words_of(store, index, chosen(index, Selection())) or {}
+    words = missing_words(store) or {}
     assert recording_id("/c") not in words
     store.write_json(CONFIG_NAME, {"decoding": {}})
-    assert missing_words_of(store, index, chosen(index, Selection())) is None
+    assert missing_words(store) is None

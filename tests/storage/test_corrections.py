@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -38,16 +37,20 @@ def save(store: OutputStore, text: str, *, checked: bool = True, **segment: Any)
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
-    usual = {"confidence": 0.3, "tokens": [1, 2], "avg_logprob": -1.0, "known_hallucination": True}
+    usual = {
+        "recording_id": RECORDING["recording_id"],
+        "confidence": 0.3,
+        "tokens": [1, 2],
+        "avg_logprob": -1.0,
+        "known_hallucination": True,
+    }
     return pa.Table.from_pylist([usual | row for row in rows])
 
 
 def corrected(store: OutputStore, *rows: dict[str, Any], **version: Any) -> list[dict[str, Any]]:
     recordings = pa.Table.from_pylist([RECORDING | version])
     corrector = Corrector(Corrections.load(store), recordings)
-    found: list[dict[str, Any]] = corrector.apply(
-        table(*rows), np.zeros(len(rows), int)
-    ).to_pylist()
+    found: list[dict[str, Any]] = corrector.apply(table(*rows)).to_pylist()
     return found
 
 
@@ -80,13 +83,11 @@ def test_a_segment_that_changed_is_left_alone_and_its_correction_known(tmp_path:
     for version in ({"etag": "v2"}, {"size_bytes": 99}, {"recording_id": "f" * 16}):
         assert corrected(store, SEGMENT, **version)[0]["corrected"] is False, version
     corrector = Corrector(Corrections.load(store), pa.Table.from_pylist([RECORDING]))
-    corrector.apply(table(SEGMENT | {"text": " Hello work."}), np.zeros(1, int))
-    assert list(corrector.stale()) == [name]
-    assert corrector.stale(np.zeros(1, bool)) == {}
-    corrector.apply(table(SEGMENT), np.full(1, -1))  # rows of a commit that does not count
-    assert list(corrector.stale()) == [name]
-    corrector.apply(table(SEGMENT), np.zeros(1, int))
-    assert corrector.stale() == {}
+    corrector.apply(table(SEGMENT | {"text": " Hello work."}))
+    corrector.apply(table(SEGMENT | {"recording_id": "f" * 16}))  # of another recording
+    assert list(corrector.stale) == [name]
+    corrector.apply(table(SEGMENT))
+    assert corrector.stale == {}
 
 
 def test_only_text_of_a_sensible_length_is_saved() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
+from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.run_files import Run, begin_run
@@ -84,10 +84,10 @@ class Folder:
         return found
 
     def exported(self) -> dict[str, list[str]]:
-        index = read_index(self.store)
         selection = Selection(partial=True)
-        found = recordings(self.store, index, chosen(index, selection), selection)
-        return {each.uri[1:]: [segment.text for segment in each.segments] for _, each in found}
+        with open_selection(self.store, selection) as tables:
+            found = recordings(self.store, tables, selection)
+            return {each.uri[1:]: [segment.text for segment in each.segments] for each in found}
 
     def left(self, listing: pa.RecordBatch) -> dict[str, list[int]]:
         return {row["uri"][1:]: row["done_parts"] for row in remaining(self.store, listing)}

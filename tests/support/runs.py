@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.config.run import PseudoLabelConfig, SourceSettings
-from corpus_asr.export.recordings import read_index
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
@@ -18,6 +17,7 @@ from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
@@ -245,8 +245,8 @@ def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
 
 def correct_segment(store: OutputStore, original: str, text: str, **values: Any) -> str:
     """Save a correction of the only segment with this text, as a window of `view` does."""
-    index = read_index(store)
-    table = index.recordings.select(["recording_id", "etag", "size_bytes"])
+    with RunTables(store) as tables:
+        table = tables.table("select recording_id, etag, size_bytes from recordings")
     versions = {row["recording_id"]: row for row in table.to_pylist()}
     rows = [row for batch in store.segments() for row in batch.to_pylist()]
     (segment,) = (row for row in rows if row["text"].strip() == original)

@@ -286,66 +286,37 @@ class Corrections:
 class Corrector:
     """Applies corrections to rows of segments, and notes which were applied.
 
-    `recordings` is a table with recording_id, etag and size_bytes; owners are positions in it.
+    `recordings` has recording_id, etag and size_bytes of what rows are of.
     """
 
     def __init__(self, corrections: Corrections, recordings: pa.Table) -> None:
-        self._by_position: dict[int, dict[SegmentKey, tuple[str, Correction]]] = {}
-        self._stale: dict[int, dict[str, Correction]] = {}
+        self._said: dict[str, dict[SegmentKey, tuple[str, Correction]]] = {}
+        self.stale: dict[str, Correction] = {}
+        """By name: corrections that no row so far had, since their segments have changed."""
         ids = pa.array(corrections.recording_ids, pa.string())
-        places = pc.index_in(ids, value_set=recordings["recording_id"].combine_chunks())
-        for at in places.drop_null().to_pylist():
-            columns = recordings.select(["recording_id", "etag", "size_bytes"])
-            row = columns.slice(at, 1).to_pylist()[0]
-            self._by_position[at] = corrections.version(**row)
-            self._stale[at] = dict(corrections.of(row["recording_id"]))
-        keys = [key for of_one in self._by_position.values() for key in of_one]
-        self._starts_ms = np.array([key.start_ms for key in keys], dtype=np.int64)
+        known = recordings.filter(pc.is_in(recordings["recording_id"], value_set=ids))
+        for row in known.select(["recording_id", "etag", "size_bytes"]).to_pylist():
+            self._said[row["recording_id"]] = corrections.version(**row)
+            self.stale |= corrections.of(row["recording_id"])
+        self._ids = pa.array(self._said, pa.string())
 
-    def __bool__(self) -> bool:
-        return bool(len(self._starts_ms))
-
-    def matches(
-        self, rows: pa.Table, owners: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Any], str, Correction]]:
-        """Yield number, row, name and correction of each row that has one.
-
-        Rows have the columns of `key_of`, and perhaps more.
-        """
-        maybe = np.isin(owners, list(self._by_position))
-        if maybe.any():
-            starts_ms = np.rint(1000 * rows["start_s"].to_numpy()).astype(np.int64)
-            maybe &= np.isin(starts_ms, self._starts_ms)
-        numbers = np.flatnonzero(maybe)
+    def apply(self, rows: pa.Table) -> pa.Table:
+        """Return rows of the segments table as corrected, with a column `corrected`."""
+        numbers = np.flatnonzero(pc.is_in(rows["recording_id"], value_set=self._ids))
+        order, marks = np.arange(rows.num_rows), np.zeros(rows.num_rows, dtype=bool)
+        changed: list[dict[str, Any]] = []
         some = rows.take(pa.array(numbers)).to_pylist()
         for number, row in zip(numbers.tolist(), some, strict=True):
-            owner = int(owners[number])
-            found = self._by_position[owner].get(key_of(row))
-            if found is not None:
-                name, correction = found
-                self._stale[owner].pop(name, None)
-                yield number, row, name, correction
-
-    def apply(self, rows: pa.Table, owners: np.ndarray) -> pa.Table:
-        """Return rows with what was corrected in them, and a column `corrected`."""
-        changed = [(at, corrected(row, each)) for at, row, _, each in self.matches(rows, owners)]
-        order, marks = np.arange(rows.num_rows), np.zeros(rows.num_rows, dtype=bool)
-        for position, (at, _) in enumerate(changed):
-            order[at] = rows.num_rows + position
-            marks[at] = True
+            name, correction = self._said[row["recording_id"]].get(key_of(row), ("", None))
+            if correction is not None:
+                self.stale.pop(name, None)
+                order[number] = rows.num_rows + len(changed)
+                marks[number] = True
+                changed.append(corrected(row, correction))
         if changed:
-            others = pa.Table.from_pylist([row for _, row in changed], schema=rows.schema)
+            others = pa.Table.from_pylist(changed, schema=rows.schema)
             rows = pa.concat_tables([rows, others]).take(pa.array(order))
         return rows.append_column("corrected", pa.array(marks))
-
-    def stale(self, wanted: np.ndarray | None = None) -> dict[str, Correction]:
-        """Return those of (wanted) recordings that no row so far had: their segments changed."""
-        return {
-            name: each
-            for at, of_one in self._stale.items()
-            if wanted is None or wanted[at]
-            for name, each in of_one.items()
-        }
 
 
 def corrected(row: Mapping[str, Any], correction: Correction) -> dict[str, Any]:
