@@ -10,20 +10,20 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.export.write import Names, common_folder
+from corpus_asr.export.write import Names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
 from corpus_asr.formats.writers import ExportFormat, file_texts
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.speakers.turns import Timeline
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.access import RefusedError
-from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcripts, View
+from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcripts, View
 from corpus_asr.view.downloads import hit_rows, pieces_of
 from corpus_asr.view.editing import (
     Change,
@@ -34,11 +34,11 @@ from corpus_asr.view.editing import (
     save_change,
     save_name,
 )
-from corpus_asr.view.facets import Facet
 from corpus_asr.view.query import Query, parse_query
 from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
+    Facet,
     Filters,
     Hit,
     Order,
@@ -47,7 +47,6 @@ from corpus_asr.view.search import (
     find,
     find_all,
     recordings_page,
-    states,
 )
 from corpus_asr.view.sound import MAX_SAMPLES, Playable, Sound, Sounds
 from corpus_asr.view.waveform import MAX_PEAKS, Waveforms
@@ -148,44 +147,45 @@ class Answers:
     def run(self, _: Request) -> dict[str, Any]:
         """Return the state and counts of the output folder."""
         view = self.library.current()
-        table = view.catalogue.recordings
-        counts = {each["name"]: each["count"] for each in _counted(states(table))}
+        tables = view.catalogue.tables
+        counts = {each["name"]: each["count"] for each in _counted(tables, "state")}
+        [(recordings, segments, duration_s)] = tables.rows(_TOTALS)
         return {
             "address": visible(without_secrets(self.library.store.uri)),
             "version": view.version,
             "finished": view.catalogue.finished,
             "problem": view.problem,
-            "ready": view.texts is not None,
+            "ready": view.searchable,
             "rows_read": view.rows_read,
-            "recordings": table.num_rows,
-            "segments": pc.sum(table["segments"]).as_py() or 0,
-            "duration_s": pc.sum(table["duration_s"]).as_py() or 0.0,
+            "recordings": recordings,
+            "segments": segments,
+            "duration_s": duration_s,
             "states": {state.value: counts.get(state.value, 0) for state in State},
-            "languages": _counted(table["language"]),
-            "labels": _counted(table["label"]),
+            "languages": _counted(tables, "language"),
+            "labels": _counted(tables, "label"),
             "classified": view.catalogue.classified,
-            "dates_are": view.catalogue.trees.dates_are,
+            "dates_are": view.catalogue.dates_are,
             "corrections": len(view.corrections),
         }
 
     def recordings(self, request: Request) -> dict[str, Any]:
         """List recordings."""
         catalogue = self.library.current().catalogue
-        page = recordings_page(catalogue, request, order=request.recording_order, page=request.page)
-        rows = _rows(catalogue.recordings, page.positions)
+        page = recordings_page(
+            catalogue.tables, request, order=request.recording_order, page=request.page
+        )
+        rows = [_row(row, catalogue) for row in page.rows]
         return _page(page.total, page.facets) | {"recordings": rows}
 
     def search(self, request: Request) -> dict[str, Any]:
         """Find segments."""
         view = self.library.current()
-        if view.texts is None:
+        if not view.searchable:
             return {"ready": False, "rows_read": view.rows_read, "problem": view.problem}
         query = request.query
-        page = find(
-            view.catalogue, view.texts, query, request, order=request.order, page=request.page
-        )
-        rows = _rows(view.catalogue.recordings, [hit.position for hit in page.hits])
-        hits = [_hit(hit, row, query) for hit, row in zip(page.hits, rows, strict=True)]
+        catalogue = view.catalogue
+        page = find(catalogue.tables, query, request, order=request.order, page=request.page)
+        hits = [_hit(hit, catalogue, query) for hit in page.hits]
         return _page(page.total, page.facets) | {
             "ready": True, "recordings": page.recordings, "hits": hits,
         }  # fmt: skip
@@ -193,18 +193,17 @@ class Answers:
     def hits(self, request: Request, kind: str) -> Iterator[bytes]:
         """Return all hits of a query as a file, in pieces."""
         view = self.library.current()
-        if view.texts is None:
+        if not view.searchable:
             raise ConflictError("the texts of the run are still being read; try again in a minute")
-        found = find_all(view.catalogue, view.texts, request.query, request, order=request.order)
-        return pieces_of(hit_rows(found, view.catalogue.recordings), kind)
+        found = find_all(view.catalogue.tables, request.query, request, order=request.order)
+        return pieces_of(hit_rows(found), kind)
 
     def recording(self, request: Request) -> dict[str, Any]:
         """Return a recording, without its segments."""
-        view, position = self._named(request.id)
-        catalogue, row = view.catalogue, view.catalogue.row(position)
-        transcript = self.transcripts.read(view, position)
+        view, row = self._named(request.id)
+        catalogue, transcript = view.catalogue, self.transcripts.read(view, row)
         same = ("codec", "sample_rate_hz", "channels", "speech_s", "languages")
-        answer = _rows(catalogue.recordings, [position])[0] | {name: row[name] for name in same}
+        answer = _row(row, catalogue) | {name: row[name] for name in same}
         answer |= {
             "address": visible(without_secrets(row["uri"])),
             "finished": catalogue.finished,
@@ -216,7 +215,7 @@ class Answers:
             "low_confidence": LOW_CONFIDENCE,
             "high_confidence": HIGH_CONFIDENCE,
             "apart": transcript.channels,
-            **_turns(row["recording_id"], self.transcripts.turns(view, position), view),
+            **_turns(request.id, self.transcripts.turns(view, request.id), view),
             "editable": self.editable and not catalogue.classified,
             "corrected": len(transcript.edits),
             "stale": [correction_data(each) for each in sorted(transcript.stale.items())],
@@ -235,10 +234,10 @@ class Answers:
 
     def segments(self, request: Request) -> dict[str, Any]:
         """Return a block of a recording's segments."""
-        named = self._named(request.id)
-        block = self.transcripts.read(*named).block(request.block)
-        turns = self.transcripts.turns(*named)
-        return {"segments": [_segment(row, request.query, turns) for row in block]}
+        view, row = self._named(request.id)
+        block = self.transcripts.read(view, row).block(request.block)
+        turns = self.transcripts.turns(view, request.id)
+        return {"segments": [_segment(each, request.query, turns) for each in block]}
 
     def unsure(self, request: Request) -> dict[str, Any]:
         """Find the next or previous word of low confidence."""
@@ -280,8 +279,7 @@ class Answers:
 
     def waveform(self, request: Request) -> dict[str, Any]:
         """Return the peaks of a span, if it is short enough, and the pauses in it."""
-        view, position = self._named(request.id)
-        row = view.catalogue.row(position)
+        view, row = self._named(request.id)
         start_s, end_s = request.from_s, request.to_s or row["duration_s"]
         if not 0 <= start_s < end_s <= row["duration_s"] or not 1 <= request.count <= MAX_PEAKS:
             raise ConfigError(
@@ -289,7 +287,7 @@ class Answers:
                 f"the {row['duration_s']:g} s and at most {MAX_PEAKS}"
             )
         part_s = (end_s - start_s) / request.count
-        pauses = self.transcripts.read(view, position).pauses(row["duration_s"])
+        pauses = self.transcripts.read(view, row).pauses(row["duration_s"])
         peaks, message = None, ""
         try:
             peaks = self.waveforms.peaks(
@@ -315,18 +313,18 @@ class Answers:
         """
         self._check_editable()
         change = parse_change(Change, body, doing="saving a correction")
-        view, position = self._named(change.id)
+        view, row = self._named(change.id)
         if view.catalogue.classified:
             raise NotFoundError("this run has labels, which cannot be corrected")
-        save_change(self.library, view, position, self.transcripts.read(view, position), change)
-        view, position = self._named(change.id)
-        shown = self.transcripts.read(view, position)
+        save_change(self.library, row, self.transcripts.read(view, row), change)
+        view, row = self._named(change.id)
+        shown = self.transcripts.read(view, row)
         at = shown.number_of(change.key)
         return {
             "segment": None
             if at is None
             else _segment(
-                shown.segments(at, 1)[0], Query(), self.transcripts.turns(view, position)
+                shown.segments(at, 1)[0], Query(), self.transcripts.turns(view, change.id)
             ),
             "edition": _edition(view, change.id),
         }
@@ -341,11 +339,11 @@ class Answers:
         """
         self._check_editable()
         naming = parse_change(Naming, body, doing="naming a speaker")
-        view, position = self._named(naming.id)
-        turns = self.transcripts.turns(view, position)
+        view, row = self._named(naming.id)
+        turns = self.transcripts.turns(view, naming.id)
         if naming.speaker not in {turn.speaker for turn in turns}:
             raise NotFoundError(f"this recording has no speaker {naming.speaker!r:.100}")
-        save_name(self.library, view.catalogue.row(position)["uri"], naming)
+        save_name(self.library, row["uri"], naming)
         return {"speakers": _turns(naming.id, turns, self.library.current())["speakers"]}
 
     def _check_editable(self) -> None:
@@ -354,25 +352,24 @@ class Answers:
 
     def saved(self, request: Request) -> tuple[str, str]:
         """Return name and text of a file: a recording in one of the formats."""
-        view, position = self._named(request.id)
-        catalogue = view.catalogue
-        if request.format not in _SAVED or catalogue.classified:
+        view, row = self._named(request.id)
+        if request.format not in _SAVED or view.catalogue.classified:
             raise NotFoundError(f"no format {request.format!r}; there are {', '.join(_SAVED)}")
-        recording = self.transcripts.recording(view, position)
+        recording = self.transcripts.recording(view, row)
         ((suffix, text),) = file_texts(recording, [ExportFormat(request.format)])
-        name = Names(catalogue.recordings.slice(position, 1), [suffix])[0]
-        return name.rpartition("/")[2] + suffix, text
+        table = pa.table({name: [row[name]] for name in ("recording_id", "uri")})
+        return Names(table, [suffix])[0].rpartition("/")[2] + suffix, text
 
-    def _named(self, recording_id: str) -> tuple[View, int]:
+    def _named(self, recording_id: str) -> tuple[View, dict[str, Any]]:
         view = self.library.current()
-        position = view.catalogue.position_of(recording_id)
-        if position is None:
+        row = view.catalogue.recording(recording_id)
+        if row is None:
             raise NotFoundError(f"this run has no recording {recording_id!r:.100}")
-        return view, position
+        return view, row
 
     def _sound(self, recording_id: str) -> Sound:
-        view, position = self._named(recording_id)
-        return self.sounds.of(view.catalogue.row(position))
+        _, row = self._named(recording_id)
+        return self.sounds.of(row)
 
 
 def _edition(view: View, recording_id: str) -> str:
@@ -396,34 +393,38 @@ def _facet(facet: Facet) -> dict[str, Any]:
     return {"values": values, "others": facet.others}
 
 
-def _counted(column: pa.ChunkedArray) -> list[dict[str, Any]]:
-    counts = [each for each in pc.value_counts(column).to_pylist() if each["values"] is not None]
-    counts.sort(key=lambda each: (-each["counts"], each["values"]))
-    return [{"name": each["values"], "count": each["counts"]} for each in counts]
+_TOTALS = """
+select count(*), coalesce(sum(segments), 0)::bigint, coalesce(exact_sum(duration_s), 0.0)
+from described
+"""
 
 
-def _rows(recordings: pa.Table, positions: list[int]) -> list[dict[str, Any]]:
-    folder = common_folder(recordings["uri"])
-    rows = recordings.take(pa.array(positions, pa.int64()))
-    same = ("duration_s", "language", "label", "label_probability", "error_kind")
-    return [
-        {
-            "id": row["recording_id"],
-            "name": visible(without_secrets(row["uri"].removeprefix(folder))),
-            "state": state,
-            "segments": row["segments"],
-            **{name: row[name] for name in same},
-        }
-        for row, state in zip(rows.to_pylist(), states(rows).to_pylist(), strict=True)
-    ]
+def _counted(tables: RunTables, column: str) -> list[dict[str, Any]]:
+    counts = tables.rows(
+        f"select {column}, count(*) from shown where {column} is not null group by all "
+        f"order by count(*) desc, {column}"
+    )
+    return [{"name": name, "count": count} for name, count in counts]
 
 
-def _hit(hit: Hit, row: Mapping[str, Any], query: Query) -> dict[str, Any]:
+def _row(row: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
+    same = (
+        "state", "segments", "duration_s", "language", "label", "label_probability", "error_kind",
+    )  # fmt: skip
+    named = {"id": row["recording_id"], "name": _name(row["uri"], catalogue)}
+    return named | {name: row[name] for name in same}
+
+
+def _name(uri: str, catalogue: Catalogue) -> str:
+    return visible(without_secrets(uri.removeprefix(catalogue.folder)))
+
+
+def _hit(hit: Hit, catalogue: Catalogue, query: Query) -> dict[str, Any]:
     same = ("start_s", "end_s", "confidence", "language", "channel")
     said = hit.correction
     return {name: getattr(hit, name) for name in same} | {
-        "id": row["id"],
-        "name": row["name"],
+        "id": hit.recording_id,
+        "name": _name(hit.uri, catalogue),
         "text": visible(hit.text.strip()),
         "before": visible(hit.before),
         "after": visible(hit.after),

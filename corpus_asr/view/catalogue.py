@@ -1,5 +1,6 @@
 """The recordings of an output folder, their transcripts, and a current view of both."""
 
+import itertools
 import logging
 import math
 import threading
@@ -14,18 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
-from corpus_asr.errors import CorpusAsrError
+from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import WORD_COLUMNS, Recording, model_of
 from corpus_asr.export.speaker_names import SpeakerNames, name_speaker, read_names, with_voices
 from corpus_asr.export.speakers import named
+from corpus_asr.export.write import common_folder
 from corpus_asr.logs import event
-from corpus_asr.schemas import OUTCOMES, RECORDINGS
 from corpus_asr.segments import SpeakerTurn
-from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.corrections import (
     Correction,
     Corrections,
     Saved,
+    SegmentKey,
+    corrected,
     key_of,
     read_saved,
     save_correction,
@@ -39,11 +41,11 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     PartRows,
     projected,
+    table_of,
 )
 from corpus_asr.storage.run_state.voices import read_voices
-from corpus_asr.view.facets import Trees
-from corpus_asr.view.index import Corrector, Index, index_of
-from corpus_asr.view.texts import TextFiles, Texts
+from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.view.texts import add_shown, add_texts, correct_texts
 from corpus_asr.view.waveform import Pauses
 
 # A look lists the names of commits.
@@ -52,28 +54,36 @@ REFRESH_S = 10.0
 BLOCK_ROWS = 100
 KEPT = 4  # transcripts in memory
 SHOWN_LABELS = 3
-_DETAILS_SCHEMA = projected(RECORDINGS, (
-    "status", "error_stage", "error_kind", "error_message", "retryable", "codec", "sample_rate_hz",
-    "channels", "decode_errors", "speech_s", "languages", "label", "label_probability", "run_id",
-))  # fmt: skip
-_DETAILS = f"""
-select {", ".join(_DETAILS_SCHEMA.names)} from recordings order by uri, recording_id
+_OBJECTS = "select distinct segments_object from outcomes where segments_object is not null"
+# Rows of an object lie in the order of its outcomes, whether these count or not.
+_PLACES = """
+with mine as (
+  select id, segments_object from parts where recording_id = $id and segments_written > 0)
+select segments_object, stop - segments_written, stop from (
+  select id, segments_object, segments_written,
+         sum(segments_written) over (partition by segments_object order by id) as stop
+  from outcomes where segments_object in (select segments_object from mine))
+where id in (select id from mine) order by id
 """
 
 _LOG = logging.getLogger(__name__)
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """The recordings of a run at one moment."""
 
+    number: int
+    """Another one for each."""
+    tables: RunTables
+    """With those of `texts`."""
     rows: PartRows
     """Segments, or labels in their place."""
-    index: Index
-    recordings: pa.Table
-    """Columns of the index and of the table of recordings, sorted by URI."""
-    trees: Trees
-    """Folders and months of the recordings."""
+    folder: str
+    """The common one of all recordings, with a slash."""
+    dates_are: str
+    """`modified`, when the file was last modified; `transcribed`, when its run began."""
     finished: bool
 
     @property
@@ -81,30 +91,36 @@ class Catalogue:
         """Whether the run wrote labels."""
         return self.rows is LABEL_ROWS
 
-    def position_of(self, recording_id: str) -> int | None:
-        """Return the position of a recording; None if there is none of this ID."""
-        position = pc.index(self.recordings["recording_id"], recording_id).as_py()
-        return None if position < 0 else int(position)
+    def recording(self, recording_id: str) -> dict[str, Any] | None:
+        """Return the row of a recording as `described` has it; None if there is none of this ID."""
+        found = self.tables.table("from described where recording_id = $id", id=recording_id)
+        return next(iter(found.to_pylist()), None)
 
-    def row(self, position: int) -> dict[str, Any]:
-        """Return a recording's row of the table."""
-        row: dict[str, Any] = self.recordings.slice(position, 1).to_pylist()[0]
-        return row
+    def places(self, recording_id: str) -> list[tuple[str, int, int]]:
+        """Return where a recording's rows lie: objects, the first row, and the row after."""
+        return self.tables.rows(_PLACES, id=recording_id)
 
 
 def read_catalogue(store: OutputStore) -> Catalogue:
-    """Read the outcomes of an output folder."""
+    """Read the outcomes of an output folder.
+
+    Raises:
+        ConfigError: it is no output folder of a run, or not of the kind that its settings say.
+    """
     names = outcomes_names(store)
     classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
     rows = LABEL_ROWS if classified else SEGMENT_ROWS
-    with RunTables(store, names=names) as tables:
-        index = index_of(store, tables, rows)
-        recordings = index.recordings
-        details = conform(tables.table(_DETAILS), _DETAILS_SCHEMA)
-    for name in details.schema.names:
-        recordings = recordings.append_column(name, details[name])
-    trees = Trees.of(recordings)
-    return Catalogue(rows, index, recordings, trees, finished=store.exists(SUCCESS_NAME))
+    tables = RunTables(store, names=names)
+    other = {table_of(name) for (name,) in tables.rows(_OBJECTS)} - {rows.folder}
+    if other:
+        raise ConfigError(
+            f"reading {redact_uri(store.uri)}: found {min(other)}/, expected {rows.folder}/, as "
+            f"{CONFIG_NAME} says; restore that file"
+        )
+    folder = common_folder(tables.table("select uri from recordings")["uri"])
+    dates_are = add_shown(tables, folder)
+    finished = store.exists(SUCCESS_NAME)
+    return Catalogue(next(_numbers), tables, rows, folder, dates_are, finished)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +128,8 @@ class View:
     """An output folder at one moment."""
 
     catalogue: Catalogue
-    texts: Texts | None
-    """None until they have been read for the first time."""
+    searchable: bool = False
+    """Whether the texts have been read."""
     corrections: Corrections
     """What people said of segments; the texts have it."""
     given: SpeakerNames
@@ -145,24 +161,22 @@ class Library:
         self._saved = read_saved(store)
         self._view = View(
             catalogue=read_catalogue(store),
-            texts=None,
             corrections=Corrections(self._saved),
             given=read_names(store),
             voices=read_voices(store),
             version=0,
         )
-        self._files = TextFiles()
         self._checked_s = -math.inf
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
     def close(self) -> None:
-        """Stop reading, and remove the files of texts."""
+        """Stop reading, and give back memory and disk."""
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-        self._files.close()
+        self._view.catalogue.tables.close()
 
     def current(self) -> View:
         """Return the last view, and start reading a new one if it is old."""
@@ -201,21 +215,21 @@ class Library:
 
     def _correct(self, view: View, saved: Saved) -> None:
         # With the lock held.
-        corrections, texts = Corrections(saved), view.texts
-        if texts is not None:
-            texts = texts.corrected(Corrector(corrections, view.catalogue.recordings))
-        self._view = replace(view, corrections=corrections, texts=texts, version=view.version + 1)
+        corrections = Corrections(saved)
+        if view.searchable:
+            correct_texts(view.catalogue.tables, corrections)
+        self._view = replace(view, corrections=corrections, version=view.version + 1)
 
     def _refresh(self) -> None:
         try:
             names, view, known = outcomes_names(self.store), self._view, self._saved
-            catalogue, texts = view.catalogue, view.texts
+            catalogue = view.catalogue
             if names != self._names:
                 catalogue = read_catalogue(self.store)
             elif catalogue.finished != (finished := self.store.exists(SUCCESS_NAME)):
                 catalogue = replace(catalogue, finished=finished)
-            if names != self._names or texts is None:
-                texts = self._read_texts(catalogue)
+            if names != self._names or not view.searchable:
+                self._read_texts(catalogue, view)
             saved, given = read_saved(self.store, known), read_names(self.store)
             voices = view.voices
             if catalogue is not view.catalogue:  # only a finish makes others
@@ -224,18 +238,17 @@ class Library:
                 # What was saved here meanwhile need not be in the listing.
                 meanwhile = {n: each for n, each in self._saved.items() if n not in known}
                 saved = {**saved, **meanwhile}
-                changed = catalogue is not view.catalogue or texts is not view.texts
+                changed = catalogue is not view.catalogue or not view.searchable
                 if self._view.given is not view.given:
                     given = dict(self._view.given)  # named here while the file was read
                 changed |= (given, voices) != (self._view.given, self._view.voices)
                 changed |= saved.keys() != self._saved.keys()
                 if changed or view.problem:
-                    # Together: the texts' owners are positions in this very catalogue.
                     self._saved = saved
                     fresh = replace(
                         self._view,
                         catalogue=catalogue,
-                        texts=texts,
+                        searchable=True,
                         given=given,
                         voices=voices,
                         problem=None,
@@ -244,13 +257,13 @@ class Library:
             self._names = names
         except _ClosingError:
             event(_LOG, logging.DEBUG, "view_closed_while_reading")
-        except (CorpusAsrError, OSError) as error:  # the latter: no room for the texts here
+        except (CorpusAsrError, OSError) as error:
             event(_LOG, logging.WARNING, "view_not_refreshed", why=str(error))
             self._replace(problem=str(error))
         finally:
             self._checked_s = time.monotonic()
 
-    def _read_texts(self, catalogue: Catalogue) -> Texts:
+    def _read_texts(self, catalogue: Catalogue, view: View) -> None:
         self._replace(rows_read=0)
 
         def progress(count: int) -> None:
@@ -258,7 +271,9 @@ class Library:
                 raise _ClosingError
             self._replace(rows_read=self._view.rows_read + count)
 
-        return self._files.update(self.store, catalogue.index, catalogue.rows, on_rows=progress)
+        before = view.catalogue
+        known = before.tables if view.searchable and before.rows is catalogue.rows else None
+        add_texts(self.store, catalogue.tables, catalogue.rows, known=known, on_rows=progress)
 
     def _replace(self, **changes: object) -> None:
         with self._lock:
@@ -296,12 +311,26 @@ class Transcript:
     stale: Mapping[str, Correction] = field(default_factory=dict)
     """By name: corrections of segments that have changed."""
 
-    def corrected(self, corrector: Corrector) -> "Transcript":
-        """Return the transcript as people corrected it."""
-        owners = np.zeros(self.rows.num_rows, dtype=np.int64)
-        edits = {at: (name, each) for at, _, name, each in corrector.matches(self.rows, owners)}
-        rows = corrector.apply(self.rows, owners) if edits else self.rows
-        return Transcript(rows, edits, corrector.stale())
+    def corrected(
+        self, said: Mapping[SegmentKey, tuple[str, Correction]], known: Mapping[str, Correction]
+    ) -> "Transcript":
+        """Return the transcript with what people said of this version; `known` is that of all."""
+        starts_ms = np.rint(1000 * self.rows["start_s"].to_numpy())
+        numbers = np.flatnonzero(np.isin(starts_ms, [key.start_ms for key in said]))
+        some = self.rows.take(pa.array(numbers)).to_pylist()
+        own = {
+            at: row for at, row in zip(numbers.tolist(), some, strict=True) if key_of(row) in said
+        }
+        edits = {at: said[key_of(row)] for at, row in own.items()}
+        changed = [corrected(row, edits[at][1]) for at, row in own.items()]
+        order = np.arange(self.rows.num_rows)
+        marks = np.isin(order, list(own))
+        order[list(own)] = len(order) + np.arange(len(own))
+        others = pa.Table.from_pylist(changed, schema=self.rows.schema)
+        rows = pa.concat_tables([self.rows, others]).take(pa.array(order))
+        names = {name for name, _ in edits.values()}
+        stale = {name: each for name, each in known.items() if name not in names}
+        return Transcript(rows.append_column("corrected", pa.array(marks)), edits, stale)
 
     @property
     def block_starts_s(self) -> list[float]:
@@ -381,10 +410,6 @@ class Transcript:
         return float(doubtful[at]) if 0 <= at < len(doubtful) else None
 
 
-_VERSION = ("recording_id", "etag", "size_bytes")
-_ONE = projected(OUTCOMES, _VERSION)
-
-
 class Transcripts:
     """Reads transcripts and keeps the last few, as Arrow. Thread-safe."""
 
@@ -394,19 +419,19 @@ class Transcripts:
         self._corrected = lru_cache(KEPT)(self._correct)
         self._turns = lru_cache(KEPT)(self._read_turns)
 
-    def read(self, view: View, position: int) -> Transcript:
-        """Return the transcript of a recording, as people corrected it."""
+    def read(self, view: View, row: Mapping[str, Any]) -> Transcript:
+        """Return the transcript of a recording, given its row, as people corrected it."""
         catalogue = view.catalogue
-        places = tuple(catalogue.index.places(position))
-        version = tuple(catalogue.row(position)[name] for name in _VERSION)
-        said = tuple(view.corrections.of(version[0]))
-        if catalogue.classified or not said:
+        places = tuple(catalogue.places(row["recording_id"]))
+        known = tuple(view.corrections.of(row["recording_id"]))
+        if catalogue.classified or not known:
             return self._transcript(catalogue.classified, places)
-        return self._corrected(places, version, said)
+        said = view.corrections.version(row["recording_id"], row["etag"], row["size_bytes"])
+        return self._corrected(places, tuple(said.items()), known)
 
-    def turns(self, view: View, position: int) -> tuple[SpeakerTurn, ...]:
+    def turns(self, view: View, recording_id: str) -> tuple[SpeakerTurn, ...]:
         """Return who speaks when in a recording, as the run names them; nothing where unknown."""
-        return self._turns(view.catalogue.row(position)["recording_id"], id(view.catalogue))
+        return self._turns(recording_id, view.catalogue.number)
 
     def _read_turns(self, recording_id: str, catalogue: int) -> tuple[SpeakerTurn, ...]:
         # Another catalogue is read while a run continues: its turns may be others.
@@ -416,13 +441,10 @@ class Transcripts:
     def _correct(
         self,
         places: tuple[tuple[str, int, int], ...],
-        version: tuple[Any, ...],
-        said: tuple[tuple[str, Correction], ...],
+        said: tuple[tuple[SegmentKey, tuple[str, Correction]], ...],
+        known: tuple[tuple[str, Correction], ...],
     ) -> Transcript:
-        recording = pa.Table.from_pylist([dict(zip(_VERSION, version, strict=True))], schema=_ONE)
-        return self._transcript(False, places).corrected(
-            Corrector(Corrections(dict(said)), recording)
-        )
+        return self._transcript(False, places).corrected(dict(said), dict(known))
 
     def _read(self, labels: bool, places: tuple[tuple[str, int, int], ...]) -> Transcript:
         columns = _LABEL_COLUMNS if labels else WORD_COLUMNS
@@ -434,14 +456,14 @@ class Transcripts:
         rows = pa.concat_tables([schema.empty_table(), *tables])
         return Transcript(_windows(rows) if labels else rows.sort_by(_ORDER))
 
-    def recording(self, view: View, position: int) -> Recording:
-        """Return a recording as it is exported."""
-        transcript = self.read(view, position)
+    def recording(self, view: View, row: Mapping[str, Any]) -> Recording:
+        """Return a recording as it is exported, given its row."""
+        transcript = self.read(view, row)
         rows = transcript.rows.to_pylist()
         # Of a segment whose text a person removed nothing is exported.
-        kept = [row for at, row in enumerate(rows) if row["text"] or at not in transcript.edits]
-        recording = Recording.of(view.catalogue.row(position), kept, model_of(self._store))
-        turns = self.turns(view, position)
+        kept = [each for at, each in enumerate(rows) if each["text"] or at not in transcript.edits]
+        recording = Recording.of(row, kept, model_of(self._store))
+        turns = self.turns(view, recording.recording_id)
         if not turns:
             return recording
         return recording.spoken_by(named(turns, recording.recording_id, view.names))

@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
-
-import pyarrow as pa
 
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.view.search import Hit
@@ -26,19 +24,16 @@ _BYTE_ORDER_MARK = "\ufeff"  # without it Excel takes UTF-8 for the code page of
 Rows = Iterator[list[dict[str, Any]]]
 
 
-def hit_rows(hits: Iterable[list[Hit]], recordings: pa.Table) -> Rows:
+def hit_rows(hits: Iterable[list[Hit]]) -> Rows:
     """Yield some rows at a time, with a value for each of `FIELDS`."""
-    table = recordings.select(["recording_id", "uri"])
-    for some in hits:
-        named = table.take(pa.array([hit.position for hit in some], pa.int64())).to_pylist()
-        yield [_row(hit, recording) for hit, recording in zip(some, named, strict=True)]
+    return ([_row(hit) for hit in some] for some in hits)
 
 
-def _row(hit: Hit, recording: Mapping[str, Any]) -> dict[str, Any]:
+def _row(hit: Hit) -> dict[str, Any]:
     said = hit.correction
     return {
-        "recording_id": recording["recording_id"],
-        "uri": without_secrets(recording["uri"]),
+        "recording_id": hit.recording_id,
+        "uri": without_secrets(hit.uri),
         "start_s": round(hit.start_s, 3),
         "end_s": round(hit.end_s, 3),
         "channel": hit.channel,

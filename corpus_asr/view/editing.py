@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.run_state.corrections import Correction, correct
-from corpus_asr.view.catalogue import Library, Transcript, View
+from corpus_asr.view.catalogue import Library, Transcript
 
 
 class ConflictError(Exception):
@@ -89,9 +89,9 @@ def save_name(library: Library, uri: str, naming: Naming) -> None:
 
 
 def save_change(
-    library: Library, view: View, position: int, shown: Transcript, change: Change
+    library: Library, recording: Mapping[str, Any], shown: Transcript, change: Change
 ) -> None:
-    """Save a change of a transcript that is shown.
+    """Save a change of a transcript that is shown, given the row of its recording.
 
     Raises:
         ConfigError: text or name cannot be saved.
@@ -117,7 +117,7 @@ def save_change(
     original = shown.original(at)
     library.save(
         correct(
-            view.catalogue.row(position),
+            recording,
             original,
             text=original["text"] if change.withdraw else change.text,
             checked=change.checked and not change.withdraw,

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.text.normalize import PLAIN_LETTERS
@@ -100,15 +98,18 @@ class Query:
     whole_words: bool = False
     """Whether a match begins and ends where words do."""
 
-    def matches(self, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Return a mask of the matching ones of folded texts, which have a space at both ends."""
-        matching = np.ones(len(texts), dtype=bool)
-        for terms, expected in ((self.wanted, True), (self.excluded, False)):
-            for term in terms:
-                pattern = f" {term} " if self.whole_words else term
-                holds = pc.match_substring(texts, pattern).to_numpy(zero_copy_only=False)
-                matching &= holds == expected
-        return matching
+    def conditions(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return conditions on `folded`, texts with a space at both ends, in SQL, and their terms.
+
+        Both by the names of the terms.
+        """
+        conditions, terms = {}, {}
+        for contains, some in (("contains", self.wanted), ("not contains", self.excluded)):
+            for term in some:
+                name = f"term_{len(terms)}"
+                conditions[name] = f"{contains}(folded, ${name})"
+                terms[name] = f" {term} " if self.whole_words else term
+        return conditions, terms
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
         """Split a text into pieces, with True for those that match."""

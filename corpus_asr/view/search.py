@@ -1,27 +1,28 @@
-"""Search over all segments of a run: filters, pages of hits, and all hits one by one.
+"""Search over all segments of a run: filters, pages of hits with facets, and all hits one by one.
 
-A search takes memory for the pages up to the one it returns.
+Facets count hits in each folder, language and month. Folders and dates are trees: a facet shows
+what is below the chosen place. A language can be exchanged for another, so its counts are those of
+all languages under the other filters.
 """
 
+import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Any
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.run_state.corrections import CORRECTED_CONFIDENCE, Correction
-from corpus_asr.view.catalogue import Catalogue
-from corpus_asr.view.facets import Counts, Facet
+from corpus_asr.storage.run_state.corrections import Correction
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.view.query import Query
-from corpus_asr.view.texts import NOBODY, Chunk, Texts
 
 PAGE_ROWS = 50
-# A search keeps the hits of all pages up to its own: at most 10,000.
+# To show a page, all before it are sorted: at most 10,000 hits.
 MAX_PAGE = 200
+# More values are a list that nobody reads; choosing a folder shows those below it.
+MAX_VALUES = 40
 _HITS_AT_A_TIME = 1_000
 
 
@@ -53,6 +54,18 @@ class RecordingOrder(StrEnum):
     shortest = "shortest"
 
 
+_TIME = "number, start_s, place"
+# Unknown confidence comes last, either way.
+_ORDERS = {
+    Order.recording: _TIME,
+    Order.least_sure: f"confidence nulls last, {_TIME}",
+    Order.most_sure: f"confidence desc nulls last, {_TIME}",
+    RecordingOrder.name: "number",
+    RecordingOrder.longest: "duration_s desc, number",
+    RecordingOrder.shortest: "duration_s, number",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
     """What recordings and segments have to match."""
@@ -79,51 +92,30 @@ class Filters:
                     f"filtering by confidence: found {bound:g}, expected a fraction between 0 and 1"
                 )
 
-    def recordings(self, table: pa.Table) -> np.ndarray:
-        """Return a mask of the recordings that match ID, name, state and label."""
-        keep = np.ones(table.num_rows, dtype=bool)
-        if self.id:
-            keep &= pc.equal(table["recording_id"], self.id).to_numpy()
-        if self.name:
-            pattern = ".*".join(map(re.escape, self.name.split("*")))
-            keep &= pc.match_substring_regex(table["uri"], pattern, ignore_case=True).to_numpy()
-        if self.state is not None:
-            keep &= pc.equal(states(table), self.state.value).to_numpy()
-        if self.label is not None:
-            keep &= pc.fill_null(pc.equal(table["label"], self.label), False).to_numpy()
-        return keep
 
-    def in_language(self, rows: pa.Table) -> np.ndarray:
-        """Return a mask of the rows in the language."""
-        if self.language is None:
-            return np.ones(rows.num_rows, dtype=bool)
-        mask: np.ndarray = pc.fill_null(pc.equal(rows["language"], self.language), False).to_numpy()
-        return mask
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value of a facet."""
 
-    def segments(self, confidence: np.ndarray) -> np.ndarray:
-        """Return a mask of the segments with such a confidence."""
-        keep = np.ones(len(confidence), dtype=bool)
-        if self.min_confidence is not None:
-            keep &= confidence >= np.float32(self.min_confidence)
-        if self.max_confidence is not None:
-            keep &= confidence <= np.float32(self.max_confidence)
-        return keep
+    name: str
+    count: int
 
 
-def states(recordings: pa.Table) -> pa.ChunkedArray:
-    """Return the state of each recording of the catalogue."""
-    status = recordings["status"]
-    ended = pc.if_else(pc.equal(status, "ok"), State.done.value, status)
-    failed = pc.equal(status, State.failed.value)
-    return pc.if_else(pc.or_(recordings["complete"], failed), ended, State.unfinished.value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facet:
+    """The values of one facet, most frequent first; of dates latest first."""
+
+    values: tuple[Value, ...] = ()
+    others: int = 0
+    """Values beyond `MAX_VALUES`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
     """A segment that matches."""
 
-    position: int
-    """Of its recording in the catalogue."""
+    recording_id: str
+    uri: str
     start_s: float
     end_s: float
     text: str
@@ -148,116 +140,115 @@ class Hits:
     facets: dict[str, Facet]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingsPage:
+    """One page of recordings, as `described` has them."""
+
+    total: int
+    rows: list[dict[str, Any]]
+    facets: dict[str, Facet]
+
+
+# Conditions by the filters that they are for.
+_OF_RECORDINGS = {
+    "id": "recording_id = $id",
+    "name": "regexp_matches(uri, $name, 'i')",
+    "state": "state = $state",
+    "label": "label = $label",
+}
+_FOLDER = {"folder": "(folder = $folder or starts_with(folder, $folder || '/'))"}
+_DATE = {"date": "(month = $date or starts_with(month, $date || '-'))"}
+_LANGUAGE = {"language": "language = $language"}
+_OF_SEGMENTS = {
+    "min_confidence": "confidence >= $min_confidence::float",
+    "max_confidence": "confidence <= $max_confidence::float",
+}
+
+
+class _Conditions:
+    """What a request asks for, in SQL."""
+
+    def __init__(self, filters: Filters, query: Query | None = None) -> None:
+        """Take the filters of segments with a query, else those of recordings."""
+        names = [*_OF_RECORDINGS, *_FOLDER, *_DATE, *_LANGUAGE]
+        names += [] if query is None else _OF_SEGMENTS
+        found = {name: getattr(filters, name) for name in names}
+        self.values = {name: value for name, value in found.items() if value not in (None, "")}
+        if filters.name:
+            self.values["name"] = ".*".join(map(re.escape, filters.name.split("*")))
+        self._of_texts, terms = ({}, {}) if query is None else query.conditions()
+        self.values |= terms
+
+    def all(self, *conditions: Mapping[str, str]) -> str:
+        """Return those of some conditions that are asked for."""
+        asked = [sql for some in conditions for name, sql in some.items() if name in self.values]
+        return " and ".join(asked) or "true"
+
+    def segments(self, *recordings: Mapping[str, str]) -> str:
+        """Return what segments have to match, given conditions on recordings."""
+        own = self.all(_OF_SEGMENTS, self._of_texts)
+        theirs = self.all(_OF_RECORDINGS, *recordings)
+        if theirs == "true":
+            return own
+        return f"number in (select number from shown where {theirs}) and {own}"
+
+
 def find(
-    catalogue: Catalogue,
-    texts: Texts,
+    tables: RunTables,
     query: Query,
     filters: Filters,
     *,
     order: Order = Order.recording,
     page: int = 0,
 ) -> Hits:
-    """Search all segments of a run; catalogue and texts are of one view."""
+    """Search all segments of a run."""
     _check_page(page)
-    counts = Counts(catalogue.trees, folder=filters.folder, date=filters.date)
-    first = [np.empty(0)] * 5  # sort key, owner, start, chunk and row of the first hits
-    for found in _matches(catalogue, texts, query, filters):
-        counts.add(found.owners[found.matching & found.spoken])
-        inside = found.matching & counts.inside[found.owners]
-        counts.add_languages(found.languages[inside], found.chunk.languages)
-        merged = [
-            np.concatenate(pair)
-            for pair in zip(first, found.columns(inside & found.spoken, order), strict=True)
-        ]
-        best = np.lexsort(merged[::-1])[: (page + 1) * PAGE_ROWS]
-        first = [column[best] for column in merged]
-    numbers, rows = (column[page * PAGE_ROWS :].astype(np.int64) for column in first[3:])
-    hits = [
-        replace(hit, before=_neighbor(texts, place, -1), after=_neighbor(texts, place, 1))
-        for hit, *place in zip(
-            _hits(texts, numbers, rows), numbers.tolist(), rows.tolist(), strict=True
-        )
-    ]
-    return Hits(total=counts.total, recordings=counts.recordings, hits=hits, facets=counts.facets())
+    asked = _Conditions(filters, query)
+    found = (
+        f"select number, language, count(*) as n from said where {asked.segments()} group by all"
+    )
+    total, recordings, facets = _counted(tables, found, asked, filters)
+    rows = tables.table(
+        _PAGE.format(where=_inside(asked), order=_ORDERS[order]),
+        most=PAGE_ROWS, skipped=page * PAGE_ROWS, **asked.values,
+    )  # fmt: skip
+    hits = [_hit(row) for row in rows.to_pylist()]
+    return Hits(total=total, recordings=recordings, hits=hits, facets=facets)
 
 
 def find_all(
-    catalogue: Catalogue,
-    texts: Texts,
-    query: Query,
+    tables: RunTables, query: Query, filters: Filters, *, order: Order = Order.recording
+) -> Iterator[list[Hit]]:
+    """Yield all hits in order, some at a time, without the texts around them."""
+    asked = _Conditions(filters, query)
+    found = _ALL.format(where=_inside(asked), order=_ORDERS[order])
+    for batch in tables.batches(found, rows=_HITS_AT_A_TIME, **asked.values):
+        yield [_hit(row) for row in batch.to_pylist()]
+
+
+def recordings_page(
+    tables: RunTables,
     filters: Filters,
     *,
-    order: Order = Order.recording,
-) -> Iterator[list[Hit]]:
-    """Yield all hits in order, some at a time, without the texts around them.
-
-    Each takes 40 bytes of memory.
-    """
-    inside = Counts(catalogue.trees, folder=filters.folder, date=filters.date).inside
-    columns = [
-        found.columns(found.matching & found.spoken & inside[found.owners], order)
-        for found in _matches(catalogue, texts, query, filters)
-    ]
-    merged = [np.concatenate(of_all) for of_all in zip(*columns, strict=True)]
-    order_of = np.lexsort(merged[::-1]) if merged else np.empty(0, np.int64)
-    for start in range(0, len(order_of), _HITS_AT_A_TIME):
-        some = order_of[start : start + _HITS_AT_A_TIME]
-        yield _hits(texts, *(column[some].astype(np.int64) for column in merged[3:]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Matches:
-    # Of one chunk: which rows match all but language, folder and date, and which are in the
-    # language.
-    number: int
-    chunk: Chunk
-    owners: np.ndarray
-    confidence: np.ndarray
-    languages: np.ndarray
-    matching: np.ndarray
-    spoken: np.ndarray
-
-    def columns(self, keep: np.ndarray, order: Order) -> tuple[np.ndarray, ...]:
-        rows = np.flatnonzero(keep)
-        return (
-            _sort_key(self.confidence[rows], order),
-            self.owners[rows],
-            self.chunk.rows["start_s"].to_numpy()[rows],
-            np.full(len(rows), self.number),
-            rows,
-        )
+    order: RecordingOrder = RecordingOrder.name,
+    page: int = 0,
+) -> RecordingsPage:
+    """Return a page of the recordings that match; facets count recordings."""
+    _check_page(page)
+    asked = _Conditions(filters)
+    found = f"select number, language, 1 as n from shown where {asked.all(_OF_RECORDINGS)}"
+    total, _, facets = _counted(tables, found, asked, filters)
+    rows = tables.table(
+        _RECORDINGS.format(
+            where=asked.all(_OF_RECORDINGS, _FOLDER, _DATE, _LANGUAGE), order=_ORDERS[order]
+        ),
+        most=PAGE_ROWS, skipped=page * PAGE_ROWS, **asked.values,
+    )  # fmt: skip
+    return RecordingsPage(total=total, rows=rows.to_pylist(), facets=facets)
 
 
-def _matches(
-    catalogue: Catalogue, texts: Texts, query: Query, filters: Filters
-) -> Iterator[_Matches]:
-    wanted = filters.recordings(catalogue.recordings)
-    chunks = zip(texts.chunks, texts.owners, texts.edits, strict=True)
-    for number, (chunk, owners, edits) in enumerate(chunks):
-        # Cheap filters first: texts are matched only where some row is left.
-        confidence = chunk.rows["confidence"].to_numpy()
-        if len(edits.rows):
-            confidence = confidence.copy()
-            confidence[edits.rows] = CORRECTED_CONFIDENCE
-        matching = owners != NOBODY
-        matching &= wanted[owners] & filters.segments(confidence)
-        if matching.any() and (query.wanted or query.excluded):
-            said = query.matches(chunk.rows["folded"])
-            said[edits.rows] = query.matches(edits.folded)
-            matching &= said
-        languages = chunk.rows["language"].to_numpy()
-        spoken = np.ones(len(languages), dtype=bool)
-        if filters.language is not None:
-            spoken = languages == chunk.language_number(filters.language)
-        yield _Matches(number, chunk, owners, confidence, languages, matching, spoken)
-
-
-def _sort_key(confidence: np.ndarray, order: Order) -> np.ndarray:
-    if order is Order.recording:
-        return np.zeros(len(confidence))
-    key = confidence if order is Order.least_sure else -confidence
-    # Unknown confidence comes last, either way.
-    return np.where(np.isnan(key), np.inf, key)
+def _inside(asked: _Conditions) -> str:
+    return f"{asked.segments(_FOLDER, _DATE)} and {asked.all(_LANGUAGE)}"
 
 
 def _check_page(page: int) -> None:
@@ -268,74 +259,100 @@ def _check_page(page: int) -> None:
         )
 
 
-_HIT_COLUMNS = ["start_s", "end_s", "text", "confidence", "language", "channel"]
+_HIT = "recording_id, uri, start_s, end_s, text, confidence, hits.language, channel, correction"
+# Texts are fetched of one page alone, with those around them: the next places of their objects.
+_PAGE = f"""
+with page as (
+  select place from said where {{where}} order by {{order}} limit $most offset $skipped),
+near as (
+  select * from said
+  semi join (select unnest([place - 1, place, place + 1]) as place from page) using (place)),
+hits as (
+  select *, coalesce(any_value(text) over (own range between 1 preceding and 1 preceding), '')
+              as before,
+            coalesce(any_value(text) over (own range between 1 following and 1 following), '')
+              as after
+  from near window own as (partition by number, channel order by place))
+select {_HIT}, before, after
+from hits semi join page using (place) join shown using (number) order by {{order}}
+"""
+_ALL = f"""
+select {_HIT} from (select * from said where {{where}}) hits join shown using (number)
+order by {{order}}
+"""
+_RECORDINGS = """
+select * from described
+where number in (select number from shown where {where}
+                 order by {order} limit $most offset $skipped)
+order by {order}
+"""
 
 
-def _hits(texts: Texts, numbers: np.ndarray, rows: np.ndarray) -> list[Hit]:
-    # Rows of one chunk are taken together: one by one each costs Arrow some 20 µs a column.
-    hits: list[Hit] = [None] * len(rows)  # type: ignore[list-item]
-    for number in np.unique(numbers).tolist():
-        chunk, owners, edits = texts.chunks[number], texts.owners[number], texts.edits[number]
-        places = np.flatnonzero(numbers == number)
-        table = chunk.rows.select(_HIT_COLUMNS).take(pa.array(rows[places]))
-        for at, row, values in zip(
-            places.tolist(), rows[places].tolist(), table.to_pylist(), strict=True
-        ):
-            correction = edits.of(row)
-            if correction is not None:
-                values["text"] = correction.segment_text
-                values["confidence"] = CORRECTED_CONFIDENCE
-            language = values.pop("language")
-            hits[at] = Hit(
-                position=int(owners[row]),
-                language=None if language < 0 else chunk.languages[language],
-                correction=correction,
-                **values,
-            )
-    return hits
+def _hit(row: dict[str, Any]) -> Hit:
+    said = row.pop("correction")
+    return Hit(**row, correction=None if said is None else Correction(**json.loads(said)))
 
 
-def _neighbor(texts: Texts, place: Sequence[int], by: int) -> str:
-    number, row = place
-    rows, owners = texts.chunks[number].rows, texts.owners[number]
-    at = row + by
-    if not 0 <= at < len(owners) or owners[at] != owners[row]:
-        return ""
-    if rows["channel"][at].as_py() != rows["channel"][row].as_py():
-        return ""
-    correction = texts.edits[number].of(at)
-    return str(rows["text"][at].as_py()) if correction is None else correction.segment_text
+_COUNTS = """
+with found as materialized ({found}),
+placed as (
+  select number, found.language, folder, month, n,
+         {folder} as in_folder, {date} as in_date, {language} as in_language
+  from found join shown using (number)),
+facets as (
+  select 'folder' as facet, sum(n) as n,
+         $above || split_part(substr(folder, length($above) + 1), '/', 1) as value
+  from placed
+  where in_date and in_language and folder != '' and starts_with(folder, $above) group by all
+  union all
+  select 'language', sum(n), language from placed
+  where in_folder and in_date and language is not null group by all
+  union all
+  select 'date', sum(n), month from placed
+  where in_folder and in_language and month is not null group by all
+  union all
+  select unnest(['hits', 'recordings']), unnest([coalesce(sum(n), 0), count(distinct number)]), ''
+  from placed where in_folder and in_date and in_language)
+select facet, value, n::bigint, count(*) over (partition by facet) from facets
+qualify facet = 'date' or row_number() over (partition by facet order by n desc, value) <= $most
+order by n desc, value
+"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordingsPage:
-    """One page of recordings."""
+def _counted(
+    tables: RunTables, found: str, asked: _Conditions, filters: Filters
+) -> tuple[int, int, dict[str, Facet]]:
+    """Return hits, recordings that have some, and facets, of rows number, language and n."""
+    query = _COUNTS.format(
+        found=found,
+        folder=asked.all(_FOLDER),
+        date=asked.all(_DATE),
+        language=asked.all({"language": "found.language = $language"}),
+    )
+    above = f"{filters.folder}/" if filters.folder else ""
+    values: dict[str, list[Value]] = {"folder": [], "language": [], "date": []}
+    others = dict.fromkeys(values, 0)
+    totals: dict[str, int] = {}
+    for facet, value, count, known in tables.rows(
+        query, above=above, most=MAX_VALUES, **asked.values
+    ):
+        if facet in values:
+            values[facet].append(Value(value, count))
+            others[facet] = max(0, known - MAX_VALUES)
+        else:
+            totals[facet] = count
+    facets = {name: Facet(values=tuple(own), others=others[name]) for name, own in values.items()}
+    return totals["hits"], totals["recordings"], facets | {"date": _dates(values["date"], filters)}
 
-    total: int
-    positions: list[int]
-    facets: dict[str, Facet]
 
-
-def recordings_page(
-    catalogue: Catalogue,
-    filters: Filters,
-    *,
-    order: RecordingOrder = RecordingOrder.name,
-    page: int = 0,
-) -> RecordingsPage:
-    """Return a page of the recordings that match; facets count recordings."""
-    _check_page(page)
-    recordings = catalogue.recordings
-    counts = Counts(catalogue.trees, folder=filters.folder, date=filters.date)
-    matching, spoken = filters.recordings(recordings), filters.in_language(recordings)
-    counts.add(np.flatnonzero(matching & spoken))
-    named = recordings["language"].combine_chunks().dictionary_encode()
-    codes = pc.fill_null(named.indices, -1).to_numpy()
-    counts.add_languages(codes[matching & counts.inside], named.dictionary.to_pylist())
-    positions = np.flatnonzero(matching & spoken & counts.inside)
-    if order is not RecordingOrder.name:
-        lengths = recordings["duration_s"].to_numpy()[positions]
-        sign = -1 if order is RecordingOrder.longest else 1
-        positions = positions[np.argsort(sign * lengths, kind="stable")]
-    shown = positions[page * PAGE_ROWS : (page + 1) * PAGE_ROWS].tolist()
-    return RecordingsPage(total=len(positions), positions=shown, facets=counts.facets())
+def _dates(months: list[Value], filters: Filters) -> Facet:
+    above = f"{filters.date}-" if filters.date else ""
+    counts: Counter[str] = Counter()
+    for month in months:
+        if month.name.startswith(above):
+            step = month.name.removeprefix(above).partition("-")[0]
+            counts[above + step] += month.count
+    if not above and len(counts) == 1:  # of a single year its months at once
+        counts = Counter({month.name: month.count for month in months})
+    values = [Value(*each) for each in sorted(counts.items(), reverse=True)]
+    return Facet(values=tuple(values[:MAX_VALUES]), others=max(0, len(values) - MAX_VALUES))

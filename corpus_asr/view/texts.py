@@ -1,197 +1,183 @@
-"""The searchable texts of a run, in mapped files.
+"""Tables of a run that is shown: its recordings, its searchable texts, what people corrected.
 
-Texts and their folded forms lie in unnamed files: searched at the speed of memory, they keep four
-bytes per segment in it. What people corrected lies over them: the files never change.
+They lie beside those of `RunTables`:
+
+- `shown`: one row for each recording; `number` is its place by URI, `folder` lies below the common
+  one of all, and `month` is when the file was modified, or when its run began;
+- `described`: the same with all else that is known of them;
+- `texts`: segments, or the likeliest labels, that count, by `place`: as their objects hold them;
+- `edits`: what people corrected or checked, by `place`;
+- `said`: texts as corrected.
 """
 
-import tempfile
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.storage.run_state.corrections import Correction
-from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows, projected
-from corpus_asr.view.index import Claims, Corrector, Index, claimed_rows
+from corpus_asr.storage.run_state.claims import claimed_rows
+from corpus_asr.storage.run_state.corrections import CORRECTED_CONFIDENCE, Corrections, key_of
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
 from corpus_asr.view.query import folded_lines
 
-# Arrow's kernels cost some microseconds a call, which is nothing over so many rows.
-CHUNK_ROWS = 131_072
-NOBODY = -1
-_SEGMENT_COLUMNS = (
-    "recording_id", "text", "start_s", "end_s", "confidence", "language", "channel",
-)  # fmt: skip
-_LABEL_COLUMNS = (
-    "recording_id", "label", "start_s", "end_s", "probability", "channel", "rank",
-)  # fmt: skip
+_SEGMENT_COLUMNS = ("text", "start_s", "end_s", "confidence", "language", "channel")
+_LABEL_COLUMNS = ("label", "start_s", "end_s", "probability", "channel", "rank")
+# One meaning of months for all: only local files tell when they were modified. Their version is
+# size and modification time in nanoseconds.
+_ARE_LOCAL = r"""
+select count(*) > 0 and bool_and(coalesce(
+  regexp_full_match(etag, '\d{1,18}-(\d{1,18}|[1-8]\d{18})'), false)) from recordings
+"""
+_MODIFIED = "strftime(make_timestamp(split_part(etag, '-', 2)::bigint // 1000), '%Y-%m')"
+_TRANSCRIBED = r"""
+if(regexp_matches(run_id, '^\d{8}T'), substr(run_id, 1, 4) || '-' || substr(run_id, 5, 2), null)
+"""
+# A folder is what is before the last slash; a file in the common folder itself is in none.
+_SHOWN = """
+create table shown as
+select row_number() over (order by uri, recording_id) as number, recording_id, uri,
+  coalesce(end_s, 0.0) as duration_s, languages[1] as language, label,
+  case when status = 'failed' then status when not complete then 'unfinished'
+       when status = 'ok' then 'done' else status end as state,
+  if(contains(path, '/'), regexp_replace(path, '/[^/]*$', ''), '') as folder, {month} as month
+from (select *, substr(uri, length($common) + 1) as path from recordings)
+"""
+_DESCRIBED = """
+create view described as
+select shown.*, recordings.* exclude (recording_id, uri, duration_s, label)
+                    replace (segments::bigint as segments)
+from shown join recordings using (recording_id)
+"""
+_OWNERS = """
+create or replace table owners as
+select id, number, name, row from parts join objects using (object) join shown using (recording_id)
+"""
+_TEXTS = """
+create or replace table texts (
+  place bigint, id bigint, number bigint, start_s double, end_s double, channel integer,
+  language varchar, confidence float, text varchar, folded varchar)
+"""
+# Objects never change: of an outcome that counted before, the texts are known.
+_KEPT = """
+create or replace table kept as
+select owners.id, owners.number, known.id as before from owners join known using (name, row)
+"""
+_KEEP = """
+insert into texts
+select arriving.* replace (kept.id as id, kept.number as number)
+from arriving join kept on arriving.id = kept.before
+"""
+_UNREAD = "(select * from parts anti join kept using (id))"
+_READ = """
+insert into texts
+select place, id, number, start_s, end_s, channel, language, confidence, text, folded
+from arriving join owners using (id)
+"""
+_EDITS = pa.schema([
+    ("place", pa.int64()), ("text", pa.string()), ("folded", pa.string()),
+    ("correction", pa.string()),
+])  # fmt: skip
+_SAID = f"""
+create or replace view said as
+select texts.* replace (
+    if(edits.place is null, confidence, {CORRECTED_CONFIDENCE}::float) as confidence,
+    coalesce(edits.text, texts.text) as text, coalesce(edits.folded, texts.folded) as folded),
+  correction
+from texts left join edits using (place)
+"""
+# Times are compared in milliseconds, and exactly by the key.
+_CANDIDATES = """
+select place, recording_id, channel, start_s, end_s, text from texts join shown using (number)
+where exists (from (select unnest($ids) as id, unnest($starts_ms) as start_ms)
+              where id = recording_id and abs(1000 * start_s - start_ms) < 1)
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Rows of some objects, in one mapped file."""
+def add_shown(tables: RunTables, common: str) -> str:
+    """Make the tables of recordings, given their common folder; return what their months are.
 
-    rows: pa.Table
-    """text, folded, start_s, end_s, confidence, language (a place in `languages`, or -1), channel,
-    shown."""
-    languages: tuple[str, ...]
-    spans: tuple[tuple[str, int, int], ...]
-    """Objects, their first rows here, and numbers of rows."""
-
-    def language_number(self, name: str) -> int:
-        """Return what stands for a language in the rows; -2 if none is in it."""
-        return self.languages.index(name) if name in self.languages else -2
-
-    def owners(self, claims: Mapping[str, Claims]) -> np.ndarray:
-        """Return the position of each row's recording, or `NOBODY` if the row does not count."""
-        owners = []
-        for name, first, count in self.spans:
-            theirs = np.full(count, NOBODY, dtype=np.int32)
-            if name in claims:
-                counts = claims[name].counts[first : first + count]
-                theirs[counts] = claims[name].owners[first : first + count][counts]
-            owners.append(theirs)
-        whole = np.concatenate(owners)
-        whole[~self.rows["shown"].to_numpy()] = NOBODY
-        return whole
+    `modified`, when the file was last modified; `transcribed`, when its run began.
+    """
+    [(are_local,)] = tables.rows(_ARE_LOCAL)
+    tables.execute(_SHOWN.format(month=_MODIFIED if are_local else _TRANSCRIBED), common=common)
+    tables.execute(_DESCRIBED)
+    return "modified" if are_local else "transcribed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edits:
-    """Rows of a chunk that people corrected or checked."""
+def add_texts(
+    store: OutputStore,
+    tables: RunTables,
+    kind: PartRows,
+    *,
+    known: RunTables | None,
+    on_rows: Callable[[int], None],
+) -> None:
+    """Make the table of texts, reading those that are not in the tables of an earlier state.
 
-    rows: np.ndarray
-    """Their numbers, ascending."""
-    folded: pa.Array
-    corrections: tuple[Correction, ...]
-
-    def of(self, row: int) -> Correction | None:
-        """Return a row's correction; None for a row without one."""
-        at = int(np.searchsorted(self.rows, row))
-        found = at < len(self.rows) and self.rows[at] == row
-        return self.corrections[at] if found else None
-
-
-NO_EDITS = Edits(rows=np.empty(0, np.int64), folded=pa.array([], pa.large_string()), corrections=())
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """The searchable texts at one moment."""
-
-    chunks: tuple[Chunk, ...] = ()
-    owners: tuple[np.ndarray, ...] = ()
-    """`Chunk.owners` of each."""
-    edits: tuple[Edits, ...] = ()
-    """Of each chunk."""
-
-    def corrected(self, corrector: Corrector) -> "Texts":
-        """Return the same texts with the corrections of their catalogue's recordings."""
-        pairs = zip(self.chunks, self.owners, strict=True)
-        edits = tuple(_edits(chunk.rows, owners, corrector) for chunk, owners in pairs)
-        return replace(self, edits=edits)
+    `on_rows` is called with the number of rows just read.
+    """
+    for statement in (_OWNERS, _TEXTS):
+        tables.execute(statement)
+    tables.add("edits", _EDITS.empty_table())
+    tables.execute(_SAID)
+    columns = "select name, row, id from owners"
+    empty = "select name, row, id from owners where false"
+    tables.add("known", tables.table(empty) if known is None else known.table(columns))
+    tables.execute(_KEPT)
+    for batch in () if known is None else known.batches("from texts"):
+        tables.execute(_KEEP, pa.Table.from_batches([batch]))
+        on_rows(0)
+    [(first,)] = tables.rows("select coalesce(max(place) + 2, 0) from texts")
+    columns_of = _LABEL_COLUMNS if kind is LABEL_ROWS else _SEGMENT_COLUMNS
+    for _, rows, ids in claimed_rows(store, tables, kind, columns_of, of=_UNREAD):
+        places = np.arange(first, first + rows.num_rows)
+        first += rows.num_rows
+        tables.execute(_READ, _searchable(rows, ids, places))
+        on_rows(rows.num_rows)
 
 
-def _edits(rows: pa.Table, owners: np.ndarray, corrector: Corrector) -> Edits:
-    if not corrector:
-        return NO_EDITS
-    named = rows.select(["start_s", "end_s", "channel", "text"])
-    found = [(at, correction) for at, _, _, correction in corrector.matches(named, owners)]
-    lines = [f" {line} " for line in folded_lines([each.text for _, each in found])]
-    return Edits(
-        rows=np.array([at for at, _ in found], dtype=np.int64),
-        folded=pa.array(lines, pa.large_string()),
-        corrections=tuple(correction for _, correction in found),
-    )
-
-
-class TextFiles:
-    """Keeps the files of texts, in a temporary folder."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="corpus-asr-view-")
-        self._chunks: tuple[Chunk, ...] = ()
-
-    def close(self) -> None:
-        """Remove the files."""
-        self._chunks = ()
-        self._folder.cleanup()
-
-    def update(
-        self,
-        store: OutputStore,
-        index: Index,
-        rows: PartRows,
-        *,
-        on_rows: Callable[[int], None] = lambda _: None,
-    ) -> Texts:
-        """Read new objects of an output folder, drop deleted ones, and return all texts.
-
-        `on_rows` is called with the number of rows just read.
-        """
-        claims = dict(index.objects())
-        # Objects never change: of a run in progress only new ones are read.
-        kept = [chunk for chunk in self._chunks if any(name in claims for name, *_ in chunk.spans)]
-        known = {name for chunk in kept for name, *_ in chunk.spans}
-        fresh = {name: theirs for name, theirs in claims.items() if name not in known}
-        columns = _LABEL_COLUMNS if rows is LABEL_ROWS else _SEGMENT_COLUMNS
-        schema = projected(rows.schema, columns)
-        read = dict.fromkeys(fresh, 0)
-        waiting: list[pa.Table] = []
-        spans: list[tuple[str, int, int]] = []
-        for name, table, _ in claimed_rows(store, index, fresh, schema):
-            waiting.append(_searchable(table))
-            spans.append((name, read[name], table.num_rows))
-            read[name] += table.num_rows
-            on_rows(table.num_rows)
-            if sum(count for *_, count in spans) >= CHUNK_ROWS:
-                kept.append(self._chunk(waiting, spans))
-                waiting, spans = [], []
-        if spans:
-            kept.append(self._chunk(waiting, spans))
-        self._chunks = tuple(kept)
-        return Texts(
-            self._chunks,
-            tuple(chunk.owners(claims) for chunk in kept),
-            (NO_EDITS,) * len(kept),
-        )
-
-    def _chunk(self, tables: list[pa.Table], spans: list[tuple[str, int, int]]) -> Chunk:
-        rows = pa.concat_tables(tables).combine_chunks()
-        # As numbers: names of languages would be compared once per row and search.
-        named = rows["language"].combine_chunks().dictionary_encode()
-        place = rows.schema.get_field_index("language")
-        rows = rows.set_column(place, "language", pc.fill_null(named.indices, -1))
-        return Chunk(self._mapped(rows), tuple(named.dictionary.to_pylist()), tuple(spans))
-
-    def _mapped(self, rows: pa.Table) -> pa.Table:
-        path = Path(self._folder.name) / f"{uuid.uuid4().hex}.arrow"
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as written:
-            written.write_table(rows)
-        with pa.memory_map(str(path)) as mapped:
-            table = pa.ipc.open_file(mapped).read_all()
-        path.unlink()  # the mapping keeps it as long as somebody searches in it
-        return table
-
-
-def _searchable(rows: pa.Table) -> pa.Table:
-    shown, language = np.ones(rows.num_rows, dtype=bool), pa.nulls(rows.num_rows, pa.string())
+def _searchable(rows: pa.Table, ids: pa.Array, places: np.ndarray) -> pa.Table:
+    rows = rows.append_column("id", ids).append_column("place", pa.array(places))
     if "label" in rows.schema.names:
-        shown = pc.equal(rows["rank"], 1)
+        rows = rows.filter(pc.equal(rows["rank"], 1))
         rows = rows.rename_columns({"label": "text", "probability": "confidence"})
-    else:
-        language = rows["language"]
+        rows = rows.append_column("language", pa.nulls(rows.num_rows, pa.string()))
     text = pc.fill_null(rows["text"], "")
-    folded = [f" {line} " for line in folded_lines(text.to_pylist())] if rows.num_rows else []
-    return pa.table(
-        {
-            "text": text.cast(pa.large_string()),
-            "folded": pa.array(folded, pa.large_string()),
-            **{name: rows[name] for name in ("start_s", "end_s", "confidence", "channel")},
-            "language": language,
-            "shown": shown,
-        }
+    folded = pa.array(_folded(text.to_pylist()), pa.string())
+    position = rows.schema.get_field_index("text")
+    return rows.set_column(position, "text", text).append_column("folded", folded)
+
+
+def _folded(texts: list[str]) -> list[str]:
+    return [f" {line} " for line in folded_lines(texts)] if texts else []
+
+
+def correct_texts(tables: RunTables, corrections: Corrections) -> None:
+    """Put these corrections over the texts, in place of those before."""
+    versions = tables.table(
+        "select recording_id, etag, size_bytes from recordings "
+        "where recording_id in (select unnest($ids::varchar[]))",
+        ids=corrections.recording_ids,
+    )
+    said = {row["recording_id"]: corrections.version(**row) for row in versions.to_pylist()}
+    keys = [(each, key.start_ms) for each, own in said.items() for key in own]
+    edits = []
+    if keys:
+        ids, starts_ms = map(list, zip(*keys, strict=True))
+        for row in tables.table(_CANDIDATES, ids=ids, starts_ms=starts_ms).to_pylist():
+            _, correction = said[row["recording_id"]].get(key_of(row), ("", None))
+            if correction is not None:
+                edits.append(
+                    (row["place"], correction.segment_text, json.dumps(asdict(correction)))
+                )
+    places, texts, data = zip(*edits, strict=True) if edits else ((), (), ())
+    columns = [list(places), list(texts), _folded(list(texts)), list(data)]
+    arrays = [pa.array(each, field.type) for each, field in zip(columns, _EDITS, strict=True)]
+    # One statement: whoever searches meanwhile has the ones before or these.
+    tables.execute(
+        "create or replace table edits as from arriving", pa.table(arrays, schema=_EDITS)
     )

@@ -168,7 +168,7 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
     found = wanted = 0
     with closing(Library(OutputStore(str(output)))) as library:
         view = library.wait()
-        assert view.texts is not None
+        assert view.searchable
         for name in NAMES:
             for word in SPOKEN[name].words:
                 in_figures = any(map(str.isdigit, numbers_in_figures(word["word"].lower())))
@@ -176,7 +176,7 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
                     continue
                 wanted += 1
                 query = parse_query(word["word"], whole_words=True)
-                hits = find(view.catalogue, view.texts, query, Filters()).hits
+                hits = find(view.catalogue.tables, query, Filters()).hits
                 middle_s = (word["start_s"] + word["end_s"]) / 2
                 found += any(hit.start_s <= middle_s <= hit.end_s for hit in hits)
     assert wanted > 30

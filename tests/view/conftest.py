@@ -134,8 +134,8 @@ def add(store: OutputStore, *rows: dict[str, Any]) -> Commit:
 def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -> Hits:
     order, page = values.pop("order", Order.recording), values.pop("page", 0)
     query = parse_query(typed, whole_words=whole)
-    assert view.texts is not None
-    return find(view.catalogue, view.texts, query, Filters(**values), order=order, page=page)
+    assert view.searchable
+    return find(view.catalogue.tables, query, Filters(**values), order=order, page=page)
 
 
 def said(found: Hits) -> list[str]:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.view import facets as facets_module
+from corpus_asr.view import search as search_module
 from corpus_asr.view.catalogue import Library, View
-from corpus_asr.view.facets import Facet
-from corpus_asr.view.search import Filters, recordings_page
+from corpus_asr.view.search import Facet, Filters, recordings_page
 from tests.support.runs import passage, run_of, spoken
 from tests.support.tables import commit, part, results
 from tests.view.conftest import add, search
@@ -39,7 +38,7 @@ def test_counts_are_those_of_counting_by_hand(store: OutputStore, library: Libra
         everything += [(number, folder.rstrip("/"), month, *each) for each in said]
     add(store, *recordings)
     view = library.wait()
-    assert view.catalogue.trees.dates_are == "modified"
+    assert view.catalogue.dates_are == "modified"
     choices: tuple[dict[str, Any], ...] = (
         {}, {"folder": "radio"}, {"language": "de"}, {"date": "2025"}, {"date": "2025-02"},
         {"folder": "radio", "date": "2025", "language": "en"},
@@ -83,16 +82,16 @@ def test_recordings_are_counted_where_recordings_are_listed(
         spoken("/c/a/2.wav", passage(0, "x"), language="de", **modified("2025-01")),
         part("", 0, uri="/c/b/bad.wav", texts=None, status="failed", **modified("2025-02")),
     )
-    catalogue = library.wait().catalogue
-    page = recordings_page(catalogue, Filters())
+    tables = library.wait().catalogue.tables
+    page = recordings_page(tables, Filters())
     assert found(page.facets["folder"]) == {"a": 2, "b": 1}
     assert found(page.facets["language"]) == {"en": 1, "de": 1}
     # Of a single year its months at once.
     assert found(page.facets["date"]) == {"2025-02": 1, "2025-01": 2}
-    page = recordings_page(catalogue, Filters(folder="a", date="2025"))
+    page = recordings_page(tables, Filters(folder="a", date="2025"))
     assert (page.total, found(page.facets["date"])) == (2, {"2025-01": 2})
-    assert recordings_page(catalogue, Filters(folder="a/../b")).total == 0
-    assert recordings_page(catalogue, Filters(date="20")).total == 0
+    assert recordings_page(tables, Filters(folder="a/../b")).total == 0
+    assert recordings_page(tables, Filters(date="20")).total == 0
 
 
 def test_where_no_file_tells_when_it_was_modified_the_run_counts(tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ def test_where_no_file_tells_when_it_was_modified_the_run_counts(tmp_path: Path)
         commit(store, results(each), run_id=run_id)
     with closing(Library(store)) as library:
         view = library.wait()
-        assert view.catalogue.trees.dates_are == "transcribed"
+        assert view.catalogue.dates_are == "transcribed"
         assert found(search(view).facets["date"]) == {"2026-02": 1, "2026-01": 1}
         assert search(view, date="2026").total == 2
 
@@ -112,7 +111,7 @@ def test_where_no_file_tells_when_it_was_modified_the_run_counts(tmp_path: Path)
 def test_many_values_are_cut_and_counted(
     store: OutputStore, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facets_module, "MAX_VALUES", 3)
+    monkeypatch.setattr(search_module, "MAX_VALUES", 3)
     rows = [spoken(f"/c/{at}/1.wav", *[passage(n, "x") for n in range(at)]) for at in range(1, 6)]
     add(store, *rows)
     view: View = library.wait()

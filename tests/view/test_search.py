@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import duckdb
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,6 @@ from corpus_asr.view.search import (
     RecordingOrder,
     State,
     recordings_page,
-    states,
 )
 from tests.support.runs import passage, run_of, spoken
 from tests.support.tables import part
@@ -46,7 +45,6 @@ def test_it_finds_what_reading_every_text_finds(store: OutputStore, library: Lib
             rows.append(spoken(uri, *segments))
         add(store, *rows)
     view = library.wait()
-    uris = view.catalogue.recordings["uri"].to_pylist()
     for words in (("ete",), ("strasse", "war"), ("日",), ("don t", "ask")):
         for bound in (0.0, 0.6):
             expected = [
@@ -58,7 +56,7 @@ def test_it_finds_what_reading_every_text_finds(store: OutputStore, library: Lib
             values: dict[str, Any] = {"language": "de", "min_confidence": bound}
             pages = [search(view, typed, page=page, **values) for page in range(3)]
             hits = [hit for page in pages for hit in page.hits]
-            assert [(uris[h.position], h.start_s, h.text.strip()) for h in hits] == expected
+            assert [(h.uri, h.start_s, h.text.strip()) for h in hits] == expected
             assert {page.total for page in pages} == {len(expected)}
             assert pages[0].recordings == len({uri for uri, _, _ in expected})
 
@@ -108,16 +106,14 @@ def test_recordings_are_filtered_by_name_state_and_language(
         part("quiet.wav", 0, texts=None, status="no_speech"),
         part("half.wav", 0, texts=["a"], last=False),
     )
-    catalogue = library.wait().catalogue
-    table = catalogue.recordings
-    uris = table["uri"].to_pylist()
+    tables = library.wait().catalogue.tables
 
     def listed(order: RecordingOrder = RecordingOrder.name, **values: Any) -> list[str]:
-        page = recordings_page(catalogue, Filters(**values), order=order)
-        assert page.total == len(page.positions)
-        return [uris[position] for position in page.positions]
+        page = recordings_page(tables, Filters(**values), order=order)
+        assert page.total == len(page.rows)
+        return [row["uri"] for row in page.rows]
 
-    found = states(table).to_pylist()
+    found = [row["state"] for row in recordings_page(tables, Filters()).rows]
     assert found == ["failed", "unfinished", "no_speech", "done", "done"]
     assert listed(name="TALKS/o") == ["/talks/One.wav"]
     assert listed(name="t*o[1]") == ["/talks/two[1].wav"]
@@ -188,8 +184,16 @@ def test_folding_is_the_same_twice_in_any_spelling_and_number_and_keeps_places(
 
 
 def matches(query: Query, *texts: str) -> list[bool]:
-    lines = pa.array([f" {folded(text)} " for text in texts])
-    return [bool(found) for found in query.matches(lines)]
+    conditions, terms = query.conditions()
+    condition = " and ".join(conditions.values()) or "true"
+    lines = [f" {folded(text)} " for text in texts]
+    (found,) = zip(
+        *duckdb.execute(
+            f"select {condition} from (select unnest($lines) as folded)", {"lines": lines, **terms}
+        ).fetchall(),
+        strict=True,
+    )
+    return list(found)
 
 
 def test_a_line_is_parsed_as_people_mean_it() -> None:
