@@ -26,6 +26,7 @@ from corpus_asr.view.query import folded_lines
 
 _SEGMENT_COLUMNS = ("text", "start_s", "end_s", "confidence", "language", "channel")
 _LABEL_COLUMNS = ("label", "start_s", "end_s", "probability", "channel", "rank")
+_INSERTED_ROWS = 65_536  # at once; commits have some hundreds
 # One meaning of months for all: only local files tell when they were modified. Their version is
 # size and modification time in nanoseconds.
 _ARE_LOCAL = r"""
@@ -124,20 +125,25 @@ def add_texts(
         tables.execute(statement)
     tables.add("edits", _EDITS.empty_table())
     tables.execute(_SAID)
-    columns = "select name, row, id from owners"
-    empty = "select name, row, id from owners where false"
-    tables.add("known", tables.table(empty) if known is None else known.table(columns))
+    counted = "select name, row, id from owners"
+    tables.add("known", (known or tables).table(f"{counted} where {known is not None}"))
     tables.execute(_KEPT)
     for batch in () if known is None else known.batches("from texts"):
         tables.execute(_KEEP, pa.Table.from_batches([batch]))
         on_rows(0)
     [(first,)] = tables.rows("select coalesce(max(place) + 2, 0) from texts")
     columns_of = _LABEL_COLUMNS if kind is LABEL_ROWS else _SEGMENT_COLUMNS
+    waiting: list[pa.Table] = []
     for _, rows, ids in claimed_rows(store, tables, kind, columns_of, of=_UNREAD):
         places = np.arange(first, first + rows.num_rows)
         first += rows.num_rows
-        tables.execute(_READ, _searchable(rows, ids, places))
+        waiting.append(_searchable(rows, ids, places))
         on_rows(rows.num_rows)
+        if sum(each.num_rows for each in waiting) >= _INSERTED_ROWS:
+            tables.execute(_READ, pa.concat_tables(waiting))
+            waiting = []
+    if waiting:
+        tables.execute(_READ, pa.concat_tables(waiting))
 
 
 def _searchable(rows: pa.Table, ids: pa.Array, places: np.ndarray) -> pa.Table:

@@ -1,15 +1,21 @@
 """Views of runs in progress, and transcripts of any length: block by block, sorted by time."""
 
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from corpus_asr.storage import parquet
+from corpus_asr.storage.run_state.corrections import correct
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.catalogue import BLOCK_ROWS, Library, Transcript, Transcripts
-from tests.support.runs import finished, passage, run_of, spoken
+from tests.support.runs import correct_segment, finished, passage, run_of, spoken
 from tests.support.tables import part
 from tests.view.conftest import add, said, search
 
@@ -103,6 +109,72 @@ def test_a_run_that_goes_on_is_followed(store: OutputStore, library: Library) ->
     add(store, spoken("/a.wav", passage(0, "again")))
     add(store, spoken("/b.wav", passage(0, "newer"), etag="v2"))
     assert said(search(library.wait())) == ["two", "newer"]
+
+
+def test_of_a_run_in_progress_only_new_commits_are_read(
+    store: OutputStore, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = spoken("/b.wav", passage(0, "one"), passage(1, "two"), last_part=False)
+    add(store, first, spoken("/c.wav", passage(0, "three")))
+    library.wait()
+    correct_segment(store, "two", "2")
+    names: list[str] = []
+    read_tables = OutputStore.read_tables
+
+    def noted(self: OutputStore, wanted: Iterable[str], schema: pa.Schema) -> Any:
+        names.extend(wanted := list(wanted))
+        return read_tables(self, wanted, schema)
+
+    monkeypatch.setattr(OutputStore, "read_tables", noted)
+    written = add(store, spoken("/a.wav", passage(0, "zero")), spoken("/c.wav", passage(0, "new"),
+                                                                      etag="v2"))  # fmt: skip
+    view = library.wait()
+    assert [name for name in names if name.startswith("segments/")] == [written.segments_name]
+    assert said(search(view)) == ["zero", "one", "2", "new"]
+    assert [hit.before.strip() for hit in search(view).hits] == ["", "", "one", ""]
+    # As a new viewer has it.
+    with closing(Library(store)) as other:
+        assert search(other.wait()) == search(view)
+
+
+def test_many_search_while_a_run_goes_on_and_people_correct(
+    store: OutputStore, library: Library
+) -> None:
+    add(store, *[spoken(f"/{at}.wav", passage(0, "war"), passage(1, "peace")) for at in range(9)])
+    library.wait()
+    stop = threading.Event()
+
+    def seen() -> list[tuple[int, int]]:
+        found = []
+        while not stop.is_set():
+            view = library.current()
+            total = search(view, "war").total
+            [(recordings,)] = view.catalogue.tables.rows("select count(*) from shown")
+            found.append((recordings, total - recordings))
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(seen) for _ in range(4)]
+        for at in range(5):
+            add(store, spoken(f"/new{at}.wav", passage(0, "war")))
+            library.wait()
+            view = library.current()
+            hit = search(view, "peace").hits[0]
+            row = view.catalogue.recording(hit.recording_id)
+            assert row is not None
+            (segment,) = [
+                each for each in Transcripts(store).read(view, row).block(0)
+                if each["text"] == hit.text
+            ]  # fmt: skip
+            library.save(correct(row, segment, text="war again", checked=True))
+        stop.set()
+        found = [each.result() for each in running]
+    for own in found:
+        # Commits come after a look, corrections at once; neither goes away in between.
+        assert [recordings for recordings, _ in own] == sorted(count for count, _ in own)
+        assert [corrected for _, corrected in own] == sorted(count for _, count in own)
+        assert {recordings for recordings, _ in own} <= set(range(9, 15))
+    assert search(library.wait(), "war").total == 9 + 5 + 5
 
 
 def test_a_broken_object_is_told_and_the_last_view_stays(
