@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -98,18 +99,18 @@ class Query:
     whole_words: bool = False
     """Whether a match begins and ends where words do."""
 
-    def conditions(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Return conditions on `folded`, texts with a space at both ends, in SQL, and their terms.
+    def condition(self) -> tuple[str, dict[str, Any]]:
+        """Return what `folded` texts, with a space at both ends, have to match, and its terms.
 
-        Both by the names of the terms.
+        In SQL, which names the terms.
         """
-        conditions, terms = {}, {}
-        for contains, some in (("contains", self.wanted), ("not contains", self.excluded)):
-            for term in some:
-                name = f"term_{len(terms)}"
-                conditions[name] = f"{contains}(folded, ${name})"
-                terms[name] = f" {term} " if self.whole_words else term
-        return conditions, terms
+        contains = ["contains"] * len(self.wanted) + ["not contains"] * len(self.excluded)
+        terms = {f"term_{at}": term for at, term in enumerate((*self.wanted, *self.excluded))}
+        pairs = zip(contains, terms, strict=True)
+        condition = " and ".join(f"{contains}(folded, ${name})" for contains, name in pairs)
+        if self.whole_words:
+            terms = {name: f" {term} " for name, term in terms.items()}
+        return condition or "true", terms
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
         """Split a text into pieces, with True for those that match."""

@@ -8,8 +8,8 @@ all languages under the other filters.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -149,48 +149,26 @@ class RecordingsPage:
     facets: dict[str, Facet]
 
 
-# Conditions by the filters that they are for.
-_OF_RECORDINGS = {
-    "id": "recording_id = $id",
-    "name": "regexp_matches(uri, $name, 'i')",
-    "state": "state = $state",
-    "label": "label = $label",
-}
-_FOLDER = {"folder": "(folder = $folder or starts_with(folder, $folder || '/'))"}
-_DATE = {"date": "(month = $date or starts_with(month, $date || '-'))"}
-_LANGUAGE = {"language": "language = $language"}
-_OF_SEGMENTS = {
-    "min_confidence": "confidence >= $min_confidence::float",
-    "max_confidence": "confidence <= $max_confidence::float",
-}
+# Filters that are not set are null, or empty.
+_MEANT = """
+($id = '' or recording_id = $id) and ($name = '' or regexp_matches(uri, $name, 'i'))
+and ($state is null or state = $state) and ($label is null or label = $label)
+"""
+_IN_FOLDER = "($folder = '' or folder = $folder or starts_with(folder, $folder || '/'))"
+_IN_DATE = "($date = '' or month = $date or starts_with(month, $date || '-'))"
+_IN_LANGUAGE = "($language is null or {of}language = $language)"
+_INSIDE = f"{_IN_FOLDER} and {_IN_DATE} and {_IN_LANGUAGE.format(of='')}"
+_SEGMENTS = f"""
+select * from said where {{terms}}
+  and ($min_confidence is null or confidence >= $min_confidence::float)
+  and ($max_confidence is null or confidence <= $max_confidence::float)
+  and number in (select number from shown where {_MEANT} and {{places}})
+"""
 
 
-class _Conditions:
-    """What a request asks for, in SQL."""
-
-    def __init__(self, filters: Filters, query: Query | None = None) -> None:
-        """Take the filters of segments with a query, else those of recordings."""
-        names = [*_OF_RECORDINGS, *_FOLDER, *_DATE, *_LANGUAGE]
-        names += [] if query is None else _OF_SEGMENTS
-        found = {name: getattr(filters, name) for name in names}
-        self.values = {name: value for name, value in found.items() if value not in (None, "")}
-        if filters.name:
-            self.values["name"] = ".*".join(map(re.escape, filters.name.split("*")))
-        self._of_texts, terms = ({}, {}) if query is None else query.conditions()
-        self.values |= terms
-
-    def all(self, *conditions: Mapping[str, str]) -> str:
-        """Return those of some conditions that are asked for."""
-        asked = [sql for some in conditions for name, sql in some.items() if name in self.values]
-        return " and ".join(asked) or "true"
-
-    def segments(self, *recordings: Mapping[str, str]) -> str:
-        """Return what segments have to match, given conditions on recordings."""
-        own = self.all(_OF_SEGMENTS, self._of_texts)
-        theirs = self.all(_OF_RECORDINGS, *recordings)
-        if theirs == "true":
-            return own
-        return f"number in (select number from shown where {theirs}) and {own}"
+def _values(filters: Filters) -> dict[str, Any]:
+    values = {field.name: getattr(filters, field.name) for field in fields(Filters)}
+    return values | {"name": ".*".join(map(re.escape, filters.name.split("*")))}
 
 
 def find(
@@ -203,15 +181,13 @@ def find(
 ) -> Hits:
     """Search all segments of a run."""
     _check_page(page)
-    asked = _Conditions(filters, query)
-    found = (
-        f"select number, language, count(*) as n from said where {asked.segments()} group by all"
-    )
-    total, recordings, facets = _counted(tables, found, asked, filters)
-    rows = tables.table(
-        _PAGE.format(where=_inside(asked), order=_ORDERS[order]),
-        most=PAGE_ROWS, skipped=page * PAGE_ROWS, **asked.values,
-    )  # fmt: skip
+    terms, values = query.condition()
+    values |= _values(filters)
+    matching = _SEGMENTS.format(terms=terms, places="true")
+    found = f"select number, language, count(*) as n from ({matching}) group by all"
+    total, recordings, facets = _counted(tables, found, values)
+    query_of_page = _PAGE.format(found=_inside(terms), order=_ORDERS[order])
+    rows = tables.table(query_of_page, most=PAGE_ROWS, skipped=page * PAGE_ROWS, **values)
     hits = [_hit(row) for row in rows.to_pylist()]
     return Hits(total=total, recordings=recordings, hits=hits, facets=facets)
 
@@ -220,10 +196,15 @@ def find_all(
     tables: RunTables, query: Query, filters: Filters, *, order: Order = Order.recording
 ) -> Iterator[list[Hit]]:
     """Yield all hits in order, some at a time, without the texts around them."""
-    asked = _Conditions(filters, query)
-    found = _ALL.format(where=_inside(asked), order=_ORDERS[order])
-    for batch in tables.batches(found, rows=_HITS_AT_A_TIME, **asked.values):
+    terms, values = query.condition()
+    found = _ALL.format(found=_inside(terms), order=_ORDERS[order])
+    for batch in tables.batches(found, rows=_HITS_AT_A_TIME, **values, **_values(filters)):
         yield [_hit(row) for row in batch.to_pylist()]
+
+
+def _inside(terms: str) -> str:
+    segments = _SEGMENTS.format(terms=terms, places=f"{_IN_FOLDER} and {_IN_DATE}")
+    return f"{segments} and {_IN_LANGUAGE.format(of='')}"
 
 
 def recordings_page(
@@ -235,20 +216,12 @@ def recordings_page(
 ) -> RecordingsPage:
     """Return a page of the recordings that match; facets count recordings."""
     _check_page(page)
-    asked = _Conditions(filters)
-    found = f"select number, language, 1 as n from shown where {asked.all(_OF_RECORDINGS)}"
-    total, _, facets = _counted(tables, found, asked, filters)
-    rows = tables.table(
-        _RECORDINGS.format(
-            where=asked.all(_OF_RECORDINGS, _FOLDER, _DATE, _LANGUAGE), order=_ORDERS[order]
-        ),
-        most=PAGE_ROWS, skipped=page * PAGE_ROWS, **asked.values,
-    )  # fmt: skip
+    values = _values(filters)
+    del values["min_confidence"], values["max_confidence"]  # of segments
+    total, _, facets = _counted(tables, _LISTED, values)
+    listing = _RECORDINGS.format(order=_ORDERS[order])
+    rows = tables.table(listing, most=PAGE_ROWS, skipped=page * PAGE_ROWS, **values)
     return RecordingsPage(total=total, rows=rows.to_pylist(), facets=facets)
-
-
-def _inside(asked: _Conditions) -> str:
-    return f"{asked.segments(_FOLDER, _DATE)} and {asked.all(_LANGUAGE)}"
 
 
 def _check_page(page: int) -> None:
@@ -263,7 +236,7 @@ _HIT = "recording_id, uri, start_s, end_s, text, confidence, hits.language, chan
 # Texts are fetched of one page alone, with those around them: the next places of their objects.
 _PAGE = f"""
 with page as (
-  select place from said where {{where}} order by {{order}} limit $most offset $skipped),
+  select place from ({{found}}) order by {{order}} limit $most offset $skipped),
 near as (
   select * from said
   semi join (select unnest([place - 1, place, place + 1]) as place from page) using (place)),
@@ -277,14 +250,14 @@ select {_HIT}, before, after
 from hits semi join page using (place) join shown using (number) order by {{order}}
 """
 _ALL = f"""
-select {_HIT} from (select * from said where {{where}}) hits join shown using (number)
-order by {{order}}
+select {_HIT} from ({{found}}) hits join shown using (number) order by {{order}}
 """
-_RECORDINGS = """
+_LISTED = f"select number, language, 1 as n from shown where {_MEANT}"
+_RECORDINGS = f"""
 select * from described
-where number in (select number from shown where {where}
-                 order by {order} limit $most offset $skipped)
-order by {order}
+where number in (select number from shown where {_MEANT} and {_INSIDE}
+                 order by {{order}} limit $most offset $skipped)
+order by {{order}}
 """
 
 
@@ -293,11 +266,12 @@ def _hit(row: dict[str, Any]) -> Hit:
     return Hit(**row, correction=None if said is None else Correction(**json.loads(said)))
 
 
-_COUNTS = """
-with found as materialized ({found}),
+_COUNTS = f"""
+with found as materialized ({{found}}),
 placed as (
   select number, found.language, folder, month, n,
-         {folder} as in_folder, {date} as in_date, {language} as in_language
+         {_IN_FOLDER} as in_folder, {_IN_DATE} as in_date,
+         {_IN_LANGUAGE.format(of="found.")} as in_language
   from found join shown using (number)),
 facets as (
   select 'folder' as facet, sum(n) as n,
@@ -320,33 +294,23 @@ order by n desc, value
 
 
 def _counted(
-    tables: RunTables, found: str, asked: _Conditions, filters: Filters
+    tables: RunTables, found: str, values: Mapping[str, Any]
 ) -> tuple[int, int, dict[str, Facet]]:
     """Return hits, recordings that have some, and facets, of rows number, language and n."""
-    query = _COUNTS.format(
-        found=found,
-        folder=asked.all(_FOLDER),
-        date=asked.all(_DATE),
-        language=asked.all({"language": "found.language = $language"}),
-    )
-    above = f"{filters.folder}/" if filters.folder else ""
-    values: dict[str, list[Value]] = {"folder": [], "language": [], "date": []}
-    others = dict.fromkeys(values, 0)
-    totals: dict[str, int] = {}
-    for facet, value, count, known in tables.rows(
-        query, above=above, most=MAX_VALUES, **asked.values
-    ):
-        if facet in values:
-            values[facet].append(Value(value, count))
-            others[facet] = max(0, known - MAX_VALUES)
-        else:
-            totals[facet] = count
-    facets = {name: Facet(values=tuple(own), others=others[name]) for name, own in values.items()}
-    return totals["hits"], totals["recordings"], facets | {"date": _dates(values["date"], filters)}
+    above = f"{values['folder']}/" if values["folder"] else ""
+    counts = tables.rows(_COUNTS.format(found=found), above=above, most=MAX_VALUES, **values)
+    totals = {facet: count for facet, _, count, _ in counts}
+    facets = {}
+    for name in ("folder", "language", "date"):
+        own = [Value(value, count) for facet, value, count, _ in counts if facet == name]
+        num_values = next((known for facet, *_, known in counts if facet == name), 0)
+        facets[name] = Facet(values=tuple(own), others=max(0, num_values - MAX_VALUES))
+    facets["date"] = _dates(facets["date"].values, values["date"])
+    return totals["hits"], totals["recordings"], facets
 
 
-def _dates(months: list[Value], filters: Filters) -> Facet:
-    above = f"{filters.date}-" if filters.date else ""
+def _dates(months: Sequence[Value], chosen: str) -> Facet:
+    above = f"{chosen}-" if chosen else ""
     counts: Counter[str] = Counter()
     for month in months:
         if month.name.startswith(above):

@@ -50,7 +50,8 @@ from (select *, substr(uri, length($common) + 1) as path from recordings)
 _DESCRIBED = """
 create view described as
 select shown.*, recordings.* exclude (recording_id, uri, duration_s, label)
-                    replace (segments::bigint as segments)
+                    replace (segments::bigint as segments,
+                             label_probability::float as label_probability)
 from shown join recordings using (recording_id)
 """
 _OWNERS = """

@@ -184,8 +184,7 @@ def test_folding_is_the_same_twice_in_any_spelling_and_number_and_keeps_places(
 
 
 def matches(query: Query, *texts: str) -> list[bool]:
-    conditions, terms = query.conditions()
-    condition = " and ".join(conditions.values()) or "true"
+    condition, terms = query.condition()
     lines = [f" {folded(text)} " for text in texts]
     (found,) = zip(
         *duckdb.execute(
