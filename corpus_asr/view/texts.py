@@ -64,16 +64,16 @@ create or replace table texts (
   language varchar, confidence float, text varchar, folded varchar)
 """
 # Objects never change: of an outcome that counted before, the texts are known.
-_KEPT = """
-create or replace table kept as
-select owners.id, owners.number, known.id as before from owners join known using (name, row)
+_TAKEN = """
+create or replace table taken as
+select owners.id, owners.number, earlier.id as before from owners join earlier using (name, row)
 """
-_KEEP = """
+_TAKE = """
 insert into texts
-select arriving.* replace (kept.id as id, kept.number as number)
-from arriving join kept on arriving.id = kept.before
+select arriving.* replace (taken.id as id, taken.number as number)
+from arriving join taken on arriving.id = taken.before
 """
-_UNREAD = "(select * from parts anti join kept using (id))"
+_UNREAD = "(select * from parts anti join taken using (id))"
 _READ = """
 insert into texts
 select place, id, number, start_s, end_s, channel, language, confidence, text, folded
@@ -107,6 +107,7 @@ def add_shown(tables: RunTables, common: str) -> str:
     [(are_local,)] = tables.rows(_ARE_LOCAL)
     tables.execute(_SHOWN.format(month=_MODIFIED if are_local else _TRANSCRIBED), common=common)
     tables.execute(_DESCRIBED)
+    tables.execute("checkpoint")  # what is compressed takes a third of the memory
     return "modified" if are_local else "transcribed"
 
 
@@ -127,10 +128,10 @@ def add_texts(
     tables.add("edits", _EDITS.empty_table())
     tables.execute(_SAID)
     counted = "select name, row, id from owners"
-    tables.add("known", (known or tables).table(f"{counted} where {known is not None}"))
-    tables.execute(_KEPT)
+    tables.add("earlier", (known or tables).table(f"{counted} where {known is not None}"))
+    tables.execute(_TAKEN)
     for batch in () if known is None else known.batches("from texts"):
-        tables.execute(_KEEP, pa.Table.from_batches([batch]))
+        tables.execute(_TAKE, pa.Table.from_batches([batch]))
         on_rows(0)
     [(first,)] = tables.rows("select coalesce(max(place) + 2, 0) from texts")
     columns_of = _LABEL_COLUMNS if kind is LABEL_ROWS else _SEGMENT_COLUMNS
@@ -145,6 +146,8 @@ def add_texts(
             waiting = []
     if waiting:
         tables.execute(_READ, pa.concat_tables(waiting))
+    for statement in ("drop table earlier", "drop table taken", "checkpoint"):
+        tables.execute(statement)
 
 
 def _searchable(rows: pa.Table, ids: pa.Array, places: np.ndarray) -> pa.Table:
