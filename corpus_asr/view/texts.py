@@ -146,7 +146,7 @@ def add_texts(
             waiting = []
     if waiting:
         tables.execute(_READ, pa.concat_tables(waiting))
-    for statement in ("drop table earlier", "drop table taken", "checkpoint"):
+    for statement in ("drop table earlier", "drop table taken", "force checkpoint"):
         tables.execute(statement)
 
 
