@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.export.recordings import Index
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.dataset import SelectionTable
 from corpus_asr.labelling.rules import SelectionTally
 from corpus_asr.labelling.summary import Written, summarize
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.tables import commit, part, results
 
 
 def test_rows_are_spread_over_files_in_their_order(
@@ -35,16 +35,19 @@ def test_a_selection_without_rows_is_a_table_all_the_same(tmp_path: Path) -> Non
     assert pq.read_table(tmp_path / "selection").num_rows == 0
 
 
-def test_recordings_are_done_failed_or_unfinished() -> None:
-    found = {
-        "succeeded": [True, True, False, False, True],
-        "complete": [True, False, True, False, True],
-        "duration_s": [1.0, 2.0, 4.0, 8.0, 16.0],
-    }
-    names = ("object", "owner", "segments_written", "counts")
-    index = Index(pa.table(found), pa.table({name: pa.array([], pa.int64()) for name in names}), ())
-    numbers = summarize(
-        index, (), SelectionTally.of(()), Written(), uri="set", output="out", settings={}, model={}
-    )
+def test_recordings_are_done_failed_or_unfinished(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(
+        part("done", 0, texts=["x"], part_end_s=1.0),
+        part("half", 0, texts=["x"], part_end_s=2.0, last=False),
+        part("failed", 0, texts=None, status="failed", part_end_s=4.0),
+        part("begun", 0, texts=None, status="failed", part_end_s=8.0, last=False),
+        part("silent", 0, texts=None, status="no_speech", part_end_s=16.0),
+    ))  # fmt: skip
+    with RunTables(store) as tables:
+        numbers = summarize(
+            tables, (), SelectionTally.of(()), Written(), uri="set", output="out", settings={},
+            model={},
+        )  # fmt: skip
     assert (numbers.recordings, numbers.failed, numbers.unfinished) == (2, 1, 2)
     assert numbers.audio_s == 17.0
