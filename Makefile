@@ -46,7 +46,7 @@ bench: $(INSTALLED) ## Time the engine beside others: MODEL=folder AUDIO=files, 
 	@$(BIN)/corpus-asr bench $(AUDIO) $(MODEL:%=--model %) $(SHAPE:%=--shape %) $(OPTIONS)
 
 gpu-check: ## Validate and measure a GPU; PYTHON=, with torch and transformers; OPTIONS=...
-	@$(PYTHON) -m tests.gpu.validate $(OPTIONS)
+	@$(PYTHON) -m benchmarks.gpu.validate $(OPTIONS)
 
 site: $(INSTALLED) ## Build the documentation site into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.gpu import correctness, validate
+from benchmarks.gpu.correctness import DifferenceError, word_error_rate
+from benchmarks.gpu.figures import Figures, Options
+from benchmarks.gpu.recordings import EXPECTED, FEATURES, extract_parts, read_parts, read_texts
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.windows import PartRequest
-from tests.gpu import correctness, validate
-from tests.gpu.correctness import DifferenceError, word_error_rate
-from tests.gpu.figures import Figures, Options
-from tests.gpu.recordings import EXPECTED, FEATURES, extract_parts, read_parts, read_texts
 
 SPOKEN = Path(__file__).resolve().parents[1] / "data" / "spoken"
 ARGUMENTS = ["--shape", "nano", "--device", "cpu", "--quick"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.gpu.validate import STAGES
+from benchmarks.gpu.validate import STAGES
 from tests.repo.sources import REPOSITORY
 
 THERE = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "pytest")
@@ -81,7 +81,7 @@ import corpus_asr.models.generation.generate, corpus_asr.models.auto
 import corpus_asr.benchmark.command, corpus_asr.benchmark.ours
 import corpus_asr.models.whisper as whisper
 assert len([getattr(whisper, name) for name in whisper.__all__]) > 10
-runpy.run_module("tests.gpu.validate", run_name="__main__")
+runpy.run_module("benchmarks.gpu.validate", run_name="__main__")
 """
 
 

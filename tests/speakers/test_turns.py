@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.diarization import windows_of
 from corpus_asr.audio.vad import SileroDetector
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
 from corpus_asr.speakers.turns import diarize, likeness_of, turns_of, with_speakers
 from corpus_asr.speakers.windows import SpeechWindows
-from tests.bench.diarization import windows_of
 from tests.support.audio import read_clip
 from tests.support.diarization import diarization_errors, plain_spectral
 

@@ -1,9 +1,9 @@
 """Error rates, languages and word times of four engines with the same weights.
 
-    python -m tests.bench.accuracy_of_engines run --results FOLDER --data FOLDER...
+    python -m benchmarks.accuracy run --results FOLDER --data FOLDER...
         --model FOLDER...
-    python -m tests.bench.accuracy_of_engines show --results FOLDER --data FOLDER...
-    python -m tests.bench.accuracy_of_engines differ --results FOLDER --data FOLDER...
+    python -m benchmarks.accuracy show --results FOLDER --data FOLDER...
+    python -m benchmarks.accuracy differ --results FOLDER --data FOLDER...
         --engine NAME NAME
 
 DATA holds recordings and a manifest.jsonl with their texts, and `words` where they are known.
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.recognizers import RECOGNIZERS, Hypothesis, Mode, manifest
 from corpus_asr.report.accuracy import scoring
 from corpus_asr.report.accuracy.scoring import Errors, Reference, Score, TimedWord, score, total
-from tests.bench.recognizers import RECOGNIZERS, Hypothesis, Mode, manifest
 
 MODES: tuple[Mode, ...] = ("default", "greedy")
 WITHIN_MS = (50, 100, 200)

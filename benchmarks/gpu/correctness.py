@@ -11,12 +11,7 @@ from unittest import SkipTest
 
 import torch
 
-from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.loading import load_slot_model
-from corpus_asr.segments import Segment
-from corpus_asr.text.normalize import EnglishTextNormalizer
-from corpus_asr.transcription.engine import Engine, part_transcriber
-from tests.gpu.figures import (
+from benchmarks.gpu.figures import (
     Figures,
     Options,
     decode_all,
@@ -24,7 +19,12 @@ from tests.gpu.figures import (
     random_network,
     scheduler_for,
 )
-from tests.gpu.recordings import GREEDY, MODEL, read_parts, read_texts, text_of, transcribed
+from benchmarks.gpu.recordings import GREEDY, MODEL, read_parts, read_texts, text_of, transcribed
+from corpus_asr.decoding.protocols import SlotModel
+from corpus_asr.families.loading import load_slot_model
+from corpus_asr.segments import Segment
+from corpus_asr.text.normalize import EnglishTextNormalizer
+from corpus_asr.transcription.engine import Engine, part_transcriber
 
 Texts = Sequence[tuple[Segment, ...]]
 

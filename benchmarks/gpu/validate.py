@@ -1,4 +1,4 @@
-"""Validate a GPU, then measure it: `python -m tests.gpu.validate`, or `make gpu-check`.
+"""Validate a GPU, then measure it: `python -m benchmarks.gpu.validate`, or `make gpu-check`.
 
 Needs a clone and torch, numpy, tokenizers, safetensors and transformers; no network, no checkpoint.
 Each figure is a line, `stage key value unit`; all of them are the JSON on the last line, and in the
@@ -25,8 +25,8 @@ from unittest import SkipTest
 
 import torch
 
-from tests.gpu import correctness, speed
-from tests.gpu.figures import SHAPES, Figures, Options, Value
+from benchmarks.gpu import correctness, speed
+from benchmarks.gpu.figures import SHAPES, Figures, Options, Value
 
 Stage = Callable[[Options, Figures], None]
 
@@ -175,7 +175,7 @@ def _about(options: Options) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.gpu.validate", description="Validate a GPU, then measure it."
+        prog="python -m benchmarks.gpu.validate", description="Validate a GPU, then measure it."
     )
     add = parser.add_argument
     add("stages", nargs="*", metavar="STAGE", help=f"some of {', '.join(STAGES)}; default: all")

@@ -1,6 +1,6 @@
 """When each word starts, measured against word times of a forced aligner.
 
-    python -m tests.bench.alignment FOLDER [--model CHECKPOINT] [--clips N]
+    python -m benchmarks.alignment FOLDER [--model CHECKPOINT] [--clips N]
 
 FOLDER holds clips and a `manifest.jsonl` with `path`, `text` and `words` (`word`, `start`, `end` in
 seconds), such as tests/data/speech/timings or the larger set of the same layout. Three ways are

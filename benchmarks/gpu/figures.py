@@ -98,10 +98,11 @@ class Options:
         for _ in range(warm_ups if self.on_gpu else 1):
             work()
         self.wait()
-        found_ms = []
+        found_ms: list[float] = []
         for _ in range(self.repeats):
             if self.on_gpu:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                event: Any = torch.cuda.Event
+                begin, end = (event(enable_timing=True) for _ in range(2))
                 begin.record()
                 work()
                 end.record()

@@ -1,8 +1,8 @@
 """Words that engines write where nobody speaks, and whether they find three seconds of speech.
 
-    python -m tests.bench.invented_words --models FOLDER... --speech FOLDER --clip ID \
+    python -m benchmarks.invented_words --models FOLDER... --speech FOLDER --clip ID \
         --results FILE.json
-    python -m tests.bench.invented_words --show FILE.json...
+    python -m benchmarks.invented_words --show FILE.json...
 
 Nine sounds (tests/support/audio.py) through each engine's defaults. SPEECH holds recordings and
 a manifest.jsonl: the crowd's voices, of which one is also the clip to be found in noise.
@@ -16,12 +16,13 @@ import wave
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.recognizers import FasterWhisper, OpenAI, Ours, Recognizer
 from corpus_asr.report.accuracy.scoring import normalized
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.bench.recognizers import FasterWhisper, OpenAI, Ours, Recognizer
 from tests.support.audio import murmur, read_clip, read_manifest, speech_in_noise, wordless_sounds
 
 ENGINES: dict[str, Callable[[Path, Path], Recognizer]] = {
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         items = {item["id"]: item for item in read_manifest(arguments.speech)}
         sounds = _write_sounds(arguments, items, Path(scratch))
@@ -72,7 +73,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 
 def _write_sounds(
-    arguments: argparse.Namespace, items: dict[str, dict], folder: Path
+    arguments: argparse.Namespace, items: dict[str, dict[str, Any]], folder: Path
 ) -> dict[str, Path]:
     clips = {id: read_clip(arguments.speech / item["path"]) for id, item in items.items()}
     sounds = wordless_sounds(arguments.seconds)
@@ -94,7 +95,7 @@ def _seconds(path: Path) -> float:
         return file.getnframes() / SAMPLE_RATE_HZ
 
 
-def _print(rows: list[dict]) -> None:
+def _print(rows: list[dict[str, Any]]) -> None:
     print("| sound | model | engine | audio, s | words | text |")
     print("|---|---|---|--:|--:|---|")
     sounds = list(dict.fromkeys(row["sound"] for row in rows))

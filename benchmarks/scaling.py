@@ -1,6 +1,6 @@
 """What each file, part and object costs a run outside extraction and the model.
 
-    python -m tests.bench.scaling --files 1000000 --rows-per-commit 5000
+    python -m benchmarks.scaling --files 1000000 --rows-per-commit 5000
 
 A manifest names that many files which do not exist; each is committed as one part of one segment.
 Times are processor seconds of this process, so that other work on the machine matters little;

@@ -16,6 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiled
 
+from benchmarks.gpu.figures import (
+    Figures,
+    Options,
+    decode_all,
+    random_job,
+    random_network,
+    scheduler_for,
+)
 from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.device import CudaRecorder
@@ -24,14 +32,6 @@ from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.layers.blocks import attend_cached
 from corpus_asr.transcription.engine import auto_slots, predicted_bytes
 from corpus_asr.units import WINDOW_FRAMES, WINDOW_S
-from tests.gpu.figures import (
-    Figures,
-    Options,
-    decode_all,
-    random_job,
-    random_network,
-    scheduler_for,
-)
 
 POSITIONS, HEAD_DIM = 1_500, 64
 # Kernels of a step, costliest first.

@@ -1,6 +1,6 @@
 """How far confidences can be believed, and the default model of them, fitted again.
 
-    python -m tests.bench.calibration --cache FOLDER --models FOLDER... --data FOLDER...
+    python -m benchmarks.calibration --cache FOLDER --models FOLDER... --data FOLDER...
         [--stress FOLDER...] [--words FOLDER...]
 
 Each data folder holds recordings and a manifest.jsonl with their texts, best none a model was

@@ -1,4 +1,4 @@
-"""Predictions of a real run against what became true: `python -m tests.bench.eta FOLDER ...`.
+"""Predictions of a real run against what became true: `python -m benchmarks.eta FOLDER ...`.
 
 Runs a job over folders in this process, or on Ray, and notes every second what the progress line
 would say. At the end it prints the estimates at shares of the run's time beside the truth.

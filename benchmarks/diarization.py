@@ -1,6 +1,6 @@
 """Who spoke, measured on conversations built from real speakers.
 
-    CORPUS_ASR_TEST_DATA=FOLDER python -m tests.bench.diarization
+    CORPUS_ASR_TEST_DATA=FOLDER python -m benchmarks.diarization
 
 Fifty conversations with two to six speakers, without overlap and with a tenth of the time
 overlapped: error rate, how often the number of speakers is right, and seconds of one core; beside

@@ -1,6 +1,6 @@
 """Throughput of the pipeline on Ray with one and with more transcribe actors.
 
-    python -m tests.bench.actors --actors 1 2 --packs 60 --pause 1.0
+    python -m benchmarks.actors --actors 1 2 --packs 60 --pause 1.0
 
 The engine sleeps instead of computing, two parts at a time in each actor, so that what is seen is
 how well Ray and the sink keep actors busy, also on a machine without as many cores. Parts come

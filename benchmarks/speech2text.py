@@ -1,6 +1,6 @@
 """Speech2Text beside transformers: the same weights, the same batch, the same text.
 
-Run as `python -m tests.bench.speech2text`; prints a table of medians of rounds in which the engines
+Run as `python -m benchmarks.speech2text`; prints a table of medians of rounds in which the engines
 take turns: what the clock says, and processor seconds, which other work on the machine distorts
 less. Rows have lengths as utterances have, and texts as long as such utterances have. Weights are
 random but for those that make the text: each row counts down from the token it is prompted with to

@@ -1,7 +1,7 @@
 """Parts of real recordings as log-mel features, and what the packaged model says of them on a CPU.
 
-`python -m tests.gpu.recordings` makes both files from tests/data/spoken, for which it needs the
-whole package; reading them takes the engine's own libraries alone.
+`python -m benchmarks.gpu.recordings` makes both files from tests/data/spoken, for which it needs
+the whole package; reading them takes the engine's own libraries alone.
 """
 
 import json
@@ -113,4 +113,4 @@ def write(parts: Sequence[PartRequest]) -> None:
 
 
 if __name__ == "__main__":
-    write(extract_parts(HERE.parent / "data" / "spoken"))
+    write(extract_parts(HERE.parents[1] / "tests" / "data" / "spoken"))

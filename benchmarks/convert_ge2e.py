@@ -1,7 +1,7 @@
 """Make `corpus_asr/pretrained/ge2e/encoder.onnx` of the weights in Resemblyzer's wheel.
 
     pip download --no-deps Resemblyzer==0.1.4
-    python -m tests.bench.convert_ge2e Resemblyzer-0.1.4-py3-none-any.whl corpus_asr/pretrained/ge2e
+    python -m benchmarks.convert_ge2e Resemblyzer-0.1.4-py3-none-any.whl corpus_asr/pretrained/ge2e
 
 Needs `onnx`, which nothing else here does: use an environment of its own. The network is the
 wheel's `voice_encoder.py`: three LSTM layers, of which the last state goes through a linear layer,
