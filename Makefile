@@ -43,7 +43,7 @@ test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 	@$(BIN)/python -m pytest -m slow --timeout=7200
 
 bench: $(INSTALLED) ## Time the engine beside others: MODEL=folder AUDIO=files, or SHAPE=base; OPTIONS=...
-	@$(BIN)/corpus-asr bench $(AUDIO) $(MODEL:%=--model %) $(SHAPE:%=--shape %) $(OPTIONS)
+	@$(if $(SHAPE),$(BIN)/python -m benchmarks.networks $(SHAPE),$(BIN)/corpus-asr bench $(AUDIO) $(MODEL:%=--model %)) $(OPTIONS)
 
 gpu-check: ## Validate and measure a GPU; PYTHON=, with torch and transformers; OPTIONS=...
 	@$(PYTHON) -m benchmarks.gpu.validate $(OPTIONS)

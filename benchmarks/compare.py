@@ -10,28 +10,30 @@ The same command continues where it was interrupted.
 import argparse
 import json
 import os
+import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.rows import ROWS, SETS, Row, Set
-from corpus_asr.benchmark.command import hardware
-from corpus_asr.benchmark.engines import tree_cpu_s
-from corpus_asr.benchmark.orders import Recording
-from corpus_asr.benchmark.rounds import SETTLE_S, word_error_rate
+from corpus_asr.benchmark.command import Recording, measured, word_error_rate
+from corpus_asr.threads import usable_cpus
 
 Run = dict[str, Any]
-# Loading, warming up and waiting, of a row.
+# Loading and warming up, of a run.
 START_S = 12.0
-_WORKER = Path(__file__).with_name("engines.py")
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Of what runs here; other environments say theirs.
+_PACKAGES = ("corpus-asr", "torch", "onnxruntime", "faster-whisper", "ctranslate2", "transformers")
+# What fast kernels are chosen by.
+_FLAGS = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
+    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -120,64 +122,8 @@ def estimate_s(
                 if run["row"] == key and "failed" not in run
             ]
             speed = (_median(measured) or row.speed) * each.threads * each.faster
-            total_s += START_S + missing * (audio_s(recordings) / speed + SETTLE_S)
+            total_s += missing * (START_S + audio_s(recordings) / speed)
     return total_s
-
-
-class Worker:
-    """A process with one engine, on as many cores as it has threads. Use as a context manager."""
-
-    def __init__(self, request: dict[str, Any], python: str) -> None:
-        threads = request["threads"] * request["workers"]
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            # -P: a module next to it must not be taken for a library.
-            [python, "-P", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={
-                **os.environ,
-                **dict.fromkeys(_THREADS, str(request["threads"])),
-                "TOKENIZERS_PARALLELISM": "false",
-                "HF_HUB_OFFLINE": "1",
-            },
-            text=True,
-            encoding="utf-8",
-        )
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(self._process.pid, cores[:threads])
-        self.reply = self.ask(json.dumps(request))
-
-    def ask(self, line: str) -> dict[str, Any]:
-        """Send a line and return the reply; `failed` is in it where there is none."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(f"{line}\n")
-            self._process.stdin.flush()
-            reply = self._process.stdout.readline()
-        except BrokenPipeError:
-            reply = ""
-        if reply:
-            answer: dict[str, Any] = json.loads(reply)
-            return answer
-        self._log.seek(0)
-        last = (self._log.read().strip().splitlines() or ["no message"])[-1]
-        return {"failed": f"its process ended with {self._process.wait()}: {last}"}
-
-    def run(self) -> dict[str, Any]:
-        """Transcribe everything; `cpu_s` is of the process and its children."""
-        cpu_s = tree_cpu_s(self._process.pid)
-        return self.ask("run") | {"cpu_s": tree_cpu_s(self._process.pid) - cpu_s}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()  # it has nothing to finish
-        self._process.communicate()
-        self._log.close()
 
 
 def measure(
@@ -190,35 +136,34 @@ def measure(
     """Run every row once in each round, in turns; append each run to `log`."""
     done = {key: len(runs_of(each, key, recordings, read_runs(log))) for key in rows}
     failed: set[str] = set()
-    workers: dict[str, Worker] = {}
-    with ExitStack() as stack:
-        for number in range(1, each.rounds + 1):
-            for key, row in rows.items():
-                if key in failed or done[key] >= number:
-                    continue
-                if key not in workers:
-                    request = row.request(each.model, each.threads) | {
-                        "model": str(options.models / f"{row.layout}-{each.model}"),
-                        "audio": [str(recording.path) for recording in recordings],
-                        "warm_up": str(options.audio / "warm_up.wav"),
-                    }
-                    python = options.peers if row.peer else sys.executable
-                    workers[key] = stack.enter_context(Worker(request, python))
-                time.sleep(SETTLE_S)
-                reply = workers[key].reply
-                if "failed" not in reply:
-                    reply = {"versions": reply["versions"]} | workers[key].run()
-                head = {"set": each.name, "row": key, "audio_s": audio_s(recordings)}
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(head | {"round": number} | reply) + "\n")
-                if "failed" in reply:
-                    failed.add(key)
-                    say(f"{each.name} {row.name} failed: {reply['failed']}")
-                    continue
-                say(
-                    f"{each.name} {number}/{each.rounds} {row.name}: {reply['cpu_s']:.1f} CPU s, "
-                    f"{reply['wall_s']:.1f} s, WER {_percent(reply['texts'], recordings)} %"
-                )
+    # The longest first: where there are several workers, none is left with a long one at the end.
+    recordings = sorted(recordings, key=lambda recording: -recording.duration_s)
+    for number in range(1, each.rounds + 1):
+        for key, row in rows.items():
+            if key in failed or done[key] >= number:
+                continue
+            found = measured(
+                row.engine,
+                row.options_for(each.model, each.threads, options.models),
+                {
+                    "work": [str(recording.path) for recording in recordings],
+                    "warm_up": [str(options.audio / "warm_up.wav")] * each.threads,
+                },
+                options.peers if row.peer else sys.executable,
+            )
+            head = {"set": each.name, "row": key, "audio_s": audio_s(recordings), "round": number}
+            if "texts" in found:
+                found["word_error_rate"] = word_error_rate(found["texts"], recordings)
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(head | found) + "\n")
+            if "failed" in found:
+                failed.add(key)
+                say(f"{each.name} {row.name} failed: {found['failed']}")
+                continue
+            say(
+                f"{each.name} {number}/{each.rounds} {row.name}: {found['cpu_s']:.1f} CPU s, "
+                f"{found['wall_s']:.1f} s, WER {_percent(found.get('word_error_rate'))} %"
+            )
 
 
 def summary(sets: Sequence[Set], audio: Path, runs: Sequence[Run]) -> dict[str, Any]:
@@ -226,7 +171,7 @@ def summary(sets: Sequence[Set], audio: Path, runs: Sequence[Run]) -> dict[str, 
     tables = []
     for each in sets:
         recordings = selected(audio / each.folder, each.minutes)
-        rows = [_row(key, runs_of(each, key, recordings, runs), recordings) for key in each.rows]
+        rows = [_row(key, runs_of(each, key, recordings, runs)) for key in each.rows]
         if any(row["runs"] for row in rows):
             failures = {run["row"]: run["failed"] for run in runs if "failed" in run}
             for row in rows:
@@ -242,35 +187,48 @@ def summary(sets: Sequence[Set], audio: Path, runs: Sequence[Run]) -> dict[str, 
                     "rows": rows,
                 }
             )
-    versions = {name: number for run in runs for name, number in run.get("versions", {}).items()}
+    theirs = {name: number for run in runs for name, number in run.get("versions", {}).items()}
+    versions = {package: version(package) for package in _PACKAGES} | theirs
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware(gpu=None),
+        "hardware": hardware(),
         "versions": versions,
         "sets": tables,
     }
 
 
-def _row(key: str, runs: Sequence[Run], recordings: Sequence[Recording]) -> dict[str, Any]:
-    rates = [word_error_rate(run["texts"], recordings) for run in runs]
-    row = ROWS[key]
+def hardware() -> dict[str, Any]:
+    """Describe this machine: processor, memory, system."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().partition("\n\n")[0].splitlines() if path.is_file() else []
+    pairs = (line.partition(":") for line in lines)
+    cpu = {name.strip(): value.strip() for name, _, value in pairs}
+    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
-        "key": key,
-        "name": row.name,
-        "options": dict(row.options),
-        "cpu_s": _median([run["cpu_s"] for run in runs]),
-        "wall_s": _median([run["wall_s"] for run in runs]),
-        "word_error_rate": _median([rate for rate in rates if rate is not None]),
-        "runs": [{name: run[name] for name in ("round", "cpu_s", "wall_s")} for run in runs],
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": usable_cpus(),
+        "memory_gib": round(memory_bytes / (1 << 30), 1),
+        "system": f"{platform.system()} {platform.release()}",
     }
+
+
+def _row(key: str, runs: Sequence[Run]) -> dict[str, Any]:
+    row = ROWS[key]
+    medians = {
+        name: _median([run[name] for run in runs if run.get(name) is not None])
+        for name in ("cpu_s", "wall_s", "word_error_rate")
+    }
+    kept = [{name: run[name] for name in ("round", "cpu_s", "wall_s")} for run in runs]
+    return {"key": key, "name": row.name, "options": dict(row.options), **medians, "runs": kept}
 
 
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _percent(texts: Sequence[str], recordings: Sequence[Recording]) -> str:
-    rate = word_error_rate(texts, recordings)
+def _percent(rate: float | None) -> str:
     return "unknown" if rate is None else f"{100 * rate:.2f}"
 
 

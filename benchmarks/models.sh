@@ -10,6 +10,7 @@ mkdir -p "$out"
 ln -sfn "$checkpoint" "$out/hf-$name"
 ct2-transformers-converter --model "$checkpoint" --output_dir "$out/ct2-int8-$name" --force \
     --quantization int8 --copy_files tokenizer.json preprocessor_config.json
+corpus-asr convert "$checkpoint" "$out/openai-$name.pt"
 HF_HUB_OFFLINE=1 "$peers/bin/optimum-cli" export openvino --model "$checkpoint" --weight-format int8 \
     --task automatic-speech-recognition-with-past "$out/openvino-int8-$name"
 if [ -n "${GGML:-}" ]; then

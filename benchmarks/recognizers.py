@@ -16,11 +16,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from corpus_asr.benchmark.engines import converted, read_samples
-from corpus_asr.benchmark.orders import Order
+from corpus_asr.benchmark.engines import read_samples
 from corpus_asr.config.default_model import ComputeType
 from corpus_asr.config.load import decoding_from
 from corpus_asr.families.whisper.features import WhisperPartFeatures
+from corpus_asr.models.convert.folder import convert
 from corpus_asr.report.accuracy.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
@@ -134,7 +134,9 @@ class OpenAI:
     def __init__(self, model: Path, scratch: Path, mode: Mode) -> None:
         self._library = importlib.import_module("whisper")
         warnings.simplefilter("ignore")
-        file = converted("openai", _order("openai-whisper", model, scratch))
+        file = scratch / "openai.pt"
+        if not file.exists():
+            convert(model, file)
         self._model = self._library.load_model(str(file), device="cpu")
         heads = json.loads((model / "generation_config.json").read_text())["alignment_heads"]
         align_with(self._model, heads)
@@ -167,7 +169,11 @@ class FasterWhisper:
 
     def __init__(self, model: Path, scratch: Path, mode: Mode, *, vad_filter: bool = False) -> None:
         self._seed = importlib.import_module("ctranslate2").set_random_seed
-        folder = converted("ctranslate2", _order("faster-whisper", model, scratch))
+        folder = scratch / "ctranslate2"
+        if not folder.exists():
+            converters = importlib.import_module("ctranslate2.converters")
+            names = ["tokenizer.json", "preprocessor_config.json"]
+            converters.TransformersConverter(str(model), copy_files=names).convert(str(folder))
         self._model = importlib.import_module("faster_whisper").WhisperModel(
             str(folder),
             device="cpu",
@@ -273,13 +279,6 @@ RECOGNIZERS: Mapping[str, type[Recognizer]] = {
     "corpus-asr": Ours,
     "corpus-asr, zeros": OursFilledWithZeros,
 }
-
-
-def _order(engine: str, model: Path, scratch: Path) -> Order:
-    return Order(
-        engine=engine, dtype="float32", runner="", model=str(model), scratch=str(scratch),
-        device="cpu", threads=torch.get_num_threads(), batch=1, beams=1,
-    )  # fmt: skip
 
 
 def manifest(folder: Path) -> Iterator[dict[str, Any]]:

@@ -2,15 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
-# What the published checkpoints of one language do not take.
-_LANGUAGES: Mapping[str, dict[str, Any]] = {
-    "corpus-asr": {"language": "en"},
-    "openvino": {"language": "<|en|>", "task": "transcribe"},
-    "transformers": {"language": "en", "task": "transcribe"},
-}
-_ALWAYS = {"faster-whisper": {"language": "en"}, "whisper.cpp": {"language": "en"}}
+_OURS, _PEERS = "corpus_asr.benchmark.engines", "benchmarks.engines"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,26 +19,23 @@ class Row:
     speed: float
     """Seconds of audio per CPU second with whisper-base, as far as known: plans the time alone."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    multilingual: tuple[str, ...] = ()
+    """Options that published checkpoints of one language do not take."""
     split: bool = False
     """Whether each thread is a worker of its own, which takes whole recordings."""
     peer: bool = True
     """Whether it runs in the environment of the peers."""
 
-    def request(self, model: str, threads: int) -> dict[str, Any]:
-        """Return what the worker needs to load it."""
-        options = dict(self.options) | _ALWAYS.get(self.engine, {})
-        if not model.endswith(".en"):
-            language = _LANGUAGES.get(self.engine, {})
-            if self.engine == "transformers":
-                options["generate"] = {**options["generate"], **language}
-            else:
-                options |= language
-        return {
-            "engine": self.engine,
-            "options": options,
+    def options_for(self, model: str, threads: int, models: Path) -> dict[str, Any]:
+        """Return all that the engine is loaded with; `models` is the folder of models."""
+        options = {
+            "model": str(models / f"{self.layout}-{model}"),
             "threads": 1 if self.split else threads,
-            "workers": threads if self.split else 1,
+            **self.options,
         }
+        if model.endswith(".en"):  # which takes none
+            options = {key: options[key] for key in options if key not in self.multilingual}
+        return options | ({"workers": threads} if self.split else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +61,11 @@ class Set:
 def _ours(name: str, speed: float, **options: Any) -> Row:
     return Row(
         name=f"corpus-asr {name}",
-        engine="corpus-asr",
+        engine=f"{_OURS}:corpus_asr",
         layout="hf",
         speed=speed,
-        options=options,
+        options={"dtype": "auto", "device": "cpu", "language": "en"} | options,
+        multilingual=("language",),
         peer=False,
     )
 
@@ -80,10 +73,10 @@ def _ours(name: str, speed: float, **options: Any) -> Row:
 def _faster_whisper(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
     return Row(
         name=f"faster-whisper int8 {name}",
-        engine="faster-whisper",
+        engine=f"{_OURS}:faster_whisper",
         layout="ct2-int8",
         speed=speed,
-        options=options,
+        options={"dtype": "int8", "device": "cpu", "language": "en"} | options,
         split=split,
         peer=False,
     )
@@ -92,10 +85,11 @@ def _faster_whisper(name: str, speed: float, *, split: bool = False, **options: 
 def _openvino(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
     return Row(
         name=f"OpenVINO GenAI int8 {name}",
-        engine="openvino",
+        engine=f"{_PEERS}:openvino",
         layout="openvino-int8",
         speed=speed,
-        options=options,
+        options={"language": "<|en|>", "task": "transcribe"} | options,
+        multilingual=("language", "task"),
         split=split,
     )
 
@@ -103,21 +97,33 @@ def _openvino(name: str, speed: float, *, split: bool = False, **options: Any) -
 def _whisper_cpp(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
     return Row(
         name=f"whisper.cpp q8_0 {name}",
-        engine="whisper.cpp",
+        engine=f"{_PEERS}:whisper_cpp",
         layout="ggml-q8_0",
         speed=speed,
-        options=options,
+        options={"language": "en"} | options,
         split=split,
     )
 
 
-def _transformers(name: str, speed: float, dtype: str, **options: Any) -> Row:
+def _transformers(name: str, speed: float, dtype: str, beams: int = 1, **options: Any) -> Row:
+    generate = {"language": "en", "task": "transcribe", "num_beams": beams}
     return Row(
         name=f"transformers {dtype} {name}",
-        engine="transformers",
+        engine=f"{_OURS}:transformers",
         layout="hf",
         speed=speed,
-        options={"dtype": dtype, "generate": {"num_beams": 1}} | options,
+        options={"dtype": dtype, "device": "cpu", "generate": generate} | options,
+        peer=False,
+    )
+
+
+def _openai_whisper(name: str, speed: float, **options: Any) -> Row:
+    return Row(
+        name=f"openai-whisper float32 {name}",
+        engine=f"{_PEERS}:openai_whisper",
+        layout="openai",
+        speed=speed,
+        options={"language": "en"} | options,
         peer=False,
     )
 
@@ -133,7 +139,7 @@ _FASTER_BEST: Mapping[str, Any] = {
 ROWS: Mapping[str, Row] = {
     "ours": _ours("(defaults: sequential)", 6.0),
     "ours-chunked": _ours("best: chunked", 7.0, strategy="chunked"),
-    "ours-int8": _ours("int8, chunked", 8.0, strategy="chunked", compute_type="int8"),
+    "ours-int8": _ours("int8, chunked", 8.0, strategy="chunked", dtype="int8"),
     "ours-beams": _ours("beam 5, sequential", 4.0, beam_size=5),
     "ours-chunked-beams": _ours("beam 5, chunked", 4.0, strategy="chunked", beam_size=5),
     "faster-batched": _faster_whisper("batched (defaults: beam 5, batch 8)", 7.0, batched=True),
@@ -164,11 +170,12 @@ ROWS: Mapping[str, Row] = {
         temperature_inc=0.0,
         n_max_text_ctx=0,
     ),
+    "openai-whisper": _openai_whisper("(defaults of its function: greedy)", 2.0),
     "transformers-beams": _transformers(
         "sequential (defaults of its pipeline: beam 5)",
         1.5,
         "float32",
-        generate={},
+        beams=5,
         return_timestamps=True,
     ),
     "transformers": _transformers("sequential, greedy", 2.7, "float32", return_timestamps=True),
@@ -187,7 +194,7 @@ _BEST = ("ours", "ours-chunked", "faster-batched-best", "openvino-best")
 _OTHERS = (
     "ours", "ours-chunked", "ours-int8", "faster", "faster-best", "faster-batched-one",
     "openvino-one", "whisper.cpp", "whisper.cpp-best", "transformers-beams", "transformers",
-    "transformers-chunked",
+    "transformers-chunked", "openai-whisper",
 )  # fmt: skip
 _BEAMS = ("ours", "ours-beams", "ours-chunked", "ours-chunked-beams")
 

@@ -11,15 +11,9 @@ from unittest import SkipTest
 
 import torch
 
-from benchmarks.gpu.figures import (
-    Figures,
-    Options,
-    decode_all,
-    random_job,
-    random_network,
-    scheduler_for,
-)
+from benchmarks.gpu.figures import Figures, Options, random_network, scheduler_for
 from benchmarks.gpu.recordings import GREEDY, MODEL, read_parts, read_texts, text_of, transcribed
+from benchmarks.networks import decode_all, random_job
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.segments import Segment

@@ -5,26 +5,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Self
 
-import numpy as np
 import torch
 
-from corpus_asr.benchmark import measuring
-from corpus_asr.benchmark.measuring import Shape
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
+from benchmarks.networks import SHAPES, Shape
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
-from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.loading import device_name
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.units import WINDOW_FRAMES
 
-# Beside the published sizes one that shows in seconds that everything runs.
-SHAPES = {
-    **measuring.SHAPES,
-    "nano": measuring.Shape(name="nano", width=64, encoder_layers=1, decoder_layers=1),
-}
 Value = str | float | int
 
 
@@ -129,53 +118,9 @@ def random_network(options: Options) -> WhisperForConditionalGeneration:
     return network.eval()
 
 
-def random_job(shape: Shape, number: int, *, tokens: int, **search: Any) -> WindowJob:
-    """Ask for exactly so many tokens of a window of noise."""
-    end = shape.vocabulary.index("<|endoftext|>")
-    prompt = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
-    return WindowJob(
-        features=_noise(shape.num_mel_bins, number % 16),
-        window=(number,),
-        prompt=tuple(map(shape.vocabulary.index, prompt)),
-        rules=TokenRules(end=end, suppress=(end,)),
-        max_new_tokens=tokens,
-        search=Search(**search),
-        seed=number,
-    )
-
-
-@cache
-def _noise(num_mel_bins: int, seed: int) -> np.ndarray:
-    draw = np.random.default_rng(seed)
-    return draw.uniform(-1, 1, (num_mel_bins, WINDOW_FRAMES)).astype(np.float16)
-
-
 def scheduler_for(options: Options, model: Any, slots: int) -> SlotScheduler:
     """Make a scheduler as the engine does."""
     kind = options.device.type
     return SlotScheduler(
         model, slots, encode_batch=encode_batch_on(kind), check_every=check_every_on(kind)
     )
-
-
-def decode_all(scheduler: SlotScheduler, jobs: Sequence[Any]) -> list[Any]:
-    """Run jobs side by side; returns the result of each, or raises what ended one."""
-    found: dict[int, Any] = {}
-
-    def ask(job: Any) -> Steps[Any]:
-        result = yield job
-        return result
-
-    def note(number: int) -> Callable[[Any, Exception | None], None]:
-        def done(result: Any, error: Exception | None) -> None:
-            if error is not None:
-                raise error
-            found[number] = result
-
-        return done
-
-    for number, job in enumerate(jobs):
-        scheduler.add(ask(job), note(number))
-    while scheduler.pending:
-        scheduler.advance()
-    return [found[number] for number in range(len(jobs))]

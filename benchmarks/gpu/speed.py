@@ -16,14 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiled
 
-from benchmarks.gpu.figures import (
-    Figures,
-    Options,
-    decode_all,
-    random_job,
-    random_network,
-    scheduler_for,
-)
+from benchmarks.gpu.figures import Figures, Options, random_network, scheduler_for
+from benchmarks.networks import decode_all, generate_fixed, hidden_states, random_job
 from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.device import CudaRecorder
@@ -308,27 +302,10 @@ def _transformers_network(options: Options, network: Any) -> Any:
 
 
 def _generate(options: Options, network: Any, jobs: Sequence[Any]) -> list[tuple[int, ...]]:
-    library = importlib.import_module("transformers")
-    outputs = importlib.import_module("transformers.modeling_outputs").BaseModelOutput
-    end = jobs[0].rules.end
-    settings = library.GenerationConfig(
-        max_new_tokens=options.tokens, do_sample=False, suppress_tokens=[end],
-        decoder_start_token_id=jobs[0].prompt[0],
-        bos_token_id=end, eos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
     features = torch.from_numpy(np.stack([job.features for job in jobs]))
-    prompt = torch.tensor([job.prompt for job in jobs], device=options.device)
-    with torch.inference_mode():
-        encoder = network.get_encoder()
-        hidden = encoder(features.to(options.device, options.dtype)).last_hidden_state
-        # Whisper's own `generate` cuts audio and reads timestamps; this is what it calls.
-        tokens = library.GenerationMixin.generate(
-            network,
-            encoder_outputs=outputs(last_hidden_state=hidden),
-            decoder_input_ids=prompt,
-            generation_config=settings,
-        )
-    return [tuple(row) for row in tokens[:, prompt.shape[1] :].tolist()]
+    hidden = hidden_states(network, features.to(options.device, options.dtype))
+    found = generate_fixed(network, hidden, options.shape, tokens=options.tokens)
+    return [tuple(row) for row in found]
 
 
 def profile(options: Options, say: Figures) -> None:

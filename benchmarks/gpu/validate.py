@@ -26,7 +26,8 @@ from unittest import SkipTest
 import torch
 
 from benchmarks.gpu import correctness, speed
-from benchmarks.gpu.figures import SHAPES, Figures, Options, Value
+from benchmarks.gpu.figures import Figures, Options, Value
+from benchmarks.networks import SHAPES
 
 Stage = Callable[[Options, Figures], None]
 

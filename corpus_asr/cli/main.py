@@ -112,7 +112,7 @@ def convert(
 
 
 def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    """Time this engine beside faster-whisper, transformers and openai-whisper."""
+    """Time this engine beside faster-whisper and transformers."""
     from corpus_asr.benchmark.command import run as run_benchmark
 
     with readable_errors():
@@ -146,7 +146,7 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         bench: "corpus-asr bench talk.mp3 --model small",
     },
 }
-# Its options are its own: the benchmark also runs where this command line is not installed.
+# Its options are its own: argparse reads them.
 _PASSED_ON: dict[str, Any] = {
     "add_help_option": False,
     "context_settings": {"ignore_unknown_options": True},

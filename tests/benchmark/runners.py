@@ -1,89 +1,51 @@
-"""What worker processes of the benchmark run in tests instead of an engine.
-
-An `Order` in, made-up seconds out; its `model` names a folder where each turn leaves its mark. Some
-fail, die or chatter. Imports no engine, so that a worker starts at once.
-"""
+"""Engines that workers of the benchmark load in tests; they start at once."""
 
 import os
+import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-from corpus_asr.benchmark.orders import Order
+from corpus_asr.benchmark.engines import Engine
 
-TURNS = "turns.txt"
-
-
-def order(runner: str, folder: Path, *, dtype: str = "float32") -> Order:
-    """Return an order for a class of this module."""
-    return Order(
-        engine="transformers",
-        dtype=dtype,
-        runner=f"{__name__}:{runner}",
-        model=str(folder),
-        scratch=str(folder),
-        device="cpu",
-        threads=1,
-        batch=1,
-        beams=1,
-    )
+BURN = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
 
 
-class Works:
-    """Writes down whose turn it was."""
+def works(threads: int, name: str, turns: str = os.devnull) -> Engine:
+    """Write down whose turn it is, and print as libraries do."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self.turns = 0
-
-    def run(self) -> dict[str, Any]:
-        """Take a turn."""
-        self.turns += 1
-        with (Path(self._order.model) / TURNS).open("a") as file:
-            file.write(f"{self._order.dtype}\n")
-        return {
-            "total_s": float(self.turns),
-            "stages": {"encode": 0.5},
-            "pid": os.getpid(),
-            "threads": os.environ["OMP_NUM_THREADS"],
-            "cores": len(os.sched_getaffinity(0)),
-        }
-
-
-class Chatters(Works):
-    """Prints to stdout, as libraries do."""
-
-    def run(self) -> dict[str, Any]:
-        """Take a turn, loudly."""
+    def work(paths: Any) -> dict[str, Any]:
         sys.stdout.write("{not json\n")
         sys.stdout.flush()
         os.write(1, b"written by C\n")
-        return super().run()
+        with open(turns, "a") as file:
+            file.write(f"{name}{len(paths)} ")
+        cores = len(os.sched_getaffinity(0))
+        about = {"pid": os.getpid(), "cores": cores, "threads": os.environ["OMP_NUM_THREADS"]}
+        return {"texts": ["Four score, and seven!"] * len(paths), "wall_s": 2.0, **about}
+
+    return work
 
 
-class CannotLoad(Works):
-    """Fails before its first turn."""
-
-    def __init__(self, order: Order) -> None:
-        raise ValueError("no such\nweights")
+def cannot_load(threads: int) -> Engine:
+    raise ValueError("no such weights")
 
 
-class FailsInRoundTwo(Works):
-    """Fails after a turn that does not count and one that does."""
-
-    def run(self) -> dict[str, Any]:
-        """Take a turn."""
-        if self.turns == 2:
-            raise MemoryError("too much")
-        return super().run()
+def dies(threads: int) -> Engine:
+    sys.stderr.write("malloc(): corrupted\n")
+    sys.stderr.flush()
+    os.kill(os.getpid(), 9)
+    return works(threads, "dead")
 
 
-class Dies(Works):
-    """Is gone at once, as one that ran out of memory."""
+def burns(threads: int) -> Engine:
+    """Spend CPU seconds in a child that lives on."""
 
-    def run(self) -> dict[str, Any]:
-        """Leave last words and die."""
-        sys.stderr.write("malloc(): corrupted\n")
-        sys.stderr.flush()
-        os.kill(os.getpid(), 9)
+    def work(paths: Any) -> dict[str, Any]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", BURN], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
         return {}
+
+    return work

@@ -1,246 +1,232 @@
-"""The command: a real run of ours and transformers, and one clear message for each mistake."""
+"""The command: rows and options, rounds and tables, and one clear message for each mistake."""
 
 import json
-import subprocess
-import sys
+import statistics
 from pathlib import Path
 
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from corpus_asr.benchmark import measuring, orders
-from corpus_asr.benchmark.command import main, run
-from corpus_asr.benchmark.measuring import SHAPES, Shape
-from corpus_asr.benchmark.rounds import Row, serve
+from corpus_asr.benchmark import command
+from corpus_asr.benchmark.command import (
+    PEERS,
+    Recording,
+    Row,
+    find_recordings,
+    measure,
+    run,
+    table,
+    word_error_rate,
+)
 from corpus_asr.cli import main as cli
-from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, FetchError
+from corpus_asr.errors import ConfigError, DecodeError, FetchError
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import tiny_model
 
 CLIP = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
-SUMMARY_KEYS = {
-    "engine", "dtype", "settings", "label", "failed", "times_real_time", "median_total_s",
-    "median_stages_s", "median_cpu_s",
-    "ours_times_as_fast", "peak_memory_mib", "peak_gpu_mib", "word_error_rate", "runs",
-}  # fmt: skip
+RUNNERS = "tests.benchmark.runners"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A checkpoint whose babble transformers ends early."""
-    folder = tiny_model(tmp_path_factory.mktemp("model"))
-    generation = folder / "generation_config.json"
-    values = json.loads(generation.read_text())
-    generation.write_text(json.dumps(values | {"max_length": 30}))
-    return folder
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.wav"
+    path.write_bytes(wav_bytes(tone(1.5), rate_hz=SAMPLE_RATE_HZ))
+    return path
 
 
-def bench(*arguments: object) -> tuple[str, str]:
-    """Run the command; returns what it prints and what it tells while it works."""
-    said: list[str] = []
-    messages: list[str] = []
-    run([str(argument) for argument in arguments], say=said.append, tell=messages.append)
-    return "\n".join(said), "\n".join(messages)
+@pytest.fixture
+def rows_of(clip, monkeypatch):
+    """Return the rows of a command line; none of them works."""
 
+    def rows(*arguments: str) -> dict[str, dict]:
+        seen: list[Row] = []
+        monkeypatch.setattr(command, "measure", lambda rows, *_, **__: seen.extend(rows))
+        run([str(clip), "--model", "m", "--device", "cpu", *arguments], say=lambda line: None)
+        return {row.name: row.options | {"engine": row.engine} for row in seen}
 
-def measure_here(orders, *, runs, tell):
-    """Take turns in this process: starting others is tested elsewhere."""
-    rows = [Row(case=order) for order in orders]
-    for row, order in zip(rows, orders, strict=True):
-        replies: list[dict] = []
-        serve(iter([order.to_json(), *["run"] * runs]), replies.append)
-        row.runs += [reply["run"] for reply in replies if "run" in reply]
-        row.failed = replies[-1].get("failed")
     return rows
 
 
-@pytest.fixture(scope="module")
-def measured(model, tmp_path_factory) -> tuple[str, dict]:
-    folder = tmp_path_factory.mktemp("audio")
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text(json.dumps({"path": str(CLIP), "text": "Four score and seven years ago"}))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(measuring, "measure", measure_here)
-        printed, _ = bench(
-            "--model", model, "--manifest", manifest, "--peers", "transformers:float32",
-            "--dtype", "float32", "--runs", 2, "--batch", 2, "--json", folder / "result.json",
-            "--settings", "thresholds-off,default",
-            "--threads", torch.get_num_threads(),
-        )  # fmt: skip
-    return printed, json.loads((folder / "result.json").read_text())
+def test_peers_are_measured_in_their_usual_types_or_the_one_named(rows_of):
+    usual = ["faster-whisper int8", "faster-whisper-batched int8", "transformers float32"]
+    assert list(rows_of()) == ["corpus-asr auto", *usual]
+    assert list(rows_of("--peers", "none", "--dtype", "int8,float32")) == [
+        "corpus-asr int8", "corpus-asr float32",
+    ]  # fmt: skip
+    assert list(rows_of("--peers", "transformers:bfloat16"))[1:] == ["transformers bfloat16"]
 
 
-def test_a_run_prints_a_row_for_each_engine(measured):
-    printed, _ = measured
-    for words in (
-        "batch 2, beams 1, medians of 2 alternating runs", "1 recordings, 9 s of audio, sequential",
-        "x real time", "features s", "encode s", "decode s", "total s", "peak MiB", "WER %",
-        "\ncorpus-asr float32 ", "\ntransformers float32 ",
-    ):  # fmt: skip
-        assert words in printed
+def test_engines_get_the_same_work_or_their_defaults(rows_of):
+    same = rows_of("--beams", "2", "--batch", "4", "--mode", "chunked", "--threads", "1")
+    assert {row["threads"] for row in same.values()} == {1}
+    ours, faster, batched, transformers = same.values()
+    assert (ours["slots"], ours["beam_size"], ours["strategy"]) == (8, 2, "chunked")
+    assert (faster["beam_size"], faster["temperature"], faster["vad_filter"]) == (2, 0.0, True)
+    assert "without_timestamps" not in batched
+    assert (batched["batched"], batched["batch_size"]) == (True, 4)
+    assert transformers["batch_size"] == 4
+    assert transformers["generate"]["num_beams"] == 2
+    for row in list(rows_of("--defaults").values())[:3]:
+        assert not {"temperature", "beam_size", "vad_filter"} & set(row)
+        assert row["language"] == "en"
 
 
-def test_the_json_holds_machine_versions_settings_and_every_run(measured):
-    _, found = measured
-    assert set(found) == {"date", "hardware", "versions", "settings", "skipped", "tables"}
-    assert found["hardware"]["cores"] >= 1
-    assert {"cpu", "cpu_flags", "memory_gib", "gpu"} <= set(found["hardware"])
-    assert {"torch", "transformers", "faster-whisper", "ctranslate2"} <= set(found["versions"])
-    assert found["settings"]["batch"] == 2
-    (table,) = found["tables"]
-    assert table["audio_s"] == pytest.approx(9.458, abs=0.01)
-    for row in table["rows"]:
-        assert set(row) == SUMMARY_KEYS
-    ours, with_defaults, theirs = table["rows"]
-    assert with_defaults["label"] == "corpus-asr float32, defaults"
-    for row in table["rows"]:
-        assert len(row["runs"]) == 2
-        assert list(row["median_stages_s"]) == ["features", "encode", "decode"]
-        assert all(seconds > 0 for seconds in row["median_stages_s"].values())
-        assert row["peak_memory_mib"] > 50
-        assert row["word_error_rate"] > 0
-        assert all("texts" not in one for one in row["runs"])
-    ratio = theirs["ours_times_as_fast"]["float32"]
-    each = [b["total_s"] / a["total_s"] for a, b in zip(ours["runs"], theirs["runs"], strict=True)]
-    assert ratio["median"] == pytest.approx(sum(each) / 2)
-    assert ours["ours_times_as_fast"] == {}
+def test_a_missing_peer_is_left_out_with_how_to_get_it(rows_of, monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "transformers" else name)
+    assert "transformers float32" not in rows_of()
+    assert "transformers is skipped: pip install 'corpus-asr[bench]'" in capsys.readouterr().err
 
 
-def test_a_size_is_measured_without_weights_or_audio(monkeypatch, tmp_path):
-    nano = Shape(name="tiny", width=64, encoder_layers=1, decoder_layers=1)
-    monkeypatch.setattr("corpus_asr.benchmark.measuring.SHAPES", {**SHAPES, "tiny": nano})
-    monkeypatch.setattr(measuring, "measure", measure_here)
-    printed, messages = bench(
-        "--shape", "tiny", "--peers", "none", "--dtype", "auto,none-such", "--runs", 1,
-        "--batch", 2, "--threads", torch.get_num_threads(),
-        "--tokens-per-window", 3, "--json", tmp_path / "found.json",
+def made(label: str, engine: str, **options: object) -> Row:
+    return Row(name=label, engine=f"{RUNNERS}:{engine}", options={"threads": 1, **options})
+
+
+def test_rows_take_turns_and_one_that_fails_has_no_more(tmp_path):
+    turns = str(tmp_path / "turns")
+    one, broken, two = (
+        made("A", "works", name="A", turns=turns), made("B", "cannot_load"),
+        made("C", "works", name="C", turns=turns),
     )  # fmt: skip
-    assert "2 windows of 30 s, 3 tokens each" in printed
-    for word in ("encode s", "first token s", "tokens s"):
-        assert word in printed
-    assert "writing random weights of tiny" in messages
-    (table,) = json.loads((tmp_path / "found.json").read_text())["tables"]
-    assert table["audio_s"] == 60.0
-    done, failed = table["rows"]
-    assert list(done["median_stages_s"]) == ["encode", "first_token", "tokens"]
-    assert failed["failed"].startswith("ConfigError: choosing a compute type: found 'none-such'")
-    assert failed["runs"] == []
-    assert f"corpus-asr none-such  failed: {failed['failed']}" in printed
+    measure([one, broken, two], {"work": ["a", "b"], "warm_up": []}, runs=2)
+    assert Path(turns).read_text().split() == ["A0", "A2", "C0", "C2"] * 2
+    assert [len(row.runs) for row in (one, broken, two)] == [2, 0, 2]
+    assert broken.failed == "exit code 1: ValueError: no such weights"
 
 
-def test_a_missing_peer_is_left_out_with_how_to_get_it(model, monkeypatch):
-    seen: list = []
+def with_times(name: str, walls_s: list[float], failed: str | None = None, **more: object) -> Row:
+    runs = [{"wall_s": wall_s, **more} for wall_s in walls_s]
+    return Row(name=name, engine="", options={}, runs=runs, failed=failed)
 
-    def measure(orders, **_):
-        seen.extend(orders)
-        return []
 
-    monkeypatch.setattr(orders, "find_spec", lambda name: None if name == "whisper" else name)
-    monkeypatch.setattr(measuring, "measure", measure)
-    _, messages = bench("--model", model, CLIP, "--peers", "openai-whisper,transformers:float32",
-                        "--settings", "default")  # fmt: skip
-    assert "openai-whisper float32 is skipped: whisper not installed" in messages
-    assert "pip install 'corpus-asr[bench]'" in messages
-    assert [case.label for case in seen] == [
-        "corpus-asr auto, defaults",
-        "transformers float32, defaults",
+def test_the_table_shows_medians_with_their_spread_and_omits_what_nobody_knows():
+    rows = [
+        with_times("corpus-asr auto", [1.0, 2.0, 4.0], peak_mib=512.4, cpu_s=3.0),
+        with_times("transformers float32", [3.0, 6.0, 8.0]),
+        with_times("faster-whisper int8", [], failed="exit code -9: no message"),
     ]
+    rows[1].word_error_rate = 0.125
+    header, ours, theirs, failed = table(rows, 12.0).splitlines()
+    for title in (
+        "x real time",
+        "total s",
+        "CPU s",
+        "corpus-asr auto is x as fast",
+        "MiB",
+        "WER %",
+    ):
+        assert title in header
+    assert "GPU" not in header
+    assert "6.00 (3.00..12.00)" in ours
+    assert "512 (512..512)" in ours
+    assert "3.00 (2.00..3.00)" in theirs
+    assert theirs.endswith("12.50")
+    assert failed == "faster-whisper int8 failed: exit code -9: no message"
+    staged = table([with_times("a", [1.0], encode=0.25)], 1.0, "encode")
+    assert "0.25 (0.25..0.25)" in staged
+    assert table([with_times("a", [], failed="no")], 1.0) == "a failed: no"
+
+
+SECONDS = st.lists(st.floats(min_value=1e-2, max_value=1e3), min_size=1, max_size=7)
+
+
+@given(SECONDS, SECONDS)
+def test_a_ratio_is_the_median_over_rounds_of_theirs_over_ours(ours, theirs):
+    pairs = list(zip(ours, theirs, strict=False))
+    drawn = table([with_times("ours", ours), with_times("theirs", theirs)], 1.0)
+    ratios = [other / own for own, other in pairs]
+    digits = 2 if max(ratios) < 100 else 0
+    assert f" {statistics.median(ratios):.{digits}f} ({min(ratios):.{digits}f}" in drawn
+
+
+def said(*texts: str | None) -> list[Recording]:
+    return [Recording(path=Path("a.wav"), duration_s=1.0, text=text) for text in texts]
+
+
+def test_word_errors_are_counted_after_whispers_normalizer():
+    pytest.importorskip("jiwer")
+    recordings = said("Mr. Smith isn't here.", None, "Twenty one colours!", "(laughs)")
+    right = ["mister smith is not here", "anything", "21 colors", "ha ha"]
+    assert word_error_rate(right, recordings) == 0.0
+    wrong = ["mister smith is not there", "", "21 colors", ""]
+    assert word_error_rate(wrong, recordings) == pytest.approx(1 / 7)
+    german = said("Schöne Grüße, Wien!")  # which keeps its spelling
+    assert word_error_rate(["schöne grüße wien"], german, language="de") == 0.0
+
+
+def test_without_references_or_jiwer_there_is_no_word_error_rate(monkeypatch):
+    assert word_error_rate(["a"], said(None)) is None
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert word_error_rate(["a"], said("a")) is None
+
+
+def test_texts_are_those_of_the_manifest_or_of_a_file_beside(clip):
+    (found,) = find_recordings([clip], None)
+    assert found.duration_s == pytest.approx(1.5, abs=0.01)
+    assert found.text is None
+    clip.with_suffix(".txt").write_text("What is said.", encoding="utf-8")
+    manifest = clip.parent / "manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, ({"path": "clip.wav", "text": "Hello."},
+                                                   {"uri": str(clip)}))))  # fmt: skip
+    assert [each.text for each in find_recordings([], manifest)] == ["Hello.", "What is said."]
+    clip.with_suffix(".txt").write_bytes("Grüße".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"clip\.txt.*UTF-8"):
+        find_recordings([clip], None)
 
 
 MISTAKES = [
-    ([], "found neither --model nor --shape"),
-    (["--shape", "large-v4"], "choosing a shape: found 'large-v4'"),
-    (["--shape", "large-v4"], "; did you mean large-v3?"),
-    (["--shape", "tiny", "--model", "x"], "--shape together with a model"),
-    (["--shape", "tiny", "--peers", "faster-wisper"], "choosing peers: found 'faster-wisper'"),
-    (["--shape", "tiny", "--peers", "faster-wisper"], "; did you mean faster-whisper?"),
-    (["--shape", "tiny", "--peers", "faster-whisper-batched"], "there is no audio"),
-    (["--model", "MODEL", "CLIP", "--settings", "defaults"], "found 'defaults', expected some of"),
-    (["--model", "MODEL", "CLIP", "--settings", "none"], "found 'none', expected some of"),
-    (["--shape", "tiny", "--batch", "0"], "--batch: found 0, expected 1 or more"),
-    (["--shape", "tiny", "--runs", "x"], "argument --runs: invalid int value"),
-    (["--shape", "tiny", "--tokens-per-window", "225"], "expected at most 224"),
-    (["--shape", "tiny", "--device", "tpu"], "choosing a device: found 'tpu'"),
-    (["--shape", "tiny", "--json", "no/such/folder.json"], "there is no folder no/such"),
-    (["--shape", "tiny", "--language", "xx"], "--language: choosing the language"),
-    (["--shapee", "tiny"], "unrecognized arguments: --shapee"),
-    (["--model", "MODEL"], "looking for audio: found none"),
-    (["--model", "MODEL", "none.wav"], "opening none.wav: no such file"),
-    (["--model", "MODEL", "--manifest", "none.jsonl"], "none.jsonl: not found"),
-    (["--extract", "a.wav", "--runs", "0"], "--runs: found 0, expected 1 or more"),
-    (["--extract", "a.wav", "--shape", "tiny"], "neither --model nor --shape"),
+    (["--peers", "faster-wisper"], "choosing peers: found 'faster-wisper'"),
+    (["--device", "tpu"], "choosing a device: found 'tpu'"),
+    (["none.wav"], "opening none.wav: no such file"),
+    (["--manifest", "none.jsonl"], "none.jsonl: not found"),
 ]
 
 
-def test_each_mistake_has_one_clear_message(model):
+def test_each_mistake_has_one_clear_message(clip, tmp_path):
     for arguments, message in MISTAKES:
-        named = {"MODEL": str(model), "CLIP": str(CLIP)}
-        words = [named.get(word, word) for word in arguments]
         with pytest.raises((ConfigError, FetchError)) as caught:
-            bench(*words)
+            run([str(clip), "--model", "m", *arguments])
         assert message in str(caught.value), arguments
-
-
-def test_a_missing_checkpoint_or_one_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no such folder"):
-        bench("--model", tmp_path / "none", CLIP)
-    for kind, message in (
-        ("bert", "found model_type 'bert'"),
-        ("speech_to_text", "found one of speech_to_text, expected one of whis"),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-        with pytest.raises(CheckpointError, match=message):
-            bench("--model", tmp_path, CLIP)
-
-
-def test_bad_audio_is_told_before_anything_is_measured(model, tmp_path):
+    with pytest.raises(ConfigError, match="looking for audio: found none"):
+        run(["--model", "m"])
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF")
     with pytest.raises(DecodeError, match=r"bad\.wav"):
-        bench("--model", model, bad, CLIP)
+        run(["--model", "m", str(bad), str(clip)])
 
 
-def test_both_ways_in_say_the_same_and_exit_alike(capsys):
-    assert main(["--shape", "huge"]) == 2
-    direct = capsys.readouterr().err
-    result = CliRunner().invoke(cli.app, ["bench", "--shape", "huge"])
+def test_the_command_line_passes_its_options_on():
+    result = CliRunner().invoke(cli.app, ["bench", "none.wav", "--model", "m"])
     assert result.exit_code == 2
-    assert direct.removeprefix("corpus-asr bench: ") == result.output.removeprefix("corpus-asr: ")
-    assert "Traceback" not in direct
-    assert "--tokens-per-window" in CliRunner().invoke(cli.app, ["bench", "--help"]).output
+    assert "opening none.wav" in result.output
+    assert CliRunner().invoke(cli.app, ["bench", "--modell", "m"]).exit_code == 2
+    assert "--peers" in CliRunner().invoke(cli.app, ["bench", "--help"]).output
 
 
-WITHOUT = """
-import sys
-from importlib.machinery import PathFinder
-absent = {"ray", "av", "pyarrow", "pydantic", "yaml", "typer", "rich", "s3fs", "faster_whisper",
-          "ctranslate2", "whisper", "jiwer", "onnxruntime"}
-find = PathFinder.find_spec
-PathFinder.find_spec = staticmethod(
-    lambda name, *rest: None if name.partition(".")[0] in absent else find(name, *rest))
-import corpus_asr.benchmark.ours, corpus_asr.benchmark.engines
-from corpus_asr.benchmark.command import main
-sys.exit(main(["--shape", "huge"]))
-"""
-
-
-def test_sizes_need_no_more_than_a_gpu_image_has():
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert "choosing a shape" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["sequential", "chunked"])
-def test_every_engine_takes_part_in_a_process_of_its_own(float_model, tmp_path, mode):
-    # On a checkpoint that ends its sentences; one of noise babbles for minutes.
-    _, messages = bench(
-        "--model", float_model, CLIP, "--runs", 1, "--batch", 2,
-        "--mode", mode, "--dtype", "float32", "--json", tmp_path / "found.json",
+@pytest.mark.parametrize("peers", ["none", pytest.param(",".join(PEERS), marks=pytest.mark.slow)])
+def test_a_real_run_measures_every_engine(peers, request, tmp_path):
+    # Peers on a checkpoint that ends its sentences; one of noise babbles for minutes.
+    model = tiny_model(tmp_path) if peers == "none" else request.getfixturevalue("float_model")
+    clip = tmp_path / "english.wav"
+    clip.write_bytes(CLIP.read_bytes())
+    clip.with_suffix(".txt").write_text("Four score and seven years ago")
+    path = tmp_path / "found.json"
+    printed: list[str] = []
+    run(
+        [str(clip), "--model", str(model), "--runs", "1", "--peers", peers, "--json", str(path),
+         "--device", "cpu", "--dtype", "float32"],
+        say=printed.append,
     )  # fmt: skip
-    rows = json.loads((tmp_path / "found.json").read_text())["tables"][0]["rows"]
-    assert [row["failed"] for row in rows] == [None] * 10, messages
-    assert all(len(row["runs"]) == 1 for row in rows)
-    assert all(row["ours_times_as_fast"].keys() == {"float32"} for row in rows[2:])
+    assert "1 recordings, 9 s, sequential; medians of 1 alternating runs" in printed[0]
+    assert "\ncorpus-asr float32 " in printed[1]
+    found = json.loads(path.read_text())
+    assert found["audio_s"] == pytest.approx(9.458, abs=0.01)
+    assert [row["failed"] for row in found["rows"]] == [None] * (1 if peers == "none" else 4)
+    for row in found["rows"]:
+        (one,) = row["runs"]
+        assert one["wall_s"] > 0
+        assert one["cpu_s"] > 0
+        assert one["peak_mib"] > 50
+        assert row["word_error_rate"] is not None

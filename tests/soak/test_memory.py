@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from corpus_asr.benchmark.measuring import SHAPES
+from benchmarks.networks import SHAPES
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.layers.projection import can_use_int8
@@ -58,18 +58,18 @@ def test_a_process_takes_what_the_formula_says(shape: str, dtype: str, tmp_path:
     needs(dtype)
     found = tmp_path / "found.json"
     subprocess.run(
-        [sys.executable, "-m", "corpus_asr.benchmark", "--shape", shape, "--dtype", dtype,
-         "--batch", str(SLOTS), "--peers", "none", "--runs", "1", "--tokens-per-window", "20",
+        [sys.executable, "-m", "benchmarks.networks", shape, "--dtype", dtype,
+         "--batch", str(SLOTS), "--peers", "--runs", "1", "--tokens-per-window", "20",
          "--device", "cpu", "--json", str(found)],
         check=True, timeout=1800,
     )  # fmt: skip
-    (table,) = json.loads(found.read_text())["tables"]
-    (row,) = table["rows"]
+    (table,) = json.loads(found.read_text())
+    ((run,),) = (row["runs"] for row in table["rows"])
     best = resolve_dtype("auto", torch.device("cpu"))
     weights = best if dtype == "int8" else getattr(torch, dtype)
     model = WhisperForConditionalGeneration(SHAPES[shape].config()).to(weights)
     size = model.slot_model(int8=dtype == "int8").size
-    assert row["peak_memory_mib"] * MEBIBYTE == pytest.approx(predicted(size), rel=WITHIN)
+    assert run["peak_mib"] * MEBIBYTE == pytest.approx(predicted(size), rel=WITHIN)
 
 
 @pytest.mark.timeout(1800)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from corpus_asr.benchmark.measuring import SHAPES
+from benchmarks.networks import SHAPES
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.options import choose

@@ -6,11 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from corpus_asr.benchmark import command, extraction
-from corpus_asr.benchmark.command import EXIT_UNUSABLE
-from corpus_asr.benchmark.extraction import FFMPEG, STEPS, main, render, run
-from corpus_asr.benchmark.orders import Recording
-from corpus_asr.errors import EngineError
+from benchmarks.extraction import cpu_s_of, drawn, main
+from corpus_asr.benchmark.command import Recording
+from corpus_asr.errors import DecodeError
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 
@@ -33,10 +31,9 @@ def no_ffmpeg(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpeg):
-    said: list[str] = []
-    command.run(["--extract", str(clip), "--runs", "1"], say=said.append)
-    title, missing, header, row, total = said
+def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpeg, capsys):
+    main([str(clip), "--runs", "1"])
+    title, missing, header, row, total = capsys.readouterr().out.splitlines()
     assert "CPU seconds" in title
     assert missing == "ffmpeg is not installed: it is skipped"
     assert header.split() == ["audio", "s", "decoding", "+", "speech", "+", "features"]
@@ -50,7 +47,7 @@ def test_speeds_are_of_seconds_by_seconds_and_the_sum_weighs_by_length(tmp_path)
         Recording(path=tmp_path / name, duration_s=duration_s, text=None)
         for name, duration_s in (("a.mp3", 10.0), ("b.mp3", 30.0))
     ]
-    lines = render(recordings, {FFMPEG: [0.1, 0.1], STEPS[0]: [0.2, 0.6]})
+    lines = drawn(recordings, {"ffmpeg": [0.1, 0.1], "decoding": [0.2, 0.6]})
     assert [line.split() for line in lines] == [
         ["audio", "s", "ffmpeg", "decoding"],
         ["a.mp3", "10.0", "100", "50"],
@@ -63,22 +60,19 @@ def test_what_a_child_process_spends_is_counted():
     def spend():
         subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
 
-    assert extraction._cpu_s_of(spend) > 0.02
+    assert cpu_s_of(spend) > 0.02
 
 
 def test_an_ffmpeg_that_fails_says_on_which_file_and_why(clip, no_ffmpeg):
     program = no_ffmpeg / "ffmpeg"
     program.write_text(FAILING)
     program.chmod(0o755)
-    with pytest.raises(EngineError, match=r"clip\.wav with ffmpeg: exit code 7 \(no such codec\)"):
-        run([clip], runs=1, say=print)
+    with pytest.raises(SystemExit, match=r"clip\.wav with ffmpeg: exit code 7 \(no such codec\)"):
+        main([str(clip), "--runs", "1"])
 
 
-def test_a_broken_file_is_one_clear_error(tmp_path, capsys):
+def test_a_broken_file_is_named_before_anything_is_measured(tmp_path):
     path = tmp_path / "broken.mp3"
     path.write_bytes(np.random.default_rng(0).bytes(2000))
-    assert main([str(path)]) == EXIT_UNUSABLE
-    out, err = capsys.readouterr()
-    assert not out
-    assert err.count("\n") == 1
-    assert "broken.mp3" in err
+    with pytest.raises(DecodeError, match=r"broken\.mp3"):
+        main([str(path)])
