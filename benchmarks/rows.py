@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,74 +59,45 @@ class Set:
         return replace(self, minutes=minutes or self.minutes, rounds=rounds or self.rounds)
 
 
-def _ours(name: str, speed: float, **options: Any) -> Row:
+def _row(
+    name: str, speed: float, *, of: str, engine: str, layout: str, given: Mapping[str, Any],
+    multilingual: tuple[str, ...] = (), split: bool = False, peer: bool = False, **options: Any,
+) -> Row:  # fmt: skip
     return Row(
-        name=f"corpus-asr {name}",
-        engine=f"{_OURS}:corpus_asr",
-        layout="hf",
-        speed=speed,
-        options={"dtype": "auto", "device": "cpu", "language": "en"} | options,
-        multilingual=("language",),
-        peer=False,
-    )
+        name=f"{of} {name}", engine=engine, layout=layout, speed=speed, options={**given, **options},
+        multilingual=multilingual, split=split, peer=peer,
+    )  # fmt: skip
 
 
-def _faster_whisper(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
-    return Row(
-        name=f"faster-whisper int8 {name}",
-        engine=f"{_OURS}:faster_whisper",
-        layout="ct2-int8",
-        speed=speed,
-        options={"dtype": "int8", "device": "cpu", "language": "en"} | options,
-        split=split,
-        peer=False,
-    )
-
-
-def _openvino(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
-    return Row(
-        name=f"OpenVINO GenAI int8 {name}",
-        engine=f"{_PEERS}:openvino",
-        layout="openvino-int8",
-        speed=speed,
-        options={"language": "<|en|>", "task": "transcribe"} | options,
-        multilingual=("language", "task"),
-        split=split,
-    )
-
-
-def _whisper_cpp(name: str, speed: float, *, split: bool = False, **options: Any) -> Row:
-    return Row(
-        name=f"whisper.cpp q8_0 {name}",
-        engine=f"{_PEERS}:whisper_cpp",
-        layout="ggml-q8_0",
-        speed=speed,
-        options={"language": "en"} | options,
-        split=split,
-    )
+_HOST = {"device": "cpu", "language": "en"}
+_ours = partial(
+    _row, of="corpus-asr", engine=f"{_OURS}:corpus_asr", layout="hf",
+    given={"dtype": "auto", **_HOST}, multilingual=("language",),
+)  # fmt: skip
+_faster_whisper = partial(
+    _row, of="faster-whisper int8", engine=f"{_OURS}:faster_whisper", layout="ct2-int8",
+    given={"dtype": "int8", **_HOST},
+)  # fmt: skip
+_openvino = partial(
+    _row, of="OpenVINO GenAI int8", engine=f"{_PEERS}:openvino", layout="openvino-int8", peer=True,
+    given={"language": "<|en|>", "task": "transcribe"}, multilingual=("language", "task"),
+)  # fmt: skip
+_whisper_cpp = partial(
+    _row, of="whisper.cpp q8_0", engine=f"{_PEERS}:whisper_cpp", layout="ggml-q8_0", peer=True,
+    given={"language": "en"},
+)  # fmt: skip
+_openai_whisper = partial(
+    _row, of="openai-whisper float32", engine=f"{_PEERS}:openai_whisper", layout="openai",
+    given={"language": "en"},
+)  # fmt: skip
 
 
 def _transformers(name: str, speed: float, dtype: str, beams: int = 1, **options: Any) -> Row:
     generate = {"language": "en", "task": "transcribe", "num_beams": beams}
-    return Row(
-        name=f"transformers {dtype} {name}",
-        engine=f"{_OURS}:transformers",
-        layout="hf",
-        speed=speed,
-        options={"dtype": dtype, "device": "cpu", "generate": generate} | options,
-        peer=False,
-    )
-
-
-def _openai_whisper(name: str, speed: float, **options: Any) -> Row:
-    return Row(
-        name=f"openai-whisper float32 {name}",
-        engine=f"{_PEERS}:openai_whisper",
-        layout="openai",
-        speed=speed,
-        options={"language": "en"} | options,
-        peer=False,
-    )
+    return _row(
+        name, speed, of=f"transformers {dtype}", engine=f"{_OURS}:transformers", layout="hf",
+        given={"dtype": dtype, "device": "cpu", "generate": generate}, **options,
+    )  # fmt: skip
 
 
 # Greedy, one temperature, speech detection, no prompt of previous text.

@@ -1,18 +1,16 @@
 """Speech2Text beside transformers: the same weights, the same batch, the same text.
 
-Run as `python -m benchmarks.speech2text`; prints a table of medians of rounds in which the engines
-take turns: what the clock says, and processor seconds, which other work on the machine distorts
-less. Rows have lengths as utterances have, and texts as long as such utterances have. Weights are
-random but for those that make the text: each row counts down from the token it is prompted with to
-the end token, so that every engine and every type of numbers says the same.
+    python -m benchmarks.speech2text [--sizes small] [--rows 1 8] [--beams 1 5]
+
+Rows have lengths as utterances have, and texts as long as such utterances have. Weights are random
+but for those that make the text: each row counts down from the token it is prompted with to the end
+token, so that every engine and every type of numbers returns the same.
 """
 
 import argparse
-import os
 import platform
-import statistics
-import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +19,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from corpus_asr.benchmark.command import Row, measure, table
+from corpus_asr.benchmark.engines import Engine
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from corpus_asr.threads import usable_threads
 
 FRAMES_PER_SECOND = 100
 # Of LibriSpeech: 2.7 words a second, of 1.25 of the 10,000 tokens of the published checkpoints.
@@ -38,31 +39,7 @@ class Batch:
     mask: Tensor
     prompts: Tensor
     max_new_tokens: int
-
-
-@dataclass
-class Engine:
-    """One of those that take turns."""
-
-    name: str
-    model: Any
-    dtype: torch.dtype
-    wall_s: list[float] = field(default_factory=list)
-    processor_s: list[float] = field(default_factory=list)
-
-    @torch.no_grad()
-    def generate(self, batch: Batch, *, num_beams: int) -> Tensor:
-        wall, processor = time.perf_counter(), time.process_time()
-        tokens: Tensor = self.model.generate(
-            batch.features.to(self.dtype),
-            attention_mask=batch.mask,
-            decoder_input_ids=batch.prompts,
-            max_new_tokens=batch.max_new_tokens,
-            num_beams=num_beams,
-        )
-        self.wall_s.append(time.perf_counter() - wall)
-        self.processor_s.append(time.process_time() - processor)
-        return tokens
+    audio_s: float
 
 
 def batch_of(config: Any, rows: int, shortest_s: float, longest_s: float) -> Batch:
@@ -80,6 +57,7 @@ def batch_of(config: Any, rows: int, shortest_s: float, longest_s: float) -> Bat
         mask=mask,
         prompts=torch.stack([starts, config.eos_token_id + tokens], dim=1),
         max_new_tokens=int(tokens.max()) + 8,
+        audio_s=float(seconds.sum()),
     )
 
 
@@ -108,69 +86,81 @@ def save_network(size: str, folder: Path) -> Any:
     return config
 
 
-def engines(folder: Path, dtypes: list[str]) -> list[Engine]:
-    classes: dict[str, Any] = {
-        "transformers": transformers.Speech2TextForConditionalGeneration,
-        "corpus-asr": Speech2TextForConditionalGeneration,
-    }
-    return [
-        Engine(f"{library} {name}", kind.from_pretrained(folder, dtype=dtype).eval(), dtype)
-        for name, dtype in ((name, getattr(torch, name)) for name in dtypes)
-        for library, kind in classes.items()
-    ]
+CLASSES: dict[str, Any] = {
+    "corpus-asr": Speech2TextForConditionalGeneration,
+    "transformers": transformers.Speech2TextForConditionalGeneration,
+}
 
 
-def measure(some: list[Engine], rounds: int, batch: Batch, num_beams: int) -> None:
-    """Let the engines take turns; the first round warms up."""
-    for number in range(rounds + 1):
-        for engine in some:
-            if number < 2:
-                engine.wall_s.clear()
-                engine.processor_s.clear()
-            text = engine.generate(batch, num_beams=num_beams)
-            if engine is some[0]:
-                expected = text
-            elif not torch.equal(text, expected):
-                raise ValueError(f"{engine.name} says another text than {some[0].name}")
+def engine(
+    model: str, *, library: str, dtype: str, threads: int, num_beams: int, sizes: Sequence[Any]
+) -> Engine:
+    """Load the network of a library; it returns the tokens of a batch."""
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    loaded = CLASSES[library].from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    batch = batch_of(loaded.config, *sizes)
+
+    def work(_: object) -> dict[str, Any]:
+        with torch.no_grad():
+            tokens = loaded.generate(
+                batch.features.to(loaded.dtype),
+                attention_mask=batch.mask,
+                decoder_input_ids=batch.prompts,
+                max_new_tokens=batch.max_new_tokens,
+                num_beams=num_beams,
+            )
+        return {"tokens": tokens.tolist()}
+
+    return work
 
 
-def report(some: list[Engine], what: dict[str, Any]) -> None:
-    for engine in some:
-        cells = [*what.values(), engine.name]
-        for name in ("wall_s", "processor_s"):
-            first, own = (statistics.median(getattr(each, name)) for each in (some[0], engine))
-            cells += [f"{own:.2f}", f"{first / own:.2f}"]
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=["small"], choices=list(SIZES))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, nargs=2, default=(2.0, 15.0))
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_threads())
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    asked = parser.parse_args(arguments)
     print(
-        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} "
+        f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {asked.threads} "
         f"threads, torch {torch.__version__}, transformers {transformers.__version__}"
     )
-    print("| size | rows | beams | | wall s | x as fast | processor s | x as fast |")
-    print("|---|--:|--:|---|--:|--:|--:|--:|")
-    for size in options.sizes:
+    for size in asked.sizes:
         with TemporaryDirectory() as folder:
             config = save_network(size, Path(folder))
-            some = engines(Path(folder), options.dtypes)
-        for rows in options.rows:
-            batch = batch_of(config, rows, *options.seconds)
-            for beams in options.beams:
-                measure(some, options.rounds, batch, beams)
-                report(some, {"size": size, "rows": rows, "beams": beams})
+            for number in asked.rows:
+                audio_s = batch_of(config, number, *asked.seconds).audio_s
+                for beams in asked.beams:
+                    rows = rows_of(folder, asked, [number, *asked.seconds], beams)
+                    measure(rows, {"work": [], "warm_up": []}, runs=asked.rounds)
+                    check_same(rows)
+                    print(f"\n{size}, {number} rows, {beams} beams\n{table(rows, audio_s)}")
+
+
+def rows_of(folder: str, asked: argparse.Namespace, sizes: Sequence[Any], beams: int) -> list[Row]:
+    options = {"model": folder, "threads": asked.threads, "sizes": sizes, "num_beams": beams}
+    return [
+        Row(
+            name=f"{library} {dtype}",
+            engine="benchmarks.speech2text:engine",
+            options=options | {"library": library, "dtype": dtype},
+        )
+        for dtype in asked.dtypes
+        for library in CLASSES
+    ]
+
+
+def check_same(rows: Sequence[Row]) -> None:
+    """Raise ValueError if a row returns other tokens than the first."""
+    for row in rows:
+        for run in row.runs:
+            if run["tokens"] != rows[0].runs[0]["tokens"]:
+                raise ValueError(f"{row.name} returns another text than {rows[0].name}")
 
 
 if __name__ == "__main__":

@@ -232,7 +232,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("audio", nargs="*", type=Path, metavar="AUDIO", help="audio files, texts in a .txt beside")
+    add(
+        "audio", nargs="*", type=Path, metavar="AUDIO", help="audio files, with texts in .txt files"
+    )
     add("--model", required=True, metavar="FOLDER", help="a checkpoint in Hugging Face layout")
     add("--manifest", type=Path, help="a .jsonl of audio files with `path` and `text`")
     add("--peers", default=",".join(PEERS), help="other engines, each with :DTYPE, or none")

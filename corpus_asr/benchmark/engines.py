@@ -94,14 +94,13 @@ def faster_whisper(
         subprocess.run(command, check=True)  # a process of its own, as it loads torch
     # CTranslate2 loads torch wherever it finds it, and needs it in its converter only.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    from faster_whisper import BatchedInferencePipeline, WhisperModel
-
+    library = importlib.import_module("faster_whisper")
     kind, _, index = device.partition(":")
-    loaded = WhisperModel(
+    loaded = library.WhisperModel(
         convert_to or model, device=kind, device_index=int(index or 0), compute_type=dtype,
         cpu_threads=threads, num_workers=workers, local_files_only=True,
     )  # fmt: skip
-    pipeline = BatchedInferencePipeline(loaded) if batched else loaded
+    pipeline = library.BatchedInferencePipeline(loaded) if batched else loaded
 
     def one(path: str) -> str:
         segments, _ = pipeline.transcribe(path, **options)
@@ -119,8 +118,8 @@ def transformers(
 ) -> Engine:
     """Load the pipeline of transformers; it takes all files in one call."""
     import torch
-    import transformers as library
 
+    library = importlib.import_module("transformers")
     torch.set_num_threads(threads)
     library.logging.set_verbosity_error()
     task = "automatic-speech-recognition"
