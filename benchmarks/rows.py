@@ -64,8 +64,8 @@ def _row(
     multilingual: tuple[str, ...] = (), split: bool = False, peer: bool = False, **options: Any,
 ) -> Row:  # fmt: skip
     return Row(
-        name=f"{of} {name}", engine=engine, layout=layout, speed=speed, options={**given, **options},
-        multilingual=multilingual, split=split, peer=peer,
+        name=f"{of} {name}", engine=engine, layout=layout, speed=speed,
+        options={**given, **options}, multilingual=multilingual, split=split, peer=peer,
     )  # fmt: skip
 
 
