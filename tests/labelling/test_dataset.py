@@ -35,8 +35,8 @@ def test_a_selection_without_rows_is_a_table_all_the_same(tmp_path: Path) -> Non
     assert pq.read_table(tmp_path / "selection").num_rows == 0
 
 
-def test_recordings_are_done_failed_or_unfinished(memory: str) -> None:
-    store = OutputStore(memory)
+def test_recordings_are_done_failed_or_unfinished(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
     commit(store, results(
         part("done", 0, texts=["x"], part_end_s=1.0),
         part("half", 0, texts=["x"], part_end_s=2.0, last=False),
