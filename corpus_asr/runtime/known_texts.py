@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.storage.run_state.finish import claimed_segments, keep_only
-from corpus_asr.storage.run_state.tables import OutputStore, projected
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore, projected
 from corpus_asr.transcription.joined_text import Claim, placed_once, text_columns
 
 _LOG = logging.getLogger(__name__)
@@ -23,9 +24,18 @@ _LOG = logging.getLogger(__name__)
 _Rows = list[dict[str, Any]]
 
 
-_EDGES = pa.schema(
-    [("id", pa.string()), ("part", pa.int32()), ("first", pa.int32()), ("stop", pa.int32())]
-)
+# An earlier part that reaches further than the one after it contradicts that one, too.
+_CONTESTED = """
+with said as (
+  select recording_id, text_spans[1].first <
+         lag(text_spans[-1].stop) over (partition by recording_id order by part) as contested
+  from parts semi join complete using (recording_id) where text_found > 0)
+select distinct recording_id from said where contested
+"""
+_NAMES = """
+select distinct name from outcomes join objects using (object) semi join contested
+using (recording_id) order by name
+"""
 
 
 def place_words_once(store: OutputStore, complete_ids: pa.Array) -> int:
@@ -34,14 +44,12 @@ def place_words_once(store: OutputStore, complete_ids: pa.Array) -> int:
     `complete_ids` are recordings whose parts are all committed, each once. May be repeated after
     being killed anywhere: until a first commit is removed it counts, and the second does not.
     """
-    contested = _contested(store, complete_ids)
-    if not len(contested):
-        return 0
-    names = dict.fromkeys(
-        batch.name
-        for batch in store.committed(("recording_id",))
-        if pc.any(pc.is_in(batch.rows["recording_id"], value_set=contested)).as_py()
-    )
+    columns = (*VERSION_COLUMNS, "text_found", "text_spans")
+    with RunTables(store, columns=columns, names=store.names(OUTCOMES_FOLDER)) as tables:
+        tables.add("complete", pa.table({"recording_id": complete_ids}))
+        tables.add("contested", tables.table(_CONTESTED))
+        contested = tables.table("from contested")["recording_id"].combine_chunks()
+        names = [name for (name,) in tables.rows(_NAMES)]
     claims: dict[str, list[Claim]] = {}
     for name in names:
         for row, segments in _parts(store, name, contested):
@@ -51,29 +59,6 @@ def place_words_once(store: OutputStore, complete_ids: pa.Array) -> int:
         own.sort(key=lambda claim: (claim.part, claim.index))
         kept[recording_id] = {own[at] for at in placed_once(own)}
     return sum(_rewritten(store, name, contested, kept) for name in names)
-
-
-def _contested(store: OutputStore, complete_ids: pa.Array) -> pa.Array:
-    """Return the recordings in which a part claims a word that is not after all of an earlier."""
-    tables = [_EDGES.empty_table()]
-    for batch in store.outcomes(("recording_id", "part", "text_found", "text_spans")):
-        rows = batch.filter(pc.greater(pc.fill_null(batch["text_found"], 0), 0))
-        rows = rows.filter(pc.is_in(rows["recording_id"], value_set=complete_ids))
-        spans = rows["text_spans"]
-        ends = pc.subtract(pc.cumulative_sum(pc.list_value_length(spans)), 1)
-        last = pc.list_flatten(spans).take(ends)
-        columns = [rows["recording_id"], rows["part"],
-                   pc.struct_field(pc.list_element(spans, 0), "first"),
-                   pc.struct_field(last, "stop")]  # fmt: skip
-        tables.append(pa.table(columns, schema=_EDGES))
-    parts = pa.concat_tables(tables).sort_by([("id", "ascending"), ("part", "ascending")])
-    ids = parts["id"].combine_chunks().dictionary_encode()
-    if not len(ids):
-        return ids.dictionary
-    code, first, stop = (each.to_numpy() for each in (ids.indices, parts["first"], parts["stop"]))
-    # An earlier part that reaches further than the one after it contradicts that one, too.
-    contested = (code[1:] == code[:-1]) & (first[1:] < stop[:-1])
-    return ids.dictionary.take(pa.array(np.unique(code[1:][contested])))
 
 
 def _parts(
