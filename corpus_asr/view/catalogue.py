@@ -227,7 +227,7 @@ class Library:
             if names != self._names:
                 catalogue = read_catalogue(self.store)
             elif catalogue.finished != (finished := self.store.exists(SUCCESS_NAME)):
-                catalogue = replace(catalogue, finished=finished)
+                catalogue = replace(catalogue, finished=finished, number=next(_numbers))
             if names != self._names or not view.searchable:
                 self._read_texts(catalogue, view)
             saved, given = read_saved(self.store, known), read_names(self.store)

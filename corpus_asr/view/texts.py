@@ -24,8 +24,10 @@ from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
 from corpus_asr.view.query import folded_lines
 
-_SEGMENT_COLUMNS = ("text", "start_s", "end_s", "confidence", "language", "channel")
-_LABEL_COLUMNS = ("label", "start_s", "end_s", "probability", "channel", "rank")
+_SEGMENT_COLUMNS = ("start_s", "end_s", "channel", "language", "confidence", "text")
+_LABEL_COLUMNS = ("start_s", "end_s", "channel", "rank", "probability", "label")
+_SEGMENT_VALUES = "language, confidence, coalesce(text, ''), folded from arriving"
+_LABEL_VALUES = "null, probability, label, folded from (from arriving where rank = 1)"
 _INSERTED_ROWS = 65_536  # at once; commits have some hundreds
 # One meaning of months for all: only local files tell when they were modified. Their version is
 # size and modification time in nanoseconds.
@@ -75,9 +77,7 @@ from arriving join taken on arriving.id = taken.before
 """
 _UNREAD = "(select * from parts anti join taken using (id))"
 _READ = """
-insert into texts
-select place, id, number, start_s, end_s, channel, language, confidence, text, folded
-from arriving join owners using (id)
+insert into texts select place, id, number, start_s, end_s, channel, {values} join owners using (id)
 """
 _EDITS = pa.schema([
     ("place", pa.int64()), ("text", pa.string()), ("folded", pa.string()),
@@ -94,7 +94,7 @@ from texts left join edits using (place)
 # Times are compared in milliseconds, and exactly by the key.
 _CANDIDATES = """
 select place, recording_id, channel, start_s, end_s, text from texts join shown using (number)
-where exists (from (select unnest($ids) as id, unnest($starts_ms) as start_ms)
+where exists (from (select unnest($ids::varchar[]) as id, unnest($starts_ms::bigint[]) as start_ms)
               where id = recording_id and abs(1000 * start_s - start_ms) < 1)
 """
 
@@ -134,36 +134,29 @@ def add_texts(
         tables.execute(_TAKE, pa.Table.from_batches([batch]))
         on_rows(0)
     [(first,)] = tables.rows("select coalesce(max(place) + 2, 0) from texts")
-    columns_of = _LABEL_COLUMNS if kind is LABEL_ROWS else _SEGMENT_COLUMNS
+    labels = kind is LABEL_ROWS
+    columns = _LABEL_COLUMNS if labels else _SEGMENT_COLUMNS
+    read = _READ.format(values=_LABEL_VALUES if labels else _SEGMENT_VALUES)
     waiting: list[pa.Table] = []
-    for _, rows, ids in claimed_rows(store, tables, kind, columns_of, of=_UNREAD):
-        places = np.arange(first, first + rows.num_rows)
+    for _, rows, ids in claimed_rows(store, tables, kind, columns, of=_UNREAD):
+        folded = _folded(pc.fill_null(rows[columns[-1]], "").to_pylist())
+        places = pa.array(np.arange(first, first + rows.num_rows))
         first += rows.num_rows
-        waiting.append(_searchable(rows, ids, places))
+        rows = rows.append_column("id", ids).append_column("place", places)
+        waiting.append(rows.append_column("folded", folded))
         on_rows(rows.num_rows)
         if sum(each.num_rows for each in waiting) >= _INSERTED_ROWS:
-            tables.execute(_READ, pa.concat_tables(waiting))
+            tables.execute(read, pa.concat_tables(waiting))
             waiting = []
     if waiting:
-        tables.execute(_READ, pa.concat_tables(waiting))
+        tables.execute(read, pa.concat_tables(waiting))
     for statement in ("drop table earlier", "drop table taken", "force checkpoint"):
         tables.execute(statement)
 
 
-def _searchable(rows: pa.Table, ids: pa.Array, places: np.ndarray) -> pa.Table:
-    rows = rows.append_column("id", ids).append_column("place", pa.array(places))
-    if "label" in rows.schema.names:
-        rows = rows.filter(pc.equal(rows["rank"], 1))
-        rows = rows.rename_columns({"label": "text", "probability": "confidence"})
-        rows = rows.append_column("language", pa.nulls(rows.num_rows, pa.string()))
-    text = pc.fill_null(rows["text"], "")
-    folded = pa.array(_folded(text.to_pylist()), pa.string())
-    position = rows.schema.get_field_index("text")
-    return rows.set_column(position, "text", text).append_column("folded", folded)
-
-
-def _folded(texts: list[str]) -> list[str]:
-    return [f" {line} " for line in folded_lines(texts)] if texts else []
+def _folded(texts: list[str]) -> pa.Array:
+    lines = folded_lines(texts) if texts else []
+    return pa.array([f" {line} " for line in lines], pa.string())
 
 
 def correct_texts(tables: RunTables, corrections: Corrections) -> None:
@@ -175,19 +168,17 @@ def correct_texts(tables: RunTables, corrections: Corrections) -> None:
     )
     said = {row["recording_id"]: corrections.version(**row) for row in versions.to_pylist()}
     keys = [(each, key.start_ms) for each, own in said.items() for key in own]
-    edits = []
-    if keys:
-        ids, starts_ms = map(list, zip(*keys, strict=True))
-        for row in tables.table(_CANDIDATES, ids=ids, starts_ms=starts_ms).to_pylist():
-            _, correction = said[row["recording_id"]].get(key_of(row), ("", None))
-            if correction is not None:
-                edits.append(
-                    (row["place"], correction.segment_text, json.dumps(asdict(correction)))
-                )
-    places, texts, data = zip(*edits, strict=True) if edits else ((), (), ())
-    columns = [list(places), list(texts), _folded(list(texts)), list(data)]
-    arrays = [pa.array(each, field.type) for each, field in zip(columns, _EDITS, strict=True)]
+    ids, starts_ms = [each for each, _ in keys], [start_ms for _, start_ms in keys]
+    places, found = [], []
+    for row in tables.table(_CANDIDATES, ids=ids, starts_ms=starts_ms).to_pylist():
+        named = said[row["recording_id"]].get(key_of(row))
+        if named is not None:
+            places.append(row["place"])
+            found.append(named[1])
+    texts = [each.segment_text for each in found]
+    data = [json.dumps(asdict(each)) for each in found]
+    columns = [pa.array(places, pa.int64()), pa.array(texts, pa.string()), _folded(texts),
+               pa.array(data, pa.string())]  # fmt: skip
+    edits = pa.table(columns, schema=_EDITS)
     # One statement: whoever searches meanwhile has the ones before or these.
-    tables.execute(
-        "create or replace table edits as from arriving", pa.table(arrays, schema=_EDITS)
-    )
+    tables.execute("create or replace table edits as from arriving", edits)
