@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.recognizers import FasterWhisper, OpenAI, Ours, Recognizer
+from benchmarks.recognizers import Recognizer, faster_whisper, openai, ours
 from corpus_asr.report.accuracy.scoring import normalized
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import murmur, read_clip, read_manifest, speech_in_noise, wordless_sounds
 
 ENGINES: dict[str, Callable[[Path, Path], Recognizer]] = {
-    "corpus-asr": partial(Ours, mode="default", compute_type="auto"),
+    "corpus-asr": partial(ours, mode="default", compute_type="auto"),
     "corpus-asr, no detection": partial(
-        Ours, mode="default", compute_type="auto", vad_filter=False
+        ours, mode="default", compute_type="auto", vad_filter=False
     ),
-    "openai-whisper": partial(OpenAI, mode="default"),
+    "openai-whisper": partial(openai, mode="default"),
     # Its detector is off by default.
-    "faster-whisper": partial(FasterWhisper, mode="default", vad_filter=True),
+    "faster-whisper": partial(faster_whisper, mode="default", vad_filter=True),
 }
 SPEECH = "speech in noise"
 SHOWN_LETTERS = 40
