@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.recognizers import RECOGNIZERS, Hypothesis, Mode, manifest
+from benchmarks.tables import markdown
 from corpus_asr.report.accuracy import scoring
 from corpus_asr.report.accuracy.scoring import Errors, Reference, Score, TimedWord, score, total
 
@@ -146,10 +147,9 @@ def _show(arguments: argparse.Namespace) -> None:
 Found = dict[str, dict[Key, Hypothesis]]
 
 
-def _table(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
-    columns = "WER % | sub | del | ins | CER % | = openai-whisper | = transformers | language"
-    yield f"| | {columns} |"
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+def _table(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> list[str]:
+    columns = ("WER %", "sub", "del", "ins", "CER %", "= openai-whisper", "= transformers")
+    rows = []
     for name, mine in found.items():
         scores = [_score(items[key[2:]], one) for key, one in mine.items()]
         words = total(one.words for one in scores)
@@ -162,16 +162,16 @@ def _table(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> Iterat
         )
         right = sum(items[key[2:]]["code"] == one.language for key, one in mine.items())
         counts = (words.substitutions, words.deletions, words.insertions)
-        cells = (name, _percent(words), *counts, _percent(letters), *same, right)
-        yield f"| {' | '.join(map(str, cells))} |"
+        rows.append((name, _percent(words), *counts, _percent(letters), *same, right))
+    return markdown(("", *columns, "language"), rows)
 
 
-def _table_of_times(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
+def _table_of_times(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> list[str]:
     if not any(one.words for mine in found.values() for one in mine.values()):
-        return
-    edge = "median ms | 90 % within ms | " + " | ".join(f"in {limit} ms" for limit in WITHIN_MS)
-    yield f"\n| | words | start: {edge} | end: {edge} |"
-    yield "|---|" + "--:|" * (1 + 2 * (2 + len(WITHIN_MS)))
+        return []
+    limits = [f"in {limit} ms" for limit in WITHIN_MS]
+    edges = [[f"{edge}: median ms", "90 % within ms", *limits] for edge in ("start", "end")]
+    rows = []
     for name, mine in found.items():
         scores = [_score(items[key[2:]], one) for key, one in mine.items()]
         errors_ms = 1000 * np.abs([pair for one in scores for pair in one.time_errors_s])
@@ -179,7 +179,8 @@ def _table_of_times(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) 
         for edge_ms in errors_ms.T:
             cells += [f"{np.quantile(edge_ms, share):.0f}" for share in (0.5, 0.9)]
             cells += [f"{np.mean(edge_ms <= limit):.0%}" for limit in WITHIN_MS]
-        yield f"| {' | '.join(cells)} |"
+        rows.append(cells)
+    return ["", *markdown(("", "words", *edges[0], *edges[1]), rows)]
 
 
 def _by_id(folders: Sequence[Path]) -> dict[tuple[str, ...], dict[str, Any]]:

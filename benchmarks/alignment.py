@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tables import markdown
 from corpus_asr import Transcriber
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.transcription.anchors import find_pairs
@@ -92,8 +93,7 @@ def main() -> None:
     ways: tuple[tuple[str, list[Reference], dict[str, Any]], ...]
     ways = (("clips", clips, {}), ("joined", [whole], {}), ("joined, in parts", [whole], parts))
     print(f"{options.model}: {len(whole.words)} words, {len(whole.samples) / SAMPLE_RATE_HZ:.0f} s")
-    print("| recording | words of | timed | median error | 90 % below | median, signed | missing |")
-    print("|---|---|--:|--:|--:|--:|--:|")
+    rows = []
     with Transcriber(options.model, language="en", temperature=0) as model:
         for name, recordings, part in ways:
             recognized = [
@@ -102,12 +102,14 @@ def main() -> None:
             ]
             aligned = [model.align(each.samples, each.text, **rate, **part) for each in recordings]
             for way, transcripts in (("model", recognized), ("text", aligned)):
-                print(_row(name, way, recordings, transcripts))
+                rows.append(_row(name, way, recordings, transcripts))
+    titles = ("recording", "words of", "timed", "median error", "90 % below", "median, signed")
+    print("\n".join(markdown((*titles, "missing"), rows, left=(0, 1))))
 
 
 def _row(
     name: str, way: str, recordings: Sequence[Reference], transcripts: Sequence[Transcript]
-) -> str:
+) -> list[object]:
     late_s = [
         error
         for reference, transcript in zip(recordings, transcripts, strict=True)
@@ -115,10 +117,8 @@ def _row(
     ]
     errors_s = np.abs(late_s)
     missing = sum(len(each.missing or ()) for each in transcripts)
-    return (
-        f"| {name} | {way} | {len(late_s)} | {np.median(errors_s):.3f} s | "
-        f"{np.quantile(errors_s, 0.9):.3f} s | {np.median(late_s):+.3f} s | {missing} |"
-    )
+    shares = [f"{np.median(errors_s):.3f} s", f"{np.quantile(errors_s, 0.9):.3f} s"]
+    return [name, way, len(late_s), *shares, f"{np.median(late_s):+.3f} s", missing]
 
 
 if __name__ == "__main__":

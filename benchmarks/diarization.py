@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.tables import markdown
 from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.vad import DEFAULT_CRITERIA, SileroDetector
 from corpus_asr.speakers.clustering import Likeness, SpeakerBounds, find_speakers
@@ -111,13 +112,14 @@ def measure_voices(
     same = apart & (who[:, None] == who)
     print(f"{len(who)} speakers, {len({*persons})} persons, {same.sum()} pairs of one person,")
     print(f"{(apart & ~same).sum()} of two")
-    print("| above | voices | pairs joined rightly | wrongly |")
-    print("|--:|--:|--:|--:|")
+    rows = []
     for above in thresholds:
         voices = find_voices(vectors, seeds, same_above=above)
         joined = apart & (voices[:, None] == voices)
         right, wrong = (joined & same).sum(), (joined & ~same).sum()
-        print(f"| {above:.2f} | {voices.max() + 1} | {right} | {wrong} |")
+        rows.append((f"{above:.2f}", voices.max() + 1, right, wrong))
+    titles = ("above", "voices", "pairs joined rightly", "wrongly")
+    print("\n".join(markdown(titles, rows, left=())))
 
 
 def write(conversations: Conversations, folder: Path, number: int) -> None:
@@ -178,10 +180,7 @@ def main() -> None:
         return plain_spectral(windows.embeddings.astype(np.float32))
 
     ways: dict[str, Labeller] = {"found": found, "number given": given, "plain spectral": plain}
-    print(
-        "| overlap | speakers | DER | missed | false | confused | DER, no collar | number right |"
-    )
-    print("|--:|---|--:|--:|--:|--:|--:|--:|")
+    rows = []
     audio_s = embed_s = 0.0
     cluster_s = dict.fromkeys(ways, 0.0)
     for overlap in OVERLAPS:
@@ -204,8 +203,9 @@ def main() -> None:
                 errors[name] = errors[name].plus(diarization_errors(truth, spans))
                 exact[name] = exact[name].plus(diarization_errors(truth, spans, collar_s=0.0))
                 right[name] += len({speaker for _, _, speaker in spans}) == len(talk.speakers)
-        for name in ways:
-            print(_row(overlap, name, errors[name], exact[name], right[name]))
+        rows += [_row(overlap, name, errors[name], exact[name], right[name]) for name in ways]
+    titles = ("overlap", "speakers", "DER", "missed", "false", "confused", "DER, no collar")
+    print("\n".join(markdown((*titles, "number right"), rows, left=(1,))))
     speed = audio_s / embed_s
     print(f"{audio_s / 3600:.2f} h; speech and embeddings {speed:.0f} times real time; clustering")
     print(", ".join(f"{name} {audio_s / spent_s:.0f}" for name, spent_s in cluster_s.items()))
@@ -213,10 +213,10 @@ def main() -> None:
 
 def _row(
     overlap: float, name: str, errors: DiarizationErrors, exact: DiarizationErrors, right: int
-) -> str:
+) -> list[object]:
     parts = (errors.missed_s, errors.false_s, errors.confused_s)
-    shares = " | ".join(f"{100 * part / errors.speech_s:.2f} %" for part in parts)
-    return f"| {overlap:.0%} | {name} | {errors.rate:.2%} | {shares} | {exact.rate:.2%} | {right} |"
+    shares = [f"{100 * part / errors.speech_s:.2f} %" for part in parts]
+    return [f"{overlap:.0%}", name, f"{errors.rate:.2%}", *shares, f"{exact.rate:.2%}", right]
 
 
 if __name__ == "__main__":

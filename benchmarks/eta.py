@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.tables import markdown
 from corpus_asr.activity import Estimate, clock_time
 from corpus_asr.config.run import RunConfig
 from corpus_asr.pipelines import driver
@@ -67,10 +68,17 @@ def main() -> None:
         f"{summary.files} recordings, {summary.failed} failed; {summary.audio_s / 60:.1f} min of "
         f"audio in {clock_time(end_s)} until the last was committed\n"
     )
-    print("| at | elapsed | minutes (true) | ETA | range | true | error of the whole | held |")
-    print("|--:|--:|--:|--:|--:|--:|--:|:-:|")
-    for share in SHARES:
-        print(_row(share, end_s))
+    titles = (
+        "at",
+        "elapsed",
+        "minutes (true)",
+        "ETA",
+        "range",
+        "true",
+        "error of the whole",
+        "held",
+    )
+    print("\n".join(markdown(titles, [_row(share, end_s) for share in SHARES], left=())))
     told = [each for each in SEEN if each.eta is not None and each.remaining]
     inside = sum(_holds(each.eta, end_s - each.elapsed_s) for each in told)
     print(
@@ -81,12 +89,12 @@ def main() -> None:
         arguments.json.write_text(json.dumps([_data(each) for each in SEEN]))
 
 
-def _row(share: float, end_s: float) -> str:
+def _row(share: float, end_s: float) -> list[str]:
     at = min(SEEN, key=lambda each: abs(each.elapsed_s - share * end_s))
     true_s, eta, audio = end_s - at.elapsed_s, at.eta, at.audio_expected
     predicted = "unknown" if eta is None else clock_time(eta.value)
     minutes = "unknown" if audio is None else f"{audio.value / 60:.1f}"
-    cells = [
+    return [
         f"{share:.0%}",
         clock_time(at.elapsed_s),
         f"{minutes} ({SEEN[-1].audio_s / 60:.1f})",
@@ -96,7 +104,6 @@ def _row(share: float, end_s: float) -> str:
         "" if eta is None else f"{(eta.value - true_s) / end_s:+.0%}",
         "" if eta is None else "yes" if _holds(eta, true_s) else "no",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _holds(eta: Estimate | None, true_s: float) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.recognizers import Recognizer, faster_whisper, openai, ours
+from benchmarks.tables import markdown
 from corpus_asr.report.accuracy.scoring import normalized
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import murmur, read_clip, read_manifest, speech_in_noise, wordless_sounds
@@ -96,8 +97,7 @@ def _seconds(path: Path) -> float:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    print("| sound | model | engine | audio, s | words | text |")
-    print("|---|---|---|--:|--:|---|")
+    lines = []
     sounds = list(dict.fromkeys(row["sound"] for row in rows))
     for row in sorted(rows, key=lambda row: (sounds.index(row["sound"]), row["model"])):
         text = row["text"][:SHOWN_LETTERS] + ("..." if len(row["text"]) > SHOWN_LETTERS else "")
@@ -105,8 +105,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
         if row["wanted"]:
             right = normalized(row["text"], "en") == normalized(row["wanted"], "en")
             words += " (all, and no other)" if right else " (not the right ones)"
-        print(f"| {row['sound']} | {row['model']} | {row['engine']} | {row['audio_s']} | {words} | "
-              f"{text} |")  # fmt: skip
+        lines.append([*(row[key] for key in ("sound", "model", "engine", "audio_s")), words, text])
+    titles = ("sound", "model", "engine", "audio, s", "words", "text")
+    print("\n".join(markdown(titles, lines, left=(0, 1, 2, 5))))
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,7 +10,7 @@ results are copied to docs/benchmarks, which links to them.
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,15 @@ def drawn(table: Table, *, short: bool = False) -> str:
     done = sorted((row for row in table["rows"] if row["runs"]), key=lambda row: row["cpu_s"])
     lines = [] if short else [f"### {table['name']}", ""]
     rounds = "one round" if table["rounds"] == 1 else f"medians of {table['rounds']} rounds"
+    titles = ("", "CPU s", "audio s per CPU s", "wall s", "RTFx", "WER")
     lines += [
         f"{table['model']}, {table['threads']} thread{'s' * (table['threads'] > 1)}, "
         f"{table['num_recordings']} recordings, {table['audio_s'] / 60:.0f} min, {rounds}:",
         "",
-        "| | CPU s | audio s per CPU s | wall s | RTFx | WER |",
-        "|---|--:|--:|--:|--:|--:|",
+        *markdown(titles, (_cells(row, table["audio_s"]) for row in done)),
+        "",
+        verdict(done),
     ]
-    lines += [_line(row, table["audio_s"]) for row in done]
-    lines += ["", verdict(done)]
     if not short:
         lines += [
             f"{row['name']}: not measured ({row['failed']})."
@@ -79,13 +79,23 @@ def drawn(table: Table, *, short: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _line(row: Table, audio_s: float) -> str:
+def _cells(row: Table, audio_s: float) -> list[str]:
     rate = row["word_error_rate"]
+    figures = [each for s in (row["cpu_s"], row["wall_s"]) for each in (s, audio_s / s)]
     wer = "" if rate is None else f"{100 * rate:.2f} %"
-    return (
-        f"| {row['name']} | {row['cpu_s']:.1f} | {audio_s / row['cpu_s']:.1f} | "
-        f"{row['wall_s']:.1f} | {audio_s / row['wall_s']:.1f} | {wer} |"
+    return [row["name"], *(f"{figure:.1f}" for figure in figures), wer]
+
+
+def markdown(
+    titles: Sequence[str], rows: Iterable[Sequence[object]], *, left: Sequence[int] = (0,)
+) -> list[str]:
+    """Return the lines of a table; columns hold numbers, but for those to be aligned left."""
+    rules = ["---" if at in left else "--:" for at in range(len(titles))]
+    first, *others = (
+        "".join(f"| {cell} " if str(cell) else "| " for cell in cells) + "|"
+        for cells in (titles, *rows)
     )
+    return [first, f"|{'|'.join(rules)}|", *others]
 
 
 def verdict(rows: Sequence[Table]) -> str:
