@@ -1,9 +1,11 @@
 """A worker's figures and failures, and the options that engines are given."""
 
 import inspect
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,20 @@ def test_a_worker_that_fails_says_why(engine, reason):
     found = measured(f"{RUNNERS}:{engine}", {"threads": 1}, WORK)
     assert found["failed"].startswith(reason)
     assert "\n" not in found["failed"]
+
+
+def test_another_environment_needs_nothing_but_python():
+    request = {"engine": f"{RUNNERS}:works", "options": {"threads": 1, "name": "A"}, "cores": 1}
+    done = subprocess.run(
+        [sys.executable, "-S", "-P", "-m", "corpus_asr.benchmark.engines"],
+        input=json.dumps(request | WORK),
+        env={"PYTHONPATH": str(Path(runners.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["cores"] == 1
 
 
 def test_other_engines_wait_as_their_users_have_them(monkeypatch):
