@@ -35,7 +35,7 @@ from corpus_asr.families.weights import without_weights
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.threads import spin_briefly, usable_threads
+from corpus_asr.threads import usable_threads
 from corpus_asr.units import WINDOW_FRAMES, WINDOW_S
 
 # Text tokens of the multilingual vocabulary, the end token not among them.
@@ -179,7 +179,6 @@ def corpus_asr(
     model: str, shape: Mapping[str, Any], *, device: str, dtype: str, threads: int, **sizes: int
 ) -> Engine:
     """Load our network; the scheduler drives it as ever."""
-    spin_briefly()
     torch.set_num_threads(threads)
     loaded: Any = load_slot_model(Path(model), device=device, dtype=dtype)
     kind, batch, beams = loaded.device.type, sizes["batch"], sizes["beams"]

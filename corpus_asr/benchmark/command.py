@@ -139,10 +139,10 @@ def measured(engine: str, options: Run, work: Work, python: str = sys.executable
     cores = options["threads"] * options.get("workers", 1)
     request = {"engine": engine, "options": options, "cores": cores, **work}
     paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # Threads of the others wait as their users have them, not as this command's do.
-    kept = {
-        key: value for key, value in os.environ.items() if (key, value) != (SPIN_COUNT, BRIEFLY)
-    }
+    # Our threads wait as those of a run do, the others' as their users have them.
+    kept = {k: v for k, v in os.environ.items() if (k, v) != (SPIN_COUNT, BRIEFLY)}
+    if engine.endswith(":corpus_asr"):
+        kept.setdefault(SPIN_COUNT, BRIEFLY)
     kept |= dict.fromkeys(_THREADS, str(options["threads"])) | {"PYTHONPATH": ":".join(paths)}
     kept |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     # -P: a file in the current folder must not be taken for a library.

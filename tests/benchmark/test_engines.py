@@ -64,7 +64,7 @@ def test_another_environment_needs_nothing_but_python():
     assert json.loads(done.stdout)["cores"] == 1
 
 
-def test_other_engines_wait_as_their_users_have_them(monkeypatch):
+def test_our_threads_wait_briefly_and_the_others_as_their_users_have_them(monkeypatch):
     environments = []
 
     def run(command, *, env, **_):
@@ -74,8 +74,9 @@ def test_other_engines_wait_as_their_users_have_them(monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     for value in (BRIEFLY, "77"):
         monkeypatch.setenv(SPIN_COUNT, value)
-        measured("m:f", {"threads": 3}, WORK)
-    assert [each.get(SPIN_COUNT) for each in environments] == [None, "77"]
+        for engine in ("m:f", "m:corpus_asr"):
+            measured(engine, {"threads": 3}, WORK)
+    assert [each.get(SPIN_COUNT) for each in environments] == [None, BRIEFLY, "77", "77"]
     assert {each["OMP_NUM_THREADS"] for each in environments} == {"3"}
     assert {each["HF_HUB_OFFLINE"] for each in environments} == {"1"}
 
