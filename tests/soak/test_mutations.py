@@ -47,10 +47,10 @@ ROOMS = {
         "runtime/test_local.py runtime/test_known_texts.py", 0.6,
     ),
     "parts": Room(
-        "stages/extract.py stages/parts.py audio/parts.py", "stages audio/test_parts.py", 0.5
+        "stages/extract.py stages/parts.py audio/parts.py", "stages audio/test_parts.py", 0.6
     ),
     "transcription": Room("transcription/*.py", "transcription", 0.65),
-    "decoding": Room("decoding/*.py", "decoding", 0.5),
+    "decoding": Room("decoding/*.py", "decoding", 0.6),
     "audio": Room("audio/*.py", "audio", 0.6),
     "formats": Room("formats/*.py", "formats export", 0.8),
     "labelling": Room("labelling/*.py", "labelling pipelines/test_pseudo_label.py", 0.7),
