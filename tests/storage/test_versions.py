@@ -200,7 +200,7 @@ attempt = st.tuples(
 )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(history=st.lists(attempt, min_size=2, max_size=7))
 @example(history=[
     ("v1", {0, 1, 2}, "good", 0, None), ("v2", {0}, "good", 0, None),

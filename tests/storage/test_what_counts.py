@@ -122,7 +122,7 @@ def random_folder(store: OutputStore, chance: random.Random) -> tuple[list[Row],
     return there, listing
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_what_counts_and_what_remains(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     store, chance = OutputStore(str(tmp_path_factory.mktemp("folder"))), random.Random(seed)

@@ -326,7 +326,7 @@ class RunTables:
         counts = dict.fromkeys(names, 0)
         placed = schema.append(_ID).append(_OBJECT).append(_ROW)
         promised: dict[str, set[str]] = {}
-        self._create("outcomes", placed)
+        self.add("outcomes", placed.empty_table())
         waiting: list[pa.RecordBatch] = []
         num_waiting = first = 0
         for name, rows in () if store is None else store.committed(schema.names, names):
@@ -345,7 +345,8 @@ class RunTables:
             if num_waiting >= _INSERTED_ROWS:
                 self._insert("outcomes", pa.Table.from_batches(waiting))
                 waiting, num_waiting = [], 0
-        self._insert("outcomes", pa.Table.from_batches(waiting, placed))
+        if waiting:
+            self._insert("outcomes", pa.Table.from_batches(waiting))
         gone = set() if store is None else _gone(store, promised)
         for name in sorted(gone):
             logger.warning("segments are gone: outcomes=%s", name)
@@ -377,7 +378,7 @@ class RunTables:
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         schema = projected(FILES, ("recording_id", "etag", "size_bytes"))
-        self._create("listed", schema)
+        self.add("listed", schema.empty_table())
         for batch in listing:
             self._insert("listed", conform(batch.select(schema.names), schema))
         self.execute(
@@ -392,11 +393,7 @@ class RunTables:
 
     def add(self, table: str, rows: pa.Table) -> None:
         """Make a table that queries may name."""
-        self._create(table, rows.schema)
-        self._insert(table, rows)
-
-    def _create(self, table: str, schema: pa.Schema) -> None:
-        self.execute(f"create or replace table {table} as from arriving", schema.empty_table())
+        self.execute(f"create or replace table {table} as from arriving", rows)
 
     def _insert(self, table: str, rows: pa.Table) -> None:
         self.execute(f"insert into {table} from arriving", rows)
