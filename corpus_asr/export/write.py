@@ -33,12 +33,11 @@ from corpus_asr.export.recordings import (
 )
 from corpus_asr.export.speakers import refuse_speakers, speakers_of
 from corpus_asr.formats.cues import CueRules
+from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.formats.writers import (
     SINGLE_FORMATS,
     SUBTITLES,
     TRANSCRIPTS,
-    ExportFormat,
-    WordStyle,
     check_words,
     file_suffix,
     file_texts,

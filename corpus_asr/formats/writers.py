@@ -23,8 +23,7 @@ import numpy as np
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.annotations import ctm_text, rttm_text, textgrid_text
 from corpus_asr.formats.cues import Cue, CueRules, Piece, Transcribed, cues_of, one_line
-from corpus_asr.formats.names import ExportFormat as ExportFormat
-from corpus_asr.formats.names import WordStyle as WordStyle
+from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.segments import Segment, Word, timestamp
 
 # SubRip has no escapes: a sign that a player could take for a tag becomes one that looks like it.

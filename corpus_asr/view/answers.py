@@ -15,7 +15,8 @@ from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import ConfigError, FetchError, ItemError
 from corpus_asr.export.write import Names
 from corpus_asr.failure_kinds import REFUSED_FILE, REFUSED_HOST, failure_kind
-from corpus_asr.formats.writers import ExportFormat, file_texts
+from corpus_asr.formats.names import ExportFormat
+from corpus_asr.formats.writers import file_texts
 from corpus_asr.report.html.formatting import visible
 from corpus_asr.segments import SpeakerTurn
 from corpus_asr.speakers.turns import Timeline

@@ -53,26 +53,31 @@ def claimed_rows(
     starts = np.searchsorted(objects.indices.to_numpy(), np.arange(len(objects.dictionary) + 1))
     names = objects.dictionary.to_pylist()
     schema = projected(kind.schema, tuple(dict.fromkeys((*_KEY, *columns))))
-    number, seen = dict(zip(names, range(len(names)), strict=True)), dict.fromkeys(names, 0)
-    ours = [name for name in names if table_of(name) == kind.folder]
-    for name, table in store.read_tables(ours, schema):
-        own = claims.slice(starts[number[name]], starts[number[name] + 1] - starts[number[name]])
-        owners = np.repeat(np.arange(own.num_rows), own["segments_written"].to_numpy())
+    places = {
+        name: slice(*starts[at : at + 2].tolist()) for at, name in enumerate(names)
+        if table_of(name) == kind.folder
+    }  # fmt: skip
+    written = claims["segments_written"].to_numpy()
+    rows_of = {name: int(written[own].sum()) for name, own in places.items()}
+    seen = dict.fromkeys(places, 0)
+    current, owners = "", np.empty(0, np.int64)
+    for name, table in store.read_tables(places, schema):
+        if name != current:
+            own = places[name]
+            current, owners = name, np.repeat(np.arange(own.start, own.stop), written[own])
         theirs = owners[seen[name] : seen[name] + table.num_rows]
         seen[name] += table.num_rows
-        expected = own.take(pa.array(theirs))
+        expected = claims.take(pa.array(theirs))
         if not expected.select(_KEY).equals(table.select(_KEY).cast(expected.select(_KEY).schema)):
-            raise _broken(store, name, len(owners))
+            raise _broken(store, name, rows_of[name])
         counts = expected["counts"]
         yield ClaimedRows(
             name, table.filter(counts).select(columns),
             expected["id"].filter(counts).combine_chunks(),
         )  # fmt: skip
-    for name in ours:
-        own = claims.slice(starts[number[name]], starts[number[name] + 1] - starts[number[name]])
-        written = int(own["segments_written"].to_numpy().sum())
-        if seen[name] != written:
-            raise _broken(store, name, written)
+    for name, number in rows_of.items():
+        if seen[name] != number:
+            raise _broken(store, name, number)
 
 
 def _broken(store: OutputStore, name: str, expected: int) -> CorpusAsrError:
