@@ -34,7 +34,7 @@ from corpus_asr.families.loading import load_slot_model, resolve_device, resolve
 from corpus_asr.families.weights import without_weights
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.languages import LANGUAGES
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.threads import usable_threads
 from corpus_asr.units import WINDOW_FRAMES, WINDOW_S
 

@@ -19,7 +19,7 @@ from corpus_asr.benchmark.engines import read_samples
 from corpus_asr.config.default_model import ComputeType
 from corpus_asr.config.load import decoding_from
 from corpus_asr.families.whisper.features import WhisperPartFeatures
-from corpus_asr.models.convert.folder import convert
+from corpus_asr.models.convert import convert
 from corpus_asr.report.accuracy.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment

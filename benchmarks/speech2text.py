@@ -21,7 +21,7 @@ from torch import Tensor
 
 from corpus_asr.benchmark.command import Row, measure, table
 from corpus_asr.benchmark.engines import Engine
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from corpus_asr.threads import usable_threads
 
 FRAMES_PER_SECOND = 100

@@ -137,7 +137,7 @@ def whisper_base() -> Path:
 @pytest.fixture(scope="session")
 def float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packaged whisper-tiny.en in float16, which other engines read."""
-    from corpus_asr.models.convert.folder import convert
+    from corpus_asr.models.convert import convert
     from corpus_asr.storage.model_files import PACKAGED_FOLDER
 
     folder = tmp_path_factory.mktemp("models") / "whisper-tiny.en"

@@ -12,7 +12,7 @@ import torch
 from benchmarks.networks import SHAPES, Shape
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.families.loading import device_name
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 
 Value = str | float | int
 

@@ -94,8 +94,8 @@ def convert(
 ) -> None:
     """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's; merge adapters."""
     with readable_errors():
-        from corpus_asr.models.convert.folder import OPENAI_SUFFIX
-        from corpus_asr.models.convert.folder import convert as convert_checkpoint
+        from corpus_asr.models.convert import OPENAI_SUFFIX
+        from corpus_asr.models.convert import convert as convert_checkpoint
         from corpus_asr.storage.model_files import fetch_checkpoint
 
         is_file = source.endswith(OPENAI_SUFFIX) or Path(source).exists()

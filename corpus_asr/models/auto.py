@@ -17,6 +17,7 @@ _WITHOUT_MEANING = ("use_fast", "trust_remote_code", "code_revision")
 # The classes of this layer by what they load and by family; all others are in `Family`. Names
 # import nothing, so what needs no torch is loaded without it.
 _WHISPER, _SPEECH2TEXT = "corpus_asr.models.whisper", "corpus_asr.models.speech2text"
+_GENERATION = "corpus_asr.models.generation"
 _CLASSES = {
     "feature_extractor": {
         "whisper": f"{_WHISPER}.processor:WhisperFeatureExtractor",
@@ -27,8 +28,8 @@ _CLASSES = {
         "speech_to_text": f"{_SPEECH2TEXT}.processor:Speech2TextProcessor",
     },
     "speech_seq2seq": {
-        "whisper": f"{_WHISPER}.model:WhisperForConditionalGeneration",
-        "speech_to_text": f"{_SPEECH2TEXT}.model:Speech2TextForConditionalGeneration",
+        "whisper": f"{_GENERATION}.whisper:WhisperForConditionalGeneration",
+        "speech_to_text": f"{_GENERATION}.speech2text:Speech2TextForConditionalGeneration",
     },
 }
 

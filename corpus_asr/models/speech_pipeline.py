@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.saved_files import take_source
-from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.models.auto import (
     AutoFeatureExtractor,
     AutoModelForSpeechSeq2Seq,

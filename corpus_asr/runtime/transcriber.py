@@ -515,7 +515,7 @@ class Transcriber:
         spoken = [part for part in found if part.language is not None]
         language = spoken[0] if spoken else None
         if language is not None and any(part.language != language.language for part in spoken):
-            from corpus_asr.transcription.language import spoken_most
+            from corpus_asr.transcription.whisper_prompt import spoken_most
 
             most = spoken_most(segments)
             language = next(

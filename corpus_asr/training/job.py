@@ -24,8 +24,8 @@ from corpus_asr.families.registry import family_of
 from corpus_asr.families.weights import stored_tensors
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.features.mel import log_mel
+from corpus_asr.models.generation.whisper import WhisperForConditionalGeneration
 from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.report.accuracy.scoring import Errors, Hypothesis, Reference, score, total
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision

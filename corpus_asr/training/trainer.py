@@ -24,7 +24,7 @@ from corpus_asr.config.finetune import DistillationSettings, FinetuneConfig, Tra
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.pretrained import IGNORED_LABEL
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.generation.whisper import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Examples, collate
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")

@@ -1,11 +1,14 @@
-"""How one window is decoded, and again at a higher temperature while it fails a threshold."""
+"""How one window is decoded, again at a higher temperature while it fails a threshold, and kept."""
 
 import math
+import unicodedata
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import blake2b
+from importlib.resources import files
 
 from torch import Tensor
 
@@ -14,9 +17,8 @@ from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.tasks import Steps
-from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.segments import Segment
-from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.windows import PartRequest, Window
 from corpus_asr.transcription.words import DraftSegment
 
@@ -226,3 +228,41 @@ class OpenAIRules(DecodingRules):
                 words=draft.words if self.settings.word_timestamps else None,
             )
         )
+
+
+# What Whisper writes where nobody speaks: credits and farewells of subtitles. `Thank you.`,
+# `you` and `Bye.` are reported as often and are not listed: people say them.
+# Source: sentences that users report again and again, above all in the discussions of
+# github.com/openai/whisper; written down from common knowledge, neither complete nor measured here.
+HALLUCINATION_PHRASES = files("corpus_asr.text").joinpath("hallucination_phrases")
+HALLUCINATION_LANGUAGES = (
+    "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "zh",
+)  # fmt: skip
+
+
+def is_known_hallucination(text: str) -> bool:
+    """Whether the whole text is a listed sentence, in any language: on noise that is a guess, too.
+
+    Case, punctuation and spacing do not count.
+    """
+    return _folded(text) in _folded_phrases()
+
+
+def known_hallucinations(language: str) -> tuple[str, ...]:
+    """Return the sentences listed for one of `HALLUCINATION_LANGUAGES`."""
+    path = HALLUCINATION_PHRASES.joinpath(f"{language}.txt")
+    return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line)
+
+
+@cache
+def _folded_phrases() -> frozenset[str]:
+    return frozenset(
+        _folded(phrase)
+        for language in HALLUCINATION_LANGUAGES
+        for phrase in known_hallucinations(language)
+    )
+
+
+def _folded(text: str) -> str:
+    letters = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(each for each in letters if unicodedata.category(each)[0] in "LMN")

@@ -20,11 +20,11 @@ from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.tasks import Gather, Steps
+from corpus_asr.errors import AlignmentError
 from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription.anchors import Pair, find_pairs, folded
 from corpus_asr.transcription.engine import PartTranscript, PlacedText
 from corpus_asr.transcription.joined_text import text_not_found
-from corpus_asr.transcription.text_words import TextWords
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import (
     KnownText,
@@ -34,9 +34,11 @@ from corpus_asr.transcription.windows import (
     frames_to_encode,
 )
 from corpus_asr.transcription.words import (
+    BEFORE_A_WORD,
     SENTENCE_ENDS,
     AlignmentSpec,
     DraftSegment,
+    Spelled,
     split_characters,
     time_words,
 )
@@ -71,6 +73,82 @@ _MIN_FOUND = 0.1
 _PAUSE_S = 1.5
 
 _CLOSING = "\"'”’»)]}」』"  # noqa: RUF001
+
+
+@dataclass(frozen=True, slots=True)
+class TextWords:
+    """A text in words that can be found one by one: each has a letter or digit, and its tokens."""
+
+    spelled: tuple[Spelled, ...]
+    has_blanks: bool
+    """Between its words; false if any of it is of a script without."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """With their blanks and marks; joined, they are the text."""
+        return tuple(text for text, _ in self.spelled)
+
+    @classmethod
+    def of(cls, known: KnownText, prompt_format: PromptFormat) -> "TextWords":
+        """Split a text at blanks; where a script has none, by the characters that tokens spell.
+
+        Marks that stand alone belong to the word before them, opening ones to that after.
+
+        Raises:
+            AlignmentError: it has no letter or digit, or control tokens in it.
+        """
+        pieces: list[Spelled] = []
+        spelled: dict[str, list[Spelled]] = {}
+        for chunk in known.text.split():
+            if chunk not in spelled:
+                try:
+                    spelled[chunk] = list(_pieces(chunk, prompt_format))
+                except ValueError as error:
+                    raise AlignmentError(
+                        f"aligning the text of {known.name}: {error}", kind="no_text"
+                    ) from error
+            pieces += spelled[chunk]
+        words: list[Spelled] = []
+        opening: Spelled = ("", ())
+        for piece in pieces:
+            if any(letter.isalnum() for letter in piece[0]):
+                words.append(_joined(opening, piece))
+                opening = ("", ())
+            elif not words or opening[0] or piece[0].strip() in BEFORE_A_WORD:
+                opening = _joined(opening, piece)
+            else:
+                words[-1] = _joined(words[-1], piece)
+        if not words:
+            raise AlignmentError(
+                f"aligning the text of {known.name}: found {known.text.strip()[:60]!r}, expected "
+                "words with letters or digits; give what is said in the recording",
+                kind="no_text",
+            )
+        words[-1] = _joined(words[-1], opening)
+        return cls(tuple(words), not any(map(_without_blanks, known.text)))
+
+
+def _pieces(chunk: str, prompt_format: PromptFormat) -> Iterator[Spelled]:
+    tokens = prompt_format.encode(chunk)
+    if any(_without_blanks(letter) for letter in chunk):
+        yield from split_characters(tokens, prompt_format.text)
+    else:
+        yield f" {chunk}", tokens
+
+
+# Scripts written without blanks: Thai and Lao, Burmese, Khmer, kana and Chinese characters.
+_RANGES = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF),
+    (0x20000, 0x3FFFF),
+)  # fmt: skip
+
+
+def _without_blanks(letter: str) -> bool:
+    return any(first <= ord(letter) <= last for first, last in _RANGES)
+
+
+def _joined(first: Spelled, second: Spelled) -> Spelled:
+    return first[0] + second[0], first[1] + second[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,16 +13,15 @@ from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.segments import Segment, Word, speech_without_text
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules
-from corpus_asr.transcription.known_text import KnownTextAligner
-from corpus_asr.transcription.language import (
+from corpus_asr.transcription.known_text import KnownTextAligner, TextWords
+from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
+from corpus_asr.transcription.whisper_prompt import (
+    PromptFormat,
     ask_language,
     find_language,
     given_language,
     spoken_most,
 )
-from corpus_asr.transcription.long_form import Clock, LongFormRules, TokenSpan, ends_closed
-from corpus_asr.transcription.text_words import TextWords
-from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import (
     KnownText,
     Language,

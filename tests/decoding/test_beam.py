@@ -25,7 +25,7 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.rules import RepetitionDetector, repeats_itself
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.whisper.slots import WhisperSlotModel
+from corpus_asr.families.whisper.model import WhisperSlotModel
 from tests.support.references import beam_search
 from tests.support.searches import END, GRAMMAR, PLAIN, POSITIONS, VOCAB, job, small_whisper
 from tests.support.slots import assert_all_same, run_jobs

@@ -33,7 +33,7 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import blocks
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.decoding.test_kernels import interpreted as interpreted
 from tests.support.device import pretended_gpu
 from tests.support.device_state import Gpu

@@ -23,8 +23,8 @@ from corpus_asr.decoding.protocols import (
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import kv_cache as cache
 from corpus_asr.families.layers.kv_cache import SlotCache
-from corpus_asr.families.whisper.slots import WhisperDecoderSlots, WhisperSlotModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.families.whisper.model import WhisperDecoderSlots, WhisperSlotModel
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 from tests.support.graph_capture import TapeRecorder
 from tests.support.slots import assert_all_same, assert_same, cut_network, run_jobs

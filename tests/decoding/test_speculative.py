@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.decoding.batch import encode_windows
+from corpus_asr.decoding.batch import SpeculativeBatch, encode_windows
 from corpus_asr.decoding.protocols import (
     SlotModel,
     WindowJob,
@@ -16,13 +16,12 @@ from corpus_asr.decoding.protocols import (
     check_assistant,
 )
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.decoding.speculative import SpeculativeBatch
-from corpus_asr.families.whisper.model import WhisperForCausalLM
-from corpus_asr.families.whisper.slots import (
+from corpus_asr.families.whisper.model import (
     WhisperDecoderSlots,
+    WhisperForCausalLM,
     WhisperSlotModel,
 )
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.searches import END, GRAMMAR, PLAIN, POSITIONS, SOURCE, VOCAB, job, small_whisper
 from tests.support.slots import assert_all_same, run_jobs
 

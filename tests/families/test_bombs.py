@@ -21,7 +21,7 @@ import torch
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.families.saved_files import MAX_SAVED_BYTES
-from corpus_asr.models.convert.openai_files import read_openai
+from corpus_asr.models.convert import read_openai
 from corpus_asr.models.lora import merge_adapter
 from corpus_asr.models.speech2text import Speech2TextFeatureExtractor
 from corpus_asr.models.whisper import WhisperFeatureExtractor

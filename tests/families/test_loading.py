@@ -18,7 +18,7 @@ from corpus_asr.families.loading import (
     resolve_dtype,
     resolve_precision,
 )
-from corpus_asr.families.whisper.slots import WhisperSlotModel
+from corpus_asr.families.whisper.model import WhisperSlotModel
 from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from tests.support.slots import begin, load, needs_int8, sequences, windows
 from tests.support.tables import run_config

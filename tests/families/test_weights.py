@@ -24,8 +24,8 @@ from corpus_asr.families.layers.stack import sinusoids
 from corpus_asr.families.weights import INT8_NAME, dequantized, quantized, stored_tensors
 from corpus_asr.families.whisper.model import WhisperModel
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
-from corpus_asr.models.convert.folder import convert
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.convert import convert
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from tests.support.checkpoints import Weights, tiny_speech2text, tiny_whisper
 

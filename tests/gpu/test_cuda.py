@@ -16,8 +16,8 @@ from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.protocols import AlignJob, Job, SlotModel
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.whisper.slots import WhisperSlotModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.families.whisper.model import WhisperSlotModel
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from tests.support.device import pretended_gpu
 from tests.support.searches import GRAMMAR, job, small_whisper

@@ -16,14 +16,14 @@ from corpus_asr.cli.main import app
 from corpus_asr.config.finetune import LoraSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.weights import stored_tensors
-from corpus_asr.models.convert.folder import convert
+from corpus_asr.models.convert import convert
 from corpus_asr.models.lora import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
     LoraAdapters,
     merge_adapter,
 )
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 
 CONFIG = LoraSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=("q_proj", "fc1"))

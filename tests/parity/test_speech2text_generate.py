@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from tests.support import references
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.references import Streamer, same

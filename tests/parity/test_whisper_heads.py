@@ -12,7 +12,7 @@ from torch import Tensor
 
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 
 TOLERANCE = 1e-5

@@ -77,7 +77,7 @@ import runpy
 from importlib.util import find_spec
 assert [name for name in {ABSENT} if find_spec(name) is not None] == []
 import corpus_asr.transcription.routing, corpus_asr.transcription.speech2text
-import corpus_asr.models.generation.generate, corpus_asr.models.auto
+import corpus_asr.models.generation.whisper, corpus_asr.models.auto
 import benchmarks.networks
 import corpus_asr.models.whisper as whisper
 assert len([getattr(whisper, name) for name in whisper.__all__]) > 10

@@ -14,7 +14,7 @@ from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.loading import load_slot_model, resolve_dtype
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.runtime.resources import (
     FEATURE_BYTES_PER_S,
     MAX_MEL_BINS,

@@ -18,7 +18,7 @@ from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
-from corpus_asr.transcription.language import find_language
+from corpus_asr.transcription.whisper_prompt import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
 from tests.support import prompt_formats as languages

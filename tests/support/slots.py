@@ -17,8 +17,8 @@ from corpus_asr.decoding.tasks import Task
 from corpus_asr.families.layers.kv_cache import SlotCache
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.slots import WhisperSlotModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.families.whisper.model import WhisperSlotModel
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import FRAMES_PER_POSITION

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
-from corpus_asr.models.convert.folder import convert
+from corpus_asr.models.convert import convert
 from corpus_asr.pipelines import finetune
 from corpus_asr.training import trainer
 from corpus_asr.training.job import Evaluation, Evaluator, Finetune

@@ -12,7 +12,7 @@ from torch import nn
 
 from corpus_asr.config.finetune import DistillationSettings, TrainingSettings
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Example, TokenRow, collate
 from corpus_asr.training.trainer import NamedAdamW, Objective, freeze, learning_rate
 from tests.support.checkpoints import tiny_whisper

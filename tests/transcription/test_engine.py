@@ -23,9 +23,9 @@ from corpus_asr.decoding.options import choose
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.errors import ClosedError, ConfigError, EngineError, ItemError
-from corpus_asr.families.whisper.slots import WhisperSlotModel
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.families.whisper.model import WhisperSlotModel
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import (
     PROCESS_BYTES,

@@ -18,9 +18,9 @@ from corpus_asr.decoding.tasks import Gather
 from corpus_asr.segments import Segment
 from corpus_asr.transcription import fallback
 from corpus_asr.transcription.fallback import Attempt
-from corpus_asr.transcription.language import find_language, spoken_most
 from corpus_asr.transcription.long_form import Clock, TokenSpan, split_at_timestamps
 from corpus_asr.transcription.whisper import WhisperLongForm, WhisperTranscriber
+from corpus_asr.transcription.whisper_prompt import find_language, spoken_most
 from corpus_asr.transcription.windows import (
     Language,
     PartRequest,

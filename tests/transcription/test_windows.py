@@ -16,12 +16,11 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Job, Result
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.tasks import Gather, Task
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.whisper import WhisperTranscriber
-from corpus_asr.transcription.whisper_prompt import PromptFormat
+from corpus_asr.transcription.whisper_prompt import PromptFormat, find_language
 from corpus_asr.transcription.windows import (
     PartRequest,
     SpansInOrder,

@@ -26,7 +26,7 @@ from corpus_asr.decoding.alignment import dynamic_time_warping, median_filter, t
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Word
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import Language, Window

@@ -1,15 +1,28 @@
-"""Speech2Text's networks: the decoder, and encoder and decoder without and with the projection."""
+"""Speech2Text's networks, without and with the projection, and the forms that search runs."""
 
+import copy
 import math
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corpus_asr.array_types import Float
+from corpus_asr.array_types import Float, Int
+from corpus_asr.decoding.device import to_device
 from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.families.layers.blocks import EncoderBlock
+from corpus_asr.families.layers.cached_decoder import DecoderSlots
+from corpus_asr.families.layers.module_slots import ModuleSlots
+from corpus_asr.families.layers.packed import (
+    PackedConvolution,
+    PackedEncoderBlock,
+    fused_encoder,
+    run_per_sample,
+)
 from corpus_asr.families.layers.plain import plain, plain_network
-from corpus_asr.families.layers.stack import TokenDecoder
+from corpus_asr.families.layers.stack import TokenDecoder, check_heard
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
     Seq2SeqLMOutput,
@@ -23,11 +36,9 @@ from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
     Speech2TextPositions,
     padding_row,
+    shorter,
     valid_positions,
-)
-from corpus_asr.families.speech2text.slots import (
-    Speech2TextModuleSlots,
-    Speech2TextSlotModel,
+    within,
 )
 
 # Old checkpoints store what is computed here.
@@ -199,10 +210,279 @@ class Speech2TextSeq2SeqLM(Vocabulary):
         )
         return self._scored(outputs, labels, return_dict)
 
-    def slot_model(self, *, int8: bool = False, consume: bool = False) -> Speech2TextSlotModel:
+    def slot_model(self, *, int8: bool = False, consume: bool = False) -> "Speech2TextSlotModel":
         """Return the form of this model that search runs; see `Speech2TextSlotModel`."""
         return Speech2TextSlotModel(self, int8=int8, consume=consume)
 
-    def module_slots(self) -> Speech2TextModuleSlots:
+    def module_slots(self) -> "Speech2TextModuleSlots":
         """Return the form that calls this model's own modules; see `Speech2TextModuleSlots`."""
         return Speech2TextModuleSlots(self)
+
+
+# Positions that rows are filled up to multiples of: oneDNN compiles its products for every shape
+# it meets and keeps a thousand of them. Divides the rows of a block.
+_STEP = 25
+
+
+class PackedSpeech2TextEncoder:
+    """A `Speech2TextEncoder` that holds packed copies of its linear maps, with `int8` in 8 bits.
+
+    Convolutions are products over overlapping frames, never in 8 bits. Equal to the encoder within
+    the rounding of its type.
+    """
+
+    def __init__(self, encoder: Speech2TextEncoder, *, int8: bool) -> None:
+        self._scale = encoder.embed_scale
+        self._dtype = encoder.dtype
+        layers = [conv for conv in encoder.conv.conv_layers if isinstance(conv, nn.Conv1d)]
+        self._convolutions = [PackedConvolution(conv) for conv in layers]
+        width, padding = encoder.embed_positions.width, encoder.embed_positions.padding_row
+        # Of its own: in float32, whatever the type of the weights.
+        self._embed_positions = Speech2TextPositions(width, padding)
+        self._blocks = [
+            PackedEncoderBlock(block, int8=int8)
+            for block in encoder.layers
+            if isinstance(block, EncoderBlock)
+        ]
+        self._layer_norm = encoder.layer_norm
+
+    def encode(
+        self, rows: Sequence[Float[Tensor, "_ mel"]], num_frames: Sequence[int]
+    ) -> list[Float[Tensor, "_ width"]]:
+        """Encode rows, of which `num_frames` are attended to; convolutions see all frames."""
+        layers = len(self._convolutions)
+        valid = [shorter(number, layers) for number in num_frames]
+        counted = torch.ones(1, max(valid), dtype=torch.bool)
+        # As the encoder does: 0 stands for what is no padding, and may be the padding token.
+        counted &= self._embed_positions.padding_row != 0
+        positions = self._embed_positions(counted, like=torch.empty(0))[0]
+        items = [(row, positions[:end]) for row, end in zip(rows, valid, strict=True)]
+        return run_per_sample(self._encode, items, size=lambda item: len(item[0]))
+
+    def _encode(
+        self, row: tuple[Float[Tensor, "frame mel"], Float[Tensor, "pos width"]]
+    ) -> Float[Tensor, "pos width"]:
+        # Behind the features convolutions see zeros; only `positions` are attended to.
+        features, positions = row
+        length, valid = len(features), len(positions)
+        step = 2 ** len(self._convolutions)
+        frames = -(-max(length, valid * step) // (_STEP * step)) * _STEP * step
+        hidden = F.pad(features.to(self._dtype), (0, 0, 0, frames - length))
+        for convolution in self._convolutions:
+            hidden = F.glu(convolution(hidden), dim=1)
+            length = (length + 1) // 2
+            # What a convolution makes of the zeros behind a row is no zero to the next one.
+            hidden[length:] = 0.0
+        states = hidden.float().mul_(self._scale)
+        states[:valid] += positions
+        for block in self._blocks:
+            block(states, valid=valid)
+        normed: Tensor = self._layer_norm(states[:valid].to(self._dtype))
+        return normed
+
+
+# On a GPU rows are encoded together that are at least this share of the longest: the others of a
+# batch are padded to it.
+_ALIKE = 0.8
+
+
+class Speech2TextWindows:
+    """Windows of `window_frames`, which may be fewer than the model takes."""
+
+    _config: Any
+    _max_source_positions: int
+    window_frames: int
+    max_target_positions: int
+    frame_step = 1
+
+    def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
+        """Return this model for shorter windows and sequences; it shares all weights."""
+        config = self._config
+        max_tokens = self.max_target_positions if max_tokens is None else max_tokens
+        for found, name in (
+            (num_frames, "max_source_positions"),
+            (max_tokens, "max_target_positions"),
+        ):
+            if not 1 <= found <= getattr(config, name):
+                raise ValueError(
+                    f"making slots for windows of {num_frames} frames and {max_tokens} tokens: "
+                    f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
+                    f"shorter windows, or request fewer tokens"
+                )
+        # Shallow: weights and their packed copies are shared.
+        other = copy.copy(self)
+        other.window_frames = num_frames
+        other._max_source_positions = shorter(num_frames, config.num_conv_layers)
+        other.max_target_positions = max_tokens
+        return other
+
+    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
+        check_heard(num_frames, windows=windows, whole=self.window_frames)
+        return [shorter(number, self._config.num_conv_layers) for number in num_frames]
+
+    def _lengths(self, features: Tensor, num_frames: Sequence[int] | None) -> list[int]:
+        config = self._config
+        whole = (config.input_feat_per_channel * config.input_channels, self.window_frames)
+        if features.ndim != 3 or tuple(features.shape[1:]) != whole or not len(features):
+            raise ValueError(
+                f"encoding windows: found shape {tuple(features.shape)}, expected one window or "
+                f"more of {whole} (mel bins, frames); pad or cut the features to that, or take "
+                "for_windows"
+            )
+        lengths = [self.window_frames] * len(features) if num_frames is None else list(num_frames)
+        check_heard(lengths, windows=len(features), whole=self.window_frames)
+        return lengths
+
+
+class Speech2TextSlotModel(Speech2TextWindows, DecoderSlots):
+    """A `Speech2TextSeq2SeqLM` as a `SlotModel`; on CPUs its encoder is a packed copy.
+
+    On GPUs it shares the encoder of `model`, with fused queries, keys and values. Windows are of
+    `window_frames`, at first `max_source_positions`. With `consume` the decoder of `model` loses
+    every block as soon as it is copied.
+    """
+
+    def __init__(
+        self, model: Speech2TextSeq2SeqLM, *, int8: bool = False, consume: bool = False
+    ) -> None:
+        config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
+        self._weight_bytes = sum(weight.nbytes for weight in model.model.parameters())
+        self.window_frames = config.max_source_positions
+        super().__init__(
+            decoder,
+            model.lm_head,
+            max_source_positions=shorter(self.window_frames, config.num_conv_layers),
+            int8=int8,
+            consume=consume,
+        )
+        self._embed_scale = decoder.embed_scale
+        self._padding_row = decoder.embed_positions.padding_row
+        self._token_positions = decoder.embed_positions.rows(
+            decoder.max_target_positions, like=decoder.embed_tokens.weight
+        )
+        on_cpu = self.device.type == "cpu"
+        self._encoder: Speech2TextEncoder = encoder if on_cpu else fused_encoder(encoder)
+        self._packed = PackedSpeech2TextEncoder(encoder, int8=int8) if on_cpu else None
+
+    def _embed(
+        self, tokens: Int[Tensor, "batch token"], positions: Int[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token width"]:
+        rows = positions + (self._padding_row + 1)
+        # Padding has no position.
+        rows = rows.masked_fill_(tokens == self._padding_row, self._padding_row)
+        embedded = F.embedding(tokens, self._tokens.weight)
+        return torch.add(
+            F.embedding(rows, self._token_positions), embedded, alpha=self._embed_scale
+        )
+
+    def _whole_positions(self, tokens: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+        # Padding is not counted, as in transformers; of single tokens it is, there as well.
+        return (tokens != self._padding_row).cumsum(dim=1) - 1
+
+    @property
+    def window_values(self) -> int:
+        return self._encoder.num_mel_bins * self.window_frames
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch pos width"]:
+        return self._encode_windows(features, self._lengths(features, num_frames), reach=0)
+
+    @torch.inference_mode()
+    def encode_padded(
+        self, features: Float[Tensor, "batch mel frame"], *, num_frames: Sequence[int]
+    ) -> Float[Tensor, "batch pos width"]:
+        """Encode windows as `transformers` does a padded batch: convolutions see the padding.
+
+        Equal to `encode` but for the last positions of each window with fewer frames than it holds.
+        """
+        # What is further off than the convolutions reach makes no difference.
+        sizes = self._config.conv_kernel_sizes
+        reach = sum(size // 2 * 2**layer for layer, size in enumerate(sizes)) + 2 ** len(sizes)
+        return self._encode_windows(features, self._lengths(features, num_frames), reach=reach)
+
+    def _encode_windows(
+        self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int], *, reach: int
+    ) -> Float[Tensor, "batch pos width"]:
+        whole = torch.zeros(len(features), *self.window_shape, dtype=self.dtype, device=self.device)
+        if self._packed is not None:
+            cut = [row[:, : end + reach].t() for row, end in zip(features, lengths, strict=True)]
+            encoded = list(enumerate(self._packed.encode(cut, lengths)))
+        else:
+            encoded = self._encode_alike(features, lengths, reach=reach)
+        for row, states in encoded:
+            # Rows with what convolutions reach beyond them may give more positions than a window
+            # has.
+            kept = min(len(states), whole.shape[1])
+            whole[row, :kept] = states[:kept]
+        return whole
+
+    def _encode_alike(
+        self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int], *, reach: int
+    ) -> list[tuple[int, Float[Tensor, "_ width"]]]:
+        features = features.to(self.device, self.dtype)
+        encoded: list[tuple[int, Tensor]] = []
+        for rows in _alike(lengths):
+            cut = features[:, :, : lengths[rows[0]] + reach]
+            some = torch.stack([cut[row] for row in rows]).transpose(1, 2)
+            own = [lengths[row] for row in rows]
+            if reach:
+                # The mask hides padding from attention, while the convolutions still see it.
+                frames = to_device(torch.tensor(own), self.device)
+                mask = within(frames, some.shape[1]).long()
+                states = self._encoder(some, mask, return_dict=True).last_hidden_state
+                valid = within(shorter(frames, self._config.num_conv_layers), states.shape[1])
+                states = states.masked_fill(~valid[:, :, None], 0.0)
+            else:
+                states = self._encoder.encode(some, num_frames=own)
+            encoded += zip(rows, states, strict=True)
+        return encoded
+
+
+class Speech2TextModuleSlots(Speech2TextWindows, ModuleSlots):
+    """A `Speech2TextSeq2SeqLM` whose modules are called as they are."""
+
+    def __init__(self, network: Any) -> None:
+        self.window_frames = network.config.max_source_positions
+        positions = shorter(self.window_frames, network.config.num_conv_layers)
+        super().__init__(network, max_source_positions=positions)
+
+    def encode(
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch pos width"]:
+        rows = zip(features, self._lengths(features, num_frames), strict=True)
+        # One by one: convolutions see no padding.
+        encoded = [self._encode(row[None, :, :end], [end])[0] for row, end in rows]
+        whole = self.window_shape[0]
+        return torch.stack([F.pad(states, (0, 0, 0, whole - len(states))) for states in encoded])
+
+    def encode_padded(
+        self, features: Float[Tensor, "batch mel frame"], *, num_frames: Sequence[int]
+    ) -> Float[Tensor, "batch pos width"]:
+        """Encode windows as `transformers` does a padded batch: convolutions see the padding."""
+        return self._encode(features, self._lengths(features, num_frames))
+
+    def _encode(
+        self, features: Float[Tensor, "batch mel frame"], lengths: Sequence[int]
+    ) -> Float[Tensor, "batch pos width"]:
+        given = features.to(self.device, self.dtype).transpose(1, 2)
+        frames = torch.tensor(list(lengths), device=given.device)
+        return self._encoded(given, within(frames, given.shape[1]).long())
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    # The longest first: it is the one that the others of its batch are padded to.
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if group and lengths[row] < _ALIKE * lengths[group[0]]:
+            yield group
+            group = []
+        group.append(row)
+    yield group

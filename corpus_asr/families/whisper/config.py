@@ -1,11 +1,15 @@
-"""Read, check and write config.json of Whisper checkpoints, without torch.
+"""Read, check and write what a Whisper checkpoint says of its network and of decoding, torch-free.
 
-Names, defaults and meanings are those of `transformers.WhisperConfig`, version 5.23.
+Names, defaults and meanings are those of `transformers.WhisperConfig`, version 5.23. Generation
+settings written before 2023, and by tools that know nothing of Whisper, lack token ids: these are
+taken from the tokenizer, and suppressed tokens from config.json.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
+from corpus_asr.families import generation_config
 from corpus_asr.families.model_config import (
     Count,
     EncoderDecoderConfig,
@@ -14,6 +18,9 @@ from corpus_asr.families.model_config import (
     Probability,
     Size,
 )
+from corpus_asr.families.tokenizer import TOKENIZER_NAME, VOCAB_NAME
+from corpus_asr.families.whisper.tokenizer import TASKS, WhisperTokenizer
+from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
 
 
 @dataclass(kw_only=True, init=False)
@@ -71,3 +78,91 @@ class WhisperConfig(EncoderDecoderConfig):
         # An even window has no middle position, and would move words in time.
         odd = self.median_filter_width % 2 == 1
         self.require(odd, "median_filter_width", "an odd number")
+
+
+_POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION  # 50
+
+# Without them a transcript can be neither prompted nor read; None and absence are the same here.
+_NEEDED = (
+    "decoder_start_token_id",
+    "eos_token_id",
+    "is_multilingual",
+    "no_timestamps_token_id",
+    "prev_sot_token_id",
+)
+_NEEDED_MULTILINGUAL = ("lang_to_id", "task_to_id")
+
+
+@dataclass(kw_only=True)
+class GenerationConfig(generation_config.GenerationConfig):
+    """Settings of decoding; names this class does not know are kept as attributes too."""
+
+    from_config: ClassVar[tuple[str, ...]] = (
+        "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "max_length",
+        "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id",
+    )  # fmt: skip
+    other_sources: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
+
+    no_timestamps_token_id: int | None = None
+    """The token that asks for text without timestamps; timestamps follow it in the vocabulary."""
+    prev_sot_token_id: int | None = None
+    """The token before the text of earlier windows."""
+    is_multilingual: bool | None = None
+    """Whether prompts name language and task."""
+    lang_to_id: dict[str, int] | None = None
+    """Token of each language by its spelling, `<|en|>`; None for an English-only model."""
+    task_to_id: dict[str, int] | None = None
+    """Token of `transcribe` and `translate`; None for an English-only model."""
+    language: str | tuple[str, ...] | None = None
+    """Language of the speech, or one of each recording; None to detect it."""
+    task: str | None = None
+    """`transcribe` or `translate`."""
+    return_timestamps: bool | None = None
+    """Whether `generate` predicts timestamps by default."""
+    max_initial_timestamp_index: int | None = None
+    """Largest first timestamp in steps of 0.02 s; None for no bound."""
+    alignment_heads: tuple[tuple[int, int], ...] | None = None
+    """Decoder layers and heads whose cross-attention follows the words in time."""
+    forced_decoder_ids: tuple[tuple[int, int | None], ...] | None = None
+    """Tokens forced at positions, in old files; language and task replace them."""
+
+    condition_on_prev_tokens: bool | None = None
+    """Whether a window's prompt holds the text before it."""
+    compression_ratio_threshold: float | None = None
+    logprob_threshold: float | None = None
+    no_speech_threshold: float | None = None
+    force_unique_generate_call: bool | None = None
+
+    @property
+    def initial_timestamp_bound(self) -> int | None:
+        """`max_initial_timestamp_index`, or 1 s where the file says nothing, as openai-whisper."""
+        bound = self.max_initial_timestamp_index
+        if bound is None and "max_initial_timestamp_index" not in self.nulls:
+            return _POSITIONS_PER_SECOND
+        return bound
+
+    @classmethod
+    def _derived(cls, folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+        english = content.get("is_multilingual") is False
+        needed = _NEEDED if english else _NEEDED + _NEEDED_MULTILINGUAL
+        if all(content.get(key) is not None for key in needed):
+            return {}
+        # Weights alone may be loaded too: what their folder lacks stays unknown.
+        if not any((folder / name).is_file() for name in (TOKENIZER_NAME, VOCAB_NAME)):
+            return {}
+        return tokens_to_decode(WhisperTokenizer.from_pretrained(folder))
+
+
+def tokens_to_decode(tokenizer: WhisperTokenizer) -> dict[str, Any]:
+    """Return the settings that follow from a tokenizer: control tokens, languages and tasks."""
+    ids: dict[str, Any] = {
+        "decoder_start_token_id": tokenizer.sot,
+        "eos_token_id": tokenizer.eot,
+        "is_multilingual": tokenizer.is_multilingual,
+        "no_timestamps_token_id": tokenizer.no_timestamps,
+        "prev_sot_token_id": tokenizer.start_of_prev,
+    }
+    if tokenizer.is_multilingual:
+        ids["lang_to_id"] = {f"<|{code}|>": i for code, i in tokenizer.language_ids.items()}
+        ids["task_to_id"] = {task: getattr(tokenizer, task) for task in TASKS}
+    return ids

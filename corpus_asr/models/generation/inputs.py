@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corpus_asr.array_types import Float
 from corpus_asr.decoding.slots import encode_batch_on
-from corpus_asr.families.speech2text.slots import Speech2TextModuleSlots, Speech2TextSlotModel
+from corpus_asr.families.speech2text.model import Speech2TextModuleSlots, Speech2TextSlotModel
 from corpus_asr.models.generation.settings import encoded_of, features_of, lengths_of
 from corpus_asr.models.generation.slots import slot_model
 

@@ -12,7 +12,7 @@ import torch
 from corpus_asr.array_types import Float
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.tasks import Steps
-from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.languages import resolve_language
 from corpus_asr.models.generation.inputs import Row
 from corpus_asr.models.generation.processors import Stream, search_of

@@ -16,7 +16,7 @@ from corpus_asr.decoding.protocols import (
     TokenRules,
 )
 from corpus_asr.families.generation_config import GenerationConfig
-from corpus_asr.families.whisper.generation_config import (
+from corpus_asr.families.whisper.config import (
     GenerationConfig as WhisperGenerationConfig,
 )
 from corpus_asr.transcription.long_form import Clock

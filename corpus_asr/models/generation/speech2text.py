@@ -1,4 +1,4 @@
-"""`generate` of `Speech2TextForConditionalGeneration`, as transformers 5.23 has it."""
+"""`Speech2TextForConditionalGeneration`, whose `generate` is as transformers 5.23 has it."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
 )
 from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.families.speech2text.model import Speech2TextSeq2SeqLM
 from corpus_asr.models.generation.inputs import PaddedBatch, seed_of
 from corpus_asr.models.generation.long_form import with_end
 from corpus_asr.models.generation.outputs import (
@@ -139,6 +140,12 @@ def generate(
     if config.return_dict_in_generate:
         return GenerateEncoderDecoderOutput(**stack)
     return stack["sequences"]
+
+
+class Speech2TextForConditionalGeneration(Speech2TextSeq2SeqLM):
+    """Speech2Text with the arguments of `transformers`' `generate`."""
+
+    generate = generate
 
 
 def _one_of(**given: Any) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
-    from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+    from corpus_asr.models.generation.speech2text import Speech2TextForConditionalGeneration
     from corpus_asr.models.speech2text.processor import (
         Speech2TextFeatureExtractor,
         Speech2TextProcessor,
@@ -45,7 +45,7 @@ _MODULES = (
     "corpus_asr.models.auto",
     "corpus_asr.models.speech2text.processor",
     "corpus_asr.families.speech2text.model",
-    "corpus_asr.models.speech2text.model",
+    "corpus_asr.models.generation.speech2text",
 )
 
 __getattr__, __dir__ = lazy_names(__name__, __all__, _MODULES)

@@ -6,8 +6,7 @@ from corpus_asr.models.lazy import lazy_names
 
 if TYPE_CHECKING:
     from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
-    from corpus_asr.families.whisper.config import WhisperConfig
-    from corpus_asr.families.whisper.generation_config import GenerationConfig
+    from corpus_asr.families.whisper.config import GenerationConfig, WhisperConfig
     from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
     from corpus_asr.families.whisper.tokenizer import WhisperTokenizer, WhisperTokenizerFast
     from corpus_asr.models.auto import (
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
+    from corpus_asr.models.generation.whisper import WhisperForConditionalGeneration
     from corpus_asr.models.speech_pipeline import pipeline
-    from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
     from corpus_asr.models.whisper.processor import WhisperFeatureExtractor, WhisperProcessor
 
 __all__ = [
@@ -43,13 +42,13 @@ __all__ = [
 # Those that import torch come last.
 _MODULES = (
     "corpus_asr.families.whisper.config",
-    "corpus_asr.families.whisper.generation_config",
+    "corpus_asr.families.whisper.config",
     "corpus_asr.families.whisper.tokenizer",
     "corpus_asr.models.auto",
     "corpus_asr.models.whisper.processor",
     "corpus_asr.families.whisper.model",
     "corpus_asr.families.whisper.classifier",
-    "corpus_asr.models.whisper.model",
+    "corpus_asr.models.generation.whisper",
     "corpus_asr.models.speech_pipeline",
 )
 

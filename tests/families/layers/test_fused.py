@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from corpus_asr.families.layers.fused import FusedEncoderBlock, fused_encoder
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.families.layers.packed import FusedEncoderBlock, fused_encoder
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.device import pretended_gpu
 from tests.support.searches import small_whisper

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.slots import SOURCE_POSITIONS, STEP_TOLERANCE, load, sequences, windows
 

@@ -9,7 +9,7 @@ from transformers.models.speech_to_text import modeling_speech_to_text as refere
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.families.speech2text.encoder import Speech2TextPositions, shorter
 from corpus_asr.families.speech2text.model import Speech2TextModel
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from tests.support.checkpoints import tiny_network
 
 # Products of float32 in another order.

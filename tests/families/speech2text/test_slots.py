@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from corpus_asr.families.speech2text.model import Speech2TextSlotModel
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.slots import needs_int8
 

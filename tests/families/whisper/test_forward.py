@@ -10,7 +10,7 @@ from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 
 VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16
 

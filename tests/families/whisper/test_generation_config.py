@@ -9,8 +9,7 @@ import pytest
 import transformers
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.config import GenerationConfig, WhisperConfig
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from tests.support.tokenizers import tiny_tokenizer
 

@@ -13,7 +13,7 @@ from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor, WhisperProcessor
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer

@@ -15,9 +15,12 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.families.whisper.encoder import WhisperEncoder
-from corpus_asr.families.whisper.model import WhisperForCausalLM
-from corpus_asr.families.whisper.slots import PackedWhisperEncoder, WhisperSlotModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.families.whisper.model import (
+    PackedWhisperEncoder,
+    WhisperForCausalLM,
+    WhisperSlotModel,
+)
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from tests.support.slots import (
     POSITIONS,

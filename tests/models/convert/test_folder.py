@@ -13,10 +13,9 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.models.convert.folder import convert
-from corpus_asr.models.convert.openai_files import ALIGNMENT_HEADS
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.convert import ALIGNMENT_HEADS, convert
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import real_tokenizer
 from tests.support.weight_formats import write_flax

@@ -16,7 +16,7 @@ from corpus_asr.families.foreign_weights import (
     read_flax,
     read_tensorflow,
 )
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 from tests.support.weight_formats import write_flax, write_tensorflow
 

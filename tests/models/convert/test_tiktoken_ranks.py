@@ -8,7 +8,7 @@ import whisper.tokenizer
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.models.convert.openai_files import write_tokenizer_files
+from corpus_asr.models.convert import write_tokenizer_files
 
 ASSETS = Path(whisper.tokenizer.__file__).parent / "assets"
 TEXTS = [

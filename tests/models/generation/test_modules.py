@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 
 from corpus_asr.families.layers.blocks import DecoderBlock
 from corpus_asr.models.generation.slots import slot_model
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.references import WINDOW, same, sound
 from tests.support.tokenizers import tiny_tokenizer

@@ -1,4 +1,4 @@
-"""`generate` and `detect_language` of Whisper with the arguments and results of transformers 5.23.
+"""`WhisperForConditionalGeneration`, whose `generate` takes and gives what transformers 5.23 does.
 
 Every row is a task on the package's own scheduler: rows neither wait for one another nor change one
 another's text.
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from corpus_asr.array_types import Int
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.config import GenerationConfig
+from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.models.generation.inputs import Audio, Row
 from corpus_asr.models.generation.long_form import TransformersLongForm, detect, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
@@ -207,6 +208,13 @@ def detect_language(
     rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
     tasks = [detect(row, config, window_frames=audio.window_frames) for row in rows]
     return torch.tensor(run(model, tasks), device=model.device)
+
+
+class WhisperForConditionalGeneration(WhisperSeq2SeqLM):
+    """Whisper with the arguments of `transformers`' `generate`."""
+
+    generate = generate
+    detect_language = detect_language
 
 
 def _note_outputs(

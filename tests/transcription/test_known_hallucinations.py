@@ -1,22 +1,22 @@
 """Sentences that models write where nobody speaks are known whole, in whatever spelling."""
 
-from pathlib import Path
-
 import pytest
 
-from corpus_asr.text import known_hallucinations as lists
-from corpus_asr.text.known_hallucinations import (
-    LANGUAGES,
+from corpus_asr.transcription.fallback import (
+    HALLUCINATION_LANGUAGES,
+    HALLUCINATION_PHRASES,
     is_known_hallucination,
     known_hallucinations,
 )
 
-EVERY = [(code, phrase) for code in LANGUAGES for phrase in known_hallucinations(code)]
+EVERY = [
+    (code, phrase) for code in HALLUCINATION_LANGUAGES for phrase in known_hallucinations(code)
+]
 
 
 def test_every_file_is_a_language_and_no_other_has_a_list() -> None:
-    folder = Path(lists.__file__).parent / "hallucination_phrases"
-    assert sorted(path.stem for path in folder.glob("*.txt")) == list(LANGUAGES)
+    names = sorted(path.name for path in HALLUCINATION_PHRASES.iterdir())
+    assert names == [f"{code}.txt" for code in HALLUCINATION_LANGUAGES]
     with pytest.raises(FileNotFoundError):
         known_hallucinations("xx")
 
