@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.device import upload
@@ -86,9 +87,7 @@ def _align(
     model: SlotModel, state: Any, slots: Sequence[int], jobs: Sequence[AlignJob]
 ) -> Alignments:
     lengths = [len(job.tokens) for job in jobs]
-    padded = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
-    for row, job in enumerate(jobs):
-        padded[row, : lengths[row]] = torch.tensor(job.tokens)
+    padded = pad_sequence([torch.tensor(job.tokens) for job in jobs], batch_first=True)
     (tokens,) = upload(model.device, padded)
     weights, hidden = model.align(state, slots, tokens, lengths, jobs[0].heads)
     logprobs = torch.zeros(tokens.shape[0], tokens.shape[1] - 1, device=model.device)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.decoding.alignment import Alignments, align_windows
@@ -429,11 +430,7 @@ def frames_encoded(jobs: Sequence[Job]) -> list[int] | None:
 
 def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
     """The jobs' prompts as rows, padded on the right."""
-    lengths = [len(job.prompt) for job in jobs]
-    prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
-    for row, job in enumerate(jobs):
-        prompts[row, : lengths[row]] = torch.tensor(job.prompt)
-    return prompts
+    return pad_sequence([torch.tensor(job.prompt) for job in jobs], batch_first=True)
 
 
 def token_scores(

@@ -112,13 +112,7 @@ class SlotRules:
 
     def move(self, source: int, target: int) -> None:
         """Make slot `target` what slot `source` is."""
-        for tensor in (
-            self._bias,
-            self._grammar,
-            self._last_is_timestamp,
-            self._one_before_is_timestamp,
-            self._last_timestamp,
-        ):
+        for tensor in (self._bias, self._grammar, *self._said()):
             tensor[target] = tensor[source]
 
     def reorder(self, slots: Int[Tensor, " batch"], sources: Int[Tensor, " batch"]) -> None:

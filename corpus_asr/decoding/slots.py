@@ -68,11 +68,7 @@ class SearchQueue:
     @property
     def pending(self) -> int:
         """Tasks whose present job is here."""
-        return len(self._active) + self._num_waiting
-
-    @property
-    def _num_waiting(self) -> int:
-        return len(self._waiting) + len(self._encoded)
+        return len(self._active) + len(self._waiting) + len(self._encoded)
 
     def add(self, running: Running, *, first: bool = False) -> None:
         """Queue a task; `first` lets one that is under way already overtake the others."""
@@ -93,7 +89,8 @@ class SearchQueue:
         steps = steps or steps_between_looks(self._step_s)
         began_s = time.perf_counter()
         active = len(self._active)
-        sampled = any(_is_sampled(running.job) for running in self._active.values())
+        jobs = [running.job for running in self._active.values()]
+        sampled = any(isinstance(job, WindowJob) and job.search.temperature > 0 for job in jobs)
         self._encoder.share(self._encode_batch)  # steps take what threads are left
         with self._statistics.timing("step_s"):
             for left in range(steps, 0, -1):
@@ -259,10 +256,6 @@ def _with_encoding(running: Running) -> Job:
         return running.job
     batch, row = running.encoded
     return replace(running.job, encoded=batch.row(row))
-
-
-def _is_sampled(job: Job) -> bool:
-    return isinstance(job, WindowJob) and job.search.temperature > 0
 
 
 # Plain searches, or a number of beams, or an assistant by its id with its number of drafts: what

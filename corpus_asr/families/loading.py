@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Without the float64 that files may hold: nothing is decoded in it.
 FLOAT8_NAME = "float16_fp8"
-_DTYPES = {name: dtype for name, dtype in DTYPES.items() if name != "float64"}
+COMPUTE_DTYPES = {name: dtype for name, dtype in DTYPES.items() if name != "float64"}
 _OTHER_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
@@ -121,8 +121,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         return torch.float16 if device.type == "cuda" else _cpu_dtype()
-    if name not in _DTYPES:
-        known = ", ".join(_DTYPES)
+    if name not in COMPUTE_DTYPES:
+        known = ", ".join(COMPUTE_DTYPES)
         meant = _OTHER_NAMES.get(name.lower())
         hint = f"; did you mean {meant}?" if meant else "; correct it"
         raise ConfigError(
@@ -136,7 +136,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             f"choosing compute type bfloat16: {device_name(device)} has no bfloat16 arithmetic; "
             "set compute_type to auto or float16"
         )
-    return _DTYPES[name]
+    return COMPUTE_DTYPES[name]
 
 
 def _cpu_dtype() -> torch.dtype:

@@ -276,7 +276,11 @@ class ModelConfig(OpenSettings):
                 f"number of at most {MAX_LABELS}; correct it"
             )
         if "id2label" in content:
-            content["id2label"] = _integer_keys(content["id2label"])
+            # JSON has no integer keys.
+            if isinstance(labels := content["id2label"], dict):
+                content["id2label"] = {
+                    int(k) if str(k).isdigit() else k: v for k, v in labels.items()
+                }
         elif "label2id" in content:
             content["id2label"] = _inverse(content["label2id"])
         elif num_labels is not None:
@@ -342,10 +346,3 @@ def _replaced(content: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
     if labels & by.keys():
         content = {key: value for key, value in content.items() if key not in labels}
     return content | by
-
-
-def _integer_keys(labels: Any) -> Any:
-    if not isinstance(labels, dict):
-        return labels
-    # JSON has no integer keys.
-    return {int(key) if str(key).isdigit() else key: value for key, value in labels.items()}

@@ -55,6 +55,16 @@ class PartFeatures:
 SETTINGS_FILES = {"preprocessor_config.json": None, "processor_config.json": "feature_extractor"}
 """Files that say how features are extracted, and under which key."""
 
+
+def unlike(settings: Mapping[str, Any], computed: Mapping[str, Any]) -> list[str]:
+    """Name the settings of a feature extractor that are not as computed here; absent ones are."""
+    return [
+        f"{name} {settings[name]!r} (expected {value!r})"
+        for name, value in computed.items()
+        if settings.get(name, value) != value
+    ]
+
+
 _WHISPER = Family(
     model_type="whisper",
     class_prefix="Whisper",

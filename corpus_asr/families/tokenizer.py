@@ -112,33 +112,22 @@ class PretrainedTokenizer(Uploads):
     def prefix_tokens(self) -> list[int]:
         """Ids that labels start with."""
 
-    @abstractmethod
-    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        """Add tokens after the last id; returns how many were new."""
-
-    @abstractmethod
-    def get_vocab(self) -> dict[str, int]:
-        """Return the id of every token."""
-
     @property
     @abstractmethod
     def added_tokens_decoder(self) -> Mapping[int, AddedToken]:
         """The tokens next to the vocabulary, control tokens among them, by id."""
-
-    @abstractmethod
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> Any:
-        """Turn one sequence of ids into text, or several into a list of texts."""
 
     @property
     @abstractmethod
     def _end(self) -> int:
         """The id that labels end with."""
 
+    add_tokens: Callable[..., int]
+    """Adds tokens after the last id; returns how many were new."""
+    get_vocab: Callable[[], dict[str, int]]
+    """Returns the id of every token."""
+    decode: Callable[..., Any]
+    """Turns one sequence of ids into text, or several into a list of texts."""
     _token_id: Callable[[str], int | None]
     _id_token: Callable[[int], str | None]
     _text_ids: Callable[[str], list[int]]

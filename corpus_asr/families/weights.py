@@ -78,16 +78,13 @@ def _scales_problem(shape: tuple[int, ...], scales_shape: tuple[int, ...]) -> st
 
 def _quantize(tensor: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
-    grouped = tensor.float().reshape(rows, -1, _group_size(width))
+    sizes = range(_LARGEST_GROUP, _SMALLEST_GROUP - 1, -1)
+    size = next((size for size in sizes if width % size == 0), width)
+    grouped = tensor.float().reshape(rows, -1, size)
     # Rounded up to float16: with a smaller scale the largest weight would need more than 127 steps.
     scales = (grouped.abs().amax(dim=-1) / _STEPS * _ROUNDED_UP + _SUBNORMAL_HALF_STEP).half()
     steps = (grouped / scales.float().unsqueeze(-1)).round_().clamp_(-_STEPS, _STEPS)
     return steps.to(torch.int8).reshape(tensor.shape), scales
-
-
-def _group_size(width: int) -> int:
-    sizes = range(_LARGEST_GROUP, _SMALLEST_GROUP - 1, -1)
-    return next((size for size in sizes if width % size == 0), width)
 
 
 # By the names of safetensors' header.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.layers.stack import sinusoids
+from corpus_asr.families.loading import COMPUTE_DTYPES
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.saved_files import read_saved_bytes, write_json_object
 from corpus_asr.families.tokenizer import (
@@ -48,7 +49,6 @@ from corpus_asr.units import TIMESTAMP_STEP_S
 
 OPENAI_SUFFIX = ".pt"
 INT8 = "int8"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # OpenAI's networks have these built in: the file cannot say otherwise.
 _HIDDEN_PER_WIDTH = 4
@@ -105,8 +105,8 @@ def convert(
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: it exists already; give another name")
-    if dtype is not None and dtype not in (*DTYPES, INT8):
-        known = ", ".join((*DTYPES, INT8))
+    if dtype is not None and dtype not in (*COMPUTE_DTYPES, INT8):
+        known = ", ".join((*COMPUTE_DTYPES, INT8))
         raise ConfigError(f"converting to dtype {dtype}: expected one of {known}; correct --dtype")
     if dtype == INT8 and target.suffix == OPENAI_SUFFIX:
         raise ConfigError(
@@ -272,7 +272,7 @@ def _typed(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor
     if dtype == INT8:
         # The encoder's fixed positions are computed when absent, and 8 bits would round them.
         return quantized({n: t for n, t in tensors.items() if not _is_sinusoids(n, t)})
-    wanted = DTYPES[dtype] if dtype else None
+    wanted = COMPUTE_DTYPES[dtype] if dtype else None
     return {
         name: tensor.to(wanted) if wanted is not None and tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()

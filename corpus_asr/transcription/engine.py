@@ -125,23 +125,21 @@ class Engine:
         kind = model.device.type
         encode_batch = encode_batch_on(kind)
         wanted = slots
-        num_beams = decoding.beam_size
         if wanted == "auto":
             wanted = auto_slots(
                 model,
                 encode_batch=encode_batch,
                 share=1 / sharers,
                 gpu_fraction=gpu_fraction,
-                num_beams=num_beams,
+                num_beams=decoding.beam_size,
             )
-        check_every = check_every_on(kind)
         try:
             self._scheduler = run_apart(
                 lambda: SlotScheduler(
                     model,
                     wanted,
                     encode_batch=encode_batch,
-                    check_every=check_every,
+                    check_every=check_every_on(kind),
                     reproducible=reproducible,
                     encode_beside=kind == "cpu",
                 )

@@ -22,6 +22,14 @@ from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.errors import AlignmentError
 from corpus_asr.segments import Segment, Word
+from corpus_asr.text.words import (
+    BEFORE_A_WORD,
+    NOTHING,
+    SENTENCE_ENDS,
+    Spelled,
+    joined,
+    split_characters,
+)
 from corpus_asr.transcription.anchors import Pair, find_pairs, folded
 from corpus_asr.transcription.engine import PartTranscript, PlacedText
 from corpus_asr.transcription.joined_text import text_not_found
@@ -34,12 +42,8 @@ from corpus_asr.transcription.windows import (
     frames_to_encode,
 )
 from corpus_asr.transcription.words import (
-    BEFORE_A_WORD,
-    SENTENCE_ENDS,
     AlignmentSpec,
     DraftSegment,
-    Spelled,
-    split_characters,
     time_words,
 )
 from corpus_asr.units import FRAMES_PER_SECOND, TIMESTAMP_STEP_S, WINDOW_S, counted
@@ -109,22 +113,22 @@ class TextWords:
                     ) from error
             pieces += spelled[chunk]
         words: list[Spelled] = []
-        opening: Spelled = ("", ())
+        opening = NOTHING
         for piece in pieces:
             if any(letter.isalnum() for letter in piece[0]):
-                words.append(_joined(opening, piece))
-                opening = ("", ())
+                words.append(joined(opening, piece))
+                opening = NOTHING
             elif not words or opening[0] or piece[0].strip() in BEFORE_A_WORD:
-                opening = _joined(opening, piece)
+                opening = joined(opening, piece)
             else:
-                words[-1] = _joined(words[-1], piece)
+                words[-1] = joined(words[-1], piece)
         if not words:
             raise AlignmentError(
                 f"aligning the text of {known.name}: found {known.text.strip()[:60]!r}, expected "
                 "words with letters or digits; give what is said in the recording",
                 kind="no_text",
             )
-        words[-1] = _joined(words[-1], opening)
+        words[-1] = joined(words[-1], opening)
         return cls(tuple(words), not any(map(_without_blanks, known.text)))
 
 
@@ -145,10 +149,6 @@ _RANGES = (
 
 def _without_blanks(letter: str) -> bool:
     return any(first <= ord(letter) <= last for first, last in _RANGES)
-
-
-def _joined(first: Spelled, second: Spelled) -> Spelled:
-    return first[0] + second[0], first[1] + second[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ class KnownTextAligner:
         # Nothing was recognized, and no language given: some language must be named.
         code = recognized.language or next(iter(self._prompt_format.languages), None)
         language = Language(code=code, probability=recognized.language_probability)
-        recognized_words = _said(recognized)
+        recognized_words = [word for one in recognized.segments for word in one.words or ()]
         windows = list(self._windows(self._places(recognized_words), language))
         before_s = [self._part.start_s, *(window[-1].end_s for window in windows)]
         placed: list[list[_Placed]] = yield Gather(
@@ -211,7 +211,12 @@ class KnownTextAligner:
         )
         words = [word for some in placed for word in some]
         if self._known.is_first and self._known.is_last:
-            _check_found(len(words), len(self._text.spelled), recognized, self._known.name)
+            # The share is that of the text, or of what is said where that is less: a recording
+            # may be a small excerpt of its text.
+            given, said = len(self._text.spelled), len(recognized_words)
+            if not words or len(words) < _MIN_FOUND * min(given, said):
+                instead = f"{counted(said, 'word')} recognized in it"
+                raise text_not_found(self._known.name, len(words), given, instead)
         groups = list(_segments(words))
         return replace(
             recognized,
@@ -260,7 +265,7 @@ class KnownTextAligner:
         left = _USUAL_LETTERS_PER_S * (said[-1].end_s - said[0].start_s) if said else 0.0
         count = 0
         for index in indices:
-            left -= len(folded(self._text.spelled[index][0])) + 1
+            left -= self._letters([index])
             if left < 0:
                 break
             count += 1
@@ -301,7 +306,7 @@ class KnownTextAligner:
         self, choices: Sequence[Sequence[int]], start_s: float, end_s: float
     ) -> Iterator[_Place]:
         for indices in choices:
-            letters = [len(folded(self._text.spelled[index][0])) + 1 for index in indices]
+            letters = [self._letters([index]) for index in indices]
             if sum(letters) <= _MAX_LETTERS_PER_S * (end_s - start_s + _SLACK_S):
                 break
         else:
@@ -372,7 +377,9 @@ class KnownTextAligner:
         if not chosen:
             # Between saying nothing and saying what was recognized is every other text.
             every = [place.index for place in places]
-            said = "".join(word.word for word in recognized if _within(word, places))
+            start_s, end_s = places[0].start_s, places[-1].end_s
+            here = (w for w in recognized if start_s <= (w.start_s + w.end_s) / 2 <= end_s)
+            said = "".join(word.word for word in here)
             least = yield from reading.total_of(self._prompt_format.encode(said))
             least -= _MAX_LOSSES[0] + _MAX_LOSS_PER_TOKEN * len(reading.tokens(every))
             found = (yield from reading.total(every)) >= least
@@ -427,10 +434,6 @@ class KnownTextAligner:
         )
 
 
-def _within(word: Word, places: Sequence[_Place]) -> bool:
-    return places[0].start_s <= (word.start_s + word.end_s) / 2 <= places[-1].end_s
-
-
 def _crowded(placed: Sequence[_Placed], places: Sequence[_Place]) -> Iterator[list[int]]:
     """Runs of words that were not recognized, and have no time in which they can be said."""
     anchors = {place.index for place in places if place.anchor}
@@ -440,10 +443,6 @@ def _crowded(placed: Sequence[_Placed], places: Sequence[_Place]) -> Iterator[li
         time_s = run[-1].word.end_s - run[0].word.start_s
         if not is_anchor and letters > _MAX_LETTERS_PER_S * (time_s + TIMESTAMP_STEP_S):
             yield [each.index for each in run]
-
-
-def _said(recognized: PartTranscript) -> list[Word]:
-    return [word for segment in recognized.segments for word in segment.words or ()]
 
 
 def _cut(before: _Place, after: _Place) -> float:
@@ -564,7 +563,7 @@ def _segments(words: Sequence[_Placed]) -> Iterator[list[_Placed]]:
     group: list[_Placed] = []
     for word in words:
         if group and (
-            _ends_a_sentence(group[-1].word.word)
+            group[-1].word.word.rstrip(_CLOSING).endswith(tuple(SENTENCE_ENDS))
             or word.word.start_s - group[-1].word.end_s > _PAUSE_S
             or word.word.end_s - group[0].word.start_s > WINDOW_S
         ):
@@ -573,15 +572,3 @@ def _segments(words: Sequence[_Placed]) -> Iterator[list[_Placed]]:
         group.append(word)
     if group:
         yield group
-
-
-def _ends_a_sentence(word: str) -> bool:
-    return word.rstrip(_CLOSING)[-1:] in tuple(SENTENCE_ENDS)
-
-
-def _check_found(found: int, given: int, recognized: PartTranscript, name: str) -> None:
-    # The share is that of the text, or of what is said where that is less: a recording may be a
-    # small excerpt of its text.
-    said = len(_said(recognized))
-    if not found or found < _MIN_FOUND * min(given, said):
-        raise text_not_found(name, found, given, f"{counted(said, 'word')} recognized in it")

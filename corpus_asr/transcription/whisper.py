@@ -11,6 +11,7 @@ from corpus_asr.array_types import Float16
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.tasks import Gather, Steps
 from corpus_asr.segments import Segment, Word, speech_without_text
+from corpus_asr.text.words import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.fallback import Attempt, OpenAIRules
 from corpus_asr.transcription.known_text import KnownTextAligner, TextWords
@@ -34,8 +35,6 @@ from corpus_asr.transcription.windows import (
     holds_the_beginning,
 )
 from corpus_asr.transcription.words import (
-    AFTER_A_WORD,
-    BEFORE_A_WORD,
     DraftSegment,
     last_word_end,
     time_words,

@@ -225,8 +225,14 @@ def find_language(
     given = given_language(prompt_format, settings)
     if given is not None:
         return given
-    carried = settings.language_mode == "recording" and part.language_features is not None
-    windows = _carried_windows(part) if carried else _own_windows(part, settings.padding_s)
+    windows: list[LanguageWindow]
+    carried = part.language_features
+    if settings.language_mode == "recording" and carried is not None:
+        # Padded where they were cut, so they are encoded whole.
+        each = carried.reshape(-1, WINDOW_FRAMES, carried.shape[1])
+        windows = [((-1, number), window.T, None) for number, window in enumerate(each)]
+    else:
+        windows = _own_windows(part, settings.padding_s)
     return (yield from ask_language(windows, prompt_format, settings))
 
 
@@ -280,13 +286,6 @@ def _choices(prompt_format: PromptFormat, settings: DecodingSettings) -> Sequenc
     if settings.language == "auto":
         return tuple(prompt_format.languages)
     return () if isinstance(settings.language, str) else settings.language
-
-
-def _carried_windows(part: PartRequest) -> list[LanguageWindow]:
-    # Padded where they were cut, so they are encoded whole.
-    assert part.language_features is not None, "the caller has looked"
-    windows = part.language_features.reshape(-1, WINDOW_FRAMES, part.language_features.shape[1])
-    return [((-1, number), window.T, None) for number, window in enumerate(windows)]
 
 
 def _own_windows(part: PartRequest, padding_s: float | None) -> list[LanguageWindow]:

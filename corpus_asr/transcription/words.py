@@ -1,6 +1,5 @@
 """When each word of a window was said, from the decoder's cross-attention by alignment."""
 
-import string
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,21 +9,16 @@ import numpy as np
 from corpus_asr.array_types import Float
 from corpus_asr.decoding.protocols import AlignJob, AlignResult, TokenTiming
 from corpus_asr.segments import Word
+from corpus_asr.text.words import (
+    SENTENCE_ENDS,
+    WITHOUT_BLANKS,
+    Spelled,
+    join_to_words,
+    merge_punctuation,
+    split_characters,
+)
 from corpus_asr.transcription.windows import Window
 from corpus_asr.units import FRAMES_PER_SECOND
-
-# Source: openai-whisper, the defaults of `add_word_timestamps`.
-BEFORE_A_WORD = "\"'“¿([{-"
-AFTER_A_WORD = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
-SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
-
-# Written without blanks between words: every character counts as a word.
-_WITHOUT_BLANKS = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
-
-_BROKEN = "\ufffd"  # what bytes that are no whole character decode to
-
-Spelled = tuple[str, tuple[int, ...]]
-"""A piece of text and the tokens that spell it."""
 
 
 def split_words(
@@ -39,61 +33,7 @@ def split_words(
     it loses tokens, or stops with an error.
     """
     pieces = split_characters(tokens, text)
-    return pieces if language in _WITHOUT_BLANKS else _join_to_words(pieces)
-
-
-def merge_punctuation(words: Sequence[str]) -> list[str]:
-    """Move marks to the words they are written beside; where they stood is an empty text.
-
-    Source: openai-whisper `merge_punctuations`.
-    """
-    merged = list(words)
-    host = len(merged) - 1
-    for at in range(len(merged) - 2, -1, -1):
-        if merged[at].startswith(" ") and merged[at].strip() in BEFORE_A_WORD:
-            merged[host] = merged[at] + merged[host]
-            merged[at] = ""
-        else:
-            host = at
-    host = 0
-    for at in range(1, len(merged)):
-        if not merged[host].endswith(" ") and merged[at] in AFTER_A_WORD:
-            merged[host] += merged[at]
-            merged[at] = ""
-        else:
-            host = at
-    return merged
-
-
-def split_characters(tokens: Sequence[int], text: Callable[[Sequence[int]], str]) -> list[Spelled]:
-    """Split text tokens into the shortest runs that spell whole characters."""
-    # Cut wherever the tokens before and after decode by themselves as they do together.
-    rest = text(tokens)
-    pieces: list[Spelled] = []
-    first = 0
-    for stop in range(1, len(tokens) + 1):
-        own = text(tokens[first:stop])
-        if not rest.startswith(own):
-            continue
-        # The bytes may go on: those of a whole character, or of another broken one.
-        if own.endswith(_BROKEN) and text(tokens[stop:]) != rest[len(own) :]:
-            continue
-        pieces.append((own, tuple(tokens[first:stop])))
-        rest = rest[len(own) :]
-        first = stop
-    return pieces
-
-
-def _join_to_words(pieces: Sequence[Spelled]) -> list[Spelled]:
-    words: list[Spelled] = []
-    for text, tokens in pieces:
-        punctuation = text.strip() in string.punctuation
-        if text.startswith(" ") or punctuation or not words:
-            words.append((text, tokens))
-        else:
-            before, earlier = words[-1]
-            words[-1] = (before + text, earlier + tokens)
-    return words
+    return pieces if language in WITHOUT_BLANKS else join_to_words(pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +91,6 @@ class _Timed:
     probability: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Audio:
-    # In recording time; no word lies outside.
-    start_s: float
-    end_s: float
-
-
 def time_words(
     drafts: Sequence[DraftSegment],
     window: Window,
@@ -208,13 +141,15 @@ def time_words(
         words.append(list(_timed(spelled, times_s[at : stop + 1], probabilities[at:stop])))
         at = stop
     every_word = [word for own in words for word in own]
-    usual_s = _usual_length(every_word)
-    if usual_s is not None:
+    lengths_s = [word.end_s - word.start_s for word in every_word if word.end_s != word.start_s]
+    usual_s = min(_LONGEST_USUAL_WORD_S, float(np.median(lengths_s))) if lengths_s else 0.0
+    if lengths_s:
         _shorten_at_sentence_ends(every_word, 2 * usual_s)
     settled = []
-    audio = _Audio(start_s, start_s + window.content_frames / FRAMES_PER_SECOND)
+    # No word lies outside.
+    audio_s = (start_s, start_s + window.content_frames / FRAMES_PER_SECOND)
     for draft, own in zip(drafts, words, strict=True):
-        settled.append(_settle(draft, own, audio, last_speech_s, usual_s or 0.0))
+        settled.append(_settle(draft, own, audio_s, last_speech_s, usual_s))
         last_speech_s = settled[-1].end_s if settled[-1].words else last_speech_s
     return settled
 
@@ -226,7 +161,7 @@ def last_word_end(drafts: Sequence[DraftSegment]) -> float | None:
 
 
 def _timed(
-    spelled: Sequence[tuple[str, tuple[int, ...]]],
+    spelled: Sequence[Spelled],
     times_s: Sequence[float],
     probabilities: Float[np.ndarray, " token"],
 ) -> Iterator[_Timed]:
@@ -234,11 +169,6 @@ def _timed(
     for (text, _), (first, stop) in zip(spelled, pairwise(edges), strict=True):
         mean = float(np.mean(probabilities[first:stop]))
         yield _Timed(text, times_s[first], times_s[stop], mean)
-
-
-def _usual_length(words: Sequence[_Timed]) -> float | None:
-    lengths = [word.end_s - word.start_s for word in words if word.end_s != word.start_s]
-    return min(_LONGEST_USUAL_WORD_S, float(np.median(lengths))) if lengths else None
 
 
 def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None:
@@ -254,29 +184,31 @@ def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None
 def _settle(
     draft: DraftSegment,
     words: Sequence[_Timed],
-    audio: _Audio,
+    audio_s: tuple[float, float],
     last_speech_s: float,
     usual_s: float,
 ) -> DraftSegment:
     # The times of the segment and of its first and last word are made to agree.
-    for word, text in zip(words, merge_punctuation([word.text for word in words]), strict=True):
+    begin_s, stop_s = audio_s
+    merged = merge_punctuation([(word.text, ()) for word in words])
+    for word, (text, _) in zip(words, merged, strict=True):
         word.text = text
         # To 10 ms, as openai-whisper rounds: edges are compared with the rounded times.
-        word.start_s = round(audio.start_s + word.start_s, 2)
-        word.end_s = round(audio.start_s + word.end_s, 2)
+        word.start_s = round(begin_s + word.start_s, 2)
+        word.end_s = round(begin_s + word.end_s, 2)
     # Marks that were merged into a word have left an empty text.
     words = [word for word in words if word.text]
     if not words:
         return draft
-    _shorten_after_a_pause(words, audio, last_speech_s, usual_s)
+    _shorten_after_a_pause(words, begin_s, last_speech_s, usual_s)
     first, last = words[0], words[-1]
     start_s, end_s = first.start_s, last.end_s
     if draft.start_s < first.end_s and draft.start_s - _SEGMENT_EDGE_S > first.start_s:
         start_s = draft.start_s
-        first.start_s = max(audio.start_s, min(first.end_s - usual_s, start_s))
+        first.start_s = max(begin_s, min(first.end_s - usual_s, start_s))
     if draft.end_s > last.start_s and draft.end_s + _SEGMENT_EDGE_S < last.end_s:
         end_s = draft.end_s
-        last.end_s = min(audio.end_s, max(last.start_s + usual_s, end_s))
+        last.end_s = min(stop_s, max(last.start_s + usual_s, end_s))
     return replace(
         draft,
         start_s=start_s,
@@ -289,7 +221,7 @@ def _settle(
 
 
 def _shorten_after_a_pause(
-    words: Sequence[_Timed], audio: _Audio, last_speech_s: float, usual_s: float
+    words: Sequence[_Timed], audio_start_s: float, last_speech_s: float, usual_s: float
 ) -> None:
     longest_s = 2 * usual_s
     first = words[0]
@@ -302,4 +234,4 @@ def _shorten_after_a_pause(
     if second is not None and second.end_s - second.start_s > longest_s:
         # Half the time is openai-whisper's; it matters only in a recording's first seconds.
         first.end_s = second.start_s = max(second.end_s / 2, second.end_s - longest_s)
-    first.start_s = max(audio.start_s, first.end_s - longest_s)
+    first.start_s = max(audio_start_s, first.end_s - longest_s)

@@ -28,12 +28,12 @@ from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Word
+from corpus_asr.text.words import merge_punctuation
 from corpus_asr.transcription.whisper_prompt import PromptFormat
 from corpus_asr.transcription.windows import Language, Window
 from corpus_asr.transcription.words import (
     DraftSegment,
     last_word_end,
-    merge_punctuation,
     split_words,
     time_words,
 )
@@ -474,6 +474,6 @@ def test_marks_go_where_openai_whisper_puts_them(words: list[str]) -> None:
     timings = [WordTiming(word, [0], 0.0, 1.0, 1.0) for word in words]
     prepended, appended = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
     merge_punctuations(timings, prepended, appended)
-    merged = merge_punctuation(words)
+    merged = [text for text, _ in merge_punctuation([(word, ()) for word in words])]
     assert merged == [timing.word for timing in timings]
     assert "".join(merged) == "".join(words)

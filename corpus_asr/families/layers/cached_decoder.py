@@ -27,8 +27,7 @@ from corpus_asr.families.layers.kv_cache import (
 )
 from corpus_asr.families.layers.packed import blocks_of, copied_layers, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
-from corpus_asr.families.layers.stack import TokenDecoder
-from corpus_asr.units import FRAMES_PER_SECOND
+from corpus_asr.families.layers.stack import TokenDecoder, check_heads
 
 Tokens = Int[Tensor, "batch token"]
 
@@ -158,7 +157,6 @@ class DecoderSlots(ABC):
     """
 
     has_encoder = True
-    frame_step = FRAMES_PER_SECOND
 
     float8_windows = False
     """Whether a GPU keeps the keys and values of windows in 8 bits."""
@@ -359,13 +357,7 @@ class DecoderSlots(ABC):
         lengths: Sequence[int],
         heads: Sequence[tuple[int, int]],
     ) -> tuple[Float[Tensor, "batch head token pos"], Hidden]:
-        for layer, head in heads:
-            if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
-                raise ValueError(
-                    f"aligning with head {head} of decoder layer {layer}: the model has "
-                    f"{len(self._blocks)} layers of {self._heads} heads; correct the "
-                    "alignment heads"
-                )
+        check_heads(heads, layers=len(self._blocks), num_heads=self._heads)
         # By layer, as they are found, and back into the order they were given in.
         order = sorted(range(len(heads)), key=lambda row: heads[row][0])
         (back,) = upload(tokens.device, sorted(range(len(order)), key=order.__getitem__))

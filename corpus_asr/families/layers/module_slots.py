@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from corpus_asr.array_types import Float, Int
 from corpus_asr.families.layers.kv_cache import DecoderCache
+from corpus_asr.families.layers.stack import check_heads
 from corpus_asr.families.outputs import as_encoder_output
 
 Window = Float[Tensor, "pos width"]
@@ -171,19 +172,14 @@ class ModuleSlots(ABC):
     def _weights(
         self, by_layer: Sequence[Tensor] | None, heads: Sequence[tuple[int, int]]
     ) -> Float[Tensor, "head token pos"]:
-        found, num_heads = len(by_layer or ()), self._config.decoder_attention_heads
+        found = len(by_layer or ())
         if by_layer is None or found != self._layers:
             raise ValueError(
                 f"aligning tokens: found the cross-attention weights of {found} decoder layers, "
                 f"expected those of {self._layers}; let replaced layers append theirs to "
                 "`record.cross`, or generate without times of tokens"
             )
-        for layer, head in heads:
-            if not (0 <= layer < found and 0 <= head < num_heads):
-                raise ValueError(
-                    f"aligning with head {head} of decoder layer {layer}: the model has {found} "
-                    f"layers of {num_heads} heads; correct the alignment heads"
-                )
+        check_heads(heads, layers=found, num_heads=self._config.decoder_attention_heads)
         return torch.stack([by_layer[layer][0, head].float() for layer, head in heads])
 
     def move(self, state: ModuleState, source: int, target: int) -> None:

@@ -154,6 +154,16 @@ def check_heard(num_frames: Sequence[int], *, windows: int, whole: int, step: in
         )
 
 
+def check_heads(heads: Sequence[tuple[int, int]], *, layers: int, num_heads: int) -> None:
+    """Check that a decoder of so many layers has these heads, each (layer, head)."""
+    for layer, head in heads:
+        if not (0 <= layer < layers and 0 <= head < num_heads):
+            raise ValueError(
+                f"aligning with head {head} of decoder layer {layer}: the model has {layers} "
+                f"layers of {num_heads} heads; correct the alignment heads"
+            )
+
+
 class TokenDecoder(Stack):
     """Token embeddings, pre-norm blocks and a last norm; a family adds the positions.
 
@@ -202,7 +212,9 @@ class TokenDecoder(Stack):
         `encoder_hidden_states` there is no cross-attention.
         """
         past = taken(past_key_values, num_layers=len(self.layers))
-        caches = self._caches(use_cache)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        # States that are computed twice would be kept twice.
+        caches = bool(use_cache) and not (self.training and self.gradient_checkpointing)
         if past is None and caches:
             past = DecoderCache(len(self.layers))
         start = past.get_seq_length() if past else 0
@@ -235,11 +247,6 @@ class TokenDecoder(Stack):
             cross_attentions=None if encoder_hidden_states is None else _tuple(record.cross),
         )
         return output.as_asked(self.config, return_dict)
-
-    def _caches(self, use_cache: bool | None) -> bool:
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        # States that are computed twice would be kept twice.
-        return bool(use_cache) and not (self.training and self.gradient_checkpointing)
 
     def _embedded(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (embeds is None):

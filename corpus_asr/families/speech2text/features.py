@@ -11,7 +11,7 @@ import numpy as np
 
 from corpus_asr.array_types import Float16, Float32
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures
+from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, unlike
 from corpus_asr.families.saved_files import find_saved
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.features.fbank import (
@@ -72,12 +72,7 @@ class Speech2TextPartFeatures:
             "num_mel_bins": config.input_feat_per_channel * config.input_channels,
             "dither": 0.0,  # noise would make every run another
         }
-        wrong = [
-            f"{name} {settings[name]!r} (expected {value!r})"
-            for name, value in computed.items()
-            if settings[name] != value
-        ]
-        wrong += [
+        wrong = unlike(settings, computed) + [
             f"{name} {settings[name]!r} (expected true or false)"
             for name in ("do_ceptral_normalize", "normalize_means", "normalize_vars")
             if not isinstance(settings[name], bool)

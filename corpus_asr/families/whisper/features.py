@@ -7,8 +7,8 @@ import numpy as np
 
 from corpus_asr.array_types import Float32
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures
-from corpus_asr.families.saved_files import read_json_object
+from corpus_asr.families.registry import SETTINGS_FILES, PartFeatures, unlike
+from corpus_asr.families.saved_files import optional_object, read_json_object
 from corpus_asr.features.mel import log10_mel, scale_log10_mel
 from corpus_asr.units import (
     FFT_SAMPLES,
@@ -61,15 +61,10 @@ class WhisperPartFeatures:
         computed = {**COMPUTED, "feature_size": num_mel_bins}
         for name, key in SETTINGS_FILES.items():
             path = folder / name
-            settings = read_json_object(path) if path.is_file() else {}
+            settings = optional_object(path)
             if key is not None:
                 settings = settings.get(key, {})
-            wrong = [
-                f"{setting} {settings[setting]!r} (expected {value})"
-                for setting, value in computed.items()
-                if settings.get(setting, value) != value
-            ]
-            if wrong:
+            if wrong := unlike(settings, computed):
                 raise CheckpointError(
                     f"reading {path}: found {', '.join(wrong)}; only Whisper's own log-mel front "
                     "end is computed here: use a checkpoint trained on it, or correct the file"

@@ -423,7 +423,23 @@ class PackedWhisperEncoder:
         return normed
 
 
-class WhisperDecoderSlots(DecoderSlots):
+class WhisperWindows:
+    """Windows of the length that the model was made for."""
+
+    _config: Any
+    frame_step = FRAMES_PER_SECOND
+
+    @property
+    def _whole_frames(self) -> int:
+        return int(self._config.max_source_positions) * FRAMES_PER_POSITION
+
+    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
+        step = FRAMES_PER_POSITION
+        check_heard(num_frames, windows=windows, whole=self._whole_frames, step=step)
+        return [number // step for number in num_frames]
+
+
+class WhisperDecoderSlots(WhisperWindows, DecoderSlots):
     """A Whisper decoder alone: its slots are filled with windows that another model has encoded."""
 
     has_encoder = False
@@ -449,13 +465,6 @@ class WhisperDecoderSlots(DecoderSlots):
     @property
     def window_values(self) -> int:
         return int(self._config.num_mel_bins) * self._whole_frames
-
-    @property
-    def _whole_frames(self) -> int:
-        return int(self._config.max_source_positions) * FRAMES_PER_POSITION
-
-    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        return _positions_heard(num_frames, windows=windows, whole=self._whole_frames)
 
     def encode(
         self,
@@ -509,18 +518,12 @@ class WhisperSlotModel(WhisperDecoderSlots):
         return self._encoder.encode(features.to(self.device, self.dtype), num_frames=num_frames)
 
 
-class WhisperModuleSlots(ModuleSlots):
+class WhisperModuleSlots(WhisperWindows, ModuleSlots):
     """A Whisper network, whole or a decoder alone, whose modules are called as they are."""
-
-    frame_step = FRAMES_PER_SECOND
 
     def __init__(self, network: Any) -> None:
         super().__init__(network, max_source_positions=network.config.max_source_positions)
         self.has_encoder = network.config.is_encoder_decoder
-
-    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        whole = self._config.max_source_positions * FRAMES_PER_POSITION
-        return _positions_heard(num_frames, windows=windows, whole=whole)
 
     def encode(
         self,
@@ -534,8 +537,3 @@ class WhisperModuleSlots(ModuleSlots):
                 "family's own encode whole windows alone; leave num_frames out"
             )
         return self._encoded(features.to(self.device, self.dtype))
-
-
-def _positions_heard(num_frames: Sequence[int], *, windows: int, whole: int) -> list[int]:
-    check_heard(num_frames, windows=windows, whole=whole, step=FRAMES_PER_POSITION)
-    return [number // FRAMES_PER_POSITION for number in num_frames]

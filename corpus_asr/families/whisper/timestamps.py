@@ -1,17 +1,17 @@
 """Timestamps among tokens: written out, between segments, and in merged chunks of a recording."""
 
 import re
-import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from corpus_asr.array_types import Float64, Int64
 from corpus_asr.families.tensors import as_lists
 from corpus_asr.languages import LANGUAGES, resolve_language
+from corpus_asr.text.words import WITHOUT_BLANKS, Spelled, join_to_words, merge_punctuation
 from corpus_asr.units import WINDOW_POSITIONS
 
 # What a longer overlap gains on a shorter one per token, so that long matches win.
@@ -20,10 +20,8 @@ _EPSILON = 1e-4
 _WRITTEN = re.compile(r"<\|(\d+\.\d+)\|>")
 # What decoding makes of the bytes of half a character.
 _CUT_CHARACTER = "\ufffd"
-# Languages that put no blanks between words.
-_WITHOUT_BLANKS = ("chinese", "japanese", "thai", "lao", "myanmar", "cantonese")
+# With the opening exclamation mark, which openai-whisper leaves alone.
 _OPENING = "\"'“¡¿([{-"
-_CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  (full-width punctuation is meant)
 
 Times = tuple[float, float]
 
@@ -353,32 +351,24 @@ def _matches(
     return int(equal.sum())
 
 
-class Word(NamedTuple):
-    """A word of a text."""
-
-    text: str
-    positions: list[int]
-    """Where its tokens stand among those of the text."""
-
-
 def grouped_words(
     tokens: Sequence[int], language: str, decode: Callable[[list[int]], str]
-) -> list[Word]:
+) -> list[Spelled]:
     """Group text tokens into words, punctuation with the word it belongs to.
 
-    `language` is a name such as `english`.
+    Returns each with the places of its tokens; `language` is a name such as `english`.
 
     Source: transformers 5.23, tokenization_whisper.py, `_combine_tokens_into_words`.
     """
     words = _characters(tokens, decode)
-    if language not in _WITHOUT_BLANKS:
-        words = _joined_at_blanks(words)
-    return _with_closing(_with_opening(words))
+    if language not in {LANGUAGES[code] for code in WITHOUT_BLANKS}:
+        words = join_to_words(words)
+    return [word for word in merge_punctuation(words, before=_OPENING) if word[0]]
 
 
-def _characters(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[Word]:
+def _characters(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[Spelled]:
     whole = decode(list(tokens))
-    words: list[Word] = []
+    words: list[Spelled] = []
     length = 0
     positions: list[int] = []
     for position in range(len(tokens)):
@@ -387,43 +377,7 @@ def _characters(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> li
         cut = text.find(_CUT_CHARACTER)
         # The mark of a cut character may also be what was written.
         if cut < 0 or length + cut >= len(whole) or whole[length + cut] == _CUT_CHARACTER:
-            words.append(Word(text, positions))
+            words.append((text, tuple(positions)))
             length += len(text)
             positions = []
     return words
-
-
-def _joined_at_blanks(parts: list[Word]) -> list[Word]:
-    words: list[Word] = []
-    for part in parts:
-        # A run of marks is one where it stands in this order in the list of all.
-        is_mark = part.text.strip() in string.punctuation
-        if not words or is_mark or part.text.startswith(" "):
-            words.append(part)
-        else:
-            words[-1] = _together(words[-1], part)
-    return words
-
-
-def _with_opening(words: list[Word]) -> list[Word]:
-    merged: list[Word] = []
-    for word in reversed(words):
-        if merged and word.text.startswith(" ") and word.text.strip() in _OPENING:
-            merged[-1] = _together(word, merged[-1])
-        else:
-            merged.append(word)
-    return merged[::-1]
-
-
-def _with_closing(words: list[Word]) -> list[Word]:
-    merged: list[Word] = []
-    for word in words:
-        if merged and word.text in _CLOSING and not merged[-1].text.endswith(" "):
-            merged[-1] = _together(merged[-1], word)
-        else:
-            merged.append(word)
-    return [word for word in merged if word.text]
-
-
-def _together(first: Word, second: Word) -> Word:
-    return Word(first.text + second.text, first.positions + second.positions)

@@ -13,6 +13,7 @@ from corpus_asr.array_types import Float
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.tasks import Steps
 from corpus_asr.families.whisper.config import GenerationConfig
+from corpus_asr.families.whisper.tokenizer import TASKS
 from corpus_asr.languages import resolve_language
 from corpus_asr.models.generation.inputs import Row
 from corpus_asr.models.generation.processors import Stream, search_of
@@ -20,8 +21,6 @@ from corpus_asr.models.generation.settings import Settings, end_token
 from corpus_asr.transcription.fallback import Attempt
 from corpus_asr.transcription.long_form import LongFormRules, TokenSpan
 from corpus_asr.transcription.windows import Language, Window
-
-TASKS = ("translate", "transcribe")
 
 DETECT = -1
 """Stands for the language in a start, where it is to be detected."""

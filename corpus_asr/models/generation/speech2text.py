@@ -88,7 +88,9 @@ def generate(
         decoder_input_ids=kwargs.pop("decoder_input_ids", None),
         input_ids=kwargs.pop("input_ids", None),
     )
-    says_length = _says_length(own, generation_config, kwargs)
+    says_length = kwargs.get("max_length") is not None or any(
+        getattr(settings, "max_length", None) is not None for settings in (generation_config, own)
+    )
     config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
     check_outputs(config)
     _check_mode(config, assistant_model)
@@ -155,11 +157,6 @@ def _one_of(**given: Any) -> Any:
             f"generating text: found {' and '.join(values)}, which mean the same; pass one of them"
         )
     return next(iter(values.values()), None)
-
-
-def _says_length(own: Any, given: Any, keywords: dict[str, Any]) -> bool:
-    lengths = [getattr(config, "max_length", None) for config in (given, own)]
-    return any(length is not None for length in (keywords.get("max_length"), *lengths))
 
 
 def _check_mode(config: GenerationConfig, assistant: Any) -> None:

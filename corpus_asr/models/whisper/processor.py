@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from corpus_asr.array_types import Float32, Int32
+from corpus_asr.array_types import Float32
 from corpus_asr.families.registry import resolve
 from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
@@ -135,7 +135,9 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             padded = self.zero_mean_unit_var_norm(padded, masks, self.padding_value)
         batch = BatchFeature({"input_features": self._features(padded, device)})
         if self._wants_mask(return_attention_mask):
-            batch["attention_mask"] = joined([self._frame_mask(mask) for mask in masks])
+            # Content are the frames that start in it.
+            starts, frames = slice(None, None, self.hop_length), self._analysis().num_frames
+            batch["attention_mask"] = joined([mask[starts][: frames(mask.size)] for mask in masks])
         if return_token_timestamps:
             batch["num_frames"] = [row.size // self.hop_length for row in rows]
         return batch.convert_to_tensors(return_tensors)
@@ -181,10 +183,6 @@ class WhisperFeatureExtractor(SpeechFeatureExtractor):
             for batch in batches
         ]
         return features[0] if alike else [row for (row,) in features]
-
-    def _frame_mask(self, mask: Int32[np.ndarray, " sample"]) -> Int32[np.ndarray, " frame"]:
-        # Content are the frames that start in it.
-        return mask[:: self.hop_length][: self._analysis().num_frames(mask.size)]
 
 
 class WhisperProcessor(SpeechProcessor):
