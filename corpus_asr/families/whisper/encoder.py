@@ -1,4 +1,4 @@
-"""Whisper's encoder, and the random masking of its features in training (SpecAugment)."""
+"""Whisper's encoder; and its features, computed on a GPU, and masked in training (SpecAugment)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corpus_asr.array_types import Bool, Float
+from corpus_asr.array_types import Bool, Float, Float32
 from corpus_asr.families.layers.blocks import NOTHING, EncoderBlock, Record
 from corpus_asr.families.layers.plain import plain
 from corpus_asr.families.layers.stack import FeatureEncoder, check_heard, check_values
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.features.mel import DYNAMIC_RANGE, POWER_FLOOR, Analysis, mel_filters
 from corpus_asr.units import FRAMES_PER_POSITION
 
 
@@ -115,6 +116,40 @@ def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> No
             "encoding windows: found an empty batch, expected one window or more; leave the "
             "call out"
         )
+
+
+def log_mel_on_device(
+    rows: Float32[np.ndarray, "batch sample"],
+    *,
+    num_mel_bins: int,
+    analysis: Analysis,
+    device: Any,
+) -> Float32[np.ndarray, "batch mel frame"]:
+    """Compute the log-mel features of many recordings on a device, in float32.
+
+    Source: `transformers.WhisperFeatureExtractor._torch_extract_fbank_features`; equal to it within
+    1e-5 on the same device, and to the float64 features of the CPU within 1e-4.
+    """
+    samples = torch.from_numpy(rows).to(device, torch.float32)
+    if analysis.dither:
+        # Once per sample, where the CPU draws for every frame: frames overlap here.
+        samples = samples + analysis.dither * torch.randn(samples.shape, device=samples.device)
+    window = torch.hann_window(analysis.fft_samples, device=samples.device)
+    spectra = torch.stft(
+        samples, analysis.fft_samples, analysis.hop_samples, window=window, return_complex=True
+    )
+    # The last frame is centered on the end of the samples: the reference drops it.
+    power = (spectra[..., :-1].abs() ** 2).contiguous()  # (batch, bin, frame)
+    filters = mel_filters(
+        num_mel_bins, fft_samples=analysis.fft_samples, sample_rate_hz=analysis.sample_rate_hz
+    )
+    weights = torch.tensor(filters, device=samples.device)  # (mel, bin)
+    logs = (weights @ power).clamp(min=POWER_FLOOR).log10()
+    # Each row by its own peak, so that no recording depends on its neighbors.
+    peaks = logs.amax(dim=(1, 2), keepdim=True)
+    scaled = (torch.maximum(logs, peaks - DYNAMIC_RANGE) + 4.0) / 4.0
+    features: Float32[np.ndarray, "batch mel frame"] = scaled.cpu().numpy()
+    return features
 
 
 def mask_features(

@@ -29,7 +29,7 @@ _DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type
 # Far above what is in use: a file must not ask for filters or padding that fill memory.
 _MOST_FFT_SAMPLES, _MOST_SAMPLES = 20_000, 100_000_000
 
-_ON_DEVICE = "corpus_asr.models.whisper.torch_features:log_mel_on_device"
+_ON_DEVICE = "corpus_asr.families.whisper.encoder:log_mel_on_device"
 
 
 class WhisperFeatureExtractor(SpeechFeatureExtractor):

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.whisper.encoder import log_mel_on_device
 from corpus_asr.features.mel import Analysis
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
-from corpus_asr.models.whisper.torch_features import log_mel_on_device
 from tests.support.audio import made_sounds, read_clip, read_manifest
 
 # Both compute in float64; transformers rounds its spectrum to complex64 on the way.
