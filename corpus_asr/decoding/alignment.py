@@ -58,7 +58,8 @@ class Alignments:
         if job.timing is None:
             weights = found[row, :, : len(job.tokens)].numpy()
             return AlignResult(logprobs=tuple(known), weights=weights)
-        begins = _begins_in(found[row].numpy(), job.timing)
+        timing = job.timing
+        begins = _begins_in(found[row].numpy(), count=timing.count, end=timing.positions)
         return AlignResult(logprobs=tuple(known), begins=tuple(begins))
 
 
@@ -112,7 +113,8 @@ def token_begins(
     weights: Float[np.ndarray, "head token pos"], timing: TokenTiming
 ) -> tuple[int, ...]:
     """The position at which each of the timed tokens begins."""
-    return tuple(_begins_in(path_steps(weights, timing), timing))
+    steps = path_steps(weights, timing)
+    return tuple(_begins_in(steps, count=timing.count, end=timing.positions))
 
 
 def path_steps(
@@ -130,26 +132,46 @@ def path_steps(
     weights /= _not_zero(spread)
     rows = slice(timing.first, timing.first + timing.count)
     matrix = median_filter(weights, timing.filter_width).mean(axis=0)[rows]
-    trace = _trace(np.ascontiguousarray(-matrix, dtype=np.float64))[1:, 1:]
-    return _last_steps(trace)
+    return _last_steps(-matrix)
 
 
-def _last_steps(trace: Int[np.ndarray, "timed pos"]) -> Int[np.ndarray, "timed pos"]:
+def begins_on_path(cost: Float[np.ndarray, "token pos"]) -> list[int]:
+    """Find where each token begins on the cheapest way from the first to the last corner.
+
+    The way moves on by one token, one position or both. Where ways cost the same, the one that
+    moves along `pos` is taken. Sums are kept in float32, as in the references, so that the way is
+    theirs even where the sums are close.
+
+    Source: Sakoe and Chiba 1978; the way is that of `_dynamic_time_warping` in transformers'
+    generation_whisper.py and of `dtw_cpu` in openai-whisper's timing.py, which go cell by cell.
+    Here a whole anti-diagonal is done at a time: its cells do not depend on one another.
+    """
+    if cost.size == 0:
+        raise ValueError(
+            f"aligning tokens and positions: found a matrix of shape {cost.shape}, expected at "
+            "least one of each"
+        )
+    return _begins_in(_last_steps(cost), count=len(cost), end=cost.shape[1])
+
+
+def _last_steps(cost: Float[np.ndarray, "timed pos"]) -> Int[np.ndarray, "timed pos"]:
     # Of each row and position, going back along the row: the last position that is not reached
     # along it, counted from 1 and doubled, and one more where both indices move on there.
+    trace = _trace(np.ascontiguousarray(cost, dtype=np.float64))[1:, 1:]
     position = 2 * np.arange(1, trace.shape[1] + 1, dtype=np.int16)
     steps = np.where(trace == _TIME, 0, position + (trace == _BOTH)).astype(np.int16)
     return np.maximum.accumulate(steps, axis=1)
 
 
-def _begins_in(steps: Int[np.ndarray, "_ _"], timing: TokenTiming) -> list[int]:
-    # Back from the last token and position: where a token's row is entered, it begins.
-    position, begins = min(timing.positions, steps.shape[1]), []
-    for token in range(timing.count - 1, -1, -1):
-        step = int(steps[token, position - 1])
+def _begins_in(steps: Int[np.ndarray, "_ _"], *, count: int, end: int) -> list[int]:
+    # Back from the last token and position: where a token's row is entered, it begins. Nowhere, at
+    # -1, where costs are no numbers.
+    position, begins = min(end, steps.shape[1]), []
+    for token in range(count - 1, -1, -1):
+        step = int(steps[token, position - 1]) if position else 0
         position = step >> 1
         begins.append(position - 1)
-        position = max(1, position - (step & 1))
+        position = max(0, position - (step & 1))
     return begins[::-1]
 
 
@@ -302,28 +324,6 @@ def _medians(padded: Float[np.ndarray, "row _"], width: int, length: int) -> np.
     return neighbors[width // 2]
 
 
-def dynamic_time_warping(
-    cost: Float[np.ndarray, "token pos"],
-) -> tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]:
-    """Find the cheapest way from the first to the last corner, moving on by one in either or both.
-
-    Where ways cost the same, the one that moves along `pos` is taken. Sums are kept in float32,
-    as in the references, so that the path is theirs even where the sums are close.
-
-    Returns the token indices and the position indices along the way, both from 0.
-
-    Source: Sakoe and Chiba 1978; equal to `_dynamic_time_warping` in transformers'
-    generation_whisper.py and `dtw_cpu` in openai-whisper's timing.py, which go cell by cell.
-    Here a whole anti-diagonal is done at a time: its cells do not depend on one another.
-    """
-    if cost.size == 0:
-        raise ValueError(
-            f"aligning tokens and positions: found a matrix of shape {cost.shape}, expected at "
-            "least one of each"
-        )
-    return _backtrace(_trace(np.ascontiguousarray(cost, dtype=np.float64)))
-
-
 def _trace(cost: Float[np.ndarray, "token pos"]) -> Int[np.ndarray, "_ _"]:
     """Tell for every cell (1-based) by which step the cheapest way reaches it."""
     tokens, positions = cost.shape
@@ -348,16 +348,3 @@ def _trace(cost: Float[np.ndarray, "token pos"]) -> Int[np.ndarray, "_ _"]:
         before, last, now = last, now, before
         now[0] = np.inf
     return trace
-
-
-def _backtrace(trace: Int[np.ndarray, "_ _"]) -> tuple[np.ndarray, np.ndarray]:
-    steps = trace.tolist()
-    token, position = len(steps) - 1, len(steps[0]) - 1
-    tokens, positions = [], []
-    while token > 0 or position > 0:
-        tokens.append(token - 1)
-        positions.append(position - 1)
-        step = steps[token][position]
-        token -= step != _TIME
-        position -= step != _TEXT
-    return np.array(tokens[::-1]), np.array(positions[::-1])

@@ -22,7 +22,7 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 from whisper.timing import WordTiming, merge_punctuations
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
-from corpus_asr.decoding.alignment import dynamic_time_warping, median_filter, token_begins
+from corpus_asr.decoding.alignment import begins_on_path, median_filter, token_begins
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
@@ -349,8 +349,10 @@ ANY = arrays(np.float64, SHAPES, elements=st.floats(-1e3, 1e3))
 
 
 def assert_same_path(cost: np.ndarray) -> None:
-    for found, wanted in zip(dynamic_time_warping(cost), _dynamic_time_warping(cost), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    # A way is known by where it comes to each token.
+    tokens, positions = _dynamic_time_warping(cost)
+    comes = np.diff(tokens, prepend=-1).astype(bool)
+    assert begins_on_path(cost) == positions[comes].tolist()
 
 
 @given(TIED | ANY)
@@ -370,7 +372,7 @@ def test_long_and_narrow_matrices_and_no_numbers_have_the_path_of_transformers()
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_an_empty_matrix_has_no_path(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"found a matrix of shape \(\d, \d\), expected at least"):
-        dynamic_time_warping(np.zeros(shape))
+        begins_on_path(np.zeros(shape))
 
 
 @pytest.mark.parametrize("width", [1, 3, 7, 13])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.array_types import Float, Int
-from corpus_asr.decoding.alignment import dynamic_time_warping, median_filter
+from corpus_asr.decoding.alignment import begins_on_path, median_filter
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -269,8 +269,7 @@ def _token_seconds(
     deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
     weights = (weights - weights.mean(dim=-2, keepdim=True)) / deviation
     smooth = torch.from_numpy(median_filter(weights.numpy(), width)).mean(dim=0)
-    text, time = dynamic_time_warping(-smooth.double().numpy())
-    jumps = np.pad(np.diff(text), (1, 0), constant_values=1).astype(bool)
-    seconds = time[jumps] * _SECONDS_PER_POSITION
+    begins = begins_on_path(-smooth.double().numpy())
+    seconds = [begin * _SECONDS_PER_POSITION for begin in begins]
     # The last token is never read: it has the time of the one before, as there.
     return torch.tensor([*seconds, seconds[-1]], dtype=torch.float32)
