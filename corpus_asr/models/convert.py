@@ -39,10 +39,10 @@ from corpus_asr.families.weights import (
     without_weights,
 )
 from corpus_asr.families.whisper.config import GenerationConfig, WhisperConfig, tokens_to_decode
+from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.families.whisper.vocabulary import bytes_by_letter
 from corpus_asr.languages import LANGUAGES
-from corpus_asr.models.generation.whisper import WhisperForConditionalGeneration
 from corpus_asr.models.lora import merge_adapter
 from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.units import TIMESTAMP_STEP_S
@@ -61,7 +61,6 @@ _CONFIG_NAMES = {
     "n_audio_head": "encoder_attention_heads", "n_text_head": "decoder_attention_heads",
     "n_audio_layer": "encoder_layers", "n_text_layer": "decoder_layers",
 }  # fmt: skip
-
 
 Dimensions = dict[str, int]
 """The sizes an OpenAI checkpoint records, by its own names: the keys of `_CONFIG_NAMES`."""
@@ -253,7 +252,7 @@ def _read_folder(source: Path, dtype: str | None, adapter: Path | None) -> dict[
 
 def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: Path) -> None:
     with without_weights():
-        expected = WhisperForConditionalGeneration(config).state_dict()
+        expected = WhisperSeq2SeqLM(config).state_dict()
     expected.pop(_TIED, None)
     wrong = [
         name
