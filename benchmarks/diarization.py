@@ -20,11 +20,9 @@ import numpy as np
 from benchmarks.tables import markdown
 from corpus_asr.audio.parts import PartCutter
 from corpus_asr.audio.vad import DEFAULT_CRITERIA, SileroDetector
-from corpus_asr.speakers.clustering import Likeness, SpeakerBounds, find_speakers
-from corpus_asr.speakers.corpus_voices import find_voices
+from corpus_asr.speakers.clustering import Likeness, SpeakerBounds, find_speakers, find_voices
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
-from corpus_asr.speakers.turns import likeness_of, turns_of
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows, likeness_of, turns_of
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import wav_bytes
 from tests.support.conversations import Clip, ClipReader, Conversation, conversation, speakers_of

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from corpus_asr.benchmark.engines import read_samples
-from corpus_asr.config.default_model import ComputeType
+from corpus_asr.config.decoding import ComputeType
 from corpus_asr.config.load import decoding_from
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.models.convert import convert

@@ -27,7 +27,7 @@ from corpus_asr.cli.options import (
     print_result,
     progress_lines,
 )
-from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
+from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.runtime.shutdown import ended_by_sigterm
 from corpus_asr.threads import one_thread_for_arrays

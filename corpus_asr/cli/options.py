@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_args, get
 import typer
 
 from corpus_asr.cli.failures import note
-from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
+from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from corpus_asr.activity import Estimate
     from corpus_asr.config.load import Setting
     from corpus_asr.config.run import RunConfig
-    from corpus_asr.runtime.outlook import Outlook
-    from corpus_asr.runtime.survey import Survey
+    from corpus_asr.runtime.estimate import Outlook, Survey
     from corpus_asr.storage.run_state.plan import Plan
     from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -48,9 +47,15 @@ def plan(
 ) -> None:
     """Show what a run would do: the listing, its audio, duration and cost, then all settings."""
     from corpus_asr.config.load import load_config, settings_of
-    from corpus_asr.runtime.estimate import estimate_audio
-    from corpus_asr.runtime.outlook import HERE, Machine, given_machines, known_machines, outlooks
-    from corpus_asr.runtime.survey import survey
+    from corpus_asr.runtime.estimate import (
+        HERE,
+        Machine,
+        estimate_audio,
+        given_machines,
+        known_machines,
+        outlooks,
+        survey,
+    )
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():

@@ -1,8 +1,9 @@
-"""`corpus-asr status`, `report`, `show`, `export` and `evaluate`: what a run has written.
+"""`corpus-asr status`, `report`, `show`, `export`, `evaluate`, `view`: what a run has written.
 
 Imports nothing that `--help` would have to wait for.
 """
 
+import ipaddress
 import json
 import sys
 import time
@@ -24,15 +25,20 @@ from corpus_asr.cli.options import (
     Uris,
     print_result,
 )
+from corpus_asr.errors import ConfigError
 from corpus_asr.formats.names import ExportFormat, WordStyle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from corpus_asr.export.write import ExportSummary
     from corpus_asr.report.accuracy.evaluation import Comparison
+    from corpus_asr.view.server import ViewServer
 
 # A run writes its state every 15 s; each look is one small read of the store.
 WATCH_EVERY_S = 5.0
-_PANEL = "Subtitles"
+_SUBTITLES, _COLLEAGUES = "Subtitles", "For colleagues"
+USUAL_PORT = 8765
 
 
 def status(
@@ -44,7 +50,7 @@ def status(
     ] = False,
 ) -> None:
     """Show the state, progress, bottleneck and failures of a run."""
-    from corpus_asr.cli.terminal import redrawn, show_text
+    from corpus_asr.cli.display import redrawn, show_text
     from corpus_asr.report.status import as_data, load_status, render
     from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -85,28 +91,30 @@ def export(
         bool, typer.Option("--partial", help="Include unfinished recordings.")
     ] = False,
     max_line_width: Annotated[
-        int | None, typer.Option(help="Maximum characters per line.", rich_help_panel=_PANEL)
+        int | None, typer.Option(help="Maximum characters per line.", rich_help_panel=_SUBTITLES)
     ] = None,
     max_line_count: Annotated[
-        int | None, typer.Option(help="Maximum lines per cue.", rich_help_panel=_PANEL)
+        int | None, typer.Option(help="Maximum lines per cue.", rich_help_panel=_SUBTITLES)
     ] = None,
     max_duration_s: Annotated[
         float | None,
-        typer.Option(help="Maximum duration of a cue in seconds.", rich_help_panel=_PANEL),
+        typer.Option(help="Maximum duration of a cue in seconds.", rich_help_panel=_SUBTITLES),
     ] = None,
     min_duration_s: Annotated[
         float,
         typer.Option(
-            help="Minimum duration of a cue in seconds, if there is time.", rich_help_panel=_PANEL
+            help="Minimum duration of a cue in seconds, if there is time.",
+            rich_help_panel=_SUBTITLES,
         ),
     ] = 0.0,
     min_gap_s: Annotated[
-        float, typer.Option(help="Pause in seconds before the next cue.", rich_help_panel=_PANEL)
+        float,
+        typer.Option(help="Pause in seconds before the next cue.", rich_help_panel=_SUBTITLES),
     ] = 0.0,
     words: Annotated[
         WordStyle,
         typer.Option(
-            help="Style of the spoken word; needs word timestamps.", rich_help_panel=_PANEL
+            help="Style of the spoken word; needs word timestamps.", rich_help_panel=_SUBTITLES
         ),
     ] = WordStyle.plain,
     no_corrections: NoCorrections = False,
@@ -363,3 +371,164 @@ def show(
                     duration_s=found.duration_s,
                 )
                 print_transcript(transcript, heading=True)
+
+
+def view(
+    output_uri: OutputUri,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Port to bind to; default: {USUAL_PORT}, or without a password a free one if it "
+            "is in use."
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Network interface to bind to; any but the default accepts connections from "
+            "other hosts."
+        ),
+    ] = "127.0.0.1",
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the URL; do not open a browser.")
+    ] = False,
+    audio: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BEFORE=NOW",
+            help="Replace the prefix BEFORE of recording URIs by NOW; may be repeated.",
+        ),
+    ] = None,
+    audio_folder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of this machine, or http(s) host, whose recordings may be played "
+            "although no run of this user here read them; may be repeated.",
+        ),
+    ] = None,
+    password_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask for the password in this file, and keep the same URL at each start.",
+            rich_help_panel=_COLLEAGUES,
+        ),
+    ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="URL that people open, if it is not that of the host and port: behind a proxy.",
+            rich_help_panel=_COLLEAGUES,
+        ),
+    ] = None,
+    read_only: Annotated[
+        bool,
+        typer.Option("--read-only", help="Accept no corrections.", rich_help_panel=_COLLEAGUES),
+    ] = False,
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint of the output; default: Amazon's.")
+    ] = None,
+    audio_endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint of the recordings; default: the run's.")
+    ] = None,
+) -> None:
+    """Search the transcripts of a run in a browser, play the audio and correct the text."""
+    with readable_errors():
+        import asyncio
+        from contextlib import ExitStack, closing
+
+        from corpus_asr.runtime.shutdown import ended_by_sigterm
+        from corpus_asr.storage.run_state.tables import OutputStore
+        from corpus_asr.storage.stores.uri import scheme_of
+        from corpus_asr.view.access import PublicUrl, read_password
+        from corpus_asr.view.answers import Answers
+        from corpus_asr.view.catalogue import Library, Transcripts
+        from corpus_asr.view.server import ViewServer
+        from corpus_asr.view.sound import Sounds
+        from corpus_asr.view.waveform import Waveforms
+
+        password = None if password_file is None else read_password(password_file)
+        public = None if public_url is None else PublicUrl.parse(public_url)
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        with ExitStack() as opened, ended_by_sigterm():
+            library = opened.enter_context(closing(Library(store)))
+            sounds = Sounds(
+                store,
+                moved=_moved(audio or ()),
+                endpoint_url=audio_endpoint_url,
+                folders=audio_folder or (),
+            )
+            opened.enter_context(closing(sounds))
+            answers = Answers(
+                library,
+                Transcripts(store),
+                sounds,
+                Waveforms(sounds),
+                editable=not read_only and scheme_of(store.uri) not in ("http", "https"),
+            )
+
+            def listen(number: int) -> ViewServer:
+                return ViewServer(answers, host=host, port=number, password=password, public=public)
+
+            # A free port, chosen by the system, would be another URL than the one bookmarked.
+            usual = (USUAL_PORT,) if password is not None else (USUAL_PORT, 0)
+            server = _listening(listen, host, usual if port is None else (port,))
+            opened.enter_context(closing(server))
+            # Reading begins while the browser starts.
+            library.current()
+            _tell(
+                server.url, host=host, has_password=password is not None, editable=answers.editable
+            )
+            if not no_browser:
+                typer.launch(server.url)
+            try:
+                asyncio.run(server.serve())
+            except KeyboardInterrupt:
+                typer.echo("\nstopped")
+
+
+def _moved(pairs: "Sequence[str]") -> list[tuple[str, str]]:
+    from corpus_asr.storage.stores.uri import normalize
+
+    found = []
+    for pair in pairs:
+        before, _, now = pair.partition("=")
+        if not before or not now:
+            raise ConfigError(
+                f"reading --audio {pair}: expected BEFORE=NOW, such as /mnt/corpus=/data/corpus"
+            )
+        slash = "/" if before.endswith("/") else ""
+        found.append((normalize(before).rstrip("/") + slash, normalize(now).rstrip("/") + slash))
+    return found
+
+
+def _listening(
+    listen: "Callable[[int], ViewServer]", host: str, ports: "Sequence[int]"
+) -> "ViewServer":
+    for number in ports:
+        try:
+            return listen(number)
+        except OSError as error:
+            reason = error
+    raise ConfigError(
+        f"listening at {host}, port {ports[0]}: {reason}, expected a free port of this "
+        "machine; choose another --port or --host, or stop the program that uses it"
+    )
+
+
+def _tell(url: str, *, host: str, has_password: bool, editable: bool) -> None:
+    typer.echo(f"{url}\nCtrl-C stops it")
+    try:
+        here_only = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here_only = host == "localhost"
+    if here_only:
+        return
+    who = "the password" if has_password else "the URL above"
+    may = "read, play and correct" if editable else "read and play"
+    say(
+        f"warning: --host {host} accepts connections from other hosts: anyone with {who} can {may} "
+        "all transcripts and recordings of this run, over a connection that is not encrypted"
+    )

@@ -4,8 +4,10 @@ Typer makes the name of an option from that of its field, unless one is given he
 a key have its name, with hyphens and without its unit.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -21,8 +23,7 @@ from corpus_asr.cli.options import (
     complete_task,
     overrides_of,
 )
-from corpus_asr.config.decoding import AudioSettings, DecodingSettings
-from corpus_asr.config.default_model import ComputeType
+from corpus_asr.config.decoding import AudioSettings, ComputeType, DecodingSettings
 from corpus_asr.formats.names import ExportFormat
 
 # What `all` stands for; jsonl alone is no format of exports.
@@ -217,3 +218,30 @@ class RecognitionOptions:
     num_speakers: Annotated[int | None, _speakers("Exact number, if it is known.", min=1)] = None
     min_speakers: Annotated[int | None, _speakers("Minimum; default: 1.", min=1)] = None
     max_speakers: Annotated[int | None, _speakers("Maximum; default: 12.", min=1)] = None
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command for Typer, to which each field of a dataclass is a parameter of its own.
+
+    `command` has a parameter for each such group of options.
+    """
+    given = inspect.signature(command).parameters
+    groups: dict[str, Any] = {
+        name: each.annotation for name, each in given.items() if is_dataclass(each.annotation)
+    }
+    parameters = []
+    for name, each in given.items():
+        flat = [each.replace(name=f.name, default=f.default, annotation=f.type)
+                for f in fields(groups[name])] if name in groups else [each]  # fmt: skip
+        parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in flat]
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{each.name: values.pop(each.name) for each in fields(group)})
+        command(**values)
+
+    # What Typer looks at.
+    called.__dict__["__signature__"] = inspect.Signature(parameters)
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called

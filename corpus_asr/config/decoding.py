@@ -2,13 +2,27 @@
 
 Each is declared here once: name, type, default, bounds (`metadata`) and text. They are the keys of
 the section `decoding` and the first ones of `extract`, of which `settings.keys_from` makes
-models that check them.
+models that check them. The model that transcribes where none is named has its name here, too, so
+that a command line has it for its help.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from corpus_asr.errors import ConfigError
+
+ComputeType = Literal["auto", "float32", "float16", "bfloat16", "int8", "float16_fp8"]
+
+# Comes with the package, in int8.
+PACKAGED_CHECKPOINT: Final = "whisper-tiny.en"
+
+
+def default_model_notice(larger: str) -> str:
+    """Say in one line which model transcribes, and how to choose a larger one."""
+    return (
+        f"model: {PACKAGED_CHECKPOINT}, the English model that comes with the package (39M "
+        f"parameters); {larger} is more accurate, and multilingual"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

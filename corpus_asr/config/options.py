@@ -12,11 +12,9 @@ from pydantic.fields import FieldInfo
 
 from corpus_asr.config.decoding import AudioSettings, DecodingSettings
 from corpus_asr.config.document import override_value
-from corpus_asr.config.foreign_names import name_hint
-from corpus_asr.config.load import checked_options
-from corpus_asr.config.run import ExtractSettings, missing_speech
+from corpus_asr.config.load import checked_options, name_hint
+from corpus_asr.config.run import NO_SPEAKERS, ExtractSettings, SpeakerSettings, missing_speech
 from corpus_asr.config.settings import DecodingSection
-from corpus_asr.config.speakers import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import ConfigError
 
 

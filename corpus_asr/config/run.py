@@ -4,13 +4,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.config.decoding import AudioSettings
-from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, ComputeType
+from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, AudioSettings, ComputeType
 from corpus_asr.config.settings import (
     ONE_OR_MANY,
     Auto,
@@ -19,7 +18,6 @@ from corpus_asr.config.settings import (
     Texts,
     keys_from,
 )
-from corpus_asr.config.speakers import SpeakerSettings
 from corpus_asr.failure_kinds import Origin
 
 # What usually lies beside recordings and is no recording.
@@ -119,6 +117,53 @@ class ModelSettings(Settings):
     def is_named(self) -> bool:
         """Whether the user chose the checkpoint; else it is `PACKAGED_CHECKPOINT`."""
         return "checkpoint" in self.model_fields_set
+
+
+class SpeakerSettings(Settings):
+    """Who speaks: a table of turns, and a speaker for each segment and word."""
+
+    mode: Literal["none", "auto", "corpus"] = "none"
+    """Speakers: `none`; `auto`: those of each recording are found and named S1, S2 and so on in
+    order of appearance; or `corpus`: voices are also compared across recordings, and named V1, V2
+    and so on. `speakers: auto` is short for this key."""
+    num_speakers: int | None = Field(default=None, ge=1, le=50)
+    """Exact number of speakers of each recording (of each channel, if `extract.channels` is
+    `each`); null: it is found."""
+    min_speakers: int | None = Field(default=None, ge=1, le=50)
+    """Minimum number of speakers; null: 1."""
+    max_speakers: int | None = Field(default=None, ge=1, le=50)
+    """Maximum number of speakers; null: 12."""
+    model: str | None = None
+    """Network that embeds voices, in ONNX: a file, a folder or URI with one, or OWNER/NAME or
+    OWNER/NAME/FILE of the Hugging Face Hub, such as those of WeSpeaker and 3D-Speaker. null: the
+    packaged GE2E encoder."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether speakers are looked for."""
+        return self.mode != "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_alone(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _bounds_fit_together(self) -> "SpeakerSettings":
+        if self.num_speakers and (self.min_speakers or self.max_speakers):
+            raise ValueError(
+                f"num_speakers: {self.num_speakers} is exact; leave out min_speakers and "
+                "max_speakers, or num_speakers"
+            )
+        if (self.min_speakers or 1) > (self.max_speakers or 50):
+            raise ValueError(
+                f"min_speakers: {self.min_speakers} is more than max_speakers, "
+                f"{self.max_speakers}; correct them"
+            )
+        return self
+
+
+NO_SPEAKERS = SpeakerSettings()
 
 
 class TranscribeSettings(Settings):

@@ -24,8 +24,8 @@ from corpus_asr.runtime.checkpoints import (
     fetch_checkpoints,
 )
 from corpus_asr.runtime.commit import Committer, Tally
-from corpus_asr.runtime.diarization import find_speakers_of_run
-from corpus_asr.runtime.known_texts import place_words_once
+from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once
+from corpus_asr.runtime.estimate import surveying
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import ENOUGH_ALIKE, Progress, ProgressWriter, Stream, line_writer
 from corpus_asr.runtime.resources import (
@@ -35,7 +35,6 @@ from corpus_asr.runtime.resources import (
     store_bytes_for,
     this_machine,
 )
-from corpus_asr.runtime.survey import surveying
 from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish

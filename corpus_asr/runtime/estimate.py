@@ -1,16 +1,34 @@
-"""How much audio a run has, and how long the rest of it takes: estimates with ranges.
+"""How much audio a run has, how long it and its rest take, and what it costs, with ranges.
 
-Knows neither files nor clocks: sums over recordings (`activity.FileSums`) and moments of a run go
-in. A range holds the truth about eight times in ten (tests/runtime/test_estimate.py).
+Headers of a few recordings are read by a child process, which what is broken in one may crash or
+hold up; what follows from them, sums over recordings (`activity.FileSums`) and moments of a run,
+knows neither files nor clocks. Of speeds none is assumed. A range holds the truth about eight times
+in ten (tests/runtime/test_estimate.py).
 """
 
+import logging
 import math
-from collections.abc import Sequence
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
 
 from corpus_asr.activity import Estimate, FileSums, Strata, added
-from corpus_asr.units import WINDOW_S
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.errors import ConfigError, CorpusAsrError, DecodeError
+from corpus_asr.logs import event
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.messages import Header
+from corpus_asr.storage.model_files import full_name
+from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot, speed_of
+from corpus_asr.storage.run_state.sample import SampledFile, sums_of
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.units import MEBIBYTE, WINDOW_S
 
 # Of a normal distribution, eight tenths lie within so many standard deviations.
 _DEVIATIONS = 1.2816
@@ -293,3 +311,224 @@ def _spread_of_rest(audio: Estimate, left_s: float) -> float:
     low_s = max(audio.low - done_s, 0.05 * left_s)
     high_s = max(audio.high - done_s, low_s)
     return math.log(high_s / low_s) / (2 * _DEVIATIONS) if low_s > 0 else 0.0
+
+
+_LOG = logging.getLogger(__name__)
+
+READER = "corpus_asr.stages.headers:HeaderReader"
+# A store that keeps everything waiting has given an answer, too: there is no estimate.
+SILENCE_S = 20.0
+TIME_S = 60.0
+# Recordings that may crash what reads headers before the rest of the sample is left alone.
+_CRASHES = 3
+# A run over less than this is over about as soon as it has opened everything.
+WORTH_BYTES = 32 * MEBIBYTE
+WORTH_FILES = 128  # of unknown size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What the headers of a sample say."""
+
+    asked: int
+    """Recordings of the sample."""
+    read: int
+    """Headers that say how long their recording is."""
+    sums: dict[str, FileSums]
+    """Of these and of unusable recordings, which have no seconds, by stratum."""
+    without_duration: int
+    """Headers that do not say how long the recording is."""
+    failures: dict[str, int]
+    """Numbers of recordings by what is wrong with them, or with their store."""
+
+
+def survey(
+    sample: Sequence[SampledFile],
+    config: RunConfig,
+    *,
+    reader: str = READER,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Survey:
+    """Read the headers of a sample; what fails is counted, and nothing is raised for it."""
+    headers: dict[int, Header] = {}
+    ends_s = time.monotonic() + TIME_S
+    child = IsolatedGenerator(
+        reader,
+        init_kwargs={"settings": config.extract, "store": StoreOptions.of(config.source)},
+        timeout_s=SILENCE_S,
+    )
+    uris = [file.uri for file in sample]
+    with closing(child), closing(_read(child, uris)) as answers:
+        try:
+            for index, header in answers:
+                headers[index] = header
+                if stopped() or time.monotonic() > ends_s:
+                    break
+        except CorpusAsrError as error:  # no child could be started
+            event(_LOG, logging.WARNING, "headers_not_read", error=str(error))
+    return _found(sample, headers)
+
+
+def _read(
+    child: IsolatedGenerator, uris: Sequence[str]
+) -> Generator[tuple[int, Header], None, None]:
+    """Yield headers with their places: all at once, but one at a time after a crash."""
+    left, crashes = list(range(len(uris))), 0
+    while left and crashes <= _CRASHES:
+        # The next crash then names its recording.
+        asked = left[:1] if crashes else list(left)
+        try:
+            for header in child.run([uris[index] for index in asked]):
+                left.remove(asked[header.index])
+                yield asked[header.index], header
+        except DecodeError as death:
+            if death.kind == "decoder_timeout":  # the store's silence, more likely
+                return
+            crashes += 1
+            if len(asked) == 1:
+                left.remove(asked[0])
+                yield asked[0], Header(index=0, failure=death.kind)
+
+
+def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
+    known = [
+        (sample[index], header.audio_s or 0.0)
+        for index, header in headers.items()
+        if header.is_known and (header.failure is not None or header.audio_s is not None)
+    ]
+    failures = Counter(each.failure for each in headers.values() if each.failure is not None)
+    return Survey(
+        asked=len(sample),
+        read=sum(each.audio_s is not None for each in headers.values()),
+        sums=sums_of(known),
+        without_duration=sum(
+            each.failure is None and each.audio_s is None for each in headers.values()
+        ),
+        failures=dict(failures.most_common()),
+    )
+
+
+@contextmanager
+def surveying(
+    plan: Plan, config: RunConfig, found: Callable[[dict[str, FileSums]], None]
+) -> Iterator[None]:
+    """Read headers of a plan's recordings beside a run that is long enough for it."""
+    long_enough = plan.num_remaining_bytes >= WORTH_BYTES or plan.num_remaining >= WORTH_FILES
+    if not long_enough:
+        yield
+        return
+    ended = threading.Event()
+
+    def read() -> None:
+        try:
+            sample = plan.remaining.draw()
+            found(survey(sample, config, stopped=ended.is_set).sums)
+        except Exception as error:  # only an estimate is less sure
+            event(_LOG, logging.WARNING, "headers_not_read", error=repr(error))
+
+    # A daemon: a run that is over does not wait for a store.
+    threading.Thread(target=read, name="survey", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+# RTFx of `corpus-asr bench`, from files to text with the default settings (docs/benchmarks).
+BENCHMARKED = {"whisper-tiny.en": 48.1, "whisper-base": 26.8}
+BENCHMARK = "2 cores of an AMD EPYC, benchmark of 2026-11-23"
+# A run over less than this is mostly its start.
+_LEAST_AUDIO_S = 300.0
+_LEAST_WALL_S = 60.0
+# Another corpus, other settings or another day: a speed is known to about a tenth and a half.
+_SPEED_RANGE = 1.15
+HERE = "this machine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What could do the work, and how fast."""
+
+    name: str
+    rtfx: float
+    """Seconds of audio per second."""
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What a corpus takes on a machine."""
+
+    machine: Machine
+    duration_s: Estimate
+    cost: Estimate | None
+    """In the currency of the price; None without one."""
+
+
+def outlooks(audio: Estimate, machines: Sequence[Machine]) -> list[Outlook]:
+    """Return what so many seconds of audio take on each machine, without the start of a run."""
+    found = []
+    for machine in machines:
+        likely = audio.over(machine.rtfx)
+        duration_s = Estimate(likely.value, likely.low / _SPEED_RANGE, likely.high * _SPEED_RANGE)
+        price = machine.price_per_hour
+        cost = None if price is None else duration_s.over(3600 / price)
+        found.append(Outlook(machine=machine, duration_s=duration_s, cost=cost))
+    return found
+
+
+def known_machines(config: RunConfig, store: OutputStore) -> list[Machine]:
+    """Return what was measured with a job's model: by earlier runs in its folder, by benchmarks."""
+    model = full_name(config.model.checkpoint)
+    machines = []
+    run = store.read_json(RUN_NAME)
+    snapshot = read_snapshot(store)
+    if run is not None and run["model"] == model:
+        speed = speed_of(run)
+        if speed.audio_s >= _LEAST_AUDIO_S and speed.wall_s >= _LEAST_WALL_S:
+            day = run["started_at"][:10]
+            machines.append(Machine(name=f"as the run of {day} here", rtfx=speed.rtfx))
+    elif run is None and snapshot is not None and snapshot.audio_s >= _LEAST_AUDIO_S:
+        day = snapshot.started_at[:10]
+        machines.append(Machine(name=f"as the run of {day} here", rtfx=snapshot.rtfx))
+    rtfx = BENCHMARKED.get(model.rstrip("/").rpartition("/")[2])
+    if rtfx is not None and config.pipeline != CLASSIFY_AUDIO:
+        machines.append(Machine(name=BENCHMARK, rtfx=rtfx))
+    return machines
+
+
+def given_machines(speeds: Sequence[str], prices: Sequence[str]) -> list[Machine]:
+    """Read `[NAME=]RTFX` and `[NAME=]PRICE` of an hour; a price without a speed is of all others.
+
+    Raises:
+        ConfigError: a number is none, or a price names no speed.
+    """
+    by_name = {name: rtfx for name, rtfx in (_named("--speed", text) for text in speeds)}
+    named = dict(_named("--price", text) for text in prices)
+    if unknown := sorted(set(named) - set(by_name) - {""}):
+        raise ConfigError(
+            f"reading --price {unknown[0]}=...: found no --speed {unknown[0]}=RTFX, expected the "
+            "speed of what the price is for; add it, or give the price without a name"
+        )
+    return [
+        Machine(
+            name=name or "as given",
+            rtfx=rtfx,
+            price_per_hour=named.get(name, named.get("")),
+        )
+        for name, rtfx in by_name.items()
+    ]
+
+
+def _named(option: str, text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(
+            f"reading {option} {text}: found {number!r}, expected a number above 0, by itself or "
+            f"as NAME=NUMBER, such as {option} l4=180"
+        )
+    return name.strip(), value

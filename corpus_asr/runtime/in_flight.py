@@ -21,7 +21,7 @@ from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.runtime.extractor_pool import ExtractorPool
 from corpus_asr.segments import Segment, SpeechSpan
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.storage.stores.uri import redact_uri

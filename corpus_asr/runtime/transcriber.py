@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
 from corpus_asr.audio.inputs import AudioInput, given_audio
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, ComputeType, default_model_notice
+from corpus_asr.config.decoding import (
+    PACKAGED_CHECKPOINT,
+    ComputeType,
+    DecodingSettings,
+    default_model_notice,
+)
 from corpus_asr.config.options import (
     OPTION_NAMES,
     CallSettings,
     TranscriptionOptions,
     options_from,
 )
-from corpus_asr.config.run import ExtractSettings
-from corpus_asr.config.speakers import SpeakerSettings
+from corpus_asr.config.run import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
@@ -32,8 +35,7 @@ from corpus_asr.runtime.in_flight import (
 )
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.clustering import SpeakerBounds
-from corpus_asr.speakers.turns import diarize, likeness_of, with_speakers
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows, diarize, likeness_of, with_speakers
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name

@@ -16,18 +16,21 @@ from corpus_asr.array_types import Float32
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.fbank import kaldi_fbank
 from corpus_asr.features.mel import mel_filters, power_spectra
-from corpus_asr.speakers.windows import (
-    WINDOW_FRAMES,
-    WINDOW_SAMPLES,
-    SampleSpan,
-    SpeechWindows,
-    unpadded,
-    windows_of,
-)
+from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.storage.model_files import fetch_onnx
 from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
 
 PACKAGED_ENCODER = "ge2e"
+
+# Of a window; GE2E was trained on this length (Resemblyzer, `hparams.py` partials_n_frames).
+WINDOW_FRAMES = 160  # 1.6 s
+WINDOW_SAMPLES = WINDOW_FRAMES * HOP_SAMPLES
+# Halving the step again doubles the work; a change of speaker is found to half of it.
+STEP_FRAMES = 75
+# Less of somebody tells nothing: it is left to the turns around it.
+LEAST_FRAMES = 30
+# Of the padding around detected speech, this much is kept: what was found is seldom all of it.
+KEPT_PAD_S = 0.05
 
 # Larger batches leave a core's cache; smaller ones pay for each call.
 BATCH_WINDOWS = 8
@@ -41,6 +44,7 @@ GE2E_MELS = 40
 FBANK_MELS = 80
 
 Samples = Float32[np.ndarray, " sample"]
+SampleSpan = tuple[int, int]
 
 
 class SpeakerEmbedder:
@@ -199,3 +203,27 @@ def _of_mel(
 
 
 _FRONT_ENDS: dict[str, Any] = {_MEL: _of_mel, _FBANK: _of_fbank, _AUDIO: _of_audio}
+
+
+def windows_of(span: SampleSpan) -> list[SampleSpan]:
+    """Cut a span into windows; the last ends with it, and a short one is one window."""
+    first, last = span
+    if last - first < LEAST_FRAMES * HOP_SAMPLES:
+        return []
+    if last - first <= WINDOW_SAMPLES:
+        return [span]
+    step = STEP_FRAMES * HOP_SAMPLES
+    starts = [*range(first, last - WINDOW_SAMPLES + 1, step)]
+    if last - (starts[-1] + WINDOW_SAMPLES) >= step // 3:
+        starts.append(last - WINDOW_SAMPLES)
+    windows = [(start, start + WINDOW_SAMPLES) for start in starts]
+    return [*windows[:-1], (windows[-1][0], last)]
+
+
+def unpadded(span: SampleSpan, pad_s: float, num_samples: int) -> SampleSpan:
+    """Return a span of speech without most of its padding, which ends at a part's borders."""
+    removed = round(max(0.0, pad_s - KEPT_PAD_S) * SAMPLE_RATE_HZ)
+    start = span[0] + removed if span[0] > 0 else 0
+    end = span[1] - removed if span[1] < num_samples else num_samples
+    # A part begins in silence, as a rule: then its first span is padded as far as that goes.
+    return (start, end) if end - start >= LEAST_FRAMES * HOP_SAMPLES else span

@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-from corpus_asr.array_types import Float64, Int64
+from corpus_asr.array_types import Float16, Float64, Int64
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.clustering import (
     GE2E_LIKENESS,
@@ -16,7 +16,6 @@ from corpus_asr.speakers.clustering import (
     SpeakerBounds,
     find_speakers,
 )
-from corpus_asr.speakers.windows import SpeechWindows
 
 # Windows of one span touch; between spans lies at least the silence that ends speech.
 _APART_S = 1e-3
@@ -28,6 +27,35 @@ CHANGE_S = 0.8
 SENTENCE_PAUSE_S = 0.5
 _CLOSING = "\"')]\u2019\u201d\u00bb "
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "؟", "।")  # noqa: RUF001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechWindows:
+    """Windows of speech and what they sound like; those of one span touch or overlap."""
+
+    start_s: Float64[np.ndarray, " window"]
+    """From the start of the recording."""
+    end_s: Float64[np.ndarray, " window"]
+    embeddings: Float16[np.ndarray, "window width"]
+    """Of length 1."""
+
+    def __len__(self) -> int:
+        return len(self.start_s)
+
+    @classmethod
+    def joined(cls, parts: Sequence["SpeechWindows"]) -> "SpeechWindows":
+        """Return the windows of several parts, in order of time."""
+        filled = [part for part in parts if len(part)]
+        if not filled:
+            empty = np.zeros(0)
+            return cls(start_s=empty, end_s=empty, embeddings=np.zeros((0, 1), np.float16))
+        start_s = np.concatenate([part.start_s for part in filled])
+        order = np.argsort(start_s, kind="stable")
+        return cls(
+            start_s=start_s[order],
+            end_s=np.concatenate([part.end_s for part in filled])[order],
+            embeddings=np.concatenate([part.embeddings for part in filled])[order],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineE
 from corpus_asr.failure_kinds import FETCH, TIMEOUT
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
     FAILED,

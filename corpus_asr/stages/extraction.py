@@ -18,13 +18,12 @@ from corpus_asr.array_types import Float16
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.audio.vad import SileroDetector, SpeechCriteria
-from corpus_asr.config.run import ExtractSettings
-from corpus_asr.config.speakers import NO_SPEAKERS, SpeakerSettings
+from corpus_asr.config.run import NO_SPEAKERS, ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.languages import language_window_starts
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.store import retries_so_far

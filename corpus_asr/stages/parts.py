@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from corpus_asr.array_types import Float16
-from corpus_asr.config.run import ExtractSettings
-from corpus_asr.config.speakers import SpeakerSettings
+from corpus_asr.config.run import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
+from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
 from corpus_asr.errors import CheckpointError, FetchError
 from corpus_asr.storage.stores.uri import (
     LOCAL,

@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from corpus_asr.cli.main import Command, Group
 from corpus_asr.cli.main import app as program
-from corpus_asr.cli.parsing import Command, Group
 
 app = typer.Typer(cls=Group)
 seen: dict[str, Any] = {}

@@ -14,14 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.speakers import SpeakerSettings
+from corpus_asr.config.run import SpeakerSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.export.speakers import read_segments
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.formats.names import ExportFormat, WordStyle
 from corpus_asr.report.accuracy.scoring import read_references
-from corpus_asr.runtime.diarization import find_speakers_of_run
+from corpus_asr.runtime.complete_recordings import find_speakers_of_run
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE
 from corpus_asr.storage.run_state.tables import Commit, OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes

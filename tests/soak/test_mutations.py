@@ -43,8 +43,8 @@ class Room(NamedTuple):
 ROOMS = {
     "storage": Room("storage/run_state/*.py storage/parquet.py", "storage", 0.55),
     "commits": Room(
-        "runtime/commit.py runtime/known_texts.py",
-        "runtime/test_local.py runtime/test_known_texts.py", 0.6,
+        "runtime/commit.py runtime/complete_recordings.py",
+        "runtime/test_local.py runtime/test_complete_recordings.py", 0.6,
     ),
     "parts": Room(
         "stages/extract.py stages/parts.py audio/parts.py", "stages audio/test_parts.py", 0.6
@@ -56,7 +56,9 @@ ROOMS = {
     "labelling": Room("labelling/*.py", "labelling pipelines/test_pseudo_label.py", 0.7),
     "config": Room("config/*.py", "config labelling/test_guide.py cli/test_init.py", 0.75),
     "report": Room("report/**/*.py", "report", 0.8),
-    "export": Room("export/*.py", "export runtime/test_known_texts.py view/test_speakers.py", 0.7),
+    "export": Room(
+        "export/*.py", "export runtime/test_complete_recordings.py view/test_speakers.py", 0.7
+    ),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.fbank import kaldi_fbank
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip
 from tests.support.networks import FLOAT, INT64, mean_network

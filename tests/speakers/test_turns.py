@@ -10,8 +10,7 @@ from benchmarks.diarization import windows_of
 from corpus_asr.audio.vad import SileroDetector
 from corpus_asr.segments import Segment, SpeakerTurn, Word
 from corpus_asr.speakers.embeddings import SpeakerEmbedder
-from corpus_asr.speakers.turns import diarize, likeness_of, turns_of, with_speakers
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows, diarize, likeness_of, turns_of, with_speakers
 from tests.support.audio import read_clip
 from tests.support.diarization import diarization_errors, plain_spectral
 

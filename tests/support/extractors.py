@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.config.speakers import NO_SPEAKERS, SpeakerSettings
+from corpus_asr.config.run import NO_SPEAKERS, SpeakerSettings
 from corpus_asr.errors import CheckpointError, DecodeError, FetchError
-from corpus_asr.speakers.windows import SpeechWindows
+from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.parts import DecodeProgress, ExtractedPart, ExtractRequest
 
 Message = ExtractedPart | DecodeProgress

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.cli import view
+from corpus_asr.cli import results
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.audio import tone, wav_bytes
 from tests.support.pages import asked, fetch
@@ -65,7 +65,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         taken.listen()
         number = taken.getsockname()[1]
         port = str(number)
-        monkeypatch.setattr(view, "USUAL_PORT", number)
+        monkeypatch.setattr(results, "USUAL_PORT", number)
         for folder, arguments, words in (
             ("output", ["--audio", "nonsense"], "expected BEFORE=NOW"),
             ("output", ["--host", "192.0.2.1"], "expected a free port of this machine"),

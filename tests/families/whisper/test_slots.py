@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
+from corpus_asr.config.decoding import PACKAGED_CHECKPOINT
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.loading import load_slot_model

@@ -1,7 +1,8 @@
-"""Known texts of a run's recordings: each word placed once, when all parts are committed.
+"""What needs all parts of a recording, once they are committed: its known text and its speakers.
 
 Parts find their words of a text independently of one another. Where two of them claim the same
-words, the part that fits worse is committed again without them, and its first commit removed.
+words, the part that fits worse is committed again without them, and its first commit removed. With
+`speakers: corpus` the voices of recordings are then compared with one another.
 """
 
 import logging
@@ -12,11 +13,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.config.run import SpeakerSettings
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
+from corpus_asr.speakers.clustering import SpeakerBounds, find_voices
+from corpus_asr.speakers.turns import Diarization, SpeechWindows, diarize, likeness_of
 from corpus_asr.storage.run_state.finish import claimed_segments, keep_only
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
+from corpus_asr.storage.run_state.speaker_turns import (
+    RecordingVoices,
+    tidy_turns,
+    turn_rows,
+    voices_left,
+    write_turns,
+)
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore, projected
+from corpus_asr.storage.run_state.voices import remove_voices, write_voices
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import Claim, placed_once, text_columns
 
 _LOG = logging.getLogger(__name__)
@@ -144,3 +157,62 @@ def _with_words(segment: dict[str, Any], words: _Rows) -> dict[str, Any] | None:
         "start_s": words[0]["start_s"],
         "end_s": max(words[0]["start_s"], words[-1]["end_s"]),
     }
+
+
+def find_speakers_of_run(store: OutputStore, settings: SpeakerSettings) -> int:
+    """Write the turns of complete recordings that have none yet; return how many they are.
+
+    May be repeated after being killed anywhere: voices are committed with their parts, and the same
+    voices and settings give the same turns.
+    """
+    number = write_turns(store, _rows(store, settings))
+    complete = [
+        each
+        for batch in store.outcomes(("recording_id",))
+        for each in batch["recording_id"].unique().to_pylist()
+    ]
+    tidy_turns(store, complete)
+    if number:
+        event(_LOG, logging.INFO, "speakers_found", recordings=number)
+    if settings.mode == "corpus":
+        _find_voices(store, settings)
+    else:
+        remove_voices(store)
+    return number
+
+
+def _find_voices(store: OutputStore, settings: SpeakerSettings) -> None:
+    same_above = likeness_of(settings.model).same_above
+    number = write_voices(
+        store,
+        lambda centroids, recordings: find_voices(centroids, recordings, same_above=same_above),
+        settings=(settings.model, same_above),
+    )
+    if number is not None:
+        event(_LOG, logging.INFO, "voices_found", voices=number)
+
+
+def _rows(store: OutputStore, settings: SpeakerSettings) -> Iterator[list[dict[str, Any]]]:
+    # Voices across recordings change no turns.
+    for recording in voices_left(store, settings.model_dump(mode="json", exclude={"mode"})):
+        found = _speakers_of(recording, settings)
+        yield turn_rows(recording, found.turns, found.voices)
+
+
+def _speakers_of(recording: RecordingVoices, settings: SpeakerSettings) -> Diarization:
+    bounds = SpeakerBounds.of(settings.num_speakers, settings.min_speakers, settings.max_speakers)
+    try:
+        channels: dict[int | None, list[SpeechWindows]] = {}
+        for _, part in sorted(recording.parts.items()):
+            windows = SpeechWindows(
+                start_s=part.spans_s[:, 0], end_s=part.spans_s[:, 1], embeddings=part.embeddings
+            )
+            channels.setdefault(part.channel, []).append(windows)
+        joined = {channel: SpeechWindows.joined(parts) for channel, parts in channels.items()}
+        return diarize(joined, likeness_of(settings.model), bounds)
+    except Exception as error:  # one recording's; its transcript is written, the others continue
+        event(
+            _LOG, logging.ERROR, "speakers_not_found", recording_id=recording.recording_id,
+            uri=redact_uri(recording.uri), exc_info=error,
+        )  # fmt: skip
+        return Diarization(turns=(), voices={})

@@ -1,29 +1,162 @@
-"""Speakers of a run: made of what its parts carry, once, whatever happened on the way."""
+"""Words of known texts that two parts claim, and speakers, whatever happened on the way."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from corpus_asr.config.speakers import SpeakerSettings
-from corpus_asr.errors import ConfigError
+from corpus_asr.config.run import SpeakerSettings
+from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.export.missing_words import MissingWords, missing_words_of
 from corpus_asr.export.recordings import Selection
 from corpus_asr.export.speaker_names import name_speaker
 from corpus_asr.export.speakers import SPOKEN_SEGMENTS, read_segments, refuse_speakers, speakers_of
 from corpus_asr.report.html.page import write_page
 from corpus_asr.report.run import as_data, load_report, render
-from corpus_asr.runtime import diarization
-from corpus_asr.runtime.diarization import find_speakers_of_run
+from corpus_asr.runtime import complete_recordings
+from corpus_asr.runtime.complete_recordings import find_speakers_of_run, place_words_once
 from corpus_asr.schemas import SPEAKERS
+from corpus_asr.storage.run_state.finish import compact, keep_only
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import MAX_OBJECTS, read_turns
 from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, VOICES_FOLDER, OutputStore
 from corpus_asr.storage.run_state.voices import read_voices
 from corpus_asr.storage.stores.uri import recording_id
+from corpus_asr.transcription.joined_text import text_columns
 from tests.support.extractors import scripted_part, scripted_voices
 from tests.support.pages import parsed
-from tests.support.tables import commit, part, results
+from tests.support.tables import (
+    commit,
+    complete,
+    part,
+    results,
+    rows_of,
+)
+
+# A refrain of three words is said twice in the text, numbers 2 to 4 and 6 to 8.
+WORDS = [" so", " we", " row", " the", " boat", " and", " row", " the", " boat", " home"]
+TEXT = "".join(WORDS).strip()
+ALL = pa.array([recording_id("/a"), recording_id("/b")])
+
+
+def saying(
+    name: str, index: int, *indices: int, probability: float, **values: Any
+) -> dict[str, Any]:
+    """A row of a part that says these words, a second each, in segments of two."""
+    start_s = 10.0 * index
+    words: list[dict[str, Any]] = [
+        {"word": WORDS[at], "start_s": start_s + place, "end_s": start_s + place + 0.5,
+         "probability": probability}
+        for place, at in enumerate(indices)
+    ]  # fmt: skip
+    pairs = [words[at : at + 2] for at in range(0, len(words), 2)]
+    row = part(name, index, texts=["".join(w["word"] for w in pair) for pair in pairs], **values)
+    for segment, pair in zip(row["segments"], pairs, strict=True):
+        segment |= {"words": pair, "start_s": pair[0]["start_s"], "end_s": pair[-1]["end_s"]}
+    found = zip(indices, (word["end_s"] for word in words), strict=True)
+    metadata = json.dumps({"text": TEXT})
+    return row | text_columns(list(map(len, WORDS)), found) | {"metadata": metadata}
+
+
+@pytest.fixture
+def contested(store: OutputStore) -> OutputStore:
+    """Of `/a` both parts claim the refrain, each in a commit; `/b` is as it should be."""
+    store.write_json(CONFIG_NAME, {"decoding": {"align": True}})
+    commit(store, results(saying("a", 0, 0, 1, 2, 3, 4, probability=0.4, last=False),
+                          saying("b", 0, 0, 1, 2, 3, 4, probability=0.9, last=False)))  # fmt: skip
+    commit(store, results(saying("b", 1, 6, 7, 8, 9, probability=0.9),
+                          saying("a", 1, 2, 3, 4, 9, probability=0.8)))  # fmt: skip
+    return store
+
+
+def said(store: OutputStore) -> dict[tuple[str, int], list[str]]:
+    found: dict[tuple[str, int], list[str]] = {}
+    for row in rows_of(store.segments()):
+        found.setdefault((row["uri"], row["part"]), []).append(row["text"])
+    return found
+
+
+SAID = {
+    ("/a", 0): [" so we"],
+    ("/a", 1): [" row the", " boat home"],
+    ("/b", 0): [" so we", " row the", " boat"],
+    ("/b", 1): [" row the", " boat home"],
+}
+
+
+def missing_words(store: OutputStore) -> MissingWords | None:
+    with RunTables(store) as tables:
+        whole = tables.table("select recording_id from recordings where complete and not failed")
+    return missing_words_of(store, whole)
+
+
+def check(store: OutputStore) -> None:
+    assert said(store) == SAID
+    rows = {(row["uri"], row["part"]): row for row in rows_of(store.outcomes())}
+    assert len(rows) == 4
+    assert {key: row["text_found"] for key, row in rows.items()} == {
+        ("/a", 0): 2, ("/a", 1): 4, ("/b", 0): 5, ("/b", 1): 4,
+    }  # fmt: skip
+    assert rows["/a", 0]["segments_written"] == 1
+    assert rows["/a", 0]["text_spans"] == [{"first": 0, "stop": 2, "end_s": 1.5}]
+    recordings = complete(store)
+    missing = {row["uri"]: (row["missing_words"], row["text_words"]) for row in recordings}
+    assert missing == {"/a": (4, 10), "/b": (1, 10)}
+    words = missing_words(store) or {}
+    assert [(w.word, w.index, w.after_s) for w in words[recording_id("/a")]] == [
+        (" and", 5, 12.5), (" row", 6, 12.5), (" the", 7, 12.5), (" boat", 8, 12.5),
+    ]  # fmt: skip
+    assert [w.index for w in words[recording_id("/b")]] == [5]
+
+
+def test_the_part_that_fits_better_has_the_words(contested: OutputStore) -> None:
+    assert place_words_once(contested, ALL) == 1
+    check(contested)
+    names = contested.names("outcomes")
+    assert place_words_once(contested, ALL) == 0  # nothing is left to do
+    assert contested.names("outcomes") == names
+    compact(contested, 1e9)
+    check(contested)
+
+
+def test_incomplete_recordings_are_left_alone(contested: OutputStore) -> None:
+    before = said(contested)
+    assert place_words_once(contested, ALL[1:]) == 0
+    assert said(contested) == before
+
+
+def test_killed_between_two_commits_it_is_done_by_the_next(
+    contested: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise CorpusAsrError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(complete_recordings, "keep_only", killed)
+        with pytest.raises(CorpusAsrError, match="killed"):
+            place_words_once(contested, ALL)
+    assert len(rows_of(contested.outcomes())) == 5
+    with RunTables(contested) as tables:
+        keep_only(contested, tables.places())  # as a finish does first
+        assert place_words_once(contested, tables.ids("complete")) == 1
+    check(contested)
+
+
+def test_a_recording_of_which_a_part_failed_has_no_missing_words(contested: OutputStore) -> None:
+    commit(contested, results(saying("c", 0, 0, 1, probability=0.9, last=False),
+                          part("c", 1, texts=None, status="failed", error_kind="x")))  # fmt: skip
+    table = complete(contested)
+    of = {row["uri"]: row for row in table}
+    assert (of["/c"]["text_words"], of["/c"]["missing_words"]) == (10, None)
+    words = missing_words(contested) or {}
+    assert recording_id("/c") not in words
+    contested.write_json(CONFIG_NAME, {"decoding": {}})
+    assert missing_words(contested) is None
+
 
 AUTO = SpeakerSettings(mode="auto")
 A, B = recording_id("/a"), recording_id("/b")
@@ -106,7 +239,7 @@ def test_a_finish_killed_between_its_steps_leaves_nothing_twice(
         def killed(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patched.setattr(diarization, "tidy_turns", killed)
+        patched.setattr(complete_recordings, "tidy_turns", killed)
         for settings in (AUTO, SpeakerSettings(mode="auto", num_speakers=1), AUTO):
             with pytest.raises(KeyboardInterrupt):
                 find_speakers_of_run(store, settings)
