@@ -8,10 +8,10 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, closing, contextmanager
-from typing import TypeAlias
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
@@ -34,8 +34,12 @@ POLL_S = 1.0
 # are then ended, the engine's thread ends after the windows that it is encoding.
 GRACE_S = 2.0
 
-# A part, what ended a thread, or None when a thread has nothing left.
-_Extracted: TypeAlias = pa.Table | BaseException | None
+# What threads have done, in the order in which they did it: a part that was extracted, results of
+# one, what ended a thread, or that a thread has nothing left to extract. Unbounded in number: what
+# bounds it in bytes is `_Feed`.
+_Done: TypeAlias = (
+    "queue.SimpleQueue[tuple[Literal['part', 'results', 'error', 'nothing left'], Any]]"
+)
 
 
 def run_local(
@@ -63,9 +67,9 @@ def run_local(
         extracting = [
             ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
         ]
-        room = _Room(resources.ahead_bytes)
+        feed, done = _Feed(packs, resources.ahead_bytes), queue.SimpleQueue()
         # The first recordings are decoded while the model is loaded.
-        parts = stack.enter_context(_extracted(extracting, packs, room))
+        stack.enter_context(_extraction(extracting, feed, done))
         spec = EngineSpec(
             config=config, device=resources.device, num_threads=resources.transcribe_threads
         )
@@ -74,8 +78,8 @@ def run_local(
         progress.read_activity = lambda: Activity.total(
             (committed, stage.activity, *(extractor.activity for extractor in extracting))
         )
-        results = _transcribed(stage, parts, stop, room, in_flight=resources.parts_in_flight)
-        for result in stack.enter_context(closing(results)):
+        in_flight = resources.parts_in_flight
+        for result in _results(stage, feed, done, stop, len(extracting), in_flight=in_flight):
             if result is None:
                 buffer.poll()
             else:
@@ -102,78 +106,69 @@ def _closed(stage: TranscribeStage) -> Iterator[None]:
     stage.close()
 
 
-def _transcribed(
+def _results(
     stage: TranscribeStage,
-    parts: Iterator[pa.Table | None],
+    feed: "_Feed",
+    done: _Done,
     stop: Stop,
-    room: "_Room",
+    extracting: int,
     *,
     in_flight: int,
-) -> Generator[pa.Table | None, None, None]:
+) -> Iterator[pa.Table | None]:
     """Yield results as they are ready, and None when a while passed without one."""
-    running: set[Future[pa.Table]] = set()
-    for table in parts:
-        if stop.requested:
-            break
-        if table is None:
-            yield None
-        else:
-            running.add(_transcribing(stage, table, room))
-        yield from _ready(running, timeout_s=0)
-        while len(running) >= in_flight and not stop.requested:
-            yield from _ready(running, timeout_s=POLL_S)
-            yield None
-    while running and not stop.expired:
-        yield from _ready(running, timeout_s=POLL_S)
-        yield None
-
-
-def _transcribing(stage: TranscribeStage, parts: pa.Table, room: "_Room") -> Future[pa.Table]:
-    """Call the stage in a thread of its own."""
-    future: Future[pa.Table] = Future()
-
-    def call() -> None:
+    waiting: deque[pa.Table] = deque()
+    transcribing = 0
+    while transcribing or (not stop.requested and (extracting or waiting)):
+        if stop.expired:
+            return
+        while waiting and transcribing < in_flight and not stop.requested:
+            # Not in an executor: Python waits for its threads when it ends, and a run that breaks
+            # off would hang on an engine that never answers.
+            threading.Thread(
+                target=_transcribe,
+                args=(stage, waiting.popleft(), feed, done),
+                name="transcribe",
+                daemon=True,
+            ).start()
+            transcribing += 1
         try:
-            future.set_result(stage(parts))
-        except BaseException as error:
-            future.set_exception(error)
-        finally:
-            room.give_back(parts.nbytes)
+            what, value = done.get(timeout=POLL_S)
+        except queue.Empty:
+            yield None
+            continue
+        if what == "error":
+            raise value
+        if what == "part":
+            waiting.append(value)
+        elif what == "results":
+            transcribing -= 1
+            yield value
+        else:
+            extracting -= 1
 
-    # Not in an executor: Python waits for its threads when it ends, and a run that breaks off would
-    # hang on an engine that never answers.
-    threading.Thread(target=call, name="transcribe", daemon=True).start()
-    return future
 
-
-def _ready(running: set[Future[pa.Table]], *, timeout_s: float) -> Iterator[pa.Table]:
-    done, _ = wait(running, timeout=timeout_s, return_when=FIRST_COMPLETED)
-    for future in done:
-        running.remove(future)
-        yield future.result()
+def _transcribe(stage: TranscribeStage, parts: pa.Table, feed: "_Feed", done: _Done) -> None:
+    try:
+        done.put(("results", stage(parts)))
+    except BaseException as error:  # raised again in the main thread
+        done.put(("error", error))
+    finally:
+        feed.give_back(parts.nbytes)
 
 
 @contextmanager
-def _extracted(
-    stages: Sequence[ExtractStage], packs: Iterable[pa.Table], room: "_Room"
-) -> Iterator[Iterator[pa.Table | None]]:
-    """Give parts from a thread per stage, and None when a while passed without one."""
-    # Unbounded in number: what bounds it in bytes is `room`.
-    extracted: queue.SimpleQueue[_Extracted] = queue.SimpleQueue()
-    shared = _Shared(packs)
+def _extraction(stages: Sequence[ExtractStage], feed: "_Feed", done: _Done) -> Iterator[None]:
+    """Extract in a thread per stage while the context is open."""
     threads = [
-        threading.Thread(
-            target=_extract, args=(stage, shared, extracted, room), name="extract", daemon=True
-        )
+        threading.Thread(target=_extract, args=(stage, feed, done), name="extract", daemon=True)
         for stage in stages
     ]
     for thread in threads:
         thread.start()
     try:
-        yield _taken(extracted, threads=len(threads))
+        yield
     finally:
-        shared.stopped = True
-        room.close()
+        feed.close()
         # One deadline for all: who presses Ctrl-C waits this long and not this long for each.
         deadline = time.monotonic() + GRACE_S
         for thread in threads:
@@ -182,40 +177,60 @@ def _extracted(
             stage.close()
 
 
-def _taken(
-    extracted: "queue.SimpleQueue[_Extracted]", *, threads: int
-) -> Iterator[pa.Table | None]:
-    while threads:
-        try:
-            table = extracted.get(timeout=POLL_S)
-        except queue.Empty:
-            yield None
-            continue
-        if isinstance(table, BaseException):
-            raise table
-        if table is None:
-            threads -= 1
-        else:
-            yield table
-
-
-def _extract(
-    stage: ExtractStage,
-    packs: "_Shared",
-    extracted: "queue.SimpleQueue[_Extracted]",
-    room: "_Room",
-) -> None:
+def _extract(stage: ExtractStage, feed: "_Feed", done: _Done) -> None:
     try:
-        for pack in packs:
-            for table in stage(pack):
-                room.take(table.nbytes)
-                if packs.stopped:  # a room that is closed lets everything through
+        for pack in feed.packs():
+            for parts in stage(pack):
+                if not feed.take(parts.nbytes):
                     return
-                extracted.put(table)
+                done.put(("part", parts))
     except BaseException as error:  # raised again in the main thread
-        extracted.put(error)
+        done.put(("error", error))
     else:
-        extracted.put(None)
+        done.put(("nothing left", None))
+
+
+class _Feed:
+    """Packs that extract threads take, and bytes for parts that are not transcribed yet."""
+
+    def __init__(self, packs: Iterable[pa.Table], num_bytes: int) -> None:
+        self._packs = iter(packs)
+        self._taking = threading.Lock()
+        self._num_bytes = num_bytes
+        self._used = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def packs(self) -> Iterator[pa.Table]:
+        """Yield packs, each to one thread, until it is closed."""
+        while True:
+            with self._taking:
+                pack = None if self._closed else next(self._packs, None)
+            if pack is None:
+                return
+            yield pack
+
+    def take(self, num_bytes: int) -> bool:
+        """Wait until there is room for so much, and return whether it is wanted at all."""
+        with self._changed:
+            self._changed.wait_for(
+                # Something larger than all there is gets it once nobody else has any.
+                lambda: self._closed or not self._used or self._used + num_bytes <= self._num_bytes
+            )
+            self._used += num_bytes
+            return not self._closed
+
+    def give_back(self, num_bytes: int) -> None:
+        """Make room."""
+        with self._changed:
+            self._used -= num_bytes
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Give no more packs, and let nobody wait."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class CommitBuffer:
@@ -253,50 +268,3 @@ class CommitBuffer:
             self._commit(pa.concat_tables(self._waiting).combine_chunks())
             self._waiting = []
             self._committed_s = self._clock()
-
-
-class _Room:
-    """Bytes for features that are not transcribed yet; who has more waits."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self._num_bytes = num_bytes
-        self._taken = 0
-        self._changed = threading.Condition()
-        self._closed = False
-
-    def take(self, num_bytes: int) -> None:
-        with self._changed:
-            self._changed.wait_for(
-                # Something larger than all there are gets them once nobody else has any.
-                lambda: (
-                    self._closed or not self._taken or self._taken + num_bytes <= self._num_bytes
-                )
-            )
-            self._taken += num_bytes
-
-    def give_back(self, num_bytes: int) -> None:
-        with self._changed:
-            self._taken -= num_bytes
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
-class _Shared:
-    """An iterator that several threads draw from, until it is stopped."""
-
-    def __init__(self, items: Iterable[pa.Table]) -> None:
-        self._items = iter(items)
-        self._lock = threading.Lock()
-        self.stopped = False
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        while True:
-            with self._lock:
-                item = None if self.stopped else next(self._items, None)
-            if item is None:
-                return
-            yield item
