@@ -18,7 +18,7 @@ from corpus_asr.errors import CorpusAsrError
 from corpus_asr.failure_kinds import Origin, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, RESULTS
-from corpus_asr.stages.parts import FAILED, failure_fields
+from corpus_asr.stages.parts import FAILED, NOTHING_SAID, failure_fields
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
 from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import public, redact_uri
@@ -90,9 +90,8 @@ def _failure_of(row: dict[str, Any]) -> FailureCount:
 def _refused(results: pa.Table, error: Exception) -> pa.Table:
     """Return one row of RESULTS as a failure, without what was transcribed."""
     row = {field.name: None for field in RESULTS} | results.select(_IDENTITY).to_pylist()[0]
-    row |= {"attempts": 1, "segments_written": 0, "segments": []}
     failure = failure_fields(error, stage="transcribe", of=row)
-    return pa.Table.from_pylist([row | failure], schema=RESULTS)
+    return pa.Table.from_pylist([row | NOTHING_SAID | failure], schema=RESULTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,16 @@
                     <-- wake, whenever a part, a window or a recording is done --
 
 Only the calling thread takes results, reports and raises; the others fill in `RecordingInFlight`.
+A call has a child of the pool while one recording is extracted, which goes on whether or not its
+caller takes results: whoever waits for a child gets one, in the order in which they asked, also in
+a thread whose own iterators stand still.
 """
 
 import math
+import os
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -18,18 +24,138 @@ from corpus_asr.audio.inputs import GivenAudio
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.config.run import ExtractSettings
-from corpus_asr.errors import CorpusAsrError
-from corpus_asr.runtime.extractor_pool import ExtractorPool
-from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.errors import ClosedError, CorpusAsrError, check_same_process
+from corpus_asr.segments import Segment
 from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
-from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.transcription.windows import KnownText, Listener, PartRequest
+from corpus_asr.stages.transcribe import part_request
+from corpus_asr.storage.manifest import AlignedText
+from corpus_asr.transcription.windows import Listener, PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.engine import PartTranscript
+
+MAX_CHILDREN = 4  # of some 150 MiB each, and a core while they decode
+# Another child starts in a second or two. Short recordings are sooner extracted by the first.
+PATIENCE_S = 1.0
+
+
+class ExtractorPool:
+    """Lends children to calls, first come, first served; starts more where they are long in use."""
+
+    def __init__(self, make: Callable[[], IsolatedGenerator]) -> None:
+        self._make = make
+        self._made_in = os.getpid()
+        self._closed = False
+        self._idle: list[IsolatedGenerator] = []
+        self._num_lent = 0
+        self._queue: deque[object] = deque()
+        self._calls: set[CallInFlight] = set()
+        # Reentrant: an iterator may be collected, and so end its call, wherever Python allocates.
+        self._changed = threading.Condition(threading.RLock())
+
+    def start(self) -> None:
+        """Start the first child without waiting for it."""
+        child = self._make()
+        child.start()
+        self._idle.append(child)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that made it, and no fork."""
+        return os.getpid() == self._made_in
+
+    @property
+    def closed(self) -> bool:
+        """Whether no call can use it any more."""
+        return self._closed
+
+    def check(self) -> None:
+        """Refuse a call that would wait forever.
+
+        Raises:
+            ForkedError: this is a fork of the process that made the pool.
+            ClosedError: it is closed.
+        """
+        check_same_process("transcribing", "Transcriber", made_in=self._made_in)
+        if self._closed:
+            raise self.closed_error()
+
+    def closed_error(self) -> ClosedError:
+        """Return what a call ends with that a closed pool keeps from going on."""
+        return ClosedError(
+            "transcribing: this Transcriber is closed, perhaps by another thread while this call "
+            "was at work; make a new one, and close it after the last call"
+        )
+
+    def enter(self, call: "CallInFlight") -> None:
+        """Count a call among those that `close` ends.
+
+        Raises:
+            EngineError: as of `check`.
+        """
+        with self._changed:
+            self.check()
+            self._calls.add(call)
+
+    def leave(self, call: "CallInFlight") -> None:
+        """Forget a call that has ended, and let it no longer wait for a child."""
+        with self._changed:
+            self._calls.discard(call)
+            self._changed.notify_all()
+
+    def take(self, wanted: Callable[[], bool]) -> IsolatedGenerator | None:
+        """Wait for a child that nobody uses; None once it is not wanted any more."""
+        turn, since_s = object(), time.monotonic()
+        with self._changed:
+            self._queue.append(turn)
+            try:
+                while wanted():
+                    left_s: float | None = None
+                    if self._queue[0] is turn:
+                        left_s = PATIENCE_S - (time.monotonic() - since_s)
+                        if (child := self._free(impatient=left_s <= 0)) is not None:
+                            self._num_lent += 1
+                            return child
+                        left_s = left_s if left_s > 0 else None
+                    self._changed.wait(left_s)
+            finally:
+                self._queue.remove(turn)
+                self._changed.notify_all()
+        return None
+
+    def give_back(self, child: IsolatedGenerator) -> None:
+        """Let others use a child; in a closed pool it ends."""
+        with self._changed:
+            self._num_lent -= 1
+            if not self._closed:
+                self._idle.append(child)
+            self._changed.notify_all()
+        if self._closed:
+            child.close()
+
+    def close(self) -> None:
+        """End all calls and children. Does nothing in a fork, which has neither."""
+        if not self.is_here:
+            return
+        with self._changed:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            calls = [*self._calls]
+        for call in calls:
+            call.stop()
+        for child in idle:
+            child.close()
+
+    def _free(self, *, impatient: bool) -> IsolatedGenerator | None:
+        if self._idle:
+            return self._idle.pop()
+        if not self._num_lent or (impatient and self._num_lent < MAX_CHILDREN):
+            return self._make()
+        return None
+
 
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
 _PARTS_PER_SLOT = 2
@@ -315,11 +441,12 @@ class CallInFlight:
         """Submit a part once there is room."""
         recording.header_duration_s = part.header_duration_s
         recording.num_rows = part.channels if self._extract.channels == "each" else 1
-        spans = part.speech
+        name, text = recording.audio.name, recording.text
+        row = part.columns() | {"recording_id": name, "uri": name, "last_part": is_last}
         added = PartInFlight(
             duration_s=part.num_samples / SAMPLE_RATE_HZ,
             channel=part.channel,
-            speech_s=None if spans is None else sum((end - start for start, end in spans), 0.0),
+            speech_s=row["speech_s"],
             transcript=None,
             voices=part.voices,
         )
@@ -327,7 +454,13 @@ class CallInFlight:
             self._room.acquire()
             if self._stopped:
                 return
-            request = _request(recording, part, self._listener(added), is_last=is_last)
+            request = part_request(
+                row,
+                part.features,
+                part.language_features,
+                listener=self._listener(added),
+                text=None if text is None else AlignedText(text=text),
+            )
             added.transcript = self._engine.submit(request, decoding=self._decoding)
             self._waiting = [one for one in self._waiting if not one.done()]
             self._waiting.append(added.transcript)
@@ -346,35 +479,3 @@ class CallInFlight:
             self._wake.set()
 
         return listen
-
-
-def _request(
-    recording: RecordingInFlight, part: ExtractedPart, listener: Listener, *, is_last: bool
-) -> PartRequest:
-    assert part.features is not None, "a part with speech has features"
-    assert part.pad_value is not None, "features come with their pad value"
-    speech = part.speech
-    return PartRequest(
-        recording_id=recording.audio.name,
-        part=part.part,
-        features=part.features,
-        num_samples=part.num_samples,
-        pad_value=part.pad_value,
-        start_s=part.start_sample / SAMPLE_RATE_HZ,
-        speech=None
-        if speech is None
-        else tuple(SpeechSpan(start_s=start, end_s=end) for start, end in speech),
-        language_features=part.language_features,
-        listener=listener,
-        known_text=None
-        if recording.text is None
-        else KnownText.of_part(
-            recording.text,
-            name=redact_uri(recording.audio.name),
-            start_s=part.start_sample / SAMPLE_RATE_HZ,
-            end_s=(part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
-            duration_s=part.header_duration_s,
-            is_first=part.part == 0,
-            is_last=is_last,
-        ),
-    )

@@ -67,7 +67,8 @@ def run_local(
         extracting = [
             ExtractStage(config, extractor=extractor) for _ in range(resources.extract_workers)
         ]
-        feed, done = _Feed(packs, resources.ahead_bytes), queue.SimpleQueue()
+        feed = _Feed(packs, resources.ahead_bytes)
+        done: _Done = queue.SimpleQueue()
         # The first recordings are decoded while the model is loaded.
         stack.enter_context(_extraction(extracting, feed, done))
         spec = EngineSpec(

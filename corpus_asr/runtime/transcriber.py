@@ -24,10 +24,10 @@ from corpus_asr.config.run import ExtractSettings, SpeakerSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.formats.transcript import Transcript
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
-from corpus_asr.runtime.extractor_pool import ExtractorPool
 from corpus_asr.runtime.in_flight import (
     NO_LIMITS,
     CallInFlight,
+    ExtractorPool,
     OnProgress,
     PartInFlight,
     ProgressReporter,

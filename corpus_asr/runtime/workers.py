@@ -38,7 +38,7 @@ from corpus_asr.runtime.tries import (
 )
 from corpus_asr.schemas import FILES, RESULTS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.parts import OK, failure_fields
+from corpus_asr.stages.parts import NOTHING_SAID, OK, failure_fields
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, refuse
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import without_secrets
@@ -143,7 +143,7 @@ class ExtractWorker(_Worker):
             self._reporter.send()
 
     def _rows(self, files: list[dict[str, Any]], kind: str, why: str) -> pa.Table:
-        usual = {"part": 0, "last_part": True, "attempts": 1, "segments_written": 0, "segments": []}
+        usual = NOTHING_SAID | {"part": 0, "last_part": True}
         failure = failure_fields(self._error(kind, why), stage="extract") | usual
         rows = [{name: file[name] for name in FILES.names} | failure for file in files]
         return pa.Table.from_pylist(rows, schema=RESULTS)

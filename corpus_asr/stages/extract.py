@@ -22,13 +22,10 @@ from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineE
 from corpus_asr.failure_kinds import FETCH, TIMEOUT
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
-from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import (
     FAILED,
     GIGABYTE,
-    NO_SPEECH,
-    OK,
     DecodeProgress,
     ExtractedPart,
     ExtractRequest,
@@ -300,44 +297,8 @@ def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
 def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> pa.Table:
     of = identity | {"part": part.part, "last_part": last}
     try:
-        columns = _columns(part)
+        columns = part.columns()
         check_finite(columns)
         return one_row(PARTS, of | columns)
     except Exception as error:  # values that do not fit the table are that recording's failure
         return one_row(PARTS, of | failure_fields(error, stage="extract", of=of))
-
-
-def _columns(part: ExtractedPart) -> dict[str, Any]:
-    spans = part.speech
-    start_s = part.start_sample / SAMPLE_RATE_HZ
-    return {
-        "channel": part.channel,
-        "part_start_s": start_s,
-        "part_end_s": (part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
-        "status": NO_SPEECH if part.features is None else OK,
-        "codec": part.codec,
-        "sample_rate_hz": part.sample_rate_hz,
-        "channels": part.channels,
-        "header_duration_s": part.header_duration_s,
-        "decode_errors": part.decode_errors,
-        "speech_s": None if spans is None else sum(end - start for start, end in spans),
-        "speech_spans": None
-        if spans is None
-        else [{"start_s": start, "end_s": end} for start, end in spans],
-        "num_samples": part.num_samples,
-        "num_mel_bins": part.num_mel_bins,
-        "features": part.features,
-        "pad_value": part.pad_value,
-        "language_features": part.language_features,
-        "language_window_start_s": part.language_window_start_s,
-        "decode_s": part.decode_s,
-        **({} if part.voices is None else _voice_columns(part.voices)),
-    }
-
-
-def _voice_columns(voices: SpeechWindows) -> dict[str, Any]:
-    spans = zip(voices.start_s.tolist(), voices.end_s.tolist(), strict=True)
-    return {
-        "voice_spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in spans],
-        "voices": voices.embeddings.astype("<f2").tobytes(),
-    }

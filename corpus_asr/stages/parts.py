@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ NO_SPEECH = "no_speech"
 FAILED = "failed"
 # A failure that is our own mistake or the machine's, not the recording's.
 INTERNAL = "internal"
+# What a RESULTS row has of a part without a text.
+NOTHING_SAID: dict[str, Any] = {"attempts": 1, "segments_written": 0, "segments": []}
 
 
 def failure_fields(
@@ -198,6 +200,33 @@ class ExtractedPart:
     """Requests that its store had to be asked again."""
     voices: SpeechWindows | None = None
     """Windows of its speech; None where speakers are not looked for."""
+
+    def columns(self) -> dict[str, Any]:
+        """Return what a PARTS row says of it, but for its recording and whether it is the last."""
+        speech = self.speech
+        columns = {name: getattr(self, name) for name in _SAME_COLUMNS} | {
+            "part_start_s": self.start_sample / SAMPLE_RATE_HZ,
+            "part_end_s": (self.start_sample + self.num_samples) / SAMPLE_RATE_HZ,
+            "status": NO_SPEECH if self.features is None else OK,
+            "speech_s": None
+            if speech is None
+            else sum((end - start for start, end in speech), 0.0),
+            "speech_spans": None if speech is None else _spans(speech),
+        }
+        if self.voices is not None:
+            starts, ends = self.voices.start_s.tolist(), self.voices.end_s.tolist()
+            columns["voice_spans"] = _spans(zip(starts, ends, strict=True))
+            columns["voices"] = self.voices.embeddings.astype("<f2").tobytes()
+        return columns
+
+
+_SAME_COLUMNS = [
+    field.name for field in fields(ExtractedPart) if field.name in set(PARTS.names) - {"voices"}
+]
+
+
+def _spans(spans: Iterable[tuple[float, float]]) -> list[dict[str, float]]:
+    return [{"start_s": start_s, "end_s": end_s} for start_s, end_s in spans]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

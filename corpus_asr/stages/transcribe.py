@@ -8,9 +8,9 @@ engine's slots full. The engine loads in the background, so that extraction begi
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,17 +24,17 @@ from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemErr
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
-from corpus_asr.stages.parts import OK, check_finite, failure_fields, half_views
-from corpus_asr.storage.manifest import aligned_text
+from corpus_asr.stages.parts import NOTHING_SAID, OK, check_finite, failure_fields, half_views
+from corpus_asr.storage.manifest import AlignedText, aligned_text
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 from corpus_asr.transcription.joined_text import text_columns
+from corpus_asr.transcription.windows import KnownText, Listener, PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.engine import PartTranscript
-    from corpus_asr.transcription.windows import KnownText, PartRequest
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class TranscribingEngine(Protocol):
     def predicted_bytes(self) -> int | None:
         """What its process is predicted to take at its peak, where that is known."""
 
-    def submit(self, request: "PartRequest") -> "Future[PartTranscript]":
+    def submit(self, request: PartRequest) -> "Future[PartTranscript]":
         """Queue one part; thread-safe."""
 
     def statistics(self) -> Activity:
@@ -174,8 +174,6 @@ class TranscribeStage:
         Raises:
             EngineError: no part is to blame for what the engine does.
         """
-        from corpus_asr.transcription.windows import PartRequest  # its package imports torch
-
         row = parts.select(["num_mel_bins", "pad_value"]).to_pylist()[0]
         frames = SAMPLE_RATE_HZ // HOP_SAMPLES + TAIL_FRAMES
         silence = PartRequest(
@@ -294,8 +292,11 @@ def _submitted(
 ) -> "Future[PartTranscript]":
     """Hand a part to the engine; what it fails of at once is its result."""
     try:
-        request = _request(row, features, language_features, through)
-        return engine.submit(replace(request, known_text=_known_text(row)) if aligns else request)
+        assert features is not None, "a part with status ok has features"
+        text = aligned_text(row["uri"], row["metadata"]) if aligns else None
+        return engine.submit(
+            part_request(row, features, language_features, listener=through.reach, text=text)
+        )
     except (CheckpointError, ConfigError, EngineError):
         raise
     except Exception as error:
@@ -304,17 +305,29 @@ def _submitted(
         return failed
 
 
-def _request(
-    row: dict[str, Any],
-    features: Float16[np.ndarray, " _"] | None,
-    language_features: Float16[np.ndarray, " _"] | None,
-    through: _Through,
-) -> "PartRequest":
-    from corpus_asr.transcription.windows import PartRequest  # its package imports torch
+def part_request(
+    row: Mapping[str, Any],
+    features: Float16[np.ndarray, "..."],
+    language_features: Float16[np.ndarray, "..."] | None,
+    *,
+    listener: Listener,
+    text: AlignedText | None = None,
+) -> PartRequest:
+    """Return what the engine is given of a PARTS row, whose features may be flattened.
 
-    assert features is not None, "a part with status ok has features"
-    spans = row["speech_spans"]
-    mel = row["num_mel_bins"]
+    The words of `text`, where it is known, are placed in the part.
+    """
+    spans, mel = row["speech_spans"], row["num_mel_bins"]
+    known = None if text is None else KnownText.of_part(
+        text.text,
+        name=redact_uri(row["uri"]),
+        start_s=row["part_start_s"],
+        end_s=row["part_end_s"],
+        duration_s=row["header_duration_s"],
+        is_first=row["part"] == 0,
+        is_last=row["last_part"],
+        clip=(text.start_s, text.end_s),
+    )  # fmt: skip
     return PartRequest(
         recording_id=row["recording_id"],
         part=row["part"],
@@ -324,23 +337,8 @@ def _request(
         start_s=row["part_start_s"],
         speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
         language_features=None if language_features is None else language_features.reshape(-1, mel),
-        listener=through.reach,
-    )
-
-
-def _known_text(row: dict[str, Any]) -> "KnownText":
-    from corpus_asr.transcription.windows import KnownText  # its package imports torch
-
-    entry = aligned_text(row["uri"], row["metadata"])
-    return KnownText.of_part(
-        entry.text,
-        name=redact_uri(row["uri"]),
-        start_s=row["part_start_s"],
-        end_s=row["part_end_s"],
-        duration_s=row["header_duration_s"],
-        is_first=row["part"] == 0,
-        is_last=row["last_part"],
-        clip=(entry.start_s, entry.end_s),
+        listener=listener,
+        known_text=known,
     )
 
 
@@ -370,26 +368,22 @@ def _transcribed(transcript: "PartTranscript") -> dict[str, Any]:
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}
         for index, segment in enumerate(transcript.segments)
     ]
-    return {
+    columns = {
         "segments": segments,
         "segments_written": len(segments),
         "language": transcript.language,
         "language_probability": transcript.language_probability,
         "transcribe_s": transcript.transcribe_s,
         "speech_without_text_s": transcript.speech_without_text_s,
-        **({} if transcript.labels is None else label_columns(transcript.labels)),
-        **_text_columns(transcript),
     }
-
-
-def _text_columns(transcript: "PartTranscript") -> dict[str, Any]:
-    placed = transcript.placed
-    if placed is None:
-        return {}
-    words = [word for segment in transcript.segments for word in segment.words or ()]
-    indices = [index for own in placed.indices for index in own]
-    found = zip(indices, (word.end_s for word in words), strict=True)
-    return text_columns([len(word) for word in placed.words], found)
+    if transcript.labels is not None:
+        columns |= label_columns(transcript.labels)
+    if (placed := transcript.placed) is not None:
+        words = [word for segment in transcript.segments for word in segment.words or ()]
+        indices = [index for own in placed.indices for index in own]
+        found = zip(indices, (word.end_s for word in words), strict=True)
+        columns |= text_columns([len(word) for word in placed.words], found)
+    return columns
 
 
 def label_columns(labels: PartLabels) -> dict[str, Any]:
@@ -414,12 +408,8 @@ def label_columns(labels: PartLabels) -> dict[str, Any]:
 
 def _carry(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a part's result says whether or not it was transcribed."""
-    return {name: row[name] for name in _CARRIED} | {
-        "duration_s": _duration_s(row),
-        "attempts": 1,
-        "segments_written": 0,
-        "segments": [],
-    }
+    carried = {name: row[name] for name in _CARRIED}
+    return carried | NOTHING_SAID | {"duration_s": _duration_s(row)}
 
 
 def _duration_s(row: dict[str, Any]) -> float | None:
@@ -448,6 +438,5 @@ def _storable(row: dict[str, Any]) -> dict[str, Any]:
         pa.Table.from_pylist([row], schema=RESULTS)
     except Exception as error:
         carried = {name: row[name] for name in _CARRIED}
-        empty = {"attempts": 1, "segments_written": 0, "segments": []}
-        return carried | empty | failure_fields(error, stage="transcribe", of=row)
+        return carried | NOTHING_SAID | failure_fields(error, stage="transcribe", of=row)
     return row

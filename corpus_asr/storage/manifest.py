@@ -212,9 +212,9 @@ class AlignedText:
     """What a job aligns with a recording."""
 
     text: str
-    start_s: float
+    start_s: float = 0.0
     """Where what it says begins in the recording."""
-    end_s: float
+    end_s: float = math.inf
     """Where it ends; infinite: where the recording ends."""
 
 

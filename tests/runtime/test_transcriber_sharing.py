@@ -18,7 +18,7 @@ import pytest
 
 from corpus_asr.errors import ClosedError, DecodeError, ItemError
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.runtime import extractor_pool
+from corpus_asr.runtime import in_flight
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, tone, wav_bytes
@@ -168,7 +168,7 @@ def test_a_long_recording_does_not_keep_others_from_being_decoded(
     finally:
         transcriber._pool.give_back(held)
     idle = [*transcriber._pool._idle]
-    assert 2 <= len(idle) <= extractor_pool.MAX_CHILDREN
+    assert 2 <= len(idle) <= in_flight.MAX_CHILDREN
     assert transcriber.transcribe(files[1]) == alone[files[1]]
     assert set(transcriber._pool._idle) == set(idle)
 
@@ -176,14 +176,14 @@ def test_a_long_recording_does_not_keep_others_from_being_decoded(
 def test_children_are_lent_in_the_order_in_which_they_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extractor_pool, "PATIENCE_S", LIMIT_S)
+    monkeypatch.setattr(in_flight, "PATIENCE_S", LIMIT_S)
     made: list[Any] = []
 
     class Child:
         def __init__(self) -> None:
             made.append(self)
 
-    pool = extractor_pool.ExtractorPool(Child)  # type: ignore[arg-type]
+    pool = in_flight.ExtractorPool(Child)  # type: ignore[arg-type]
     child = pool.take(lambda: True)
     assert child is not None
     turns: list[int] = []
