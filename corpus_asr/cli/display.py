@@ -3,9 +3,7 @@
 The bar is on stderr, below whatever is printed meanwhile; stdout has the text alone.
 """
 
-import contextlib
 import itertools
-import logging
 import math
 import re
 import sys
@@ -13,20 +11,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, cast
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Protocol, cast
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from corpus_asr.config.run import ExtractSettings
-from corpus_asr.errors import CorpusAsrError
 from corpus_asr.formats.transcript import Transcript
-from corpus_asr.logs import event, speaks_json
+from corpus_asr.logs import speaks_json
 from corpus_asr.report.text import (
     clock,
     duration,
@@ -34,24 +32,17 @@ from corpus_asr.report.text import (
     print_segment,
     printable,
 )
+from corpus_asr.runtime.estimate import READER, SILENCE_S, beside, read_headers
+from corpus_asr.runtime.progress import LINE_EVERY_S, Display, is_terminal
 from corpus_asr.segments import Segment
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import counted
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-_LINE_EVERY_S = 30.0  # as a run's: a log keeps every line
-_REDRAWS_PER_S = 4.0
 # Before that the first windows, which come in batches, say little about the rest.
 _ETA_AFTER_S = 2.0
 _LONGEST_NAME = 32
-_READER = "corpus_asr.stages.headers:HeaderReader"
-# A store that keeps everything waiting has given an answer, too.
-_HEADERS_SILENT_S = 20.0
 _NO_LIMITS = ExtractSettings().model_copy(update={"max_duration_h": math.inf})
-_LOG = logging.getLogger(__name__)
 
 
 class Meter:
@@ -158,126 +149,40 @@ class Meter:
         return f"{counted(num_done, 'file')}: {took} (RTFx {self.rtfx:.1f})"
 
 
-class Display:
-    """Shows a meter while the context is open; what is printed meanwhile stays above it."""
-
-    def __init__(self, meter: Meter, *, shown: bool = True) -> None:
-        self._meter = meter
-        self._shown = shown and not speaks_json()
-        self._lock = threading.RLock()
-        self._live: Any = None
-        self._hidden = False
-
-    def __enter__(self) -> Self:
-        self._meter.begin()
-        self._stack = contextlib.ExitStack()
-        if self._shown and is_terminal(sys.stderr):
-            self._stack.enter_context(self._bar())
-        elif self._shown:
-            self._stack.enter_context(self._lines())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Take the bar away while something is written to stdout or stderr."""
-        with self._lock:
-            nested = self._hidden
-            self._hidden = True
-            if self._live is not None and not nested:
-                self._live.refresh()
-            try:
-                yield
-            finally:
-                self._hidden = nested
-                if self._live is not None and not nested:
-                    self._live.refresh()
-
-    @contextlib.contextmanager
-    def _bar(self) -> Iterator[None]:
-        from rich.console import Console
-        from rich.live import Live
-
-        terminal = sys.stderr
-        console = Console(file=terminal)
-        live = Live(
-            console=console,
-            get_renderable=lambda: "" if self._hidden else _bar_line(self._meter, console),
-            refresh_per_second=_REDRAWS_PER_S,
-            transient=True,
-            # Rich would break lines of the log and of messages at the terminal's width.
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        sys.stderr = cast("TextIO", _Above(terminal, self))
-        try:
-            with live:
-                self._live = live
-                yield
-                with self._lock:  # nobody draws after the last
-                    self._live = None
-        finally:
-            self._live = None
-            sys.stderr = terminal
-
-    @contextlib.contextmanager
-    def _lines(self) -> Iterator[None]:
-        ended = threading.Event()
-
-        def repeat() -> None:
-            while not ended.wait(_LINE_EVERY_S):
-                sys.stderr.write(f"{self._meter.subject}: {self._meter.figures}\n")
-                sys.stderr.flush()
-
-        thread = threading.Thread(target=repeat, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+def display_of(meter: Meter, *, shown: bool = True) -> Display:
+    """Return what shows a meter below what is printed."""
+    return Display(
+        sys.stderr if shown and not speaks_json() else None,
+        line=lambda: f"{meter.subject}: {meter.figures}",
+        drawn=lambda: _bar_line(meter),
+        stays=False,
+    )
 
 
-@contextlib.contextmanager
-def lengths_of(meter: Meter, uris: Mapping[str, str]) -> Iterator[None]:
+def lengths_of(meter: Meter, uris: Mapping[str, str]) -> AbstractContextManager[None]:
     """Read headers in the background, for the lengths of recordings whose turn has not come.
 
     Without a terminal that waits until a first line is due, which short work never sees.
     """
-    delay_s = 0.0 if is_terminal(sys.stderr) else _LINE_EVERY_S / 2
-    ended = threading.Event()
-    child = IsolatedGenerator(
-        _READER, init_kwargs={"settings": _NO_LIMITS}, timeout_s=_HEADERS_SILENT_S
-    )
-    names = list(uris)
+    names, delay_s = [*uris], 0.0 if is_terminal(sys.stderr) else LINE_EVERY_S / 2
 
-    def read() -> None:
+    def read(ended: threading.Event) -> None:
         if ended.wait(delay_s):
             return
-        try:
-            for header in child.run([*uris.values()]):
+        child = IsolatedGenerator(READER, init_kwargs={"settings": _NO_LIMITS}, timeout_s=SILENCE_S)
+        with closing(child), closing(read_headers(child, [*uris.values()])) as headers:
+            for index, header in headers:
                 if header.is_known:
                     # Nothing can be read of what fails.
                     length_s = 0.0 if header.failure else header.audio_s
-                    meter.update(names[header.index], length_s=length_s)
-        except CorpusAsrError as error:  # the bar lacks a percentage, and nothing else
-            event(_LOG, logging.DEBUG, "headers_not_read", error=str(error))
+                    meter.update(names[index], length_s=length_s)
+                if ended.is_set():
+                    return
 
-    thread = threading.Thread(target=read, name="headers", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        while thread.is_alive():
-            child.interrupt()
-            thread.join(0.05)
-        child.close()
+    return beside(read)
 
 
-@contextlib.contextmanager
+@contextmanager
 def waiting(words: str, *, shown: bool) -> Iterator[None]:
     """Show on a terminal what is waited for."""
     terminal = sys.stderr
@@ -359,35 +264,7 @@ class TextPrinter:
         sys.stdout.flush()
 
 
-class _Above:
-    """Stands in for stderr while there is a bar."""
-
-    def __init__(self, stream: TextIO, display: Display) -> None:
-        self._stream = stream
-        self._display = display
-
-    # Not a subclass of a text stream: Click takes one without an encoding for broken, and writes to
-    # what is below it.
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with self._display.aside():
-            return self._stream.write(text)
-
-
-def is_terminal(stream: Any) -> bool:
-    """Return whether a person sees a text stream, on a terminal that can redraw a line."""
-    from rich.console import Console
-
-    return bool(stream.isatty()) and not Console(file=stream).is_dumb_terminal
-
-
-def _bar_line(meter: Meter, console: "Console") -> "RenderableType":
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
+def _bar_line(meter: Meter) -> RenderableType:
     line = Table.grid(expand=True, padding=(0, 1))
     line.add_column(no_wrap=True, max_width=_LONGEST_NAME)
     line.add_column(ratio=1)

@@ -285,7 +285,7 @@ class FileResults:
         output: "OutputFiles | None",
         chosen: FileOptions,
     ) -> None:
-        from corpus_asr.cli.display import Display, Meter, TextPrinter
+        from corpus_asr.cli.display import Meter, TextPrinter, display_of
 
         self.num_failed = 0
         self._inputs = {each.name: each for each in inputs}
@@ -293,7 +293,7 @@ class FileResults:
         self._output = output
         self._quiet = chosen.quiet
         self._meter = Meter([*self._inputs])
-        self._display = Display(self._meter, shown=not chosen.quiet)
+        self._display = display_of(self._meter, shown=not chosen.quiet)
         self._printer = None
         if chosen.verbose if output else layout.formats == ("txt",):
             self._printer = TextPrinter([*self._inputs], self._display, times=chosen.timestamps)
@@ -308,13 +308,14 @@ class FileResults:
 
     def work(self, transcripts: Transcripts) -> None:
         """Take the transcripts of all recordings; those that fail are counted."""
-        from corpus_asr.cli.display import is_terminal
+        from corpus_asr.runtime.progress import is_terminal
 
         found = transcripts(
             on_error=self._failed,
             on_progress=self._progressed,
             on_segment=None if self._printer is None else self._said,
         )
+        self._meter.begin()
         with self._display:
             try:
                 for transcript in found:

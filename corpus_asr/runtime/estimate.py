@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from itertools import pairwise
 
@@ -358,7 +358,7 @@ def survey(
         timeout_s=SILENCE_S,
     )
     uris = [file.uri for file in sample]
-    with closing(child), closing(_read(child, uris)) as answers:
+    with closing(child), closing(read_headers(child, uris)) as answers:
         try:
             for index, header in answers:
                 headers[index] = header
@@ -369,10 +369,13 @@ def survey(
     return _found(sample, headers)
 
 
-def _read(
+def read_headers(
     child: IsolatedGenerator, uris: Sequence[str]
 ) -> Generator[tuple[int, Header], None, None]:
-    """Yield headers with their places: all at once, but one at a time after a crash."""
+    """Yield headers, read by a child with `READER`, and the places of their recordings.
+
+    All are asked for at once, but one at a time after a crash.
+    """
     left, crashes = list(range(len(uris))), 0
     while left and crashes <= _CRASHES:
         # The next crash then names its recording.
@@ -408,26 +411,31 @@ def _found(sample: Sequence[SampledFile], headers: dict[int, Header]) -> Survey:
     )
 
 
-@contextmanager
 def surveying(
     plan: Plan, config: RunConfig, found: Callable[[dict[str, FileSums]], None]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Read headers of a plan's recordings beside a run that is long enough for it."""
     long_enough = plan.num_remaining_bytes >= WORTH_BYTES or plan.num_remaining >= WORTH_FILES
-    if not long_enough:
-        yield
-        return
+
+    def read(ended: threading.Event) -> None:
+        found(survey(plan.remaining.draw(), config, stopped=ended.is_set).sums)
+
+    return beside(read) if long_enough else nullcontext()
+
+
+@contextmanager
+def beside(read: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Read headers in a thread while the context is open, at whose end the event is set."""
     ended = threading.Event()
 
-    def read() -> None:
+    def run() -> None:
         try:
-            sample = plan.remaining.draw()
-            found(survey(sample, config, stopped=ended.is_set).sums)
+            read(ended)
         except Exception as error:  # only an estimate is less sure
             event(_LOG, logging.WARNING, "headers_not_read", error=repr(error))
 
-    # A daemon: a run that is over does not wait for a store.
-    threading.Thread(target=read, name="survey", daemon=True).start()
+    # A daemon: what is over does not wait for a store.
+    threading.Thread(target=run, name="headers", daemon=True).start()
     try:
         yield
     finally:

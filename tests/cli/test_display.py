@@ -14,9 +14,10 @@ from rich.text import Text
 
 from corpus_asr.activity import Activity
 from corpus_asr.cli import display
-from corpus_asr.cli.display import Display, Meter, lengths_of, show_text
+from corpus_asr.cli.display import Meter, display_of, lengths_of, show_text
 from corpus_asr.report.status import load_status, render
 from corpus_asr.report.text import line_width
+from corpus_asr.runtime import progress
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -80,7 +81,7 @@ def test_an_unknown_length_gives_seconds_and_no_guess() -> None:
 def test_lengths_are_read_from_headers_while_something_else_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(display, "_LINE_EVERY_S", 0.01)
+    monkeypatch.setattr(display, "LINE_EVERY_S", 0.01)
     broken = tmp_path / "broken.mp3"
     broken.write_bytes(b"no sound")
     uris = {"a": str(CLIPS / "longer.mp3"), "b": str(broken), "c": str(CLIPS / "english.wav")}
@@ -102,7 +103,7 @@ def test_text_and_messages_stay_above_the_bar() -> None:
     meter.update("talk.mp3", length_s=100.0)
     with on_terminal() as opened:
         stderr = sys.stderr
-        with Display(meter) as shown:
+        with display_of(meter) as shown:
             meter.update("talk.mp3", done_s=42.0)
             with shown.aside():
                 sys.stdout.write(f"{'letters-' * 15}\n")  # longer than the terminal is wide
@@ -120,7 +121,7 @@ def test_text_and_messages_stay_above_the_bar() -> None:
 
 def test_text_from_two_threads_is_never_on_the_line_of_the_bar() -> None:
     meter, _ = started("talk.mp3")
-    with on_terminal() as opened, Display(meter) as shown:
+    with on_terminal() as opened, display_of(meter) as shown:
 
         def write(letter: str) -> None:
             for number in range(50):
@@ -140,7 +141,7 @@ def test_text_from_two_threads_is_never_on_the_line_of_the_bar() -> None:
 def test_without_a_terminal_there_are_plain_lines_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(display, "_LINE_EVERY_S", 0.01)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.01)
     meter, _ = started("talk.mp3")
     written = threading.Event()
     write = sys.stderr.write
@@ -150,15 +151,15 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(
         return write(text)
 
     monkeypatch.setattr(sys.stderr, "write", noted)
-    with Display(meter):
+    with display_of(meter):
         assert written.wait(10.0)
     out, err = capsys.readouterr()
     assert out == ""
     assert set(err.splitlines()) == {"talk.mp3: 0:00, RTFx 0.0"}
-    with Display(meter, shown=False):
+    with display_of(meter, shown=False):
         pass
     monkeypatch.setenv("CORPUS_ASR_LOG_FORMAT", "json")
-    with Display(meter):
+    with display_of(meter):
         pass
     assert capsys.readouterr() == ("", "")
 
