@@ -98,13 +98,8 @@ class FileSums:
         return cls(files=1, size=size, audio_s=audio_s, squares=squares, empty=int(audio_s <= 0))
 
     def __add__(self, other: "FileSums") -> "FileSums":
-        return FileSums(
-            files=self.files + other.files,
-            size=self.size + other.size,
-            audio_s=self.audio_s + other.audio_s,
-            squares=self.squares + other.squares,
-            empty=self.empty + other.empty,
-        )
+        names = (field.name for field in fields(self))
+        return FileSums(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 Strata = Mapping[str, FileSums]

@@ -320,16 +320,13 @@ def _drawn(text: str, share: float | None) -> RenderableType:
     lines = text.splitlines()
     head = list(itertools.takewhile(lambda line: not line.startswith(" "), lines))
     title = "\n".join(head)
-    shown: list[RenderableType] = [Text(title, style=_style_of(title), overflow="fold")]
+    style = next((style for words, style in _STATES.items() if f"({words}" in title), "bold")
+    shown: list[RenderableType] = [Text(title, style=style, overflow="fold")]
     if share is not None:
         # Padded by nothing: that ends its line, which a bar by itself does not.
         shown.append(Padding(ProgressBar(total=1.0, completed=share, width=_BAR_WIDTH), 0))
     shown += [_labelled(line) for line in lines[len(head) :]]
     return Group(*shown)
-
-
-def _style_of(title: str) -> str:
-    return next((style for words, style in _STATES.items() if f"({words}" in title), "bold")
 
 
 def _labelled(line: str) -> Text:

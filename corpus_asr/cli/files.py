@@ -7,6 +7,7 @@ that is over is written at once, so that an interrupt costs those under way alon
 
 import difflib
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,9 +49,9 @@ def transcribe(
 ) -> None:
     """Transcribe files: print the text as it comes, or write subtitles, text and JSON."""
     with readable_errors(), ended_by_sigterm():
-        channels = options.channels
+        channels, language = options.channels, options.language
         keys = keys_of(overrides, asdict(options) | {
-            "language": _listed(options.language),
+            "language": language.split(",") if language and "," in language else language,
             "temperature": _numbers(options.temperature),
             "channels": int(channels) if channels and channels.isdecimal() else channels,
             "diarize": options.diarize or None,
@@ -66,17 +67,13 @@ def transcribe(
             keys["word_timestamps"] = chosen.highlight_words or options.word_timestamps is not False
         check_keys(keys)
         layout = layout_of(formats, chosen)
-        work_on_files(checked_inputs(files, layout, chosen), layout, chosen, keys, _transcribed)
 
+        def transcribed(
+            loaded: "Transcriber", to_do: "Sequence[Input]", **calls: Any
+        ) -> "Iterator[Transcript]":
+            return loaded.transcribe_many((each.audio for each in to_do), **calls)
 
-def _transcribed(
-    loaded: "Transcriber", inputs: "Sequence[Input]", **calls: Any
-) -> "Iterator[Transcript]":
-    return loaded.transcribe_many((each.audio for each in inputs), **calls)
-
-
-def _listed(text: str | None) -> str | list[str] | None:
-    return text.split(",") if text and "," in text else text
+        work_on_files(checked_inputs(files, layout, chosen), layout, chosen, keys, transcribed)
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -103,7 +100,8 @@ def formats_of(chosen: FileOptions) -> tuple[str, ...]:
         if word not in known:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
             meant = f"; did you mean {near[0]}?" if near else "; correct it"
-            raise ConfigError(f"reading --format: found {word}, expected {_or(known)}{meant}")
+            wanted = f"{', '.join(known[:-1])} or {known[-1]}"
+            raise ConfigError(f"reading --format: found {word}, expected {wanted}{meant}")
     to_folder = chosen.output_dir is not None
     names = words or ([ALL] if to_folder else ["txt"])
     if ALL in names:
@@ -115,10 +113,6 @@ def formats_of(chosen: FileOptions) -> tuple[str, ...]:
             "output; name a folder with --output-dir, such as -o ."
         )
     return found
-
-
-def _or(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def layout_of(formats: tuple[str, ...], chosen: FileOptions) -> "Layout":
@@ -486,16 +480,10 @@ def _place_of(recording: "Input", text: str) -> str:
     from corpus_asr.storage.stores.uri import LOCAL, local_path, normalize, scheme_of, within
 
     place = normalize(text) if text != _STDIN else text
-    if text == _STDIN or scheme_of(place) != LOCAL or not _is_folder(local_path(place)):
+    if text == _STDIN or scheme_of(place) != LOCAL or not os.path.isdir(local_path(place)):
         return place
     below = recording.uri.removeprefix(recording.base)
     return within(place, below.rpartition(".")[0] + _SUFFIX)
-
-
-def _is_folder(path: str) -> bool:
-    import os
-
-    return os.path.isdir(path)
 
 
 def _read(place: str) -> str:

@@ -92,10 +92,6 @@ def _without_type(param: Any) -> Any:
     return param
 
 
-def _names(param: Any) -> list[str]:
-    return [name for name in (*param.opts, *param.secondary_opts) if name.startswith("--")]
-
-
 def _with_plain_flags(args: Sequence[str], params: Sequence[Any]) -> Iterator[str]:
     # Flags that True or False follows as flags alone; all other words as they are.
     flags = {name: each for each in params if getattr(each, "is_flag", False) for name in each.opts}
@@ -139,7 +135,8 @@ def _as_typed(option: str, args: Sequence[str]) -> str:
 def _meant(unknown: str, command: str | None, params: Sequence[Any]) -> str:
     from corpus_asr.config.load import name_hint
 
-    known = [name for param in params for name in _names(param)]
+    spelled = (name for param in params for name in (*param.opts, *param.secondary_opts))
+    known = [name for name in spelled if name.startswith("--")]
     # Keys without an option of their own.
     keys: list[str] = []
     if command == "transcribe":

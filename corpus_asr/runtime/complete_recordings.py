@@ -16,8 +16,13 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import SpeakerSettings
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.speakers.clustering import SpeakerBounds, find_voices
-from corpus_asr.speakers.turns import Diarization, SpeechWindows, diarize, likeness_of
+from corpus_asr.speakers.clustering import find_voices
+from corpus_asr.speakers.turns import (
+    Diarization,
+    SpeechWindows,
+    diarize_parts,
+    likeness_of,
+)
 from corpus_asr.storage.run_state.finish import claimed_segments, keep_only
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
@@ -174,22 +179,18 @@ def find_speakers_of_run(store: OutputStore, settings: SpeakerSettings) -> int:
     tidy_turns(store, complete)
     if number:
         event(_LOG, logging.INFO, "speakers_found", recordings=number)
-    if settings.mode == "corpus":
-        _find_voices(store, settings)
-    else:
+    if settings.mode != "corpus":
         remove_voices(store)
-    return number
-
-
-def _find_voices(store: OutputStore, settings: SpeakerSettings) -> None:
+        return number
     same_above = likeness_of(settings.model).same_above
-    number = write_voices(
+    voices = write_voices(
         store,
         lambda centroids, recordings: find_voices(centroids, recordings, same_above=same_above),
         settings=(settings.model, same_above),
     )
-    if number is not None:
-        event(_LOG, logging.INFO, "voices_found", voices=number)
+    if voices is not None:
+        event(_LOG, logging.INFO, "voices_found", voices=voices)
+    return number
 
 
 def _rows(store: OutputStore, settings: SpeakerSettings) -> Iterator[list[dict[str, Any]]]:
@@ -200,16 +201,17 @@ def _rows(store: OutputStore, settings: SpeakerSettings) -> Iterator[list[dict[s
 
 
 def _speakers_of(recording: RecordingVoices, settings: SpeakerSettings) -> Diarization:
-    bounds = SpeakerBounds.of(settings.num_speakers, settings.min_speakers, settings.max_speakers)
-    try:
-        channels: dict[int | None, list[SpeechWindows]] = {}
-        for _, part in sorted(recording.parts.items()):
-            windows = SpeechWindows(
+    windows = (
+        (
+            part.channel,
+            SpeechWindows(
                 start_s=part.spans_s[:, 0], end_s=part.spans_s[:, 1], embeddings=part.embeddings
-            )
-            channels.setdefault(part.channel, []).append(windows)
-        joined = {channel: SpeechWindows.joined(parts) for channel, parts in channels.items()}
-        return diarize(joined, likeness_of(settings.model), bounds)
+            ),
+        )
+        for _, part in sorted(recording.parts.items())
+    )
+    try:
+        return diarize_parts(windows, settings)
     except Exception as error:  # one recording's; its transcript is written, the others continue
         event(
             _LOG, logging.ERROR, "speakers_not_found", recording_id=recording.recording_id,

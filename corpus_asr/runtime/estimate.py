@@ -236,16 +236,16 @@ class RunEstimator:
         guesses = [
             _guess(cost_s, blocks, likely, left_s=left_s, files=files) for cost_s in _FILE_COSTS_S
         ]
-        weight = sum(guess.weight for guess in guesses)
-        log_s = sum(guess.weight * guess.log_s for guess in guesses) / weight
+        weights = sum(weight for _, _, weight in guesses)
+        log_s = sum(weight * each_s for each_s, _, weight in guesses) / weights
         variance = sum(
-            guess.weight * ((guess.log_s - log_s) ** 2 + guess.spread**2) for guess in guesses
+            weight * ((each_s - log_s) ** 2 + spread**2) for each_s, spread, weight in guesses
         )
         # If more is done, speed is higher and less is left.
         both = 1 + likely.audio_s / max(left_s, likely.audio_s / 4)
         in_progress = both * math.log(high_s / low_s) / (2 * _DEVIATIONS)
         spread = math.hypot(
-            math.sqrt(variance / weight),
+            math.sqrt(variance / weights),
             _spread_of_rest(audio, left_s),
             min(in_progress, 1.0),
             _LEAST_SPREAD,
@@ -278,18 +278,10 @@ class RunEstimator:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Guess:
-    """The time that is left if a recording costs so much."""
-
-    log_s: float
-    spread: float
-    weight: float
-
-
 def _guess(
     cost_s: float, blocks: Sequence[Mark], now: Mark, *, left_s: float, files: float
-) -> _Guess:
+) -> tuple[float, float, float]:
+    """Return the time that is left if a recording costs so much: logarithm, spread and weight."""
     speed = (now.audio_s + cost_s * now.files) / now.working_s
     rest_s = max((left_s + cost_s * files) / speed, 1e-3)
     squares = sum(
@@ -302,7 +294,7 @@ def _guess(
     # recording are alike.
     before = min(number, max(1, now.files))
     left = min(max(0.5, rest_s / now.working_s * number), max(1.0, files))
-    return _Guess(math.log(rest_s), spread * math.sqrt(1 / before + 1 / left), spread**-number)
+    return math.log(rest_s), spread * math.sqrt(1 / before + 1 / left), spread**-number
 
 
 def _spread_of_rest(audio: Estimate, left_s: float) -> float:

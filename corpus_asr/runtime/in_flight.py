@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from corpus_asr.audio.inputs import GivenAudio
-from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.options import CallSettings
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ClosedError, CorpusAsrError, check_same_process
@@ -31,11 +30,12 @@ from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import part_request
 from corpus_asr.storage.manifest import AlignedText
-from corpus_asr.transcription.windows import Listener, PartRequest
+from corpus_asr.transcription.windows import Listener
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:  # imports torch
-    from corpus_asr.transcription.engine import PartTranscript
+    from corpus_asr.transcription.engine import Engine, PartTranscript
+    from corpus_asr.transcription.routing import RoutedEngine
 
 MAX_CHILDREN = 4  # of some 150 MiB each, and a core while they decode
 # Another child starts in a second or two. Short recordings are sooner extracted by the first.
@@ -165,19 +165,6 @@ NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
 _LEAVE_S = 5.0
 
 
-class PartEngine(Protocol):
-    """What is asked of an engine."""
-
-    @property
-    def slots(self) -> int:
-        """Windows decoded side by side."""
-
-    def submit(
-        self, part: PartRequest, *, decoding: DecodingSettings | None = None
-    ) -> "Future[PartTranscript]":
-        """Queue a part."""
-
-
 @dataclass(slots=True, kw_only=True)
 class PartInFlight:
     """A part that was extracted."""
@@ -286,36 +273,19 @@ class TranscriptionProgress:
 OnProgress = Callable[[TranscriptionProgress], None]
 
 
-class ProgressReporter:
-    """Reports each recording whose figures have changed."""
-
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self._on_progress = on_progress
-        self._last: dict[str, TranscriptionProgress] = {}
-
-    def report(self, recordings: Iterable[RecordingInFlight]) -> None:
-        """Report those of some recordings."""
-        if self._on_progress is None:
-            return
-        for recording in recordings:
-            progress = TranscriptionProgress(
-                uri=recording.audio.name,
-                decoded_s=recording.decoded_s,
-                transcribed_s=recording.transcribed_s,
-                duration_s=recording.duration_s,
-            )
-            if progress.decoded_s and progress != self._last.get(progress.uri):
-                self._last[progress.uri] = progress
-                self._on_progress(progress)
-
-
 class CallInFlight:
     """The work of one call; a context manager, whose end stops what is not done.
 
     Other calls, of this thread or of others, take turns at the pool and share the engine.
     """
 
-    def __init__(self, pool: ExtractorPool, engine: PartEngine, settings: CallSettings) -> None:
+    def __init__(
+        self,
+        pool: ExtractorPool,
+        engine: "Engine | RoutedEngine",
+        settings: CallSettings,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         self._pool = pool
         # The child that works for this call, if any; it is interrupted only under the lock.
         self._child: IsolatedGenerator | None = None
@@ -330,6 +300,8 @@ class CallInFlight:
         self._thread: threading.Thread | None = None
         self._last: RecordingInFlight | None = None
         self._waiting: list[Future[PartTranscript]] = []
+        self._on_progress = on_progress
+        self._reported: dict[str, TranscriptionProgress] = {}
 
     @property
     def takes_another(self) -> bool:
@@ -350,6 +322,21 @@ class CallInFlight:
         )
         self._thread.start()
         return recording
+
+    def report(self, recordings: Iterable[RecordingInFlight]) -> None:
+        """Report those of some recordings whose figures have changed."""
+        if self._on_progress is None:
+            return
+        for recording in recordings:
+            progress = TranscriptionProgress(
+                uri=recording.audio.name,
+                decoded_s=recording.decoded_s,
+                transcribed_s=recording.transcribed_s,
+                duration_s=recording.duration_s,
+            )
+            if progress.decoded_s and progress != self._reported.get(progress.uri):
+                self._reported[progress.uri] = progress
+                self._on_progress(progress)
 
     def wait(self) -> None:
         """Return once something was done since the last return."""

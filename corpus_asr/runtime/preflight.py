@@ -34,7 +34,7 @@ from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.units import MEBIBYTE, counted
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, counted
 
 # Any archive has a broken file; three that all fail are a wrong source or a missing codec.
 RECORDINGS_TRIED = 3
@@ -119,10 +119,15 @@ class ReadyCheck:
         return f"{checkpoint} loaded in {spent_s:.1f} s on {stage.device_name}"
 
     def _memory(self, stage: TranscribeStage) -> str:
-        model_bytes = stage.predicted_bytes or _peak_bytes()
+        # Of a GPU's model nothing better is known than what this process came to need, in KiB.
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        model_bytes = stage.predicted_bytes or peak_bytes
         if self._config.cluster.address != "local":
             return f"a model process takes about {model_bytes / _GIBIBYTE:.1f} GiB"
-        features = min(self._audio_s * _feature_bytes_per_s(self._part), sys.maxsize)
+        # Of the most mel bins where nothing was decoded.
+        values = None if self._part is None else self._part["num_mel_bins"][0].as_py()
+        bytes_per_s = FEATURE_BYTES_PER_S * (values or MAX_MEL_BINS) / MAX_MEL_BINS
+        features = min(self._audio_s * bytes_per_s, sys.maxsize)
         return _fitting(
             self._config,
             num_packs=max(1, self._plan.num_packs),
@@ -138,7 +143,7 @@ class ReadyCheck:
         first_s = _timed(stage, pieces[:1])  # with all that is done but once
         count = max(1, min(PIECES_AT_ONCE, int(MEASURED_S / first_s)))
         tried = [pieces[at % len(pieces)] for at in range(count)]
-        audio_s = sum(_seconds(piece) for piece in tried)
+        audio_s = pa.concat_tables(tried)["num_samples"].to_numpy().sum() / SAMPLE_RATE_HZ
         spent_s = first_s if count == 1 else _timed(stage, tried)
         self.rtfx = audio_s / spent_s
         return (
@@ -155,21 +160,6 @@ def _timed(stage: TranscribeStage, pieces: list[pa.Table]) -> float:
             f"transcribing a piece of a recording: {results['error_message'].drop_null()[0]}"
         )
     return time.monotonic() - began_s
-
-
-def _seconds(piece: pa.Table) -> float:
-    return float(piece["part_end_s"][0].as_py() - piece["part_start_s"][0].as_py())
-
-
-def _peak_bytes() -> int:
-    """What this process came to need; of a GPU's model nothing better is known."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
-
-
-def _feature_bytes_per_s(part: pa.Table | None) -> float:
-    """Bytes of features for each second of a part; of the most mel bins where there are none."""
-    values = None if part is None else part["num_mel_bins"][0].as_py()
-    return FEATURE_BYTES_PER_S * (values or MAX_MEL_BINS) / MAX_MEL_BINS
 
 
 def _single(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:

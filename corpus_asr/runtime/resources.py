@@ -182,7 +182,7 @@ def resolve_resources(
     extract_workers, extract_cpus = _extract_workers(
         config, nodes, on_gpu=gpus_each > 0, taken_cpus=workers * cpus_each, num_packs=num_packs
     )
-    memory = _extract_bytes(config)
+    memory = _extract_bytes(config, EXTRACT_BASE_BYTES)
     fits = sum(node.memory_bytes // memory for node in nodes) >= extract_workers
     ahead_bytes = _ahead_bytes(config, store_bytes)
     rows, calls = _in_flight(config, on_gpu=gpus_each > 0, workers=workers, ahead_bytes=ahead_bytes)
@@ -253,7 +253,7 @@ def local_memory(
     resources = resolve_resources(config, (machine,), num_packs=num_packs, in_process=True)
     return MemoryUse(
         models=model_bytes,
-        extraction=resources.extract_workers * _extract_child_bytes(config),
+        extraction=resources.extract_workers * _extract_bytes(config, EXTRACT_CHILD_BYTES),
         features=min(features_bytes, resources.ahead_bytes),
     )
 
@@ -269,7 +269,7 @@ def ray_memory(
     """Predict the same of a run that starts Ray on this machine."""
     store_bytes = store_bytes_for(config, machine)
     resources = resolve_resources(config, (machine,), num_packs=num_packs, store_bytes=store_bytes)
-    worker = _extract_child_bytes(config) + RAY_EXTRACT_ACTOR_BYTES
+    worker = _extract_bytes(config, EXTRACT_CHILD_BYTES) + RAY_EXTRACT_ACTOR_BYTES
     return MemoryUse(
         models=resources.transcribe_workers * (model_bytes + RAY_MODEL_ACTOR_BYTES),
         extraction=resources.extract_workers * worker,
@@ -438,14 +438,9 @@ def _part_bytes(config: RunConfig) -> int:
     return int(config.extract.part_s * FEATURE_BYTES_PER_S)
 
 
-def _extract_bytes(config: RunConfig) -> int:
+def _extract_bytes(config: RunConfig, base_bytes: int) -> int:
     samples = config.extract.part_s * SAMPLE_RATE_HZ * 4  # float32
-    return EXTRACT_BASE_BYTES + int(EXTRACT_COPIES_OF_PART * samples)
-
-
-def _extract_child_bytes(config: RunConfig) -> int:
-    samples = config.extract.part_s * SAMPLE_RATE_HZ * 4  # float32
-    return EXTRACT_CHILD_BYTES + int(EXTRACT_COPIES_OF_PART * samples)
+    return base_bytes + int(EXTRACT_COPIES_OF_PART * samples)
 
 
 def memory_limit_bytes() -> int | None:

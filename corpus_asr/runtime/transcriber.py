@@ -30,12 +30,13 @@ from corpus_asr.runtime.in_flight import (
     ExtractorPool,
     OnProgress,
     PartInFlight,
-    ProgressReporter,
     RecordingInFlight,
 )
 from corpus_asr.segments import Segment, SpeakerTurn
-from corpus_asr.speakers.clustering import SpeakerBounds
-from corpus_asr.speakers.turns import SpeechWindows, diarize, likeness_of, with_speakers
+from corpus_asr.speakers.turns import (
+    diarize_parts,
+    with_speakers,
+)
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.model_files import full_name
@@ -254,9 +255,8 @@ class Transcriber:
         settings = self._checked(options)
         if settings.extract.channels == "each" or settings.speakers.wanted:
             on_segment = None
-        reporter = ProgressReporter(on_progress)
         given = ((audio, None) for audio in audios)
-        return self._many(given, settings, sampling_rate, on_error, reporter, on_segment)
+        return self._many(given, settings, sampling_rate, on_error, on_progress, on_segment)
 
     def align(
         self,
@@ -311,13 +311,12 @@ class Transcriber:
             )
         decoding = replace(settings.decoding, align=True)
         self._engine.check(decoding)
-        reporter = ProgressReporter(on_progress)
         return self._many(
             ((audio, _checked_text(text)) for audio, text in pairs),
             replace(settings, decoding=decoding),
             sampling_rate,
             on_error,
-            reporter,
+            on_progress,
             None,
         )
 
@@ -358,14 +357,13 @@ class Transcriber:
                 "once all of a recording is; leave it out, or use transcribe"
             )
         given = given_audio(audio, sampling_rate=sampling_rate)
-        reporter = ProgressReporter(on_progress)
 
         def segments() -> Iterator[Segment]:
-            with CallInFlight(self._pool, self._engine, settings) as call:
+            with CallInFlight(self._pool, self._engine, settings, on_progress) as call:
                 recording = call.begin(given)
                 while True:
                     self._pool.check()
-                    reporter.report([recording])
+                    call.report([recording])
                     extracted = recording.extracted  # before the parts are looked at
                     for segment in recording.take_segments():
                         yield self._calibrated(segment)
@@ -373,7 +371,7 @@ class Transcriber:
                     if extracted and recording.parts_taken == len(recording.parts):
                         break
                     call.wait()
-                reporter.report([recording])
+                call.report([recording])
                 if recording.error is not None:
                     raise recording.error
 
@@ -413,13 +411,13 @@ class Transcriber:
         settings: CallSettings,
         sampling_rate: float | None,
         on_error: OnError | None,
-        reporter: ProgressReporter,
+        on_progress: OnProgress | None,
         on_segment: OnSegment | None,
     ) -> Iterator[Transcript]:
         numbered = enumerate(audios)
         flying: list[RecordingInFlight] = []
         more = True
-        with CallInFlight(self._pool, self._engine, settings) as call:
+        with CallInFlight(self._pool, self._engine, settings, on_progress) as call:
             while more or flying:
                 self._pool.check()
                 while more and call.takes_another:
@@ -434,7 +432,7 @@ class Transcriber:
                         _note(error, str(error.uri), on_error)
                         continue
                     flying.append(call.begin(given, text))
-                reporter.report(flying)
+                call.report(flying)
                 if on_segment is not None:
                     self._pass_on(flying, on_segment)
                 # In the order in which they end: one of hours must not hold back a hundred clips.
@@ -448,7 +446,7 @@ class Transcriber:
                     except ItemError as error:
                         _note(error, recording.audio.name, on_error)
                         continue
-                    reporter.report([recording])
+                    call.report([recording])
                     if on_segment is not None:
                         self._pass_on([recording], on_segment)
                     yield transcript
@@ -473,14 +471,9 @@ class Transcriber:
         transcript = self._without_speakers(recording)
         if not speakers.wanted:
             return transcript
-        voices: dict[int | None, list[SpeechWindows]] = {}
-        for part in recording.parts:
-            if part.voices is not None:
-                voices.setdefault(part.channel, []).append(part.voices)
-        found = diarize(
-            {channel: SpeechWindows.joined(parts) for channel, parts in voices.items()},
-            likeness_of(speakers.model),
-            SpeakerBounds.of(speakers.num_speakers, speakers.min_speakers, speakers.max_speakers),
+        parts = recording.parts
+        found = diarize_parts(
+            ((part.channel, part.voices) for part in parts if part.voices is not None), speakers
         )
         return named(transcript, found.turns)
 

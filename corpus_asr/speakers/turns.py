@@ -1,9 +1,10 @@
 """Who speaks when: from windows of speech to turns, and from turns to segments and words."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from corpus_asr.speakers.clustering import (
     SpeakerBounds,
     find_speakers,
 )
+
+if TYPE_CHECKING:  # imports pydantic
+    from corpus_asr.config.run import SpeakerSettings
 
 # Windows of one span touch; between spans lies at least the silence that ends speech.
 _APART_S = 1e-3
@@ -104,6 +108,20 @@ def diarize(
         voices={
             name: tuple(found[at][0][int(number)].tolist()) for (at, number), name in names.items()
         },
+    )
+
+
+def diarize_parts(
+    parts: Iterable[tuple[int | None, SpeechWindows]], settings: "SpeakerSettings"
+) -> Diarization:
+    """Find the speakers of a recording by the channel and the windows of each part, in order."""
+    channels: dict[int | None, list[SpeechWindows]] = {}
+    for channel, windows in parts:
+        channels.setdefault(channel, []).append(windows)
+    return diarize(
+        {channel: SpeechWindows.joined(own) for channel, own in channels.items()},
+        likeness_of(settings.model),
+        SpeakerBounds.of(settings.num_speakers, settings.min_speakers, settings.max_speakers),
     )
 
 
