@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from corpus_asr.cli.failures import EXIT_SOME_FAILED, note, readable_errors, say
-from corpus_asr.cli.options import model_or_default
-from corpus_asr.cli.transcribe_options import (
+from corpus_asr.cli.options import (
     ALL,
     ALL_FORMATS,
     FORMATS,
     FileOptions,
+    FileOverrides,
     Files,
     Language,
-    Overrides,
     RecognitionOptions,
+    model_or_default,
     with_groups,
 )
 from corpus_asr.errors import ConfigError, FetchError, ItemError
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 @with_groups
 def transcribe(
-    files: Files, chosen: FileOptions, options: RecognitionOptions, overrides: Overrides = None
+    files: Files, chosen: FileOptions, options: RecognitionOptions, overrides: FileOverrides = None
 ) -> None:
     """Transcribe files: print the text as it comes, or write subtitles, text and JSON."""
     with readable_errors(), ended_by_sigterm():
@@ -404,7 +404,7 @@ def align(
     *,
     chosen: FileOptions,
     language: Language = None,
-    overrides: Overrides = None,
+    overrides: FileOverrides = None,
 ) -> None:
     """Find when each word of a known text is said: subtitles and word times of your own words."""
     with readable_errors(), ended_by_sigterm():

@@ -22,8 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from corpus_asr.cli.failures import as_process, configure_logging, readable_errors
 from corpus_asr.cli.files import align, transcribe
-from corpus_asr.cli.jobs import finetune, init, label, nightly, run
-from corpus_asr.cli.plan import plan
+from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
 from corpus_asr.cli.results import evaluate, export, report, show, status, view
 from corpus_asr.logs import LogFormat, LogLevel
 

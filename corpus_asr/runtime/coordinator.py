@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from corpus_asr.activity import Activity
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
-from corpus_asr.runtime.tries import Device
+from corpus_asr.runtime.passes import Device
 from corpus_asr.storage.run_state.lock import ProcessName
 
 _LOG = logging.getLogger(__name__)

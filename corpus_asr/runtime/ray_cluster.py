@@ -371,7 +371,6 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS = 0, 1, 4  # types of frames
 _END_STREAM, _END_HEADERS = 1, 4
 _NO_FLAGS, _CONNECTION, _STREAM = 0, 0, 1
-_FRAME_HEADER_BYTES = 9
 _EMPTY_MESSAGE = bytes(5)  # of gRPC: a byte for compression, four for the length
 # Any method would do: whether the token is right is decided before the call.
 _METHOD = "/ray.rpc.NodeInfoGcsService/CheckAlive"

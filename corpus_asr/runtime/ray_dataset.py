@@ -28,14 +28,19 @@ from corpus_asr.logs import LogSettings, configure, event
 from corpus_asr.runtime.commit import Committer, Tally, tally_of
 from corpus_asr.runtime.coordinator import WorkerState, start_coordinator
 from corpus_asr.runtime.passes import (
+    EXTRACT,
     FEW_PER_WORKER,
     MAX_PASSES,
+    TRANSCRIBE,
     WRITTEN,
     Committed,
+    Pass,
     Suspects,
+    avoided,
     know_last_parts,
     next_pass,
     packs_of,
+    read_deaths,
     resources_for,
     written,
 )
@@ -43,7 +48,6 @@ from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.ray_cluster import RayWatch
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
-from corpus_asr.runtime.tries import EXTRACT, TRANSCRIBE, Pass, avoided, read_deaths
 from corpus_asr.runtime.workers import ExtractWorker, TranscribeWorker
 from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import REPORTING_EXTRACTOR

@@ -24,7 +24,7 @@ from corpus_asr.runtime.coordinator import (
     this_device,
     this_worker,
 )
-from corpus_asr.runtime.tries import (
+from corpus_asr.runtime.passes import (
     DIED,
     EXTRACT,
     HANDED_BACK,

@@ -27,7 +27,7 @@ from corpus_asr.runtime.coordinator import (
     WorkerState,
     start_coordinator,
 )
-from corpus_asr.runtime.tries import Device
+from corpus_asr.runtime.passes import Device
 from corpus_asr.storage.run_state.lock import ProcessName
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "watching.md"

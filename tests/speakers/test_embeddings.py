@@ -13,6 +13,8 @@ from corpus_asr.speakers.turns import SpeechWindows
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import read_clip
 
+# Tiny ONNX networks, written byte by byte: the library that makes them is no dependency.
+# Source: the messages of `onnx/onnx.proto3`, of which a handful of fields are needed.
 FLOAT, INT64 = 1, 7
 _VARINT, _BYTES = 0, 2
 
