@@ -47,10 +47,7 @@ def parquet_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield a Parquet file's rows, a bounded number at a time."""
     with pq.ParquetFile(file, pre_buffer=False) as parquet:
-        wanted = (
-            None if columns is None else [c for c in columns if c in parquet.schema_arrow.names]
-        )
-        yield from parquet.iter_batches(batch_size=batch_rows, columns=wanted)
+        yield from parquet.iter_batches(batch_size=batch_rows, columns=_held(parquet, columns))
 
 
 def parquet_rows(
@@ -58,7 +55,7 @@ def parquet_rows(
 ) -> Iterator[pa.Table]:
     """Yield ranges (first row, row after the last) of a Parquet file; each row group read once."""
     with pq.ParquetFile(file, pre_buffer=False) as parquet:
-        wanted = [name for name in columns if name in parquet.schema_arrow.names]
+        wanted = _held(parquet, columns)
         first = 0
         for group in range(parquet.metadata.num_row_groups):
             after = first + parquet.metadata.row_group(group).num_rows
@@ -70,6 +67,12 @@ def parquet_rows(
                     # Taken, not sliced: a slice would keep the whole group in memory.
                     yield rows.take(pa.array(range(start - first, stop - first)))
             first = after
+
+
+def _held(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
+    # Once: each look at a file's schema translates it again, which takes longer than its rows do.
+    held = set(parquet.schema_arrow.names)
+    return None if columns is None else [name for name in columns if name in held]
 
 
 def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
