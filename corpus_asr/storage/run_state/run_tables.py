@@ -66,12 +66,6 @@ _INSERTED_ROWS = 65_536  # at once; commits have some hundreds
 _PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
 _ID, _ROW = pa.field("id", pa.int64()), pa.field("row", pa.int32())
 _OBJECT = pa.field("object", pa.int32())
-_OBJECTS = pa.schema([
-    _OBJECT, ("name", pa.string()), ("pending", pa.bool_()), ("gone", pa.bool_()),
-])  # fmt: skip
-_ORIGINS = pa.schema([
-    ("error_kind", pa.string()), ("retryable", pa.bool_()), ("origin", pa.string()),
-])  # fmt: skip
 # The same in every part; what only some parts know (a failed one has no codec) comes from those.
 _FIRST_COLUMNS = (
     "uri", "size_bytes", "etag", "metadata", "codec", "sample_rate_hz", "channels",
@@ -104,6 +98,11 @@ class Place(IntEnum):
 _SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
 
 # Runs are named by the time that they began, also where rows were put into another object.
+_LISTED = "create table listed (recording_id varchar, etag varchar, size_bytes bigint)"
+_SMALL_TABLES = """
+create or replace table objects (object integer, name varchar, pending boolean, gone boolean);
+create or replace table origins (error_kind varchar, retryable boolean, origin varchar);
+"""
 _VERSIONS = """
 create or replace table live as
 select id, recording_id, etag, size_bytes, part, last_part, status = 'failed' as failed,
@@ -115,8 +114,8 @@ left join origins on outcomes.error_kind is not distinct from origins.error_kind
 where not gone;
 
 create or replace table known as
-select row_number() over (order by recording_id, etag, size_bytes) as version, *
-from (select recording_id, etag, size_bytes, max(age) as newest from live group by all);
+select min(age) as version, recording_id, etag, size_bytes, max(age) as newest
+from live group by all;
 
 create or replace table winners as
 select version, id, part, last_part, failed, written, origin
@@ -326,7 +325,7 @@ class RunTables:
         counts = dict.fromkeys(names, 0)
         placed = schema.append(_ID).append(_OBJECT).append(_ROW)
         promised: dict[str, set[str]] = {}
-        self.add("outcomes", placed.empty_table())
+        put = self.add  # the first ones make the table
         waiting: list[pa.RecordBatch] = []
         num_waiting = first = 0
         for name, rows in () if store is None else store.committed(schema.names, names):
@@ -343,10 +342,9 @@ class RunTables:
             first += len(rows)
             num_waiting += len(rows)
             if num_waiting >= _INSERTED_ROWS:
-                self._insert("outcomes", pa.Table.from_batches(waiting))
-                waiting, num_waiting = [], 0
-        if waiting:
-            self._insert("outcomes", pa.Table.from_batches(waiting))
+                put("outcomes", pa.Table.from_batches(waiting))
+                put, waiting, num_waiting = self._insert, [], 0
+        put("outcomes", pa.Table.from_batches(waiting, placed))
         gone = set() if store is None else _gone(store, promised)
         for name in sorted(gone):
             logger.warning("segments are gone: outcomes=%s", name)
@@ -355,7 +353,8 @@ class RunTables:
              "gone": name in gone}
             for name, index in number.items()
         ]  # fmt: skip
-        self.add("objects", pa.Table.from_pylist(objects, _OBJECTS))
+        self.execute(_SMALL_TABLES)
+        self._insert("objects", pa.Table.from_pylist(objects))
         # By kind: what `retryable` says is of the version of this program that wrote it.
         kinds = self.rows(
             "select distinct error_kind, retryable from outcomes where status = 'failed'"
@@ -365,7 +364,7 @@ class RunTables:
              "origin": str(failure_kind(kind or "", retryable=bool(retryable)).origin)}
             for kind, retryable in kinds
         ]  # fmt: skip
-        self.add("origins", pa.Table.from_pylist(origins, _ORIGINS))
+        self._insert("origins", pa.Table.from_pylist(origins))
         for statements in (_VERSIONS, _RANKS, _COUNTING):
             self.execute(statements)
         if set(PART_COLUMNS) <= set(schema.names):
@@ -378,7 +377,7 @@ class RunTables:
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         schema = projected(FILES, ("recording_id", "etag", "size_bytes"))
-        self.add("listed", schema.empty_table())
+        self.execute(_LISTED)
         for batch in listing:
             self._insert("listed", conform(batch.select(schema.names), schema))
         self.execute(
@@ -396,7 +395,8 @@ class RunTables:
         self.execute(f"create or replace table {table} as from arriving", rows)
 
     def _insert(self, table: str, rows: pa.Table) -> None:
-        self.execute(f"insert into {table} from arriving", rows)
+        if rows.num_rows:
+            self.execute(f"insert into {table} from arriving", rows)
 
     def execute(self, statement: str, rows: pa.Table | None = None, **parameters: Any) -> None:
         """Run a statement that makes or changes tables; in it `rows` are the table `arriving`."""
