@@ -12,9 +12,8 @@ from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import Segment, SpeakerTurn
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import Corrections, Corrector
-from corpus_asr.storage.run_state.speaker_turns import read_turns
+from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.run_state.voices import read_voices
 from corpus_asr.storage.stores.uri import redact_uri
 
 _SPEAKER = pa.field("speaker", pa.string(), metadata={"doc": "who says it; null: not known"})

@@ -27,13 +27,14 @@ from corpus_asr.storage.run_state.finish import claimed_segments, keep_only
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.speaker_turns import (
     RecordingVoices,
+    remove_voices,
     tidy_turns,
     turn_rows,
     voices_left,
     write_turns,
+    write_voices,
 )
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore, projected
-from corpus_asr.storage.run_state.voices import remove_voices, write_voices
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.transcription.joined_text import Claim, placed_once, text_columns
 

@@ -23,9 +23,8 @@ from corpus_asr.logs import event
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import Header
 from corpus_asr.storage.model_files import full_name
-from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.plan import Plan, SampledFile, sums_of
 from corpus_asr.storage.run_state.run_files import RUN_NAME, read_snapshot, speed_of
-from corpus_asr.storage.run_state.sample import SampledFile, sums_of
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.units import MEBIBYTE, WINDOW_S

@@ -34,7 +34,7 @@ from corpus_asr.storage.run_state.corrections import (
 )
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables
-from corpus_asr.storage.run_state.speaker_turns import read_turns
+from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,
@@ -43,7 +43,6 @@ from corpus_asr.storage.run_state.tables import (
     projected,
     table_of,
 )
-from corpus_asr.storage.run_state.voices import read_voices
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.view.texts import add_shown, add_texts, correct_texts
 from corpus_asr.view.waveform import Pauses

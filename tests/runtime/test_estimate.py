@@ -30,9 +30,8 @@ from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.headers import HeaderReader
 from corpus_asr.stages.messages import Header
 from corpus_asr.stages.transcribe import TranscribeStage
-from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.plan import FileSample, SampledFile, make_plan, sums_of
 from corpus_asr.storage.run_state.run_files import write_snapshot
-from corpus_asr.storage.run_state.sample import FileSample, SampledFile, sums_of
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes

@@ -1,17 +1,28 @@
-"""Webhooks take a message, or what they do instead is told without their address."""
+"""What web servers do to reads and to messages: it costs a bounded time, and no address is told."""
 
+import email.utils
 import logging
+import socket
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from corpus_asr.errors import FetchError
-from corpus_asr.storage.stores.http import post_json
-from corpus_asr.storage.stores.store import RetryPolicy
+from corpus_asr.storage.stores import http
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.http import HostHealth, post_json
+from corpus_asr.storage.stores.store import (
+    RangesUnsupportedError,
+    RetryPolicy,
+    StoreError,
+    asked_wait_s,
+    with_retries,
+)
 from tests.support.stores import SECRET, Webhook, webhook
 
-QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)
+SOON = RetryPolicy(attempts=3, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)
 HERE = ["127.0.0.1"]
 
 
@@ -24,7 +35,7 @@ def hook() -> Iterator[Webhook]:
 def refused(url: str, *, allow_hosts: list[str] | None = None) -> FetchError:
     """Post in vain; neither the error nor what led to it tells the address."""
     with pytest.raises(FetchError) as caught:
-        post_json(url, {"text": "done"}, allow_hosts=allow_hosts, policy=QUICK)
+        post_json(url, {"text": "done"}, allow_hosts=allow_hosts, policy=SOON)
     error: BaseException | None = caught.value
     while error is not None:
         assert SECRET not in f"{error!r} {vars(error)}"
@@ -35,7 +46,7 @@ def refused(url: str, *, allow_hosts: list[str] | None = None) -> FetchError:
 def test_a_message_is_taken_also_when_a_server_cannot_at_first(hook: Webhook) -> None:
     hook.answers += ["503", "reset"]
     message = {"text": "Grüße \ud800", "night": [1, None]}
-    post_json(hook.url, message, allow_hosts=HERE, policy=QUICK)
+    post_json(hook.url, message, allow_hosts=HERE, policy=SOON)
     assert hook.posted == [{"text": "Grüße ?", "night": [1, None]}] * 3
 
 
@@ -85,3 +96,164 @@ def test_a_secret_goes_over_http_only_where_that_is_allowed(hook: Webhook) -> No
 def test_what_is_no_address_is_told() -> None:
     for url in ("", SECRET, f"ftp://host/{SECRET}", f"https:///{SECRET}", f"https://[{SECRET}"):
         assert "found no https URL with a host" in str(refused(url)), url
+
+
+QUICK = RetryPolicy(attempts=5, first_wait_s=0.001, longest_wait_s=0.01, request_timeout_s=0.3)
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def failure(retry_after_s: float = 0.0) -> StoreError:
+    return StoreError("timeout", "nothing", transient=True, retry_after_s=retry_after_s)
+
+
+def test_a_host_is_asked_when_it_said_and_given_up_after_its_patience() -> None:
+    clock = Clock()
+    health = HostHealth(clock)
+    health.check("a")
+    health.failed("a", failure(retry_after_s=30), started_s=0)
+    with pytest.raises(StoreError, match="no request within the next 30 s") as caught:
+        health.check("a")
+    assert (caught.value.transient, caught.value.retry_after_s) == (True, 30)
+    health.check("b")
+    clock.now_s = 30
+    health.check("a")
+    clock.now_s = 181
+    final = health.failed("a", failure(), started_s=121)
+    assert not final.transient
+    assert str(final) == "nothing; no request of its host succeeded for 181 s"
+    for now_s, asked in ((182, False), (240, False), (241, True), (242, False)):
+        clock.now_s = now_s
+        if asked:
+            health.check("a")  # one request, whoever comes first
+        else:
+            with pytest.raises(StoreError, match="no request of its host") as caught:
+                health.check("a")
+            assert not caught.value.transient
+    health.succeeded("a")
+    health.check("a")
+
+
+def test_failures_far_apart_are_not_added_up() -> None:
+    clock = Clock()
+    health = HostHealth(clock)
+    for clock.now_s in (0, 400, 800):
+        assert health.failed("a", failure(), started_s=clock.now_s).transient
+        health.check("a")
+
+
+def test_the_wait_that_is_asked_for_is_a_number_or_a_date() -> None:
+    in_a_minute = email.utils.formatdate(time.time() + 60, usegmt=True)
+    assert 57 < asked_wait_s(in_a_minute) <= 60
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    waits: list[tuple[str | None, float]] = [("7", 7), (past, 0), ("soon", 0), ("-3", 0), ("", 0)]
+    endless = (past.replace("2015", "9" * 20), f"21 Oct 2015 07:28:00 +{'9' * 20}")
+    for text, wait_s in [*waits, (None, 0), *((each, 0) for each in endless)]:
+        assert asked_wait_s(text) == wait_s
+
+
+@pytest.fixture
+def raw() -> Iterator[tuple[str, list[bytes], list[float]]]:
+    """Serve raw answers, byte by byte where they start with `drip`; note when."""
+    answers: list[bytes] = []
+    times: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_serve, args=(server, answers, times), daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/a.mp3", answers, times
+
+
+def _serve(server: socket.socket, answers: list[bytes], times: list[float]) -> None:
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        threading.Thread(target=_answer, args=(connection, answers, times), daemon=True).start()
+
+
+def _answer(connection: socket.socket, answers: list[bytes], times: list[float]) -> None:
+    with connection:
+        connection.recv(65536)
+        times.append(time.monotonic())
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        dripping = answer.startswith(b"drip")
+        try:
+            for byte in answer.removeprefix(b"drip") if dripping else (answer,):
+                connection.sendall(bytes([byte]) if isinstance(byte, int) else byte)
+                time.sleep(0.05 if dripping else 0)
+        except OSError:
+            return  # the client had enough
+
+
+GOOD = b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-3/4\r\nContent-Length: 4\r\n\r\nabcd"
+HOSTILE = [
+    b"HTTP/1.1 500 \xff\xfe\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 404 \xff\xfe\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 302 X\r\nLocation: http://\xff\xfe/x\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 302 X\r\nLocation: /\xed\xa0\x80\r\nContent-Length: 0\r\n\r\n",
+    b"\xff\xfe\x00 garbage\r\n\r\n",
+    b"drip" + GOOD * 9,
+]
+
+
+def read(url: str, policy: RetryPolicy = QUICK) -> bytes:
+    store = http.WebStore(policy, HostRules(own_hosts=("127.0.0.1",)))
+    return with_retries(
+        "reading", url, lambda: store.read_range(url, 0, 4)[0], policy=policy, store=store
+    )
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_are_failures_that_any_table_can_hold(
+    raw: tuple[str, list[bytes], list[float]], answer: bytes
+) -> None:
+    url, answers, _ = raw
+    answers.append(answer)
+    with pytest.raises(FetchError) as caught:
+        read(url)
+    assert str(caught.value).encode()
+
+
+def test_a_size_that_no_column_can_hold_is_not_known(
+    raw: tuple[str, list[bytes], list[float]],
+) -> None:
+    url, answers, _ = raw
+    answers.append(GOOD.replace(b"0-3/4", b"0-3/99999999999999999999"))
+    with pytest.raises(RangesUnsupportedError):  # as where a server names none
+        read(url)
+
+
+def test_no_request_comes_sooner_than_a_host_asks_for(
+    raw: tuple[str, list[bytes], list[float]],
+) -> None:
+    url, answers, times = raw
+    throttled = b"HTTP/1.1 429 Slow\r\nRetry-After: %d\r\nContent-Length: 0\r\n\r\n"
+    answers += [throttled % 1, GOOD]
+    assert read(url) == b"abcd"
+    assert times[1] - times[0] >= 1
+    answers[:] = [throttled % 3600]
+    started_s = time.monotonic()
+    for _ in range(3):  # of each file, without a request for all but the first
+        with pytest.raises(FetchError, match=r"429|no request within the next 3[56]") as caught:
+            read(url)
+        assert caught.value.retryable
+    assert len(times) == 3
+    assert time.monotonic() - started_s < 2
+
+
+def test_a_host_that_drips_is_not_tried_again_for_each_file(
+    raw: tuple[str, list[bytes], list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, answers, times = raw
+    monkeypatch.setattr(http, "HOST_PATIENCE_S", 0.5)
+    answers.append(b"drip" + GOOD * 9)
+    for _ in range(20):
+        with pytest.raises(FetchError) as caught:
+            read(url)
+        assert (caught.value.kind, caught.value.retryable) == ("timeout", True)
+    assert len(times) == 2

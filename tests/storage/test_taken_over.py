@@ -63,9 +63,9 @@ def frozen(store: OutputStore, passes: int, then: Callable[[], object]) -> Outpu
 def taken_over(store: OutputStore, *listed: str) -> None:
     """Have another run take the folder over, do what is missing, and finish."""
     with Lock(store, "new", steal=True, timing=QUICK) as lock:
-        for name in listed:
-            if remaining(store, files(name)):
-                commit(lock.store, results(part(name, 0, texts=["by new"])), run_id="new")
+        for row in remaining(store, files(*listed)):
+            again = part(row["uri"][1:], 0, texts=["by new"])
+            commit(lock.store, results(again), run_id="new")
         assert done(lock.store, files(*listed)).remaining == 0
 
 

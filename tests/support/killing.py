@@ -30,9 +30,8 @@ import pytest
 from corpus_asr.config.run import RunConfig
 from corpus_asr.pipelines import driver
 from corpus_asr.stages.transcribe import EngineSpec
-from corpus_asr.storage.run_state.speaker_turns import read_turns
+from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
-from corpus_asr.storage.run_state.voices import read_voices
 from tests.support.engines import ScriptedEngine, script, scripted_engine, scripted_job
 from tests.support.tables import rows_of, with_section
 
