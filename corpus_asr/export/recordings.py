@@ -331,7 +331,7 @@ def _add_segments(
     tables.sort_on_disk()
     tables.add("selected", schema.empty_table())
     wanted = "parts semi join wanted using (recording_id)"
-    for _, rows, _ in claimed_rows(store, tables, SEGMENT_ROWS, columns, of=wanted):
+    for rows, _ in claimed_rows(store, tables, SEGMENT_ROWS, columns, of=wanted):
         if corrector is not None:
             rows = corrector.apply(rows)
         kept = rows.filter(pa.array(selection.segments(rows)))

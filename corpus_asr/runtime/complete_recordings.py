@@ -89,7 +89,7 @@ def _parts(
     owners = np.repeat(np.arange(outcomes.num_rows), outcomes["segments_written"].to_numpy())
     segments: dict[int, _Rows] = {}
     start = 0
-    for table in claimed_segments(store, outcomes, name):
+    for table in claimed_segments(store, outcomes):
         theirs = owners[start : start + table.num_rows]
         start += table.num_rows
         chosen = wanted[theirs]

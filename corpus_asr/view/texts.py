@@ -137,7 +137,7 @@ def add_texts(
     columns = _LABEL_COLUMNS if labels else _SEGMENT_COLUMNS
     read = _READ.format(values=_LABEL_VALUES if labels else _SEGMENT_VALUES)
     waiting: list[pa.Table] = []
-    for _, rows, ids in claimed_rows(store, tables, kind, columns, of=_UNREAD):
+    for rows, ids in claimed_rows(store, tables, kind, columns, of=_UNREAD):
         folded = _folded(pc.fill_null(rows[columns[-1]], "").to_pylist())
         places = pa.array(np.arange(first, first + rows.num_rows))
         first += rows.num_rows

@@ -8,7 +8,7 @@ import pytest
 from corpus_asr.config.run import RunConfig
 from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, job, redo
 from tests.support.tables import rows_of, with_section
@@ -49,7 +49,7 @@ def codes(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple
     config = with_section(config, "classification", windows="first_speech", top_k=1000)
     run(config, local=True, progress=None)
     found: dict[str, dict[str, float]] = {ENGLISH: {}, GERMAN: {}}
-    for row in rows_of(OutputStore(config.output.uri).labels()):
+    for row in rows_of(OutputStore(config.output.uri).segments(rows=LABEL_ROWS)):
         found[Path(row["uri"]).name][row["label"]] = row["probability"]
     lead = {code: found[ENGLISH][code] / found[GERMAN][code] for code in found[ENGLISH]}
     pairs = [

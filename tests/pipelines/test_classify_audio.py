@@ -17,7 +17,7 @@ from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import load_classifier
 from corpus_asr.pipelines.driver import run
 from corpus_asr.report.run import load_report, render
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from tests.support.audio import read_clip
 from tests.support.checkpoints import CLASSES, tiny_classifier, tiny_whisper
 from tests.support.corpora import copy_of, job, outcomes_in, redo
@@ -70,7 +70,7 @@ def undetected(config: RunConfig) -> RunConfig:
 def labels_in(config: RunConfig) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
     """Return the labels rows by file name, part and window."""
     found = defaultdict(list)
-    for row in rows_of(OutputStore(config.output.uri).labels()):
+    for row in rows_of(OutputStore(config.output.uri).segments(rows=LABEL_ROWS)):
         found[Path(row["uri"]).name, row["part"], row["window"]].append(row)
     return dict(found)
 

@@ -163,7 +163,8 @@ def test_a_recording_replaced_after_it_was_merged_leaves_no_trace(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("kept", "found"), [([0, 1], "2 rows instead of 3"), ([2, 0, 1], "rows of other parts")]
+    ("kept", "found"),
+    [([0, 1], "found 2 rows, expected the 3"), ([2, 0, 1], "rows of other parts")],
 )
 def test_segments_that_are_not_what_the_outcomes_say_are_not_merged(
     memory: str, kept: list[int], found: str

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
 from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.plan import retire_plans
@@ -29,23 +28,20 @@ from corpus_asr.storage.run_state.run_files import (
     code_versions,
     safe_config,
 )
-from corpus_asr.storage.run_state.run_tables import Place, RunTables
+from corpus_asr.storage.run_state.run_tables import Place, RunTables, rows_with_owners
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
-    COMMIT_FOLDERS,
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
     PENDING,
     RECORDINGS_FOLDER,
-    SPEAKERS_FOLDER,
     SUFFIX,
-    VOICES_FOLDER,
+    TABLES_OF_RUNS,
     OutputStore,
     part_rows_named,
     time_ns_of,
 )
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
-from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
@@ -262,7 +258,7 @@ def merge(store: OutputStore, names: list[str]) -> None:
         [batch.rows for batch in store.committed(names=names)], OUTCOMES
     ).combine_chunks()
     order = pc.sort_indices(outcomes, [("uri", "ascending"), ("part", "ascending")]).to_numpy()
-    segments = claimed_segments(store, outcomes, names[0])
+    segments = claimed_segments(store, outcomes)
     named = outcomes["segments_object"].unique().drop_null().to_pylist()
     rows = part_rows_named(named)
     places = _places(outcomes["segments_written"].to_numpy(), order)
@@ -341,7 +337,7 @@ def keep_only(store: OutputStore, places: Mapping[str, np.ndarray]) -> None:
         for place, under in ((Place.tables, ""), (Place.pending, PENDING)):
             mask = places[name] == place
             if mask.any():
-                segments = _filtered(claimed_segments(store, outcomes, name), outcomes, mask)
+                segments = _filtered(claimed_segments(store, outcomes), outcomes, mask)
                 store.write_commit(outcomes.filter(mask), segments, rows=rows, under=under)
             logger.info("reconciled object=%s %s=%d", name, place.name, int(mask.sum()))
     remove_commits(store, sorted(places), store.named_segments(sorted(places)))
@@ -356,36 +352,12 @@ def remove_commits(
     store.remove_all(segments_names)
 
 
-def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iterator[pa.Table]:
+def claimed_segments(store: OutputStore, outcomes: pa.Table) -> Iterator[pa.Table]:
     """Yield the segments or labels of outcomes rows, in order, a bounded number at a time."""
-    written = outcomes["segments_written"].to_numpy()
-    owners = np.repeat(np.arange(outcomes.num_rows), written)
-    keys = outcomes.select(["recording_id", "part"]).combine_chunks()
-    objects = outcomes["segments_object"].combine_chunks().dictionary_encode()
-    # Numbered by first appearance; the groups of a `group_by` would come in no order.
-    names = objects.dictionary.to_pylist()
-    numbers = pc.fill_null(objects.indices, len(names)).to_numpy()
-    claims = np.bincount(numbers, written, minlength=len(names) + 1).astype(np.int64)
-    starts = dict(zip(names, np.cumsum(claims) - claims, strict=False))
-    read = dict.fromkeys(names, 0)
-    for name, table in store.read_tables(names, part_rows_named(names).schema):
-        start = int(starts[name]) + read[name]
-        read[name] += table.num_rows
-        theirs = keys.take(owners[start : start + table.num_rows])
-        if not theirs.equals(table.select(keys.schema.names).cast(theirs.schema)):
-            raise _broken(store, title, name, "rows of other parts")
-        yield table
-    for name, count in zip([*names, "(none)"], claims.tolist(), strict=True):
-        if read.get(name, 0) != count:
-            raise _broken(store, title, name, f"{read.get(name, 0)} rows instead of {count}")
-
-
-def _broken(store: OutputStore, title: str, name: str, holds: str) -> CorpusAsrError:
-    return CorpusAsrError(
-        f"rewriting {redact_uri(store.address(title))}: its segments object {name} holds {holds}, "
-        "expected the segments that the outcomes say; restore both, or remove both to have these "
-        "recordings transcribed again"
-    )
+    claims = outcomes.filter(pc.greater(outcomes["segments_written"], 0))
+    kind = part_rows_named(claims["segments_object"].unique().to_pylist())
+    for rows, _ in rows_with_owners(store, claims, kind.schema):
+        yield rows
 
 
 def _filtered(
@@ -411,13 +383,7 @@ def remove_leftovers(store: OutputStore) -> None:
     leftovers = {outcomes[name] for name in store.missing(outcomes)}
     leftovers |= {*store.late_tables()} | {
         name
-        for folder in (
-            *COMMIT_FOLDERS,
-            *ALL_PART_ROWS_FOLDERS,
-            RECORDINGS_FOLDER,
-            SPEAKERS_FOLDER,
-            VOICES_FOLDER,
-        )
+        for folder in (*TABLES_OF_RUNS, *ALL_PART_ROWS_FOLDERS)
         for name in store.all_names(folder)
         if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
     }

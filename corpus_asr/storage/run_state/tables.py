@@ -221,7 +221,7 @@ TAKEN_OVER_NAME: Final = "_run/taken_over.json"
 were under way, do not count."""
 TABLES_NAME: Final = "_run/tables.json"
 """Tables that the last finish left: listings that lag behind do not show them to the next run."""
-_TABLES_OF_RUNS = (*COMMIT_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER)
+TABLES_OF_RUNS = (*COMMIT_FOLDERS, RECORDINGS_FOLDER, SPEAKERS_FOLDER, VOICES_FOLDER)
 _TIME_DIGITS = 20
 _BY_RUN = re.compile(r"(_run/pending/)?[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\d{5})?\.parquet")
 
@@ -260,7 +260,7 @@ class OutputStore:
         self.write_json(TABLES_NAME, self._tables())
 
     def _tables(self) -> list[str]:
-        return [name for folder in _TABLES_OF_RUNS for name in self.names(folder)]
+        return [name for folder in TABLES_OF_RUNS for name in self.names(folder)]
 
     def close_run(self, run_id: str) -> None:
         """Let nothing count that this run has not put yet: its lock was taken over."""
@@ -275,7 +275,7 @@ class OutputStore:
         taken_over = self._taken_over()
         return [
             name
-            for folder in _TABLES_OF_RUNS
+            for folder in TABLES_OF_RUNS
             for name, _ in (self._listed(folder) if taken_over else ())
             if _is_late(name, taken_over)
         ]
@@ -380,23 +380,11 @@ class OutputStore:
                 )
 
     def segments(
-        self, columns: Sequence[str] | None = None, outcomes_names: Iterable[str] | None = None
+        self, columns: Sequence[str] | None = None, *, rows: PartRows = SEGMENT_ROWS
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the segments rows that outcomes objects name, all or these; orphans never."""
-        return self._part_rows(SEGMENT_ROWS, columns, outcomes_names)
-
-    def labels(
-        self, columns: Sequence[str] | None = None, outcomes_names: Iterable[str] | None = None
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield the labels rows that outcomes objects name, all or these; orphans never."""
-        return self._part_rows(LABEL_ROWS, columns, outcomes_names)
-
-    def _part_rows(
-        self, rows: PartRows, columns: Sequence[str] | None, outcomes_names: Iterable[str] | None
-    ) -> Iterator[pa.RecordBatch]:
+        """Yield the segments rows, or labels, that outcomes objects name; orphans never."""
         schema = projected(rows.schema, columns)
-        named = self.named_segments(outcomes_names)
-        ours = [name for name in named if table_of(name) == rows.folder]
+        ours = [name for name in self.named_segments() if table_of(name) == rows.folder]
         for _, table in self.read_tables(ours, schema):
             yield from table.to_batches()
 
@@ -462,7 +450,7 @@ class OutputStore:
         return (name for name, _ in self._objects(folder))
 
     def _objects(self, folder: str) -> Iterator[tuple[str, int | None]]:
-        taken_over = self._taken_over() if folder in _TABLES_OF_RUNS else {}
+        taken_over = self._taken_over() if folder in TABLES_OF_RUNS else {}
         listed = self._listed(folder)
         return (each for each in listed if not _is_late(each[0], taken_over))
 
