@@ -1,6 +1,7 @@
 """The advice of each kind of failure, held to what the command then does."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from corpus_asr.failure_kinds import FAILURE_KINDS, FailureKind, Origin
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.nightly import count_tries
 from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
+from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.tables import commit, part, results
@@ -33,50 +34,72 @@ CHANGED = {
 }
 # These are named in advice, and are none of the change that is tried here.
 OTHERS = {"source.exclude", "source.uri", "decoding.language"}
-every = pytest.mark.parametrize("kind", FAILURE_KINDS.values(), ids=FAILURE_KINDS)
 
 
 class Job:
-    """A folder with one recording that failed, in a run of this program or an earlier one."""
+    """A folder whose recordings failed, two of each kind.
 
-    def __init__(self, folder: Path, kind: FailureKind, *, stored: bool) -> None:
-        self.recording = folder / "in" / "a.wav"
-        self.recording.parent.mkdir()
-        self.recording.write_bytes(b"sound")
+    One was stored as retryable, one as final: by this program or by an earlier one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.source = folder / "in"
+        self.source.mkdir()
+        for kind in FAILURE_KINDS:
+            self.write(kind, b"sound")
         self.yaml = folder / "job.yaml"
         self.yaml.write_text(
-            f"source: {{uri: '{self.recording.parent}'}}\nmodel: {{checkpoint: some/model}}\n"
+            f"source: {{uri: '{self.source}'}}\nmodel: {{checkpoint: some/model}}\n"
             f"extract: {{channels: each}}\noutput: {{uri: '{folder / 'out'}'}}\n"
         )
         self.config = load_config(str(self.yaml))
         self.store = OutputStore(self.config.output.uri)
-        plan = self.plan()
+        plan = make_plan(self.config, self.store, model_revision=REVISION)
         run = begin_run(self.store, self.config, fingerprint(self.config, REVISION))
-        [file] = [row for batch in read_listing(self.store, plan) for row in batch.to_pylist()]
-        version = {name: file[name] for name in ("uri", "size_bytes", "etag")}
-        row = part("", 0, texts=None, status="failed", error_kind=kind.name, error_stage="extract",
-                   error_message="scripted", retryable=stored, **version)  # fmt: skip
-        commit(self.store, results(row), run_id=run.run_id)
+        listed = [row for batch in read_listing(self.store, plan) for row in batch.to_pylist()]
+        rows = [
+            part("", 0, texts=None, status="failed", error_kind=kind_of(file["uri"]),
+                 error_stage="extract", error_message="scripted",
+                 retryable=file["uri"].endswith("retryable.wav"),
+                 **{name: file[name] for name in ("uri", "size_bytes", "etag")})
+            for file in listed
+        ]  # fmt: skip
+        commit(self.store, results(*rows), run_id=run.run_id)
         listing = read_listing(self.store, plan)
         finish(self.store, run, self.config, model_revision=REVISION, listing=listing,
-               num_listed=1, plan_name=plan.name)  # fmt: skip
+               num_listed=plan.num_files, plan_name=plan.name)  # fmt: skip
 
-    def plan(self, config: RunConfig | None = None, options: RunOptions = DEFAULT_OPTIONS) -> Plan:
-        return make_plan(
+    def write(self, kind: str, sound: bytes) -> None:
+        for stored in ("retryable", "final"):
+            (self.source / f"{kind}.{stored}.wav").write_bytes(sound)
+
+    def planned(
+        self, config: RunConfig | None = None, options: RunOptions = DEFAULT_OPTIONS
+    ) -> Counter[str]:
+        """Return how many recordings of each kind a run would do."""
+        plan = make_plan(
             config or self.config, self.store, model_revision=REVISION, options=options
+        )
+        return Counter(
+            kind_of(file["uri"])
+            for pack in read_packs(self.store, plan)
+            for file in pack["files"][0].as_py()
         )
 
 
-@pytest.fixture(params=[True, False], ids=["stored as retryable", "stored as final"])
-def stored(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+def kind_of(uri: str) -> str:
+    return Path(uri).name.partition(".")[0]
 
 
-@every
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return Job(tmp_path_factory.mktemp("failed"))
+
+
+@pytest.mark.parametrize("kind", FAILURE_KINDS.values(), ids=FAILURE_KINDS)
 def test_the_command_of_an_advice_plans_the_recording(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FailureKind, stored: bool
+    job: Job, monkeypatch: pytest.MonkeyPatch, kind: FailureKind
 ) -> None:
-    job = Job(tmp_path, kind, stored=stored)
     flags = [flag for flag in ("--retry-failed", "--retry-all-failed", "--new-run")
              if re.search(rf"{flag}\b(?!-)", kind.advice)]  # fmt: skip
     named = set(re.findall(r"\b(?:extract|model|source|decoding)\.\w+", kind.advice)) - OTHERS
@@ -92,28 +115,26 @@ def test_the_command_of_an_advice_plans_the_recording(
     [(config, options)] = calls
     if kind.origin is Origin.file:
         assert not flags
-        assert job.plan(config, options).num_remaining == 0, "final until the file changes"
-        job.recording.write_bytes(b"another sound")
+        assert job.planned(config, options)[kind.name] == 0, "final until the file changes"
+        job.write(kind.name, b"another sound")
     elif "--new-run" in flags:
         with pytest.raises(ConfigError, match="--new-run"):
-            job.plan(config)
-    assert job.plan(config, options).num_remaining == 1
+            job.planned(config)
+    assert job.planned(config, options)[kind.name] == 2
 
 
-@every
-def test_who_can_change_a_failure_says_which_runs_try_again(
-    tmp_path: Path, kind: FailureKind, stored: bool
-) -> None:
-    job = Job(tmp_path, kind, stored=stored)
-    tries = {
-        retry for retry in Retry if job.plan(options=RunOptions(retry=retry)).num_remaining == 1
-    }
+def test_who_can_change_a_failure_says_which_runs_try_again(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    planned = {retry: job.planned(options=RunOptions(retry=retry)) for retry in Retry}
     expected = {
         Origin.environment: set(Retry),
         Origin.program: set(Retry) - {Retry.environment},
         Origin.settings: {Retry.failed, Retry.all},
         Origin.file: {Retry.all},
     }
-    assert tries == expected[kind.origin]
-    assert ("each run tries these again" in kind.advice) == (kind.origin is Origin.environment)
-    assert len(count_tries(job.store)) == (kind.origin is Origin.program), "nights count these"
+    counted = Counter(kind_of(one.uri) for one in count_tries(job.store))
+    for name, kind in FAILURE_KINDS.items():
+        tries = {retry: kinds[name] for retry, kinds in planned.items() if kinds[name]}
+        assert tries == dict.fromkeys(expected[kind.origin], 2), name
+        assert ("each run tries these again" in kind.advice) == (kind.origin is Origin.environment)
+        assert counted[name] == (2 if kind.origin is Origin.program else 0), "nights count these"
