@@ -243,6 +243,10 @@ def test_whatever_happens_complete_text_stays_complete(
         done = {row["part"] for row in rows if row["status"] == "ok"} | {*todo.get("b", ())}
         before = (etag, done if "b" in folder.left(listing) else set())
         had_text = check(folder, listing, counts, had_text=had_text)
+    said = folder.texts()
+    again = folder.finish(folder.begin(), listing)
+    assert folder.texts() == said
+    assert (again.ok, again.failed, again.remaining) == (counts.ok, counts.failed, counts.remaining)
 
 
 def check(
@@ -271,7 +275,4 @@ def check(
     assert {name for name in named if name.startswith("outcomes")} == {
         f"outcomes/{path.name}" for path in (folder.path / "outcomes").glob("*.parquet")
     }
-    again = folder.finish(folder.begin(), listing)
-    assert folder.texts().get("b", []) == said
-    assert (again.ok, again.failed, again.remaining) == (counts.ok, counts.failed, counts.remaining)
     return complete
