@@ -446,8 +446,7 @@ def view(
         from corpus_asr.view.answers import Answers
         from corpus_asr.view.catalogue import Library, Transcripts
         from corpus_asr.view.server import ViewServer
-        from corpus_asr.view.sound import Sounds
-        from corpus_asr.view.waveform import Waveforms
+        from corpus_asr.view.sound import Sounds, Waveforms
 
         password = None if password_file is None else read_password(password_file)
         public = None if public_url is None else PublicUrl.parse(public_url)

@@ -1,4 +1,8 @@
-"""From the tables of a run to files: one of each format per recording, or one for all."""
+"""From the tables of a run to files: one of each format per recording, or one for all.
+
+Of a run that aligned known texts files name the words that are not in the audio. Outcomes hold such
+a text among the manifest's columns, the lengths of its words, and which of them each part says.
+"""
 
 import hashlib
 import os
@@ -6,12 +10,14 @@ import re
 import tempfile
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import quote
 
 import numpy as np
@@ -19,7 +25,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.missing_words import missing_words_of
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,
     TEXT_COLUMNS,
@@ -42,11 +47,16 @@ from corpus_asr.formats.writers import (
     file_suffix,
     file_texts,
 )
+from corpus_asr.segments import MissingWord
+from corpus_asr.storage.manifest import aligned_text
 from corpus_asr.storage.run_state.corrections import Corrections
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
+from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import normalize, redact_uri, scheme_of, within
+from corpus_asr.transcription.joined_text import missing_words, words_of_lengths
 
 MAX_NAME_BYTES = 240  # file systems allow 255; the local store's temporary names add to it
 _HASH_DIGITS = 16
@@ -341,3 +351,45 @@ def _write_single(
             address = within(to, SINGLE_NAME + kind.single_suffix)
             filesystem.upload(str(Path(folder) / name), address, store_options)
     return len(files)
+
+
+MissingWords = Mapping[str, tuple[MissingWord, ...]]
+"""Words that are not in the audio, by `recording_id`."""
+
+_Row = dict[str, Any]
+_COLUMNS = ("uri", "metadata", "text_lengths", "text_spans")
+_PARTS = f"""
+select recording_id, {", ".join(_COLUMNS)} from parts semi join wanted using (recording_id)
+order by recording_id, part
+"""
+
+
+def missing_words_of(store: OutputStore, ids: pa.Table) -> MissingWords | None:
+    """Return the missing words of recordings; None where the run aligned no texts.
+
+    Of those without speech they are not known. In memory are the words found to be missing.
+
+    Args:
+        ids: recording_id of recordings of which all parts are committed and none failed.
+    """
+    config = store.read_json(CONFIG_NAME) or {}
+    if not config.get("decoding", {}).get("align"):
+        return None
+    found: dict[str, tuple[MissingWord, ...]] = {}
+    with RunTables(store, columns=(*VERSION_COLUMNS, *_COLUMNS)) as tables:
+        tables.add("wanted", ids)
+        rows = (row for batch in tables.batches(_PARTS) for row in batch.to_pylist())
+        for recording_id, theirs in groupby(rows, key=itemgetter("recording_id")):
+            parts = list(theirs)
+            lengths = next((row["text_lengths"] for row in parts if row["text_lengths"]), None)
+            if lengths is not None:
+                found[recording_id] = _missing(parts, lengths)
+    return found
+
+
+def _missing(parts: Sequence[_Row], lengths: Sequence[int]) -> tuple[MissingWord, ...]:
+    row = parts[0]
+    words = words_of_lengths(aligned_text(row["uri"], row["metadata"]).text, lengths)
+    spans = [span for part in parts for span in part["text_spans"] or ()]
+    ends_s = {at: span["end_s"] for span in spans for at in range(span["first"], span["stop"])}
+    return missing_words(words, ends_s)

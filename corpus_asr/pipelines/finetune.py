@@ -11,8 +11,7 @@ from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.training.job import Evaluation, Finetune, train
-from corpus_asr.training.store import MODEL_FOLDER, TrainingStore
+from corpus_asr.training.job import MODEL_FOLDER, Evaluation, Finetune, TrainingStore, train
 from corpus_asr.training.trainer import Group, Record
 from corpus_asr.units import MEBIBYTE, counted
 

@@ -1,11 +1,21 @@
-"""One training from its settings to its model, in one process or several, and its error rates."""
+"""One training from its settings to its model, in one process or several, and its error rates.
+
+The output folder, at any address:
+
+checkpoints/step-00000200/state.safetensors   trained weights and optimizer state
+checkpoints/step-00000200/state.json          written last: the checkpoint is whole
+model/                                        a checkpoint in Hugging Face layout
+adapter/                                      LoRA: the adapters alone, in PEFT's layout
+log.jsonl                                     one line per step or evaluation
+"""
 
 import functools
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -14,6 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
 
 from corpus_asr.config.finetune import EvaluationSettings, FinetuneConfig, WindowSettings
 from corpus_asr.decoding.device import set_threads
@@ -29,10 +42,11 @@ from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.report.accuracy.scoring import Errors, Hypothesis, Reference, score, total
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import read_bytes, remove_folder, upload
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
 from corpus_asr.training.examples import Examples, LabelWriter
-from corpus_asr.training.store import ADAPTER_FOLDER, MODEL_FOLDER, State, TrainingStore
 from corpus_asr.training.trainer import (
     Group,
     NamedAdamW,
@@ -152,6 +166,107 @@ class Evaluator:
         audio = self._cache.samples(begin, min(end, begin + WINDOW_SAMPLES))
         samples[: audio.size] = audio
         return log_mel(samples, num_mel_bins=network.config.num_mel_bins)
+
+
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
+LOG_NAME = "log.jsonl"
+_FOLDER = "checkpoints"
+_TENSORS_NAME, _SUMMARY_NAME = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where training stands."""
+
+    tensors: dict[str, Tensor]
+    account: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.account["step"])
+
+
+class TrainingStore:
+    """The output folder of one training."""
+
+    def __init__(self, uri: str, *, endpoint_url: str | None, keep: int) -> None:
+        self._store = OutputStore(uri, endpoint_url=endpoint_url)
+        self.uri = self._store.uri
+        self._keep = keep
+
+    def latest(self) -> State | None:
+        """Return the last whole checkpoint."""
+        names = self._whole()
+        if not names:
+            return None
+        folder = f"{_FOLDER}/{names[-1]}"
+        try:
+            account = json.loads(self._read(f"{folder}/{_SUMMARY_NAME}"))
+            tensors = load(self._read(f"{folder}/{_TENSORS_NAME}"))
+        except (ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"resuming from {redact_uri(self._store.address(folder))}: found a damaged "
+                f"checkpoint ({error}); remove its folder to resume from the one before"
+            ) from error
+        return State(tensors, account)
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint, then remove the oldest beyond those that stay."""
+        folder = f"{_FOLDER}/step-{state.step:08}"
+        with tempfile.TemporaryDirectory() as here:
+            path = Path(here) / _TENSORS_NAME
+            tensors = {name: t.detach().contiguous().cpu() for name, t in state.tensors.items()}
+            save_file(tensors, path)
+            self._upload(path, f"{folder}/{_TENSORS_NAME}")
+        self._store.write_json(f"{folder}/{_SUMMARY_NAME}", state.account)
+        first_kept = self._whole()[-self._keep :][0]
+        parts = (_SUMMARY_NAME, _TENSORS_NAME)  # in this order: half a checkpoint is none
+        ended = {name for name, part in self._files() if name < first_kept and part in parts}
+        for name in sorted(ended):
+            for part in parts:
+                self._store.remove(f"{_FOLDER}/{name}/{part}")
+            remove_folder(self._store.address(f"{_FOLDER}/{name}"))
+
+    def save_folder(self, name: str, folder: Path, *, last: str) -> None:
+        """Write the files of a local folder to the folder `name`."""
+        # `last` marks the folder as whole for whoever loads it.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
+            self._upload(path, f"{name}/{path.name}")
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return what was logged."""
+        if not self._store.exists(LOG_NAME):
+            return []
+        return [json.loads(line) for line in self._read(LOG_NAME).decode().splitlines()]
+
+    def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the log; numbers that are none are null."""
+        lines = (json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+        self._store.write_bytes(LOG_NAME, "".join(lines).encode())
+
+    def _whole(self) -> list[str]:
+        """Return the names of whole checkpoints, the oldest first."""
+        return sorted(folder for folder, name in self._files() if name == _SUMMARY_NAME)
+
+    def _files(self) -> Iterator[tuple[str, str]]:
+        """Yield folder and name of each file of a checkpoint."""
+        for path in self._store.all_names(_FOLDER):
+            folder, name = path.split("/")[-2:]
+            yield folder, name
+
+    def _read(self, name: str) -> bytes:
+        return read_bytes(self._store.address(name), self._store.options)
+
+    def _upload(self, path: Path, name: str) -> None:
+        upload(str(path), self._store.address(name), self._store.options)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON can hold it, which knows no infinity."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Finetune:

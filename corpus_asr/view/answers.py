@@ -25,7 +25,6 @@ from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.access import RefusedError
 from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcripts, View
-from corpus_asr.view.downloads import hit_rows, pieces_of
 from corpus_asr.view.editing import (
     Change,
     ConflictError,
@@ -47,10 +46,11 @@ from corpus_asr.view.search import (
     State,
     find,
     find_all,
+    hit_rows,
+    pieces_of,
     recordings_page,
 )
-from corpus_asr.view.sound import MAX_SAMPLES, Playable, Sound, Sounds
-from corpus_asr.view.waveform import MAX_PEAKS, Waveforms
+from corpus_asr.view.sound import MAX_PEAKS, MAX_SAMPLES, Playable, Sound, Sounds, Waveforms
 
 # What openai-whisper writes, too; the rest is for data sets, not for one recording.
 _SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "lrc", "txt", "tsv", "json"))

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.recordings import WORD_COLUMNS, Recording, model_of
-from corpus_asr.export.speaker_names import SpeakerNames, name_speaker, read_names, with_voices
-from corpus_asr.export.speakers import named
+from corpus_asr.export.speakers import SpeakerNames, name_speaker, named, read_names, with_voices
 from corpus_asr.export.write import common_folder
 from corpus_asr.logs import event
 from corpus_asr.segments import SpeakerTurn
@@ -44,8 +43,8 @@ from corpus_asr.storage.run_state.tables import (
     table_of,
 )
 from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.view.sound import Pauses
 from corpus_asr.view.texts import add_shown, add_texts, correct_texts
-from corpus_asr.view.waveform import Pauses
 
 # A look lists the names of commits.
 REFRESH_S = 10.0

@@ -1,14 +1,16 @@
-"""Search over all segments of a run: filters, pages of hits with facets, and all hits one by one.
+"""Search over all segments of a run: filters, pages of hits with facets, all hits as a file.
 
 Facets count hits in each folder, language and month. Folders and dates are trees: a facet shows
 what is below the chosen place. A language can be exchanged for another, so its counts are those of
 all languages under the other filters.
 """
 
+import csv
+import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state.corrections import Correction
 from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.view.query import Query
 
 PAGE_ROWS = 50
@@ -320,3 +323,68 @@ def _dates(months: Sequence[Value], chosen: str) -> Facet:
         counts = Counter({month.name: month.count for month in months})
     values = [Value(*each) for each in sorted(counts.items(), reverse=True)]
     return Facet(values=tuple(values[:MAX_VALUES]), others=max(0, len(values) - MAX_VALUES))
+
+
+# Names that programs read: only added to.
+FIELDS = (
+    "recording_id", "uri", "start_s", "end_s", "channel", "language", "confidence", "text",
+    "corrected", "original",
+)  # fmt: skip
+MEDIA_TYPES = {"csv": "text/csv", "json": "application/json"}
+# Spreadsheets take a cell for a formula that begins so; an apostrophe makes it text.
+# Source: OWASP, CSV Injection.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_BYTE_ORDER_MARK = "\ufeff"  # without it Excel takes UTF-8 for the code page of the machine
+
+
+Rows = Iterator[list[dict[str, Any]]]
+
+
+def hit_rows(hits: Iterable[list[Hit]]) -> Rows:
+    """Yield some rows at a time, with a value for each of `FIELDS`."""
+    return ([_row(hit) for hit in some] for some in hits)
+
+
+def _row(hit: Hit) -> dict[str, Any]:
+    said = hit.correction
+    return {
+        "recording_id": hit.recording_id,
+        "uri": without_secrets(hit.uri),
+        "start_s": round(hit.start_s, 3),
+        "end_s": round(hit.end_s, 3),
+        "channel": hit.channel,
+        "language": hit.language,
+        "confidence": None if hit.confidence is None else round(hit.confidence, 4),
+        "text": hit.text.strip(),
+        "corrected": said is not None,
+        "original": None if said is None else said.original.strip(),
+    }
+
+
+def pieces_of(rows: Rows, kind: str) -> Iterator[bytes]:
+    """Yield a file of rows; `kind` is one of `MEDIA_TYPES`."""
+    texts = _csv(rows) if kind == "csv" else _json(rows)
+    return (text.encode("utf-8", "replace") for text in texts)
+
+
+def _csv(rows: Rows) -> Iterator[str]:
+    yield _BYTE_ORDER_MARK + ",".join(FIELDS) + "\r\n"
+    for some in rows:
+        file = io.StringIO()
+        csv.writer(file).writerows([_cell(row[name]) for name in FIELDS] for row in some)
+        yield file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _json(rows: Rows) -> Iterator[str]:
+    before = "["
+    for some in rows:
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in some]
+        yield before + "\n" + ",\n".join(lines)
+        before = ","
+    yield "[]\n" if before == "[" else "\n]\n"

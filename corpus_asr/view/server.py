@@ -35,8 +35,8 @@ from corpus_asr.view.access import (
     check_change,
 )
 from corpus_asr.view.answers import Answers, NotFoundError, parse_request
-from corpus_asr.view.downloads import MEDIA_TYPES
 from corpus_asr.view.editing import ConflictError
+from corpus_asr.view.search import MEDIA_TYPES
 
 _LOG = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
-from corpus_asr.export.speaker_names import name_speaker
+from corpus_asr.export.speakers import name_speaker
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.pipelines import driver as pipeline

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from corpus_asr.training.augmentation import faster
+from corpus_asr.training.examples import faster
 from tests.support.shapes import begin_test
 
 

@@ -10,10 +10,15 @@ import pytest
 
 from corpus_asr.config.run import SpeakerSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.missing_words import MissingWords, missing_words_of
 from corpus_asr.export.recordings import Selection
-from corpus_asr.export.speaker_names import name_speaker
-from corpus_asr.export.speakers import SPOKEN_SEGMENTS, read_segments, refuse_speakers, speakers_of
+from corpus_asr.export.speakers import (
+    SPOKEN_SEGMENTS,
+    name_speaker,
+    read_segments,
+    refuse_speakers,
+    speakers_of,
+)
+from corpus_asr.export.write import MissingWords, missing_words_of
 from corpus_asr.report.html.page import write_page
 from corpus_asr.report.run import as_data, load_report, render
 from corpus_asr.runtime import complete_recordings

@@ -11,7 +11,7 @@ from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines import finetune
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.training.store import TrainingStore
+from corpus_asr.training.job import TrainingStore
 from tests.support.cluster import ray_session
 from tests.support.killing import kill_below
 from tests.support.training import assert_same_weights, tiny_student, training, write_sets

@@ -17,8 +17,7 @@ from corpus_asr.view.catalogue import Library, Transcripts, View
 from corpus_asr.view.query import parse_query
 from corpus_asr.view.search import Filters, Hits, Order, find
 from corpus_asr.view.server import ViewServer
-from corpus_asr.view.sound import Sounds
-from corpus_asr.view.waveform import Waveforms
+from corpus_asr.view.sound import Sounds, Waveforms
 from tests.support.audio import encode, tone, wav_bytes
 from tests.support.runs import of_file, passage, run_of, spoken
 from tests.support.tables import commit, part, results

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from corpus_asr.export.speaker_names import read_names
+from corpus_asr.export.speakers import read_names
 from corpus_asr.storage.run_state.corrections import read_saved
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.server import ViewServer

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export import speaker_names
-from corpus_asr.export.speaker_names import NAMES_NAME, name_speaker, read_names
-from corpus_asr.export.speakers import read_segments
+from corpus_asr.export import speakers
+from corpus_asr.export.speakers import NAMES_NAME, name_speaker, read_names, read_segments
 from corpus_asr.schemas import VOICES
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -123,7 +122,7 @@ def test_what_others_write_is_kept_and_shown_before_it_is_replaced(
     monkeypatch.setattr(filesystem, "swap", lambda *_: False)
     with pytest.raises(ConfigError, match="changed by others 8 times in a row; try again"):
         name_speaker(store, "/a.wav", "S2", "Fred", seen="Emil")
-    assert speaker_names.read_names(store)[ID, "S2"] == "Emil"
+    assert speakers.read_names(store)[ID, "S2"] == "Emil"
 
 
 def test_what_is_no_name_is_refused(url: str, store: OutputStore) -> None:
