@@ -20,7 +20,6 @@ from corpus_asr.report.html.nights import write_nights_page
 from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.nightly import (
     Archive,
-    Findings,
     Night,
     NightState,
     findings_of,
@@ -30,6 +29,7 @@ from corpus_asr.report.nightly import (
     tell,
     warnings_of,
 )
+from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
@@ -206,7 +206,7 @@ class _Attempt:
             remaining=left,
             audio_s=audio_s,
             rtfx=rtfx(audio_s, wall_s),
-            findings=Findings(),
+            findings=RunNumbers(),
             archive=Archive(
                 done=summary.done,
                 failed=summary.failed,
@@ -222,17 +222,16 @@ class _Attempt:
     def _with_findings(self, night: Night) -> Night:
         low = self.config.nightly.low_confidence
         if self.summary is not None:
-            night = replace(
-                night, findings=findings_of(self.store, self.run_id, low_confidence=low)
-            )
+            found, least_sure = findings_of(self.store, self.run_id, low_confidence=low)
+            night = replace(night, findings=found, least_sure=least_sure)
         else:
-            findings, audio_s = findings_so_far(self.store, self.run_id)
+            found = findings_so_far(self.store, self.run_id)
             night = replace(
                 night,
-                findings=findings,
-                remaining=max(0, night.remaining - findings.done - findings.failed),
-                audio_s=audio_s,
-                rtfx=rtfx(audio_s, night.wall_s),
+                findings=found,
+                remaining=max(0, night.remaining - found.done - found.failed),
+                audio_s=found.audio_s,
+                rtfx=rtfx(found.audio_s, night.wall_s),
             )
         # Counted again: tonight's failures may have been a recording's last try.
         spent = self._spent(count_tries(self.store))

@@ -29,7 +29,7 @@ MINUS, NO_CHANGE = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunNumbers:
+class KeptNumbers:
     """An output folder after a run; of the run itself are speed and time only."""
 
     run_id: str
@@ -70,7 +70,7 @@ class Difference:
 class Comparison:
     """A run compared with the one before it."""
 
-    before: RunNumbers
+    before: KeptNumbers
     results: Sequence[Difference]
     failures: Sequence[Difference]
     languages: Sequence[Difference]
@@ -86,7 +86,7 @@ class Comparison:
 
 def numbers_of(
     report: Report, *, finished_at: str, settings: Mapping[str, str | None]
-) -> RunNumbers | None:
+) -> KeptNumbers | None:
     """Return the numbers of a report; None if its run committed nothing."""
     counts = report.statistics
     if report.run_id is None or report.run_id not in dict(counts.audio_by_run_s):
@@ -94,7 +94,7 @@ def numbers_of(
     failures: dict[str, int] = {}
     for group in counts.failures:
         failures[group.kind] = failures.get(group.kind, 0) + group.recordings
-    return RunNumbers(
+    return KeptNumbers(
         run_id=report.run_id,
         finished_at=finished_at,
         ok=counts.ok,
@@ -112,20 +112,20 @@ def numbers_of(
     )
 
 
-def remember(store: OutputStore, numbers: RunNumbers) -> None:
+def remember(store: OutputStore, numbers: KeptNumbers) -> None:
     """Keep a run's numbers for later runs of its output folder."""
     others = [each for each in _kept(store) if each.run_id != numbers.run_id]
     runs = [asdict(each) for each in (*others, numbers)][-MOST_RUNS:]
     store.write_json(NUMBERS_NAME, {"runs": runs})
 
 
-def previous(store: OutputStore, run_id: str | None) -> RunNumbers | None:
+def previous(store: OutputStore, run_id: str | None) -> KeptNumbers | None:
     """Return the numbers of the last run but this one; None for the first."""
     others = [each for each in _kept(store) if each.run_id != run_id]
     return others[-1] if others else None
 
 
-def _kept(store: OutputStore) -> list[RunNumbers]:
+def _kept(store: OutputStore) -> list[KeptNumbers]:
     data = store.read_json(NUMBERS_NAME)
     if data is None:
         return []
@@ -140,11 +140,11 @@ def _kept(store: OutputStore) -> list[RunNumbers]:
         return []
 
 
-def _read(run: Any) -> RunNumbers:
+def _read(run: Any) -> KeptNumbers:
     def measure(name: str) -> float | None:
         return None if run[name] is None else float(run[name])
 
-    return RunNumbers(
+    return KeptNumbers(
         run_id=str(run["run_id"]),
         finished_at=str(run["finished_at"]),
         ok=int(run["ok"]),
@@ -162,7 +162,7 @@ def _read(run: Any) -> RunNumbers:
     )
 
 
-def compare(before: RunNumbers, now: RunNumbers, *, classifies: bool) -> Comparison:
+def compare(before: KeptNumbers, now: KeptNumbers, *, classifies: bool) -> Comparison:
     """Return how two runs of one output folder differ."""
     what = "Labels" if classifies else "Segments"
     results = [

@@ -21,13 +21,8 @@ from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
 from corpus_asr.report.confidences import read_confidences
-from corpus_asr.report.failures import (
-    FailureExample,
-    FailureGroup,
-    collect_failures,
-    failure_groups,
-)
-from corpus_asr.report.run import ClassShare, class_shares, mean_confidence, sum_recordings
+from corpus_asr.report.failures import FailureExample, FailureGroup
+from corpus_asr.report.numbers import OF_RUN, RunNumbers
 from corpus_asr.report.text import aligned, duration, printable, text_template
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -103,6 +98,9 @@ class PastNight:
         return self.done + self.failed
 
 
+_OF_NIGHT = ("date", "state", "listed", "new", "remaining", "audio_s", "wall_s", "rtfx")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsure:
     """A recording whose text the model was not sure of."""
@@ -110,22 +108,6 @@ class Unsure:
     uri: str
     confidence: float
     audio_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
-    """What the recordings of a night hold."""
-
-    done: int = 0
-    no_speech: int = 0
-    failed: int = 0
-    failures: tuple[FailureGroup, ...] = ()
-    languages: tuple[ClassShare, ...] = ()
-    confidence: float | None = None
-    """Mean over the time of all segments; None without any."""
-    low_confidence: int = 0
-    least_sure: tuple[Unsure, ...] = ()
-    """The first few of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +149,12 @@ class Night:
     audio_s: float
     """Committed audio."""
     rtfx: float
-    findings: Findings
+    findings: RunNumbers
+    """What its recordings came to."""
     archive: Archive | None
     """None if the night was stopped or aborted."""
+    least_sure: tuple[Unsure, ...] = ()
+    """The first few recordings of low confidence."""
     skipped: int
     """Recordings that failed too often to be tried again."""
     no_longer_retried: tuple[str, ...]
@@ -192,16 +177,28 @@ class Night:
 
     def as_past(self) -> PastNight:
         """Return the numbers of this night."""
-        values = asdict(self) | asdict(self.findings)
-        return PastNight(**{field.name: values[field.name] for field in fields(PastNight)})
+        found = self.findings
+        return PastNight(
+            **{name: getattr(self, name) for name in _OF_NIGHT},
+            **{name: getattr(found, name) for name in ("done", "failed", "low_confidence")},
+            confidence=found.mean_confidence,
+        )
 
 
 def as_data(night: Night) -> dict[str, Any]:
     """Return a night as JSON has it."""
     data = {**asdict(night), "planned": night.planned, "numbers": asdict(night.as_past())}
-    data["findings"]["languages"] = [
-        {"language": share.pop("name"), **share} for share in data["findings"]["languages"]
-    ]
+    found = data["findings"]
+    data["findings"] = {
+        "done": night.findings.done,
+        **{name: found[name] for name in ("no_speech", "failed", "failures")},
+        "languages": [{"language": share.pop("name"), **share} for share in found["languages"]][
+            :MOST_LANGUAGES
+        ],
+        "confidence": found["mean_confidence"],
+        "low_confidence": found["low_confidence"],
+        "least_sure": data.pop("least_sure"),
+    }
     return data
 
 
@@ -221,44 +218,32 @@ def past_from(data: Any) -> PastNight | None:
         return None
 
 
-# A recording is of the last run that committed parts of it.
-_OF_RUN = "recording_id in (select recording_id from recordings where complete and run_id = $run)"
-_LOW = """
+_LOW = f"""
 select uri, confidence, duration_s as audio_s
 from recordings join confidences using (recording_id)
-where complete and run_id = $run and status = 'ok' and confidence < $low
-order by confidence, uri limit $most
+where {OF_RUN} and status = 'ok' and confidence < $low
+order by confidence, uri limit {MOST_UNSURE}
 """
-_NEWER = "select count(distinct recording_id) from failing where run_id = $run"
 
 
-def findings_of(store: OutputStore, run_id: str, *, low_confidence: float) -> Findings:
-    """Return what the tables of a finished run hold of its recordings."""
+def findings_of(
+    store: OutputStore, run_id: str, *, low_confidence: float
+) -> tuple[RunNumbers, tuple[Unsure, ...]]:
+    """Return what recordings of a finished run came to, and the first whose text is unsure."""
     with RunTables(store) as tables:
         # Objects without parts of the run or its recordings need not be opened.
-        counting = f"counts and (run_id = $run or {_OF_RUN})"
+        counting = f"counts and (run_id = $run or {OF_RUN})"
         read_confidences(store, tables, SEGMENT_ROWS, which=counting, run=run_id)
-        # Also those of new versions while an earlier one counts.
-        collect_failures(tables, f"if(counts, {_OF_RUN}, run_id = $run)", run=run_id)
-        sums = sum_recordings(tables, _OF_RUN, low_confidence=low_confidence, run=run_id)
-        low = tables.table(_LOW, run=run_id, low=low_confidence, most=MOST_UNSURE).to_pylist()
-        return Findings(
-            done=sums["ok"] + sums["no_speech"],
-            no_speech=sums["no_speech"],
-            failed=sums["failed"] + tables.rows(_NEWER, run=run_id)[0][0],
-            failures=failure_groups(tables),
-            languages=class_shares(tables, "language", _OF_RUN, run=run_id)[:MOST_LANGUAGES],
-            confidence=mean_confidence(tables, "run_id = $run", run=run_id),
-            low_confidence=sums["low_confidence"],
-            least_sure=tuple(Unsure(**row) for row in low),
-        )
+        findings = RunNumbers.of(tables, run=run_id, low_confidence=low_confidence)
+        low = tables.table(_LOW, run=run_id, low=low_confidence).to_pylist()
+        return findings, tuple(Unsure(**row) for row in low)
 
 
-def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
-    """Return what a run that was stopped or aborted had counted, and the audio it committed."""
+def findings_so_far(store: OutputStore, run_id: str) -> RunNumbers:
+    """Return what a run that was stopped or aborted had counted, with the audio it committed."""
     snapshot = read_snapshot(store)
     if snapshot is None or snapshot.run_id != run_id:
-        return Findings(), 0.0
+        return RunNumbers()
     failed = min(snapshot.failed, snapshot.files)
     groups = tuple(
         FailureGroup(
@@ -273,8 +258,9 @@ def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
         )
         for failure in snapshot.failures
     )
-    done = snapshot.files - failed
-    return Findings(done=done, failed=failed, failures=groups), snapshot.audio_s
+    return RunNumbers(
+        ok=snapshot.files - failed, failed=failed, failures=groups, audio_s=snapshot.audio_s
+    )
 
 
 def over_limit(night: Night, budget: NightlySettings) -> str | None:
@@ -400,11 +386,11 @@ def markdown(night: Night) -> str:
         counts=[(name, f"{n:,}") for name, n in counts if n or not name.startswith("-")],
         languages=[
             (share.name, f"{share.recordings:,}", duration(share.audio_s))
-            for share in findings.languages
+            for share in findings.languages[:MOST_LANGUAGES]
         ],
         least_sure=[
             (_code(redact_uri(each.uri)), f"{each.confidence:.2f}", duration(each.audio_s))
-            for each in findings.least_sure
+            for each in night.least_sure
         ],
         nights=[_night_cells(each) for each in (night.as_past(), *night.past)],
     )

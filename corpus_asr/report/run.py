@@ -1,24 +1,16 @@
 """A run's report: what its output folder holds, counted, and shown as text or plain data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
-import pyarrow as pa
-
-from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.report.confidences import CONFIDENCE_BINS, read_confidences
-from corpus_asr.report.failures import (
-    FailureExample,
-    FailureGroup,
-    collect_failures,
-    failure_groups,
-)
-from corpus_asr.report.reconciliation import Accounting, balance_problems, reconcile
+from corpus_asr.report.failures import FailureExample
+from corpus_asr.report.numbers import Accounting, RunNumbers, balance_problems, reconcile
 from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
@@ -42,70 +34,6 @@ from corpus_asr.units import counted
 
 _LISTING_COLUMNS = ("recording_id", "etag", "size_bytes")
 _MOST_LABELS = 20  # a classifier may know thousands
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassShare:
-    """Audio in one language, or of one label."""
-
-    name: str
-    recordings: int
-    """Those with some part in it."""
-    audio_s: float
-    segments: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunCounts:
-    """Counts of a run's tables."""
-
-    ok: int
-    no_speech: int
-    failed: int
-    parts: int
-    audio_s: float
-    speech_s: float | None
-    """None where no part was searched for speech."""
-    segments: int
-    """Or labels, of a classification."""
-    extract_s: float
-    """Decoding, speech detection and features, summed over processes."""
-    transcribe_s: float
-    """From submission to result, summed over parts, which overlap."""
-    skipped_packets: int
-    recordings_with_skipped_packets: int
-    devices: tuple[tuple[str, int], ...]
-    """Parts transcribed by each device."""
-    languages: tuple[ClassShare, ...]
-    confidence: tuple[int, ...]
-    """Segments, or windows of a classification, per bin of confidence from 0 to 1."""
-    failures: tuple[FailureGroup, ...]
-    audio_by_run_s: tuple[tuple[str, float], ...]
-    """Audio committed by each run that worked on this output."""
-    accounting: Accounting
-    labels: tuple[ClassShare, ...] = ()
-    """By each part's likeliest label, of a classification."""
-    mean_confidence: float | None = None
-    """Of segments or windows, weighted by their length; None without any."""
-    low_confidence: int = 0
-    """Recordings with text or labels whose confidence is below `LOW_CONFIDENCE`."""
-    speech_without_text_s: float = 0.0
-    """Detected speech in gaps between segments; 0.0 where speech was not looked for."""
-    text_words: int = 0
-    """Words of the known texts of recordings that are done; 0 where no texts were aligned."""
-    missing_words: int = 0
-    """Those of them that are not in the audio."""
-
-    @property
-    def outcomes(self) -> list[tuple[str, int]]:
-        """Recordings by outcome, in words."""
-        return [
-            ("with labels" if self.labels else "with text", self.ok),
-            ("without speech", self.no_speech),
-            ("failed", self.failed),
-            ("started", self.accounting.unfinished),
-            ("waiting", self.accounting.waiting),
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +62,26 @@ class Report:
     wall_s: float | None
     """From its start to its end, or to its last snapshot so far."""
     rtfx: float | None
-    statistics: RunCounts
+    statistics: RunNumbers
+    accounting: Accounting
     snapshot: Snapshot | None = None
     """The last one of that run."""
     nothing_to_do_at: str | None = None
     """When a later run found nothing to do."""
     speakers: tuple[SpeakerGroup, ...] = ()
     """By number of speakers; empty where they were not looked for."""
+
+    @property
+    def outcomes(self) -> list[tuple[str, int]]:
+        """Recordings by outcome, in words."""
+        counts = self.statistics
+        return [
+            ("with labels" if counts.labels else "with text", counts.ok),
+            ("without speech", counts.no_speech),
+            ("failed", counts.failed),
+            ("started", self.accounting.unfinished),
+            ("waiting", self.accounting.waiting),
+        ]
 
     @property
     def num_speakers(self) -> int:
@@ -188,16 +129,26 @@ def counted_run(
         speaking = speaking_times(store)
         tables.add("speaking", SPEAKING.empty_table() if speaking is None else speaking)
         written = store.recordings(("recording_id", "status")) if finished else None
-        counts = count_run(tables, written, is_listed=listing is not None)
-        yield _report(store, counts, config, run if finished else None, _speakers(tables)), tables
+        yield (
+            _report(
+                store,
+                config,
+                run if finished else None,
+                statistics=RunNumbers.of(tables),
+                accounting=reconcile(tables, written, is_listed=listing is not None),
+                speakers=_speakers(tables),
+            ),
+            tables,
+        )
 
 
 def _report(
     store: OutputStore,
-    counts: RunCounts,
     config: dict[str, Any],
     run: dict[str, Any] | None,
-    speakers: tuple[SpeakerGroup, ...],
+    *,
+    statistics: RunNumbers,
+    **others: Any,
 ) -> Report:
     if run is not None:
         model, revision = run["model"], run["model_revision"]
@@ -205,7 +156,7 @@ def _report(
         run_id = work["run_id"]
         speed: Speed | None = speed_of(work)
     else:
-        run_id = max(dict(counts.audio_by_run_s), default=None)  # IDs begin with their time
+        run_id = max(dict(statistics.audio_by_run_s), default=None)  # IDs begin with their time
         model = config.get("model", {}).get("checkpoint")
         fingerprint = store.read_json(FINGERPRINT_NAME) or {}
         revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
@@ -225,10 +176,10 @@ def _report(
         model_revision=revision,
         wall_s=None if speed is None else speed.wall_s,
         rtfx=speed.rtfx if speed is not None and speed.audio_s else None,
-        statistics=counts,
+        statistics=statistics,
         snapshot=snapshot,
         nothing_to_do_at=run["finished_at"] if run is not None and "last_work" in run else None,
-        speakers=speakers,
+        **others,
     )
 
 
@@ -254,99 +205,11 @@ def _latest_listing(store: OutputStore) -> list[str] | None:
     return None if newest is None else listings.get(newest, [])
 
 
-_TOTALS = """
-select count(*) filter (complete and status = 'ok') as ok,
-  count(*) filter (complete and status = 'no_speech') as no_speech,
-  count(*) filter (complete and status = 'failed') as failed,
-  count(*) filter (complete and status = 'ok' and confidence < $low) as low_confidence,
-  coalesce(sum(parts), 0)::bigint as parts, coalesce(sum(segments), 0)::bigint as segments,
-  coalesce(exact_sum(duration_s), 0) as audio_s, exact_sum(speech_s) as speech_s,
-  coalesce(exact_sum(speech_without_text_s), 0) as speech_without_text_s,
-  coalesce(exact_sum(decode_s), 0) as extract_s,
-  coalesce(exact_sum(transcribe_s), 0) as transcribe_s,
-  coalesce(sum(decode_errors), 0)::bigint as skipped_packets,
-  count(*) filter (decode_errors > 0) as recordings_with_skipped_packets,
-  coalesce(sum(if(complete and missing_words is not null, text_words, 0)), 0)::bigint
-    as text_words,
-  coalesce(sum(missing_words) filter (complete), 0)::bigint as missing_words
-from recordings left join confidences using (recording_id) where {which}
-"""
-_DEVICES = "select device, count(*) from parts where device is not null group by all order by all"
-_BY_RUN = """
-select coalesce(parts.run_id, ''), coalesce(exact_sum(parts.duration_s / separate), 0)
-from parts join recordings using (recording_id) group by all order by all
-"""
-_BINS = "select bin, sum(rows)::bigint from scored where counts and bin is not null group by all"
-# Each part for itself, in recording time: channels transcribed separately share its length.
-_CLASSES = """
-select parts.{column} as name, count(distinct recording_id) as recordings,
-  coalesce(exact_sum(parts.duration_s / separate), 0) as audio_s,
-  coalesce(sum(segments_written), 0)::bigint as segments
-from parts join recordings using (recording_id)
-where parts.{column} is not null and ({which}) group by all order by audio_s desc, name
-"""
-
-
-def count_run(
-    tables: RunTables, written: Iterable[pa.RecordBatch] | None = None, *, is_listed: bool
-) -> RunCounts:
-    """Count a run whose confidences were read, and check its tables against each other.
-
-    `written` are rows of the recordings table of a finished run, with recording_id and status;
-    `is_listed` says whether there is a listing.
-    """
-    collect_failures(tables)
-    bins = dict(tables.rows(_BINS))
-    return RunCounts(
-        **sum_recordings(tables, low_confidence=LOW_CONFIDENCE),
-        devices=tuple(tables.rows(_DEVICES)),
-        languages=class_shares(tables, "language"),
-        labels=class_shares(tables, "label"),
-        confidence=tuple(bins.get(number, 0) for number in range(CONFIDENCE_BINS)),
-        mean_confidence=mean_confidence(tables),
-        failures=failure_groups(tables),
-        audio_by_run_s=tuple(tables.rows(_BY_RUN)),
-        accounting=reconcile(tables, written, is_listed=is_listed),
-    )
-
-
-def sum_recordings(
-    tables: RunTables, which: str = "true", *, low_confidence: float, **parameters: Any
-) -> dict[str, Any]:
-    """Return the sums over recordings, by the names that they have in `RunCounts`.
-
-    `which` is a condition on `recordings`.
-    """
-    query = _TOTALS.format(which=which)
-    sums: list[dict[str, Any]] = tables.table(query, low=low_confidence, **parameters).to_pylist()
-    return sums[0]
-
-
-def class_shares(
-    tables: RunTables, column: str, which: str = "true", **parameters: Any
-) -> tuple[ClassShare, ...]:
-    """Return the audio by `language`, or `label`, of parts, the most first.
-
-    `which` is a condition on `recordings`.
-    """
-    query = _CLASSES.format(column=column, which=which)
-    return tuple(ClassShare(**row) for row in tables.table(query, **parameters).to_pylist())
-
-
-def mean_confidence(tables: RunTables, which: str = "true", **parameters: Any) -> float | None:
-    """Return the mean over the time of all segments that count; None without any.
-
-    `which` is a condition on `scored`.
-    """
-    query = f"select exact_sum(weighted) / exact_sum(weight) from scored where counts and ({which})"
-    [(mean,)] = tables.rows(query, **parameters)
-    return None if mean is None else round(mean, 6)
-
-
 def as_data(report: Report) -> dict[str, Any]:
     """Return the report as plain data for JSON."""
     data = asdict(report)
     counts = data["statistics"]
+    counts["accounting"] = data.pop("accounting")
     counts["devices"] = dict(counts["devices"])
     counts["languages"] = [{"language": each.pop("name"), **each} for each in counts["languages"]]
     counts["labels"] = [
@@ -377,7 +240,7 @@ def render(report: Report) -> str:
             (group, group.recordings, [_example(each) for each in group.examples])
             for group in counts.failures
         ],
-        problems=balance_problems(counts.accounting, finished=report.finished),
+        problems=balance_problems(report.accounting, finished=report.finished),
         **activity_values(report.snapshot),
     )
     return text.rstrip("\n")

@@ -174,7 +174,7 @@ def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Pa
 
 def test_the_report_tells_what_was_found(classes: RunConfig) -> None:
     report = load_report(OutputStore(classes.output.uri))
-    assert report.statistics.accounting.problems == ()
+    assert report.accounting.problems == ()
     assert sum(share.recordings for share in report.statistics.labels) >= 4
     assert sum(report.statistics.confidence) == len(labels_in(classes))
     text = render(report)

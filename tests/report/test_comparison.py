@@ -12,7 +12,7 @@ from corpus_asr.report.comparison import (
     NO_CHANGE,
     NUMBERS_NAME,
     VERSION,
-    RunNumbers,
+    KeptNumbers,
     compare,
     numbers_of,
     previous,
@@ -22,7 +22,7 @@ from corpus_asr.report.run import load_report
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import NAMES, ManualRun
 
-NUMBERS = RunNumbers(
+NUMBERS = KeptNumbers(
     run_id="run-1", finished_at="2026-01-01T00:00:00+00:00", ok=90, no_speech=5, failed=5,
     audio_s=3600.0, segments=1000, mean_confidence=0.9, low_confidence=0.05, rtfx=20.0,
     wall_s=180.0, failures={"timeout": 4, "not_audio": 1}, languages={"en": 3000.0, "de": 600.0},

@@ -64,8 +64,9 @@ def test_each_recording_and_kind_is_listed_once_by_kind_and_address() -> None:
         ("b.mp3", "unknown", "decoding b", False),
     ]
     assert [each.group for each in found] == [0, 0, 1, 2]
-    assert [(each.kind, each.recordings) for each in groups] == [
-        ("not_audio", 2), ("timeout", 1), ("unknown", 1),
+    assert [(each.stage, each.kind, each.recordings, each.retryable) for each in groups] == [
+        ("extract", "not_audio", 2, False), ("extract", "timeout", 1, True),
+        ("unknown", "unknown", 1, False),
     ]  # fmt: skip
     assert [example.message for example in groups[0].examples] == ["decoding a", "decoding c"]
     with collected() as tables:
@@ -77,6 +78,9 @@ def test_of_too_many_failures_each_kind_is_in_the_list_and_all_are_in_the_file()
     rows += [failed(f"t{number}", "timeout") for number in range(3)]
     with collected(*rows, size=100) as tables:
         found, all_of_them = list_failures(tables, 20), in_csv(tables)
+        most, _ = failure_groups(tables)
+    assert (most.kind, most.recordings, most.retryable) == ("not_audio", 500, False)
+    assert [example.uri[-8:] for example in most.examples] == ["0000.mp3", "0001.mp3", "0002.mp3"]
     assert [each.kind for each in found] == ["not_audio"] * 17 + ["timeout"] * 3
     assert [each.uri for each in found[:2]] == ["/audio/0000.mp3", "/audio/0001.mp3"]
     assert len(all_of_them) == 503

@@ -23,7 +23,7 @@ from corpus_asr.report.nightly import (
     past_from,
     warnings_of,
 )
-from corpus_asr.report.run import ClassShare
+from corpus_asr.report.numbers import ClassShare
 from tests.support.nightly import night, past
 
 
@@ -94,8 +94,8 @@ def test_names_and_messages_are_no_markup(name: str) -> None:
         findings=replace(
             FULL.findings,
             failures=(failing(f"s3://pod/{name}", f"reading {name}: *no*"),),
-            least_sure=(Unsure(uri=name, confidence=0.1, audio_s=1.0),),
         ),
+        least_sure=(Unsure(uri=name, confidence=0.1, audio_s=1.0),),
         error=f"reading {name}",
     )
     text = markdown(hostile)

@@ -5,7 +5,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,8 @@ from hypothesis import strategies as st
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.confidences import read_confidences
 from corpus_asr.report.failures import FailureExample, FailureGroup
-from corpus_asr.report.reconciliation import Accounting
-from corpus_asr.report.run import (
-    ClassShare,
-    Report,
-    RunCounts,
-    as_data,
-    count_run,
-    load_report,
-    render,
-)
+from corpus_asr.report.numbers import Accounting, ClassShare, RunNumbers, reconcile
+from corpus_asr.report.run import Report, as_data, load_report, render
 from corpus_asr.report.text import duration, print_segment
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.run_state.run_files import write_snapshot
@@ -103,26 +95,101 @@ def count(
     listed: list[str] | None = None,
     recordings: list[tuple[str, str]] | None = None,
     **reading: Any,
-) -> RunCounts:
+) -> dict[str, Any]:
+    """Return the numbers of outcomes, and how they are accounted for."""
     written = None
     if recordings is not None:
         pairs = [{"recording_id": name, "status": status} for name, status in recordings]
         schema = projected(RECORDINGS, ("recording_id", "status"))
         written = pa.Table.from_pylist(pairs, schema).to_batches(max_chunksize=2)
     with read(rows, segments, listed=listed, **reading) as tables:
-        return count_run(tables, written, is_listed=listed is not None)
+        numbers = RunNumbers.of(tables)
+        return asdict(numbers) | asdict(reconcile(tables, written, is_listed=listed is not None))
 
 
-def test_a_folder_without_outcomes_counts_nothing() -> None:
-    found = count([], listed=["a", "b"])
-    assert (found.ok, found.parts, found.audio_s, found.speech_s) == (0, 0, 0.0, None)
-    assert count([outcome("a", speech_s=None)]).speech_s is None
-    assert found.accounting == replace(SOUND, listed=2, waiting=2, processed=0)
-    report = Report(
-        uri="out", finished=False, run_id=None, model=None, model_revision=None, wall_s=None,
-        rtfx=None, statistics=count([]),
-    )  # fmt: skip
-    assert render(report).splitlines() == [
+def shares(*expected: tuple[str, int, float, int]) -> tuple[dict[str, Any], ...]:
+    names = ("name", "recordings", "audio_s", "segments")
+    return tuple(dict(zip(names, share, strict=True)) for share in expected)
+
+
+def probabilities(name: str, part: int, seconds: float, *likeliest: float) -> list[dict[str, Any]]:
+    return [
+        {"recording_id": name, "part": part, "rank": rank, "probability": probability,
+         "start_s": 0.0, "end_s": seconds}
+        for rank, probability in enumerate(likeliest, start=1)
+    ]  # fmt: skip
+
+
+# What counts is said in tests/storage/test_what_counts.py: here, that the sums are of that.
+FAILED: dict[str, Any] = {"status": "failed"}
+COUNTED: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
+    "nothing": ([], {"listed": ["a", "b"]},
+        {"ok": 0, "parts": 0, "audio_s": 0.0, "speech_s": None, "listed": 2, "waiting": 2,
+         "processed": 0, "problems": ()}),
+    "speech not looked for": ([outcome("a", speech_s=None)], {}, {"speech_s": None}),
+    "worst and best parts": (
+        [outcome("a", 0, last_part=False), outcome("a", 1, status="no_speech"),
+         outcome("b", status="no_speech"), outcome("c", 0, last_part=False),
+         outcome("c", 1, **FAILED)], {},
+        {"ok": 1, "no_speech": 1, "failed": 1, "parts": 5, "audio_s": 400.0, "speech_s": 120.0,
+         "segments": 4, "extract_s": 2.5, "transcribe_s": 4.0, "devices": (("cpu", 2),),
+         "processed": 3, "listed": None}),
+    "parts that are missing": (
+        [outcome("a", 0, last_part=False), outcome("b", 1), outcome("c")],
+        {"listed": ["a", "b", "c", "d"]}, {"ok": 1, "unfinished": 2, "waiting": 1}),
+    "a row that does not count": (
+        [outcome("a"), outcome("b"), outcome("a", duration_s=999.0)], {},
+        {"audio_s": 200.0, "parts": 2, "segments": 4, "audio_by_run_s": (("run-1", 200.0),),
+         "superseded_parts": 1, "problems": ()}),
+    "a failure that does not count": ([outcome("a"), outcome("a", **FAILED)], {}, {"failures": ()}),
+    "segments of rows that count": (
+        [outcome("a"), outcome("a", confidence=0.05), outcome("b", confidence=0.55)], {"size": 1},
+        {"confidence": (0, 0, 0, 0, 0, 2, 0, 0, 0, 2), "mean_confidence": 0.75,
+         "low_confidence": 1, "problems": ()}),
+    "languages by audio, confidence by tenths": (
+        [outcome("a", confidence=0.0), outcome("c", confidence=1.0),
+         outcome("b", language="de", duration_s=500.0, confidence=0.55)], {},
+        {"languages": shares(("de", 1, 500.0, 2), ("en", 2, 200.0, 4)),
+         "confidence": (2, 0, 0, 0, 0, 2, 0, 0, 0, 2)}),
+    # The column counts from the start of the recording, so its maximum is the total.
+    "skipped packets": (
+        [outcome("a", last_part=False, decode_errors=2), outcome("a", 1, decode_errors=5),
+         outcome("b")], {},
+        {"skipped_packets": 5, "recordings_with_skipped_packets": 1}),
+    "channels apart hold the same time": (
+        [outcome("two", 0, last_part=False, channel=0),
+         outcome("two", 1, last_part=False, channel=1), outcome("two", 2, **FAILED),
+         outcome("one", 0, channel=3), outcome("mixed", 0, run_id="run-2")],
+        {"listed": ["two", "one", "mixed"]},
+        {"audio_s": 300.0, "speech_s": 180.0, "segments": 8,
+         "audio_by_run_s": (("run-1", 200.0), ("run-2", 100.0)),
+         "languages": shares(("en", 3, 300.0, 8))}),
+    "labels by part, windows by their likeliest": (
+        [outcome("a", 0, label="music", duration_s=30.0, last_part=False),
+         outcome("a", 1, label="music", duration_s=30.0),
+         outcome("b", 0, label="speech", duration_s=40.0), outcome("c", 0)],
+        {"kind": LABEL_ROWS, "segments": [
+            *probabilities("a", 0, 30.0, 0.95, 0.05), *probabilities("a", 1, 30.0, 0.95, 0.05),
+            *probabilities("b", 0, 10.0, 0.5, 0.5), *probabilities("c", 0, 10.0, 0.5, 0.5)]},
+        {"confidence": (0, 0, 0, 0, 0, 2, 0, 0, 0, 2), "problems": (),
+         "mean_confidence": pytest.approx((0.95 * 60 + 0.5 * 20) / 80, abs=1e-4),
+         "labels": shares(("music", 1, 60.0, 4), ("speech", 1, 40.0, 2))}),
+    **{f"a failure without {column}": (
+        [outcome("a", status="failed") | {column: None}], {}, {"failed": 1})
+       for column in ("error_stage", "error_kind", "error_message", "retryable")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_numbers_are_of_what_counts(name: str) -> None:
+    rows, reading, expected = COUNTED[name]
+    found = count(rows, **reading)
+    assert {each: found[each] for each in expected} == expected
+    assert sum(group["recordings"] for group in found["failures"]) == found["failed"]
+
+
+def test_a_folder_without_outcomes_has_a_report() -> None:
+    assert render(BEGUN).splitlines() == [
         "out (not finished: still running, or stopped)",
         "  recordings  none yet",
         "  audio       0.0 s in 0 parts; speech was not detected",
@@ -131,49 +198,10 @@ def test_a_folder_without_outcomes_counts_nothing() -> None:
     ]
 
 
-def test_recordings_end_by_their_worst_and_best_part() -> None:
-    rows = [outcome("a", 0, last_part=False), outcome("a", 1, status="no_speech")]
-    rows += [outcome("b", status="no_speech"), outcome("c", 0, last_part=False)]
-    found = count([*rows, outcome("c", 1, status="failed")])
-    assert (found.ok, found.no_speech, found.failed, found.parts) == (1, 1, 1, 5)
-    assert (found.audio_s, found.speech_s, found.segments) == (400.0, 120.0, 4)
-    assert (found.extract_s, found.transcribe_s, found.devices) == (2.5, 4.0, (("cpu", 2),))
-    assert (found.accounting.processed, found.accounting.listed) == (3, None)
-
-
-def test_a_recording_ends_with_its_last_part_and_all_before_it() -> None:
-    rows = [outcome("a", 0, last_part=False), outcome("b", 1), outcome("c")]
-    found = count(rows, listed=["a", "b", "c", "d"])
-    assert (found.ok, found.accounting.unfinished, found.accounting.waiting) == (1, 2, 1)
-    # One attempt failed at part 1 for good; another had committed part 3 before it was killed.
-    rows = [outcome("a", 0, last_part=False), outcome("a", 3, last_part=False)]
-    found = count([*rows, outcome("a", 1, status="failed")])
-    assert (found.failed, found.accounting.processed, found.accounting.unfinished) == (1, 1, 0)
-
-
-def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> None:
-    rows = [outcome("a"), outcome("b"), outcome("a", duration_s=999.0)]
-    found = count(rows)
-    assert (found.audio_s, found.parts, found.segments) == (200.0, 2, 4)
-    assert found.audio_by_run_s == (("run-1", 200.0),)
-    assert found.accounting.superseded_parts == 1
-    assert found.accounting.problems == ()
-    failed = count([outcome("a"), outcome("a", status="failed")])
-    assert failed.failures == ()
-
-
-def test_only_segments_of_rows_that_count_are_in_bins_and_means() -> None:
-    rows = [outcome("a"), outcome("a", confidence=0.05), outcome("b", confidence=0.55)]
-    found = count(rows, size=1)
-    assert found.confidence == (0, 0, 0, 0, 0, 2, 0, 0, 0, 2)
-    assert (found.mean_confidence, found.low_confidence) == (0.75, 1)
-    assert found.accounting.problems == ()
-
-
 def test_contradictions_between_tables_are_told() -> None:
     rows = [outcome("a"), outcome("b", status="failed"), outcome("c", status="no_speech")]
     truth = [("a", "ok"), ("b", "failed"), ("c", "no_speech")]
-    assert count(rows, recordings=truth, listed=["a", "b", "c"]).accounting.problems == ()
+    assert count(rows, recordings=truth, listed=["a", "b", "c"])["problems"] == ()
     differ = "recordings table and outcomes differ on 1 recording, such as b"
     spoken = [outcome("a"), outcome("b")]
     cases: tuple[tuple[list[dict[str, Any]], dict[str, Any], str], ...] = (
@@ -190,38 +218,13 @@ def test_contradictions_between_tables_are_told() -> None:
         ([outcome("a")], {"listed": ["a", "a"]}, "listed more than once: 1 file"),
     )  # fmt: skip
     for messages, others, problem in cases:
-        assert count(messages, **others).accounting.problems == (problem,)
+        assert count(messages, **others)["problems"] == (problem,)
     with read([outcome("a"), outcome("b"), outcome("a")]) as tables:
         ids = pa.array(range(3))
         mistaken = pa.table({"id": ids, "counts": [True] * 3, "failing": [False] * 3})
         tables.add("standing", mistaken)
-        accounting = count_run(tables, is_listed=False).accounting
+        accounting = reconcile(tables, is_listed=False)
     assert accounting.problems == ("counted more than once: 1 part",)
-
-
-def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
-    rows = [outcome(f"{number:03}", status="failed") for number in range(400, 0, -1)]
-    rows.append(
-        outcome("x", status="failed", error_stage="transcribe", error_kind="poison", retryable=True)
-    )
-    missing, poison = count(rows).failures
-    assert (missing.stage, missing.kind, missing.recordings) == ("extract", "no_audio_stream", 400)
-    assert [example.uri for example in missing.examples] == [
-        f"s3://bucket/{number:03}.mp3" for number in (1, 2, 3)
-    ]
-    assert not missing.retryable
-    assert (poison.kind, poison.recordings, poison.retryable) == ("poison", 1, True)
-
-
-def test_languages_come_by_audio_and_confidence_by_tenths() -> None:
-    rows = [
-        outcome("a", confidence=0.0), outcome("c", confidence=1.0),
-        outcome("b", language="de", duration_s=500.0, confidence=0.55),
-    ]  # fmt: skip
-    found = count(rows)
-    assert [(one.name, one.audio_s) for one in found.languages] == [("de", 500), ("en", 200)]
-    assert [share.recordings for share in found.languages] == [1, 2]
-    assert found.confidence == (2, 0, 0, 0, 0, 2, 0, 0, 0, 2)
 
 
 @given(order=st.permutations(range(6)), size=st.integers(1, 6))
@@ -231,51 +234,6 @@ def test_the_order_and_size_of_batches_do_not_matter(order: list[int], size: int
     rows += [outcome("e", status="failed", error_kind="timeout")]
     shuffled = [rows[index] for index in order]
     assert count(shuffled, size=size) == count(rows)
-
-
-def test_failures_without_words_and_skipped_packets_are_counted_once_per_recording() -> None:
-    # The column counts from the start of the recording, so its maximum is the total.
-    rows = [outcome("a", last_part=False, decode_errors=2), outcome("a", 1, decode_errors=5)]
-    found = count([*rows, outcome("b")])
-    assert (found.skipped_packets, found.recordings_with_skipped_packets) == (5, 1)
-    for column in ("error_stage", "error_kind", "error_message", "retryable"):
-        (group,) = count([outcome("a", status="failed") | {column: None}]).failures
-        assert group.recordings == 1, column
-
-
-def test_channels_apart_hold_the_same_time() -> None:
-    rows = [outcome("two", at, last_part=False, channel=at) for at in range(2)]
-    rows += [outcome("two", 2, status="failed"), outcome("one", 0, channel=3)]
-    rows += [outcome("mixed", 0, run_id="run-2")]
-    found = count(rows, listed=["two", "one", "mixed"])
-    assert (found.audio_s, found.speech_s) == (300.0, 180.0)
-    assert found.audio_by_run_s == (("run-1", 200.0), ("run-2", 100.0))
-    assert [language.audio_s for language in found.languages] == [300.0]
-    assert found.segments == 8
-
-
-def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
-    rows = [
-        outcome("a", 0, label="music", duration_s=30.0, last_part=False),
-        outcome("a", 1, label="music", duration_s=30.0),
-        outcome("b", 0, label="speech", duration_s=40.0),
-        outcome("c", 0),
-    ]
-    labels = [
-        {"recording_id": name, "part": part, "rank": rank, "probability": probability,
-         "start_s": 0.0, "end_s": seconds}
-        for name, part, seconds, probabilities in (
-            ("a", 0, 30.0, (0.95, 0.05)), ("a", 1, 30.0, (0.95, 0.05)), ("b", 0, 10.0, (0.5, 0.5)),
-            ("c", 0, 10.0, (0.5, 0.5)),
-        )
-        for rank, probability in enumerate(probabilities, start=1)
-    ]  # fmt: skip
-    counts = count(rows, labels, kind=LABEL_ROWS)
-    assert counts.confidence == (0, 0, 0, 0, 0, 2, 0, 0, 0, 2)
-    assert counts.mean_confidence == pytest.approx((0.95 * 60 + 0.5 * 20) / 80, abs=1e-4)
-    assert counts.accounting.problems == ()
-    totals = [(one.name, one.recordings, one.audio_s) for one in counts.labels]
-    assert totals == [("music", 1, 60.0), ("speech", 1, 40.0)]
 
 
 @pytest.fixture
@@ -301,11 +259,11 @@ def test_a_run_that_has_only_begun_and_one_under_way(job: ManualRun) -> None:
     found = load_report(job.store)
     assert (found.finished, found.model, found.model_revision) == (False, "some/model", REVISION)
     assert (found.run_id, found.wall_s, found.rtfx) == (None, None, None)
-    assert (found.statistics.accounting.listed, found.statistics.accounting.waiting) == (3, 3)
+    assert (found.accounting.listed, found.accounting.waiting) == (3, 3)
     job.commit("a.wav")
     job.commit("b.wav", last_part=False)
     found = load_report(job.store)
-    accounting = found.statistics.accounting
+    accounting = found.accounting
     assert (accounting.processed, accounting.unfinished, accounting.waiting) == (1, 1, 1)
     assert accounting.problems == ()
     assert found.run_id == job.run.run_id
@@ -323,7 +281,7 @@ def test_an_object_replaced_since_keeps_its_text_until_it_is_done_again(job: Man
     job.begin()
     found = load_report(job.store)
     assert not found.finished
-    accounting = found.statistics.accounting
+    accounting = found.accounting
     assert (accounting.processed, accounting.waiting, accounting.outdated) == (3, 0, 1)
     assert accounting.superseded_parts == 0
     words = " ".join(render(found).split())
@@ -336,14 +294,18 @@ def test_an_object_replaced_since_keeps_its_text_until_it_is_done_again(job: Man
 def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     done(job, *NAMES)
     (job.source / "a.wav").unlink()
-    found = done(job).statistics
-    assert (found.ok, found.accounting.listed, found.accounting.unlisted) == (3, 2, 1)
+    found = done(job)
+    assert (found.statistics.ok, found.accounting.listed, found.accounting.unlisted) == (3, 2, 1)
     assert found.accounting.problems == ()
 
 
 SOUND = Accounting(
     listed=100, processed=100, unfinished=0, waiting=0, unlisted=0, superseded_parts=0, problems=()
 )
+BEGUN = Report(
+    uri="out", finished=False, run_id=None, model=None, model_revision=None, wall_s=None, rtfx=None,
+    statistics=RunNumbers(), accounting=replace(SOUND, listed=None, processed=0),
+)  # fmt: skip
 MISSING = FailureGroup(
     stage="extract", kind="no_audio_stream", recordings=2, retryable=False,
     examples=(
@@ -354,7 +316,8 @@ MISSING = FailureGroup(
 FULL = Report(
     uri="s3://transcripts/podcasts", finished=True, run_id="20260101",
     model="openai/whisper-small", model_revision="abc123", wall_s=7200.0, rtfx=120.5,
-    statistics=RunCounts(
+    accounting=SOUND,
+    statistics=RunNumbers(
         ok=95, no_speech=3, failed=2, parts=140, audio_s=360_000.0, speech_s=180_000.0,
         speech_without_text_s=1800.0,
         segments=12_345, extract_s=900.0, transcribe_s=1400.0, skipped_packets=7,
@@ -364,14 +327,13 @@ FULL = Report(
             ClassShare(name="de", recordings=5, audio_s=60_000.0, segments=345),
         ),
         confidence=(1, 0, 0, 0, 0, 10, 20, 200, 2_000, 10_114),
-        failures=(MISSING,), audio_by_run_s=(("20260101", 867_600.0),), accounting=SOUND,
+        failures=(MISSING,), audio_by_run_s=(("20260101", 867_600.0),),
     ),
 )  # fmt: skip
 
 
 def with_balance(accounting: Accounting, *, finished: bool = True) -> str:
-    statistics = replace(FULL.statistics, accounting=accounting)
-    text = render(replace(FULL, statistics=statistics, finished=finished))
+    text = render(replace(FULL, accounting=accounting, finished=finished))
     return " ".join(text.rpartition("\n  accounting")[2].split()).removeprefix("OFF ")
 
 

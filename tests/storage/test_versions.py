@@ -135,7 +135,7 @@ def test_a_version_that_failed_leaves_the_text_before_it_and_is_known(
     shown = read_catalogue(folder.store).tables.rows("select state from shown")
     assert shown == [("done",), ("done",)]
     report = load_report(folder.store)
-    assert report.statistics.accounting.problems == ()
+    assert report.accounting.problems == ()
     assert [group.kind for group in report.statistics.failures] == [kind]
     assert f"2 recordings: {kind}, in extract" in render(report)
 
@@ -157,7 +157,7 @@ def test_a_half_done_version_is_hidden_and_gone_on_with(folder: Folder) -> None:
     for _ in range(2):
         assert folder.texts() == folder.exported() == {"b": OLD["b"]}
         assert folder.left(listing) == {"b": [0, 2]}
-        assert load_report(folder.store).statistics.accounting.problems == ()
+        assert load_report(folder.store).accounting.problems == ()
         folder.run(listing=listing)
     commit(folder.store, results(good("b", 1, "v2")), run_id="run-009")
     new = {"b": ["v2 0", "v2 1", "v2 2"]}
@@ -264,8 +264,9 @@ def check(
         assert [text.split()[1] for text in said] == ["0", "1", "2"]
         assert counts.ok + counts.earlier >= 1
     assert folder.exported().get("b", []) == said
-    report = load_report(folder.store).statistics
-    assert report.accounting.problems == ()
+    found = load_report(folder.store)
+    report = found.statistics
+    assert found.accounting.problems == ()
     assert (report.ok, report.failed) == (
         int(complete), int(bool(rows) and rows[0]["status"] == "failed"),
     )  # fmt: skip

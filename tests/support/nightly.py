@@ -18,7 +18,8 @@ from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines import nightly as pipeline
 from corpus_asr.report.nightly import Archive as ArchiveCounts
-from corpus_asr.report.nightly import Findings, Night, NightState, PastNight
+from corpus_asr.report.nightly import Night, NightState, PastNight
+from corpus_asr.report.numbers import RunNumbers
 from corpus_asr.runtime.checkpoints import Checkpoint
 from corpus_asr.runtime.commit import Committer, tally_of
 from corpus_asr.runtime.progress import Progress
@@ -267,8 +268,10 @@ class Archive:
 
 
 def night(**values: Any) -> Night:
-    """Return a night of ten new recordings; counts of what was found may be among the values."""
-    found = {name: values.pop(name) for name in list(values) if name in Findings.__slots__}
+    """Return a night of ten new recordings; what they came to may be among the values."""
+    values["ok"] = values.pop("done", 10)
+    numbers = set(RunNumbers.__slots__) - set(Night.__slots__)
+    found = {name: values.pop(name) for name in list(values) if name in numbers}
     usual: dict[str, Any] = {
         "date": "2026-11-21", "output": "s3://transcripts/podcasts", "run_id": "run-1",
         "state": NightState.done, "error": None, "started_at": "2026-11-21T01:00:00+01:00",
@@ -277,8 +280,7 @@ def night(**values: Any) -> Night:
         "rtfx": 10.0, "archive": ArchiveCounts(done=998, failed=2, audio_s=3_600_000.0),
         "skipped": 0, "no_longer_retried": (),
     }  # fmt: skip
-    findings: dict[str, Any] = {"done": 10}
-    return Night(findings=Findings(**(findings | found)), **(usual | values))
+    return Night(findings=RunNumbers(**found), **(usual | values))
 
 
 def past(**values: Any) -> PastNight:

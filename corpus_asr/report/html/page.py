@@ -25,7 +25,7 @@ from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
 from corpus_asr.report.html.clips import MAX_CLIP_S, cut_clips
 from corpus_asr.report.html.formatting import cut, link, shared, visible
-from corpus_asr.report.reconciliation import balance_problems
+from corpus_asr.report.numbers import balance_problems
 from corpus_asr.report.recordings import LISTED
 from corpus_asr.report.run import Report, counted_run
 from corpus_asr.report.samples import DURATION_EDGES_S, Details, Sampler
@@ -306,7 +306,7 @@ def _values(
         "report": report,
         "name": formatting.name_of(report.uri),
         "counts": counts,
-        "accounting": counts.accounting,
+        "accounting": report.accounting,
         "accuracy": _accuracy(store, started_at=run.get("started_at")),
         "details": details,
         "classifies": classifies,
@@ -316,8 +316,8 @@ def _values(
         "badge": _BADGES.get(state, ""),
         "state": _sentence(words),
         "advice": f"{_sentence(advice)}." if advice else "",
-        "outcomes": _outcome_bars(counts.outcomes),
-        "problems": balance_problems(counts.accounting, finished=state == FINISHED),
+        "outcomes": _outcome_bars(report.outcomes),
+        "problems": balance_problems(report.accounting, finished=state == FINISHED),
         "speed_chart": snapshot and speed_chart(snapshot.history),
         "busy_chart": snapshot and busy_chart(snapshot.history),
         **activity_values(snapshot),

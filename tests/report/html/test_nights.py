@@ -29,10 +29,10 @@ def page_of(output: Path, summaries: Path) -> Element:
 def nights(tmp_path: Path) -> Path:
     """Four nights: two of a day, one with nothing to do, one aborted; one of an older version."""
     folder = tmp_path / "out" / "nights"
-    wrote(folder, "2026-11-20", done=8, failed=2, confidence=0.8, low_confidence=3)
+    wrote(folder, "2026-11-20", done=8, failed=2, mean_confidence=0.8, low_confidence=3)
     wrote(folder, "2026-11-20-2", new=0, done=0, audio_s=0.0, rtfx=0.0, wall_s=2.0)
     wrote(folder, "2026-11-22", state=NightState.aborted, error="x", done=5, remaining=5)
-    wrote(folder, "2026-11-21", state=NightState.time_limit, confidence=0.9, audio_s=108_000.0)
+    wrote(folder, "2026-11-21", state=NightState.time_limit, mean_confidence=0.9, audio_s=108_000.0)
     path = folder / "2026-11-19.json"
     wrote(folder, "2026-11-19")
     data = json.loads(path.read_text())
