@@ -1,28 +1,159 @@
-"""What a page shows of segments and recordings: samples to read, lengths, a table of some.
+"""What a page shows of segments and recordings: samples with their sound, lengths, a table of some.
 
-Places of samples are chosen while segments are read; what is chosen is read again.
+Places of samples are chosen while segments are read; what is chosen is read again. Clips of samples
+are cut in a child process within limits of time and bytes, to embed: a recording that cannot be
+read, or that crashes its decoder, costs its own clips and no more.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import base64
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr import failure_kinds
+from corpus_asr.errors import EngineError, ItemError
+from corpus_asr.logs import event
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.report.confidences import read_confidences
-from corpus_asr.report.recordings import (
-    RecordingRow,
-    count_lengths,
-    list_recordings,
-    num_recordings,
-    recordings_of,
-)
 from corpus_asr.schemas import LABELS, SEGMENTS
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.messages import ClipRange, CutRequest
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows, projected
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.store import RetryPolicy
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:
+    from corpus_asr.audio.resample import Channels
+
+_LOG = logging.getLogger(__name__)
+
+# Of each list; up to so many recordings as all lists together, all are listed. With 200 rows of
+# 400 bytes the table takes 80 kB, whatever the size of the corpus.
+LISTED = 50
+LISTS: Mapping[str, tuple[str, str]] = {
+    "confidence": ("confidence", "asc"),
+    "longest": ("duration_s", "desc"),
+    "slowest": ("extract_s + transcribe_s", "desc"),
+    # None are no reason to be looked at.
+    "missing": ("nullif(missing_words, 0) / text_words", "desc"),
+    "gaps": ("nullif(speech_without_text_s, 0)", "desc"),
+}
+"""Lists by name, each with the number and the order that choose its recordings."""
+STARTED = "partly done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingRow:
+    """A recording and what became of it."""
+
+    recording_id: str
+    uri: str
+    size_bytes: int | None
+    etag: str | None
+    """With the size, the version that was transcribed."""
+    status: str
+    """As in the recordings table, or `STARTED`."""
+    language: str | None
+    """That of most speech; in a classification the likeliest label."""
+    duration_s: float
+    segments: int
+    """Or labels."""
+    confidence: float | None
+    """Mean of its segments over time; None without any."""
+    decode_errors: int
+    extract_s: float
+    transcribe_s: float
+    """From submission to result, summed over parts."""
+    speech_without_text_s: float = 0.0
+    """Detected speech in gaps between segments."""
+    speakers: int | None = None
+    """None where they were not looked for."""
+    most_share: float | None = None
+    """Of speech, that of the speaker who speaks most; None without any."""
+    missing_words: int | None = None
+    """Words of its text that are not in the audio; None where no text was aligned."""
+    text_words: int | None = None
+    """Words of its text."""
+    lists: tuple[str, ...] = ()
+    """Of `LISTS`, those that it is in."""
+
+
+_SHOWN = f"""
+create or replace view shown as
+select recording_id, uri, size_bytes, etag, if(complete, status, '{STARTED}') as status,
+  coalesce(label, languages[1]) as language, coalesce(duration_s, 0) as duration_s,
+  coalesce(segments, 0)::bigint as segments, confidence,
+  coalesce(decode_errors, 0) as decode_errors, coalesce(decode_s, 0) as extract_s,
+  coalesce(transcribe_s, 0) as transcribe_s,
+  coalesce(speech_without_text_s, 0) as speech_without_text_s,
+  speakers, most_s / nullif(speech_of_all_s, 0) as most_share,
+  if(complete and text_words > 0, missing_words, null)::bigint as missing_words,
+  if(complete and missing_words is not null, nullif(text_words, 0), null) as text_words
+from recordings left join confidences using (recording_id)
+left join (select recording_id, speakers, most_s, speech_s as speech_of_all_s from speaking) spoken
+  using (recording_id)
+"""
+_LIST = """
+select recording_id, {place} as list, '{name}' as name,
+  row_number() over (order by number {order}, recording_id) as rank
+from (select recording_id, {number} as number from shown where number is not null
+      order by number {order}, recording_id limit $most)
+"""
+_CHOSEN = """
+select recording_id, list(name order by list) as lists from ({lists})
+group by all order by min((list, rank))
+"""
+
+
+def list_recordings(tables: RunTables) -> list[RecordingRow]:
+    """Return the first of each of `LISTS`; all of them if they are few."""
+    lists = " union all ".join(
+        _LIST.format(place=place, name=name, number=number, order=order)
+        for place, (name, (number, order)) in enumerate(LISTS.items())
+    )
+    tables.execute(_SHOWN)
+    chosen = dict(tables.rows(_CHOSEN.format(lists=lists), most=LISTED))
+    if num_recordings(tables) <= len(LISTS) * LISTED:
+        for (identity,) in tables.rows("select recording_id from recordings order by all"):
+            chosen.setdefault(identity, [])
+    found = recordings_of(tables, chosen)
+    return [found[identity] for identity in chosen]
+
+
+def recordings_of(
+    tables: RunTables, identities: Mapping[str, Iterable[str]]
+) -> dict[str, RecordingRow]:
+    """Return recordings by their identities, which come with the lists that they are in."""
+    tables.execute(_SHOWN)
+    query = "select * from shown where recording_id in (select unnest($ids))"
+    rows = tables.table(query, ids=list(identities)).to_pylist()
+    return {
+        row["recording_id"]: RecordingRow(**row, lists=tuple(identities[row["recording_id"]]))
+        for row in rows
+    }
+
+
+def num_recordings(tables: RunTables) -> int:
+    """Return how many recordings have any outcome."""
+    [(number,)] = tables.rows("select count(*) from recordings")
+    return int(number)
+
+
+def count_lengths(tables: RunTables, edges_s: Sequence[float]) -> tuple[int, ...]:
+    """Return how many recordings there are in each bin of length between ascending edges."""
+    query = """select len(list_filter($edges, lambda edge: edge <= duration_s)), count(*)
+               from recordings where duration_s > 0 group by all"""
+    counts = dict(tables.rows(query, edges=list(edges_s)))
+    return tuple(counts.get(number, 0) for number in range(len(edges_s) + 1))
+
 
 SAMPLES = 12  # of each sort
 # Edges of bins by length: about even steps on a logarithmic scale, at lengths people say.
@@ -51,7 +182,7 @@ from (from {table} union all select {key}::double, source, row, recording_id fro
       where counts and confidence is not null)
 order by key, source, row limit {most}
 """
-_SHOWN = """
+_DRAWN = """
 select name, row from {table} join sources using (source)
 qualify row_number() over (partition by recording_id order by key, source, row) <= $most
 order by key, source, row limit $samples
@@ -127,7 +258,7 @@ class Sampler:
     def details(self, tables: RunTables) -> Details:
         """Read what was chosen."""
         lowest, drawn = (
-            tables.rows(_SHOWN.format(table=table), most=most, samples=SAMPLES)
+            tables.rows(_DRAWN.format(table=table), most=most, samples=SAMPLES)
             for table, most in (("unsure", _MOST_OF_A_RECORDING), ("drawn", SAMPLES))
         )
         unsure, random = (tuple(map(self._sample, places)) for places in (lowest, drawn))
@@ -187,3 +318,140 @@ def _window(rows: Sequence[dict[str, Any]]) -> Sample:
         confidence=first["probability"],
         labels=tuple((row["label"], row["probability"]) for row in labels),
     )
+
+
+# By name, so that native decoders are imported in the child process alone.
+CUTTER = "corpus_asr.stages.cutting:ClipCutter"
+# All 24 samples of a page at their longest are 1.0 MB of Opus; the limit holds whatever comes.
+# Base64 takes a third more, so clips add at most 1.5 MB to a page.
+MAX_CLIP_S = 20.0
+BIT_RATE = 16_000  # source: RFC 6716, section 2.1.1, 16 to 20 kb/s for wideband speech
+MAX_BYTES = 1_100_000
+# A run waits for it at its end: 23 clips of local files took 2.3 s of CPU, child process included.
+BUDGET_S = 20.0
+# Of one clip: a store that stalls or a decoder that hangs leaves time for others.
+CLIP_LIMIT_S = 6.0
+PATIENCE = RetryPolicy(attempts=2, patience_s=CLIP_LIMIT_S, request_timeout_s=CLIP_LIMIT_S)
+_PAD_S = 0.2  # words begin a little before the time that a model gives
+
+_WHY: Mapping[str, str] = {
+    failure_kinds.ACCESS_DENIED: "the store does not let it be read",
+    failure_kinds.NOT_FOUND: "the recording is no longer there",
+    failure_kinds.REFUSED_FILE: "it lies outside the folders that this user's runs read",
+    failure_kinds.REFUSED_HOST: "its host is not in source.allow_hosts",
+    failure_kinds.TIMEOUT: "the store did not answer in time",
+    "source_changed": "the recording has changed since it was transcribed",
+    "cut_short": "the recording ends before this segment",
+    "decoder_crashed": "its decoder crashed",
+    "decoder_killed": "its decoder was killed",
+    "decoder_timeout": f"it took longer than {CLIP_LIMIT_S:g} s",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleClip:
+    """The audio of a sample, or why there is none."""
+
+    data: bytes | None = None
+    """An Ogg Opus file."""
+    duration_s: float = 0.0
+    cut: bool = False
+    """Whether the segment is longer than the clip."""
+    why: str = ""
+
+    @property
+    def src(self) -> str:
+        """The clip as a data URL."""
+        return f"data:audio/ogg;base64,{base64.b64encode(self.data or b'').decode()}"
+
+
+def cut_clips(
+    samples: Iterable[Sample],
+    recordings: Mapping[str, RecordingRow],
+    *,
+    store: StoreOptions,
+    channels: "Channels",
+    budget_s: float = BUDGET_S,
+) -> dict[Sample, SampleClip]:
+    """Return the clip of each sample.
+
+    Args:
+        recordings: those of the samples, by recording_id; samples of others have no clip.
+        store: how the recordings are reached; its retries are cut down to `PATIENCE`.
+        channels: which channels were transcribed, `extract.channels` of the run.
+        budget_s: after so many seconds no further clip is started.
+    """
+    deadline = time.monotonic() + budget_s
+    cutter = IsolatedGenerator(
+        CUTTER,
+        init_kwargs={
+            "store": replace(store, policy=PATIENCE),
+            "channels": channels,
+            "audio_format": "opus",
+            "bit_rate": BIT_RATE,
+        },
+        timeout_s=CLIP_LIMIT_S,
+    )
+    clips: dict[Sample, SampleClip] = {}
+    num_bytes, stopped = 0, ""
+    try:
+        for sample in dict.fromkeys(samples):  # one may be of both kinds
+            if num_bytes + MAX_CLIP_S * BIT_RATE / 8 > MAX_BYTES:
+                stopped = f"the clips before it fill {MAX_BYTES / 1e6:.1f} MB"
+            elif time.monotonic() >= deadline:
+                stopped = f"the clips before it took {budget_s:g} s"
+            if stopped:
+                clips[sample] = SampleClip(why=stopped)
+                continue
+            try:
+                clips[sample] = _clip(cutter, sample, recordings.get(sample.recording_id))
+                num_bytes += len(clips[sample].data or b"")
+            except EngineError as error:  # no fault of this recording: others have none, either
+                stopped = "no process for decoding could be started"
+                clips[sample] = _none(sample, error, stopped)
+    finally:
+        cutter.close()
+    return clips
+
+
+def _clip(cutter: IsolatedGenerator, sample: Sample, recording: RecordingRow | None) -> SampleClip:
+    if recording is None:
+        return SampleClip(why="its recording is not in the tables")
+    start, end = _range(sample, recording.duration_s)
+    request = CutRequest(
+        uri=recording.uri,
+        size_bytes=recording.size_bytes,
+        etag=recording.etag,
+        ranges=(ClipRange(channel=sample.channel, start_sample=start, end_sample=end),),
+        # Times of damaged recordings are those of what could be decoded, which a seek misses.
+        seek=not recording.decode_errors,
+    )
+    try:
+        [clip] = cutter.run(request)
+    except EngineError:
+        raise
+    except ItemError as error:
+        return _none(sample, error, _WHY.get(error.kind, "it cannot be read or decoded now"))
+    except Exception as error:  # whatever one recording did costs its clip alone
+        return _none(sample, error, "it cannot be decoded")
+    return SampleClip(
+        data=clip.data,
+        duration_s=clip.num_samples / SAMPLE_RATE_HZ,
+        cut=sample.end_s - sample.start_s > MAX_CLIP_S,
+    )
+
+
+def _range(sample: Sample, duration_s: float) -> tuple[int, int]:
+    start_s = max(0.0, sample.start_s - _PAD_S)
+    end_s = min(sample.end_s, sample.start_s + MAX_CLIP_S) + _PAD_S
+    # The last segment of a recording may end behind it.
+    end_s = min(end_s, max(duration_s, start_s + _PAD_S))
+    return round(start_s * SAMPLE_RATE_HZ), round(end_s * SAMPLE_RATE_HZ)
+
+
+def _none(sample: Sample, error: Exception, why: str) -> SampleClip:
+    event(
+        _LOG, logging.INFO, "clip_not_cut", recording=sample.recording_id,
+        why=f"{type(error).__name__}: {error}",
+    )  # fmt: skip
+    return SampleClip(why=why)

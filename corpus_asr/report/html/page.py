@@ -23,12 +23,17 @@ from corpus_asr.report.comparison import VERSION, compare, numbers_of, previous,
 from corpus_asr.report.failures import failures_csv, list_failures
 from corpus_asr.report.html import charts, formatting
 from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
-from corpus_asr.report.html.clips import MAX_CLIP_S, cut_clips
 from corpus_asr.report.html.formatting import cut, link, shared, visible
 from corpus_asr.report.numbers import balance_problems
-from corpus_asr.report.recordings import LISTED
 from corpus_asr.report.run import Report, counted_run
-from corpus_asr.report.samples import DURATION_EDGES_S, Details, Sampler
+from corpus_asr.report.samples import (
+    DURATION_EDGES_S,
+    LISTED,
+    MAX_CLIP_S,
+    Details,
+    Sampler,
+    cut_clips,
+)
 from corpus_asr.report.status import (
     DEAD,
     FINISHED,

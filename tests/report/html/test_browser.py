@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.report.html import clips
+from corpus_asr.report import samples
 from corpus_asr.report.html.page import write_page, write_page_at_the_end
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, write_snapshot
 from corpus_asr.storage.stores.uri import recording_id
@@ -41,7 +41,7 @@ def choose(page: Page, form: str, control: str, value: str) -> None:
 def test_a_clip_is_heard_and_a_missing_one_says_why(
     browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clips, "CUTTER", "tests.support.audio:CrashingCutter")
+    monkeypatch.setattr(samples, "CUTTER", "tests.support.audio:CrashingCutter")
     good, gone, crash = (tmp_path / f"{name}.wav" for name in ("good", "gone", "crash"))
     write_tones(good, seconds=4)
     rows = [
