@@ -1,4 +1,4 @@
-"""Segments are measured and compared; every rule drops what it says and can be turned off."""
+"""Segments are measured; every rule drops what it says; the table of a selection has every row."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
+from corpus_asr.labelling import dataset
+from corpus_asr.labelling.dataset import SelectionTable
 from corpus_asr.labelling.rules import SelectionTally, decide, rules_of
 from corpus_asr.labelling.selection import (
     errors_by_piece,
@@ -22,9 +25,12 @@ from corpus_asr.labelling.selection import (
     open_sources,
     rate,
 )
+from corpus_asr.labelling.summary import Written, summarize
 from corpus_asr.report.accuracy.scoring import Errors, aligned
+from corpus_asr.storage.run_state.run_tables import RunTables
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.runs import correct_segment, passage, run_of, says, spoken
-from tests.support.tables import recording, segment
+from tests.support.tables import commit, part, recording, results, segment
 
 GOOD: dict[str, Any] = {
     "start_s": 1.0, "end_s": 4.0, "text": "fine", "uri": "u", "language": "en",
@@ -246,3 +252,42 @@ def test_a_segment_that_two_speakers_share_is_split_at_word_times(tmp_path: Path
     assert [round(row["end_s"], 2) for row in rows] == [0.8, 2.0, 2.67, 4.0, 6.0]
     assert [row["num_words"] for row in rows] == [2, 3, 1, 2, 3]
     assert [row["corrected"] for row in rows] == [False, False, True, True, False]
+
+
+def test_rows_are_spread_over_files_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "_ROWS_OF_A_TABLE", 2)
+    monkeypatch.setattr(dataset, "_ROWS_OF_A_FILE", 4)
+    table = SelectionTable(OutputStore(str(tmp_path)))
+    for number in range(5):
+        table.add([{"recording_id": str(number), "text": str(at)} for at in range(3)])
+    table.close()
+    files = sorted((tmp_path / "selection").iterdir())
+    assert [pq.read_metadata(file).num_rows for file in files] == [6, 6, 3]
+    rows = pq.read_table(tmp_path / "selection").to_pylist()
+    expected = [(str(recording), str(at)) for recording in range(5) for at in range(3)]
+    assert [(row["recording_id"], row["text"]) for row in rows] == expected
+
+
+def test_a_selection_without_rows_is_a_table_all_the_same(tmp_path: Path) -> None:
+    SelectionTable(OutputStore(str(tmp_path))).close()
+    assert pq.read_table(tmp_path / "selection").num_rows == 0
+
+
+def test_recordings_are_done_failed_or_unfinished(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    commit(store, results(
+        part("done", 0, texts=["x"], part_end_s=1.0),
+        part("half", 0, texts=["x"], part_end_s=2.0, last=False),
+        part("failed", 0, texts=None, status="failed", part_end_s=4.0),
+        part("begun", 0, texts=None, status="failed", part_end_s=8.0, last=False),
+        part("silent", 0, texts=None, status="no_speech", part_end_s=16.0),
+    ))  # fmt: skip
+    with RunTables(store) as tables:
+        numbers = summarize(
+            tables, (), SelectionTally.of(()), Written(), uri="set", output="out", settings={},
+            model={},
+        )  # fmt: skip
+    assert (numbers.recordings, numbers.failed, numbers.unfinished) == (2, 1, 2)
+    assert numbers.audio_s == 17.0
