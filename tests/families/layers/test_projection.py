@@ -1,19 +1,33 @@
-"""Fused, packed and 8-bit products against the linear maps they are made of."""
+"""Packed and 8-bit products, blocks and convolutions against those that they are made of."""
 
+import gc
 import itertools
 import math
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from corpus_asr.families.layers.blocks import EncoderBlock
+from corpus_asr.families.layers.packed import (
+    PackedConvolution,
+    PackedEncoderBlock,
+    copied_layers,
+    run_per_sample,
+)
 from corpus_asr.families.layers.projection import (
     Int8Weights,
     NormedProjection,
     Projection,
     smoothed,
 )
+from corpus_asr.families.whisper.config import WhisperConfig
 from tests.support.slots import needs_int8
 
 # float32: other order of sums; bfloat16: one rounding of outputs of about 1.
@@ -223,3 +237,300 @@ def test_evening_out_changes_nothing_but_for_rounding_even_where_channels_are_de
     expected = linear(norm(hidden))
     found = NormedProjection(norm, [linear], int8=True)(hidden)
     assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+# A barrier that is never reached must fail a test, not hang it.
+PATIENCE_S = 20.0
+
+
+@contextmanager
+def threads_set_to(count: int) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, 2, 3, 8])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    with threads_set_to(request.param) as count:
+        yield count
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    with threads_set_to(4):
+        yield
+
+
+def threads_of_a_new_thread() -> int:
+    """What a thread started now computes on."""
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_results_come_in_the_order_of_the_items_and_threads_are_as_before(threads: int) -> None:
+    for count in (0, 1, 2, 3, 7, 8, 9):
+        items = [torch.full((2,), float(number)) for number in range(count)]
+        found = run_per_sample(lambda item: item.sum() * 2, items)
+        assert [int(value) for value in found] == [4 * number for number in range(count)], count
+        assert torch.get_num_threads() == threads_of_a_new_thread() == threads, count
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_each_item_gets_its_share_of_the_threads() -> None:
+    shares = [[4], [2, 2], [1] * 3, [1] * 4, [1] * 4 + [4], [1] * 4 + [2, 2], [1] * 8 + [4]]
+    for expected in shares:
+        assert run_per_sample(lambda _: torch.get_num_threads(), range(len(expected))) == expected
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_items_are_begun_by_their_size_and_a_thread_that_is_done_takes_the_next() -> None:
+    others = threading.Semaphore(0)
+
+    def work(number: int) -> int:
+        if number == 9:
+            for _ in range(7):
+                assert others.acquire(timeout=PATIENCE_S), "the others waited for the longest"
+        else:
+            others.release()
+        return number
+
+    items = [3, 2, 8, 4, 1, 7, 6, 9]
+    assert run_per_sample(work, items, size=lambda number: number) == items
+    begun: list[int] = []
+    with threads_set_to(1):
+        run_per_sample(begun.append, [3, 9, 2, 8], size=lambda number: number)
+    assert begun == [9, 8, 3, 2]
+
+
+def test_it_is_in_inference_mode_whatever_the_caller_is_in(threads: int) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    for count in (1, 4):
+        for value in run_per_sample(lambda number: weight * number, range(count)):
+            assert value.is_inference()
+            assert not value.requires_grad
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_an_exception_arrives_as_it_is_and_leaves_nothing_behind(threads: int) -> None:
+    def fail(number: int) -> int:
+        raise KeyError(f"window {number}")
+
+    for count in (1, 2, 5):
+        with pytest.raises(KeyError, match="window 0"):
+            run_per_sample(fail, range(count))
+        assert torch.get_num_threads() == threads_of_a_new_thread() == threads, count
+    # Of several at once the first item's, when all are done.
+    done: list[int] = []
+    together = threading.Barrier(threads, timeout=PATIENCE_S)
+
+    def fail_together(number: int) -> None:
+        together.wait()
+        done.append(number)
+        fail(number)
+
+    with pytest.raises(KeyError, match="window 0"):
+        run_per_sample(fail_together, range(threads))
+    assert sorted(done) == list(range(threads))
+    assert not [t for t in threading.enumerate() if t.name.startswith("window")]
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_threads_that_others_start_meanwhile_get_all_and_take_none_from_the_windows() -> None:
+    """Another engine of the same process may start, or be encoding, at any time."""
+    all_begun = threading.Barrier(3, timeout=PATIENCE_S)
+    looked = threading.Event()
+    found: list[int] = []
+
+    def look() -> None:
+        all_begun.wait()
+        for _ in range(100):  # until the caller has put back what it found
+            found[:] = [threads_of_a_new_thread()]
+            if found == [4]:
+                break
+            time.sleep(0.01)
+        looked.set()
+
+    def work(_: int) -> int:
+        all_begun.wait()
+        assert looked.wait(PATIENCE_S)
+        torch.ones(100_000).sum()
+        return torch.get_num_threads()
+
+    other = threading.Thread(target=look)
+    other.start()
+    assert run_per_sample(work, range(2)) == [2, 2]
+    other.join()
+    assert found == [4]
+
+
+WIDTH, HEADS, INNER = 64, 4, 256
+# Positions that are fewer than a block of rows, one block, one and a bit, and several of both
+# kinds of block, with rests.
+POSITIONS = [1, 99, 100, 125, 126, 333]
+
+# float32: other order of sums. bfloat16: the block itself rounds its states to 8 bits after every
+# part, the packed one only what goes into products. Relative to what the block adds.
+BLOCK_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+# Four products, of which each loses about one part in a hundred; see test_projection.py.
+INT8_TOLERANCE = 0.04
+
+
+@pytest.fixture(params=[False, True], ids=["by head", "tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in bfloat16 as on processors without AMX, and with it."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+
+
+def random_block(activation: str = "gelu", *, inner: int = INNER) -> EncoderBlock:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = WhisperConfig(
+            d_model=WIDTH,
+            encoder_attention_heads=HEADS,
+            decoder_attention_heads=HEADS,
+            encoder_ffn_dim=inner,
+            activation_function=activation,
+        )
+        block = EncoderBlock(config, key_bias=False)
+        # Sharp attention, and norms that do something.
+        with torch.no_grad():
+            block.self_attn.q_proj.weight *= 6.0
+            for norm in (block.self_attn_layer_norm, block.final_layer_norm):
+                norm.weight.add_(torch.randn(WIDTH), alpha=0.3)
+                norm.bias.add_(torch.randn(WIDTH), alpha=0.3)
+    return block.eval()
+
+
+def states(positions: int, width: int = WIDTH) -> Tensor:
+    return torch.randn(positions, width, generator=torch.Generator().manual_seed(0))
+
+
+def on_threads(compute: Callable[[], Tensor]) -> list[Tensor]:
+    """What is computed on 1, 2, 3 and 4 threads."""
+    found = []
+    for threads in (1, 2, 3, 4):
+        with threads_set_to(threads):
+            found.append(compute())
+    return found
+
+
+@torch.inference_mode()
+def added(block: EncoderBlock | PackedEncoderBlock, hidden: Tensor) -> Tensor:
+    """What a block adds to the states."""
+    if isinstance(block, EncoderBlock):
+        return (block(hidden.unsqueeze(0)) - hidden)[0]
+    after = hidden.clone()
+    block(after)
+    return after - hidden
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found - expected).norm() / expected.norm())
+
+
+def packed(block: EncoderBlock, dtype: torch.dtype, *, int8: bool = False) -> PackedEncoderBlock:
+    """The packed form of `block` in another type; `block` stays in float32."""
+    copy = random_block()
+    copy.load_state_dict(block.state_dict())
+    copy.activate = block.activate
+    return PackedEncoderBlock(copy.to(dtype), int8=int8)
+
+
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
+@pytest.mark.parametrize("dtype", BLOCK_TOLERANCES, ids=str)
+def test_it_adds_what_the_block_adds(tiles: None, dtype: torch.dtype, int8: bool) -> None:
+    tolerance = INT8_TOLERANCE if int8 else BLOCK_TOLERANCES[dtype]
+    cases = [("gelu", positions) for positions in POSITIONS]
+    cases += [(name, 130) for name in ("gelu_new", "quick_gelu", "relu", "silu")]
+    for activation, positions in cases:
+        block, hidden = random_block(activation), states(positions)
+        expected = added(block, hidden)
+        error = relative_error(added(packed(block, dtype, int8=int8), hidden), expected)
+        assert error < tolerance, (activation, positions)
+        if dtype == torch.bfloat16 and positions > 300 and not int8:
+            low = added(random_block(activation).bfloat16(), hidden.bfloat16()).float()
+            assert error < relative_error(low, expected)
+
+
+def test_positions_that_are_not_heard_change_nothing(tiles: None) -> None:
+    for dtype, tolerance in BLOCK_TOLERANCES.items():
+        block = PackedEncoderBlock(random_block().to(dtype), int8=False)
+        hidden, alone = states(150), states(150)[:110].clone()
+        hidden[110:] *= 100.0
+        with torch.inference_mode():
+            block(hidden, valid=110)
+            block(alone)
+        assert relative_error(hidden[:110], alone) < tolerance, dtype
+
+
+LOW_INT8 = pytest.param(torch.bfloat16, True, marks=needs_int8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "int8"), [(torch.float32, False), (torch.bfloat16, False), LOW_INT8]
+)
+def test_the_number_of_threads_changes_no_bit(tiles: None, dtype: torch.dtype, int8: bool) -> None:
+    """A window alone has all threads, one among others has one: it must not tell.
+
+    With AMX, a product of thousands of inputs adds up in another order where threads share it.
+    """
+    wide = random_block(inner=3072).to(dtype)
+    block, hidden = PackedEncoderBlock(wide, int8=int8), states(1000)
+    found = on_threads(lambda: added(block, hidden))
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+    if not int8:
+        for inputs, stride in ((80, 1), (768, 2)):
+            convolve = PackedConvolution(convolution(inputs, 384, stride=stride).to(dtype))
+            seen = states(1000, inputs).to(dtype)
+            found = on_threads(lambda: convolve(seen))  # noqa: B023
+            assert all(torch.equal(one, found[0]) for one in found[1:]), inputs
+
+
+CONVOLUTION_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
+
+
+def convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> nn.Conv1d:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Conv1d(inputs, outputs, size, stride=stride, padding=size // 2)
+
+
+@torch.inference_mode()
+def test_it_gives_what_the_convolution_gives() -> None:
+    for (size, stride), number, (dtype, tolerance) in itertools.product(
+        [(3, 1), (3, 2), (5, 2)], [1, 2, 7, 260, 501], CONVOLUTION_TOLERANCES.items()
+    ):
+        conv, seen = convolution(20, 24, size=size, stride=stride), states(number, 20)
+        expected = conv(seen.t()[None])[0].t()
+        found = PackedConvolution(conv.to(dtype))(seen.to(dtype))
+        assert (found.dtype, found.shape) == (dtype, expected.shape)
+        error = (found.float() - expected).norm() / expected.norm()
+        assert error < tolerance, (size, stride, number, dtype)
+    conv, seen = convolution(20, 24), states(20, 130)
+    before = torch.get_rng_state()
+    across = PackedConvolution(conv, after="gelu")(seen.t())
+    torch.testing.assert_close(across, nn.functional.gelu(conv(seen[None])[0].t()))
+    assert torch.equal(torch.get_rng_state(), before)  # making it draws no numbers
+
+
+def test_layers_are_let_go_of_as_they_are_copied_or_kept() -> None:
+    kept = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    assert [*copied_layers(kept, consume=False)] == [*kept]
+    layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    seen = [weakref.ref(layer) for layer in layers]
+    alive = []
+    for _layer in copied_layers(layers, consume=True):
+        gc.collect()
+        alive.append(sum(each() is not None for each in seen))
+    assert alive == [3, 2, 1]
+    assert len(layers) == 0

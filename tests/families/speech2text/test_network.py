@@ -1,16 +1,146 @@
-"""Speech2Text's networks by themselves: rows of unequal length, positions, and what is refused."""
+"""Speech2Text's networks and features by themselves: files, rows, positions, what is refused."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers.models.speech_to_text import modeling_speech_to_text as reference
 
-from corpus_asr.families.speech2text.config import Speech2TextConfig
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.foreign_weights import TENSORFLOW_NAME, read_tensorflow
 from corpus_asr.families.speech2text.encoder import Speech2TextPositions, shorter
-from corpus_asr.families.speech2text.model import Speech2TextModel
-from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
+from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
+from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
+from corpus_asr.models.speech2text import (
+    Speech2TextConfig,
+    Speech2TextForConditionalGeneration,
+    Speech2TextModel,
+)
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
+from tests.support.audio import noise
 from tests.support.checkpoints import tiny_network
+from tests.support.weight_formats import SPEECH2TEXT, SPEECH2TEXT_MODEL, write_tensorflow
+
+Ours = Speech2TextForConditionalGeneration
+BOTH = (Speech2TextModel, Speech2TextForConditionalGeneration)
+LM_HEAD = "lm_head.weight"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints whose projection is tied to the tokens' table, and not."""
+    return {
+        name: tiny_network(tmp_path_factory.mktemp(name), tie_word_embeddings=name == "tied")
+        for name in ("tied", "untied")
+    }
+
+
+@pytest.fixture(params=["tied", "untied"])
+def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
+    return folders[request.param]
+
+
+@pytest.fixture(scope="module")
+def tied(folders: dict[str, Path]) -> Path:
+    return folders["tied"]
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_what_is_saved_loads_in_transformers_and_here(folder: Path, tmp_path: Path) -> None:
+    Theirs = transformers.Speech2TextForConditionalGeneration  # noqa: N806
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+    assert isinstance(model, Ours)
+    same(model.state_dict(), dict(Theirs.from_pretrained(folder).state_dict()))
+    shared = model.lm_head.weight is model.get_input_embeddings().weight
+    assert shared == model.config.tie_word_embeddings
+    for safe, saved in ((True, tmp_path / "safe"), (False, tmp_path / "pickled")):
+        model.save_pretrained(saved, safe_serialization=safe, max_shard_size="60KB")
+        assert len([p for p in saved.iterdir() if p.suffix in (".safetensors", ".bin")]) > 1
+        same(Ours.from_pretrained(saved).state_dict(), model.state_dict())
+        theirs = Theirs.from_pretrained(saved, use_safetensors=safe)
+        same(dict(theirs.state_dict()), model.state_dict())
+
+
+def test_the_base_model_and_the_whole_one_load_each_others_files(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    base = Speech2TextModel.from_pretrained(folders["untied"])
+    base.save_pretrained(tmp_path)
+    assert all(not name.startswith("model.") for name in load_file(tmp_path / "model.safetensors"))
+    same(Speech2TextModel.from_pretrained(tmp_path).state_dict(), base.state_dict())
+    Speech2TextModel.from_pretrained(folders["tied"]).save_pretrained(tmp_path / "tied")
+    whole = Ours.from_pretrained(tmp_path / "tied")
+    same(whole.state_dict(), Ours.from_pretrained(folders["tied"]).state_dict())
+
+
+def test_what_old_files_store_of_positions_is_passed_over(tied: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tied, tmp_path / "old")
+    state = Ours.from_pretrained(tied).state_dict()
+    (folder / "model.safetensors").unlink()
+    for tower in ("encoder", "decoder"):
+        state[f"model.{tower}.embed_positions.weights"] = torch.zeros(9, 24)
+        state[f"model.{tower}.version"] = torch.zeros(1)
+    torch.save(state, folder / "pytorch_model.bin")
+    for cls in BOTH:
+        found = cls.from_pretrained(folder).state_dict()
+        same(found, cls.from_pretrained(tied).state_dict())
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_a_file_of_tensorflow_gives_the_same(folder: Path, tmp_path: Path, cls: Any) -> None:
+    model = cls.from_pretrained(folder)
+    shutil.copy(folder / "config.json", tmp_path)
+    file = tmp_path / TENSORFLOW_NAME
+    if cls is Ours:
+        write_tensorflow(file, model.state_dict(), layout=SPEECH2TEXT)
+    else:
+        state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        write_tensorflow(file, state, layout=SPEECH2TEXT_MODEL)
+    same(cls.from_pretrained(tmp_path).state_dict(), model.state_dict())
+    assert (LM_HEAD in read_tensorflow(file)) == (cls is Ours)
+    if cls is not Ours and model.config.tie_word_embeddings:  # without the projection it is tied
+        same(Ours.from_pretrained(tmp_path).state_dict(), Ours.from_pretrained(folder).state_dict())
+
+
+def test_a_configuration_of_another_model_is_named(tied: Path) -> None:
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"d_model": 48}, r"is \(20,\) in model.safetensors|not \(48"),
+        ({"conv_kernel_sizes": (3, 5)}, r"conv_layers.0.weight is .* not \(20, 80, 3\)"),
+        ({"decoder_layers": 3}, r"missing: decoder.layers.2"),
+        ({"encoder_layers": 1}, r"unexpected: encoder.layers.1"),
+        ({"num_mel_bins": 40}, "unknown keyword num_mel_bins"),
+        ({"pad_token_id": None}, "pad_token_id is None, expected 0 or more"),
+        ({"pad_token_id": 500}, "pad_token_id is 500, but vocab_size is 120"),
+    ]
+    for changed, message in changes:
+        with pytest.raises((CheckpointError, TypeError), match=message):
+            Ours.from_pretrained(tied, **changed)
+
+
+def test_fresh_weights_are_drawn_like_those_of_transformers() -> None:
+    config = Speech2TextConfig(encoder_layers=1, decoder_layers=1)
+    theirs = transformers.Speech2TextForConditionalGeneration(
+        transformers.Speech2TextConfig(encoder_layers=1, decoder_layers=1)
+    )
+    ours = Ours(config).state_dict()
+    for name, expected in theirs.state_dict().items():
+        spread = ours[name].std(correction=0).item()
+        assert spread == pytest.approx(expected.std(correction=0).item(), rel=0.1), name
+        assert ours[name].mean().item() == pytest.approx(expected.mean().item(), abs=0.01), name
+    assert not ours["model.decoder.embed_tokens.weight"][config.pad_token_id].any()
+
 
 # Products of float32 in another order.
 TOLERANCE = 1e-5
@@ -79,11 +209,6 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {**SOME, "attention_mask": torch.tensor([[1] * 21, [0] * 21])},
         r"without any frame in rows \[1\].*leave these rows out",
     ),
-    ({**SOME, "decoder_input_ids": TOKENS[:, :0]}, r"found no token ids, their shape is \(2, 0\)"),
-    (
-        {"input_features": FEATURES, "labels": TOKENS[:, :0]},
-        r"found no labels, their shape is \(2, 0\)",
-    ),
 ]
 
 
@@ -122,3 +247,103 @@ def test_positions_need_a_padding_token() -> None:
         for padding in (None, -1):
             with pytest.raises(ValueError, match=rf"pad_token_id is {padding}, expected 0 or more"):
                 cls(Speech2TextConfig(pad_token_id=padding))
+
+
+# In standard deviations of a mel bin: float16 rounds logarithms to 1/256 at worst.
+WINDOW_TOLERANCE = 5e-3
+
+
+def theirs(samples: np.ndarray, **settings: Any) -> np.ndarray:
+    extractor = transformers.Speech2TextFeatureExtractor(**settings)
+    found: np.ndarray = extractor(samples, sampling_rate=SAMPLE_RATE_HZ).input_features[0]
+    return found
+
+
+def swelling(seconds: float, *, seed: int = 0) -> np.ndarray:
+    """Noise that comes and goes, so that bins vary as those of speech do."""
+    samples = noise(seconds, seed=seed)[0]
+    loudness = np.exp(3 * np.sin(np.arange(samples.size) / 2000.0)) / 25
+    return (samples * loudness).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"normalize_vars": False}, {"normalize_means": False}, {"do_ceptral_normalize": False}],
+    ids=lambda settings: next(iter(settings), "usual"),
+)
+def test_a_window_is_what_the_extractor_gives_for_the_same_samples(
+    settings: dict[str, bool],
+) -> None:
+    samples = swelling(3.0)
+    normalized = settings.get("do_ceptral_normalize", True)
+    own = Speech2TextPartFeatures(
+        means=normalized and settings.get("normalize_means", True),
+        variances=normalized and settings.get("normalize_vars", True),
+    )
+    for start, end in ((0, 100), (37, 250), (120, 140), (199, 300)):
+        window = own.window(own(samples).values, start, end)
+        wanted = theirs(samples[start * HOP_SAMPLES : end * HOP_SAMPLES], **settings)
+        assert window.shape == wanted.shape
+        scale = 1.0 if settings.get("normalize_vars", normalized) else float(wanted.std() + 1)
+        np.testing.assert_allclose(window, wanted, atol=WINDOW_TOLERANCE * scale)
+
+
+def test_the_last_window_hears_the_part_to_its_last_whole_hop() -> None:
+    own, whole = Speech2TextPartFeatures(), swelling(2.0)
+    wanted = theirs(whole[40 * HOP_SAMPLES : 100 * HOP_SAMPLES])
+    for extra in (0, 79, 80, 159):
+        window = own.window(own(whole[: 100 * HOP_SAMPLES + extra]).values, 40, 100)
+        np.testing.assert_allclose(window, wanted, atol=WINDOW_TOLERANCE)
+
+
+def test_windows_of_silence_or_of_less_than_a_frame_are_no_trouble() -> None:
+    own = Speech2TextPartFeatures()
+    silent = own(np.zeros(SAMPLE_RATE_HZ, dtype=np.float32))
+    assert (silent.values == np.float16(silent.pad_value)).all()
+    assert (own.window(silent.values, 0, 100) == 0).all()
+    assert (own.window(silent.values, 10, 13) == np.zeros((1, 80))).all()
+    assert own.window(silent.values, 10, 12).shape == (0, 80)
+    assert own.window(silent.values, 99, 100).shape == (0, 80)
+    assert own(np.zeros(399, dtype=np.float32)).values.shape == (0, 80)
+    assert own.window(np.empty((0, 80), np.float16), 0, 2).shape == (0, 80)
+
+
+def folder_with(path: Path, *, config: dict[str, Any] | None = None, **settings: Any) -> Path:
+    given = {"model_type": "speech_to_text"} | (config or {})
+    (path / "config.json").write_text(json.dumps(given))
+    (path / "preprocessor_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def test_what_the_checkpoint_says_is_done_in_either_file(tmp_path: Path) -> None:
+    sizes = {"num_mel_bins": 40, "normalize_vars": False}
+    folder = folder_with(tmp_path, config={"input_feat_per_channel": 40}, **sizes)
+    own, samples = Speech2TextPartFeatures.from_folder(folder), swelling(1.0)
+    found = own(samples)
+    assert found.values.shape == (98, 40)
+    wanted = theirs(samples, feature_size=40, **sizes)
+    np.testing.assert_allclose(own.window(found.values, 0, 100), wanted, atol=0.01)
+    (folder_with(tmp_path) / "preprocessor_config.json").unlink()
+    message = r"expected preprocessor_config\.json or processor_config"
+    with pytest.raises(CheckpointError, match=message):
+        Speech2TextPartFeatures.from_folder(tmp_path)
+    content = {"feature_extractor": {"normalize_means": False}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(content))
+    own = Speech2TextPartFeatures.from_folder(tmp_path)
+    wanted = theirs(samples, normalize_means=False)
+    np.testing.assert_allclose(own.window(own(samples).values, 0, 100), wanted, atol=0.02)
+
+
+def test_what_is_not_computed_here_is_refused(tmp_path: Path) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"sampling_rate": 8000}, "sampling_rate 8000 .expected 16000"),
+        ({"num_mel_bins": 40}, "num_mel_bins 40 .expected 80"),
+        ({"dither": 1.0}, "dither 1.0"),
+        ({"normalize_means": "yes"}, "normalize_means 'yes' .expected true or false"),
+    ]
+    for settings, words in wrong:
+        with pytest.raises(CheckpointError, match=words):
+            Speech2TextPartFeatures.from_folder(folder_with(tmp_path, **settings))
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
+        Speech2TextPartFeatures.from_folder(tmp_path)
