@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 _ENVIRONMENT = {
     # The models of tests are so small that a second thread only spins until the first has ended:
-    # tests/parity/test_generate_search.py takes 7 CPU seconds with one, 71 with two on busy cores.
+    # tests/parity/test_generate.py takes 7 CPU seconds with one, 71 with two on busy cores.
     # Not the cores by the workers: these inherit what the process sets that starts them.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

@@ -151,7 +151,7 @@ class BeamBatch:
     Equal token for token to transformers' beam search: the rules are applied to the
     log-probabilities of the raw logits, which are added to a beam's score as they are; of twice
     `num_beams` candidates those that end among the first `num_beams` are finished; and a window
-    ends when no running beam can beat its worst finished one (tests/decoding/test_beam.py).
+    ends when no running beam can beat its worst finished one (tests/parity/test_generate.py).
 
     Source: transformers/generation/utils.py, `_beam_search`.
     """

@@ -1,4 +1,4 @@
-"""Beam search is transformers', token for token, whatever sits in the other places."""
+"""Beams side by side, equal to transformers' in tests/parity; drafts change only the time."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,6 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,32 +20,35 @@ from corpus_asr.decoding.protocols import (
     TokenRules,
     WindowJob,
     WindowResult,
+    check_assistant,
     check_job,
 )
 from corpus_asr.decoding.rules import RepetitionDetector, repeats_itself
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.whisper.model import WhisperSlotModel
-from tests.support.references import beam_search
-from tests.support.searches import END, GRAMMAR, PLAIN, POSITIONS, VOCAB, job, small_whisper
+from corpus_asr.decoding.speculative import SpeculativeBatch
+from corpus_asr.families.whisper.model import WhisperForCausalLM
+from corpus_asr.families.whisper.slots import (
+    WhisperDecoderSlots,
+    WhisperSlotModel,
+)
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.searches import END, GRAMMAR, PLAIN, POSITIONS, SOURCE, VOCAB, job, small_whisper
 from tests.support.slots import assert_all_same, run_jobs
-
-# Sums of up to 40 float32 log-probabilities, from products in another order.
-SCORE_TOLERANCE = 1e-3
 
 SUPPRESSING = TokenRules(end=END, suppress=(3, 7, 12), suppress_first=(END, 5))
 
 
-class Pair:
-    """The same weights here and there."""
-
-    def __init__(self, folder: Path, seed: int, **changes: Any) -> None:
-        self.model: WhisperSlotModel = small_whisper(folder, seed=seed, **changes).slot_model()
-        self.oracle = transformers.WhisperForConditionalGeneration.from_pretrained(folder)
+@pytest.fixture(scope="module")
+def networks(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[WhisperForConditionalGeneration]:
+    folders = [tmp_path_factory.mktemp("checkpoint") for _ in range(3)]
+    return [small_whisper(folder, seed=seed) for seed, folder in enumerate(folders)]
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
-    return [Pair(tmp_path_factory.mktemp("checkpoint"), seed) for seed in range(3)]
+def models(networks: list[WhisperForConditionalGeneration]) -> list[WhisperSlotModel]:
+    return [network.slot_model() for network in networks]
 
 
 def run(model: SlotModel, jobs: list[WindowJob], *, places: int) -> list[WindowResult]:
@@ -58,79 +60,46 @@ def run(model: SlotModel, jobs: list[WindowJob], *, places: int) -> list[WindowR
     ]
 
 
-def check(pair: Pair, jobs: list[WindowJob], found: list[WindowResult]) -> None:
+def check(model: SlotModel, jobs: list[WindowJob], found: list[WindowResult]) -> None:
+    """Check that each job found what it finds alone, of every sequence that it returns."""
     for one, result in zip(jobs, found, strict=True):
-        search = one.search
-        expected = beam_search(
-            pair.oracle,
-            torch.from_numpy(one.features),
-            one.prompt,
-            one.rules,
-            max_new_tokens=one.max_new_tokens,
-            num_beams=search.num_beams,
-            length_penalty=search.length_penalty,
-            early_stopping=search.early_stopping,
-            num_return_sequences=search.num_return_sequences,
-            repetition_penalty=search.repetition_penalty,
-            no_repeat_ngram_size=search.no_repeat_ngram_size,
-        )
-        ours = [result, *result.others]
-        assert [each.tokens for each in ours] == [each.tokens for each in expected]
-        assert [each.sequence_score for each in ours] == pytest.approx(
-            [each.score for each in expected], abs=SCORE_TOLERANCE
-        )
+        (alone,) = run(model, [one], places=1)
+        for ours, expected in zip((result, *result.others), (alone, *alone.others), strict=True):
+            assert ours.tokens == expected.tokens
+            assert ours.sequence_score == pytest.approx(expected.sequence_score, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("num_beams", "early_stopping", "length_penalty"),
-    [(2, False, 1.0), (5, False, 1.0), (5, True, 1.0), (2, "never", 1.0), (5, "never", -1.0),
-     (5, False, 0.0), (2, True, 2.0), (5, False, -1.0)],
-)  # fmt: skip
-def test_beams_are_those_of_transformers(
-    pairs: list[Pair], num_beams: int, early_stopping: bool | str, length_penalty: float
+@pytest.mark.parametrize("num_beams", [2, 5])
+def test_what_beams_find_depends_on_no_other_place(
+    models: list[WhisperSlotModel], num_beams: int
 ) -> None:
-    options: dict[str, Any] = {
-        "num_beams": num_beams,
-        "early_stopping": early_stopping,
-        "length_penalty": length_penalty,
-        "num_return_sequences": num_beams,
-    }
-    pair = pairs[num_beams % 2]
+    options: dict[str, Any] = {"num_beams": num_beams, "num_return_sequences": num_beams}
     kinds = enumerate((PLAIN, SUPPRESSING, GRAMMAR))
     jobs = [job(i, rules, prompt=(31, *range(3 * i), 32), **options) for i, rules in kinds]
     # Two places for three jobs: one waits, and starts beside one that is under way.
-    check(pair, jobs, run(pair.model, jobs, places=2))
+    check(models[0], jobs, run(models[0], jobs, places=2))
 
 
-def test_the_windows_end_in_every_way(pairs: list[Pair]) -> None:
+def test_the_windows_end_in_every_way(models: list[WhisperSlotModel]) -> None:
     """What the comparison above is worth: ends, limits, and the whole length of the decoder."""
     jobs = [job(i, rules, num_beams=5) for i in range(4) for rules in (PLAIN, SUPPRESSING, GRAMMAR)]
-    found = [result for pair in pairs[:2] for result in run(pair.model, jobs, places=6)]
+    found = [result for model in models[:2] for result in run(model, jobs, places=6)]
     assert sum(result.end_logprob is not None for result in found) > 4
     assert sum(result.end_logprob is None for result in found) > 4
 
 
-def test_a_text_may_fill_the_whole_decoder(pairs: list[Pair]) -> None:
+def test_a_text_may_fill_the_whole_decoder(models: list[WhisperSlotModel]) -> None:
     endless = replace(SUPPRESSING, suppress=(END,))
     jobs = [job(0, endless, limit=99, num_beams=3), job(1, endless, prompt=(31,) * 47, num_beams=3)]
-    found = run(pairs[2].model, jobs, places=2)
+    found = run(models[2], jobs, places=2)
     assert [len(result.tokens) for result in found] == [POSITIONS - 2, 1]
-    check(pairs[2], [replace(jobs[0], max_new_tokens=POSITIONS - 2)], found[:1])
 
 
-def test_rules_against_repetition_are_those_of_transformers(pairs: list[Pair]) -> None:
-    jobs = [
-        job(0, num_beams=4, repetition_penalty=1.3),
-        job(1, GRAMMAR, num_beams=4, no_repeat_ngram_size=2, num_return_sequences=2),
-        job(2, SUPPRESSING, num_beams=4, repetition_penalty=0.8, no_repeat_ngram_size=3),
-        job(3, num_beams=4),
-    ]
-    check(pairs[0], jobs, run(pairs[0].model, jobs, places=3))
-
-
-def test_logprobs_are_those_of_the_tokens_under_the_rules(pairs: list[Pair]) -> None:
+def test_logprobs_are_those_of_the_tokens_under_the_rules(
+    networks: list[WhisperForConditionalGeneration], models: list[WhisperSlotModel]
+) -> None:
     one = job(1, GRAMMAR, num_beams=3, num_return_sequences=3, keep_scores=True, keep_logits=True)
-    (result,) = run(pairs[0].model, [one], places=1)
+    (result,) = run(models[0], [one], places=1)
     for each in (result, *result.others):
         said = [*each.tokens, *([END] if each.end_logprob is not None else [])]
         assert each.scores is not None
@@ -145,12 +114,12 @@ def test_logprobs_are_those_of_the_tokens_under_the_rules(pairs: list[Pair]) -> 
         assert each.sequence_score == pytest.approx(float(raw.sum()) / len(said), abs=1e-4)
         features, tokens = torch.from_numpy(one.features), torch.tensor([[*one.prompt, *said]])
         with torch.inference_mode():
-            whole = pairs[0].oracle(features.unsqueeze(0), decoder_input_ids=tokens).logits[0]
+            whole = networks[0](features.unsqueeze(0), decoder_input_ids=tokens).logits[0]
         expected = whole[len(one.prompt) - 1 : -1]
         torch.testing.assert_close(each.logits, expected, atol=1e-4, rtol=0)
 
 
-def test_processors_and_criteria_are_asked_for_every_beam(pairs: list[Pair]) -> None:
+def test_processors_and_criteria_are_asked_for_every_beam(models: list[WhisperSlotModel]) -> None:
     def never_7(tokens: Tensor, scores: Tensor) -> Tensor:
         scores[:, 7] = -torch.inf
         return scores
@@ -168,36 +137,36 @@ def test_processors_and_criteria_are_asked_for_every_beam(pairs: list[Pair]) -> 
         job(1, endless, num_beams=3, stopping=(twelve_tokens,)),
         job(2, num_beams=3),
     ]
-    found = run(pairs[1].model, jobs, places=3)
+    found = run(models[1], jobs, places=3)
     assert 9 in found[0].tokens
     assert 7 not in found[0].tokens
     assert len(found[1].tokens) == 10
-    check(pairs[1], [replace(jobs[1], max_new_tokens=10), jobs[2]], found[1:])
+    check(models[1], [replace(jobs[1], max_new_tokens=10), jobs[2]], found[1:])
 
 
-def test_a_moved_place_goes_on_as_it_was(pairs: list[Pair]) -> None:
+def test_a_moved_place_goes_on_as_it_was(models: list[WhisperSlotModel]) -> None:
     options: dict[str, Any] = {"num_beams": 2, "keep_scores": True}
     jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, **options)]
-    found = run(pairs[2].model, jobs, places=2)
-    alone = [run(pairs[2].model, [each], places=1) for each in jobs]
+    found = run(models[2], jobs, places=2)
+    alone = [run(models[2], [each], places=1) for each in jobs]
     assert_all_same([[result] for result in found], alone)
     scores = [result.sequence_score for result in found]
     assert scores == pytest.approx([result.sequence_score for (result,) in alone], abs=1e-5)
 
 
-def test_the_score_of_a_token_is_that_of_the_plain_lane(pairs: list[Pair]) -> None:
+def test_the_score_of_a_token_is_that_of_the_plain_lane(models: list[WhisperSlotModel]) -> None:
     one = job(3, num_beams=2)
-    plain = SlotBatch(pairs[0].model, 1)
+    plain = SlotBatch(models[0], 1)
     plain.fill([0], [one], encode_windows(plain.model, [one]))
     plain.admit([0], [replace(one, search=Search(), max_new_tokens=1)])
     (expected,) = plain.collect([0])
     assert isinstance(expected, WindowResult)
-    (found,) = run(pairs[0].model, [one], places=1)
+    (found,) = run(models[0], [one], places=1)
     assert found.score == pytest.approx(expected.score, abs=1e-6)
 
 
 def test_a_window_that_repeats_itself_ends_early(tmp_path: Path) -> None:
-    model = Pair(tmp_path, seed=0, max_target_positions=200).model
+    model = small_whisper(tmp_path, seed=0, max_target_positions=200).slot_model()
     # Nothing but two tokens may be said, so that it cannot but go round in circles.
     rules = TokenRules(end=END, only=(5, 6))
     jobs = [
@@ -243,10 +212,10 @@ def test_loops_are_those_of_the_plain_lane(
     assert found.tolist() == expected.tolist()
 
 
-def test_a_model_that_gives_no_numbers_is_an_error(pairs: list[Pair]) -> None:
+def test_a_model_that_gives_no_numbers_is_an_error(models: list[WhisperSlotModel]) -> None:
     good = job(1, num_beams=2)
     spoilt = replace(good, features=np.full_like(good.features, np.nan))
-    batch = BeamBatch(pairs[0].model, 2, 2)
+    batch = BeamBatch(models[0], 2, 2)
     batch.fill([0, 1], [spoilt, good], encode_windows(batch.model, [spoilt, good]))
     batch.admit([0, 1], [spoilt, good])
     while len(batch.ended(2)) < 2:
@@ -254,19 +223,227 @@ def test_a_model_that_gives_no_numbers_is_an_error(pairs: list[Pair]) -> None:
     spoilt_result, result = batch.collect([0, 1])
     assert "not a number" in str(spoilt_result)
     assert isinstance(result, WindowResult)
-    check(pairs[0], [good], [result])
+    check(models[0], [good], [result])
 
 
-def test_more_beams_than_there_is_to_say_are_refused_with_their_job(pairs: list[Pair]) -> None:
-    model = pairs[0].model
+def test_more_beams_than_there_is_to_say_are_refused_with_their_job(
+    models: list[WhisperSlotModel],
+) -> None:
+    model = models[0]
     check_job(job(0, num_beams=VOCAB // 2), model)
     with pytest.raises(ValueError, match="searching with 31 beams: a vocabulary of 60"):
         check_job(job(0, num_beams=VOCAB // 2 + 1), model)
 
 
-def test_beams_and_plain_searches_share_a_scheduler(pairs: list[Pair]) -> None:
+def test_beams_and_plain_searches_share_a_scheduler(models: list[WhisperSlotModel]) -> None:
     jobs = [job(0, num_beams=2), job(1), job(2, GRAMMAR, num_beams=5), job(0, GRAMMAR, num_beams=2)]
-    (found,) = run_jobs(SlotScheduler(pairs[0].model, 4), [jobs])
+    (found,) = run_jobs(SlotScheduler(models[0], 4), [jobs])
     results = [cast("WindowResult", result) for result in found]
     assert results.pop(1).sequence_score is None
-    check(pairs[0], [jobs[0], *jobs[2:]], results)
+    check(models[0], [jobs[0], *jobs[2:]], results)
+
+
+def decoder_of(network: WhisperForConditionalGeneration) -> WhisperDecoderSlots:
+    return WhisperDecoderSlots(network.model.decoder, network.proj_out)
+
+
+def nearly(network: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+    """The same network, slightly wrong: it guesses often but not always right."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.model.decoder.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoint")
+
+
+@pytest.fixture(scope="module")
+def network(folder: Path) -> WhisperForConditionalGeneration:
+    return small_whisper(folder, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(network: WhisperForConditionalGeneration) -> WhisperSlotModel:
+    return network.slot_model()
+
+
+Assistants = dict[str, SlotModel]
+
+
+@pytest.fixture(scope="module")
+def assistants(
+    network: WhisperForConditionalGeneration,
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Assistants:
+    """Drafts of every quality, with an encoder and without."""
+    small = small_whisper(tmp_path_factory.mktemp("small"), seed=2, d_model=8, layers=1)
+    wrong = nearly(WhisperForConditionalGeneration.from_pretrained(folder))
+    return {
+        "the same": network.slot_model(),
+        "the same decoder": WhisperForCausalLM.from_pretrained(folder).slot_model(),
+        "nearly the same": wrong.slot_model(),
+        "nearly the same decoder": decoder_of(wrong),
+        "another": small.slot_model(),
+    }
+
+
+def run_drafted(
+    model: SlotModel, jobs: list[WindowJob], *, slots: int = 3, every: int = 1
+) -> list[Any]:
+    scheduler = SlotScheduler(model, slots, check_every=every)
+    return [result for (result,) in run_jobs(scheduler, [[one] for one in jobs])]
+
+
+def assisted(jobs: list[WindowJob], assistant: SlotModel, drafts: int) -> list[WindowJob]:
+    return [
+        replace(each, search=replace(each.search, assistant=assistant, num_draft_tokens=drafts))
+        for each in jobs
+    ]
+
+
+def agree(found: list[WindowResult], expected: list[WindowResult]) -> None:
+    assert_all_same([found], [expected])
+
+
+NAMES = ["the same", "the same decoder", "nearly the same", "nearly the same decoder", "another"]
+
+
+def mixed_jobs() -> list[WindowJob]:
+    endless = replace(GRAMMAR, suppress=(1, 2, END))
+    return [
+        job(0),
+        job(1, GRAMMAR),
+        job(2, GRAMMAR, temperature=0.7),
+        job(3, prompt=(31,), limit=3),
+        job(4, temperature=1.0),
+        job(5, endless, prompt=(31, 5, 6, 7, 8, 32), limit=99, temperature=0.3),
+        job(6, limit=1),
+        job(7, prompt=(31,) * (POSITIONS - 1), limit=99),
+        job(8, replace(PLAIN, suppress=(END,)), limit=99),
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(model: WhisperSlotModel) -> list[WindowResult]:
+    return run_drafted(model, mixed_jobs())
+
+
+@pytest.mark.parametrize(
+    ("name", "drafts", "every"),
+    [(name, 5, 1) for name in NAMES] + [("nearly the same", 1, 1), ("another", 4, 3)],
+)
+def test_the_text_is_the_one_without_an_assistant(
+    model: WhisperSlotModel,
+    assistants: Assistants,
+    plain: list[WindowResult],
+    name: str,
+    drafts: int,
+    every: int,
+) -> None:
+    jobs = assisted(mixed_jobs(), assistants[name], drafts)
+    agree(run_drafted(model, jobs, every=every), plain)
+
+
+def hates_repeats(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    scores[0, tokens[0, -1]] -= 3.0
+    return scores
+
+
+def stops_at_20(tokens: torch.Tensor, scores: Any) -> bool:
+    return tokens.shape[1] >= 20
+
+
+def test_other_options_hold_for_drafts_too(model: WhisperSlotModel, assistants: Assistants) -> None:
+    endless = replace(PLAIN, suppress=(END,))
+    jobs = [
+        job(0, endless, repetition_penalty=1.5, no_repeat_ngram_size=3),
+        job(1, endless, temperature=0.8, top_k=4, top_p=0.9),
+        job(2, endless, processors=(hates_repeats,), stopping=(stops_at_20,)),
+        job(3, GRAMMAR, early_processors=(hates_repeats,), keep_scores=True, keep_logits=True),
+        job(4, temperature=1.0),
+    ]
+    expected = run_drafted(model, jobs)
+    found = run_drafted(model, assisted(jobs, assistants["nearly the same"], 3))
+    agree(found, expected)
+    assert len(found[2].tokens) == 18
+    assert found[3].logits is not None
+
+
+class Counting(WhisperSlotModel):
+    """Counts its runs."""
+
+    runs = 0
+
+    def extend(self, *args: Any) -> torch.Tensor:
+        self.runs += 1
+        return super().extend(*args)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("the same", (5, 5)), ("nearly the same", (6, 20)), ("another", (10, 29))]
+)
+def test_good_drafts_save_runs_of_the_model(
+    network: WhisperForConditionalGeneration,
+    assistants: Assistants,
+    name: str,
+    runs: tuple[int, int],
+) -> None:
+    # 29 tokens after the first; the same model guesses six at a time.
+    counting = Counting(network)
+    jobs = assisted([job(0, temperature=0.5)], assistants[name], 5)
+    found = run_drafted(counting, jobs)
+    assert len(found[0].tokens) == 30
+    assert runs[0] <= counting.runs <= runs[1]
+
+
+def test_a_window_again_is_not_heard_again(model: WhisperSlotModel, assistants: Assistants) -> None:
+    batch = SpeculativeBatch(model, assistants["another"], 2, 4)
+    alone = run_drafted(model, [job(0), job(1), job(0, GRAMMAR)])
+    jobs = [job(0), job(1)]
+    batch.fill([0, 1], jobs, encode_windows(model, jobs))
+    results: list[Any] = []
+    for admitted in (jobs, [job(0, GRAMMAR)]):
+        batch.admit(range(len(admitted)), admitted)
+        while len(batch.ended(len(admitted))) < len(admitted):
+            batch.step(len(admitted), sampled=False)
+        results += batch.collect(range(len(admitted)))
+    agree(results, alone)
+
+
+def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: Assistants) -> None:
+    jobs = assisted([job(0), job(1, GRAMMAR)], assistants["nearly the same decoder"], 3)
+    batch = SpeculativeBatch(model, assistants["nearly the same decoder"], 2, 3)
+    spoilt = replace(jobs[0], features=np.full_like(jobs[0].features, np.nan))
+    batch.fill([0, 1], [spoilt, jobs[1]], encode_windows(model, [spoilt, jobs[1]]))
+    batch.admit([0, 1], [spoilt, jobs[1]])
+    while len(batch.ended(2)) < 2:
+        batch.step(2, sampled=False)
+    spoilt_result, *found = batch.collect([0, 1])
+    assert "not a number" in str(spoilt_result)
+    agree(cast("list[WindowResult]", found), run_drafted(model, [job(1, GRAMMAR)]))
+
+
+def test_what_can_draft_for_what(tmp_path: Path) -> None:
+    sizes: dict[str, dict[str, Any]] = {
+        "own": {}, "longer": {"max_target_positions": POSITIONS + 16},
+        "shorter": {"max_target_positions": POSITIONS - 1}, "narrow": {"d_model": 8},
+        "wide vocabulary": {"vocab_size": VOCAB + 1},
+    }  # fmt: skip
+    networks = {name: small_whisper(tmp_path / name, **size) for name, size in sizes.items()}
+    model = networks["own"].slot_model()
+    for fits in (model, decoder_of(networks["own"]), networks["longer"].slot_model()):
+        check_assistant(model, fits)
+    check_assistant(model, networks["narrow"].slot_model())  # listens for itself
+    for assistant, message in (
+        (networks["wide vocabulary"].slot_model(), "an assistant of 61 tokens for a model of 60"),
+        (networks["shorter"].slot_model(), f"{POSITIONS - 1} positions for a model of {POSITIONS}"),
+        (decoder_of(networks["narrow"]), rf"windows of \({SOURCE}, 8\).*encodes \({SOURCE}, 16\)"),
+        (networks["longer"].to("meta").slot_model(), "an assistant on meta for a model on cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_assistant(model, assistant)

@@ -6,8 +6,8 @@ What a real one would add, kernels, float16 and timing, is not looked at.
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,23 +23,20 @@ from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.decoding.encoding import StreamEncoder
 from corpus_asr.decoding.protocols import (
-    AlignJob,
     Job,
     Result,
     Search,
     SlotModel,
-    TokenTiming,
-    WindowJob,
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import blocks
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.decoding.test_kernels import interpreted as interpreted
 from tests.support.device import pretended_gpu
-from tests.support.device_state import Gpu
-from tests.support.device_streams import RaceError
+from tests.support.device_state import Gpu, RaceError
 from tests.support.device_tensors import run_as_one
-from tests.support.searches import END, GRAMMAR, PLAIN, small_whisper
+from tests.support.searches import KINDS, small_whisper
+from tests.support.searches import ask as ask_of_kind
 from tests.support.slots import assert_all_same, outcomes, run_jobs
 
 # NumPy, by which kernels are interpreted, warns of what a GPU is silent about.
@@ -47,47 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 # Two seconds, so that a window of one is short.
 FRAMES = 200
-KINDS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampled": {"search": Search(temperature=0.8)},
-    "grammar": {"rules": GRAMMAR},
-    "sampled grammar": {"rules": GRAMMAR, "search": Search(temperature=1.2)},
-    "watched": {"search": Search(stop_loops=True), "max_new_tokens": 40},
-    "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
-    "narrowed": {"search": Search(temperature=1.0, top_k=4)},
-    "nucleus": {"search": Search(temperature=1.0, top_p=0.7, no_repeat_ngram_size=2)},
-    "kept": {"search": Search(keep_scores=True, keep_logits=True)},
-    "short": {"num_frames": 100},
-    "beams": {"search": Search(num_beams=3)},
-    "align": {},
-    "timed": {},
-}
-
-
-def ask(kind: str, number: int) -> Any:
-    features = np.random.default_rng(number).standard_normal((80, FRAMES), dtype=np.float32)
-    if kind in ("align", "timed"):
-        tokens = (31, 4, 5, *range(6, 6 + number % 5), END)
-        ends = {"first": 1, "count": len(tokens) - 2, "positions": 40 + number, "filter_width": 3}
-        return AlignJob(
-            features=features,
-            window=(number,),
-            tokens=tokens,
-            heads=((0, 1), (1, 0)),
-            timing=TokenTiming(**ends) if kind == "timed" else None,
-        )
-    usual: dict[str, Any] = {
-        "rules": PLAIN,
-        "max_new_tokens": 5 + 4 * (number % 4),
-        "prompt": (31, 32, 7, 8)[: 1 + number % 4],
-    }
-    return WindowJob(
-        features=features,
-        window=(number,),
-        seed=number,
-        score_token=3 if number % 3 else None,
-        **(usual | KINDS[kind]),
-    )
+ask = partial(ask_of_kind, frames=FRAMES)
 
 
 def tasks_of(kinds: Sequence[str], jobs: int) -> list[list[Job]]:
@@ -319,62 +276,6 @@ def test_a_wait_that_is_forgotten_is_an_error(
     tasks: list[list[Job]] = [[ask("greedy", number)] for number in range(4)]
     with pytest.raises(RaceError, match="reads what another wrote"):
         run(load(folder, "cuda").slot_model(), tasks, slots=3)
-
-
-# What another stream does to a tensor, what makes it safe, and what is done to it then.
-RACES: dict[str, tuple[Callable[[Any], Any], str, Callable[[Any], Any], bool]] = {
-    "write, read": (lambda t: t.add_(1), "nothing", lambda t: t + 1, False),
-    "read, write": (lambda t: t + 1, "nothing", lambda t: t.add_(1), False),
-    "read, read": (lambda t: t + 1, "nothing", lambda t: t + 1, True),
-    "write, read a view": (lambda t: t.add_(1), "nothing", lambda t: t[1:] * 2, False),
-    "write, copy": (lambda t: t.add_(1), "nothing", lambda t: t.cpu(), False),
-    "write, event, read": (lambda t: t.add_(1), "event", lambda t: t + 1, True),
-    "event, write, read": (lambda t: t.add_(1), "early event", lambda t: t + 1, False),
-    "write, stream, write": (lambda t: t.add_(1), "stream", lambda t: t.add_(1), True),
-    "write, host, read": (lambda t: t.add_(1), "host", lambda t: t + 1, True),
-}
-
-
-@pytest.mark.parametrize("name", RACES)
-def test_a_stream_may_use_what_another_is_known_to_be_done_with(gpu: Gpu, name: str) -> None:
-    first, wait, then, safe = RACES[name]
-    tensor = torch.zeros(3, device="cuda")
-    side, event, early = torch.cuda.Stream(), torch.cuda.Event(), torch.cuda.Event()
-    side.wait_stream(torch.cuda.current_stream())
-    early.record(side)
-    with torch.cuda.stream(side):
-        kept = first(tensor)
-    event.record(side)
-    main = torch.cuda.current_stream()
-    {
-        "nothing": lambda: None,
-        "event": lambda: main.wait_event(event),
-        "early event": lambda: main.wait_event(early),
-        "stream": lambda: main.wait_stream(side),
-        "host": event.synchronize,
-    }[wait]()
-    with nullcontext() if safe else pytest.raises(RaceError):
-        then(tensor)
-    assert len(gpu.streams.races) == (not safe)
-    del kept
-
-
-@pytest.mark.parametrize("safe", [True, False])
-def test_memory_is_given_away_only_once_all_streams_are_done_with_it(gpu: Gpu, safe: bool) -> None:
-    side, main = torch.cuda.Stream(), torch.cuda.current_stream()
-    with torch.cuda.stream(side):
-        made = torch.zeros(3, device="cuda")
-    main.wait_stream(side)
-    read = made + 1
-    del made
-    if safe:
-        side.wait_stream(main)
-    with (
-        torch.cuda.stream(side),
-        nullcontext() if safe else pytest.raises(RaceError, match="given memory that another"),
-    ):
-        torch.zeros(3, device="cuda")
-    del read
 
 
 # Most waits of one call of each of a batch's methods, by what it does.

@@ -21,12 +21,9 @@ from corpus_asr.decoding.protocols import (
     check_job,
 )
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.layers import kv_cache as cache
-from corpus_asr.families.layers.kv_cache import SlotCache
-from corpus_asr.families.whisper.model import WhisperDecoderSlots, WhisperSlotModel
-from corpus_asr.models.whisper import WhisperForConditionalGeneration
+from corpus_asr.families.whisper.slots import WhisperDecoderSlots, WhisperSlotModel
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
-from tests.support.graph_capture import TapeRecorder
 from tests.support.slots import assert_all_same, assert_same, cut_network, run_jobs
 
 END, VOCAB, FRAMES = 30, 60, 400
@@ -86,10 +83,8 @@ def ask(kind: str, number: int, **changes: Any) -> Job:
     return WindowJob(**(usual | changes))
 
 
-def run(
-    model: SlotModel, tasks: list[list[Job]], *, slots: int, recorder: TapeRecorder | None = None
-) -> list[list[Result]]:
-    scheduler = SlotScheduler(model, slots, encode_batch=3, check_every=2, recorder=recorder)
+def run(model: SlotModel, tasks: list[list[Job]], *, slots: int) -> list[list[Result]]:
+    scheduler = SlotScheduler(model, slots, encode_batch=3, check_every=2)
     return run_jobs(scheduler, tasks)
 
 
@@ -174,32 +169,6 @@ def test_whole_windows_by_their_length_give_the_same_bits(model: WhisperSlotMode
         for transcribed in (None, FRAMES)
     )
     assert repr(by_default) == repr(by_length)
-
-
-class OffTheCpu(WhisperSlotModel):
-    """Looks at what is the same for every step, as where the cache is on a GPU."""
-
-    def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
-        state = super().new_state(slots, beams=beams)
-        state.on_cpu = False
-        state._written = None
-        return state
-
-
-@pytest.mark.parametrize("slots", [1, 8])
-def test_what_was_recorded_before_the_first_short_window_is_recorded_anew(
-    network: WhisperForConditionalGeneration,
-    alone: Alone,
-    slots: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cache, "_looked_at", lambda positions, *, max_positions: max_positions)
-    numbers = [3, 7, 3, *NUMBERS]  # whole windows first
-    recorder = TapeRecorder()
-    tasks = [[ask(kind, number) for kind in KINDS] for number in numbers]
-    found = run(OffTheCpu(network), tasks, slots=slots, recorder=recorder)
-    assert_all_same(found, [[alone[kind, number] for kind in KINDS] for number in numbers])
-    assert recorder.replayed > 0
 
 
 def test_the_same_window_heard_further_is_encoded_again(

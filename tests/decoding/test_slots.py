@@ -6,7 +6,6 @@ from typing import Any, cast
 import pytest
 import torch
 
-from corpus_asr.decoding import slots as slots_module
 from corpus_asr.decoding.encoding import ThreadEncoder
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import (
@@ -70,12 +69,6 @@ def test_a_job_stops_at_its_limit_without_an_end_token() -> None:
     assert whole.end_logprob is not None
     expected = torch.log_softmax(torch.tensor([10.0] + [0.0] * 49), 0)[0].item()
     assert cut.logprobs == pytest.approx([expected, expected], abs=1e-5)
-
-
-def test_the_same_window_again_is_not_encoded_again() -> None:
-    model = ScriptedModel([[5], [6]])
-    run(model, [[job(0), job(0), job(1), job(0)]], slots=2)
-    assert model.encoded == [0, 1, 0]
 
 
 def test_freed_slots_are_refilled_before_the_next_step_and_finished_ones_cost_nothing() -> None:
@@ -183,21 +176,6 @@ def test_a_cpu_encodes_a_window_per_thread_and_an_accelerator_runs_ahead_of_its_
 )
 def test_looks_lie_some_milliseconds_apart(step_ms: float | None, steps: int) -> None:
     assert steps_between_looks(None if step_ms is None else step_ms / 1000) == steps
-
-
-def test_when_to_look_changes_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    scripts = [[5] * (2 + 3 * number) for number in range(7)]
-    tasks = [[job(number), job((3 * number) % 7)] for number in range(7)]
-    looked: list[int] = []
-
-    def between(step_s: float | None) -> int:
-        looked.append(1 + len(looked) % 5)
-        return looked[-1]
-
-    expected = run(ScriptedModel(scripts), tasks, slots=3)
-    monkeypatch.setattr(slots_module, "steps_between_looks", between)
-    assert run(ScriptedModel(scripts), tasks, slots=3, check_every=None) == expected
-    assert looked
 
 
 def test_gathered_tasks_run_side_by_side_and_their_results_come_in_order() -> None:

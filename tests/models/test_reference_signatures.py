@@ -6,6 +6,7 @@ the list is held to be no longer than needed.
 """
 
 import inspect
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import transformers
 
 from corpus_asr.models import speech2text, whisper
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
-from tests.support.references import absent, by_position, parameters
 from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
 
@@ -196,6 +196,38 @@ HEAD_MASKS: dict[str, tuple[str, ...]] = {
     "WhisperForCausalLM": ("head_mask", "cross_attn_head_mask"),
     "WhisperForAudioClassification": ("head_mask",),
 }
+
+Parameters = Mapping[str, inspect.Parameter]
+_SPREAD = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+def parameters(owner: Any, method: str = "") -> Parameters:
+    """Those of a callable, or of a class's method without the object itself."""
+    named = getattr(owner, method) if method else owner
+    found = dict(inspect.signature(named).parameters)
+    if method and inspect.isfunction(named):
+        found.pop(next(iter(found)))
+    return found
+
+
+def absent(ours: Parameters, theirs: Parameters) -> Iterator[str]:
+    """What theirs has and ours has not; where ours has both, defaults have to be the same."""
+    kinds = {one.kind for one in ours.values()}
+    for name, one in theirs.items():
+        if one.kind in _SPREAD:
+            if one.kind not in kinds:
+                yield str(one).split(":")[0]
+        elif name not in ours:
+            if name != "self":  # a function that serves as a method may call it `model`
+                yield name
+        else:
+            assert ours[name].default == one.default, name
+
+
+def by_position(found: Parameters, other: Parameters) -> list[str]:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [name for name, one in found.items() if one.kind == kind and name in other]
+
 
 CASES = [(owner, method) for owner, methods in NAMED.items() for method in methods]
 

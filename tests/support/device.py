@@ -18,8 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.device_state import Gpu, gpu_now
-from tests.support.device_streams import Clock, Stream
+from tests.support.device_state import Clock, Gpu, Stream, gpu_now
 from tests.support.device_tensors import (
     DeviceTensor,
     Host,
@@ -194,7 +193,6 @@ def _on_stream(stream: Stream) -> Iterator[None]:
 
 
 def _empty_cache() -> None:
-    gpu_now().emptied += 1
     gpu_now().disturbs("empty_cache")
 
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tests.support.device_state import Gpu, gpu_is, gpu_now
-from tests.support.device_streams import Stored
+from tests.support.device_state import Gpu, Stored, gpu_is, gpu_now
 
 CPU = torch.device("cpu")
 _FACTORIES = {

@@ -1,13 +1,11 @@
 """Networks and searches of other libraries with the weights of a checkpoint, to compare with."""
 
-import inspect
 import json
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,18 +14,12 @@ import transformers
 import whisper
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.generation.logits_process import (
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    WhisperTimeStampLogitsProcessor,
-)
-from transformers.generation.utils import GenerationMixin
 from whisper.model import disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
 from corpus_asr.decoding.alignment import token_begins
-from corpus_asr.decoding.protocols import AlignJob, AlignResult, TokenRules
-from corpus_asr.models.whisper import WhisperForConditionalGeneration
+from corpus_asr.decoding.protocols import AlignJob, AlignResult
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.audio import decode
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
@@ -238,94 +230,3 @@ def run(task: Generator[AlignJob, AlignResult, Any], model: whisper.Whisper) -> 
             job = task.send(align(model, job))
     except StopIteration as stop:
         return stop.value
-
-
-@dataclass(frozen=True)
-class Found:
-    tokens: tuple[int, ...]
-    """New tokens, without the end."""
-    score: float
-
-
-def beam_search(
-    model: Any,
-    features: Tensor,
-    prompt: tuple[int, ...],
-    rules: TokenRules,
-    *,
-    max_new_tokens: int,
-    num_return_sequences: int = 1,
-    **options: Any,
-) -> list[Found]:
-    """Search one window (mel, frame) with transformers' model; best first."""
-    begin = len(prompt)
-    processors = transformers.LogitsProcessorList()
-    if rules.suppress:
-        processors.append(SuppressTokensLogitsProcessor(list(rules.suppress)))
-    if rules.suppress_first:
-        first = SuppressTokensAtBeginLogitsProcessor(list(rules.suppress_first), begin)
-        processors.append(first)
-    if rules.timestamp_begin is not None:
-        config: Any = SimpleNamespace(
-            eos_token_id=rules.end,
-            bos_token_id=rules.end,
-            no_timestamps_token_id=rules.no_timestamps,
-            max_initial_timestamp_index=rules.max_initial_timestamp,
-        )
-        processors.append(WhisperTimeStampLogitsProcessor(config, begin_index=begin))
-    with torch.inference_mode():
-        output: Any = GenerationMixin.generate(
-            model,
-            features.unsqueeze(0),
-            generation_config=transformers.GenerationConfig(
-                eos_token_id=rules.end,
-                pad_token_id=rules.end,
-                bos_token_id=rules.end,
-                decoder_start_token_id=prompt[0],
-                max_new_tokens=max_new_tokens,
-                num_return_sequences=num_return_sequences,
-                return_dict_in_generate=True,
-                output_scores=True,
-                **options,
-            ),
-            decoder_input_ids=torch.tensor([prompt]),
-            logits_processor=processors,
-        )
-    found = []
-    scores = output.sequences_scores.tolist()
-    for sequence, score in zip(output.sequences[:, begin:].tolist(), scores, strict=True):
-        tokens = sequence[: sequence.index(rules.end)] if rules.end in sequence else sequence
-        found.append(Found(tuple(tokens), score))
-    return found
-
-
-Parameters = Mapping[str, inspect.Parameter]
-_SPREAD = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-
-
-def parameters(owner: Any, method: str = "") -> Parameters:
-    """Those of a callable, or of a class's method without the object itself."""
-    named = getattr(owner, method) if method else owner
-    found = dict(inspect.signature(named).parameters)
-    if method and inspect.isfunction(named):
-        found.pop(next(iter(found)))
-    return found
-
-
-def absent(ours: Parameters, theirs: Parameters) -> Iterator[str]:
-    """What theirs has and ours has not; where ours has both, defaults have to be the same."""
-    kinds = {one.kind for one in ours.values()}
-    for name, one in theirs.items():
-        if one.kind in _SPREAD:
-            if one.kind not in kinds:
-                yield str(one).split(":")[0]
-        elif name not in ours:
-            if name != "self":  # a function that serves as a method may call it `model`
-                yield name
-        else:
-            assert ours[name].default == one.default, name
-
-
-def by_position(found: Parameters, other: Parameters) -> list[str]:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return [name for name, one in found.items() if one.kind == kind and name in other]

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
-from corpus_asr.models.whisper import WhisperForConditionalGeneration
+from corpus_asr.decoding.protocols import AlignJob, Search, TokenRules, TokenTiming, WindowJob
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 
 VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20
@@ -49,4 +49,48 @@ def job(
         search=Search(**search),
         seed=seed,
         score_token=33,
+    )
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"search": Search(temperature=0.8)},
+    "grammar": {"rules": GRAMMAR},
+    "sampled grammar": {"rules": GRAMMAR, "search": Search(temperature=1.2)},
+    "watched": {"search": Search(stop_loops=True), "max_new_tokens": 40},
+    "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
+    "narrowed": {"search": Search(temperature=1.0, top_k=4)},
+    "nucleus": {"search": Search(temperature=1.0, top_p=0.7, no_repeat_ngram_size=2)},
+    "kept": {"search": Search(keep_scores=True, keep_logits=True)},
+    "short": {"num_frames": 100},
+    "beams": {"search": Search(num_beams=3)},
+    "align": {},
+    "timed": {},
+}
+
+
+def ask(kind: str, number: int, *, frames: int = 2 * SOURCE) -> Any:
+    """Make a job of a kind; texts of one number differ from those of another."""
+    features = np.random.default_rng(number).standard_normal((80, frames), dtype=np.float32)
+    if kind in ("align", "timed"):
+        tokens = (31, 4, 5, *range(6, 6 + number % 5), END)
+        ends = {"first": 1, "count": len(tokens) - 2, "positions": 40 + number, "filter_width": 3}
+        return AlignJob(
+            features=features,
+            window=(number,),
+            tokens=tokens,
+            heads=((0, 1), (1, 0)),
+            timing=TokenTiming(**ends) if kind == "timed" else None,
+        )
+    usual: dict[str, Any] = {
+        "rules": PLAIN,
+        "max_new_tokens": 5 + 4 * (number % 4),
+        "prompt": (31, 32, 7, 8)[: 1 + number % 4],
+    }
+    return WindowJob(
+        features=features,
+        window=(number,),
+        seed=number,
+        score_token=3 if number % 3 else None,
+        **(usual | KINDS[kind]),
     )
