@@ -177,21 +177,3 @@ def test_labels_are_encoded_within_the_older_context(speech2text: Family) -> Non
     np.testing.assert_array_equal(
         ours(raw_speech=AUDIO, **RATE).input_features[0], ours(AUDIO, **RATE).input_features[0]
     )
-
-
-def test_files_are_uploaded_when_asked(
-    whisper: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[Any] = []
-    monkeypatch.setattr(
-        "corpus_asr.families.saved_files.upload_files",
-        lambda folder, names, **options: sent.append((folder, names, options)),
-    )
-    ours, folder = whisper.ours, tmp_path / "mine"
-    ours.save_pretrained(folder, push_to_hub=True, private=True)
-    ours.feature_extractor.save_pretrained(folder, push_to_hub=True, repo_id="lab/x")
-    (sent_from, names, options), (_, extractor_names, others) = sent
-    assert sent_from == folder
-    assert {"preprocessor_config.json", "processor_config.json", "vocab.json"} <= set(names)
-    assert options == {"repo_id": "mine", "private": True}
-    assert (extractor_names, others) == (["preprocessor_config.json"], {"repo_id": "lab/x"})

@@ -13,14 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import Job, Result
+from corpus_asr.decoding.protocols import AlignJob, Job, WindowJob
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.tasks import Gather, Task
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.whisper import WhisperTranscriber
-from corpus_asr.transcription.whisper_prompt import PromptFormat, find_language
 from corpus_asr.transcription.windows import (
     PartRequest,
     SpansInOrder,
@@ -30,7 +29,7 @@ from corpus_asr.transcription.windows import (
 from corpus_asr.units import FRAMES_PER_SECOND, TAIL_FRAMES, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import part, prompt_format
-from tests.support.slots import Listening, cut_network, run_jobs
+from tests.support.slots import Listening, outcomes
 from tests.support.tables import segment
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -200,55 +199,19 @@ def network(checkpoint: Path) -> WhisperForConditionalGeneration:
     return WhisperForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
 
 
-class ByLength:
-    """Transcribes part by part, each window by a network made for what is heard of it."""
-
-    def __init__(self, network: WhisperForConditionalGeneration, checkpoint: Path) -> None:
-        self._network = network
-        self._prompt_format = PromptFormat.from_folder(checkpoint)
-        self._schedulers: dict[int, SlotScheduler] = {}
-        self.transcribed: list[tuple[tuple[int, ...], int | None]] = []
-
-    def __call__(self, own: PartRequest, settings: DecodingSettings) -> list[Segment]:
-        task = WhisperTranscriber(self._prompt_format).transcribe(own, settings)
-        return list(self._result_of(task).segments)
-
-    def _result_of(self, task: Task) -> Any:
-        answer: Any = None
-        while True:
-            try:
-                request = task.send(answer)
-            except StopIteration as stop:
-                return stop.value
-            if isinstance(request, Gather):
-                answer = [self._result_of(one) for one in request.tasks]
-            else:
-                answer = self._run(request)
-
-    def _run(self, job: Job) -> Result:
-        self.transcribed.append((job.window, job.num_frames))
-        frames = job.num_frames or WINDOW_FRAMES
-        if frames not in self._schedulers:
-            model = cut_network(self._network, frames=frames).slot_model()
-            self._schedulers[frames] = SlotScheduler(model, 1)
-        features = np.ascontiguousarray(job.features[:, :frames])
-        own = replace(job, features=features, num_frames=None)
-        ((result,),) = run_jobs(self._schedulers[frames], [[own]])
-        return result
-
-
-def near(found: Sequence[Segment], expected: Sequence[Segment]) -> None:
-    assert len(found) == len(expected)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours.tokens, ours.text, ours.language) == (
-            theirs.tokens, theirs.text, theirs.language
-        )  # fmt: skip
-        assert (ours.start_s, ours.end_s) == (theirs.start_s, theirs.end_s)
-        assert ours.language_probability == pytest.approx(theirs.language_probability, abs=1e-4)
-        assert ours.avg_logprob == pytest.approx(theirs.avg_logprob, abs=1e-4)
-        assert ours.no_speech_prob == pytest.approx(theirs.no_speech_prob, abs=1e-4)
-        times = [(word.word, word.start_s, word.end_s) for word in theirs.words or ()]
-        assert [(word.word, word.start_s, word.end_s) for word in ours.words or ()] == times
+def noted(task: Task, jobs: list[Job]) -> Task:
+    """A task that also appends what it asks for to `jobs`."""
+    answer: Any = None
+    while True:
+        try:
+            request = task.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(request, Gather):
+            request = Gather(noted(one, jobs) for one in request.tasks)
+        else:
+            jobs.append(request)
+        answer = yield request
 
 
 def transcribe(
@@ -282,33 +245,35 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if number % 2 else [])
-        for number, name in enumerate(OPTIONS)
-    ],
-)
-def test_parts_say_what_networks_say_that_were_made_for_their_lengths(
+@pytest.mark.parametrize("name", OPTIONS)
+def test_all_that_is_asked_of_a_window_hears_its_content_and_the_padding(
     network: WhisperForConditionalGeneration, checkpoint: Path, name: str
 ) -> None:
+    """What is said of so much of a window is tested in tests/decoding/test_short_windows.py."""
     settings = DecodingSettings(padding_s=PADDING_S, **(GREEDY | OPTIONS[name]))
-    oracle = ByLength(network, checkpoint)
-    expected = [oracle(own, settings) for own in PARTS]
-    transcribed = {frames for _, frames in oracle.transcribed}
-    assert None in transcribed
-    assert 600 in transcribed
-    assert len(dict(oracle.transcribed)) == len(set(oracle.transcribed))  # a window has one length
-    for slots in (1, 3, 8) if name == "sequential" else (3,):
-        found, windows = transcribe(network, checkpoint, PARTS, settings, slots=slots)
-        # Asking for the language, decoding and timing words share an encoding.
-        repeats = sum(one == before for before, one in pairwise(oracle.transcribed))
-        assert windows == len(oracle.transcribed) - repeats
-        for own, ours, theirs in zip(PARTS, found, expected, strict=True):
-            near(ours, theirs)
-            for one in ours:
-                assert one.end_s <= own.end_s
-                assert all(word.end_s <= own.end_s for word in one.words or ())
+    by_part: list[list[Any]] = [[] for _ in PARTS]
+    own = WhisperTranscriber.from_folder(checkpoint)
+    tasks = [
+        noted(own.transcribe(each, settings), jobs)
+        for each, jobs in zip(PARTS, by_part, strict=True)
+    ]
+    transcripts = outcomes(SlotScheduler(network.slot_model(), 6), tasks)
+    expected = [list(transcript.segments) for transcript in transcripts]
+    jobs = [job for each in by_part for job in each]
+    assert {job.num_frames for job in jobs} > {None, 600}
+    for job in jobs:
+        assert job.num_frames == frames_to_encode(job.window[1] - job.window[0], PADDING_S)
+    assert {type(job) for job in jobs} == {WindowJob} | ({AlignJob} if name == "words" else set())
+    found, windows = transcribe(network, checkpoint, PARTS, settings, slots=3)
+    # Asking for the language, decoding and timing words share an encoding.
+    assert windows == sum(len({job.window for job in each}) for each in by_part)
+    assert [[s.tokens for s in segments] for segments in found] == [
+        [s.tokens for s in segments] for segments in expected
+    ]
+    for each, segments in zip(PARTS, found, strict=True):
+        for one in segments:
+            assert one.end_s <= each.end_s
+            assert all(word.end_s <= each.end_s for word in one.words or ())
     assert sum(len(segments) for segments in expected) >= 3
 
 

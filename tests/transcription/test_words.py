@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -251,24 +250,6 @@ def test_the_job_reads_prompt_text_and_end_in_the_window_that_was_decoded() -> N
     _, job = timed([SAID], attention([10, 30, 50]))
     assert job.tokens == (30, 32, 1, 2, END)
     assert (job.window, job.heads, job.choices) == ((7, 3000), ((0, 0),), END)
-
-
-def test_words_begin_where_they_are_attended_to_and_segments_take_their_times() -> None:
-    stretches = [
-        DraftSegment(tokens=(1, 2), start_s=10.0, end_s=11.0),
-        DraftSegment(tokens=(3,), start_s=11.0, end_s=12.0),
-    ]
-    found, _ = timed(stretches, attention([10, 30, 50, 70]))
-    words = [word for stretch in found for word in stretch.words]
-    assert [word.word for word in words] == [" w1", " w2", " w3"]
-    # Each from somewhere between what is attended to before it and what is attended to for it.
-    for word, (after_s, before_s) in zip(words, pairwise((10.0, 10.2, 10.6, 11.0)), strict=True):
-        assert after_s <= word.start_s <= before_s
-        assert word.probability == pytest.approx(np.exp(-0.5))
-    assert [word.end_s for word in words[:2]] == [word.start_s for word in words[1:]]
-    assert (found[0].start_s, found[0].end_s) == (words[0].start_s, words[1].end_s)
-    assert (found[1].start_s, found[1].end_s) == (words[2].start_s, words[2].end_s)
-    assert last_word_end(found) == words[2].end_s
 
 
 def test_a_token_that_cannot_be_text_makes_its_word_improbable_and_no_more() -> None:

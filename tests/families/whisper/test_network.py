@@ -232,7 +232,8 @@ def test_whatever_is_saved_can_be_uploaded(tmp_path: Path, monkeypatch: pytest.M
     extractor = WhisperFeatureExtractor()
     model = WhisperForConditionalGeneration(config())
     parts: list[Any] = [model, model.config, model.generation_config, tokenizer, extractor]
-    for number, part in enumerate([*parts, WhisperProcessor(extractor, tokenizer)]):
+    processor = WhisperProcessor(extractor, tokenizer)
+    for number, part in enumerate([*parts, processor]):
         part.push_to_hub("lab/x", private=True, commit_message="Try")
         part.save_pretrained(tmp_path / str(number))
         names, options = sent.pop()
@@ -244,11 +245,18 @@ def test_whatever_is_saved_can_be_uploaded(tmp_path: Path, monkeypatch: pytest.M
     assert model.generation_config is not None
     model.generation_config.save_pretrained(tmp_path / "mine", push_to_hub=True)
     model.config.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="lab/x", private=True)
-    (names, _), _, _ = sent
+    names, _ = sent[0]
     assert names == {path.name for path in (tmp_path / "mine").iterdir()}
     assert "model.safetensors.index.json" in names
     assert [options for _, options in sent[:2]] == [{"repo_id": "mine"}] * 2
     assert sent[2] == ({"config.json"}, {"repo_id": "lab/x", "private": True})
+    processor.save_pretrained(tmp_path / "yours", push_to_hub=True, private=True)
+    assert sent[3] == (
+        {path.name for path in (tmp_path / "yours").iterdir()},
+        {"repo_id": "yours", "private": True},
+    )
+    extractor.save_pretrained(tmp_path / "yours", push_to_hub=True, repo_id="lab/x")
+    assert sent[4] == ({"preprocessor_config.json"}, {"repo_id": "lab/x"})
 
 
 def test_training_on_many_processes_saves_once_and_what_it_gathered(tmp_path: Path) -> None:

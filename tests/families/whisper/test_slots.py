@@ -110,21 +110,6 @@ def decode_alone(model: WhisperSlotModel, feature: Tensor, prompt: Tensor, steps
     return torch.cat(logits)
 
 
-def test_neighbors_do_not_matter(model: WhisperSlotModel) -> None:
-    features, prompts = windows(5), sequences(5, 3)
-    alone = decode_alone(model, features[3:4], prompts[3:4], steps=20)
-    state = model.new_state(6)
-    among = [begin(model, state, [0, 1, 2, 3, 4], features, prompts, [3] * 5)[:, -1]]
-    for i in range(20):
-        token = among[-1].argmax(-1)
-        # The others run ahead of slot 3, so that it sees caches longer than its own.
-        positions = torch.tensor([3 + 2 * i, 3 + i, 3, 3 + i, 3 + i])
-        among.append(model.step(state, token, positions))
-    found = torch.stack(among)[:, 3]
-    assert torch.equal(found.argmax(-1), alone.argmax(-1))
-    torch.testing.assert_close(found, alone, atol=NEIGHBOUR_TOLERANCE, rtol=NEIGHBOUR_TOLERANCE)
-
-
 def test_nan_in_a_slot_reaches_neither_its_neighbors_nor_the_next_window(
     model: WhisperSlotModel,
 ) -> None:
@@ -161,20 +146,6 @@ def test_several_tokens_at_once_equal_the_whole_sequence(
         positions = positions + count
 
 
-def test_what_lies_after_an_earlier_start_is_overwritten_before_it_is_seen(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    features, tokens = windows(1), sequences(1, 20)
-    expected = whole(network, features, tokens)[0]
-    state = model.new_state(1)
-    begin(model, state, [0], features, tokens[:, :5], [5])
-    model.extend(state, [0], sequences(1, 12, seed=9), torch.tensor([5]))
-    found = model.extend(state, [0], tokens[:, 5:8], torch.tensor([5]))
-    assert (found[0] - expected[5:8]).abs().max() < STEP_TOLERANCE
-    found = model.step(state, tokens[:, 8], torch.tensor([8]))
-    assert (found[0] - expected[8]).abs().max() < STEP_TOLERANCE
-
-
 @pytest.mark.parametrize("length", [1, 24], ids=["one", "many"])
 def test_alignment_equals_the_attention_of_transformers(tmp_path: Path, length: int) -> None:
     model = load(tmp_path).slot_model()
@@ -197,23 +168,6 @@ def test_alignment_equals_the_attention_of_transformers(tmp_path: Path, length: 
     torch.testing.assert_close(weights, attended, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(logits, expected.logits[0], atol=STEP_TOLERANCE, rtol=0)
     assert all(torch.equal(a, b.text) for a, b in zip(before, state.layers, strict=True))
-
-
-def test_reordered_slots_go_on_with_the_texts_of_others(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    features = windows(1).expand(3, -1, -1)
-    tokens = sequences(3, 40)
-    state = model.new_state(3)
-    begin(model, state, [0, 1, 2], features, tokens[:, :4], [4] * 3)
-    for position in range(4, 39):
-        model.step(state, tokens[:, position], torch.full((3,), position))
-    sources = torch.tensor([2, 0, 2])
-    model.reorder(state, [0, 1, 2], sources)
-    tokens = torch.cat([tokens[sources, :39], torch.tensor([[1], [2], [3]])], dim=1)
-    found = model.step(state, tokens[:, 39], torch.full((3,), 39))
-    expected = whole(network, features, tokens)[:, 39]
-    assert (found - expected).abs().max() < STEP_TOLERANCE
 
 
 def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> None:
@@ -304,15 +258,6 @@ Cut = dict[int, WhisperForConditionalGeneration]
 def cut(network: WhisperForConditionalGeneration) -> dict[int, WhisperForConditionalGeneration]:
     """The oracles, by the frames of their windows."""
     return {frames: cut_network(network, frames=frames) for frames in set(LENGTHS)}
-
-
-def expect(cut: Cut, features: Tensor, tokens: Tensor, lengths: list[int]) -> Tensor:
-    """Logits (batch, token, vocab) of whole sequences, each by the network of its length."""
-    rows = [
-        whole(cut[frames], window[None, :, :frames], row[None])
-        for window, row, frames in zip(features, tokens, lengths, strict=True)
-    ]
-    return torch.cat(rows)
 
 
 @pytest.mark.parametrize(("dtype", "int8"), KINDS)
@@ -407,59 +352,6 @@ def test_the_encoder_is_one_that_has_no_room_for_more(
         expected = encoder(cut[frames]).encode(window[None, :, :frames])[0]
         torch.testing.assert_close(one[: frames // 2], expected, atol=tolerance, rtol=tolerance)
         assert not one[frames // 2 :].any()
-
-
-@pytest.mark.parametrize("first", [1, 5, 24], ids=lambda count: f"prompts of {count}")
-@pytest.mark.parametrize(
-    ("slots", "lengths"),
-    [([0, 1, 2], [100, 200, 60]), ([2, 0, 1], [100, 100, 100]), ([1, 2, 0], [2, 60, 2])],
-    ids=["one is whole", "alike", "all short"],
-)
-def test_windows_of_all_lengths_side_by_side(
-    model: WhisperSlotModel, cut: Cut, slots: list[int], lengths: list[int], first: int
-) -> None:
-    features, tokens = windows(3), sequences(3, 40)
-    expected = expect(cut, features, tokens, lengths)
-    state = model.new_state(4)
-    # What is left of others must not be heard.
-    spoilt = torch.full((4, FRAMES // 2, 64), torch.nan)
-    model.fill(state, [0, 1, 2, 3], spoilt)
-    model.fill(state, slots, model.encode(features, num_frames=lengths), num_frames=lengths)
-    hidden = model.prefill(state, slots, tokens[:, :first], [first] * 3)
-    found = [model.logits(hidden)]
-    by_slot = torch.tensor(slots).argsort()
-    for position in range(first, first + 6):
-        token = tokens[by_slot, position]
-        logits = model.step(state, token, torch.full((3,), position))
-        found.append(logits[slots].unsqueeze(1))
-    position = first + 6
-    found.append(
-        model.extend(state, slots, tokens[:, position : position + 5], torch.full((3,), position))
-    )
-    seen = torch.cat(found, dim=1)
-    torch.testing.assert_close(seen, expected[:, : position + 5], atol=STEP_TOLERANCE, rtol=0)
-
-
-def test_slots_that_share_a_window_share_its_length(model: WhisperSlotModel, cut: Cut) -> None:
-    lengths = [60, 100]
-    features, tokens = windows(2), sequences(6, 12)
-    tokens[:3, :5], tokens[3:, :5] = tokens[0, :5].clone(), tokens[3, :5].clone()
-    each = [frames for frames in lengths for _ in range(3)]
-    expected = expect(cut, features.repeat_interleave(3, dim=0), tokens, each)
-    state = model.new_state(6, beams=3)
-    assert state.layers[0].cross_keys.shape[0] == 2
-    model.fill(state, [0, 3], model.encode(features, num_frames=lengths), num_frames=lengths)
-    model.prefill(state, [0, 3], tokens[[0, 3], :5], [5, 5])
-    model.reorder(state, range(6), torch.tensor([0, 0, 0, 3, 3, 3]))
-    for position in range(5, 9):
-        found = model.step(state, tokens[:, position], torch.full((6,), position))
-        torch.testing.assert_close(found, expected[:, position], atol=STEP_TOLERANCE, rtol=0)
-    found = model.extend(state, [4, 1], tokens[[4, 1], 9:12], torch.tensor([9, 9]))
-    torch.testing.assert_close(found, expected[[4, 1], 9:12], atol=STEP_TOLERANCE, rtol=0)
-    for source, target in zip([3, 4, 5], [0, 1, 2], strict=True):
-        model.move(state, source, target)
-    found = model.step(state, tokens[3:, 9], torch.full((3,), 9))
-    torch.testing.assert_close(found, expected[3:, 9], atol=STEP_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

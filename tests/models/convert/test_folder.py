@@ -1,24 +1,36 @@
 """Conversion both ways: openai-whisper and transformers load the result and compute the same."""
 
+import importlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 import whisper
 from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.models.convert import ALIGNMENT_HEADS, convert
-from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
-from corpus_asr.models.whisper import WhisperForConditionalGeneration
+from corpus_asr.families.foreign_weights import (
+    FLAX_NAME,
+    TENSORFLOW_NAME,
+    read_flax,
+    read_tensorflow,
+)
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.models.convert.folder import convert
+from corpus_asr.models.convert.openai_files import ALIGNMENT_HEADS, write_tokenizer_files
+from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import real_tokenizer
-from tests.support.weight_formats import write_flax
+from tests.support.weight_formats import write_flax, write_tensorflow
 
 ASSETS = Path(whisper.__file__).parent / "assets"
 RANKS = ASSETS / "multilingual.tiktoken"
@@ -204,3 +216,110 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(folder: Path, tmp_path
     again = runner.invoke(app, ["convert", str(folder), str(tmp_path / "a.pt")])
     assert again.exit_code == 2
     assert "it exists already" in again.stderr
+
+
+Write = Callable[[Path, dict[str, Tensor]], None]
+KINDS: dict[str, tuple[str, Any, Any]] = {
+    "flax": (FLAX_NAME, read_flax, write_flax),
+    "tensorflow": (TENSORFLOW_NAME, read_tensorflow, write_tensorflow),
+}
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    # Sizes that all differ: a transposition in the wrong place cannot fit.
+    tiny_whisper(folder, d_model=24, heads=2, encoder_ffn_dim=40, decoder_ffn_dim=56)
+    return WhisperForConditionalGeneration.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tensor_is_as_it_was_and_a_folder_needs_nothing_else(
+    tmp_path: Path, kind: str
+) -> None:
+    name, read, write = KINDS[kind]
+    state = weights(tmp_path)
+    write(tmp_path / name, state)
+    found = read(tmp_path / name)
+    assert found.keys() == state.keys() - {"proj_out.weight"}
+    (tmp_path / "model.safetensors").unlink()
+    loaded = WhisperForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    for key, tensor in found.items():
+        assert torch.equal(tensor, state[key]), key
+        assert torch.equal(loaded[key], state[key]), key
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=f"{name}: found no readable"):
+        read(tmp_path / name)
+
+
+def test_arrays_that_flax_cut_into_chunks_are_joined(tmp_path: Path) -> None:
+    state = weights(tmp_path)
+    cut = "model.decoder.embed_tokens.weight"
+    write_flax(tmp_path / FLAX_NAME, state, chunked=cut)
+    assert torch.equal(read_flax(tmp_path / FLAX_NAME)[cut], state[cut])
+
+
+@pytest.mark.parametrize(("kind", "package"), [("flax", "msgpack"), ("tensorflow", "h5py")])
+def test_a_missing_package_is_told_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, package: str
+) -> None:
+    name, read, _ = KINDS[kind]
+    (tmp_path / name).write_bytes(b"")
+
+    def refuse(wanted: str) -> Any:
+        raise ImportError(wanted)
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(CheckpointError, match=rf"{package} is not installed; pip install"):
+        read(tmp_path / name)
+
+
+TEXTS = [
+    "And so, my fellow Americans: ask not what your country can do for you!",
+    " Straße und Größe — naïve café 12,345.67",
+    "北風と太陽が言い争っていました。",
+    "Однажды северный ветер\n\n  и  солнце 👩‍👩‍👧",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "languages"),
+    [
+        pytest.param("multilingual", 51865, 99, marks=pytest.mark.slow),
+        ("multilingual", 51866, 100),
+        pytest.param("gpt2", 51864, 99, marks=pytest.mark.slow),
+    ],
+)
+def test_ids_are_those_of_openai_whisper(
+    tmp_path: Path, name: str, vocab_size: int, languages: int
+) -> None:
+    write_tokenizer_files(ASSETS / f"{name}.tiktoken", tmp_path, vocab_size=vocab_size)
+    ours = WhisperTokenizer.from_pretrained(tmp_path)
+    theirs = whisper.tokenizer.get_tokenizer(name != "gpt2", num_languages=languages)
+    for text in TEXTS:
+        ids = theirs.encode(text)
+        assert ours.encode(text, add_special_tokens=False) == ids
+        assert ours.decode(ids) == text
+    assert ours.eot == theirs.eot
+    assert ours.sot == theirs.sot
+    assert ours.no_speech == theirs.no_speech
+    assert ours.timestamp_begin == theirs.timestamp_begin
+    assert len(ours) == vocab_size
+
+
+def test_the_merges_equal_the_published_ones(tmp_path: Path, float_model: Path) -> None:
+    write_tokenizer_files(ASSETS / "gpt2.tiktoken", tmp_path, vocab_size=51864)
+    published = json.loads((float_model / "tokenizer.json").read_text())["model"]["merges"]
+    pairs = [one if isinstance(one, str) else " ".join(one) for one in published]
+    assert (tmp_path / "merges.txt").read_text().split("\n")[1:-1] == pairs
+
+
+def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"room for 100 languages|English-only models need"):
+        write_tokenizer_files(ASSETS / "gpt2.tiktoken", tmp_path, vocab_size=70000)
+
+
+@pytest.mark.parametrize("content", ["not base64 at all", "IQ== 0\nIg== 7\n", ""])
+def test_a_broken_file_is_told_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "broken.tiktoken"
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match=r"broken\.tiktoken: found"):
+        write_tokenizer_files(path, tmp_path / "out", vocab_size=51865)
