@@ -59,6 +59,8 @@ class Whisper:
         short, long = sound(3, WINDOW, seed=1), sound(1, 2 * WINDOW + 30, seed=2)
         found = [said(network, short, **search) for search in WHISPER_SEARCHES]
         found.append(said(network, long, return_timestamps=True, max_new_tokens=12))
+        # Its own guesses are checked, and some of them taken back where a hook changed the scores.
+        found.append(said(network, short, assistant_model=self.network, max_new_tokens=12))
         return [*found, network.detect_language(short)]
 
     def begin(self, network: Any) -> list[Any]:
@@ -116,60 +118,6 @@ def usual(family: Family) -> list[Any]:
     return family.say(family.network)
 
 
-class Adapted(nn.Module):
-    """A linear map with an adapter, as PEFT wraps one: `weight` is that of the map alone."""
-
-    def __init__(self, inner: nn.Linear, seed: int) -> None:
-        super().__init__()
-        self.base_layer = inner
-        self.enabled = True
-        draw = torch.Generator().manual_seed(seed)
-        self.down = nn.Parameter(torch.randn(2, inner.in_features, generator=draw) * 0.3)
-        self.up = nn.Parameter(torch.randn(inner.out_features, 2, generator=draw) * 0.3)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base_layer.bias
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        output: Tensor = self.base_layer(hidden)
-        return output + hidden @ self.down.T @ self.up.T if self.enabled else output
-
-    def merged(self) -> nn.Linear:
-        layer = copy.deepcopy(self.base_layer)
-        layer.weight.data += self.up.data @ self.down.data
-        return layer
-
-
-def adapt(network: Any) -> list[str]:
-    names = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(("q_proj", "v_proj", "fc1"))
-    ]
-    for seed, name in enumerate(names):
-        network.set_submodule(name, Adapted(network.get_submodule(name), seed))
-    return names
-
-
-def test_adapters_say_what_they_say_merged(family: Family, usual: list[Any]) -> None:
-    network = copy.deepcopy(family.network)
-    names = adapt(network)
-    with pytest.warns(UserWarning, match=f"model.encoder.layers.0.*Adapted.*{CALLED}"):
-        adapted = family.say(network)
-    for name in names:
-        network.get_submodule(name).enabled = False
-    same(family.say(network), usual)
-    for name in names:
-        network.set_submodule(name, network.get_submodule(name).merged())
-    same(adapted, family.say(network))
-    assert adapted[0].tolist() != usual[0].tolist()
-
-
 def test_an_adapter_of_peft_says_what_it_says_merged(family: Family, usual: list[Any]) -> None:
     targets = r".*(q_proj|v_proj|fc1)"
     lora = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
@@ -186,8 +134,9 @@ def test_an_adapter_of_peft_says_what_it_says_merged(family: Family, usual: list
     ):
         torch.manual_seed(0)
         network = peft.get_peft_model(copy.deepcopy(family.network), config)
-        with pytest.warns(UserWarning, match=CALLED):
+        with pytest.warns(UserWarning, match=f"model.encoder.layers.0.*{CALLED}"):
             adapted = say(network)
+        assert config is not lora or adapted[0].tolist() != usual[0].tolist()
         with network.disable_adapter():
             same(say(network), usual[: len(adapted)])
         same(adapted, say(network.merge_and_unload()))
@@ -248,6 +197,10 @@ NEUTRAL: dict[str, Callable[[Any], None]] = {
 }
 
 
+# What reordered, moved and aligned slots reach; the others differ in how a layer is called.
+EVERY_WAY = (NEUTRAL["an attention"], NEUTRAL["a whole block"])
+
+
 @pytest.mark.parametrize("change", NEUTRAL.values(), ids=NEUTRAL)
 def test_modules_that_compute_the_same_say_the_same(
     family: Family, usual: list[Any], change: Callable[[Any], None]
@@ -255,7 +208,8 @@ def test_modules_that_compute_the_same_say_the_same(
     network = copy.deepcopy(family.network)
     change(network)
     with pytest.warns(UserWarning, match=f"model.decoder.layers.1.*{CALLED}") as warned:
-        same(family.say(network), usual)
+        found = (family.say if change in EVERY_WAY else family.begin)(network)
+    same(found, usual[: len(found)])
     assert len(warned) == 1
 
 
@@ -287,7 +241,7 @@ def test_a_hook_of_all_modules_is_run(family: Family, usual: list[Any]) -> None:
     )
     try:
         with pytest.warns(UserWarning, match="every module has hooks"):
-            same(family.say(family.network), usual)
+            same(family.begin(family.network), usual[:1])
     finally:
         hook.remove()
     assert {"DecoderBlock", "Linear"} <= set(calls)
@@ -343,7 +297,7 @@ def test_a_network_with_inputs_or_a_forward_of_its_own_is_called(
     for mine in (Mine, Prepared):
         network = copy.deepcopy(family.network)
         network.__class__ = mine
-        same(family.say(network), usual)
+        same(family.begin(network), usual[:1])
     assert {*calls} == {"forward", "inputs"}
 
 
@@ -355,7 +309,7 @@ def test_training_changes_no_text(family: Family, usual: list[Any]) -> None:
         module.dropout = 0.5
     network.train()
     with pytest.warns(UserWarning, match=CALLED):
-        same(family.say(network), usual)
+        same(family.begin(network), usual[:1])
     assert all(module.training for module in network.modules())
 
 
