@@ -455,7 +455,7 @@ class SpeculativeBatch(SlotBatch):
     Every token is the main model's own choice, by the same rules and the same noise, given the
     tokens before it; the drafts only tell which tokens to look at in one go. So the text is the
     one without an assistant, greedy or sampled, but where two tokens are as likely within rounding
-    (tests/decoding/test_speculative.py).
+    (tests/decoding/test_beam.py).
 
     Source: Leviathan et al. 2022, "Fast Inference from Transformers via Speculative Decoding", with
     equality in place of rejection sampling: here noise is a function of seed, position and token,

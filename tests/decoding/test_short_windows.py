@@ -21,8 +21,8 @@ from corpus_asr.decoding.protocols import (
     check_job,
 )
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.whisper.slots import WhisperDecoderSlots, WhisperSlotModel
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.families.whisper.model import WhisperDecoderSlots, WhisperSlotModel
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 from tests.support.slots import assert_all_same, assert_same, cut_network, run_jobs
 

@@ -19,7 +19,7 @@ from whisper.tokenizer import get_tokenizer
 
 from corpus_asr.decoding.alignment import token_begins
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.audio import decode
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer

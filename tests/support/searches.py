@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.decoding.protocols import AlignJob, Search, TokenRules, TokenTiming, WindowJob
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 
 VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20

@@ -5,6 +5,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+from corpus_asr.text.known_hallucinations import (
+    LANGUAGES,
+    is_known_hallucination,
+    known_hallucinations,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.whisper import english_normalizer as theirs
@@ -12,11 +17,6 @@ from whisper.normalizers import BasicTextNormalizer as OpenaiBasic
 from whisper.normalizers import EnglishTextNormalizer as OpenaiEnglish
 
 from corpus_asr.text import known_hallucinations as lists
-from corpus_asr.text.known_hallucinations import (
-    LANGUAGES,
-    is_known_hallucination,
-    known_hallucinations,
-)
 from corpus_asr.text.normalize import (
     BasicTextNormalizer,
     EnglishTextNormalizer,

@@ -20,6 +20,7 @@ from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.whisper import WhisperTranscriber
+from corpus_asr.transcription.whisper_prompt import find_language
 from corpus_asr.transcription.windows import (
     PartRequest,
     SpansInOrder,

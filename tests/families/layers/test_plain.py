@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from corpus_asr.families.layers.blocks import Attention
-from corpus_asr.families.layers.fused import FusedEncoderBlock, fused_encoder
+from corpus_asr.families.layers.packed import FusedEncoderBlock, fused_encoder
 from corpus_asr.families.layers.plain import first_changed
 from corpus_asr.families.whisper.model import WhisperForCausalLM
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.device import pretended_gpu
 from tests.support.searches import small_whisper

@@ -366,4 +366,4 @@ def assert_equal_words(pair, ids, language):
     words, _, positions = reference._combine_tokens_into_words(pair.theirs, ids, language)
     found = grouped_words(ids, language, pair.ours.decode)
     expected = list(zip(words, positions, strict=True))
-    assert [(word.text, word.positions) for word in found] == expected
+    assert [(text, list(positions)) for text, positions in found] == expected

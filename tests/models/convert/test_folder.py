@@ -24,10 +24,9 @@ from corpus_asr.families.foreign_weights import (
     read_tensorflow,
 )
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.models.convert.folder import convert
-from corpus_asr.models.convert.openai_files import ALIGNMENT_HEADS, write_tokenizer_files
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.convert import ALIGNMENT_HEADS, convert, write_tokenizer_files
+from corpus_asr.models.speech2text import Speech2TextForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.tokenizers import real_tokenizer
 from tests.support.weight_formats import write_flax, write_tensorflow

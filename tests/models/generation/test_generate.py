@@ -14,13 +14,12 @@ import torch
 
 from corpus_asr.decoding.device import CudaRecorder
 from corpus_asr.families.loading import resolve_dtype
-from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.config import GenerationConfig
 from corpus_asr.models.generation import settings, slots
 from corpus_asr.models.generation.inputs import Row
 from corpus_asr.models.generation.long_form import starts
 from corpus_asr.models.generation.slots import run, slot_model
-from corpus_asr.models.whisper import pipeline
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper import WhisperForConditionalGeneration, pipeline
 from tests.support.checkpoints import tiny_whisper
 from tests.support.device import pretended_gpu
 from tests.support.tokenizers import tiny_tokenizer
