@@ -5,23 +5,23 @@ import warnings
 from pathlib import Path
 
 import pytest
-from corpus_asr.text.known_hallucinations import (
-    LANGUAGES,
-    is_known_hallucination,
-    known_hallucinations,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.whisper import english_normalizer as theirs
 from whisper.normalizers import BasicTextNormalizer as OpenaiBasic
 from whisper.normalizers import EnglishTextNormalizer as OpenaiEnglish
 
-from corpus_asr.text import known_hallucinations as lists
 from corpus_asr.text.normalize import (
     BasicTextNormalizer,
     EnglishTextNormalizer,
     american_spellings,
     numbers_in_figures,
+)
+from corpus_asr.transcription.fallback import (
+    HALLUCINATION_LANGUAGES,
+    HALLUCINATION_PHRASES,
+    is_known_hallucination,
+    known_hallucinations,
 )
 
 ENGLISH = EnglishTextNormalizer()
@@ -126,12 +126,14 @@ def test_a_list_of_spellings_replaces_the_own_one(float_model):
     assert EnglishTextNormalizer({})("colour") == "colour"
 
 
-EVERY = [(code, phrase) for code in LANGUAGES for phrase in known_hallucinations(code)]
+EVERY = [
+    (code, phrase) for code in HALLUCINATION_LANGUAGES for phrase in known_hallucinations(code)
+]
 
 
 def test_every_file_is_a_language_and_no_other_has_a_list() -> None:
-    folder = Path(lists.__file__).parent / "hallucination_phrases"
-    assert sorted(path.stem for path in folder.glob("*.txt")) == list(LANGUAGES)
+    names = sorted(path.name for path in HALLUCINATION_PHRASES.iterdir())
+    assert names == [f"{code}.txt" for code in HALLUCINATION_LANGUAGES]
     with pytest.raises(FileNotFoundError):
         known_hallucinations("xx")
 
