@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from corpus_asr.formats.transcript import Transcript
     from corpus_asr.runtime.in_flight import TranscriptionProgress
     from corpus_asr.runtime.transcriber import Transcriber
-    from corpus_asr.segments import Segment
 
 
 @with_groups
@@ -307,7 +306,7 @@ class FileResults:
         found = transcripts(
             on_error=self._failed,
             on_progress=self._progressed,
-            on_segment=None if self._printer is None else self._said,
+            on_segment=None if self._printer is None else self._printer.add,
         )
         self._meter.begin()
         with self._display:
@@ -326,10 +325,6 @@ class FileResults:
         self._meter.update(
             progress.uri, done_s=progress.transcribed_s, length_s=progress.duration_s
         )
-
-    def _said(self, name: str, segment: "Segment") -> None:
-        assert self._printer is not None, "segments are asked for to be printed"
-        self._printer.add(name, segment)
 
     def _failed(self, name: str, error: ItemError) -> None:
         self.num_failed += 1
