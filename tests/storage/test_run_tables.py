@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import Retry
@@ -85,21 +85,6 @@ def test_covered_recordings_are_dropped_and_half_done_ones_keep_their_parts(memo
     commit(store, results(part("half", 0, texts=["x"], last=False)))  # again
     batch = files("half", "new", "whole", "gap", "two", "bad", "other")
     assert left(store, batch) == {"half": [0, 2], "new": [], "gap": [0, 2]}
-
-
-def test_a_failure_that_came_before_the_parts_in_front_of_it_may_come_again(memory: str) -> None:
-    # The run was killed while the part before the failure was being transcribed.
-    store = OutputStore(memory)
-    commit(store, results(part("a", 1, texts=None, status="failed")))
-    commit(store, results(part("b", 1, texts=None, status="failed", last=False)))
-    assert left(store, files("a", "b")) == {"a": [], "b": [1]}
-
-
-def test_parts_beyond_a_failed_end_do_not_uncover_a_recording(memory: str) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=["x"], last=False)))
-    commit(store, results(part("a", 1, texts=None, status="failed"), part("a", 3, texts=["x"])))
-    assert left(store, files("a")) == {}
 
 
 def test_only_the_present_version_is_covered_and_unknown_ones_fit_any(memory: str) -> None:
@@ -448,36 +433,6 @@ def test_an_end_that_failed_may_turn_out_to_be_none(tmp_path: Path) -> None:
     commit(store, results(part("a", 2, texts=["x"], last=False)))
     assert done(store, files("a")).ok == 1
     assert [row["part"] for row in plain_read(tmp_path, "outcomes")] == [0, 1, 2, 3]
-
-
-attempt = st.sampled_from(["ok", "no_speech", "failed", "hopeless"])
-
-
-@settings(max_examples=12)
-@given(history=st.lists(attempt, min_size=1, max_size=6), together=st.booleans())
-@example(history=["failed", "hopeless", "failed"], together=False)
-@example(history=["failed", "ok", "no_speech", "ok"], together=True)
-def test_the_first_success_counts_else_the_last_failure(history: list[str], together: bool) -> None:
-    store = OutputStore(f"memory://{uuid.uuid4().hex}")
-    rows = []
-    for number, what in enumerate(history):
-        status = "failed" if what == "hopeless" else what
-        texts = [f"text {number}"] if what == "ok" else [] if what == "no_speech" else None
-        rows.append(
-            part("a", 0, texts=texts, status=status, retryable=what == "failed", attempts=number)
-        )
-    for batch in [rows] if together else [[row] for row in rows]:
-        commit(store, results(*batch))
-    good = [number for number, what in enumerate(history) if what in ("ok", "no_speech")]
-    expected = good[0] if good else len(history) - 1
-    again: dict[str, list[int]] = {"a": []} if not good and history[-1] == "failed" else {}
-    assert left(store, files("a"), Retry.failed) == again
-    for _ in range(2):
-        done(store, files("a"))
-        [row] = rows_of(store.outcomes())
-        assert row["attempts"] == expected
-        said = [row["text"] for batch in store.segments() for row in batch.to_pylist()]
-        assert said == ([f"text {expected}"] if history[expected] == "ok" else [])
 
 
 def test_a_retry_killed_anywhere_ends_exact() -> None:

@@ -252,13 +252,11 @@ held as (
            and (origin = 'environment' or recording_id not in (select unnest($spared))) as again
   from asked join winners using (version)),
 reach as (
-  select *, min(part) filter (last_part and not again) over (partition by position) as until
-  from held),
+  select *, min(part) filter (last_part) over (partition by position) as until from held),
 state as (
   select position, bool_or(again) as due,
          list(part order by part) filter (not again and not (failed and last_part)) as kept,
-         coalesce(count(*) filter (not again and part <= until) = any_value(until) + 1, false)
-           as whole
+         coalesce(count(*) filter (part <= until) = any_value(until) + 1, false) as whole
   from reach group by position)
 select files.* exclude (position), coalesce(kept, []) as done_parts,
        case when due then {retried} when state.position is not null then {continued}
