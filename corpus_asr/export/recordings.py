@@ -23,7 +23,7 @@ from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
 from corpus_asr.storage.run_state.corrections import Corrections, Corrector
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, outcomes_names
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, outcomes_names
 from corpus_asr.storage.run_state.run_tables import RunTables, claimed_rows
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
@@ -109,22 +109,25 @@ class Recording:
             )
         ]
         said.sort(key=lambda pair: pair[0].start_s)
-        return replace(
-            self,
-            segments=tuple(segment for segment, _ in said),
-            channels=tuple(channel for _, channel in said),
-            turns=tuple(turns),
-        )
+        return replace(self.saying(said), turns=tuple(turns))
 
     def only(self, speakers: Collection[str]) -> "Recording":
         """Return it with what these speakers say alone."""
-        pairs = zip(self.segments, self.channels, strict=True)
-        said = [(segment, channel) for segment, channel in pairs if segment.speaker in speakers]
+        said = [pair for pair in self.pairs if pair[0].speaker in speakers]
+        turns = tuple(turn for turn in self.turns or () if turn.speaker in speakers)
+        return replace(self.saying(said), turns=turns)
+
+    @property
+    def pairs(self) -> list[tuple[Segment, int | None]]:
+        """Each segment with its channel."""
+        return list(zip(self.segments, self.channels, strict=True))
+
+    def saying(self, pairs: Sequence[tuple[Segment, int | None]]) -> "Recording":
+        """Return it with these segments and their channels."""
         return replace(
             self,
-            segments=tuple(segment for segment, _ in said),
-            channels=tuple(channel for _, channel in said),
-            turns=tuple(turn for turn in self.turns or () if turn.speaker in speakers),
+            segments=tuple(segment for segment, _ in pairs),
+            channels=tuple(channel for _, channel in pairs),
         )
 
     @property
@@ -135,7 +138,7 @@ class Recording:
     def by_channel(self) -> dict[int | None, list[Segment]]:
         """Return the segments of each channel, sorted by time."""
         channels: dict[int | None, list[Segment]] = {}
-        for channel, segment in zip(self.channels, self.segments, strict=True):
+        for segment, channel in self.pairs:
             channels.setdefault(channel, []).append(segment)
         return channels
 
@@ -169,6 +172,22 @@ def _word(row: Mapping[str, Any]) -> Word:
         end_s=row["end_s"],
         probability=row["probability"] or 0.0,
     )
+
+
+def settings_of(store: OutputStore, *, doing: str, which: str) -> tuple[dict[str, Any], str]:
+    """Return a run's configuration and its fingerprint; `doing` and `which` are for messages.
+
+    Raises:
+        ConfigError: one of them is gone.
+    """
+    config, fingerprint = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
+    if config is None or fingerprint is None:
+        missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
+        raise ConfigError(
+            f"{doing} {redact_uri(store.uri)}: found no {missing}, expected that of the run, which "
+            f"{which}; restore it, or run again"
+        )
+    return config, fingerprint["fingerprint"]
 
 
 def model_of(store: OutputStore) -> str | None:

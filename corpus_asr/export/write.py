@@ -382,14 +382,14 @@ def missing_words_of(store: OutputStore, ids: pa.Table) -> MissingWords | None:
         for recording_id, theirs in groupby(rows, key=itemgetter("recording_id")):
             parts = list(theirs)
             lengths = next((row["text_lengths"] for row in parts if row["text_lengths"]), None)
-            if lengths is not None:
-                found[recording_id] = _missing(parts, lengths)
+            if lengths is None:
+                continue
+            text = aligned_text(parts[0]["uri"], parts[0]["metadata"]).text
+            ends_s = {
+                at: span["end_s"]
+                for part in parts
+                for span in part["text_spans"] or ()
+                for at in range(span["first"], span["stop"])
+            }
+            found[recording_id] = missing_words(words_of_lengths(text, lengths), ends_s)
     return found
-
-
-def _missing(parts: Sequence[_Row], lengths: Sequence[int]) -> tuple[MissingWord, ...]:
-    row = parts[0]
-    words = words_of_lengths(aligned_text(row["uri"], row["metadata"]).text, lengths)
-    spans = [span for part in parts for span in part["text_spans"] or ()]
-    ends_s = {at: span["end_s"] for span in spans for at in range(span["first"], span["stop"])}
-    return missing_words(words, ends_s)

@@ -111,6 +111,7 @@ def _example(
         row["example_id"] = name
     language = window[0]["language"]
     text = joined([row["text"] for row in window], language)
+    speakers = {row["speaker"] for row in window}
     values = {
         "example_id": name,
         "text": text,
@@ -123,7 +124,7 @@ def _example(
         "start_s": start_s,
         "end_s": end_s,
         "reference": None,
-        "speaker": _same([row["speaker"] for row in window]),
+        "speaker": speakers.pop() if len(speakers) == 1 else None,
         "corrected": all(row["corrected"] for row in window),
     }
     values |= {name: _extreme(min, window, name) for name in _LEAST}
@@ -169,10 +170,6 @@ def joined(texts: Sequence[str], language: str | None) -> str:
         apart = before[-1:].isspace() or text[:1].isspace() or language in WITHOUT_BLANKS
         parts.append(text if apart else f" {text}")
     return "".join(parts).strip()
-
-
-def _same(values: Sequence[str | None]) -> str | None:
-    return values[0] if len({*values}) == 1 else None
 
 
 def _extreme(choose: Any, window: Rows, name: str) -> float | None:
@@ -221,7 +218,14 @@ def shards_of(
             shard = opened[split]
             taken = _that_fit(examples, limit - shard.num_bytes, at_least=not shard.cuts)
             if taken:
-                shard.cuts.append(_cuts(row, examples[:taken]))
+                request = CutRequest(
+                    uri=row["uri"],
+                    size_bytes=row["size_bytes"],
+                    etag=row["etag"],
+                    ranges=tuple(example.clip for example in examples[:taken]),
+                )
+                rows = tuple(example.row for example in examples[:taken])
+                shard.cuts.append(Cuts(request=request, rows=rows))
                 shard.num_bytes += sum(map(_num_bytes, examples[:taken]))
                 examples = examples[taken:]
             if examples:
@@ -241,11 +245,3 @@ def _that_fit(examples: list[Example], room: float, *, at_least: bool) -> int:
 
 def _num_bytes(example: Example) -> int:
     return _SAMPLE_BYTES * (example.clip.end_sample - example.clip.start_sample)
-
-
-def _cuts(row: dict[str, Any], examples: list[Example]) -> Cuts:
-    ranges = tuple(example.clip for example in examples)
-    request = CutRequest(
-        uri=row["uri"], size_bytes=row["size_bytes"], etag=row["etag"], ranges=ranges
-    )
-    return Cuts(request=request, rows=tuple(example.row for example in examples))

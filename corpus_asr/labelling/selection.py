@@ -27,6 +27,7 @@ from corpus_asr.export.recordings import (
     corrector_of,
     open_selection,
     recordings,
+    settings_of,
 )
 from corpus_asr.export.speakers import persons_of
 from corpus_asr.labelling.rules import Rule, decide
@@ -43,7 +44,6 @@ from corpus_asr.schemas import SELECTION
 from corpus_asr.segments import Segment
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -229,16 +229,12 @@ class Origin:
 
 def read_origin(store: OutputStore) -> Origin:
     """Read what a run notes of itself."""
-    config, fingerprint = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
-    if config is None or fingerprint is None:
-        missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
-        raise ConfigError(
-            f"selecting from {redact_uri(store.uri)}: found no {missing}, expected that of the "
-            "run, which says how its audio was read; restore it, or run again"
-        )
+    config, fingerprint = settings_of(
+        store, doing="selecting from", which="says how its audio was read"
+    )
     return Origin(
         transcripts=redact_uri(store.uri),
-        fingerprint=fingerprint["fingerprint"],
+        fingerprint=fingerprint,
         checkpoint=config["model"]["checkpoint"],
         channels=config["extract"]["channels"],
         by_language=config["model"].get("by_language") or {},

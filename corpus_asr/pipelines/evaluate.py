@@ -6,10 +6,10 @@ output folder as `evaluation.json`. Nothing is transcribed, and rows already wri
 confidences; runs that come after a calibration use it.
 """
 
-import datetime
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from operator import mul
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ from corpus_asr.export.recordings import (
     Selection,
     open_selection,
     recordings,
+    settings_of,
 )
 from corpus_asr.export.speakers import speakers_of
 from corpus_asr.logs import event
@@ -31,7 +32,6 @@ from corpus_asr.report.accuracy.calibration import (
     cross_validated,
     fit,
     reliability,
-    reliability_data,
     segment_outcomes,
 )
 from corpus_asr.report.accuracy.evaluation import Evaluation, as_data, compare, summarize
@@ -45,6 +45,7 @@ from corpus_asr.report.accuracy.scoring import (
     score,
 )
 from corpus_asr.report.accuracy.speaker_errors import SpokenSpan
+from corpus_asr.report.text import now, rounded
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.corrections import (
     CORRECTIONS_FOLDER,
@@ -54,9 +55,7 @@ from corpus_asr.storage.run_state.corrections import (
     key_of,
 )
 from corpus_asr.storage.run_state.run_files import (
-    CONFIG_NAME,
     EVALUATION_NAME,
-    FINGERPRINT_NAME,
     write_calibration,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -124,9 +123,8 @@ def evaluate(
 
 def _keep(store: OutputStore, evaluation: Evaluation) -> None:
     """Leave an evaluation in the output folder, where the run's page shows it."""
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     try:
-        store.write_json(EVALUATION_NAME, {"evaluated_at": now, **as_data(evaluation)})
+        store.write_json(EVALUATION_NAME, {"evaluated_at": now(), **as_data(evaluation)})
     except FetchError as error:  # the results of others may be read only
         event(
             _LOG, logging.WARNING, "evaluation_not_kept", uri=redact_uri(store.uri), why=str(error)
@@ -176,26 +174,25 @@ def _with_checked_only(
     corrections: Mapping[SegmentKey, tuple[str, Correction]],
     language: str | None,
 ) -> _Checked | None:
-    segments, channels, texts = [], [], []
-    for segment, channel in zip(recording.segments, recording.channels, strict=True):
+    pairs, texts = [], []
+    for segment, channel in recording.pairs:
         times = {"start_s": segment.start_s, "end_s": segment.end_s}
         _, said = corrections.get(
             key_of({"channel": channel, "text": segment.text, **times}), ("", None)
         )
         if said is not None and said.checked:
-            segments.append(segment)
-            channels.append(channel)
+            pairs.append((segment, channel))
             texts.append(said.text)
-    if not segments:
+    if not pairs:
         return None
     return _Checked(
-        recording=replace(recording, segments=tuple(segments), channels=tuple(channels)),
+        recording=recording.saying(pairs),
         reference=Reference(
             uri=public(recording.uri),
             text=" ".join(text for text in texts if text),
             language=recording.language or language_code(language),
         ),
-        is_whole=len(segments) == len(recording.segments),
+        is_whole=len(pairs) == len(recording.segments),
     )
 
 
@@ -237,47 +234,39 @@ def _within(recording: Recording, spans: Spans) -> Recording:
     """Return what was recognized in some parts of a recording; None: all of it."""
     if spans is None:
         return recording
-    kept = [
-        (replace(segment, text=text, words=words), channel)
-        for segment, channel in zip(recording.segments, recording.channels, strict=True)
-        for text, words in [_text_within(segment, spans)]
-        if text.strip()
-    ]
-    return replace(
-        recording,
-        segments=tuple(segment for segment, _ in kept),
-        channels=tuple(channel for _, channel in kept),
-    )
 
+    def is_within(one: Segment | Word) -> bool:
+        # By their middles: where a word begins and ends is known to a tenth of a second.
+        middle_s = (one.start_s + one.end_s) / 2
+        return any(start_s <= middle_s < end_s for start_s, end_s in spans)
 
-def _text_within(
-    segment: Segment, spans: Sequence[tuple[float, float]]
-) -> tuple[str, tuple[Word, ...] | None]:
-    # By their middles: where a word begins and ends is known to a tenth of a second.
-    if segment.words is None:
-        return (segment.text if _is_within(segment, spans) else ""), None
-    words = tuple(word for word in segment.words if _is_within(word, spans))
-    return "".join(word.word for word in words), words
-
-
-def _is_within(one: Segment | Word, spans: Sequence[tuple[float, float]]) -> bool:
-    middle_s = (one.start_s + one.end_s) / 2
-    return any(start_s <= middle_s < end_s for start_s, end_s in spans)
+    kept = []
+    for segment, channel in recording.pairs:
+        if segment.words is not None:
+            words = tuple(filter(is_within, segment.words))
+            text = "".join(word.word for word in words)
+            segment = replace(segment, text=text, words=words)
+        elif not is_within(segment):
+            continue
+        if segment.text.strip():
+            kept.append((segment, channel))
+    return recording.saying(kept)
 
 
 def _of(recording: Recording) -> Hypothesis:
-    counts = [len(segment.text.split()) for segment in recording.segments]
     # By words, as the error rate counts: a long segment says more than a short one.
-    sure = sum(
-        count * segment.confidence
-        for count, segment in zip(counts, recording.segments, strict=True)
-    )
+    counts = [len(segment.text.split()) for segment in recording.segments]
+    confidences = [segment.confidence for segment in recording.segments]
+    said: dict[str, str] = {}
+    for segment in recording.segments:
+        name = segment.speaker or ""
+        said[name] = f"{said.get(name, '')} {segment.text}"
     return Hypothesis(
         # Not every family of models puts a blank before a segment.
         text=" ".join(segment.text.strip() for segment in recording.segments),
         language=recording.language,
         duration_s=recording.duration_s,
-        confidence=sure / sum(counts) if sum(counts) else None,
+        confidence=sum(map(mul, counts, confidences)) / sum(counts) if sum(counts) else None,
         words=tuple(
             TimedWord(word.word, word.start_s, word.end_s)
             for segment in recording.segments
@@ -287,16 +276,8 @@ def _of(recording: Recording) -> Hypothesis:
         turns=None
         if recording.turns is None
         else tuple(SpokenSpan(turn.start_s, turn.end_s, turn.speaker) for turn in recording.turns),
-        said=_said(recording),
+        said=said,
     )
-
-
-def _said(recording: Recording) -> dict[str, str]:
-    said: dict[str, str] = {}
-    for segment in recording.segments:
-        name = segment.speaker or ""
-        said[name] = f"{said.get(name, '')} {segment.text}"
-    return said
 
 
 def calibrate(
@@ -319,30 +300,24 @@ def calibrate(
         store,
         model,
         fitted={
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "date": now(),
             "references": redact_uri(references),
             "recordings": groups,
-            "before": reliability_data(before),
-            "held_out": reliability_data(after),
+            "before": rounded(asdict(before)),
+            "held_out": rounded(asdict(after)),
         },
     )
     return Calibration(model=model, address=address, recordings=groups, before=before, after=after)
 
 
 def _model_of(store: OutputStore) -> tuple[str, str]:
-    config, fingerprint = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
-    if config is None or fingerprint is None:
-        missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
-        raise ConfigError(
-            f"calibrating {redact_uri(store.uri)}: found no {missing}, expected that of the run, "
-            "which names its model; restore it, or run again"
-        )
+    config, fingerprint = settings_of(store, doing="calibrating", which="names its model")
     if config["model"].get("by_language"):
         raise ConfigError(
             f"calibrating {redact_uri(store.uri)}: found a run of several models "
             "(model.by_language), expected one; calibrate each on a run of its own"
         )
-    return public(config["model"]["checkpoint"]), fingerprint["fingerprint"].partition("-")[2]
+    return public(config["model"]["checkpoint"]), fingerprint.partition("-")[2]
 
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:

@@ -6,10 +6,11 @@ It is the ordinary run of the job, so nights and other runs may take turns on on
 import datetime
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus_asr.activity import rtfx
 from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunConfig, RunOptions
@@ -45,34 +46,19 @@ _FAILING = pa.schema([
     ("recording_id", pa.string()), ("uri", pa.string()), ("etag", pa.string()),
     ("size_bytes", pa.int64()), ("run_id", pa.string()), ("tries", pa.int32()),
 ])  # fmt: skip
-# Identities of runs sort by the time that they began.
+# Identities of runs sort by the time that they began. Tries are runs that failed on this content.
 _LATEST = """
-select recording_id, uri, outcomes.etag, outcomes.size_bytes, run_id
-from outcomes join standing using (id) join live using (id, recording_id)
-where live.origin = 'program' and failed and (counts or failing)
-qualify row_number() over (partition by recording_id order by run_id desc, id desc) = 1
-order by uri
+with latest as (
+  select recording_id, uri, outcomes.etag, outcomes.size_bytes, run_id
+  from outcomes join standing using (id) join live using (id, recording_id)
+  where live.origin = 'program' and failed and (counts or failing)
+  qualify row_number() over (partition by recording_id order by run_id desc, id desc) = 1)
+select latest.*,
+  if(noted.etag is not distinct from latest.etag
+       and noted.size_bytes is not distinct from latest.size_bytes,
+     coalesce(tries, 0) + (noted.run_id is distinct from latest.run_id)::int, 1)::int as tries
+from latest left join noted using (recording_id) order by uri
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failing:
-    """A recording that this program failed on, so that nights try it again a few times."""
-
-    recording_id: str
-    uri: str
-    etag: str | None
-    size_bytes: int | None
-    run_id: str  # the run that failed on it last
-    tries: int = 1  # runs that failed on this content
-
-    def after(self, before: "Failing | None") -> "Failing":
-        """Return it with the tries that were noted before."""
-        if before is None or (before.etag, before.size_bytes) != (self.etag, self.size_bytes):
-            return self
-        return replace(self, tries=before.tries + (before.run_id != self.run_id))
-
-
 SUMMARIES_FOLDER = "nights"
 _MOST_GIVEN_UP = 10  # named in a message that people read; the tables hold all of them
 
@@ -133,8 +119,8 @@ class _Attempt:
         """Do what is left, without what failed too often."""
         config = self.config
         failing = count_tries(lock.store)
-        note_tries(lock.store, failing)
-        self.alone = frozenset(one.recording_id for one in self._spent(failing))
+        lock.store.write_table(FAILING_NAME, failing)
+        self.alone = frozenset(self._spent(failing)["recording_id"].to_pylist())
         hours = config.nightly.stop_after_h
         run = CorpusRun(
             config=config,
@@ -153,8 +139,8 @@ class _Attempt:
         run.process()
         self.summary = run.finish()
 
-    def _spent(self, failing: list[Failing]) -> list[Failing]:
-        return [one for one in failing if one.tries > self.config.nightly.retry_nights]
+    def _spent(self, failing: pa.Table) -> pa.Table:
+        return failing.filter(pc.field("tries") > self.config.nightly.retry_nights)
 
     def night(self, error: BaseException | None) -> Night:
         nightly = self.config.nightly
@@ -235,9 +221,10 @@ class _Attempt:
             )
         # Counted again: tonight's failures may have been a recording's last try.
         spent = self._spent(count_tries(self.store))
-        no_longer_retried = [one.uri for one in spent if one.recording_id not in self.alone]
+        before = pc.is_in(spent["recording_id"], value_set=pa.array(self.alone, pa.string()))
+        given_up = spent.filter(pc.invert(before))["uri"].to_pylist()
         return replace(
-            night, skipped=len(spent), no_longer_retried=tuple(no_longer_retried[:_MOST_GIVEN_UP])
+            night, skipped=len(spent), no_longer_retried=tuple(given_up[:_MOST_GIVEN_UP])
         )
 
 
@@ -253,19 +240,14 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def count_tries(store: OutputStore) -> list[Failing]:
-    """Return the recordings that are failing now, by address."""
-    noted: dict[str, Failing] = {}
+def count_tries(store: OutputStore) -> pa.Table:
+    """Return the recordings that this program fails on now, by address, with the tries of each.
+
+    `FAILING_NAME` has those that were counted before.
+    """
+    noted = _FAILING.empty_table()
     if store.exists(FAILING_NAME):
-        for row in store.read_table(FAILING_NAME, _FAILING).to_pylist():
-            noted[row["recording_id"]] = Failing(**row)
+        noted = store.read_table(FAILING_NAME, _FAILING)
     with RunTables(store, columns=(*VERSION_COLUMNS, "uri")) as tables:
-        latest = tables.table(_LATEST).to_pylist()
-    found = (Failing(**row) for row in latest)
-    return [failing.after(noted.get(failing.recording_id)) for failing in found]
-
-
-def note_tries(store: OutputStore, failing: Iterable[Failing]) -> None:
-    """Keep what was counted for the next night."""
-    rows = [asdict(recording) for recording in failing]
-    store.write_table(FAILING_NAME, pa.Table.from_pylist(rows, schema=_FAILING))
+        tables.add("noted", noted)
+        return tables.table(_LATEST).cast(_FAILING)

@@ -6,7 +6,7 @@ where each run that committed something leaves its numbers, whatever its setting
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from corpus_asr.confidence import LOW_CONFIDENCE
@@ -228,16 +228,11 @@ def _number(
     change = (
         f"{sign}{abs(now / before - 1):.0%}" if factor and before else sign + say(abs(now - before))
     )
-    return Difference(
-        name=name, then=then_words, now=words, change=change, tone=_tone(more, now > before)
-    )
+    fewer = {"good": "bad", "bad": "good", "": ""}[more]
+    tone = more if now > before else fewer
+    return Difference(name=name, then=then_words, now=words, change=change, tone=tone)
 
 
 def _share(name: str, before: float | None, now: float | None, *, more: str) -> Difference:
     found = _number(name, before, now, "{:.1%}".format, more=more)
-    points = found.change.replace("%", " points")
-    return Difference(name=name, then=found.then, now=found.now, change=points, tone=found.tone)
-
-
-def _tone(more: str, grew: bool) -> str:
-    return more if grew or not more else {"good": "bad", "bad": "good"}[more]
+    return replace(found, change=found.change.replace("%", " points"))

@@ -98,7 +98,7 @@ def read_confidences(
     for statement in (_CLAIMS, _SCORED, _CONFIDENCES):
         tables.execute(statement)
     chances = np.random.default_rng(0)  # seeded: the same output gives the same samples
-    for arriving in _gathered(_placed(store, rows, names, texts)):
+    for arriving in gathered(_placed(store, rows, names, texts)):
         known = pc.is_valid(arriving["confidence"]).to_numpy()
         draw = np.full(len(known), np.inf)
         draw[known] = chances.random(int(known.sum()))
@@ -109,7 +109,8 @@ def read_confidences(
         each()
 
 
-def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Join tables, so that each statement over them has many rows."""
     waiting: list[pa.Table] = []
     num_rows = 0
     for table in tables:

@@ -13,13 +13,12 @@ from typing import Any
 
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.report.text import cell
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import public, without_secrets
 
 EXAMPLES = 3
 CSV_COLUMNS = ("uri", "recording_id", "stage", "kind", "retryable", "message", "advice")
-# A spreadsheet takes a cell that begins so for a formula, and file names come from anywhere.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # Addresses and messages are looked up of those that are shown: groups of text take memory.
 _FAILURES = """
 create or replace table failures as
@@ -122,7 +121,7 @@ def failures_csv(tables: RunTables) -> bytes:
             "yes" if failure.retryable else "no",
             hide_secrets(without_secrets(failure.message)), advice,
         )  # fmt: skip
-        writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
+        writer.writerow(map(cell, cells))
     return text.getvalue().encode("utf-8", "replace")
 
 

@@ -442,7 +442,10 @@ def tell(
 
 def _write(summaries: OutputStore, name: str | None, night: Night) -> str | None:
     try:
-        name = name or _free_name(summaries, night.date)
+        if name is None:
+            # Several nights may begin on a day.
+            numbers = [number for day, number, _ in _summaries(summaries) if day == night.date]
+            name = f"{night.date}-{max(numbers) + 1}" if numbers else night.date
         summaries.write_bytes(f"{name}.md", markdown(night).encode("utf-8", "replace"))
         summaries.write_json(f"{name}.json", as_data(night))
     except FetchError as error:
@@ -486,12 +489,6 @@ def _read_night(summaries: OutputStore, complaints: int, name: str) -> PastNight
         address = redact_uri(summaries.address(name))
         logger.log(complaints, "earlier summary ignored: %s is not a summary", address)
     return night
-
-
-def _free_name(summaries: OutputStore, date: str) -> str:
-    # Several nights may begin on a day.
-    numbers = [number for day, number, _ in _summaries(summaries) if day == date]
-    return f"{date}-{max(numbers) + 1}" if numbers else date
 
 
 def _summaries(summaries: OutputStore) -> list[tuple[str, int, str]]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.report.confidences import CONFIDENCE_BINS, read_confidences
-from corpus_asr.report.failures import FailureExample
 from corpus_asr.report.numbers import Accounting, RunNumbers, balance_problems, reconcile
 from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
@@ -96,6 +95,13 @@ class Report:
         return sum(group.most_s for group in several) / speech_s if speech_s else None
 
 
+_SPEAKERS = """
+select speakers as number, count(*) as recordings, coalesce(exact_sum(speech_s), 0) as speech_s,
+  coalesce(exact_sum(most_s), 0) as most_s
+from speaking group by all order by all
+"""
+
+
 def load_report(store: OutputStore) -> Report:
     """Count what an output folder holds so far.
 
@@ -136,7 +142,7 @@ def counted_run(
                 run if finished else None,
                 statistics=RunNumbers.of(tables),
                 accounting=reconcile(tables, written, is_listed=listing is not None),
-                speakers=_speakers(tables),
+                speakers=tuple(SpeakerGroup(**row) for row in tables.table(_SPEAKERS).to_pylist()),
             ),
             tables,
         )
@@ -181,15 +187,6 @@ def _report(
         nothing_to_do_at=run["finished_at"] if run is not None and "last_work" in run else None,
         **others,
     )
-
-
-def _speakers(tables: RunTables) -> tuple[SpeakerGroup, ...]:
-    rows = tables.table(
-        """select speakers as number, count(*) as recordings,
-             coalesce(exact_sum(speech_s), 0) as speech_s, coalesce(exact_sum(most_s), 0) as most_s
-           from speaking group by all order by all"""
-    )
-    return tuple(SpeakerGroup(**row) for row in rows.to_pylist())
 
 
 def _latest_listing(store: OutputStore) -> list[str] | None:
@@ -237,16 +234,18 @@ def render(report: Report) -> str:
         classes=classes,
         other_labels=shares[most:],
         failures=[
-            (group, group.recordings, [_example(each) for each in group.examples])
+            # A message names its recording; one that does not is given the address.
+            (
+                group,
+                group.recordings,
+                [
+                    each.message if each.uri in each.message else f"{each.uri}: {each.message}"
+                    for each in group.examples
+                ],
+            )
             for group in counts.failures
         ],
         problems=balance_problems(report.accounting, finished=report.finished),
         **activity_values(report.snapshot),
     )
     return text.rstrip("\n")
-
-
-def _example(failure: FailureExample) -> str:
-    # A message names its recording; one that does not is given the address.
-    named = failure.uri in failure.message
-    return failure.message if named else f"{failure.uri}: {failure.message}"

@@ -1,5 +1,6 @@
 """Text on a console: labelled rows, wrapped lines and columns of reports; transcripts of files."""
 
+import datetime
 import math
 import shutil
 import sys
@@ -32,6 +33,11 @@ def line_width() -> int:
         return WIDTH
     columns = shutil.get_terminal_size((WIDTH, 24)).columns
     return min(max(columns, _LEAST_WIDTH), _MOST_WIDTH)
+
+
+def now() -> str:
+    """Return this moment as ISO 8601, UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def duration(seconds: float) -> str:
@@ -79,6 +85,14 @@ def harmless(text: str) -> str:
     """Return a text with blanks for control characters."""
     # A file name may hold escape sequences that rewrite what a terminal shows.
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def cell(text: str) -> str:
+    """Return a text as a spreadsheet shows it, which takes some beginnings for formulas.
+
+    Source: OWASP, CSV Injection.
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def rounded(value: Any) -> Any:

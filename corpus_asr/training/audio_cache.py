@@ -92,7 +92,8 @@ class SampleReader:
             open_audio(file, uri=redact_uri(uri), channels=channels) as decoder,
         ):
             for chunk in decoder:
-                samples = _rounded(chunk[0])
+                scaled = np.rint(chunk[0] * _FULL_SCALE)
+                samples = np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
                 after = begin + samples.size
                 while done < len(wanted.regions) and wanted.regions[done][0] < after:
                     start, end = wanted.regions[done]
@@ -183,11 +184,6 @@ def joined(regions: Iterable[Region], *, gap: int) -> tuple[Region, ...]:
         else:
             merged.append((start, end))
     return tuple(merged)
-
-
-def _rounded(samples: np.ndarray) -> Samples:
-    scaled = np.rint(samples * _FULL_SCALE)
-    return np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ def utterances_of(uri: str, data: DataSettings, *, split: str) -> Iterator[Utter
     selection = Selection(min_confidence=data.min_confidence, drop_known_hallucinations=True)
     with open_selection(store, selection) as tables:
         for recording in recordings(store, tables, selection, columns=SCORE_COLUMNS):
-            for segment, channel in zip(recording.segments, recording.channels, strict=True):
+            for segment, channel in recording.pairs:
                 yield Utterance(
                     channel=channel,
                     uri=recording.uri,

@@ -70,7 +70,10 @@ class EpochPlan:
         self._length = ends - cache.start[self._first]
         sums = np.concatenate([[0], np.cumsum(cache.tokens + _TIMESTAMPS)])
         self._tokens = sums[self._end] - sums[self._first]
-        self._languages = _codes(cache)[self._first]
+        # Utterances of unknown languages share a number, -1.
+        languages = cache.table["language"].combine_chunks().dictionary_encode().indices
+        codes: np.ndarray = languages.fill_null(-1).to_numpy(zero_copy_only=False)
+        self._languages = codes[self._first]
         order = draw.permutation(len(self._first))
         self._windows = (
             self._filled(order, draw) if packing.settings.pack else [[run] for run in order]
@@ -186,10 +189,3 @@ def runs_of(
         count += tokens
     starts = np.asarray(firsts, np.int64)
     return starts, np.append(starts[1:], len(cache))
-
-
-def _codes(cache: AudioCache) -> np.ndarray:
-    # Utterances of unknown languages share a number, -1.
-    encoded = cache.table["language"].combine_chunks().dictionary_encode()
-    codes: np.ndarray = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return codes

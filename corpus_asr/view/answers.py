@@ -38,10 +38,10 @@ from corpus_asr.view.query import Query, parse_query
 from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
-    Facet,
     Filters,
     Hit,
     Order,
+    Page,
     RecordingOrder,
     State,
     find,
@@ -175,8 +175,7 @@ class Answers:
         page = recordings_page(
             catalogue.tables, request, order=request.recording_order, page=request.page
         )
-        rows = [_row(row, catalogue) for row in page.rows]
-        return _page(page.total, page.facets) | {"recordings": rows}
+        return _page(page) | {"recordings": [_row(row, catalogue) for row in page.rows]}
 
     def search(self, request: Request) -> dict[str, Any]:
         """Find segments."""
@@ -186,8 +185,8 @@ class Answers:
         query = request.query
         catalogue = view.catalogue
         page = find(catalogue.tables, query, request, order=request.order, page=request.page)
-        hits = [_hit(hit, catalogue, query) for hit in page.hits]
-        return _page(page.total, page.facets) | {
+        hits = [_hit(hit, catalogue, query) for hit in page.rows]
+        return _page(page) | {
             "ready": True, "recordings": page.recordings, "hits": hits,
         }  # fmt: skip
 
@@ -377,21 +376,19 @@ def _edition(view: View, recording_id: str) -> str:
     return max((name for name, _ in view.corrections.of(recording_id)), default="")
 
 
-def _page(total: int, facets: Mapping[str, Facet]) -> dict[str, Any]:
-    pages = min(MAX_PAGE, -(-total // PAGE_ROWS))
-    return {
-        "total": total,
-        "pages": pages,
-        "facets": {name: _facet(facet) for name, facet in facets.items()},
+def _page(page: Page[Any]) -> dict[str, Any]:
+    facets = {
+        name: {
+            "values": [
+                {"name": each.name, "label": visible(each.name), "count": each.count}
+                for each in facet.values
+            ],
+            "others": facet.others,
+        }
+        for name, facet in page.facets.items()
     }
-
-
-def _facet(facet: Facet) -> dict[str, Any]:
-    values = [
-        {"name": each.name, "label": visible(each.name), "count": each.count}
-        for each in facet.values
-    ]
-    return {"values": values, "others": facet.others}
+    pages = min(MAX_PAGE, -(-page.total // PAGE_ROWS))
+    return {"total": page.total, "pages": pages, "facets": facets}
 
 
 _TOTALS = """

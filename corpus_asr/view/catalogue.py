@@ -376,28 +376,22 @@ class Transcript:
 
     def pauses(self, duration_s: float) -> Pauses:
         """Return where nothing is said in a recording of this length."""
+        return Pauses(*self._by_start("end_s", "end_s"), duration_s=duration_s)
+
+    def _by_start(self, of_word: str, of_segment: str) -> tuple[np.ndarray, np.ndarray]:
+        # Start and another value of each word, by time; of each segment, without word times.
         if self.has_words:
             words = pc.list_flatten(self.rows["words"].combine_chunks())
-            spans = [pc.struct_field(words, name) for name in ("start_s", "end_s")]
+            columns = [pc.struct_field(words, name) for name in ("start_s", of_word)]
         else:
-            spans = [self.rows[name] for name in ("start_s", "end_s")]
-        starts_s, ends_s = (np.asarray(span, dtype=np.float64) for span in spans)
-        order = np.argsort(starts_s, kind="stable")
-        return Pauses(starts_s[order], ends_s[order], duration_s=duration_s)
+            columns = [self.rows[name] for name in ("start_s", of_segment)]
+        starts, values = map(np.asarray, columns)
+        order = np.argsort(starts, kind="stable")
+        return starts[order], values[order]
 
     @cached_property
     def _scores(self) -> tuple[np.ndarray, np.ndarray]:
-        # Start and probability of each word, by time; of each segment, without word times.
-        if self.has_words:
-            words = pc.list_flatten(self.rows["words"].combine_chunks())
-            starts, scores = (
-                pc.struct_field(words, name).to_numpy(zero_copy_only=False)
-                for name in ("start_s", "probability")
-            )
-        else:
-            starts, scores = (self.rows[name].to_numpy() for name in ("start_s", "confidence"))
-        order = np.argsort(starts, kind="stable")
-        return starts[order], scores[order]
+        return self._by_start("probability", "confidence")
 
     def low_confidence(self, from_s: float, *, below: float, forward: bool = True) -> float | None:
         """Return the start of the first word after or before `from_s` that is below a threshold."""

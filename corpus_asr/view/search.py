@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.report.text import cell
 from corpus_asr.storage.run_state.corrections import Correction
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.stores.uri import without_secrets
@@ -132,23 +133,17 @@ class Hit:
     after: str = ""
 
 
+R = TypeVar("R")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hits:
-    """One page of hits."""
+class Page(Generic[R]):
+    """One page of hits, or of recordings as `described` has them."""
 
     total: int
     recordings: int
     """With at least one hit."""
-    hits: list[Hit]
-    facets: dict[str, Facet]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordingsPage:
-    """One page of recordings, as `described` has them."""
-
-    total: int
-    rows: list[dict[str, Any]]
+    rows: list[R]
     facets: dict[str, Facet]
 
 
@@ -181,7 +176,7 @@ def find(
     *,
     order: Order = Order.recording,
     page: int = 0,
-) -> Hits:
+) -> Page[Hit]:
     """Search all segments of a run."""
     _check_page(page)
     terms, values = query.condition()
@@ -192,7 +187,7 @@ def find(
     query_of_page = _PAGE.format(found=_inside(terms), order=_ORDERS[order])
     rows = tables.table(query_of_page, most=PAGE_ROWS, skipped=page * PAGE_ROWS, **values)
     hits = [_hit(row) for row in rows.to_pylist()]
-    return Hits(total=total, recordings=recordings, hits=hits, facets=facets)
+    return Page(total=total, recordings=recordings, rows=hits, facets=facets)
 
 
 def find_all(
@@ -216,15 +211,15 @@ def recordings_page(
     *,
     order: RecordingOrder = RecordingOrder.name,
     page: int = 0,
-) -> RecordingsPage:
+) -> Page[dict[str, Any]]:
     """Return a page of the recordings that match; facets count recordings."""
     _check_page(page)
     values = _values(filters)
     del values["min_confidence"], values["max_confidence"]  # of segments
-    total, _, facets = _counted(tables, _LISTED, values)
+    total, recordings, facets = _counted(tables, _LISTED, values)
     listing = _RECORDINGS.format(order=_ORDERS[order])
     rows = tables.table(listing, most=PAGE_ROWS, skipped=page * PAGE_ROWS, **values)
-    return RecordingsPage(total=total, rows=rows.to_pylist(), facets=facets)
+    return Page(total=total, recordings=recordings, rows=rows.to_pylist(), facets=facets)
 
 
 def _check_page(page: int) -> None:
@@ -331,9 +326,6 @@ FIELDS = (
     "corrected", "original",
 )  # fmt: skip
 MEDIA_TYPES = {"csv": "text/csv", "json": "application/json"}
-# Spreadsheets take a cell for a formula that begins so; an apostrophe makes it text.
-# Source: OWASP, CSV Injection.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _BYTE_ORDER_MARK = "\ufeff"  # without it Excel takes UTF-8 for the code page of the machine
 
 
@@ -378,7 +370,7 @@ def _csv(rows: Rows) -> Iterator[str]:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return cell(value) if isinstance(value, str) else value
 
 
 def _json(rows: Rows) -> Iterator[str]:

@@ -118,8 +118,7 @@ class ViewServer:
                 web.get(prefix + "/saved", self._saved),
                 web.get(prefix + "/hits.{kind:csv|json}", self._hits),
                 web.get(prefix + "/api/{name}", self._answer),
-                web.post(prefix + "/api/correct", self._correct),
-                web.post(prefix + "/api/name", self._name),
+                web.post(prefix + "/api/{what:correct|name}", self._change),
                 web.get(prefix + "/{name:[^/]*}", self._page),
             ]
         )
@@ -215,13 +214,9 @@ class ViewServer:
             raise ConfigError("reading a request: found no JSON object, expected one")
         return body
 
-    async def _correct(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
-        return _json(await asyncio.to_thread(self._answers.correct, body))
-
-    async def _name(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
-        return _json(await asyncio.to_thread(self._answers.name, body))
+    async def _change(self, request: web.Request) -> web.Response:
+        change = getattr(self._answers, request.match_info["what"])
+        return _json(await asyncio.to_thread(change, await self._body(request)))
 
     def _is_known(self, host: str) -> bool:
         # Another site can make its name point here (DNS rebinding), but not an address.

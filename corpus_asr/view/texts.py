@@ -11,13 +11,14 @@ They lie beside those of `RunTables`:
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.report.confidences import gathered
 from corpus_asr.storage.run_state.corrections import CORRECTED_CONFIDENCE, Corrections, key_of
 from corpus_asr.storage.run_state.run_tables import RunTables, claimed_rows
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
@@ -27,7 +28,6 @@ _SEGMENT_COLUMNS = ("start_s", "end_s", "channel", "language", "confidence", "te
 _LABEL_COLUMNS = ("start_s", "end_s", "channel", "rank", "probability", "label")
 _SEGMENT_VALUES = "language, confidence, coalesce(text, ''), folded from arriving"
 _LABEL_VALUES = "null, probability, label, folded from (from arriving where rank = 1)"
-_INSERTED_ROWS = 65_536  # at once; commits have some hundreds
 # One meaning of months for all: only local files tell when they were modified. Their version is
 # size and modification time in nanoseconds.
 _ARE_LOCAL = r"""
@@ -136,19 +136,19 @@ def add_texts(
     labels = kind is LABEL_ROWS
     columns = _LABEL_COLUMNS if labels else _SEGMENT_COLUMNS
     read = _READ.format(values=_LABEL_VALUES if labels else _SEGMENT_VALUES)
-    waiting: list[pa.Table] = []
-    for rows, ids in claimed_rows(store, tables, kind, columns, of=_UNREAD):
-        folded = _folded(pc.fill_null(rows[columns[-1]], "").to_pylist())
-        places = pa.array(np.arange(first, first + rows.num_rows))
-        first += rows.num_rows
-        rows = rows.append_column("id", ids).append_column("place", places)
-        waiting.append(rows.append_column("folded", folded))
-        on_rows(rows.num_rows)
-        if sum(each.num_rows for each in waiting) >= _INSERTED_ROWS:
-            tables.execute(read, pa.concat_tables(waiting))
-            waiting = []
-    if waiting:
-        tables.execute(read, pa.concat_tables(waiting))
+
+    def placed() -> Iterator[pa.Table]:
+        place = first
+        for rows, ids in claimed_rows(store, tables, kind, columns, of=_UNREAD):
+            folded = _folded(pc.fill_null(rows[columns[-1]], "").to_pylist())
+            places = pa.array(np.arange(place, place + rows.num_rows))
+            place += rows.num_rows
+            rows = rows.append_column("id", ids).append_column("place", places)
+            yield rows.append_column("folded", folded)
+            on_rows(rows.num_rows)
+
+    for rows in gathered(placed()):
+        tables.execute(read, rows)
     for statement in ("drop table earlier", "drop table taken", "force checkpoint"):
         tables.execute(statement)
 

@@ -178,7 +178,7 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
                     continue
                 wanted += 1
                 query = parse_query(word["word"], whole_words=True)
-                hits = find(view.catalogue.tables, query, Filters()).hits
+                hits = find(view.catalogue.tables, query, Filters()).rows
                 middle_s = (word["start_s"] + word["end_s"]) / 2
                 found += any(hit.start_s <= middle_s <= hit.end_s for hit in hits)
     assert wanted > 30

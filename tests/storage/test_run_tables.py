@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.run import Retry
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.pipelines.nightly import count_tries, note_tries
+from corpus_asr.pipelines.nightly import FAILING_NAME, count_tries
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
 from corpus_asr.storage.run_state.finish import (
@@ -464,8 +464,8 @@ def night(store: OutputStore, number: int, *rows: dict[str, Any]) -> dict[str, i
     if rows:
         commit(store, results(*rows), run_id=f"night-{number}")
     failing = count_tries(store)
-    note_tries(store, failing)
-    return {one.uri.lstrip("/"): one.tries for one in failing}
+    store.write_table(FAILING_NAME, failing)
+    return {one["uri"].lstrip("/"): one["tries"] for one in failing.to_pylist()}
 
 
 def test_each_run_that_failed_on_a_recording_counts_once(memory: str) -> None:

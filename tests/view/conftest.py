@@ -1,6 +1,7 @@
 """A small run with sound, and a server that shows it."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -15,10 +16,11 @@ from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library, Transcripts, View
 from corpus_asr.view.query import parse_query
-from corpus_asr.view.search import Filters, Hits, Order, find
+from corpus_asr.view.search import Filters, Hit, Order, Page, find
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds, Waveforms
 from tests.support.audio import encode, tone, wav_bytes
+from tests.support.pages import asked, fetch
 from tests.support.runs import of_file, passage, run_of, spoken
 from tests.support.tables import commit, part, results
 
@@ -126,16 +128,21 @@ def library(store: OutputStore) -> Iterator[Library]:
         yield opened
 
 
+def get(url: str, what: str, **parameters: Any) -> Any:
+    """Return an answer of the server."""
+    return json.loads(fetch(asked(url, what, **parameters)).body)
+
+
 def add(store: OutputStore, *rows: dict[str, Any]) -> Commit:
     return commit(store, results(*rows))
 
 
-def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -> Hits:
+def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -> Page[Hit]:
     order, page = values.pop("order", Order.recording), values.pop("page", 0)
     query = parse_query(typed, whole_words=whole)
     assert view.searchable
     return find(view.catalogue.tables, query, Filters(**values), order=order, page=page)
 
 
-def said(found: Hits) -> list[str]:
-    return [hit.text.strip() for hit in found.hits]
+def said(found: Page[Hit]) -> list[str]:
+    return [hit.text.strip() for hit in found.rows]

@@ -133,7 +133,7 @@ def test_of_a_run_in_progress_only_new_commits_are_read(
     view = library.wait()
     assert [name for name in names if name.startswith("segments/")] == [written.segments_name]
     assert said(search(view)) == ["zero", "one", "2", "new"]
-    assert [hit.before.strip() for hit in search(view).hits] == ["", "", "one", ""]
+    assert [hit.before.strip() for hit in search(view).rows] == ["", "", "one", ""]
     # As a new viewer has it.
     with closing(Library(store)) as other:
         assert search(other.wait()) == search(view)
@@ -191,7 +191,7 @@ def test_many_search_while_a_run_goes_on_and_people_correct(
             add(store, spoken(f"/new{at}.wav", passage(0, "war")))
             library.wait()
             view = library.current()
-            hit = search(view, "peace").hits[0]
+            hit = search(view, "peace").rows[0]
             row = view.catalogue.recording(hit.recording_id)
             assert row is not None
             (segment,) = [

@@ -14,7 +14,7 @@ from corpus_asr.storage.stores.uri import recording_id
 from tests.support.pages import Response, asked, fetch, sent
 from tests.support.runs import correct_segment, finished, passage, run_of, spoken
 from tests.support.tables import part
-from tests.view.conftest import HOSTILE_TEXT, add, serving
+from tests.view.conftest import HOSTILE_TEXT, add, get, serving
 
 ID = recording_id("/c/a.wav")
 WORDS = [
@@ -38,13 +38,8 @@ def url(store: OutputStore) -> Iterator[str]:
 
 
 def segments(url: str, **parameters: Any) -> list[dict[str, Any]]:
-    answer = fetch(asked(url, "api/segments", id=ID, block=0, **parameters))
-    found: list[dict[str, Any]] = json.loads(answer.body)["segments"]
+    found: list[dict[str, Any]] = get(url, "api/segments", id=ID, block=0, **parameters)["segments"]
     return found
-
-
-def get(url: str, what: str, **parameters: Any) -> Any:
-    return json.loads(fetch(asked(url, what, **parameters)).body)
 
 
 def content(store: OutputStore) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.pages import Response, asked, fetch, sent
 from tests.support.runs import passage, run_of, says, spoken
-from tests.view.conftest import serving
+from tests.view.conftest import get, serving
 
 ID = recording_id("/a.wav")
 
@@ -37,28 +37,24 @@ def url(store: OutputStore) -> Iterator[str]:
         yield server.url
 
 
-def get(url: str, what: str, **parameters: Any) -> Any:
-    return json.loads(fetch(asked(url, f"api/{what}", **parameters)).body)
-
-
 def name(url: str, speaker: str, name: str, **values: Any) -> Response:
     return sent(url, "api/name", {"id": ID, "speaker": speaker, "name": name, **values})
 
 
 def names(url: str) -> list[str]:
-    return [each["name"] for each in get(url, "recording", id=ID)["speakers"]]
+    return [each["name"] for each in get(url, "api/recording", id=ID)["speakers"]]
 
 
 def test_speakers_are_shown_with_their_turns_and_shares(url: str) -> None:
-    nobody = get(url, "recording", id=recording_id("/b.wav"))
+    nobody = get(url, "api/recording", id=recording_id("/b.wav"))
     assert (nobody["speakers"], nobody["turns"]) == ([], [])
-    shown = get(url, "recording", id=ID)
+    shown = get(url, "api/recording", id=ID)
     assert shown["turns"] == [[0.0, 1.5, 0], [2.0, 2.5, 1]]
     assert shown["speakers"] == [
         {"speaker": "S1", "given": "", "name": "S1", "share": 0.75},
         {"speaker": "S2", "given": "", "name": "S2", "share": 0.25},
     ]
-    segments = get(url, "segments", id=ID)["segments"]
+    segments = get(url, "api/segments", id=ID)["segments"]
     assert [each["speaker"] for each in segments] == ["S1", "S2"]
 
 
@@ -69,7 +65,7 @@ def test_a_name_is_shown_at_once_and_everywhere_and_changes_no_table(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     answer = name(url, "S2", "  Anna \u202e Berg ")
     assert (answer.status, names(url)) == (200, ["S1", "Anna [U+202E] Berg"])
-    assert json.loads(answer.body)["speakers"] == get(url, "recording", id=ID)["speakers"]
+    assert json.loads(answer.body)["speakers"] == get(url, "api/recording", id=ID)["speakers"]
     assert name(url, "S2", "Anna", seen="Anna \u202e Berg").status == 200
     assert name(url, "S1", 'Ben, "B"').status == 200
     saved = fetch(asked(url, "saved", id=ID, format="txt")).body.decode()
@@ -161,7 +157,7 @@ def test_a_name_is_shown_in_every_recording_of_the_voice(store: OutputStore) -> 
             server.url, "api/name", {"id": recording_id("/b.wav"), "speaker": "S1", "name": "Anna"}
         )
         assert answer.status == 200
-        speakers = get(server.url, "recording", id=ID)["speakers"]
+        speakers = get(server.url, "api/recording", id=ID)["speakers"]
         assert [(each["name"], each["given"]) for each in speakers] == [("V1", ""), ("Anna", "")]
         # Here it is somebody else; what was given in /b.wav stays.
         assert name(server.url, "S2", "Ben").status == 200

@@ -323,12 +323,6 @@ def calibration_data(calibration: Calibration) -> dict[str, Any]:
         "name": calibration.model.name,
         "address": redact_uri(calibration.address),
         "recordings": calibration.recordings,
-        "before": reliability_data(calibration.before),
-        "held_out": reliability_data(calibration.after),
+        "before": rounded(asdict(calibration.before)),
+        "held_out": rounded(asdict(calibration.after)),
     }
-
-
-def reliability_data(quality: Reliability) -> dict[str, Any]:
-    """Return reliability as JSON has it."""
-    data: dict[str, Any] = rounded(asdict(quality))
-    return data

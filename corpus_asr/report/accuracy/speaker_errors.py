@@ -7,7 +7,7 @@ are those of pyannote.metrics 4.2, whose collar is the whole width, within 1e-13
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -38,12 +38,7 @@ class TurnErrors:
     """Of the reference."""
 
     def __add__(self, other: "TurnErrors") -> "TurnErrors":
-        return TurnErrors(
-            self.missed_s + other.missed_s,
-            self.false_s + other.false_s,
-            self.confused_s + other.confused_s,
-            self.speech_s + other.speech_s,
-        )
+        return TurnErrors(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def rate(self) -> float | None:

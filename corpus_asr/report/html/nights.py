@@ -3,7 +3,6 @@
 Written next to the page of the archive after every night, from the summaries of past ones.
 """
 
-import datetime
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from corpus_asr.report.html.charts import Chart, bars, number_ticks
 from corpus_asr.report.html.formatting import hours, link
 from corpus_asr.report.html.page import environment, render_document
 from corpus_asr.report.nightly import STATE_BADGES, PastNight, read_nights
-from corpus_asr.report.text import duration
+from corpus_asr.report.text import duration, now
 from corpus_asr.storage.run_state.run_files import PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
@@ -40,6 +39,20 @@ class Shown(NamedTuple):
     state: str
 
 
+class Quantity(NamedTuple):
+    """What a chart shows of each night."""
+
+    title: str
+    caption: str
+    value: Callable[[PastNight], float | None]
+    words: Callable[[PastNight], str]
+    """Of a night that has a value."""
+    whole: bool = False
+    highest: float | None = None
+    """The end of the scale; None: above all values."""
+    say: Callable[[float], str] = "{:,g}".format
+
+
 def write_nights_page(store: OutputStore, summaries: OutputStore) -> None:
     """Write the page of a folder of summaries into the output folder, or log why not."""
     try:
@@ -57,21 +70,26 @@ def nights_page(store: OutputStore, summaries: OutputStore) -> str:
     shown = [_shown(night, name, store, summaries) for name, night in read]
     nights = [each.night for each in shown]
     audio_s, wall_s = sum(each.audio_s for each in nights), sum(each.wall_s for each in nights)
-    certain = [each for each in nights if each.confidence is not None]
+    # Weighed by audio, of which a night may have none.
+    sure = [
+        (each.confidence, max(each.audio_s, 1e-3)) for each in nights if each.confidence is not None
+    ]
+    weight = sum(weight for _, weight in sure)
+    mean = sum(confidence * weight for confidence, weight in sure) / weight if sure else None
     processed = sum(night.processed for night in nights)
     return render_document(
         environment().get_template("nights.html.j2"),
         uri=redact_uri(store.uri),
         nights=shown[::-1],
-        charts=_charts([(each.name, each.night) for each in shown]) if shown else [],
+        charts=[(of.title, of.caption, _chart(shown, of)) for of in _QUANTITIES] if shown else [],
         has_report=store.exists(PAGE_NAME),
         done=sum(night.done for night in nights),
         failed=sum(night.failed for night in nights),
         processed=processed,
         audio_s=audio_s,
         rtfx=audio_s / wall_s if audio_s and wall_s else None,
-        confidence=_mean(certain),
-        written_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        confidence=mean,
+        written_at=now(),
     )
 
 
@@ -93,75 +111,47 @@ def _shown(night: PastNight, name: str, store: OutputStore, summaries: OutputSto
     )
 
 
-def _mean(nights: Sequence[PastNight]) -> float | None:
-    weights = [max(night.audio_s, 1e-3) for night in nights]
-    if not nights:
-        return None
-    sums = (each.confidence * w for each, w in zip(nights, weights, strict=True) if each.confidence)
-    return sum(sums) / sum(weights)
+_QUANTITIES = (
+    Quantity(
+        "Recordings", "Done in each night.", lambda night: night.done,
+        lambda night: f"{counted(night.done, 'recording')} done, {night.remaining:,} remaining",
+        whole=True,
+    ),
+    Quantity(
+        "Audio", "Hours of committed audio.", lambda night: night.audio_s / 3600,
+        lambda night: f"{hours(night.audio_s)} in {duration(night.wall_s)}",
+    ),
+    Quantity(
+        "Failures", "Recordings that failed.", lambda night: night.failed,
+        lambda night: f"{night.failed:,} of {counted(night.processed, 'recording')}",
+        whole=True,
+    ),
+    Quantity(
+        "RTFx", "Audio time over wall time of the whole night.",
+        lambda night: night.rtfx if night.audio_s else None, lambda night: f"{night.rtfx:,.2f}",
+    ),
+    Quantity(
+        "Confidence", "Mean over the audio of the night.", lambda night: night.confidence,
+        lambda night: f"{night.confidence:,.2f}", highest=1.0, say="{:.1f}".format,
+    ),
+)  # fmt: skip
 
 
-def _charts(nights: Sequence[tuple[str, PastNight]]) -> list[tuple[str, str, Chart]]:
-    """Return title, caption and chart of each quantity."""
-    plain = "{:,g}".format
-    charts: list[tuple[str, str, Callable[[PastNight], float | None], Callable[[float], str]]] = [
-        ("Recordings", "Done in each night.", lambda night: night.done, plain),
-        ("Audio", "Hours of committed audio.", lambda night: night.audio_s / 3600, plain),
-        ("Failures", "Recordings that failed.", lambda night: night.failed, plain),
-        ("RTFx", "Audio time over wall time of the whole night.", _rtfx, plain),
-        ("Confidence", "Mean over the audio of the night.", _confidence, "{:.1f}".format),
-    ]
-    return [
-        (title, caption, _chart(nights, title, value, say)) for title, caption, value, say in charts
-    ]
-
-
-def _rtfx(night: PastNight) -> float | None:
-    return night.rtfx if night.audio_s else None
-
-
-def _confidence(night: PastNight) -> float | None:
-    return night.confidence
-
-
-def _chart(
-    nights: Sequence[tuple[str, PastNight]],
-    title: str,
-    value: Callable[[PastNight], float | None],
-    say: Callable[[float], str],
-) -> Chart:
-    values = [value(night) for _, night in nights]
+def _chart(nights: Sequence[Shown], of: Quantity) -> Chart:
+    values = [of.value(each.night) for each in nights]
     every = -(-len(nights) // _MOST_DATES) or 1
     # Counted from the last night, whose date matters most.
     dated = {at for at in range(len(nights)) if (len(nights) - 1 - at) % every == 0}
-    words = [
-        f"{name}: {_words(title, night, each)}"
-        for (name, night), each in zip(nights, values, strict=True)
-    ]
-    whole = title in ("Recordings", "Failures")
     width = 100 / len(nights)
     return bars(
-        [each or 0.0 for each in values],
-        label=f"{title} of each night",
+        [value or 0.0 for value in values],
+        label=f"{of.title} of each night",
         # Without the year, which the title of each bar has.
-        marks=[((at + 0.5) * width, nights[at][0][5:10]) for at in sorted(dated)],
-        titles=words,
-        ticks=number_ticks(
-            1.0 if title == "Confidence" else max(filter(None, values), default=1.0), whole=whole
-        ),
-        say=say,
+        marks=[((at + 0.5) * width, nights[at].name[5:10]) for at in sorted(dated)],
+        titles=[
+            f"{each.name}: {'no audio' if value is None else of.words(each.night)}"
+            for each, value in zip(nights, values, strict=True)
+        ],
+        ticks=number_ticks(of.highest or max(filter(None, values), default=1.0), whole=of.whole),
+        say=of.say,
     )
-
-
-def _words(title: str, night: PastNight, value: float | None) -> str:
-    if value is None:
-        return "no audio"
-    match title:
-        case "Audio":
-            return f"{hours(night.audio_s)} in {duration(night.wall_s)}"
-        case "Failures":
-            return f"{night.failed:,} of {counted(night.processed, 'recording')}"
-        case "Recordings":
-            return f"{counted(night.done, 'recording')} done, {night.remaining:,} remaining"
-        case _:
-            return f"{value:,.2f}"

@@ -43,7 +43,7 @@ from corpus_asr.report.status import (
     activity_values,
     load_status,
 )
-from corpus_asr.report.text import clock, duration
+from corpus_asr.report.text import clock, duration, now
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     EVALUATION_NAME,
@@ -98,9 +98,10 @@ def write_page(
         in_csv = failures_csv(tables) if report.statistics.failures else None
     config = store.read_json(CONFIG_NAME) or {}
     settings = _report_settings(config, embed_audio=embed_audio, viewer_url=viewer_url)
+    run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     values = {
-        **_values(store, report, details, config, at_the_end=at_the_end),
-        **_compared(store, report, config, at_the_end=at_the_end),
+        **_values(store, report, details, config, run, at_the_end=at_the_end),
+        **_compared(store, report, config, run, at_the_end=at_the_end),
         **_clips(store, details, config, settings),
         # Files are linked to only from a page that lies on this machine.
         "link": partial(
@@ -254,14 +255,17 @@ def _clips(
 
 
 def _compared(
-    store: OutputStore, report: Report, config: dict[str, Any], *, at_the_end: bool
+    store: OutputStore,
+    report: Report,
+    config: dict[str, Any],
+    run: dict[str, Any],
+    *,
+    at_the_end: bool,
 ) -> dict[str, Any]:
     """Return how the run differs from the last one, and keep its numbers for the next."""
-    run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     settings = dict(_settings(config)) | {"model revision": report.model_revision}
     settings |= {f"{VERSION}{name}": found for name, found in (run.get("versions") or {}).items()}
-    now = _now()
-    numbers = numbers_of(report, finished_at=run.get("finished_at", now), settings=settings)
+    numbers = numbers_of(report, finished_at=run.get("finished_at", now()), settings=settings)
     if numbers is None:
         return {"comparison": None}
     before = previous(store, report.run_id)
@@ -297,11 +301,11 @@ def _values(
     report: Report,
     details: Details,
     config: dict[str, Any],
+    run: dict[str, Any],
     *,
     at_the_end: bool,
 ) -> dict[str, Any]:
     status, counts = load_status(store), report.statistics
-    run = (store.read_json(RUN_NAME) or {}) if report.finished else {}
     classifies = config.get("pipeline") == CLASSIFY_AUDIO
     # To the lock, a run that writes its page as it ends still runs.
     state = STOPPED if at_the_end and status.state != FINISHED else status.state
@@ -317,7 +321,7 @@ def _values(
         "classifies": classifies,
         "finished": state == FINISHED,
         "alive": status.alive and not at_the_end,
-        "written_at": _now(),
+        "written_at": now(),
         "badge": _BADGES.get(state, ""),
         "state": _sentence(words),
         "advice": f"{_sentence(advice)}." if advice else "",
@@ -338,10 +342,6 @@ def _values(
 
 def _time(text: str) -> datetime.datetime:
     return datetime.datetime.fromisoformat(text)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _sentence(words: str) -> str:
