@@ -1,15 +1,75 @@
-"""A prefix is the beginning of the first window's text, on real speech, however it is decoded."""
+"""Real speech and sounds without words through the packaged model, with the usual settings."""
 
-import os
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from corpus_asr.report.accuracy.scoring import normalized
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import (
+    Samples,
+    murmur,
+    read_clip,
+    read_manifest,
+    speech_in_noise,
+    wordless_sounds,
+)
+
+SECONDS = 60.0
+CLIP = "ls_1688-142285-0009"
+NAMES = (*wordless_sounds(1.0), "murmur")
+
+
+@pytest.fixture(scope="module", params=["whisper-tiny.en", "whisper-base"])
+def model(request: pytest.FixtureRequest) -> Path:
+    """The packaged one as it is, and whisper-base where it is provided."""
+    packaged: Path = PACKAGED_FOLDER / request.param
+    return packaged if packaged.is_dir() else request.getfixturevalue("whisper_base")
+
+
+@pytest.fixture(scope="module")
+def clips(speech: Path) -> Path:
+    return speech / "english_short"
+
+
+@pytest.fixture(scope="module")
+def texts(model: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    speech = {item["id"]: read_clip(clips / item["path"]) for item in read_manifest(clips)}
+    sounds = wordless_sounds(SECONDS) | {"murmur": murmur(list(speech.values()), SECONDS)}
+    sounds["speech"] = speech_in_noise(speech[CLIP], 5 * SECONDS)
+    folder = tmp_path_factory.mktemp("sounds")
+    with Transcriber.from_pretrained(str(model)) as transcriber:
+        paths = [_written(folder / f"{name}.wav", sound) for name, sound in sounds.items()]
+        found = list(transcriber.transcribe_many(paths))
+    return {Path(each.uri or "").stem: each.text for each in found}
+
+
+def _written(path: Path, samples: Samples) -> str:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+        file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_written_where_nobody_speaks(name: str, texts: dict[str, str]) -> None:
+    assert texts[name] == ""
+
+
+@pytest.mark.slow
+def test_a_sentence_alone_in_five_minutes_of_noise_is_written_whole(
+    texts: dict[str, str], clips: Path
+) -> None:
+    said = next(item["text"] for item in read_manifest(clips) if item["id"] == CLIP)
+    assert normalized(texts["speech"], "en") == normalized(said, "en")
+
 
 DATA = Path(__file__).parents[1] / "data"
 INAUGURAL = DATA / "spoken" / "inaugural.flac"
@@ -30,13 +90,9 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["whisper-tiny.en", "whisper-base"])
-def transcriber(request: pytest.FixtureRequest) -> Iterator[Transcriber]:
-    folders = [PACKAGED_FOLDER, Path(os.environ.get("CORPUS_ASR_TEST_MODELS", "nowhere"))]
-    found = [folder / request.param for folder in folders if (folder / request.param).is_dir()]
-    if not found:
-        pytest.skip(f"no {request.param} in the package nor where CORPUS_ASR_TEST_MODELS points")
-    with Transcriber(str(found[0]), num_threads=1) as transcriber:
+@pytest.fixture(scope="module")
+def transcriber(model: Path) -> Iterator[Transcriber]:
+    with Transcriber(str(model), num_threads=1) as transcriber:
         yield transcriber
 
 
