@@ -101,7 +101,7 @@ SOUND: list[tuple[Any, str]] = [
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"language": "klingon"}, "klingon.*nearest: ln"),
     ({"language": ["en", "de"]}, "lists 2 languages, expected 1, the ba"),
-    ({"task": "sing"}, "task is 'sing', expected one of translate, tran"),
+    ({"task": "sing"}, "task is 'sing', expected one of transcribe, tr"),
     (
         {"prompt_ids": torch.ones(60).long()},
         "positions, which is 40; shorten prompt_ids",

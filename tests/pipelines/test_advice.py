@@ -132,7 +132,7 @@ def test_who_can_change_a_failure_says_which_runs_try_again(tmp_path: Path) -> N
         Origin.settings: {Retry.failed, Retry.all},
         Origin.file: {Retry.all},
     }
-    counted = Counter(kind_of(one.uri) for one in count_tries(job.store))
+    counted = Counter(kind_of(uri) for uri in count_tries(job.store)["uri"].to_pylist())
     for name, kind in FAILURE_KINDS.items():
         tries = {retry: kinds[name] for retry, kinds in planned.items() if kinds[name]}
         assert tries == dict.fromkeys(expected[kind.origin], 2), name
