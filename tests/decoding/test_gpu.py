@@ -217,6 +217,15 @@ def test_steps_look_no_further_than_the_longest_text(
     assert max(reaches) <= 48
 
 
+def test_steps_recorded_before_the_first_short_window_are_recorded_anew(
+    folder: Path, alone: Any, gpu: Gpu
+) -> None:
+    tasks: list[list[Job]] = [[ask("greedy", 3), ask("short", 7)]]
+    found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=1)
+    assert_all_same(found, alone(tasks))
+    assert (gpu.captures, gpu.replays > 2) == (2, True)
+
+
 def test_the_device_has_a_step_to_do_while_results_are_read(
     folder: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
