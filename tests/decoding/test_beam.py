@@ -145,7 +145,7 @@ def test_processors_and_criteria_are_asked_for_every_beam(models: list[WhisperSl
 
 def test_a_moved_place_goes_on_as_it_was(models: list[WhisperSlotModel]) -> None:
     options: dict[str, Any] = {"num_beams": 2, "keep_scores": True}
-    jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, **options)]
+    jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, length_penalty=0.5, **options)]
     found = run(models[2], jobs, places=2)
     alone = [run(models[2], [each], places=1) for each in jobs]
     assert_all_same([[result] for result in found], alone)
