@@ -220,7 +220,8 @@ def test_steps_look_no_further_than_the_longest_text(
 def test_steps_recorded_before_the_first_short_window_are_recorded_anew(
     folder: Path, alone: Any, gpu: Gpu
 ) -> None:
-    tasks: list[list[Job]] = [[ask("greedy", 3), ask("short", 7)]]
+    short: list[Job] = [replace(ask(kind, 7), num_frames=100) for kind in ("greedy", "align")]
+    tasks: list[list[Job]] = [[ask("greedy", 3), *short]]
     found, _ = run(load(folder, "cuda").slot_model(), tasks, slots=1)
     assert_all_same(found, alone(tasks))
     assert (gpu.captures, gpu.replays > 2) == (2, True)
