@@ -1,6 +1,7 @@
 """Speech2Text in slots against its network: rows of any length, side by side."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,15 +63,19 @@ def without_packing(model: Speech2TextSlotModel) -> Speech2TextSlotModel:
     return other
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("encoding", ["packed", "masked", "by its modules"])
 @torch.inference_mode()
 def test_a_row_is_encoded_as_if_it_were_alone_or_in_a_padded_batch(
-    network: Speech2TextForConditionalGeneration, model: Speech2TextSlotModel, packed: bool
+    network: Speech2TextForConditionalGeneration, model: Speech2TextSlotModel, encoding: str
 ) -> None:
-    found: Speech2TextSlotModel = model if packed else without_packing(model)
-    slot_model: SlotModel = found  # checked by mypy
+    own: SlotModel = model  # checked by mypy
+    found: Any = {
+        "packed": own,
+        "masked": without_packing(model),
+        "by its modules": network.module_slots().for_windows(FRAMES),
+    }[encoding]
     rows, encoder = features().transpose(1, 2), network.model.encoder
-    encoded = slot_model.encode(rows, num_frames=LENGTHS)
+    encoded = found.encode(rows, num_frames=LENGTHS)
     assert tuple(encoded.shape) == (3, *model.window_shape) == (3, 80, 64)
     padded = found.encode_padded(rows, num_frames=LENGTHS)
     in_batch = encoder(features(), mask()).last_hidden_state
@@ -79,7 +84,9 @@ def test_a_row_is_encoded_as_if_it_were_alone_or_in_a_padded_batch(
         end = -(-length // 4)
         for states, expected in ((encoded[row], alone), (padded[row], in_batch[row, :end])):
             torch.testing.assert_close(states[:end], expected, atol=1e-5, rtol=1e-4)
-            assert not states[end:].any()
+        assert not encoded[row, end:].any()
+        # Modules give what they make of the padding, too; nothing reads it.
+        assert encoding == "by its modules" or not padded[row, end:].any()
     assert torch.equal(found.encode(rows), found.encode(rows, num_frames=[FRAMES] * 3))
 
 
