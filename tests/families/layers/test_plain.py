@@ -48,13 +48,13 @@ def test_slots_that_call_the_modules_go_on_move_and_align_as_the_fast_ones(
     tokens, found = sequences(2, 6), []
     for model in (network.slot_model(), network.module_slots()):
         state = model.new_state(4, beams=2)
-        begin(model, state, [0, 2], windows(2), tokens[:, :3], [3, 3])
+        begin(model, state, [0, 2], windows(2), tokens[:, :3], [3, 2])
         for beam in (0, 1):
             model.move(state, 2 + beam, beam)
         model.reorder(state, [0, 1], torch.tensor([0, 0]))
-        model.step(state, tokens[:, 3], torch.full((2,), 3))
-        said = [model.step(state, tokens[:, 4], torch.full((2,), 4))]
-        said.append(model.extend(state, [0, 1], tokens[:, 3:6], torch.tensor([2, 3])))
+        model.step(state, tokens[:, 3], torch.full((2,), 2))
+        said = [model.step(state, tokens[:, 4], torch.full((2,), 3))]
+        said.append(model.extend(state, [0, 1], tokens[:, 3:6], torch.tensor([1, 2])))
         # The window has moved too, for whatever is asked of it next.
         said.append(model.logits(model.prefill(state, [0], tokens[:1], [6])))
         weights, hidden = model.align(state, [0, 1], tokens, [6, 4], [(1, 0), (0, 3)])
