@@ -1,5 +1,7 @@
 """Which settings may go on in a folder, and which are refused."""
 
+import hashlib
+import json
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,14 @@ from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.run_files import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import (
+    ARCHIVE_NOTE_NAME,
+    FINGERPRINT_NAME,
+    Run,
+    begin_run,
+    fingerprint,
+    result_settings,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.storage.test_run_tables import config
 from tests.support.stores import life
@@ -64,6 +73,67 @@ def test_other_settings_are_refused_by_name(memory: str) -> None:
     assert fingerprint(config(), "w").partition("-")[0] not in message
     assert "output.uri" in message
     assert "decoding.task" not in message
+
+
+def stored_settings(store: OutputStore, **changes: Any) -> None:
+    """Write the settings of a folder as another version did; without those that are `...`."""
+    note = store.read_json(FINGERPRINT_NAME) or {}
+    settings = note["settings"] | changes
+    kept = {key: value for key, value in settings.items() if value is not ...}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    note = {"fingerprint": f"{digest}-weights", "settings": kept}
+    store.write_json(FINGERPRINT_NAME, note)
+
+
+def test_a_setting_that_an_older_version_did_not_have_counts_as_its_default(memory: str) -> None:
+    store = OutputStore(memory)
+    first = begin_run(store, config(), fingerprint(config(), "weights"))
+    commit(store, results(part("a", 0, texts=["x"])))
+    every = list((store.read_json(FINGERPRINT_NAME) or {})["settings"])
+    assert {"decoding.prefix", "extract.part_s", "model.compute_type", "speakers"} <= {*every}
+    for key in every:
+        stored_settings(store, **dict.fromkeys([key], ...))
+        assert begin_run(store, config(), fingerprint(config(), "weights")).continues, key
+        assert (store.read_json(FINGERPRINT_NAME) or {})["settings"][key] == first_settings()[key]
+    stored_settings(store, **{"decoding.prefix": ...})
+    name = (store.read_json(FINGERPRINT_NAME) or {})["fingerprint"]
+    run = begin_run(store, config(), fingerprint(config(), "weights"))
+    assert run.fingerprint == name != first.fingerprint
+    other = config(decoding={"prefix": "Hello"})
+    stored_settings(store, **{"decoding.prefix": ..., "extract.pack_mb": 7})
+    with pytest.raises(ConfigError, match=r'^decoding\.prefix: was null, now "Hello"; beginning'):
+        begin_run(store, other, fingerprint(other, "weights"))
+
+
+def first_settings() -> dict[str, Any]:
+    return result_settings(config())
+
+
+@pytest.mark.parametrize("version", ["0.1.0"])
+def test_folders_of_each_released_version_are_continued(memory: str, version: str) -> None:
+    store = OutputStore(memory)
+    note = json.loads(Path(f"tests/data/settings/{version}.json").read_text(encoding="utf-8"))
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in note["settings"].items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    job = config(**sections)
+    begin_run(store, job, fingerprint(job, "weights"))
+    commit(store, results(part("a", 0, texts=["x"])))
+    store.write_json(FINGERPRINT_NAME, note)
+    assert begin_run(store, job, fingerprint(job, "weights")).continues
+
+
+def test_a_setting_that_this_version_does_not_have_is_named(memory: str) -> None:
+    store = OutputStore(memory)
+    begin_run(store, config(), fingerprint(config(), "weights"))
+    commit(store, results(part("a", 0, texts=["x"])))
+    stored_settings(store, **{"decoding.magic": 3})
+    with pytest.raises(ConfigError, match=r"^decoding\.magic: was 3, which this version does not"):
+        begin_run(store, config(), fingerprint(config(), "weights"))
+    stored_settings(store, **{"decoding.magic": ..., "pipeline": "classify_audio"})
+    with pytest.raises(ConfigError, match=r"^pipeline: was classify_audio, now transcribe_corpus;"):
+        begin_run(store, config(), fingerprint(config(), "weights"))
 
 
 def test_what_a_pipeline_does_not_read_is_not_in_its_fingerprint() -> None:

@@ -408,6 +408,8 @@ _RESOURCE_KEYS = {
     "extract.workers", "extract.max_buffered_features_mb", "extract.pack_mb",
     "extract.item_timeout_s", "extract.max_file_gb", "extract.max_duration_h",
 }  # fmt: skip
+# What `result_settings` reads; each has a default in every key.
+_RESULT_SECTIONS = ("model", "extract", "decoding", "classification", "speakers")
 
 
 class Earlier(StrEnum):
@@ -437,9 +439,9 @@ def result_settings(config: RunConfig) -> dict[str, Any]:
         flat |= {f"{section}.{key}": value for key, value in settings.items()}
     if classifies:
         flat["pipeline"] = config.pipeline
-    if config.speakers.wanted:
-        # Bounds are none of them: turns are made again of the same voices.
-        flat |= {"speakers": True, "speakers.model": config.speakers.model}
+    # Their bounds are none of these: turns are made again of the same voices.
+    wanted = config.speakers.wanted
+    flat |= {"speakers": wanted, "speakers.model": config.speakers.model if wanted else None}
     return {key: flat[key] for key in sorted(flat) if key not in _RESOURCE_KEYS}
 
 
@@ -474,28 +476,38 @@ def check_fingerprint(
         return Earlier.nothing
     if not has_results:
         return Earlier.nothing
-    if stored["fingerprint"] == fingerprint:
+    changes = _changes(stored, config, fingerprint)
+    if not changes:
         return Earlier.same
     if new_run:
         return Earlier.other
     raise ConfigError(
-        f"{_changes(stored, config, fingerprint)}; beginning a run in {redact_uri(store.uri)}: "
+        f"{', '.join(changes)}; beginning a run in {redact_uri(store.uri)}: "
         "found results made with the old settings; use these, choose another output.uri, or start "
         f"again here with --new-run, which moves these results to {EARLIER_FOLDER}/"
     )
 
 
-def _changes(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> str:
-    old, new = stored["settings"], result_settings(config)
+def _changes(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> list[str]:
+    """Return the settings and weights that are not what the results of a folder were made with."""
+    # A version that did not have a setting did what its default does now.
+    sections = {name: type(getattr(config, name))() for name in _RESULT_SECTIONS}
+    usual = result_settings(config.model_copy(update=sections))
+    new = result_settings(config)
+    pipelines = [each.get("pipeline", "transcribe_corpus") for each in (stored["settings"], new)]
+    if pipelines[0] != pipelines[1]:
+        return [f"pipeline: was {pipelines[0]}, now {pipelines[1]}"]
+    old: dict[str, Any] = usual | stored["settings"]
     changes = [
-        f"{key}: was {json.dumps(old.get(key))}, now {json.dumps(new.get(key))}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
+        f"{key}: was {json.dumps(old.get(key))}, "
+        + (f"now {json.dumps(new[key])}" if key in new else "which this version does not have")
+        for key in sorted({*old, *new} - _RESOURCE_KEYS)
+        if key not in new or old.get(key) != new[key]
     ]
     revisions = [name.partition("-")[2] for name in (stored["fingerprint"], fingerprint)]
     if revisions[0] != revisions[1]:
         changes.append(f"model weights: were {revisions[0]}, now {revisions[1]}")
-    return ", ".join(changes)
+    return changes
 
 
 def new_run_id() -> str:
@@ -519,6 +531,8 @@ def begin_run(
     listed, by which the folders of a manifest's recordings are known.
     """
     earlier = check_fingerprint(store, config, fingerprint, new_run=new_run)
+    if earlier is Earlier.same:  # named as it began, also by a version with fewer settings
+        fingerprint = (store.read_json(FINGERPRINT_NAME) or {})["fingerprint"]
     started = started or datetime.datetime.now(datetime.UTC)
     run = Run(
         run_id=run_id or new_run_id(),
