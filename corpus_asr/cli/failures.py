@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -12,15 +13,14 @@ import typer
 
 from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, FetchError
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, event, speaks_json
-from corpus_asr.runtime.shutdown import RunStoppedError, ended_by_sigterm
+from corpus_asr.runtime.shutdown import SIGNALS, RunStoppedError, ended_by_signals
 from corpus_asr.threads import spin_briefly
 
 EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 2
 EXIT_STOPPED_BY_FAILURE = 3
 EXIT_LOCKED = 75  # EX_TEMPFAIL of sysexits.h: try again later
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-EXIT_TERMINATED = 143  # 128 + SIGTERM
+EXITS_BY_SIGNAL = tuple(128 + number for number in SIGNALS)  # as shells have it
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
         _debug_traceback()
         advice = f"; what was committed is kept: {on_interrupt}" if on_interrupt else ""
         say(f"interrupted{advice}")
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        raise SystemExit(128 + signal.SIGINT) from None
     except CorpusAsrError as error:
         _debug_traceback()
         say(str(error))
@@ -67,7 +67,7 @@ def as_process() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if end.code not in (EXIT_STOPPED_BY_FAILURE, EXIT_INTERRUPTED, EXIT_TERMINATED):
+        if end.code not in (EXIT_STOPPED_BY_FAILURE, *EXITS_BY_SIGNAL):
             raise
         # An orderly end would wait for the threads that are in the middle of the network; what Ray
         # and others have registered is done all the same.
@@ -80,7 +80,7 @@ def as_process() -> Iterator[None]:
 @contextmanager
 def script(*, on_interrupt: str = "") -> Iterator[None]:
     """Let a script of `pipelines/` log, stop and fail as the command does, exit codes included."""
-    with as_process(), readable_errors(on_interrupt=on_interrupt), ended_by_sigterm():
+    with as_process(), readable_errors(on_interrupt=on_interrupt), ended_by_signals():
         configure_logging()
         yield
 

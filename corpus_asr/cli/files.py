@@ -31,7 +31,7 @@ from corpus_asr.cli.options import (
     with_groups,
 )
 from corpus_asr.errors import ConfigError, FetchError, ItemError
-from corpus_asr.runtime.shutdown import RunStoppedError, ended_by_sigterm
+from corpus_asr.runtime.shutdown import RunStoppedError, ended_by_signals
 from corpus_asr.units import counted
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def transcribe(
     files: Files, chosen: FileOptions, options: RecognitionOptions, overrides: FileOverrides = None
 ) -> None:
     """Transcribe files: print the text as it comes, or write subtitles, text and JSON."""
-    with readable_errors(), ended_by_sigterm():
+    with readable_errors(), ended_by_signals():
         channels, language = options.channels, options.language
         keys = keys_of(overrides, asdict(options) | {
             "language": language.split(",") if language and "," in language else language,
@@ -369,7 +369,8 @@ class FileResults:
         of = counted(len(self._inputs), "recording")
         kept = f"; the files of {done:,} of {of} are written: run the same command again for the "
         kept += "others"
-        how = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
+        name = signal.Signals(number).name
+        how = "interrupted" if number == signal.SIGINT else f"stopped by {name}"
         return RunStoppedError(how + (kept if self._output else ""), signal_number=number)
 
 
@@ -402,7 +403,7 @@ def align(
     overrides: FileOverrides = None,
 ) -> None:
     """Find when each word of a known text is said: subtitles and word times of your own words."""
-    with readable_errors(), ended_by_sigterm():
+    with readable_errors(), ended_by_signals():
         keys = keys_of(overrides, {"language": language})
         check_keys(keys)
         formats = formats_of(chosen)

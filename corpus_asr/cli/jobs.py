@@ -32,7 +32,7 @@ from corpus_asr.cli.options import (
 )
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.errors import ConfigError, LockedError
-from corpus_asr.runtime.shutdown import ended_by_sigterm
+from corpus_asr.runtime.shutdown import ended_by_signals
 from corpus_asr.threads import one_thread_for_arrays
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def run(
 ) -> None:
     """Transcribe or classify a corpus, or continue where an earlier run stopped."""
     advice = "run the same command again to continue"
-    with readable_errors(on_interrupt=advice), ended_by_sigterm():
+    with readable_errors(on_interrupt=advice), ended_by_signals():
         from corpus_asr.config.load import load_config
         from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunOptions
 
@@ -287,7 +287,7 @@ def nightly(
     def show(night: "Night") -> None:
         print_result(as_data(night), markdown(night).rstrip("\n"), as_json=as_json)
 
-    with readable_errors(on_interrupt="the next run continues"), ended_by_sigterm():
+    with readable_errors(on_interrupt="the next run continues"), ended_by_signals():
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         try:
@@ -313,7 +313,7 @@ def label(
     from corpus_asr.config.run import PSEUDO_LABEL, PseudoLabelConfig
 
     advice = "run the same command again to continue"
-    with readable_errors(on_interrupt=advice), ended_by_sigterm():
+    with readable_errors(on_interrupt=advice), ended_by_signals():
         settings = load_config(config, overrides or ())
         if not isinstance(settings, PseudoLabelConfig):
             raise ConfigError(

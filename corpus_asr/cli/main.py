@@ -7,8 +7,8 @@ programs have it, underscores in an option are hyphens, and a flag may be follow
 
 Exit codes: 0 done; 1 done, but more recordings failed than the configuration allows (for
 `transcribe`: a file failed); 2 the configuration, the command line or the model is unusable, or a
-store refuses; 3 the work could not go on; 130 interrupted, 143 by SIGTERM. `CORPUS_ASR_DEBUG=1`
-shows the traceback of an error.
+store refuses; 3 the work could not go on; 128 and the number of a signal that ended it, such as
+130 of Ctrl-C and 143 of SIGTERM. `CORPUS_ASR_DEBUG=1` shows the traceback of an error.
 """
 
 import re

@@ -439,7 +439,7 @@ def view(
         import asyncio
         from contextlib import ExitStack, closing
 
-        from corpus_asr.runtime.shutdown import ended_by_sigterm
+        from corpus_asr.runtime.shutdown import ended_by_signals
         from corpus_asr.storage.run_state.tables import OutputStore
         from corpus_asr.storage.stores.uri import scheme_of
         from corpus_asr.view.access import PublicUrl, read_password
@@ -451,7 +451,7 @@ def view(
         password = None if password_file is None else read_password(password_file)
         public = None if public_url is None else PublicUrl.parse(public_url)
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
-        with ExitStack() as opened, ended_by_sigterm():
+        with ExitStack() as opened, ended_by_signals():
             library = opened.enter_context(closing(Library(store)))
             sounds = Sounds(
                 store,

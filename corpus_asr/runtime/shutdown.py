@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -20,7 +20,8 @@ from corpus_asr.units import counted
 GRACE_S = 20.0
 # Nobody kills a run whose own time is over: what is being decoded is hours of audio on a GPU.
 DRAIN_S = 600.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A closed terminal sends SIGHUP, and Slurm what `--signal` names, for which people take SIGUSR1.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class RunStoppedError(KeyboardInterrupt):
@@ -111,7 +112,7 @@ def stoppable(
     def handle(number: int, _: FrameType | None) -> None:
         stop.request(number)
 
-    before = _replace_handlers(handle)
+    before = _replace_handlers(SIGNALS, handle)
     try:
         yield stop
     except BaseException as error:
@@ -126,27 +127,30 @@ def stoppable(
         raise stop.error(count)
 
 
-def _replace_handlers(handle: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+def _replace_handlers(
+    numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
+) -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     # What is ignored stays so: `nohup` and shells' background jobs ask for that.
-    wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handle) for number in wanted}
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end what is in the context in order, as Ctrl-C does."""
+def ended_by_signals() -> Iterator[None]:
+    """Let every other signal of `SIGNALS` end what is in the context in order, as Ctrl-C does."""
 
     def handle(number: int, _: FrameType | None) -> None:
         raise RunStoppedError(
-            "stopped by SIGTERM; what was committed is kept: run the same command again to "
-            "continue",
+            f"stopped by {signal.Signals(number).name}; what was committed is kept: run the same "
+            "command again to continue",
             signal_number=number,
         )
 
-    before = signal.signal(signal.SIGTERM, handle)
+    before = _replace_handlers(SIGNALS[1:], handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -405,9 +405,9 @@ def serve(requests_fd: int, replies_fd: int, life_fd: int) -> None:
         os.set_inheritable(fd, False)
     _end_with_parent(life_fd)
     configure(LogSettings.from_environment(), redact=without_secrets)
-    # Ctrl-C reaches the whole process group, as SIGTERM of a scheduler does; the parent decides
+    # Ctrl-C reaches the whole process group, as signals of schedulers do; the parent decides
     # what they mean, and a child that ended by itself would look like a crash of its recording.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     requests, replies = os.fdopen(requests_fd, "rb"), os.fdopen(replies_fd, "wb")
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from corpus_asr.runtime import local
 from corpus_asr.runtime import shutdown as stopping
-from corpus_asr.runtime.shutdown import DRAIN_S, RunStoppedError, ended_by_sigterm, stoppable
+from corpus_asr.runtime.shutdown import DRAIN_S, RunStoppedError, ended_by_signals, stoppable
 from tests.support.engines import (
     ScriptedEngine,
     always,
@@ -98,10 +98,17 @@ def test_other_threads_hear_no_signals():
     assert seen == [False]
 
 
-def test_sigterm_outside_the_work_ends_at_once():
-    with pytest.raises(RunStoppedError) as caught, ended_by_sigterm():
-        signal.raise_signal(signal.SIGTERM)
-    assert caught.value.exit_code == 143
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_outside_the_work_ends_at_once(number: signal.Signals):
+    with pytest.raises(RunStoppedError, match=number.name) as caught, ended_by_signals():
+        signal.raise_signal(number)
+    assert caught.value.exit_code == 128 + number
+    signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        with ended_by_signals():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def packs_around(engine: ScriptedEngine, then: Callable[[], None]) -> Iterator[pa.Table]:
@@ -127,7 +134,14 @@ def test_nobody_waits_for_an_engine_beyond_the_grace(
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [
+        signal.SIGHUP,
+        *(
+            pytest.param(number, marks=pytest.mark.slow)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        ),
+    ],
 )
 def test_a_signal_to_everything_of_a_run_keeps_what_is_being_decoded(
     tmp_path: Path, number: signal.Signals
