@@ -140,8 +140,8 @@ def checked_inputs(files: Sequence[str], layout: "Layout", chosen: FileOptions) 
         )
     for problem in inputs.problems:
         say(problem)
-    if inputs.num_excluded and inputs.found and not chosen.quiet:
-        note(f"note: skipped {counted(inputs.num_excluded, 'file')} of other kinds, by their names")
+    if inputs.num_ignored and inputs.found and not chosen.quiet:
+        note(f"note: skipped {counted(inputs.num_ignored, 'file')} of other kinds, by their names")
     return inputs
 
 

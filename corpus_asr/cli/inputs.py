@@ -82,7 +82,7 @@ class Inputs:
     found: list[Input] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Why an argument names no recording; one message each."""
-    num_excluded: int = 0
+    num_ignored: int = 0
     """Files in folders and globs whose names say that they are no recordings."""
 
     @property
@@ -149,7 +149,7 @@ def _is_terminal(path: str) -> bool:
 
 
 def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
-    listing = FileListing(SourceSettings(uri=(word,)))
+    listing = FileListing(SourceSettings(uri=(word,), require_files=True))
     base = _base_of(uri)
     try:
         for batch in listing:
@@ -157,9 +157,9 @@ def _listed(word: str, uri: str, inputs: Inputs) -> Iterator[Input]:
                 own = base if found.startswith(base) else parent(found) + "/"
                 yield Input(name=_shown(word, found), uri=found, base=own)
     except NothingFoundError as error:
-        raise ConfigError(_nothing(word, uri, listing.num_excluded)) from error
+        raise ConfigError(_nothing(word, uri, listing.num_ignored)) from error
     finally:
-        inputs.num_excluded += listing.num_excluded
+        inputs.num_ignored += listing.num_ignored
 
 
 def _base_of(uri: str) -> str:
@@ -175,11 +175,11 @@ def _shown(word: str, uri: str) -> str:
     return os.path.relpath(uri)
 
 
-def _nothing(word: str, uri: str, num_excluded: int) -> str:
+def _nothing(word: str, uri: str, num_ignored: int) -> str:
     shown = redact_uri(word)
-    if num_excluded:
+    if num_ignored:
         return (
-            f"reading {shown}: found no recording ({counted(num_excluded, 'file')} of other "
+            f"reading {shown}: found no recording ({counted(num_ignored, 'file')} of other "
             "kinds, by their names); name a file itself to transcribe it all the same"
         )
     if scheme_of(uri) == LOCAL and os.path.isdir(uri):

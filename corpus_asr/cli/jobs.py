@@ -447,7 +447,13 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
 
     unknown = f", {found.num_unknown_sizes:,} of unknown size" if found.num_unknown_sizes else ""
     yield f"listed     {counted(found.num_files, 'file')}, {_size(found.num_bytes)}{unknown}"
-    yield f"excluded   {found.num_excluded:,} excluded, {found.num_duplicates:,} named twice"
+    ignored = counted(found.num_ignored, "other file")
+    yield (
+        f"skipped    {ignored} ignored, {found.num_excluded:,} excluded, "
+        f"{found.num_duplicates:,} named twice"
+    )
+    for uri in found.empty:
+        yield f"empty      {uri}"
     yield f"done       {counted(found.num_done, 'file')}, in {output_uri}"
     yield (
         f"to do      {counted(found.num_remaining, 'file')}, {_size(found.num_remaining_bytes)}, "

@@ -20,13 +20,19 @@ from corpus_asr.config.settings import (
 )
 from corpus_asr.failure_kinds import Origin
 
-# What usually lies beside recordings and is no recording.
-SIDECAR_PATTERNS = tuple(
-    f"*.{suffix}"
-    for suffix in (
-        "json", "jsonl", "csv", "tsv", "parquet", "txt", "md", "xml", "yaml", "yml", "srt", "vtt",
-        "lab", "lrc", "textgrid", "rttm", "log", "py", "html", "pdf", "jpg", "jpeg", "png", "gif",
-    )
+# What usually lies beside recordings and is none: hidden files, notes of systems and of programs
+# that copy or compute, unfinished downloads; then playlists, texts, tables, documents, pictures.
+NO_AUDIO_PATTERNS = (
+    ".*", "Thumbs.db", "desktop.ini", "__MACOSX", "_SUCCESS", "_temporary", "*_$folder$",
+    "*.part", "*.partial", "*.crdownload", "*.download", "*.tmp",
+    *(f"*.{suffix}" for suffix in (
+        "m3u", "m3u8", "pls", "xspf", "cue", "nfo", "sfv", "md5", "sha1", "sha256",
+        "json", "jsonl", "csv", "tsv", "parquet", "txt", "md", "rst", "xml", "yaml", "yml", "toml",
+        "ini", "srt", "vtt", "ass", "sbv", "lab", "lrc", "textgrid", "eaf", "rttm", "ctm", "stm",
+        "log", "py", "sh", "ipynb", "html", "htm", "css", "js", "url", "webloc", "lnk",
+        "pdf", "doc", "docx", "odt", "rtf", "epub", "xls", "xlsx", "ods", "ppt", "pptx", "odp",
+        "jpg", "jpeg", "png", "gif", "bmp", "tif", "tiff", "webp", "svg", "heic", "ico", "psd",
+    )),
 )  # fmt: skip
 
 
@@ -42,9 +48,16 @@ class SourceSettings(Settings):
     `metadata`."""
     endpoint_url: str | None = None
     """S3 endpoint of the source; null: Amazon's."""
-    exclude: Texts = SIDECAR_PATTERNS
-    """File name patterns, in any case, to exclude from listings; URIs named in full and manifests
-    are never filtered."""
+    exclude: Texts = ()
+    """File name patterns, in any case, of recordings to exclude from folders and globs; URIs named
+    in full and manifests are never filtered."""
+    ignore: Texts = NO_AUDIO_PATTERNS
+    """File name patterns, in any case, of what is no recording: such files in folders and globs are
+    counted, not transcribed. Patterns that begin with a dot or an underscore also ignore folders.
+    URIs named in full and manifests are never filtered."""
+    require_files: bool = False
+    """Fail if a folder, glob or manifest has no recordings; otherwise a run over none is
+    complete."""
     allow_local_files: bool = False
     """Allow a manifest on a remote store to name files of this machine."""
     allow_hosts: Annotated[tuple[str, ...] | None, ONE_OR_MANY] = None

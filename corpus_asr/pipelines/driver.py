@@ -216,6 +216,9 @@ class CorpusRun:
         if calibrates and config.model.calibration is not None:  # before old results are archived
             self._calibration = calibration_for(config, store, model_revision=revision)
         self.plan = make_plan(config, store, model_revision=name, options=self.options)
+        say = line_writer(self.progress)
+        for words in self.plan.notes():
+            say(words)
         self._begun = begin_run(
             store,
             config,

@@ -15,20 +15,23 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND
 from corpus_asr.schemas import FILES
-from corpus_asr.storage.manifest import read_manifest
+from corpus_asr.storage.manifest import NoRowsError, read_manifest
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     describe,
     list_pages,
 )
+from corpus_asr.storage.stores.host_allowlist import WEB
 from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
+    local_path,
     normalize,
     recording_id,
     redact_uri,
     scheme_of,
 )
+from corpus_asr.units import counted
 
 CHUNK_ROWS = 5_000  # of a manifest
 
@@ -44,14 +47,24 @@ RECORDS_FOLDER = ".corpus-asr"
 class FileListing:
     """FILES batches of a page or a chunk each; the counts are final once it is exhausted."""
 
-    def __init__(self, source: SourceSettings) -> None:
+    def __init__(self, source: SourceSettings, *, output_uri: str | None = None) -> None:
+        """List a source, without what a run's own output folder holds, where it lies inside."""
         self.num_excluded = 0
         """Left out because their name matches `source.exclude`."""
+        self.num_ignored = 0
+        """Left out because they are no recordings, by `source.ignore`."""
+        self.empty: list[str] = []
+        """Addresses at which there is no recording."""
         self.num_duplicates = 0
         """Named again by another address or line."""
         self._source = source
+        self._output = None if output_uri is None else output_uri.rstrip("/") + "/"
         self._store = StoreOptions(endpoint_url=source.endpoint_url)
-        self._excluded = _excluder(source.exclude)
+        self._excluded = _any_of(source.exclude)
+        self._ignored = _any_of(source.ignore)
+        self._ignored_folders = _any_of(
+            tuple(pattern for pattern in source.ignore if pattern.startswith((".", "_")))
+        )
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         seen = _Seen()
@@ -70,9 +83,16 @@ class FileListing:
             rows = read_manifest(
                 source.manifest, self._store, allow_local_files=source.allow_local_files
             )
-            while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-                page = Page([row.uri for row in chunk], [None] * len(chunk), [None] * len(chunk))
-                yield _rows(page, [row.metadata() for row in chunk])
+            try:
+                while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+                    page = Page(
+                        [row.uri for row in chunk], [None] * len(chunk), [None] * len(chunk)
+                    )
+                    yield _rows(page, [row.metadata() for row in chunk])
+            except NoRowsError:
+                if source.require_files:
+                    raise
+                self.empty.append(source.manifest)
             return
         for uri in source.uri:
             for page in self._expand(uri):
@@ -93,7 +113,7 @@ class FileListing:
             else:
                 yield Page([uri], [info.size_bytes], [info.etag])
                 return
-        excluded_before = self.num_excluded
+        passed_over = self.num_excluded + self.num_ignored
         found = False
         for pattern in _patterns(uri):
             for page in self._matches(pattern):
@@ -103,36 +123,59 @@ class FileListing:
                 return
         if denied is not None:
             raise denied
-        raise self._nothing(uri, self.num_excluded - excluded_before)
+        passed_over = self.num_excluded + self.num_ignored - passed_over
+        if self._source.require_files or not _may_be_empty(uri):
+            raise _nothing(uri, passed_over)
+        self.empty.append(uri)
 
     def _matches(self, pattern: "Pattern") -> Iterator[Page]:
         pages = list_pages(pattern.prefix, self._store, depth=pattern.depth)
+        # What the address names itself, such as a hidden folder, is meant.
+        named = pattern.prefix.rpartition("/")[0] + "/"
         for page in pages:
             kept = []
             for index, uri in enumerate(page.uris):
                 if pattern.regex is not None and not pattern.regex.fullmatch(uri):
                     continue
-                if f"/{RECORDS_FOLDER}/" in uri:
+                if f"/{RECORDS_FOLDER}/" in uri or (self._output and uri.startswith(self._output)):
                     continue
-                if self._excluded is not None and self._excluded.match(uri.rpartition("/")[2]):
+                *folders, name = uri.removeprefix(named).split("/")
+                if _matched(self._ignored, name) or any(
+                    _matched(self._ignored_folders, folder) for folder in folders
+                ):
+                    self.num_ignored += 1
+                elif _matched(self._excluded, name):
                     self.num_excluded += 1
                 else:
                     kept.append(index)
             whole = len(kept) == len(page.uris)
             yield page if whole else Page._make([column[at] for at in kept] for column in page)
 
-    def _nothing(self, uri: str, num_excluded: int) -> NothingFoundError:
-        if scheme_of(uri) in ("http", "https"):
-            looked_for = "a file (the web has no folders or globs)"
-        elif first_magic(uri) is not None:
-            looked_for = "a file, a folder with files below it, or files that match the glob"
-        else:
-            looked_for = "a file, or a folder with files below it"
-        excluded = f", and {num_excluded} excluded by source.exclude" if num_excluded else ""
-        return NothingFoundError(
-            f"listing {redact_uri(uri)}: found nothing{excluded}, expected {looked_for}; correct "
-            "source.uri" + (" or source.exclude" if num_excluded else probably_meant(uri))
-        )
+
+def _may_be_empty(uri: str) -> bool:
+    """Return whether an address at which nothing is found names a place for recordings."""
+    if scheme_of(uri) == LOCAL:
+        folder = uri[: first_magic(uri)].rpartition("/")[0] if first_magic(uri) else uri
+        return os.path.isdir(local_path(folder) or "/")
+    # A store does not tell an empty folder from one that is not there, unlike a file's name; the
+    # web has no folders.
+    name = "" if first_magic(uri) is not None else uri.rpartition("/")[2]
+    return scheme_of(uri) not in WEB and "." not in name
+
+
+def _nothing(uri: str, passed_over: int) -> NothingFoundError:
+    if scheme_of(uri) in WEB:
+        looked_for = "a file (the web has no folders or globs)"
+    elif first_magic(uri) is not None:
+        looked_for = "a file, a folder with files below it, or files that match the glob"
+    else:
+        looked_for = "a file, or a folder with files below it"
+    files = f", and {counted(passed_over, 'file')} that source.exclude or source.ignore match"
+    return NothingFoundError(
+        f"listing {redact_uri(uri)}: found nothing{files if passed_over else ''}, expected "
+        f"{looked_for}; correct source.uri"
+        + (" or these settings" if passed_over else probably_meant(uri))
+    )
 
 
 def probably_meant(uri: str) -> str:
@@ -162,7 +205,7 @@ class Pattern(NamedTuple):
 
 def _patterns(uri: str) -> Iterator[Pattern]:
     # The literal reading first: a folder's name may hold what else makes a glob.
-    if scheme_of(uri) in ("http", "https"):
+    if scheme_of(uri) in WEB:
         return
     yield Pattern(uri.rstrip("/") + "/", None, None)
     first = first_magic(uri)
@@ -213,10 +256,14 @@ def _step_regex(step: str) -> str:
     return out
 
 
-def _excluder(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
     if not patterns:
         return None
     return re.compile("|".join(map(fnmatch.translate, patterns)), re.IGNORECASE)
+
+
+def _matched(pattern: re.Pattern[str] | None, name: str) -> bool:
+    return pattern is not None and pattern.match(name) is not None
 
 
 class _Seen:

@@ -193,6 +193,10 @@ class Row:
         return seconds
 
 
+class NoRowsError(ConfigError):
+    """A manifest has no rows."""
+
+
 def read_manifest(
     uri: str, options: StoreOptions = DEFAULT_STORE, *, allow_local_files: bool = False
 ) -> Iterator[Row]:
@@ -201,7 +205,8 @@ def read_manifest(
     With `allow_local_files`, a manifest in a remote store may name files of this machine.
 
     Raises:
-        ConfigError: its format is not known, it has no rows, or a row names no recording.
+        NoRowsError: it has no rows.
+        ConfigError: its format is not known, or a row names no recording.
         FetchError: it cannot be read.
     """
     return _Manifest(normalize(uri), allow_local_files).rows(options)
@@ -272,8 +277,9 @@ class _Manifest:
                 empty = False
                 yield self._row(place, columns, folder)
         if empty:
-            raise self.unusable(
-                "", "found no rows", "one per recording", "check that it was written completely"
+            raise NoRowsError(
+                f"reading the manifest {redact_uri(self.uri)}: found no rows, expected one per "
+                "recording; check that it was written completely"
             )
 
     def value_of(

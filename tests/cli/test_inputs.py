@@ -32,7 +32,7 @@ def named(inputs: Inputs) -> list[str]:
 
 @pytest.mark.usefixtures("tree")
 @pytest.mark.parametrize(
-    ("words", "names", "num_excluded"),
+    ("words", "names", "num_ignored"),
     [
         (["a.mp3"], ["a.mp3"], 0),
         (["./a.mp3", "a.mp3"], ["./a.mp3"], 0),  # once, as it was typed first
@@ -47,12 +47,12 @@ def named(inputs: Inputs) -> list[str]:
     ],
 )
 def test_files_folders_and_globs_name_each_recording_once(
-    words: list[str], names: list[str], num_excluded: int, tmp_path: Path
+    words: list[str], names: list[str], num_ignored: int, tmp_path: Path
 ) -> None:
     here = tmp_path.name
     inputs = inputs_of([word.format(here=here) for word in words])
     assert named(inputs) == [name.format(here=here) for name in names]
-    assert inputs.num_excluded == num_excluded
+    assert inputs.num_ignored == num_ignored
 
 
 def test_absolute_arguments_name_absolute_paths_and_places_start_at_the_argument(
@@ -133,5 +133,5 @@ def test_object_stores_have_folders_and_globs_as_well() -> None:
         inputs = inputs_of(["s3://corpus/talks", "s3://corpus/*/a.*", "s3://corpus/none.mp3"])
     assert named(inputs) == ["s3://corpus/talks/a.mp3", "s3://corpus/talks/deep/b.mp3"]
     assert {each.base for each in inputs.found} == {"s3://corpus/talks/"}
-    assert inputs.num_excluded == 2
+    assert inputs.num_ignored == 2
     assert inputs.problems == ["reading s3://corpus/none.mp3: found no such file; correct its name"]

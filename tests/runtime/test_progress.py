@@ -166,7 +166,7 @@ def test_a_commit_has_its_time():
 PLAN = Plan(
     uri="plan", name="plan", num_files=10, num_bytes=1000, num_unknown_sizes=0, num_done=6,
     num_remaining=4, num_remaining_bytes=400, num_new=4, num_changed=0, num_retried=0, num_packs=1,
-    num_excluded=0, num_duplicates=0,
+    num_excluded=0, num_ignored=0, num_duplicates=0,
 )  # fmt: skip
 
 

@@ -60,11 +60,12 @@ def test_files_folders_and_globs(tree: Tree) -> None:
     [base] = tree("").uri
     below = {"sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}
     for pattern, expected in {
-        "": {"a.mp3", "b.WAV", ".hidden.mp3", *below},
-        "/": {"a.mp3", "b.WAV", ".hidden.mp3", *below},
+        "": {"a.mp3", "b.WAV", *below},
+        "/": {"a.mp3", "b.WAV", *below},
         "/sub": below,
-        "/*.mp3": {"a.mp3", ".hidden.mp3"},
-        "/**/*.mp3": {"a.mp3", ".hidden.mp3", *below},
+        "/*.mp3": {"a.mp3"},
+        "/**/*.mp3": {"a.mp3", *below},
+        "/.hidden.mp3": {".hidden.mp3"},
         "/sub/**": below,
         "/*/*.mp3": {"sub/c.mp3", "sub/x [1].mp3"},
         "/s*/deep/?.mp3": {"sub/deep/d.mp3"},
@@ -98,22 +99,65 @@ def test_local_versions_follow_size_and_time(tmp_path: Path) -> None:
     assert row["uri"] == str(path)
 
 
-def test_exclusions_are_counted(tree: Tree) -> None:
+def test_what_is_left_out_is_counted(tree: Tree) -> None:
     found = FileListing(tree("", exclude=("*.MP3",)))
-    assert sum(batch.num_rows for batch in found) == 2
-    assert found.num_excluded == 5
+    assert sum(batch.num_rows for batch in found) == 1
+    assert (found.num_excluded, found.num_ignored) == (4, 2)
+    found = FileListing(tree("", ignore=()))
+    assert sum(batch.num_rows for batch in found) == len(TREE)
+    assert (found.num_excluded, found.num_ignored) == (0, 0)
 
 
-def test_an_address_of_nothing_is_a_configuration_error(tree: Tree) -> None:
-    for pattern, message in {
-        "/nothing": "found nothing, expected a file, or a folder with files",
-        "/*.flac": "files that match the glob",
-        "/*.TXT": "and 1 excluded by source.exclude",
-    }.items():
+def test_what_is_no_recording_is_ignored_unless_it_is_named(
+    place: tuple[str, StoreOptions],
+) -> None:
+    base, options = place
+    ignored = (
+        "._a.mp3", ".DS_Store", "Thumbs.db", "desktop.ini", "_SUCCESS", "2024_$folder$", ".gitkeep",
+        "b.mp3.part", "c.mp3.crdownload", "all.m3u", "ALL.M3U8", "list.pls", "notes.docx",
+        "cover.webp", ".git/objects/ab", "__MACOSX/a.mp3", ".trash/old.mp3",
+        "deep/_temporary/0/a.mp3",
+    )  # fmt: skip
+    recordings = ("a.mp3", "_b.mp3", "deep/part.of/c.mp3", "d", "hidden.m4b", "e.tar.wav")
+    for name in (*ignored, *recordings):
+        write_atomic(f"{base}/in/{name}", b"x", options)
+
+    def listed(below: str) -> tuple[list[str], int]:
+        uri = f"{base}/in{below}"
+        listing = FileListing(SourceSettings(uri=(uri,), endpoint_url=options.endpoint_url))
+        uris = [uri for batch in listing for uri in batch["uri"].to_pylist()]
+        return sorted(uri.removeprefix(f"{base}/in/") for uri in uris), listing.num_ignored
+
+    assert listed("") == (sorted(recordings), len(ignored))
+    assert listed("/**") == (sorted(recordings), len(ignored))
+    assert listed("/.trash/") == ([".trash/old.mp3"], 0)
+    assert listed("/.trash/*.mp3") == ([".trash/old.mp3"], 0)
+    assert listed("/._a.mp3") == (["._a.mp3"], 0)
+
+
+def test_places_without_recordings_stop_nothing(tree: Tree) -> None:
+    base = tree("").uri[0]
+    for pattern in ("/*.flac", "/sub/deep/*.TXT", "/*.TXT"):
+        found = FileListing(tree(pattern, ""))
+        assert sum(batch.num_rows for batch in found) == 5
+        assert found.empty == [base + pattern]
+    with pytest.raises(ConfigError, match=r"files that match the glob; correct source\.uri or"):
+        rows(tree("/*.TXT", require_files=True))
+    if "://" in base:  # stores do not tell an empty folder from one that is not there
+        found = FileListing(tree("/nothing", "/nothing/"))
+        assert (list(found), found.empty) == ([], [f"{base}/nothing", f"{base}/nothing/"])
+
+
+def test_a_place_that_is_not_there_is_a_configuration_error(tree: Tree) -> None:
+    base = tree("").uri[0]
+    patterns = ["/nothing.mp3"]
+    if "://" not in base:
+        patterns += ["/nothing", "/nothing/", "/nothing/*.mp3"]
+    for pattern in patterns:
         source = tree("", pattern)
-        with pytest.raises(ConfigError, match=message) as caught:
+        with pytest.raises(ConfigError, match="found nothing, expected a file") as caught:
             rows(source)
-        assert source.uri[1] in str(caught.value)
+        assert source.uri[1].rstrip("/") in str(caught.value)
 
 
 def test_files_named_by_several_addresses_are_listed_once(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_long_files_come_first_and_alone(
     ]  # fmt: skip
     assert (plan.num_files, plan.num_remaining, plan.num_done) == (5, 5, 0)
     assert plan.num_bytes == plan.num_remaining_bytes == 215 * MEBIBYTE
-    assert (plan.num_packs, plan.num_excluded, plan.num_duplicates) == (3, 1, 0)
+    assert (plan.num_packs, plan.num_ignored, plan.num_duplicates) == (3, 1, 0)
     [first, *_] = read_packs(store, plan)
     assert same_schema(first.schema, PACKS)
     assert first["pack_bytes"].to_pylist() == [90 * MEBIBYTE]
@@ -199,7 +199,7 @@ def test_output_inside_the_source_is_not_transcribed(source: Path) -> None:
     store.write_bytes("_SUCCESS", b"")
     sparse(source / "out-takes" / "a.mp3", MEBIBYTE)  # beside it, with a name that begins alike
     plan = make_plan(config(source, source / "out"), store)
-    assert (plan.num_files, plan.num_excluded) == (6, 2)
+    assert (plan.num_files, plan.num_ignored) == (6, 1)
 
 
 def test_shards_do_not_change_the_order(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
 from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.plan import retire_plans
@@ -31,10 +31,12 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.run_tables import Place, RunTables, rows_with_owners
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
+    LABEL_ROWS,
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,
     PENDING,
     RECORDINGS_FOLDER,
+    SEGMENT_ROWS,
     SUFFIX,
     TABLES_OF_RUNS,
     OutputStore,
@@ -146,6 +148,7 @@ def finish(
             compact(store, target_mb * MEBIBYTE)
         write_recordings(store, tables)
     remove_leftovers(store)
+    write_empty_tables(store, config)
     before_success()
     store.note_tables()
     store.write_json(
@@ -205,6 +208,17 @@ def recordings_rows(tables: RunTables) -> Iterator[pa.Table]:
         yield conform(rows, RECORDINGS)
     if not found:
         yield RECORDINGS.empty_table()  # without recordings, an empty table says so
+
+
+def write_empty_tables(store: OutputStore, config: RunConfig) -> None:
+    """Give each table without an object one without rows, so that every reader finds its columns.
+
+    The recordings table has one anyway.
+    """
+    rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
+    for folder, schema in ((rows.folder, rows.schema), (OUTCOMES_FOLDER, OUTCOMES)):
+        if not store.names(folder):
+            store.write_table(f"{folder}/{store.stem()}{SUFFIX}", schema.empty_table())
 
 
 def compact(store: OutputStore, target_bytes: float) -> None:

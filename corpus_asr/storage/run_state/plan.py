@@ -29,7 +29,8 @@ from corpus_asr.storage.run_state.run_tables import (
     RunTables,
 )
 from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, time_ns_of, without_credentials
-from corpus_asr.units import MEBIBYTE
+from corpus_asr.storage.stores.uri import redact_uri
+from corpus_asr.units import MEBIBYTE, counted
 
 PLANS_FOLDER = "_run/plan"
 # Tiny files: seconds of work, behind which opening the first of them from afar does not count ...
@@ -149,8 +150,10 @@ class Plan:
     num_changed: int = 0  # ... those known with other content, ...
     num_retried: int = 0  # ... and those that failed; the rest were started
     num_packs: int = 0
-    num_excluded: int = 0  # left out by `source.exclude`, or lying in the output folder
+    num_excluded: int = 0  # left out by `source.exclude`
+    num_ignored: int = 0  # no recordings, by `source.ignore`
     num_duplicates: int = 0  # named more than once; listed once
+    empty: list[str] = field(default_factory=list)  # addresses at which there is no recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
     """The remaining recordings by type and size; of no use in a file."""
 
@@ -159,6 +162,13 @@ class Plan:
         """The objects of its packs; known, as a store's listing may show them late."""
         shards = range(0, max(1, self.num_remaining), SHARD_ROWS)
         return [f"{self.name}/packs/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
+
+    def notes(self) -> list[str]:
+        """Return what there is to say of a source besides its recordings."""
+        found = [f"found no recordings: {uri}" for uri in self.empty]
+        if self.num_ignored:
+            found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
+        return found
 
     def as_data(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
@@ -279,21 +289,20 @@ def _list_source(
 
 
 def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
-    listing = FileListing(source)
+    listing = FileListing(source, output_uri=store.uri)
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
     for batch in listing:
-        # This run's own tables are left out, where the output lies inside the source.
-        inside = pc.starts_with(batch.column("uri"), store.uri + "/")
-        plan.num_excluded += pc.sum(inside).as_py() or 0
-        waiting.append(batch.filter(pc.invert(inside)))
+        waiting.append(batch)
         num_waiting += waiting[-1].num_rows
         if num_waiting >= SHARD_ROWS:
             yield pa.Table.from_batches(waiting).combine_chunks()
             waiting, num_waiting = [], 0
     if num_waiting:
         yield pa.Table.from_batches(waiting).combine_chunks()
-    plan.num_excluded += listing.num_excluded
+    plan.num_excluded = listing.num_excluded
+    plan.num_ignored = listing.num_ignored
+    plan.empty = [redact_uri(uri) for uri in listing.empty]
     plan.num_duplicates = listing.num_duplicates
 
 

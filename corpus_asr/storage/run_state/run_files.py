@@ -28,7 +28,6 @@ from corpus_asr.storage.run_state.own_sources import (
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
     COMMIT_FOLDERS,
-    OUTCOMES_FOLDER,
     RECORDINGS_FOLDER,
     SPEAKERS_FOLDER,
     VOICES_FOLDER,
@@ -465,7 +464,8 @@ def check_fingerprint(
             "none: a --new-run with other settings was stopped while it moved the earlier results "
             f"to {moving['folder']}; go on with its settings, or with --new-run and these"
         )
-    has_results = bool(store.names(OUTCOMES_FOLDER))
+    # A run over no recordings leaves a table without rows.
+    has_results = any(rows.num_rows for rows in store.outcomes(["part"]))
     if stored is None:
         if has_results:
             raise ConfigError(
