@@ -1,0 +1,112 @@
+"""Sources without recordings: an answer, with tables that every reader opens."""
+
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from corpus_asr.cli import main as cli
+from corpus_asr.schemas import LABELS, OUTCOMES, RECORDINGS, SEGMENTS
+from tests.support.corpora import tiny_model
+from tests.support.tables import same_schema
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class Job:
+    """An inbox, and a job over it by the command line."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.inbox, self.output, self.yaml = folder / "in", folder / "out", folder / "job.yaml"
+        self.inbox.mkdir()
+        self.source = f"uri: {self.inbox}"
+        self.model = model
+
+    def command(self, *words: str, source: str | None = None) -> Result:
+        self.yaml.write_text(
+            f"source: {{{source or self.source}}}\nmodel: {{checkpoint: {self.model}}}\n"
+            f"output: {{uri: {self.output}}}\n"
+        )
+        name, *options = words
+        return CliRunner().invoke(cli.app, [name, str(self.yaml), *options])
+
+
+@pytest.fixture
+def empty(tmp_path: Path, model: Path) -> Job:
+    return Job(tmp_path, model)
+
+
+def test_an_empty_inbox_is_complete_with_typed_tables(empty: Job) -> None:
+    for name in (".DS_Store", "._talk.wav", "notes.pdf"):
+        (empty.inbox / name).write_bytes(b"x")
+    done = empty.command("run", "--local")
+    assert done.exit_code == 0, done.output
+    assert f"found no recordings: {empty.inbox}\n3 other files ignored (source.ignore)\n" in (
+        done.stderr
+    )
+    assert f"{empty.output}: 0 recordings, 0 done" in done.stdout
+    for name, schema in (
+        ("segments", SEGMENTS), ("outcomes", OUTCOMES), ("recordings", RECORDINGS),
+    ):  # fmt: skip
+        table = pq.read_table(empty.output / name)
+        assert table.num_rows == 0
+        assert same_schema(table.schema, schema)
+        query = f"select count(*) from read_parquet('{empty.output}/{name}/*.parquet')"
+        assert duckdb.sql(query).fetchall() == [(0,)]
+    assert (empty.output / "_SUCCESS").exists()
+    plan = empty.command("plan")
+    skipped = "# skipped    3 other files ignored, 0 excluded, 0 named twice\n# empty      "
+    assert f"{skipped}{empty.inbox}\n" in plan.stdout
+    for name, *arguments in (("show",), ("report",), ("export", "txt", "--to", str(empty.inbox / "texts"))):
+        shown = CliRunner().invoke(cli.app, [name, str(empty.output), *arguments])
+        assert shown.exit_code == 0, (name, shown.output)
+
+
+def test_nights_over_an_empty_inbox_are_done(empty: Job) -> None:
+    for night in range(2):
+        done = empty.command("nightly", "--local")
+        assert done.exit_code == 0, (night, done.output)
+        assert "aborted" not in done.stdout
+
+
+def test_an_empty_place_stops_no_other_unless_files_are_required(empty: Job) -> None:
+    other = empty.inbox / "other"
+    other.mkdir()
+    (other / "broken.wav").write_bytes(b"no sound")
+    source = f"uri: ['{empty.inbox}/*.wav', {other}]"
+    plan = empty.command("plan", source=source)
+    assert "# listed     1 file" in plan.stdout
+    assert f"# empty      {empty.inbox}/*.wav" in plan.stdout
+    required = empty.command("run", "--local", "--set", "source.require_files=true", source=source)
+    assert required.exit_code == 2
+    assert f"listing {empty.inbox}/*.wav: found nothing, expected a file" in required.stderr
+    missing = empty.command("run", "--local", source=f"uri: {empty.inbox}/none")
+    assert missing.exit_code == 2
+    manifest = empty.inbox / "list.jsonl"
+    manifest.write_text("")
+    nothing = empty.command("run", "--local", source=f"manifest: {manifest}")
+    assert nothing.exit_code == 0, nothing.output
+
+
+def test_after_an_empty_run_settings_may_change_and_recordings_come(empty: Job) -> None:
+    assert empty.command("run", "--local").exit_code == 0
+    clip = Path("tests/data/clips/silence.flac")
+    (empty.inbox / clip.name).write_bytes(clip.read_bytes())
+    done = empty.command("run", "--local", "--set", "decoding.language=en")
+    assert done.exit_code == 0, done.output
+    assert "1 recording, 1 done (1 without speech)" in done.stdout
+    assert pq.read_table(empty.output / "segments").num_rows == 0
+    assert pq.read_table(empty.output / "recordings")["status"].to_pylist() == ["no_speech"]
+    again = empty.command("run", "--local", "--set", "decoding.language=en")
+    assert again.exit_code == 0, again.output
+
+
+def test_classes_without_recordings_have_their_table(empty: Job) -> None:
+    done = empty.command("run", "--local", "--set", "pipeline=classify_audio")
+    assert done.exit_code == 0, done.output
+    assert same_schema(pq.read_table(empty.output / "labels").schema, LABELS)
