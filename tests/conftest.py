@@ -39,6 +39,8 @@ _ENVIRONMENT = {
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+# Tests start a Ray of their own, wherever others of this shell run.
+os.environ.pop("RAY_ADDRESS", None)
 
 # A shell's background jobs ignore it, and so would all that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -212,6 +212,8 @@ class CorpusRun:
         """List the source, leave out what is committed, and write what belongs to the run."""
         config, store = self.config, self.store
         revision, name = self.checkpoint.revision, self.checkpoint.fingerprint
+        if not self.local:
+            config.cluster.ray_address()  # a wrong one is refused before anything is listed
         calibrates = config.pipeline != CLASSIFY_AUDIO
         if calibrates and config.model.calibration is not None:  # before old results are archived
             self._calibration = calibration_for(config, store, model_revision=revision)
@@ -286,7 +288,7 @@ class CorpusRun:
     @contextmanager
     def _workers(self, plan: Plan) -> Iterator[tuple[Resources, Callable[..., None]]]:
         """Give what there is to work with, and what does the plan's work with it."""
-        config, address = self.config, self.config.cluster.address
+        config = self.config
         if self.local:
             resources = resolve_resources(
                 config, (this_machine(),), num_packs=plan.num_packs, in_process=True
@@ -298,7 +300,10 @@ class CorpusRun:
         from corpus_asr.runtime.ray_dataset import run_on_ray
 
         packs = [self.store.address(name) for name in plan.pack_names]
+        address = config.cluster.ray_address()
         with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
+            if cluster.joined is not None:
+                line_writer(self.progress)(f"joined {cluster.joined}")
             resources = resolve_resources(
                 config,
                 cluster.nodes,

@@ -75,7 +75,9 @@ def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
     cluster = config.cluster
     workers = counted(cluster.workers, "worker")
     line_writer(progress)(f"{workers} in training; log.jsonl grows with every checkpoint")
-    with connected(cluster.address, store_bytes=_STORE_BYTES) as machines:
+    with connected(cluster.ray_address(), store_bytes=_STORE_BYTES) as machines:
+        if machines.joined is not None:
+            line_writer(progress)(f"joined {machines.joined}")
         cpus = sum(node.cpus for node in machines.nodes)
         gpus = sum(node.gpus for node in machines.nodes)
         # Ray Train would wait without end for what never comes.

@@ -55,6 +55,7 @@ class ReadyCheck:
         """`audio_s` is what there is to transcribe; None if that is unknown."""
         self._config, self._store, self._plan = config, store, plan
         self._audio_s = math.inf if audio_s is None else audio_s
+        self._ray_address = config.cluster.ray_address()
         self._part: pa.Table | None = None
         self.rtfx: float | None = None
         """Of this machine alone, with its slots filled; None where nothing was transcribed."""
@@ -69,7 +70,9 @@ class ReadyCheck:
         yield f"output     written and read in {redact_uri(self._store.uri)}"
         if self._plan.num_remaining:
             yield f"recording  {self._decoded()}"
-        resources = _resources(config, self._plan)
+        resources, joined = _resources(config, self._plan, self._ray_address)
+        if joined is not None:
+            yield f"cluster    {joined}"
         yield f"machines   {resources.describe().splitlines()[1]}"
         with closing(self._load(resources)) as stage:
             yield f"model      {self._loaded(stage)}"
@@ -100,7 +103,7 @@ class ReadyCheck:
         )
 
     def _load(self, resources: Resources) -> TranscribeStage:
-        remote = self._config.cluster.address != "local"
+        remote = self._ray_address != "local"
         return TranscribeStage(
             EngineSpec(
                 config=self._config,
@@ -122,7 +125,7 @@ class ReadyCheck:
         # Of a GPU's model nothing better is known than what this process came to need, in KiB.
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         model_bytes = stage.predicted_bytes or peak_bytes
-        if self._config.cluster.address != "local":
+        if self._ray_address != "local":
             return f"a model process takes about {model_bytes / _GIBIBYTE:.1f} GiB"
         # Of the most mel bins where nothing was decoded.
         values = None if self._part is None else self._part["num_mel_bins"][0].as_py()
@@ -174,17 +177,19 @@ def _single(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
             return
 
 
-def _resources(config: RunConfig, plan: Plan) -> Resources:
+def _resources(config: RunConfig, plan: Plan, ray_address: str) -> tuple[Resources, str | None]:
+    """Return what a run would have, and what the cluster is called that it would join."""
     num_packs = max(1, plan.num_packs)
-    if config.cluster.address == "local":
-        return resolve_resources(config, (this_machine(),), num_packs=num_packs)
+    if ray_address == "local":
+        return resolve_resources(config, (this_machine(),), num_packs=num_packs), None
     # Ray takes seconds to import, and jobs of one machine do without it here.
     from corpus_asr.runtime.ray_cluster import connected
 
-    with connected(config.cluster.address, store_bytes=0) as cluster:
-        return resolve_resources(
+    with connected(ray_address, store_bytes=0) as cluster:
+        resources = resolve_resources(
             config, cluster.nodes, num_packs=num_packs, store_bytes=cluster.store_bytes
         )
+        return resources, cluster.joined
 
 
 def _fitting(config: RunConfig, **needs: int) -> str:

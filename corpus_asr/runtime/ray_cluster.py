@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -19,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +39,7 @@ from ray._private import services
 from ray._private.node import Node
 from ray.exceptions import AuthenticationError
 
+from corpus_asr.config.run import RAY_ADDRESS
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.runtime.resources import NodeShape, local_machine, this_machine
@@ -68,19 +70,37 @@ class Cluster:
 
     nodes: tuple[NodeShape, ...]
     store_bytes: int
+    joined: str | None = None
+    """What it is called where it was there before; None where it was started for this."""
 
 
 @contextlib.contextmanager
 def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
-    """Connect to Ray for the length of the context; a connection that is there is used as it is."""
+    """Connect to Ray for the length of the context; a connection that is there is used as it is.
+
+    Raises:
+        ConfigError: no Ray is at the address, it refuses this process, or it is another version.
+        EngineError: the machine is too busy to start one.
+    """
     if ray.is_initialized():
         yield _describe()
         return
     _connect(address, store_bytes=store_bytes)
     try:
-        yield _describe()
+        yield _describe() if address == "local" else replace(_describe(), joined=_name(address))
     finally:
         _leave()
+
+
+def _name(address: str) -> str:
+    where = ray.get_runtime_context().gcs_address
+    return f"Ray {ray.__version__} at {where} ({_key(address)})"
+
+
+def _key(address: str) -> str:
+    """Return what says that Ray is there: RAY_ADDRESS, or the key of the configuration."""
+    named = os.environ.get(RAY_ADDRESS, "").strip()
+    return RAY_ADDRESS if named == address else "cluster.address"
 
 
 def _leave() -> None:
@@ -248,8 +268,12 @@ def _connect(address: str, *, store_bytes: int) -> None:
             ray.init(address=address, **_QUIET)
     except AuthenticationError as error:
         raise refused(address) from error
-    except ConnectionError as error:
-        raise unreachable(address, error) from error
+    except (ConnectionError, RuntimeError) as error:
+        if (other := other_versions(address, error)) is not None:
+            raise other from error
+        if isinstance(error, ConnectionError):
+            raise unreachable(address, error) from error
+        raise
     finally:
         # Ray makes SIGTERM an exit with code 1 that stops its processes before results are
         # committed.
@@ -423,9 +447,34 @@ def unreachable(address: str, error: Exception) -> ConfigError:
         if _REFUSED.decode() in str(seen):
             return refused(address)
         seen = seen.__cause__
+    key = _key(address)
     return ConfigError(
-        f"connecting to Ray at {address!r} (cluster.address): {error}; start the cluster, correct "
-        f"cluster.address, or use `local`"
+        f"connecting to Ray at {address!r} ({key}): {error}; start the cluster, correct {key}, or "
+        "set cluster.address: local"
+    )
+
+
+# What Ray 2.60 says before a driver or worker of other versions than the cluster's does anything.
+_VERSIONS = re.compile(r"Version mismatch:" + 2 * r".*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL)
+_PYTHON_MATCH = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
+
+
+def other_versions(address: str, error: BaseException) -> ConfigError | None:
+    """Return the error of a cluster of another Ray or Python; None for any other cause."""
+    seen: BaseException | None = error
+    while seen is not None and not (found := _VERSIONS.search(str(seen))):
+        seen = seen.__cause__
+    if seen is None or found is None:
+        return None
+    its_ray, its_python, our_ray, our_python = found.groups()
+    advice = f"run in an environment with Ray {its_ray} and Python {its_python}"
+    if its_ray == our_ray and its_python.split(".")[:2] == our_python.split(".")[:2]:
+        advice += f", or set {_PYTHON_MATCH}=minor on every node and here"
+    return ConfigError(
+        f"connecting to Ray at {address!r} ({_key(address)}): found Ray {its_ray} and Python "
+        f"{its_python} there, expected Ray {our_ray} and Python {our_python}, as here; {advice}, "
+        "such as a job of `ray job submit`, start the cluster with the versions of here, or set "
+        "cluster.address: local"
     )
 
 
@@ -505,6 +554,6 @@ def refused(address: str) -> ConfigError:
         found = f"the one in {token.origin} is another"
         advice = f"copy the head's ~/.ray/auth_token to each node, or {off}"
     return ConfigError(
-        f"connecting to Ray at {address!r} (cluster.address): the cluster requires its "
+        f"connecting to Ray at {address!r} ({_key(address)}): the cluster requires its "
         f"authentication token, and {found}; {advice} (docs/clusters.md)"
     )

@@ -25,7 +25,7 @@ from corpus_asr.config.load import (
     yaml_value,
 )
 from corpus_asr.config.options import options_from
-from corpus_asr.config.run import PseudoLabelConfig, SpeakerSettings
+from corpus_asr.config.run import ClusterSettings, PseudoLabelConfig, SpeakerSettings
 from corpus_asr.config.settings import Settings, keys_of, section_of
 from corpus_asr.errors import ConfigError
 
@@ -77,7 +77,51 @@ def test_what_is_left_out_carries_its_default(write: Write) -> None:
     config = load_config(write(MINIMAL + "decoding:\n  # language: en\n"))
     assert config.source.uri == ("recordings",)
     assert config.decoding.settings() == DecodingSettings()
-    assert config.cluster.address == "local"
+    assert config.cluster.ray_address() == "local"
+
+
+@pytest.mark.parametrize(
+    ("address", "named", "expected"),
+    [
+        (None, None, "local"),
+        (None, "", "local"),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        (None, " auto ", "auto"),
+        ("auto", None, "auto"),
+        ("auto", "10.0.0.1:6379", "10.0.0.1:6379"),  # as Ray does
+        ("auto", "local", "local"),
+        ("local", "10.0.0.1:6379", "local"),
+        ("10.0.0.2:6379", "10.0.0.1:6379", "10.0.0.2:6379"),
+        ("local", "http://head:8265", "local"),
+    ],
+)
+def test_ray_is_found_in_its_own_order(
+    address: str | None, named: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    assert ClusterSettings(address=address).ray_address() == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ("http://head:8265", r"'http://head:8265': a dashboard.*submit this command by `ray job"),
+        ("https://u:secret@head", "a dashboard"),
+        ("ray://head:10001", r"Ray Client \(ray://\) cannot run Ray Data"),
+        ("head", "expected host:port of a cluster, such as 10.0.0.1:6379, auto or local"),
+    ],
+)
+def test_a_ray_address_that_no_run_can_join_is_refused(
+    named: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    for address in (None, "auto"):
+        with pytest.raises(ConfigError, match=words) as caught:
+            ClusterSettings(address=address).ray_address()
+        assert "RAY_ADDRESS" in str(caught.value)
+        assert "unset it" in str(caught.value)
+        assert "secret" not in str(caught.value)
 
 
 def test_overrides_are_read_as_yaml_and_win_over_the_file(write: Write) -> None:

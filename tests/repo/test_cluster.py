@@ -358,7 +358,7 @@ def test_a_night_on_one_machine_is_that_of_a_gpu_pod(tmp_path):
         "/dev/shm",
     ]
     assert pod["volumes"][0]["configMap"] == {"name": documents(ONE_MACHINE)[0]["metadata"]["name"]}
-    assert config.cluster.address == "local"
+    assert config.cluster.ray_address() == "local"
     for other in ("source", "model", "output", "nightly"):
         assert getattr(config, other) == getattr(job("nightly.yaml", tmp_path), other)
     assert (

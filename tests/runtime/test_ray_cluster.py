@@ -1,5 +1,6 @@
 import ipaddress
 import os
+import platform
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ import psutil
 import pytest
 import ray
 from ray._private import services
+from ray._private.utils import check_version_info
 
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.runtime import ray_cluster
@@ -20,6 +22,7 @@ from corpus_asr.runtime.ray_cluster import (
     Cluster,
     check_reachable,
     connected,
+    other_versions,
     unreachable,
 )
 from corpus_asr.runtime.resources import MIN_LOGICAL_CPUS, local_machine
@@ -242,6 +245,52 @@ def test_an_address_without_a_ray_is_a_configuration_error(monkeypatch: pytest.M
         ):
             with pytest.raises(ConfigError, match=messages), connected(address, store_bytes=1):
                 pass
+
+
+VERSIONS_OF_CLUSTER = {"ray_version": "2.58.1", "python_version": "3.12.4"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_cluster_of_other_versions_is_refused_with_both(
+    wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        try:
+            check_version_info(VERSIONS_OF_CLUSTER, "node 10.0.0.2")  # what Ray asks, and says
+        except RuntimeError as error:
+            if not wrapped:
+                raise
+            raise ConnectionError("Failed to connect to Ray cluster") from error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    here = f"Ray {ray.__version__} and Python {platform.python_version()}"
+    words = f"found Ray 2.58.1 and Python 3.12.4 there, expected {here}, as here"
+    with pytest.raises(ConfigError, match=words) as caught, connected("auto", store_bytes=1):
+        pass
+    assert "an environment with Ray 2.58.1 and Python 3.12.4" in str(caught.value)
+    assert "=minor" not in str(caught.value)
+
+
+def test_a_python_of_another_patch_alone_can_be_let_in() -> None:
+    major, minor, patch = platform.python_version().split(".")
+    metadata = {
+        "ray_version": ray.__version__,
+        "python_version": f"{major}.{minor}.{int(patch) + 1}",
+    }
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info(metadata, "node 10.0.0.2")
+    refusal = other_versions("10.0.0.1:6379", caught.value)
+    assert "set RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL=minor" in str(refusal)
+    check_version_info(metadata, "node 10.0.0.2", python_version_match_level="minor")
+    assert other_versions("auto", RuntimeError("something else")) is None
+
+
+def test_messages_name_what_gave_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    refused = ConnectionError("refused")
+    assert "(RAY_ADDRESS): refused; start" in str(unreachable("10.0.0.1:6379", refused))
+    assert "(cluster.address): refused; start" in str(unreachable("10.0.0.2:6379", refused))
 
 
 @pytest.mark.usefixtures("home")
