@@ -8,11 +8,11 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_serializer, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, AudioSettings, ComputeType
-from corpus_asr.config.document import hide_secrets
+from corpus_asr.config.document import MASK, hide_secrets
 from corpus_asr.config.settings import (
     ONE_OR_MANY,
     Auto,
@@ -205,6 +205,9 @@ class TranscribeSettings(Settings):
     """CPUs per model process; `auto`: half of the CPUs without a GPU."""
 
 
+_SHOWN = frozenset({"name", "namespace", "type", "uri", "warehouse"})  # of a catalog
+
+
 class OutputSettings(Settings):
     """Output tables."""
 
@@ -218,6 +221,26 @@ class OutputSettings(Settings):
     target_file_mb: float | None = Field(default=128.0, gt=0)
     """Size in MiB of table files after a run finishes, which merges smaller ones; null: no
     merging."""
+    catalog: dict[str, str] = Field(default_factory=dict)
+    """Iceberg catalog that lists the finished tables after each run: `namespace`, which is of this
+    folder alone, `name`, and PyIceberg's properties of the catalog, such as type, uri and
+    warehouse, unless its own configuration has them under that name. Needs `pip install
+    'corpus-asr[iceberg]'`; empty: none."""
+
+    @field_validator("catalog")
+    @classmethod
+    def _of_one_namespace(cls, value: dict[str, str]) -> dict[str, str]:
+        if value and not all(value.get("namespace", "").split(".")):
+            raise ValueError(
+                f"found {', '.join(value)}, expected `namespace` among its keys: the namespace of "
+                "the catalog for the tables of this folder, such as podcasts"
+            )
+        return value
+
+    @field_serializer("catalog", when_used="json")
+    def _without_credentials(self, value: dict[str, str]) -> dict[str, str]:
+        # What a catalog takes for credentials has names of its makers' choice.
+        return {key: text if key in _SHOWN else MASK for key, text in value.items()}
 
 
 class ReportSettings(Settings):

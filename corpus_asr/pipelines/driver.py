@@ -36,6 +36,7 @@ from corpus_asr.runtime.resources import (
     this_machine,
 )
 from corpus_asr.stages.transcribe import load_engine
+from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.lock import Lock
@@ -107,7 +108,9 @@ class RunSummary:
 
 
 def prepare(config: RunConfig) -> Checkpoint:
-    """Fetch a job's checkpoints, and refuse what they cannot do."""
+    """Fetch a job's checkpoints, and refuse what they, or the machine, cannot do."""
+    if config.output.catalog:
+        Catalog(config.output)
     if config.pipeline == CLASSIFY_AUDIO:
         checkpoint = fetch_checkpoints(config)
         check_classifies(checkpoint, config.classification)
@@ -331,6 +334,7 @@ class CorpusRun:
         speed = speed_of(store.read_json(RUN_NAME) or {})
         if self.after_finish is not None:
             self.after_finish(store, counts.recordings)
+        self._register()
         if (futile := self._futile(plan, counts.remaining)) is not None:
             raise futile
         if counts.remaining and not out_of_time:
@@ -356,6 +360,13 @@ class CorpusRun:
             earlier=counts.earlier,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
         )
+
+    def _register(self) -> None:
+        if not self.config.output.catalog:
+            return
+        catalog = Catalog(self.config.output)
+        registered = catalog.register(self.store, run_id=self.lock.run_id)
+        line_writer(self.progress)(f"registered in {catalog}: {', '.join(registered)}")
 
     def _futile(self, plan: Plan, remaining: int) -> EngineError | None:
         """Return what tells that all recordings of the run failed for one reason outside them."""

@@ -31,6 +31,7 @@ from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.parts import FAILED, cut_part
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
+from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
@@ -68,6 +69,10 @@ class ReadyCheck:
         """
         config = self._config
         yield f"output     written and read in {redact_uri(self._store.uri)}"
+        if config.output.catalog:
+            catalog = Catalog(config.output)
+            catalog.check()
+            yield f"catalog    {catalog} answers"
         if self._plan.num_remaining:
             yield f"recording  {self._decoded()}"
         resources, joined = _resources(config, self._plan, self._ray_address)
