@@ -3,6 +3,7 @@
 Imports nothing that `--help` would have to wait for.
 """
 
+import functools
 import json
 import sys
 import tempfile
@@ -214,7 +215,9 @@ def run(
             local=local,
             progress=progress_lines(),
             options=options,
-            after_finish=write_page_at_the_end,
+            after_finish=functools.partial(
+                write_page_at_the_end, audio_options=settings.source.bound_options
+            ),
         )
         print_summary(settings, summary)
 

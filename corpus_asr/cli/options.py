@@ -29,6 +29,26 @@ from corpus_asr.logs import speaks_json
 if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
     from corpus_asr.config.settings import Settings
+    from corpus_asr.config.storage_options import StorageOptions
+    from corpus_asr.storage.stores.filesystem import StoreOptions
+
+
+def store_options(
+    output_uri: str, endpoint_url: str | None, storage_option: list[str] | None
+) -> "StoreOptions":
+    """Return how an output folder is reached."""
+    from corpus_asr.config.load import options_of_store
+    from corpus_asr.storage.stores.filesystem import StoreOptions
+
+    storage = options_of_store(storage_option or (), [output_uri], name="--storage-option")
+    return StoreOptions(endpoint_url=endpoint_url, storage=storage)
+
+
+def audio_options(storage_option: list[str] | None) -> "StorageOptions":
+    """Return options for the store of a run's recordings, wherever that is."""
+    from corpus_asr.config.load import options_of_store
+
+    return options_of_store(storage_option or (), [], name="--audio-storage-option")
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -142,6 +162,20 @@ OutputUri = Annotated[
     str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, finished or not.")
 ]
 EndpointUrl = Annotated[str | None, typer.Option(help="S3 endpoint; default: Amazon's.")]
+StorageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Option of the output's store, as in output.storage_options: 'key=${NAME}'.",
+    ),
+]
+AudioStorageOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Option of the recordings' store; default: those of the run that are no secrets.",
+    ),
+]
 Languages = Annotated[
     list[str] | None, typer.Option(help="Only segments in this language, such as en.")
 ]

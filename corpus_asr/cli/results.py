@@ -15,6 +15,7 @@ import typer
 from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
 from corpus_asr.cli.options import (
     AsJson,
+    AudioStorageOption,
     DropKnownHallucinations,
     EndpointUrl,
     Languages,
@@ -22,8 +23,11 @@ from corpus_asr.cli.options import (
     NoCorrections,
     OutputUri,
     Speakers,
+    StorageOption,
     Uris,
+    audio_options,
     print_result,
+    store_options,
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.formats.names import ExportFormat, WordStyle
@@ -44,6 +48,7 @@ USUAL_PORT = 8765
 def status(
     output_uri: OutputUri,
     endpoint_url: EndpointUrl = None,
+    storage_option: StorageOption = None,
     as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Refresh every 5 s until the run ends.")
@@ -55,7 +60,9 @@ def status(
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors(), ExitStack() as stack:
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        store = OutputStore(
+            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
+        )
         redraws = watch and not as_json and sys.stdout.isatty()
         show = stack.enter_context(redrawn()) if redraws else show_text
         while True:
@@ -119,6 +126,7 @@ def export(
     ] = WordStyle.plain,
     no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
     from corpus_asr.export.recordings import Selection
@@ -149,7 +157,9 @@ def export(
             partial=partial,
             speakers=tuple(speaker or ()),
         )
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        store = OutputStore(
+            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
+        )
         typer.echo(_words(write_files(store, to, options, selection)))
 
 
@@ -214,6 +224,7 @@ def evaluate(
         str | None, typer.Option(help="Language of references without a `language` field.")
     ] = None,
     endpoint_url: EndpointUrl = None,
+    storage_option: StorageOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute word and character error rates of a run against references."""
@@ -225,19 +236,16 @@ def evaluate(
         from corpus_asr.report.accuracy.calibration import calibration_data, render_calibration
         from corpus_asr.report.accuracy.evaluation import as_data, render
 
+        options = store_options(output_uri, endpoint_url, storage_option)
         found = evaluate_run(
-            output_uri,
-            references,
-            against=against,
-            language=language,
-            endpoint_url=endpoint_url,
+            output_uri, references, against=against, language=language, options=options
         )
         data = as_data(found)
         if not as_json:
             typer.echo(render(found))
         if calibrate:
             calibration = fit_calibration(
-                output_uri, references, language=language, endpoint_url=endpoint_url
+                output_uri, references, language=language, options=options
             )
             data["calibration"] = calibration_data(calibration)
             if not as_json:
@@ -279,6 +287,7 @@ def _worse(beside: "Comparison | None") -> str | None:
 def report(
     output_uri: OutputUri,
     endpoint_url: EndpointUrl = None,
+    storage_option: StorageOption = None,
     as_json: AsJson = False,
     page: Annotated[
         str | None,
@@ -300,6 +309,7 @@ def report(
             help="A `corpus-asr view` that links lead to; default: report.viewer_url.",
         ),
     ] = None,
+    audio_storage_option: AudioStorageOption = None,
 ) -> None:
     """Show the results, failures and file accounting of a run."""
     from corpus_asr.report.html.page import write_page
@@ -308,11 +318,19 @@ def report(
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        store = OutputStore(
+            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
+        )
         found = (
             load_report(store)
             if page is None
-            else write_page(store, page, embed_audio=audio, viewer_url=viewer)
+            else write_page(
+                store,
+                page,
+                embed_audio=audio,
+                viewer_url=viewer,
+                audio_options=audio_options(audio_storage_option),
+            )
         )
         data = as_data(found)
         print_result(data, render(found), as_json=as_json)
@@ -328,6 +346,7 @@ def show(
     speaker: Speakers = None,
     no_corrections: NoCorrections = False,
     endpoint_url: EndpointUrl = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Print the transcripts of a run with timestamps."""
     from corpus_asr.export.recordings import (
@@ -354,7 +373,9 @@ def show(
             partial=True,
             speakers=tuple(speaker or ()),
         )
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        store = OutputStore(
+            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
+        )
         turns = speakers_of(store)
         refuse_speakers(store, selection, turns)
         columns = TEXT_COLUMNS if turns is None else WORD_COLUMNS
@@ -430,9 +451,11 @@ def view(
     endpoint_url: Annotated[
         str | None, typer.Option(help="S3 endpoint of the output; default: Amazon's.")
     ] = None,
+    storage_option: StorageOption = None,
     audio_endpoint_url: Annotated[
         str | None, typer.Option(help="S3 endpoint of the recordings; default: the run's.")
     ] = None,
+    audio_storage_option: AudioStorageOption = None,
 ) -> None:
     """Search the transcripts of a run in a browser, play the audio and correct the text."""
     with readable_errors():
@@ -450,13 +473,16 @@ def view(
 
         password = None if password_file is None else read_password(password_file)
         public = None if public_url is None else PublicUrl.parse(public_url)
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        store = OutputStore(
+            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
+        )
         with ExitStack() as opened, ended_by_signals():
             library = opened.enter_context(closing(Library(store)))
             sounds = Sounds(
                 store,
                 moved=_moved(audio or ()),
                 endpoint_url=audio_endpoint_url,
+                storage=audio_options(audio_storage_option),
                 folders=audio_folder or (),
             )
             opened.enter_context(closing(sounds))

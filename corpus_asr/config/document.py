@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from corpus_asr.config.storage_options import MASK
 from corpus_asr.errors import ConfigError
 
 KeyPath = tuple[str, ...]
@@ -22,7 +23,7 @@ MAX_DEPTH = 32
 
 _INTERPOLATION = re.compile(
     r"(?P<escaped>\$\$(?=\{))"
-    r"|\$\{env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<has_default>:-(?P<default>[^}]*))?\}"
+    r"|\$\{(?:env:)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<has_default>:-(?P<default>[^}]*))?\}"
     r"|(?P<unknown>\$\{[^}]*\}?)"
 )
 
@@ -108,6 +109,18 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
         key: _interpolate(value, (key,), document.problems)
         for key, value in document.values.items()
     }
+    return document
+
+
+def read_pairs(pairs: Sequence[str], name: str) -> Document:
+    """Read `key=value` of a command line as values, with environment variables filled in."""
+    document = Document(name=name, values={})
+    for pair in pairs:
+        if "=" not in pair:
+            raise ConfigError(f"reading {name}: expected NAME=VALUE, such as {name} anon=true")
+        _apply_override(document, pair)
+    document.values = _interpolate(document.values, (), document.problems)
+    document.origins.clear()
     return document
 
 
@@ -255,7 +268,8 @@ def _yaml_words(error: yaml.YAMLError, text: str) -> str:
         return f"not YAML: {error}"
     source = text.splitlines()[mark.line].strip() if mark.line < len(text.splitlines()) else ""
     hint = "; indent with spaces, not tabs" if "\\t" in (error.problem or "") else ""
-    shown = f"\n  {hide_secrets(source)}" if source else ""
+    hidden = _SECRET_LINE.sub(rf"\1 {MASK}", hide_secrets(source))
+    shown = f"\n  {hidden}" if source else ""
     return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{hint}{shown}"
 
 
@@ -292,7 +306,8 @@ def _apply_override(document: Document, override: str) -> None:
     section[key[-1]] = value
     for path in [path for path in document.origins if path[: len(key)] == key]:
         del document.origins[path]
-    document.origins[key] = f"--set {hide_secrets(override)}"
+    shown = f"{dotted}={MASK}" if _SECRET_KEY.search(dotted) else hide_secrets(override)
+    document.origins[key] = f"--set {shown}"
 
 
 def override_value(text: str, where: str) -> Any:
@@ -329,7 +344,7 @@ def _variable(match: re.Match[str], key: KeyPath, problems: list[Problem]) -> st
     if match["escaped"]:
         return "$"
     if match["unknown"]:
-        forms = "${env:NAME} or ${env:NAME:-default}"
+        forms = "${NAME}, ${env:NAME} or ${env:NAME:-default}"
         message = f"{match['unknown']} is not understood, expected {forms}"
         problems.append(Problem(key=key, message=message))
         return match["unknown"]
@@ -347,7 +362,11 @@ def _variable(match: re.Match[str], key: KeyPath, problems: list[Problem]) -> st
     return value
 
 
-MASK = "***"
+# Of keys whose value may be secret: its name in dots, and a line of YAML.
+_SECRET_KEY = re.compile(r"storage|option|secret|token|passw|credential|key\b", re.IGNORECASE)
+_SECRET_LINE = re.compile(
+    r"([\w.\-]*(?:secret|token|passw|credential|key)[\w.\-]*[\"']?\s*[:=]).*", re.IGNORECASE
+)
 
 # user:password@ (or token@) between a scheme and a host. The last @ before the first slash ends
 # it, because a password may hold an @ of its own; an @ in an object's key is left alone.

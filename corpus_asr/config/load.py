@@ -27,9 +27,11 @@ from corpus_asr.config.document import (
     Problem,
     hide_secrets,
     read_document,
+    read_pairs,
 )
 from corpus_asr.config.run import CLASSIFY_AUDIO, PSEUDO_LABEL, PseudoLabelConfig, RunConfig
 from corpus_asr.config.settings import DecodingSection, Settings, keys_of, section_of
+from corpus_asr.config.storage_options import StorageOptions, parsed
 from corpus_asr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,6 +121,26 @@ def checked_options(options: Mapping[str, Any], *models: type[Settings]) -> tupl
     return tuple(settings for settings, _ in found)
 
 
+def options_of_store(pairs: Sequence[str], uris: Sequence[str], *, name: str) -> StorageOptions:
+    """Return the options of a store that a command line names.
+
+    Args:
+        pairs: NAME=VALUE, as below `storage_options`.
+        uris: addresses of the store; none if they are not known yet.
+        name: the option of the command line that gives them.
+
+    Raises:
+        ConfigError: names each wrong option.
+    """
+    document = read_pairs(pairs, name)
+    options = parsed(document.values)
+    problems = [f"{problem.dotted}: {problem.message}" for problem in document.problems]
+    problems += options.problems(uris, lists_others=not uris)
+    if problems:
+        raise ConfigError(f"reading {name}: {'; '.join(problems)}")
+    return options.bound(uris)
+
+
 def resolved(config: Settings) -> dict[str, Any]:
     """Return every value, defaults included, as plain data with secrets hidden."""
     return {name: _hidden(value) for name, value in config.model_dump(mode="json").items()}
@@ -206,8 +228,9 @@ def _keys(
 
 def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    plain = list(default) if isinstance(default, tuple) else default
-    return yaml_value(plain)
+    if isinstance(default, StorageOptions):
+        return yaml_value(default.shown())
+    return yaml_value(list(default) if isinstance(default, tuple) else default)
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:

@@ -18,9 +18,12 @@ from corpus_asr.config.settings import (
     Auto,
     DecodingSection,
     Settings,
+    StoreSection,
     Texts,
+    check_store,
     keys_from,
 )
+from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import Origin
 
@@ -60,6 +63,9 @@ class SourceSettings(Settings):
     `metadata`."""
     endpoint_url: str | None = None
     """S3 endpoint of the source; null: Amazon's."""
+    storage_options: StoreSection = NO_OPTIONS
+    """Options of the source's store in the names of fsspec and s3fs, such as key, secret, token,
+    profile, anon, requester_pays, client_kwargs and config_kwargs; secrets by ${env:NAME}."""
     exclude: Texts = ()
     """File name patterns, in any case, of recordings to exclude from folders and globs; URIs named
     in full and manifests are never filtered."""
@@ -80,7 +86,21 @@ class SourceSettings(Settings):
     def _exactly_one(self) -> "SourceSettings":
         if bool(self.uri) == (self.manifest is not None):
             raise ValueError("set either source.uri or source.manifest, not both and not neither")
+        check_store(
+            "source", self.uris, self.storage_options, self.endpoint_url,
+            lists_others=self.manifest is not None,
+        )  # fmt: skip
         return self
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """The addresses that the section itself names."""
+        return self.uri if self.manifest is None else (self.manifest,)
+
+    @property
+    def bound_options(self) -> StorageOptions:
+        """The options, for the store of those addresses alone."""
+        return self.storage_options.bound(self.uris)
 
 
 if TYPE_CHECKING:
@@ -215,6 +235,9 @@ class OutputSettings(Settings):
     """Folder of the output tables, of any fsspec scheme; one folder per job."""
     endpoint_url: str | None = None
     """S3 endpoint of the output; null: Amazon's."""
+    storage_options: StoreSection = NO_OPTIONS
+    """Options of the output's store, as in `source`, which has its own; in s3_additional_kwargs
+    encryption (ServerSideEncryption, SSEKMSKeyId), ACL, StorageClass, ChecksumAlgorithm."""
     max_failed_fraction: float = Field(default=0.01, ge=0, le=1)
     """Fraction of failed recordings, among those that this run processed, above which the command
     exits with code 1."""
@@ -241,6 +264,11 @@ class OutputSettings(Settings):
     def _without_credentials(self, value: dict[str, str]) -> dict[str, str]:
         # What a catalog takes for credentials has names of its makers' choice.
         return {key: text if key in _SHOWN else MASK for key, text in value.items()}
+
+    @model_validator(mode="after")
+    def _store_takes_its_options(self) -> Self:
+        check_store("output", (self.uri,), self.storage_options, self.endpoint_url)
+        return self
 
 
 class ReportSettings(Settings):
@@ -560,6 +588,8 @@ class DatasetSettings(Settings):
     """Folder of the dataset, of any fsspec scheme."""
     endpoint_url: str | None = None
     """S3 endpoint of the dataset; null: Amazon's."""
+    storage_options: StoreSection = NO_OPTIONS
+    """Options of the dataset's store, as in `output`."""
     format: Literal["huggingface", "webdataset", "nemo"] = "huggingface"
     """Format: `huggingface` (Parquet files with audio), `webdataset` (tar files) or `nemo` (audio
     files and a manifest)."""
@@ -583,6 +613,11 @@ class DatasetSettings(Settings):
     fractions are then of audio. The latter needs a run with speakers."""
     workers: PositiveInt | Auto = "auto"
     """Number of processes that cut and encode audio; `auto`: one per CPU."""
+
+    @model_validator(mode="after")
+    def _store_takes_its_options(self) -> Self:
+        check_store("dataset", (self.uri,), self.storage_options, self.endpoint_url)
+        return self
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:

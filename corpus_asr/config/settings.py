@@ -6,7 +6,7 @@ is not installed.
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -16,6 +16,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     ValidationInfo,
     create_model,
     field_validator,
@@ -24,6 +26,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.storage_options import StorageOptions, parsed
 from corpus_asr.errors import encodable
 from corpus_asr.languages import code_of
 
@@ -31,6 +34,10 @@ Auto = Literal["auto"]
 ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 Texts = Annotated[tuple[str, ...], ONE_OR_MANY]
 """Texts, of which one alone need not be in a list."""
+StoreSection = Annotated[
+    StorageOptions, PlainValidator(parsed), PlainSerializer(StorageOptions.shown)
+]
+"""Options of a store by name; a dump of them hides what may be secret."""
 
 
 class Settings(BaseModel):
@@ -59,6 +66,25 @@ class Settings(BaseModel):
         if any(isinstance(item, bool) for item in items) and not admits_bool(field.annotation):
             raise AssertionError("found a boolean")  # reported as a value of the wrong type
         return value
+
+
+def check_store(
+    section: str,
+    uris: Iterable[str],
+    options: StorageOptions,
+    endpoint_url: str | None,
+    *,
+    lists_others: bool = False,
+) -> None:
+    """Raise a `ValueError` if the stores of these addresses cannot take a section's options."""
+    problems = options.problems(uris, lists_others=lists_others)
+    if endpoint_url is not None and options.values().get("endpoint_url", endpoint_url) not in (
+        endpoint_url,
+        endpoint_url.rstrip("/"),
+    ):
+        problems.append("endpoint_url is another than the section's own; leave one out")
+    if problems:
+        raise ValueError("; ".join(f"{section}.storage_options: {each}" for each in problems))
 
 
 def admits_bool(annotation: Any) -> bool:

@@ -295,7 +295,7 @@ def open_sources(store: OutputStore, settings: SelectionSettings) -> Iterator[So
         ours = tables.ids("true")
         other = references = None
         if settings.against is not None:
-            there = OutputStore(settings.against, endpoint_url=store.options.endpoint_url)
+            there = OutputStore(settings.against, options=store.options)
             if there.uri == store.uri:
                 raise ConfigError(
                     f"reading selection.against: found {redact_uri(there.uri)}, which is "

@@ -59,6 +59,7 @@ from corpus_asr.storage.run_state.run_files import (
     write_calibration,
 )
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.uri import public, redact_uri
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def evaluate(
     *,
     against: str | None = None,
     language: str | None = None,
-    endpoint_url: str | None = None,
+    options: StoreOptions = DEFAULT_STORE,
 ) -> Evaluation:
     """Compare the transcripts of a run with references: a manifest, or `CHECKED`.
 
@@ -84,7 +85,7 @@ def evaluate(
         CorpusAsrError: the tables do not hold what they say.
         FetchError: a store failed beyond its retries.
     """
-    store = OutputStore(output_uri, endpoint_url=endpoint_url)
+    store = OutputStore(output_uri, options=options)
     if references == CHECKED:
         checked = list(_checked(store, language))
         scores = {each.recording.recording_id: each.score() for each in checked}
@@ -105,7 +106,7 @@ def evaluate(
         missing = len(expected) - len(scores)
     comparison = None
     if against is not None:
-        other = OutputStore(against, endpoint_url=endpoint_url)
+        other = OutputStore(against, options=options)
         shared = {identity: scores[identity] for identity in expected.keys() & scores.keys()}
         comparison = compare(
             shared, _scores(other, expected, references), other=redact_uri(other.uri)
@@ -285,10 +286,10 @@ def calibrate(
     references: str,
     *,
     language: str | None = None,
-    endpoint_url: str | None = None,
+    options: StoreOptions = DEFAULT_STORE,
 ) -> Calibration:
     """Fit confidence to a run's segments, and write the calibration into its output folder."""
-    store = OutputStore(output_uri, endpoint_url=endpoint_url)
+    store = OutputStore(output_uri, options=options)
     name, revision = _model_of(store)
     outcomes = _outcomes(store, references, language)
     check_enough(outcomes)

@@ -4,6 +4,7 @@ It is the ordinary run of the job, so nights and other runs may take turns on on
 """
 
 import datetime
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import join, redact_uri
 
 _LOG = logging.getLogger(__name__)
@@ -128,7 +130,9 @@ class _Attempt:
             lock=lock,
             local=local,
             progress=progress,
-            after_finish=write_page_at_the_end,
+            after_finish=functools.partial(
+                write_page_at_the_end, audio_options=config.source.bound_options
+            ),
             options=RunOptions(
                 retry=Retry.nightly,
                 leave_alone=self.alone,
@@ -145,7 +149,7 @@ class _Attempt:
     def night(self, error: BaseException | None) -> Night:
         nightly = self.config.nightly
         folder = nightly.summaries or join(self.config.output.uri, SUMMARIES_FOLDER)
-        summaries = OutputStore(folder, endpoint_url=self.config.output.endpoint_url)
+        summaries = OutputStore(folder, options=StoreOptions.of_output(self.config.output))
         night = self._night(error)
         try:
             night = self._with_findings(night)

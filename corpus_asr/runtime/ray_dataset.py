@@ -253,7 +253,7 @@ def _context(config: RunConfig, resources: Resources) -> DataContext:
 
 def planned_packs(config: RunConfig, packs: Sequence[str]) -> Dataset:
     """Return the PACKS rows of a plan's objects."""
-    options = StoreOptions(endpoint_url=config.output.endpoint_url)
+    options = StoreOptions.of_output(config.output)
     filesystems, paths = zip(*(open_store(uri, options) for uri in packs), strict=True)
     return ray.data.read_parquet(list(paths), filesystem=filesystems[0])
 

@@ -59,7 +59,7 @@ class FileListing:
         """Named again by another address or line."""
         self._source = source
         self._output = None if output_uri is None else output_uri.rstrip("/") + "/"
-        self._store = StoreOptions(endpoint_url=source.endpoint_url)
+        self._store = StoreOptions(endpoint_url=source.endpoint_url, storage=source.bound_options)
         self._excluded = _any_of(source.exclude)
         self._ignored = _any_of(source.ignore)
         self._ignored_folders = _any_of(

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.run_state.run_files import source_options
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -138,8 +139,9 @@ class Sounds:
     """Opens recordings for playback. Thread-safe.
 
     `moved` are prefixes of URIs with their replacements; `endpoint_url` is that of the recordings,
-    if it is not the run's. Of this machine, only what this user's own runs read, replacements, and
-    what lies in `folders` is opened.
+    if it is not the run's, and `storage` what the run did not record of their store's options. Of
+    this machine, only what this user's own runs read, replacements, and what lies in `folders` is
+    opened.
     """
 
     def __init__(
@@ -148,10 +150,12 @@ class Sounds:
         *,
         moved: Sequence[tuple[str, str]] = (),
         endpoint_url: str | None = None,
+        storage: StorageOptions = NO_OPTIONS,
         folders: Sequence[str] = (),
     ) -> None:
         self._moved = tuple(moved)
-        options = source_options(store, allowed=(*folders, *(now for _, now in self._moved)))
+        allowed = (*folders, *(now for _, now in self._moved))
+        options = source_options(store, allowed=allowed, storage=storage)
         self._store = replace(
             options, endpoint_url=endpoint_url or options.endpoint_url, policy=PATIENCE
         )

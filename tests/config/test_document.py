@@ -115,10 +115,10 @@ def test_an_unset_variable_is_told_with_its_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("UNSET", raising=False)
-    document = read(tmp_path, "a: {b: '${env:UNSET}'}\nc: ${HOME}\n")
+    document = read(tmp_path, "a: {b: '${env:UNSET}'}\nc: ${oc.env:HOME}\n")
     messages = str(document.error(document.problems))
     assert "line 1: a.b: the environment variable UNSET is not set" in messages
-    assert "line 2: c: ${HOME} is not understood, expected ${env:NAME}" in messages
+    assert "line 2: c: ${oc.env:HOME} is not understood, expected ${NAME}, ${env:NAME}" in messages
 
 
 def test_overrides_make_the_sections_they_need(tmp_path: Path) -> None:

@@ -62,7 +62,11 @@ def test_an_empty_inbox_is_complete_with_typed_tables(empty: Job) -> None:
     plan = empty.command("plan")
     skipped = "# skipped    3 other files ignored, 0 excluded, 0 named twice\n# empty      "
     assert f"{skipped}{empty.inbox}\n" in plan.stdout
-    for name, *arguments in (("show",), ("report",), ("export", "txt", "--to", str(empty.inbox / "texts"))):
+    for name, *arguments in (
+        ("show",),
+        ("report",),
+        ("export", "txt", "--to", str(empty.inbox / "texts")),
+    ):
         shown = CliRunner().invoke(cli.app, [name, str(empty.output), *arguments])
         assert shown.exit_code == 0, (name, shown.output)
 

@@ -5,6 +5,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,12 +14,21 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.storage_options import parsed
 from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import list_objects, read_bytes
 from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model
-from tests.support.stores import WebServer, environment, web_server
+from tests.support.stores import (
+    FaultyStore,
+    WebServer,
+    environment,
+    faulty_store,
+    s3_server,
+    web_server,
+)
 from tests.support.tables import rows_of
 
 SECRET = "pl4nted"
@@ -122,3 +132,144 @@ def test_no_error_message_holds_a_credential(web: WebServer, tmp_path: Path, key
     typo = CliRunner().invoke(app, ["plan", str(path), "--set", f"sauce.x={endpoint_url}"])
     assert "unknown key" in typo.output
     assert SECRET not in typo.output
+
+
+VARIABLES = {
+    "SOURCE_KEY": f"{SECRET}-source-id", "SOURCE_SECRET": f"{SECRET}-source-key",
+    "OUTPUT_KEY": f"{SECRET}-output-id", "OUTPUT_SECRET": f"{SECRET}-output-key",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vendors() -> Iterator[tuple[FaultyStore, FaultyStore]]:
+    """Two stores, each of which knows its own account alone, and neither that of the environment.
+
+    The first wants who asks to pay, the second encryption and, for retention, checksums.
+    """
+    with (
+        s3_server() as server,
+        faulty_store(server.endpoint_url, {}, seed=1) as source,
+        faulty_store(server.endpoint_url, {}, seed=1) as output,
+        environment(PLANTED | VARIABLES),
+    ):
+        server.make_bucket("talks")
+        server.make_bucket("texts")
+        server.put("talks", "good.wav", wav_bytes(tone(1.0), rate_hz=16_000))
+        server.put("talks", "broken.wav", b"<html>not audio</html>")
+        source.accounts, source.requester_pays = {VARIABLES["SOURCE_KEY"]}, True
+        output.accounts, output.object_lock = {VARIABLES["OUTPUT_KEY"]}, True
+        output.wanted = {"x-amz-server-side-encryption": "AES256"}
+        yield source, output
+
+
+def job_of(vendors: tuple[FaultyStore, FaultyStore], folder: Path, model: Path) -> Path:
+    source, output = vendors
+    path = folder / "job.yaml"
+    values = {
+        "source": {
+            "uri": "s3://talks",
+            "endpoint_url": source.endpoint_url,
+            "storage_options": {
+                "key": "${SOURCE_KEY}", "secret": "${env:SOURCE_SECRET}", "requester_pays": True,
+            },
+        },
+        "output": {
+            "uri": "s3://texts/run",
+            "max_failed_fraction": 1.0,
+            "storage_options": {
+                "key": "${OUTPUT_KEY}", "secret": "${OUTPUT_SECRET}",
+                "endpoint_url": output.endpoint_url,
+                "s3_additional_kwargs": {"ServerSideEncryption": "AES256"},
+            },
+        },
+        "model": {"checkpoint": str(model)},
+        "decoding": {"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None},
+    }  # fmt: skip
+    path.write_text(json.dumps(values))
+    return path
+
+
+def kept_in(output: FaultyStore, account: str) -> str:
+    """Return all that is in the bucket of the output, as one text."""
+    storage = parsed({"key": account, "secret": f"{SECRET}-output-key"})
+    options = replace(output.options, storage=storage)
+    names = [uri for uri, _, _ in list_objects("s3://texts", options)]
+    assert any(name.endswith("_run/config.json") for name in names)
+    objects = {name: read_bytes(name, options) for name in names}
+    tables = [
+        str(pq.read_table(io.BytesIO(data)).to_pylist())
+        for name, data in objects.items()
+        if name.endswith(".parquet")
+    ]
+    return "\n".join(
+        [*names, *(data.decode("utf-8", "replace") for data in objects.values()), *tables]
+    )
+
+
+def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
+    vendors: tuple[FaultyStore, FaultyStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = job_of(vendors, tmp_path, tiny_model(tmp_path / "checkpoint"))
+    invoke = CliRunner().invoke
+    with caplog.at_level(logging.DEBUG, logger="corpus_asr"):
+        planned = invoke(app, ["plan", str(path)])
+        assert planned.exit_code == 0, planned.output
+        done = invoke(app, ["run", str(path), "--local"])
+        assert done.exit_code == 0, done.output
+        again = invoke(app, ["run", str(path), "--local"])
+        assert again.exit_code == 0, again.output
+    reached = ["--endpoint-url", vendors[1].endpoint_url]
+    reached += ["--storage-option", "key=${OUTPUT_KEY}", "--storage-option",
+                "secret=${env:OUTPUT_SECRET}"]  # fmt: skip
+    encrypted = ["--storage-option", "s3_additional_kwargs.ServerSideEncryption=AES256"]
+    page = tmp_path / "page.html"
+    others = [
+        invoke(app, ["status", "s3://texts/run", *reached]),
+        invoke(app, ["show", "s3://texts/run", *reached]),
+        invoke(app, ["report", "s3://texts/run", *reached, *encrypted, "--html", str(page),
+                     "--audio-storage-option", "key=${SOURCE_KEY}",
+                     "--audio-storage-option", "secret=${SOURCE_SECRET}"]),
+    ]  # fmt: skip
+    for each in others:
+        assert each.exit_code == 0, each.output
+    kept = kept_in(vendors[1], VARIABLES["OUTPUT_KEY"])
+    assert '"secret": "***"' in kept
+    assert "good.wav" in kept
+    printed = [each.output for each in (planned, done, again, *others)]
+    assert 'secret: "***"' in planned.output or '"secret": "***"' in planned.output
+    for place in (kept, page.read_text(), caplog.text, *printed):
+        assert SECRET not in place
+    # The recordings that the page plays were read with what the run recorded, and the keys.
+    assert not any(store.injected.total() for store in vendors)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"source.storage_options.secrt={SECRET}", "secrt is not supported; did you mean secret?"),
+        (f"source.storage_options={SECRET}", "found a single value, expected options by name"),
+        (f"source.storage_options={{secret: {SECRET}", "--set source.storage_options"),
+        (f"source.storage_options.key.x={SECRET}", "key is a single value"),
+        (f"source.storage_options.key={SECRET}-no", "does not exist in our records"),
+        ("source.storage_options.key=${NOT_THERE}", "environment variable NOT_THERE is not set"),
+        (f"sauce.storage_options.key={SECRET}", "sauce: unknown key"),
+        ("source.uri=/srv", "source.storage_options: found files of this machine"),
+        ("output.endpoint_url=http://127.0.0.1:9", "endpoint_url is another than the section's"),
+    ],
+)  # fmt: skip
+def test_no_message_about_options_holds_one(
+    vendors: tuple[FaultyStore, FaultyStore], tmp_path: Path, override: str, message: str
+) -> None:
+    path = job_of(vendors, tmp_path, tmp_path)
+    done = CliRunner().invoke(app, ["plan", str(path), "--set", override])
+    assert done.exit_code != 0
+    assert message in " ".join(done.output.split())
+    assert SECRET not in done.output
+
+
+def test_a_line_of_yaml_that_is_none_is_shown_without_its_secret(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"source:\n  storage_options:\n    secret: {SECRET}: x\n")
+    done = CliRunner().invoke(app, ["plan", str(path)])
+    assert "line 3" in done.output
+    assert SECRET not in done.output

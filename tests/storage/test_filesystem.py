@@ -349,7 +349,7 @@ def test_a_bucket_with_object_lock_takes_all_that_is_written(
         move(f"{uri}/created", f"{uri}/moved", options)
         source = tmp_path / "source"
         # Slow, so once: an upload in several parts.
-        many = [b"parts" * 25_000_000] if calculation is None else []
+        many = [b"parts" * 8_000_000] if calculation is None else []
         for content in (b"", b"few", *many):
             source.write_bytes(content)
             upload(str(source), f"{uri}/uploaded", options)

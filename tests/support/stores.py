@@ -294,6 +294,9 @@ REFUSALS = {
                     "for Put Object requests with Object Lock parameters"),
     "no_encryption": (403, "AccessDenied", "User: arn:aws:iam::1:user/night is not authorized to "
                       "perform: s3:PutObject with an explicit deny in a resource-based policy"),
+    "no_payer": (403, "AccessDenied", "Access Denied"),
+    "wrong_key": (403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in "
+                  "our records."),
 }  # fmt: skip
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "expect"}
 DRIP_S = 0.25
@@ -315,6 +318,14 @@ class FaultyStore:
     """So often at most the same request fails; for tests that must end."""
     object_lock: bool = False
     """Whether what is put without a checksum is refused."""
+    wanted: dict[str, str] = field(default_factory=dict)
+    """Headers that a policy of the bucket wants of all that is put or copied, with their values."""
+    requester_pays: bool = False
+    """Whether each request has to say that who asks pays."""
+    accounts: set[str] | None = None
+    """The access keys that are known, "" for none at all; None: any."""
+    seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    """Method, path and headers (names in lower case) of each request."""
     slow_s: float = 0.2
     lag_s: float = 0.0
     """Listings show what was put so much later."""
@@ -377,8 +388,7 @@ class _Proxy(Handler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = (self.command, self.path, self.headers.get("Range") or "")
         fault = state.draw(request, self._possible())
-        if state.object_lock and self.command == "PUT" and not self._has_checksum(body):
-            fault = "no_checksum"
+        fault = self._rule_broken(body) or fault
         if fault == "slow":
             time.sleep(state.slow_s)
         if fault == "reset":
@@ -391,6 +401,22 @@ class _Proxy(Handler):
             self._give(fault, *self._ask(body))
         if self.command == "PUT":
             state.put_s[urllib.parse.unquote(self.path.partition("?")[0])] = time.monotonic()
+
+    def _rule_broken(self, body: bytes) -> str | None:
+        state, headers = self.server.state, {name.lower(): v for name, v in self.headers.items()}
+        state.seen.append((self.command, self.path, headers))
+        signed = re.search(r"Credential=([^/]+)/", headers.get("authorization", ""))
+        if state.accounts is not None and (signed[1] if signed else "") not in state.accounts:
+            return "wrong_key"
+        if state.requester_pays and headers.get("x-amz-request-payer") != "requester":
+            return "no_payer"
+        begins = self.command == "PUT" and "partNumber=" not in self.path
+        begins |= self.command == "POST" and self.path.endswith("?uploads")
+        if begins and any(headers.get(name) != value for name, value in state.wanted.items()):
+            return "no_encryption"
+        if state.object_lock and self.command == "PUT" and not self._has_checksum(body):
+            return "no_checksum"
+        return None
 
     def _has_checksum(self, body: bytes) -> bool:
         if "x-amz-copy-source" in self.headers:

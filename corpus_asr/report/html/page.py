@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import CLASSIFY_AUDIO, ReportSettings
+from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
@@ -83,11 +84,13 @@ def write_page(
     at_the_end: bool = False,
     embed_audio: bool | None = None,
     viewer_url: str | None = None,
+    audio_options: StorageOptions = NO_OPTIONS,
 ) -> Report:
     """Write the page of an output folder to a path or URI, and return its counts.
 
-    Next to it goes a CSV file of all failures, if there are any. The last two are for settings of
-    the run's section `report`, in place of what they were.
+    Next to it goes a CSV file of all failures, if there are any. `embed_audio` and `viewer_url` are
+    for settings of the run's section `report`, in place of what they were; recordings are read with
+    `audio_options` beside those that the run recorded.
     """
     uri = normalize(uri)
     sampler = Sampler(store)
@@ -102,7 +105,7 @@ def write_page(
     values = {
         **_values(store, report, details, config, run, at_the_end=at_the_end),
         **_compared(store, report, config, run, at_the_end=at_the_end),
-        **_clips(store, details, config, settings),
+        **_clips(store, details, config, settings, audio_options),
         # Files are linked to only from a page that lies on this machine.
         "link": partial(
             link,
@@ -124,14 +127,17 @@ def write_page(
     return report
 
 
-def write_page_at_the_end(store: OutputStore, num_recordings: int) -> None:
+def write_page_at_the_end(
+    store: OutputStore, num_recordings: int, *, audio_options: StorageOptions = NO_OPTIONS
+) -> None:
     """Write the page of a run that has just ended into its output folder, or log why not."""
     why = None
     if num_recordings > MOST_AT_THE_END:
         why = f"{num_recordings:,} recordings: write it with `corpus-asr report --html`"
     else:
         try:
-            write_page(store, store.address(PAGE_NAME), at_the_end=True)
+            page = store.address(PAGE_NAME)
+            write_page(store, page, at_the_end=True, audio_options=audio_options)
         except Exception as error:  # a page is no reason for a run to fail
             why = f"{type(error).__name__}: {error}"
     if why is not None:
@@ -233,7 +239,11 @@ def _report_settings(
 
 
 def _clips(
-    store: OutputStore, details: Details, config: dict[str, Any], settings: ReportSettings
+    store: OutputStore,
+    details: Details,
+    config: dict[str, Any],
+    settings: ReportSettings,
+    audio_options: StorageOptions,
 ) -> dict[str, Any]:
     """Return the clips of samples, and why there is none at all."""
     samples = (*details.unsure, *details.random)
@@ -242,7 +252,7 @@ def _clips(
     if not config.get("source"):
         return {"clips": {}, "no_clips": "the run's settings are missing"}
     try:
-        options = source_options(store)
+        options = source_options(store, storage=audio_options)
     except ConfigError:
         return {"clips": {}, "no_clips": "the run's settings are of another version"}
     clips = cut_clips(

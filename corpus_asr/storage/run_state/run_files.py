@@ -17,6 +17,7 @@ import pyarrow as pa
 from corpus_asr.activity import Activity, Estimate, FailureCount, clock_time, in_hours, rtfx
 from corpus_asr.confidence import FEATURES, ConfidenceModel
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig, SourceSettings
+from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.logs import event
 from corpus_asr.storage.model_files import full_name
@@ -33,7 +34,7 @@ from corpus_asr.storage.run_state.tables import (
     VOICES_FOLDER,
     OutputStore,
 )
-from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions
 from corpus_asr.storage.stores.host_allowlist import WEB, FileRules, HostRules, host_of
 from corpus_asr.storage.stores.uri import (
     normalize,
@@ -263,12 +264,12 @@ def outcomes_names(store: OutputStore) -> list[str]:
     return names
 
 
-def read_calibration(address: str, *, endpoint_url: str | None = None) -> ConfidenceModel:
+def read_calibration(address: str, options: StoreOptions = DEFAULT_STORE) -> ConfidenceModel:
     """Return the calibration at a URI."""
     folder, _, name = address.rpartition("/")
     if not name.endswith(".json"):
         folder, name = address, CALIBRATION_NAME
-    store = OutputStore(folder or ".", endpoint_url=endpoint_url)
+    store = OutputStore(folder or ".", options=options)
     found = store.read_json(name)
     if found is None:
         raise ConfigError(
@@ -300,7 +301,7 @@ def calibration_for(
     address = config.model.calibration
     if address is None and not store.exists(CALIBRATION_NAME):
         return None
-    found = read_calibration(address or store.uri, endpoint_url=store.options.endpoint_url)
+    found = read_calibration(address or store.uri, store.options)
     # Used all the same, since it may be meant; the log says for which weights it was fitted.
     if found.model_revision not in (None, model_revision):
         event(
@@ -335,11 +336,15 @@ def _safe(value: Any) -> Any:
     return value
 
 
-def source_options(store: OutputStore, *, allowed: Iterable[str] = ()) -> StoreOptions:
+def source_options(
+    store: OutputStore, *, allowed: Iterable[str] = (), storage: StorageOptions = NO_OPTIONS
+) -> StoreOptions:
     """Return how a run reached its recordings, which its tables name.
 
     Of this machine and the hosts that only it reaches, what this user's own runs recorded may be
-    read, and what lies below the `allowed` URIs: settings and tables may come from elsewhere.
+    read, and what lies below the `allowed` URIs: settings and tables may come from elsewhere. So
+    only this user's own record says with which options; those that are secret are in none, and
+    stand in `storage`.
     """
     allowed = tuple(map(normalize, allowed))
     own = read_own_sources(store)
@@ -347,6 +352,7 @@ def source_options(store: OutputStore, *, allowed: Iterable[str] = ()) -> StoreO
     named = tuple(host_of(uri) for uri in allowed if scheme_of(uri) in WEB)
     return StoreOptions(
         endpoint_url=_source_endpoint(store),
+        storage=storage.over(NO_OPTIONS if own is None else own.source.bound_options.public()),
         hosts=replace(hosts, own_hosts=(*hosts.own_hosts, *named)),
         files=FileRules(folders=(*allowed, *(own.folders if own is not None else ()))),
     )
@@ -358,7 +364,7 @@ def _source_endpoint(store: OutputStore) -> str | None:
         return None
     try:
         source = SourceSettings.model_validate_json(json.dumps(config["source"]))
-        return source.endpoint_url
+        return source.endpoint_url or source.storage_options.values().get("endpoint_url")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"reading {CONFIG_NAME} of a run: found no usable settings of its source ({error}), "

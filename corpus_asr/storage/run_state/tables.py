@@ -229,9 +229,11 @@ _BY_RUN = re.compile(r"(_run/pending/)?[a-z]+/\d+-(?P<run_id>.+)-[0-9a-f]{12}(-\
 class OutputStore:
     """The output folder of a run. Cheap to make; safe to use from any process."""
 
-    def __init__(self, uri: str, *, endpoint_url: str | None = None) -> None:
+    def __init__(
+        self, uri: str, *, endpoint_url: str | None = None, options: StoreOptions | None = None
+    ) -> None:
         self.uri = normalize(uri).rstrip("/")
-        self.options = StoreOptions(endpoint_url=endpoint_url)
+        self.options = options or StoreOptions(endpoint_url=endpoint_url)
         self._guard: WriteGuard | None = None
         self._newest_ns = 0
         self._changed: dict[str, bool] = {}  # by name: whether it was put last, or removed
@@ -283,7 +285,7 @@ class OutputStore:
     @classmethod
     def of(cls, output: OutputSettings | DatasetSettings) -> Self:
         """Return the folder that a job, or a data set, is written to."""
-        return cls(output.uri, endpoint_url=output.endpoint_url)
+        return cls(output.uri, options=StoreOptions.of_output(output))
 
     def commit(
         self,

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import CHANGED, FETCH, NOT_FOUND, REFUSED_FILE, UNSUPPORTED_SCHEME
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, FileRules, HostRules
@@ -38,7 +39,7 @@ from corpus_asr.units import MEBIBYTE
 if TYPE_CHECKING:  # 0.1 s in each process that reads audio
     from fsspec import AbstractFileSystem
 
-    from corpus_asr.config.run import SourceSettings
+    from corpus_asr.config.run import DatasetSettings, OutputSettings, SourceSettings
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class StoreOptions:
     """How stores are reached; picklable, and the same for all objects of a job's source."""
 
     endpoint_url: str | None = None  # the S3 endpoint, where it is not Amazon's
+    storage: StorageOptions = NO_OPTIONS
     policy: RetryPolicy = DEFAULT_POLICY
     hosts: HostRules = ANY_NAMED_HOST  # which hosts a web address may lead to
     files: FileRules | None = None  # which files of this machine may be read; None: any
@@ -60,7 +62,14 @@ class StoreOptions:
     @classmethod
     def of(cls, source: "SourceSettings") -> "StoreOptions":
         """Return the options for a source's recordings."""
-        return cls(endpoint_url=source.endpoint_url, hosts=HostRules.of(source))
+        storage = source.bound_options
+        return cls(endpoint_url=source.endpoint_url, storage=storage, hosts=HostRules.of(source))
+
+    @classmethod
+    def of_output(cls, output: "OutputSettings | DatasetSettings") -> "StoreOptions":
+        """Return the options for what a job writes."""
+        storage = output.storage_options.bound((output.uri,))
+        return cls(endpoint_url=output.endpoint_url, storage=storage)
 
 
 DEFAULT_STORE = StoreOptions()
@@ -85,14 +94,14 @@ def _connected(process: int, scheme: str, uri: str, options: StoreOptions) -> St
     if scheme == "s3":
         from corpus_asr.storage.stores.s3 import S3Store
 
-        return S3Store(options.endpoint_url, options.policy)
+        return S3Store(options.endpoint_url, options.policy, options.storage.for_scheme(scheme))
     if scheme in ("http", "https"):
         from corpus_asr.storage.stores.http import WebStore
 
         return WebStore(options.policy, options.hosts)
     from corpus_asr.storage.stores.fsspec_store import FsspecStore
 
-    return FsspecStore(uri)
+    return FsspecStore(uri, options.storage.for_scheme(scheme))
 
 
 def _request(
@@ -130,6 +139,7 @@ def open_binary(
 
 def _open(uri: str, options: StoreOptions, *, block_bytes: int | None = None) -> io.BufferedReader:
     uri = normalize(uri)
+    block_bytes = block_bytes or options.storage.values().get("default_block_size")
     raw = RangeFile(store_for(uri, options), uri, policy=options.policy, block_bytes=block_bytes)
     return io.BufferedReader(raw, READ_BUFFER_BYTES)
 

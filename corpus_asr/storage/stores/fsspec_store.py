@@ -2,15 +2,18 @@
 
 import contextlib
 import datetime
+import difflib
 import functools
 import importlib
+import inspect
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import fsspec
 from fsspec import AbstractFileSystem
 
+from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import FETCH
 from corpus_asr.storage.stores.local import PAGE_ROWS
@@ -60,13 +63,32 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
 class FsspecStore(Store):
     """Objects of the place a URI names: a scheme, and where it has one, a host."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, storage: StorageOptions = NO_OPTIONS) -> None:
+        self._uri, self._storage = uri, storage
         self._scheme = scheme_of(uri)
         with self._usable():
             self._class = fsspec.get_filesystem_class(self._scheme)
             # Not `url_to_fs`: it would take "::" within a name for a chain of stores.
-            self._options = self._class._get_kwargs_from_urls(uri)
+            self._options = storage.values() | self._class._get_kwargs_from_urls(uri)
+            if self._scheme in _GOOGLE | _AZURE:
+                self._check_names(storage.values())
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        # These take any name, and leave out what they do not know.
+        known = {
+            name
+            for each in self._class.__mro__
+            for name, parameter in inspect.signature(each.__init__).parameters.items()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        }
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else "leave it out"
+                raise ConfigError(
+                    f"opening {redact_uri(self._uri)}: storage_options: {self._scheme}:// has no "
+                    f"option {name}, expected one of {self._class.__name__}; {hint}"
+                )
 
     @functools.cached_property
     def filesystem(self) -> AbstractFileSystem:
@@ -93,11 +115,17 @@ class FsspecStore(Store):
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"opening {redact_uri(self._uri)}: {self._scheme}:// cannot be used like this "
-                f"({without_secrets(str(error))}), expected a URI that fsspec knows, such as "
-                f"s3://, gs:// or abfs://; correct the URI"
+                f"({self._storage.hide(without_secrets(str(error)))}), expected a URI that fsspec "
+                "knows, such as s3://, gs:// or abfs://; correct the URI"
+                f"{' or storage_options' if self._storage else ''}"
             ) from error
 
     def translate(self, error: Exception) -> StoreError:
+        failure = self._meaning(error)
+        failure.found = self._storage.hide(failure.found)
+        return failure
+
+    def _meaning(self, error: Exception) -> StoreError:
         if isinstance(error, OSError):
             return from_os_error(error)
         status = _status_of(error)

@@ -2,18 +2,36 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
+import math
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import fsspec.config
 import s3fs
 from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from fsspec.asyn import sync
 
-from corpus_asr.failure_kinds import ACCESS_DENIED, ARCHIVED, FETCH, NO_BUCKET, NOT_FOUND, TIMEOUT
+from corpus_asr.config.storage_options import (
+    CREDENTIALS,
+    NO_OPTIONS,
+    StorageOptions,
+)
+from corpus_asr.errors import ConfigError
+from corpus_asr.failure_kinds import (
+    ACCESS_DENIED,
+    ARCHIVED,
+    FAILURE_KINDS,
+    FETCH,
+    NO_BUCKET,
+    NOT_FOUND,
+    TIMEOUT,
+)
 from corpus_asr.storage.stores.store import (
     FEW_ATTEMPTS,
     ObjectInfo,
@@ -36,6 +54,9 @@ CONNECT_TIMEOUT_S = 10
 PAGE_KEYS = 1000  # the protocol's limit
 READ_TIMEOUT_S = 30  # silence on an open connection
 SLOWEST_UPLOAD_BYTES_PER_S = 256 * 1024  # merged tables are large, and some uplinks slow
+PART_BYTES = 32 * MEBIBYTE
+MOST_PARTS = 10_000  # the protocol's limit
+PARTS_AT_ONCE = 4
 # The client's own retries are off: `with_retries` knows which failures are worth another try.
 CLIENT_OPTIONS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
@@ -47,6 +68,9 @@ CLIENT_OPTIONS = {
 # Stores other than Amazon's refuse the checksum trailers that newer clients send by default. All
 # take the older header, without which buckets with Object Lock refuse every write.
 _TRAILERS = "request_checksum_calculation"
+_SAID_ONCE = {"Metadata", "Tagging", "CacheControl", "ContentType"}  # a copy has its original's
+_CUSTOMER_KEY = ("SSECustomerAlgorithm", "SSECustomerKey")
+_PUTS = {"PutObject", "CopyObject", "CreateMultipartUpload", "UploadPart"}
 
 
 class _NoConditionsError(Exception):
@@ -60,23 +84,56 @@ def split(uri: str) -> tuple[str, str]:
 
 
 class S3Store(Store):
-    """Objects of one endpoint. Safe for threads; not shared across processes."""
+    """Objects of one side's endpoint. Safe for threads; not shared across processes."""
 
-    def __init__(self, endpoint_url: str | None, policy: RetryPolicy) -> None:
-        self._policy = policy
+    def __init__(
+        self, endpoint_url: str | None, policy: RetryPolicy, storage: StorageOptions = NO_OPTIONS
+    ) -> None:
+        if problems := storage.s3_problems():  # those of a manifest that is no S3 object itself
+            raise ConfigError(f"opening s3://: storage_options: {'; '.join(problems)}")
+        self._policy, self._storage = policy, storage
         self._renew = False
-        # Whoever sets it wants these trailers, or none: the client reads the setting itself.
-        chosen = f"AWS_{_TRAILERS.upper()}" in os.environ or _TRAILERS in _aws_settings()
+        options = _client_options(storage.values(), endpoint_url)
         self.filesystem = s3fs.S3FileSystem(
-            endpoint_url=endpoint_url,
-            config_kwargs=CLIENT_OPTIONS | ({} if chosen else {_TRAILERS: "when_required"}),
-            use_listings_cache=False, skip_instance_cache=True,
-        )  # fmt: skip
+            **options, use_listings_cache=False, skip_instance_cache=True
+        )
+        self._added = self.filesystem.s3_additional_kwargs | self.filesystem.req_kw
+        self._parts_at_once = options.get("max_concurrency", PARTS_AT_ONCE)
 
     def translate(self, error: Exception) -> StoreError:
         failure = from_exception(error)
         self._renew = self._renew or failure.expired
+        if failure.kind == ACCESS_DENIED and failure.advice is None:
+            failure.advice = self._advice(error)
+        failure.found = self._storage.hide(failure.found)
         return failure
+
+    def _advice(self, error: Exception) -> str | None:
+        """Say which options a bucket may want that refuses those who have the right."""
+        usual = FAILURE_KINDS[ACCESS_DENIED]
+        if getattr(error, "operation_name", None) in _PUTS:
+            return (
+                f"{usual.write_advice}; if the bucket's policy wants encryption, an ACL or a "
+                "storage class, set them in storage_options.s3_additional_kwargs"
+            )
+        if self.filesystem.anon:
+            return (
+                "give storage_options credentials in place of anon: this is not for anybody to read"
+            )
+        if "RequestPayer" in self._added:
+            return None
+        return f"{usual.read_advice}; if the requester pays, set storage_options.requester_pays"
+
+    def _ask(self, client: Any, method: str, **own: Any) -> Awaitable[Any]:
+        """Call a method of the client with what the options add to it."""
+        operation = client.meta.method_to_api_mapping[method]
+        taken = client.meta.service_model.operation_model(operation).input_shape.members
+        added = {name: value for name, value in self._added.items() if name in taken}
+        if method == "copy_object":
+            added = {name: value for name, value in added.items() if name not in _SAID_ONCE}
+            added |= {f"CopySource{name}": added[name] for name in _CUSTOMER_KEY if name in added}
+        answer: Awaitable[Any] = getattr(client, method)(**(added | own))
+        return answer
 
     def _run(self, call: Callable[[Any], Awaitable[T]], *, sent_bytes: int = 0) -> T:
         limit_s = self._policy.request_timeout_s + sent_bytes / SLOWEST_UPLOAD_BYTES_PER_S
@@ -98,15 +155,15 @@ class S3Store(Store):
 
     def info(self, uri: str) -> ObjectInfo:
         bucket, key = _object(uri)
-        answer = self._run(lambda client: client.head_object(Bucket=bucket, Key=key))
+        answer = self._run(lambda client: self._ask(client, "head_object", Bucket=bucket, Key=key))
         return ObjectInfo(size_bytes=answer["ContentLength"], etag=_bare(answer.get("ETag")))
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
         bucket, key = _object(uri)
 
         async def get(client: Any) -> tuple[bytes, ObjectInfo]:
-            answer = await client.get_object(
-                Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}"
+            answer = await self._ask(
+                client, "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}"
             )
             async with answer["Body"] as body:
                 data: bytes = await body.read()
@@ -126,8 +183,57 @@ class S3Store(Store):
         self._put(uri, data)
 
     def upload(self, path: str, uri: str) -> None:
-        sync(self.filesystem.loop, self._client)
-        self.filesystem.put_file(path, "/".join(split(uri)))
+        size_bytes = os.path.getsize(path)
+        if size_bytes <= PART_BYTES:
+            with open(path, "rb") as file:
+                self._put(uri, file.read())
+            return
+        # Not by s3fs: Amazon wants the checksums of the parts again at the end.
+        bucket, key = split(uri)
+        place = {"Bucket": bucket, "Key": key}
+        started = self._run(lambda client: self._ask(client, "create_multipart_upload", **place))
+        place["UploadId"] = started["UploadId"]
+        try:
+            parts = {"Parts": self._upload_parts(path, size_bytes, uri, place)}
+            self._run(
+                lambda client: self._ask(
+                    client, "complete_multipart_upload", **place, MultipartUpload=parts
+                )
+            )
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first failure is the one to tell
+                self._run(lambda client: self._ask(client, "abort_multipart_upload", **place))
+            raise
+
+    def _upload_parts(
+        self, path: str, size_bytes: int, uri: str, place: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        part_bytes = max(PART_BYTES, math.ceil(size_bytes / MOST_PARTS))
+
+        def send(number: int) -> dict[str, Any]:
+            with open(path, "rb") as file:
+                file.seek((number - 1) * part_bytes)
+                body = file.read(part_bytes)
+            answer = with_retries(
+                "writing",
+                uri,
+                lambda: self._run(
+                    lambda client: self._ask(
+                        client, "upload_part", **place, PartNumber=number, Body=body
+                    ),
+                    sent_bytes=len(body),
+                ),
+                policy=self._policy,
+                store=self,
+            )
+            sums = {name: text for name, text in answer.items() if name.startswith("Checksum")}
+            return {"PartNumber": number, "ETag": answer["ETag"]} | sums
+
+        pool = ThreadPoolExecutor(self._parts_at_once, thread_name_prefix="upload")
+        try:
+            return list(pool.map(send, range(1, math.ceil(size_bytes / part_bytes) + 1)))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def create(self, uri: str, data: bytes) -> bool:
         try:
@@ -154,8 +260,8 @@ class S3Store(Store):
         target_bucket, target_key = split(target)
         source = {"Bucket": bucket, "Key": key}
         self._run(
-            lambda client: client.copy_object(
-                Bucket=target_bucket, Key=target_key, CopySource=source
+            lambda client: self._ask(
+                client, "copy_object", Bucket=target_bucket, Key=target_key, CopySource=source
             )
         )
         self.remove(uri)
@@ -163,7 +269,9 @@ class S3Store(Store):
     def _put(self, uri: str, data: bytes, **conditions: str) -> None:
         bucket, key = split(uri)
         self._run(
-            lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **conditions),
+            lambda client: self._ask(
+                client, "put_object", Bucket=bucket, Key=key, Body=data, **conditions
+            ),
             sent_bytes=len(data),
         )
 
@@ -177,7 +285,7 @@ class S3Store(Store):
             if status == 412 or (status == 404 and "IfMatch" in condition):
                 return False
             if status == 409:  # another conditional put at the same moment
-                found = str(from_exception(error))
+                found = str(self.translate(error))
                 raise StoreError(FETCH, found, transient=True) from error
             raise
         return True
@@ -192,7 +300,7 @@ class S3Store(Store):
 
     def remove(self, uri: str) -> None:
         bucket, key = split(uri)
-        self._run(lambda client: client.delete_object(Bucket=bucket, Key=key))
+        self._run(lambda client: self._ask(client, "delete_object", Bucket=bucket, Key=key))
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
         bucket, key = split(prefix)
@@ -203,7 +311,7 @@ class S3Store(Store):
             answer = with_retries(
                 "listing",
                 prefix,
-                lambda: self._run(lambda client: client.list_objects_v2(**options)),
+                lambda: self._run(lambda client: self._ask(client, "list_objects_v2", **options)),
                 policy=self._policy,
                 store=self,
             )
@@ -227,9 +335,33 @@ class S3Store(Store):
             options["ContinuationToken"] = following
 
 
-def _aws_settings() -> dict[str, Any]:
+def _client_options(given: dict[str, Any], endpoint_url: str | None) -> dict[str, Any]:
+    """Return what s3fs is made with: these options, and where none is, FSSPEC_S3_ variables."""
+    # Those, and its files: `fsspec` fills in the names that are missing here.
+    usual: dict[str, Any] = fsspec.config.conf.get("s3", {})
+    client = dict(usual.get("client_kwargs", {}))
+    endpoint_url = endpoint_url or given.get("endpoint_url")
+    if endpoint_url is not None:
+        given["endpoint_url"] = endpoint_url
+        client.pop("endpoint_url", None)
+    if given.keys() & set(CREDENTIALS):  # of one account: not half of another's
+        given = {**dict.fromkeys(CREDENTIALS), "anon": False} | given
+        client = {name: each for name, each in client.items() if not name.startswith("aws_")}
+    config = {**usual.get("config_kwargs", {}), **given.get("config_kwargs", {})}
+    config.pop("retries", None)
+    # Whoever sets it wants these trailers, or none: the client reads the setting itself.
+    chosen = f"AWS_{_TRAILERS.upper()}" in os.environ or _TRAILERS in _aws_settings(
+        given.get("profile")
+    )
+    return given | {
+        "client_kwargs": client | given.get("client_kwargs", {}),
+        "config_kwargs": CLIENT_OPTIONS | ({} if chosen else {_TRAILERS: "when_required"}) | config,
+    }
+
+
+def _aws_settings(profile: str | None) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = Session().get_scoped_config()
+        found: dict[str, Any] = Session(profile=profile).get_scoped_config()
     except exceptions.BotoCoreError:  # such as a profile that is not there: said at a request
         return {}
     return found
@@ -280,12 +412,13 @@ _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocat
 _WRONG_KEYS = {
     "InvalidAccessKeyId": (
         "the store does not know this access key",
-        "check AWS_ACCESS_KEY_ID or the profile, and that endpoint_url is of the store that gave "
-        "the key",
+        "check AWS_ACCESS_KEY_ID, the profile or storage_options.key, and that endpoint_url is of "
+        "the store that gave the key",
     ),
     "SignatureDoesNotMatch": (
         "the secret does not belong to the access key",
-        "check AWS_SECRET_ACCESS_KEY or the profile: it may be cut off or of another key",
+        "check AWS_SECRET_ACCESS_KEY, the profile or storage_options.secret: it may be cut off or "
+        "of another key",
     ),
 }
 _ENDPOINT_ADVICE = (
@@ -307,12 +440,15 @@ def from_exception(error: Exception) -> StoreError:
         return StoreError(
             ACCESS_DENIED,
             "no credentials found in environment, profile or role",
-            advice="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this "
-            "machine a role",
+            advice="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or key and secret "
+            "in storage_options, or give this machine a role; for a public bucket, set "
+            "storage_options.anon",
         )
     if isinstance(error, exceptions.ProfileNotFound):
         return StoreError(
-            ACCESS_DENIED, str(error), advice="correct AWS_PROFILE, or add it to ~/.aws/config"
+            ACCESS_DENIED,
+            str(error),
+            advice="correct AWS_PROFILE or storage_options.profile, or add it to ~/.aws/config",
         )
     if isinstance(error, exceptions.UnauthorizedSSOTokenError):
         return _expired("single sign-on")
