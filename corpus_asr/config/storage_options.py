@@ -7,7 +7,6 @@ dump and in a traceback their values are hidden. Knows no library of any store.
 import difflib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -105,28 +104,42 @@ _SHOWN = frozenset({
 _SHORTEST_SECRET = 4  # shorter ones are in many words
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class StorageOptions:
-    """Options of one side's store; hashable and picklable, values hidden wherever it is printed."""
+    """Options of one side's store; hashable and picklable, values hidden wherever it is printed.
 
-    text: str = "{}"  # JSON with sorted keys: equal options are equal
-    scheme: str | None = None
-    """That of the addresses they are for; None: any store's that takes options."""
+    `scheme` is that of the addresses they are for; None: any store's that takes options.
+    """
+
+    # No dataclass: what turns these into dictionaries to show them, as Ray does, sees no value.
+    __slots__ = ("_text", "scheme")
+
+    def __init__(self, text: str = "{}", scheme: str | None = None) -> None:
+        self._text = text  # JSON with sorted keys: equal options are equal
+        self.scheme = scheme
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "StorageOptions":
+    def of(cls, values: Mapping[str, Any], scheme: str | None = None) -> "StorageOptions":
         """Return options of plain values; those that are null are left out."""
-        return cls(json.dumps(_without_nulls(values), sort_keys=True))
+        return cls(json.dumps(_without_nulls(values), sort_keys=True), scheme)
 
     def __bool__(self) -> bool:
-        return self.text != "{}"
+        return self._text != "{}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StorageOptions) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[str, str | None]:
+        return self._text, self.scheme
 
     def __repr__(self) -> str:
         return f"StorageOptions({self.shown()})"
 
     def values(self) -> dict[str, Any]:
         """Return the plain values, secrets included."""
-        found: dict[str, Any] = json.loads(self.text)
+        found: dict[str, Any] = json.loads(self._text)
         return found
 
     def shown(self) -> dict[str, Any]:
@@ -136,18 +149,18 @@ class StorageOptions:
 
     def public(self) -> "StorageOptions":
         """Return the options that `shown` names with their values."""
-        return replace(self, text=StorageOptions.of(_unmasked(self.shown())).text)
+        return StorageOptions.of(_unmasked(self.shown()), self.scheme)
 
     def over(self, others: "StorageOptions") -> "StorageOptions":
         """Return these, and what others say beside; of credentials one side's alone."""
         mine, beside = self.values(), others.values()
         if mine.keys() & set(CREDENTIALS):
             beside = {name: each for name, each in beside.items() if name not in CREDENTIALS}
-        return replace(StorageOptions.of(beside | mine), scheme=self.scheme or others.scheme)
+        return StorageOptions.of(beside | mine, self.scheme or others.scheme)
 
     def bound(self, uris: Iterable[str]) -> "StorageOptions":
         """Return them for the stores of these addresses alone."""
-        return replace(self, scheme=next(iter(_schemes(uris)), None))
+        return StorageOptions(self._text, next(iter(_schemes(uris)), None))
 
     def for_scheme(self, scheme: str) -> "StorageOptions":
         """Return what of them a store of this scheme takes."""

@@ -3,6 +3,10 @@
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -250,7 +254,6 @@ def test_options_of_two_stores_serve_a_run_and_are_kept_nowhere(
         (f"source.storage_options={SECRET}", "found a single value, expected options by name"),
         (f"source.storage_options={{secret: {SECRET}", "--set source.storage_options"),
         (f"source.storage_options.key.x={SECRET}", "key is a single value"),
-        (f"source.storage_options.key={SECRET}-no", "does not exist in our records"),
         ("source.storage_options.key=${NOT_THERE}", "environment variable NOT_THERE is not set"),
         (f"sauce.storage_options.key={SECRET}", "sauce: unknown key"),
         ("source.uri=/srv", "source.storage_options: found files of this machine"),
@@ -273,3 +276,24 @@ def test_a_line_of_yaml_that_is_none_is_shown_without_its_secret(tmp_path: Path)
     done = CliRunner().invoke(app, ["plan", str(path)])
     assert "line 3" in done.output
     assert SECRET not in done.output
+
+
+@pytest.mark.ray
+def test_options_reach_workers_of_ray_and_none_of_its_files(
+    vendors: tuple[FaultyStore, FaultyStore], tmp_path: Path
+) -> None:
+    path = job_of(vendors, tmp_path, tiny_model(tmp_path / "checkpoint"))
+    # Short, since the paths of its sockets are.
+    with tempfile.TemporaryDirectory(prefix="r") as session:
+        done = subprocess.run(
+            [sys.executable, "-m", "corpus_asr", "run", path,
+             "--set", "output.uri=s3://texts/ray", "--set", "extract.workers=1"],
+            capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+            env=os.environ | {"RAY_TMPDIR": session, "RAY_enable_export_api_write": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        logs = [file for file in Path(session).rglob("*") if file.is_file()]
+        assert logs
+        assert not [file for file in logs if SECRET.encode() in file.read_bytes()]
+    assert SECRET not in done.stdout + done.stderr
+    assert SECRET not in kept_in(vendors[1], VARIABLES["OUTPUT_KEY"])

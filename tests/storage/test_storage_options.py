@@ -2,7 +2,7 @@
 
 import pickle
 import uuid
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,8 @@ def test_values_are_hidden_wherever_options_are_printed() -> None:
          "config_kwargs": {"proxies": {"http": f"http://u:{SECRET}@p"}}, "anon": False}
     )  # fmt: skip
     around = StoreOptions(storage=options)
-    for text in (repr(options), str(options), f"{options}", repr(around), repr([options])):
+    shown = [repr(options), str(options), f"{options}", repr(around), repr([options])]
+    for text in (*shown, str(asdict(around))):  # the last is how Ray exports what workers are given
         assert SECRET not in text
         assert "private" in text
     assert options.hide(f"denied to {SECRET}!") == "denied to ***!"
