@@ -127,7 +127,7 @@ def test_a_named_checksum_goes_with_all_that_is_put(
 @pytest.mark.usefixtures("small_parts")
 def test_an_upload_of_parts_survives_faults(s3: S3Server, place: str, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(LONG)
-    with faulty_store(s3.endpoint_url, {"internal": 0.5}, seed=3, max_in_a_row=1) as store:
+    with faulty_store(s3.endpoint_url, {"internal": 0.5}, seed=1, max_in_a_row=1) as store:
         options = replace(with_options(store), policy=replace(QUICK, attempts=8))
         upload(str(tmp_path / "source"), place, options)
         assert read_bytes(place, options) == LONG
@@ -362,8 +362,8 @@ def test_names_that_a_library_would_leave_out_are_refused(
     vault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fsspec_store, "_GOOGLE", {"vault"})
-    with pytest.raises(ConfigError, match=r"has no option projcet.*did you mean project\?"):
-        write_atomic(vault, b"x", of_vault(projcet="p", credential=SECRET))
+    with pytest.raises(ConfigError, match=r"has no option projekt.*did you mean project\?"):
+        write_atomic(vault, b"x", of_vault(projekt="p", credential=SECRET))
 
 
 def test_unsuitable_names_of_a_listed_object_are_its_failure() -> None:

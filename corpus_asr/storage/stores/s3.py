@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-import contextlib
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -32,6 +32,7 @@ from corpus_asr.failure_kinds import (
     NOT_FOUND,
     TIMEOUT,
 )
+from corpus_asr.logs import event
 from corpus_asr.storage.stores.store import (
     FEW_ATTEMPTS,
     ObjectInfo,
@@ -41,13 +42,16 @@ from corpus_asr.storage.stores.store import (
     StoreError,
     answer_of,
     asked_wait_s,
+    failure_of,
     fetch_error,
     from_os_error,
     from_status,
     with_retries,
 )
+from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 from corpus_asr.units import MEBIBYTE
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10
@@ -201,9 +205,15 @@ class S3Store(Store):
                 )
             )
         except BaseException:
-            with contextlib.suppress(Exception):  # the first failure is the one to tell
-                self._run(lambda client: self._ask(client, "abort_multipart_upload", **place))
+            self._abort(uri, place)
             raise
+
+    def _abort(self, uri: str, place: Mapping[str, str]) -> None:
+        try:
+            self._run(lambda client: self._ask(client, "abort_multipart_upload", **place))
+        except Exception as error:  # what ended the upload is the failure to tell
+            found = without_secrets(str(failure_of(error, self)))
+            event(logger, logging.INFO, "parts_left", uri=redact_uri(uri), found=found)
 
     def _upload_parts(
         self, path: str, size_bytes: int, uri: str, place: Mapping[str, str]
