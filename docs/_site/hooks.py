@@ -26,6 +26,7 @@ from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.options import OPTIONS
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.config.settings import section_of
+from corpus_asr.config.storage_options import StorageOptions
 from corpus_asr.runtime import coordinator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -198,6 +199,8 @@ def _setting(key: str, field: FieldInfo) -> tuple[str, ...]:
 
 
 def _type_words(annotation: Any) -> str:
+    if annotation is StorageOptions:
+        return "options by name"
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     text = re.sub(r"typing\.|Annotated\[(\w+)[^\]]*\]+|NoneType", r"\1", text)
     if literal := re.findall(r"Literal\[([^\]]*)\]", text):
@@ -216,6 +219,8 @@ def _type_words(annotation: Any) -> str:
 
 
 def _yaml_words(value: Any) -> str:
+    if isinstance(value, StorageOptions):
+        return _yaml_words(value.shown())
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, tuple):
