@@ -8,6 +8,7 @@ memory is its peak so far. Nothing is downloaded, and nothing is left behind.
 """
 
 import argparse
+import datetime
 import functools
 import json
 import resource
@@ -80,7 +81,12 @@ class Bench:
         self._read(plan, objects).close()
         self.timed("merge small commits", lambda: compact(store, 128 * MEBIBYTE), count, "part")
         with self._read(plan, len(store.names("outcomes"))) as tables:
-            self.timed("recordings", lambda: write_recordings(store, tables), count, "recording")
+            self.timed(
+                "recordings",
+                lambda: write_recordings(store, tables, datetime.datetime.now(datetime.UTC)),
+                count,
+                "recording",
+            )
         again = self.timed("plan, all done", plan_of, count, "file")
         assert again.num_remaining == 0
         for name in ("outcomes", "segments", "recordings"):

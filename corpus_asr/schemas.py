@@ -251,6 +251,8 @@ RECORDINGS = _schema(
     _field("missing_words", pa.int32(), "number of them that are not in the audio; null without "
            "`decoding.align`, and where a part failed"),
     *_LABEL,
+    _field("listed_at", pa.timestamp("ms", tz="UTC"), "start of the last run that listed it"),
+    _field("gone", pa.bool_(), "whether the last run did not list it any more"),
 )  # fmt: skip
 
 SPEAKERS = _schema(

@@ -268,10 +268,14 @@ def _summary_words(summary: "RunSummary") -> str:
         f"(RTFx {summary.rtfx:.1f})"
     )
     return (
-        f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
-        f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
-        f"{made} from {duration(summary.audio_s)} of audio\n"
-    ) + (this_run if summary.planned_files else "this run: nothing to do")
+        (
+            f"{summary.output_uri}: {counted(summary.files, 'recording')}, {summary.done:,} done "
+            f"({summary.no_speech:,} without speech), {summary.failed:,} failed{earlier}; "
+            f"{made} from {duration(summary.audio_s)} of audio\n"
+        )
+        + (this_run if summary.planned_files else "this run: nothing to do")
+        + (f", {summary.moved:,} moved" if summary.moved else "")
+    )
 
 
 def nightly(
@@ -455,8 +459,12 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
         f"skipped    {ignored} ignored, {found.num_excluded:,} excluded, "
         f"{found.num_duplicates:,} named twice"
     )
+    if found.num_forgotten:
+        yield f"forgotten  {counted(found.num_forgotten, 'file')}, by corpus-asr forget"
     for uri in found.empty:
         yield f"empty      {uri}"
+    if found.num_moved:
+        yield f"moved      {counted(found.num_moved, 'file')}; done under other addresses so far"
     yield f"done       {counted(found.num_done, 'file')}, in {output_uri}"
     yield (
         f"to do      {counted(found.num_remaining, 'file')}, {_size(found.num_remaining_bytes)}, "

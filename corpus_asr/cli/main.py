@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from corpus_asr.cli.archive import forget, prune
 from corpus_asr.cli.failures import as_process, configure_logging, readable_errors
 from corpus_asr.cli.files import align, transcribe
 from corpus_asr.cli.jobs import finetune, init, label, nightly, plan, run
@@ -255,6 +256,8 @@ _COMMANDS: dict[str, dict[Callable[..., None], str]] = {
         run: "corpus-asr run job.yaml --set decoding.language=en",
         nightly: "corpus-asr nightly job.yaml",
         status: "corpus-asr status s3://transcripts --watch",
+        prune: "corpus-asr prune s3://transcripts --older-than 30d",
+        forget: "corpus-asr forget s3://transcripts --uri '*/talk.mp3'",
     },
     "Results": {
         report: "corpus-asr report s3://transcripts --html report.html",

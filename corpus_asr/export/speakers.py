@@ -7,6 +7,7 @@ changed.
 """
 
 import csv
+import difflib
 import io
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -24,13 +25,12 @@ from corpus_asr.storage.run_state.corrections import (
     Corrector,
     plain_text,
 )
+from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.speaker_turns import read_turns, read_voices
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 
-NAMES_NAME = "speakers.csv"
-"""File of an output folder in which people name speakers."""
 _COLUMNS = ["uri", "speaker", "name"]
 # Spreadsheets take a cell that begins so for a formula, and people open the file in them.
 _FORMULA = ("=", "+", "-", "@")
@@ -174,6 +174,26 @@ def speakers_of(store: OutputStore, recording_ids: Collection[str] | None = None
         return None
     names = with_voices(read_names(store), read_voices(store))
     return {each: named(own, each, names) for each, own in turns.items()}
+
+
+def find_speakers(store: OutputStore, names: Collection[str]) -> set[tuple[str, str]]:
+    """Return `recording_id` and speaker of those who are called so, by a given name or a voice.
+
+    Raises:
+        ConfigError: nobody is called so; the nearest names are in the message.
+    """
+    known = with_voices(read_names(store), read_voices(store))
+    found = {key for key, name in known.items() if name in names}
+    missing = sorted({*names} - {*known.values()})
+    if missing:
+        near = [each for name in missing
+                for each in difflib.get_close_matches(name, {*known.values()}, n=3)]  # fmt: skip
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(
+            f"looking in {redact_uri(store.uri)} for speakers: found nobody called "
+            f"{', '.join(missing)}, expected a name of {NAMES_NAME} or a voice such as V1{meant}"
+        )
+    return found
 
 
 def persons_of(store: OutputStore) -> Turns | None:

@@ -39,8 +39,11 @@ from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.catalog import Catalog
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
+from corpus_asr.storage.run_state.forget import forget, going_on
 from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     Run,
@@ -94,6 +97,8 @@ class RunSummary:
     wall_s: float
     earlier: int = 0
     """Failed or remaining recordings whose text is kept: that of an earlier version."""
+    moved: int = 0
+    """Recordings whose results followed them to another address."""
     made: Literal["segments", "labels"] = "segments"
 
     @property
@@ -220,6 +225,9 @@ class CorpusRun:
         calibrates = config.pipeline != CLASSIFY_AUDIO
         if calibrates and config.model.calibration is not None:  # before old results are archived
             self._calibration = calibration_for(config, store, model_revision=revision)
+        # What others began here and did not end, as they were killed.
+        forget(store, going_on(store))
+        follow(store, noted_moves(store))
         self.plan = make_plan(config, store, model_revision=name, options=self.options)
         say = line_writer(self.progress)
         for words in self.plan.notes():
@@ -233,6 +241,7 @@ class CorpusRun:
             started=self._started,
             listing=read_listing(store, self.plan),
         )
+        follow(store, self.plan.moves)
         name_run(self._begun.run_id)
         # That of the folder is archived with results of other settings, and is then not ours.
         if calibrates and config.model.calibration is None:
@@ -358,6 +367,7 @@ class CorpusRun:
             processed_audio_s=speed.audio_s,
             wall_s=speed.wall_s,
             earlier=counts.earlier,
+            moved=plan.num_moved,
             made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
         )
 

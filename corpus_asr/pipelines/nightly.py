@@ -36,6 +36,7 @@ from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.rewriting import FAILING_NAME
 from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.run_tables import VERSION_COLUMNS, RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -43,7 +44,6 @@ from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import join, redact_uri
 
 _LOG = logging.getLogger(__name__)
-FAILING_NAME = "_run/failing.parquet"
 _FAILING = pa.schema([
     ("recording_id", pa.string()), ("uri", pa.string()), ("etag", pa.string()),
     ("size_bytes", pa.int64()), ("run_id", pa.string()), ("tries", pa.int32()),
@@ -193,6 +193,7 @@ class _Attempt:
             continued=plan.num_remaining - plan.num_new - plan.num_changed - plan.num_retried
             if plan
             else 0,
+            moved=plan.num_moved if plan else 0,
             remaining=left,
             audio_s=audio_s,
             rtfx=rtfx(audio_s, wall_s),

@@ -1,5 +1,6 @@
 """Turn a corpus into training data: transcribe it, select likely correct text, write a data set."""
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.run import DEFAULT_OPTIONS, PseudoLabelConfig, RunConfig, RunOptions
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.labelling.dataset import (
     SelectionTable,
     ShardMaker,
@@ -27,6 +28,7 @@ from corpus_asr.labelling.selection import (
 )
 from corpus_asr.labelling.splits import splits_of
 from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarize
+from corpus_asr.logs import event
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.driver import AfterFinish, RunSummary
 from corpus_asr.report.accuracy.scoring import read_references
@@ -34,6 +36,7 @@ from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream, line_writer
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.forget import note_dataset
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.own_sources import read_own_sources, source_folders
 from corpus_asr.storage.run_state.run_files import new_run_id
@@ -42,6 +45,8 @@ from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.host_allowlist import FileRules
 from corpus_asr.storage.stores.uri import normalize, redact_uri
 from corpus_asr.units import counted
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(
@@ -108,6 +113,10 @@ def label(
         splits = splits_of(found, sources.turns, config.dataset, output.uri)
         settings = result_settings(config.selection, config.dataset, state)
         begin(store, settings)
+        try:
+            note_dataset(output, redact_uri(store.uri))
+        except FetchError as error:  # transcripts of others may be read-only
+            event(_LOG, logging.INFO, "dataset_not_noted", why=str(error))
         tally, written, languages = _write(config, store, sources, origin, rules, splits, say=say)
         labelled = summarize(
             sources.tables,

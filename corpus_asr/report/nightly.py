@@ -144,6 +144,8 @@ class Night:
     """Planned ones that had failed before."""
     continued: int
     """Planned ones of which some parts were done before."""
+    moved: int = 0
+    """Recordings whose results followed them to another address; none of the planned ones."""
     remaining: int
     """Neither done nor failed."""
     audio_s: float
@@ -365,6 +367,7 @@ def markdown(night: Night) -> str:
     counts = [
         ("planned", night.planned), ("- new", night.new), ("- changed", night.changed),
         ("- failed before", night.retried), ("- resumed", night.continued),
+        *((("moved", night.moved),) if night.moved else ()),
         ("done", findings.done), ("- without speech", findings.no_speech),
         ("failed", findings.failed), ("remaining", night.remaining),
     ]  # fmt: skip

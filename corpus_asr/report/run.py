@@ -13,7 +13,7 @@ from corpus_asr.report.numbers import Accounting, RunNumbers, balance_problems, 
 from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
-from corpus_asr.storage.run_state.plan import PLANS_FOLDER
+from corpus_asr.storage.run_state.plan import latest_listing
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,
     FINGERPRINT_NAME,
@@ -124,7 +124,7 @@ def counted_run(
     config = store.read_json(CONFIG_NAME) or {}
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
-    listing = _latest_listing(store)
+    listing = latest_listing(store)
     files = map(partial(store.batches, columns=_LISTING_COLUMNS), listing or ())
     rows = LABEL_ROWS if config.get("pipeline") == CLASSIFY_AUDIO else SEGMENT_ROWS
     with RunTables(store, names=names, listing=chain.from_iterable(files)) as tables:
@@ -187,19 +187,6 @@ def _report(
         nothing_to_do_at=run["finished_at"] if run is not None and "last_work" in run else None,
         **others,
     )
-
-
-def _latest_listing(store: OutputStore) -> list[str] | None:
-    # Packs are written after a listing is complete: a plan without any may have half of one.
-    newest: str | None = None
-    listings: dict[str, list[str]] = {}
-    for name in store.names(PLANS_FOLDER):
-        plan, _, table = name.removeprefix(f"{PLANS_FOLDER}/").partition("/")
-        if table.startswith("listing/"):
-            listings.setdefault(plan, []).append(name)
-        elif table.startswith("packs/"):
-            newest = max(newest or plan, plan)
-    return None if newest is None else listings.get(newest, [])
 
 
 def as_data(report: Report) -> dict[str, Any]:

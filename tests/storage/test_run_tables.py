@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.run import Retry
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.pipelines.nightly import FAILING_NAME, count_tries
+from corpus_asr.pipelines.nightly import count_tries
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
 from corpus_asr.storage.run_state.finish import (
@@ -25,6 +25,7 @@ from corpus_asr.storage.run_state.finish import (
     finish,
     remove_leftovers,
 )
+from corpus_asr.storage.run_state.rewriting import FAILING_NAME
 from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.run_tables import MEMORY_VARIABLE, Reason, RunTables
 from corpus_asr.storage.run_state.tables import (

@@ -14,8 +14,10 @@ from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.corrections import correct, save_correction
 from corpus_asr.storage.run_state.finish import finish as finish_run
+from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.own_sources import record_sources
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
+from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.speaker_turns import RecordingVoices, turn_rows, write_turns
@@ -160,14 +162,16 @@ class ManualRun:
 
     def begin(self) -> None:
         name = fingerprint(self.config, REVISION)
+        follow(self.store, noted_moves(self.store))
         self.plan = make_plan(self.config, self.store, model_revision=REVISION)
         self.run = begin_run(self.store, self.config, name)
+        follow(self.store, self.plan.moves)
 
     def commit(self, name: str, part: int = 0, **values: Any) -> None:
         """Commit a part of a file; what is not given is that of a minute in English."""
-        (batch,) = FileListing(self.config.source)
         identity = recording_id(str(self.source / name))
-        (file,) = [row for row in batch.to_pylist() if row["recording_id"] == identity]
+        listed = (row for batch in FileListing(self.config.source) for row in batch.to_pylist())
+        (file,) = [row for row in listed if row["recording_id"] == identity]
         segment = {"segment": 0, "start_s": 0.0, "end_s": 1.0, "text": " Hi.", "confidence": 0.95}
         row = {
             **file, "part": part, "last_part": True, "part_start_s": 0.0, "part_end_s": 60.0,

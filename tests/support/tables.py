@@ -1,5 +1,6 @@
 """Jobs, rows, tables, snapshots and recordings in the package's schemas, with usual values."""
 
+import datetime
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -50,7 +51,8 @@ def remaining(
 def complete(store: OutputStore) -> list[dict[str, Any]]:
     """Return the recordings that are complete, as a finish would write them."""
     with RunTables(store) as run:
-        return [row for rows in recordings_rows(run) for row in rows.to_pylist()]
+        rows = recordings_rows(run, datetime.datetime.now(datetime.UTC))
+        return [row for some in rows for row in some.to_pylist()]
 
 
 def with_section(config: RunConfig, name: str, **changes: Any) -> RunConfig:

@@ -19,7 +19,6 @@ import pyarrow.ipc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
-from corpus_asr.storage.parquet import conform
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -28,7 +27,7 @@ from corpus_asr.storage.run_state.run_files import (
     code_versions,
     safe_config,
 )
-from corpus_asr.storage.run_state.run_tables import Place, RunTables, rows_with_owners
+from corpus_asr.storage.run_state.run_tables import NOTED, Place, RunTables, rows_with_owners
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
     LABEL_ROWS,
@@ -146,7 +145,7 @@ def finish(
         target_mb = config.output.target_file_mb
         if target_mb is not None:
             compact(store, target_mb * MEBIBYTE)
-        write_recordings(store, tables)
+        write_recordings(store, tables, datetime.datetime.fromisoformat(run.started_at))
     remove_leftovers(store)
     write_empty_tables(store, config)
     before_success()
@@ -188,24 +187,30 @@ def _last_work(store: OutputStore, run: Run) -> dict[str, Any] | None:
     return {name: before[name] for name in names if name in before}
 
 
-def write_recordings(store: OutputStore, tables: RunTables) -> None:
+def write_recordings(store: OutputStore, tables: RunTables, listed_at: datetime.datetime) -> None:
     """Replace the recordings table by one row for each complete recording, sorted by identity."""
     old = store.names(RECORDINGS_FOLDER)
     stem = store.stem()
-    for number, rows in enumerate(recordings_rows(tables)):
+    noted = (rows for _, rows in store.read_tables(old, NOTED))
+    for number, rows in enumerate(recordings_rows(tables, listed_at, noted)):
         store.write_table(f"{RECORDINGS_FOLDER}/{stem}-{number:05d}{SUFFIX}", rows)
     # Last: a reader sees rows twice for a moment, and never misses one.
     store.remove_all(old)
 
 
-def recordings_rows(tables: RunTables) -> Iterator[pa.Table]:
-    """Yield the RECORDINGS rows of complete recordings, sorted, an object's at a time."""
-    columns = ", ".join(RECORDINGS.names)
-    query = f"select {columns} from recordings where complete order by recording_id"
+def recordings_rows(
+    tables: RunTables, listed_at: datetime.datetime, noted: Iterable[pa.Table] = ()
+) -> Iterator[pa.Table]:
+    """Yield the RECORDINGS rows of complete recordings, sorted, an object's at a time.
+
+    Args:
+        listed_at: when what is listed was.
+        noted: `NOTED` rows of the table so far.
+    """
     found = False
-    for rows in tables.batches(query, rows=RECORDINGS_PER_OBJECT):
+    for rows in tables.complete(listed_at, noted, rows=RECORDINGS_PER_OBJECT):
         found = True
-        yield conform(rows, RECORDINGS)
+        yield rows
     if not found:
         yield RECORDINGS.empty_table()  # without recordings, an empty table says so
 

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,32 @@ def record_sources(
     folders = {*source_folders(source, listing), *(known.folders if known else ())}
     while len(folders) > MOST_FOLDERS:
         folders = {parent(folder) or "/" for folder in folders}
+    _record(store, key, source, folders)
+
+
+def forget_sources(store: OutputStore, named: Callable[[str], bool]) -> None:
+    """Remove addresses from this user's record, and the records of others that name some.
+
+    `named` tells whether a text names one of them.
+    """
+    with contextlib.suppress(OSError):
+        key = _key()
+        known = None if key is None else _recorded(store, key)
+        if key is not None and known is not None:
+            # A file that is a source by itself: settings without any would be none.
+            uris = tuple(uri for uri in known.source.uri if not named(uri))
+            if uris or known.source.manifest is not None:
+                source = known.source.model_copy(update={"uri": uris})
+                _record(store, key, source, {each for each in known.folders if not named(each)})
+    for name in list(store.all_names(OWN_SOURCES_FOLDER)):
+        # Signed by others, it cannot be changed; their next run records them again.
+        if named(json.dumps(store.read_json(name), ensure_ascii=False)):
+            store.remove(name)
+
+
+def _record(
+    store: OutputStore, key: bytes, source: SourceSettings, folders: Collection[str]
+) -> None:
     settings = source.model_dump(mode="json")
     signed = json.dumps({"source": settings, "folders": sorted(folders)})
     record = {"signed": signed, "signature": _signature(key, signed)}

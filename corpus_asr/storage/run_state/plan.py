@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions, Source
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
+from corpus_asr.storage.run_state.forgotten import Forgotten
+from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
 from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.run_state.run_tables import (
     REMAINING,
@@ -153,9 +155,19 @@ class Plan:
     num_excluded: int = 0  # left out by `source.exclude`
     num_ignored: int = 0  # no recordings, by `source.ignore`
     num_duplicates: int = 0  # named more than once; listed once
+    num_forgotten: int = 0  # left out, as they are to be forgotten
+    num_moved: int = 0  # recordings of other addresses until now; done with these
     empty: list[str] = field(default_factory=list)  # addresses at which there is no recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
     """The remaining recordings by type and size; of no use in a file."""
+    moves: Moves = field(default_factory=dict, repr=False, compare=False)
+    """Those that moved, whose rows are to follow them."""
+
+    @property
+    def listing_names(self) -> list[str]:
+        """The objects of its listing; known, as are those of its packs."""
+        shards = range(0, self.num_files, SHARD_ROWS)
+        return [f"{self.name}/listing/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
 
     @property
     def pack_names(self) -> list[str]:
@@ -168,13 +180,13 @@ class Plan:
         found = [f"found no recordings: {uri}" for uri in self.empty]
         if self.num_ignored:
             found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
+        if self.num_moved:
+            found.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
         return found
 
     def as_data(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
-        return {
-            each.name: getattr(self, each.name) for each in fields(self) if each.name != "remaining"
-        }
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
 
 
 def make_plan(
@@ -204,7 +216,19 @@ def make_plan(
         RunTables(committed, columns=VERSION_COLUMNS) as tables,
     ):
         scratch = str(Path(folder) / "remaining.parquet")
-        sizes, ids, retried = _list_source(plan, store, config.source, tables, options, scratch)
+        if noted := noted_moves(store):
+            tables.move(as_table(noted))
+        shards = _list_source(plan, store, config.source)
+        arrivals = Arrivals(tables) if tables.num_versions else None
+        sizes, ids, retried = _left(plan, shards, tables, options, scratch, arrivals)
+        if arrivals is not None and (moves := arrivals.moves(store)):
+            plan.moves, plan.num_moved = moves, len(moves)
+            tables.move(moved := as_table(moves))
+            now = dict(zip(*(column.to_pylist() for column in moved.columns), strict=True))
+            alone = {now[each] for each in options.leave_alone if each in now}
+            options = replace(options, leave_alone=frozenset({*options.leave_alone, *alone}))
+            shards = (store.read_table(name, FILES) for name in plan.listing_names)
+            sizes, ids, retried = _left(plan, shards, tables, options, scratch)
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
         plan.num_remaining_bytes = int(sizes[sizes >= 0].sum())
@@ -226,6 +250,20 @@ def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
     """Yield the FILES rows the plan was made from, in listing order."""
     for name in store.names(f"{plan.name}/listing"):
         yield from store.batches(name, batch_rows=SHARD_ROWS)
+
+
+def latest_listing(store: OutputStore) -> list[str] | None:
+    """Return the objects of the listing of the last plan that is whole; None without one."""
+    # Packs are written after a listing is complete: a plan without any may have half of one.
+    newest: str | None = None
+    listings: dict[str, list[str]] = {}
+    for name in store.names(PLANS_FOLDER):
+        plan, _, table = name.removeprefix(f"{PLANS_FOLDER}/").partition("/")
+        if table.startswith("listing/"):
+            listings.setdefault(plan, []).append(name)
+        elif table.startswith("packs/"):
+            newest = max(newest or plan, plan)
+    return None if newest is None else listings.get(newest, [])
 
 
 def retire_plans(store: OutputStore, finished: str) -> None:
@@ -252,27 +290,36 @@ def _plan_of(name: str) -> str:
     return "/".join(name.split("/")[:3])
 
 
-def _list_source(
+def _list_source(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
+    """Yield what a source names, as it is written down."""
+    for shard, files in enumerate(_shards(plan, store, source)):
+        store.write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
+        plan.num_files += files.num_rows
+        plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
+        plan.num_unknown_sizes += files["size_bytes"].null_count
+        yield files
+
+
+def _left(
     plan: Plan,
-    store: OutputStore,
-    source: SourceSettings,
+    shards: Iterable[pa.Table],
     tables: RunTables,
     options: RunOptions,
     scratch: str,
+    arrivals: Arrivals | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # Sizes (-1 where unknown) and identities of the remaining files, and whether they failed
     # before: all that is held of them.
     sizes, ids, retried = [np.empty(0, np.int64)], [np.empty(0, "S16")], [np.empty(0, bool)]
     reasons: Counter[int] = Counter()
+    plan.remaining = FileSample()
     with parquet_writer(scratch, REMAINING) as remaining_file:
-        for shard, files in enumerate(_shards(plan, store, source)):
-            store.write_table(f"{plan.name}/listing/{shard:05d}{SUFFIX}", files)
-            plan.num_files += files.num_rows
-            plan.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
-            plan.num_unknown_sizes += files["size_bytes"].null_count
+        for files in shards:
             remaining = tables.remaining(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
             )
+            if arrivals is not None:
+                arrivals.add(files, remaining.filter(pc.field("reason") == int(Reason.new)))
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
@@ -290,9 +337,12 @@ def _list_source(
 
 def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:
     listing = FileListing(source, output_uri=store.uri)
+    forgotten = Forgotten.read(store)
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
-    for batch in listing:
+    for batch in map(forgotten.without, listing):
+        if not batch.num_rows:
+            continue
         waiting.append(batch)
         num_waiting += waiting[-1].num_rows
         if num_waiting >= SHARD_ROWS:
@@ -300,6 +350,7 @@ def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[
             waiting, num_waiting = [], 0
     if num_waiting:
         yield pa.Table.from_batches(waiting).combine_chunks()
+    plan.num_forgotten = forgotten.num_left_out
     plan.num_excluded = listing.num_excluded
     plan.num_ignored = listing.num_ignored
     plan.empty = [redact_uri(uri) for uri in listing.empty]

@@ -20,6 +20,7 @@ Relations, for `RunTables.sql`:
   cover the same span of time, by which the time of a part is to be divided.
 """
 
+import datetime
 import logging
 import os
 import tempfile
@@ -38,7 +39,7 @@ import pyarrow.compute as pc
 from corpus_asr.config.run import Retry
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.failure_kinds import Origin, failure_kind
-from corpus_asr.schemas import FILES, OUTCOMES
+from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
 from corpus_asr.storage.parquet import BATCH_ROWS, conform
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
@@ -64,6 +65,8 @@ VERSION_COLUMNS = (
 )  # fmt: skip
 _LARGE = ("voice_spans", "voices", "text_lengths", "text_spans")
 PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
+# What is kept of a recordings table that is written again; moments are in UTC.
+NOTED = pa.schema([("recording_id", pa.string()), ("listed_at", pa.timestamp("ms"))])
 _INSERTED_ROWS = 65_536  # at once; commits have some hundreds
 _PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
 _ID, _ROW = pa.field("id", pa.int64()), pa.field("row", pa.int32())
@@ -226,7 +229,8 @@ select folded.* exclude (error, label_weight_s), coalesce(languages, []) as lang
   error.stage as error_stage, error.kind as error_kind, error.message as error_message,
   error.retryable as retryable, likeliest.label as label,
   likeliest.weighted / nullif(label_weight_s, 0) as label_probability,
-  own.whole as complete, listed, own.whole and counting is not distinct from present as current,
+  own.whole as complete, listed, not listed as gone,
+  own.whole and counting is not distinct from present as current,
   coalesce(listed and latest.whole and counting != present, false) as failed_since,
   listed and has_text and counting is distinct from present as earlier
 from folded join chosen using (recording_id)
@@ -235,6 +239,16 @@ left join (select version, whole from versions) latest on latest.version = prese
 left join spoken using (recording_id) left join labelled using (recording_id)
 """
 _FIRST = ",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS)
+
+# Of one that is gone, what the table said before; else the run that committed it had listed it.
+_LISTED_AT = """
+select {columns}, if(gone, coalesce(noted.listed_at, try_strptime(run_id[:16], '%Y%m%dT%H%M%SZ')),
+                     $now::timestamp) as listed_at
+from recordings
+left join (select recording_id, max(listed_at) as listed_at from noted group by all) noted
+  using (recording_id)
+where {which} order by {order}
+"""
 
 # What a run is to do of some files: the best of the versions that fit each, without what is tried
 # again. A failure that ended an incomplete recording may come again: its place has to be free.
@@ -365,8 +379,7 @@ class RunTables:
             for kind, retryable in kinds
         ]  # fmt: skip
         self._insert("origins", pa.Table.from_pylist(origins))
-        for statements in (_VERSIONS, _RANKS, _COUNTING):
-            self.execute(statements)
+        self._count()
         if set(PART_COLUMNS) <= set(schema.names):
             # In slices: what groups have of text and lists stays in memory until all are made.
             slices = 1 + sum(counts.values()) // _PARTS_AT_ONCE
@@ -375,11 +388,27 @@ class RunTables:
                 begin = "insert into" if index else "create or replace table"
                 self.execute(f"{begin} recordings {'' if index else 'as'} {query}")
 
-    def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
+    def _count(self) -> None:
+        for statements in (_VERSIONS, _RANKS, _COUNTING):
+            self.execute(statements)
+
+    def move(self, to: pa.Table) -> None:
+        """Count the rows of recordings as those of others: columns `recording_id` and `now`."""
+        self.execute(
+            "update outcomes set recording_id = arriving.now from arriving "
+            "where outcomes.recording_id = arriving.recording_id", to,
+        )  # fmt: skip
+        self._count()
+
+    def list_also(self, files: pa.RecordBatch | pa.Table) -> None:
+        """Add FILES rows to `listed`, which has no bearing on what counts."""
         schema = projected(FILES, ("recording_id", "etag", "size_bytes"))
+        self._insert("listed", conform(files.select(schema.names), schema))
+
+    def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         self.execute(_LISTED)
         for batch in listing:
-            self._insert("listed", conform(batch.select(schema.names), schema))
+            self.list_also(batch)
         self.execute(
             "create table listing as select recording_id, max(etag) as etag, "
             "max(size_bytes) as size_bytes from listed group by all"
@@ -445,6 +474,53 @@ class RunTables:
         """Return the recordings that a condition on `recordings` holds for, sorted."""
         query = f"select recording_id from recordings where {condition} order by all"
         return self.table(query)["recording_id"].combine_chunks()
+
+    def complete(
+        self, listed_at: datetime.datetime, noted: Iterable[pa.Table], *, rows: int
+    ) -> Iterator[pa.Table]:
+        """Yield the RECORDINGS rows of complete recordings, sorted, at most so many at a time.
+
+        Args:
+            listed_at: when what is listed was.
+            noted: `NOTED` rows of the recordings table so far.
+        """
+        self._note(noted)
+        columns = ", ".join(name for name in RECORDINGS.names if name != "listed_at")
+        query = _LISTED_AT.format(columns=columns, which="complete", order="recording_id")
+        now = listed_at.astimezone(datetime.UTC).replace(tzinfo=None)
+        for batch in self.batches(query, rows=rows, now=now):
+            yield conform(batch, RECORDINGS)
+
+    def gone(self, noted: Iterable[pa.Table]) -> list[dict[str, Any]]:
+        """Return what has results and is not listed, complete or not, by address.
+
+        `noted` are `NOTED` rows of the recordings table.
+        """
+        self._note(noted)
+        columns = (
+            "recording_id, uri, coalesce(segments, 0)::bigint as segments, "
+            "coalesce(duration_s, 0.0) as audio_s"
+        )
+        query = _LISTED_AT.format(columns=columns, which="gone", order="uri, recording_id")
+        rows: list[dict[str, Any]] = self.table(query, now=None).to_pylist()
+        for row in rows:
+            if row["listed_at"] is not None:
+                row["listed_at"] = row["listed_at"].replace(tzinfo=datetime.UTC)
+        return rows
+
+    def _note(self, noted: Iterable[pa.Table]) -> None:
+        self.add("noted", NOTED.empty_table())
+        for table in noted:
+            self.execute(
+                "insert into noted from arriving semi join "
+                "(select recording_id from recordings where gone) using (recording_id)", table,
+            )  # fmt: skip
+
+    @property
+    def num_versions(self) -> int:
+        """Versions of recordings of which something is committed."""
+        [(number,)] = self.rows("select count(*) from versions")
+        return int(number)
 
     @property
     def num_listed(self) -> int:

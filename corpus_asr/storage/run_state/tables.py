@@ -246,6 +246,11 @@ class OutputStore:
         held._newest_ns = max(map(time_ns_of, self.commit_names()), default=0)
         return held
 
+    def below(self, name: str) -> Self:
+        """Return a folder within this one, written by whoever holds the lock of this one."""
+        found = type(self)(self.address(name), endpoint_url=self.options.endpoint_url)
+        return found if self._guard is None else found.held(self._guard)
+
     def check(self) -> None:
         """Raise an `EngineError` if the folder belongs to another run by now."""
         if self._guard is not None:

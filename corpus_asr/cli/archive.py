@@ -1,0 +1,251 @@
+"""`corpus-asr prune` and `forget`: what is removed from the output folder of a job.
+
+Imports nothing that `--help` would have to wait for.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from corpus_asr.cli.failures import readable_errors
+from corpus_asr.cli.options import EndpointUrl, OutputUri, StealLock
+from corpus_asr.errors import ConfigError
+from corpus_asr.runtime.shutdown import ended_by_signals
+
+if TYPE_CHECKING:
+    import datetime
+
+    from corpus_asr.storage.run_state.tables import OutputStore
+
+_MOST_SHOWN = 20
+_AGE = re.compile(r"(\d+)\s*([hdw])", re.ASCII)
+_HOURS = {"h": 1, "d": 24, "w": 168}
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only show what would be done.")]
+
+
+def prune(
+    output_uri: OutputUri,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            metavar="AGE", help="Only what no run has listed for so long: 12h, 30d or 8w."
+        ),
+    ] = "0d",
+    yes: Yes = False,
+    more_than_half: Annotated[
+        bool, typer.Option("--more-than-half", help="Allow removing most of the folder.")
+    ] = False,
+    endpoint_url: EndpointUrl = None,
+    steal_lock: StealLock = False,
+) -> None:
+    """Remove the results of recordings that the last run did not find at the source any more."""
+    with readable_errors(on_interrupt="run the same command again"), ended_by_signals():
+        from corpus_asr.storage.run_state.prune import find_gone
+        from corpus_asr.storage.run_state.prune import prune as remove_gone
+        from corpus_asr.storage.run_state.tables import OutputStore
+        from corpus_asr.units import counted
+
+        age = _age(older_than)
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        found = find_gone(store, older_than=age)
+        for line in _lines(
+            [
+                f"{each.uri}: {counted(each.segments, 'segment')}, last listed "
+                + ("never" if each.listed_at is None else f"{each.listed_at:%Y-%m-%d}")
+                for each in found.gone
+            ]
+        ):
+            typer.echo(line)
+        number = counted(len(found.gone), "recording")
+        of = f"of {found.recordings:,} {'is' if len(found.gone) == 1 else 'are'} gone"
+        if not found.gone:
+            typer.echo(f"{store.uri}: nothing to remove: no recording is gone for so long")
+            return
+        if not yes:
+            typer.echo(
+                f"{store.uri}: {number} {of}; nothing was changed: --yes removes the results"
+            )
+            return
+        if 2 * len(found.gone) > found.recordings and not more_than_half:
+            raise ConfigError(
+                f"removing from {store.uri}: {number} {of}, expected half of them at most: was the "
+                "source mounted, and whole, when the last run listed it? If so, add "
+                "--more-than-half"
+            )
+        with _held(store, steal=steal_lock) as held:
+            # What was shown, unless a run in between has found some of it again.
+            shown = {each.recording_id for each in found.gone}
+            now = find_gone(held, older_than=age).gone
+            gone = [each for each in now if each.recording_id in shown]
+            remove_gone(held, gone)
+            _write_page(held)
+        typer.echo(f"{store.uri}: removed {counted(len(gone), 'recording')}")
+
+
+def forget(
+    output_uri: OutputUri,
+    uri: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Address, or glob of whole addresses: '*/talk.mp3'; repeatable."
+        ),
+    ] = None,
+    speaker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name or voice of a speaker: erases name and voice, not what they say.",
+        ),
+    ] = None,
+    yes: Yes = False,
+    allow_again: Annotated[
+        bool,
+        typer.Option(
+            "--allow-again", help="Let later runs do these addresses again; removes nothing."
+        ),
+    ] = False,
+    endpoint_url: EndpointUrl = None,
+    steal_lock: StealLock = False,
+) -> None:
+    """Erase recordings: all that the output folder holds of them; later runs leave them out."""
+    if bool(uri) == bool(speaker):
+        raise typer.BadParameter("expected --uri or --speaker, one of them")
+    with readable_errors(on_interrupt="run the same command again"), ended_by_signals():
+        from corpus_asr.storage.run_state import forget as forgetting
+        from corpus_asr.storage.run_state.tables import OutputStore
+        from corpus_asr.units import counted
+
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        if speaker:
+            _forget_speakers(store, speaker, yes=yes, steal=steal_lock)
+            return
+        uri = uri or []
+        if allow_again:
+            with _held(store, steal=steal_lock) as held:
+                _allow_again(held, uri)
+            return
+        begun = forgetting.going_on(store)
+        if begun and yes:
+            with _held(store, steal=steal_lock) as held:
+                forgetting.forget(held, forgetting.going_on(held))
+                _write_page(held)
+            typer.echo(f"{store.uri}: went on with what a killed command had begun")
+            if all(each in begun.values() for each in uri):
+                return
+        found = forgetting.find_recordings(store, uri)
+        for line in _lines(sorted(found.recordings.values())):
+            typer.echo(line)
+        number = counted(len(found.recordings), "recording")
+        what = f"{number}, {counted(found.segments, 'segment')}"
+        if found.corrections:
+            what += f", {counted(found.corrections, 'correction')}"
+        if not yes:
+            typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases them")
+        else:
+            with _held(store, steal=steal_lock) as held:
+                left = forgetting.forget(held, found.recordings)
+                _write_page(held)
+            typer.echo(f"{store.uri}: erased {what}; later runs leave them out")
+            for name in left:
+                typer.echo(f"left, as this program did not write it: {store.address(name)}")
+        for line in _beyond(found.datasets):
+            typer.echo(line)
+
+
+def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, steal: bool) -> None:
+    from corpus_asr.export.speakers import find_speakers
+    from corpus_asr.storage.run_state.forget_voices import forget_voices
+    from corpus_asr.units import counted
+
+    found = find_speakers(store, names)
+    what = f"{', '.join(names)}, in {counted(len({each for each, _ in found}), 'recording')}"
+    if not yes:
+        typer.echo(f"{store.uri}: {what}; nothing was changed: --yes erases name and voice")
+    else:
+        with _held(store, steal=steal) as held:
+            forget_voices(held, found)
+            held.note_tables()
+        typer.echo(f"{store.uri}: erased name and voice of {what}")
+    typer.echo(
+        "not reached: what they say (--uri erases recordings), recordings to come, in which the "
+        "same voice is found anew, earlier versions of objects, and copies"
+    )
+
+
+def _allow_again(store: "OutputStore", uris: Sequence[str]) -> None:
+    from corpus_asr.storage.run_state.forget import allow_again
+    from corpus_asr.storage.stores.uri import redact_uri
+    from corpus_asr.units import counted
+
+    allowed = allow_again(store, uris)
+    if not allowed:
+        raise ConfigError(
+            f"allowing {', '.join(map(redact_uri, uris))} again in {store.uri}: found none of "
+            "them among those that stay away, expected whole addresses: of these only hashes are "
+            "kept, which no glob can match"
+        )
+    typer.echo(f"{store.uri}: the next run does {counted(allowed, 'recording')} again")
+
+
+def _beyond(datasets: Sequence[str]) -> Iterator[str]:
+    for uri in datasets:
+        yield (
+            f"data set made of this folder: {uri}; remove it and make it again: corpus-asr label "
+            f"CONFIG --set dataset.uri={uri}"
+        )
+    yield (
+        "not reached: the recordings themselves, manifests, earlier versions of objects that the "
+        "store keeps, and copies: backups, exports, pages, data sets, models trained on them"
+    )
+
+
+def _lines(each: Sequence[str]) -> Iterator[str]:
+    from corpus_asr.storage.stores.uri import redact_uri
+
+    yield from map(redact_uri, each[:_MOST_SHOWN])
+    if len(each) > _MOST_SHOWN:
+        yield f"... and {len(each) - _MOST_SHOWN:,} more"
+
+
+@contextmanager
+def _held(store: "OutputStore", *, steal: bool) -> "Iterator[OutputStore]":
+    """Lock an output folder from which objects can be removed."""
+    from corpus_asr.cli.options import progress_lines
+    from corpus_asr.runtime.progress import line_writer
+    from corpus_asr.storage.run_state.lock import Lock
+    from corpus_asr.storage.run_state.moved import noted_moves
+    from corpus_asr.storage.run_state.prune import check_removable
+    from corpus_asr.storage.run_state.rewriting import follow
+    from corpus_asr.storage.run_state.run_files import new_run_id
+
+    check_removable(store)  # before there is a lock that could not be removed again
+    say = line_writer(progress_lines())
+    with Lock(store, new_run_id(), steal=steal, say=say) as lock:
+        follow(lock.store, noted_moves(lock.store))  # as a run would that goes on
+        yield lock.store
+
+
+def _write_page(store: "OutputStore") -> None:
+    """Write the pages of what is left."""
+    from corpus_asr.report.html.page import write_page_at_the_end
+    from corpus_asr.storage.run_state.run_files import RUN_NAME
+
+    run = store.read_json(RUN_NAME)
+    if run is not None:
+        write_page_at_the_end(store, run["counts"]["recordings"])
+
+
+def _age(text: str) -> "datetime.timedelta":
+    import datetime
+
+    match = _AGE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(
+            f"reading --older-than: found {text!r}, expected a number of hours, days or weeks, "
+            "such as 12h, 30d or 8w"
+        )
+    return datetime.timedelta(hours=int(match[1]) * _HOURS[match[2]])

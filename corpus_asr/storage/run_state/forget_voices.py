@@ -1,0 +1,81 @@
+"""What an output folder knows of how a speaker sounds and is called, removed; the text stays.
+
+In come speakers, each a recording and S1, S2 ... in it. Their turns stay as well: that somebody
+spoke then is in the text. Safe to be killed anywhere and to be repeated: names, by which speakers
+are found, go last.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.segments import SpeakerTurn
+from corpus_asr.storage.run_state.forget import folders_of
+from corpus_asr.storage.run_state.rewriting import rewrite_commits, rewrite_names, rewrite_table
+from corpus_asr.storage.run_state.speaker_turns import read_turns
+from corpus_asr.storage.run_state.tables import SPEAKERS_FOLDER, VOICES_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import recording_id
+
+Speaker = tuple[str, str]
+"""`recording_id`, and S1, S2 ... in it."""
+_Turns = Mapping[str, Sequence[SpeakerTurn]]
+
+
+def forget_voices(store: OutputStore, speakers: Collection[Speaker]) -> None:
+    """Remove the embeddings, voices and names of speakers; the folder is locked by the caller."""
+    recordings = {each for each, _ in speakers}
+    ids = pa.array(sorted(recordings), pa.string())
+    for folder in folders_of(store):
+        found = read_turns(folder, recordings) or {}
+        # In earlier results the same person may have another number: there nobody is known.
+        turns = {
+            each: [turn for turn in own if folder is not store or (each, turn.speaker) in speakers]
+            for each, own in found.items()
+        }
+        gone = {(each, turn.speaker) for each, own in turns.items() for turn in own}
+        rewrite_commits(folder, ids, partial(_without_windows, turns))
+        rewrite_table(folder, SPEAKERS_FOLDER, ids, partial(_without_embeddings, gone))
+        rewrite_table(folder, VOICES_FOLDER, ids, partial(_others, gone))
+    rewrite_names(store, lambda uri, who: None if (recording_id(uri), who) in speakers else uri)
+
+
+def _without_windows(turns: _Turns, rows: pa.Table) -> pa.Table:
+    """Return outcomes without the windows of speech in these turns; other rows as they are."""
+    if "voice_spans" not in rows.schema.names:
+        return rows
+    spans, data = rows["voice_spans"].to_pylist(), rows["voices"].to_pylist()
+    keys = rows.select(["recording_id", "channel"]).to_pylist()
+    for at, key in enumerate(keys):
+        own = [turn for turn in turns.get(key["recording_id"], ())
+               if turn.channel == key["channel"]]  # fmt: skip
+        if not own or not spans[at]:
+            continue
+        width = len(data[at]) // len(spans[at])
+        left = [number for number, span in enumerate(spans[at])
+                if not any(turn.start_s < span["end_s"] and turn.end_s > span["start_s"]
+                           for turn in own)]  # fmt: skip
+        data[at] = b"".join(data[at][number * width : (number + 1) * width] for number in left)
+        spans[at] = [spans[at][number] for number in left]
+    for name, values in (("voice_spans", spans), ("voices", data)):
+        place = rows.schema.get_field_index(name)
+        field = rows.schema.field(place)
+        rows = rows.set_column(place, field, pa.array(values, field.type))
+    return rows
+
+
+def _without_embeddings(gone: Collection[Speaker], rows: pa.Table) -> pa.Table:
+    place = rows.schema.get_field_index("embedding")
+    field = rows.schema.field(place)
+    kept = pc.if_else(_is_of(gone, rows), pa.scalar(None, field.type), rows["embedding"])
+    return rows.set_column(place, field, kept)
+
+
+def _others(gone: Collection[Speaker], rows: pa.Table) -> pa.Table:
+    return rows.filter(pc.invert(_is_of(gone, rows)))
+
+
+def _is_of(speakers: Collection[Speaker], rows: pa.Table) -> pa.Array:
+    keys = zip(*(rows[name].to_pylist() for name in ("recording_id", "speaker")), strict=True)
+    return pa.array([key in speakers for key in keys], pa.bool_())

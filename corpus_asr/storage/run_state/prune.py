@@ -1,0 +1,101 @@
+"""Recordings that are gone from their source, and how their rows are removed."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.storage.run_state.finish import OutcomeCounts, remove_leftovers
+from corpus_asr.storage.run_state.plan import SHARD_ROWS, latest_listing
+from corpus_asr.storage.run_state.rewriting import Changes, rewrite
+from corpus_asr.storage.run_state.run_files import RUN_NAME
+from corpus_asr.storage.run_state.run_tables import NOTED, RunTables
+from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
+
+_PROBE_NAME: Final = "_run/removable.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gone:
+    """A recording that the last run did not list."""
+
+    recording_id: str
+    uri: str
+    segments: int
+    """Or labels."""
+    audio_s: float
+    listed_at: datetime.datetime | None
+    """Start of the last run that listed it, in UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """What an output folder has, and which of it is gone."""
+
+    recordings: int
+    gone: Sequence[Gone]
+    """Those gone for long enough, by address."""
+
+
+def find_gone(store: OutputStore, *, older_than: datetime.timedelta) -> Archive:
+    """Return the recordings that the last run did not list, nor any in the time before now.
+
+    Raises:
+        ConfigError: no run has listed the source of this folder.
+    """
+    with _listed_tables(store) as tables:
+        [(recordings,)] = tables.rows("select count(*) from recordings")
+        rows = tables.gone(rows for _, rows in store.read_tables(
+            store.names(RECORDINGS_FOLDER), NOTED))  # fmt: skip
+    before = datetime.datetime.now(datetime.UTC) - older_than
+    gone = [Gone(**row) for row in rows]
+    # Of a row without a time nothing says that it was there lately.
+    old = [each for each in gone if each.listed_at is None or each.listed_at <= before]
+    return Archive(recordings=recordings, gone=old)
+
+
+def prune(store: OutputStore, gone: Sequence[Gone]) -> None:
+    """Remove the rows of recordings; the folder is locked by the caller."""
+    rewrite(store, Changes({each.recording_id: None for each in gone}))
+    remove_leftovers(store)
+    recount(store)
+
+
+def check_removable(store: OutputStore) -> None:
+    """See that objects can be removed, before anything is changed.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    store.write_json(_PROBE_NAME, {})
+    try:
+        store.remove(_PROBE_NAME)
+    except FetchError as error:
+        raise ConfigError(
+            f"removing from {redact_uri(store.uri)}: found that the store refuses to remove "
+            f"objects ({error}), expected a store that allows it; nothing was changed, but "
+            f"{_PROBE_NAME}, an empty test, is left; have the permission given and try again"
+        ) from error
+
+
+def recount(store: OutputStore) -> None:
+    """Let `run.json` say what the tables have now, if a run has finished."""
+    run = store.read_json(RUN_NAME)
+    if run is not None and latest_listing(store) is not None:
+        with _listed_tables(store) as tables:
+            counts = OutcomeCounts.of(tables, tables.num_listed, run_id=run["run_id"])
+        store.write_json(RUN_NAME, {**run, "counts": asdict(counts)})
+    store.note_tables()
+
+
+def _listed_tables(store: OutputStore) -> RunTables:
+    listing = latest_listing(store)
+    if listing is None:
+        raise ConfigError(
+            f"looking for what is gone in {redact_uri(store.uri)}: found no listing, expected "
+            "that of a run; check the URI, or run its job first"
+        )
+    files = (batch for name in listing for batch in store.batches(name, batch_rows=SHARD_ROWS))
+    return RunTables(store, listing=files)

@@ -1,0 +1,216 @@
+"""Rows of recordings that get another address, or go: whatever has some of them is written anew.
+
+In come recordings and what becomes of each; why, this does not know. Safe to be killed anywhere and
+to be repeated: a replacement is put before what it replaces is removed. So for a while some rows
+are there twice, which the next finish resolves like any second commit of a part.
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.schemas import OUTCOMES, RECORDINGS, SPEAKERS, VOICES
+from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
+from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
+from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    PART_ROWS,
+    PENDING,
+    RECORDINGS_FOLDER,
+    SPEAKERS_FOLDER,
+    SUFFIX,
+    VOICES_FOLDER,
+    OutputStore,
+    part_rows_named,
+    projected,
+    time_ns_of,
+)
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
+
+logger = logging.getLogger(__name__)
+
+NAMES_NAME: Final = "speakers.csv"
+"""File of an output folder in which people name speakers."""
+FAILING_NAME: Final = "_run/failing.parquet"
+"""Recordings that nights have tried, with the number of tries."""
+_TABLES = {RECORDINGS_FOLDER: RECORDINGS, SPEAKERS_FOLDER: SPEAKERS, VOICES_FOLDER: VOICES}
+# People save names meanwhile; more often than this in a row they do not.
+_ATTEMPTS = 8
+
+
+class Changes:
+    """What becomes of recordings: by `recording_id` the new address, or None where they go."""
+
+    def __init__(self, to: Mapping[str, str | None]) -> None:
+        self.to = {each: None if uri is None else public(uri) for each, uri in to.items()}
+        self._ids = pa.array(self.to, pa.string())
+        uris = list(self.to.values())
+        self._new = {
+            "uri": pa.array(uris, pa.string()),
+            "recording_id": pa.array(
+                [None if uri is None else recording_id(uri) for uri in uris], pa.string()
+            ),
+        }
+
+    @property
+    def ids(self) -> pa.Array:
+        """Recordings that change."""
+        return self._ids
+
+    def apply(self, rows: pa.Table) -> pa.Table:
+        """Return the rows that are left, with their new identity."""
+        places = pc.index_in(rows["recording_id"], value_set=self._ids)
+        left = pc.or_(pc.is_null(places), pc.is_valid(self._new["uri"].take(places)))
+        rows, places = rows.filter(left), places.filter(left)
+        for name, values in self._new.items():
+            at = rows.schema.get_field_index(name)
+            if at >= 0:
+                new = pc.coalesce(values.take(places), rows[name])
+                rows = rows.set_column(at, rows.schema.field(at), new)
+        return rows
+
+
+def rewrite(store: OutputStore, changes: Changes) -> None:
+    """Change the rows of recordings in every table, their corrections and their speakers' names."""
+    if not changes.to:
+        return
+    had_rows = [rows for rows in PART_ROWS if store.names(rows.folder)]
+    rewrite_commits(store, changes.ids, changes.apply)
+    for folder in _TABLES:
+        rewrite_table(store, folder, changes.ids, changes.apply)
+    # Every reader finds a table's columns, also where no row is left.
+    for kind in had_rows:
+        if not store.names(kind.folder):
+            store.write_table(f"{kind.folder}/{store.stem()}{SUFFIX}", kind.schema.empty_table())
+    if store.exists(FAILING_NAME):
+        _rewrite_failing(store, changes)
+    _rewrite_corrections(store, changes)
+    rewrite_names(store, lambda uri, _: changes.to.get(recording_id(uri), uri))
+
+
+def follow(store: OutputStore, moves: Moves) -> None:
+    """Let the rows of recordings follow their files."""
+    if not moves:
+        return
+    # Noted before the first row follows, and the note goes last: killed in between, the next run
+    # goes on with it.
+    store.write_json(MOVING_NAME, dict(moves))
+    rewrite(store, Changes(moves))
+    store.remove(MOVING_NAME)
+    logger.info("moved recordings=%d", len(moves))
+
+
+def rewrite_commits(
+    store: OutputStore, ids: pa.Array, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    """Write the commits anew that have parts of recordings.
+
+    `change` is given rows of outcomes, and those of segments or labels, which go along.
+    """
+    for name in _concerned(store, store.commit_names(), OUTCOMES, ids):
+        outcomes = store.read_table(name, OUTCOMES)
+        named = outcomes["segments_object"].unique().drop_null().to_pylist()
+        left = change(outcomes)
+        # Where segments are gone, what they were of is to be transcribed again.
+        if left.num_rows and not store.missing(named):
+            store.write_commit(
+                left,
+                map(change, claimed_segments(store, outcomes)),
+                rows=part_rows_named(named),
+                stem=store.stem(time_ns_of(name)),  # it keeps its place among the others
+                under=PENDING if name.startswith(PENDING) else "",
+            )
+        remove_commits(store, [name], named)
+        logger.info("rewritten object=%s rows=%d left=%d", name, outcomes.num_rows, left.num_rows)
+    if not store.commit_names():
+        store.write_table(f"{OUTCOMES_FOLDER}/{store.stem()}{SUFFIX}", OUTCOMES.empty_table())
+
+
+def rewrite_table(
+    store: OutputStore, folder: str, ids: pa.Array, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    """Write the objects anew of recordings, speakers or voices that have rows of recordings."""
+    schema = _TABLES[folder]
+    for name in _concerned(store, store.names(folder), schema, ids):
+        rows = change(store.read_table(name, schema))
+        store.write_table(f"{folder}/{store.stem(time_ns_of(name))}{SUFFIX}", rows)
+        store.remove(name)
+
+
+def _concerned(
+    store: OutputStore, names: Iterable[str], schema: pa.Schema, ids: pa.Array
+) -> list[str]:
+    found = store.read_tables(names, projected(schema, ("recording_id",)))
+    return list(dict.fromkeys(name for name, rows in found if _any_of(rows, ids)))
+
+
+def _any_of(rows: pa.Table, ids: pa.Array) -> bool:
+    return bool(pc.any(pc.is_in(rows["recording_id"], value_set=ids)).as_py())
+
+
+def _rewrite_failing(store: OutputStore, changes: Changes) -> None:
+    batches = list(store.batches(FAILING_NAME))
+    if batches:
+        rows = pa.Table.from_batches(batches)
+        if _any_of(rows, changes.ids):
+            store.write_table(FAILING_NAME, changes.apply(rows))
+
+
+def _rewrite_corrections(store: OutputStore, changes: Changes) -> None:
+    for name in list(store.all_names(CORRECTIONS_FOLDER)):
+        _, _, rest = name.partition("/")
+        old, _, base = rest.rpartition("/")
+        if old not in changes.to:
+            continue
+        uri = changes.to[old]
+        if uri is not None:
+            new = recording_id(uri)
+            said = {**store.read_json(name), "recording_id": new}
+            store.write_json(f"{CORRECTIONS_FOLDER}/{new}/{base}", said)
+        store.remove(name)
+        filesystem.remove_folder(store.address(f"{CORRECTIONS_FOLDER}/{old}"))
+
+
+def rewrite_names(store: OutputStore, change: Callable[[str, str], str | None]) -> None:
+    """Change rows of the file of speakers' names.
+
+    `change` is given address and speaker of a row, and returns the address that it is to have, or
+    None where it is to go.
+    """
+    address = store.address(NAMES_NAME)
+    for _ in range(_ATTEMPTS):
+        if not store.exists(NAMES_NAME):
+            return
+        data = filesystem.read_bytes(address, store.options)
+        text = data.decode("utf-8-sig", "surrogateescape")
+        lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+        if not lines or not {"uri", "speaker"} <= {*lines[0]}:
+            return  # not a file that names anybody
+        at, who = lines[0].index("uri"), lines[0].index("speaker")
+        changed = [lines[0]]
+        for line in lines[1:]:
+            if len(line) > max(at, who):  # else it names nobody
+                uri = change(line[at], line[who].strip())
+                line = [] if uri is None else [*line[:at], uri, *line[at + 1 :]]
+            if line:
+                changed.append(line)
+        if changed == lines:
+            return
+        file = io.StringIO(newline="")
+        csv.writer(file, lineterminator="\n").writerows(changed)
+        store.check()
+        written = file.getvalue().encode(errors="surrogateescape")
+        if filesystem.swap(address, written, data, store.options):
+            return
+    raise ConfigError(
+        f"changing the names in {redact_uri(address)}: found it changed by others {_ATTEMPTS} "
+        "times in a row; close what writes it, and run the same command again"
+    )
