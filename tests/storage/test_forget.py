@@ -5,13 +5,17 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
+from corpus_asr.errors import FetchError
 from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.report.run import load_report
+from corpus_asr.schemas import SPEAKERS, VOICES
 from corpus_asr.storage.run_state import forget as forgetting
 from corpus_asr.storage.run_state.forgotten import FORGOTTEN_NAME
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
@@ -169,7 +173,7 @@ def test_a_store_that_removes_nothing_is_left_as_it_is(
     job: ManualRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(uri: str, *_: Any) -> None:
-        raise filesystem.FetchError(f"removing {uri}: 403", uri=uri, kind="access_denied")
+        raise FetchError(f"removing {uri}: 403", uri=uri, kind="access_denied")
 
     before = held_by(job.store.uri)
     with monkeypatch.context() as patches:
@@ -202,6 +206,37 @@ def test_killed_anywhere_it_is_gone_on_with(job: ManualRun, moment: int) -> None
     assert naming(job) == []
     assert not job.store.exists(forgetting.FORGETTING_NAME)
     assert job.store.exists(FORGOTTEN_NAME)
+
+
+def test_a_voice_is_forgotten_and_what_it_says_stays(job: ManualRun) -> None:
+    uri = str(job.source / "b.wav")
+    halves = np.arange(4, dtype="<f2").tobytes()
+    spans = [{"start_s": 0.0, "end_s": 0.9}, {"start_s": 5.0, "end_s": 6.0}]
+    job.commit("b.wav", segments=[segment("Said")], voice_spans=spans, voices=halves)
+    [name, *_] = job.store.names("speakers")
+    rows = job.store.read_table(name, SPEAKERS).to_pylist()
+    job.store.write_table(
+        name, pa.Table.from_pylist([row | {"embedding": b"12"} for row in rows], SPEAKERS)
+    )
+    voices = [{"recording_id": recording_id(uri), "uri": uri, "speaker": "S1", "voice": "V1"}]
+    job.store.write_table("voices/1.parquet", pa.Table.from_pylist(voices, VOICES))
+    wrong = command(job, "forget", "--speaker", "Boo", "--yes")
+    assert wrong.exit_code == 2
+    assert "found nobody called Boo" in wrong.stderr
+    assert "did you mean Bo?" in wrong.stderr
+    shown = command(job, "forget", "--speaker", "Bo")
+    assert "Bo, in 1 recording; nothing was changed" in shown.stdout
+    done = command(job, "forget", "--speaker", "Bo", "--yes")
+    assert done.exit_code == 0, done.output
+    assert Path(job.store.address(NAMES_NAME)).read_text().endswith(",Ada\n")
+    turns = [row for name in job.store.names("speakers")
+             for row in job.store.read_table(name, SPEAKERS).to_pylist()]  # fmt: skip
+    assert {row["embedding"] for row in turns if row["uri"] == uri} == {None}
+    assert sum(row["voices"] == halves[4:] for row in rows_of(job.store.outcomes())) == 1
+    [voices_name] = job.store.names("voices")
+    assert job.store.read_table(voices_name, VOICES).num_rows == 0
+    assert "Said" in {row["text"] for row in rows_of(job.store.segments())}
+    assert command(job, "forget").exit_code == 2
 
 
 def test_prune_removes_what_is_gone_for_long_enough(job: ManualRun) -> None:
