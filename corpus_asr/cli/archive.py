@@ -192,7 +192,9 @@ def _allow_again(store: "OutputStore", uris: Sequence[str]) -> None:
 
 
 def _beyond(datasets: Sequence[str]) -> Iterator[str]:
-    for uri in datasets:
+    from corpus_asr.storage.stores.uri import redact_uri
+
+    for uri in map(redact_uri, datasets):
         yield (
             f"data set made of this folder: {uri}; remove it and make it again: corpus-asr label "
             f"CONFIG --set dataset.uri={uri}"
