@@ -14,6 +14,7 @@ from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, AudioSettings, ComputeType
 from corpus_asr.config.document import MASK, hide_secrets
 from corpus_asr.config.settings import (
+    NONE_OR_MANY,
     ONE_OR_MANY,
     Auto,
     DecodingSection,
@@ -52,15 +53,15 @@ _NO_RAY_CLIENT = (
 
 
 class SourceSettings(Settings):
-    """Recordings to transcribe: URIs to list, or a manifest."""
+    """Recordings to transcribe: URIs to list, or manifests."""
 
     uri: Texts = ()
     """Recordings: files, folders (all objects below them) or globs (`**` crosses folders), of any
     fsspec scheme."""
-    manifest: str | None = None
-    """Manifest: a .jsonl, .csv, .tsv or .parquet file with a column `uri`, `path` or
-    `audio_filepath`. Relative URIs are resolved against the manifest; other columns are kept as
-    `metadata`."""
+    manifest: Annotated[Texts, NONE_OR_MANY] = ()
+    """Manifests: .jsonl, .csv, .tsv (each also with .gz) or .parquet files, or globs of them, with
+    a column `uri`, `path` or `audio_filepath`. Relative URIs are resolved against the manifest;
+    other columns are kept as `metadata`."""
     endpoint_url: str | None = None
     """S3 endpoint of the source; null: Amazon's."""
     storage_options: StoreSection = NO_OPTIONS
@@ -84,7 +85,7 @@ class SourceSettings(Settings):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "SourceSettings":
-        if bool(self.uri) == (self.manifest is not None):
+        if bool(self.uri) == bool(self.manifest):
             raise ValueError("set either source.uri or source.manifest, not both and not neither")
         check_store(
             "source", self.uris, self.storage_options, self.endpoint_url,
@@ -451,7 +452,7 @@ class RunConfig(Settings):
                 f"decoding.align: found pipeline {self.pipeline}, expected transcribe_corpus; "
                 "leave align out"
             )
-        if self.source.manifest is None:
+        if not self.source.manifest:
             raise ValueError(
                 "decoding.align: found no source.manifest, expected one with the text of each "
                 "recording in a column text; name it, or leave align out"

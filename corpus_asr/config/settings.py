@@ -38,6 +38,7 @@ StoreSection = Annotated[
     StorageOptions, PlainValidator(parsed), PlainSerializer(StorageOptions.shown)
 ]
 """Options of a store by name; a dump of them hides what may be secret."""
+NONE_OR_MANY = BeforeValidator(lambda value: () if value is None else value)
 
 
 class Settings(BaseModel):

@@ -34,7 +34,7 @@ from corpus_asr.stages.parts import (
     failure_fields,
     one_row,
 )
-from corpus_asr.storage.manifest import aligned_text
+from corpus_asr.storage.manifest import aligned_text, expected_bytes
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
 from corpus_asr.storage.stores.host_allowlist import WEB, host_of
@@ -142,7 +142,7 @@ class ExtractStage:
             postponed: set[str] = set()
             while pending:
                 file = pending.popleft()
-                size_bytes = file["size_bytes"]
+                size_bytes = expected_bytes(file["size_bytes"], file["metadata"])
                 self._file = _OpenFile(
                     stratum=stratum(file["uri"], size_bytes), size_bytes=size_bytes
                 )

@@ -19,6 +19,7 @@ from corpus_asr.storage.manifest import NoRowsError, read_manifest
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     describe,
+    exists,
     list_pages,
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
@@ -77,26 +78,46 @@ class FileListing:
 
     def _named(self) -> Iterator[pa.RecordBatch]:
         source = self._source
-        if source.manifest is not None:
-            # Whether its files exist is not asked here: a million requests would precede the first
-            # transcript, and a missing file is that recording's failure.
-            rows = read_manifest(
-                source.manifest, self._store, allow_local_files=source.allow_local_files
-            )
-            try:
-                while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-                    page = Page(
-                        [row.uri for row in chunk], [None] * len(chunk), [None] * len(chunk)
-                    )
-                    yield _rows(page, [row.metadata() for row in chunk])
-            except NoRowsError:
-                if source.require_files:
-                    raise
-                self.empty.append(source.manifest)
-            return
+        for given in source.manifest:
+            for manifest in self._manifests(given):
+                yield from self._listed_in(manifest)
         for uri in source.uri:
             for page in self._expand(uri):
                 yield _rows(page, [None] * len(page.uris))
+
+    def _listed_in(self, manifest: str) -> Iterator[pa.RecordBatch]:
+        # Whether its files exist is not asked here: a million requests would precede the first
+        # transcript, and a missing file is that recording's failure.
+        rows = read_manifest(
+            manifest, self._store, allow_local_files=self._source.allow_local_files
+        )
+        try:
+            while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+                page = Page([row.uri for row in chunk], [None] * len(chunk), [None] * len(chunk))
+                yield _rows(page, [row.metadata() for row in chunk])
+        except NoRowsError:
+            if self._source.require_files:
+                raise
+            self.empty.append(manifest)
+
+    def _manifests(self, uri: str) -> Iterator[str]:
+        # What one address names: a manifest, else a glob's matches.
+        uri = normalize(uri)
+        if first_magic(uri) is None or scheme_of(uri) in WEB or exists(uri, self._store):
+            yield uri
+            return
+        found = False
+        for pattern in list(_patterns(uri))[1:]:
+            for page in list_pages(pattern.prefix, self._store, depth=pattern.depth):
+                for each in page.uris:
+                    if pattern.regex is not None and pattern.regex.fullmatch(each):
+                        found = True
+                        yield each
+        if not found:
+            raise NothingFoundError(
+                f"listing {redact_uri(uri)}: found nothing, expected manifests that match the "
+                f"glob; correct source.manifest{probably_meant(uri)}"
+            )
 
     def _expand(self, uri: str) -> Iterator[Page]:
         # What one address names: an object, else what is in a folder, else a glob's matches.

@@ -10,6 +10,7 @@ utterances. A row is a recording, or a part of one:
     language | lang                 a name or a code
     speaker | speaker_id
     segments                        parts of the recording: objects with these columns
+    size_bytes | size               of the file; with a duration, what to expect of it
 
 Names of one line mean the same. What other columns mean is the reader's to know.
 """
@@ -17,12 +18,15 @@ Names of one line mean the same. What other columns mean is the reader's to know
 import csv
 import datetime
 import difflib
+import gzip
 import io
 import itertools
 import json
 import math
 import reprlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +47,7 @@ END = ("end_s", "end")
 DURATION = ("duration_s", "duration")
 LANGUAGE = ("language", "lang")
 SPEAKER = ("speaker", "speaker_id")
+SIZE = ("size_bytes", "size")
 _OF_ALL_PARTS = (*LANGUAGE, *SPEAKER, "set")
 # What others call the text; as good a hint as a misspelling.
 _TEXT_ELSEWHERE = ("transcript", "transcription", "sentence", "normalized_text", "utterance")
@@ -54,9 +59,14 @@ MAX_METADATA_CHARACTERS = 65_536
 _REPR = reprlib.Repr()
 _REPR.maxstring = 200
 _MOST_S = 1e9  # thirty years
+MAX_TOLD_BYTES = 1 << 50
 # An end and a duration of one row may be rounded differently.
 _SAME_END_S = 0.1
 _BATCH_ROWS = 5_000
+# Of a recording whose size is not known, but its duration: 128 kbit/s.
+EXPECTED_BYTES_PER_S = 16_000
+_COMPRESSED = ".gz"
+_BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +258,32 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
     return AlignedText(text=text, start_s=start_s, end_s=end)
 
 
+def expected_bytes(size_bytes: int | None, metadata: str | None) -> int | None:
+    """Return the size of a recording, or what its manifest's columns let expect; else None.
+
+    What a manifest says is only expected: it orders work and estimates it, and identifies nothing.
+    """
+    if size_bytes is not None or not metadata:
+        return size_bytes
+    columns = json.loads(metadata)
+    told = (_number(columns.get(name)) for name in SIZE)
+    size = next((each for each in told if each is not None and each < MAX_TOLD_BYTES), None)
+    if size is not None:
+        return int(size)
+    lengths_s = (_number(columns.get(name)) for name in DURATION)
+    length_s = next((each for each in lengths_s if each is not None and each < _MOST_S), None)
+    return None if length_s is None else int(length_s * EXPECTED_BYTES_PER_S)
+
+
+def _number(value: Any) -> float | None:
+    # Another program's column of this name may hold anything.
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number > 0 else None
+
+
 def is_manifest(uri: str) -> bool:
     """Return whether a name has the suffix of a format that `read_manifest` knows."""
     return uri.lower().endswith(tuple(_FORMATS))
@@ -272,8 +308,8 @@ class _Manifest:
             raise self.unusable("", "unknown format", suffixes, "rename or convert it")
         folder = parent(self.uri)
         empty = True
-        with _open(self.uri, options) as file:
-            for place, columns in reader(self, file):
+        with _open(self.uri, options) as file, self._unpacked(file) as content:
+            for place, columns in reader(self, content):
                 empty = False
                 yield self._row(place, columns, folder)
         if empty:
@@ -281,6 +317,19 @@ class _Manifest:
                 f"reading the manifest {redact_uri(self.uri)}: found no rows, expected one per "
                 "recording; check that it was written completely"
             )
+
+    @contextmanager
+    def _unpacked(self, file: io.BufferedReader) -> Iterator[io.BufferedReader]:
+        if not self._ends_in(_COMPRESSED):
+            yield file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked, io.BufferedReader(unpacked) as content:  # type: ignore[type-var]
+                yield content
+        except _BROKEN_GZIP as error:
+            found = f"broken gzip ({error})"
+            advice = "compress or copy it again"
+            raise self.unusable("", f"found {found}", "a whole .gz file", advice) from error
 
     def value_of(
         self, columns: Mapping[str, Any], names: Sequence[str], place: str
@@ -376,7 +425,7 @@ def _tsv(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
 
 def _lines(manifest: _Manifest, file: io.BufferedReader, **dialect: Any) -> Iterator[_Raw]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    lines = csv.reader(text, **dialect)
+    lines = csv.reader(_bounded_lines(manifest, text), **dialect)
     try:
         header = next(lines, [])
         if header:
@@ -397,6 +446,17 @@ def _lines(manifest: _Manifest, file: io.BufferedReader, **dialect: Any) -> Iter
         text.detach()
 
 
+def _bounded_lines(manifest: _Manifest, text: io.TextIOWrapper) -> Iterator[str]:
+    # Some kilobytes of gzip hold a line of gigabytes.
+    for number in itertools.count(1):
+        line = text.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise manifest.broken(number, "a longer line", f"at most {MAX_LINE_BYTES} characters")
+        yield line
+
+
 def _parquet(manifest: _Manifest, file: io.BufferedReader) -> Iterator[_Raw]:
     try:
         manifest.check_columns(parquet_columns(file), "schema")
@@ -415,8 +475,9 @@ _FORMATS: dict[str, Callable[[_Manifest, io.BufferedReader], Iterator[_Raw]]] = 
     ".json": _jsonl,
     ".csv": _csv,
     ".tsv": _tsv,
-    ".parquet": _parquet,
 }
+_FORMATS |= {f"{suffix}{_COMPRESSED}": read for suffix, read in _FORMATS.items()}
+_FORMATS[".parquet"] = _parquet
 
 
 def _nearest(names: Sequence[str], columns: Iterable[str]) -> str | None:

@@ -140,7 +140,7 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(write: Write) -> None:
     assert config.decoding.logprob_threshold is None
     assert config.source.uri == ("s3://bucket/talks #1/*.wav",)
     source = load_config(path, ["source={manifest: files.jsonl}"]).source
-    assert (source.uri, source.manifest) == ((), "files.jsonl")
+    assert (source.uri, source.manifest) == ((), ("files.jsonl",))
 
 
 def test_a_language_per_window_cannot_go_to_several_models(write: Write) -> None:

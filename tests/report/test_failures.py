@@ -114,5 +114,5 @@ def test_the_file_says_what_to_do_and_is_a_manifest(tmp_path: Path) -> None:
     # What a spreadsheet would take for formulas is text there.
     texts = [found["c"][name] for name in ("stage", "kind", "message")]
     assert texts == ["'-1+1", "'=cmd|' /C calc'!A0", "'@SUM(1)"]
-    (batch,) = FileListing(SourceSettings(manifest=str(path)))
+    (batch,) = FileListing(SourceSettings(manifest=(str(path),)))
     assert sorted(batch["uri"].to_pylist()) == sorted(row["uri"] for row in rows)

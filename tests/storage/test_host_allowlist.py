@@ -123,14 +123,14 @@ def test_a_list_of_hosts_admits_nothing_else() -> None:
 def test_the_rules_of_a_source() -> None:
     own = HostRules.of(SourceSettings(uri=("https://Media.example.org:8443/a.mp3", "s3://b/c")))
     assert own == HostRules(own_hosts=("media.example.org",))
-    local = HostRules.of(SourceSettings(manifest="/lists/m.csv"))
+    local = HostRules.of(SourceSettings(manifest=("/lists/m.csv",)))
     assert local.verdict("intranet", redirected=False) is Verdict.ADMITTED
     assert local.verdict("intranet", redirected=True) is Verdict.IF_PUBLIC
-    remote = HostRules.of(SourceSettings(manifest="https://intranet/m.csv", allow_hosts=None))
+    remote = HostRules.of(SourceSettings(manifest=("https://intranet/m.csv",), allow_hosts=None))
     assert remote.verdict("intranet", redirected=False) is Verdict.ADMITTED
     assert remote.verdict("other", redirected=False) is Verdict.IF_PUBLIC
     assert remote.verdict("10.0.0.1", redirected=False) is Verdict.REFUSED
-    assert not HostRules.of(SourceSettings(manifest="s3://b/m.csv")).trusted_names
+    assert not HostRules.of(SourceSettings(manifest=("s3://b/m.csv",))).trusted_names
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_manifest_from_elsewhere_cannot_name_files_here(memory: str, uri: str)
     manifest = f"{memory}/m.jsonl"
     write_atomic(manifest, b'{"uri": "a.mp3"}\n' + json.dumps({"uri": uri}).encode())
     with pytest.raises(ConfigError, match=r"m\.jsonl, line 2: found .*source|local copy"):
-        list(FileListing(SourceSettings(manifest=manifest)))
+        list(FileListing(SourceSettings(manifest=(manifest,))))
     if not uri.startswith("local"):
-        [batch] = FileListing(SourceSettings(manifest=manifest, allow_local_files=True))
+        [batch] = FileListing(SourceSettings(manifest=(manifest,), allow_local_files=True))
         assert batch["uri"].to_pylist()[1] in ("/etc/passwd", "/etc/x")
 
 

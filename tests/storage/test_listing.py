@@ -257,7 +257,7 @@ def test_what_a_manifest_holds_is_encodable(tmp_path: Path) -> None:
     manifest = tmp_path / "m.jsonl"
     row = {"uri": "/a\ud800.mp3", "title": "\udcff\0", "list": [{"\ud801": "x"}]}
     manifest.write_text(json.dumps(row))
-    [listed] = rows(SourceSettings(manifest=str(manifest)))
+    [listed] = rows(SourceSettings(manifest=(str(manifest),)))
     assert listed["uri"] == r"/a\ud800.mp3"
     metadata = {"title": "\\udcff\0", "list": [{r"\ud801": "x"}]}
     assert json.loads(listed["metadata"]) == metadata
@@ -303,7 +303,7 @@ def test_one_step_globs_agree_with_fnmatch(pattern: str, name: str) -> None:
 
 def test_missing_files_are_listed_and_repeated_ones_once(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"uri": "gone.mp3", "n": 1}\n{"uri": "./gone.mp3"}\n')
-    found = FileListing(SourceSettings(manifest=str(tmp_path / "m.jsonl")))
+    found = FileListing(SourceSettings(manifest=(str(tmp_path / "m.jsonl"),)))
     [batch] = list(found)
     assert batch.to_pylist() == [
         {

@@ -2,7 +2,9 @@
 
 import csv
 import datetime
+import gzip
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.storage import listing
+from corpus_asr.storage import manifest as manifest_module
 from corpus_asr.storage.listing import FileListing
-from corpus_asr.storage.manifest import Row, is_manifest, read_manifest
+from corpus_asr.storage.manifest import Row, expected_bytes, is_manifest, read_manifest
 from corpus_asr.storage.stores.filesystem import StoreOptions
 from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.training.utterances import read_utterances
@@ -71,7 +74,7 @@ def test_one_file_serves_a_source_an_evaluation_a_training_and_a_benchmark(
     path = str(written(tmp_path / f"m.{suffix}", *rows))
     uri = str(tmp_path / "a.wav")
     identity = recording_id(uri)
-    found = FileListing(SourceSettings(manifest=path))
+    found = FileListing(SourceSettings(manifest=(path,)))
     ((recording,),) = ([row for row in batch.to_pylist()] for batch in found)
     assert (recording["uri"], recording["recording_id"]) == (uri, identity)
     assert json.loads(recording["metadata"])["text"] == "Hi."
@@ -294,8 +297,66 @@ def test_a_parquet_without_uri_names_its_columns_and_a_missing_one_is_not_found(
 def test_manifests_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "CHUNK_ROWS", 3)
     (tmp_path / "m.csv").write_text("uri\n" + "".join(f"{i}\n" for i in range(7)))
-    chunks = list(FileListing(SourceSettings(manifest=str(tmp_path / "m.csv"))))
+    chunks = list(FileListing(SourceSettings(manifest=(str(tmp_path / "m.csv"),))))
     assert [chunk.num_rows for chunk in chunks] == [3, 3, 1]
     (last,) = chunks[2].to_pylist()
     assert last["uri"] == f"{tmp_path}/6"
     assert last["metadata"] is None  # where there is only a uri column
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.GZ"])
+def test_a_compressed_manifest_is_read_as_it_is(tmp_path: Path, suffix: str) -> None:
+    tab = "," if "csv" in suffix else "\t"
+    text = '{"uri": "a.mp3", "set": "x"}\n' if "json" in suffix else f"uri{tab}set\na.mp3{tab}x\n"
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(gzip.compress(text.encode()))
+    assert manifest(path) == [(str(tmp_path / "a.mp3"), {"set": "x"})]
+
+
+def test_what_is_no_whole_gzip_says_so(tmp_path: Path) -> None:
+    whole = gzip.compress(random.Random(1).randbytes(4000).hex().encode())
+    bomb = gzip.compress(b"uri\n" + b"x" * (manifest_module.MAX_LINE_BYTES + 1))
+    for name, data, found in (
+        ("cut.jsonl.gz", whole[:-100], "found broken gzip"),
+        ("none.csv.gz", b"uri\na.mp3\n", "found broken gzip"),
+        ("bomb.csv.gz", bomb, "found a longer line"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ConfigError, match=f"{name}.*{found}"):
+            list(read_manifest(str(tmp_path / name)))
+
+
+def test_several_manifests_are_one_source(tmp_path: Path) -> None:
+    for name in ("lists/a.jsonl", "lists/b.jsonl", "more/c[1].csv"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        rows = "uri\n1.mp3\n" if name.endswith("csv") else '{"uri": "1.mp3"}\n{"uri": "/x.mp3"}\n'
+        path.write_text(rows)
+    names = (f"{tmp_path}/lists/*.jsonl", f"{tmp_path}/more/c[1].csv")
+    listing = FileListing(SourceSettings(manifest=names))
+    found = [uri for batch in listing for uri in batch["uri"].to_pylist()]
+    assert found == [f"{tmp_path}/lists/1.mp3", "/x.mp3", f"{tmp_path}/more/1.mp3"]
+    assert listing.num_duplicates == 2
+    with pytest.raises(ConfigError, match="expected manifests that match the glob"):
+        list(FileListing(SourceSettings(manifest=(f"{tmp_path}/lists/*.csv",))))
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"duration": 10.0}, 160_000),
+        ({"duration_s": "10"}, 160_000),
+        ({"duration": 10.0, "size": 70_000}, 70_000),
+        ({"size_bytes": "70000"}, 70_000),
+        ({"size": "large", "duration": -1}, None),
+        ({"size": True, "duration": None}, None),
+        ({"size": 1e300, "duration": 1e12}, None),
+        ({"text": "x"}, None),
+    ],
+)
+def test_size_and_duration_say_what_to_expect(
+    columns: dict[str, Any], expected: int | None
+) -> None:
+    assert expected_bytes(None, json.dumps(columns)) == expected
+    assert expected_bytes(5, json.dumps(columns)) == 5
+    assert expected_bytes(None, None) is None

@@ -505,3 +505,18 @@ def test_a_million_files_are_planned_in_bounded_memory(tmp_path: Path) -> None:
     num_files, grown_mib = (int(word) for word in output.split())
     assert num_files == 1_000_000
     assert grown_mib < 512
+
+
+def test_durations_of_a_manifest_order_and_fill_packs(tmp_path: Path) -> None:
+    rows = [{"audio_filepath": f"{n}.wav", "duration": 5.0 + n / 1000} for n in range(2000)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    store = OutputStore(str(tmp_path / "out"))
+    plan = make_plan(config(tmp_path / "m.jsonl", tmp_path / "out"), store)
+    packs = planned(store, plan)
+    # 3.3 hours: 64 packs for the sake of all workers, not 250 of 8.
+    assert 60 <= len(packs) <= 70
+    assert packs[0][0] == ("1999.wav", None)
+    [stratum] = plan.remaining.strata
+    assert not stratum.endswith("?")
+    assert plan.num_unknown_sizes == 2000
+    assert plan.num_remaining_bytes == 0

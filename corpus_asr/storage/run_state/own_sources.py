@@ -117,7 +117,7 @@ def source_folders(source: SourceSettings, listing: Iterable[pa.RecordBatch]) ->
         # The literal reading first, as in a listing: a name may hold what else makes a glob.
         literal = first is None or (scheme_of(uri) == LOCAL and os.path.lexists(uri))
         yield uri if literal else uri[: uri.rindex("/", 0, first)] or "/"
-    if source.manifest is not None:
+    if source.manifest:
         for batch in listing:
             found = pc.unique(pc.replace_substring_regex(batch.column("uri"), "/[^/]*$", ""))
             folders = (folder or "/" for folder in found.to_pylist())

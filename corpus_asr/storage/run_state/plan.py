@@ -20,6 +20,7 @@ from corpus_asr.activity import FileSums, stratum
 from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions, SourceSettings
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.forgotten import Forgotten
 from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
@@ -231,7 +232,6 @@ def make_plan(
             sizes, ids, retried = _left(plan, shards, tables, options, scratch)
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
-        plan.num_remaining_bytes = int(sizes[sizes >= 0].sum())
         pack_bytes = config.extract.pack_mb * MEBIBYTE
         _write_packs(plan, store, sizes, ids, retried, pack_bytes, scratch)
     return plan
@@ -308,8 +308,8 @@ def _left(
     scratch: str,
     arrivals: Arrivals | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # Sizes (-1 where unknown) and identities of the remaining files, and whether they failed
-    # before: all that is held of them.
+    # Sizes, known or expected (else -1), and identities of the remaining files, and whether they
+    # failed before: all that is held of them.
     sizes, ids, retried = [np.empty(0, np.int64)], [np.empty(0, "S16")], [np.empty(0, bool)]
     reasons: Counter[int] = Counter()
     plan.remaining = FileSample()
@@ -322,13 +322,14 @@ def _left(
                 arrivals.add(files, remaining.filter(pc.field("reason") == int(Reason.new)))
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
-            sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
+            plan.num_remaining_bytes += pc.sum(remaining["size_bytes"]).as_py() or 0
+            columns = (remaining[name].to_pylist() for name in ("size_bytes", "metadata"))
+            expected = [expected_bytes(*each) for each in zip(*columns, strict=True)]
+            sizes.append(np.array([-1 if each is None else each for each in expected], np.int64))
             names = remaining["recording_id"].to_pylist()
             ids.append(np.array(names, "S16"))
             retried.append(remaining["reason"].to_numpy() == Reason.retried)
-            plan.remaining.add(
-                names, remaining["uri"].to_pylist(), remaining["size_bytes"].to_pylist()
-            )
+            plan.remaining.add(names, remaining["uri"].to_pylist(), expected)
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]

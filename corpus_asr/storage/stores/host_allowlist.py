@@ -59,10 +59,10 @@ class HostRules:
     @classmethod
     def of(cls, source: "SourceSettings") -> "HostRules":
         """Return the rules for a source."""
-        written = (*source.uri, *((source.manifest,) if source.manifest else ()))
+        written = (*source.uri, *source.manifest)
         hosts = (host_of(uri) for uri in written if scheme_of(uri) in WEB)
         return cls(
-            trusted_names=not comes_from_elsewhere(source.manifest),
+            trusted_names=not any(map(comes_from_elsewhere, source.manifest)),
             own_hosts=tuple(dict.fromkeys(host for host in hosts if host)),
             listed=source.allow_hosts,
         )
@@ -115,9 +115,9 @@ def _real_paths(uris: tuple[str, ...]) -> frozenset[PurePosixPath]:
     return frozenset(PurePosixPath(os.path.realpath(path)) for path in local)
 
 
-def comes_from_elsewhere(manifest: str | None) -> bool:
+def comes_from_elsewhere(manifest: str) -> bool:
     """Tell whether a manifest is read from a remote store."""
-    return manifest is not None and scheme_of(manifest) != LOCAL
+    return scheme_of(manifest) != LOCAL
 
 
 def may_name(manifest: str, uri: str, *, allow_local_files: bool) -> bool:
