@@ -18,6 +18,7 @@ REFUSED = "refused"
 REFUSED_FILE = "refused_file"
 REFUSED_HOST = "refused_host"
 NO_SPACE = "no_space"
+BAD_ARCHIVE = "bad_archive"
 
 
 class Origin(StrEnum):
@@ -75,6 +76,11 @@ _KINDS = (
         ARCHIVED, "In an archive of the store, such as Glacier", Origin.environment,
         f"restore these objects (aws s3api restore-object), {_EACH_RUN}",
         read_advice="restore the object (aws s3api restore-object), or exclude it of the source",
+    ),
+    FailureKind(
+        BAD_ARCHIVE, "In archives that cannot be read", Origin.file,
+        "their archives are cut off, compressed or sparse: pack them again as plain .tar",
+        read_advice="pack the archive again as plain .tar",
     ),
     FailureKind("bad_samples", "Samples that are not finite", Origin.file, _NO_RETRY),
     FailureKind("bad_stream", "Their sound cannot be decoded", Origin.file, _REPLACE),

@@ -16,6 +16,7 @@ from corpus_asr.storage.listing import (
     first_magic,
     probably_meant,
 )
+from corpus_asr.storage.stores.members import is_container
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     escaped_path,
@@ -114,7 +115,11 @@ def _named(word: str, inputs: Inputs) -> Iterator[Input]:
     uri, scheme = normalize(word), scheme_of(word)
     if scheme in ("http", "https"):  # the web has no folders: it is asked when it is read
         yield Input(name=word, uri=uri, base=parent(uri.partition("?")[0]) + "/")
-    elif scheme == LOCAL and os.path.exists(path := local_path(uri)) and not os.path.isdir(path):
+    elif (
+        scheme == LOCAL
+        and os.path.exists(path := local_path(uri))
+        and not (os.path.isdir(path) or is_container(uri))
+    ):
         yield _local_file(word, uri)
     else:
         yield from _listed(word, uri, inputs)

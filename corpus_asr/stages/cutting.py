@@ -17,6 +17,7 @@ from corpus_asr.audio.resample import Channels
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
+from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -96,7 +97,7 @@ class ClipCutter:
             yield decoder, _Held(decoder.num_channels, 0)
 
     def _open(self, request: CutRequest) -> io.BufferedReader:
-        file = open_binary(request.uri, self._store)
+        file = open_binary(located(request.uri, request.etag), self._store)
         assert isinstance(file.raw, RangeFile)
         info = file.raw.info
         # A store may know neither of them: what is unknown is not compared.

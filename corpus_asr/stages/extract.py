@@ -38,6 +38,7 @@ from corpus_asr.storage.manifest import aligned_text, expected_bytes
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES, StoreOptions
 from corpus_asr.storage.stores.host_allowlist import WEB, host_of
+from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.uri import redact_uri, scheme_of
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
@@ -174,7 +175,8 @@ class ExtractStage:
         identity = {name: file[name] for name in FILES.names}
         done = frozenset(file["done_parts"] or ())
         request = ExtractRequest(
-            uri=file["uri"],
+            uri=located(file["uri"], file["etag"]),
+            name=file["uri"],
             done_parts=done,
             upcoming=self._upcoming(following),
         )
@@ -234,7 +236,7 @@ class ExtractStage:
             if left < 0:
                 break
             if num_bytes <= self._max_file_gb * GIGABYTE:  # others are refused unopened
-                uris.append(file["uri"])
+                uris.append(located(file["uri"], file["etag"]))
         return tuple(uris)
 
     def _begin(self, count: str) -> None:

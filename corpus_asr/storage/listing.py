@@ -1,7 +1,8 @@
-"""Which recordings a source names: URIs, folders, globs or a manifest, as FILES batches."""
+"""Which recordings a source names: URIs, folders, globs or manifests, as FILES batches."""
 
 import difflib
 import fnmatch
+import functools
 import itertools
 import os
 import re
@@ -16,6 +17,7 @@ from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.manifest import NoRowsError, read_manifest
+from corpus_asr.storage.shards import ShardLister
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
     describe,
@@ -23,6 +25,7 @@ from corpus_asr.storage.stores.filesystem import (
     list_pages,
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
+from corpus_asr.storage.stores.members import is_container, member_address
 from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
@@ -66,6 +69,11 @@ class FileListing:
         self._ignored_folders = _any_of(
             tuple(pattern for pattern in source.ignore if pattern.startswith((".", "_")))
         )
+        self._shards = ShardLister(
+            store=self._store,
+            is_ignored=functools.partial(_matched, self._ignored),
+            is_excluded=functools.partial(_matched, self._excluded),
+        )
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         seen = _Seen()
@@ -83,7 +91,25 @@ class FileListing:
                 yield from self._listed_in(manifest)
         for uri in source.uri:
             for page in self._expand(uri):
-                yield _rows(page, [None] * len(page.uris))
+                yield from self._with_members(page)
+
+    def _with_members(self, page: Page) -> Iterator[pa.RecordBatch]:
+        # An archive stands for the recordings in it.
+        archives = [uri for uri in page.uris if is_container(uri)]
+        others = [at for at, uri in enumerate(page.uris) if not archives or not is_container(uri)]
+        if others:
+            rest = Page._make([column[at] for at in others] for column in page)
+            yield _rows(rest, [None] * len(others))
+        empty = dict.fromkeys(archives)
+        for found in self._shards.rows(archives):
+            self.num_ignored += found.num_ignored
+            self.num_excluded += found.num_excluded
+            if found.uris:
+                empty.pop(member_address(found.uris[0]).container, None)  # type: ignore[union-attr]
+                yield _rows(Page(found.uris, found.sizes, found.etags), found.metadata)
+        if empty and self._source.require_files:
+            raise _nothing(next(iter(empty)), self.num_excluded + self.num_ignored)
+        self.empty += empty
 
     def _listed_in(self, manifest: str) -> Iterator[pa.RecordBatch]:
         # Whether its files exist is not asked here: a million requests would precede the first

@@ -28,7 +28,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -174,7 +174,7 @@ class Row:
         if not self.columns:
             return None
         try:
-            text = json.dumps(_json_safe(dict(self.columns)), ensure_ascii=False)
+            text = metadata_text(self.columns)
         except RecursionError as error:
             advice = "leave out what is not needed"
             raise self.wrong("columns nested too deep", "plain ones", advice) from error
@@ -284,6 +284,11 @@ def _number(value: Any) -> float | None:
     return number if number > 0 else None
 
 
+def metadata_text(columns: Mapping[str, Any]) -> str:
+    """Return columns as the JSON text that tables keep."""
+    return json.dumps(_json_safe(dict(columns)), ensure_ascii=False)
+
+
 def is_manifest(uri: str) -> bool:
     """Return whether a name has the suffix of a format that `read_manifest` knows."""
     return uri.lower().endswith(tuple(_FORMATS))
@@ -324,8 +329,8 @@ class _Manifest:
             yield file
             return
         try:
-            with gzip.GzipFile(fileobj=file) as unpacked, io.BufferedReader(unpacked) as content:  # type: ignore[type-var]
-                yield content
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast("io.BufferedReader", unpacked)
         except _BROKEN_GZIP as error:
             found = f"broken gzip ({error})"
             advice = "compress or copy it again"

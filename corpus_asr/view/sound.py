@@ -22,11 +22,14 @@ from typing import Any, cast
 import numpy as np
 
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
+from corpus_asr.errors import FetchError
+from corpus_asr.failure_kinds import CHANGED
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.run_state.run_files import source_options
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile
+from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -180,6 +183,7 @@ class Sounds:
                 uri = now + uri.removeprefix(before)
                 break
         same = {name: row[name] for name in ("etag", "size_bytes", "duration_s", "codec")}
+        uri = located(uri, row["etag"])
         return Sound(uri=uri, decode_errors=row["decode_errors"] or 0, **same)
 
     def changed(self, sound: Sound) -> bool:
@@ -188,8 +192,13 @@ class Sounds:
         Raises `FetchError` if it is gone, or its store does not answer.
         """
         # Stores without ETags, and tables of older runs, tell less: what is unknown is no change.
-        with self._open(sound.uri) as file:
-            now = cast(RangeFile, file.raw).info
+        try:
+            with self._open(sound.uri) as file:
+                now = cast(RangeFile, file.raw).info
+        except FetchError as error:
+            if error.kind == CHANGED:  # the archive that it is a member of
+                return True
+            raise
         pairs = ((sound.etag, now.etag), (sound.size_bytes, now.size_bytes))
         return any(a is not None and b is not None and a != b for a, b in pairs)
 

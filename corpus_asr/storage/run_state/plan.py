@@ -32,6 +32,7 @@ from corpus_asr.storage.run_state.run_tables import (
     RunTables,
 )
 from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, time_ns_of, without_credentials
+from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, counted
 
@@ -329,7 +330,8 @@ def _left(
             names = remaining["recording_id"].to_pylist()
             ids.append(np.array(names, "S16"))
             retried.append(remaining["reason"].to_numpy() == Reason.retried)
-            plan.remaining.add(names, remaining["uri"].to_pylist(), expected)
+            versions = zip(*(remaining[each].to_pylist() for each in ("uri", "etag")), strict=True)
+            plan.remaining.add(names, [located(*each) for each in versions], expected)
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]

@@ -17,9 +17,21 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.failure_kinds import CHANGED, FETCH, NOT_FOUND, REFUSED_FILE, UNSUPPORTED_SCHEME
-from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, FileRules, HostRules
+from corpus_asr.failure_kinds import (
+    ACCESS_DENIED,
+    CHANGED,
+    FETCH,
+    NOT_FOUND,
+    REFUSED_FILE,
+    UNSUPPORTED_SCHEME,
+)
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, WEB, FileRules, HostRules
 from corpus_asr.storage.stores.local import LocalStore
+from corpus_asr.storage.stores.members import (
+    HEADER_BLOCK_BYTES,
+    MemberStore,
+    member_address,
+)
 from corpus_asr.storage.stores.store import (
     DEFAULT_POLICY,
     FEW_ATTEMPTS,
@@ -138,10 +150,39 @@ def open_binary(
 
 
 def _open(uri: str, options: StoreOptions, *, block_bytes: int | None = None) -> io.BufferedReader:
-    uri = normalize(uri)
+    store, uri = _read_from(normalize(uri), options)
     block_bytes = block_bytes or options.storage.values().get("default_block_size")
-    raw = RangeFile(store_for(uri, options), uri, policy=options.policy, block_bytes=block_bytes)
+    raw = RangeFile(store, uri, policy=options.policy, block_bytes=block_bytes)
     return io.BufferedReader(raw, READ_BUFFER_BYTES)
+
+
+def open_container(uri: str, options: StoreOptions = DEFAULT_STORE) -> "RangeFile":
+    """Open an archive for reading headers here and there in it."""
+    uri = normalize(uri)
+    store = store_for(uri, options)
+    return RangeFile(store, uri, policy=options.policy, block_bytes=HEADER_BLOCK_BYTES)
+
+
+def _read_from(uri: str, options: StoreOptions) -> tuple[Store, str]:
+    """Return the store of an address, which may be that of a member, and what to call it there."""
+    member = member_address(uri)
+    if member is None or (member.place is None and _is_object(uri, options)):
+        return store_for(uri, options), uri
+    opened = functools.partial(open_container, member.container, options)
+    return MemberStore(store_for(member.container, options), member, opened), member.uri
+
+
+def _is_object(uri: str, options: StoreOptions) -> bool:
+    # `#` is legal in the names of objects, but not in those of the web.
+    if scheme_of(uri) in WEB:
+        return False
+    try:
+        _request("looking up", uri, options, lambda store, uri: store.info(uri))
+    except FetchError as error:
+        if error.kind not in (NOT_FOUND, ACCESS_DENIED, REFUSED_FILE):
+            raise
+        return False
+    return True
 
 
 def read_bytes(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes:
@@ -200,7 +241,10 @@ def move(uri: str, target: str, options: StoreOptions = DEFAULT_STORE) -> None:
 
 def describe(uri: str, options: StoreOptions = DEFAULT_STORE) -> ObjectInfo:
     """Return size and version of an object."""
-    return _request("looking up", uri, options, lambda store, uri: store.info(uri))
+    store, uri = _read_from(normalize(uri), options)
+    return with_retries(
+        "looking up", uri, lambda: store.info(uri), policy=options.policy, store=store
+    )
 
 
 def exists(uri: str, options: StoreOptions = DEFAULT_STORE) -> bool:

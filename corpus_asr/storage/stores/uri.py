@@ -126,11 +126,13 @@ def public(uri: str) -> str:
     authority, slash, path = rest.partition("/")
     authority = authority.rpartition("@")[2]
     # Presigned URIs change with every signature; without it they name the object.
+    # What follows `#` is no parameter: it names a member of an archive.
+    path, number, member = path.partition("#")
     path, question, query = path.partition("?")
     if question:
         kept = "&".join(_public_parameters(query.split("&")))
         path = f"{path}?{kept}" if kept else path
-    return f"{scheme}://{authority}{slash}{path}"
+    return f"{scheme}://{authority}{slash}{path}{number}{member}"
 
 
 def public_text(text: str) -> str:

@@ -1,0 +1,216 @@
+"""What archives of a source hold: recordings, and beside them columns, as WebDataset has them.
+
+Members whose names are equal up to their first dot are one sample: its audio becomes recordings,
+its `.json`, `.txt` and `.cls` their metadata. Several archives are read at once, by their headers.
+"""
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from corpus_asr.errors import FetchError
+from corpus_asr.failure_kinds import BAD_ARCHIVE, failure_kind
+from corpus_asr.logs import event
+from corpus_asr.storage.manifest import MAX_METADATA_CHARACTERS, metadata_text
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_container
+from corpus_asr.storage.stores.members import (
+    REST,
+    TarMember,
+    member_uri,
+    member_version,
+    tar_members,
+)
+from corpus_asr.storage.stores.store import StoreError
+from corpus_asr.storage.stores.uri import redact_uri
+
+_LOG = logging.getLogger(__name__)
+
+READERS = 8  # archives: each waits for a store most of the time
+_CHUNK_ROWS = 1_000
+_CHUNKS_AHEAD = 4
+_COLUMNS = {"txt": "text", "cls": "cls"}
+
+
+@dataclass(slots=True)
+class ShardRows:
+    """Some recordings of an archive, column by column, and how many members are none."""
+
+    uris: list[str] = field(default_factory=list)
+    sizes: list[int | None] = field(default_factory=list)
+    etags: list[str | None] = field(default_factory=list)
+    metadata: list[str | None] = field(default_factory=list)
+    num_ignored: int = 0
+    num_excluded: int = 0
+
+    def add(self, uri: str, size: int | None, etag: str | None, metadata: str | None) -> None:
+        """Take in a recording."""
+        self.uris.append(uri)
+        self.sizes.append(size)
+        self.etags.append(etag)
+        self.metadata.append(metadata)
+
+
+@dataclass(slots=True)
+class _Sample:
+    key: str
+    audio: list[TarMember] = field(default_factory=list)
+    columns: dict[str, Any] = field(default_factory=dict)
+    num_columns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardLister:
+    """Lists archives; what is no recording is told by the last step of its name."""
+
+    store: StoreOptions
+    is_ignored: Callable[[str], bool]
+    is_excluded: Callable[[str], bool]
+
+    def rows(self, uris: Sequence[str]) -> Iterator[ShardRows]:
+        """Yield the recordings of archives in their order, some at a time.
+
+        What cannot be read of an archive is one recording, `ARCHIVE#*`, whose failure says why.
+
+        Raises:
+            FetchError: a store does not answer.
+        """
+        yield from _ahead([_Listing(self, uri) for uri in uris])
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    lister: ShardLister
+    uri: str
+
+    def __iter__(self) -> Iterator[ShardRows]:
+        found = ShardRows()
+        try:
+            file = open_container(self.uri, self.lister.store)
+        except FetchError as error:
+            if failure_kind(error.kind).transient:  # all of it would go missing
+                raise
+            yield self._rest(found, None, error)
+            return
+        with closing(file):
+            etag = file.info.etag
+            sample = _Sample("")
+            try:
+                for member in tar_members(file, self.uri):
+                    key = _key_of(member.name)
+                    if key != sample.key:
+                        self._add(sample, etag, found)
+                        sample = _Sample(key)
+                        if len(found.uris) >= _CHUNK_ROWS:
+                            yield found
+                            found = ShardRows()
+                    self._take(member, sample, found, file)
+                self._add(sample, etag, found)
+            except StoreError as error:
+                if error.kind != BAD_ARCHIVE:
+                    raise
+                self._add(sample, etag, found)
+                found = self._rest(found, etag, error)
+        yield found
+
+    def _rest(self, found: ShardRows, etag: str | None, error: Exception) -> ShardRows:
+        found.add(member_uri(self.uri, REST), None, etag, None)
+        uri = redact_uri(self.uri)
+        event(_LOG, logging.WARNING, "archive_broken", uri=uri, why=str(error))
+        return found
+
+    def _take(self, member: TarMember, sample: _Sample, found: ShardRows, file: Any) -> None:
+        name = member.name.rpartition("/")[2]
+        ending = name.rpartition(".")[2].lower()
+        if ending == "json" or ending in _COLUMNS:
+            sample.num_columns += 1
+            if not member.is_sparse and member.size_bytes <= MAX_METADATA_CHARACTERS:
+                sample.columns |= _columns(ending, _content(file, member))
+        elif self.lister.is_ignored(name):
+            found.num_ignored += 1
+        elif self.lister.is_excluded(name):
+            found.num_excluded += 1
+        else:
+            sample.audio.append(member)
+
+    def _add(self, sample: _Sample, etag: str | None, found: ShardRows) -> None:
+        if not sample.audio:
+            found.num_ignored += sample.num_columns
+        metadata = metadata_text(sample.columns) if sample.columns else None
+        if metadata is not None and len(metadata) > MAX_METADATA_CHARACTERS:
+            metadata = None
+        for member in sample.audio:
+            size = None if member.is_sparse else member.size_bytes
+            version = member_version(etag, member.place)
+            found.add(member_uri(self.uri, member.name), size, version, metadata)
+
+
+def _key_of(name: str) -> str:
+    # Source: webdataset, `base_plus_ext`: the first dot of the last step ends the key.
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{last.partition('.')[0]}"
+
+
+def _content(file: Any, member: TarMember) -> bytes:
+    file.seek(member.offset)
+    pieces, left = [], member.size_bytes
+    while left and (piece := file.read(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def _columns(ending: str, content: bytes) -> dict[str, Any]:
+    text = content.decode("utf-8-sig", "replace")
+    if ending in _COLUMNS:
+        return {_COLUMNS[ending]: text.strip()}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {"json": value}
+
+
+def _ahead(listings: Sequence[_Listing]) -> Iterator[ShardRows]:
+    """Yield what listings yield, in their order, while the next ones are read in threads."""
+    stopped = threading.Event()
+    waiting: list[queue.Queue[ShardRows | BaseException | None]] = []
+    try:
+        for at in range(len(listings)):
+            while len(waiting) < min(len(listings), at + READERS):
+                chunks: queue.Queue[ShardRows | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
+                reading = (listings[len(waiting)], chunks, stopped)
+                threading.Thread(target=_read, args=reading, name="archive", daemon=True).start()
+                waiting.append(chunks)
+            while (found := waiting[at].get()) is not None:
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+    finally:
+        stopped.set()
+
+
+def _read(
+    listing: _Listing,
+    chunks: "queue.Queue[ShardRows | BaseException | None]",
+    stopped: threading.Event,
+) -> None:
+    def put(found: ShardRows | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return chunks.put(found, timeout=1.0)
+            except queue.Full:
+                continue
+
+    try:
+        for found in listing:
+            put(found)
+            if stopped.is_set():
+                return
+        put(None)
+    except BaseException as error:  # whatever it is, who waits must hear of it
+        put(error)

@@ -1,0 +1,309 @@
+"""Recordings within larger files, read by ranges: members of tar archives.
+
+    shard.tar#talks/a.flac          a member, by its name
+
+The address alone is enough: the member is looked for, which reads the archive's headers. A listing
+knows where it lies and says so in its version, `ETAG@PLACE`; `located` makes of both an address
+that is opened at once. Names within an archive are names, never paths of this machine.
+"""
+
+import hashlib
+import re
+import tarfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import IO, NamedTuple, Protocol
+
+from corpus_asr.failure_kinds import BAD_ARCHIVE, CHANGED, NOT_FOUND
+from corpus_asr.storage.stores.store import ObjectInfo, Store, StoreError
+from corpus_asr.storage.stores.uri import escaped_path
+from corpus_asr.units import MEBIBYTE
+
+TAR = ".tar"
+_PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in (*_PACKED_TARS, TAR))
+_CONTAINER = re.compile(rf".+(?:{_SUFFIXES})", re.IGNORECASE | re.DOTALL)
+# A web address may have a query, such as a signature, in front of the member.
+_MEMBER = re.compile(
+    rf"(.+?(?:{_SUFFIXES})(?:\?[^#]*)?)#(?:!([0-9+]+)!([0-9a-f]+)#)?(.+)", re.IGNORECASE | re.DOTALL
+)
+_VERSION = re.compile(r"(.+)@([0-9]+\+[0-9]+)", re.DOTALL)
+REST = "*"
+"""The member that stands for what cannot be read of an archive."""
+HEADER_BLOCK_BYTES = 64 * 1024  # headers lie apart by what is between them
+# Long names and pax headers are a few kilobytes; what claims more must not fill the memory.
+_MOST_HEADER_BYTES = MEBIBYTE
+_MOST_PLACES = 50_000
+
+
+class MemberAddress(NamedTuple):
+    """What the address of a member consists of."""
+
+    container: str
+    name: str
+    place: str | None
+    """Where it lies, if a listing said so ..."""
+    of: str | None
+    """... of a container with this digest of its version."""
+
+    @property
+    def uri(self) -> str:
+        """The address as tables have it."""
+        return f"{self.container}#{self.name}"
+
+
+class TarMember(NamedTuple):
+    """A regular file in a tar archive."""
+
+    name: str
+    """Unique within the archive, of plain steps."""
+    offset: int
+    size_bytes: int
+    is_sparse: bool
+
+    @property
+    def place(self) -> str | None:
+        """Where its bytes lie; None where they do not lie in one piece."""
+        return None if self.is_sparse else f"{self.offset}+{self.size_bytes}"
+
+
+class ContainerFile(Protocol):
+    """An open container."""
+
+    info: ObjectInfo
+    size_bytes: int
+
+    def read(self, size: int = -1, /) -> bytes | None:
+        """Return the next bytes, or fewer."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+def is_container(uri: str) -> bool:
+    """Return whether a name is that of an archive whose members are recordings."""
+    return _CONTAINER.fullmatch(_path_of(uri)) is not None
+
+
+def member_address(uri: str) -> MemberAddress | None:
+    """Return what the address of a member consists of; None for another address."""
+    match = _MEMBER.fullmatch(uri)
+    if match is None:
+        return None
+    container, place, of, name = match.groups()
+    return MemberAddress(container, name, place, of)
+
+
+def member_uri(container: str, name: str) -> str:
+    """Return the address of a member as tables have it."""
+    return f"{container}#{name}"
+
+
+def member_version(container: str | None, place: str | None) -> str | None:
+    """Return the version of a member: that of its container, and where it lies in it."""
+    return f"{container}@{place}" if container and place else container
+
+
+def located(uri: str, version: str | None) -> str:
+    """Return an address at which a listed member is opened without looking for it.
+
+    Other addresses are returned as they are. Of use in one process, never in a table.
+    """
+    match = _VERSION.fullmatch(version) if version and "#" in uri else None
+    member = member_address(uri) if match else None
+    if match is None or member is None or member.place is not None:
+        return uri
+    return f"{member.container}#!{match[2]}!{_digest(match[1])}#{member.name}"
+
+
+def _digest(version: str | None) -> str:
+    return hashlib.blake2b((version or "").encode(), digest_size=8).hexdigest()
+
+
+def _path_of(uri: str) -> str:
+    return uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
+
+
+def tar_members(file: ContainerFile, container: str) -> Iterator[TarMember]:
+    """Yield the regular files of an open tar archive in their order, by its headers alone.
+
+    Raises:
+        StoreError: kind `bad_archive`; what was yielded before is whole.
+    """
+    if not _path_of(container).lower().endswith(TAR):
+        raise _bad(
+            "found a compressed tar archive, which is not read by ranges",
+            "an uncompressed one",
+            "unpack it, or decompress it to .tar: audio hardly shrinks",
+        )
+    taken: set[str] = set()
+    try:
+        headers = _Headers(file)
+        with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # else it keeps all of them
+                if not member.isreg():
+                    continue  # links and devices are names of something else
+                is_sparse = member.sparse is not None
+                name = _unique(member.name, taken)
+                if not is_sparse and member.offset_data + member.size > file.size_bytes:
+                    raise tarfile.ReadError(f"it ends within {name}")
+                yield TarMember(name, member.offset_data, member.size, is_sparse)
+            # What is no header ends an archive for tarfile, as its end of zeros does.
+            headers.seek(tar.offset)
+            if any(headers.read(tarfile.BLOCKSIZE)):
+                raise tarfile.ReadError(f"no header at byte {tar.offset}")
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        advice = "copy or pack it again"
+        raise _bad(f"found a broken tar archive ({error})", "a whole one", advice) from error
+
+
+def _bad(found: str, expected: str, advice: str) -> StoreError:
+    return StoreError(BAD_ARCHIVE, f"{found}, expected {expected}", advice=advice)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    # `./a`, `/a` and `../a` are `a`: an address is taken apart at slashes, elsewhere as well.
+    steps = [step for step in name.split("/") if step not in ("", ".", "..")]
+    plain = found = escaped_path("/".join(steps).replace("\0", "")) or "unnamed"
+    head, dot, suffix = plain.rpartition(".")
+    number = 1
+    while found in taken:  # a tar archive may hold one name several times
+        number += 1
+        found = f"{head}~{number}.{suffix}" if dot else f"{plain}~{number}"
+    taken.add(found)
+    return found
+
+
+class _Headers:
+    # What tarfile reads from: whole reads, of no more than a header has.
+
+    def __init__(self, file: ContainerFile) -> None:
+        self._file = file
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        pieces = []
+        while size and (piece := self._file.read(size)):
+            pieces.append(piece)
+            size -= len(piece)
+        data = b"".join(pieces)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = self._file.seek(offset, whence)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    offset: int
+    size_bytes: int
+    container: str | None  # its version, or a digest of it
+    located: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{self.offset}+{self.size_bytes}"
+
+
+# Where members lie that were found or passed on the way, of archives that were looked through.
+_PLACES: OrderedDict[str, _Place] = OrderedDict()
+_PLACES_LOCK = threading.Lock()
+
+
+class MemberStore(Store):
+    """The store of one member: reads are ranges of its container."""
+
+    def __init__(
+        self, store: Store, address: MemberAddress, open_container: Callable[[], ContainerFile]
+    ) -> None:
+        self._store, self._address, self._open = store, address, open_container
+
+    def translate(self, error: Exception) -> StoreError | None:
+        return self._store.translate(error)
+
+    def info(self, uri: str) -> ObjectInfo:
+        place = self._place()
+        container = self._store.info(self._address.container)
+        return self._info(self._same(place, container) or self._look_for(), container)
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        place = self._place()
+        data, container = self._read(place, start, end)
+        same = self._same(place, container)
+        if same is None:  # replaced since it was looked through
+            same = self._look_for()
+            data, container = self._read(same, start, end)
+        return data, self._info(same, container)
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        raise StoreError(
+            BAD_ARCHIVE,
+            "found a store that does not serve ranges, expected one for members of archives",
+            advice="unpack the archive, or copy it to another store",
+        )
+
+    def _read(self, place: _Place, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        first, stop = place.offset + start, place.offset + min(end, place.size_bytes)
+        if first >= stop:
+            return b"", self._store.info(self._address.container)
+        return self._store.read_range(self._address.container, first, stop)
+
+    def _info(self, place: _Place, container: ObjectInfo) -> ObjectInfo:
+        version = member_version(container.etag, place.text)
+        return ObjectInfo(size_bytes=place.size_bytes, etag=version)
+
+    def _same(self, place: _Place, container: ObjectInfo) -> _Place | None:
+        now = _digest(container.etag) if place.located else container.etag
+        if now == place.container:
+            return place
+        if place.located:
+            found = "the archive was replaced since it was listed"
+            raise StoreError(CHANGED, f"{found}, expected the version that was listed")
+        return None
+
+    def _place(self) -> _Place:
+        address = self._address
+        if address.place is not None:
+            offset, size_bytes = map(int, address.place.split("+"))
+            return _Place(offset, size_bytes, address.of, located=True)
+        with _PLACES_LOCK:
+            known = _PLACES.get(address.uri)
+        return known or self._look_for()
+
+    def _look_for(self) -> _Place:
+        container, name = self._address.container, self._address.name
+        with closing(self._open()) as file:
+            for member in tar_members(file, container):
+                place = _Place(member.offset, member.size_bytes, file.info.etag)
+                if not member.is_sparse:
+                    _remember(member_uri(container, member.name), place)
+                if member.name == name:
+                    if member.is_sparse:
+                        raise _bad(
+                            "found a member stored as a sparse file", "plain ones",
+                            "pack it again without --sparse",
+                        )  # fmt: skip
+                    return place
+        raise StoreError(NOT_FOUND, "not found, expected a member of this name in the archive")
+
+
+def _remember(uri: str, place: _Place) -> None:
+    with _PLACES_LOCK:
+        _PLACES[uri] = place
+        _PLACES.move_to_end(uri)
+        if len(_PLACES) > _MOST_PLACES:
+            _PLACES.popitem(last=False)
