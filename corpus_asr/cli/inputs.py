@@ -16,7 +16,7 @@ from corpus_asr.storage.listing import (
     first_magic,
     probably_meant,
 )
-from corpus_asr.storage.stores.members import is_container
+from corpus_asr.storage.stores.members import is_archive
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     escaped_path,
@@ -118,7 +118,7 @@ def _named(word: str, inputs: Inputs) -> Iterator[Input]:
     elif (
         scheme == LOCAL
         and os.path.exists(path := local_path(uri))
-        and not (os.path.isdir(path) or is_container(uri))
+        and not (os.path.isdir(path) or is_archive(uri))
     ):
         yield _local_file(word, uri)
     else:

@@ -57,11 +57,15 @@ class SourceSettings(Settings):
 
     uri: Texts = ()
     """Recordings: files, folders (all objects below them) or globs (`**` crosses folders), of any
-    fsspec scheme."""
+    fsspec scheme. A .tar file is the recordings in it, `shard.tar#name`."""
     manifest: Annotated[Texts, NONE_OR_MANY] = ()
     """Manifests: .jsonl, .csv, .tsv (each also with .gz) or .parquet files, or globs of them, with
     a column `uri`, `path` or `audio_filepath`. Relative URIs are resolved against the manifest;
     other columns are kept as `metadata`."""
+    audio_column: str | None = None
+    """Column with the audio of Parquet and Arrow files, whose rows are then recordings: structs of
+    `bytes` and `path`, as Hugging Face has them, or bytes; null: such files in folders are
+    ignored."""
     endpoint_url: str | None = None
     """S3 endpoint of the source; null: Amazon's."""
     storage_options: StoreSection = NO_OPTIONS

@@ -46,6 +46,7 @@ _LOG = logging.getLogger(__name__)
 
 # Opened while an earlier file is decoded: a store that takes 100 ms to answer delays none of them.
 PREFETCH_FILES = 16
+_OF_SIZE = ("size_bytes", "etag", "metadata")
 PREFETCH_BYTES = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
@@ -143,7 +144,7 @@ class ExtractStage:
             postponed: set[str] = set()
             while pending:
                 file = pending.popleft()
-                size_bytes = expected_bytes(file["size_bytes"], file["metadata"])
+                size_bytes = expected_bytes(*(file[name] for name in _OF_SIZE))
                 self._file = _OpenFile(
                     stratum=stratum(file["uri"], size_bytes), size_bytes=size_bytes
                 )

@@ -25,7 +25,7 @@ from corpus_asr.storage.stores.filesystem import (
     list_pages,
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
-from corpus_asr.storage.stores.members import is_container, member_address
+from corpus_asr.storage.stores.members import is_archive, is_table, member_address
 from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
@@ -63,7 +63,11 @@ class FileListing:
         """Named again by another address or line."""
         self._source = source
         self._output = None if output_uri is None else output_uri.rstrip("/") + "/"
-        self._store = StoreOptions(endpoint_url=source.endpoint_url, storage=source.bound_options)
+        self._store = StoreOptions(
+            endpoint_url=source.endpoint_url,
+            storage=source.bound_options,
+            audio_column=source.audio_column,
+        )
         self._excluded = _any_of(source.exclude)
         self._ignored = _any_of(source.ignore)
         self._ignored_folders = _any_of(
@@ -95,8 +99,12 @@ class FileListing:
 
     def _with_members(self, page: Page) -> Iterator[pa.RecordBatch]:
         # An archive stands for the recordings in it.
-        archives = [uri for uri in page.uris if is_container(uri)]
-        others = [at for at, uri in enumerate(page.uris) if not archives or not is_container(uri)]
+        others, archives = [], []
+        for at, uri in enumerate(page.uris):
+            if is_archive(uri) or (self._source.audio_column is not None and is_table(uri)):
+                archives.append(uri)
+            else:
+                others.append(at)
         if others:
             rest = Page._make([column[at] for at in others] for column in page)
             yield _rows(rest, [None] * len(others))
@@ -187,7 +195,8 @@ class FileListing:
                 if f"/{RECORDS_FOLDER}/" in uri or (self._output and uri.startswith(self._output)):
                     continue
                 *folders, name = uri.removeprefix(named).split("/")
-                if _matched(self._ignored, name) or any(
+                named_table = self._source.audio_column is not None and is_table(name)
+                if (_matched(self._ignored, name) and not named_table) or any(
                     _matched(self._ignored_folders, folder) for folder in folders
                 ):
                     self.num_ignored += 1

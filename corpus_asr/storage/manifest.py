@@ -37,6 +37,7 @@ from corpus_asr.failure_kinds import UNSUPPORTED_SCHEME
 from corpus_asr.storage.parquet import parquet_batches, parquet_columns
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import may_name
+from corpus_asr.storage.stores.members import told_bytes
 from corpus_asr.storage.stores.uri import LOCAL, normalize, parent, redact_uri, resolve, scheme_of
 from corpus_asr.units import MEBIBYTE
 
@@ -258,11 +259,12 @@ def aligned_text(uri: str, metadata: str | None) -> AlignedText:
     return AlignedText(text=text, start_s=start_s, end_s=end)
 
 
-def expected_bytes(size_bytes: int | None, metadata: str | None) -> int | None:
+def expected_bytes(size_bytes: int | None, etag: str | None, metadata: str | None) -> int | None:
     """Return the size of a recording, or what its manifest's columns let expect; else None.
 
     What a manifest says is only expected: it orders work and estimates it, and identifies nothing.
     """
+    size_bytes = told_bytes(etag) if size_bytes is None else size_bytes
     if size_bytes is not None or not metadata:
         return size_bytes
     columns = json.loads(metadata)

@@ -5,7 +5,9 @@ where the files are, it does not know.
 """
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,3 +102,133 @@ def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
 def _title(schema: pa.Schema) -> str:
     metadata: dict[bytes, bytes] = schema.metadata or {}
     return metadata.get(b"corpus_asr.table", b"a table").decode()
+
+
+class AudioTable:
+    """A Parquet file, or one in Arrow's file format, by its column of audio and its groups of rows.
+
+    Reads raise `pa.ArrowException` where the file is broken.
+    """
+
+    def __init__(self, file: io.BufferedReader, column: str | None, *, is_parquet: bool) -> None:
+        """Open a file; a `KeyError` says which columns it has where none is of audio."""
+        self._file, self._parquet = file, None
+        if is_parquet:
+            self._parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+            schema = self._parquet.schema_arrow
+            self.num_groups = self._parquet.metadata.num_row_groups
+        else:
+            arrow = pa.ipc.open_file(file)
+            schema, self.num_groups = arrow.schema, arrow.num_record_batches
+        self.column = _audio_column(schema, column)
+        self._schema = schema
+        kind = schema.field(self.column).type
+        self._is_struct = pa.types.is_struct(kind)
+        self._others = [name for name in schema.names if name != self.column]
+        self._has_path = self._is_struct and kind.get_field_index("path") >= 0
+
+    def close(self) -> None:
+        """Forget the file, which stays open."""
+        if self._parquet is not None:
+            self._parquet.close()
+
+    def num_rows(self, group: int) -> int:
+        """Return how many rows a group has."""
+        if self._parquet is not None:
+            return int(self._parquet.metadata.row_group(group).num_rows)
+        return int(self._batch(group, self._others[:1] or [self.column]).num_rows)
+
+    def group_bytes(self, group: int) -> int:
+        """Return how many bytes of audio a group has, about."""
+        if self._parquet is None:
+            self._file.seek(0, io.SEEK_END)
+            return self._file.tell() // self.num_groups
+        meta = self._parquet.metadata.row_group(group)
+        columns = map(meta.column, range(meta.num_columns))
+        return sum(
+            int(each.total_uncompressed_size)
+            for each in columns
+            if each.path_in_schema == self._leaf
+        )
+
+    def expected_bytes(self, group: int) -> int:
+        """Return about how many bytes of audio each row of a group has."""
+        return self.group_bytes(group) // max(1, self.num_rows(group))
+
+    def cells(self, group: int) -> pa.Array:
+        """Return the audio of a group, null where a row has none."""
+        if self._parquet is None:
+            column = self._batch(group, [self.column]).column(0)
+        else:
+            table = self._parquet.read_row_group(group, columns=[self._leaf], use_threads=False)
+            column = table.column(0).combine_chunks()
+            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        return self._bytes_of(column)
+
+    def cell(self, group: int, index: int) -> bytes | None:
+        """Return the audio of one row of a group that is too large for memory."""
+        if self._parquet is None:
+            found = self.cells(group)[index].as_py()
+        else:
+            batches = self._parquet.iter_batches(
+                batch_size=1, row_groups=[group], columns=[self._leaf], use_threads=False
+            )
+            batch = next(itertools.islice(batches, index, None))
+            found = self._bytes_of(batch.column(0))[0].as_py()
+        return None if found is None else bytes(found)
+
+    def others(self, group: int) -> Iterator[list[dict[str, Any]]]:
+        """Yield the other columns of a group's rows, with the path of their audio, some at once."""
+        wanted = [*self._others, *([f"{self.column}.path"] if self._has_path else [])]
+        if self._parquet is None:
+            batches: Iterable[pa.RecordBatch] = [self._batch(group, self._others)]
+        else:
+            batches = self._parquet.iter_batches(
+                batch_size=1_000, row_groups=[group], columns=wanted, use_threads=False
+            )
+        for batch in batches:
+            if not batch.num_columns:
+                yield [{} for _ in range(batch.num_rows)]
+                continue
+            rows = batch.to_pylist()
+            for row in rows:
+                path = (row.pop(self.column, None) or {}).get("path")
+                if path is not None:
+                    row.setdefault("path", path)
+            yield rows
+
+    @property
+    def _leaf(self) -> str:
+        return f"{self.column}.bytes" if self._is_struct else self.column
+
+    def _bytes_of(self, column: pa.Array) -> pa.Array:
+        # Flattened: a null struct is a null cell, whatever is below it.
+        return column.flatten()[column.type.get_field_index("bytes")] if self._is_struct else column
+
+    def _batch(self, group: int, names: Sequence[str]) -> pa.RecordBatch:
+        # Only these columns are read of it.
+        fields = [self._schema.get_field_index(name) for name in names]
+        if not fields:
+            rows = self._batch(group, [self.column]).num_rows
+            return pa.table({"": pa.nulls(rows)}).select([]).to_batches()[0]
+        self._file.seek(0)
+        reader = pa.ipc.open_file(self._file, options=pa.ipc.IpcReadOptions(included_fields=fields))
+        return reader.get_batch(group)
+
+
+def _audio_column(schema: pa.Schema, wanted: str | None) -> str:
+    def holds(name: str) -> bool:
+        kind = schema.field(name).type
+        if pa.types.is_struct(kind):
+            return bool(kind.get_field_index("bytes") >= 0)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    columns = [name for name in schema.names if schema.names.count(name) == 1 and holds(name)]
+    if wanted in columns:
+        return str(wanted)
+    if wanted is None and len(columns) == 1:
+        return str(columns[0])
+    if wanted is None and "audio" in columns:
+        return "audio"
+    found = ", ".join(schema.names) or "none"
+    raise KeyError(f"found columns {found}, expected audio in {wanted or 'one of them alone'}")

@@ -17,10 +17,12 @@ from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import BAD_ARCHIVE, failure_kind
 from corpus_asr.logs import event
 from corpus_asr.storage.manifest import MAX_METADATA_CHARACTERS, metadata_text
-from corpus_asr.storage.stores.filesystem import StoreOptions, open_container
+from corpus_asr.storage.stores.cells import TABLE_BLOCK_BYTES, audio_table, place_of
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, open_container
 from corpus_asr.storage.stores.members import (
     REST,
     TarMember,
+    is_table,
     member_uri,
     member_version,
     tar_members,
@@ -79,7 +81,9 @@ class ShardLister:
         Raises:
             FetchError: a store does not answer.
         """
-        yield from _ahead([_Listing(self, uri) for uri in uris])
+        yield from _ahead(
+            [_Rows(self, uri) if is_table(uri) else _Listing(self, uri) for uri in uris]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class _Listing:
         except FetchError as error:
             if failure_kind(error.kind).transient:  # all of it would go missing
                 raise
-            yield self._rest(found, None, error)
+            yield _rest(self.uri, found, None, error)
             return
         with closing(file):
             etag = file.info.etag
@@ -114,14 +118,8 @@ class _Listing:
                 if error.kind != BAD_ARCHIVE:
                     raise
                 self._add(sample, etag, found)
-                found = self._rest(found, etag, error)
+                found = _rest(self.uri, found, etag, error)
         yield found
-
-    def _rest(self, found: ShardRows, etag: str | None, error: Exception) -> ShardRows:
-        found.add(member_uri(self.uri, REST), None, etag, None)
-        uri = redact_uri(self.uri)
-        event(_LOG, logging.WARNING, "archive_broken", uri=uri, why=str(error))
-        return found
 
     def _take(self, member: TarMember, sample: _Sample, found: ShardRows, file: Any) -> None:
         name = member.name.rpartition("/")[2]
@@ -140,13 +138,51 @@ class _Listing:
     def _add(self, sample: _Sample, etag: str | None, found: ShardRows) -> None:
         if not sample.audio:
             found.num_ignored += sample.num_columns
-        metadata = metadata_text(sample.columns) if sample.columns else None
-        if metadata is not None and len(metadata) > MAX_METADATA_CHARACTERS:
-            metadata = None
+        metadata = _short(metadata_text(sample.columns) if sample.columns else None)
         for member in sample.audio:
             size = None if member.is_sparse else member.size_bytes
             version = member_version(etag, member.place)
             found.add(member_uri(self.uri, member.name), size, version, metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    lister: ShardLister
+    uri: str
+
+    def __iter__(self) -> Iterator[ShardRows]:
+        found, etag = ShardRows(), None
+        store = self.lister.store
+        try:
+            with open_binary(self.uri, store, block_bytes=TABLE_BLOCK_BYTES) as file:
+                etag = file.raw.info.etag  # type: ignore[attr-defined]
+                with audio_table(file, self.uri, store.audio_column) as table:
+                    number = 0
+                    for group in range(table.num_groups):
+                        expected, index = table.expected_bytes(group), 0
+                        for rows in table.others(group):
+                            for row in rows:
+                                version = member_version(etag, place_of(group, index, expected))
+                                text = _short(metadata_text(row) if row else None)
+                                found.add(member_uri(self.uri, str(number)), None, version, text)
+                                number, index = number + 1, index + 1
+                            yield found
+                            found = ShardRows()
+        except (StoreError, FetchError) as error:
+            if failure_kind(error.kind).transient:
+                raise
+            yield _rest(self.uri, found, etag, error)
+
+
+def _short(metadata: str | None) -> str | None:
+    too_long = metadata is not None and len(metadata) > MAX_METADATA_CHARACTERS
+    return None if too_long else metadata
+
+
+def _rest(uri: str, found: ShardRows, etag: str | None, error: Exception) -> ShardRows:
+    found.add(member_uri(uri, REST), None, etag, None)
+    event(_LOG, logging.WARNING, "archive_broken", uri=redact_uri(uri), why=str(error))
+    return found
 
 
 def _key_of(name: str) -> str:
@@ -175,7 +211,7 @@ def _columns(ending: str, content: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"json": value}
 
 
-def _ahead(listings: Sequence[_Listing]) -> Iterator[ShardRows]:
+def _ahead(listings: Sequence[_Listing | _Rows]) -> Iterator[ShardRows]:
     """Yield what listings yield, in their order, while the next ones are read in threads."""
     stopped = threading.Event()
     waiting: list[queue.Queue[ShardRows | BaseException | None]] = []
@@ -195,7 +231,7 @@ def _ahead(listings: Sequence[_Listing]) -> Iterator[ShardRows]:
 
 
 def _read(
-    listing: _Listing,
+    listing: _Listing | _Rows,
     chunks: "queue.Queue[ShardRows | BaseException | None]",
     stopped: threading.Event,
 ) -> None:

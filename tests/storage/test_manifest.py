@@ -357,6 +357,7 @@ def test_several_manifests_are_one_source(tmp_path: Path) -> None:
 def test_size_and_duration_say_what_to_expect(
     columns: dict[str, Any], expected: int | None
 ) -> None:
-    assert expected_bytes(None, json.dumps(columns)) == expected
-    assert expected_bytes(5, json.dumps(columns)) == 5
-    assert expected_bytes(None, None) is None
+    assert expected_bytes(None, None, json.dumps(columns)) == expected
+    assert expected_bytes(5, None, json.dumps(columns)) == 5
+    assert expected_bytes(None, "v", None) is None
+    assert expected_bytes(None, "v@1.2~300", None) == 300

@@ -324,7 +324,7 @@ def _left(
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             plan.num_remaining_bytes += pc.sum(remaining["size_bytes"]).as_py() or 0
-            columns = (remaining[name].to_pylist() for name in ("size_bytes", "metadata"))
+            columns = (remaining[name].to_pylist() for name in ("size_bytes", "etag", "metadata"))
             expected = [expected_bytes(*each) for each in zip(*columns, strict=True)]
             sizes.append(np.array([-1 if each is None else each for each in expected], np.int64))
             names = remaining["recording_id"].to_pylist()

@@ -30,6 +30,7 @@ from corpus_asr.storage.stores.local import LocalStore
 from corpus_asr.storage.stores.members import (
     HEADER_BLOCK_BYTES,
     MemberStore,
+    is_table,
     member_address,
 )
 from corpus_asr.storage.stores.store import (
@@ -70,12 +71,17 @@ class StoreOptions:
     policy: RetryPolicy = DEFAULT_POLICY
     hosts: HostRules = ANY_NAMED_HOST  # which hosts a web address may lead to
     files: FileRules | None = None  # which files of this machine may be read; None: any
+    audio_column: str | None = None  # of tables; None: the only one of audio
 
     @classmethod
     def of(cls, source: "SourceSettings") -> "StoreOptions":
         """Return the options for a source's recordings."""
-        storage = source.bound_options
-        return cls(endpoint_url=source.endpoint_url, storage=storage, hosts=HostRules.of(source))
+        return cls(
+            endpoint_url=source.endpoint_url,
+            storage=source.bound_options,
+            hosts=HostRules.of(source),
+            audio_column=source.audio_column,
+        )
 
     @classmethod
     def of_output(cls, output: "OutputSettings | DatasetSettings") -> "StoreOptions":
@@ -168,8 +174,15 @@ def _read_from(uri: str, options: StoreOptions) -> tuple[Store, str]:
     member = member_address(uri)
     if member is None or (member.place is None and _is_object(uri, options)):
         return store_for(uri, options), uri
+    store = store_for(member.container, options)
+    if is_table(member.container):
+        # Imported here: few sources need it.
+        from corpus_asr.storage.stores.cells import TABLE_BLOCK_BYTES, CellStore
+
+        table = functools.partial(_open, member.container, options, block_bytes=TABLE_BLOCK_BYTES)
+        return CellStore(store, member, table, options.audio_column), member.uri
     opened = functools.partial(open_container, member.container, options)
-    return MemberStore(store_for(member.container, options), member, opened), member.uri
+    return MemberStore(store, member, opened), member.uri
 
 
 def _is_object(uri: str, options: StoreOptions) -> bool:

@@ -1,6 +1,7 @@
-"""Recordings within larger files, read by ranges: members of tar archives.
+"""Recordings within larger files, read by ranges: their addresses, and members of tar archives.
 
     shard.tar#talks/a.flac          a member, by its name
+    clips.parquet#17                a row of a table (cells.py), counted from 0
 
 The address alone is enough: the member is looked for, which reads the archive's headers. A listing
 knows where it lies and says so in its version, `ETAG@PLACE`; `located` makes of both an address
@@ -24,13 +25,14 @@ from corpus_asr.units import MEBIBYTE
 
 TAR = ".tar"
 _PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-_SUFFIXES = "|".join(re.escape(suffix) for suffix in (*_PACKED_TARS, TAR))
-_CONTAINER = re.compile(rf".+(?:{_SUFFIXES})", re.IGNORECASE | re.DOTALL)
+_TABLES = (".parquet", ".arrow", ".feather")
+_SUFFIXES = "|".join(re.escape(suffix) for suffix in (*_PACKED_TARS, TAR, *_TABLES))
 # A web address may have a query, such as a signature, in front of the member.
 _MEMBER = re.compile(
-    rf"(.+?(?:{_SUFFIXES})(?:\?[^#]*)?)#(?:!([0-9+]+)!([0-9a-f]+)#)?(.+)", re.IGNORECASE | re.DOTALL
+    rf"(.+?(?:{_SUFFIXES})(?:\?[^#]*)?)#(?:!([0-9+.~]+)!([0-9a-f]+)#)?(.+)",
+    re.IGNORECASE | re.DOTALL,
 )
-_VERSION = re.compile(r"(.+)@([0-9]+\+[0-9]+)", re.DOTALL)
+_VERSION = re.compile(r"(.+)@([0-9]+\+[0-9]+|[0-9]+\.[0-9]+~([0-9]+))", re.DOTALL)
 REST = "*"
 """The member that stands for what cannot be read of an archive."""
 HEADER_BLOCK_BYTES = 64 * 1024  # headers lie apart by what is between them
@@ -86,9 +88,20 @@ class ContainerFile(Protocol):
         """Close it."""
 
 
-def is_container(uri: str) -> bool:
+def is_archive(uri: str) -> bool:
     """Return whether a name is that of an archive whose members are recordings."""
-    return _CONTAINER.fullmatch(_path_of(uri)) is not None
+    return _path_of(uri).lower().endswith((TAR, *_PACKED_TARS))
+
+
+def is_table(uri: str) -> bool:
+    """Return whether a name is that of a table whose rows may be recordings."""
+    return _path_of(uri).lower().endswith(_TABLES)
+
+
+def told_bytes(version: str | None) -> int | None:
+    """Return about how large a row's audio is, as its version says; None for other versions."""
+    match = _VERSION.fullmatch(version) if version and "~" in version else None
+    return int(match[3]) if match and match[3] else None
 
 
 def member_address(uri: str) -> MemberAddress | None:
@@ -119,10 +132,11 @@ def located(uri: str, version: str | None) -> str:
     member = member_address(uri) if match else None
     if match is None or member is None or member.place is not None:
         return uri
-    return f"{member.container}#!{match[2]}!{_digest(match[1])}#{member.name}"
+    return f"{member.container}#!{match[2]}!{version_digest(match[1])}#{member.name}"
 
 
-def _digest(version: str | None) -> str:
+def version_digest(version: str | None) -> str:
+    """Return a short name of a version, as addresses of members have it."""
     return hashlib.blake2b((version or "").encode(), digest_size=8).hexdigest()
 
 
@@ -267,7 +281,7 @@ class MemberStore(Store):
         return ObjectInfo(size_bytes=place.size_bytes, etag=version)
 
     def _same(self, place: _Place, container: ObjectInfo) -> _Place | None:
-        now = _digest(container.etag) if place.located else container.etag
+        now = version_digest(container.etag) if place.located else container.etag
         if now == place.container:
             return place
         if place.located:
