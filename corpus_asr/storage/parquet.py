@@ -142,7 +142,7 @@ class AudioTable:
         """Return how many bytes of audio a group has, about."""
         if self._parquet is None:
             self._file.seek(0, io.SEEK_END)
-            return self._file.tell() // self.num_groups
+            return int(self._file.tell() // self.num_groups)
         meta = self._parquet.metadata.row_group(group)
         columns = map(meta.column, range(meta.num_columns))
         return sum(

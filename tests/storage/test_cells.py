@@ -63,9 +63,9 @@ def test_rows_are_recordings(
         for uri in (row["uri"], located(row["uri"], row["etag"])):
             assert read_bytes(uri, COLUMN) == bytes([number]) * 10
         assert describe(row["uri"]).etag == row["etag"]
-    for number in ("7", "x", "-1", "1" * 30):
+    for name in ("7", "x", "-1", "1" * 30):
         with pytest.raises(FetchError, match="expected the number of a row"):
-            open_binary(f"{path}#{number}", COLUMN)
+            open_binary(f"{path}#{name}", COLUMN)
 
 
 def test_a_parquet_says_its_path_and_folders_ignore_it_without_the_setting(tmp_path: Path) -> None:
