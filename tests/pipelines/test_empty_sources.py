@@ -57,7 +57,7 @@ def test_an_empty_inbox_is_complete_with_typed_tables(empty: Job) -> None:
         assert table.num_rows == 0
         assert same_schema(table.schema, schema)
         query = f"select count(*) from read_parquet('{empty.output}/{name}/*.parquet')"
-        assert duckdb.sql(query).fetchall() == [(0,)]
+        assert duckdb.execute(query).fetchall() == [(0,)]
     assert (empty.output / "_SUCCESS").exists()
     plan = empty.command("plan")
     skipped = "# skipped    3 other files ignored, 0 excluded, 0 named twice\n# empty      "
@@ -65,7 +65,7 @@ def test_an_empty_inbox_is_complete_with_typed_tables(empty: Job) -> None:
     for name, *arguments in (
         ("show",),
         ("report",),
-        ("export", "txt", "--to", str(empty.inbox / "texts")),
+        ("export", "--format", "txt", "--to", str(empty.inbox / "texts")),
     ):
         shown = CliRunner().invoke(cli.app, [name, str(empty.output), *arguments])
         assert shown.exit_code == 0, (name, shown.output)
