@@ -294,7 +294,7 @@ def _refuse_labels(store: OutputStore, tables: RunTables) -> None:
 
 def corrector_of(tables: RunTables, corrections: Corrections) -> Corrector:
     """Return what applies corrections to the recordings that are wanted."""
-    return Corrector(corrections, tables.table("select recording_id, etag, size_bytes from wanted"))
+    return Corrector(corrections, tables.table("select recording_id from wanted"))
 
 
 def recordings(

@@ -282,7 +282,7 @@ def _corrected(store: OutputStore, segments: pa.Table) -> pa.Table:
     if not len(corrections):
         return segments
     with open_selection(store, Selection()) as tables:
-        recordings = tables.table("select recording_id, etag, size_bytes from recordings")
+        recordings = tables.table("select recording_id from recordings")
     rows = Corrector(corrections, recordings).apply(segments)
     return rows.filter(pa.array(Selection().segments(rows))).drop_columns(["corrected"])
 

@@ -151,7 +151,7 @@ def _checked(
     corrections, found = Corrections.load(store), False
     ids = {each.recording_id for each in corrections if each.checked}
     for recording in _read(store, ids, columns):
-        said = corrections.version(recording.recording_id, recording.etag, recording.size_bytes)
+        said = corrections.of(recording.recording_id)
         checked = _with_checked_only(recording, said, language)
         if checked is not None:
             found = True

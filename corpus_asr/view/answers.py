@@ -373,7 +373,7 @@ class Answers:
 
 
 def _edition(view: View, recording_id: str) -> str:
-    return max((name for name, _ in view.corrections.of(recording_id)), default="")
+    return max((name for name, _ in view.corrections.of(recording_id).values()), default="")
 
 
 def _page(page: Page[Any]) -> dict[str, Any]:

@@ -309,10 +309,8 @@ class Transcript:
     stale: Mapping[str, Correction] = field(default_factory=dict)
     """By name: corrections of segments that have changed."""
 
-    def corrected(
-        self, said: Mapping[SegmentKey, tuple[str, Correction]], known: Mapping[str, Correction]
-    ) -> "Transcript":
-        """Return the transcript with what people said of this version; `known` is that of all."""
+    def corrected(self, said: Mapping[SegmentKey, tuple[str, Correction]]) -> "Transcript":
+        """Return the transcript with what people said of it."""
         starts_ms = np.rint(1000 * self.rows["start_s"].to_numpy())
         numbers = np.flatnonzero(np.isin(starts_ms, [key.start_ms for key in said]))
         some = self.rows.take(pa.array(numbers)).to_pylist()
@@ -327,7 +325,7 @@ class Transcript:
         others = pa.Table.from_pylist(changed, schema=self.rows.schema)
         rows = pa.concat_tables([self.rows, others]).take(pa.array(order))
         names = {name for name, _ in edits.values()}
-        stale = {name: each for name, each in known.items() if name not in names}
+        stale = {name: each for name, each in said.values() if name not in names}
         return Transcript(rows.append_column("corrected", pa.array(marks)), edits, stale)
 
     @property
@@ -415,11 +413,10 @@ class Transcripts:
         """Return the transcript of a recording, given its row, as people corrected it."""
         catalogue = view.catalogue
         places = tuple(catalogue.places(row["recording_id"]))
-        known = tuple(view.corrections.of(row["recording_id"]))
-        if catalogue.classified or not known:
+        said = view.corrections.of(row["recording_id"])
+        if catalogue.classified or not said:
             return self._transcript(catalogue.classified, places)
-        said = view.corrections.version(row["recording_id"], row["etag"], row["size_bytes"])
-        return self._corrected(places, tuple(said.items()), known)
+        return self._corrected(places, tuple(said.items()))
 
     def turns(self, view: View, recording_id: str) -> tuple[SpeakerTurn, ...]:
         """Return who speaks when in a recording, as the run names them; nothing where unknown."""
@@ -434,9 +431,8 @@ class Transcripts:
         self,
         places: tuple[tuple[str, int, int], ...],
         said: tuple[tuple[SegmentKey, tuple[str, Correction]], ...],
-        known: tuple[tuple[str, Correction], ...],
     ) -> Transcript:
-        return self._transcript(False, places).corrected(dict(said), dict(known))
+        return self._transcript(False, places).corrected(dict(said))
 
     def _read(self, labels: bool, places: tuple[tuple[str, int, int], ...]) -> Transcript:
         columns = _LABEL_COLUMNS if labels else WORD_COLUMNS

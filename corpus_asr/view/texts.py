@@ -160,12 +160,12 @@ def _folded(texts: list[str]) -> pa.Array:
 
 def correct_texts(tables: RunTables, corrections: Corrections) -> None:
     """Put these corrections over the texts, in place of those before."""
-    versions = tables.table(
-        "select recording_id, etag, size_bytes from recordings "
+    known = tables.rows(
+        "select recording_id from recordings "
         "where recording_id in (select unnest($ids::varchar[]))",
         ids=corrections.recording_ids,
     )
-    said = {row["recording_id"]: corrections.version(**row) for row in versions.to_pylist()}
+    said = {recording_id: corrections.of(recording_id) for (recording_id,) in known}
     keys = [(each, key.start_ms) for each, own in said.items() for key in own]
     ids, starts_ms = [each for each, _ in keys], [start_ms for _, start_ms in keys]
     places, found = [], []

@@ -3,9 +3,11 @@
     corrections/RECORDING_ID/STEM.json
 
 Nothing is rewritten, so two windows or two servers cannot destroy each other's work: of several
-saves of one segment the last by name, which is by time, counts. A correction names the version of
-the recording and the segment's channel, times and text. So it survives whatever is transcribed
-again, and does not apply to a segment that has changed since; such a correction is `stale`.
+saves of one segment the last by name, which is by time, counts. A correction names the segment's
+channel, times and text. So it survives whatever is transcribed again, applies to every version of
+its recording that says the same at the same time, and does not apply to a segment that has changed
+since; such a correction is `stale`. The version of the recording that was corrected is kept for the
+record.
 """
 
 import datetime
@@ -46,7 +48,7 @@ _SHORTEST_WORD_S = 0.02
 
 
 class SegmentKey(NamedTuple):
-    """What a correction knows a segment by, within a version of a recording."""
+    """What a correction knows a segment by, within a recording."""
 
     channel: int | None
     start_ms: int
@@ -233,18 +235,15 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "checked": bool,
 }
 
-_Version = tuple[str | None, int | None]
-
 
 class Corrections:
     """The last save of each segment, where it stands."""
 
     def __init__(self, saved: Saved) -> None:
-        self._latest: dict[str, dict[_Version, dict[SegmentKey, tuple[str, Correction]]]] = {}
+        self._latest: dict[str, dict[SegmentKey, tuple[str, Correction]]] = {}
         for name in sorted(saved):
             each = saved[name]
-            versions = self._latest.setdefault(each.recording_id, {})
-            versions.setdefault((each.etag, each.size_bytes), {})[each.key] = (name, each)
+            self._latest.setdefault(each.recording_id, {})[each.key] = (name, each)
 
     @classmethod
     def load(cls, store: OutputStore) -> "Corrections":
@@ -255,23 +254,16 @@ class Corrections:
         return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Correction]:
-        return (each for recording_id in self._latest for _, each in self.of(recording_id))
+        return (each for own in map(self.of, self._latest) for _, each in own.values())
 
     @property
     def recording_ids(self) -> list[str]:
         """Recordings with a save of any version."""
         return list(self._latest)
 
-    def of(self, recording_id: str) -> Iterator[tuple[str, Correction]]:
-        """Yield name and correction of each segment of a recording, of all its versions."""
-        for of_version in self._latest.get(recording_id, {}).values():
-            yield from ((name, each) for name, each in of_version.values() if each.stands)
-
-    def version(
-        self, recording_id: str, etag: str | None, size_bytes: int | None
-    ) -> dict[SegmentKey, tuple[str, Correction]]:
-        """Return name and correction of each segment of one version of a recording."""
-        found = self._latest.get(recording_id, {}).get((etag, size_bytes), {})
+    def of(self, recording_id: str) -> dict[SegmentKey, tuple[str, Correction]]:
+        """Return name and correction of each segment of a recording, of any of its versions."""
+        found = self._latest.get(recording_id, {})
         return {key: (name, each) for key, (name, each) in found.items() if each.stands}
 
     def digest(self) -> str:
@@ -286,7 +278,7 @@ class Corrections:
 class Corrector:
     """Applies corrections to rows of segments, and notes which were applied.
 
-    `recordings` has recording_id, etag and size_bytes of what rows are of.
+    `recordings` has the recording_id of what rows are of.
     """
 
     def __init__(self, corrections: Corrections, recordings: pa.Table) -> None:
@@ -295,9 +287,9 @@ class Corrector:
         """By name: corrections that no row so far had, since their segments have changed."""
         ids = pa.array(corrections.recording_ids, pa.string())
         known = recordings.filter(pc.is_in(recordings["recording_id"], value_set=ids))
-        for row in known.select(["recording_id", "etag", "size_bytes"]).to_pylist():
-            self._said[row["recording_id"]] = corrections.version(**row)
-            self.stale |= corrections.of(row["recording_id"])
+        for recording_id in known["recording_id"].to_pylist():
+            self._said[recording_id] = corrections.of(recording_id)
+            self.stale |= dict(self._said[recording_id].values())
         self._ids = pa.array(self._said, pa.string())
 
     def apply(self, rows: pa.Table) -> pa.Table:
