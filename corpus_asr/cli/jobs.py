@@ -23,6 +23,7 @@ from corpus_asr.cli.options import (
     Local,
     Model,
     Overrides,
+    Redo,
     StealLock,
     complete_training_override,
     config_file,
@@ -190,19 +191,30 @@ def run(
             "--new-run", help="Archive results of other settings in OUTPUT/_earlier first."
         ),
     ] = False,
+    redo: Redo = None,
     steal_lock: StealLock = False,
 ) -> None:
     """Transcribe or classify a corpus, or continue where an earlier run stopped."""
-    advice = "run the same command again to continue"
+    # What --redo asked for is noted: with it again, all of that would begin anew.
+    advice = "run the same command again" + ("" if redo is None else ", without --redo,")
+    advice += " to continue"
     with readable_errors(on_interrupt=advice), ended_by_signals():
         from corpus_asr.config.load import load_config
         from corpus_asr.config.run import PSEUDO_LABEL, Retry, RunOptions
 
+        if redo is not None and new_run:
+            raise ConfigError(
+                "running with --redo and --new-run: found both, expected one: with --redo results "
+                "stay until new ones are there, with --new-run they are moved away; leave one out"
+            )
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         retry = Retry.failed if retry_failed else Retry.environment
         options = RunOptions(
-            steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
+            steal_lock=steal_lock,
+            new_run=new_run,
+            redo=redo,
+            retry=Retry.all if retry_all_failed else retry,
         )
         if settings.pipeline == PSEUDO_LABEL:
             from corpus_asr.pipelines.pseudo_label import run as run_job
@@ -381,6 +393,7 @@ def plan(
         list[str] | None,
         typer.Option(metavar="[NAME=]PRICE", help="Price of an hour of it, such as l4=0.8."),
     ] = None,
+    redo: Redo = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would do: the listing, its audio, duration and cost, then all settings."""
@@ -401,9 +414,9 @@ def plan(
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         store = OutputStore.of(settings.output)
-        with _drawn(settings, store) as found:
-            headers = survey(found.remaining.draw(), settings)
-            audio = estimate_audio(found.remaining.strata, {}, headers.sums)
+        with _drawn(settings, store, redo=redo) as found:
+            headers = survey(found.unknown(), settings)
+            audio = estimate_audio(found.remaining.strata, found.known, headers.sums)
             machines += known_machines(settings, store)
             lines = list(_counts(found, store.uri))
             if check:
@@ -431,8 +444,9 @@ def plan(
 
 
 @contextmanager
-def _drawn(settings: "RunConfig", store: "OutputStore") -> "Iterator[Plan]":
+def _drawn(settings: "RunConfig", store: "OutputStore", *, redo: str | None) -> "Iterator[Plan]":
     """Make a plan, and remove it again: nobody will work it off."""
+    from corpus_asr.config.run import RunOptions
     from corpus_asr.runtime.checkpoints import fetch_checkpoints
     from corpus_asr.storage.run_state.plan import make_plan
     from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER
@@ -440,7 +454,12 @@ def _drawn(settings: "RunConfig", store: "OutputStore") -> "Iterator[Plan]":
     # Weights are large; they matter here only where results of the same ones may lie.
     started = bool(store.names(OUTCOMES_FOLDER))
     checkpoint = fetch_checkpoints(settings, hashed=started)
-    found = make_plan(settings, store, model_revision=checkpoint.fingerprint if started else None)
+    found = make_plan(
+        settings,
+        store,
+        model_revision=checkpoint.fingerprint if started else None,
+        options=RunOptions(redo=redo),
+    )
     try:
         yield found
     finally:
@@ -466,6 +485,13 @@ def _counts(found: "Plan", output_uri: str) -> Iterator[str]:
     if found.num_moved:
         yield f"moved      {counted(found.num_moved, 'file')}; done under other addresses so far"
     yield f"done       {counted(found.num_done, 'file')}, in {output_uri}"
+    if found.num_matched is not None:
+        yield f"redo       {found.redo_words()}"
+    if found.num_realigned or found.num_new_columns:
+        yield (
+            f"manifest   {counted(found.num_realigned, 'other text')} to be aligned, other "
+            f"columns of {counted(found.num_new_columns, 'recording')} to be written"
+        )
     yield (
         f"to do      {counted(found.num_remaining, 'file')}, {_size(found.num_remaining_bytes)}, "
         f"in {counted(found.num_packs, 'pack')}"
@@ -485,7 +511,11 @@ def _audio_words(found: "Plan", headers: "Survey", audio: "Estimate | None") -> 
         return "audio      none to do"
     if audio is None:
         return f"audio      unknown: no header {of} says how long it is{words}"
-    return f"audio      {audio.hours_words()}, by {counted(headers.read, 'header')} {of}{words}"
+    done = sum(sums.files for sums in found.known.values())
+    by = [f"{done:,} known from before"] if done else []
+    if headers.asked or not done:
+        by.append(f"by {counted(headers.read, 'header')}")
+    return f"audio      {audio.hours_words()}, {' and '.join(by)} {of}{words}"
 
 
 def _outlook_words(found: "Plan", likely: "list[Outlook]") -> Iterator[str]:

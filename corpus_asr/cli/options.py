@@ -154,6 +154,15 @@ def overrides_of(words: str, complete: Callable[[str], list[str]] = complete_ove
 Config = Annotated[str, config_file("such as configs/podcasts.yaml")]
 Overrides = Annotated[list[str] | None, overrides_of("Override a key, such as extract.part_s=300.")]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
+Redo = Annotated[
+    str | None,
+    typer.Option(
+        "--redo",
+        metavar="WHERE",
+        help="Do recordings again, with the settings of now: a condition in SQL, such as "
+        '"confidence < 0.5", or all. Old results stay until new ones are complete.',
+    ),
+]
 StealLock = Annotated[
     bool, typer.Option("--steal-lock", help="Take over a lock whose heartbeat stopped 90 s ago.")
 ]

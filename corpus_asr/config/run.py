@@ -508,6 +508,8 @@ class RunOptions:
 
     steal_lock: bool = False
     """Take over the lock of a run that shows no sign of life."""
+    redo: str | None = None
+    """Condition in SQL on recordings that are done again, or `all`."""
     retry: Retry = Retry.environment
     leave_alone: frozenset[str] = frozenset()
     """`recording_id` of failed recordings that are not retried, whatever `retry` says, until their

@@ -43,6 +43,7 @@ from corpus_asr.storage.run_state.forget import forget, going_on
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.moved import noted_moves
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.rewriting import follow
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
@@ -232,12 +233,16 @@ class CorpusRun:
         say = line_writer(self.progress)
         for words in self.plan.notes():
             say(words)
+        if self.plan.redo is not None:
+            # Before the folder has the settings of now: by these nothing earlier would be done.
+            note_redo(store, self.plan.redo)
         self._begun = begin_run(
             store,
             config,
             fingerprint(config, name),
             run_id=self.lock.run_id,
             new_run=self.options.new_run,
+            redo=self.options.redo is not None,
             started=self._started,
             listing=read_listing(store, self.plan),
         )

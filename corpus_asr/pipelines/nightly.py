@@ -190,7 +190,12 @@ class _Attempt:
             new=plan.num_new if plan else 0,
             changed=plan.num_changed if plan else 0,
             retried=plan.num_retried if plan else 0,
-            continued=plan.num_remaining - plan.num_new - plan.num_changed - plan.num_retried
+            redone=plan.num_redone if plan else 0,
+            continued=plan.num_remaining
+            - plan.num_new
+            - plan.num_changed
+            - plan.num_retried
+            - plan.num_redone
             if plan
             else 0,
             moved=plan.num_moved if plan else 0,

@@ -20,10 +20,10 @@ from typing import Any
 from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
-from corpus_asr.report.confidences import read_confidences
 from corpus_asr.report.failures import FailureExample, FailureGroup
 from corpus_asr.report.numbers import OF_RUN, RunNumbers
 from corpus_asr.report.text import aligned, duration, printable, text_template
+from corpus_asr.storage.run_state.confidences import read_confidences
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import READERS, SEGMENT_ROWS, OutputStore
@@ -142,6 +142,8 @@ class Night:
     """Planned ones with new content."""
     retried: int
     """Planned ones that had failed before."""
+    redone: int = 0
+    """Planned ones that are done, and were asked to be done again."""
     continued: int
     """Planned ones of which some parts were done before."""
     moved: int = 0
@@ -170,7 +172,7 @@ class Night:
     @property
     def planned(self) -> int:
         """Recordings to be processed."""
-        return self.new + self.changed + self.retried + self.continued
+        return self.new + self.changed + self.retried + self.redone + self.continued
 
     @property
     def processed(self) -> int:
@@ -366,8 +368,8 @@ def markdown(night: Night) -> str:
     findings = night.findings
     counts = [
         ("planned", night.planned), ("- new", night.new), ("- changed", night.changed),
-        ("- failed before", night.retried), ("- resumed", night.continued),
-        *((("moved", night.moved),) if night.moved else ()),
+        ("- failed before", night.retried), ("- to be done again", night.redone),
+        ("- resumed", night.continued), *((("moved", night.moved),) if night.moved else ()),
         ("done", findings.done), ("- without speech", findings.no_speech),
         ("failed", findings.failed), ("remaining", night.remaining),
     ]  # fmt: skip

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.report.confidences import CONFIDENCE_BINS
 from corpus_asr.report.failures import FailureGroup, collect_failures, failure_groups
+from corpus_asr.storage.run_state.confidences import CONFIDENCE_BINS
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.units import counted
 

@@ -8,11 +8,11 @@ from itertools import chain
 from typing import Any
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
-from corpus_asr.report.confidences import CONFIDENCE_BINS, read_confidences
 from corpus_asr.report.numbers import Accounting, RunNumbers, balance_problems, reconcile
 from corpus_asr.report.samples import Sampler
 from corpus_asr.report.status import activity_values
 from corpus_asr.report.text import duration, text_template
+from corpus_asr.storage.run_state.confidences import CONFIDENCE_BINS, read_confidences
 from corpus_asr.storage.run_state.plan import latest_listing
 from corpus_asr.storage.run_state.run_files import (
     CONFIG_NAME,

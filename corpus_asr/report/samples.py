@@ -20,10 +20,10 @@ from corpus_asr import failure_kinds
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
-from corpus_asr.report.confidences import read_confidences
 from corpus_asr.schemas import LABELS, SEGMENTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ClipRange, CutRequest
+from corpus_asr.storage.run_state.confidences import read_confidences
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows, projected
 from corpus_asr.storage.stores.filesystem import StoreOptions

@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.schemas import PACKS, RESULTS
 from corpus_asr.stages.parts import FAILED
+from corpus_asr.storage.run_state.run_tables import read_redo
 from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -256,11 +257,16 @@ def _covers(done: set[int], parts: dict[int, tuple[bool, bool]]) -> bool:
 def know_last_parts(store: OutputStore, files: Iterable[dict[str, Any]], into: Committed) -> None:
     """Add the last parts that earlier runs committed of files of which parts were done before."""
     versions = {file["recording_id"]: (file["etag"], file["size_bytes"]) for file in files}
-    columns = ["recording_id", "etag", "size_bytes", "part", "last_part", "status"]
+    columns = ["run_id", "recording_id", "etag", "size_bytes", "part", "last_part", "status"]
+    redone: dict[str, set[str]] = defaultdict(set)
+    for row in read_redo(store).to_pylist() if versions else ():
+        redone[row["recording_id"]].update(row["earlier_runs"])
     for batch in store.outcomes(columns) if versions else ():
         last = batch.filter(batch.column("last_part"))
         for row in last.to_pylist():
             found = versions.get(row["recording_id"])
+            if row["run_id"] in redone.get(row["recording_id"], ()):
+                continue
             if found == (row["etag"], row["size_bytes"]) and row["status"] != FAILED:
                 into.parts[row["recording_id"]].setdefault(row["part"], (True, False))
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.report.confidences import gathered
+from corpus_asr.storage.run_state.confidences import gathered
 from corpus_asr.storage.run_state.corrections import CORRECTED_CONFIDENCE, Corrections, key_of
 from corpus_asr.storage.run_state.run_tables import RunTables, claimed_rows
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows

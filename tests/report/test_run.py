@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.confidences import read_confidences
 from corpus_asr.report.failures import FailureExample, FailureGroup
 from corpus_asr.report.numbers import Accounting, ClassShare, RunNumbers, reconcile
 from corpus_asr.report.run import Report, as_data, load_report, render
 from corpus_asr.report.text import duration, print_segment
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS
+from corpus_asr.storage.run_state.confidences import read_confidences
 from corpus_asr.storage.run_state.run_files import write_snapshot
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (

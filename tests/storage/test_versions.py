@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from corpus_asr.export.recordings import Selection, open_selection, recordings
 from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
+from corpus_asr.storage.run_state.redo import note_redo
 from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -38,9 +39,10 @@ def failure(name: str, index: int, *, kind: str = "access_denied", **values: Any
     return part(name, index, texts=None, status="failed", retryable=False, **kinds, **values)
 
 
-def good(name: str, index: int, etag: str | None) -> dict[str, Any]:
+def good(name: str, index: int, etag: str | None, asked: int = 0) -> dict[str, Any]:
     last = index == PARTS[name] - 1
-    return part(name, index, texts=[f"{etag} {index}"], etag=etag, last=last)
+    again = f" {asked}" if asked else ""
+    return part(name, index, texts=[f"{etag} {index}{again}"], etag=etag, last=last)
 
 
 def whole(name: str, etag: str | None) -> list[dict[str, Any]]:
@@ -53,7 +55,14 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path, self.store = path, OutputStore(str(path))
         self.config = run_config("/in", str(path), model="tiny")
-        self.number = 0
+        self.number = self.asked = 0
+
+    def ask_again(self) -> None:
+        """Ask for all recordings to be done again."""
+        self.asked += 1
+        with RunTables(self.store) as tables:
+            ids = tables.table("select recording_id from recordings")["recording_id"]
+            note_redo(self.store, tables.do_again(ids.combine_chunks()))
 
     def run(self, *rows: dict[str, Any], listing: pa.RecordBatch) -> OutcomeCounts:
         """Commit rows as one more run, and finish it."""
@@ -197,22 +206,29 @@ attempt = st.tuples(
     st.sampled_from(["good", "good", "access_denied", "decode"]),
     st.sampled_from([0, 1, 2]),  # the part that fails
     st.sampled_from([None, None, 0, 3, 6, 10]),  # when the finish is killed first
+    st.sampled_from([False, False, True]),  # whether it is asked to be done again before
 )
 
 
 @settings(max_examples=4, deadline=None)
 @given(history=st.lists(attempt, min_size=2, max_size=7))
 @example(history=[
-    ("v1", {0, 1, 2}, "good", 0, None), ("v2", {0}, "good", 0, None),
-    ("v2", {0, 1, 2}, "decode", 1, None), ("v1", set(), "good", 0, None),
-    ("v3", {1}, "access_denied", 0, 3), ("v3", {0, 1, 2}, "good", 0, None),
+    ("v1", {0, 1, 2}, "good", 0, None, False), ("v2", {0}, "good", 0, None, False),
+    ("v2", {0, 1, 2}, "decode", 1, None, False), ("v1", set(), "good", 0, None, False),
+    ("v3", {1}, "access_denied", 0, 3, False), ("v3", {0, 1, 2}, "good", 0, None, False),
 ])  # fmt: skip
 @example(history=[
-    (None, {0}, "access_denied", 1, None), ("v3", {0, 1}, "good", 0, None),
-    ("v3", set(), "good", 0, None),
+    (None, {0}, "access_denied", 1, None, False), ("v3", {0, 1}, "good", 0, None, False),
+    ("v3", set(), "good", 0, None, False),
 ])  # fmt: skip
 @example(history=[
-    ("v1", {2}, "good", 0, None), (None, {0}, "good", 0, None), (None, set(), "good", 0, None),
+    ("v1", {2}, "good", 0, None, False), (None, {0}, "good", 0, None, False),
+    (None, set(), "good", 0, None, False),
+])  # fmt: skip
+@example(history=[
+    ("v1", {0, 1, 2}, "good", 0, None, False), ("v1", {1}, "good", 0, 3, True),
+    ("v1", {0}, "decode", 0, None, False), ("v1", {2}, "good", 0, None, True),
+    ("v2", {0, 1}, "good", 0, None, True), ("v2", {2}, "good", 0, 6, False),
 ])  # fmt: skip
 def test_whatever_happens_complete_text_stays_complete(
     tmp_path_factory: pytest.TempPathFactory, history: Sequence[tuple[Any, ...]]
@@ -220,13 +236,17 @@ def test_whatever_happens_complete_text_stays_complete(
     folder = Folder(tmp_path_factory.getbasetemp() / uuid.uuid4().hex)
     had_text = False
     before: tuple[str | None, set[int]] = ("", set())
-    for etag, reached, what, failing, killed in history:
+    for etag, reached, what, failing, killed, again in history:
         listing = versions(b=etag)
+        if again:
+            folder.ask_again()
         todo = folder.left(listing)
-        if before[0] == etag and "b" in todo:
+        assert not again or set(todo.get("b", ())) == set(), "nothing of it is done"
+        if before[0] == etag and "b" in todo and not again:
             assert before[1] <= {*todo["b"]}, "what was done of this version is kept"
         wanted = sorted(reached - {*todo.get("b", range(3))})
-        rows = [good("b", index, etag) for index in wanted if what == "good" or index < failing]
+        rows = [good("b", index, etag, folder.asked) for index in wanted
+                if what == "good" or index < failing]  # fmt: skip
         if what != "good" and wanted:
             taken = {*todo["b"], *(row["part"] for row in rows)}
             free = next(index for index in range(4) if index not in taken)
@@ -257,6 +277,7 @@ def check(
     # Without a version a listing fits any, and may go on with it.
     known = {text.split()[0] for text in said} - {"None"}
     assert len(known) <= 1, "of one version"
+    assert len({text.split()[2:] == [] or text.split()[2] for text in said}) <= 1, "asked for once"
     rows = folder.read("recordings")
     complete = bool(rows) and rows[0]["status"] == "ok"
     assert complete or not had_text

@@ -19,7 +19,9 @@ import pyarrow.ipc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
+from corpus_asr.storage.run_state.manifest_columns import changes, write_columns
 from corpus_asr.storage.run_state.plan import retire_plans
+from corpus_asr.storage.run_state.redo import forget_done
 from corpus_asr.storage.run_state.run_files import (
     RUN_NAME,
     SUCCESS_NAME,
@@ -138,8 +140,13 @@ def finish(
         num_listed = max(num_listed, tables.num_listed)
         # Second commits of a part, rows of replaced recordings, outcomes whose segments are gone.
         keep_only(store, tables.places())
+        forget_done(store, tables)
         if after_reconciling(tables.ids("complete")):
             tables.reread(store)
+        if config.source.manifest is not None:
+            found = changes(tables, "listing", aligns=config.decoding.align)
+            if write_columns(store, tables, found):
+                tables.reread(store)
         counts = OutcomeCounts.of(tables, num_listed, run_id=run.run_id)
         # Also while something is left: each later run reads what this one leaves.
         target_mb = config.output.target_file_mb

@@ -17,21 +17,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.activity import FileSums, stratum
-from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions, SourceSettings
+from corpus_asr.config.run import (
+    CLASSIFY_AUDIO,
+    DEFAULT_OPTIONS,
+    RunConfig,
+    RunOptions,
+    SourceSettings,
+)
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.manifest import expected_bytes
 from corpus_asr.storage.parquet import parquet_batches, parquet_writer
 from corpus_asr.storage.run_state.forgotten import Forgotten
+from corpus_asr.storage.run_state.manifest_columns import changes
 from corpus_asr.storage.run_state.moved import Arrivals, Moves, as_table, noted_moves
+from corpus_asr.storage.run_state.redo import chosen
 from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.run_state.run_tables import (
+    PART_COLUMNS,
     REMAINING,
     VERSION_COLUMNS,
     Reason,
     RunTables,
 )
-from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, time_ns_of, without_credentials
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    SEGMENT_ROWS,
+    SUFFIX,
+    OutputStore,
+    time_ns_of,
+    without_credentials,
+)
 from corpus_asr.storage.stores.members import located
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, counted
@@ -152,7 +168,11 @@ class Plan:
     num_remaining_bytes: int = 0
     num_new: int = 0  # of the remaining, those of which nothing is known yet, ...
     num_changed: int = 0  # ... those known with other content, ...
-    num_retried: int = 0  # ... and those that failed; the rest were started
+    num_retried: int = 0  # ... those that failed, ...
+    num_redone: int = 0  # ... and those that are done again; the rest were started
+    num_realigned: int = 0  # of the remaining, those whose text of the manifest is another now
+    num_new_columns: int = 0  # listed recordings of which only other columns of it are
+    num_matched: int | None = None  # recordings that --redo means, listed or not
     num_packs: int = 0
     num_excluded: int = 0  # left out by `source.exclude`
     num_ignored: int = 0  # no recordings, by `source.ignore`
@@ -161,7 +181,11 @@ class Plan:
     num_moved: int = 0  # recordings of other addresses until now; done with these
     empty: list[str] = field(default_factory=list)  # addresses at which there is no recording
     remaining: FileSample = field(default_factory=FileSample, repr=False, compare=False)
-    """The remaining recordings by type and size; of no use in a file."""
+    """The remaining recordings by type and size; of no use in a file, as are the next three."""
+    known: dict[str, FileSums] = field(default_factory=dict, repr=False, compare=False)
+    """Sums over those of them whose seconds are known: they were done before."""
+    redo: pa.Table | None = field(default=None, repr=False, compare=False)
+    """REDO rows to be noted before anything is done; None: as they are."""
     moves: Moves = field(default_factory=dict, repr=False, compare=False)
     """Those that moved, whose rows are to follow them."""
 
@@ -177,14 +201,35 @@ class Plan:
         shards = range(0, max(1, self.num_remaining), SHARD_ROWS)
         return [f"{self.name}/packs/{shard:05d}{SUFFIX}" for shard in range(len(shards))]
 
+    def unknown(self) -> list[SampledFile]:
+        """Return recordings whose headers tell how much audio there is; none where it is known."""
+        known = sum(sums.files for sums in self.known.values())
+        return self.remaining.draw() if known < self.num_remaining else []
+
     def notes(self) -> list[str]:
         """Return what there is to say of a source besides its recordings."""
         found = [f"found no recordings: {uri}" for uri in self.empty]
+        if self.num_matched is not None:
+            found.append(f"--redo: {self.redo_words()}")
+        if self.num_realigned:
+            texts = counted(self.num_realigned, "recording")
+            found.append(f"{texts} to be aligned again: another text in the manifest")
+        if self.num_new_columns:
+            others = counted(self.num_new_columns, "recording")
+            found.append(f"{others} with other columns in the manifest: written anew into tables")
         if self.num_ignored:
             found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
         if self.num_moved:
             found.append(f"{counted(self.num_moved, 'recording')} moved: their results follow them")
         return found
+
+    def redo_words(self) -> str:
+        """Return how many recordings are done again, of those that --redo means."""
+        if not self.num_matched:
+            return "no recording matches; nothing is done again"
+        words = f"{counted(self.num_matched, 'recording')} to be done again"
+        missing = self.num_matched - self.num_redone
+        return f"{words}, {missing:,} of them once they are listed" if missing > 0 else words
 
     def as_data(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
@@ -205,7 +250,9 @@ def make_plan(
     earlier = Earlier.same
     if model_revision is not None:
         name = fingerprint(config, model_revision)
-        earlier = check_fingerprint(store, config, name, new_run=options.new_run)
+        earlier = check_fingerprint(
+            store, config, name, new_run=options.new_run, redo=options.redo is not None
+        )
     # A new run moves results that were made otherwise away before it begins.
     committed = None if earlier is Earlier.other else store
     # The newest plan is the one in use, whatever clocks say.
@@ -213,24 +260,36 @@ def make_plan(
     newest_ns = max(map(time_ns_of, plans), default=0)
     name = f"{PLANS_FOLDER}/{store.stem(max(time.time_ns(), newest_ns + 1))}"
     plan = Plan(uri=store.address(f"{name}/packs"), name=name)
+    columns: Sequence[str] = VERSION_COLUMNS if options.redo is None else PART_COLUMNS
+    if config.source.manifest:
+        columns = tuple(dict.fromkeys((*columns, "metadata")))
     with (
         tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder,
-        RunTables(committed, columns=VERSION_COLUMNS) as tables,
+        RunTables(committed, columns=columns) as tables,
     ):
+        if options.redo is not None:
+            rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
+            mixed = earlier is Earlier.mixed
+            asked = chosen(store, tables, options.redo, rows, other_settings=mixed)
+            plan.num_matched = len(asked)
+            if len(asked):
+                plan.redo = tables.do_again(asked)
         scratch = str(Path(folder) / "remaining.parquet")
         if noted := noted_moves(store):
             tables.move(as_table(noted))
         shards = _list_source(plan, store, config.source)
         arrivals = Arrivals(tables) if tables.num_versions else None
-        sizes, ids, retried = _left(plan, shards, tables, options, scratch, arrivals)
+        sizes, ids, retried = _left(plan, shards, config, tables, options, scratch, arrivals)
         if arrivals is not None and (moves := arrivals.moves(store)):
             plan.moves, plan.num_moved = moves, len(moves)
             tables.move(moved := as_table(moves))
+            if plan.redo is not None:
+                plan.redo = tables.redo()
             now = dict(zip(*(column.to_pylist() for column in moved.columns), strict=True))
             alone = {now[each] for each in options.leave_alone if each in now}
             options = replace(options, leave_alone=frozenset({*options.leave_alone, *alone}))
             shards = (store.read_table(name, FILES) for name in plan.listing_names)
-            sizes, ids, retried = _left(plan, shards, tables, options, scratch)
+            sizes, ids, retried = _left(plan, shards, config, tables, options, scratch)
         plan.num_remaining = len(sizes)
         plan.num_done = plan.num_files - plan.num_remaining
         pack_bytes = config.extract.pack_mb * MEBIBYTE
@@ -304,6 +363,7 @@ def _list_source(plan: Plan, store: OutputStore, source: SourceSettings) -> Iter
 def _left(
     plan: Plan,
     shards: Iterable[pa.Table],
+    config: RunConfig,
     tables: RunTables,
     options: RunOptions,
     scratch: str,
@@ -313,9 +373,12 @@ def _left(
     # failed before: all that is held of them.
     sizes, ids, retried = [np.empty(0, np.int64)], [np.empty(0, "S16")], [np.empty(0, bool)]
     reasons: Counter[int] = Counter()
-    plan.remaining = FileSample()
+    plan.remaining, plan.known = FileSample(), {}
+    plan.num_remaining_bytes = plan.num_new_columns = 0
     with parquet_writer(scratch, REMAINING) as remaining_file:
         for files in shards:
+            if config.source.manifest:
+                _compare_columns(plan, tables, files, aligns=config.decoding.align)
             remaining = tables.remaining(
                 files.to_batches()[0], options.retry, leave_alone=options.leave_alone
             )
@@ -324,6 +387,8 @@ def _left(
             remaining_file.write_table(remaining)
             reasons.update(remaining["reason"].to_pylist())
             plan.num_remaining_bytes += pc.sum(remaining["size_bytes"]).as_py() or 0
+            if options.redo is not None:
+                _add_known(plan, tables, remaining)
             columns = (remaining[name].to_pylist() for name in ("size_bytes", "etag", "metadata"))
             expected = [expected_bytes(*each) for each in zip(*columns, strict=True)]
             sizes.append(np.array([-1 if each is None else each for each in expected], np.int64))
@@ -335,7 +400,33 @@ def _left(
     plan.num_new = reasons[Reason.new]
     plan.num_changed = reasons[Reason.changed]
     plan.num_retried = reasons[Reason.retried]
+    plan.num_redone = reasons[Reason.redone]
     return np.concatenate(sizes), np.concatenate(ids), np.concatenate(retried)
+
+
+def _compare_columns(plan: Plan, tables: RunTables, files: pa.Table, *, aligns: bool) -> None:
+    tables.add("shard", without_credentials(files))
+    found = changes(tables, "shard", aligns=aligns)
+    plan.num_new_columns += found.num_recordings
+    plan.num_realigned += len(found.texts)
+    if len(found.texts):
+        plan.redo = tables.do_again(found.texts)
+
+
+_KNOWN = """
+select recordings.uri, recordings.size_bytes, recordings.duration_s
+from recordings join arrived_files using (recording_id)
+where complete and status != 'failed' and recordings.duration_s is not null
+"""
+
+
+def _add_known(plan: Plan, tables: RunTables, remaining: pa.Table) -> None:
+    again = remaining.filter(pc.equal(remaining["reason"], Reason.redone))
+    tables.add("arrived_files", again.select(["recording_id"]))
+    for uri, size_bytes, audio_s in tables.rows(_KNOWN):
+        name = stratum(uri, size_bytes)
+        sums = plan.known.get(name, FileSums())
+        plan.known[name] = sums + FileSums.of(size_bytes, audio_s)
 
 
 def _shards(plan: Plan, store: OutputStore, source: SourceSettings) -> Iterator[pa.Table]:

@@ -19,6 +19,7 @@ from corpus_asr.schemas import OUTCOMES, RECORDINGS, SPEAKERS, VOICES
 from corpus_asr.storage.run_state.corrections import CORRECTIONS_FOLDER
 from corpus_asr.storage.run_state.finish import claimed_segments, remove_commits
 from corpus_asr.storage.run_state.moved import MOVING_NAME, Moves
+from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     PART_ROWS,
@@ -90,8 +91,9 @@ def rewrite(store: OutputStore, changes: Changes) -> None:
     for kind in had_rows:
         if not store.names(kind.folder):
             store.write_table(f"{kind.folder}/{store.stem()}{SUFFIX}", kind.schema.empty_table())
-    if store.exists(FAILING_NAME):
-        _rewrite_failing(store, changes)
+    for name in (FAILING_NAME, REDO_NAME):
+        if store.exists(name):
+            _rewrite_notes(store, name, changes)
     _rewrite_corrections(store, changes)
     rewrite_names(store, lambda uri, _: changes.to.get(recording_id(uri), uri))
 
@@ -156,12 +158,12 @@ def _any_of(rows: pa.Table, ids: pa.Array) -> bool:
     return bool(pc.any(pc.is_in(rows["recording_id"], value_set=ids)).as_py())
 
 
-def _rewrite_failing(store: OutputStore, changes: Changes) -> None:
-    batches = list(store.batches(FAILING_NAME))
+def _rewrite_notes(store: OutputStore, name: str, changes: Changes) -> None:
+    batches = list(store.batches(name))
     if batches:
         rows = pa.Table.from_batches(batches)
         if _any_of(rows, changes.ids):
-            store.write_table(FAILING_NAME, changes.apply(rows))
+            store.write_table(name, changes.apply(rows))
 
 
 def _rewrite_corrections(store: OutputStore, changes: Changes) -> None:

@@ -26,6 +26,7 @@ from corpus_asr.storage.run_state.own_sources import (
     read_own_sources,
     record_sources,
 )
+from corpus_asr.storage.run_state.run_tables import REDO_NAME
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
     COMMIT_FOLDERS,
@@ -401,7 +402,7 @@ ARCHIVE_NOTE_NAME = "_run/aside.json"
 EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
 _ARCHIVED_NAMES = (
     RUN_NAME, REPORT_NAME, PAGE_NAME, failures_name(PAGE_NAME), EVALUATION_NAME, CALIBRATION_NAME,
-    CONFIG_NAME, FINGERPRINT_NAME,
+    CONFIG_NAME, FINGERPRINT_NAME, REDO_NAME,
 )  # fmt: skip
 _ARCHIVED_FOLDERS = (
     OWN_SOURCES_FOLDER, RECORDINGS_FOLDER, VOICES_FOLDER, SPEAKERS_FOLDER, *ALL_PART_ROWS_FOLDERS,
@@ -423,6 +424,7 @@ class Earlier(StrEnum):
     nothing = "nothing"
     same = "same"  # results of this run's fingerprint
     other = "other"  # results of another one, to be put aside
+    mixed = "mixed"  # results of another one, to which those of this run are added
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -457,9 +459,17 @@ def fingerprint(config: RunConfig, model_revision: str) -> str:
 
 
 def check_fingerprint(
-    store: OutputStore, config: RunConfig, fingerprint: str, *, new_run: bool = False
+    store: OutputStore,
+    config: RunConfig,
+    fingerprint: str,
+    *,
+    new_run: bool = False,
+    redo: bool = False,
 ) -> Earlier:
-    """Tell what results the folder holds; those of another fingerprint only for a new run."""
+    """Tell what results the folder holds.
+
+    Those of another fingerprint may be there for a new run, or where some are done again.
+    """
     stored = store.read_json(FINGERPRINT_NAME)
     moving = store.read_json(ARCHIVE_NOTE_NAME)
     if moving is not None:
@@ -487,9 +497,18 @@ def check_fingerprint(
         return Earlier.same
     if new_run:
         return Earlier.other
+    # One folder has segments or labels, and compares voices of one network.
+    apart = [each for each in changes if each.startswith(("pipeline: ", "speakers.model: "))]
+    apart = [each for each in apart if "null" not in each]
+    if redo and not apart:
+        return Earlier.mixed
+    advice = "use these, "
+    if not apart:
+        advice += "do all again here with --redo all, by which each result stays until its new "
+        advice += "one is there, "
     raise ConfigError(
-        f"{', '.join(changes)}; beginning a run in {redact_uri(store.uri)}: "
-        "found results made with the old settings; use these, choose another output.uri, or start "
+        f"{', '.join(apart if redo else changes)}; beginning a run in {redact_uri(store.uri)}: "
+        f"found results made with the old settings; {advice}choose another output.uri, or start "
         f"again here with --new-run, which moves these results to {EARLIER_FOLDER}/"
     )
 
@@ -528,6 +547,7 @@ def begin_run(
     *,
     run_id: str | None = None,
     new_run: bool = False,
+    redo: bool = False,
     started: datetime.datetime | None = None,
     listing: Iterable[pa.RecordBatch] = (),
 ) -> Run:
@@ -536,7 +556,7 @@ def begin_run(
     It `started` now, if it did not list and plan before; `listing` are FILES batches of what it
     listed, by which the folders of a manifest's recordings are known.
     """
-    earlier = check_fingerprint(store, config, fingerprint, new_run=new_run)
+    earlier = check_fingerprint(store, config, fingerprint, new_run=new_run, redo=redo)
     if earlier is Earlier.same:  # named as it began, also by a version with fewer settings
         fingerprint = (store.read_json(FINGERPRINT_NAME) or {})["fingerprint"]
     started = started or datetime.datetime.now(datetime.UTC)
@@ -544,7 +564,7 @@ def begin_run(
         run_id=run_id or new_run_id(),
         fingerprint=fingerprint,
         started_at=started.isoformat(timespec="milliseconds"),
-        continues=earlier is Earlier.same,
+        continues=earlier in (Earlier.same, Earlier.mixed),
     )
     if earlier is Earlier.other:
         archive_previous_results(store, run)

@@ -1,16 +1,18 @@
 """What an output folder holds, as one database: which rows count, and what recordings came to.
 
-A version of a recording is an ETag and a size; one that is not known fits any. One version of each
-recording counts: the listed one once it is complete without a failure, until then an earlier one
-that has more. Of several commits of one part the oldest that did not fail counts, else the newest
-failure, which knows most. Commits whose object of segments is gone are left out: what they
-transcribed is to be done again.
+A version of a recording is an ETag, a size and a generation; an ETag or size that is not known fits
+any. The generation is how often the recording was asked to be done again before the row was made
+(`REDO`); the listed version is of the newest one. One version of each recording counts: the listed
+one once it is complete without a failure, until then an earlier one that has more. Of several
+commits of one part the oldest that did not fail counts, else the newest failure, which knows most.
+Commits whose object of segments is gone are left out: what they transcribed is to be done again.
 
 Relations, for `RunTables.sql`:
 
 - `outcomes`: all committed rows, with `id` (their order), `object` and `row` (their place);
 - `objects`: the objects of outcomes, with `pending` and `gone`;
 - `versions`: of recordings, with `rank` and whether they are `listed` and `fresh` (the listed one);
+- `redo`: REDO rows, and `generations`: the newest generation of the recordings that have any;
 - `winners`: of each version the rows that count if it does;
 - `standing`: of outcomes that are not gone, whether the row `counts`, is `failing`, and its `place`
   after a finish;
@@ -47,6 +49,7 @@ from corpus_asr.storage.run_state.tables import (
     OutputStore,
     PartRows,
     projected,
+    without_credentials,
 )
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -69,6 +72,9 @@ PART_COLUMNS = tuple(name for name in OUTCOMES.names if name not in _LARGE)
 NOTED = pa.schema([("recording_id", pa.string()), ("listed_at", pa.timestamp("ms"))])
 _INSERTED_ROWS = 65_536  # at once; commits have some hundreds
 _PARTS_AT_ONCE = 100_000  # some hundred MB while they are folded
+REDO_NAME = "_run/redo.parquet"
+REDO = pa.schema([("recording_id", pa.string()), ("earlier_runs", pa.list_(pa.string()))])
+"""Each row asks for a recording to be done again; what these runs committed came before."""
 _ID, _ROW = pa.field("id", pa.int64()), pa.field("row", pa.int32())
 _OBJECT = pa.field("object", pa.int32())
 # The same in every part; what only some parts know (a failed one has no codec) comes from those.
@@ -89,6 +95,7 @@ class Reason(IntEnum):
     changed = 1  # only other versions of it are committed
     retried = 2  # it failed, and is to be done again
     continued = 3  # some of its parts are committed, not all
+    redone = 4  # it is done, and is to be done again
 
 
 class Place(IntEnum):
@@ -103,28 +110,36 @@ class Place(IntEnum):
 _SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
 
 # Runs are named by the time that they began, also where rows were put into another object.
-_LISTED = "create table listed (recording_id varchar, etag varchar, size_bytes bigint)"
+_LISTED = """
+create table listed (recording_id varchar, etag varchar, size_bytes bigint, metadata varchar)
+"""
 _SMALL_TABLES = """
 create or replace table objects (object integer, name varchar, pending boolean, gone boolean);
 create or replace table origins (error_kind varchar, retryable boolean, origin varchar);
 """
 _VERSIONS = """
+create or replace table generations as
+select recording_id, count(*) as generation from redo group by all;
+
 create or replace table live as
-select id, recording_id, etag, size_bytes, part, last_part, status = 'failed' as failed,
-       coalesce(segments_written, 0) > 0 as written, origin,
-       row_number() over (order by run_id, id) as age
-from outcomes join objects using (object)
+with later as (
+  select id, count(*) as generation from outcomes join redo using (recording_id)
+  where not list_contains(earlier_runs, run_id) group by id)
+select id, recording_id, etag, size_bytes, coalesce(generation, 0) as generation, part, last_part,
+       status = 'failed' as failed, coalesce(segments_written, 0) > 0 as written, origin,
+       row_number() over (order by coalesce(generation, 0), run_id, id) as age
+from outcomes join objects using (object) left join later using (id)
 left join origins on outcomes.error_kind is not distinct from origins.error_kind
   and outcomes.retryable is not distinct from origins.retryable
 where not gone;
 
 create or replace table known as
-select min(age) as version, recording_id, etag, size_bytes, max(age) as newest
+select min(age) as version, recording_id, etag, size_bytes, generation, max(age) as newest
 from live group by all;
 
 create or replace table winners as
 select version, id, part, last_part, failed, written, origin
-from known join live using (recording_id)
+from known join live using (recording_id, generation)
 where (live.etag is null or live.etag = known.etag)
   and (live.size_bytes is null or live.size_bytes = known.size_bytes)
 qualify row_number() over (partition by version, part
@@ -146,6 +161,7 @@ included as (
   select distinct one.version
   from (select * from known where etag is null or size_bytes is null) one
   join known other on one.recording_id = other.recording_id and one.version != other.version
+   and one.generation = other.generation
    and (one.etag is null or one.etag = other.etag)
    and (one.size_bytes is null or one.size_bytes = other.size_bytes))
 select known.*, held.whole, held.failed, included.version is not null as included,
@@ -163,8 +179,10 @@ with newest as (select recording_id, max_by({etag: etag, size: size_bytes}, newe
 select ranks.*, listing.recording_id is not null as listed,
        coalesce(ranks.etag = if(listing.recording_id is null, v.etag, listing.etag), true)
    and coalesce(ranks.size_bytes = if(listing.recording_id is null, v.size, listing.size_bytes),
-                true) as fresh
-from ranks join newest using (recording_id) left join listing using (recording_id);
+                true)
+   and ranks.generation = coalesce(generations.generation, 0) as fresh
+from ranks join newest using (recording_id) left join listing using (recording_id)
+left join generations using (recording_id);
 
 create or replace table chosen as
 select recording_id, any_value(listed) as listed,
@@ -255,8 +273,9 @@ where {which} order by {order}
 _REMAINING = """
 with asked as (
   select position, recording_id, version
-  from files join versions using (recording_id)
-  where coalesce(versions.etag = files.etag, true)
+  from files join versions using (recording_id) left join generations using (recording_id)
+  where versions.generation = coalesce(generations.generation, 0)
+    and coalesce(versions.etag = files.etag, true)
     and coalesce(versions.size_bytes = files.size_bytes, true)
   qualify row_number() over (partition by position
                              order by rank desc, included, newest desc) = 1),
@@ -274,12 +293,23 @@ state as (
   from reach group by position)
 select files.* exclude (position), coalesce(kept, []) as done_parts,
        case when due then {retried} when state.position is not null then {continued}
+            when recording_id in (
+              select recording_id from generations
+              anti join versions using (recording_id, generation)) then {redone}
             when recording_id in (select recording_id from versions) then {changed}
             else {new} end as reason
 from files left join state using (position)
 where state.position is null or due or not whole
 order by position
 """.format(**{reason.name: int(reason) for reason in Reason})
+
+
+# Rows whose segments are gone are earlier, too: they may come back from a backup.
+_AGAIN = """
+insert into redo
+select recording_id, list(distinct run_id order by run_id)
+from outcomes semi join arriving using (recording_id) group by all
+"""
 
 
 class RunTables:
@@ -379,6 +409,7 @@ class RunTables:
             for kind, retryable in kinds
         ]  # fmt: skip
         self._insert("origins", pa.Table.from_pylist(origins))
+        self.add("redo", REDO.empty_table() if store is None else read_redo(store))
         self._count()
         if set(PART_COLUMNS) <= set(schema.names):
             # In slices: what groups have of text and lists stays in memory until all are made.
@@ -392,18 +423,30 @@ class RunTables:
         for statements in (_VERSIONS, _RANKS, _COUNTING):
             self.execute(statements)
 
+    def redo(self) -> pa.Table:
+        """Return the REDO rows as they stand here."""
+        return self.table("from redo").cast(REDO)
+
+    def do_again(self, ids: pa.Array) -> pa.Table:
+        """Ask for recordings to be done again; return all REDO rows, which stand here alone."""
+        self.execute(_AGAIN, pa.table({"recording_id": ids}))
+        self._count()
+        return self.redo()
+
     def move(self, to: pa.Table) -> None:
         """Count the rows of recordings as those of others: columns `recording_id` and `now`."""
-        self.execute(
-            "update outcomes set recording_id = arriving.now from arriving "
-            "where outcomes.recording_id = arriving.recording_id", to,
-        )  # fmt: skip
+        for table in ("outcomes", "redo"):
+            self.execute(
+                f"update {table} set recording_id = arriving.now from arriving "
+                f"where {table}.recording_id = arriving.recording_id", to,
+            )  # fmt: skip
         self._count()
 
     def list_also(self, files: pa.RecordBatch | pa.Table) -> None:
         """Add FILES rows to `listed`, which has no bearing on what counts."""
-        schema = projected(FILES, ("recording_id", "etag", "size_bytes"))
-        self._insert("listed", conform(files.select(schema.names), schema))
+        schema = projected(FILES, ("recording_id", "etag", "size_bytes", "metadata"))
+        names = [name for name in schema.names if name in files.schema.names]
+        self._insert("listed", without_credentials(conform(files.select(names), schema)))
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         self.execute(_LISTED)
@@ -411,7 +454,8 @@ class RunTables:
             self.list_also(batch)
         self.execute(
             "create table listing as select recording_id, max(etag) as etag, "
-            "max(size_bytes) as size_bytes from listed group by all"
+            "max(size_bytes) as size_bytes, any_value(metadata) as metadata from listed "
+            "group by recording_id"
         )
 
     def sort_on_disk(self) -> None:
@@ -469,6 +513,10 @@ class RunTables:
         with self._asking():
             relation = self._db.cursor().sql(query, params=parameters or None)
             return relation.to_arrow_table()
+
+    def relation(self, name: str) -> "duckdb.DuckDBPyRelation":
+        """Return a table, to be asked by expressions of others."""
+        return self._db.cursor().table(name)
 
     def ids(self, condition: str) -> pa.Array:
         """Return the recordings that a condition on `recordings` holds for, sorted."""
@@ -554,6 +602,11 @@ class RunTables:
         parameters = {"tried": tried, "spared": list(leave_alone)}
         with self._asking():
             return conform(db.sql(_REMAINING, params=parameters).to_arrow_table(), REMAINING)
+
+
+def read_redo(store: OutputStore) -> pa.Table:
+    """Return the REDO rows of a folder."""
+    return store.read_table(REDO_NAME, REDO) if store.exists(REDO_NAME) else REDO.empty_table()
 
 
 def _memory_mb() -> int:
