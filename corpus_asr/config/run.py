@@ -78,6 +78,11 @@ class SourceSettings(Settings):
     """File name patterns, in any case, of what is no recording: such files in folders and globs are
     counted, not transcribed. Patterns that begin with a dot or an underscore also ignore folders.
     URIs named in full and manifests are never filtered."""
+    version: Literal["etag", "mtime", "size", "checksum"] = "etag"
+    """What tells whether a recording has changed, in addition to its size: `etag`, what its store
+    says, which for local files is their modification time; `mtime`, that time, of local files;
+    `size`, nothing else, so that a touched or copied file counts as the same; or `checksum`, of
+    local files, which are all read for it in each run."""
     require_files: bool = False
     """Fail if a folder, glob or manifest has no recordings; otherwise a run over none is
     complete."""
@@ -93,14 +98,19 @@ class SourceSettings(Settings):
             raise ValueError("set either source.uri or source.manifest, not both and not neither")
         check_store(
             "source", self.uris, self.storage_options, self.endpoint_url,
-            lists_others=self.manifest is not None,
+            lists_others=bool(self.manifest),
         )  # fmt: skip
+        if self.manifest and self.version != "etag":
+            raise ValueError(
+                f"source.version: found {self.version} and a manifest, whose recordings are "
+                "not listed and have no version; leave version out"
+            )
         return self
 
     @property
     def uris(self) -> tuple[str, ...]:
         """The addresses that the section itself names."""
-        return self.uri if self.manifest is None else (self.manifest,)
+        return self.uri or self.manifest
 
     @property
     def bound_options(self) -> StorageOptions:

@@ -18,6 +18,7 @@ from corpus_asr.errors import DecodeError
 from corpus_asr.stages.messages import CHANGED, CUT_SHORT, Clip, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
 from corpus_asr.storage.stores.members import located
+from corpus_asr.storage.stores.store import may_be_same
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -101,8 +102,13 @@ class ClipCutter:
         assert isinstance(file.raw, RangeFile)
         info = file.raw.info
         # A store may know neither of them: what is unknown is not compared.
-        for before, now in ((request.size_bytes, info.size_bytes), (request.etag, info.etag)):
-            if before is not None and now is not None and before != now:
+        sizes = (request.size_bytes, info.size_bytes)
+        other_size = None not in sizes and sizes[0] != sizes[1]
+        for before, now, same in (
+            (*sizes, not other_size),
+            (request.etag, info.etag, may_be_same(request.etag, info.etag)),
+        ):
+            if not same:
                 file.close()
                 raise DecodeError(
                     f"cutting {redact_uri(request.uri)}: found version {now}, expected {before}, "

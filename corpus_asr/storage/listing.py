@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -26,7 +27,7 @@ from corpus_asr.storage.stores.filesystem import (
 )
 from corpus_asr.storage.stores.host_allowlist import WEB
 from corpus_asr.storage.stores.members import is_archive, is_table, member_address
-from corpus_asr.storage.stores.store import Page
+from corpus_asr.storage.stores.store import MTIME, SHA256, Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     local_path,
@@ -107,7 +108,7 @@ class FileListing:
                 others.append(at)
         if others:
             rest = Page._make([column[at] for at in others] for column in page)
-            yield _rows(rest, [None] * len(others))
+            yield _rows(self._versioned(rest), [None] * len(others))
         empty = dict.fromkeys(archives)
         for found in self._shards.rows(archives):
             self.num_ignored += found.num_ignored
@@ -152,6 +153,23 @@ class FileListing:
                 f"listing {redact_uri(uri)}: found nothing, expected manifests that match the "
                 f"glob; correct source.manifest{probably_meant(uri)}"
             )
+
+    def _versioned(self, page: Page) -> Page:
+        kind = self._source.version
+        if kind == "etag":
+            return page
+        if kind == "size":
+            return page._replace(etags=[None] * len(page.uris))
+        for uri in page.uris:
+            if scheme_of(uri) != LOCAL:
+                raise ConfigError(
+                    f"listing {redact_uri(uri)}: found source.version: {kind}, expected it for "
+                    "local files alone: listings of stores do not have it; set etag or size"
+                )
+        if kind == "mtime":
+            times = [etag and etag.rpartition("-")[2] for etag in page.etags]
+            return page._replace(etags=[time and f"{MTIME}:{time}" for time in times])
+        return page._replace(etags=[_checksum(uri) for uri in page.uris])
 
     def _expand(self, uri: str) -> Iterator[Page]:
         # What one address names: an object, else what is in a folder, else a glob's matches.
@@ -206,6 +224,14 @@ class FileListing:
                     kept.append(index)
             whole = len(kept) == len(page.uris)
             yield page if whole else Page._make([column[at] for at in kept] for column in page)
+
+
+def _checksum(uri: str) -> str | None:
+    try:
+        with open(local_path(uri), "rb") as file:
+            return f"{SHA256}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError:  # its failure is that of this recording, and told when it is read
+        return None
 
 
 def _may_be_empty(uri: str) -> bool:

@@ -30,7 +30,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile
 from corpus_asr.storage.stores.members import located
-from corpus_asr.storage.stores.store import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy, may_be_same
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # By name, so that native decoders are imported in the child process alone.
@@ -199,8 +199,8 @@ class Sounds:
             if error.kind == CHANGED:  # the archive that it is a member of
                 return True
             raise
-        pairs = ((sound.etag, now.etag), (sound.size_bytes, now.size_bytes))
-        return any(a is not None and b is not None and a != b for a, b in pairs)
+        sizes = {sound.size_bytes, now.size_bytes} - {None}
+        return len(sizes) > 1 or not may_be_same(sound.etag, now.etag)
 
     def as_it_is(self, sound: Sound) -> "Playable":
         """Return a recording's own bytes.

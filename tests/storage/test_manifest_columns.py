@@ -35,7 +35,8 @@ class Folder:
         return make_plan(self.config, self.store, model_revision="w")
 
     def run(self, *, killed: float = float("inf"), reach: str = "ab") -> Plan | None:
-        with life(killed):
+        plan = None
+        with life(killed) as process:
             plan = self.plan()
             if plan.redo is not None:
                 note_redo(self.store, plan.redo)
@@ -55,8 +56,7 @@ class Folder:
                 listing=read_listing(self.store, plan), num_listed=plan.num_files,
                 plan_name=plan.name,
             )  # fmt: skip
-            return plan
-        return None
+        return None if process.killed else plan
 
     def columns(self) -> dict[str, list[Any]]:
         """Return what all tables say of the recordings' columns."""

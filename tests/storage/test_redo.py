@@ -31,10 +31,11 @@ class Folder:
         self.source.mkdir(exist_ok=True)
         for name in NAMES:
             (self.source / f"{name}.wav").write_bytes(b"x" * 100)
-        self.run_number = 0
+        self.run_number, self.version = 0, "etag"
 
     def config(self, language: str = "en") -> RunConfig:
-        return run_config(self.source, self.store.uri, decoding={"language": language})
+        source = {"uri": str(self.source), "version": self.version}
+        return run_config("", self.store.uri, source=source, decoding={"language": language})
 
     def plan(self, language: str = "en", *, redo: str | None = None) -> Plan:
         return make_plan(
@@ -197,7 +198,7 @@ def test_the_newest_of_two_folders_wins(tmp_path: Path) -> None:
         folder.store = OutputStore(str(tmp_path / name))
         folder.run(language, reach=reach, failing=failing)
     query = query.replace("'output/", f"'{tmp_path}/")
-    texts = duckdb.sql(f"select text from ({query}) order by text").fetchall()
+    texts = duckdb.connect().execute(f"select text from ({query}) order by text").fetchall()
     assert texts == [("a en",), ("b de",), ("c en",)]
 
 

@@ -45,6 +45,7 @@ from corpus_asr.storage.run_state.tables import (
     time_ns_of,
 )
 from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
+from corpus_asr.storage.stores.store import may_be_same
 from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ def finish(
         keep_only(store, tables.places())
         forget_done(store, tables)
         if after_reconciling(tables.ids("complete")):
+            tables.reread(store)
+        if adopt_versions(store, tables):
             tables.reread(store)
         if config.source.manifest is not None:
             found = changes(tables, "listing", aligns=config.decoding.align)
@@ -376,6 +379,38 @@ def remove_commits(
     # First the commits, then what they named: in between there are orphans, no broken promises.
     store.remove_all(outcomes_names)
     store.remove_all(segments_names)
+
+
+# Rows without a version, or with one of another kind than the listing's, of recordings whose
+# listed version they are.
+_ADOPTED = """
+select name, list(distinct {id: recording_id, etag: listing.etag})
+from parts join objects using (object) join listing using (recording_id)
+where parts.etag is distinct from listing.etag and listing.etag is not null
+  and recording_id in (select recording_id from recordings where current)
+group by name order by name
+"""
+
+
+def adopt_versions(store: OutputStore, tables: RunTables) -> bool:
+    """Give rows the listed version of their recordings where theirs is unknown or another kind.
+
+    Otherwise no later change of these recordings would be seen. Tells whether there were any.
+    """
+    found = tables.rows(_ADOPTED)
+    for name, own in found:
+        listed = {each["id"]: each["etag"] for each in own}
+        outcomes = store.read_table(name, OUTCOMES)
+        ids, etags = (outcomes[column].to_pylist() for column in ("recording_id", "etag"))
+        now = [
+            listed[each] if each in listed and may_be_same(etag, listed[each]) else etag
+            for each, etag in zip(ids, etags, strict=True)
+        ]
+        place = OUTCOMES.get_field_index("etag")
+        column = pa.array(now, pa.string())
+        # In its place: no rows come or go, and those of segments have no version.
+        store.write_table(name, outcomes.set_column(place, OUTCOMES.field(place), column))
+    return bool(found)
 
 
 def claimed_segments(store: OutputStore, outcomes: pa.Table) -> Iterator[pa.Table]:

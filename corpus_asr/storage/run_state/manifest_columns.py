@@ -1,8 +1,8 @@
 """Columns of a manifest that were corrected after its recordings were done.
 
-They are written into the tables anew, without transcription. Where a text is aligned, another text,
-or other times of it, are another result: such a recording is done again, and keeps its columns
-until then.
+They are written into the tables again, without transcription. Where a text is aligned, another
+text, or other times of it, are another result: such a recording is done again, and keeps its
+columns until then.
 """
 
 import logging
@@ -45,13 +45,13 @@ class Changes(NamedTuple):
     """What a manifest says otherwise than the tables do."""
 
     columns: pa.Table
-    """recording_id, and the columns `before` and `now`, of what is written anew."""
+    """recording_id, and the columns `before` and `now`, of what is rewritten."""
     texts: pa.Array
     """IDs of recordings whose text is to be aligned again."""
 
     @property
     def num_recordings(self) -> int:
-        """Recordings whose columns are written anew."""
+        """Recordings whose columns are rewritten."""
         return len(self.columns["recording_id"].unique())
 
 
@@ -102,7 +102,7 @@ def write_columns(store: OutputStore, tables: RunTables, found: Changes) -> bool
         # As in `finish`: first the commit, then what it named.
         store.remove(name)
         store.remove_all(named)
-    logger.info("columns written anew recordings=%d", found.num_recordings)
+    logger.info("columns rewritten recordings=%d", found.num_recordings)
     return True
 
 

@@ -216,7 +216,7 @@ class Plan:
             found.append(f"{texts} to be aligned again: another text in the manifest")
         if self.num_new_columns:
             others = counted(self.num_new_columns, "recording")
-            found.append(f"{others} with other columns in the manifest: written anew into tables")
+            found.append(f"{others} with other columns in the manifest: written into the tables")
         if self.num_ignored:
             found.append(f"{counted(self.num_ignored, 'other file')} ignored (source.ignore)")
         if self.num_moved:

@@ -51,6 +51,7 @@ from corpus_asr.storage.run_state.tables import (
     projected,
     without_credentials,
 )
+from corpus_asr.storage.stores.store import MTIME, SHA256
 from corpus_asr.storage.stores.uri import redact_uri
 
 if TYPE_CHECKING:
@@ -106,6 +107,12 @@ class Place(IntEnum):
     pending = 2  # a part of a new version that is not complete, while an earlier one counts
 
 
+# What is unknown fits any version, and so does what is of another kind: it cannot be compared.
+_FITS = f"""
+create macro kind_of(version) as coalesce(regexp_extract(version, '^({MTIME}|{SHA256}):', 1), '');
+create macro fits(one, other) as
+  coalesce(one = other or kind_of(one) != kind_of(other), true)
+"""
 # The same sum in whatever order, so that tables do not depend on threads: to the nanosecond.
 _SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
 
@@ -177,7 +184,7 @@ create or replace table versions as
 with newest as (select recording_id, max_by({etag: etag, size: size_bytes}, newest) as v
                 from ranks group by all)
 select ranks.*, listing.recording_id is not null as listed,
-       coalesce(ranks.etag = if(listing.recording_id is null, v.etag, listing.etag), true)
+       fits(ranks.etag, if(listing.recording_id is null, v.etag, listing.etag))
    and coalesce(ranks.size_bytes = if(listing.recording_id is null, v.size, listing.size_bytes),
                 true)
    and ranks.generation = coalesce(generations.generation, 0) as fresh
@@ -275,7 +282,7 @@ with asked as (
   select position, recording_id, version
   from files join versions using (recording_id) left join generations using (recording_id)
   where versions.generation = coalesce(generations.generation, 0)
-    and coalesce(versions.etag = files.etag, true)
+    and fits(versions.etag, files.etag)
     and coalesce(versions.size_bytes = files.size_bytes, true)
   qualify row_number() over (partition by position
                              order by rank desc, included, newest desc) = 1),
@@ -637,6 +644,7 @@ def _connect() -> "duckdb.DuckDBPyConnection":
     )
     db.execute("set enable_external_access = false")
     db.execute(_SUM)
+    db.execute(_FITS)
     return db
 
 

@@ -75,6 +75,22 @@ class ObjectInfo:
             object.__setattr__(self, "etag", encodable(self.etag))
 
 
+MTIME, SHA256 = "mtime", "sha256"
+"""Kinds of versions other than ETags, by which they begin, with a colon."""
+
+
+def may_be_same(one: str | None, other: str | None) -> bool:
+    """Tell whether two versions may be one: what is unknown, or of another kind, may be any."""
+    if one is None or other is None or one == other:
+        return True
+    return _kind_of(one) != _kind_of(other)
+
+
+def _kind_of(version: str) -> str:
+    kind = version.partition(":")[0]
+    return kind if kind in (MTIME, SHA256) else ""
+
+
 class Page(NamedTuple):
     """Some objects of a listing, column by column."""
 
