@@ -12,10 +12,11 @@ from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state.finish import OutcomeCounts, finish
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.redo import ALL, note_redo
+from corpus_asr.storage.run_state.redo import ALL, chosen, note_redo
 from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
-from corpus_asr.storage.run_state.run_tables import REDO_NAME
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.run_state.run_tables import REDO_NAME, RunTables
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 from tests.support.stores import life
 from tests.support.tables import commit, part, results, run_config
 
@@ -158,6 +159,19 @@ def test_results_count_until_new_ones_are_there(folder: Folder) -> None:
     assert folder.texts() == ["a en", "b de", "c de"]
     assert not folder.store.exists(REDO_NAME)
     assert folder.plan("de").num_remaining == 0
+
+
+def test_labels_are_chosen_by_their_likeliest(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    window = {"window": 0, "start_s": 0.0, "end_s": 9.0, "weight_s": 9.0}
+    for name, probability in (("a", 0.9), ("b", 0.4)):
+        labels = [window | {"rank": rank, "label": label, "probability": value}
+                  for rank, label, value in ((1, "en", probability), (2, "de", 0.1))]  # fmt: skip
+        commit(store, results(part(name, 0, texts=None, labels=labels)))
+    with RunTables(store) as tables:
+        where = "confidence < 0.5 and model is not null"
+        ids = chosen(store, tables, where, LABEL_ROWS, other_settings=False)
+    assert ids.to_pylist() == [recording_id("/b")]
 
 
 def test_failures_are_done_again_by_their_kind(folder: Folder) -> None:

@@ -88,7 +88,7 @@ def read_confidences(
 
     Args:
         which: a condition on outcomes, and whether they count; of theirs all rows are read.
-        texts: further columns of segments for `arrived`.
+        texts: further columns of the rows for `arrived`.
         each: called for each of the tables `arrived`.
     """
     objects = tables.rows(_OBJECTS.format(which=which), **parameters)
@@ -127,14 +127,14 @@ def _placed(
     store: OutputStore, rows: PartRows, names: Sequence[str], texts: Sequence[str]
 ) -> Iterator[pa.Table]:
     labels = rows is LABEL_ROWS
-    found = ("rank", "probability") if labels else ("confidence", *texts)
+    found = (*(("rank", "probability") if labels else ("confidence",)), *texts)
     number, seen = {name: at for at, name in enumerate(names)}, dict.fromkeys(names, 0)
     for name, table in store.read_tables(names, projected(rows.schema, (*_COLUMNS, *found))):
         if labels:
             # A window has several rows, and is as sure as its first.
             first = pc.equal(table["rank"], 1)
             likeliest = pc.if_else(first, table["probability"], pa.scalar(None, pa.float32()))
-            table = table.select(_COLUMNS).append_column("confidence", likeliest)
+            table = table.select((*_COLUMNS, *texts)).append_column("confidence", likeliest)
         places = np.arange(seen[name], seen[name] + table.num_rows)
         seen[name] += table.num_rows
         source = pa.repeat(pa.scalar(number[name], pa.int32()), table.num_rows)
