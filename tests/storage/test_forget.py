@@ -250,7 +250,8 @@ def test_prune_removes_what_is_gone_for_long_enough(job: ManualRun) -> None:
     shown = command(job, "prune")
     assert shown.stdout == (
         f"{job.source}/b.wav: 1 segment, last listed {today}\n"
-        f"{job.store.uri}: 1 recording of 4 is gone; nothing was changed: --yes removes them\n"
+        f"{job.store.uri}: 1 recording of 4 is gone; "
+        "nothing was changed: --yes removes the results\n"
     )
     assert len(rows_of(job.store.segments())) == 3
     done = command(job, "prune", "--yes")
