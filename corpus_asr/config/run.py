@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, field_serializer, field_validator, mode
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.decoding import PACKAGED_CHECKPOINT, AudioSettings, ComputeType
-from corpus_asr.config.document import MASK, hide_secrets
+from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.settings import (
     NONE_OR_MANY,
     ONE_OR_MANY,
@@ -24,7 +24,7 @@ from corpus_asr.config.settings import (
     check_store,
     keys_from,
 )
-from corpus_asr.config.storage_options import NO_OPTIONS, StorageOptions
+from corpus_asr.config.storage_options import MASK, NO_OPTIONS, StorageOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import Origin
 

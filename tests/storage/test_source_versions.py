@@ -73,4 +73,4 @@ def test_versions_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"source\.version: {version}.*set etag or size"):
             list(FileListing(source))
     with pytest.raises(ValueError, match="leave version out"):
-        SourceSettings(manifest="list.jsonl", version="size")
+        SourceSettings(manifest=("list.jsonl",), version="size")

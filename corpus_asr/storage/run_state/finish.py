@@ -146,7 +146,7 @@ def finish(
             tables.reread(store)
         if adopt_versions(store, tables):
             tables.reread(store)
-        if config.source.manifest is not None:
+        if config.source.manifest:
             found = changes(tables, "listing", aligns=config.decoding.align)
             if write_columns(store, tables, found):
                 tables.reread(store)

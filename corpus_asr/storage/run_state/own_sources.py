@@ -77,7 +77,7 @@ def forget_sources(store: OutputStore, named: Callable[[str], bool]) -> None:
         if key is not None and known is not None:
             # A file that is a source by itself: settings without any would be none.
             uris = tuple(uri for uri in known.source.uri if not named(uri))
-            if uris or known.source.manifest is not None:
+            if uris or known.source.manifest:
                 source = known.source.model_copy(update={"uri": uris})
                 _record(store, key, source, {each for each in known.folders if not named(each)})
     for name in list(store.all_names(OWN_SOURCES_FOLDER)):
