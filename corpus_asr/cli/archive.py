@@ -172,7 +172,7 @@ def _forget_speakers(store: "OutputStore", names: Sequence[str], *, yes: bool, s
         typer.echo(f"{store.uri}: erased name and voice of {what}")
     typer.echo(
         "not reached: what they say (--uri erases recordings), recordings to come, in which the "
-        "same voice is found anew, earlier versions of objects, and copies"
+        "same voice is found again, earlier versions of objects, and copies"
     )
 
 

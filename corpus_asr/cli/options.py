@@ -175,7 +175,7 @@ StorageOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUE",
-        help="Option of the output's store, as in output.storage_options: 'key=${NAME}'.",
+        help="Option of the output's store, as in output.storage_options: 'key=$NAME'.",
     ),
 ]
 AudioStorageOption = Annotated[

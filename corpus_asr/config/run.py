@@ -57,7 +57,7 @@ class SourceSettings(Settings):
 
     uri: Texts = ()
     """Recordings: files, folders (all objects below them) or globs (`**` crosses folders), of any
-    fsspec scheme. A .tar file is the recordings in it, `shard.tar#name`."""
+    fsspec scheme. A .tar file stands for the recordings in it."""
     manifest: Annotated[Texts, NONE_OR_MANY] = ()
     """Manifests: .jsonl, .csv, .tsv (each also with .gz) or .parquet files, or globs of them, with
     a column `uri`, `path` or `audio_filepath`. Relative URIs are resolved against the manifest;

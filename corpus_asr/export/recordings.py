@@ -22,9 +22,10 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.segments import MissingWord, Segment, SpeakerTurn, Word
 from corpus_asr.speakers.turns import with_speakers
+from corpus_asr.storage.run_state.claims import claimed_rows
 from corpus_asr.storage.run_state.corrections import Corrections, Corrector
 from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, outcomes_names
-from corpus_asr.storage.run_state.run_tables import RunTables, claimed_rows
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,

@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.storage.run_state.claims import claimed_rows
 from corpus_asr.storage.run_state.confidences import gathered
 from corpus_asr.storage.run_state.corrections import CORRECTED_CONFIDENCE, Corrections, key_of
-from corpus_asr.storage.run_state.run_tables import RunTables, claimed_rows
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
 from corpus_asr.view.query import folded_lines
 

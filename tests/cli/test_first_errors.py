@@ -66,7 +66,6 @@ def messages(result: Result, *, exit_code: int = 2) -> str:
         ("source.uri=audoi", r"did you mean {here}/audio?"),
         ("source.uri=audio/b.wav", r"did you mean {here}/audio/a.wav?"),
         ("source.uri=s3:/corpus/talks", "did you mean s3://corpus/talks?"),
-        ("source.uri=audio/*.wma", "files that match the glob; correct source.uri"),
         ("source.uri=gs://bucket/x", "pip install gcsfs"),
         ("source.uri=abfs://bucket/x", "pip install adlfs"),
         ("source.uri=s4://bucket/x", "such as s3://, gs:// or abfs://"),

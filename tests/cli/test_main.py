@@ -168,7 +168,7 @@ def test_plan_prints_settings_that_could_be_saved_and_run(job: list[str], tmp_pa
     assert "  task: transcribe  # default" in result.stdout.splitlines()
     # What matters comes first.
     assert [line[2:8].strip() for line in result.stdout.splitlines()[:6]] == [
-        "listed", "exclud", "done", "to do", "audio", "takes",
+        "listed", "skippe", "done", "to do", "audio", "takes",
     ]  # fmt: skip
     assert "  language: no" in result.stdout.splitlines()
 

@@ -168,7 +168,7 @@ def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Pa
     settings = classes.model_dump(mode="json")
     settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}
     other = RunConfig.model_validate(settings)
-    with pytest.raises(ConfigError, match=r'pipeline: was "classify_audio", now null'):
+    with pytest.raises(ConfigError, match=r"pipeline: was classify_audio, now transcribe_corpus"):
         run(other, local=True, progress=None)
 
 

@@ -19,6 +19,7 @@ import pyarrow.ipc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
+from corpus_asr.storage.run_state.claims import rows_with_owners
 from corpus_asr.storage.run_state.manifest_columns import changes, write_columns
 from corpus_asr.storage.run_state.plan import retire_plans
 from corpus_asr.storage.run_state.redo import forget_done
@@ -29,7 +30,7 @@ from corpus_asr.storage.run_state.run_files import (
     code_versions,
     safe_config,
 )
-from corpus_asr.storage.run_state.run_tables import NOTED, Place, RunTables, rows_with_owners
+from corpus_asr.storage.run_state.run_tables import NOTED, Place, RunTables
 from corpus_asr.storage.run_state.tables import (
     ALL_PART_ROWS_FOLDERS,
     LABEL_ROWS,
@@ -231,9 +232,10 @@ def write_empty_tables(store: OutputStore, config: RunConfig) -> None:
     The recordings table has one anyway.
     """
     rows = LABEL_ROWS if config.pipeline == CLASSIFY_AUDIO else SEGMENT_ROWS
-    for folder, schema in ((rows.folder, rows.schema), (OUTCOMES_FOLDER, OUTCOMES)):
-        if not store.names(folder):
-            store.write_table(f"{folder}/{store.stem()}{SUFFIX}", schema.empty_table())
+    if not any(store.names(folder) for folder in PART_ROWS_FOLDERS):
+        store.write_table(f"{rows.folder}/{store.stem()}{SUFFIX}", rows.schema.empty_table())
+    if not store.names(OUTCOMES_FOLDER):
+        store.write_table(f"{OUTCOMES_FOLDER}/{store.stem()}{SUFFIX}", OUTCOMES.empty_table())
 
 
 def compact(store: OutputStore, target_bytes: float) -> None:

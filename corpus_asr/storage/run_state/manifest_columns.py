@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from corpus_asr.errors import AlignmentError
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.manifest import AlignedText, aligned_text
-from corpus_asr.storage.run_state.run_tables import RunTables, rows_with_owners
+from corpus_asr.storage.run_state.claims import rows_with_owners
+from corpus_asr.storage.run_state.run_tables import RunTables
 from corpus_asr.storage.run_state.tables import (
     PENDING,
     OutputStore,

@@ -22,6 +22,8 @@ _MODELS = """
 insert into models select recording_id, any_value(model), any_value(model_revision)
 from arrived where counts group by recording_id
 """
+# What a listing says is not known before there is one.
+_RECORDINGS = tuple(name for name in RECORDINGS.names if name not in ("listed_at", "gone"))
 _MODEL_COLUMNS = ("model", "model_revision")
 # Of a recording whose newer version failed, the text is of an earlier one and the error of this.
 _ERROR = ("error_stage", "error_kind", "error_message", "retryable")
@@ -35,7 +37,7 @@ select {
         f"coalesce(recordings.{name}, failed.{name}) as {name}"
         if name in _ERROR
         else f"recordings.{name}"
-        for name in RECORDINGS.names
+        for name in _RECORDINGS
     )
 }, complete, languages[1] as language, confidence, named.model, named.model_revision
 from recordings left join failed using (recording_id)
@@ -44,7 +46,7 @@ left join (select recording_id, any_value(model) as model,
                   any_value(model_revision) as model_revision
            from models group by all) named using (recording_id)
 """
-COLUMNS = (*RECORDINGS.names, "complete", "language", "confidence", *_MODEL_COLUMNS)
+COLUMNS = (*_RECORDINGS, "complete", "language", "confidence", *_MODEL_COLUMNS)
 """What a condition may name."""
 _WAITING = """
 select recording_id from generations anti join versions using (recording_id, generation)
