@@ -151,11 +151,16 @@ def test_corrections_survive_what_is_transcribed_again_and_stale_ones_are_listed
     eventually(url, "api/recording", lambda one: one["segments"] == 4, id=ID)
     assert [row["text"] for row in segments(url)] == ["one two three", "four five", "5", "late"]
     assert get(url, "api/recording", id=ID)["stale"] == []
-    # The recording itself is replaced: what was said of the old one is listed, and not applied.
+    # A newer version that says the same at the same times keeps what was said of it.
     edition = get(url, "api/recording", id=ID)["edition"]
     add(store, spoken("/c/a.wav", *WORDS, etag="v2"))
+    eventually(url, "api/recording", lambda one: one["segments"] == 3, id=ID)
+    assert [row["text"] for row in segments(url)] == ["one two three", "four five", "5"]
+    # One that says something else does not: it is listed, and not applied.
+    others = [passage(at, f"other {at}") for at in range(3)]
+    add(store, spoken("/c/a.wav", *others, etag="v3"))
     eventually(url, "api/recording", lambda one: len(one["stale"]) == 2, id=ID)
-    assert [row["text"] for row in segments(url)] == ["one to three", "four five", "five"]
+    assert [row["text"] for row in segments(url)] == ["other 0", "other 1", "other 2"]
     recording = get(url, "api/recording", id=ID)
     stale = recording["stale"][0]
     assert (stale["original"], stale["text"], stale["name"]) == (
