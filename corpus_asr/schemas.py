@@ -252,7 +252,8 @@ RECORDINGS = _schema(
            "`decoding.align`, and where a part failed"),
     *_LABEL,
     _field("listed_at", pa.timestamp("ms", tz="UTC"), "start of the last run that listed it"),
-    _field("gone", pa.bool_(), "whether the last run did not list it any more"),
+    _field("gone", pa.bool_(), "whether the last run did not list it any more; false where the "
+           "archive that it is in could not be read"),
 )  # fmt: skip
 
 SPEAKERS = _schema(

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corpus_asr.cli.failures import readable_errors
-from corpus_asr.cli.options import EndpointUrl, OutputUri, StealLock
+from corpus_asr.cli.options import (
+    EndpointUrl,
+    OutputUri,
+    StealLock,
+    StorageOption,
+    store_options,
+)
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.shutdown import ended_by_signals
 
@@ -40,6 +46,7 @@ def prune(
         bool, typer.Option("--more-than-half", help="Allow removing most of the folder.")
     ] = False,
     endpoint_url: EndpointUrl = None,
+    storage_option: StorageOption = None,
     steal_lock: StealLock = False,
 ) -> None:
     """Remove the results of recordings that the last run did not find at the source any more."""
@@ -50,7 +57,9 @@ def prune(
         from corpus_asr.units import counted
 
         age = _age(older_than)
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        store = OutputStore(
+            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
+        )
         found = find_gone(store, older_than=age)
         for line in _lines(
             [
@@ -109,6 +118,7 @@ def forget(
         ),
     ] = False,
     endpoint_url: EndpointUrl = None,
+    storage_option: StorageOption = None,
     steal_lock: StealLock = False,
 ) -> None:
     """Erase recordings: all that the output folder holds of them; later runs leave them out."""
@@ -119,7 +129,9 @@ def forget(
         from corpus_asr.storage.run_state.tables import OutputStore
         from corpus_asr.units import counted
 
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        store = OutputStore(
+            output_uri, options=store_options(output_uri, endpoint_url, storage_option)
+        )
         if speaker:
             _forget_speakers(store, speaker, yes=yes, steal=steal_lock)
             return

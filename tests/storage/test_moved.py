@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.storage.run_state.corrections import Corrections
-from corpus_asr.storage.run_state.moved import MOVING_NAME
+from corpus_asr.storage.run_state.moved import MOVING_NAME, Arrivals
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.rewriting import NAMES_NAME
 from corpus_asr.storage.run_state.run_tables import RunTables
@@ -18,7 +19,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import recording_id
 from tests.support.runs import REVISION, ManualRun, correct_segment, says
 from tests.support.stores import life
-from tests.support.tables import complete, rows_of
+from tests.support.tables import commit, complete, files, part, results, rows_of
 
 
 def text(name: str, number: int = 0) -> dict[str, Any]:
@@ -247,3 +248,18 @@ def test_a_table_of_an_older_version_was_listed_when_it_was_transcribed(tmp_path
 def test_versions_that_are_not_known_move_nothing(memory: str) -> None:
     with RunTables(OutputStore(memory)) as tables:
         assert tables.num_versions == 0
+
+
+def test_what_an_unreadable_archive_may_hold_is_neither_gone_nor_moved(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    names = ("/a.tar#one.wav", "/a.tar#two.wav", "/b.tar#one.wav", "/c.wav")
+    commit(store, results(*(part(name[1:], 0, texts=["x"]) for name in names)))
+    # The files that are new have the version of all four.
+    new = files("moved/one.wav", "moved/two.wav", "moved/c.wav")
+    listing = [files("a.tar#*"), new]
+    with RunTables(store, listing=listing[:1]) as tables:
+        gone = tables.rows("select uri from recordings where gone order by uri")
+        assert gone == [("/b.tar#one.wav",), ("/c.wav",)]
+        arrivals = Arrivals(tables)
+        arrivals.add(pa.Table.from_batches(listing[1:]), pa.Table.from_batches(listing[1:]))
+        assert arrivals.moves(store) == {recording_id("/c.wav"): "/moved/c.wav"}

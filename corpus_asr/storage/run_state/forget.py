@@ -171,7 +171,7 @@ def forget(store: OutputStore, recordings: Mapping[str, str]) -> list[str]:
         left += _rewrite_files(folder, names, others=folder is store)
     summaries = ((store.read_json(CONFIG_NAME) or {}).get("nightly") or {}).get("summaries")
     if summaries is not None:
-        elsewhere = OutputStore(summaries, endpoint_url=store.options.endpoint_url)
+        elsewhere = OutputStore(summaries, options=store.options)
         _rewrite_files(elsewhere, names, others=False)
     recount(store)
     store.remove(FORGETTING_NAME)

@@ -68,7 +68,12 @@ class Arrivals:
             return {}
         wanted = tables.table("select distinct recording_id from gone semi join shared "
                               "using (etag, size_bytes)")["recording_id"]  # fmt: skip
-        uris = dict(_addresses(store, wanted))
+        unread = tuple(prefix for (prefix,) in tables.rows("from unread"))
+        uris = {
+            each: uri
+            for each, uri in _addresses(store, wanted)
+            if not unread or not uri.startswith(unread)  # it may be where it was
+        }
         query = (
             "select etag, size_bytes, list({}) from {} "
             "semi join shared using (etag, size_bytes) group by all"

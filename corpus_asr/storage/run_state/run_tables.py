@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus_asr.config.run import Retry
 from corpus_asr.errors import ConfigError, CorpusAsrError
@@ -49,6 +50,7 @@ from corpus_asr.storage.run_state.tables import (
     projected,
     without_credentials,
 )
+from corpus_asr.storage.stores.members import REST
 from corpus_asr.storage.stores.store import MTIME, SHA256
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -116,7 +118,8 @@ _SUM = "create macro exact_sum(x) as sum(try_cast(x as decimal(38, 9)))::double"
 
 # Runs are named by the time that they began, also where rows were put into another object.
 _LISTED = """
-create table listed (recording_id varchar, etag varchar, size_bytes bigint, metadata varchar)
+create table listed (recording_id varchar, etag varchar, size_bytes bigint, metadata varchar);
+create table unread (prefix varchar);
 """
 _SMALL_TABLES = """
 create or replace table objects (object integer, name varchar, pending boolean, gone boolean);
@@ -252,7 +255,8 @@ select folded.* exclude (error, label_weight_s), coalesce(languages, []) as lang
   error.stage as error_stage, error.kind as error_kind, error.message as error_message,
   error.retryable as retryable, likeliest.label as label,
   likeliest.weighted / nullif(label_weight_s, 0) as label_probability,
-  own.whole as complete, listed, not listed as gone,
+  own.whole as complete, listed,
+  not listed and not exists (from unread where starts_with(uri, prefix)) as gone,
   own.whole and counting is not distinct from present as current,
   coalesce(listed and latest.whole and counting != present, false) as failed_since,
   listed and has_text and counting is distinct from present as earlier
@@ -263,10 +267,10 @@ left join spoken using (recording_id) left join labelled using (recording_id)
 """
 _FIRST = ",\n    ".join(f"arg_min({name}, part) as {name}" for name in _FIRST_COLUMNS)
 
-# Of one that is gone, what the table said before; else the run that committed it had listed it.
+# Of one that is not listed, what the table said before; else the time of the run that committed it.
 _LISTED_AT = """
-select {columns}, if(gone, coalesce(noted.listed_at, try_strptime(run_id[:16], '%Y%m%dT%H%M%SZ')),
-                     $now::timestamp) as listed_at
+select {columns}, if(listed, $now::timestamp,
+  coalesce(noted.listed_at, try_strptime(run_id[:16], '%Y%m%dT%H%M%SZ'))) as listed_at
 from recordings
 left join (select recording_id, max(listed_at) as listed_at from noted group by all) noted
   using (recording_id)
@@ -452,6 +456,11 @@ class RunTables:
         schema = projected(FILES, ("recording_id", "etag", "size_bytes", "metadata"))
         names = [name for name in schema.names if name in files.schema.names]
         self._insert("listed", without_credentials(conform(files.select(names), schema)))
+        if "uri" in files.schema.names:
+            # Of an archive that could not be read, nothing tells which recordings are in it.
+            rest = files["uri"].filter(pc.ends_with(files["uri"], f"#{REST}"))
+            prefixes = pc.utf8_slice_codeunits(rest, 0, -len(REST))
+            self._insert("unread", pa.table({"prefix": prefixes}))
 
     def _list(self, listing: Iterable[pa.RecordBatch]) -> None:
         self.execute(_LISTED)
